@@ -1,0 +1,25 @@
+"""Errors that a user can mend, and how a program ends on them.
+
+Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Says in one line what is wrong, where (file, row, field) and the remedy."""
+
+
+def exit_with(main: Callable[[], object]) -> NoReturn:
+    """Run `main` and end the process with the code that its outcome stands for."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""The judge itself: recipes, data, prompts, training step, adapters, scoring, evaluation."""
