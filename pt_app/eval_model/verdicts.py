@@ -83,7 +83,7 @@ class Scale:
         return re.compile(_LINE_START + body, re.IGNORECASE | re.MULTILINE)
 
     def normalise(self, verdict: object) -> Verdict | None:
-        """Give the scale's own value that equals `verdict` (7 for 7.0), or None if there is none."""
+        """Give the scale's own value that equals `verdict` (7 for 7.0), or None."""
         if isinstance(verdict, bool) or not isinstance(verdict, int | float | str):
             return None
         if verdict not in self._line_of:
@@ -189,13 +189,12 @@ def _scale(name: str) -> Scale:
             "pairwise or pass_fail"
         )
     low, high, step = (Decimal(part or "1") for part in match.groups())
-    if low >= high or step <= 0 or (high - low) % step:
+    steps = (high - low) / step if step > 0 else Decimal(0)
+    if steps >= MOST_VALUES:
+        raise UserError(f'scale "{name}" has over {MOST_VALUES} values: widen its step')
+    if steps <= 0 or steps != steps.to_integral_value():
         raise UserError(f'scale "{name}": the steps must lead from the low end to the high end')
-    count = int((high - low) / step) + 1
-    if count > MOST_VALUES:
-        raise UserError(
-            f'scale "{name}" has {count} values, more than {MOST_VALUES}: widen its step'
-        )
+    count = int(steps) + 1
     return Scale("score", name, tuple(_number(low + step * i) for i in range(count)))
 
 

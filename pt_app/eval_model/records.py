@@ -1,0 +1,228 @@
+"""One row of a dataset: its record, and how either shape on disk becomes one.
+
+Every problem is a UserError that names file, row and field.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from pt_app.errors import UserError
+from pt_app.eval_model.verdicts import Scale, format_answer
+
+Task = Literal["score", "pairwise", "pass_fail"]
+# Spreadsheets and databases number their rows; an id is text here.
+Name = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)]
+
+
+class Turn(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True)
+    role: str
+    content: str
+
+
+class Label(BaseModel):
+    """What the people, the teacher or the generator said about a candidate."""
+
+    model_config = ConfigDict(frozen=True)
+    verdict: StrictInt | StrictFloat | StrictStr
+    issues: list[str] = []
+    feedback: str = ""
+
+
+class JudgeExample(BaseModel):
+    """One row, whichever shape it had on disk.
+
+    A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
+    a row of fields is laid out by a prompt template. `where` is "file:row", for messages.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    id: Name | None = None
+    group: Name | None = None
+    task: Task | None = None
+    source: str | None = None
+    conversation: list[Turn] | None = None
+    context: str | None = None
+    reference: str | None = None
+    candidate: str | None = None
+    candidates: tuple[str, str] | None = None
+    rubric: str | None = None
+    label: Label | None = None
+    annotators: list[Any] = []
+    prompt: str | None = None
+    system: str | None = None
+    where: str = ""
+
+    def answer(self, scale: Scale) -> str | None:
+        """Write the label as the answer to supervise; None where the row has no label."""
+        if self.label is None:
+            return None
+        return format_answer(scale, self.label.verdict, self.label.issues, self.label.feedback)
+
+
+class ChatRow(BaseModel):
+    """A row as chat programs keep it: turns, or one input and one output."""
+
+    id: Name | None = None
+    group: Name | None = None
+    task: Task | None = None
+    messages: list[Turn] | None = None
+    input: str | None = None
+    output: str | None = None
+    source: str | None = None
+    translation: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands, for messages."""
+
+    file: Path
+    row: int
+    lines: bool
+
+    def error(self, field: str, problem: str, remedy: str) -> UserError:
+        at = f"{self.file}, {'line' if self.lines else 'row'} {self.row}"
+        return UserError(f"{at}{f', field {field}' if field else ''}: {problem}: {remedy}")
+
+    @property
+    def where(self) -> str:
+        return f"{self.file.name}:{self.row}"
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], value: dict[str, Any], place: Place) -> _Model:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise place.error(field, problem, "correct it") from error
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Name the field of the first problem, and the problem, in few words."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    # A union's problem ends with the name of the branch that was tried.
+    names = [str(part) for part in first["loc"] if str(part) not in ("int", "float", "str")]
+    return ".".join(names), first["msg"][0].lower() + first["msg"][1:]
+
+
+def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    """Make one row's record; fields nobody knows are ignored.
+
+    Raises UserError for a missing turn or field, a wrong type, a verdict that cannot be read or
+    is off the scale, and another task than the scale's.
+    """
+    chat = "messages" in value
+    pair = ("input" in value or "output" in value) and not value.keys() & {
+        "candidate",
+        "candidates",
+    }
+    example = _chat(value, place, scale) if chat or pair else _fields(value, place, scale)
+    if example.task not in (None, scale.task):
+        raise place.error(
+            "task",
+            f"{example.task}, but the dataset's is {scale.task}",
+            "keep one task in a folder, and name it in dataset.json",
+        )
+    return example.model_copy(update={"task": scale.task, "where": place.where})
+
+
+def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    # What only reading sets is not taken from the file.
+    own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}
+    row = _validate(JudgeExample, own, place)
+    wanted = "candidates" if scale.task == "pairwise" else "candidate"
+    if getattr(row, wanted) is None:
+        raise place.error(
+            wanted,
+            "the row has none",
+            f"a row of the task {scale.task} needs it (or messages, or input and output)",
+        )
+    if not row.source and not row.conversation:
+        raise place.error("source", "the row has none, and no conversation", "add one of the two")
+    if row.label is not None:
+        verdict = scale.normalise(row.label.verdict)
+        if verdict is None:
+            problem = f"{row.label.verdict!r} is off the scale {scale.name}"
+            raise place.error("label.verdict", problem, scale.says())
+        row = row.model_copy(update={"label": row.label.model_copy(update={"verdict": verdict})})
+    group = row.group or row.source or "\n".join(t.content for t in row.conversation or ())
+    return row.model_copy(update={"group": one_line(group)})
+
+
+def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    row = _validate(ChatRow, value, place)
+    system, user, answer, field = _turns(row, place)
+    reading = scale.read(answer)
+    if reading is None:
+        raise place.error(
+            field, scale.why_unreadable(answer), f'write it as "{scale.lines()[-1].strip()}"'
+        )
+    candidate = row.translation
+    group = row.group or row.source
+    if not group:
+        start = user.rfind(candidate) if candidate else -1
+        group = user[:start] + user[start + len(candidate or "") :] if start >= 0 else user
+    return JudgeExample(
+        id=row.id,
+        group=one_line(group),
+        task=row.task,
+        source=row.source,
+        candidate=candidate,
+        label=Label(
+            verdict=reading.verdict, issues=list(reading.issues), feedback=reading.feedback
+        ),
+        prompt=user,
+        system=system,
+    )
+
+
+def _turns(row: ChatRow, place: Place) -> tuple[str | None, str, str, str]:
+    """Give system, user's turn, answer, and the name of the answer's field."""
+    if row.messages is None:
+        for name in ("input", "output"):
+            if getattr(row, name) is None:
+                raise place.error(name, "the row has none", "a row needs input and output")
+        return None, row.input or "", row.output or "", "output"
+    by_role: dict[str, list[int]] = {"system": [], "user": [], "assistant": []}
+    for index, turn in enumerate(row.messages):
+        if turn.role not in by_role:
+            raise place.error(
+                f"messages.{index}.role", f"unknown role {turn.role!r}", f"use {', '.join(by_role)}"
+            )
+        by_role[turn.role].append(index)
+    for role, at in by_role.items():
+        if len(at) > 1 or (not at and role != "system"):
+            raise place.error(
+                "messages",
+                f"{len(at) or 'no'} {role} turn{'s' if len(at) > 1 else ''}",
+                "a row needs one user turn and one assistant turn; "
+                "a conversation to judge goes into the field conversation",
+            )
+    (asked,), (answered,) = by_role["user"], by_role["assistant"]
+    if answered < asked:
+        raise place.error("messages", "the assistant's turn comes first", "put it last")
+    system = row.messages[by_role["system"][0]].content if by_role["system"] else None
+    turns = row.messages
+    return system, turns[asked].content, turns[answered].content, f"messages.{answered}.content"
+
+
+def one_line(text: str) -> str:
+    """Join the words of `text` with single spaces, as groups are compared."""
+    return " ".join(text.split())
