@@ -1,0 +1,1 @@
+"""Where labels come from: generated, imported, distilled; split and checked for leaks."""

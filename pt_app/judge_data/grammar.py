@@ -1,0 +1,151 @@
+"""Sentences in English and Portuguese, drawn together from one lexicon."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from pt_app.judge_data.lexicon import NUMBERS, TENSES, Gender, Lexicon, Noun, Number, Tense
+
+Role = Literal["det", "noun", "adj", "verb", "adv", "prep"]
+MAX_WORDS = 9
+
+DETERMINERS = ("definite", "indefinite", "my", "our", "this", "that")
+DETERMINER_WEIGHTS = (8, 4, 1, 1, 1, 1)
+CONTRACTION = "at_the"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A Portuguese word and what an error needs to know about it.
+
+    `lemma` indexes the lexicon's table for the role (-1: none); `phrase` is one of subject,
+    verb, object, adverb, place, company; a verb's `takes` is the category of its object.
+    """
+
+    text: str
+    role: Role
+    english: str
+    phrase: str
+    lemma: int = -1
+    number: Number = "singular"
+    gender: Gender = "masculine"
+    tense: Tense = "present"
+    takes: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An English sentence and the words of its reference translation, all in lower case."""
+
+    source: str
+    words: tuple[Word, ...]
+
+    @property
+    def reference(self) -> str:
+        """The Portuguese sentence, with its capital and full stop."""
+        return sentence([word.text for word in self.words])
+
+
+def sentence(words: list[str]) -> str:
+    """Words as a sentence: a capital at the start, a full stop at the end."""
+    text = " ".join(words)
+    return text[:1].upper() + text[1:] + "."
+
+
+def reserved_for_judges(source: str) -> bool:
+    """Whether a source belongs to judge data: a hash of its text gives half of all to it.
+
+    The other half is for the text a base is trained on, so no base ever saw a source of any
+    judge set, whatever the seed. Case and spacing do not count.
+    """
+    key = " ".join(source.casefold().split())
+    return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
+
+
+class Grammar:
+    """Draws sentences of 3 to 9 Portuguese words."""
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
+        self._by_category: dict[str, list[int]] = {}
+        for index, noun in enumerate(lexicon.nouns):
+            self._by_category.setdefault(noun.category, []).append(index)
+
+    def sample(self, rng: random.Random) -> Pair:
+        """One pair; all randomness comes from `rng`."""
+        while True:
+            words, english = self._clause(rng)
+            if len(words) <= MAX_WORDS:
+                return Pair(sentence(english), tuple(words))
+
+    def _clause(self, rng: random.Random) -> tuple[list[Word], list[str]]:
+        number, tense = rng.choice(NUMBERS), rng.choice(TENSES)
+        lemma = rng.randrange(len(self.lexicon.verbs))
+        verb = self.lexicon.verbs[lemma]
+        takes = self._object_category(verb.takes, rng)
+        english = verb.english[tense, number]
+        text = verb.forms[tense, number]
+        word = Word(text, "verb", english, "verb", lemma, number, tense=tense, takes=takes)
+        parts = [self._noun_phrase("subject", "animate", rng, number), ([word], [english])]
+        if takes:
+            parts.append(self._noun_phrase("object", takes, rng))
+        if rng.random() < 0.35:
+            parts.append(self._adverb(tense, rng))
+        if rng.random() < 0.3:
+            parts.append(self._prepositional(rng))
+        return [w for words, _ in parts for w in words], [e for _, words in parts for e in words]
+
+    def _object_category(self, takes: str, rng: random.Random) -> str | None:
+        if takes == "none":
+            return None
+        choices = {"any": ["animate", "thing", "food", "place"], "thing": ["thing", "food"]}
+        return rng.choice(choices.get(takes, [takes]))
+
+    def _noun_phrase(
+        self,
+        phrase: str,
+        category: str,
+        rng: random.Random,
+        fixed_number: Number | None = None,
+        kind: str | None = None,
+    ) -> tuple[list[Word], list[str]]:
+        lemma = rng.choice(self._by_category[category])
+        noun = self.lexicon.nouns[lemma]
+        number = fixed_number if fixed_number else rng.choice(NUMBERS)
+        kind = kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
+        position, row = self.lexicon.determiner(kind)
+        det, gloss, name = row.forms[noun.gender, number], row.english[number], noun.english[number]
+        words = [
+            Word(det, "det", gloss, phrase, position, number, noun.gender),
+            Word(noun.forms[number], "noun", name, phrase, lemma, number, noun.gender),
+        ]
+        english = [name]
+        if rng.random() < 0.35:
+            words.append(self._adjective(noun, number, phrase, rng))
+            english.insert(0, words[-1].english)
+        return words, [_article(gloss, english[0]), *english]
+
+    def _adjective(self, noun: Noun, number: Number, phrase: str, rng: random.Random) -> Word:
+        fitting = [i for i, row in enumerate(self.lexicon.adjectives) if row.suits(noun.category)]
+        lemma = rng.choice(fitting)
+        row = self.lexicon.adjectives[lemma]
+        text = row.forms[noun.gender, number]
+        return Word(text, "adj", row.english, phrase, lemma, number, noun.gender)
+
+    def _adverb(self, tense: Tense, rng: random.Random) -> tuple[list[Word], list[str]]:
+        rows = self.lexicon.adverbs
+        lemma = rng.choice([i for i, row in enumerate(rows) if row.tense in ("any", tense)])
+        row = rows[lemma]
+        return [Word(row.form, "adv", row.english, "adverb", lemma, tense=tense)], [row.english]
+
+    def _prepositional(self, rng: random.Random) -> tuple[list[Word], list[str]]:
+        if rng.random() < 0.7:
+            return self._noun_phrase("place", "place", rng, kind=CONTRACTION)
+        words, english = self._noun_phrase("company", "animate", rng)
+        return [Word("com", "prep", "with", "company"), *words], ["with", *english]
+
+
+def _article(english: str, following: str) -> str:
+    """ "an" before a vowel; no word of the lexicon is an exception to the spelling rule."""
+    return "an" if english == "a" and following[0] in "aeiou" else english
