@@ -1,0 +1,136 @@
+"""Agreement numbers from counts of (label, verdict) pairs, and ROUGE-L of a feedback.
+
+Verdicts lie on a scale of K values, so every number here is a function of the K x K table of
+counts. All functions take tables with any leading axes, so that the thousands of resamples of a
+bootstrap cost one call.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+def contingency(
+    labels: IntArray,
+    verdicts: IntArray,
+    shape: tuple[int, int],
+    weights: FloatArray | None = None,
+) -> FloatArray:
+    """Count rows by label and verdict.
+
+    `labels` [n] and `verdicts` [n] are positions on the scale; `shape` is (K, C), C > K where
+    verdicts past K stand for answers that are off the scale. `weights` [..., n] says how often
+    each row counts (once by default). Returns [..., K, C], or [K, C] without weights.
+    """
+    size = shape[0] * shape[1]
+    cells = labels * shape[1] + verdicts
+    if weights is None:
+        weights = np.ones(len(cells))
+    flat = weights.reshape(-1, len(cells))
+    offsets = np.arange(len(flat), dtype=np.int64)[:, None] * size
+    counts: FloatArray = np.bincount(
+        (offsets + cells).ravel(), flat.ravel(), minlength=len(flat) * size
+    )
+    return counts.reshape(*weights.shape[:-1], *shape)
+
+
+def agreement(tables: FloatArray, values: FloatArray | None) -> dict[str, FloatArray]:
+    """Agreement of verdicts with labels, for each of the `tables` [..., K, C] of counts.
+
+    `values` [K] are the numbers of an ordered scale (then C = K); None means a nominal scale,
+    whose columns past K are verdicts that are never right. Every result has the leading shape of
+    `tables`; NaN where the number is undefined (no rows, or a constant column it must divide by).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _nominal(tables) if values is None else _ordered(tables, values)
+
+
+def _ordered(tables: FloatArray, values: FloatArray) -> dict[str, FloatArray]:
+    n = tables.sum((-2, -1))
+    difference = values[None, :] - values[:, None]  # verdict - label, in units of the scale
+    distance = np.abs(difference)
+
+    def mean(weights: FloatArray) -> FloatArray:
+        total: FloatArray = np.tensordot(tables, weights, 2)
+        return total / n
+
+    return {
+        "mae": mean(distance),
+        "rmse": np.sqrt(mean(distance**2)),
+        "bias": mean(difference),
+        "kappa": _kappa(tables, np.sign(distance)),
+        "kappa_linear": _kappa(tables, distance),
+        "kappa_quadratic": _kappa(tables, distance**2),
+        "pearson": _correlation(tables, values, values),
+        "spearman": _correlation(tables, _midranks(tables.sum(-1)), _midranks(tables.sum(-2))),
+        "exact": mean((distance == 0).astype(np.float64)),
+        "within_1": mean((distance <= 1 + 1e-9).astype(np.float64)),
+    }
+
+
+def _nominal(tables: FloatArray) -> dict[str, FloatArray]:
+    k, columns = tables.shape[-2:]
+    right = np.diagonal(tables, axis1=-2, axis2=-1)
+    both = tables.sum(-1) + tables.sum(-2)[..., :k]
+    occurs = both > 0
+    f1 = np.where(occurs, 2 * right / both, 0.0)
+    return {
+        "accuracy": right.sum(-1) / tables.sum((-2, -1)),
+        "kappa": _kappa(tables, 1 - np.eye(k, columns)),
+        "f1_macro": f1.sum(-1) / occurs.sum(-1),
+    }
+
+
+def _kappa(tables: FloatArray, weights: FloatArray) -> FloatArray:
+    """1 - observed / expected disagreement (Cohen 1968); NaN where all labels are equal.
+
+    A constant verdict on labels that differ has kappa 0 by the formula, and keeps it.
+    """
+    rows, columns = tables.sum(-1), tables.sum(-2)
+    observed = np.tensordot(tables, weights, 2) * tables.sum((-2, -1))
+    expected = ((rows @ weights) * columns).sum(-1)
+    defined = (rows > 0).sum(-1) > 1
+    return np.where(defined, 1 - observed / expected, np.nan)
+
+
+def _correlation(tables: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Pearson's r of label scores `x` [..., K] and verdict scores `y` [..., K] over the rows."""
+    rows, columns = tables.sum(-1), tables.sum(-2)
+    n = tables.sum((-2, -1))[..., None]
+    x = x - (rows * x).sum(-1, keepdims=True) / n
+    y = y - (columns * y).sum(-1, keepdims=True) / n
+    covariance = (x * (tables @ y[..., None])[..., 0]).sum(-1)
+    spread = np.sqrt((rows * x**2).sum(-1) * (columns * y**2).sum(-1))
+    defined = ((rows > 0).sum(-1) > 1) & ((columns > 0).sum(-1) > 1)
+    return np.where(defined, covariance / spread, np.nan)
+
+
+def _midranks(margin: FloatArray) -> FloatArray:
+    """Rank of each value of the scale among the rows, ties sharing the middle of their ranks."""
+    return margin.cumsum(-1) - margin + (margin + 1) / 2
+
+
+def rouge_l(reference: str, text: str) -> float:
+    """F1 of the longest common subsequence of words (Lin 2004), in 0..1.
+
+    Words are runs of letters and digits of any script, case folded: the tokenizer of the
+    `rouge_score` package drops everything but a-z and 0-9, so that "não" becomes "n o". Two texts
+    without a word agree (1.0).
+    """
+    from rapidfuzz.distance import LCSseq
+
+    first, second = words(reference), words(text)
+    if not first or not second:
+        return float(first == second)
+    return 2 * float(LCSseq.similarity(first, second)) / (len(first) + len(second))
+
+
+def words(text: str) -> Sequence[str]:
+    """The words of `text` as ROUGE-L compares them: NFC, case folded, accents kept."""
+    return re.findall(r"\w+", unicodedata.normalize("NFC", text.casefold()))

@@ -1,0 +1,183 @@
+"""report.md: the reading in words, the table, where the judge errs, how the numbers were made."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pt_app.files import write_text_atomic
+from pt_app.report.reading import reading
+from pt_app.report.source import read_predictions, read_results
+from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, fenced, inline, table
+
+WORST = 10
+WIDEST_MATRIX = 21
+
+Row = dict[str, Any]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder`/report.md from its results.json and predictions.jsonl; return its path.
+
+    Raises UserError where either is missing or broken.
+    """
+    results, predictions = read_results(folder), read_predictions(folder)
+    judge = _main_judge(results)
+    rows = [row for row in predictions if row["model"] == judge and row["status"] != "too_long"]
+    sections = [
+        "# How far the judge agrees with the labels",
+        reading(results),
+        _numbers(results),
+        _confusion(rows, judge),
+        _by_error(results, judge),
+        _worst(rows, judge),
+        _origin(results),
+    ]
+    path = folder / "report.md"
+    write_text_atomic(path, "\n\n".join(section for section in sections if section) + "\n")
+    return path
+
+
+def _main_judge(results: dict[str, Any]) -> str:
+    names = [str(model["name"]) for model in results["models"]]
+    return "adapter" if "adapter" in names or not names else names[0]
+
+
+def _numbers(results: dict[str, Any]) -> str:
+    columns = columns_of(results)
+    header = ["judge", *(NAMES[name] for name in columns), "unreadable", "n"]
+    rows = []
+    for judge in [*results["models"], *(results.get("baselines") or [])]:
+        name, metrics, failures = inline(judge["name"]), judge["metrics"], judge["parse_failures"]
+        if "constrained" not in judge:
+            label = f"always {inline(judge.get('verdict'))} ({name})"
+            rows.append(_line(label, metrics, columns, UNDEFINED))
+            continue
+        rows.append(_line(f"{name}, likeliest verdict", judge["constrained"], columns, UNDEFINED))
+        rows.append(_line(f"{name}, own answer", metrics, columns, str(failures)))
+        strict = {column: metrics.get(f"{column}_strict") for column in columns}
+        rows.append(_line(f"{name}, unreadable is wrong", strict, columns, str(failures)))
+    return f"## Numbers\n\n{table(header, rows)}\n\n{_legend(results)}"
+
+
+def _line(name: str, metrics: dict[str, Any], columns: Sequence[str], failures: str) -> list[str]:
+    n = next((metrics[column]["n"] for column in columns if metrics.get(column)), None)
+    cells = []
+    for column in columns:
+        metric = metrics.get(column)
+        other = f" (n = {metric['n']})" if metric and metric["n"] != n else ""
+        cells.append(estimate(metric) + other)
+    return [name, *cells, failures, UNDEFINED if n is None else str(n)]
+
+
+def _legend(results: dict[str, Any]) -> str:
+    lines = [
+        "95 % intervals in brackets: bootstrap over groups, so that rows of one source count as "
+        "one draw. *Likeliest verdict*: the most likely of the allowed verdicts, on every row. "
+        "*Own answer*: the verdict the judge writes, over the answers that can be read. "
+        "*Unreadable is wrong*: the same with each unreadable answer counted as the verdict "
+        f"farthest from the label (without a scale: as wrong). {UNDEFINED}: undefined or not computed."
+    ]
+    for model in results["models"]:
+        mass = model.get("verdict_mass")
+        if isinstance(mass, dict):
+            lines.append(
+                f"Probability of all allowed verdicts together, {inline(model['name'])}: "
+                f"{estimate(mass)} (n = {mass['n']})."
+            )
+        if model.get("unscored"):
+            lines.append(f"{model['unscored']} rows did not fit the context and are in no number.")
+    return "\n\n".join(dict.fromkeys(lines))
+
+
+def _confusion(rows: Sequence[Row], judge: str) -> str:
+    title = f"## Labels and verdicts\n\nOwn answers of the {inline(judge)}, rows by label: "
+    counts = Counter((row["label"], row["verdict"]) for row in rows)
+    values = sorted(
+        {value for pair in counts for value in pair if value is not None},
+        key=lambda value: (isinstance(value, str), value),
+    )
+    if not counts:
+        return ""
+    if len(values) > WIDEST_MATRIX:
+        return f"{title}left out, since {len(values)} different values occur."
+    columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
+    header = ["label", *("unreadable" if v is None else inline(v) for v in columns), "n"]
+    body = []
+    for label in values:
+        line = [counts[label, verdict] for verdict in columns]
+        if sum(line):
+            body.append([f"**{inline(label)}**", *(str(c or "") for c in line), str(sum(line))])
+    return f"{title}n = {len(rows)}.\n\n{table(header, body)}"
+
+
+def _by_error(results: dict[str, Any], judge: str) -> str:
+    kinds = next((m.get("by_error") for m in results["models"] if m["name"] == judge), None)
+    if not kinds:
+        return ""
+    what = "mean distance to the label" if results["task"] == "score" else "accuracy"
+    body = [[inline(kind), estimate(one), str(one["n"])] for kind, one in kinds.items()]
+    note = "A row with several errors counts at each of them; *none* has no known error."
+    return (
+        f"## By kind of error in the candidate\n\nLikeliest verdict of the {inline(judge)}. "
+        f"{note}\n\n{table(['kind', what, 'n'], body)}"
+    )
+
+
+def _worst(rows: Sequence[Row], judge: str) -> str:
+    wrong = [row for row in rows if row["constrained"] != row["label"]]
+    wrong.sort(key=lambda row: (*_distance(row), str(row.get("id"))))
+    title = f"## Worst disagreements of the {inline(judge)}"
+    if not wrong:
+        return f"{title}\n\nNone: the likeliest verdict equals the label in all {len(rows)} rows."
+    shown = wrong[:WORST]
+    lead = f"{len(shown)} of the {len(wrong)} rows whose likeliest verdict is not the label"
+    lead += f" (of {len(rows)}), farthest first."
+    return "\n\n".join([title, lead, *(_disagreement(row) for row in shown)])
+
+
+def _distance(row: Row) -> tuple[float, float]:
+    """Sort key: far before near, then confident before hesitant."""
+    label, verdict = row["label"], row["constrained"]
+    numeric = not isinstance(label, str) and not isinstance(verdict, str)
+    confidence = max(row.get("probabilities") or [0.0])
+    return (-abs(verdict - label) if numeric else 0.0), -confidence
+
+
+def _disagreement(row: Row) -> str:
+    own = "unreadable" if row["verdict"] is None else row["verdict"]
+    head = f"**{inline(row.get('id'))}**: label {inline(row['label'])}, likeliest verdict "
+    head += f"{inline(row['constrained'])}, own answer {inline(own)}"
+    names = {
+        "source": "source",
+        "reference": "reference",
+        "candidate": "candidate",
+        "label_feedback": "label says",
+        "raw": "judge says",
+    }
+    # An empty candidate is a row like others, and shown as such.
+    texts = [(name, str(row[key])) for key, name in names.items() if row.get(key) is not None]
+    return f"{head}\n\n{fenced(texts)}" if texts else head
+
+
+def _origin(results: dict[str, Any]) -> str:
+    data = results["data"]
+    facts: list[tuple[str, Any]] = [
+        ("task", results["task"]),
+        ("scale", results["scale"]),
+        ("data", data.get("path")),
+        ("data sha256", data.get("sha256")),
+        *((m["name"], [m.get("id"), m.get("precision")]) for m in results["models"]),
+        *(results.get("run") or {}).items(),
+    ]
+    lines = [f"- {inline(name)}: {inline(_plain(value))}" for name, value in facts if value]
+    return "## How this was made\n\n" + "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return " ".join(_plain(one) for one in value if one is not None)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

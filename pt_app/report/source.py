@@ -1,0 +1,51 @@
+"""What a report is made from: the two files of an evaluation folder, read and checked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pt_app.errors import UserError
+
+SCHEMA = 1
+# The fields of results.json without which there is nothing to report.
+REQUIRED = ("task", "data", "scale", "models")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read `folder`/results.json. Raises UserError if it is absent, broken or another schema's."""
+    path = folder / "results.json"
+    results = _parsed(_text(path), f"{path}")
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise UserError(f"{path}: field schema is not {SCHEMA}: evaluate again with this version")
+    missing = [name for name in REQUIRED if name not in results]
+    if missing:
+        raise UserError(f"{path}: field {missing[0]} is missing: evaluate again")
+    return results
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of `folder`/predictions.jsonl. Raises UserError with file and line."""
+    path = folder / "predictions.jsonl"
+    lines = _text(path).split("\n")
+    return [
+        _parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: evaluate first, or name another folder") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8: evaluate again") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{where}: not JSON ({place}: {error.msg}): evaluate again") from error

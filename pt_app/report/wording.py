@@ -1,0 +1,90 @@
+"""How numbers and other people's texts are written on a page."""
+
+import re
+import unicodedata
+from typing import Any
+
+UNDEFINED = "–"
+NAMES = {
+    "kappa_quadratic": "quadratic kappa",
+    "kappa_linear": "linear kappa",
+    "kappa": "kappa",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "bias": "bias",
+    "exact": "exact",
+    "within_1": "within 1",
+    "accuracy": "accuracy",
+    "f1_macro": "F1 macro",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "rouge_l": "ROUGE-L",
+}
+SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l")
+NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
+LONGEST_TEXT = 1000
+
+
+def columns_of(results: dict[str, Any]) -> tuple[str, ...]:
+    """The numbers a table shows, the headline first."""
+    return SCORE_COLUMNS if results["task"] == "score" else NOMINAL_COLUMNS
+
+
+def number(value: float | None) -> str:
+    """Two digits after the point, or a dash where undefined; never "-0.00"."""
+    return UNDEFINED if value is None else f"{round(value, 2) + 0.0:.2f}"
+
+
+def estimate(metric: dict[str, Any] | None) -> str:
+    """`0.86 [0.83, 0.89]`; a dash where undefined; the value alone where no interval exists."""
+    if not metric or metric.get("value") is None:
+        return UNDEFINED
+    text = number(metric["value"])
+    if metric.get("low") is None or metric.get("high") is None:
+        return text
+    return f"{text} [{number(metric['low'])}, {number(metric['high'])}]"
+
+
+def visible(text: str) -> str:
+    """Show control and invisible characters as `\\u001b`; line ends and tabs stay.
+
+    An escape sequence of a terminal or a direction override in a candidate would otherwise change
+    how the page around it reads.
+    """
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp")
+        else f"\\u{ord(character):04x}"
+        for character in text
+    )
+
+
+def inline(text: object) -> str:
+    """`text` as one line of Markdown that renders as these characters: no markup, HTML or cell."""
+    line = " ".join(visible(str(text)).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|~!$@]|^[-+=])", r"\\\1", line)
+
+
+def fenced(fields: list[tuple[str, str]]) -> str:
+    """Named texts in one code block, which renders every character of them as it is.
+
+    Lines after the first are indented, so that no text can forge a field or close the block.
+    """
+    width = max(len(name) for name, _ in fields) + 2
+    lines = []
+    for name, text in fields:
+        if len(text) > LONGEST_TEXT:
+            text = f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
+        body = visible(text).replace("\n", "\n" + " " * width)
+        lines.append(f"{name + ':':<{width}}{body}".rstrip())
+    block = "\n".join(lines)
+    longest = max((len(run) for run in re.findall(r"`+", block)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{block}\n{fence}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of cells that are already safe; numbers sit to the right."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
