@@ -34,10 +34,8 @@ def contingency(
         weights = np.ones(len(cells))
     flat = weights.reshape(-1, len(cells))
     offsets = np.arange(len(flat), dtype=np.int64)[:, None] * size
-    counts: FloatArray = np.bincount(
-        (offsets + cells).ravel(), flat.ravel(), minlength=len(flat) * size
-    )
-    return counts.reshape(*weights.shape[:-1], *shape)
+    counts = np.bincount((offsets + cells).ravel(), flat.ravel(), minlength=len(flat) * size)
+    return np.asarray(counts, np.float64).reshape(*weights.shape[:-1], *shape)
 
 
 def agreement(tables: FloatArray, values: FloatArray | None) -> dict[str, FloatArray]:
@@ -57,8 +55,8 @@ def _ordered(tables: FloatArray, values: FloatArray) -> dict[str, FloatArray]:
     distance = np.abs(difference)
 
     def mean(weights: FloatArray) -> FloatArray:
-        total: FloatArray = np.tensordot(tables, weights, 2)
-        return total / n
+        averaged: FloatArray = np.tensordot(tables, weights, 2) / n
+        return averaged
 
     return {
         "mae": mean(distance),

@@ -77,7 +77,8 @@ def _legend(results: dict[str, Any]) -> str:
         "one draw. *Likeliest verdict*: the most likely of the allowed verdicts, on every row. "
         "*Own answer*: the verdict the judge writes, over the answers that can be read. "
         "*Unreadable is wrong*: the same with each unreadable answer counted as the verdict "
-        f"farthest from the label (without a scale: as wrong). {UNDEFINED}: undefined or not computed."
+        "farthest from the label (where verdicts have no order: as another, wrong one). "
+        f"{UNDEFINED}: undefined or not computed."
     ]
     for model in results["models"]:
         mass = model.get("verdict_mass")

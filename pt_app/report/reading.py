@@ -10,7 +10,7 @@ def reading(results: dict[str, Any]) -> str:
     models = {model["name"]: model for model in results["models"]}
     judge = models.get("adapter") or next(iter(models.values()), None)
     data = results["data"]
-    rows = f"{data.get('n')} rows of {data.get('groups')} groups (one group, one source)"
+    rows = f"{data.get('n')} rows of {data.get('groups')} groups (rows of one source form a group)"
     if judge is None or not data.get("n"):
         return f"On {rows} nothing was judged: there is no number to report."
     base = models.get("base") if judge["name"] == "adapter" else None

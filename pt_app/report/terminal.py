@@ -7,49 +7,69 @@ from pt_app.report.wording import NAMES, columns_of, estimate
 if TYPE_CHECKING:
     from rich.table import Table
 
+SHORT_NAMES = {"kappa_quadratic": "quadr. kappa"}
+CAPTION = (
+    "likeliest: the most likely allowed verdict, on every row; own answer: as written, unreadable "
+    "ones left out; strict: unreadable ones counted as wrong"
+)
+Lines = list[tuple[str, list[str]]]
+
 
 def terminal_table(results: dict[str, Any]) -> "Table":
-    """Build the table of every judge's numbers with interval and n; fits 80 columns at three."""
+    """Build the table of every judge's numbers with interval and n; three fit 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     judges = [*results["models"], *(results.get("baselines") or [])]
     data = results["data"]
-    table = Table(
-        title=f"{data['n']} rows of {data['groups']} groups, scale {results['scale']}; "
-        "95 % intervals by group",
-        padding=(0, 1),
-    )
+    title = f"{data['n']} rows of {data['groups']} groups, scale {results['scale']}; "
+    title += "95 % intervals by group"
+    table = Table(title=title, caption=CAPTION, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")
     for judge in judges:
         # Text, not markup: a judge's name may hold brackets.
         table.add_column(Text(judge["name"]), justify="right")
-    for title, rows in _sections(results, judges):
-        table.add_section()
-        table.add_row(Text(title, style="bold"))
-        for name, cells in rows:
+    for section, lines in _sections(results, judges):
+        table.add_row(Text(section, style="bold"))
+        for name, cells in lines:
             table.add_row(name, *(Text(cell) for cell in cells))
+        table.add_section()
     return table
 
 
-def _sections(
-    results: dict[str, Any], judges: list[dict[str, Any]]
-) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tuple[str, Lines]]:
     columns = columns_of(results)
-    head = columns[0]
-    forced = [judge.get("constrained", judge["metrics"]) for judge in judges]
-    own = [judge["metrics"] for judge in judges]
-    failures = ("unreadable", [f"{judge.get('parse_failures', 0)}" for judge in judges])
-    strict = [metrics.get(f"{head}_strict", metrics.get(head)) for metrics in own]
-    strict_row = ("all counted", [estimate(metric) for metric in strict])
-    likely = [name for name in columns if name != "rouge_l"]
+    likeliest = [judge.get("constrained", judge["metrics"]) for judge in judges]
+    # A rule such as the majority label writes no answer of its own.
+    own = [judge["metrics"] if "constrained" in judge else {} for judge in judges]
+    failures = [str(judge["parse_failures"]) if "constrained" in judge else "" for judge in judges]
+    strict = f"{columns[0]}_strict"
     return [
-        ("likeliest", _rows(likely, forced)),
-        ("own answer", [*_rows(list(columns), own), failures, strict_row]),
+        ("likeliest", _lines([name for name in columns if name != "rouge_l"], likeliest)),
+        (
+            "own answer",
+            [
+                *_lines(list(columns), own),
+                ("unreadable", failures),
+                ("strict kappa", [estimate(one[strict]) if one else "" for one in own]),
+                ("n", _counts(strict, own)),
+            ],
+        ),
     ]
 
 
-def _rows(names: list[str], numbers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    rows = [(NAMES[name], [estimate(one.get(name)) for one in numbers]) for name in names]
-    counts = [str(one[names[0]]["n"]) if names[0] in one else "" for one in numbers]
-    return [*rows, ("n", counts)]
+def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
+    """A line for each number, and one of n after those that share it."""
+    lines: Lines = []
+    for place, name in enumerate(names):
+        title = SHORT_NAMES.get(name, NAMES[name])
+        lines.append((title, [estimate(one.get(name)) if one else "" for one in numbers]))
+        following = names[place + 1] if place + 1 < len(names) else None
+        if following is None or _counts(following, numbers) != _counts(name, numbers):
+            lines.append(("n", _counts(name, numbers)))
+    return lines
+
+
+def _counts(name: str, numbers: list[dict[str, Any]]) -> list[str]:
+    return [str(one[name]["n"]) if name in one else "" for one in numbers]
