@@ -1,0 +1,129 @@
+"""The `judge` command: one thin subcommand a capability; flags with underscores, as in recipes."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pt_app.errors import UserError, exit_with
+
+app = typer.Typer(
+    name="judge",
+    help="Fine-tune a small language model into a judge, and prove how good it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Judge data: where labels come from.", no_args_is_help=True)
+base = typer.Typer(help="The tiny offline base (--model tiny).", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(base, name="base")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Train a judge with the recipe for this machine; takes the recipe's flags (--help: which)."""
+    from pt_app.train_command import train_here
+
+    train_here(context.args)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="of the data and of the training")] = 0,
+) -> None:
+    """Generate data, train a tiny judge on it, score it: no hub, no key, a few minutes."""
+    from pt_app.demo import run_demo
+
+    run_demo(seed)
+
+
+@app.command()
+def sync(
+    folder: Annotated[Path, typer.Argument(help="a run's folder, or one above several")],
+    deadline: Annotated[float, typer.Option(help="seconds that all of it may take")] = 600.0,
+) -> None:
+    """Send to W&B and Weave what runs without a network kept on disk."""
+    from pt_app.eval_model.tracking_sync import sync as send
+
+    typer.echo(send(folder, deadline))
+
+
+@data.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="dataset folder to write")] = Path("datasets/demo"),
+    rows: Annotated[int, typer.Option(help="training rows")] = 12_000,
+    val_rows: Annotated[int, typer.Option("--val_rows", help="validation rows")] = 300,
+    test_rows: Annotated[int, typer.Option("--test_rows", help="test rows")] = 400,
+    seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
+    lexicon: Annotated[str, typer.Option(help="full or small")] = "full",
+    corpus: Annotated[
+        Path | None, typer.Option(help="parallel corpus (TMX, TSV) to corrupt instead of a grammar")
+    ] = None,
+    max_words: Annotated[
+        int, typer.Option("--max_words", help="of a corpus sentence; longer ones are left out")
+    ] = 40,
+) -> None:
+    """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
+    from pt_app.judge_data.generate import generate as write
+
+    typer.echo(
+        write(
+            out,
+            rows=rows,
+            val_rows=val_rows,
+            test_rows=test_rows,
+            seed=seed,
+            lexicon=lexicon,
+            corpus=corpus,
+            max_words=max_words,
+        )
+    )
+
+
+@base.command("path")
+def base_path() -> None:
+    """Print where the shipped tiny base lies, for stock transformers and peft."""
+    from pt_app.base_model import shipped
+
+    typer.echo(shipped())
+
+
+@base.command("train")
+def base_train(
+    output: Annotated[Path, typer.Option(help="folder to write the base into")],
+    seed: Annotated[int, typer.Option(help="of corpus, weights and order")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="a weak base in 6 minutes")] = False,
+    lexicon: Annotated[str, typer.Option(help="full or small")] = "full",
+    corpus: Annotated[
+        Path | None, typer.Option(help="parallel corpus (TMX, TSV) instead of the grammar")
+    ] = None,
+) -> None:
+    """Train a tokenizer and a tiny base from nothing; at most 2 hours on 2 cores."""
+    from pt_app.base_model.train import train_base
+
+    train_base(output, seed=seed, quick=quick, lexicon=lexicon, corpus=corpus)
+
+
+def main() -> None:
+    """Entry point of the `judge` command."""
+    exit_with(_run)
+
+
+def _run() -> None:
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # Typer's own usage errors carry their message; one line of it is enough.
+        if type(error).__module__.split(".")[0] not in ("click", "typer"):
+            raise
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        raise UserError(f"{message.rstrip('.')}; see judge --help") from None
+    if code:
+        sys.exit(code)

@@ -1,0 +1,43 @@
+"""What a run says: plain lines on the terminal, the same with times in the run's log file."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_ROOT = logging.getLogger("pt_app")
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks and writes: rank 0, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def start() -> None:
+    """Print the lines of `pt_app` loggers; on other ranks than 0 warnings only."""
+    for handler in list(_ROOT.handlers):
+        _ROOT.removeHandler(handler)
+        handler.close()
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    _ROOT.addHandler(terminal)
+    _ROOT.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    _ROOT.propagate = False
+
+
+def also_to(file: Path) -> None:
+    """Append every later line to `file` too, with its time and level."""
+    if not is_main_process():
+        return
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _ROOT.addHandler(handler)
+
+
+def show(table: Any) -> None:
+    """Print a rich table; where the output is no terminal, 80 columns wide."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=80)).print(table)

@@ -1,0 +1,73 @@
+"""Train a judge on an NVIDIA or AMD GPU: 4-bit QLoRA, paged optimizer. Without one, on the CPU.
+
+python pt_app/eval_model/judge_train_cuda.py --epochs 3
+python pt_app/eval_model/judge_train_cuda.py --model tiny --epochs 1     (no network needed)
+
+The twin for Apple is judge_train_mps.py; the flags are the same, but for --no_4bit.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run by path: this folder's modules must not stand on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+from transformers import BitsAndBytesConfig, TrainingArguments
+
+from pt_app.errors import exit_with
+from pt_app.eval_model import pipeline
+from pt_app.eval_model.models import ModelSource, load_model
+from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.settings import Settings, resolve
+
+
+def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
+    """The base in NF4 (with --no_4bit in 16 bits) on the platform's device, without LoRA yet."""
+    if settings.no_4bit:
+        model = load_model(source, dtype=platform.compute_dtype, device=platform.device)
+        return model
+
+    from peft import prepare_model_for_kbit_training
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=platform.compute_dtype,
+    )
+    model = load_model(
+        source,
+        dtype=torch.float32,
+        device=platform.device,
+        quantization_config=quantization,
+    )
+    # Norms and embeddings to float32. Checkpointing is the Trainer's to switch on.
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
+
+
+def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
+    """What this platform adds to the arguments that both recipes share."""
+    return TrainingArguments(
+        **common,
+        optim=platform.optimizer,
+        max_grad_norm=0.3,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        dataloader_num_workers=4,
+        dataloader_pin_memory=True,
+        **platform.autocast,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, save the adapter, evaluate it on the CPU."""
+    settings = resolve("cuda", argv, "judge_train_cuda.py", __doc__ or "")
+    pipeline.run("cuda", settings, load_base, training_arguments)
+
+
+if __name__ == "__main__":
+    exit_with(main)

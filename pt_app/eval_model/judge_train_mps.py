@@ -1,0 +1,57 @@
+"""Train a judge on an Apple GPU: float32 LoRA, cache clearing. Without one, on the CPU.
+
+python pt_app/eval_model/judge_train_mps.py --epochs 3
+python pt_app/eval_model/judge_train_mps.py --config configs/tiny.yaml     (no network needed)
+
+The twin for NVIDIA and AMD is judge_train_cuda.py; the flags are the same.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run by path: this folder's modules must not stand on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+from transformers import TrainingArguments
+
+from pt_app.errors import exit_with
+from pt_app.eval_model import pipeline
+from pt_app.eval_model.models import ModelSource, load_model
+from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.settings import Settings, resolve
+
+
+def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
+    """The base in float32 on the platform's device, without LoRA yet."""
+    # float32 is asked for by name: the default is the checkpoint's own dtype, mostly bfloat16,
+    # which Apple's M1 and M2 only emulate.
+    model = load_model(source, dtype=torch.float32, device=platform.device)
+    return model
+
+
+def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
+    """What this platform adds to the arguments that both recipes share."""
+    return TrainingArguments(
+        **common,
+        optim=platform.optimizer,
+        max_grad_norm=1.0,
+        activation_checkpointing=False,
+        # Workers deadlock on macOS with Python 3.12 (jingyaogong/minimind PR 852).
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        # The allocator keeps a buffer for every size it has seen (pytorch PR 188045).
+        torch_empty_cache_steps=platform.empty_cache_steps,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, save the adapter, evaluate it on the CPU."""
+    settings = resolve("mps", argv, "judge_train_mps.py", __doc__ or "")
+    pipeline.run("mps", settings, load_base, training_arguments)
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,282 @@
+"""The run that both recipes share: settings -> data -> trainer -> adapter -> evaluation.
+
+A recipe hands in two callables, how its base is loaded and its training arguments; whatever a
+platform changes is in those and in `platforms.py`.
+"""
+
+import gc
+import logging
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from pt_app.eval_model import adapters, checkpoints, console, models, platforms
+from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset, to_dataset
+from pt_app.eval_model.evaluation import PREDICTIONS, evaluate
+from pt_app.eval_model.packing import PadCollator, fixed_lengths
+from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.provenance import about_this_run
+from pt_app.eval_model.settings import Recipe, Settings
+from pt_app.eval_model.tracking import Tracker
+from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.eval_model.verdicts import Scale
+
+LoadBase = Callable[[models.ModelSource, Settings, Platform], Any]
+MakeArguments = Callable[[dict[str, Any], Platform], TrainingArguments]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is read and checked before a model is loaded or a file written."""
+
+    source: models.ModelSource
+    data: JudgeData
+    encoder: PromptEncoder
+    train: Any
+    """A `datasets.Dataset` with input_ids and prompt_length; so is `val`."""
+    val: Any
+    test: Sequence[JudgeExample]
+
+
+def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: MakeArguments) -> Path:
+    """Train a judge, save its adapter, evaluate it; give the adapter's folder.
+
+    Raises UserError for whatever the user can mend.
+    """
+    console.start()
+    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    log.info("platform: %s (%s)", platform.hardware, platform.reason)
+    prepared = prepare(settings)
+    folder, checkpoint = _open_run(settings, platform, prepared)
+    console.also_to(folder / "train.log")
+    with Tracker.start(
+        settings.tracking,
+        settings.project_name,
+        folder.name,
+        folder,
+        asdict(settings),
+        settings.log_texts,
+        say=log.info,
+    ) as tracker:
+        adapter = Path(f"{folder}_final")
+        model = _load(settings, platform, prepared, load_base)
+        trainer = _trainer(settings, platform, prepared, folder, model, arguments, tracker)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if console.is_main_process():
+            _save(settings, platform, prepared, trainer, adapter)
+            del model, trainer  # training's memory is free before evaluation loads the base anew
+            gc.collect()
+            results = None if settings.skip_eval else _evaluate(settings, prepared, adapter)
+            tracker.finish(results, adapter / "evaluation" / PREDICTIONS, adapter)
+            log.info("adapter: %s", adapter)
+    return adapter
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Find the model, read and check the data, tokenise it."""
+    source = models.resolve_model(settings.model)
+    data = read_dataset(Path(settings.data_dir))
+    encoder = PromptEncoder(
+        models.load_tokenizer(source),
+        data.card.template,
+        Scale.from_name(data.card.scale),
+        settings.max_seq_length,
+    )
+    for note in data.notes:
+        log.warning("%s", note)
+    train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
+    val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
+    test = draw(data.test, settings.test_samples, settings.seed)
+    return Prepared(source, data, encoder, train, val, test)
+
+
+def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
+    encoded, cuts = encoder.encode(rows)
+    ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
+    supervised = sum(map(len, ids)) - sum(starts)
+    log.info(
+        "%s: %d rows, %s supervised tokens, longest %d tokens, %d rows shortened",
+        name,
+        len(rows),
+        f"{supervised:,}",
+        cuts.longest,
+        cuts.rows_cut,
+    )
+    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
+
+
+def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:
+    """`count` of the rows, drawn by the seed and in their order; all where count is 0."""
+    if not 0 < count < len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]
+
+
+def _open_run(
+    settings: Settings, platform: Platform, prepared: Prepared
+) -> tuple[Path, Path | None]:
+    """The run's folder, and the checkpoint to go on from."""
+    name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, _now(platform))
+    folder = Path(settings.output_dir) / name.removesuffix("_final")
+    fixed = {"settings": asdict(settings), "data_sha256": prepared.data.sha256}
+    if settings.resume == "off":
+        checkpoints.open_run(folder, fixed)
+        return folder, None
+    return checkpoints.resume_run(folder, settings.resume, fixed)
+
+
+def _now(platform: Platform) -> datetime:
+    """The time of the start, the same on every rank."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    now = [datetime.now()]
+    if PartialState(cpu=platform.on_cpu).num_processes > 1:
+        broadcast_object_list(now)
+    return now[0]
+
+
+def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase) -> Any:
+    set_seed(settings.seed)
+    log.info("loading %s, weights in %s", prepared.source.name, platform.weights)
+    model = adapters.attach_lora(
+        load_base(prepared.source, settings, platform),
+        r=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_targets,
+    )
+    trainable, total = model.get_nb_trainable_parameters()
+    log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
+    return model
+
+
+def _trainer(
+    settings: Settings,
+    platform: Platform,
+    prepared: Prepared,
+    folder: Path,
+    model: Any,
+    make_arguments: MakeArguments,
+    tracker: Tracker,
+) -> JudgeTrainer:
+    arguments = make_arguments(
+        common_arguments(settings, platform, folder, prepared.val is not None), platform
+    )
+    # One process drives one GPU; torchrun starts one for each.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    ranks, batch = arguments.world_size, settings.batch_size * settings.gradient_accumulation
+    steps = math.ceil(len(prepared.train) / (ranks * batch)) * settings.epochs
+    log.info(
+        "steps: %d of %d examples (batch %d x accumulation %d x %d ranks)",
+        math.ceil(steps),
+        ranks * batch,
+        settings.batch_size,
+        settings.gradient_accumulation,
+        ranks,
+    )
+    pad_id = prepared.encoder.tokenizer.pad_token_id
+    lengths = fixed_lengths(settings.max_seq_length) if platform.fixed_lengths else ()
+    return JudgeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.val,
+        data_collator=PadCollator(pad_id, lengths),
+        processing_class=prepared.encoder.tokenizer,
+        callbacks=[_Progress(tracker)],
+    )
+
+
+def common_arguments(
+    settings: Settings, platform: Platform, folder: Path, validate: bool
+) -> dict[str, Any]:
+    """The training arguments that no platform changes."""
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup_steps,
+        "seed": settings.seed,
+        "use_cpu": platform.on_cpu,
+        "eval_strategy": "steps" if validate else "no",
+        "eval_steps": settings.eval_steps or None,
+        "prediction_loss_only": True,
+        "save_strategy": "steps" if settings.save_steps else "no",
+        "save_steps": settings.save_steps or None,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        # The filter would put the mean of earlier losses in place of one that is not finite.
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,
+    }
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Hands the curves to the tracker and to the log file."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by Trainer with the newest losses, on every rank."""
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+        log.debug("step %d: %s", state.global_step, numbers)
+        self.tracker.log(numbers, state.global_step)
+
+
+def _save(
+    settings: Settings,
+    platform: Platform,
+    prepared: Prepared,
+    trainer: JudgeTrainer,
+    adapter: Path,
+) -> None:
+    identity = models.model_identity(prepared.source)
+    adapters.save_adapter(
+        trainer.accelerator.unwrap_model(trainer.model),
+        prepared.encoder.tokenizer,
+        adapter,
+        identity=identity,
+        training_config={
+            "settings": asdict(settings) | {"data_dir": prepared.data.path.name, "output_dir": "."},
+            "platform": {k: str(v) for k, v in asdict(platform).items()},
+            "base": identity,
+            "data": {"name": prepared.data.path.name, "sha256": prepared.data.sha256},
+            "steps": trainer.state.global_step,
+            "log_history": trainer.state.log_history,
+            **about_this_run(),
+        },
+        scale=prepared.encoder.scale,
+        template=asdict(prepared.encoder.template),
+    )
+
+
+def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str, Any]:
+    from pt_app.report import terminal_table, write_report
+
+    log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
+    about = about_this_run() | {"seed": settings.seed}
+    results = evaluate(
+        prepared.source, adapter, prepared.data, prepared.test, prepared.encoder, about
+    )
+    adapters.write_model_card(adapter, results)
+    report = write_report(adapter / "evaluation")
+    console.show(terminal_table(results))
+    log.info("report: %s", report)
+    return results
