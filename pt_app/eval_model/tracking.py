@@ -1,7 +1,10 @@
 """W&B and Weave around a run: online, offline or off. Never slows, hangs or fails the run."""
 
+import contextlib
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +17,7 @@ from pt_app.eval_model.weave_rows import write_rows
 
 INIT_SECONDS = 15.0  # wandb's own default of 90 s would hold up the run
 FINISH_SECONDS = 120.0  # an adapter of 70 MB at 5 Mbit/s; what is left goes with `judge sync`
+GONE_SECONDS = 5.0  # for W&B to write its file when there is nobody to send it to
 WEAVE_SECONDS = 60.0
 ROWS_FILE = "weave_rows.jsonl"
 # Files of an adapter folder that quote rows: they stay here without --log_texts.
@@ -96,13 +100,11 @@ class Tracker:
         rows = ""
         if predictions is not None:
             rows = self._write_rows(results or {}, summary, predictions)
+        online = self.access.mode == "online" and reachable(self.access.base_url)
         if self._run is not None:
-            self._try("W&B lacks the results", lambda: self._log_results(summary, adapter))
-        self._close(exit_code=0)
+            self._finish_wandb(summary, adapter, lost=self.access.mode == "online" and not online)
         if rows and self.access.mode == "online":
-            problem = "the server is gone"
-            if reachable(self.access.base_url):
-                problem = self._send_rows(rows)
+            problem = self._send_rows(rows) if online else "the server is gone"
             if problem:
                 self._say_unsent(f"Weave's rows are not sent ({problem})")
 
@@ -119,11 +121,10 @@ class Tracker:
         code = 1 if error else 0
         for error_type, its_code in codes.items():
             code = its_code if isinstance(error, error_type) else code
-        self._close(error.code if isinstance(error, SystemExit) else code)
+        self._close(error.code if isinstance(error, SystemExit) else code, FINISH_SECONDS)
 
     def _begin(self) -> None:
         """Start a W&B run; where the server does not take it, an offline one."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             self._init_wandb(self.access)
             return
@@ -140,8 +141,6 @@ class Tracker:
         import wandb
 
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        if access.key:
-            wandb.setup(wandb.Settings(silent=True, base_url=access.base_url))
         self._run = wandb.init(
             mode="online" if access.mode == "online" else "offline",
             entity=self._entity or None,
@@ -155,23 +154,32 @@ class Tracker:
         self._run_folder = f"wandb/{Path(self._run.dir).parent.name}"
         note(self._run_dir, "wandb", self._run_folder, sent=False)
 
-    def _log_results(self, summary: Mapping[str, Mapping[str, Any]], adapter: Path | None) -> None:
-        for model, metrics in summary.items():
-            self._run.summary.update({f"{model}/{name}": v for name, v in metrics.items()})
-        if adapter is not None:
-            self._run.log_artifact(self._artifact(adapter))
+    def _finish_wandb(
+        self, summary: Mapping[str, Mapping[str, Any]], adapter: Path | None, lost: bool
+    ) -> None:
+        """Log what a finished run has; with the server `lost`, the adapter goes into a second,
+        offline run of the group, since an online run would first ask the server about it."""
 
-    def _artifact(self, adapter: Path) -> Any:
-        """The adapter folder, read in place: no copy goes into W&B's cache at home."""
-        import wandb
+        def log_adapter() -> None:
+            if adapter is not None:
+                self._run.log_artifact(
+                    adapter_artifact(self._run_name, adapter, texts=self._log_texts)
+                )
 
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", self._run_name), type="model")
-        for file in sorted(adapter.rglob("*")):
-            if not file.is_file() or (file.name in FILES_WITH_TEXTS and not self._log_texts):
-                continue
-            name = file.relative_to(adapter).as_posix()
-            artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
-        return artifact
+        def log_results() -> None:
+            for model, metrics in summary.items():
+                self._run.summary.update({f"{model}/{name}": v for name, v in metrics.items()})
+            if not lost:
+                log_adapter()
+
+        self._try("W&B lacks the results", lambda: within(FINISH_SECONDS, log_results))
+        self._close(0, GONE_SECONDS if lost else FINISH_SECONDS)
+        if lost and adapter is not None:
+            offline = Access("offline", "the server is gone", self.access.base_url)
+            self._try("W&B lacks the adapter", lambda: self._init_wandb(offline))
+            if self._run is not None:
+                self._try("W&B lacks the adapter", log_adapter)
+                self._close(0, FINISH_SECONDS)
 
     def _write_rows(
         self, results: Mapping[str, Any], summary: Mapping[str, Any], predictions: Path
@@ -203,24 +211,27 @@ class Tracker:
         problem = self._try("Weave's rows are not sent", work)
         return problem or ""
 
-    def _close(self, exit_code: Any) -> None:
+    def _close(self, exit_code: Any, seconds: float) -> None:
         """End the W&B run and its service process, whatever became of the run."""
         if self._run is None:
             return
         run, self._run = self._run, None
+        online = not run.settings._offline
         try:
-            run.finish(exit_code=exit_code if isinstance(exit_code, int) else 1)
-            if self.access.mode == "online":
+            code = exit_code if isinstance(exit_code, int) else 1
+            within(seconds, lambda: run.finish(exit_code=code))
+            if online:
                 note(self._run_dir, "wandb", self._run_folder, sent=True)
         except Exception as error:
             self._say_unsent(f"W&B has not taken everything ({_one_line(error)})")
         self._tear_down()
 
     def _tear_down(self) -> None:
-        """End W&B's service process."""
+        """End W&B's service process; that it was killed before is no news."""
         import wandb
 
-        self._try("W&B's service does not end", wandb.teardown)
+        with contextlib.suppress(Exception):
+            within(GONE_SECONDS, wandb.teardown)
 
     def _try(self, consequence: str, work: Callable[[], Any]) -> Any:
         """Do `work`; where it fails, say so in one line, and return None."""
@@ -242,8 +253,54 @@ class Tracker:
         texts = "and texts of rows" if self._log_texts else "no texts of rows"
         return (
             f"tracking: online ({self.access.reason}): settings, metrics, the adapter and "
-            f"verdicts, {texts}, go to {self.access.base_url}, project {self._project}, W&B and Weave"
+            f"verdicts, {texts}, go to W&B and Weave at {self.access.base_url}, "
+            f"project {self._project}"
         )
+
+
+def within(seconds: float, work: Callable[[], Any]) -> None:
+    """Do `work` with W&B; kill W&B's service process if that is not done after `seconds`.
+
+    Raises TimeoutError then, and else what `work` raises.
+    """
+    import wandb
+
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    connection = getattr(wandb.sdk.wandb_setup.singleton(), "_connection", None)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        service = getattr(getattr(connection, "_proc", None), "_process", None)
+        if service is not None:
+            service.kill()
+            service.wait()
+        thread.join(GONE_SECONDS)
+        raise TimeoutError(f"not done after {seconds:.0f} s")
+    if failures:
+        raise failures[0]
+
+
+def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> Any:
+    """The adapter folder as a W&B artifact, read in place: no copy goes into a cache at home.
+
+    Without `texts` it leaves out the files that quote rows.
+    """
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", run_name), type="model")
+    for file in sorted(adapter.rglob("*")):
+        if file.is_file() and (texts or file.name not in FILES_WITH_TEXTS):
+            name = file.relative_to(adapter).as_posix()
+            artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
+    return artifact
 
 
 def wandb_settings() -> Any:
@@ -258,6 +315,7 @@ def wandb_settings() -> Any:
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,
         init_timeout=INIT_SECONDS,
+        program=Path(sys.argv[0]).name,
         save_code=False,
         silent=True,
         x_disable_machine_info=True,

@@ -56,6 +56,9 @@ def resolve_access(mode: str) -> Access:
 
 def find_key() -> tuple[str, str | None, str]:
     """(server address, API key or None, why there is none), by W&B's own rules, never asking."""
+    # Both are read when wandb is imported or set up: no lines of its own, no reports of crashes.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
     from wandb.sdk.lib import wbauth
 
