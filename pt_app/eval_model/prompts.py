@@ -1,0 +1,335 @@
+"""Turns examples into token ids: prompt, answer, and the boundary between them.
+
+The ids equal the tokenizer's own chat template, and control tokens inside data are text. What
+does not fit is cut from context, then from source and reference, alike for all rows of a group.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+from pt_app.errors import UserError
+from pt_app.eval_model.data import JudgeExample
+from pt_app.eval_model.prompt_templates import Template
+from pt_app.eval_model.verdicts import Scale, format_answer
+
+# Tokens of answer that a cut prompt leaves room for, at most a quarter of the sequence.
+ANSWER_RESERVE = 96
+_SENTINEL = "Xq7answerXq7"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`input_ids` = prompt + answer + end token; the supervised ids start at `prompt_length`."""
+
+    input_ids: list[int]
+    prompt_length: int
+
+
+@dataclass
+class Cuts:
+    """What was cut to fit. `longest` is the longest example before cutting, in tokens.
+
+    `unfit` says for each row that could not fit why; only scoring goes on beyond one.
+    """
+
+    rows_cut: int = 0
+    tokens_cut: int = 0
+    longest: int = 0
+    unfit: tuple[str, ...] = ()
+
+
+@dataclass
+class _Row:
+    """An example on its way to fit: the ids of its prompt, and of its answer with end token."""
+
+    example: JudgeExample
+    prompt: list[int]
+    answer: list[int]
+    fits: bool = True
+
+
+class PromptEncoder:
+    """Encodes examples for one tokenizer, template and scale.
+
+    Raises UserError where the tokenizer has no chat template, or one whose answers cannot be
+    told from its prompts.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str | Template, scale: Scale, max_seq_length: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = Template.load(template) if isinstance(template, str) else template
+        self.scale = scale
+        self.max_seq_length = max_seq_length
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(f"{self._name} has no chat template: choose an instruct model")
+        self.has_system_role = self._finds_system_role()
+        lead, tail = self._around_answer()
+        self._lead = lead
+        self.end_token_id = self._first_control_id(tail)
+        self._encode_answer = self._answer_encoding()
+
+    @property
+    def _name(self) -> str:
+        return f"the tokenizer {getattr(self.tokenizer, 'name_or_path', '') or 'given'}"
+
+    def messages(self, example: JudgeExample) -> list[dict[str, str]]:
+        """Lay an example out as turns; a template without a system role gets it in the user's."""
+        if example.prompt is not None:
+            system, user = example.system or "", example.prompt
+        else:
+            system, user = self.template.render(example, self.scale)
+        if not system:
+            return [{"role": "user", "content": user}]
+        if not self.has_system_role:
+            return [{"role": "user", "content": f"{system}\n\n{user}"}]
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+    def prompt_ids(self, example: JudgeExample) -> list[int]:
+        """Encode the prompt, uncut, up to where the answer starts."""
+        return self._template_ids(self.messages(example), add_generation_prompt=True)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Encode an answer, without its end token, as the template would after the prompt."""
+        return self._encode_answer(text)
+
+    @overload
+    def encode(
+        self, examples: Sequence[JudgeExample], on_unfit: Literal["raise"] = "raise"
+    ) -> tuple[list[Encoded], Cuts]: ...
+
+    @overload
+    def encode(
+        self, examples: Sequence[JudgeExample], on_unfit: Literal["status"]
+    ) -> tuple[list[Encoded | None], Cuts]: ...
+
+    def encode(
+        self, examples: Sequence[JudgeExample], on_unfit: Literal["raise", "status"] = "raise"
+    ) -> tuple[Any, Cuts]:
+        """Fit and encode examples, in order; a row without a label is its prompt alone.
+
+        A row that cannot fit raises UserError, or is None with `on_unfit="status"`.
+        """
+        rows, cuts = self._fit(examples, on_unfit)
+        return [self._encoded(row) if row.fits else None for row in rows], cuts
+
+    def fit(
+        self, examples: Sequence[JudgeExample], on_unfit: Literal["raise", "status"] = "raise"
+    ) -> tuple[list[JudgeExample | None], Cuts]:
+        """Give the examples as `encode` lays them out: cut where they had to be."""
+        rows, cuts = self._fit(examples, on_unfit)
+        return [row.example if row.fits else None for row in rows], cuts
+
+    def _fit(self, examples: Sequence[JudgeExample], on_unfit: str) -> tuple[list[_Row], Cuts]:
+        """Cut what does not fit `max_seq_length`, alike for all rows of a group; count it.
+
+        Label and candidate are never cut, nor is the prompt of a chat row.
+        """
+        rows = [_Row(e, self.prompt_ids(e), self._answer_with_end(e)) for e in examples]
+        cuts = Cuts(longest=max((len(row.prompt) + len(row.answer) for row in rows), default=0))
+        groups: dict[str, list[_Row]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault(row.example.group or f"\0{index}", []).append(row)
+        for group in groups.values():
+            if any(len(row.prompt) > self._budget(row) for row in group):
+                self._fit_group(group, cuts, on_unfit)
+        return rows, cuts
+
+    def _fit_group(self, group: list[_Row], cuts: Cuts, on_unfit: str) -> None:
+        long: list[tuple[JudgeExample, int]] = []
+        for row in group:
+            shortest = len(self.prompt_ids(_shortened(row.example, 0, 1)))
+            # A prompt that cannot leave the whole reserve must still leave its own answer.
+            own = self.max_seq_length - len(row.answer)
+            budget = self._budget(row) if shortest <= self._budget(row) else own
+            if shortest > own:
+                self._set_aside(row, shortest, cuts, on_unfit)
+            elif len(row.prompt) > budget:
+                long.append((row.example, budget))
+        if not long:
+            return
+
+        def fits(context: int, others: int) -> bool:
+            return all(
+                len(self.prompt_ids(_shortened(example, context, others))) <= budget
+                for example, budget in long
+            )
+
+        kept = [row for row in group if row.fits]
+        context, others = _words_to_keep([row.example for row in kept], fits)
+        for row in kept:
+            short = _shortened(row.example, context, others)
+            if short != row.example:
+                ids = self.prompt_ids(short)
+                cuts.rows_cut += 1
+                cuts.tokens_cut += len(row.prompt) - len(ids)
+                row.example, row.prompt = short, ids
+
+    def _set_aside(self, row: _Row, shortest: int, cuts: Cuts, on_unfit: str) -> None:
+        problem = (
+            f"{row.example.where}: prompt and answer take {shortest + len(row.answer)} tokens at "
+            f"the shortest, more than max_seq_length {self.max_seq_length}: "
+            "raise --max_seq_length or leave the row out"
+        )
+        if on_unfit == "raise":
+            raise UserError(problem)
+        cuts.unfit += (problem,)
+        row.fits = False
+
+    def _budget(self, row: _Row) -> int:
+        """Tokens a prompt may take, so that training and scoring, with or without label, agree."""
+        reserve = min(ANSWER_RESERVE, self.max_seq_length // 4)
+        return self.max_seq_length - max(len(row.answer), reserve)
+
+    def _answer_with_end(self, example: JudgeExample) -> list[int]:
+        """Encode the label's answer and its end; without a label, room for a verdict alone."""
+        answer = example.answer(self.scale) or self.scale.lines()[-1]
+        return [*self.answer_ids(answer), self.end_token_id]
+
+    def _encoded(self, row: _Row) -> Encoded:
+        answer = row.answer if row.example.label is not None else []
+        return Encoded([*row.prompt, *answer], len(row.prompt))
+
+    def _template_ids(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            messages, sanitize_control_tokens=True, return_dict=False, **options
+        )
+        return ids
+
+    def _template_text(self, messages: list[dict[str, str]], **options: Any) -> str:
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return text
+
+    def _finds_system_role(self) -> bool:
+        """Whether the template shows a system turn: some raise on it, some drop it."""
+        from jinja2 import TemplateError
+
+        turns = [{"role": "system", "content": _SENTINEL}, {"role": "user", "content": "x"}]
+        try:
+            return _SENTINEL in self._template_text(turns)
+        except TemplateError:
+            return False
+
+    def _around_answer(self) -> tuple[str, str]:
+        """Give the text that the template writes before and after an answer."""
+        asked = [{"role": "user", "content": "x"}]
+        prompt = self._template_text(asked, add_generation_prompt=True)
+        whole = self._template_text([*asked, {"role": "assistant", "content": _SENTINEL}])
+        if not whole.startswith(prompt) or _SENTINEL not in whole:
+            raise UserError(
+                f"{self._name}: its chat template does not continue the prompt with the answer: "
+                "choose another model"
+            )
+        lead, _, tail = whole[len(prompt) :].partition(_SENTINEL)
+        return lead, tail
+
+    def _first_control_id(self, tail: str) -> int:
+        tokens = self.tokenizer.added_tokens_decoder
+        control = {id_ for id_, token in tokens.items() if token.special}
+        control.update(self.tokenizer.all_special_ids)
+        for id_ in self.tokenizer.encode(tail, add_special_tokens=False):
+            if id_ in control:
+                return int(id_)
+        raise UserError(
+            f"{self._name}: its chat template ends an answer with no special token, so a judge "
+            "would never stop: choose another model"
+        )
+
+    def _answer_encoding(self) -> Callable[[str], list[int]]:
+        """Choose the encoding that gives what the template itself gives for a plain answer.
+
+        Raises UserError if none does: the supervised part would be shifted.
+        """
+
+        def plain(text: str) -> list[int]:
+            ids: list[int] = self.tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=True
+            )
+            return ids
+
+        newline = plain("\n")
+
+        def after_newline(text: str) -> list[int]:
+            # SentencePiece puts a space before a text; transformers encodes the pieces of a
+            # sanitised chat after a newline for the same reason (encode_marked_chat).
+            ids = plain("\n" + text)
+            return ids[len(newline) :] if ids[: len(newline)] == newline else plain(text)
+
+        asked = [{"role": "user", "content": "x"}]
+        prompt = self._template_ids(asked, add_generation_prompt=True)
+        probe = format_answer(self.scale, self.scale.values[-1], ["a"], "Fine, é 1.")
+        whole = self._template_ids([*asked, {"role": "assistant", "content": probe}])
+        for encode in (plain, after_newline):
+            lead = self._lead_encoding(encode)
+            start = [*prompt, *lead(probe)]
+            if whole[: len(start)] == start and self.end_token_id in whole[len(start) :]:
+                return lead
+        raise UserError(
+            f"{self._name}: prompt and answer encoded apart differ from its chat template's ids: "
+            "choose another model"
+        )
+
+    def _lead_encoding(self, encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
+        """Put what the template writes before an answer, such as a space, in front of it."""
+        if not self._lead.strip():
+            return lambda text: encode(self._lead + text)
+        # A lead of its own tokens, such as an empty <think> block.
+        ids: list[int] = self.tokenizer.encode(self._lead, add_special_tokens=False)
+        return lambda text: [*ids, *encode(text)]
+
+
+def _shortened(example: JudgeExample, context: int, others: int) -> JudgeExample:
+    """Keep the first words of the context, and of source and reference; a chat row as it is.
+
+    A conversation keeps its last words, since those are what the candidate answers.
+    """
+    if example.prompt is not None:
+        return example
+    texts = {name: getattr(example, name) for name in ("context", "source", "reference")}
+    counts = {"context": context, "source": others, "reference": others}
+    update: dict[str, Any] = {
+        name: _first_words(text, counts[name]) for name, text in texts.items() if text
+    }
+    if example.conversation:
+        update["conversation"] = [
+            turn.model_copy(update={"content": _last_words(turn.content, others)})
+            for turn in example.conversation
+        ]
+    return example.model_copy(update=update)
+
+
+def _words_to_keep(
+    examples: Sequence[JudgeExample], fits: Callable[[int, int], bool]
+) -> tuple[int, int]:
+    """Find the most words of context, then of source and reference, with which all rows fit."""
+    texts = [(e.context or "", e.source or "", e.reference or "") for e in examples]
+    turns = [t.content for e in examples for t in e.conversation or ()]
+    longest_context = max(len(context.split()) for context, _, _ in texts)
+    longest_other = max(len(t.split()) for _, *two in texts for t in [*two, *turns])
+    if fits(0, longest_other):
+        return _most(0, longest_context, lambda n: fits(n, longest_other)), longest_other
+    return 0, _most(1, longest_other, lambda n: fits(0, n))
+
+
+def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """Bisect for the largest count from `low`, which fits, to `high` that fits."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _first_words(text: str, count: int) -> str:
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    return text if len(ends) <= count else text[: ends[count - 1] if count else 0]
+
+
+def _last_words(text: str, count: int) -> str:
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    return text if len(starts) <= count else text[starts[-count] if count else len(text) :]
