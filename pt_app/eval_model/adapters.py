@@ -1,0 +1,289 @@
+"""Adapter folders: saved, verified, loaded, merged. docs/ADAPTERS.md is the contract."""
+
+import copy
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from pt_app.errors import UserError
+from pt_app.eval_model.model_card import model_card
+from pt_app.eval_model.prompt_templates import Template
+from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.verdicts import Scale
+from pt_app.files import sha256_file, write_json_atomic, write_text_atomic
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+JUDGE = "judge.json"
+TRAINING = "training_config.json"
+CARD = "README.md"
+REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", "chat_template.jinja")
+
+Identity = Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter folder says about itself."""
+
+    folder: Path
+    identity: dict[str, str | None]
+    scale: Scale
+    template: Template
+    max_seq_length: int
+    training: dict[str, Any]
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    parameters: int
+
+    @property
+    def base_name(self) -> str:
+        """The base's hub id, or the bare name of its folder."""
+        return str(self.identity["name"])
+
+
+def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
+    """Name a new adapter's folder: `<model>-judge-<epochs>ep-<YYYYMMDD_HHMMSS>_final`."""
+    last = model_name.replace("\\", "/").rstrip("/").split("/")[-1]
+    model = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
+    return f"{model}-judge-{epochs:g}ep-{now:%Y%m%d_%H%M%S}_final"
+
+
+def attach_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: str) -> Any:
+    """Put a fresh float32 LoRA adapter on `model`; returns a PeftModel.
+
+    `targets` are module names by commas, or "all-linear". Raises UserError where the model has
+    none of them.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = [name.strip() for name in targets.split(",") if name.strip()]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = {
+            n.split(".")[-1] for n, m in model.named_modules() if "Linear" in type(m).__name__
+        }
+        raise UserError(
+            f"--lora_targets {targets}: the model has no such modules; it has "
+            f"{', '.join(sorted(linear - {'lm_head'}))}, or use all-linear"
+        ) from error
+
+
+def save_adapter(
+    model: Any,
+    encoder: PromptEncoder,
+    folder: Path,
+    *,
+    identity: Identity,
+    training_config: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
+) -> AdapterInfo:
+    """Write the LoRA adapter of `model`, a PeftModel, as a complete folder or not at all.
+
+    Tokenizer, template and scale are those of `encoder`; `results` is the content of a
+    results.json, for the card. Of absolute paths in `training_config` the last part is kept.
+    Raises UserError where `folder` exists, cannot be written, or a weight is not finite.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists: name another folder for the adapter")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        aside.mkdir(parents=True)
+        _write_weights(model, aside, identity)
+        encoder.tokenizer.save_pretrained(aside)
+        _write_judge(aside, encoder)
+        training = without_absolute_paths({**training_config, "base": dict(identity)})
+        write_json_atomic(aside / TRAINING, training)
+        write_text_atomic(aside / CARD, "# Adapter\n")
+        info = verify_adapter(aside)
+        write_text_atomic(aside / CARD, model_card(info, results, name=folder.name))
+        _flush(aside)
+        os.replace(aside, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return verify_adapter(folder)
+
+
+def _write_weights(model: Any, folder: Path, identity: Identity) -> None:
+    """Write weights and configuration as peft does, but float32, sorted, and without paths.
+
+    PeftModel.save_pretrained would keep the base's absolute path in the card, the order of a set
+    in target_modules, and the dtype of training.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {
+        key: state[key].detach().to("cpu", torch.float32).contiguous().clone()
+        for key in sorted(state)
+    }
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    config = copy.deepcopy(model.peft_config["default"])
+    config.base_model_name_or_path = identity["name"]
+    config.revision = identity["revision"]
+    config.inference_mode = True
+    if isinstance(config.target_modules, set | list | tuple):
+        config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+
+
+def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
+    judge = {
+        "schema": 1,
+        "task": encoder.scale.task,
+        "scale": encoder.scale.name,
+        "max_seq_length": encoder.max_seq_length,
+        "template": asdict(encoder.template),
+        "weights_sha256": sha256_file(folder / WEIGHTS),
+    }
+    write_json_atomic(folder / JUDGE, judge)
+
+
+def without_absolute_paths(value: Any) -> Any:
+    """Copy a JSON value, keeping of each string that is an absolute path its last part."""
+    if isinstance(value, Mapping):
+        return {key: without_absolute_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_absolute_paths(item) for item in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def verify_adapter(folder: Path) -> AdapterInfo:
+    """Read an adapter folder and check all of it: files, hash, keys, dtype, finite weights.
+
+    Raises UserError that names the file at fault.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: name the folder of an adapter")
+    for name in REQUIRED:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: it is not a complete judge adapter")
+    config, judge, training = (_read_json(folder / name) for name in (CONFIG, JUDGE, TRAINING))
+    parameters = _check_weights(folder / WEIGHTS, judge)
+    try:
+        return AdapterInfo(
+            folder=folder,
+            identity=dict(training["base"]),
+            scale=Scale.from_name(judge["scale"]),
+            template=Template(**judge["template"]),
+            max_seq_length=judge["max_seq_length"],
+            training=training,
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            target_modules=tuple(config["target_modules"]),
+            parameters=parameters,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: {error} is missing or malformed in {CONFIG}, {JUDGE} or {TRAINING}; "
+            "save the adapter again"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): copy the adapter again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (not an object): copy the adapter again")
+    return value
+
+
+def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
+    """Check the weights file and count its parameters."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if sha256_file(path) != judge.get("weights_sha256"):
+        raise UserError(f"{path} is damaged (its hash is not that of {JUDGE}): copy it again")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
+    for key, weight in weights.items():
+        if weight.dtype != torch.float32:
+            raise UserError(f"{path}: {key} is {weight.dtype}, not float32; save the adapter again")
+        if not bool(torch.isfinite(weight).all()):
+            raise UserError(f"{path}: {key} holds numbers that are not finite; train it again")
+    if not any(".lora_A." in key for key in weights):
+        raise UserError(f"{path} holds no LoRA weights; train it again")
+    return sum(weight.numel() for weight in weights.values())
+
+
+def load_adapter(folder: Path, base_model: Any, identity: Identity) -> Any:
+    """Put the adapter on `base_model`, whose `model_identity` is given; returns a PeftModel.
+
+    The base is changed in place. Raises UserError where the adapter is damaged or was trained on
+    another base: the same names with other weights would give other verdicts.
+    """
+    from peft import PeftModel
+
+    info = verify_adapter(folder)
+    for key in ("weights_sha256", "tokenizer_sha256"):
+        if info.identity.get(key) != identity.get(key):
+            raise UserError(
+                f"{folder} was trained on {_name(info.identity, key)}, not on "
+                f"{_name(identity, key)}: load it on its own base"
+            )
+    return PeftModel.from_pretrained(base_model, folder, torch_device="cpu").eval()
+
+
+def _name(identity: Identity, key: str) -> str:
+    part = key.partition("_")[0]
+    return f'"{identity.get("name")}" ({part} {str(identity.get(key))[:12]})'
+
+
+def merge(model: Any) -> Any:
+    """Fold the adapter of a PeftModel into its base, and return the plain model.
+
+    Raises UserError on weights other than float32: rounding there moves the verdicts, on a
+    4-bit base by as much as the adapter does.
+    """
+    import torch
+
+    weights: list[torch.Tensor] = list(model.parameters())
+    if any(weight.dtype != torch.float32 for weight in weights):
+        raise UserError("an adapter is merged into a float32 base only: load the base in float32")
+    return model.merge_and_unload(safe_merge=True)
+
+
+def update_model_card(folder: Path, results: Mapping[str, Any] | None) -> None:
+    """Write the card of a saved adapter anew, with the results of its evaluation."""
+    info = verify_adapter(folder)
+    write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))
