@@ -99,6 +99,7 @@ class Draft:
     affix: list[tuple[str, str]]
     capital: bool = True
     free: set[int] = field(init=False)
+    _dropped: set[int] = field(init=False, default_factory=set)
     added: dict[int, str] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
 
@@ -117,6 +118,7 @@ class Draft:
     def drop(self, kind: str, span: Sequence[int]) -> None:
         """No word in these neighbouring places."""
         right = " ".join(self.texts[i] for i in span)
+        self._dropped.update(span)
         for i in span:
             self.texts[i] = ""
         self._note(Issue(kind, "", right), span)
@@ -135,10 +137,10 @@ class Draft:
         pieces: list[str] = []
         for i, (text, (before, after)) in enumerate(zip(self.texts, self.affix, strict=True)):
             inner = " ".join(part for part in (text, self.added.get(i, "")) if part)
-            if inner or not pieces:
-                pieces.append(before + inner + after)
-            else:
+            if pieces and i in self._dropped:
                 pieces[-1] += before + after
+            else:
+                pieces.append(before + inner + after)
         text = " ".join(piece for piece in pieces if piece)
         return text[:1].upper() + text[1:] if self.capital else text
 

@@ -118,10 +118,17 @@ class Lexicon:
         return next((i, row) for i, row in enumerate(self.determiners) if row.kind == kind)
 
 
-def _table(name: str) -> list[dict[str, str]]:
+def table(name: str) -> list[dict[str, str]]:
+    """The rows of a shipped table, by column."""
     path = files("pt_app.judge_data").joinpath("lexicon", f"{name}.tsv")
     with path.open("r", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
+
+
+@cache
+def pairs_table(name: str) -> dict[str, str]:
+    """The table `name` of forms and their synonyms: synonyms or rewordings."""
+    return {row["form"]: row["synonym"] for row in table(name)}
 
 
 def _agreeing(row: dict[str, str]) -> dict[tuple[Gender, Number], str]:
@@ -152,16 +159,16 @@ _TENSED: tuple[tuple[Tense, Number], ...] = tuple((t, n) for t in TENSES for n i
 @cache
 def _load() -> Lexicon:
     return Lexicon(
-        tuple(map(_noun, _table("nouns"))),
-        tuple(map(_verb, _table("verbs"))),
-        tuple(Adjective(r["english"], _agreeing(r), r["fits"]) for r in _table("adjectives")),
+        tuple(map(_noun, table("nouns"))),
+        tuple(map(_verb, table("verbs"))),
+        tuple(Adjective(r["english"], _agreeing(r), r["fits"]) for r in table("adjectives")),
         tuple(
             Adverb(r["english"], r["portuguese"], r["tense"], r["may_lead"] == "yes")
-            for r in _table("adverbs")
+            for r in table("adverbs")
         ),
         tuple(
             Determiner(r["kind"], {n: r[f"english_{n}"] for n in NUMBERS}, _agreeing(r))
-            for r in _table("determiners")
+            for r in table("determiners")
         ),
-        {r["form"]: r["synonym"] for r in _table("synonyms")},
+        pairs_table("synonyms"),
     )

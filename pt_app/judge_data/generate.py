@@ -1,0 +1,335 @@
+"""Writes a dataset folder of judged translations whose labels follow from known errors."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pt_app
+from pt_app.errors import UserError
+from pt_app.files import sha256_file, write_text_atomic
+from pt_app.judge_data.card import readme
+from pt_app.judge_data.corpus import CorpusMaterial, read_corpus
+from pt_app.judge_data.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
+from pt_app.judge_data.grammar import Grammar, Pair, reserved_for_judges
+from pt_app.judge_data.lexicon import Lexicon, Size
+
+# How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
+ERROR_COUNTS = (20, 40, 28, 12)
+PARAPHRASES = 1 / 3
+TRIES = 30
+MOST_VARIANTS = 16
+LICENCE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of a generated folder."""
+
+    rows: int
+    val_rows: int
+    test_rows: int
+    seed: int
+    lexicon: Size
+    variants: int
+    kinds: tuple[str, ...]
+    corpus: Path | None
+    max_words: int | None
+
+    def command(self) -> str:
+        """The command that writes the same files, without folders."""
+        parts = ["judge data generate --out FOLDER"]
+        for name in ("rows", "val_rows", "test_rows", "seed", "variants"):
+            parts.append(f"--{name} {getattr(self, name)}")
+        if self.corpus is None:
+            parts.append(f"--lexicon {self.lexicon}")
+        else:
+            parts.append(f"--corpus {self.corpus.name}")
+        if self.max_words is not None:
+            parts.append(f"--max_words {self.max_words}")
+        if self.kinds != tuple(KINDS):
+            parts.append(f"--kinds {','.join(self.kinds)}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written. `written` is false where the folder already held the same bytes."""
+
+    out: Path
+    written: bool
+    rows: dict[str, int]
+    groups: dict[str, int]
+    scores: dict[int, int]
+    kinds: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The summary for a terminal, a few lines of text."""
+        state = "written" if self.written else "already there, unchanged"
+        splits = ", ".join(
+            f"{n} {name} ({self.groups[name]} sources)" for name, n in _all(self.rows)
+        )
+        lines = [f"{self.out}: {state}", f"rows: {splits}"]
+        lines.append("scores: " + ", ".join(f"{k}: {n}" for k, n in _all(self.scores)))
+        lines.append("errors: " + ", ".join(f"{k} {n}" for k, n in _all(self.kinds)))
+        if self.dropped:
+            lines.append("pairs left out: " + ", ".join(f"{k} {n}" for k, n in _all(self.dropped)))
+        return lines
+
+
+def _all(counts: Mapping[Any, int]) -> list[tuple[Any, int]]:
+    return list(counts.items())
+
+
+class GrammarMaterial:
+    """Sources without end, from the grammar; errors that the lexicon knows."""
+
+    kinds = tuple(KINDS)
+
+    def __init__(self, size: Size) -> None:
+        self.lexicon = Lexicon.load(size)
+        self.grammar = Grammar(self.lexicon)
+
+    def draw(self, rng: random.Random) -> Iterator[Pair]:
+        """Sentence pairs; the same one may come again."""
+        while True:
+            yield self.grammar.sample(rng)
+
+    def corrupt(self, pair: Pair, kinds: Sequence[str], rng: random.Random) -> Candidate:
+        """See `errors.corrupt`."""
+        return corrupt(pair, kinds, self.lexicon, rng)
+
+
+Material = GrammarMaterial | CorpusMaterial
+
+
+def generate(
+    out: Path,
+    rows: int = 12000,
+    val_rows: int = 300,
+    test_rows: int = 330,
+    seed: int = 0,
+    lexicon: Size = "full",
+    variants: int = 4,
+    kinds: Sequence[str] | None = None,
+    corpus: Path | None = None,
+    max_words: int | None = None,
+) -> Summary:
+    """Write a dataset folder (see docs/DATA.md), the same bytes for the same arguments.
+
+    `rows` training rows hold `variants` candidates a source; validation and test rows one, so
+    that they are independent. No source is in two splits, and only sources that
+    `reserved_for_judges` gives to judges are used. `corpus` (TMX or TSV) replaces the grammar.
+    Raises UserError for settings out of range, for a corpus that is broken or too small, and for
+    a folder that holds other files of these names; nothing is written then.
+    """
+    chosen = tuple(KINDS) if kinds is None else tuple(kinds)
+    corpus = Path(corpus) if corpus is not None else None
+    settings = Settings(
+        rows, val_rows, test_rows, seed, lexicon, variants, chosen, corpus, max_words
+    )
+    _check(settings)
+    dropped: dict[str, int] = {}
+    material: Material
+    if corpus is None:
+        material = GrammarMaterial(lexicon)
+    else:
+        pairs, dropped = read_corpus(corpus, max_words)
+        material = CorpusMaterial(pairs)
+    splits = _splits(material, settings)
+    files = _files(splits, settings, dropped)
+    written = _write(Path(out), files)
+    return _summary(Path(out), written, splits, dropped)
+
+
+def _check(settings: Settings) -> None:
+    """Raise UserError for the first setting that is out of range."""
+    lowest = {"rows": 1, "val_rows": 0, "test_rows": 1, "seed": 0, "variants": 1}
+    for name, least in lowest.items():
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
+    if settings.variants > MOST_VARIANTS:
+        raise UserError(f"--variants is {settings.variants}: choose 1 to {MOST_VARIANTS}")
+    if settings.max_words is not None and settings.max_words < 3:
+        raise UserError(f"--max_words is {settings.max_words}: choose a whole number from 3 on")
+    if settings.max_words is not None and settings.corpus is None:
+        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
+    for kind in settings.kinds:
+        if kind not in KINDS:
+            raise UserError(f"error kind {kind!r} is unknown: choose among {', '.join(KINDS)}")
+    if not set(settings.kinds) & set(ERRORS):
+        raise UserError(f"no kind of error is chosen: choose among {', '.join(ERRORS)}")
+
+
+def _splits(material: Material, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """All rows by split. Test and validation are drawn first: more training rows leave them."""
+    rng = random.Random(settings.seed)
+    kinds = [kind for kind in settings.kinds if kind in material.kinds]
+    wanted = {"test": settings.test_rows, "val": settings.val_rows, "train": settings.rows}
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in ("train", "val", "test")}
+    sources = _new_sources(material, rng)
+    for split, count in wanted.items():
+        variants = settings.variants if split == "train" else 1
+        index = 0
+        while len(made[split]) < count:
+            pair = next(sources, None)
+            if pair is None:
+                raise _too_small(made, settings)
+            candidates = _candidates(material, pair, kinds, variants, rng)
+            room = count - len(made[split])
+            made[split] += [
+                _row(f"{split}-{index:05d}-{number}", pair, candidate)
+                for number, candidate in enumerate(candidates[:room])
+            ]
+            index += bool(candidates)
+    return made
+
+
+def _new_sources(material: Material, rng: random.Random) -> Iterator[Any]:
+    """Pairs of sources reserved for judges, each once; ends where a grammar repeats itself."""
+    seen: set[str] = set()
+    stale = 0
+    for pair in material.draw(rng):
+        key = pair.source.casefold()
+        if key in seen or not reserved_for_judges(pair.source):
+            stale += 1
+            if stale > 100_000:
+                return
+            continue
+        stale = 0
+        seen.add(key)
+        yield pair
+
+
+def _too_small(made: Mapping[str, Sequence[Any]], settings: Settings) -> UserError:
+    rows = {name: len(found) for name, found in made.items()}
+    what = settings.corpus or f"the {settings.lexicon} lexicon"
+    return UserError(
+        f"{what} gives no more than {rows['train']} training, {rows['val']} validation and "
+        f"{rows['test']} test rows (half of its sources belong to a base's corpus): "
+        "ask for fewer --rows, or for more --variants of each source"
+    )
+
+
+def _candidates(
+    material: Any, pair: Any, kinds: Sequence[str], count: int, rng: random.Random
+) -> list[Candidate]:
+    """Up to `count` candidates of different texts; fewer where the sentence has no more."""
+    found: dict[str, Candidate] = {}
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        candidate = _candidate(material, pair, kinds, rng)
+        if candidate is not None:
+            found.setdefault(candidate.text, candidate)
+    return list(found.values())
+
+
+def _candidate(
+    material: Any, pair: Any, kinds: Sequence[str], rng: random.Random
+) -> Candidate | None:
+    """One draw; None where the errors drawn do not fit this sentence."""
+    count = rng.choices(range(len(ERROR_COUNTS)), ERROR_COUNTS)[0]
+    if count == 0 and PARAPHRASE in kinds and rng.random() < PARAPHRASES:
+        candidate: Candidate = material.corrupt(pair, [PARAPHRASE], rng)
+        return candidate if candidate.paraphrased else None
+    errors = [kind for kind in kinds if kind != PARAPHRASE]
+    chosen = rng.sample(errors, min(count, len(errors)))
+    candidate = material.corrupt(pair, chosen, rng)
+    if len(candidate.issues) < len(chosen) or (chosen and candidate.text == pair.reference):
+        return None
+    return candidate
+
+
+def _row(name: str, pair: Any, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "id": name,
+        "group": sha256(pair.source.casefold().encode()).hexdigest()[:12],
+        "task": "score",
+        "source": pair.source,
+        "reference": pair.reference,
+        "candidate": candidate.text,
+        "label": {
+            "verdict": candidate.score,
+            "issues": [issue.text for issue in candidate.issues],
+            "feedback": candidate.feedback,
+        },
+        "errors": [PARAPHRASE]
+        if candidate.paraphrased
+        else [issue.kind for issue in candidate.issues],
+    }
+
+
+def _files(
+    splits: Mapping[str, list[dict[str, Any]]], settings: Settings, dropped: Mapping[str, int]
+) -> dict[str, str]:
+    """The text of every file of the folder, in the order they are written."""
+    files = {
+        f"judge_{split}.json": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        for split, rows in splits.items()
+        if rows
+    }
+    groups = {row["group"]: split for split, rows in splits.items() for row in rows}
+    files["splits.json"] = json.dumps(groups, indent=0) + "\n"
+    hashes = {name: sha256(text.encode()).hexdigest() for name, text in files.items()}
+    origin = f"generated by pt_app {pt_app.__version__}: {settings.command()}"
+    licence = LICENCE
+    if settings.corpus is not None:
+        origin += f" (corpus sha256 {sha256_file(settings.corpus)})"
+        licence = "that of the corpus"
+    card = {
+        "task": "score",
+        "scale": "0-10",
+        "template": "translation",
+        "origin": origin,
+        "licence": licence,
+        "sha256": hashes,
+    }
+    files["README.md"] = readme(splits, settings.command(), card, dropped)
+    files["dataset.json"] = json.dumps(card, ensure_ascii=False, indent=2) + "\n"
+    return files
+
+
+def _write(out: Path, files: Mapping[str, str]) -> bool:
+    """Write what is missing; raises UserError, before writing, if a file holds other bytes."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose a folder with --out")
+    missing = []
+    for name, text in files.items():
+        path = out / name
+        if not path.exists():
+            missing.append(name)
+        elif path.is_dir() or path.read_bytes() != text.encode():
+            raise UserError(
+                f"{path} is there and comes from another command: "
+                "choose another folder with --out, or delete it"
+            )
+    for name in missing:
+        write_text_atomic(out / name, files[name])
+    return bool(missing)
+
+
+def _summary(
+    out: Path,
+    written: bool,
+    splits: Mapping[str, list[dict[str, Any]]],
+    dropped: dict[str, int],
+) -> Summary:
+    rows = [row for part in splits.values() for row in part]
+    scores = Counter(row["label"]["verdict"] for row in rows)
+    kinds = Counter(kind for row in rows for kind in row["errors"])
+    return Summary(
+        out,
+        written,
+        {split: len(part) for split, part in splits.items()},
+        {split: len({row["group"] for row in part}) for split, part in splits.items()},
+        {score: scores[score] for score in range(11)},
+        {kind: kinds[kind] for kind in KINDS if kinds[kind]},
+        dropped,
+    )
