@@ -264,8 +264,14 @@ class PromptEncoder:
         whole = self._template_ids([*asked, {"role": "assistant", "content": probe}])
         for encode in (plain, after_newline):
             lead = self._lead_encoding(encode)
-            start = [*prompt, *lead(probe)]
-            if whole[: len(start)] == start and self.end_token_id in whole[len(start) :]:
+            answer = lead(probe)
+            start = [*prompt, *answer]
+            verdict = lead(self.scale.lines()[-1])
+            if (
+                whole[: len(start)] == start
+                and self.end_token_id in whole[len(start) :]
+                and answer[: len(verdict)] == verdict  # else its line could not be read alone
+            ):
                 return lead
         raise UserError(
             f"{self._name}: prompt and answer encoded apart differ from its chat template's ids: "

@@ -29,8 +29,10 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})(?::({_NUMBER}))?")
 # What people put before a heading: quote marks, bullets, Markdown.
 _LINE_START = r"^[ \t>*_#\-•]*"
+_AMOUNT = r"(-?\d+(?:[.,]\d+)?)"
 _WRITTEN = {
-    "score": r"(-?\d+(?:[.,]\d+)?)(?!\d|[ ]*[-–][ ]*\d)(?:[ ]*(?:/|out of)[ ]*(\d+(?:[.,]\d+)?))?",
+    # Not the start of a range, 7-8.
+    "score": rf"{_AMOUNT}(?!\d|[ ]*[-–][ ]*\d)(?:[ ]*(?:/|out of)[ ]*{_AMOUNT})?",
     "pairwise": r"(a|b|tie)\b()",
     "pass_fail": r"(pass|fail)\b()",
 }
