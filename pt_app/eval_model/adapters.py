@@ -25,6 +25,9 @@ TRAINING = "training_config.json"
 CARD = "README.md"
 REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", "chat_template.jinja")
 
+# An absolute path among other words: after a blank, a quote mark or an equals sign.
+ABSOLUTE = re.compile(r"(?<![^\s='\"])(?:[A-Za-z]:[\\/]|/)[^\s'\"]+")
+
 Identity = Mapping[str, str | None]
 
 
@@ -161,18 +164,22 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """Copy a JSON value, keeping of each string that is an absolute path its last part."""
+    """Copy a JSON value; of each absolute path, alone or in a command, the last part is kept."""
     if isinstance(value, Mapping):
         return {key: without_absolute_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_absolute_paths(item) for item in value]
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute():
-                return kind(value).name
-    return value
+    if not isinstance(value, str):
+        return value
+    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
+        return _last_part(value)
+    return ABSOLUTE.sub(lambda match: _last_part(match.group()), value)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def _flush(folder: Path) -> None:
