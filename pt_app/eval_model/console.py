@@ -3,10 +3,13 @@
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 _ROOT = logging.getLogger("pt_app")
+LOGGERS = [_ROOT]
+"""For tqdm, so that a line does not land in the middle of a bar."""
 
 
 def is_main_process() -> bool:
@@ -24,6 +27,15 @@ def start() -> None:
     _ROOT.addHandler(terminal)
     _ROOT.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     _ROOT.propagate = False
+    _silence_what_no_user_can_act_on()
+
+
+def _silence_what_no_user_can_act_on() -> None:
+    # peft 0.21 asks transformers 5.23 by an old name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    logging.getLogger("transformers.trainer_utils").addFilter(
+        lambda record: "mtime may not be reliable" not in record.getMessage()
+    )
 
 
 def also_to(file: Path) -> None:

@@ -6,6 +6,7 @@ python pt_app/eval_model/judge_train_cuda.py --model tiny --epochs 1     (no net
 The twin for Apple is judge_train_mps.py; the flags are the same, but for --no_4bit.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 if not __package__:  # run by path: this folder's modules must not stand on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
+    import pt_app.eval_model  # noqa: F401  (as `-m` does, before any other package)
 
 import torch
 from transformers import BitsAndBytesConfig, TrainingArguments
@@ -44,6 +46,11 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
         device=platform.device,
         quantization_config=quantization,
     )
+    for module in model.modules():
+        # On a CPU bitsandbytes 0.50 repacks the weights in the first evaluation, for speed, and
+        # the next training step then fails: "a view of a leaf Variable that requires grad".
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     # Norms and embeddings to float32. Checkpointing is the Trainer's to switch on.
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
@@ -57,7 +64,7 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
         max_grad_norm=0.3,
         activation_checkpointing=True,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        dataloader_num_workers=4,
+        dataloader_num_workers=min(4, os.cpu_count() or 1),
         dataloader_pin_memory=True,
         **platform.autocast,
     )

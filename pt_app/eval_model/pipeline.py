@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import ProgressCallback, TrainingArguments, set_seed
 
 from pt_app.eval_model import adapters, checkpoints, console, models, platforms
 from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset, to_dataset
@@ -185,15 +186,17 @@ def _trainer(
     )
     pad_id = prepared.encoder.tokenizer.pad_token_id
     lengths = fixed_lengths(settings.max_seq_length) if platform.fixed_lengths else ()
-    return JudgeTrainer(
+    trainer = JudgeTrainer(
         model=model,
         args=arguments,
         train_dataset=prepared.train,
         eval_dataset=prepared.val,
         data_collator=PadCollator(pad_id, lengths),
         processing_class=prepared.encoder.tokenizer,
-        callbacks=[_Progress(tracker)],
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress(tracker))
+    return trainer
 
 
 def common_arguments(
@@ -227,17 +230,21 @@ def common_arguments(
     }
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """Hands the curves to the tracker and to the log file."""
+class _Progress(ProgressCallback):  # type: ignore[misc]
+    """A bar with an ETA and one line for each log; the numbers go to the tracker too."""
 
     def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
         self.tracker = tracker
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Called by Trainer with the newest losses, on every rank."""
+        """Called by Trainer with the newest numbers, on every rank."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
-        log.debug("step %d: %s", state.global_step, numbers)
         self.tracker.log(numbers, state.global_step)
+        shown = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_loss", "train_runtime")
+        line = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
+        with logging_redirect_tqdm(console.LOGGERS):
+            log.info("step %d/%d: %s", state.global_step, state.max_steps, line)
 
 
 def _save(
@@ -250,11 +257,11 @@ def _save(
     identity = models.model_identity(prepared.source)
     adapters.save_adapter(
         trainer.accelerator.unwrap_model(trainer.model),
-        prepared.encoder.tokenizer,
+        prepared.encoder,
         adapter,
         identity=identity,
         training_config={
-            "settings": asdict(settings) | {"data_dir": prepared.data.path.name, "output_dir": "."},
+            "settings": asdict(settings),
             "platform": {k: str(v) for k, v in asdict(platform).items()},
             "base": identity,
             "data": {"name": prepared.data.path.name, "sha256": prepared.data.sha256},
@@ -262,8 +269,6 @@ def _save(
             "log_history": trainer.state.log_history,
             **about_this_run(),
         },
-        scale=prepared.encoder.scale,
-        template=asdict(prepared.encoder.template),
     )
 
 
@@ -275,7 +280,7 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
     results = evaluate(
         prepared.source, adapter, prepared.data, prepared.test, prepared.encoder, about
     )
-    adapters.write_model_card(adapter, results)
+    adapters.update_model_card(adapter, results)
     report = write_report(adapter / "evaluation")
     console.show(terminal_table(results))
     log.info("report: %s", report)

@@ -55,7 +55,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         total = summed_loss(model, inputs)
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
-        elif self.model.training and self.args.average_tokens_across_devices:
+        elif self.args.average_tokens_across_devices:
             # The divisor counts all ranks, and DDP then averages the gradients over them.
             total = total * self.accelerator.num_processes
         loss = total / num_items_in_batch
