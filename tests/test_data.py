@@ -43,7 +43,10 @@ class Folder:
         self.lines("test", [fields(3)])
 
     def lines(self, split: str, rows: list[Any]) -> None:
-        self.text(f"judge_{split}.json", "".join(json.dumps(row) + "\n" for row in rows))
+        self.text(
+            f"judge_{split}.json",
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        )
 
     def list(self, split: str, rows: Any) -> None:
         self.text(f"judge_{split}.json", json.dumps(rows, indent=1))
@@ -202,7 +205,10 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "broken list": (text(TRAIN, '[\n{"a": }]'), r"not JSON at line 2, column 7"),
     "cut list": (text(TRAIN, '[{"a": 1},'), r"not JSON at line 1, column 1\d"),
     "not utf-8": (raw(TRAIN, b'{"a": "\xe9"}'), r"judge_train.json is not UTF-8 at byte 7 .*0xe9"),
-    "half a character": (write("train", fields(1, candidate="\ud800")), r"line 1.*half a char"),
+    "half a character": (
+        text(TRAIN, json.dumps(fields(1, candidate="\ud800"))),
+        r"line 1.*half a char",
+    ),
     "deep nesting": (text(TRAIN, "[" * 100_000), r"judge_train.json"),
     "not an object": (text(TRAIN, "[1]"), r"row 1: a row must be an object"),
     "no user": (

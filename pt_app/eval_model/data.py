@@ -220,7 +220,6 @@ def _check_ids(splits: Mapping[str, Iterable[JudgeExample]]) -> None:
     seen: dict[str, str] = {}
     for examples in splits.values():
         for example in examples:
-            assert example.id is not None
             if example.id in seen:
                 raise UserError(
                     f'two rows have the id "{example.id}": {seen[example.id]} and {example.where}, '
@@ -234,7 +233,7 @@ def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) ->
     seen: dict[str, tuple[str, str]] = {}
     for split, examples in splits.items():
         for example in examples:
-            group = example.group or ""
+            group = example.group
             other, where = seen.setdefault(group, (split, example.where))
             shown = group if len(group) <= 60 else group[:57] + "..."
             if other != split:

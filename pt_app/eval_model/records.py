@@ -21,8 +21,10 @@ from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, format_answer
 
 Task = Literal["score", "pairwise", "pass_fail"]
-# Spreadsheets and databases number their rows; an id is text here.
-Name = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)]
+# Spreadsheets and databases number their rows; an id is text here, and "" where there is none.
+Name = Annotated[
+    str, BeforeValidator(lambda v: "" if v is None else str(v) if isinstance(v, int) else v)
+]
 
 
 class Turn(BaseModel):
@@ -46,12 +48,13 @@ class JudgeExample(BaseModel):
     """One row, whichever shape it had on disk.
 
     A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
-    a row of fields is laid out by a prompt template. `where` is "file:row", for messages.
+    a row of fields is laid out by a prompt template. `errors` are the kinds of error known to be
+    in the candidate, where a generator put them there. `where` is "file:row", for messages.
     """
 
     model_config = ConfigDict(frozen=True)
-    id: Name | None = None
-    group: Name | None = None
+    id: Name = ""
+    group: Name = ""
     task: Task | None = None
     source: str | None = None
     conversation: list[Turn] | None = None
@@ -62,6 +65,7 @@ class JudgeExample(BaseModel):
     rubric: str | None = None
     label: Label | None = None
     annotators: list[Any] = []
+    errors: list[str] | None = None
     prompt: str | None = None
     system: str | None = None
     where: str = ""
@@ -76,8 +80,8 @@ class JudgeExample(BaseModel):
 class ChatRow(BaseModel):
     """A row as chat programs keep it: turns, or one input and one output."""
 
-    id: Name | None = None
-    group: Name | None = None
+    id: Name = ""
+    group: Name = ""
     task: Task | None = None
     messages: list[Turn] | None = None
     input: str | None = None
