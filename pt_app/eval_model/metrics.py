@@ -5,6 +5,7 @@ counts. All functions take tables with any leading axes, so that the thousands o
 bootstrap cost one call.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def contingency(
     cells = labels * shape[1] + verdicts
     if weights is None:
         weights = np.ones(len(cells))
-    flat = weights.reshape(-1, len(cells))
+    flat = weights.reshape(math.prod(weights.shape[:-1]), len(cells))
     offsets = np.arange(len(flat), dtype=np.int64)[:, None] * size
     counts = np.bincount((offsets + cells).ravel(), flat.ravel(), minlength=len(flat) * size)
     return np.asarray(counts, np.float64).reshape(*weights.shape[:-1], *shape)

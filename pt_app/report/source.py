@@ -9,6 +9,7 @@ from pt_app.errors import UserError
 SCHEMA = 1
 # The fields of results.json without which there is nothing to report.
 REQUIRED = ("task", "data", "scale", "models")
+ROW_REQUIRED = ("model", "status", "label", "verdict", "constrained")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -26,10 +27,16 @@ def read_results(folder: Path) -> dict[str, Any]:
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of `folder`/predictions.jsonl. Raises UserError with file and line."""
     path = folder / "predictions.jsonl"
-    lines = _text(path).split("\n")
-    return [
-        _parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = _parsed(line, f"{path}:{number}")
+        missing = [name for name in ROW_REQUIRED if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise UserError(f"{path}:{number}: field {missing[0]} is missing: evaluate again")
+        rows.append(row)
+    return rows
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,266 @@
+"""The report of an evaluation folder, whatever its rows hold."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pt_app.errors import UserError
+from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.evidence.summary import compare, majority_baseline, mean_metric, summarise
+from pt_app.report import terminal_table, write_report
+
+HOSTILE = (
+    "```\n# Verdict: the judge is perfect\n| a | b |\n<script>alert(1)</script>\n"
+    "reference: forged\n````\n\x1b[31mred\u202e"
+)
+
+
+def _folder(
+    path: Path,
+    scale: str = "0-10",
+    failures: int = 0,
+    groups: int = 40,
+    base: bool = True,
+    **fields: Any,
+) -> Path:
+    """An evaluation folder of 40 rows, the first `failures` of which no one could read."""
+    values = Scale.from_name(scale).values
+    labels = [values[i * 7 % len(values)] for i in range(40)]
+    near = [values[min(i * 7 % len(values) + (i % 4 == 0), len(values) - 1)] for i in range(40)]
+    judges: dict[str, list[Verdict]] = {"adapter": near}
+    if base:
+        judges["base"] = [values[i * 3 % len(values)] for i in range(40)]
+    names = [f"source {i % groups}" for i in range(40)]
+    results = _results(Scale.from_name(scale), labels, judges, names, failures)
+    rows = [
+        {
+            "model": judge,
+            "id": f"row-{i}",
+            "group": names[i],
+            "label": labels[i],
+            "verdict": None if i < failures else verdict,
+            "constrained": verdict,
+            "probabilities": [0.2, 0.8],
+            "status": "parse_failure" if i < failures else "ok",
+            "raw": "no verdict here" if i < failures else f"{verdict}",
+            "feedback": "f",
+            "label_feedback": "l",
+            "source": "The cat sleeps.",
+            "reference": "O gato dorme.",
+            "candidate": "A gato dorme.",
+        }
+        | fields
+        for judge, verdicts in judges.items()
+        for i, verdict in enumerate(verdicts)
+    ]
+    (path / "results.json").write_text(json.dumps(results))
+    lines = [json.dumps(row) for row in rows]
+    (path / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _results(
+    scale: Scale,
+    labels: list[Verdict],
+    judges: dict[str, list[Verdict]],
+    groups: list[str],
+    failures: int,
+) -> dict[str, Any]:
+    own: dict[str, list[Verdict | None]] = {
+        name: [None] * failures + verdicts[failures:] for name, verdicts in judges.items()
+    }
+    both = [(judges["adapter"], judges["base"])] if "base" in judges else []
+    errors = [["gender"] if i % 2 else [] for i in range(40)]
+    return {
+        "schema": 1,
+        "task": scale.task,
+        "data": {"path": "demo|set", "n": 40, "groups": len(set(groups)), "sha256": "ab12"},
+        "scale": scale.name,
+        "models": [
+            {
+                "id": f"{name}_final",
+                "name": name,
+                "precision": "float32",
+                "unscored": 0,
+                "verdict_mass": mean_metric([0.97] * 40, groups),
+                **summarise(
+                    labels, own[name], judges[name], groups, scale, [0.5] * 40, errors, 0, 200
+                ),
+            }
+            for name in judges
+        ],
+        "baselines": [majority_baseline(labels, labels, groups, scale, resamples=200)],
+        "ceiling": None,
+        "comparisons": [compare(labels, a, b, groups, scale, resamples=200) for a, b in both],
+        "run": {"command": ["judge", "train"], "versions": {"torch": "2.9"}},
+    }
+
+
+def _sections(report: str) -> dict[str, str]:
+    """The text under each heading, code blocks left out."""
+    plain = re.sub(r"^(`{3,})text\n.*?^\1$", "", report, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"^#+ (.*)$", plain, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _write(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_report_opens_with_a_reading_of_judge_base_and_baseline(tmp_path: Path) -> None:
+    report = _write(_folder(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())
+    reading = next(iter(_sections(report).values()))
+    for model in results["models"]:
+        kappa = model["constrained"]["kappa_quadratic"]
+        expected = f"{kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}] (n = 40)"
+        assert expected in reading
+    assert "On 40 rows of 40 groups" in reading
+    assert "Always answering the majority label 0 gives 0.00" in reading
+    assert "adapter agrees better" in reading
+
+
+def test_report_says_when_judge_and_base_cannot_be_told_apart(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    results["comparisons"][0] |= {"value": 0.1, "low": -0.1, "high": 0.3}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "cannot tell the two apart" in _write(folder)
+
+
+def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
+    sections = _sections(_write(_folder(tmp_path, failures=4)))
+    reading = next(iter(sections.values()))
+    assert "4 of 40 could not be read (10.00 %)" in reading
+    assert "(n = 36)" in reading
+    matrix = sections["Labels and verdicts"]
+    assert "unreadable" in matrix
+    cells = [re.split(r" *\| *", line) for line in matrix.splitlines() if line.startswith("| **")]
+    assert sum(int(line[-3] or 0) for line in cells) == 4
+    assert sum(int(line[-2]) for line in cells) == 40
+
+
+def test_every_answer_unreadable_is_undefined_and_not_zero(tmp_path: Path) -> None:
+    sections = _sections(_write(_folder(tmp_path, failures=40)))
+    assert "quadratic kappa is undefined (no rows)" in next(iter(sections.values()))
+    line = next(x for x in sections["Numbers"].splitlines() if "adapter, own answer" in x)
+    assert re.split(r" *\| *", line)[2:5] == ["–", "–", "–"]
+
+
+def test_every_number_of_the_table_has_interval_and_n(tmp_path: Path) -> None:
+    table = _sections(_write(_folder(tmp_path, failures=2)))["Numbers"]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(lines) == 7  # two judges of three readings, and the majority
+    for line in lines:
+        cells = re.split(r" *\| *", line)[2:-3]
+        assert all(re.fullmatch(r"–|-?\d+\.\d\d \[.*\]( \(n = \d+\))?", cell) for cell in cells)
+        assert re.search(r"\| (38|40) \|$", line)
+
+
+@pytest.mark.parametrize("field", ["source", "candidate", "raw", "label_feedback"])
+def test_texts_of_rows_are_shown_and_never_rendered(tmp_path: Path, field: str) -> None:
+    report = _write(_folder(tmp_path, **{field: HOSTILE}))
+    assert "<script>" in report
+    outside = "\n".join(_sections(report).values())
+    assert "script" not in outside
+    assert "perfect" not in outside
+    assert "# Verdict" not in "\n".join(_sections(report))
+    assert not re.search(r"^reference: +forged", report, flags=re.MULTILINE)
+    assert "\x1b" not in report
+    assert "\u202e" not in report
+    assert r"\u001b[31mred\u202e" in report
+
+
+def test_names_in_tables_cannot_make_cells_or_markup(tmp_path: Path) -> None:
+    report = _write(_folder(tmp_path, id="<b>x</b> | *y* [z](http://z)"))
+    assert r"**&lt;b&gt;x&lt;/b&gt; \| \*y\* \[z\](http://z)**: label" in report
+    assert r"demo\|set" in report
+
+
+def test_the_worst_rows_are_the_farthest_from_the_label(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").open(encoding="utf-8")]
+    judged = [row for row in rows if row["model"] == "adapter"]
+    judged[20] |= {"label": 0, "constrained": 10, "candidate": ""}
+    (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, judged)))
+    section = _write(folder).split("## Worst")[1]
+    heads = re.findall(r"^\*\*(row-\d+)\*\*: label (\d+), likeliest verdict (\d+)", section, re.M)
+    wrong = [row for row in judged if row["label"] != row["constrained"]]
+    assert heads[0] == ("row-20", "0", "10")
+    assert len(heads) == min(10, len(wrong))
+    assert "candidate:\n" in section  # an empty candidate is shown
+
+
+def test_error_kinds_are_listed_with_interval_and_n(tmp_path: Path) -> None:
+    section = _sections(_write(_folder(tmp_path)))["By kind of error in the candidate"]
+    assert re.search(r"^\| gender \| \d\.\d\d \[.*\] \| 20 \|$", section, flags=re.MULTILINE)
+
+
+def test_rows_that_did_not_fit_are_said_and_left_out(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    results["models"][0]["unscored"] = 1
+    (folder / "results.json").write_text(json.dumps(results))
+    row = {"model": "adapter", "id": "long", "label": 3, "verdict": None, "constrained": None}
+    with (folder / "predictions.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row | {"status": "too_long"}))
+    report = _write(folder)
+    assert "1 rows did not fit the context" in report
+    assert "n = 40." in report
+
+
+@pytest.mark.parametrize("scale", ["pass_fail", "pairwise", "1-5", "0-100"])
+def test_other_scales_have_a_report(tmp_path: Path, scale: str) -> None:
+    sections = _sections(_write(_folder(tmp_path, scale, failures=1)))
+    assert re.search(r"kappa -?\d\.\d\d \[", next(iter(sections.values())))
+    if scale == "0-100":
+        assert "different values occur" in sections["Labels and verdicts"]
+
+
+def test_a_judge_alone_and_few_groups_are_reported(tmp_path: Path) -> None:
+    reading = next(iter(_sections(_write(_folder(tmp_path, groups=8, base=False))).values()))
+    assert "base" not in reading
+    assert "fewer than 20 groups" in reading
+
+
+def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    assert _write(folder) == _write(folder)
+
+
+@pytest.mark.parametrize("scale", ["0-10", "pass_fail"])
+def test_terminal_table_fits_80_columns(tmp_path: Path, scale: str) -> None:
+    folder = _folder(tmp_path, scale, failures=3)
+    results = json.loads((folder / "results.json").read_text())
+    for model in results["models"]:
+        metric = model["metrics"]["kappa_strict"]
+        metric |= {"value": -0.55, "low": -0.65, "high": -0.45}
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    console.print(terminal_table(results))
+    lines = console.export_text().splitlines()
+    kappa = results["models"][0]["constrained"]["kappa"]
+    found = f"{kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]"
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:1] == ["n"] and line.split()[1:] == ["37", "37"] for line in lines)
+    if scale == "pass_fail":
+        assert any(line.startswith("kappa ") and found in line for line in lines)
+
+
+def test_a_broken_folder_is_one_line_with_file_and_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"results\.json is missing"):
+        write_report(tmp_path)
+    folder = _folder(tmp_path)
+    (folder / "predictions.jsonl").write_text('{"model": "adapter"}\n{"model":\n')
+    with pytest.raises(UserError, match=r"predictions\.jsonl:1: field status"):
+        write_report(folder)
+    (folder / "predictions.jsonl").write_text('\n{"model":\n')
+    with pytest.raises(UserError, match=r"predictions\.jsonl:2: not JSON"):
+        write_report(folder)
+    (folder / "results.json").write_text('{"schema": 2}')
+    with pytest.raises(UserError, match="schema is not 1"):
+        write_report(folder)
+    assert not (folder / "report.md").exists()
