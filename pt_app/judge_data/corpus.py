@@ -98,7 +98,7 @@ def _reason(pair: RealPair, seen: set[str], max_words: int | None, base: bool) -
 def _read_tsv(path: Path) -> Iterator[tuple[str, str]]:
     """English, tab, Portuguese on each line; empty lines are passed over."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, byte {error.start}: not UTF-8: convert it") from error
     for row, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):

@@ -99,13 +99,20 @@ class Vocabulary:
         return self.counts[word] >= least
 
     def translation(self, word: str, source: str) -> str:
-        """The word of `source` that most often stands beside `word` (Dice above 0.3), or ""."""
+        """The word of `source` that most often stands beside `word`, or "".
+
+        Counted by the Dice coefficient over sentences: at least 0.3, and two sentences with both.
+        Words that are Portuguese too are passed over.
+        """
         here = self._portuguese.get(word, set())
         best, best_dice = "", 0.3
         for _, core, _ in tokens(source):
-            there = self._english.get(core.lower(), set())
-            dice = 2 * len(here & there) / max(1, len(here) + len(there))
-            if dice > best_dice and _plain(core) and len(core) > 3 and core != word:
+            if not _plain(core) or len(core) <= 3 or core in self.counts:
+                continue
+            there = self._english.get(core, set())
+            both = len(here & there)
+            dice = 2 * both / max(1, len(here) + len(there))
+            if both > 1 and dice > best_dice:
                 best, best_dice = core, dice
         return best
 
@@ -245,7 +252,7 @@ def _tense(word: str, _after: str, _source: str, vocabulary: Vocabulary) -> list
     for past, present in _PAST:
         if content(word) and word.endswith(past) and len(word) > len(past) + 2:
             new = word.removesuffix(past) + present
-            return [new] if vocabulary.attested(new) else []
+            return [new] if vocabulary.attested(new) and new not in FUNCTION_WORDS else []
     return []
 
 
