@@ -42,10 +42,12 @@ class PadCollator:
         supervised = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
         if not self.lengths:
             return supervised
-        # A fixed number of columns too: every distinct shape costs memory on MPS.
-        count = min(-(-len(supervised) // 32) * 32, labels.shape[1] - 1)
-        last = int(supervised[-1])
-        return torch.arange(max(0, last + 1 - count), max(0, last + 1 - count) + count)
+        # A fixed number of columns too: every distinct shape costs memory on MPS. The first is
+        # moved back to fill it; answers of other rows may leave gaps between the columns.
+        first, end = int(supervised[0]), int(supervised[-1]) + 1
+        count = min(-(-(end - first) // 32) * 32, labels.shape[1] - 1)
+        first = max(0, end - count)
+        return torch.arange(first, first + count)
 
 
 def fixed_lengths(max_seq_length: int, count: int = 8) -> tuple[int, ...]:

@@ -1,0 +1,53 @@
+"""What several tests share: a base, data, and a command line without network and keys."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.rows import write_rows
+from tests.tiny_models import make_model_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 base of width 64, the least that NF4 takes on a CPU."""
+    folder = tmp_path_factory.mktemp("base") / "small-base"
+    return make_model_folder(folder, hidden_size=64, intermediate_size=128)
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder of 24, 4 and 12 random rows."""
+    return write_rows(tmp_path_factory.mktemp("data") / "rows")
+
+
+def without_network() -> list[str]:
+    """The words to put before a command so that it has no network; none where that is barred."""
+    unshare = shutil.which("unshare")
+    if unshare and subprocess.run([unshare, "-rn", "true"], capture_output=True).returncode == 0:
+        return [unshare, "-rn"]
+    return []
+
+
+def run_offline(
+    command: Sequence[str], cwd: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with `command` without network, keys and terminal; at most 5 minutes."""
+    keys = ("WANDB_API_KEY", "HF_TOKEN", "WANDB_MODE")
+    kept = {name: value for name, value in os.environ.items() if name not in keys}
+    return subprocess.run(
+        [*without_network(), sys.executable, *command],
+        cwd=cwd,
+        env=kept | {"OMP_NUM_THREADS": "1", "NETRC": os.devnull} | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,127 @@
+"""The table of settings: the same flags on both recipes, each wired, each checked."""
+
+from pathlib import Path
+
+import pytest
+
+from pt_app.errors import UserError
+from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve, table
+
+OTHER = {  # a value for each flag that is no recipe's default
+    "model": "tiny",
+    "data_dir": "elsewhere",
+    "output_dir": "elsewhere",
+    "project_name": "other",
+    "epochs": "1.5",
+    "batch_size": "8",
+    "gradient_accumulation": "8",
+    "lr": "1e-3",
+    "warmup_steps": "7",
+    "max_seq_length": "128",
+    "max_samples": "9",
+    "test_samples": "9",
+    "lora_r": "4",
+    "lora_alpha": "5",
+    "lora_dropout": "0.1",
+    "lora_targets": "all-linear",
+    "eval_steps": "3",
+    "save_steps": "3",
+    "seed": "5",
+    "resume": "newest",
+    "tracking": "off",
+}
+SWITCHES = ("skip_eval", "log_texts", "no_4bit")
+
+
+def settings(recipe: Recipe, *argv: str) -> Settings:
+    return resolve(recipe, argv, "recipe", "")
+
+
+def test_flags_of_the_recipes_are_equal_but_for_no_4bit() -> None:
+    assert set(table("cuda")) - set(table("mps")) == {"no_4bit"}
+    assert set(table("mps")) <= set(table("cuda"))
+    with pytest.raises(UserError, match="no_4bit"):
+        settings("mps", "--no_4bit")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_flag_changes_its_setting_and_no_other(recipe: Recipe) -> None:
+    default = vars(settings(recipe))
+    assert set(OTHER) | set(SWITCHES) == set(default)
+    for name in table(recipe):
+        argv = [f"--{name}"] if name in SWITCHES else [f"--{name}", OTHER[name]]
+        changed = vars(settings(recipe, *argv))
+        assert {key for key in default if default[key] != changed[key]} == {name}
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    mps, cuda = settings("mps"), settings("cuda")
+    assert (mps.model, cuda.model) == ("Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2.5-3B-Instruct")
+    assert (mps.batch_size, mps.gradient_accumulation) == (1, 4)
+    assert (cuda.batch_size, cuda.gradient_accumulation) == (2, 2)
+    for each in (mps, cuda):
+        assert (each.lr, each.max_seq_length) == (2e-4, 512)
+        assert (each.lora_r, each.lora_alpha, each.lora_dropout) == (16, 32, 0.0)
+        assert each.lora_targets == "q_proj,k_proj,v_proj,o_proj"
+
+
+def test_command_line_beats_config_file_beats_default(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("lr: 1e-3\nepochs: 7\nskip_eval: true\n")
+    resolved = settings("mps", "--config", str(config), "--epochs", "2")
+    assert (resolved.lr, resolved.epochs, resolved.skip_eval) == (1e-3, 2.0, True)
+    assert resolved.batch_size == 1
+
+
+def test_config_file_may_be_json(tmp_path: Path) -> None:
+    config = tmp_path / "run.json"
+    config.write_text('{"lr": 2e-3, "batch_size": 4}')
+    assert settings("cuda", "--config", str(config)).batch_size == 4
+
+
+def test_unknown_key_of_a_config_file_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rate: 1\nbatchsize: 3\n")
+    with pytest.raises(UserError, match=r"run\.yaml.*'learning_rate'"):
+        settings("mps", "--config", str(config))
+    config.write_text("batchsize: 3\n")
+    with pytest.raises(UserError, match="nearest known one is 'batch_size'"):
+        settings("mps", "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("epochs", "-1"),
+        ("epochs", "0"),
+        ("epochs", "inf"),
+        ("lr", "nan"),
+        ("lr", "fast"),
+        ("batch_size", "0"),
+        ("batch_size", "1.5"),
+        ("gradient_accumulation", "-4"),
+        ("max_seq_length", "4"),
+        ("lora_dropout", "1"),
+        ("seed", "-1"),
+        ("tracking", "maybe"),
+        ("model", " "),
+    ],
+)
+def test_setting_out_of_range_is_refused_by_name(flag: str, value: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        settings("mps", f"--{flag}={value}")
+
+
+@pytest.mark.parametrize("text", ["lr: [1]", "- 1", "epochs: yes", "lr: {a: 1", "batch_size: 2.5"])
+def test_broken_config_file_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        settings("mps", "--config", str(config))
+
+
+def test_missing_config_file_and_unknown_flag_are_refused() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        settings("mps", "--config", "nowhere.yaml")
+    with pytest.raises(UserError, match="--learning_rate"):
+        settings("mps", "--learning_rate", "1")

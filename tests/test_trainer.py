@@ -1,0 +1,208 @@
+"""One optimizer step: the same whatever its layout, and the same as TRL's."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+
+from pt_app.errors import UserError
+from pt_app.eval_model.adapters import attach_lora
+from pt_app.eval_model.packing import IGNORED, PadCollator, fixed_lengths
+from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
+
+PAD = 0
+
+
+def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random ids of uneven lengths with a supervised end of 1 to 9 tokens."""
+    rng = random.Random(seed)
+    examples = []
+    for _ in range(count):
+        n = rng.randint(12, 40)
+        ids = [rng.randrange(5, 300) for _ in range(n)]
+        examples.append({"input_ids": ids, "prompt_length": n - rng.randint(1, 9)})
+    return examples
+
+
+def make_judge(base: Path) -> Any:
+    """The base with a LoRA whose B is not zero, so that every gradient says something."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = attach_lora(model, r=4, alpha=8, dropout=0.0, targets="q_proj,v_proj,down_proj")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+class Gradients(TrainerCallback):  # type: ignore[misc]
+    """Keeps the gradients of each step, before the optimizer uses them."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.steps.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+
+def arguments(folder: Path, **changed: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "learning_rate": 1e-2,
+        "max_steps": 3,
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": True,
+        "seed": 1,
+        "logging_nan_inf_filter": False,
+    } | changed
+
+
+def train(base: Path, folder: Path, examples: list[dict[str, Any]], **changed: Any) -> Any:
+    """Losses and gradients of the steps of a JudgeTrainer run."""
+    gradients = Gradients()
+    lengths = changed.pop("lengths", ())
+    trainer = JudgeTrainer(
+        model=make_judge(base),
+        args=TrainingArguments(**arguments(folder, **changed)),
+        train_dataset=Dataset.from_list(examples),
+        data_collator=PadCollator(PAD, lengths),
+        callbacks=[gradients],
+    )
+    trainer.train()
+    return [e["loss"] for e in trainer.state.log_history if "loss" in e], gradients.steps
+
+
+def assert_same(one: Any, other: Any, loss: float = 1e-5, gradient: float = 1e-4) -> None:
+    assert len(one[0]) == len(other[0]) == 3
+    assert one[0] == pytest.approx(other[0], abs=loss)
+    for mine, theirs in zip(one[1], other[1], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            scale = theirs[name].norm()
+            assert scale > 0, name
+            assert (mine[name] - theirs[name]).norm() <= gradient * scale, name
+
+
+def test_batch_one_four_times_is_batch_four_once(base: Path, tmp_path: Path) -> None:
+    examples = make_examples(12)
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    four = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    assert_same(train(base, tmp_path, examples, **one), train(base, tmp_path, examples, **four))
+
+
+def test_activation_checkpointing_and_fixed_lengths_change_no_step(
+    base: Path, tmp_path: Path
+) -> None:
+    examples = make_examples(12)
+    plain = train(base, tmp_path, examples, per_device_train_batch_size=4)
+    changed = train(
+        base,
+        tmp_path,
+        examples,
+        per_device_train_batch_size=4,
+        lengths=fixed_lengths(64, 4),
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+    )
+    assert_same(plain, changed)
+
+
+def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    examples = make_examples(12)
+    rows = [
+        {
+            "input_ids": e["input_ids"],
+            "labels": [IGNORED] * e["prompt_length"] + e["input_ids"][e["prompt_length"] :],
+        }
+        for e in examples
+    ]
+    gradients = Gradients()
+    settings = arguments(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=False
+    )
+    del settings["label_names"], settings["remove_unused_columns"]
+    trainer = SFTTrainer(
+        model=make_judge(base),
+        args=SFTConfig(**settings, max_length=None, activation_checkpointing=False),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        callbacks=[gradients],
+    )
+    trainer.train()
+    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    ours = train(
+        base,
+        tmp_path,
+        examples,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    assert_same(ours, (losses, gradients.steps))
+
+
+def test_loss_is_that_of_full_logits_with_masked_labels(base: Path) -> None:
+    model = make_judge(base).eval()
+    batch = PadCollator(PAD)(make_examples(5))
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    full = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        batch["labels"][:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+    assert summed_loss(model, batch).item() == pytest.approx(full.item(), rel=1e-6)
+
+
+def test_fixed_lengths_bound_the_number_of_shapes() -> None:
+    lengths = fixed_lengths(512)
+    collate = PadCollator(PAD, lengths)
+    shapes = set()
+    for seed in range(200):
+        rng = random.Random(seed)
+        n = rng.randint(30, 512)
+        batch = collate([{"input_ids": [5] * n, "prompt_length": n - rng.randint(8, 29)}])
+        assert (batch["labels"] != IGNORED).sum() == (
+            batch["labels"][:, batch["keep"] + 1] > 0
+        ).sum()
+        shapes.add((batch["input_ids"].shape[1], len(batch["keep"])))
+    assert len(lengths) == 8
+    assert len(shapes) <= 8
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    base: Path, tmp_path: Path
+) -> None:
+    class Poison(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                next(p for p in kwargs["model"].parameters() if p.requires_grad).data.fill_(
+                    torch.nan
+                )
+
+    trainer = JudgeTrainer(
+        model=make_judge(base),
+        args=TrainingArguments(**arguments(tmp_path, save_strategy="steps", save_steps=2)),
+        train_dataset=Dataset.from_list(make_examples(24)),
+        data_collator=PadCollator(PAD),
+        callbacks=[Poison()],
+    )
+    with pytest.raises(
+        UserError, match=r"nan in step 3; the last good checkpoint is .*checkpoint-2"
+    ):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2" / "complete.json").exists()
+    assert not (tmp_path / "checkpoint-3").exists()
