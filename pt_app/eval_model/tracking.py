@@ -46,6 +46,7 @@ class Tracker:
         self._say = say
         self._run: Any = None
         self._run_folder = ""
+        self._said: set[str] = set()
 
     @classmethod
     def start(
@@ -234,11 +235,13 @@ class Tracker:
             within(GONE_SECONDS, wandb.teardown)
 
     def _try(self, consequence: str, work: Callable[[], Any]) -> Any:
-        """Do `work`; where it fails, say so in one line, and return None."""
+        """Do `work`; where it fails, say so in one line, once, and return None."""
         try:
             return work()
         except Exception as error:
-            self._say(f"tracking: {consequence} ({_one_line(error)}); the run goes on")
+            if consequence not in self._said:
+                self._say(f"tracking: {consequence} ({_one_line(error)}); the run goes on")
+            self._said.add(consequence)
             return None
 
     def _say_unsent(self, what: str) -> None:
@@ -296,6 +299,7 @@ def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> Any:
     import wandb
 
     artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", run_name), type="model")
+    adapter = adapter.resolve()  # an offline run keeps the path, and is sent from elsewhere
     for file in sorted(adapter.rglob("*")):
         if file.is_file() and (texts or file.name not in FILES_WITH_TEXTS):
             name = file.relative_to(adapter).as_posix()
@@ -322,6 +326,7 @@ def wandb_settings() -> Any:
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        x_transaction_log_flush_interval=1.0,  # a killed service loses no more than that
     )
 
 

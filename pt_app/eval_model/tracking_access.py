@@ -36,6 +36,9 @@ def resolve_access(mode: str) -> Access:
     wish = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
     if wish in ("off", "disabled"):
         return Access("off", "--tracking off" if mode == "off" else "WANDB_MODE=disabled")
+    # Both are read when wandb is imported or set up: no lines of its own, no reports of crashes.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if wish in ("offline", "dryrun"):
         return Access(
             "offline", "--tracking offline" if mode == "offline" else f"WANDB_MODE={wish}"
@@ -56,11 +59,9 @@ def resolve_access(mode: str) -> Access:
 
 def find_key() -> tuple[str, str | None, str]:
     """(server address, API key or None, why there is none), by W&B's own rules, never asking."""
-    # Both are read when wandb is imported or set up: no lines of its own, no reports of crashes.
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
     from wandb.sdk.lib import wbauth
+
+    import wandb
 
     base_url = str(wandb.Settings().base_url)
     try:

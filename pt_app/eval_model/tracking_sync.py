@@ -28,6 +28,7 @@ Kind = Literal["wandb", "weave"]
 # (weave's server cache makes a replay leave out what an earlier session has sent).
 CHILD_ENVIRONMENT = {
     "WANDB_ERROR_REPORTING": "false",
+    "WANDB_X_DISABLE_MACHINE_INFO": "true",
     "WEAVE_CAPTURE_CLIENT_INFO": "false",
     "WEAVE_CAPTURE_CODE": "false",
     "WEAVE_CAPTURE_SYSTEM_INFO": "false",

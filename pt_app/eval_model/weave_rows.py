@@ -54,7 +54,8 @@ def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
         "scores": _scores(verdict, label),
     }
     if log_texts:
-        row["texts"] = {k: v for k, v in prediction.items() if k not in inputs and k not in output}
+        sent = inputs | output
+        row["texts"] = {k: v for k, v in prediction.items() if k not in sent or v != sent[k]}
     return row
 
 
