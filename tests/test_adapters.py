@@ -7,9 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from contract import assert_adapter_contract, assert_no_absolute_path
 from safetensors.torch import load_file, save_file
-from tiny_models import make_model_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from pt_app.errors import UserError
@@ -27,6 +25,8 @@ from pt_app.eval_model.models import load_model, load_tokenizer, model_identity,
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.verdicts import Scale
 from pt_app.files import sha256_file
+from tests.contract import assert_adapter_contract, assert_no_absolute_path
+from tests.tiny_models import make_model_folder
 
 TARGETS = ["v_proj", "q_proj", "o_proj", "k_proj"]
 NF4 = BitsAndBytesConfig(

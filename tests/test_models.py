@@ -4,7 +4,6 @@ import hashlib
 
 import pytest
 import torch
-from tiny_models import make_model_folder
 
 from pt_app.errors import UserError
 from pt_app.eval_model.models import (
@@ -14,6 +13,7 @@ from pt_app.eval_model.models import (
     model_identity,
     resolve_model,
 )
+from tests.tiny_models import make_model_folder
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import KINDS, make_model, make_tokenizer
 
 from pt_app.errors import UserError
 from pt_app.eval_model.data import JudgeExample, Label
@@ -14,6 +13,7 @@ from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.verdict_trie import VerdictTrie, sees_trees
 from pt_app.eval_model.verdicts import Scale
+from tests.tiny_models import KINDS, make_model, make_tokenizer
 
 SCALES = ["0-10", "1-5", "0-10:0.5", "pairwise", "pass_fail", "0-100:25"]
 TEXT = "the old house is white and she reads a long letter in the small garden"
@@ -132,37 +132,42 @@ def test_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
         JudgeScorer(None, merging, Scale.from_name("pass_fail"))
 
 
-@pytest.fixture(scope="module")
-def trained(chatml):
-    """A model that has learned by heart: verdicts for some rows, other talk for the rest."""
-    rows = examples(12, seed=7)
-    encoder = encoder_of(chatml)
+@pytest.fixture(scope="module", params=["chatml", "mistral"])
+def trained(request, tmp_path_factory):
+    """A model that has learned by heart: verdicts for some rows, other talk for the rest.
+
+    Mistral's template puts a space before each answer.
+    """
+    tokenizer = make_tokenizer(tmp_path_factory.mktemp("tokenizer"), request.param)
+    encoder = encoder_of(tokenizer)
+    rows = [JudgeExample(prompt=f"Row {row}: {TEXT[: 6 * row]}") for row in range(12)]
     answers = [
         f"Score: {row}/10\nIssues: none" if row % 3 else f"I like it.\nScore: {row}/10"
         for row in range(11)
     ]
     answers.append("Score: 11/10\nIssues: none")
-    model = make_model(chatml, initializer_range=0.1, hidden_size=64)
+    model = make_model(tokenizer, initializer_range=0.1, hidden_size=64)
+    learn_by_heart(model, encoder, rows, answers)
+    return model, encoder, rows, answers
+
+
+def learn_by_heart(model, encoder, rows, answers):
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    torch.manual_seed(0)
-    sequences = [
-        (encoder.prompt_ids(row), [*encoder.answer_ids(answer), encoder.end_token_id])
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    model.train()
-    width = max(len(prompt) + len(answer) for prompt, answer in sequences)
+    prompts = [encoder.prompt_ids(row) for row in rows]
+    endings = [[*encoder.answer_ids(answer), encoder.end_token_id] for answer in answers]
+    width = max(len(a) + len(b) for a, b in zip(prompts, endings, strict=True))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full_like(ids, -100)
-    for row, (prompt, answer) in enumerate(sequences):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    for row, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
+        end = len(prompt) + len(ending)
+        ids[row, :end] = torch.tensor(prompt + ending)
+        labels[row, len(prompt) : end] = torch.tensor(ending)
     for _ in range(150):
         loss = model(ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.05, "the fixture's model did not learn"
-    return model, encoder, rows, answers
+    assert loss.item() < 0.05, "the model did not learn"
 
 
 def test_generated_answer_and_walk_through_the_trie_agree(trained):
