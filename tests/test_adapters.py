@@ -21,8 +21,10 @@ from pt_app.eval_model.adapters import (
     verify_adapter,
     without_absolute_paths,
 )
+from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.models import load_model, load_tokenizer, model_identity, resolve_model
 from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.verdicts import Scale
 from pt_app.files import sha256_file
 from tests.contract import assert_adapter_contract, assert_no_absolute_path
@@ -234,6 +236,22 @@ def test_merging_into_anything_but_float32_is_refused(folder, source, options):
     loaded = load_adapter(folder, load_model(source, **options), model_identity(source))
     with pytest.raises(UserError, match="float32"):
         merge(loaded)
+
+
+def test_folder_alone_gives_the_scores_of_training(folder, model, source, encoder):
+    rows = [JudgeExample(source="the house", candidate=word) for word in ("a casa", "o", "")]
+    live = JudgeScorer(model, encoder, encoder.scale, progress=False).score(rows)
+    info = verify_adapter(folder)
+    merged = merge(load_adapter(folder, load_model(source), model_identity(source)))
+    again = PromptEncoder(load_tokenizer(folder), info.template, info.scale, info.max_seq_length)
+    scored = JudgeScorer(merged, again, info.scale, progress=False).score(rows)
+    for one, other in zip(live, scored, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert (one.status, one.constrained, one.raw) == (
+            other.status,
+            other.constrained,
+            other.raw,
+        )
 
 
 def test_folder_name_is_of_model_epochs_and_time():

@@ -279,8 +279,8 @@ def _name(identity: Identity, key: str) -> str:
 def merge(model: Any) -> Any:
     """Fold the adapter of a PeftModel into its base, and return the plain model.
 
-    Raises UserError on weights other than float32: rounding there moves the verdicts, on a
-    4-bit base by as much as the adapter does.
+    Raises UserError on weights other than float32: a quantised base is rounded again, which moves
+    the verdicts.
     """
     import torch
 
