@@ -67,22 +67,23 @@ def generate(
     max_words: Annotated[
         int, typer.Option("--max_words", help="of a corpus sentence; longer ones are left out")
     ] = 40,
+    variants: Annotated[int, typer.Option(help="candidates of a training source")] = 4,
 ) -> None:
     """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
     from pt_app.judge_data.generate import generate as write
 
-    typer.echo(
-        write(
-            out,
-            rows=rows,
-            val_rows=val_rows,
-            test_rows=test_rows,
-            seed=seed,
-            lexicon=lexicon,
-            corpus=corpus,
-            max_words=max_words,
-        )
+    summary = write(
+        out,
+        rows=rows,
+        val_rows=val_rows,
+        test_rows=test_rows,
+        seed=seed,
+        lexicon=lexicon,
+        variants=variants,
+        corpus=corpus,
+        max_words=max_words if corpus else None,
     )
+    typer.echo("\n".join(summary.lines()))
 
 
 @base.command("path")

@@ -21,7 +21,8 @@ def run_demo(seed: int = 0) -> Path:
 
     data = Path("datasets/demo" if seed == 0 else f"datasets/demo-{seed}")
     if not (data / "dataset.json").exists():
-        print(generate(data, rows=TRAIN_ROWS, val_rows=VAL_ROWS, test_rows=TEST_ROWS, seed=seed))
+        made = generate(data, TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed=seed)
+        print("\n".join(made.lines()))
     evaluation = _finished(data, seed)
     if evaluation is None:
         flags = ["--data_dir", str(data), "--output_dir", str(ADAPTERS), "--seed", str(seed)]
