@@ -134,7 +134,7 @@ def sync_apart(run_dir: Path) -> str:
     """`sync` in a process of its own, as the command line runs it."""
     code = (
         "import sys; from pathlib import Path; from pt_app.eval_model.tracking_sync import sync; "
-        "print(sync(Path(sys.argv[1]), 60).line)"
+        "print(sync(Path(sys.argv[1]), 60))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(run_dir)], capture_output=True, text=True, timeout=90
@@ -344,6 +344,8 @@ def test_sync_says_what_is_missing(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / STATE_FILE).write_text('{"schema": 1, "wandb": {}, "weave": {"rows": false}}')
     with pytest.raises(UserError, match="no W&B key"):
         sync(tmp_path)
+    with pytest.raises(UserError, match="no W&B key"):
+        sync(tmp_path / "run_final")  # the adapter's folder, beside its run's
     (run_dir / STATE_FILE).write_text("{")
     with pytest.raises(UserError, match=r"tracking\.json is damaged"):
         sync(tmp_path)

@@ -23,7 +23,8 @@ def test_rows_hold_texts_only_if_asked() -> None:
 
 
 def test_a_verdict_that_did_not_parse_is_counted_as_such() -> None:
-    row = as_row({**prediction(0), "verdict": None}, log_texts=False)
+    row = as_row({**prediction(0), "verdict": None, "constrained": 7}, False)
+    assert row["output"]["constrained"] == 7
     assert row["scores"] == {"parsed": False, "exact": False}
 
 

@@ -99,7 +99,7 @@ class Tracker:
             return
         summary = summarize(results or {})
         rows = ""
-        if predictions is not None:
+        if predictions is not None and predictions.exists():  # none without an evaluation
             rows = self._write_rows(results or {}, summary, predictions)
         online = self.access.mode == "online" and reachable(self.access.base_url)
         if self._run is not None:

@@ -49,8 +49,7 @@ class SyncSummary:
     already_sent: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
-    @property
-    def line(self) -> str:
+    def __str__(self) -> str:
         """One line for the terminal."""
         parts = [f"sent {len(self.sent)}", f"sent before {len(self.already_sent)}"]
         if self.failed:
@@ -85,11 +84,15 @@ def note(run_dir: Path, kind: Kind, name: str, sent: bool) -> None:
 def sync(folder: Path, deadline_s: float = 600.0) -> SyncSummary:
     """Send what the run folders in `folder` (itself, or below it) have not sent yet.
 
+    For an adapter's folder (`…_final`) that is the folder of its run, beside it.
+
     Sending again sends nothing twice: a W&B run is continued by W&B; a Weave evaluation is the
     unit, and what a failed attempt left of one is deleted before it is sent whole. `deadline_s`
     bounds all of it in seconds. Raises UserError where nothing was tracked, without a key, and
     without a network.
     """
+    if folder.name.endswith("_final") and not list(folder.rglob(STATE_FILE)):
+        folder = folder.with_name(folder.name.removesuffix("_final"))
     states = {file.parent: read_state(file.parent) for file in sorted(folder.rglob(STATE_FILE))}
     summary = SyncSummary()
     waiting: list[tuple[Path, Kind, str]] = []

@@ -46,6 +46,8 @@ def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
         inputs["group"] = digest[:12]
     inputs["label"] = label
     output = {name: prediction[name] for name in SAFE_OUTPUTS if name in prediction}
+    if "constrained" in prediction:  # the most likely of the allowed verdicts
+        output["constrained"] = _verdict(prediction["constrained"])
     output |= {"verdict": verdict, "probabilities": _probabilities(prediction)}
     row = {
         "model": str(prediction.get("model", "judge")),
