@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pt_app.errors import UserError, exit_with
 
+Lexicons = Literal["full", "small"]
 app = typer.Typer(
     name="judge",
     help="Fine-tune a small language model into a judge, and prove how good it is.",
@@ -50,7 +51,10 @@ def sync(
     """Send to W&B and Weave what runs without a network kept on disk."""
     from pt_app.eval_model.tracking_sync import sync as send
 
-    typer.echo(send(folder, deadline))
+    summary = send(folder, deadline)
+    typer.echo(str(summary))
+    if summary.failed:
+        raise UserError(f"{len(summary.failed)} not sent: run judge sync {folder} again later")
 
 
 @data.command()
@@ -60,7 +64,7 @@ def generate(
     val_rows: Annotated[int, typer.Option("--val_rows", help="validation rows")] = 300,
     test_rows: Annotated[int, typer.Option("--test_rows", help="test rows")] = 400,
     seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
-    lexicon: Annotated[str, typer.Option(help="full or small")] = "full",
+    lexicon: Annotated[Lexicons, typer.Option(help="words of the grammar")] = "full",
     corpus: Annotated[
         Path | None, typer.Option(help="parallel corpus (TMX, TSV) to corrupt instead of a grammar")
     ] = None,
@@ -99,7 +103,7 @@ def base_train(
     output: Annotated[Path, typer.Option(help="folder to write the base into")],
     seed: Annotated[int, typer.Option(help="of corpus, weights and order")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a weak base in 6 minutes")] = False,
-    lexicon: Annotated[str, typer.Option(help="full or small")] = "full",
+    lexicon: Annotated[Lexicons, typer.Option(help="words of the grammar")] = "full",
     corpus: Annotated[
         Path | None, typer.Option(help="parallel corpus (TMX, TSV) instead of the grammar")
     ] = None,

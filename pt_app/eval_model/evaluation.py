@@ -4,7 +4,6 @@
 made from these two alone.
 """
 
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,18 +45,16 @@ def evaluate(
     """
     scale, identity = encoder.scale, models.model_identity(source)
     model = models.load_model(source)
-    judges = [Judged("base", JudgeScorer(model, encoder, scale, name="base").score(test))]
+    base = JudgeScorer(model, encoder, scale, name="base").score(test)
     model = adapters.load_adapter(adapter, model, identity)
-    judges.insert(
-        0, Judged("adapter", JudgeScorer(model, encoder, scale, name="adapter").score(test))
-    )
-    del model
-    gc.collect()
+    judge = JudgeScorer(model, encoder, scale, name="adapter").score(test)
+    judges = [Judged("adapter", judge), Judged("base", base)]
     folder = adapter / "evaluation"
     rows = [row for judge in judges for row in _predictions(judge, test)]
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text_atomic(folder / PREDICTIONS, "".join(lines))
-    results = _results(judges, data, test, scale, adapter.name, identity, run)
+    ids = {"adapter": adapter.name, "base": source.name}
+    results = _results(judges, data, test, scale, ids, run | {"base": identity})
     write_json_atomic(folder / RESULTS, results)
     return results
 
@@ -103,69 +100,65 @@ def _results(
     data: JudgeData,
     test: Sequence[JudgeExample],
     scale: Scale,
-    adapter_id: str,
-    identity: dict[str, Any],
+    ids: dict[str, str],
     run: dict[str, Any],
 ) -> dict[str, Any]:
     # A row that fits no judge's context is left out of all numbers alike, and counted.
-    seen = [i for i in range(len(test)) if all(j.scored[i].status != "too_long" for j in judges)]
-    labels = [_label(test[i]) for i in seen]
-    groups = [test[i].group for i in seen]
+    fits = [i for i in range(len(test)) if all(j.scored[i].status != "too_long" for j in judges)]
+    rows = [test[i] for i in fits]
+    judges = [Judged(judge.name, [judge.scored[i] for i in fits]) for judge in judges]
+    labels, groups = [_label(row) for row in rows], [row.group for row in rows]
+    adapter, base = ([_likeliest(score) for score in judge.scored] for judge in judges)
+    models = [
+        {
+            "id": ids[judge.name],
+            "name": judge.name,
+            "precision": "float32",
+            **_numbers(judge, rows, scale),
+            "unscored": len(test) - len(rows),
+        }
+        for judge in judges
+    ]
     train_labels = [_label(example) for example in data.train]
-    constrained = {j.name: [j.scored[i].constrained for i in seen] for j in judges}
     return {
         "schema": 1,
         "task": data.card.task,
         "data": {
             "path": data.path.name,
-            "n": len(seen),
+            "n": len(rows),
             "groups": len(set(groups)),
             "sha256": data.sha256,
         },
         "scale": scale.name,
-        "models": [
-            {
-                "id": adapter_id if judge.name == "adapter" else identity["name"],
-                "name": judge.name,
-                "precision": "float32",
-                **_numbers(judge, [test[i] for i in seen], seen, labels, groups, scale),
-                "unscored": len(test) - len(seen),
-            }
-            for judge in judges
-        ],
+        "models": models,
         "baselines": [majority_baseline(train_labels, labels, groups, scale)],
         "ceiling": None,
-        "comparisons": [
-            compare(labels, constrained["adapter"], constrained["base"], groups, scale)
-        ],
-        "run": run | {"base": identity},
+        "comparisons": [compare(labels, adapter, base, groups, scale)],
+        "run": run,
     }
 
 
-def _numbers(
-    judge: Judged,
-    examples: Sequence[JudgeExample],
-    seen: Sequence[int],
-    labels: Sequence[Verdict],
-    groups: Sequence[str],
-    scale: Scale,
-) -> dict[str, Any]:
-    scored = [judge.scored[i] for i in seen]
-    errors = [example.errors for example in examples]
+def _likeliest(score: Scored) -> Verdict:
+    assert score.constrained is not None, "only a row that is too long has no verdict at all"
+    return score.constrained
+
+
+def _numbers(judge: Judged, rows: Sequence[JudgeExample], scale: Scale) -> dict[str, Any]:
+    groups = [row.group for row in rows]
     rouge = [
-        rouge_l(example.label.feedback, _feedback(score) or "")
-        if example.label and example.label.feedback
+        rouge_l(row.label.feedback, _feedback(score) or "")
+        if row.label and row.label.feedback
         else None
-        for example, score in zip(examples, scored, strict=True)
+        for row, score in zip(rows, judge.scored, strict=True)
     ]
     summary = summarise(
-        labels,
-        [score.verdict for score in scored],
-        [score.constrained for score in scored],
+        [_label(row) for row in rows],
+        [score.verdict for score in judge.scored],
+        [_likeliest(score) for score in judge.scored],
         groups,
         scale,
         rouge=rouge,
-        errors=[kinds or [] for kinds in errors] if any(errors) else None,
+        errors=[row.errors or [] for row in rows] if any(row.errors for row in rows) else None,
     )
-    mass = mean_metric([score.verdict_mass for score in scored], groups)
+    mass = mean_metric([score.verdict_mass for score in judge.scored], groups)
     return summary | {"verdict_mass": mass}

@@ -26,6 +26,7 @@ from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import about_this_run
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
+from pt_app.eval_model.tracking_access import resolve_access
 from pt_app.eval_model.trainer import JudgeTrainer
 from pt_app.eval_model.verdicts import Scale
 
@@ -55,6 +56,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     console.start()
     platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
+    resolve_access(settings.tracking)  # a key that is asked for and missing is said first
     prepared = prepare(settings)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
