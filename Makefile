@@ -2,7 +2,7 @@
 # make test        the fast tests        make test-slow   the demo, kills, several processes
 # make check       ruff and mypy         make generate-data
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -25,7 +25,7 @@ generate-data: $(VENV)/.mps
 	$(BIN)/judge data generate
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

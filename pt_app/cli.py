@@ -132,3 +132,7 @@ def _run() -> None:
         raise UserError(f"{message.rstrip('.')}; see judge --help") from None
     if code:
         sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,17 +37,17 @@ def without_network() -> list[str]:
 
 
 def run_offline(
-    command: Sequence[str], cwd: Path = ROOT, **env: str
+    command: Sequence[str], cwd: Path = ROOT, timeout: float = 300, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with `command` without network, keys and terminal; at most 5 minutes."""
+    """Run Python with `command` without network, keys and terminal; `timeout` in seconds."""
     keys = ("WANDB_API_KEY", "HF_TOKEN", "WANDB_MODE")
     kept = {name: value for name, value in os.environ.items() if name not in keys}
     return subprocess.run(
         [*without_network(), sys.executable, *command],
         cwd=cwd,
-        env=kept | {"OMP_NUM_THREADS": "1", "NETRC": os.devnull} | env,
+        env=kept | {"NETRC": os.devnull} | env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )

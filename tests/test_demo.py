@@ -1,0 +1,77 @@
+"""The demo as a newcomer runs it: from nothing to a judge that agrees with its labels."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, run_offline
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone holds, with a user's own data and adapter in it."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "pt_app", "configs"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for mine in ("datasets/mine/judge_train.json", "adapters_eval/mine_final/README.md"):
+        (folder / mine).parent.mkdir(parents=True)
+        (folder / mine).write_text("mine")
+    return folder
+
+
+def run_demo(clone: Path, seed: int) -> tuple[str, Path]:
+    """Output of `judge demo` without network and keys, and the report that it names."""
+    done = run_offline(["-m", "pt_app.cli", "demo", "--seed", str(seed)], cwd=clone, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, clone / done.stdout.strip().splitlines()[-1].removeprefix("report: ")
+
+
+def named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (entry,) = [entry for entry in entries if entry["name"] == name]
+    return entry
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_demo_judge_agrees_with_unseen_labels_far_better_than_its_base(
+    clone: Path, seed: int
+) -> None:
+    output, report = run_demo(clone, seed)
+    assert "no Apple GPU here: training on the CPU" in output or sys.platform == "darwin"
+    results = json.loads((report.parent / "results.json").read_text())
+    adapter, base = (named(results["models"], name) for name in ("adapter", "base"))
+    print(seed, {key: adapter["metrics"][key] for key in ("kappa_quadratic", "mae")})
+    assert results["data"]["groups"] >= 300
+    assert adapter["constrained"]["kappa_quadratic"]["n"] >= 300
+    assert adapter["metrics"]["kappa_quadratic"]["value"] >= 0.80
+    assert adapter["metrics"]["mae"]["value"] <= 1.0
+    assert adapter["parse_failures"] / adapter["n"] < 0.02
+    kappas = [judge["constrained"]["kappa_quadratic"]["value"] for judge in (adapter, base)]
+    assert kappas[0] - kappas[1] >= 0.25
+    assert "adapter" in report.read_text()
+
+
+def test_second_demo_uses_what_is_there_and_touches_nothing_of_the_users(clone: Path) -> None:
+    run_demo(clone, 0)
+    before = {p: p.stat().st_mtime_ns for p in clone.rglob("*") if p.is_file()}
+    output, report = run_demo(clone, 0)
+    assert "trained and evaluated before" in output
+    assert report.exists()
+    after = {p: p.stat().st_mtime_ns for p in clone.rglob("*") if p.is_file()}
+    ours = {p: t for p, t in before.items() if "__pycache__" not in p.parts}
+    assert ours == {p: t for p, t in after.items() if "__pycache__" not in p.parts}
+    assert (clone / "datasets/mine/judge_train.json").read_text() == "mine"
+    assert (clone / "adapters_eval/mine_final/README.md").read_text() == "mine"
