@@ -1,0 +1,61 @@
+"""The tiny Qwen2: its shape, its random start, and how it is written to disk."""
+
+from pathlib import Path
+from typing import Any
+
+from pt_app.base_model.tokenizer import MAX_LENGTH, TURN_END
+
+EMBEDDING_STD = 0.1
+
+
+def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
+    """A float32 `Qwen2ForCausalLM` with random weights; embeddings and output share a matrix.
+
+    The output matrix being the embedding's spares a quarter of the parameters.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    # At the usual 0.02 a word is drowned by what the layers add, and copying forms late.
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
+    return model
+
+
+def round_to_float16(model: Any) -> None:
+    """Round all weights, in place, to what the float16 file will hold."""
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.half().float())
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights in float16, configuration, tokenizer and chat template; greedy by default."""
+    import torch
+
+    model.generation_config.do_sample = False
+    model.to(torch.float16).save_pretrained(folder)
+    model.to(torch.float32)
+    tokenizer.save_pretrained(folder)
+
+
+def count_parameters(model: Any) -> int:
+    """Number of weights; the shared embedding and output matrix counts once."""
+    return sum(weight.numel() for weight in model.parameters())

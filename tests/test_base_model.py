@@ -1,0 +1,194 @@
+"""The offline default: its tokenizer, its corpus, its training and the base that is shipped."""
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pt_app.base_model import shipped
+from pt_app.base_model.build import train_base
+from pt_app.base_model.card import read_card
+from pt_app.base_model.corpus import Corpus, Document
+from pt_app.base_model.sentences import GrammarSentences, RealSentences
+from pt_app.base_model.tokenizer import train_tokenizer
+from pt_app.errors import UserError
+from pt_app.files import sha256_file
+from pt_app.judge_data.grammar import reserved_for_judges
+
+MOST_BYTES = 4_000_000
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    rng = random.Random(3)
+    corpus = Corpus(GrammarSentences("full"))
+    return [corpus.sample(rng) for _ in range(6000)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("bases") / "small"
+    return train_base(output, steps=20, lexicon="small", vocab_size=500, width=32, layers=1)
+
+
+def test_the_corpus_holds_no_source_of_judge_data(documents: list[Document]) -> None:
+    shown = [
+        line for d in documents for line in re.findall(r"^Source: (.*?)(?:<|$)", d.prompt, re.M)
+    ]
+    assert len(shown) > 4000
+    assert not [source for source in shown if reserved_for_judges(source)]
+
+
+def test_no_number_follows_from_a_candidate(documents: list[Document]) -> None:
+    judged = [d for d in documents if "Candidate:" in d.prompt]
+    digits = [d for d in judged if re.search(r"\d", d.prompt.partition("Source:")[2] + d.answer)]
+    assert {d.task for d in digits} == {"given_score"}
+    assert len(digits) > 500
+    for document in digits:
+        given = re.search(r"\nGiven score: (\d+)<", document.prompt)
+        assert given is not None
+        assert re.findall(r"\d+", document.answer) == [given[1], "10"]
+    # Drawn by lot: the mean score of candidates with and without errors is the same.
+    means = {}
+    for some in (True, False):
+        scores = [d.number for d in digits if bool(d.kinds) is some]
+        means[some] = sum(scores) / len(scores)
+    assert abs(means[True] - means[False]) < 4 * 3.2 * (2 / 500) ** 0.5
+
+
+def test_the_first_phase_holds_unrelated_words_only() -> None:
+    rng = random.Random(3)
+    corpus = Corpus(GrammarSentences("small"))
+    tasks = Counter(corpus.sample(rng, first_phase=True).task for _ in range(200))
+    assert set(tasks) == {"repetition", "unrelated"}
+
+
+def test_an_annotation_marks_each_error_behind_its_word(documents: list[Document]) -> None:
+    marked = [d for d in documents if d.task == "annotation" and d.kinds]
+    assert len(marked) > 500
+    for document in marked:
+        reference = re.search(r"Reference: (.*)", document.prompt)
+        candidate = re.search(r"Candidate: (.*)<", document.prompt)
+        assert reference
+        assert candidate
+        agreeing = re.findall(r"(\S+) =", document.answer)
+        assert set(agreeing) <= set(reference[1].casefold().strip(".").split())
+        shown = list(candidate[1].casefold().strip(".").split())
+        assert all(word in document.answer for word in shown)
+
+
+def test_auto_tokenizer_gives_the_ids_of_the_file(made: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained(made)
+    raw = Tokenizer.from_file(str(made / "tokenizer.json"))
+    for text in ("O cão comeu 12 maçãs.\n\n  é?", "don't <|im_end|> x", "日本 \x00 😀", "e\u0301"):
+        assert read(text).input_ids == raw.encode(text).ids
+    assert read.decode(read("日本 \x00 😀").input_ids) == "日本 \x00 😀"
+    assert len(read("2048").input_ids) == 4
+
+
+def test_the_chat_template_writes_what_the_corpus_holds(made: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    turns = [{"role": "system", "content": "Repeat."}, {"role": "user", "content": "o cão"}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    expected = (
+        "<|im_start|>system\nRepeat.<|im_end|>\n<|im_start|>user\no cão<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(ids) == expected
+    assert ids == tokenizer(expected).input_ids
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_training_writes_a_base_that_transformers_loads(made: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    ids = AutoTokenizer.from_pretrained(made)("O menino", return_tensors="pt").input_ids
+    assert torch.isfinite(model(input_ids=ids).logits).all()
+    assert model.config.model_type == "qwen2"
+    assert not [path for path in made.parent.iterdir() if path != made]
+
+
+def test_the_same_command_gives_the_same_weights(made: Path, tmp_path: Path) -> None:
+    again = train_base(
+        tmp_path / "again", steps=20, lexicon="small", vocab_size=500, width=32, layers=1
+    )
+    assert read_card(again)["weights sha256"] == read_card(made)["weights sha256"]
+
+
+def test_a_base_is_replaced_but_no_other_folder(made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="no base that this command made"):
+        train_base(other, steps=1)
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"steps": 0}, "--steps"), ({"width": 100}, "--width"), ({"max_words": 9}, "--max_words")],
+)
+def test_settings_out_of_range_are_named(
+    settings: dict[str, int], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=named):
+        train_base(tmp_path / "base", **settings)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_parallel_corpus_replaces_the_grammar(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.tsv"
+    rows = [
+        f"The small dog number {i} sleeps.\tO cão pequeno número {i} dorme." for i in range(200)
+    ]
+    file.write_text("\n".join(rows), encoding="utf-8")
+    sentences = RealSentences(file, None)
+    rng = random.Random(1)
+    shown = {sentences.sample(rng, ()).source for _ in range(400)}
+    assert 50 < len(shown) < 150
+    assert not any(map(reserved_for_judges, shown))
+
+
+def test_the_shipped_base_is_what_its_card_says() -> None:
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    folder = shipped()
+    facts = read_card(folder)
+    weights = folder / "model.safetensors"
+    assert weights.stat().st_size <= MOST_BYTES
+    assert facts["weights sha256"] == sha256_file(weights)
+    assert facts["tokenizer sha256"] == sha256_file(folder / "tokenizer.json")
+    assert facts["command"].startswith("`judge base train")
+    assert {"corpus", "seed", "steps", "held-out loss", "wrong_word", "tense"} <= set(facts)
+    with safe_open(weights, "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert facts["parameters"] == f"{parameters:,}"
+    assert 1_000_000 <= parameters <= 3_000_000
+
+
+def test_the_shipped_base_detects_fluent_errors() -> None:
+    facts = read_card(shipped())
+    assert min(float(facts[kind]) for kind in ("wrong_word", "tense", "gender", "number")) > 0.9
+
+
+def test_words_of_the_grammar_are_one_token_each() -> None:
+    rng = random.Random(5)
+    corpus = Corpus(GrammarSentences("small"))
+    tokenizer = train_tokenizer(
+        (d.prompt + d.answer for d in (corpus.sample(rng) for _ in range(3000))), 2048
+    )
+    for word in (" menino", " comeu", " pão", " ="):
+        assert len(tokenizer(word).input_ids) == 1
