@@ -102,16 +102,29 @@ def base_path() -> None:
 def base_train(
     output: Annotated[Path, typer.Option(help="folder to write the base into")],
     seed: Annotated[int, typer.Option(help="of corpus, weights and order")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="a weak base in 6 minutes")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="a weak base within 6 minutes")] = False,
+    steps: Annotated[int | None, typer.Option(help="optimizer steps, if not the full ones")] = None,
     lexicon: Annotated[Lexicons, typer.Option(help="words of the grammar")] = "full",
     corpus: Annotated[
         Path | None, typer.Option(help="parallel corpus (TMX, TSV) instead of the grammar")
     ] = None,
+    max_words: Annotated[
+        int | None, typer.Option("--max_words", help="of a corpus sentence; longer ones are left")
+    ] = None,
 ) -> None:
     """Train a tokenizer and a tiny base from nothing; at most 2 hours on 2 cores."""
-    from pt_app.base_model.train import train_base
+    from pt_app.base_model.build import train_base
 
-    train_base(output, seed=seed, quick=quick, lexicon=lexicon, corpus=corpus)
+    made = train_base(
+        output,
+        seed=seed,
+        quick=quick,
+        steps=steps,
+        lexicon=lexicon,
+        corpus=corpus,
+        max_words=max_words,
+    )
+    typer.echo(f"base: {made}")
 
 
 def main() -> None:

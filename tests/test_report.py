@@ -135,10 +135,10 @@ def test_report_says_when_judge_and_base_cannot_be_told_apart(tmp_path: Path) ->
 def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
     sections = _sections(_write(_folder(tmp_path, failures=4)))
     reading = next(iter(sections.values()))
-    assert "4 of 40 could not be read (10.00 %)" in reading
+    assert "4 of 40 are parse failures (10.00 %)" in reading
     assert "(n = 36)" in reading
     matrix = sections["Labels and verdicts"]
-    assert "unreadable" in matrix
+    assert "parse failure" in matrix
     cells = [re.split(r" *\| *", line) for line in matrix.splitlines() if line.startswith("| **")]
     assert sum(int(line[-3] or 0) for line in cells) == 4
     assert sum(int(line[-2]) for line in cells) == 40

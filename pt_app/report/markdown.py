@@ -46,7 +46,7 @@ def _main_judge(results: dict[str, Any]) -> str:
 
 def _numbers(results: dict[str, Any]) -> str:
     columns = columns_of(results)
-    header = ["judge", *(NAMES[name] for name in columns), "unreadable", "n"]
+    header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n"]
     rows = []
     for judge in [*results["models"], *(results.get("baselines") or [])]:
         name, metrics, failures = inline(judge["name"]), judge["metrics"], judge["parse_failures"]
@@ -57,7 +57,7 @@ def _numbers(results: dict[str, Any]) -> str:
         rows.append(_line(f"{name}, likeliest verdict", judge["constrained"], columns, UNDEFINED))
         rows.append(_line(f"{name}, own answer", metrics, columns, str(failures)))
         strict = {column: metrics.get(f"{column}_strict") for column in columns}
-        rows.append(_line(f"{name}, unreadable is wrong", strict, columns, str(failures)))
+        rows.append(_line(f"{name}, parse failures wrong", strict, columns, str(failures)))
     return f"## Numbers\n\n{table(header, rows)}\n\n{_legend(results)}"
 
 
@@ -75,8 +75,8 @@ def _legend(results: dict[str, Any]) -> str:
     lines = [
         "95 % intervals in brackets: bootstrap over groups, so that rows of one source count as "
         "one draw. *Likeliest verdict*: the most likely of the allowed verdicts, on every row. "
-        "*Own answer*: the verdict the judge writes, over the answers that can be read. "
-        "*Unreadable is wrong*: the same with each unreadable answer counted as the verdict "
+        "*Own answer*: the verdict the judge writes, without parse failures. "
+        "*Parse failures wrong*: the same with each parse failure counted as the verdict "
         "farthest from the label (where verdicts have no order: as another, wrong one). "
         f"{UNDEFINED}: undefined or not computed."
     ]
@@ -104,7 +104,7 @@ def _confusion(rows: Sequence[Row], judge: str) -> str:
     if len(values) > WIDEST_MATRIX:
         return f"{title}left out, since {len(values)} different values occur."
     columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
-    header = ["label", *("unreadable" if v is None else inline(v) for v in columns), "n"]
+    header = ["label", *("parse failure" if v is None else inline(v) for v in columns), "n"]
     body = []
     for label in values:
         line = [counts[label, verdict] for verdict in columns]
@@ -147,7 +147,7 @@ def _distance(row: Row) -> tuple[float, float]:
 
 
 def _disagreement(row: Row) -> str:
-    own = "unreadable" if row["verdict"] is None else row["verdict"]
+    own = "parse failure" if row["verdict"] is None else row["verdict"]
     head = f"**{inline(row.get('id'))}**: label {inline(row['label'])}, likeliest verdict "
     head += f"{inline(row['constrained'])}, own answer {inline(own)}"
     names = {

@@ -65,11 +65,11 @@ def _difference(item: dict[str, Any]) -> str:
 def _own_answers(results: dict[str, Any], judge: dict[str, Any]) -> str:
     head = columns_of(results)[0]
     failures, n = judge.get("parse_failures", 0), results["data"]["n"]
-    sentence = f"Of the {inline(judge['name'])}'s own answers {failures} of {n} could not be read"
+    sentence = f"Of the {inline(judge['name'])}'s own answers {failures} of {n} are parse failures"
     sentence += f" ({number(100 * failures / n)} %); "
     strict = judge["metrics"].get(f"{head}_strict")
-    sentence += f"over those that could, {NAMES[head]} is {_with_n(judge['metrics'].get(head))}, "
-    return sentence + f"and with the others counted as wrong {_with_n(strict)}."
+    sentence += f"over the others, {NAMES[head]} is {_with_n(judge['metrics'].get(head))}, "
+    return sentence + f"and with parse failures counted as wrong {_with_n(strict)}."
 
 
 def _number(judge: dict[str, Any], name: str) -> dict[str, Any] | None:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 SHORT_NAMES = {"kappa_quadratic": "quadr. kappa"}
 CAPTION = (
-    "likeliest: the most likely allowed verdict, on every row; own answer: as written, unreadable "
-    "ones left out; strict: unreadable ones counted as wrong"
+    "likeliest: the most likely allowed verdict, on every row; own answer: as written, parse "
+    "failures left out; strict: parse failures counted as wrong"
 )
 Lines = list[tuple[str, list[str]]]
 
@@ -51,7 +51,7 @@ def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tup
             "own answer",
             [
                 *_lines(list(columns), own),
-                ("unreadable", failures),
+                ("parse failures", failures),
                 ("strict kappa", [estimate(one[strict]) if one else "" for one in own]),
                 ("n", _counts(strict, own)),
             ],
