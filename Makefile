@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check generate-data clean
+.PHONY: demo test test-slow check generate-data
 
 # A requirements file that changed is installed again; otherwise nothing is done.
 $(VENV)/bin/python:

@@ -69,8 +69,8 @@ def generate(
         Path | None, typer.Option(help="parallel corpus (TMX, TSV) to corrupt instead of a grammar")
     ] = None,
     max_words: Annotated[
-        int, typer.Option("--max_words", help="of a corpus sentence; longer ones are left out")
-    ] = 40,
+        int | None, typer.Option("--max_words", help="of a corpus sentence; longer ones are left")
+    ] = None,
     variants: Annotated[int, typer.Option(help="candidates of a training source")] = 4,
 ) -> None:
     """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
@@ -85,7 +85,7 @@ def generate(
         lexicon=lexicon,
         variants=variants,
         corpus=corpus,
-        max_words=max_words if corpus else None,
+        max_words=max_words,
     )
     typer.echo("\n".join(summary.lines()))
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pt_app
+from pt_app.errors import UserError
 from pt_app.eval_model import console
 from pt_app.report import terminal_table
 from pt_app.train_command import run_recipe
@@ -20,13 +22,11 @@ def run_demo(seed: int = 0) -> Path:
     from pt_app.judge_data.generate import generate
 
     data = Path("datasets/demo" if seed == 0 else f"datasets/demo-{seed}")
-    if not (data / "dataset.json").exists():
-        made = generate(data, TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed=seed)
-        print("\n".join(made.lines()))
+    print("\n".join(generate(data, TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed=seed).lines()))
     evaluation = _finished(data, seed)
     if evaluation is None:
         flags = ["--data_dir", str(data), "--output_dir", str(ADAPTERS), "--seed", str(seed)]
-        run_recipe("mps", ["--config", "configs/tiny.yaml", *flags])
+        run_recipe("mps", ["--config", _config(), *flags])
         evaluation = _finished(data, seed)
         assert evaluation is not None, "the recipe ended well without an evaluation"
     else:
@@ -35,6 +35,13 @@ def run_demo(seed: int = 0) -> Path:
     report = evaluation / "report.md"
     print(f"report: {report}")
     return report
+
+
+def _config() -> str:
+    file = Path(pt_app.__file__).parents[1] / "configs" / "tiny.yaml"
+    if not file.exists():
+        raise UserError(f"{file} is not there: run the demo from a clone of the repository")
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def _finished(data: Path, seed: int) -> Path | None:
@@ -48,7 +55,7 @@ def _finished(data: Path, seed: int) -> Path | None:
         if not (evaluation / "report.md").exists():
             continue
         made = _read(adapter / "training_config.json")
-        same_data = made["data"]["sha256"] == hashes
+        same_data = made["data"]["sha256"].items() <= hashes.items()
         if same_data and made["base"] == base and made["settings"]["seed"] == seed:
             return evaluation
     return None

@@ -18,11 +18,15 @@ def recipe_command(recipe: Recipe, argv: Sequence[str]) -> list[str]:
     return ["python", str(script), *argv]
 
 
-def run_recipe(recipe: Recipe, argv: Sequence[str]) -> None:
+def run_recipe(name: Recipe, argv: Sequence[str]) -> None:
     """Print the recipe's command line and run it; ends this process where it fails."""
-    command = recipe_command(recipe, argv)
+    command = recipe_command(name, argv)
     print(f"$ {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command[1:]]).returncode
+    recipe = subprocess.Popen([sys.executable, *command[1:]])
+    try:
+        code = recipe.wait()
+    except KeyboardInterrupt:
+        code = recipe.wait()  # the terminal interrupts it too, and it ends after a checkpoint
     if code:
         sys.exit(code)
 

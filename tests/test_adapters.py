@@ -19,11 +19,11 @@ from pt_app.eval_model.adapters import (
     save_adapter,
     update_model_card,
     verify_adapter,
-    without_absolute_paths,
 )
 from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.models import load_model, load_tokenizer, model_identity, resolve_model
 from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.provenance import without_absolute_paths
 from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.verdicts import Scale
 from pt_app.files import sha256_file
@@ -240,11 +240,11 @@ def test_merging_into_anything_but_float32_is_refused(folder, source, options):
 
 def test_folder_alone_gives_the_scores_of_training(folder, model, source, encoder):
     rows = [JudgeExample(source="the house", candidate=word) for word in ("a casa", "o", "")]
-    live = JudgeScorer(model, encoder, encoder.scale, progress=False).score(rows)
+    live = JudgeScorer(model, encoder, progress=False).score(rows)
     info = verify_adapter(folder)
     merged = merge(load_adapter(folder, load_model(source), model_identity(source)))
     again = PromptEncoder(load_tokenizer(folder), info.template, info.scale, info.max_seq_length)
-    scored = JudgeScorer(merged, again, info.scale, progress=False).score(rows)
+    scored = JudgeScorer(merged, again, progress=False).score(rows)
     for one, other in zip(live, scored, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
         assert (one.status, one.constrained, one.raw) == (
@@ -279,24 +279,40 @@ def test_absolute_paths_keep_their_last_part():
     }
 
 
-def test_card_shows_each_number_with_interval_and_n(folder):
+def judged(name, kappa, parse_failures):
+    own = {"kappa_quadratic": {"value": 0.1, "low": 0.0, "high": 0.2, "n": 7}}
+    likeliest = {"kappa_quadratic": kappa}
+    return {
+        "name": name,
+        "metrics": own,
+        "constrained": likeliest,
+        "parse_failures": parse_failures,
+    }
+
+
+def test_card_shows_the_likeliest_verdicts_numbers_with_interval_and_n(folder):
     assert "Not evaluated" in (folder / "README.md").read_text()
     kappa = {"value": 0.8123, "low": 0.77, "high": 0.85, "n": 300}
     base = {"value": None, "reason": "one verdict only", "n": 300}
+    zero = {"value": 0.0, "low": None, "high": None, "n": 300}
     update_model_card(
         folder,
         {
             "data": {"path": "judge_eval", "n": 300, "groups": 75},
             "models": [
-                {"name": "adapter", "metrics": {"kappa_quadratic": kappa}, "parse_failures": 2},
-                {"name": "base", "metrics": {"kappa_quadratic": base}, "parse_failures": 299},
+                judged("adapter", kappa, 2),
+                judged("base", base, 299),
             ],
-            "baselines": [{"name": "majority", "metrics": {}, "parse_failures": 0}],
+            "baselines": [
+                {"name": "majority", "metrics": {"kappa_quadratic": zero}, "parse_failures": 0}
+            ],
         },
     )
     card = (folder / "README.md").read_text()
     assert "| adapter | 0.812 [0.770, 0.850], n = 300 | 2 |" in card
     assert "| base | - | 299 |" in card
+    assert "| majority | 0.000, n = 300 | - |" in card
+    assert "most likely of the allowed verdicts" in card
     assert "300 held-out rows from 75 sources" in card
     assert card.startswith("---\n")
     assert "library_name: peft" in card

@@ -4,10 +4,11 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pt_app.base_model import shipped
+from pt_app.base_model import shipped, train
 from pt_app.base_model.build import train_base
 from pt_app.base_model.card import read_card
 from pt_app.base_model.corpus import Corpus, Document
@@ -18,6 +19,13 @@ from pt_app.files import sha256_file
 from pt_app.judge_data.grammar import reserved_for_judges
 
 MOST_BYTES = 4_000_000
+SMALL: dict[str, Any] = {
+    "steps": 20,
+    "lexicon": "small",
+    "vocab_size": 500,
+    "width": 32,
+    "layers": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def documents() -> list[Document]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bases") / "small"
-    return train_base(output, steps=20, lexicon="small", vocab_size=500, width=32, layers=1)
+    return train_base(output, **SMALL)
 
 
 def test_the_corpus_holds_no_source_of_judge_data(documents: list[Document]) -> None:
@@ -42,7 +50,7 @@ def test_the_corpus_holds_no_source_of_judge_data(documents: list[Document]) -> 
 
 
 def test_no_number_follows_from_a_candidate(documents: list[Document]) -> None:
-    judged = [d for d in documents if "Candidate:" in d.prompt]
+    judged = [d for d in documents if "Candidate:" in d.prompt + d.answer]
     digits = [d for d in judged if re.search(r"\d", d.prompt.partition("Source:")[2] + d.answer)]
     assert {d.task for d in digits} == {"given_score"}
     assert len(digits) > 500
@@ -62,21 +70,24 @@ def test_the_first_phase_holds_unrelated_words_only() -> None:
     rng = random.Random(3)
     corpus = Corpus(GrammarSentences("small"))
     tasks = Counter(corpus.sample(rng, first_phase=True).task for _ in range(200))
-    assert set(tasks) == {"repetition", "unrelated"}
+    assert set(tasks) == {"repetition", "unrelated", "changes"}
 
 
-def test_an_annotation_marks_each_error_behind_its_word(documents: list[Document]) -> None:
+def test_an_annotation_marks_each_word_that_differs(documents: list[Document]) -> None:
     marked = [d for d in documents if d.task == "annotation" and d.kinds]
     assert len(marked) > 500
+    named = 0
     for document in marked:
-        reference = re.search(r"Reference: (.*)", document.prompt)
-        candidate = re.search(r"Candidate: (.*)<", document.prompt)
-        assert reference
-        assert candidate
-        agreeing = re.findall(r"(\S+) =", document.answer)
-        assert set(agreeing) <= set(reference[1].casefold().strip(".").split())
-        shown = list(candidate[1].casefold().strip(".").split())
-        assert all(word in document.answer for word in shown)
+        reference, candidate = (
+            set(re.findall(r"\w+", document.prompt.partition(f"{name}: ")[2].partition("\n")[0]))
+            for name in ("Reference", "Candidate")
+        )
+        agreeing = set(re.findall(r"(\w+)\.? =", document.answer))
+        assert {word.casefold() for word in agreeing} <= {word.casefold() for word in reference}
+        named += set(document.kinds) <= set(re.findall(r"\w+", document.answer))
+        assert candidate - {"im_end", "assistant"} <= set(re.findall(r"\w+", document.answer))
+    # Two errors side by side may be marked "other".
+    assert named > 0.8 * len(marked)
 
 
 def test_auto_tokenizer_gives_the_ids_of_the_file(made: Path) -> None:
@@ -117,10 +128,24 @@ def test_training_writes_a_base_that_transformers_loads(made: Path) -> None:
     assert not [path for path in made.parent.iterdir() if path != made]
 
 
-def test_the_same_command_gives_the_same_weights(made: Path, tmp_path: Path) -> None:
-    again = train_base(
-        tmp_path / "again", steps=20, lexicon="small", vocab_size=500, width=32, layers=1
-    )
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1000))
+    loss_of = train.loss_of
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 12:
+            raise KeyboardInterrupt
+        return loss_of(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "SNAPSHOT_EVERY", 5)
+        patch.setattr(train, "loss_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_base(tmp_path / "base", **SMALL)
+    assert not (tmp_path / "base").exists()
+    again = train_base(tmp_path / "base", **SMALL)
     assert read_card(again)["weights sha256"] == read_card(made)["weights sha256"]
 
 

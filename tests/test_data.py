@@ -13,6 +13,7 @@ import pytest
 
 from pt_app.errors import UserError
 from pt_app.eval_model.data import JudgeData, read_card, read_dataset, read_rows, to_dataset
+from pt_app.eval_model.prompt_templates import Template
 
 
 def fields(number: int, **changes: Any) -> dict[str, Any]:
@@ -88,6 +89,26 @@ def test_card_gives_task_scale_and_rubric(folder: Folder) -> None:
     assert [row.rubric for row in data.train + data.test] == ["Be kind.", None, "Be strict."]
 
 
+def test_a_cards_template_is_looked_for_in_the_folder_and_then_by_its_name(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder.path / "prompts" / "mine").mkdir(parents=True)
+    (folder.path / "prompts" / "mine" / "user.txt").write_text("Text: {candidate}\n")
+    monkeypatch.chdir(folder.path.parent)
+    relative = Path(folder.path.name)
+    for name in ("prompts/mine", "./prompts/mine"):
+        folder.text("dataset.json", json.dumps({"template": name}))
+        template = Template.load(read_dataset(relative).card.template)
+        assert (template.name, template.user) == ("mine", "Text: {candidate}")
+    folder.text("dataset.json", '{"template": "translation"}')
+    built_in = Template.load("translation")
+    assert Template.load(folder.read().card.template) == built_in
+    (folder.path / "translation").mkdir()
+    (folder.path / "translation" / "user.txt").write_text("Own: {candidate}\n")
+    monkeypatch.chdir(folder.path)
+    assert Template.load(read_dataset(Path()).card.template).user == "Own: {candidate}"
+
+
 def test_pairwise_rows_have_two_candidates(folder: Folder) -> None:
     folder.text("dataset.json", '{"task": "pairwise"}')
     pair = {"candidates": ["um", "dois"], "candidate": None, "label": {"verdict": "tie"}}
@@ -134,10 +155,12 @@ def test_group_of_a_chat_row_is_the_source_or_the_turn_without_the_candidate(
         chat(2, translation="candidata"),
         chat(3),
         chat(4, source="", translation="", group="mine"),
+        chat(5, source=" ", translation="Judge 5: candidata"),
     ])  # fmt: skip
     rows = folder.read().train
-    assert [row.group for row in rows] == ["the house", "Judge 2:", "Judge 3: candidata", "mine"]
-    assert [row.candidate for row in rows] == ["candidata", "candidata", None, ""]
+    groups = ["the house", "Judge 2:", "Judge 3: candidata", "mine", "Judge 5: candidata"]
+    assert [row.group for row in rows] == groups
+    assert [row.candidate for row in rows[:4]] == ["candidata", "candidata", None, ""]
 
 
 def test_an_empty_candidate_is_a_row(folder: Folder) -> None:
@@ -222,10 +245,18 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
         write("train", {"messages": [{"role": "human", "content": "u"}]}),
         r"field messages.0.role: unknown role 'human'",
     ),
+    "empty user turn": (
+        write("train", chat(1), {"messages": [{"role": "user", "content": " \n"}, ANSWER]}),
+        r"line 2, field messages.0.content: the user's turn is empty",
+    ),
+    "empty input": (
+        write("train", {"input": "", "output": "Score: 1/10", "group": "g"}),
+        r"line 1, field input: the user's turn is empty",
+    ),
     "no output": (write("train", {"input": "u"}), r"field output: the row has none"),
     "no verdict": (
         write("train", chat(1), chat(2, "Fine.")),
-        r'line 2, field messages.1.content: no line like "Score: 10/10"',
+        r'line 2, field messages.1.content: no line like "Score: N/10" .*"Score: N/10"',
     ),
     "two verdicts": (write("train", chat(1, "Score: 1\nScore: 2")), r"two verdicts"),
     "answer off the scale": (write("train", chat(1, "Score: 12/10")), r"content: .*off the scale"),
@@ -241,6 +272,11 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     ),
     "number as candidate": (write("train", fields(1, candidate=5)), r"field candidate: .*string"),
     "no candidate": (write("train", {"source": "s"}), r"field candidate: the row has none"),
+    "blank source": (write("train", fields(1, source=" ")), r"field source: the row has none"),
+    "empty conversation": (
+        write("train", fields(1, source=None, conversation=[{"role": "user", "content": ""}])),
+        r"field source: the row has none",
+    ),
     "no source": (write("train", fields(1, source=None)), r"field source: the row has none"),
     "unknown task": (write("train", fields(1, task="rank")), r"field task: "),
     "mixed task": (

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, run_offline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

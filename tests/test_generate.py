@@ -1,7 +1,9 @@
 """The generated judge data: sentences, errors, and the folder that is written."""
 
+import inspect
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -287,8 +289,6 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         ({"variants": 17}, "--variants is 17"),
         ({"max_words": 10}, "--max_words filters a corpus"),
         ({"lexicon": "huge"}, "lexicon 'huge'"),
-        ({"kinds": ["gendre"]}, "'gendre' is unknown"),
-        ({"kinds": ["paraphrase"]}, "no kind of error"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_written(
@@ -299,9 +299,16 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_only_the_chosen_kinds_of_error_are_made(tmp_path: Path) -> None:
-    generate(tmp_path, **SMALL, kinds=["gender", "tense"])
-    assert {k for row in _all_rows(tmp_path) for k in row["errors"]} == {"gender", "tense"}
+def test_defaults_are_those_of_the_command_line_and_of_the_docs() -> None:
+    from pt_app import cli
+
+    own = {name: p.default for name, p in inspect.signature(generate).parameters.items()}
+    flags = {name: p.default for name, p in inspect.signature(cli.generate).parameters.items()}
+    assert own.pop("out") is inspect.Parameter.empty
+    assert {name: flags[name] for name in own} == own
+    table = (COMMITTED.parent.parent / "docs" / "DATA.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", table, re.MULTILINE))
+    assert listed == {name: "none" if d is None else str(d) for name, d in flags.items()}
 
 
 def test_the_small_lexicon_gives_small_lexicon_words(tmp_path: Path) -> None:

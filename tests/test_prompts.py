@@ -302,6 +302,20 @@ def test_row_that_cannot_fit_stops_training_and_not_scoring() -> None:
     assert cuts.rows_cut == 0
 
 
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"candidate": words(500)}, "candidate"),
+        ({"candidate": None, "candidates": ("um", words(500))}, "candidates"),
+        ({"prompt": words(500)}, r"prompt \(the user's turn\)"),
+        ({"label": {"verdict": 4, "feedback": words(500)}}, "label"),
+    ],
+)
+def test_row_that_cannot_fit_names_its_field(row: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=rf"judge_train.json:1, field {field}: .*max_seq_length"):
+        encoder(max_seq_length=512).encode([example(**row)])
+
+
 def test_label_is_never_cut() -> None:
     feedback = words(60)
     row = example(source=words(200), label={"verdict": 4, "feedback": feedback})

@@ -40,7 +40,7 @@ def recipe_path(recipe: str) -> str:
 
 def flags(base: Path, rows: Path, out: Path, *more: str) -> list[str]:
     given = {"model": base, "data_dir": rows, "output_dir": out, "epochs": 1, "tracking": "auto"}
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))] + [*more]
+    return [f"--{name}={value}" for name, value in given.items()] + [*more]
 
 
 def main(recipe: str, argv: list[str]) -> None:

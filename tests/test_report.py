@@ -86,6 +86,7 @@ def _results(
                 "name": name,
                 "precision": "float32",
                 "unscored": 0,
+                "shortened": 0,
                 "verdict_mass": mean_metric([0.97] * 40, groups),
                 **summarise(
                     labels, own[name], judges[name], groups, scale, [0.5] * 40, errors, 0, 200
@@ -120,6 +121,7 @@ def test_report_opens_with_a_reading_of_judge_base_and_baseline(tmp_path: Path) 
         expected = f"{kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}] (n = 40)"
         assert expected in reading
     assert "On 40 rows of 40 groups" in reading
+    assert "shortened" not in report
     assert "Always answering the majority label 0 gives 0.00" in reading
     assert "adapter agrees better" in reading
 
@@ -161,7 +163,9 @@ def test_every_number_of_the_table_has_interval_and_n(tmp_path: Path) -> None:
         assert re.search(r"\| (38|40) \|$", line)
 
 
-@pytest.mark.parametrize("field", ["source", "candidate", "raw", "label_feedback"])
+@pytest.mark.parametrize(
+    "field", ["source", "candidate", "raw", "label_feedback", "prompt", "context"]
+)
 def test_texts_of_rows_are_shown_and_never_rendered(tmp_path: Path, field: str) -> None:
     report = _write(_folder(tmp_path, **{field: HOSTILE}))
     assert "<script>" in report
@@ -195,6 +199,32 @@ def test_the_worst_rows_are_the_farthest_from_the_label(tmp_path: Path) -> None:
     assert "candidate:\n" in section  # an empty candidate is shown
 
 
+def test_every_text_of_a_worst_row_is_shown_where_it_has_one(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    more = {
+        "prompt": "Which is better?",
+        "conversation": turns,
+        "context": "a note",
+        "candidates": ["um", ""],
+        "candidate": None,
+    }
+    section = _write(_folder(tmp_path, **more)).split("## Worst")[1]
+    block = section.split("```")[1].splitlines()[1:]
+    assert [line.split(":", 1)[0].strip() for line in block if not line.startswith("   ")] == [
+        "prompt",
+        "source",
+        "conversation",
+        "context",
+        "reference",
+        "candidate A",
+        "candidate B",
+        "label says",
+        "judge says",
+    ]
+    for text in ("Which is better?", "user: Hello", "assistant: Hi", "a note", " um"):
+        assert any(line.endswith(text) for line in block)
+
+
 def test_error_kinds_are_listed_with_interval_and_n(tmp_path: Path) -> None:
     section = _sections(_write(_folder(tmp_path)))["By kind of error in the candidate"]
     assert re.search(r"^\| gender \| \d\.\d\d \[.*\] \| 20 \|$", section, flags=re.MULTILINE)
@@ -203,13 +233,14 @@ def test_error_kinds_are_listed_with_interval_and_n(tmp_path: Path) -> None:
 def test_rows_that_did_not_fit_are_said_and_left_out(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     results = json.loads((folder / "results.json").read_text())
-    results["models"][0]["unscored"] = 1
+    results["models"][0] |= {"unscored": 1, "shortened": 3}
     (folder / "results.json").write_text(json.dumps(results))
     row = {"model": "adapter", "id": "long", "label": 3, "verdict": None, "constrained": None}
     with (folder / "predictions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row | {"status": "too_long"}))
     report = _write(folder)
     assert "1 rows did not fit the context" in report
+    assert "3 rows were shortened to fit the context" in report
     assert "n = 40." in report
 
 

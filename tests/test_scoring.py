@@ -47,7 +47,7 @@ def encoder_of(tokenizer, scale="0-10", length=512):
 
 
 def scorer_of(model, encoder, **options):
-    return JudgeScorer(model, encoder, encoder.scale, progress=False, **options)
+    return JudgeScorer(model, encoder, progress=False, **options)
 
 
 @torch.no_grad()
@@ -127,9 +127,12 @@ def test_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
         VerdictTrie.build([[5, 9], [5, 9]])
     with pytest.raises(UserError, match="begins"):
         VerdictTrie.build([[5, 9], [5, 9, 9]])
-    merging = SimpleNamespace(answer_ids=lambda text: [*text.encode()[:-1], len(text)])
+    merging = SimpleNamespace(
+        answer_ids=lambda text: [*text.encode()[:-1], len(text)],
+        scale=Scale.from_name("pass_fail"),
+    )
     with pytest.raises(UserError, match="merges"):
-        JudgeScorer(None, merging, Scale.from_name("pass_fail"))
+        JudgeScorer(None, merging)
 
 
 @pytest.fixture(scope="module", params=["chatml", "mistral"])
@@ -246,12 +249,43 @@ def test_expected_score_is_the_mean_and_names_have_none(chatml):
     assert math.isclose(sum(named.probabilities), 1.0)
 
 
-def test_label_of_a_row_does_not_change_its_score(chatml):
-    model, encoder = make_model(chatml), encoder_of(chatml)
-    (row,) = examples(1)
-    labelled = row.model_copy(update={"label": Label(verdict=3, feedback="wrong")})
+def with_feedback(row, encoder, tokens):
+    feedback = "wrong"
+    while len(encoder.answer_ids(feedback)) < tokens:
+        feedback += " and wrong"
+    return row.model_copy(update={"label": Label(verdict=3, feedback=feedback)})
+
+
+@pytest.mark.parametrize(("words", "length"), [(12, 512), (100, 512), (0, 180)])
+def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, length):
+    model, encoder = make_model(chatml), encoder_of(chatml, length=length)
+    row = examples(1)[0].model_copy(update={"source": "the " * words + "house"})
+    labelled = with_feedback(row, encoder, 150)
     scorer = scorer_of(model, encoder)
-    assert scorer.score([row]) == scorer.score([labelled])
+    prompts = []
+    scorer.encoder = SimpleNamespace(**{
+        **vars(encoder),
+        "fit": encoder.fit,
+        "answer_ids": encoder.answer_ids,
+        "prompt_ids": lambda example: prompts.append(encoder.prompt_ids(example)) or prompts[-1],
+    })  # fmt: skip
+    scores = [scorer.score([one]) for one in (row, labelled)]
+    assert scores[0] == scores[1]
+    assert scores[0][0].status != "too_long"
+    assert prompts[0] == prompts[1]
+    assert scorer.shortened == (words == 100)
+
+
+def test_rows_that_were_shortened_are_counted_and_logged(chatml, caplog):
+    encoder, rows = encoder_of(chatml, length=300), examples(3)
+    scorer = scorer_of(make_model(chatml), encoder)
+    scorer.score(rows, generate=False)
+    assert scorer.shortened == 0
+    assert "shortened" not in caplog.text
+    long = rows[0].model_copy(update={"source": "the house " * 200})
+    scorer.score([long, *rows[1:]], generate=False)
+    assert scorer.shortened == 1
+    assert "1 of 3 rows shortened" in caplog.text
 
 
 def test_control_tokens_in_a_candidate_are_text(chatml):
@@ -277,5 +311,5 @@ def test_progress_can_be_switched_off(chatml, capsys):
     model, encoder, rows = make_model(chatml), encoder_of(chatml), examples(2)
     scorer_of(model, encoder).score(rows, generate=False)
     assert capsys.readouterr().err == ""
-    JudgeScorer(model, encoder, encoder.scale, name="base").score(rows, generate=False)
+    JudgeScorer(model, encoder, name="base").score(rows, generate=False)
     assert "base: verdicts: 100%" in capsys.readouterr().err

@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
 from pt_app.eval_model.model_card import model_card
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.provenance import without_absolute_paths
 from pt_app.eval_model.verdicts import Scale
 from pt_app.files import sha256_file, write_json_atomic, write_text_atomic
 
@@ -161,25 +162,6 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
         "weights_sha256": sha256_file(folder / WEIGHTS),
     }
     write_json_atomic(folder / JUDGE, judge)
-
-
-def without_absolute_paths(value: Any) -> Any:
-    """Copy a JSON value; of each absolute path, alone or in a command, the last part is kept."""
-    if isinstance(value, Mapping):
-        return {key: without_absolute_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_absolute_paths(item) for item in value]
-    if isinstance(value, Path):
-        value = str(value)
-    if not isinstance(value, str):
-        return value
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        return _last_part(value)
-    return ABSOLUTE.sub(lambda match: _last_part(match.group()), value)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def _flush(folder: Path) -> None:

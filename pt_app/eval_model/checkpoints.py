@@ -13,6 +13,10 @@ RUN_SETTINGS = "settings.json"
 # Two runs that differ in one of these are two runs: their order of data or weights differ.
 FIXED = (
     "model",
+    "lr",
+    "warmup_steps",
+    "epochs",
+    "no_4bit",
     "batch_size",
     "gradient_accumulation",
     "max_seq_length",
@@ -82,9 +86,10 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     runs = [
         p
         for p in output_dir.glob(f"{prefix}*")
-        if p.is_dir() and not p.name.endswith("_final") and not Path(f"{p}_final").exists()
+        if not p.name.endswith("_final")
+        and any(p.glob("checkpoint-*"))
+        and not Path(f"{p}_final/evaluation/results.json").exists()
     ]
-    runs = [run for run in runs if any(run.glob("checkpoint-*"))]
     if not runs:
         raise UserError(
             f"--resume: no unfinished run {prefix}* with a checkpoint under {output_dir}; "
@@ -99,8 +104,8 @@ def open_run(folder: Path, about: dict[str, Any]) -> None:
     write_json_atomic(folder / RUN_SETTINGS, about)
 
 
-def resume_run(folder: Path, resume: str, about: dict[str, Any]) -> tuple[Path, Path]:
-    """The run to go on with, and its newest complete checkpoint.
+def resume_run(folder: Path, resume: str, about: dict[str, Any]) -> tuple[Path, Path | None]:
+    """The run to go on with, and its newest complete checkpoint (None: it is trained).
 
     `folder` is where a new run would be written, `about` its settings and data hashes. Raises
     UserError where there is nothing to resume, or where the settings make it another run.
@@ -108,6 +113,9 @@ def resume_run(folder: Path, resume: str, about: dict[str, Any]) -> tuple[Path, 
     prefix = folder.name[: -len("YYYYMMDD_HHMMSS")]
     run = find_run(folder.parent, resume, prefix)
     _check_same_run(run, about)
+    if Path(f"{run}_final").exists():
+        log.info("%s is trained: going on with its evaluation", run)
+        return run, None
     checkpoint, passed_over = newest_complete(run)
     for line in passed_over:
         log.warning("%s", line)
@@ -124,6 +132,12 @@ def _check_same_run(run: Path, about: dict[str, Any]) -> None:
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
     if before["data_sha256"] != about["data_sha256"]:
         raise UserError(f"{run} was trained on other data: bring that back, or start anew")
+    for name, now in about["platform"].items():
+        if (then := before["platform"][name]) != now:
+            raise UserError(
+                f"--resume: {name} was {then} in {run.name} and is {now} here, and the optimizer's "
+                "state would not fit: resume with the same recipe and launcher, or start anew"
+            )
     for name, now in about["settings"].items():
         then = before["settings"].get(name)
         if then == now or name == "resume":

@@ -1,6 +1,7 @@
 """What a run says: plain lines on the terminal, the same with times in the run's log file."""
 
 import logging
+import logging.handlers
 import os
 import sys
 import warnings
@@ -17,6 +18,11 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def ranks() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start() -> None:
     """Print the lines of `pt_app` loggers; on other ranks than 0 warnings only."""
     for handler in list(_ROOT.handlers):
@@ -25,6 +31,7 @@ def start() -> None:
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _ROOT.addHandler(terminal)
+    _ROOT.addHandler(_Kept())
     _ROOT.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     _ROOT.propagate = False
     _silence_what_no_user_can_act_on()
@@ -38,12 +45,23 @@ def _silence_what_no_user_can_act_on() -> None:
     )
 
 
+class _Kept(logging.handlers.MemoryHandler):
+    """Keeps what is said until the run has a log file."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+
+
 def also_to(file: Path) -> None:
-    """Append every later line to `file` too, with its time and level."""
+    """Append every line since `start` to `file` too, with its time and level."""
     if not is_main_process():
         return
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for kept in [h for h in _ROOT.handlers if isinstance(h, _Kept)]:
+        kept.setTarget(handler)
+        kept.close()
+        _ROOT.removeHandler(kept)
     _ROOT.addHandler(handler)
 
 

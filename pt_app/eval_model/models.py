@@ -165,6 +165,11 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             source.path, trust_remote_code=False, use_safetensors=True, **options
         )
+    except ImportError as error:
+        raise UserError(
+            f"a 4-bit base needs bitsandbytes ({_short(error)}): "
+            "pip install -r requirements-cuda.txt"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -4,9 +4,9 @@ A recipe hands in two callables, how its base is loaded and its training argumen
 platform changes is in those and in `platforms.py`.
 """
 
-import gc
 import logging
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import ProgressCallback, TrainingArguments, set_seed
 
@@ -27,7 +28,7 @@ from pt_app.eval_model.provenance import about_this_run
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import resolve_access
-from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.eval_model.trainer import JudgeTrainer, StopAfterStep
 from pt_app.eval_model.verdicts import Scale
 
 LoadBase = Callable[[models.ModelSource, Settings, Platform], Any]
@@ -56,7 +57,8 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     console.start()
     platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
-    resolve_access(settings.tracking)  # a key that is asked for and missing is said first
+    if settings.tracking == "online":
+        resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
@@ -70,13 +72,15 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
         say=log.info,
     ) as tracker:
         adapter = Path(f"{folder}_final")
-        model = _load(settings, platform, prepared, load_base)
-        trainer = _trainer(settings, platform, prepared, folder, model, arguments, tracker)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not adapter.exists():
+            model = _load(settings, platform, prepared, load_base)
+            trainer = _trainer(settings, platform, prepared, folder, model, arguments, tracker)
+            _train(trainer, checkpoint)
+            if console.is_main_process():
+                _save(settings, platform, prepared, trainer, adapter)
+            del model, trainer
+            platform.free_memory()
         if console.is_main_process():
-            _save(settings, platform, prepared, trainer, adapter)
-            del model, trainer  # training's memory is free before evaluation loads the base anew
-            gc.collect()
             results = None if settings.skip_eval else _evaluate(settings, prepared, adapter)
             tracker.finish(results, adapter / "evaluation" / PREDICTIONS, adapter)
             log.info("adapter: %s", adapter)
@@ -85,8 +89,8 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
 
 def prepare(settings: Settings) -> Prepared:
     """Find the model, read and check the data, tokenise it."""
+    data = read_dataset(Path(settings.data_dir))  # before a model of several GB is fetched
     source = models.resolve_model(settings.model)
-    data = read_dataset(Path(settings.data_dir))
     encoder = PromptEncoder(
         models.load_tokenizer(source),
         data.card.template,
@@ -129,7 +133,15 @@ def _open_run(
     """The run's folder, and the checkpoint to go on from."""
     name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, _now(platform))
     folder = Path(settings.output_dir) / name.removesuffix("_final")
-    fixed = {"settings": asdict(settings), "data_sha256": prepared.data.sha256}
+    fixed = {
+        "settings": asdict(settings),
+        "data_sha256": prepared.data.sha256,
+        "platform": {
+            "weights": platform.weights,
+            "optimizer": platform.optimizer,
+            "ranks": console.ranks(),
+        },
+    }
     if settings.resume == "off":
         checkpoints.open_run(folder, fixed)
         return folder, None
@@ -142,9 +154,21 @@ def _now(platform: Platform) -> datetime:
     from accelerate.utils import broadcast_object_list
 
     now = [datetime.now()]
-    if PartialState(cpu=platform.on_cpu).num_processes > 1:
+    if console.ranks() > 1:
+        PartialState(cpu=platform.on_cpu)
         broadcast_object_list(now)
     return now[0]
+
+
+def _train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
+    """Train to the end; on an interrupt, to the end of the step and a checkpoint."""
+    stop = StopAfterStep()
+    trainer.add_callback(stop)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked:
+        log.warning("interrupted; --resume goes on from the checkpoint of this step")
+        raise KeyboardInterrupt
 
 
 def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase) -> Any:
@@ -277,6 +301,9 @@ def _save(
 def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str, Any]:
     from pt_app.report import terminal_table, write_report
 
+    if console.ranks() > 1:
+        # torchrun gives each rank one thread; the others have ended by now.
+        torch.set_num_threads(os.cpu_count() or 1)
     log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
     about = about_this_run() | {"seed": settings.seed}
     results = evaluate(

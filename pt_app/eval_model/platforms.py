@@ -39,6 +39,12 @@ class Platform:
             "fp16": self.compute_dtype == torch.float16,
         }
 
+    def free_memory(self) -> None:
+        """Give back what a deleted model held: the allocators of GPUs keep it otherwise."""
+        from accelerate.utils import clear_device_cache
+
+        clear_device_cache(garbage_collection=True)
+
     @property
     def on_cpu(self) -> bool:
         """No accelerator is used."""

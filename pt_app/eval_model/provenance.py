@@ -4,7 +4,8 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pt_app
@@ -20,13 +21,23 @@ def about_this_run() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"command": command(), "versions": versions, "git_commit": git_commit()}
+    command = shlex.join(without_absolute_paths(sys.argv))
+    return {"command": command, "versions": versions, "git_commit": git_commit()}
 
 
-def command() -> str:
-    """The command line, with absolute paths cut down to their last part."""
-    words = [word if not word.startswith("/") else Path(word).name for word in sys.argv]
-    return shlex.join(words)
+def without_absolute_paths(value: Any) -> Any:
+    """Copy a JSON value; of an absolute path, alone or behind `--flag=`, its last part is kept."""
+    if isinstance(value, Mapping):
+        return {key: without_absolute_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_absolute_paths(item) for item in value]
+    if not isinstance(value, str | Path):
+        return value
+    flag, equals, text = str(value).rpartition("=")
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute():
+            return f"{flag}{equals}{kind(text).name}"
+    return str(value)
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,10 @@
 """The training step: loss on the answer, divided by the supervised tokens of the step."""
 
 import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,34 @@ def summed_loss(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+class StopAfterStep(transformers.TrainerCallback):  # type: ignore[misc]
+    """On SIGINT or SIGTERM lets the step end, saves a checkpoint, and stops the training."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the two signals within; only the main thread may, another leaves them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by Trainer after each optimizer step."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
 
 
 class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]

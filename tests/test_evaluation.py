@@ -1,0 +1,63 @@
+"""An evaluation of rows of both shapes: what is kept of each row, and what is counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app.eval_model import adapters, models
+from pt_app.eval_model.data import read_dataset
+from pt_app.eval_model.evaluation import evaluate
+from pt_app.eval_model.prompts import PromptEncoder
+
+PAIR = {
+    "id": "pair",
+    "source": "the house " * 200,
+    "conversation": [{"role": "user", "content": "Hello"}],
+    "context": "a note",
+    "candidates": ["a casa", "o casa"],
+    "label": {"verdict": "A", "feedback": "B has the wrong gender."},
+}
+CHAT = {"id": "chat", "input": "Which is better?", "output": "Winner: B"}
+
+
+@pytest.fixture(scope="module")
+def evaluation(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = tmp_path_factory.mktemp("pairs")
+    (rows / "dataset.json").write_text('{"task": "pairwise"}')
+    (rows / "judge_train.json").write_text(json.dumps(PAIR | {"id": "train", "source": "a cat"}))
+    (rows / "judge_test.json").write_text(json.dumps([PAIR, CHAT]))
+    data, source = read_dataset(rows), models.resolve_model(str(base))
+    encoder = PromptEncoder(models.load_tokenizer(source), "translation", data.scale, 512)
+    judge = adapters.attach_lora(
+        models.load_model(source), r=2, alpha=4, dropout=0.0, targets="q_proj"
+    )
+    folder = tmp_path_factory.mktemp("adapters") / "judge"
+    identity = models.model_identity(source)
+    adapters.save_adapter(judge, encoder, folder, identity=identity, training_config={})
+    evaluate(source, folder, data, data.test, encoder, {})
+    return folder / "evaluation"
+
+
+def test_predictions_keep_every_text_that_a_row_has(evaluation: Path) -> None:
+    lines = (evaluation / "predictions.jsonl").read_text().splitlines()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    assert [(row["model"], row["id"]) for row in rows] == [
+        ("adapter", "pair"),
+        ("adapter", "chat"),
+        ("base", "pair"),
+        ("base", "chat"),
+    ]
+    pair, chat = rows[:2]
+    for name in ("source", "conversation", "context", "candidates"):
+        assert pair[name] == PAIR[name]
+    assert "prompt" not in pair
+    assert chat["prompt"] == CHAT["input"]
+    assert not chat.keys() & {"conversation", "context", "candidates"}
+
+
+def test_rows_that_were_shortened_are_counted_for_each_judge(evaluation: Path) -> None:
+    results = json.loads((evaluation / "results.json").read_text())
+    assert [model["shortened"] for model in results["models"]] == [1, 1]
+    assert [model["unscored"] for model in results["models"]] == [0, 0]
