@@ -256,10 +256,12 @@ def with_feedback(row, encoder, tokens):
     return row.model_copy(update={"label": Label(verdict=3, feedback=feedback)})
 
 
-@pytest.mark.parametrize(("words", "length"), [(12, 512), (100, 512), (0, 180)])
-def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, length):
-    model, encoder = make_model(chatml), encoder_of(chatml, length=length)
+# Room behind the prompt: none for the label alone, none for any answer, and with nothing to cut.
+@pytest.mark.parametrize(("words", "room", "cut"), [(200, 110, 0), (200, 20, 1), (0, 30, 0)])
+def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, room, cut):
     row = examples(1)[0].model_copy(update={"source": "the " * words + "house"})
+    length = len(encoder_of(chatml).prompt_ids(row)) + room
+    model, encoder = make_model(chatml), encoder_of(chatml, length=length)
     labelled = with_feedback(row, encoder, 150)
     scorer = scorer_of(model, encoder)
     prompts = []
@@ -273,7 +275,7 @@ def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, 
     assert scores[0] == scores[1]
     assert scores[0][0].status != "too_long"
     assert prompts[0] == prompts[1]
-    assert scorer.shortened == (words == 100)
+    assert scorer.shortened == cut
 
 
 def test_rows_that_were_shortened_are_counted_and_logged(chatml, caplog):

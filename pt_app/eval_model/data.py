@@ -104,16 +104,22 @@ def read_dataset(folder: Path) -> JudgeData:
 
 
 def read_card(folder: Path) -> DatasetCard:
-    """Read `dataset.json`; without it the rows are scored 0-10 with the default template."""
+    """Read `dataset.json`; without it the rows are scored 0-10 with the default template.
+
+    A template that is a folder below this one is given with its whole path, else by its name.
+    """
     path = folder / "dataset.json"
     if not path.exists():
         return DatasetCard()
     value = _json(_text(path), path)
     try:
-        return DatasetCard.model_validate(value)
+        card = DatasetCard.model_validate(value)
     except ValidationError as error:
         field, problem = first_problem(error)
         raise UserError(f"{path}, field {field}: {problem}: correct it") from error
+    own = (folder / card.template).absolute()
+    found = (own / "user.txt").is_file()
+    return card.model_copy(update={"template": str(own)}) if found else card
 
 
 def card_scale(card: DatasetCard, path: Path) -> Scale:

@@ -6,7 +6,7 @@ made from these two alone.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Judged:
 
     name: str
     scored: Sequence[Scored]
+    shortened: int
 
 
 def evaluate(
@@ -43,20 +44,24 @@ def evaluate(
     The base is loaded anew from disk in float32, and scored before the adapter is put on it.
     `run` (command, seed, versions) is written into the results as it is.
     """
-    scale, identity = encoder.scale, models.model_identity(source)
+    identity = models.model_identity(source)
     model = models.load_model(source)
-    base = JudgeScorer(model, encoder, scale, name="base").score(test)
+    base = _judged("base", model, encoder, test)
     model = adapters.load_adapter(adapter, model, identity)
-    judge = JudgeScorer(model, encoder, scale, name="adapter").score(test)
-    judges = [Judged("adapter", judge), Judged("base", base)]
+    judges = [_judged("adapter", model, encoder, test), base]
     folder = adapter / "evaluation"
     rows = [row for judge in judges for row in _predictions(judge, test)]
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text_atomic(folder / PREDICTIONS, "".join(lines))
     ids = {"adapter": adapter.name, "base": source.name}
-    results = _results(judges, data, test, scale, ids, run | {"base": identity})
+    results = _results(judges, data, test, encoder.scale, ids, run | {"base": identity})
     write_json_atomic(folder / RESULTS, results)
     return results
+
+
+def _judged(name: str, model: Any, encoder: PromptEncoder, test: Sequence[JudgeExample]) -> Judged:
+    scorer = JudgeScorer(model, encoder, name=name)
+    return Judged(name, scorer.score(test), scorer.shortened)
 
 
 def _predictions(judge: Judged, test: Sequence[JudgeExample]) -> list[dict[str, Any]]:
@@ -79,9 +84,16 @@ def _predictions(judge: Judged, test: Sequence[JudgeExample]) -> list[dict[str, 
             "reference": example.reference,
             "candidate": example.candidate,
             "errors": example.errors,
+            **_if_present(example),
         }
         for example, scored in zip(test, judge.scored, strict=True)
     ]
+
+
+def _if_present(example: JudgeExample) -> dict[str, Any]:
+    """The texts that few rows have; of a chat row the prompt, which holds all that was judged."""
+    names = {"prompt", "conversation", "context", "candidates"}
+    return example.model_dump(include=names, exclude_none=True)
 
 
 def _label(example: JudgeExample) -> Verdict:
@@ -106,7 +118,7 @@ def _results(
     # A row that fits no judge's context is left out of all numbers alike, and counted.
     fits = [i for i in range(len(test)) if all(j.scored[i].status != "too_long" for j in judges)]
     rows = [test[i] for i in fits]
-    judges = [Judged(judge.name, [judge.scored[i] for i in fits]) for judge in judges]
+    judges = [replace(judge, scored=[judge.scored[i] for i in fits]) for judge in judges]
     labels, groups = [_label(row) for row in rows], [row.group for row in rows]
     adapter, base = ([_likeliest(score) for score in judge.scored] for judge in judges)
     models = [
@@ -116,6 +128,7 @@ def _results(
             "precision": "float32",
             **_numbers(judge, rows, scale),
             "unscored": len(test) - len(rows),
+            "shortened": judge.shortened,
         }
         for judge in judges
     ]

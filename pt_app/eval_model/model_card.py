@@ -108,19 +108,23 @@ def _numbers(results: Json | None) -> str:
         return "## Results\n\nNot evaluated."
     data = results["data"]
     judges = [*results["models"], *results["baselines"]]
-    names = [key for key in SHOWN if any(key in judge["metrics"] for judge in judges)]
+    # A rule such as the majority label writes no answer of its own.
+    readings = [judge.get("constrained", judge["metrics"]) for judge in judges]
+    names = [key for key in SHOWN if any(key in numbers for numbers in readings)]
     header = ("judge", *(SHOWN[key] for key in names), "parse failures")
     rows = [
         (
             judge["name"],
-            *(_estimate(judge["metrics"].get(key)) for key in names),
-            judge.get("parse_failures", "-"),
+            *(_estimate(numbers.get(key)) for key in names),
+            judge["parse_failures"] if "constrained" in judge else "-",
         )
-        for judge in judges
+        for judge, numbers in zip(judges, readings, strict=True)
     ]
     return (
         f"## Results\n\n{data['n']} held-out rows from {data['groups']} sources, with 95 % "
-        "intervals by bootstrap over sources.\n\n" + _table(header, rows)
+        "intervals by bootstrap over sources. The numbers are of the most likely of the allowed "
+        "verdicts, on every row; parse failures are the judge's own answers whose verdict could "
+        "not be read.\n\n" + _table(header, rows)
     )
 
 

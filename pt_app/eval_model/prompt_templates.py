@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pt_app.errors import UserError
 from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import KEYWORDS, Scale
+from pt_app.eval_model.verdicts import Scale
 from pt_app.files import write_text_atomic
 
 FOLDER = Path(__file__).with_name("templates")
@@ -85,10 +85,8 @@ def scale_fields(scale: Scale) -> dict[str, str | None]:
     """Say a scale in the words that templates use."""
     if scale.task == "score":
         low, high = str(scale.values[0]), str(scale.values[-1])
-        return {"low": low, "high": high, "verdict_form": f"Score: N/{high}"}
-    *most, last = map(str, scale.values)
-    form = f"{KEYWORDS[scale.task]}: {', '.join(most)} or {last}"
-    return {"low": None, "high": None, "verdict_form": form}
+        return {"low": low, "high": high, "verdict_form": scale.form()}
+    return {"low": None, "high": None, "verdict_form": scale.form()}
 
 
 def row_fields(example: JudgeExample) -> dict[str, str | None]:

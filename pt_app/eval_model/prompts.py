@@ -170,9 +170,9 @@ class PromptEncoder:
 
     def _set_aside(self, row: _Row, shortest: int, cuts: Cuts, on_unfit: str) -> None:
         problem = (
-            f"{row.example.where}: prompt and answer take {shortest + len(row.answer)} tokens at "
-            f"the shortest, more than max_seq_length {self.max_seq_length}: "
-            "raise --max_seq_length or leave the row out"
+            f"{row.example.where}, field {_longest_field(row, shortest)}: prompt and answer take "
+            f"{shortest} + {len(row.answer)} tokens at the shortest, more than max_seq_length "
+            f"{self.max_seq_length}: raise --max_seq_length or leave the row out"
         )
         if on_unfit == "raise":
             raise UserError(problem)
@@ -180,7 +180,13 @@ class PromptEncoder:
         row.fits = False
 
     def _budget(self, row: _Row) -> int:
-        """Tokens a prompt may take, so that training and scoring, with or without label, agree."""
+        """Give the tokens that a prompt may take.
+
+        A label within the reserve leaves its prompt as long as no label does, so training cuts a
+        group as scoring does, where labels are set aside. A longer one takes from the prompt, in
+        training alone: there the group is cut further than in scoring. A prompt that cannot leave
+        the reserve leaves its own answer, and for scoring a verdict.
+        """
         reserve = min(ANSWER_RESERVE, self.max_seq_length // 4)
         return self.max_seq_length - max(len(row.answer), reserve)
 
@@ -285,6 +291,15 @@ class PromptEncoder:
         # A lead of its own tokens, such as an empty <think> block.
         ids: list[int] = self.tokenizer.encode(self._lead, add_special_tokens=False)
         return lambda text: [*ids, *encode(text)]
+
+
+def _longest_field(row: _Row, prompt_length: int) -> str:
+    """Name what keeps a row from fitting, of the fields that are never cut."""
+    if len(row.answer) > prompt_length:
+        return "label"
+    if row.example.prompt is not None:
+        return "prompt (the user's turn)"
+    return "candidate" if row.example.candidates is None else "candidates"
 
 
 def _shortened(example: JudgeExample, context: int, others: int) -> JudgeExample:

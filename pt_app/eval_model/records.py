@@ -158,7 +158,9 @@ def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
             "the row has none",
             f"a row of the task {scale.task} needs it (or messages, or input and output)",
         )
-    if not row.source and not row.conversation:
+    turns = "\n".join(turn.content for turn in row.conversation or ())
+    group = _first_of(row.group, row.source, turns)
+    if not _first_of(row.source, turns):
         raise place.error("source", "the row has none, and no conversation", "add one of the two")
     if row.label is not None:
         verdict = scale.normalise(row.label.verdict)
@@ -166,32 +168,23 @@ def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
             problem = f"{row.label.verdict!r} is off the scale {scale.name}"
             raise place.error("label.verdict", problem, scale.says())
         row = row.model_copy(update={"label": row.label.model_copy(update={"verdict": verdict})})
-    group = row.group or row.source or "\n".join(t.content for t in row.conversation or ())
-    return row.model_copy(update={"group": one_line(group)})
+    return row.model_copy(update={"group": group})
 
 
 def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     row = _validate(ChatRow, value, place)
     system, user, answer, field = _turns(row, place)
-    reading = scale.read(answer)
-    if reading is None:
-        raise place.error(
-            field, scale.why_unreadable(answer), f'write it as "{scale.lines()[-1].strip()}"'
-        )
+    found = scale.read(answer)
+    if found is None:
+        raise place.error(field, scale.why_unreadable(answer), f'write it as "{scale.form()}"')
     candidate = row.translation
-    group = row.group or row.source
-    if not group:
-        start = user.rfind(candidate) if candidate else -1
-        group = user[:start] + user[start + len(candidate or "") :] if start >= 0 else user
     return JudgeExample(
         id=row.id,
-        group=one_line(group),
+        group=_first_of(row.group, row.source, _without(user, candidate), user),
         task=row.task,
         source=row.source,
         candidate=candidate,
-        label=Label(
-            verdict=reading.verdict, issues=list(reading.issues), feedback=reading.feedback
-        ),
+        label=Label(verdict=found.verdict, issues=list(found.issues), feedback=found.feedback),
         prompt=user,
         system=system,
     )
@@ -203,7 +196,7 @@ def _turns(row: ChatRow, place: Place) -> tuple[str | None, str, str, str]:
         for name in ("input", "output"):
             if getattr(row, name) is None:
                 raise place.error(name, "the row has none", "a row needs input and output")
-        return None, row.input or "", row.output or "", "output"
+        return None, _asked(row.input or "", "input", place), row.output or "", "output"
     by_role: dict[str, list[int]] = {"system": [], "user": [], "assistant": []}
     for index, turn in enumerate(row.messages):
         if turn.role not in by_role:
@@ -224,7 +217,25 @@ def _turns(row: ChatRow, place: Place) -> tuple[str | None, str, str, str]:
         raise place.error("messages", "the assistant's turn comes first", "put it last")
     system = row.messages[by_role["system"][0]].content if by_role["system"] else None
     turns = row.messages
-    return system, turns[asked].content, turns[answered].content, f"messages.{answered}.content"
+    user = _asked(turns[asked].content, f"messages.{asked}.content", place)
+    return system, user, turns[answered].content, f"messages.{answered}.content"
+
+
+def _asked(user: str, field: str, place: Place) -> str:
+    if not user.strip():
+        raise place.error(field, "the user's turn is empty", "write what is to be judged")
+    return user
+
+
+def _without(user: str, candidate: str | None) -> str:
+    """Give the user's turn without the last occurrence of the candidate in it."""
+    before, _, after = user.rpartition(candidate) if candidate else ("", "", user)
+    return before + after
+
+
+def _first_of(*texts: str | None) -> str:
+    """Give the first text that is not blank, as groups are compared; "" if none is."""
+    return next(filter(None, (one_line(text or "") for text in texts)), "")
 
 
 def one_line(text: str) -> str:

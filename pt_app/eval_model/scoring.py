@@ -18,7 +18,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.verdict_trie import Reading, VerdictTrie, read_plain, read_tree, sees_trees
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.eval_model.verdicts import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,15 @@ class JudgeScorer:
     """Scores rows with a causal language model, on the device where it is.
 
     `batch_tokens` bounds the tokens of a forward pass, `answer_tokens` the length of a generated
-    answer. `name` stands before the progress bars, which `progress` switches off. Raises UserError
-    where the tokenizer cannot tell the scale's verdicts apart.
+    answer. `name` stands before the progress bars, which `progress` switches off. `shortened` is
+    how many rows the last `score` had to shorten. Raises UserError where the tokenizer cannot
+    tell the verdicts of the encoder's scale apart.
     """
 
     def __init__(
         self,
         model: Any,
         encoder: PromptEncoder,
-        scale: Scale,
         *,
         name: str = "judge",
         batch_tokens: int = 8192,
@@ -67,19 +67,24 @@ class JudgeScorer:
     ) -> None:
         self.model = model
         self.encoder = encoder
-        self.scale = scale
+        self.scale = encoder.scale
         self.name = name
         self.batch_tokens = batch_tokens
         self.answer_tokens = answer_tokens
         self.progress = progress
-        self.trie = VerdictTrie.build(_line_ids(encoder, scale))
+        self.shortened = 0
+        self.trie = VerdictTrie.build(_line_ids(encoder))
 
     def score(self, examples: Sequence[JudgeExample], generate: bool = True) -> list[Scored]:
         """Score every row, in the order given; with `generate` each gets its `raw` answer.
 
-        A row that does not fit the encoder's max_seq_length is "too_long", and counted in the log.
+        A row is shortened to fit the encoder's max_seq_length; one that cannot be is "too_long".
+        Both are said in the log.
         """
-        fitted, cuts = self.encoder.fit(examples, on_unfit="status")
+        # No label has a say in what its judge is shown: a long one would leave the prompt less.
+        bare = [example.model_copy(update={"label": None}) for example in examples]
+        fitted, cuts = self.encoder.fit(bare, on_unfit="status")
+        self.shortened = cuts.rows_cut
         prompts = {
             row: self.encoder.prompt_ids(example)
             for row, example in enumerate(fitted)
@@ -87,6 +92,8 @@ class JudgeScorer:
         }
         for problem in cuts.unfit:
             log.warning("%s", problem)
+        if cuts.rows_cut:
+            log.warning("%s: %d of %d rows shortened", self.name, cuts.rows_cut, len(examples))
         scored = [Scored("too_long")] * len(examples)
         with _evaluating(self.model):
             for row, result in self._verdicts(prompts):
@@ -180,10 +187,11 @@ class JudgeScorer:
                 bar.update(len(batch))
 
 
-def _line_ids(encoder: PromptEncoder, scale: Scale) -> list[list[int]]:
+def _line_ids(encoder: PromptEncoder) -> list[list[int]]:
     """Tokenise each verdict's line alone, and check that it stays so when comments follow."""
-    lines = [encoder.answer_ids(line) for line in scale.lines()]
-    for line, ids in zip(scale.lines(), lines, strict=True):
+    texts = encoder.scale.lines()
+    lines = [encoder.answer_ids(line) for line in texts]
+    for line, ids in zip(texts, lines, strict=True):
         if encoder.answer_ids(line + "Issues: none")[: len(ids)] != ids:
             raise UserError(
                 f"this tokenizer merges the end of {line.strip()!r} with what follows, so its "

@@ -28,21 +28,28 @@ MOST_VALUES = 1001
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})(?::({_NUMBER}))?")
 # What people put before a heading: quote marks, bullets, Markdown.
-_LINE_START = r"^[ \t>*_#\-•]*"
+_LINE_START = r"^[ \t>*_`#\-•]*"
+_MARKUP = r"[ \t*_`]*"
 _AMOUNT = r"(-?\d+(?:[.,]\d+)?)"
+_TOP = rf"{_MARKUP}(?:/|out of)[ ]*{_AMOUNT}"
 _WRITTEN = {
-    # Not the start of a range, 7-8.
-    "score": rf"{_AMOUNT}(?!\d|[ ]*[-–][ ]*\d)(?:[ ]*(?:/|out of)[ ]*{_AMOUNT})?",
-    "pairwise": r"(a|b|tie)\b()",
-    "pass_fail": r"(pass|fail)\b()",
+    # Not the start of a range, 7-8, nor of "7 points out of 10", whose top would go unread.
+    "score": rf"{_AMOUNT}(?![ ]*[-–—][ ]*\d)(?:{_TOP}|(?!{_MARKUP}(?:points?|out|of)\b))",
+    "pairwise": r"(a|b|tie)()",
+    "pass_fail": r"(pass|fail)()",
 }
+# A verdict ends at a blank, a sentence's end or markup, and stands alone: not 7%, 7/10/2, A or B.
+_END = (
+    r"(?=[*_`~\"'”’.,;:!?)\]}]*(?:[\s<|(—–]|$))"
+    rf"(?!{_MARKUP}(?:[/%&]|(?:or|and|to|tie|percent)\b))"
+)
 _HEADING = re.compile(
     rf"{_LINE_START}(issues|feedback)[ \t*_]*:[ \t*_]*", re.IGNORECASE | re.MULTILINE
 )
 
 
 @dataclass(frozen=True)
-class Reading:
+class Answer:
     """What an answer says: its verdict, the issues it lists, and the rest as feedback."""
 
     verdict: Verdict
@@ -81,8 +88,9 @@ class Scale:
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
-        body = rf"{KEYWORDS[self.task]}[ \t*_]*[:=]?[ \t*_]*{_WRITTEN[self.task]}[*_.]*"
-        return re.compile(_LINE_START + body, re.IGNORECASE | re.MULTILINE)
+        heading = rf"{_LINE_START}{KEYWORDS[self.task]}{_MARKUP}[:=]?{_MARKUP}"
+        body = rf"{_WRITTEN[self.task]}{_END}[*_`.]*"
+        return re.compile(heading + body, re.IGNORECASE | re.MULTILINE)
 
     def normalise(self, verdict: object) -> Verdict | None:
         """Give the scale's own value that equals `verdict` (7 for 7.0), or None."""
@@ -102,6 +110,13 @@ class Scale:
         """Give the lines of all verdicts, in the order of `values`."""
         return tuple(self._line_of.values())
 
+    def form(self) -> str:
+        """Show how a verdict's line is written: "Score: N/10", "Winner: A, B or tie"."""
+        if self.task == "score":
+            return f"{KEYWORDS[self.task]}: N/{_plain(self.values[-1])}"
+        *most, last = map(str, self.values)
+        return f"{KEYWORDS[self.task]}: {', '.join(most)} or {last}"
+
     def says(self) -> str:
         """Name the allowed verdicts in a few words, for messages."""
         if len(self.values) <= 3:
@@ -113,7 +128,7 @@ class Scale:
         """Read a model's answer: its first line must be an allowed verdict, to the letter."""
         return self._value_of.get(answer.partition("\n")[0])
 
-    def read(self, answer: str) -> Reading | None:
+    def read(self, answer: str) -> Answer | None:
         """Read a person's answer: the verdict may start any line, in any case and spacing.
 
         What is neither verdict nor issues becomes feedback. None where no verdict, one off the
@@ -126,13 +141,13 @@ class Scale:
         (verdict,) = verdicts
         assert verdict is not None
         issues, feedback = read_comments(self._written.sub("", answer))
-        return Reading(verdict, tuple(issues), feedback)
+        return Answer(verdict, tuple(issues), feedback)
 
     def why_unreadable(self, answer: str) -> str:
         """Say in a few words why `read` gives None for this answer."""
         found = self._find(answer)
         if not found:
-            return f'no line like "{self.lines()[-1].strip()}" in it'
+            return f'no line like "{self.form()}" in it'
         for match in found:
             if self._value(*match.groups()) is None:
                 shown = match.group(0).strip()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pt_app.errors import UserError
 from pt_app.judge_data.corpus_errors import Vocabulary, corrupt_text
-from pt_app.judge_data.errors import KINDS, Candidate
+from pt_app.judge_data.errors import Candidate
 from pt_app.judge_data.grammar import reserved_for_judges
 
 FEWEST_WORDS = 3
@@ -26,8 +26,6 @@ class RealPair:
 
 class CorpusMaterial:
     """The sources of a corpus, in random order; errors made without a lexicon of its words."""
-
-    kinds = tuple(KINDS)
 
     def __init__(self, pairs: Sequence[RealPair]) -> None:
         self.pairs = list(pairs)

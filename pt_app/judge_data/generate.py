@@ -36,7 +36,6 @@ class Settings:
     seed: int
     lexicon: Size
     variants: int
-    kinds: tuple[str, ...]
     corpus: Path | None
     max_words: int | None
 
@@ -51,8 +50,6 @@ class Settings:
             parts.append(f"--corpus {self.corpus.name}")
         if self.max_words is not None:
             parts.append(f"--max_words {self.max_words}")
-        if self.kinds != tuple(KINDS):
-            parts.append(f"--kinds {','.join(self.kinds)}")
         return " ".join(parts)
 
 
@@ -89,8 +86,6 @@ def _all(counts: Mapping[Any, int]) -> list[tuple[Any, int]]:
 class GrammarMaterial:
     """Sources without end, from the grammar; errors that the lexicon knows."""
 
-    kinds = tuple(KINDS)
-
     def __init__(self, size: Size) -> None:
         self.lexicon = Lexicon.load(size)
         self.grammar = Grammar(self.lexicon)
@@ -112,11 +107,10 @@ def generate(
     out: Path,
     rows: int = 12000,
     val_rows: int = 300,
-    test_rows: int = 330,
+    test_rows: int = 400,
     seed: int = 0,
     lexicon: Size = "full",
     variants: int = 4,
-    kinds: Sequence[str] | None = None,
     corpus: Path | None = None,
     max_words: int | None = None,
 ) -> Summary:
@@ -128,11 +122,8 @@ def generate(
     Raises UserError for settings out of range, for a corpus that is broken or too small, and for
     a folder that holds other files of these names; nothing is written then.
     """
-    chosen = tuple(KINDS) if kinds is None else tuple(kinds)
     corpus = Path(corpus) if corpus is not None else None
-    settings = Settings(
-        rows, val_rows, test_rows, seed, lexicon, variants, chosen, corpus, max_words
-    )
+    settings = Settings(rows, val_rows, test_rows, seed, lexicon, variants, corpus, max_words)
     _check(settings)
     dropped: dict[str, int] = {}
     material: Material
@@ -160,17 +151,11 @@ def _check(settings: Settings) -> None:
         raise UserError(f"--max_words is {settings.max_words}: choose a whole number from 3 on")
     if settings.max_words is not None and settings.corpus is None:
         raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
-    for kind in settings.kinds:
-        if kind not in KINDS:
-            raise UserError(f"error kind {kind!r} is unknown: choose among {', '.join(KINDS)}")
-    if not set(settings.kinds) & set(ERRORS):
-        raise UserError(f"no kind of error is chosen: choose among {', '.join(ERRORS)}")
 
 
 def _splits(material: Material, settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """All rows by split. Test and validation are drawn first: more training rows leave them."""
     rng = random.Random(settings.seed)
-    kinds = [kind for kind in settings.kinds if kind in material.kinds]
     wanted = {"test": settings.test_rows, "val": settings.val_rows, "train": settings.rows}
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in ("train", "val", "test")}
     sources = _new_sources(material, rng)
@@ -181,7 +166,7 @@ def _splits(material: Material, settings: Settings) -> dict[str, list[dict[str, 
             pair = next(sources, None)
             if pair is None:
                 raise _too_small(made, settings)
-            candidates = _candidates(material, pair, kinds, variants, rng)
+            candidates = _candidates(material, pair, variants, rng)
             room = count - len(made[split])
             made[split] += [
                 _row(f"{split}-{index:05d}-{number}", pair, candidate)
@@ -217,30 +202,25 @@ def _too_small(made: Mapping[str, Sequence[Any]], settings: Settings) -> UserErr
     )
 
 
-def _candidates(
-    material: Any, pair: Any, kinds: Sequence[str], count: int, rng: random.Random
-) -> list[Candidate]:
+def _candidates(material: Any, pair: Any, count: int, rng: random.Random) -> list[Candidate]:
     """Up to `count` candidates of different texts; fewer where the sentence has no more."""
     found: dict[str, Candidate] = {}
     for _ in range(TRIES * count):
         if len(found) == count:
             break
-        candidate = _candidate(material, pair, kinds, rng)
+        candidate = _candidate(material, pair, rng)
         if candidate is not None:
             found.setdefault(candidate.text, candidate)
     return list(found.values())
 
 
-def _candidate(
-    material: Any, pair: Any, kinds: Sequence[str], rng: random.Random
-) -> Candidate | None:
+def _candidate(material: Any, pair: Any, rng: random.Random) -> Candidate | None:
     """One draw; None where the errors drawn do not fit this sentence."""
     count = rng.choices(range(len(ERROR_COUNTS)), ERROR_COUNTS)[0]
-    if count == 0 and PARAPHRASE in kinds and rng.random() < PARAPHRASES:
+    if count == 0 and rng.random() < PARAPHRASES:
         candidate: Candidate = material.corrupt(pair, [PARAPHRASE], rng)
         return candidate if candidate.paraphrased else None
-    errors = [kind for kind in kinds if kind != PARAPHRASE]
-    chosen = rng.sample(errors, min(count, len(errors)))
+    chosen = rng.sample(ERRORS, count)
     candidate = material.corrupt(pair, chosen, rng)
     if len(candidate.issues) < len(chosen) or (chosen and candidate.text == pair.reference):
         return None

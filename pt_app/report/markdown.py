@@ -89,6 +89,8 @@ def _legend(results: dict[str, Any]) -> str:
             )
         if model.get("unscored"):
             lines.append(f"{model['unscored']} rows did not fit the context and are in no number.")
+        if model.get("shortened"):
+            lines.append(f"{model['shortened']} rows were shortened to fit the context.")
     return "\n\n".join(dict.fromkeys(lines))
 
 
@@ -150,16 +152,23 @@ def _disagreement(row: Row) -> str:
     own = "parse failure" if row["verdict"] is None else row["verdict"]
     head = f"**{inline(row.get('id'))}**: label {inline(row['label'])}, likeliest verdict "
     head += f"{inline(row['constrained'])}, own answer {inline(own)}"
-    names = {
-        "source": "source",
-        "reference": "reference",
-        "candidate": "candidate",
-        "label_feedback": "label says",
-        "raw": "judge says",
+    turns = row.get("conversation") or ()
+    first, second = row.get("candidates") or (None, None)
+    texts = {
+        "prompt": row.get("prompt"),
+        "source": row.get("source"),
+        "conversation": "\n".join(f"{t['role']}: {t['content']}" for t in turns) or None,
+        "context": row.get("context"),
+        "reference": row.get("reference"),
+        "candidate": row.get("candidate"),
+        "candidate A": first,
+        "candidate B": second,
+        "label says": row.get("label_feedback"),
+        "judge says": row.get("raw"),
     }
     # An empty candidate is a row like others, and shown as such.
-    texts = [(name, str(row[key])) for key, name in names.items() if row.get(key) is not None]
-    return f"{head}\n\n{fenced(texts)}" if texts else head
+    shown = [(name, str(text)) for name, text in texts.items() if text is not None]
+    return f"{head}\n\n{fenced(shown)}" if shown else head
 
 
 def _origin(results: dict[str, Any]) -> str:
