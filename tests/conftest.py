@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.rows import write_rows
@@ -39,15 +41,35 @@ def without_network() -> list[str]:
 def run_offline(
     command: Sequence[str], cwd: Path = ROOT, timeout: float = 300, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with `command` without network, keys and terminal; `timeout` in seconds."""
+    """Run Python with `command` without network, keys and terminal; `timeout` in seconds.
+
+    Fails where the command leaves a process of its session running.
+    """
     keys = ("WANDB_API_KEY", "HF_TOKEN", "WANDB_MODE")
     kept = {name: value for name, value in os.environ.items() if name not in keys}
-    return subprocess.run(
-        [*without_network(), sys.executable, *command],
+    words = [*without_network(), sys.executable, *command]
+    with subprocess.Popen(
+        words,
         cwd=cwd,
         env=kept | {"NETRC": os.devnull} | env,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    left = [p for p in psutil.process_iter(["cmdline"]) if _session(p.pid) == process.pid]
+    assert not left, f"still running: {[p.info['cmdline'] for p in left]}"
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "lexicon": "small",
     "vocab_size": 500,
     "width": 32,
-    "layers": 1,
+    "layers": 2,
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pt_app.cli import app
+from pt_app.eval_model.platforms import recipe_for_this_machine
 from pt_app.train_command import recipe_command
 from tests.conftest import ROOT, run_offline
 
@@ -51,7 +52,8 @@ def test_flags_have_underscores() -> None:
 def test_judge_train_prints_the_recipe_it_stands_for_and_passes_its_end_on() -> None:
     done = run_offline([str(JUDGE), "train", "--epochs", "-1"])
     assert done.returncode == 2
-    assert done.stdout.startswith("$ python pt_app/eval_model/judge_train_mps.py --epochs -1")
+    script = f"pt_app/eval_model/judge_train_{recipe_for_this_machine()}.py"
+    assert done.stdout.startswith(f"$ python {script} --epochs -1")
     assert "epochs" in done.stderr
     assert recipe_command("cuda", ["--lr", "1"])[1:] == [
         "pt_app/eval_model/judge_train_cuda.py",

@@ -1,6 +1,7 @@
 """Where a run came from: command, versions, commit. No path of the machine is in it."""
 
 import importlib.metadata
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pt_app
 
+_FLAG = re.compile(r"(--\w+=)?(.*)", re.DOTALL)
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
 
@@ -33,10 +35,10 @@ def without_absolute_paths(value: Any) -> Any:
         return [without_absolute_paths(item) for item in value]
     if not isinstance(value, str | Path):
         return value
-    flag, equals, text = str(value).rpartition("=")
+    flag, text = _FLAG.findall(str(value))[0]
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(text).is_absolute():
-            return f"{flag}{equals}{kind(text).name}"
+            return f"{flag}{kind(text).name}"
     return str(value)
 
 
