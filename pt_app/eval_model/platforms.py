@@ -41,7 +41,7 @@ class Platform:
 
     def free_memory(self) -> None:
         """Give back what a deleted model held: the allocators of GPUs keep it otherwise."""
-        from accelerate.utils import clear_device_cache
+        from accelerate.utils.memory import clear_device_cache
 
         clear_device_cache(garbage_collection=True)
 
