@@ -55,9 +55,9 @@ def train_base(
     corpus: Path | None = None,
     lexicon: Size = "full",
     max_words: int | None = None,
-    vocab_size: int = 3072,
+    vocab_size: int = 2048,
     width: int = 128,
-    layers: int = 4,
+    layers: int = 5,
     batch: int = 16,
 ) -> Path:
     """Train a tokenizer and a tiny model from random weights into the folder `output`.
@@ -79,7 +79,7 @@ def train_base(
     work = _work_folder(output, settings)
     training, measuring = Corpus(sentences), Corpus(sentences, measuring=True)
     tokenizer = train_tokenizer(_texts(training, seed), vocab_size)
-    model = new_model(tokenizer, width, layers, seed)
+    model = new_model(tokenizer, width, layers - recipe.new_layers, seed)
     yardstick = Yardstick(measuring, tokenizer)
     measures = fit(model, tokenizer, training, yardstick, recipe, seed, work / "state.pt")
     made = work / "base"
@@ -106,7 +106,7 @@ def _steps(steps: int | None, quick: bool) -> int:
 
 def _check(settings: Settings, output: Path) -> None:
     """Raise UserError for what a user can mend, before anything is written."""
-    lowest = {"vocab_size": 300, "width": 32, "layers": 1, "seed": 0}
+    lowest = {"vocab_size": 300, "width": 32, "layers": 2, "seed": 0}
     values = asdict(settings) | asdict(settings.recipe)
     for name, least in (lowest | {"steps": 1, "batch": 1}).items():
         if values[name] < least:

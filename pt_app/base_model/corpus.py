@@ -58,28 +58,36 @@ def layout(example: Example) -> str:
     )
 
 
+Writers = tuple[tuple[Callable[[random.Random], Document], float], ...]
+
+
 class Corpus:
     """Draws documents; the same `rng` gives the same documents."""
 
     def __init__(self, sentences: Sentences, measuring: bool = False) -> None:
         self.sentences = sentences
         self.measuring = measuring
-        self._writers: tuple[tuple[Callable[[random.Random], Document], float], ...] = (
-            (self.differences, 0.36),
-            (self.annotation, 0.24),
-            (self.given_score, 0.12),
-            (self.unrelated, 0.1),
-            (self.translation, 0.06),
-            (self.repetition, 0.04),
-            (self.evaluation, 0.04),
-            (self.count, 0.04),
+        self._first_phase: Writers = (
+            (self.unrelated, 0.5),
+            (self.repetition, 0.35),
+            (self.changes, 0.15),
+        )
+        self._writers: Writers = (
+            (self.differences, 0.3),
+            (self.reading, 0.18),
+            (self.annotation, 0.15),
+            (self.given_score, 0.11),
+            (self.changes, 0.08),
+            (self.unrelated, 0.08),
+            (self.translation, 0.04),
+            (self.repetition, 0.02),
+            (self.evaluation, 0.02),
+            (self.count, 0.02),
         )
 
     def sample(self, rng: random.Random, first_phase: bool = False) -> Document:
-        """One document; in the first phase only unrelated words, to repeat or to compare."""
-        if first_phase:
-            return self.repetition(rng) if rng.random() < 0.4 else self.unrelated(rng)
-        writers, shares = zip(*self._writers, strict=True)
+        """One document; in the first phase only words, to repeat, to compare or to relate."""
+        writers, shares = zip(*(self._first_phase if first_phase else self._writers), strict=True)
         write: Callable[[random.Random], Document] = rng.choices(writers, shares)[0]
         return write(rng)
 
@@ -98,10 +106,7 @@ class Corpus:
         of all differences, which is what a judge needs in one place.
         """
         example = self.example(rng, kinds)
-        issues = example.candidate.issues
-        names = [issue.kind for issue in issues]
-        rng.shuffle(names)
-        answer = f"Kinds: {', '.join(names) or NONE}\n{issues_line(example.candidate)}"
+        answer = f"{kinds_line(example.candidate, rng)}\n{issues_line(example.candidate)}"
         prompt = chat(TASK + "Name the kinds of difference, then each difference.", layout(example))
         return self._document("differences", prompt, answer, example)
 
@@ -117,7 +122,27 @@ class Corpus:
         """The candidate word by word, each followed by what is wrong with it."""
         example = self.example(rng)
         prompt = chat(TASK + "Annotate each word of the candidate.", layout(example))
-        return self._document("annotation", prompt, annotate(example), example)
+        answer = "".join(f" {word} {mark}" if word else f" {mark}" for word, mark in marks(example))
+        return self._document("annotation", prompt, answer, example)
+
+    def reading(self, rng: random.Random) -> Document:
+        """The candidate, with marks behind some of its words, then the kinds of difference.
+
+        With few marks or none the words themselves must carry what the kinds are read from: the
+        way from annotating to seeing a whole candidate.
+        """
+        example = self.example(rng)
+        share = rng.choice((0.0, 0.3, 0.6, 1.0))
+        text = ""
+        for word, mark in marks(example):
+            text += f" {word}" if word else ""
+            text += f" {mark}" if rng.random() < share else ""
+        answer = f"Candidate:{text}\n{kinds_line(example.candidate, rng)}"
+        prompt = chat(
+            TASK + "Read a candidate, then name the kinds of difference.",
+            f"Source: {example.source}\nReference: {example.reference}",
+        )
+        return self._document("reading", prompt, answer, example)
 
     def given_score(self, rng: random.Random) -> Document:
         """An evaluation under a score that was drawn before the candidate was."""
@@ -157,6 +182,19 @@ class Corpus:
             f"Reference: {' '.join(right)}\nCandidate: {' '.join(wrong)}",
         )
         return Document(prompt, f" {' '.join(marked)}{TURN_END}\n", task="unrelated")
+
+    def changes(self, rng: random.Random) -> Document:
+        """Pairs of words with the kind of the change: what two forms are to each other."""
+        lines: list[str] = []
+        while len(lines) < 6:
+            for issue in self.example(rng).candidate.issues:
+                if issue.wrong and issue.right:
+                    lines.append(f" {issue.wrong} {issue.right} {issue.kind}")
+        return Document(
+            chat("Write pairs of words and the kind of change.", "Pairs of words."),
+            f"{''.join(lines)}{TURN_END}\n",
+            task="changes",
+        )
 
     def count(self, rng: random.Random) -> Document:
         """How many words there are in an unrelated list."""
@@ -204,32 +242,44 @@ def draw_kinds(rng: random.Random) -> list[str]:
     return rng.choices(ERRORS, [WEIGHTS.get(kind, 1.0) for kind in ERRORS], k=number)
 
 
+def kinds_line(candidate: Candidate, rng: random.Random) -> str:
+    """The kinds of all differences in random order."""
+    names = [issue.kind for issue in candidate.issues]
+    rng.shuffle(names)
+    return f"Kinds: {', '.join(names) or NONE}"
+
+
 def issues_line(candidate: Candidate) -> str:
     """The line of an answer that lists the differences."""
     return f"Issues: {'; '.join(issue.text for issue in candidate.issues) or NONE}"
 
 
-def annotate(example: Example) -> str:
-    """The candidate's words with ` =` behind each that agrees, else the kind of its error."""
+def marks(example: Example) -> list[tuple[str, str]]:
+    """The candidate's words, each with `=` where it agrees, else with the kind of its error.
+
+    What is left out has its mark behind an empty word.
+    """
     kind_of = {
         (issue.wrong.casefold(), issue.right.casefold()): issue.kind
         for issue in example.candidate.issues
     }
+    shown = [piece for piece in example.candidate.text.split() if words(piece)]
     right, wrong = words(example.reference), words(example.candidate.text)
-    marked: list[str] = []
+    marked: list[tuple[str, str]] = []
     matcher = difflib.SequenceMatcher(None, right, wrong, autojunk=False)
     for _, i1, i2, j1, j2 in matcher.get_opcodes():
         old, new = right[i1:i2], wrong[j1:j2]
         whole = kind_of.get((" ".join(new), " ".join(old)))
         if old == new:
-            marked += [f"{word} =" for word in new]
+            marked += [(word, "=") for word in shown[j1:j2]]
         elif whole:
-            marked.append(" ".join([*new, whole]))
+            marked.append((" ".join(shown[j1:j2]), whole))
         else:
             for k in range(max(len(old), len(new))):
                 sides = "".join(new[k : k + 1]), "".join(old[k : k + 1])
-                marked.append(f"{sides[0]} {kind_of.get(sides, 'other')}".strip())
-    return " " + " ".join(marked)
+                word = "".join(shown[j1 + k : j2][:1])
+                marked.append((word, kind_of.get(sides, "other")))
+    return marked
 
 
 def words(text: str) -> list[str]:

@@ -5,8 +5,6 @@ from typing import Any
 
 from pt_app.base_model.tokenizer import MAX_LENGTH, TURN_END
 
-EMBEDDING_STD = 0.1
-
 
 def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
     """A float32 `Qwen2ForCausalLM` with random weights; embeddings and output share a matrix.
@@ -20,7 +18,7 @@ def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
-        intermediate_size=2 * width,
+        intermediate_size=3 * width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
         num_key_value_heads=width // 32,
@@ -31,10 +29,30 @@ def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
         eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = Qwen2ForCausalLM(config)
-    # At the usual 0.02 a word is drowned by what the layers add, and copying forms late.
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
-    return model
+    return Qwen2ForCausalLM(config)
+
+
+def grow(model: Any, layers: int, seed: int) -> None:
+    """Put `layers` more layers on top, in place, which at first change nothing.
+
+    Their output projections start at zero. Layers below have learned to compare word with word
+    by then; new ones above find its result ready and can gather it over a sentence.
+    """
+    import torch
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+    torch.manual_seed(seed)
+    config = model.config
+    for _ in range(layers):
+        config.layer_types.append("full_attention")
+        layer = Qwen2DecoderLayer(config, config.num_hidden_layers)
+        for name, weight in layer.named_parameters():
+            if "o_proj" in name or "down_proj" in name or name.endswith("bias"):
+                torch.nn.init.zeros_(weight)
+            elif weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=config.initializer_range)
+        model.model.layers.append(layer)
+        config.num_hidden_layers += 1
 
 
 def round_to_float16(model: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.base_model.corpus import NONE, Corpus, Document
-from pt_app.base_model.model import round_to_float16
+from pt_app.base_model.model import grow, round_to_float16
 from pt_app.judge_data.errors import ERRORS
 
 # What is copied or compared stands in the answers; the prompts' words are mostly random.
@@ -18,15 +18,25 @@ SNAPSHOT_EVERY = 1000
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training; the first `phase` steps hold unrelated words only."""
+    """Settings of a training of `steps` steps."""
 
-    steps: int = 16_000
+    steps: int = 14_000
     batch: int = 16
-    phase: int = 1600
     muon_lr: float = 0.008
-    adam_lr: float = 1e-3
-    decay_from: float = 0.5
+    adam_lr: float = 1.5e-3
+    decay_from: float = 0.4
+    new_layers: int = 1
     report_every: int = 500
+
+    @property
+    def phase(self) -> int:
+        """The first steps, which hold unrelated words only."""
+        return self.steps * 6 // 35
+
+    @property
+    def grow_at(self) -> int:
+        """The step before which layers are added: comparing words has formed by then."""
+        return self.steps * 3 // 7
 
 
 def encode(tokenizer: Any, documents: Sequence[Document]) -> list[tuple[list[int], int]]:
@@ -84,10 +94,11 @@ def optimizers(model: Any, recipe: Recipe) -> list[Any]:
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01)
+    adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    for opt in (muon, adam):
+        opt.param_groups[0]["full_lr"] = opt.param_groups[0]["lr"]
+    return [muon, adam]
 
 
 def rate(step: int, recipe: Recipe) -> float:
@@ -165,22 +176,27 @@ def fit(
 ) -> Measures:
     """Train to the end and round to float16; a state file from an interrupted run is taken up."""
     import torch
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
+    state = torch.load(state_file, weights_only=True) if state_file.exists() else {"step": 0}
+    first = int(state["step"])
+    if first > recipe.grow_at:
+        grow(model, recipe.new_layers, seed)
     steppers = optimizers(model, recipe)
-    base_rates = [group["lr"] for opt in steppers for group in opt.param_groups]
-    first = _load_state(state_file, model, steppers) if state_file.exists() else 0
+    if first:
+        _restore(state, model, steppers)
     model.train()
     bar = tqdm(total=recipe.steps, initial=first, unit="step", mininterval=1.0)
     for step, rows in enumerate(batches(corpus, tokenizer, recipe, seed, first), first):
+        if step == recipe.grow_at:
+            grow(model, recipe.new_layers, seed)
+            steppers = optimizers(model, recipe)
         total, weight = loss_of(model, rows, PROMPT_WEIGHT)
         (total / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scale = rate(step, recipe)
-        groups = [group for opt in steppers for group in opt.param_groups]
-        for group, full in zip(groups, base_rates, strict=True):
-            group["lr"] = full * scale
         for opt in steppers:
+            for group in opt.param_groups:
+                group["lr"] = group["full_lr"] * rate(step, recipe)
             opt.step()
             opt.zero_grad()
         bar.update()
@@ -202,11 +218,7 @@ def _save_state(file: Path, model: Any, steppers: Sequence[Any], step: int) -> N
     aside.replace(file)
 
 
-def _load_state(file: Path, model: Any, steppers: Sequence[Any]) -> int:
-    import torch
-
-    state = torch.load(file, weights_only=True)
+def _restore(state: dict[str, Any], model: Any, steppers: Sequence[Any]) -> None:
     model.load_state_dict(state["model"])
     for opt, saved in zip(steppers, state["optimizers"], strict=True):
         opt.load_state_dict(saved)
-    return int(state["step"])
