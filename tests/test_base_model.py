@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pt_app.base_model import shipped, train
 from pt_app.base_model.build import train_base
@@ -184,7 +185,6 @@ def test_a_parallel_corpus_replaces_the_grammar(tmp_path: Path) -> None:
 
 
 def test_the_shipped_base_is_what_its_card_says() -> None:
-    import torch
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
@@ -204,9 +204,19 @@ def test_the_shipped_base_is_what_its_card_says() -> None:
     assert 1_000_000 <= parameters <= 3_000_000
 
 
-def test_the_shipped_base_detects_fluent_errors() -> None:
+def test_the_figures_on_the_card_of_the_shipped_base_are_those_measured() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     facts = read_card(shipped())
-    assert min(float(facts[kind]) for kind in ("wrong_word", "tense", "gender", "number")) > 0.9
+    tokenizer = AutoTokenizer.from_pretrained(shipped())
+    model = AutoModelForCausalLM.from_pretrained(shipped(), dtype=torch.float32).eval()
+    corpus = Corpus(GrammarSentences("full"), measuring=True)
+    measured = train.Yardstick(corpus, tokenizer).measure(model)
+    assert measured.loss == pytest.approx(float(facts["held-out loss"].split()[0]), abs=1e-3)
+    for kind, share in measured.detected.items():
+        assert share == pytest.approx(float(facts[kind]), abs=0.05), kind
+    # Before comparing has formed some kind, or "none", is hardly ever named.
+    assert min(measured.detected.values()) > 0.5
 
 
 def test_words_of_the_grammar_are_one_token_each() -> None:

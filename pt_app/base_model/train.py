@@ -30,8 +30,8 @@ class Recipe:
 
     @property
     def phase(self) -> int:
-        """The first steps, which hold unrelated words only."""
-        return self.steps * 6 // 35
+        """The first steps, which hold unrelated words only; comparing them takes some 2,000."""
+        return min(2400, self.steps * 2 // 5)
 
     @property
     def grow_at(self) -> int:
@@ -177,6 +177,9 @@ def fit(
     """Train to the end and round to float16; a state file from an interrupted run is taken up."""
     import torch
     from tqdm import tqdm
+
+    # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
+    torch.set_flush_denormal(True)
 
     state = torch.load(state_file, weights_only=True) if state_file.exists() else {"step": 0}
     first = int(state["step"])
