@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ FIXED = (
     "lora_dropout",
     "lora_targets",
 )
+NameAt = Callable[[datetime], str]
 log = logging.getLogger(__name__)
 
 
@@ -99,19 +102,39 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     return max(runs, key=lambda p: p.name[-len("YYYYMMDD_HHMMSS") :])
 
 
-def open_run(folder: Path, about: dict[str, Any]) -> None:
-    """Make a new run's folder with its settings. Raises UserError where it cannot be written."""
+def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
+    """Make a new run's folder, named by the time, with its settings in it.
+
+    A folder that is there already is another run's, started in the same second: the next second
+    is taken. Raises UserError where it cannot be written.
+    """
+    time = datetime.now()
+    while True:
+        folder = output_dir / name_at(time)
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            time += timedelta(seconds=1)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): choose another folder with "
+                "--output_dir"
+            ) from error
     write_json_atomic(folder / RUN_SETTINGS, about)
+    return folder
 
 
-def resume_run(folder: Path, resume: str, about: dict[str, Any]) -> tuple[Path, Path | None]:
+def resume_run(
+    output_dir: Path, name_at: NameAt, resume: str, about: dict[str, Any]
+) -> tuple[Path, Path | None]:
     """The run to go on with, and its newest complete checkpoint (None: it is trained).
 
-    `folder` is where a new run would be written, `about` its settings and data hashes. Raises
-    UserError where there is nothing to resume, or where the settings make it another run.
+    `resume` is a run's folder or "newest", `about` the settings, platform and data hashes of now.
+    Raises UserError where there is nothing to resume, or where the settings make it another run.
     """
-    prefix = folder.name[: -len("YYYYMMDD_HHMMSS")]
-    run = find_run(folder.parent, resume, prefix)
+    prefix = name_at(datetime.now())[: -len("YYYYMMDD_HHMMSS")]
+    run = find_run(output_dir, resume, prefix)
     _check_same_run(run, about)
     if Path(f"{run}_final").exists():
         log.info("%s is trained: going on with its evaluation", run)

@@ -130,10 +130,11 @@ def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeE
 def _open_run(
     settings: Settings, platform: Platform, prepared: Prepared
 ) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to go on from."""
-    name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, _now(platform))
-    folder = Path(settings.output_dir) / name.removesuffix("_final")
-    fixed = {
+    """The run's folder and the checkpoint to go on from; rank 0 opens it and tells the others."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    about = {
         "settings": asdict(settings),
         "data_sha256": prepared.data.sha256,
         "platform": {
@@ -142,22 +143,23 @@ def _open_run(
             "ranks": console.ranks(),
         },
     }
-    if settings.resume == "off":
-        checkpoints.open_run(folder, fixed)
-        return folder, None
-    return checkpoints.resume_run(folder, settings.resume, fixed)
 
+    def name_at(time: datetime) -> str:
+        name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, time)
+        return name.removesuffix("_final")
 
-def _now(platform: Platform) -> datetime:
-    """The time of the start, the same on every rank."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    now = [datetime.now()]
+    opened: list[Any] = [None]
+    if console.is_main_process():
+        output_dir = Path(settings.output_dir)
+        if settings.resume == "off":
+            opened = [(checkpoints.open_run(output_dir, name_at, about), None)]
+        else:
+            opened = [checkpoints.resume_run(output_dir, name_at, settings.resume, about)]
     if console.ranks() > 1:
         PartialState(cpu=platform.on_cpu)
-        broadcast_object_list(now)
-    return now[0]
+        broadcast_object_list(opened)
+    folder, checkpoint = opened[0]
+    return folder, checkpoint
 
 
 def _train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
@@ -267,7 +269,7 @@ class _Progress(ProgressCallback):  # type: ignore[misc]
         """Called by Trainer with the newest numbers, on every rank."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         self.tracker.log(numbers, state.global_step)
-        shown = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_loss", "train_runtime")
+        shown = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_runtime")
         line = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
         with logging_redirect_tqdm(console.LOGGERS):
             log.info("step %d/%d: %s", state.global_step, state.max_steps, line)
