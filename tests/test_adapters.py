@@ -268,13 +268,13 @@ def test_absolute_paths_keep_their_last_part():
     value = {
         "a": "/home/me/data set/judge",
         "b": ["C:\\models\\tiny", Path("/srv/out/"), 3, None],
-        "c": ["train.py", "--data_dir=/srv/data", "--x", "/tmp/y", "and/or 7/10"],
+        "c": "train.py --data_dir=/srv/data --x '/tmp/y' and/or 7/10",
         "d": "Qwen/Qwen2-1.5B-Instruct",
     }
     assert without_absolute_paths(value) == {
         "a": "judge",
         "b": ["tiny", "out", 3, None],
-        "c": ["train.py", "--data_dir=data", "--x", "y", "and/or 7/10"],
+        "c": "train.py --data_dir=data --x 'y' and/or 7/10",
         "d": "Qwen/Qwen2-1.5B-Instruct",
     }
 

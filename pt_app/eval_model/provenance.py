@@ -11,7 +11,8 @@ from typing import Any
 
 import pt_app
 
-_FLAG = re.compile(r"(--\w+=)?(.*)", re.DOTALL)
+# A path within a text: behind a blank, "=", a quote or a bracket.
+_WITHIN = re.compile(r"""(?<=[\s='"(])(?:/[\w.-]+)+/?""")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
 
@@ -28,18 +29,17 @@ def about_this_run() -> dict[str, Any]:
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """Copy a JSON value; of an absolute path, alone or behind `--flag=`, its last part is kept."""
+    """Copy a JSON value; of an absolute path, alone or within a text, its last part is kept."""
     if isinstance(value, Mapping):
         return {key: without_absolute_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_absolute_paths(item) for item in value]
     if not isinstance(value, str | Path):
         return value
-    flag, text = _FLAG.findall(str(value))[0]
     for kind in (PurePosixPath, PureWindowsPath):
-        if kind(text).is_absolute():
-            return f"{flag}{kind(text).name}"
-    return str(value)
+        if kind(value).is_absolute():
+            return kind(value).name
+    return _WITHIN.sub(lambda found: PurePosixPath(found[0]).name, str(value))
 
 
 def git_commit() -> str | None:
