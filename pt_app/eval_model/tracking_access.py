@@ -59,9 +59,8 @@ def resolve_access(mode: str) -> Access:
 
 def find_key() -> tuple[str, str | None, str]:
     """(server address, API key or None, why there is none), by W&B's own rules, never asking."""
-    from wandb.sdk.lib import wbauth
-
     import wandb
+    from wandb.sdk.lib import wbauth
 
     base_url = str(wandb.Settings().base_url)
     try:
