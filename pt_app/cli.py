@@ -2,13 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from pt_app.cli_data import Lexicons, data
 from pt_app.errors import UserError, exit_with
 
-Lexicons = Literal["full", "small"]
 app = typer.Typer(
     name="judge",
     help="Fine-tune a small language model into a judge, and prove how good it is.",
@@ -16,7 +16,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Judge data: where labels come from.", no_args_is_help=True)
 base = typer.Typer(help="The tiny offline base (--model tiny).", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(base, name="base")
@@ -57,37 +56,28 @@ def sync(
         raise UserError(f"{len(summary.failed)} not sent: run judge sync {folder} again later")
 
 
-@data.command()
-def generate(
-    out: Annotated[Path, typer.Option(help="dataset folder to write")] = Path("datasets/demo"),
-    rows: Annotated[int, typer.Option(help="training rows")] = 12_000,
-    val_rows: Annotated[int, typer.Option("--val_rows", help="validation rows")] = 300,
-    test_rows: Annotated[int, typer.Option("--test_rows", help="test rows")] = 400,
-    seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
-    lexicon: Annotated[Lexicons, typer.Option(help="words of the grammar")] = "full",
-    corpus: Annotated[
-        Path | None, typer.Option(help="parallel corpus (TMX, TSV) to corrupt instead of a grammar")
-    ] = None,
-    max_words: Annotated[
-        int | None, typer.Option("--max_words", help="of a corpus sentence; longer ones are left")
-    ] = None,
-    variants: Annotated[int, typer.Option(help="candidates of a training source")] = 4,
+@app.command()
+def init(
+    file: Annotated[str, typer.Argument(help="labels: CSV, TSV, JSON, JSON Lines, Parquet")],
+    model: Annotated[str, typer.Option(help="whose tokenizer counts lengths")] = "tiny",
+    encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8")] = "",
+    out: Annotated[Path | None, typer.Option(help="write the rubric's stub into this file")] = None,
 ) -> None:
-    """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
-    from pt_app.judge_data.generate import generate as write
+    """Look at a file of labels; propose task, map, scale, template and the next commands."""
+    from pt_app.judge_data.inspecting import inspect
 
-    summary = write(
-        out,
-        rows=rows,
-        val_rows=val_rows,
-        test_rows=test_rows,
-        seed=seed,
-        lexicon=lexicon,
-        variants=variants,
-        corpus=corpus,
-        max_words=max_words,
-    )
-    typer.echo("\n".join(summary.lines()))
+    typer.echo("\n".join(inspect(file, model=model, encoding=encoding, rubric=out).lines()))
+
+
+@app.command()
+def join(
+    adapters: Annotated[list[Path], typer.Argument(help="adapter folders of the folds")],
+    out: Annotated[Path, typer.Option(help="folder for results.json and report")],
+) -> None:
+    """Join the evaluations of adapters trained on the folds of one dataset: every row once."""
+    from pt_app.eval_model.folds import join_evaluations
+
+    typer.echo(f"report: {join_evaluations(adapters, out)}")
 
 
 @base.command("path")

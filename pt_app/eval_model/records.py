@@ -44,12 +44,33 @@ class Label(BaseModel):
     feedback: str = ""
 
 
+class Annotation(BaseModel):
+    """What one person said; `rater` is a name, or the number of the rater's column."""
+
+    model_config = ConfigDict(frozen=True)
+    rater: Name = ""
+    verdict: StrictInt | StrictFloat | StrictStr
+
+
+def _by_column(annotators: object) -> object:
+    """Name the raters of bare verdicts by their places, 1 on; null is a rater who said nothing."""
+    if not isinstance(annotators, list):
+        return annotators
+    return [
+        one if isinstance(one, dict | Annotation) else {"rater": str(place), "verdict": one}
+        for place, one in enumerate(annotators, start=1)
+        if one is not None
+    ]
+
+
 class JudgeExample(BaseModel):
     """One row, whichever shape it had on disk.
 
     A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
-    a row of fields is laid out by a prompt template. `errors` are the kinds of error known to be
-    in the candidate, where a generator put them there. `where` is "file:row", for messages.
+    a row of fields is laid out by a prompt template. `annotators` keeps what each person said,
+    `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
+    known to be in the candidate, where a generator put them there. `where` is "file:row", for
+    messages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,8 +85,9 @@ class JudgeExample(BaseModel):
     candidates: tuple[str, str] | None = None
     rubric: str | None = None
     label: Label | None = None
-    annotators: list[Any] = []
+    annotators: Annotated[list[Annotation], BeforeValidator(_by_column)] = []
     errors: list[str] | None = None
+    meta: dict[str, Any] = {}
     prompt: str | None = None
     system: str | None = None
     where: str = ""
@@ -75,6 +97,19 @@ class JudgeExample(BaseModel):
         if self.label is None:
             return None
         return format_answer(scale, self.label.verdict, self.label.issues, self.label.feedback)
+
+    def as_row(self, scale: Scale) -> dict[str, Any]:
+        """Give the row as it is written to disk, in the shape it was read from.
+
+        A chat row's answer is written anew from its label, as training supervises it.
+        """
+        if self.prompt is None:
+            return self.model_dump(exclude={"where"}, exclude_defaults=True)
+        turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
+        row: dict[str, Any] = {"id": self.id, "group": self.group}
+        row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
+        texts = {"source": self.source, "translation": self.candidate}
+        return row | {name: text for name, text in texts.items() if text is not None}
 
 
 class ChatRow(BaseModel):

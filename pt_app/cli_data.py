@@ -1,0 +1,269 @@
+"""The `judge data` commands: from anybody's labels to a dataset folder that cannot leak."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pt_app.errors import UserError
+
+data = typer.Typer(help="Judge data: where labels come from.", no_args_is_help=True)
+
+Lexicons = Literal["full", "small"]
+Tasks = Literal["score", "pairwise", "pass_fail"]
+SplitBy = Literal["group", "time", "row"]
+Splits = Literal["train", "val", "test"]
+Quoting = Literal["auto", "on", "off"]
+Folder = Annotated[Path, typer.Argument(help="dataset folder")]
+Model = Annotated[str, typer.Option(help="whose tokenizer counts: hub id, folder, or tiny")]
+Ratios = Annotated[str, typer.Option(help="shares of rows for train, val and test")]
+Near = Annotated[
+    float, typer.Option(help="share of equal words from which texts are near duplicates; 1: off")
+]
+
+
+@data.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="dataset folder to write")] = Path("datasets/demo"),
+    rows: Annotated[int, typer.Option(help="training rows")] = 12_000,
+    val_rows: Annotated[int, typer.Option("--val_rows", help="validation rows")] = 300,
+    test_rows: Annotated[int, typer.Option("--test_rows", help="test rows")] = 400,
+    seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
+    lexicon: Annotated[Lexicons, typer.Option(help="words of the grammar")] = "full",
+    corpus: Annotated[
+        Path | None, typer.Option(help="parallel corpus (TMX, TSV) to corrupt instead of a grammar")
+    ] = None,
+    max_words: Annotated[
+        int | None, typer.Option("--max_words", help="of a corpus sentence; longer ones are left")
+    ] = None,
+    variants: Annotated[int, typer.Option(help="candidates of a training source")] = 4,
+) -> None:
+    """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
+    from pt_app.judge_data.generate import generate as write
+
+    summary = write(
+        out,
+        rows=rows,
+        val_rows=val_rows,
+        test_rows=test_rows,
+        seed=seed,
+        lexicon=lexicon,
+        variants=variants,
+        corpus=corpus,
+        max_words=max_words,
+    )
+    typer.echo("\n".join(summary.lines()))
+
+
+@data.command("import")
+def import_(
+    files: Annotated[
+        list[str], typer.Argument(help="CSV, TSV, JSON, JSON Lines, Parquet, or a Hub dataset id")
+    ],
+    out: Annotated[Path, typer.Option(help="dataset folder to write")],
+    format: Annotated[
+        str, typer.Option(help="public format: mlqe-pe, wmt-mqm, pandalm, llmbar, demetr, ...")
+    ] = "",
+    map: Annotated[
+        list[str] | None, typer.Option(help="field=column, by commas: source=src,label=score")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="verdicts of the labels: good=PASS,bad=FAIL or 1=A,2=B,0=tie")
+    ] = "",
+    task: Annotated[Tasks | None, typer.Option(help="if not told by the map and labels")] = None,
+    scale: Annotated[str, typer.Option(help="of scores: 0-10, 1-5, 0-100, 0-10:0.5")] = "",
+    template: Annotated[str, typer.Option(help="prompt template: a name or a folder")] = "",
+    rubric: Annotated[Path | None, typer.Option(help="text file: what the verdict is about")] = (
+        None
+    ),
+    reduce: Annotated[
+        str, typer.Option(help="several raters' labels into one: majority, mean or median")
+    ] = "",
+    mqm_weights: Annotated[
+        str, typer.Option("--mqm_weights", help="google, core, or a YAML file of one's own")
+    ] = "google",
+    encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8: cp1252, ...")] = "",
+    delimiter: Annotated[str, typer.Option(help="of a CSV file, if not recognised")] = "",
+    quoting: Annotated[Quoting, typer.Option(help="whether quote marks enclose fields")] = "auto",
+    header: Annotated[
+        str, typer.Option(help="names of the columns, by commas, where the file has none")
+    ] = "",
+    hub_split: Annotated[str, typer.Option("--hub_split", help="split of a Hub dataset")] = "train",
+    drop_bad: Annotated[
+        bool, typer.Option("--drop_bad", help="leave out rows that cannot be used, counted")
+    ] = False,
+    append: Annotated[bool, typer.Option("--append", help="add to the rows of the folder")] = False,
+    into: Annotated[Splits | None, typer.Option(help="put all rows into this split")] = None,
+    by: Annotated[SplitBy, typer.Option(help="what is kept together")] = "group",
+    ratios: Ratios = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="of the split")] = 0,
+    near: Near = 0.9,
+    origin: Annotated[str, typer.Option(help="where the labels come from, for the card")] = "",
+    licence: Annotated[str, typer.Option(help="of the rows, for the card")] = "",
+) -> None:
+    """Turn a file of labels into a dataset folder: split without leaks, checked, with a card."""
+    from pt_app.judge_data.importing import ImportOptions, import_labels
+    from pt_app.judge_data.splitting import SplitPlan
+
+    plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, into=into)
+    options = ImportOptions(
+        format=format,
+        map=tuple(map or ()),
+        labels=labels,
+        task=task,
+        scale=scale,
+        template=template,
+        rubric=rubric,
+        reduce=reduce,
+        mqm_weights=mqm_weights,
+        encoding=encoding,
+        delimiter=delimiter,
+        quoting=quoting,
+        header=header,
+        hub_split=hub_split,
+        drop_bad=drop_bad,
+        origin=origin,
+        licence=licence,
+    )
+    summary = import_labels(files, out, options, plan, append=append)
+    typer.echo("\n".join(summary.lines()))
+
+
+@data.command()
+def split(
+    folder: Folder,
+    by: Annotated[SplitBy, typer.Option(help="what is kept together")] = "group",
+    ratios: Ratios = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="of the split")] = 0,
+    near: Near = 0.9,
+    folds: Annotated[
+        int, typer.Option(help="write so many folders, folds/1 on: each row is tested once")
+    ] = 0,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="forget where splits.json placed the groups")
+    ] = False,
+) -> None:
+    """Split a folder's rows anew by group; groups that splits.json names stay where they are."""
+    from pt_app.judge_data.splitting import SplitPlan, split_folder
+
+    plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, folds=folds, anew=anew)
+    typer.echo("\n".join(split_folder(folder, plan).lines()))
+
+
+@data.command()
+def check(
+    folder: Folder,
+    model: Model = "tiny",
+    max_seq_length: Annotated[
+        int, typer.Option("--max_seq_length", help="tokens of prompt and answer")
+    ] = 512,
+    near: Near = 0.9,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Look for leaks between the splits, contradictions, long rows; exit 2 on a leak."""
+    from pt_app.judge_data.checking import check_folder
+
+    report = check_folder(folder, near=near, model=model, max_seq_length=max_seq_length)
+    typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
+    if report.leaks:
+        raise UserError(report.remedy())
+
+
+@data.command()
+def preview(
+    folder: Folder,
+    model: Model = "tiny",
+    n: Annotated[int, typer.Option("-n", help="rows to show")] = 3,
+    split: Annotated[Splits, typer.Option(help="of these rows")] = "train",
+    ids: Annotated[bool, typer.Option("--ids", help="show the token ids")] = False,
+    max_seq_length: Annotated[
+        int, typer.Option("--max_seq_length", help="tokens of prompt and answer")
+    ] = 512,
+) -> None:
+    """Show the prompts as the model will read them, the supervised tokens in colour."""
+    from pt_app.judge_data.preview import preview as show
+
+    show(folder, model=model, n=n, split=split, ids=ids, max_seq_length=max_seq_length)
+
+
+@data.command()
+def relabel(
+    folder: Folder,
+    n: Annotated[int, typer.Option("-n", help="rows to label a second time")] = 100,
+    out: Annotated[Path, typer.Option(help="CSV file to write")] = Path("relabel.csv"),
+    read: Annotated[Path | None, typer.Option(help="the CSV file, filled in")] = None,
+    seed: Annotated[int, typer.Option(help="of the draw and the order")] = 0,
+) -> None:
+    """Label rows again, blind: how far a person agrees with themselves is the judge's ceiling."""
+    from pt_app.judge_data.relabel import read_back, write_blind
+
+    lines = read_back(folder, read) if read else write_blind(folder, n, out, seed)
+    typer.echo("\n".join(lines))
+
+
+@data.command()
+def distil(
+    file: Annotated[Path, typer.Argument(help="sources, or sources and candidates: any file")],
+    out: Annotated[Path, typer.Option(help="dataset folder to write; the journal lies beside it")],
+    model: Annotated[str, typer.Option(help="the teacher's name at the endpoint")],
+    map: Annotated[list[str] | None, typer.Option(help="field=column, as in import")] = None,
+    write: Annotated[
+        int, typer.Option(help="ask for so many graded candidates of each source; 0: only label")
+    ] = 0,
+    task: Annotated[Tasks, typer.Option(help="of the verdicts")] = "score",
+    scale: Annotated[str, typer.Option(help="of scores")] = "0-10",
+    template: Annotated[str, typer.Option(help="prompt template of the judge")] = "",
+    rubric: Annotated[Path | None, typer.Option(help="text file that the teacher follows")] = None,
+    base_url: Annotated[
+        str, typer.Option("--base_url", help="OpenAI-compatible endpoint; else OPENAI_BASE_URL")
+    ] = "",
+    key_env: Annotated[
+        str, typer.Option("--key_env", help="environment variable that holds the key")
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="requests under way at once")] = 8,
+    rpm: Annotated[int, typer.Option(help="requests a minute; 0: no limit")] = 0,
+    tpm: Annotated[int, typer.Option(help="tokens a minute; 0: no limit")] = 0,
+    price_in: Annotated[
+        float, typer.Option("--price_in", help="dollars per million prompt tokens")
+    ] = 0.0,
+    price_out: Annotated[
+        float, typer.Option("--price_out", help="dollars per million answer tokens")
+    ] = 0.0,
+    max_cost: Annotated[float, typer.Option("--max_cost", help="dollars; 0: no limit")] = 0.0,
+    max_tokens: Annotated[int, typer.Option("--max_tokens", help="of an answer")] = 1024,
+    temperature: Annotated[float, typer.Option(help="of the teacher")] = 0.0,
+    timeout: Annotated[float, typer.Option(help="seconds of one request")] = 60.0,
+    retries: Annotated[int, typer.Option(help="tries after the first, of one request")] = 6,
+    ratios: Ratios = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="of order, jitter and split")] = 0,
+    licence: Annotated[str, typer.Option(help="of the rows, for the card")] = "",
+) -> None:
+    """Ask a teacher model for labels or graded candidates; every answer is kept as it comes."""
+    from pt_app.judge_data.distil import DistilOptions
+    from pt_app.judge_data.distil import distil as run
+    from pt_app.judge_data.splitting import SplitPlan
+
+    options = DistilOptions(
+        model=model,
+        map=tuple(map or ()),
+        write=write,
+        task=task,
+        scale=scale,
+        template=template,
+        rubric=rubric,
+        base_url=base_url,
+        key_env=key_env,
+        concurrency=concurrency,
+        rpm=rpm,
+        tpm=tpm,
+        price_in=price_in,
+        price_out=price_out,
+        max_cost=max_cost,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        timeout=timeout,
+        retries=retries,
+        licence=licence,
+    )
+    summary = run(file, out, options, SplitPlan.of(ratios=ratios, seed=seed))
+    typer.echo("\n".join(summary.lines()))

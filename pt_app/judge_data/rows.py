@@ -1,0 +1,23 @@
+"""What a reader of labels hands on: rows on their way to a dataset folder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pt_app.eval_model.records import Place
+
+Row = dict[str, Any]
+"""A row of fields or of chat, as docs/DATA.md describes them."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of one or more rows of a file: a row of the dataset, or a reason for none.
+
+    `rows_read` is how many rows of the file stand behind it, so that kept plus dropped equals
+    what was read.
+    """
+
+    place: Place
+    row: Row | None
+    reason: str = ""
+    rows_read: int = 1
