@@ -306,7 +306,7 @@ def test_defaults_are_those_of_the_command_line_and_of_the_docs() -> None:
     flags = {name: p.default for name, p in inspect.signature(cli.generate).parameters.items()}
     assert own.pop("out") is inspect.Parameter.empty
     assert {name: flags[name] for name in own} == own
-    table = (COMMITTED.parent.parent / "docs" / "DATA.md").read_text(encoding="utf-8")
+    table = (COMMITTED.parent.parent / "docs" / "GENERATE.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", table, re.MULTILINE))
     assert listed == {name: "none" if d is None else str(d) for name, d in flags.items()}
 
