@@ -215,7 +215,7 @@ def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     candidate = row.translation
     return JudgeExample(
         id=row.id,
-        group=_first_of(row.group, row.source, _without(user, candidate), user),
+        group=_first_of(row.group, row.source, without_candidate(user, candidate), user),
         task=row.task,
         source=row.source,
         candidate=candidate,
@@ -262,7 +262,7 @@ def _asked(user: str, field: str, place: Place) -> str:
     return user
 
 
-def _without(user: str, candidate: str | None) -> str:
+def without_candidate(user: str, candidate: str | None) -> str:
     """Give the user's turn without the last occurrence of the candidate in it."""
     before, _, after = user.rpartition(candidate) if candidate else ("", "", user)
     return before + after
