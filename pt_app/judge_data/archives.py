@@ -1,0 +1,88 @@
+"""Opens files as bytes, packed or not: .gz, and one member of a .tar or .zip archive."""
+
+import fnmatch
+import gzip
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from pt_app.errors import UserError
+
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError)
+
+
+def split_member(source: str) -> tuple[Path, str]:
+    """Split "archive.tar.gz::*.tsv" into the archive and the name of its one fitting member.
+
+    The member is "" for a plain file. Raises UserError where none or several members fit.
+    """
+    name, _, pattern = source.partition("::")
+    path = Path(name)
+    packed = path.name.lower().endswith((*_TAR, ".zip"))
+    if not path.is_file() or not (packed or pattern):
+        return path, ""
+    if not packed:
+        raise UserError(f"{path} is no .tar or .zip archive: leave ::{pattern} out")
+    members = _members(path)
+    fitting = [member for member in members if fnmatch.fnmatch(member, pattern or "*")]
+    if len(fitting) != 1:
+        shown = ", ".join(members[:8])
+        raise UserError(
+            f"{path}: {len(fitting)} of its members fit {pattern or '*'} ({shown}): "
+            f"name one, such as {path}::{members[0] if members else 'NAME'}"
+        )
+    return path, fitting[0]
+
+
+@contextmanager
+def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
+    """Open a file, a .gz file's content, or a member of an archive.
+
+    Raises UserError for a file that cannot be opened or whose archive ends too early.
+    """
+    try:
+        with _open(path, member) as file:
+            yield file
+    except (*_BROKEN, zipfile.BadZipFile) as error:
+        raise _broken(path, error) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
+    if member and path.suffix == ".zip":
+        with zipfile.ZipFile(path) as zipped, zipped.open(member) as inner:
+            yield inner
+    elif member:
+        with tarfile.open(path) as tarred:
+            packed = tarred.extractfile(member)
+            assert packed is not None, "only plain files are listed as members"
+            yield packed
+    elif path.suffix == ".gz":
+        with gzip.open(path) as unpacked:
+            yield cast(IO[bytes], unpacked)
+    else:
+        with open(path, "rb") as file:
+            yield file
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return [name for name in archive.namelist() if not name.endswith("/")]
+        with tarfile.open(path) as archive:
+            return [member.name for member in archive if member.isfile()]
+    except (*_BROKEN, zipfile.BadZipFile, OSError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is not a whole archive ({error}): fetch it again")
