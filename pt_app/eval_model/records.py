@@ -125,6 +125,14 @@ class ChatRow(BaseModel):
     translation: str | None = None
 
 
+class RowError(UserError):
+    """A row that cannot be used; `field` says where in it."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a row stands, for messages."""
@@ -133,9 +141,11 @@ class Place:
     row: int
     lines: bool
 
-    def error(self, field: str, problem: str, remedy: str) -> UserError:
+    def error(self, field: str, problem: str, remedy: str) -> RowError:
+        """Say in one line what is wrong with a field of this row, and the remedy."""
         at = f"{self.file}, {'line' if self.lines else 'row'} {self.row}"
-        return UserError(f"{at}{f', field {field}' if field else ''}: {problem}: {remedy}")
+        message = f"{at}{f', field {field}' if field else ''}: {problem}: {remedy}"
+        return RowError(message, field)
 
     @property
     def where(self) -> str:

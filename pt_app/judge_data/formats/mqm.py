@@ -1,0 +1,143 @@
+"""WMT's MQM files: one row an error span, made into one judged translation with a score."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pt_app.errors import UserError
+from pt_app.eval_model.records import Place
+from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.judge_data.annotators import nearest, reduce
+from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions
+from pt_app.judge_data.rows import Converted
+from pt_app.judge_data.tables import Reading
+
+FOLDER = Path(__file__).parents[1] / "mqm_weights"
+_SPAN = re.compile(r"<v>(.*?)</v>", re.DOTALL)
+Rating = list[tuple[Place, dict[str, Any]]]
+"""The rows of one rater for one translation."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Penalties of MQM errors. A score is the scale's top less their sum, at least its low end."""
+
+    name: str
+    scale: str
+    severities: Mapping[str, Decimal]
+    exceptions: Mapping[tuple[str, str], Decimal]
+
+    @staticmethod
+    def load(name: str) -> "Weights":
+        """Read weights by name, or from a YAML file of the same form.
+
+        Raises UserError for a name or file that is not there, and for one that is not of the form.
+        """
+        import yaml
+
+        path = FOLDER / f"{name}.yaml" if "/" not in name else Path(name)
+        path = path if path.exists() else Path(name)
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        try:
+            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+            severities = {str(k): Decimal(str(v)) for k, v in read["severities"].items()}
+            exceptions = {
+                (str(one["category"]), str(one["severity"])): Decimal(str(one["weight"]))
+                for one in read.get("exceptions") or ()
+            }
+            scale = Scale.from_name(str(read["scale"])).name
+        except OSError as error:
+            raise UserError(f"--mqm_weights {name} is none of {known} and no YAML file") from error
+        except (yaml.YAMLError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} holds no weights ({type(error).__name__}: {error}): write scale, "
+                f"severities and exceptions as in {FOLDER.name}/google.yaml"
+            ) from error
+        return Weights(path.stem, scale, severities, exceptions)
+
+    def penalty(self, category: str, severity: str, place: Place) -> Decimal:
+        """Give the penalty of one error; raises RowError for a severity without a weight."""
+        for (of_category, of_severity), weight in self.exceptions.items():
+            if category.startswith(of_category) and of_severity in ("*", severity):
+                return weight
+        if severity not in self.severities:
+            raise place.error(
+                "severity", f"{severity!r} has no weight in {self.name}", "add it to the weights"
+            )
+        return self.severities[severity]
+
+
+def _wmt_mqm(rows: FileRows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+    weights = Weights.load(options.mqm_weights)
+    translations: dict[tuple[str, ...], dict[str, Rating]] = {}
+    for place, value in rows:
+        key = tuple(value[name] for name in ("system", "doc", "seg_id"))
+        translations.setdefault(key, {}).setdefault(value["rater"], []).append((place, value))
+    for ratings in translations.values():
+        yield _translation(ratings, weights, scale, options)
+
+
+def _translation(
+    ratings: Mapping[str, Rating], weights: Weights, scale: Scale, options: FormatOptions
+) -> Converted:
+    place, first = next(iter(ratings.values()))[0]
+    texts = _texts(first)
+    for where, value in (one for rating in ratings.values() for one in rating):
+        if _texts(value) != texts:
+            raise where.error(
+                "target", f"is not that of {place.where}, the same segment", "correct one of them"
+            )
+    scores = {rater: _score(rating, weights, scale) for rater, rating in ratings.items()}
+    meta = {"system": first["system"], "document": first["doc"], "segment": first["seg_id"]}
+    verdicts = list(scores.values())
+    row = {
+        "id": f"{place.file.stem}-{first['system']}-{first['doc']}-{first['seg_id']}",
+        "source": texts[0],
+        "candidate": texts[1],
+        "label": {
+            "verdict": verdicts[0] if len(scores) == 1 else reduce(verdicts, scale, options.reduce),
+            "issues": [issue for rating in ratings.values() for issue in _issues(rating)],
+            "feedback": " ".join(
+                v["comment"] for rating in ratings.values() for _, v in rating if v.get("comment")
+            ),
+        },
+        "annotators": [{"rater": rater, "verdict": score} for rater, score in scores.items()],
+        "meta": meta,
+    }
+    return Converted(place, row, rows_read=sum(map(len, ratings.values())))
+
+
+def _texts(value: Mapping[str, str]) -> tuple[str, str]:
+    return tuple(re.sub(r"</?v>", "", value[name]) for name in ("source", "target"))  # type: ignore[return-value]
+
+
+def _score(rating: Rating, weights: Weights, scale: Scale) -> Verdict:
+    penalties = [weights.penalty(v["category"], v["severity"], place) for place, v in rating]
+    return nearest(float(Decimal(str(scale.values[-1])) - sum(penalties, Decimal(0))), scale)
+
+
+def _issues(rating: Rating) -> Iterator[str]:
+    for _, value in rating:
+        if value["category"].casefold() in ("no-error", "no error"):
+            continue
+        spans = _SPAN.findall(value["target"]) or _SPAN.findall(value["source"])
+        issue = f"{value['category']} {value['severity'].lower()}"
+        yield issue + "".join(f' "{span.strip()}"' for span in spans)
+
+
+WMT_MQM = Format(
+    name="wmt-mqm",
+    about="error spans with category and severity, one row an error",
+    columns=("system", "doc", "seg_id", "rater", "source", "target", "category", "severity"),
+    scale="",
+    convert=_wmt_mqm,
+    template="translation_any",
+    rubric="{high} is a translation without an error. Each major error costs 5, each minor one 1, "
+    "down to {low}.",
+    origin="WMT MQM human evaluation, google/wmt-mqm-human-evaluation",
+    licence="Apache-2.0",
+    reading=Reading(delimiter="tab", quoting="off"),
+)
