@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.errors import UserError
+from pt_app.eval_model.leaks import find_leaks
 from pt_app.eval_model.records import (
     JudgeExample,
     Label,
@@ -53,6 +54,7 @@ class DatasetCard(BaseModel):
     origin: str = ""
     licence: str = ""
     sha256: dict[str, str] = Field(default_factory=dict)
+    split: dict[str, Any] = Field(default_factory=dict)
 
     def model_post_init(self, _context: Any) -> None:
         """Give a card without a scale the usual one of its task."""
@@ -61,7 +63,10 @@ class DatasetCard(BaseModel):
 
 @dataclass(frozen=True)
 class JudgeData:
-    """A dataset folder in memory. `sha256` is of each file as it was read."""
+    """A dataset folder in memory. `sha256` is of each file as it was read.
+
+    `leaks` says in a line each what stands on two sides of the split, where that was allowed.
+    """
 
     path: Path
     card: DatasetCard
@@ -71,13 +76,14 @@ class JudgeData:
     test: list[JudgeExample]
     sha256: dict[str, str]
     notes: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
 
 
-def read_dataset(folder: Path) -> JudgeData:
+def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     """Read a dataset folder and check it as a whole.
 
     Raises UserError for a missing, broken or empty file, a row that cannot be used, two rows with
-    one id, and one group in two splits.
+    one id and, unless `allow_leaks`, one group, source or long candidate in two splits.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,20 +93,52 @@ def read_dataset(folder: Path) -> JudgeData:
         )
     card = read_card(folder)
     scale = card_scale(card, folder / "dataset.json")
-    splits: dict[str, list[JudgeExample]] = {}
-    hashes: dict[str, str] = {}
-    for split in SPLITS:
-        path = folder / f"judge_{split}.json"
-        if not path.exists() and split in OPTIONAL_SPLITS:
-            splits[split] = []
-            continue
-        splits[split] = read_rows(path, card, split)
-        hashes[path.name] = sha256_file(path)
-    _check_ids(splits)
-    _check_groups(splits, folder)
+    if (folder / "1" / "judge_test.json").exists():
+        raise UserError(
+            f"{folder} holds folds: train them all with `judge train --data_dir {folder}`, "
+            f"or one with --data_dir {folder / '1'}"
+        )
+    splits = read_splits(folder, card)
+    paths = [folder / f"judge_{split}.json" for split in SPLITS]
+    hashes = {path.name: sha256_file(path) for path in paths if path.exists()}
+    leaks = _leaks(splits, card, folder, allow_leaks)
     changed = [name for name, digest in card.sha256.items() if hashes.get(name, digest) != digest]
     notes = tuple(f"{name} is not the file that dataset.json describes" for name in changed)
-    return JudgeData(folder, card, scale, notes=notes, sha256=hashes, **splits)
+    return JudgeData(folder, card, scale, notes=notes, sha256=hashes, leaks=leaks, **splits)
+
+
+def read_splits(
+    folder: Path, card: DatasetCard, optional: Sequence[str] = OPTIONAL_SPLITS
+) -> dict[str, list[JudgeExample]]:
+    """Read the rows of each split; an `optional` one whose file is not there is empty.
+
+    Raises UserError as `read_rows` does, and for two rows with one id.
+    """
+    splits: dict[str, list[JudgeExample]] = {}
+    for split in SPLITS:
+        path = folder / f"judge_{split}.json"
+        missing = not path.exists() and split in optional
+        splits[split] = [] if missing else read_rows(path, card, split)
+    check_ids([example for examples in splits.values() for example in examples])
+    return splits
+
+
+def _leaks(
+    splits: Mapping[str, Sequence[JudgeExample]], card: DatasetCard, folder: Path, allow: bool
+) -> tuple[str, ...]:
+    """Say what stands on two sides; raises UserError for the first of it unless `allow`."""
+    remedy = (
+        f"`judge data split {folder} --anew` parts them anew, --allow_leaks trains all the same"
+    )
+    if not allow:
+        _check_groups(splits, folder)
+    lines = [leak.line() for leak in find_leaks(splits)]
+    if card.split.get("by") == "row":
+        lines.insert(0, f"{folder} was split by row, so that groups stand on several sides")
+    if lines and not allow:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise UserError(f"leak: {lines[0]}{more}: {remedy}")
+    return tuple(lines)
 
 
 def read_card(folder: Path) -> DatasetCard:
@@ -222,20 +260,20 @@ def _json(text: str, path: Path, line: int = 1) -> Any:
         raise UserError(f"{path}, from line {line}: {error}: correct it") from error
 
 
-def _check_ids(splits: Mapping[str, Iterable[JudgeExample]]) -> None:
+def check_ids(examples: Iterable[JudgeExample]) -> None:
+    """Raise UserError for the first id that two rows have."""
     seen: dict[str, str] = {}
-    for examples in splits.values():
-        for example in examples:
-            if example.id in seen:
-                raise UserError(
-                    f'two rows have the id "{example.id}": {seen[example.id]} and {example.where}, '
-                    "field id: give each its own"
-                )
-            seen[example.id] = example.where
+    for example in examples:
+        if example.id in seen:
+            raise UserError(
+                f'two rows have the id "{example.id}": {seen[example.id]} and {example.where}, '
+                "field id: give each its own"
+            )
+        seen[example.id] = example.where
 
 
 def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) -> None:
-    placed = _placed(folder / "splits.json")
+    placed = read_places(folder)
     seen: dict[str, tuple[str, str]] = {}
     for split, examples in splits.items():
         for example in examples:
@@ -254,7 +292,9 @@ def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) ->
                 )
 
 
-def _placed(path: Path) -> dict[str, str]:
+def read_places(folder: Path) -> dict[str, str]:
+    """Read from splits.json where each group was placed; empty without the file."""
+    path = folder / "splits.json"
     if not path.exists():
         return {}
     placed = _json(_text(path), path)

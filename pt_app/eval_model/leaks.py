@@ -19,7 +19,7 @@ LEAST_WORDS = 8
 MOST_INPUTS = 3
 
 Kind = Literal["exact", "normalised", "near"]
-Field = Literal["source", "candidate"]
+Field = Literal["group", "source", "candidate"]
 # Marks on other letters carry meaning: without its vowel signs a Hindi word is another word.
 _ACCENTED = re.compile(r"([A-Za-z\u0370-\u03ff\u0400-\u04ff])[\u0300-\u036f]+")
 
@@ -100,11 +100,12 @@ def candidate_texts(example: JudgeExample) -> list[str]:
 
 
 def find_leaks(splits: Mapping[str, Sequence[JudgeExample]]) -> list[Leak]:
-    """Find inputs and long candidates that stand in two splits, but for case and the like.
+    """Find groups, inputs and long candidates that stand in two splits, but for case and the like.
 
     One leak for each text of each later split, against its first row in an earlier one.
     """
-    leaks = list(_across(splits, "source"))
+    leaks = list(_across(splits, "group"))
+    leaks += [leak for leak in _across(splits, "source") if leak.a.group != leak.b.group]
     boilerplate = boilerplate_of([e for part in splits.values() for e in part])
     leaks += [
         leak
@@ -121,6 +122,8 @@ def is_telling(key: str) -> bool:
 
 def texts_of(example: JudgeExample, field: Field) -> list[str]:
     """Give the texts of a field as `find_leaks` compares them."""
+    if field == "group":
+        return [example.group]
     return [input_text(example)] if field == "source" else candidate_texts(example)
 
 
@@ -130,7 +133,7 @@ def _across(splits: Mapping[str, Sequence[JudgeExample]], field: Field) -> Itera
     for split, examples in splits.items():
         for example in examples:
             for text in texts_of(example, field):
-                key = normalised(text)
+                key = text if field == "group" else normalised(text)
                 other, where, same = first.setdefault(key, (split, example, text))
                 if other != split and key and (split, key) not in told:
                     told.add((split, key))
