@@ -14,7 +14,10 @@ from typing import IO, cast
 from pt_app.errors import UserError
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError)
+_BROKEN = (
+    *(EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 def split_member(source: str) -> tuple[Path, str]:
@@ -24,10 +27,9 @@ def split_member(source: str) -> tuple[Path, str]:
     """
     name, _, pattern = source.partition("::")
     path = Path(name)
-    packed = path.name.lower().endswith((*_TAR, ".zip"))
-    if not path.is_file() or not (packed or pattern):
+    if not path.is_file() or not (is_archive(path) or pattern):
         return path, ""
-    if not packed:
+    if not is_archive(path):
         raise UserError(f"{path} is no .tar or .zip archive: leave ::{pattern} out")
     members = _members(path)
     fitting = [member for member in members if fnmatch.fnmatch(member, pattern or "*")]
@@ -40,6 +42,11 @@ def split_member(source: str) -> tuple[Path, str]:
     return path, fitting[0]
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file holds others, by its name."""
+    return path.name.lower().endswith((*_TAR, ".zip"))
+
+
 @contextmanager
 def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
     """Open a file, a .gz file's content, or a member of an archive.
@@ -49,15 +56,17 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
     try:
         with _open(path, member) as file:
             yield file
-    except (*_BROKEN, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise _broken(path, error) from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile, of an encrypted member
+        raise UserError(f"{path} cannot be unpacked ({error}): unpack it first") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
 def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
-    if member and path.suffix == ".zip":
+    if member and _is_zip(path):
         with zipfile.ZipFile(path) as zipped, zipped.open(member) as inner:
             yield inner
     elif member:
@@ -65,7 +74,7 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
             packed = tarred.extractfile(member)
             assert packed is not None, "only plain files are listed as members"
             yield packed
-    elif path.suffix == ".gz":
+    elif path.suffix.lower() == ".gz":
         with gzip.open(path) as unpacked:
             yield cast(IO[bytes], unpacked)
     else:
@@ -73,14 +82,18 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
             yield file
 
 
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
 def _members(path: Path) -> list[str]:
     try:
-        if path.suffix == ".zip":
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 return [name for name in archive.namelist() if not name.endswith("/")]
         with tarfile.open(path) as archive:
             return [member.name for member in archive if member.isfile()]
-    except (*_BROKEN, zipfile.BadZipFile, OSError) as error:
+    except (*_BROKEN, OSError) as error:
         raise _broken(path, error) from error
 
 

@@ -4,25 +4,38 @@ What was recognised (delimiter, byte-order mark, quoting) is noted; what cannot 
 letter is refused with its place.
 """
 
-import csv
+import codecs
 import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pt_app.errors import UserError
 from pt_app.eval_model.records import Place
 from pt_app.judge_data.archives import open_bytes, split_member
+from pt_app.judge_data.delimited import recognise, records
 
 Quoting = Literal["auto", "on", "off"]
-DELIMITERS = {",": ",", "tab": "\t", ";": ";", "|": "|"}
-SNIFFED_LINES = 50
-_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+Rows = Iterator[tuple[Place, dict[str, Any]]]
+
 TABLES = (".csv", ".tsv", ".txt")
 LINES = (".jsonl", ".ndjson")
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+KNOWN = (*TABLES, ".json", *LINES, ".parquet", *SPREADSHEETS, ".gz", ".zip", ".tar", ".tgz")
+# Under these names programs wrap a list of rows in an object.
+WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples")
+FIRST_ROWS = 50
+# The longer mark first: that of UTF-16 is the start of UTF-32's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
@@ -38,24 +51,28 @@ class Reading:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file. `notes` say what was recognised; `rows` yields each row with its place."""
+    """Rows of a file. `notes` say what was recognised; `rows` reads them anew, each with its place.
+
+    `columns` of JSON are the keys of its first rows.
+    """
 
     name: str
     columns: tuple[str, ...]
-    rows: Callable[[], Iterator[tuple[Place, dict[str, Any]]]]
-    notes: tuple[str, ...] = field(default=())
+    rows: Callable[[], Rows]
+    notes: tuple[str, ...] = ()
 
 
 def open_table(source: str, reading: Reading | None = None) -> Table:
     """Open a file by its ending, a member of an archive (`archive.tar.gz::*.tsv`), or a Hub id.
 
-    Values of CSV files are texts, those of the others what they are there. JSON Lines, CSV and
-    Parquet stream; a JSON list is read whole. Raises UserError for what cannot be read.
+    A Hub id is `owner/name`, or `owner/name::config`. Values of CSV files are texts, those of the
+    others what they are there. JSON Lines, CSV and Parquet stream; a JSON list is read whole.
+    Raises UserError for what cannot be read; here, or from `rows` where the fault lies further on.
     """
     reading = reading or Reading()
     path, member = split_member(source)
     if not path.exists():
-        if source.count("/") == 1 and not path.suffix and source[0] not in "./~":
+        if _may_be_hub_id(str(path)) and source[0] not in "./~":
             return _hub_table(source, reading)
         raise UserError(
             f"{path} is not there: correct the path (a Hub dataset is named owner/name)"
@@ -63,11 +80,11 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
     if path.is_dir():
         names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise UserError(f"{path} is a folder: name one or more of its files ({names})")
-    name = member or path.name.removesuffix(".gz")
-    ending = Path(name).suffix.lower()
+    name = (member or path.name).lower().removesuffix(".gz")
+    ending = Path(name).suffix
     if ending == ".parquet":
-        return _parquet_table(path)
-    if ending in (".xlsx", ".xls", ".ods"):
+        return _parquet_table(path, member)
+    if ending in SPREADSHEETS:
         raise UserError(f"{path} is a spreadsheet: save it as CSV (UTF-8) and import that")
     if ending in (".json", *LINES):
         return _json_table(path, member, reading)
@@ -79,13 +96,20 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
     )
 
 
+def _may_be_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and Path(name).suffix.lower() not in KNOWN
+
+
+# --- text ---
+
+
 def _lines(path: Path, member: str, encoding: str) -> Iterator[str]:
-    """Yield the text's lines, each with its own line end (\\n alone ends one)."""
+    """Yield the text's lines, each with its own line end: \\n alone ends one."""
     with open_bytes(path, member) as binary:
-        at = 0
-        if encoding.startswith("utf-16"):
+        if encoding.startswith(("utf-16", "utf-32")):  # their line ends are not the byte \n
             yield from io.StringIO(_decoded(binary.read(), path, encoding, 0), newline="\n")
             return
+        at = 0
         for line in binary:
             yield _decoded(line, path, encoding if at == 0 else encoding.removesuffix("-sig"), at)
             at += len(line)
@@ -100,21 +124,25 @@ def _decoded(piece: bytes, path: Path, encoding: str, at: int) -> str:
             f"{path} is not {encoding.upper()} at byte {byte} (0x{piece[error.start]:02x}): save "
             "it as UTF-8, or name its encoding, such as --encoding cp1252"
         ) from error
-    except LookupError as error:
-        raise UserError(
-            f"--encoding {encoding} is not known: try utf-8, cp1252, latin-1"
-        ) from error
 
 
 def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]]:
+    """Choose the encoding, a byte-order mark before what was given, and say it."""
     with open_bytes(path, member) as binary:
         start = binary.read(4)
+    if not start:
+        raise UserError(f"{path} is empty: name a file with rows")
     for mark, encoding in _MARKS.items():
         if start.startswith(mark):
             return encoding, (f"byte-order mark of {encoding.removesuffix('-sig').upper()}",)
-    if not start:
-        raise UserError(f"{path} is empty: name a file with rows")
-    return given or "utf-8", (f"encoding {given}",) if given else ()
+    if not given:
+        return "utf-8", ()
+    try:
+        "".encode(given)  # refuses what is no encoding of texts, such as base64
+        name = codecs.lookup(given).name
+    except (LookupError, ValueError) as error:
+        raise UserError(f"--encoding {given} is not known: try utf-8, cp1252 or latin-1") from error
+    return name, (f"encoding {given}",)
 
 
 # --- CSV ---
@@ -122,110 +150,45 @@ def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]
 
 def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
     encoding, notes = _encoding(path, member, reading.encoding)
-    sample = list(itertools.islice(_lines(path, member, encoding), SNIFFED_LINES))
-    delimiter = DELIMITERS.get(reading.delimiter, reading.delimiter)
-    if len(delimiter) > 1:
-        raise UserError(f"--delimiter {delimiter!r} is not one character: use , ; | or tab")
-    if not delimiter:
-        delimiter = "\t" if tab else sniff_delimiter(sample)
-    quoted = reading.quoting != "off"
-    if reading.quoting == "auto":
-        quoted = quotes_enclose(list(_lines(path, member, encoding)), delimiter)
-    shown = "tab" if delimiter == "\t" else delimiter
-    notes += (f"delimiter {shown}", f"quoting {'on' if quoted else 'off'}")
 
-    def records() -> Iterator[tuple[int, list[str]]]:
-        return _records(_lines(path, member, encoding), path, delimiter, quoted)
+    def lines() -> Iterator[str]:
+        return _lines(path, member, encoding)
 
-    names = list(reading.header) or next((values for _, values in records()), [])
-    _check_header(path, names)
+    dialect = recognise(path, lines, reading.delimiter, reading.quoting, tab)
+    said = " and ".join(dialect.notes())
+    first = next(records(path, lines(), dialect), (0, []))
+    names = [name.strip() for name in reading.header or first[1]]
+    _check_header(path, names, first[0])
 
-    def rows() -> Iterator[tuple[Place, dict[str, Any]]]:
-        numbered = records()
-        if not reading.header:
-            next(numbered)
-        for line, values in numbered:
-            if not values:
-                continue  # an empty line is no row
+    def rows() -> Rows:
+        numbered = records(path, lines(), dialect)
+        for line, values in itertools.islice(numbered, 0 if reading.header else 1, None):
             if len(values) != len(names):
                 raise UserError(
                     f"{path}, line {line}: {len(values)} fields, but {len(names)} columns: correct "
-                    f"it, or set --delimiter (now {shown}) or --quoting (now "
-                    f"{'on' if quoted else 'off'})"
+                    f"it, or overrule {said} with --delimiter or --quoting"
                 )
             yield Place(path, line, lines=True), dict(zip(names, values, strict=True))
 
-    return Table(path.name, tuple(names), rows, notes)
-
-
-def _records(
-    lines: Iterator[str], path: Path, delimiter: str, quoted: bool
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record with the line it starts at; raises UserError for a quote left open."""
-    csv.field_size_limit(1 << 30)
-    if not quoted:
-        for number, line in enumerate(lines, start=1):
-            text = line.removesuffix("\n").removesuffix("\r")
-            yield number, text.split(delimiter) if text else []
-        return
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        start = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problem = "a quote is opened and never closed" if "end of data" in str(error) else error
-            raise UserError(
-                f"{path}, line {start}: {problem}: correct it, or say --quoting off if quote "
-                "marks are text"
-            ) from error
-        yield start, values
-
-
-def sniff_delimiter(lines: Sequence[str]) -> str:
-    """Choose the delimiter with which most lines have as many fields as the first, outside quotes.
-
-    Of several the one with most fields. Raises nothing: one column has a comma.
-    """
-
-    def fields(delimiter: str) -> tuple[float, int]:
-        try:
-            counts = [len(values) for values in csv.reader(lines, delimiter=delimiter) if values]
-        except csv.Error:
-            return 0.0, 0
-        if not counts or counts[0] < 2:
-            return 0.0, 0
-        return sum(count == counts[0] for count in counts) / len(counts), counts[0]
-
-    return max(DELIMITERS.values(), key=fields)
-
-
-def quotes_enclose(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether quote marks enclose fields, rather than being part of a text.
-
-    They do if only so all lines have as many fields, and do not if only without. Where both come
-    out even, a tab file is believed only if its header is quoted or marks are doubled.
-    """
-    plain = {len(line.split(delimiter)) for line in lines if line.strip("\r\n")}
-    try:
-        quoted = {len(v) for v in csv.reader(lines, delimiter=delimiter, strict=True) if v}
-    except csv.Error:
-        quoted = set()
-    if len(quoted) != 1 or len(plain) != 1:
-        return len(quoted) == 1 or len(plain) != 1
-    return delimiter in ",;" or lines[0].startswith('"') or any('""' in line for line in lines)
-
-
-def _check_header(path: Path, names: Sequence[str]) -> None:
-    if not names:
+    if next(rows(), None) is None:
         raise UserError(f"{path} holds no rows: name a file with a header line and rows")
+    return Table(path.name, tuple(names), rows, (*notes, *dialect.notes()))
+
+
+def _check_header(path: Path, names: Sequence[str], line: int) -> None:
+    seen = set()
     for place, name in enumerate(names, start=1):
-        if not name.strip():
-            raise UserError(f"{path}, line 1: column {place} has no name: give it one, or --header")
-        if names.count(name) > 1:
-            raise UserError(f"{path}, line 1: two columns are called {name}: rename one of them")
+        if not name:
+            raise UserError(
+                f"{path}, line {line}: column {place} has no name: give it one, or all with "
+                "--header if the file has no header line"
+            )
+        if name in seen:
+            raise UserError(
+                f"{path}, line {line}: two columns are called {name}: rename one, or name all with "
+                "--header if the file has no header line"
+            )
+        seen.add(name)
 
 
 # --- JSON ---
@@ -233,39 +196,58 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
 
 def _json_table(path: Path, member: str, reading: Reading) -> Table:
     encoding, notes = _encoding(path, member, reading.encoding)
-    start = next((line for line in _lines(path, member, encoding) if line.strip()), "")
-    whole = start.lstrip().startswith("[") or not _is_json(start)
+    filled = (line for line in _lines(path, member, encoding) if line.strip())
+    start = list(itertools.islice(filled, 2))
+    if not start:
+        raise UserError(f"{path} holds no rows: name a file with rows")
+    whole = _is_whole(start)
+    values = _json_list(path, "".join(_lines(path, member, encoding))) if whole else []
 
-    def rows() -> Iterator[tuple[Place, dict[str, Any]]]:
-        values = _json_list if whole else _json_lines
-        for number, value in values(path, _lines(path, member, encoding)):
+    def numbered() -> Iterator[tuple[int, Any]]:
+        if whole:
+            return iter(enumerate(values, start=1))
+        return _json_lines(path, _lines(path, member, encoding))
+
+    def rows() -> Rows:
+        for number, value in numbered():
             place = Place(path, number, lines=not whole)
             if not isinstance(value, dict):
                 raise place.error("", "a row must be an object", "write {...} for each row")
             yield place, value
 
-    first = next(iter(rows()), None)
-    if first is None:
+    columns = dict.fromkeys(key for _, row in itertools.islice(rows(), FIRST_ROWS) for key in row)
+    if not columns:
         raise UserError(f"{path} holds no rows: name a file with rows")
-    return Table(path.name, tuple(first[1]), rows, (*notes, "JSON" if whole else "JSON Lines"))
+    return Table(path.name, tuple(columns), rows, (*notes, "JSON" if whole else "JSON Lines"))
 
 
-def _is_json(line: str) -> bool:
+def _is_whole(start: Sequence[str]) -> bool:
+    """Whether the file is one JSON value, by its first two lines that are not blank."""
+    if start[0].lstrip().startswith("["):
+        return True
     try:
-        json.loads(line)
+        first = json.loads(start[0])
     except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return len(start) == 1 and bool(_wrapped(first))
 
 
-def _json_list(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
-    value = _parsed("".join(lines), path, 1)
-    if isinstance(value, dict):
-        lists = {name: v for name, v in value.items() if isinstance(v, list)}
-        if len(lists) != 1:
-            raise UserError(f"{path} holds an object and no list of rows: write a list of rows")
-        (value,) = lists.values()
-    yield from enumerate(value, start=1)
+def _json_list(path: Path, text: str) -> list[Any]:
+    value = _parsed(text, path, 1)
+    if isinstance(value, list):
+        return value
+    lists = _wrapped(value)
+    if len(lists) == 1:
+        return lists[0]
+    if isinstance(value, dict) and not lists:
+        return [value]
+    raise UserError(f"{path} holds no one list of rows: write [{{...}}, ...] or JSON Lines")
+
+
+def _wrapped(value: Any) -> list[list[Any]]:
+    if not isinstance(value, dict):
+        return []
+    return [value[name] for name in WRAPPERS if isinstance(value.get(name), list)]
 
 
 def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
@@ -275,6 +257,7 @@ def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
+    """Parse JSON that starts at `line`; refuses what no other program could read again."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
         if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is no character
@@ -292,43 +275,53 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not in JSON, write null")
 
 
 # --- Parquet and the Hub ---
 
 
-def _parquet_table(path: Path) -> Table:
+def _parquet_table(path: Path, member: str) -> Table:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
+    if member or path.suffix.lower() == ".gz":
+        raise UserError(f"{path}: Parquet is packed as it is: unpack it first, and name the file")
+    broken = (arrow.ArrowException, OSError, UnicodeDecodeError)
     try:
-        names = tuple(parquet.ParquetFile(path).schema_arrow.names)
-    except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {error}: fetch it again") from error
+        with parquet.ParquetFile(path) as file:
+            names, count = tuple(file.schema_arrow.names), file.metadata.num_rows
+    except broken as error:
+        raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from error
+    if not count:
+        raise UserError(f"{path} holds no rows: name a file with rows")
 
-    def rows() -> Iterator[tuple[Place, dict[str, Any]]]:
+    def rows() -> Rows:
         number = 0
         try:
-            for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Place(path, number, lines=False), value
-        except (arrow.ArrowException, OSError) as error:
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=1024):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield Place(path, number, lines=False), value
+        except broken as error:
             raise UserError(
-                f"{path}, after row {number}: not a whole Parquet file: {error}: fetch it again"
+                f"{path}, after row {number}: not a whole Parquet file ({error}): fetch it again"
             ) from error
 
     return Table(path.name, names, rows, ("Parquet",))
 
 
-def _hub_table(name: str, reading: Reading) -> Table:
+def _hub_table(source: str, reading: Reading) -> Table:
     import datasets
 
+    name, _, config = source.partition("::")
     try:
-        stream = datasets.load_dataset(name, split=reading.hub_split, streaming=True)
+        stream = datasets.load_dataset(
+            name, config or None, split=reading.hub_split, streaming=True
+        )
         first = next(iter(stream), None)
-    except Exception as error:  # the hub's client raises of every kind
+    except Exception as error:  # the hub's client raises errors of every kind
         problem = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name} is neither a file nor a Hub dataset that can be read ({problem}): correct the "
@@ -337,7 +330,7 @@ def _hub_table(name: str, reading: Reading) -> Table:
     if first is None:
         raise UserError(f"{name}, split {reading.hub_split}, holds no rows: choose another")
 
-    def rows() -> Iterator[tuple[Place, dict[str, Any]]]:
+    def rows() -> Rows:
         for number, value in enumerate(stream, start=1):
             yield Place(Path(name), number, lines=False), dict(value)
 

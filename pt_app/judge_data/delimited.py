@@ -1,0 +1,177 @@
+"""CSV and its kin as records: which delimiter, whether quote marks enclose fields, where it breaks.
+
+Everything is told from the lines themselves and said, so that a person can overrule it.
+"""
+
+import csv
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pt_app.errors import UserError
+
+Lines = Callable[[], Iterator[str]]
+"""Opens the file anew and gives its lines, each with its line end."""
+
+DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
+SNIFFED_LINES = 50
+LONGEST_FIELD = 1 << 30
+_ENCLOSED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
+# Spreadsheets of countries with a decimal comma name their delimiter in a line of its own.
+_NAMED = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file's records are written. `skip` lines stand before the header."""
+
+    delimiter: str
+    quoted: bool
+    line_end: str = "\n"
+    skip: int = 0
+
+    @property
+    def shown(self) -> str:
+        return "tab" if self.delimiter == "\t" else self.delimiter
+
+    def notes(self) -> tuple[str, str]:
+        """Say what was recognised."""
+        return f"delimiter {self.shown}", f"quoting {'on' if self.quoted else 'off'}"
+
+
+def recognise(path: Path, lines: Lines, delimiter: str, quoting: str, tab: bool) -> Dialect:
+    """Tell a file's dialect from its lines; `delimiter` and `quoting` overrule what they say.
+
+    Raises UserError for a delimiter of several characters, and for lines that end in carriage
+    returns alone.
+    """
+    delimiter = DELIMITERS.get(delimiter, delimiter)
+    if len(delimiter) > 1:
+        raise UserError(f"--delimiter {delimiter!r} is not one character: use , ; | or tab")
+    sample = list(itertools.islice(lines(), SNIFFED_LINES))
+    if len(sample) == 1 and "\r" in sample[0].rstrip("\r\n"):
+        raise UserError(f"{path}: its lines end in carriage returns alone: save it with line feeds")
+    named = _NAMED.fullmatch(sample[0]) if sample else None
+    skip = 1 if named else 0
+    if not delimiter:
+        known = named.group(1) if named else "\t" if tab else ""
+        delimiter = known or sniff_delimiter(sample)
+    line_end = "\r\n" if sample[skip : skip + 1] and sample[skip].endswith("\r\n") else "\n"
+    quoted = quoting == "on" or (
+        quoting == "auto"
+        and quotes_enclose(lambda: itertools.islice(lines(), skip, None), delimiter)
+    )
+    return Dialect(delimiter, quoted, line_end, skip)
+
+
+def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each record with the line that it starts at; an empty line is none.
+
+    Raises UserError, with that line, for a quote left open and for text after a closing one.
+    """
+    kept = itertools.islice(lines, dialect.skip, None)
+    if not dialect.quoted:
+        for number, line in enumerate(kept, start=dialect.skip + 1):
+            if text := line.removesuffix(dialect.line_end).removesuffix("\n"):
+                yield number, text.split(dialect.delimiter)
+        return
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(kept, delimiter=dialect.delimiter, strict=True)
+    while True:
+        start = dialect.skip + reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {start}: {_problem(error)}: correct it, or say --quoting off if "
+                "quote marks are text"
+            ) from error
+        if values:
+            yield start, values
+
+
+def _problem(error: csv.Error) -> str:
+    """Say what Python's reader found, in words about the file."""
+    found = str(error)
+    if "end of data" in found:
+        return "a quote is opened and never closed"
+    if "new-line character" in found:
+        return "a carriage return stands outside quotes"
+    if "expected after" in found:
+        return "text follows a closing quote"
+    return found
+
+
+def sniff_delimiter(lines: Sequence[str]) -> str:
+    """Choose the delimiter with which most lines have as many fields as the first.
+
+    Quote marks may enclose fields or be text, whichever fits better. Of several delimiters the one
+    with most fields; a file of one column has a comma.
+    """
+
+    def fitness(delimiter: str) -> tuple[float, int]:
+        fits = _fit(_plain(lines, delimiter)), _fit(_quoted(lines, delimiter))
+        return max((fit.share, fit.width) if fit.width > 1 else (0.0, 0) for fit in fits)
+
+    return max(DELIMITERS.values(), key=fitness)
+
+
+def quotes_enclose(lines: Lines, delimiter: str) -> bool:
+    """Whether quote marks enclose fields, rather than being part of their texts.
+
+    In comma and semicolon files they do (RFC 4180). Others are written either way: the reading by
+    which more records are as wide as the first is right. Where both fit, marks are text if lines
+    would be joined that are whole rows, or if one stands in a field that is not enclosed; else
+    they enclose if a program would have had a reason to write them.
+    """
+    if delimiter in ",;":
+        return True
+    plain, quoted = _fit(_plain(lines(), delimiter)), _fit(_quoted(lines(), delimiter))
+    if quoted.share != plain.share or quoted.records != plain.records:
+        return quoted.share > plain.share
+    marked = [
+        (line, field)
+        for line, fields in enumerate(_plain(lines(), delimiter))
+        for field in fields
+        if '"' in field
+    ]
+    if not all(_ENCLOSED.fullmatch(field) for _, field in marked):
+        return False
+    return any(line == 0 or '""' in field[1:-1] or "," in field for line, field in marked)
+
+
+class _Fit(NamedTuple):
+    """How well a reading fits: the share of records as wide as the first, that width, records."""
+
+    share: float
+    width: int
+    records: int
+
+
+def _fit(rows: Iterator[Sequence[str]]) -> _Fit:
+    widths: list[int] = []
+    broken = 0
+    try:
+        widths.extend(len(row) for row in rows if row)
+    except csv.Error:
+        broken = 1
+    if not widths:
+        return _Fit(0.0, 0, 0)
+    alike = sum(width == widths[0] for width in widths)
+    return _Fit(alike / (len(widths) + broken), widths[0], len(widths) + broken)
+
+
+def _plain(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    for line in lines:
+        if text := line.rstrip("\r\n"):
+            yield text.split(delimiter)
+
+
+def _quoted(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(LONGEST_FIELD)
+    return csv.reader(iter(lines), delimiter=delimiter, strict=True)
