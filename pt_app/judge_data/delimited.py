@@ -124,25 +124,21 @@ def sniff_delimiter(lines: Sequence[str]) -> str:
 def quotes_enclose(lines: Lines, delimiter: str) -> bool:
     """Whether quote marks enclose fields, rather than being part of their texts.
 
-    In comma and semicolon files they do (RFC 4180). Others are written either way: the reading by
-    which more records are as wide as the first is right. Where both fit, marks are text if lines
-    would be joined that are whole rows, or if one stands in a field that is not enclosed; else
-    they enclose if a program would have had a reason to write them.
+    In comma and semicolon files they do (RFC 4180), and under a quoted header. Others are written
+    either way: the reading by which more records are as wide as the first is right. Where both
+    fit, marks are text if lines would be joined that are whole rows, or if one stands in a field
+    that is not enclosed; else they enclose if a program would have had a reason to write them.
     """
-    if delimiter in ",;":
+    header = next(_plain(lines(), delimiter), [])
+    if delimiter in ",;" or all(map(_ENCLOSED.fullmatch, header)):
         return True
     plain, quoted = _fit(_plain(lines(), delimiter)), _fit(_quoted(lines(), delimiter))
     if quoted.share != plain.share or quoted.records != plain.records:
         return quoted.share > plain.share
-    marked = [
-        (line, field)
-        for line, fields in enumerate(_plain(lines(), delimiter))
-        for field in fields
-        if '"' in field
-    ]
-    if not all(_ENCLOSED.fullmatch(field) for _, field in marked):
+    marked = [field for fields in _plain(lines(), delimiter) for field in fields if '"' in field]
+    if not all(map(_ENCLOSED.fullmatch, marked)):
         return False
-    return any(line == 0 or '""' in field[1:-1] or "," in field for line, field in marked)
+    return any('""' in field[1:-1] or "," in field for field in marked)
 
 
 class _Fit(NamedTuple):

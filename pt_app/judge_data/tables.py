@@ -253,7 +253,7 @@ def _wrapped(value: Any) -> list[list[Any]]:
 def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield number, _parsed(line, path, number)
+            yield number, _parsed(line.rstrip("\r\n"), path, number)
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
