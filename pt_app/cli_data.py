@@ -5,8 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from pt_app.errors import UserError
-
 data = typer.Typer(help="Judge data: where labels come from.", no_args_is_help=True)
 
 Lexicons = Literal["full", "small"]
@@ -144,7 +142,8 @@ def split(
     ] = False,
 ) -> None:
     """Split a folder's rows anew by group; groups that splits.json names stay where they are."""
-    from pt_app.judge_data.splitting import SplitPlan, split_folder
+    from pt_app.judge_data.folder import split_folder
+    from pt_app.judge_data.splitting import SplitPlan
 
     plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, folds=folds, anew=anew)
     typer.echo("\n".join(split_folder(folder, plan).lines()))
@@ -153,7 +152,9 @@ def split(
 @data.command()
 def check(
     folder: Folder,
-    model: Model = "tiny",
+    model: Annotated[
+        str, typer.Option(help="also lay the rows out for this model's tokenizer: do they fit?")
+    ] = "",
     max_seq_length: Annotated[
         int, typer.Option("--max_seq_length", help="tokens of prompt and answer")
     ] = 512,
@@ -161,12 +162,11 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Look for leaks between the splits, contradictions, long rows; exit 2 on a leak."""
-    from pt_app.judge_data.checking import check_folder
+    from pt_app.judge_data.checking import check_folder, refuse_leaks
 
     report = check_folder(folder, near=near, model=model, max_seq_length=max_seq_length)
     typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
-    if report.leaks:
-        raise UserError(report.remedy())
+    refuse_leaks(report, folder)
 
 
 @data.command()

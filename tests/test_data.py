@@ -85,8 +85,9 @@ def test_card_gives_task_scale_and_rubric(folder: Folder) -> None:
     folder.lines("test", [fields(3, **own)])
     data = folder.read()
     assert (data.scale.name, data.card.template) == ("pass_fail", "mine")
-    # A chat row's prompt is whole as it is, so the card's rubric is not added to it.
-    assert [row.rubric for row in data.train + data.test] == ["Be kind.", None, "Be strict."]
+    # The card's rubric is the template's part; a row's own stands before it.
+    assert data.card.rubric == "Be strict."
+    assert [row.rubric for row in data.train + data.test] == ["Be kind.", None, None]
 
 
 def test_a_cards_template_is_looked_for_in_the_folder_and_then_by_its_name(

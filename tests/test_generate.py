@@ -300,10 +300,10 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(
 
 
 def test_defaults_are_those_of_the_command_line_and_of_the_docs() -> None:
-    from pt_app import cli
+    from pt_app import cli_data
 
     own = {name: p.default for name, p in inspect.signature(generate).parameters.items()}
-    flags = {name: p.default for name, p in inspect.signature(cli.generate).parameters.items()}
+    flags = {name: p.default for name, p in inspect.signature(cli_data.generate).parameters.items()}
     assert own.pop("out") is inspect.Parameter.empty
     assert {name: flags[name] for name in own} == own
     table = (COMMITTED.parent.parent / "docs" / "GENERATE.md").read_text(encoding="utf-8")

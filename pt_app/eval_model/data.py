@@ -190,9 +190,8 @@ def read_rows(
         example = example_of(value, place, scale)
         if example.label is None and labelled:
             raise place.error("label", "the row has none", "label it or leave it out")
-        rubric = example.rubric or (None if example.prompt is not None else card.rubric)
-        own = {"id": example.id or f"{split}-{place.row}", "rubric": rubric}
-        examples.append(example.model_copy(update=own))
+        name = example.id or f"{split}-{place.row}"
+        examples.append(example.model_copy(update={"id": name}))
     if not examples:
         remedy = "add rows or remove the file" if split in OPTIONAL_SPLITS else "add rows"
         raise UserError(f"{path} holds no rows: {remedy}")

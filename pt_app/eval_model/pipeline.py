@@ -23,6 +23,7 @@ from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset, to_dat
 from pt_app.eval_model.evaluation import PREDICTIONS, evaluate
 from pt_app.eval_model.packing import PadCollator, fixed_lengths
 from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import about_this_run
 from pt_app.eval_model.settings import Recipe, Settings
@@ -93,7 +94,7 @@ def prepare(settings: Settings) -> Prepared:
     source = models.resolve_model(settings.model)
     encoder = PromptEncoder(
         models.load_tokenizer(source),
-        data.card.template,
+        Template.load(data.card.template, data.card.rubric),
         Scale.from_name(data.card.scale),
         settings.max_seq_length,
     )

@@ -42,10 +42,11 @@ class Template:
     rubric: str = ""
 
     @staticmethod
-    def load(name: str) -> "Template":
+    def load(name: str, rubric: str | None = None) -> "Template":
         """Read a template by its name, or from a folder with user.txt, system.txt, rubric.txt.
 
-        Only user.txt is required. Raises UserError for an unknown name or field.
+        Only user.txt is required; `rubric`, a dataset's own, stands in for the template's. Raises
+        UserError for an unknown name or field, and a user.txt without a candidate.
         """
         folder = FOLDER / name if "/" not in name and (FOLDER / name).is_dir() else Path(name)
         if not (folder / "user.txt").is_file():
@@ -55,6 +56,14 @@ class Template:
                 "correct its name"
             )
         texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
+        if not {"candidate", "candidate_a"} & set(_FIELD.findall(texts["user.txt"])):
+            raise UserError(
+                f"{folder / 'user.txt'} shows no candidate: put {{candidate}} into it, or "
+                "{candidate_a} and {candidate_b}"
+            )
+        if rubric:
+            _check_fields(rubric, FIELDS["rubric.txt"], "dataset.json, field rubric")
+            texts["rubric.txt"] = rubric
         return Template(folder.name, texts["user.txt"], texts["system.txt"], texts["rubric.txt"])
 
     def save(self, folder: Path) -> None:
@@ -114,10 +123,14 @@ def _read(path: Path, fields: tuple[str, ...]) -> str:
         text = path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    _check_fields(text, fields, str(path))
+    return text
+
+
+def _check_fields(text: str, fields: tuple[str, ...], where: str) -> None:
     for number, line in enumerate(text.split("\n"), start=1):
         for name in _FIELD.findall(line):
             if name not in fields:
                 raise UserError(
-                    f"{path}, line {number}, field {{{name}}}: unknown: use {', '.join(fields)}"
+                    f"{where}, line {number}, field {{{name}}}: unknown: use {', '.join(fields)}"
                 )
-    return text

@@ -4,8 +4,9 @@ Raw agreement, Fleiss' kappa, Krippendorff's alpha, and one rater's correlation 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -18,8 +19,6 @@ from pt_app.evidence.intervals import Resampler
 
 # Pairs and raters are told one by one up to so many raters.
 MOST_RATERS = 10
-# Alpha is computed anew for each resample, some milliseconds each: fewer than for other numbers.
-RESAMPLES = 500
 LEVELS = {"score": ("nominal", "ordinal", "interval")}
 
 
@@ -66,20 +65,17 @@ def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, An
     ratings = ratings_of(examples, scale)
     if len(ratings.values) == 0:
         return None
-    counts = value_counts(ratings.values)
-    sample = Resampler(ratings.groups, RESAMPLES)
+    domain, counts = value_counts(ratings.values)
+    sample = Resampler(ratings.groups)
+    levels = LEVELS.get(scale.task, ("nominal",))
+    statistics = {"raw": raw_agreement, "fleiss_kappa": fleiss_kappa}
+    statistics |= {f"alpha_{level}": partial(alpha, domain=domain, level=level) for level in levels}
     found: dict[str, Any] = {
-        "units": len(ratings.values),
+        "units": len(counts),
         "raters": len(ratings.raters),
         "ratings": int(counts.sum()),
-        "raw": _estimated(sample, counts, raw_agreement),
-        "fleiss_kappa": _estimated(sample, counts, fleiss_kappa),
+        **{name: _estimated(sample, counts, one) for name, one in statistics.items()},
     }
-    for level in LEVELS.get(scale.task, ("nominal",)):
-        domain = np.unique(ratings.values[~np.isnan(ratings.values)])
-        found[f"alpha_{level}"] = _estimated(
-            sample, counts, lambda c, d=domain, m=level: alpha(c, d, m)
-        )
     if len(ratings.raters) <= MOST_RATERS:
         found["pairs"] = pair_agreement(ratings)
     if scale.task == "score":
@@ -87,37 +83,58 @@ def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, An
     return found
 
 
-def value_counts(values: FloatArray) -> FloatArray:
-    """Count how often each value was said of each unit: [units, values]."""
+def value_counts(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Give the values said, ascending [k], and how often each was said of each unit [units, k]."""
     domain = np.unique(values[~np.isnan(values)])
-    return (values[:, :, None] == domain).sum(axis=1).astype(np.float64)
+    counts = np.stack([(values == value).sum(axis=1) for value in domain], axis=1)
+    return domain, counts.astype(np.float64)
 
 
-def raw_agreement(counts: FloatArray) -> float:
-    """Share of equal pairs among all pairs of ratings of a unit."""
+def raw_agreement(counts: FloatArray, weights: FloatArray) -> FloatArray:
+    """Share of equal pairs among all pairs of ratings of a unit, under weights [r, units]."""
     raters = counts.sum(axis=1)
-    pairs = (raters * (raters - 1)).sum()
-    return float((counts * (counts - 1)).sum() / pairs) if pairs else math.nan
+    equal = weights @ (counts * (counts - 1)).sum(axis=1)
+    result: FloatArray = equal / (weights @ (raters * (raters - 1)))
+    return result
 
 
-def fleiss_kappa(counts: FloatArray) -> float:
+def fleiss_kappa(counts: FloatArray, weights: FloatArray) -> FloatArray:
     """Fleiss 1971; units with unequally many raters weigh alike, as usually generalised."""
     raters = counts.sum(axis=1)
-    observed = ((counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))).mean()
-    shares = counts.sum(axis=0) / counts.sum()
-    chance = float((shares**2).sum())
-    return float((observed - chance) / (1 - chance)) if chance < 1 else math.nan
+    by_unit = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
+    observed = weights @ by_unit / weights.sum(axis=1)
+    shares = weights @ counts / (weights @ raters)[:, None]
+    chance = (shares**2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: FloatArray = (observed - chance) / (1 - chance)
+    return result
 
 
-def alpha(counts: FloatArray, domain: FloatArray, level: str) -> float:
-    """Krippendorff's alpha of value counts [units, values] (package krippendorff)."""
-    import krippendorff
+def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: str) -> FloatArray:
+    """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability").
 
-    if (counts.sum(axis=0) > 0).sum() < 2:
-        return math.nan  # one value alone: no disagreement could have been
-    return float(
-        krippendorff.alpha(value_counts=counts, value_domain=domain, level_of_measurement=level)
-    )
+    Nominal values are compared as indicators, ordinal ones by their middle ranks, which makes both
+    the interval alpha of other numbers; equal to the package krippendorff, for all resamples at
+    once.
+    """
+    raters = counts.sum(axis=1)
+    totals = weights @ counts  # [r, k]
+    n = totals.sum(axis=1)
+    if level == "nominal":
+        within = (counts * (raters[:, None] - counts)).sum(axis=1) / (raters - 1)
+        observed, expected = weights @ within, (n**2 - (totals**2).sum(axis=1)) / (n - 1)
+    else:
+        numbers = np.broadcast_to(domain, totals.shape)
+        if level == "ordinal":
+            numbers = np.cumsum(totals, axis=1) - totals / 2
+        sums, squares = counts @ numbers.T, counts @ (numbers**2).T  # [units, r]
+        within = (raters[:, None] * squares - sums**2) / (raters - 1)[:, None]
+        observed = (weights * within.T).sum(axis=1)
+        all_squares = (totals * numbers**2).sum(axis=1)
+        expected = (n * all_squares - (totals * numbers).sum(axis=1) ** 2) / (n - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: FloatArray = 1 - observed / expected
+    return result
 
 
 def pair_agreement(ratings: Ratings) -> list[dict[str, Any]]:
@@ -194,11 +211,53 @@ def _weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> Floa
     return result
 
 
-def _estimated(sample: Resampler, counts: FloatArray, number: Any) -> dict[str, Any]:
-    def statistic(weights: FloatArray) -> dict[str, FloatArray]:
-        # Units drawn twice are counted twice, as two units.
-        drawn = (np.repeat(counts, row.astype(int), axis=0) for row in weights)
-        return {"it": np.array([number(one) for one in drawn])}
-
-    one = sample.estimate(statistic, counts.size)["it"]
+def _estimated(
+    sample: Resampler, counts: FloatArray, number: Callable[[FloatArray, FloatArray], FloatArray]
+) -> dict[str, Any]:
+    one = sample.estimate(lambda weights: {"it": number(counts, weights)}, counts.size)["it"]
     return {"value": one.value, "low": one.low, "high": one.high, "n": len(counts)}
+
+
+ROW = ("", "value", "95 % interval", "n")
+_NAMES = {
+    "raw": "raw agreement",
+    "fleiss_kappa": "Fleiss' kappa",
+    "alpha_nominal": "Krippendorff's alpha, nominal",
+    "alpha_ordinal": "Krippendorff's alpha, ordinal",
+    "alpha_interval": "Krippendorff's alpha, interval",
+    "mean": "one rater and the others' mean, Pearson (mean over raters)",
+    "pooled": "one rater and the others' mean, Pearson (pooled)",
+    "exact": "exact agreement",
+    "kappa": "Cohen's kappa",
+    "kappa_quadratic": "quadratic kappa",
+}
+
+
+def table(agreement: Mapping[str, Any]) -> list[list[str]]:
+    """Lay agreement among people out in rows of `ROW`."""
+    numbers = {**agreement, **agreement.get("one_vs_rest", {})}
+    rows = [_row(text, numbers[name]) for name, text in _NAMES.items() if name in numbers]
+    for pair in agreement.get("pairs", ()):
+        name = f"raters {pair['a']} and {pair['b']}: equal labels"
+        rows.append([name, f"{pair['agreement']:.3f}", "", f"{pair['n']:,}"])
+    return rows
+
+
+def self_table(again: Mapping[str, Any]) -> list[list[str]]:
+    """Lay a person's agreement with themselves out in rows of `ROW`."""
+    return [_row(text, again[name]) for name, text in _NAMES.items() if name in again]
+
+
+def lines(agreement: Mapping[str, Any]) -> list[str]:
+    """Say the agreement among people in lines for a terminal."""
+    head = f"people: {agreement['raters']} raters, {agreement['ratings']:,} labels"
+    rows = [row for row in table(agreement) if row[2]]
+    return [head, *(f"  {name}: {value} {interval} (n {n})" for name, value, interval, n in rows)]
+
+
+def _row(name: str, number: Mapping[str, Any]) -> list[str]:
+    if number["value"] is None:
+        return [name, "undefined", "", f"{number['n']:,}"]
+    known = number["low"] is not None
+    interval = f"[{number['low']:.3f}, {number['high']:.3f}]" if known else "none"
+    return [name, f"{number['value']:.3f}", interval, f"{number['n']:,}"]

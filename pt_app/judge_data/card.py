@@ -1,43 +1,122 @@
-"""The README of a generated dataset folder."""
+"""The data card: README.md beside every dataset, made from dataset.json and the rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt_app.judge_data.errors import KINDS
+from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence import people
+
+MOST_LABELS = 21
 
 
-def readme(
-    splits: Mapping[str, Sequence[Mapping[str, Any]]],
-    command: str,
-    card: Mapping[str, Any],
-    dropped: Mapping[str, int],
+def data_card(
+    about: Mapping[str, Any],
+    splits: Mapping[str, Sequence[JudgeExample]],
+    scale: Scale,
+    sections: Sequence[str] = (),
+    title: str = "Judge data",
 ) -> str:
-    """Origin, licence, sizes, distributions, command and hashes as Markdown."""
-    sizes = [[name, len(rows), len({r["group"] for r in rows})] for name, rows in splits.items()]
-    verdicts = {name: Counter(r["label"]["verdict"] for r in rows) for name, rows in splits.items()}
-    scores = [[s, *(verdicts[name][s] for name in splits)] for s in range(10, -1, -1)]
-    found = Counter(kind for rows in splits.values() for row in rows for kind in row["errors"])
-    kinds = [[k.name, k.penalty, found[k.name]] for k in KINDS.values() if found[k.name]]
-    hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in card["sha256"].items()]
-    parts = [
-        "# Judged translations, English to Portuguese",
-        "Each row is an English source, a Portuguese reference and a candidate into which known "
-        "errors were put; score, issues and feedback follow from them: the score is 10 less the "
-        "penalties, at least 0. No person judged these rows. All rows of a source (its group) are "
-        "in one split.",
-        f"Origin: {card['origin']}\n\nLicence: {card['licence']}",
-        f"```\n{command}\n```",
-        _table(["split", "rows", "sources"], sizes),
-        _table(["score", *splits], scores),
-        _table(["kind", "penalty", "rows with it"], kinds),
-    ]
-    if dropped:
-        parts.append(_table(["pairs of the corpus left out", "n"], list(dropped.items())))
-    parts.append(_table(["file", "sha256"], hashes))
+    """Write the card as Markdown: a leak, if there is one, in its first line.
+
+    `about` is dataset.json; `sections` are further parts, before the hashes.
+    """
+    checks = about.get("checks", {})
+    parts = [f"# {title}"]
+    if checks.get("by_row") or checks.get("leaks"):
+        parts.insert(0, _leak_line(checks))
+    parts.append(_facts(about))
+    parts += ["## Rows", _sizes(splits), _labels(splits, scale)]
+    if label_rule := about.get("label_rule"):
+        parts.append(f"Several people's labels become one by {label_rule}.")
+    parts += _imports(about)
+    if agreement := about.get("agreement"):
+        parts += ["## Agreement among people", table(people.ROW, people.table(agreement))]
+    if again := about.get("self_agreement"):
+        parts += ["## Agreement with oneself", table(people.ROW, people.self_table(again))]
+    parts += sections
+    parts += ["## Checks", _checks(checks)]
+    hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in about.get("sha256", {}).items()]
+    parts += ["## Files", table(["file", "sha256"], hashes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _leak_line(checks: Mapping[str, Any]) -> str:
+    if checks.get("by_row"):
+        return "**LEAKS: split by row. Rows of one group stand on several sides of the split.**"
+    return f"**LEAKS: {checks['leaks']} texts stand on several sides of the split.**"
+
+
+def _facts(about: Mapping[str, Any]) -> str:
+    names = ("task", "scale", "template", "rubric", "origin", "licence", "fold")
+    facts = [[name, _cell(about[name])] for name in names if about.get(name)]
+    if how := about.get("split"):
+        facts.append(["split", ", ".join(f"{name} {_plain(value)}" for name, value in how.items())])
+    return table(["", ""], facts)
+
+
+def _sizes(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
+    rows = [
+        [split, len(examples), len({example.group for example in examples})]
+        for split, examples in splits.items()
+    ]
+    return table(["split", "rows", "groups"], rows)
+
+
+def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
+    """Count the labels of each split; of a fine scale in twenty-one equal parts."""
+    counts = {
+        split: Counter(example.label.verdict for example in examples if example.label)
+        for split, examples in splits.items()
+    }
+    values = list(scale.values)
+    step = -(-len(values) // MOST_LABELS)
+    lines = []
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        name = str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}"
+        lines.append([name, *(sum(count[v] for v in part) for count in counts.values())])
+    return table(["label", *splits], lines)
+
+
+def _imports(about: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for one in about.get("imports", ()):
+        dropped = [f"{count:,} {reason}" for reason, count in one["dropped"].items()]
+        parts.append(
+            f"Imported from {', '.join(one['files'])}: read {one['read']:,} rows, kept "
+            f"{one['kept']:,}"
+            + (f", dropped {'; '.join(dropped)}." if dropped else ", dropped none.")
+        )
+    return parts
+
+
+def _checks(checks: Mapping[str, Any]) -> str:
+    if not checks:
+        return "Not checked."
+    found = checks["leaks"] or "No"
+    lines = [
+        f"- {found} leaks between splits (exact, but for case, accents and punctuation, and near: "
+        f"{checks['near']:.0%} of the words alike)."
+    ]
+    if lengths := checks.get("lengths"):
+        lines.append(
+            f"- Length and label: {lengths['name']} {lengths['value']:.2f} "
+            f"[{lengths['low']:.2f}, {lengths['high']:.2f}], {lengths['n']:,} groups."
+        )
+    return "\n".join(lines + [f"- {_cell(warning)}." for warning in checks.get("warnings", ())])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _cell(text: object) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _plain(value: object) -> str:
+    return "/".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.eval_model.leaks import normalised
+from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.verdicts import Scale
 from pt_app.files import sha256_file, write_text_atomic
-from pt_app.judge_data.card import readme
+from pt_app.judge_data.card import data_card, table
+from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
 from pt_app.judge_data.grammar import Grammar, Pair, reserved_for_judges
@@ -23,6 +27,12 @@ PARAPHRASES = 1 / 3
 TRIES = 30
 MOST_VARIANTS = 16
 LICENCE = "Apache-2.0"
+TITLE = "Judged translations, English to Portuguese"
+ABOUT = (
+    "Each row is an English source, a Portuguese reference and a candidate into which known errors "
+    "were put; score, issues and feedback follow from them: the score is 10 less the penalties, at "
+    "least 0. No person judged these rows."
+)
 NAMES = ("judge_train.json", "judge_val.json", "judge_test.json", "splits.json", "dataset.json")
 
 
@@ -181,7 +191,7 @@ def _new_sources(material: Material, rng: random.Random) -> Iterator[Any]:
     seen: set[str] = set()
     stale = 0
     for pair in material.draw(rng):
-        key = pair.source.casefold()
+        key = normalised(pair.source)
         if key in seen or not reserved_for_judges(pair.source):
             stale += 1
             if stale > 100_000:
@@ -263,17 +273,36 @@ def _files(
     if settings.corpus is not None:
         origin += f" (corpus sha256 {sha256_file(settings.corpus)})"
         licence = "that of the corpus"
+    scale = Scale.from_name("0-10")
+    examples = {
+        split: [JudgeExample.model_validate(row) for row in rows]
+        for split, rows in splits.items()
+        if rows
+    }
     card = {
-        "task": "score",
-        "scale": "0-10",
+        "task": scale.task,
+        "scale": scale.name,
         "template": "translation",
         "origin": origin,
         "licence": licence,
+        "checks": check_examples(examples, scale).summary(),
         "sha256": hashes,
     }
-    files["README.md"] = readme(splits, settings.command(), card, dropped)
+    files["README.md"] = data_card(card, examples, scale, _about_errors(splits, dropped), TITLE)
     files["dataset.json"] = json.dumps(card, ensure_ascii=False, indent=2) + "\n"
     return files
+
+
+def _about_errors(
+    splits: Mapping[str, list[dict[str, Any]]], dropped: Mapping[str, int]
+) -> list[str]:
+    """Say in the README what was put into the candidates, and what of a corpus was left out."""
+    found = Counter(kind for rows in splits.values() for row in rows for kind in row["errors"])
+    kinds = [[k.name, k.penalty, found[k.name]] for k in KINDS.values() if found[k.name]]
+    parts = [ABOUT, table(["kind", "penalty", "rows with it"], kinds)]
+    if dropped:
+        parts.append(table(["pairs of the corpus left out", "n"], list(dropped.items())))
+    return parts
 
 
 def _write(out: Path, files: Mapping[str, str]) -> bool:

@@ -1,0 +1,143 @@
+"""Agreement among people: against the packages that others use, and the figures of real sets."""
+
+import json
+from pathlib import Path
+
+import krippendorff
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence import people
+from pt_app.judge_data.formats import FormatOptions, get
+from pt_app.judge_data.tables import open_table
+from tests.real_data import real
+
+TEN = Scale.from_name("0-10")
+
+
+def rated(*rows: list[object], scale: str = "0-10", group: str = "") -> list[JudgeExample]:
+    task = Scale.from_name(scale).task
+    return [
+        JudgeExample.model_validate(
+            {"id": str(i), "group": group or str(i), "task": task, "annotators": row}
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.lists(st.none() | st.integers(0, 4), min_size=4, max_size=4), min_size=3, max_size=12
+    ),
+    st.sampled_from(["nominal", "ordinal", "interval"]),
+    st.integers(0, 1000),
+)
+def test_alpha_is_the_packages_for_any_ratings_and_resample(
+    rows: list[list[int | None]], level: str, seed: int
+) -> None:
+    ratings = people.ratings_of(rated(*rows), TEN)
+    if len(ratings.values) < 2 or len(np.unique(ratings.values[~np.isnan(ratings.values)])) < 2:
+        return
+    domain, counts = people.value_counts(ratings.values)
+    weights = np.random.default_rng(seed).integers(0, 3, (1, len(counts))).astype(float)
+    drawn = np.repeat(counts, weights[0].astype(int), axis=0)
+    if (drawn.sum(axis=0) > 0).sum() < 2:
+        return
+    reference = krippendorff.alpha(
+        value_counts=drawn, value_domain=domain, level_of_measurement=level
+    )
+    ours = people.alpha(counts, weights, domain, level)
+    assert ours[0] == pytest.approx(reference, abs=1e-9)
+
+
+def test_fleiss_kappa_of_the_example_in_the_paper() -> None:
+    # Fleiss 1971 as worked out in the article "Fleiss' kappa" of Wikipedia: 0.210.
+    counts = np.array(
+        [
+            *([0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1]),
+            *([7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]),
+        ],
+        dtype=float,
+    )
+    assert people.fleiss_kappa(counts, np.ones((1, 10)))[0] == pytest.approx(0.210, abs=5e-4)
+
+
+def test_one_rater_is_compared_with_the_mean_of_the_others_on_the_same_rows() -> None:
+    values = np.random.default_rng(0).integers(0, 11, (50, 4))
+    found = people.agreement_of(rated(*values.tolist()), TEN)
+    assert found is not None
+    by_hand = [
+        np.corrcoef(values[:, i], np.delete(values, i, axis=1).mean(axis=1))[0, 1] for i in range(4)
+    ]
+    one = found["one_vs_rest"]
+    assert [rater["pearson"] for rater in one["by_rater"]] == pytest.approx(by_hand)
+    assert one["mean"]["value"] == pytest.approx(np.mean(by_hand))
+    rest = np.stack([np.delete(values, i, axis=1).mean(axis=1) for i in range(4)], axis=1)
+    pooled = np.corrcoef(values.ravel(), rest.ravel())[0, 1]
+    assert one["pooled"]["value"] == pytest.approx(pooled)
+    assert one["pooled"]["n"] == 200
+
+
+def test_rows_with_one_rater_say_nothing_of_agreement() -> None:
+    assert people.agreement_of(rated([3], [None, 4], []), TEN) is None
+
+
+def test_raters_of_equal_verdicts_agree_wholly_and_alpha_is_undefined_for_one_verdict() -> None:
+    found = people.agreement_of(
+        rated(["A", "A"], ["A", "A"], scale="pairwise"), Scale.from_name("pairwise")
+    )
+    assert found is not None
+    assert found["raw"]["value"] == 1.0
+    assert found["alpha_nominal"]["value"] is None
+    assert "one_vs_rest" not in found
+    assert any("undefined" in row for row in people.table(found))
+
+
+def test_more_groups_make_a_narrower_interval() -> None:
+    """Thirty rows told thrice are thirty observations, not ninety."""
+    rows = np.random.default_rng(1).integers(0, 3, (30, 2)).repeat(3, axis=0).tolist()
+    apart = people.agreement_of(rated(*rows), TEN)
+    together = [row.model_copy(update={"group": str(i // 3)}) for i, row in enumerate(rated(*rows))]
+    joined = people.agreement_of(together, TEN)
+    assert apart is not None
+    assert joined is not None
+    widths = [found["raw"]["high"] - found["raw"]["low"] for found in (apart, joined)]
+    assert widths[0] < widths[1] / 1.3
+    assert apart["raw"]["value"] == joined["raw"]["value"]
+
+
+# --- the figures of real sets ---
+
+
+def test_pandalms_annotators_agree_as_published() -> None:
+    rows = json.loads(real("pandalm/testset-v1.json").read_text(encoding="utf-8"))
+    names = {0: "tie", 1: "A", 2: "B"}
+    labels = [[names[row[f"annotator{i}"]] for i in (1, 2, 3)] for row in rows]
+    found = people.agreement_of(rated(*labels, scale="pairwise"), Scale.from_name("pairwise"))
+    assert found is not None
+    assert found["units"] == 999
+    assert found["alpha_nominal"]["value"] == pytest.approx(0.864, abs=5e-4)
+    pairs = sorted(pair["agreement"] for pair in found["pairs"])
+    assert pairs[0] == pytest.approx(0.913, abs=5e-4)
+    assert pairs[-1] == pytest.approx(0.929, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "mean", "pooled"), [("dev", 0.590, 0.528), ("test", 0.576, 0.532)]
+)
+def test_mlqe_pes_raters_correlate_as_published(part: str, mean: float, pooled: float) -> None:
+    path: Path = real(f"mlqe-pe/en-de-{part}.tar.gz")
+    known = get("mlqe-pe")
+    table = open_table(f"{path}::{known.member}", known.reading)
+    scale = Scale.from_name(known.scale)
+    rows = [one.row for one in known.convert(table.rows(), scale, FormatOptions()) if one.row]
+    found = people.agreement_of(rated(*[row["annotators"] for row in rows], scale="0-100"), scale)
+    assert found is not None
+    assert found["units"] == 1000
+    assert found["one_vs_rest"]["mean"]["value"] == pytest.approx(mean, abs=5e-4)
+    assert found["one_vs_rest"]["pooled"]["value"] == pytest.approx(pooled, abs=5e-4)
