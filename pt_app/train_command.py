@@ -1,4 +1,4 @@
-"""`judge train`: the recipe for this machine, said and run."""
+"""`judge train`: the recipe for this machine, said and run; on folds, one adapter a fold."""
 
 import shlex
 import subprocess
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pt_app
-from pt_app.eval_model.settings import Recipe
+from pt_app.errors import UserError
+from pt_app.eval_model.settings import Recipe, Settings, resolve
 
 
 def recipe_command(recipe: Recipe, argv: Sequence[str]) -> list[str]:
@@ -32,7 +33,47 @@ def run_recipe(name: Recipe, argv: Sequence[str]) -> None:
 
 
 def train_here(argv: Sequence[str]) -> None:
-    """Run the recipe that uses what this machine has."""
+    """Run the recipe that uses what this machine has, once for each fold where the data has folds.
+
+    The folds' evaluations are then joined below the output folder.
+    """
     from pt_app.eval_model.platforms import recipe_for_this_machine
 
-    run_recipe(recipe_for_this_machine(), argv)
+    recipe = recipe_for_this_machine()
+    if "--help" in argv or "-h" in argv:
+        run_recipe(recipe, argv)
+        return
+    settings = resolve(recipe, argv, "judge train", "")
+    folds = fold_folders(Path(settings.data_dir))
+    if not folds:
+        run_recipe(recipe, argv)
+        return
+    train_folds(recipe, argv, settings, folds)
+
+
+def fold_folders(data_dir: Path) -> list[Path]:
+    """Give the dataset folders of the folds in `data_dir`, in order; none if it holds none."""
+    numbered = [path for path in data_dir.glob("*/judge_test.json") if path.parent.name.isdigit()]
+    return sorted((path.parent for path in numbered), key=lambda path: int(path.name))
+
+
+def train_folds(
+    recipe: Recipe, argv: Sequence[str], settings: Settings, folds: Sequence[Path]
+) -> None:
+    """Train one adapter a fold, one after the other, and join their evaluations."""
+    from pt_app.eval_model.folds import join_evaluations
+
+    if settings.skip_eval or settings.resume != "off":
+        raise UserError(
+            "folds are trained from their start and evaluated: leave out --skip_eval and --resume, "
+            f"or train one fold with --data_dir {folds[0]}"
+        )
+    root = Path(settings.output_dir) / f"folds-of-{folds[0].parents[1].name}"
+    if root.exists():
+        raise UserError(f"{root} is there: choose another --output_dir, or delete it")
+    adapters: list[Path] = []
+    for fold in folds:
+        own = ["--data_dir", str(fold), "--output_dir", str(root / f"fold-{fold.name}")]
+        run_recipe(recipe, [*argv, *own])  # of a flag given twice the last counts
+        adapters += (root / f"fold-{fold.name}").glob("*_final")
+    print(f"report of all folds: {join_evaluations(adapters, root / 'evaluation')}")

@@ -14,7 +14,13 @@ from pt_app.eval_model.metrics import FloatArray, agreement, contingency
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence import intervals
 from pt_app.evidence.intervals import Resampler, percentile_interval
-from pt_app.evidence.summary import compare, majority_baseline, mean_metric, summarise
+from pt_app.evidence.summary import (
+    commonest_label,
+    compare,
+    mean_metric,
+    rule_baseline,
+    summarise,
+)
 
 TEN = Scale.from_name("0-10")
 PASS_FAIL = Scale.from_name("pass_fail")
@@ -215,14 +221,15 @@ def test_error_kinds_have_their_own_mean_and_n() -> None:
 
 def test_majority_is_the_commonest_training_label() -> None:
     labels, _, groups = _judged(30)
-    rule = majority_baseline([3, 7, 7, 1], labels, groups, TEN)
+    commonest = commonest_label([3, 7, 7, 1], TEN)
+    rule = rule_baseline([commonest] * len(labels), labels, groups, TEN)
     assert rule["verdict"] == 7
     assert rule["metrics"]["kappa_quadratic"]["value"] == pytest.approx(0, abs=1e-12)
     expected = np.mean(np.abs(np.array(labels) - 7))
     assert rule["metrics"]["mae"]["value"] == pytest.approx(expected)
-    assert majority_baseline([7, 3, 3, 7], labels, groups, TEN)["verdict"] == 3
+    assert commonest_label([7, 3, 3, 7], TEN) == 3
     with pytest.raises(UserError, match="training split has no labels"):
-        majority_baseline([], labels, groups, TEN)
+        commonest_label([], TEN)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:

@@ -10,7 +10,13 @@ from rich.console import Console
 
 from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, Verdict
-from pt_app.evidence.summary import compare, majority_baseline, mean_metric, summarise
+from pt_app.evidence.summary import (
+    commonest_label,
+    compare,
+    mean_metric,
+    rule_baseline,
+    summarise,
+)
 from pt_app.report import terminal_table, write_report
 
 HOSTILE = (
@@ -94,7 +100,11 @@ def _results(
             }
             for name in judges
         ],
-        "baselines": [majority_baseline(labels, labels, groups, scale, resamples=200)],
+        "baselines": [
+            rule_baseline(
+                [commonest_label(labels, scale)] * 40, labels, groups, scale, resamples=200
+            )
+        ],
         "ceiling": None,
         "comparisons": [compare(labels, a, b, groups, scale, resamples=200) for a, b in both],
         "run": {"command": ["judge", "train"], "versions": {"torch": "2.9"}},

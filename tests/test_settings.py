@@ -30,7 +30,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "resume": "newest",
     "tracking": "off",
 }
-SWITCHES = ("skip_eval", "log_texts", "no_4bit")
+SWITCHES = ("allow_leaks", "skip_eval", "log_texts", "no_4bit")
 
 
 def settings(recipe: Recipe, *argv: str) -> Settings:

@@ -17,6 +17,7 @@ SHOWN = {
     "within_1": "within 1",
     "accuracy": "accuracy",
     "f1_macro": "macro F1",
+    "order_consistency": "same in both orders",
 }
 SETTINGS = (
     "epochs",
@@ -48,6 +49,7 @@ def model_card(info: "AdapterInfo", results: Json | None, *, name: str | None = 
     title = name or info.folder.name
     parts = [
         _front_matter(info),
+        *_leaks(info),
         f"# {title}\n\nA LoRA adapter that makes `{info.base_name}` a judge of the task "
         f"`{info.scale.task}` on the scale `{info.scale.name}`. Its answer starts with the "
         f"verdict: `{info.scale.lines()[0].strip()}`, for example.",
@@ -57,6 +59,12 @@ def model_card(info: "AdapterInfo", results: Json | None, *, name: str | None = 
         _limits(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _leaks(info: "AdapterInfo") -> list[str]:
+    count = info.training.get("data", {}).get("leaks")
+    told = f"**LEAKS: {count} texts stand in training and test: the numbers below flatter.**"
+    return [told] if count else []
 
 
 def _front_matter(info: "AdapterInfo") -> str:

@@ -21,6 +21,7 @@ from transformers import ProgressCallback, TrainingArguments, set_seed
 from pt_app.eval_model import adapters, checkpoints, console, models, platforms
 from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset, to_dataset
 from pt_app.eval_model.evaluation import PREDICTIONS, evaluate
+from pt_app.eval_model.orders import both_orders, names_a_candidate
 from pt_app.eval_model.packing import PadCollator, fixed_lengths
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.prompt_templates import Template
@@ -90,7 +91,8 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
 
 def prepare(settings: Settings) -> Prepared:
     """Find the model, read and check the data, tokenise it."""
-    data = read_dataset(Path(settings.data_dir))  # before a model of several GB is fetched
+    # before a model of several GB is fetched
+    data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
     source = models.resolve_model(settings.model)
     encoder = PromptEncoder(
         models.load_tokenizer(source),
@@ -100,6 +102,8 @@ def prepare(settings: Settings) -> Prepared:
     )
     for note in data.notes:
         log.warning("%s", note)
+    if data.leaks:
+        log.warning("LEAKS: %d texts stand on both sides: %s", len(data.leaks), data.leaks[0])
     train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
     val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
     test = draw(data.test, settings.test_samples, settings.seed)
@@ -107,6 +111,9 @@ def prepare(settings: Settings) -> Prepared:
 
 
 def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
+    """Lay rows out for the trainer, pairs in both orders."""
+    if encoder.scale.task == "pairwise":
+        rows = _with_both_orders(rows, name)
     encoded, cuts = encoder.encode(rows)
     ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
     supervised = sum(map(len, ids)) - sum(starts)
@@ -119,6 +126,20 @@ def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> 
         cuts.rows_cut,
     )
     return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
+
+
+def _with_both_orders(rows: Sequence[JudgeExample], name: str) -> Sequence[JudgeExample]:
+    both = both_orders(rows)
+    bare = sum(names_a_candidate(row.label) for row in rows if row.label and row.candidates)
+    log.info(
+        "%s: %d pairs in both orders, %d rows of chat in one; %d comments that name a candidate "
+        "are not supervised in the other order",
+        name,
+        len(both) - len(rows),
+        2 * len(rows) - len(both),
+        bare,
+    )
+    return both
 
 
 def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:
@@ -293,7 +314,11 @@ def _save(
             "settings": asdict(settings),
             "platform": {k: str(v) for k, v in asdict(platform).items()},
             "base": identity,
-            "data": {"name": prepared.data.path.name, "sha256": prepared.data.sha256},
+            "data": {
+                "name": prepared.data.path.name,
+                "sha256": prepared.data.sha256,
+                "leaks": len(prepared.data.leaks),
+            },
             "steps": trainer.state.global_step,
             "log_history": trainer.state.log_history,
             **about_this_run(),

@@ -91,6 +91,9 @@ class Settings:
         "validation loss every so many steps; 0: never", 100, check=_number(0)
     )
     save_steps: int = _setting("checkpoint every so many steps; 0: never", 100, check=_number(0))
+    allow_leaks: bool = _setting(
+        "train although texts stand on both sides of the split; every page then says so", False
+    )
     seed: int = _setting(
         "seed of order, initialisation and samples", 42, check=_number(0, high=2**32)
     )

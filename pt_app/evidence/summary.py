@@ -60,31 +60,39 @@ def summarise(
     return summary
 
 
-def majority_baseline(
-    train_labels: Sequence[Verdict],
-    labels: Sequence[Verdict],
-    groups: Sequence[Hashable],
-    scale: Scale,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """The numbers of always answering the commonest label of the training split.
+def commonest_label(train_labels: Sequence[Verdict], scale: Scale) -> Verdict:
+    """Give the commonest label of the training split; of equally common ones the scale's first.
 
-    Of equally common labels the first on the scale is taken. Raises UserError without training
-    labels.
+    Raises UserError without training labels.
     """
-    _check_lengths(labels, groups)
     if not len(train_labels):
         raise UserError("the training split has no labels: the majority baseline needs them")
     counts = Counter(positions(train_labels, scale, "training label").tolist())
-    commonest = min(counts, key=lambda position: (-counts[position], position))
-    label = positions(labels, scale, "label")
+    commonest: int = min(counts, key=lambda position: (-counts[position], position))
+    return scale.values[commonest]
+
+
+def rule_baseline(
+    verdicts: Sequence[Verdict],
+    labels: Sequence[Verdict],
+    groups: Sequence[Hashable],
+    scale: Scale,
+    name: str = "majority",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """The numbers of a rule that answers `verdicts`, such as always the commonest label.
+
+    "verdict" is the one that it always answers, or None where it answers several.
+    """
+    _check_lengths(verdicts, labels, groups)
+    label, verdict = positions(labels, scale, "label"), positions(verdicts, scale, "verdict")
     sample = Resampler(groups, resamples, seed)
     return {
-        "id": "majority",
-        "name": "majority",
-        "verdict": scale.values[commonest],
-        "metrics": _agreement(sample, label, np.full_like(label, commonest), scale),
+        "id": name,
+        "name": name,
+        "verdict": verdicts[0] if len(set(verdicts)) == 1 else None,
+        "metrics": _agreement(sample, label, verdict, scale),
         "parse_failures": 0,
         "n": len(label),
     }

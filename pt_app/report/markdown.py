@@ -9,7 +9,16 @@ from typing import Any
 from pt_app.files import write_text_atomic
 from pt_app.report.reading import reading
 from pt_app.report.source import read_predictions, read_results
-from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, fenced, inline, table
+from pt_app.report.wording import (
+    NAMES,
+    UNDEFINED,
+    columns_of,
+    estimate,
+    fenced,
+    inline,
+    leak_line,
+    table,
+)
 
 WORST = 10
 WIDEST_MATRIX = 21
@@ -25,12 +34,15 @@ def write_report(folder: Path) -> Path:
     results, predictions = read_results(folder), read_predictions(folder)
     judge = _main_judge(results)
     rows = [row for row in predictions if row["model"] == judge and row["status"] != "too_long"]
+    leaks = leak_line(results)
     sections = [
+        f"**{leaks}**" if leaks else "",
         "# How far the judge agrees with the labels",
         reading(results),
         _numbers(results),
         _confusion(rows, judge),
         _by_error(results, judge),
+        _leaks(results),
         _worst(rows, judge),
         _origin(results),
     ]
@@ -51,7 +63,8 @@ def _numbers(results: dict[str, Any]) -> str:
     for judge in [*results["models"], *(results.get("baselines") or [])]:
         name, metrics, failures = inline(judge["name"]), judge["metrics"], judge["parse_failures"]
         if "constrained" not in judge:
-            label = f"always {inline(judge.get('verdict'))} ({name})"
+            rule = judge.get("verdict")
+            label = f"always {inline(rule)} ({name})" if rule is not None else name
             rows.append(_line(label, metrics, columns, UNDEFINED))
             continue
         rows.append(_line(f"{name}, likeliest verdict", judge["constrained"], columns, UNDEFINED))
@@ -80,6 +93,12 @@ def _legend(results: dict[str, Any]) -> str:
         "farthest from the label (where verdicts have no order: as another, wrong one). "
         f"{UNDEFINED}: undefined or not computed."
     ]
+    if "order_consistency" in columns_of(results):
+        lines.append(
+            "*Same in both orders*: pairs whose winner stays when the candidates change places. "
+            "*First place*: share of verdicts, ties apart, for the candidate shown first, over "
+            "both orders; 0.5 without a liking for a place."
+        )
     for model in results["models"]:
         mass = model.get("verdict_mass")
         if isinstance(mass, dict):
@@ -126,6 +145,14 @@ def _by_error(results: dict[str, Any], judge: str) -> str:
         f"## By kind of error in the candidate\n\nLikeliest verdict of the {inline(judge)}. "
         f"{note}\n\n{table(['kind', what, 'n'], body)}"
     )
+
+
+def _leaks(results: dict[str, Any]) -> str:
+    leaks = results.get("leaks") or {}
+    lines = [f"- {inline(line)}" for line in leaks.get("examples", ())]
+    more = leaks.get("n", 0) - len(lines)
+    lines += [f"- and {more} more"] if more > 0 else []
+    return "## Leaks\n\n" + "\n".join(lines) if lines else ""
 
 
 def _worst(rows: Sequence[Row], judge: str) -> str:

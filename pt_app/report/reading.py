@@ -41,7 +41,8 @@ def _agreement(
 def _baselines(results: dict[str, Any]) -> list[str]:
     head = columns_of(results)[0]
     return [
-        f"Always answering the {inline(rule['name'])} label {inline(rule.get('verdict'))} gives "
+        f"Always answering the {inline(rule['name'])} label"
+        f"{' ' + inline(rule['verdict']) if rule.get('verdict') is not None else ''} gives "
         f"{_with_n(rule['metrics'].get(head))}."
         for rule in results.get("baselines") or []
         if rule.get("name") == "majority"

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pt_app.report.wording import NAMES, columns_of, estimate
+from pt_app.report.wording import NAMES, columns_of, estimate, leak_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHORT_NAMES = {"kappa_quadratic": "quadr. kappa"}
+SHORT_NAMES = {"kappa_quadratic": "quadr. kappa", "order_consistency": "same swapped"}
 CAPTION = (
     "likeliest: the most likely allowed verdict, on every row; own answer: as written, parse "
     "failures left out; strict: parse failures counted as wrong"
@@ -23,7 +23,9 @@ def terminal_table(results: dict[str, Any]) -> "Table":
 
     judges = [*results["models"], *(results.get("baselines") or [])]
     data = results["data"]
-    title = f"{data['n']} rows of {data['groups']} groups, scale {results['scale']}; "
+    leaks = leak_line(results)
+    title = f"{leaks}\n" if leaks else ""
+    title += f"{data['n']} rows of {data['groups']} groups, scale {results['scale']}; "
     title += "95 % intervals by group"
     table = Table(title=title, caption=CAPTION, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")

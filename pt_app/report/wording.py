@@ -19,15 +19,29 @@ NAMES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
     "rouge_l": "ROUGE-L",
+    "order_consistency": "same in both orders",
+    "first_preference": "first place",
 }
 SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l")
 NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
+PAIR_COLUMNS = (*NOMINAL_COLUMNS[:-1], "order_consistency", "first_preference", "rouge_l")
 LONGEST_TEXT = 1000
 
 
 def columns_of(results: dict[str, Any]) -> tuple[str, ...]:
     """The numbers a table shows, the headline first."""
-    return SCORE_COLUMNS if results["task"] == "score" else NOMINAL_COLUMNS
+    if results["task"] == "score":
+        return SCORE_COLUMNS
+    both = any("order_consistency" in model["metrics"] for model in results["models"])
+    return PAIR_COLUMNS if both else NOMINAL_COLUMNS
+
+
+def leak_line(results: dict[str, Any]) -> str:
+    """Say first that training and test share texts; "" where they do not."""
+    count = (results.get("leaks") or {}).get("n")
+    return (
+        f"LEAKS: {count} texts stand in training and test: these numbers flatter." if count else ""
+    )
 
 
 def number(value: float | None) -> str:

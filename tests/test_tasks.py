@@ -1,0 +1,186 @@
+"""The three tasks through both recipes, leaks that are allowed, and folds."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app import train_command
+from pt_app.errors import UserError
+from pt_app.eval_model.folds import join_evaluations
+from pt_app.eval_model.settings import RECIPES
+from pt_app.judge_data.folder import split_folder
+from pt_app.judge_data.splitting import SplitPlan
+from tests.conftest import run_offline
+from tests.real_data import real
+from tests.test_recipes import flags, main, recipe_path
+
+WORDS = ["o", "a", "casa", "velho", "mesa", "é"]
+TASKS = {"score": "1-5", "pairwise": "pairwise", "pass_fail": "pass_fail"}
+VERDICTS: dict[str, list[Any]] = {
+    "score": [1, 2, 3, 4, 5],
+    "pairwise": ["A", "B", "tie"],
+    "pass_fail": ["PASS", "FAIL"],
+}
+
+
+def write_task(folder: Path, task: str, sizes: tuple[int, int, int] = (8, 2, 6)) -> Path:
+    """Write a dataset folder of random rows of a task."""
+    folder.mkdir(parents=True)
+    for split, count in zip(("train", "val", "test"), sizes, strict=True):
+        rng = random.Random(split)
+        lines = []
+        for i in range(count):
+            texts = [" ".join(rng.sample(WORDS, 3)) for _ in "ab"]
+            candidate = {"candidates": texts} if task == "pairwise" else {"candidate": texts[0]}
+            label = {"verdict": rng.choice(VERDICTS[task]), "feedback": "A casa."}
+            row = {"id": f"{split}-{i}", "source": f"the house {split} {i}", "label": label}
+            lines.append(json.dumps(row | candidate, ensure_ascii=False))
+        (folder / f"judge_{split}.json").write_text("\n".join(lines), encoding="utf-8")
+    card = {
+        "task": task,
+        "scale": TASKS[task],
+        "template": "response",
+        "rubric": "Be {verdict_form}.",
+    }
+    (folder / "dataset.json").write_text(json.dumps(card), encoding="utf-8")
+    return folder
+
+
+def trained(recipe: str, base: Path, data: Path, out: Path, *more: str) -> Path:
+    main(recipe, flags(base, data, out, "--tracking=off", "--eval_steps=1", *more))
+    (adapter,) = out.glob("*_final")
+    return adapter
+
+
+def results(adapter: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((adapter / "evaluation" / "results.json").read_text("utf-8"))
+    return found
+
+
+def predictions(adapter: Path) -> list[dict[str, Any]]:
+    lines = (adapter / "evaluation" / "predictions.jsonl").read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_is_trained_and_evaluated_by_each_recipe(
+    task: str, recipe: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_task(tmp_path / "data", task)
+    adapter = trained(recipe, base, data, tmp_path / "out")
+    found = results(adapter)
+    assert (found["task"], found["scale"]) == (task, TASKS[task])
+    assert found["leaks"] == {"n": 0, "examples": []}
+    rows = predictions(adapter)
+    assert {row["constrained"] for row in rows} <= set(VERDICTS[task])
+    assert all(len(row["probabilities"]) == len(VERDICTS[task]) for row in rows)
+    model = found["models"][0]
+    both = task == "pairwise"
+    assert ("order_consistency" in model["constrained"]) is both
+    assert ("swapped" in rows[0]) is both
+    if both:
+        number = model["constrained"]["order_consistency"]
+        assert number["n"] == 6
+        flip = {"A": "B", "B": "A", "tie": "tie"}
+        own = [row for row in rows if row["model"] == "adapter"]
+        same = [flip[row["swapped_constrained"]] == row["constrained"] for row in own]
+        assert number["value"] == pytest.approx(sum(same) / len(same))
+        assert "training: 8 pairs in both orders" in capsys.readouterr().out
+        report = (adapter / "evaluation" / "report.md").read_text("utf-8")
+        assert "same in both orders" in report
+    template = json.dumps(json.loads((adapter / "judge.json").read_text("utf-8")))
+    assert "Be {verdict_form}." in template, "the adapter carries the dataset's rubric"
+
+
+def test_a_leak_stops_training_and_when_allowed_stands_in_every_first_line(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_task(tmp_path / "data", "pass_fail")
+    path = data / "judge_test.json"
+    row = json.loads((data / "judge_train.json").read_text("utf-8").split("\n")[0])
+    leaked = row | {"id": "leaked", "source": "The  house, TRAIN 0"}
+    path.write_text(path.read_text("utf-8") + "\n" + json.dumps(leaked), encoding="utf-8")
+    with pytest.raises(UserError, match=r"leak: source .*judge data split .*--allow_leaks"):
+        main("mps", flags(base, data, tmp_path / "out", "--tracking=off"))
+    assert not (tmp_path / "out").exists()
+    adapter = trained("mps", base, data, tmp_path / "out", "--allow_leaks")
+    assert results(adapter)["leaks"]["n"] == 1
+    assert list(results(adapter))[:2] == ["schema", "leaks"]
+    report = (adapter / "evaluation" / "report.md").read_text("utf-8")
+    assert report.startswith("**LEAKS: 1 texts")
+    card = (adapter / "README.md").read_text("utf-8")
+    assert card.split("---\n")[2].strip().startswith("**LEAKS: 1 texts")
+    assert "LEAKS: 1 texts stand" in capsys.readouterr().out
+
+
+def test_a_folder_that_was_split_by_row_needs_leaks_to_be_allowed(
+    base: Path, tmp_path: Path
+) -> None:
+    data = write_task(tmp_path / "data", "score")
+    split_folder(data, SplitPlan.of(by="row"), progress=False)
+    with pytest.raises(UserError, match="was split by row"):
+        main("mps", flags(base, data, tmp_path / "out", "--tracking=off"))
+
+
+def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_task(tmp_path / "data", "pairwise")
+    split_folder(data, SplitPlan.of(folds=2), progress=False)
+    argv = flags(base, data / "folds", tmp_path / "out", "--tracking=off")
+    with pytest.raises(UserError, match=r"holds folds: train them all with `judge train"):
+        main("mps", argv)
+
+    def run_here(recipe: str, given: Any) -> None:
+        main(recipe, list(given))
+
+    monkeypatch.setattr(train_command, "run_recipe", run_here)
+    train_command.train_here(argv)
+    root = tmp_path / "out" / "folds-of-data"
+    joined = json.loads((root / "evaluation" / "results.json").read_text("utf-8"))
+    assert joined["data"]["n"] == 16
+    assert (root / "evaluation" / "report.md").exists()
+    rows = (root / "evaluation" / "predictions.jsonl").read_text("utf-8").split("\n")
+    ids = [json.loads(row)["id"] for row in rows if row]
+    assert sorted(ids) == sorted([*set(ids)] * 2), "each row once for each judge"
+    adapters = sorted(root.glob("fold-*/*_final"))
+    with pytest.raises(UserError, match="in the test part of two"):
+        join_evaluations([adapters[0], adapters[0]], tmp_path / "twice")
+    with pytest.raises(UserError, match="one adapter is no set of folds"):
+        join_evaluations(adapters[:1], tmp_path / "one")
+
+
+REAL = {
+    "score": ("mlqe-pe", "mlqe-pe/ro-en-dev.tar.gz"),
+    "pairwise": ("pandalm", "pandalm/testset-v1.json"),
+    "pass_fail": (
+        "paracrawl-human",
+        "paracrawl-en-pt-human/paracrawl-v3-validation-data.sorted.en-pt.tsv",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", REAL)
+def test_both_recipes_train_on_what_people_labelled(task: str, tmp_path: Path) -> None:
+    known, name = REAL[task]
+    command = ["-m", "pt_app.cli", "data", "import", str(real(name)), "--format", known]
+    imported = run_offline([*command, "--out", str(tmp_path / "data")])
+    assert imported.returncode == 0, imported.stderr
+    for recipe in RECIPES:
+        argv = [
+            "--model=tiny",
+            f"--data_dir={tmp_path / 'data'}",
+            f"--output_dir={tmp_path}/{recipe}",
+        ]
+        argv += ["--epochs=1", "--max_samples=8", "--test_samples=8", "--max_seq_length=2048"]
+        done = run_offline([recipe_path(recipe), *argv, "--tracking=off", "--eval_steps=0"])
+        assert done.returncode == 0, done.stderr
+        (adapter,) = (tmp_path / recipe).glob("*_final")
+        found = results(adapter)
+        assert found["task"] == task
+        assert found["data"]["n"] == 8, "no row was left out"
