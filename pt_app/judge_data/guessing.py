@@ -1,0 +1,180 @@
+"""Guesses what the columns of a stranger's file are: which text, which label, which rater.
+
+Names decide first, since people call the same things alike; then what stands in the columns.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pt_app.judge_data.columns import Column
+
+Columns = Mapping[str, Column]
+
+# What people call them, likeliest first.
+NAMES: dict[str, tuple[str, ...]] = {
+    "label": (
+        *("label", "score", "rating", "overall_score", "grade", "verdict", "winner", "preference"),
+        *("preferred", "choice", "choices", "judgement", "judgment", "quality", "human_score"),
+        *("overall", "helpfulness", "correct", "is_correct", "acceptable", "pass", "passed"),
+        *("nota", "avaliacao", "da", "mean", "value", "class", "annotation"),
+    ),
+    "rubric": ("rubric", "criteria", "guideline", "guidelines"),
+    "feedback": (
+        *("feedback", "comment", "comments", "explanation", "rationale", "reason", "notes"),
+        *("critique", "justification", "comentario"),
+    ),
+    "issues": ("issues", "errors", "error_types", "error_type"),
+    "conversation": ("conversation", "messages", "history", "dialogue", "dialog", "chat_history"),
+    "candidate": (
+        *("candidate", "translation", "mt", "hypothesis", "hyp", "target", "tgt", "trg"),
+        *("response", "answer", "output", "completion", "generation", "prediction", "summary"),
+        *("model_output", "reply", "traducao", "portuguese", "pt"),
+    ),
+    "source": (
+        *("source", "src", "source_text", "original", "src_sent", "instruction", "prompt"),
+        *("question", "query", "input", "request", "fonte", "english", "en", "text"),
+    ),
+    "reference": (
+        *("reference", "ref", "reference_answer", "gold", "gold_answer", "ground_truth"),
+        *("expected", "ideal", "human_translation", "post_edit", "pe"),
+    ),
+    "context": ("context", "contexts", "passage", "passages", "retrieved", "evidence", "documents"),
+    "rater": ("rater", "annotator", "annotator_id", "rater_id", "worker", "worker_id", "reviewer"),
+    "id": ("id", "idx", "index", "uid", "row_id", "example_id", "item_id", "segment_id", "seg_id"),
+    "group": ("group", "group_id", "source_id", "prompt_id", "question_id", "instruction_id"),
+    "system": ("system", "model", "model_name", "engine", "mt_system"),
+    "document": ("document", "doc", "doc_id", "document_id"),
+    "time": ("time", "timestamp", "created_at", "date", "created", "submitted_at"),
+}
+PAIRS = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
+PAIRED = {*NAMES["candidate"], *NAMES["conversation"], "system_output", "assistant", "option"}
+TRANSLATED = {"translation", "mt", "hypothesis", "hyp", "target", "tgt", "trg", "traducao", "pt"}
+# What the columns of several raters are called before their numbers.
+RATERS = {"annotator", "rater", "r", "judge", "worker", "vote", "label", "rating", "score", "grade"}
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+_STEP = re.compile(r"\d+|\*")
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Split a column's name, of a path the last of its names: srcText and src_text are alike."""
+    last = [part for part in name.split(".") if not _STEP.fullmatch(part)][-1:]
+    return tuple(word.casefold() for word in _WORDS.findall("".join(last)))
+
+
+def guess_map(columns: Columns) -> dict[str, tuple[str, ...]]:
+    """Give the columns of each field of --map that can be told; a column serves one field."""
+    free = {name: column for name, column in columns.items() if column.kind != "empty"}
+    found: dict[str, tuple[str, ...]] = {}
+
+    def take(target: str, names: Iterable[str], read: Sequence[str] = ()) -> None:
+        """Give `target` these columns, or the paths `read` into them."""
+        taken = tuple(names)
+        if taken and target not in found:
+            found[target] = tuple(read) or taken
+            for name in taken:
+                free.pop(name, None)
+
+    pair = _pair(free)
+    turns = bool(pair) and free[pair[0]].kind == "turns"
+    if turns:
+        take("source", [""], [f"{pair[0]}.0.content"])
+    for target, name in zip(("candidate_a", "candidate_b"), pair, strict=False):
+        take(target, [name], [f"{name}.1.content"] if turns else ())
+    take("label", _label(free))
+    for target in ("rubric", "feedback", "issues", "conversation"):
+        take(target, _named(target, free))
+    if not pair:
+        take("candidate", _named("candidate", free))
+    instruction = [name for name in ("instruction", "input") if name in free]
+    take("source", instruction if len(instruction) == 2 else _named("source", free))
+    for target in ("reference", "context"):
+        take(target, _named(target, free))
+    if not {"source", "conversation"} & set(found):
+        take("source", _first_text(free))
+    if not pair:
+        take("candidate", _first_text(free))
+    _take_ids(free, take)
+    for target in ("system", "document", "time"):
+        take(target, _exactly(target, free))
+    return found
+
+
+def _take_ids(free: Columns, take: Callable[[str, Iterable[str]], None]) -> None:
+    """Take id, group and rater by what they must be: an id names one row, or one for each rater."""
+    (name,) = _exactly("id", free) or ("",)
+    (rater,) = _exactly("rater", free) or ("",)
+    if name and free[name].distinct == free[name].rows:
+        take("id", [name])
+    elif name and rater:
+        take("id", [name])
+        take("rater", [rater])
+    groups = _exactly("group", free) or _exactly("id", free)
+    take("group", [group for group in groups if free[group].distinct < free[group].rows])
+
+
+def _pair(columns: Columns) -> tuple[str, ...]:
+    """Find two columns of candidates, those with most words: response_a and response_b."""
+    texts = {words_of(n): n for n, c in columns.items() if c.kind in ("text", "choice", "turns")}
+    pairs = [
+        (name, texts[other])
+        for words, name in texts.items()
+        for first, second in PAIRS
+        if first in words and PAIRED & {*words, "_".join(words[:-1])}
+        for other in [tuple(second if word == first else word for word in words)]
+        if other in texts
+    ]
+    return max(pairs, key=lambda pair: columns[pair[0]].mean_words, default=())
+
+
+def _label(columns: Columns) -> tuple[str, ...]:
+    """Find the labels: one column a rater, a list of them, one by its name, else by its values."""
+    fit = {
+        n: c for n, c in columns.items() if c.kind == "number" or (c.kind != "turns" and _few(c))
+    }
+    series: dict[tuple[str, ...], list[str]] = {}
+    for name in fit:
+        words = words_of(name)
+        if words and words[-1].isdigit() and RATERS & set(words):
+            series.setdefault(words[:-1], []).append(name)
+    raters = max(series.values(), key=len, default=[])
+    if len(raters) > 1:
+        return tuple(raters)
+    lists = [n for n, c in fit.items() if c.most > 1 and _is_called("label", n)]
+    if lists:
+        return tuple(lists[:1])
+    others = {
+        n for role in ("id", "group", "rater", "system", "document") for n in _exactly(role, fit)
+    }
+    by_values = [n for n in fit if n not in others and 1 < fit[n].distinct <= 101]
+    return _exactly("label", fit) or _loosely("label", fit) or tuple(by_values[-1:])
+
+
+def _few(column: Column) -> bool:
+    return column.kind in ("choice", "text") and column.few
+
+
+def _named(target: str, columns: Columns) -> tuple[str, ...]:
+    kinds = ("turns",) if target == "conversation" else ("text", "choice")
+    fit = {name: column for name, column in columns.items() if column.kind in kinds}
+    return _exactly(target, fit) or _loosely(target, fit)
+
+
+def _exactly(target: str, columns: Columns) -> tuple[str, ...]:
+    """Give the column of the likeliest of the target's names, if there is one."""
+    called = {"_".join(words_of(name)): name for name in reversed(list(columns))}
+    return tuple(called[known] for known in NAMES[target] if known in called)[:1]
+
+
+def _loosely(target: str, columns: Columns) -> tuple[str, ...]:
+    """Give the column in whose name one of the target's is a word: orig_response, scoreMean."""
+    return tuple(name for known in NAMES[target] for name in columns if known in words_of(name))[:1]
+
+
+def _is_called(target: str, name: str) -> bool:
+    return bool(
+        {*words_of(name), *(word.removesuffix("s") for word in words_of(name))} & set(NAMES[target])
+    )
+
+
+def _first_text(columns: Columns) -> tuple[str, ...]:
+    return tuple(name for name, column in columns.items() if column.kind == "text")[:1]

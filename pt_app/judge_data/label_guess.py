@@ -1,0 +1,153 @@
+"""Guesses what labels mean: a score's scale, a pair's winner, pass or fail."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from pt_app.eval_model.verdicts import MOST_VALUES
+from pt_app.judge_data.columns import Column, as_number
+
+# With so many labels seen, the largest is taken for the end of the scale; with fewer a usual one.
+ENOUGH = 50
+TOPS = (5, 10, 100)
+STEPS = tuple(map(Decimal, ("10", "5", "1", "0.5", "0.25", "0.2", "0.1", "0.05", "0.01")))
+# Numbers as verdicts of a pair, (A, B, tie).
+PAIR_NUMBERS = {
+    ("1", "2"): ("1", "2", ""),
+    ("0", "1", "2"): ("1", "2", "0"),
+    ("1", "2", "3"): ("1", "2", "3"),
+    ("0", "1"): ("0", "1", ""),
+    ("0", "0.5", "1"): ("1", "0", "0.5"),
+    ("-1", "0", "1"): ("1", "-1", "0"),
+}
+_FIRST = {"a", "1", "first", "left"}
+_SECOND = {"b", "2", "second", "right"}
+_TIE = {"tie", "tied", "draw", "equal", "same", "both", "neither", "none"}
+_PASS = {
+    *("pass", "passed", "good", "ok", "okay", "yes", "true", "correct", "valid", "accept", "1"),
+    *("accepted", "acceptable", "right", "positive", "success", "sim", "bom", "aprovado"),
+}
+_FAIL = {
+    *("fail", "failed", "bad", "no", "false", "incorrect", "invalid", "reject", "rejected", "0"),
+    *("unacceptable", "not acceptable", "wrong", "negative", "failure", "nao", "ruim", "reprovado"),
+    *("not ok", "poor"),
+}
+_GRADES = (
+    ("low", "medium", "high"),
+    ("incorrect", "partially correct", "correct"),
+    ("very bad", "bad", "ok", "good", "very good"),
+    ("terrible", "bad", "acceptable", "good", "excellent"),
+    ("very poor", "poor", "fair", "good", "very good", "excellent"),
+    ("strongly disagree", "disagree", "neutral", "agree", "strongly agree"),
+)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels are: `meanings` are for --labels, `unknown` values have none that is known.
+
+    `scale` is "" where the numbers are too fine for one. `remark` says what to look at twice.
+    """
+
+    task: str
+    scale: str
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    remark: str = ""
+
+
+def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
+    """Tell task, scale and meanings from the columns of the labels, one or one a rater."""
+    values = list(dict.fromkeys(value for column in columns for value in column.values))
+    numbers = all(column.kind == "number" for column in columns)
+    if pair:
+        return _pair_numbers(values) if numbers else _named(values, "pairwise", _winner)
+    if numbers and {_plain(value) for value in values} == {"0", "1"}:
+        return _named(values, "pass_fail", _passes)
+    if numbers:
+        step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
+        low, high = min(c.low for c in columns), max(c.high for c in columns)
+        scale = scale_of(low, high, step, sum(c.filled for c in columns))
+        return Labels("score", scale, remark="" if scale else _too_fine(low, high))
+    folded = {value: _folded(value) for value in values}
+    for grades in _GRADES:
+        if set(folded.values()) <= set(grades) and not set(folded.values()) <= _PASS | _FAIL:
+            meanings = {value: str(grades.index(word) + 1) for value, word in folded.items()}
+            return Labels("score", f"1-{len(grades)}", meanings)
+    return _named(values, "pass_fail", _passes)
+
+
+def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> str:
+    """Name the usual scale on which numbers from `low` to `high` lie; "" if it were too fine."""
+    if step is None:
+        return ""
+    if low < 0:
+        bottom, top = -max(-low, high).to_integral_value(), max(-low, high).to_integral_value()
+    elif high <= 1 and step < 1:
+        bottom, top = Decimal(0), Decimal(1)
+    else:
+        usual = next((top for top in TOPS if high <= top), high)
+        exact = count >= ENOUGH and high == high.to_integral_value() and 2 <= high <= 10
+        top = Decimal(high if exact else usual)
+        bottom = Decimal(1 if low >= 1 and top <= 10 else 0)
+    steps = (top - bottom) / step
+    if step > 1 and (count < ENOUGH or steps != steps.to_integral_value()):
+        step = Decimal(1)
+    if (top - bottom) / step >= MOST_VALUES:
+        return ""
+    return f"{bottom:f}-{top:f}" + (f":{step.normalize():f}" if step != 1 else "")
+
+
+def _divides(step: Decimal, of: Decimal | None) -> bool:
+    return of is not None and of % step == 0
+
+
+def _too_fine(low: Decimal, high: Decimal) -> str:
+    return (
+        f"the labels, {low} to {high}, are finer than a judge's scale ({MOST_VALUES:,} values at "
+        "most): round them in the file"
+    )
+
+
+def _pair_numbers(values: Sequence[str]) -> Labels:
+    plain = {value: _plain(value) for value in values}
+    known = PAIR_NUMBERS.get(tuple(sorted(set(plain.values()), key=Decimal)))
+    if known is None:
+        return Labels("pairwise", "pairwise", unknown=tuple(values))
+    named = dict(zip(known, ("A", "B", "tie"), strict=True))
+    meanings = {value: named[number] for value, number in plain.items()}
+    said = ", ".join(f"{value} is {verdict}" for value, verdict in meanings.items())
+    return Labels("pairwise", "pairwise", meanings, remark=f"by guess {said}: make sure")
+
+
+def _named(values: Sequence[str], task: str, meaning: Callable[[str], str]) -> Labels:
+    """Give each value its meaning; none need be said where all are verdicts as they stand."""
+    meanings = {value: meaning(value) for value in values}
+    unknown = tuple(value for value, verdict in meanings.items() if not verdict)
+    known = {value: verdict for value, verdict in meanings.items() if verdict}
+    plain = all(value.casefold() == verdict.casefold() for value, verdict in known.items())
+    return Labels(task, task, {} if plain and not unknown else known, unknown)
+
+
+def _winner(value: str) -> str:
+    words = set(re.findall(r"[^\W\d_]+|\d+", value.casefold()))
+    found = [v for v, names in (("tie", _TIE), ("A", _FIRST), ("B", _SECOND)) if names & words]
+    return found[0] if found and (found[0] == "tie" or len(found) == 1) else ""
+
+
+def _passes(value: str) -> str:
+    word = _plain(value) if as_number(value) is not None else _folded(value)
+    return "PASS" if word in _PASS else "FAIL" if word in _FAIL else ""
+
+
+def _folded(value: str) -> str:
+    """Write a word as the lists here do: small letters, no accents, single spaces."""
+    plain = unicodedata.normalize("NFKD", value.casefold())
+    return " ".join(re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c))))
+
+
+def _plain(value: str) -> str:
+    number = as_number(value)
+    return value if number is None else f"{number.normalize():f}"
