@@ -192,12 +192,13 @@ def relabel(
     n: Annotated[int, typer.Option("-n", help="rows to label a second time")] = 100,
     out: Annotated[Path, typer.Option(help="CSV file to write")] = Path("relabel.csv"),
     read: Annotated[Path | None, typer.Option(help="the CSV file, filled in")] = None,
+    encoding: Annotated[str, typer.Option(help="of the filled-in file, if not UTF-8")] = "",
     seed: Annotated[int, typer.Option(help="of the draw and the order")] = 0,
 ) -> None:
     """Label rows again, blind: how far a person agrees with themselves is the judge's ceiling."""
     from pt_app.judge_data.relabel import read_back, write_blind
 
-    lines = read_back(folder, read) if read else write_blind(folder, n, out, seed)
+    lines = read_back(folder, read, encoding) if read else write_blind(folder, n, out, seed)
     typer.echo("\n".join(lines))
 
 

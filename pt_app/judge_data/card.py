@@ -33,13 +33,23 @@ def data_card(
     parts += _imports(about)
     if agreement := about.get("agreement"):
         parts += ["## Agreement among people", table(people.ROW, people.table(agreement))]
-    if again := about.get("self_agreement"):
-        parts += ["## Agreement with oneself", table(people.ROW, people.self_table(again))]
     parts += sections
     parts += ["## Checks", _checks(checks)]
     hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in about.get("sha256", {}).items()]
     parts += ["## Files", table(["file", "sha256"], hashes)]
     return "\n\n".join(parts) + "\n"
+
+
+def with_section(card: str, title: str, body: str) -> str:
+    """Put a section into a card, before its checks, in place of one of that title."""
+    head = f"## {title}\n\n"
+    before, found, after = card.partition(head)
+    if found:
+        after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
+    else:
+        before, checks, after = card.partition("## Checks\n")
+        after = checks + after
+    return f"{before}{head}{body}\n\n{after}"
 
 
 def _leak_line(checks: Mapping[str, Any]) -> str:
