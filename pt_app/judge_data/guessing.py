@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pt_app.judge_data.columns import Column
+from pt_app.judge_data.mapping import TARGETS
 
 Columns = Mapping[str, Column]
 
@@ -96,7 +97,7 @@ def guess_map(columns: Columns) -> dict[str, tuple[str, ...]]:
     _take_ids(free, take)
     for target in ("system", "document", "time"):
         take(target, _exactly(target, free))
-    return found
+    return {target: found[target] for target in TARGETS if target in found}
 
 
 def _take_ids(free: Columns, take: Callable[[str, Iterable[str]], None]) -> None:
@@ -145,7 +146,9 @@ def _label(columns: Columns) -> tuple[str, ...]:
     others = {
         n for role in ("id", "group", "rater", "system", "document") for n in _exactly(role, fit)
     }
-    by_values = [n for n in fit if n not in others and 1 < fit[n].distinct <= 101]
+    by_values = [
+        n for n, c in fit.items() if n not in others and 1 < c.distinct < min(102, c.filled)
+    ]
     return _exactly("label", fit) or _loosely("label", fit) or tuple(by_values[-1:])
 
 

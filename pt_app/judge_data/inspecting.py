@@ -162,7 +162,8 @@ def _scales_of(rows: Iterable[dict[str, Any]]) -> list[str]:
         return []
     step = f":{scores.step.normalize():f}" if scores.step and scores.step < 1 else ""
     usual = scale_of(scores.low, scores.high, scores.step, scores.filled)
-    written = [f"{low}-{top}{step}" for top in filter(None, tops) for low in (0, 1)]
+    lows = (1, 0) if scores.low >= 1 else (0,)
+    written = [f"{low}-{top}{step}" for top in filter(None, tops) for low in lows]
     return [name for name in (*written, usual) if name]
 
 
@@ -216,7 +217,8 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
     elif scale.task == "pass_fail":
         flags += ["--task", "pass_fail"]
     template = _template(found)
-    told = {"task": _task(scale), "template": f"{template}, by the columns' names"}
+    told = {"task": _task(scale)} if "label" in found else {}
+    told["template"] = f"{template}, by the columns' names"
     told |= {"labels": labels.remark} if labels.remark else {}
     told |= _said_of_map(found, columns, rows, scale)
     return _Choice(
@@ -255,7 +257,7 @@ def _said_of_map(
     labels = found.get("label", ())
     most = max((columns[name].most for name in labels), default=0)
     if len(labels) > 1 or most > 1 or "rater" in found:
-        told["raters"] = f"several, kept apart; the label is their {rule(scale)} (--reduce)"
+        told["raters"] = f"several, kept apart; their label is {rule(scale).partition(': ')[2]}"
     groups = found.get("group") or found.get("source") or found.get("conversation") or ()
     if groups and groups[0] in columns:
         distinct = columns[groups[0]].distinct

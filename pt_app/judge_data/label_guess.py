@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from pt_app.eval_model.verdicts import MOST_VALUES
 from pt_app.judge_data.columns import Column, as_number
@@ -59,7 +59,12 @@ class Labels:
 
 
 def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
-    """Tell task, scale and meanings from the columns of the labels, one or one a rater."""
+    """Tell task, scale and meanings from the columns of the labels, one or one a rater.
+
+    Without any, the usual scale.
+    """
+    if not columns:
+        return Labels("score", "0-10")
     values = list(dict.fromkeys(value for column in columns for value in column.values))
     numbers = all(column.kind == "number" for column in columns)
     if pair:
@@ -84,14 +89,15 @@ def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> s
     if step is None:
         return ""
     if low < 0:
-        bottom, top = -max(-low, high).to_integral_value(), max(-low, high).to_integral_value()
+        top = max(-low, high).to_integral_value(ROUND_CEILING)
+        bottom = -top
     elif high <= 1 and step < 1:
         bottom, top = Decimal(0), Decimal(1)
     else:
         usual = next((top for top in TOPS if high <= top), high)
         exact = count >= ENOUGH and high == high.to_integral_value() and 2 <= high <= 10
         top = Decimal(high if exact else usual)
-        bottom = Decimal(1 if low >= 1 and top <= 10 else 0)
+        bottom = Decimal(1 if low >= 1 and (top < 10 or (exact and low == 1)) else 0)
     steps = (top - bottom) / step
     if step > 1 and (count < ENOUGH or steps != steps.to_integral_value()):
         step = Decimal(1)

@@ -1,0 +1,428 @@
+"""What `judge init` proposes for a stranger's file: commands that work as they are typed."""
+
+import csv
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from pt_app.cli import app
+from pt_app.errors import UserError
+from pt_app.eval_model.data import read_card, read_rows
+from pt_app.eval_model.models import load_tokenizer, resolve_model
+from pt_app.eval_model.prompt_templates import Template
+from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.settings import resolve
+from pt_app.eval_model.verdicts import Scale
+from pt_app.judge_data.inspecting import inspect
+from tests.real_data import real
+
+Row = dict[str, Any]
+COUNT = 24
+FIRST = ("quiet", "red", "small", "green", "lazy", "brave", "tall", "polite", "rusty", "sleepy")
+THING = ("horse", "window", "river", "teacher", "pencil", "garden", "bottle", "engine", "village")
+
+
+def source(i: int) -> str:
+    """A sentence of its own for each row: no two are near duplicates."""
+    return (
+        f"The {FIRST[i % 10]} {THING[i * 4 % 9]} stands at number {i}, {FIRST[i // 10]} and still"
+    )
+
+
+def answer(i: int) -> str:
+    return f"Answer {THING[i % 9]} and {FIRST[i * 7 % 10]}, {i}"
+
+
+def translations(i: int) -> Row:
+    return {"src": source(i), "mt": answer(i), "score": i % 11, "comment": "fine, so far"}
+
+
+def graded(i: int) -> Row:
+    return {"question": source(i), "answer": answer(i), "correct": "yes" if i % 3 else "No"}
+
+
+def arena(i: int) -> Row:
+    winner = ("model_a", "model_b", "tie (both bad)")[i % 3]
+    own = {"response_a": answer(i), "response_b": answer(i + 1), "winner": winner}
+    return {"prompt": source(i), "model_a": "x", "model_b": "y", **own}
+
+
+def by_column(i: int) -> Row:
+    raters = {f"rater_{r}": (i + r) % 5 + 1 for r in (1, 2, 3)}
+    return {
+        "id": f"s{i}",
+        "instruction": source(i),
+        "input": "Be brief." * (i % 2),
+        "output": answer(i),
+        **raters,
+    }
+
+
+def long_form(i: int) -> Row:
+    item = i // 2
+    own = {"source": source(item), "target": answer(item), "rater": ("ana", "bob")[i % 2]}
+    return {"item_id": item, **own, "rating": (i % 4 + 1) / 2}
+
+
+def label_studio(i: int) -> Row:
+    said = [{"result": [{"value": {"rating": (i + r) % 5 + 1}}]} for r in (0, 1)]
+    return {"id": i, "data": {"source": source(i), "translation": answer(i)}, "annotations": said}
+
+
+def mt_bench(i: int) -> Row:
+    turns = {
+        f"conversation_{x}": [
+            {"role": "user", "content": source(i)},
+            {"role": "assistant", "content": answer(i + n)},
+        ]
+        for n, x in enumerate("ab")
+    }
+    return {"question_id": 81 + i // 2, "winner": ("model_a", "model_b", "tie")[i % 3], **turns}
+
+
+def words_for_grades(i: int) -> Row:
+    grade = ("very poor", "poor", "fair", "good", "very good", "excellent")[i % 6]
+    return {"customer text": source(i), "bot reply": answer(i), "quality": grade}
+
+
+def unnamed(i: int) -> Row:
+    return {"x1": source(i), "x2": answer(i), "x3": i % 5 + 1}
+
+
+def chat(i: int) -> Row:
+    return {"input": f"Rate this: {source(i)}", "output": f"Score: {i % 5 + 1}/5\nFeedback: So."}
+
+
+def fields(i: int) -> Row:
+    pair = {"candidates": [answer(i), answer(i + 1)], "label": {"verdict": "AB"[i % 2]}}
+    return {"source": source(i), **pair}
+
+
+FILES: dict[str, tuple[str, Callable[[int], Row], str, dict[Any, int]]] = {
+    # ending, rows, what the proposal says, verdicts of the dataset
+    "translations, scored": (
+        ";csv",
+        translations,
+        "--map source=src,candidate=mt,label=score,feedback=comment --scale 0-10 "
+        "--template translation_any",
+        dict.fromkeys(range(11), 2) | {0: 3, 1: 3},
+    ),
+    "right or wrong": (
+        "csv",
+        graded,
+        "--map source=question,candidate=answer,label=correct --labels No=FAIL,yes=PASS "
+        "--task pass_fail --template response",
+        {"PASS": 16, "FAIL": 8},
+    ),
+    "an arena": (
+        "jsonl",
+        arena,
+        "--map source=prompt,candidate_a=response_a,candidate_b=response_b,label=winner "
+        "--labels 'model_a=A,model_b=B,tie (both bad)=tie' --template response",
+        {"A": 8, "B": 8, "tie": 8},
+    ),
+    "a column for each rater": (
+        "tsv",
+        by_column,
+        "--map id=id,source=instruction+input,candidate=output,label=rater_1+rater_2+rater_3 "
+        "--scale 1-5 --template response",
+        {2: 5, 3: 14, 4: 5},
+    ),
+    "a row for each rater": (
+        "csv",
+        long_form,
+        "--map id=item_id,source=source,candidate=target,label=rating,rater=rater "
+        "--scale 0-5:0.5 --template translation_any",
+        {1.0: 6, 2.0: 6},
+    ),
+    "an export of Label Studio": (
+        "json",
+        label_studio,
+        "--map 'id=id,source=data.source,candidate=data.translation,"
+        "label=annotations.*.result.0.value.rating' --scale 1-5 --template translation_any",
+        {2: 5, 3: 9, 4: 5, 5: 5},
+    ),
+    "conversations of two models": (
+        "jsonl",
+        mt_bench,
+        "--map group=question_id,source=conversation_a.0.content,"
+        "candidate_a=conversation_a.1.content,candidate_b=conversation_b.1.content,label=winner "
+        "--labels model_a=A,model_b=B,tie=tie --template response",
+        {"A": 8, "B": 8, "tie": 8},
+    ),
+    "grades in words": (
+        "csv",
+        words_for_grades,
+        "--map 'source=customer text,candidate=bot reply,label=quality' --labels 'very poor=1,"
+        "poor=2,fair=3,good=4,very good=5,excellent=6' --scale 1-6 --template response",
+        dict.fromkeys(range(1, 7), 4),
+    ),
+    "names that say nothing": (
+        "csv",
+        unnamed,
+        "--map source=x1,candidate=x2,label=x3 --scale 1-5 --template response",
+        {1: 5, 2: 5, 3: 5, 4: 5, 5: 4},
+    ),
+    "rows of chat": ("jsonl", chat, "--scale 1-5", {1: 5, 2: 5, 3: 5, 4: 5, 5: 4}),
+    "rows of fields": ("json", fields, "--task pairwise", {"A": 12, "B": 12}),
+}
+
+
+def write(path: Path, ending: str, rows: Sequence[Row]) -> Path:
+    file = path / f"labels.{ending.lstrip(';')}"
+    if ending.endswith("sv"):
+        delimiter = ";" if ending.startswith(";") else "\t" if ending == "tsv" else ","
+        with open(file, "w", newline="", encoding="utf-8-sig") as out:
+            writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+        return file
+    lines = [json.dumps(row) for row in rows]
+    file.write_text(f"[{', '.join(lines)}]" if ending == "json" else "\n".join(lines))
+    return file
+
+
+def run(words: Sequence[str]) -> str:
+    result = CliRunner().invoke(app, list(words))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def commands(said: str) -> list[list[str]]:
+    """Read the proposed commands back as a shell would."""
+    text = said.partition("next:\n")[2].replace("\\\n", " ")
+    return [shlex.split(line) for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize(("ending", "row", "flags", "verdicts"), FILES.values(), ids=FILES.keys())
+def test_the_proposed_commands_work_as_typed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    row: Callable[[int], Row],
+    flags: str,
+    verdicts: Mapping[Any, int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path(), ending, [row(i) for i in range(COUNT)])
+    said = run(["init", str(file)])
+    importing, checking, previewing, training = commands(said)
+    wanted = ["judge", "data", "import", str(file), "--out", "datasets/labels"]
+    assert importing[:6] == wanted
+    assert importing[6 : 6 + len(shlex.split(flags))] == shlex.split(flags)
+    for command in (importing, checking, previewing):
+        run(command[1:])
+    assert resolve("mps", training[2:], "judge train", "").data_dir == "datasets/labels"
+
+    folder = Path("datasets/labels")
+    splits = ("train", "val", "test")
+    card = read_card(folder)
+    examples = [
+        one
+        for split in splits
+        if (folder / f"judge_{split}.json").exists()
+        for one in read_rows(folder / f"judge_{split}.json", card, split)
+    ]
+    assert Counter(one.label.verdict for one in examples if one.label) == verdicts
+
+
+def test_max_seq_length_covers_the_longest_prompt_and_answer(tmp_path: Path) -> None:
+    rows = [translations(i) for i in range(COUNT)]
+    rows[7]["src"] = "a very long one " * 30
+    proposal = inspect(str(write(tmp_path, "csv", rows)), model="tiny")
+    assert proposal.lengths
+    examples = [
+        {
+            "source": r["src"],
+            "candidate": r["mt"],
+            "label": {"verdict": r["score"], "feedback": r["comment"]},
+        }
+        for r in rows
+    ]
+    text = "\n".join(map(json.dumps, examples))
+    (tmp_path / "judge_train.json").write_text(text)
+    encoder = PromptEncoder(
+        load_tokenizer(resolve_model("tiny")),
+        Template.load("translation_any"),
+        Scale.from_name("0-10"),
+        4096,
+    )
+    read = read_rows(tmp_path / "judge_train.json", read_card(tmp_path), "train")
+    lengths = sorted(len(one.input_ids) for one in encoder.encode(read)[0])
+    assert proposal.lengths.longest == lengths[-1]
+    assert proposal.lengths.median == lengths[COUNT // 2]
+    assert proposal.lengths.max_seq_length % 64 == 0
+    assert 0 <= proposal.lengths.max_seq_length - lengths[-1] < 64
+
+
+def test_the_proposal_fits_80_columns_and_hides_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    rows = [translations(i) | {"note": f"\x1b[31m漢字漢字{i} " + "long " * 30} for i in range(9)]
+    rows = [{f"{name} with a long name of its own": v for name, v in row.items()} for row in rows]
+    proposal = inspect(str(write(tmp_path, "csv", rows)))
+    lines = proposal.lines()
+    table = lines[2 : 2 + 1 + len(proposal.columns)]
+    from rich.cells import cell_len
+
+    assert max(map(cell_len, table)) <= 80
+    assert not any("\x1b" in line for line in lines)
+    assert any("\\u001b[31m漢字" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scale"),
+    [
+        ([1, 2, 3], "1-5"),
+        ([0, 3, 5], "0-5"),
+        ([2, 9], "0-10"),
+        ([7, 85], "0-100"),
+        (["0,5", "0,25"], "0-1:0.25"),
+        ([1.5, 4], "1-5:0.5"),
+        ([-2, 1], "-2-2"),
+        ([1, 2, 3, 4] * 15, "1-4"),
+        (list(range(1, 8)) * 10, "1-7"),
+        (list(range(1, 11)) * 10, "1-10"),
+        (list(range(0, 101, 20)) * 10, "0-100:10"),
+    ],
+)
+def test_the_scale_is_the_usual_one_that_holds_the_labels(
+    tmp_path: Path, labels: Sequence[Any], scale: str
+) -> None:
+    rows = [{"src": source(i), "mt": answer(i), "note": n} for i, n in enumerate(labels)]
+    rows = [{"src": r["src"], "mt": r["mt"], "score": r["note"]} for r in rows]
+    proposal = inspect(str(write(tmp_path, "csv", rows)))
+    assert proposal.told["task"] == f"score, scale {scale}"
+    assert f"--scale {scale}" in " ".join(proposal.flags)
+    assert "unusable" not in proposal.told
+
+
+@given(st.lists(st.decimals(-50, 2000, places=1), min_size=1, max_size=80))
+def test_a_proposed_scale_holds_every_label(labels: list[Any]) -> None:
+    from pt_app.judge_data.columns import Column
+    from pt_app.judge_data.label_guess import guess_labels
+
+    column = Column("score")
+    for label in labels:
+        column.add(str(label))
+    guess = guess_labels([column], pair=False)
+    if guess.task != "score" or not guess.scale:
+        assert guess.remark or guess.task == "pass_fail"
+        return
+    values = Scale.from_name(guess.scale).values
+    assert {float(label) for label in labels} <= {float(value) for value in values}
+
+
+def test_labels_without_a_known_meaning_are_asked_for(tmp_path: Path) -> None:
+    rows = [graded(i) | {"correct": ("yes", "no", "sort of")[i % 3]} for i in range(9)]
+    said = "\n".join(inspect(str(write(tmp_path, "csv", rows))).lines())
+    assert "say what sort of mean" in said
+    assert "next, with MEANINGS put in:" in said
+    assert "'yes=PASS,no=FAIL,sort of=MEANINGS'" in said
+
+
+def test_a_file_without_labels_is_told_where_to_get_them(tmp_path: Path) -> None:
+    rows = [{"source": source(i), "translation": answer(i)} for i in range(5)]
+    said = "\n".join(inspect(str(write(tmp_path, "csv", rows))).lines())
+    assert "judge data distil" in said
+    assert "label=LABEL" in said
+
+
+def test_labels_finer_than_any_scale_are_said(tmp_path: Path) -> None:
+    rows = [translations(i) | {"score": i / 7} for i in range(9)]
+    said = " ".join(" ".join(inspect(str(write(tmp_path, "csv", rows))).lines()).split())
+    assert "finer than a judge's scale" in said
+    assert "--scale SCALE" in said
+
+
+def test_rows_that_cannot_be_used_are_counted_and_dropped_by_the_command(tmp_path: Path) -> None:
+    rows = [mt_bench(i) for i in range(9)]
+    rows[4]["conversation_b"] = [{"role": "user", "content": "alone"}]
+    proposal = inspect(str(write(tmp_path, "jsonl", rows)))
+    assert proposal.told["unusable"].startswith("1, left out by --drop_bad; the first: ")
+    assert proposal.flags[-1] == "--drop_bad"
+
+
+def test_names_and_labels_with_signs_of_the_flags_are_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"source, raw": source(i), "answer=b+c": answer(i), "label": ("ok, good", "a=b")[i % 2]}
+        for i in range(COUNT)
+    ]
+    rows = [r | {"label": {"ok, good": "yes", "a=b": "no"}[r["label"]]} for r in rows]
+    file = write(Path(), "csv", rows)
+    run(commands(run(["init", str(file)]))[0][1:])
+    assert (tmp_path / "datasets/labels/judge_train.json").exists()
+
+
+def test_an_encoding_that_was_needed_is_in_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["fonte;tradução;nota", *(f"{source(i)} é;ação {i};{i % 5 + 1}" for i in range(COUNT))]
+    Path("labels.csv").write_bytes("\r\n".join(lines).encode("cp1252"))
+    with pytest.raises(UserError, match="--encoding cp1252"):
+        inspect("labels.csv")
+    said = run(["init", "labels.csv", "--encoding", "cp1252"])
+    importing = commands(said)[0]
+    assert importing[-2:] == ["--encoding", "cp1252"]
+    run(importing[1:])
+
+
+def test_a_rubrics_stub_is_written_where_asked_and_never_over_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path(), "csv", [translations(i) for i in range(COUNT)])
+    said = run(["init", str(file), "--out", "rubric.txt"])
+    stub = Path("rubric.txt").read_text()
+    assert "{high} is a candidate without a fault" in stub
+    importing = commands(said)[0]
+    assert importing[-2:] == ["--rubric", "rubric.txt"]
+    run(importing[1:])
+    with pytest.raises(UserError, match=r"rubric\.txt is there already"):
+        inspect(str(file), rubric=Path("rubric.txt"))
+    assert Path("rubric.txt").read_text() == stub
+
+
+def test_a_folder_that_is_there_is_not_proposed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path(), "csv", [translations(i) for i in range(9)])
+    Path("datasets/labels").mkdir(parents=True)
+    assert inspect(str(file)).out == "datasets/labels-2"
+
+
+REAL = {
+    "mlqe-pe/en-de-dev.tar.gz": ("mlqe-pe", 1000),
+    "pandalm/testset-v1.json": ("pandalm", 999),
+    "llmbar/Natural.json": ("llmbar", 100),
+    "wmt-mqm-ted/mqm_ted_zhen.tsv": ("wmt-mqm", 9915),
+    "demetr/minor_id26_misspelled.json": ("demetr", 1000),
+    "paracrawl-en-pt-human/paracrawl-v3-validation-data.sorted.en-pt.tsv": (
+        "paracrawl-human",
+        2000,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "known"), REAL.items(), ids=REAL.keys())
+def test_public_formats_are_recognised_by_what_stands_in_them(
+    name: str, known: tuple[str, int]
+) -> None:
+    proposal = inspect(str(real(name)))
+    assert proposal.rows == known[1]
+    assert list(proposal.flags) == ["--format", known[0]]
+    assert proposal.lengths
+    assert re.match(known[0], proposal.told["format"])
