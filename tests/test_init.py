@@ -135,7 +135,7 @@ FILES: dict[str, tuple[str, Callable[[int], Row], str, dict[Any, int]]] = {
         by_column,
         "--map id=id,source=instruction+input,candidate=output,label=rater_1+rater_2+rater_3 "
         "--scale 1-5 --template response",
-        {2: 5, 3: 14, 4: 5},
+        {2: 4, 3: 15, 4: 5},
     ),
     "a row for each rater": (
         "csv",

@@ -127,6 +127,18 @@ def test_pairwise_pass_fail_and_chat_rows_are_shown(tmp_path: Path) -> None:
     assert "⟦Verdict: FAIL\nFeedback: No.‹" in shown
 
 
+def test_a_pair_is_shown_in_both_orders_as_it_is_trained(tmp_path: Path) -> None:
+    label = {"verdict": "A", "feedback": "A is warmer."}
+    pair = {"id": "pair", "source": "Hi", "candidates": ["Oi", "Olá"], "label": label}
+    shown = previewed(folder_of(tmp_path, pair, task="pairwise"))
+    first, second = shown.split("\nrow ")[1:]
+    assert first.startswith("1 of 2, pair, Winner: A:")
+    assert second.startswith("2 of 2, pair#swapped, Winner: B:")
+    assert "Candidate A: Olá\nCandidate B: Oi" in second
+    assert SUPERVISED.findall(first) == ["Winner: A\nFeedback: A is warmer.‹<|im_end|>›"]
+    assert SUPERVISED.findall(second) == ["Winner: B\n‹<|im_end|>›"]
+
+
 def test_a_row_is_cut_with_its_group_as_in_training_and_says_so(tmp_path: Path) -> None:
     source = "one two three four five six seven eight nine ten " * 4
     rows = [

@@ -57,9 +57,10 @@ def preview(
 def _prepare(
     folder: Path, model: str, split: str, max_seq_length: int
 ) -> tuple[list[JudgeExample], "PromptEncoder"]:
-    """Read one split, and build the encoder that training would use."""
+    """Read one split as training lays it out, and build the encoder that it would use."""
     from pt_app.eval_model import models
     from pt_app.eval_model.data import card_scale, read_card, read_rows
+    from pt_app.eval_model.orders import both_orders
     from pt_app.eval_model.prompt_templates import Template
     from pt_app.eval_model.prompts import PromptEncoder
 
@@ -72,6 +73,7 @@ def _prepare(
         )
     card = read_card(folder)
     rows = read_rows(path, card, split)
+    rows = rows if split == "test" else both_orders(rows)
     tokenizer = models.load_tokenizer(models.resolve_model(model))
     scale = card_scale(card, folder / "dataset.json")
     template = Template.load(card.template, card.rubric)
