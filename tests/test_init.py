@@ -4,13 +4,14 @@ import csv
 import json
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -76,6 +77,18 @@ def long_form(i: int) -> Row:
 def label_studio(i: int) -> Row:
     said = [{"result": [{"value": {"rating": (i + r) % 5 + 1}}]} for r in (0, 1)]
     return {"id": i, "data": {"source": source(i), "translation": answer(i)}, "annotations": said}
+
+
+def argilla(i: int) -> Row:
+    said = {"label.responses": [i % 5 + 1, (i + 1) % 5 + 1], "label.responses.users": ["a", "b"]}
+    return {"id": f"r{i}", "prompt": source(i), "response": answer(i), "status": "done", **said}
+
+
+def argilla_1(i: int) -> Row:
+    said = [
+        {"user_id": u, "value": "good" if i % 3 else "bad", "status": "submitted"} for u in "ab"
+    ]
+    return {"prompt": source(i), "reply": answer(i), "verdict": said}
 
 
 def mt_bench(i: int) -> Row:
@@ -150,6 +163,20 @@ FILES: dict[str, tuple[str, Callable[[int], Row], str, dict[Any, int]]] = {
         "--map 'id=id,source=data.source,candidate=data.translation,"
         "label=annotations.*.result.0.value.rating' --scale 1-5 --template translation_any",
         {2: 5, 3: 9, 4: 5, 5: 5},
+    ),
+    "an export of Argilla": (
+        "jsonl",
+        argilla,
+        "--map id=id,source=prompt,candidate=response,label=label.responses --scale 1-5 "
+        "--template response",
+        {2: 5, 3: 9, 4: 5, 5: 5},
+    ),
+    "an older export of Argilla": (
+        "json",
+        argilla_1,
+        "--map 'source=prompt,candidate=reply,label=verdict.*.value' --labels bad=FAIL,good=PASS "
+        "--task pass_fail --template response",
+        {"PASS": 16, "FAIL": 8},
     ),
     "conversations of two models": (
         "jsonl",
@@ -236,6 +263,38 @@ def test_the_proposed_commands_work_as_typed(
     assert Counter(one.label.verdict for one in examples if one.label) == verdicts
 
 
+WELL_KNOWN = {
+    "HelpSteer": (
+        {"prompt": "x", "response": "y", "helpfulness": 3, "correctness": 4, "verbosity": 2},
+        "source=prompt,candidate=response,label=helpfulness",
+    ),
+    "Feedback-Collection": (
+        {
+            **{"orig_criteria": "x", "orig_score": "5", "orig_feedback": "x", "output": "x y"},
+            **{"orig_instruction": "x", "orig_response": "x", "orig_reference_answer": "x"},
+            **{"instruction": "all of it", "input": ""},
+        },
+        "source=orig_instruction,reference=orig_reference_answer,candidate=orig_response,"
+        "rubric=orig_criteria,label=orig_score,feedback=orig_feedback",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "map"), WELL_KNOWN.values(), ids=WELL_KNOWN.keys())
+def test_columns_of_well_known_sets_are_told(tmp_path: Path, row: Row, map: str) -> None:
+    rows = [
+        row
+        | {
+            name: f"{text} {i}"
+            for name, text in row.items()
+            if text in ("x", "y", "x y", "all of it")
+        }
+        for i in range(3)
+    ]
+    proposal = inspect(str(write(tmp_path, "jsonl", rows)))
+    assert proposal.flags[:2] == ["--map", map]
+
+
 def test_max_seq_length_covers_the_longest_prompt_and_answer(tmp_path: Path) -> None:
     rows = [translations(i) for i in range(COUNT)]
     rows[7]["src"] = "a very long one " * 30
@@ -267,7 +326,9 @@ def test_max_seq_length_covers_the_longest_prompt_and_answer(tmp_path: Path) -> 
 
 def test_the_proposal_fits_80_columns_and_hides_what_a_terminal_would_obey(tmp_path: Path) -> None:
     rows = [translations(i) | {"note": f"\x1b[31m漢字漢字{i} " + "long " * 30} for i in range(9)]
-    rows = [{f"{name} with a long name of its own": v for name, v in row.items()} for row in rows]
+    rows = [
+        {f"{name} with\x1b[2J a long name of its own": v for name, v in r.items()} for r in rows
+    ]
     proposal = inspect(str(write(tmp_path, "csv", rows)))
     lines = proposal.lines()
     table = lines[2 : 2 + 1 + len(proposal.columns)]
@@ -319,6 +380,30 @@ def test_a_proposed_scale_holds_every_label(labels: list[Any]) -> None:
         return
     values = Scale.from_name(guess.scale).values
     assert {float(label) for label in labels} <= {float(value) for value in values}
+
+
+NAMED = st.sampled_from(["id", "source", "mt", "label", "rater", "answer_a", "answer_b"]) | st.text(
+    max_size=6
+)
+CELLS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMED, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.dictionaries(NAMED, CELLS, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_any_json_gets_a_proposal(tmp_path: Path, rows: list[Row]) -> None:
+    lines = inspect(str(write(tmp_path, "jsonl", rows))).lines()
+    assert lines[0].endswith(f"{len(rows)} rows, JSON Lines")
+    assert not any(unicodedata.category(c) in ("Cc", "Cf") for line in lines for c in line)
 
 
 def test_labels_without_a_known_meaning_are_asked_for(tmp_path: Path) -> None:

@@ -14,29 +14,75 @@ Columns = Mapping[str, Column]
 # What people call them, likeliest first.
 NAMES: dict[str, tuple[str, ...]] = {
     "label": (
-        *("label", "score", "rating", "overall_score", "grade", "verdict", "winner", "preference"),
+        *(
+            "orig_score",
+            "label",
+            "score",
+            "rating",
+            "overall_score",
+            "grade",
+            "verdict",
+            "winner",
+            "preference",
+        ),
         *("preferred", "choice", "choices", "judgement", "judgment", "quality", "human_score"),
         *("overall", "helpfulness", "correct", "is_correct", "acceptable", "pass", "passed"),
         *("nota", "avaliacao", "da", "mean", "value", "class", "annotation"),
     ),
-    "rubric": ("rubric", "criteria", "guideline", "guidelines"),
+    "rubric": ("orig_criteria", "rubric", "criteria", "guideline", "guidelines"),
     "feedback": (
-        *("feedback", "comment", "comments", "explanation", "rationale", "reason", "notes"),
+        *(
+            "orig_feedback",
+            "feedback",
+            "comment",
+            "comments",
+            "explanation",
+            "rationale",
+            "reason",
+            "notes",
+        ),
         *("critique", "justification", "comentario"),
     ),
     "issues": ("issues", "errors", "error_types", "error_type"),
     "conversation": ("conversation", "messages", "history", "dialogue", "dialog", "chat_history"),
     "candidate": (
-        *("candidate", "translation", "mt", "hypothesis", "hyp", "target", "tgt", "trg"),
+        *(
+            "orig_response",
+            "candidate",
+            "translation",
+            "mt",
+            "hypothesis",
+            "hyp",
+            "target",
+            "tgt",
+            "trg",
+        ),
         *("response", "answer", "output", "completion", "generation", "prediction", "summary"),
         *("model_output", "reply", "traducao", "portuguese", "pt"),
     ),
     "source": (
-        *("source", "src", "source_text", "original", "src_sent", "instruction", "prompt"),
+        *(
+            "orig_instruction",
+            "source",
+            "src",
+            "source_text",
+            "original",
+            "src_sent",
+            "instruction",
+            "prompt",
+        ),
         *("question", "query", "input", "request", "fonte", "english", "en", "text"),
     ),
     "reference": (
-        *("reference", "ref", "reference_answer", "gold", "gold_answer", "ground_truth"),
+        *(
+            "orig_reference_answer",
+            "reference",
+            "ref",
+            "reference_answer",
+            "gold",
+            "gold_answer",
+            "ground_truth",
+        ),
         *("expected", "ideal", "human_translation", "post_edit", "pe"),
     ),
     "context": ("context", "contexts", "passage", "passages", "retrieved", "evidence", "documents"),
@@ -53,18 +99,22 @@ TRANSLATED = {"translation", "mt", "hypothesis", "hyp", "target", "tgt", "trg", 
 # What the columns of several raters are called before their numbers.
 RATERS = {"annotator", "rater", "r", "judge", "worker", "vote", "label", "rating", "score", "grade"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
-_STEP = re.compile(r"\d+|\*")
+# Parts of a path that name no thing: places in lists, and what annotation tools wrap values in.
+_STEP = re.compile(r"\d+|\*|responses|values?")
 
 
 def words_of(name: str) -> tuple[str, ...]:
     """Split a column's name, of a path the last of its names: srcText and src_text are alike."""
-    last = [part for part in name.split(".") if not _STEP.fullmatch(part)][-1:]
-    return tuple(word.casefold() for word in _WORDS.findall("".join(last)))
+    parts = name.split(".")
+    named = [part for part in parts if not _STEP.fullmatch(part)] or parts
+    return tuple(word.casefold() for word in _WORDS.findall(named[-1]))
 
 
 def guess_map(columns: Columns) -> dict[str, tuple[str, ...]]:
     """Give the columns of each field of --map that can be told; a column serves one field."""
-    free = {name: column for name, column in columns.items() if column.kind != "empty"}
+    usable = {n: column for n, column in columns.items() if column.kind != "empty" and _typable(n)}
+    # A row may have a label from each of a list of raters, but one text of each kind.
+    free = {name: column for name, column in usable.items() if "*" not in name}
     found: dict[str, tuple[str, ...]] = {}
 
     def take(target: str, names: Iterable[str], read: Sequence[str] = ()) -> None:
@@ -81,7 +131,7 @@ def guess_map(columns: Columns) -> dict[str, tuple[str, ...]]:
         take("source", [""], [f"{pair[0]}.0.content"])
     for target, name in zip(("candidate_a", "candidate_b"), pair, strict=False):
         take(target, [name], [f"{name}.1.content"] if turns else ())
-    take("label", _label(free))
+    take("label", _label({n: column for n, column in usable.items() if n in free or "*" in n}))
     for target in ("rubric", "feedback", "issues", "conversation"):
         take(target, _named(target, free))
     if not pair:
@@ -98,6 +148,11 @@ def guess_map(columns: Columns) -> dict[str, tuple[str, ...]]:
     for target in ("system", "document", "time"):
         take(target, _exactly(target, free))
     return {target: found[target] for target in TARGETS if target in found}
+
+
+def _typable(name: str) -> bool:
+    """Whether a name or path can be typed into --map: no blank parts, nothing invisible."""
+    return name.isprintable() and all(part.strip() == part != "" for part in name.split("."))
 
 
 def _take_ids(free: Columns, take: Callable[[str, Iterable[str]], None]) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import islice
 from pathlib import Path
@@ -68,7 +68,7 @@ def inspect(
     """
     if rubric and rubric.exists():
         raise UserError(f"{rubric} is there already: choose another name with --out")
-    source, table, known = _open(file, encoding)
+    table, known = _open(file, encoding)
     columns, rows = columns_of(row for _, row in table.rows())
     if known:
         choice = _of_format(known)
@@ -82,7 +82,7 @@ def inspect(
         write_text_atomic(rubric, stub + "\n")
     flags = [*choice.flags, *(["--encoding", encoding] if encoding else [])]
     return Proposal(
-        file=source,
+        file=file,
         rows=rows,
         notes=table.notes,
         columns=columns,
@@ -92,38 +92,38 @@ def inspect(
         rubric=stub,
         rubric_path=rubric,
         lengths=_lengths(sample, choice, model) if sample.drawn else None,
-        out=_free_name(source),
+        out=_free_name(file),
     )
 
 
 # --- what the file is ---
 
 
-def _open(file: str, encoding: str) -> tuple[str, Table, Format | None]:
+def _open(file: str, encoding: str) -> tuple[Table, Format | None]:
     """Open a file as itself, or as the public format that it is of."""
-    given = Reading(encoding=encoding)
     packed = is_archive(Path(file))
     for one in formats.FORMATS.values():
-        own = one.reading.header or (one.member and packed)
-        table = (
-            _as_format(f"{file}::{one.member}" if one.member and packed else file, one)
-            if own
-            else None
-        )
+        # These cannot be opened, or not by their columns, unless it is known what they are.
+        if packed and one.member:
+            table = _as_format(f"{file}::{one.member}", one, encoding)
+        elif one.reading.header and Path(file).is_file():
+            table = _as_format(file, one, encoding)
+        else:
+            continue
         if table:
-            return file, table, one
-    table = open_table(file, given)
+            return table, one
+    table = open_table(file, Reading(encoding=encoding))
     for one in formats.FORMATS.values():
-        if one.columns and one.fits(table.columns) and (known := _as_format(file, one)):
-            return file, known, one
-    return file, table, None
+        if one.columns and one.fits(table.columns) and (own := _as_format(file, one, encoding)):
+            return own, one
+    return table, None
 
 
-def _as_format(file: str, known: Format) -> Table | None:
+def _as_format(file: str, known: Format, encoding: str) -> Table | None:
     """Open a file as of a public format; None if its first rows cannot be read as such."""
     options = FormatOptions()
     try:
-        table = open_table(file, known.reading)
+        table = open_table(file, replace(known.reading, encoding=encoding))
         scale = Scale.from_name(known.scale_of(options))
         list(known.convert(islice(table.rows(), FIRST), scale, options))
     except (UserError, KeyError, TypeError, ValueError):

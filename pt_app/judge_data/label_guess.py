@@ -65,7 +65,7 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
     """
     if not columns:
         return Labels("score", "0-10")
-    values = list(dict.fromkeys(value for column in columns for value in column.values))
+    values = list(dict.fromkeys(value.strip() for column in columns for value in column.values))
     numbers = all(column.kind == "number" for column in columns)
     if pair:
         return _pair_numbers(values) if numbers else _named(values, "pairwise", _winner)

@@ -90,7 +90,7 @@ class Proposal:
         if self.usable:
             after = f", with {' and '.join(self.missing)} put in" if self.missing else ""
             lines += ["", f"next{after}:", *self._command_lines()]
-        return lines
+        return [visible(line) for line in lines]
 
     @property
     def usable(self) -> bool:
@@ -141,7 +141,7 @@ def escaped(name: str) -> str:
 
 
 def _line(text: str) -> str:
-    """A text of the file as one line that no terminal obeys."""
+    """A text of the file as one line, with the width that it will have when it is shown."""
     return " ".join(visible(text[:200]).split())
 
 
@@ -159,12 +159,11 @@ def _cut(text: str, width: int) -> str:
 def _paragraph(name: str, text: str) -> list[str]:
     indent = " " * _LABEL
     return textwrap.wrap(
-        f"{name:<{_LABEL}}{visible(text)}",
+        f"{name:<{_LABEL}}{text}",
         WIDTH,
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
-        drop_whitespace=True,
     )
 
 
