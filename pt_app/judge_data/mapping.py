@@ -72,22 +72,11 @@ class ColumnMap:
                     )
 
     def convert(self, place: Place, value: Mapping[str, Any], scale: Scale, how: str) -> Converted:
-        """Make a row of fields from a row of the file.
+        """Make a row of fields, with its label, from a row of the file.
 
-        Raises RowError where a value cannot be used, UserError for a label that is not in --labels.
+        Raises RowError where a value cannot be used, or a label is not in --labels.
         """
-        row: Row = {"id": self._text("id", value) or f"{place.file.stem}-{place.row}"}
-        for name in TEXTS:
-            if (text := self._text(name, value)) is not None:
-                row[name] = text
-        if "candidate_a" in self.columns or "candidate_b" in self.columns:
-            row["candidates"] = [self._text(f"candidate_{x}", value) for x in "ab"]
-        if (turns := self._one("conversation", value)) not in (None, ""):
-            row["conversation"] = _conversation(turns, place)
-        meta = {name: self._one(name, value) for name in (*META, "rater")}
-        meta |= {n[5:]: self._one(n, value) for n in self.columns if n.startswith("meta.")}
-        if meta := {name: kept for name, kept in meta.items() if kept not in (None, "")}:
-            row["meta"] = meta
+        row = self.fields(place, value)
         verdicts = self._verdicts(place, value, scale)
         given = [verdict for verdict in verdicts if verdict is not None]
         if not given:
@@ -98,9 +87,25 @@ class ColumnMap:
         row["label"] = {
             "verdict": reduce(given, scale, how) if len(verdicts) > 1 else given[0],
             "issues": _issues(self._one("issues", value)),
-            "feedback": self._text("feedback", value) or "",
+            "feedback": self._text("feedback", value, place) or "",
         }
         return Converted(place, row)
+
+    def fields(self, place: Place, value: Mapping[str, Any]) -> Row:
+        """Make a row of fields without a label; raises RowError where a value cannot be used."""
+        row: Row = {"id": self._text("id", value, place) or f"{place.file.stem}-{place.row}"}
+        for name in TEXTS:
+            if (text := self._text(name, value, place)) is not None:
+                row[name] = text
+        if "candidate_a" in self.columns or "candidate_b" in self.columns:
+            row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
+        if (turns := self._one("conversation", value)) not in (None, ""):
+            row["conversation"] = _conversation(turns, place)
+        meta = {name: self._one(name, value) for name in (*META, "rater")}
+        meta |= {n[5:]: self._one(n, value) for n in self.columns if n.startswith("meta.")}
+        if meta := {name: kept for name, kept in meta.items() if kept not in (None, "")}:
+            row["meta"] = meta
+        return row
 
     def _verdicts(
         self, place: Place, value: Mapping[str, Any], scale: Scale
@@ -117,11 +122,14 @@ class ColumnMap:
         found = [cell for name in names if (cell := _find(value, name)) is not _MISSING]
         return found[0] if len(found) == 1 else ("\n\n".join(map(_as_text, found)) or None)
 
-    def _text(self, target: str, value: Mapping[str, Any]) -> str | None:
+    def _text(self, target: str, value: Mapping[str, Any], place: Place) -> str | None:
         names = self.columns.get(target, ())
         cells = [cell for name in names if (cell := _find(value, name)) not in (_MISSING, None)]
         if not cells:
             return None
+        for cell in cells:
+            if isinstance(cell, bool):  # YAML and pandas read the text "True" so
+                raise place.error(target, f"{cell} is no text", "write it in quotes")
         texts = [_as_text(cell) for cell in cells]
         return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text)
 

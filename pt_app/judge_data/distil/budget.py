@@ -1,0 +1,97 @@
+"""What a teacher may be asked: requests and tokens a minute, and dollars in all."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+WINDOW = 60.0
+
+
+class MoneySpentError(Exception):
+    """The next request could cost more than what is left."""
+
+
+@dataclass
+class Usage:
+    """Tokens of a prompt and of its answer."""
+
+    prompt: int = 0
+    answer: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both together, as tokens a minute are counted."""
+        return self.prompt + self.answer
+
+
+class Budget:
+    """Holds requests back until rates allow them, and ends where the money would.
+
+    Rates are over a sliding window (`window` seconds); tokens are estimated before a request and
+    corrected by its usage. `spent` is in dollars. 0 is no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        rpm: int = 0,
+        tpm: int = 0,
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+        max_cost: float = 0.0,
+        window: float = WINDOW,
+    ) -> None:
+        self.rpm, self.tpm, self.window = rpm, tpm, window
+        self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
+        self.spent = 0.0
+        self._reserved = 0.0
+        self._asked: deque[list[float]] = deque()  # [when, tokens]
+        self._paused_until = 0.0
+        self._turn = asyncio.Lock()
+
+    def cost(self, usage: Usage) -> float:
+        """Dollars of a request; prices are per million tokens."""
+        return (usage.prompt * self.price_in + usage.answer * self.price_out) / 1e6
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody ask for so long: the endpoint said so to one for all."""
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
+    async def acquire(self, estimate: Usage) -> list[float]:
+        """Wait until such a request may be made; raises MoneySpentError if it may never be."""
+        async with self._turn:  # first come, first served
+            while (wait := self._wait(estimate)) > 0:
+                await asyncio.sleep(wait)
+            cost = self.cost(estimate)
+            if self.max_cost and self.spent + self._reserved + cost > self.max_cost:
+                raise MoneySpentError
+            self._reserved += cost
+            entry = [time.monotonic(), float(estimate.total)]
+            self._asked.append(entry)
+            return entry
+
+    def settle(self, entry: list[float], estimate: Usage, usage: Usage | None) -> None:
+        """Put what a request really took in place of its estimate; None: it was not answered."""
+        self._reserved -= self.cost(estimate)
+        if usage is not None:
+            entry[1] = float(usage.total)
+            self.spent += self.cost(usage)
+
+    def _wait(self, estimate: Usage) -> float:
+        """Seconds until the window has room; 0 where it has."""
+        now = time.monotonic()
+        while self._asked and self._asked[0][0] <= now - self.window:
+            self._asked.popleft()
+        until = [self._paused_until - now]
+        if self.rpm and len(self._asked) >= self.rpm:
+            until.append(self._asked[len(self._asked) - self.rpm][0] + self.window - now)
+        # A request larger than the whole budget goes when nothing else is in the window.
+        if self.tpm and self._asked:
+            over = sum(tokens for _, tokens in self._asked) + estimate.total - self.tpm
+            for when, tokens in self._asked:
+                if over <= 0:
+                    break
+                over -= tokens
+                until.append(when + self.window - now)
+        return max(*until, 0.0)
