@@ -1,18 +1,21 @@
 """Groups of rows that no split may part, and where a split puts them."""
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 
 from pt_app.errors import UserError
 from pt_app.eval_model.leaks import input_text, normalised
 from pt_app.eval_model.records import JudgeExample
-from pt_app.judge_data.duplicates import Union, links
+from pt_app.judge_data.duplicates import Union
 
+# Labels are balanced one by one up to so many, more of them by fifths of their order.
 MOST_STRATA = 12
 STRATA_OF_MANY = 5
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -29,30 +32,36 @@ def group_of(example: JudgeExample) -> str:
     return sha256(normalised(input_text(example)).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def units_of(examples: Sequence[JudgeExample], near: float, progress: bool = False) -> list[Unit]:
-    """Join the rows of one group, and those that a check would call each other's duplicates."""
+def units_of(examples: Sequence[JudgeExample], links: Iterable[tuple[int, int]] = ()) -> list[Unit]:
+    """Join the rows of one group, and those that `links` name by their places."""
     together = Union(len(examples))
     first: dict[str, int] = {}
     for row, example in enumerate(examples):
         together.join(first.setdefault(example.group, row), row)
-    for a, b in links(examples, near, progress):
+    for a, b in links:
         together.join(a, b)
     rows: dict[int, list[int]] = defaultdict(list)
     for row in range(len(examples)):
         rows[together.find(row)].append(row)
-    found = [(tuple(at), frozenset(examples[row].group for row in at)) for at in rows.values()]
-    return [Unit(min(groups), at, groups) for at, groups in found]
+    return [unit_of(examples, at) for at in rows.values()]
+
+
+def unit_of(examples: Sequence[JudgeExample], rows: Sequence[int]) -> Unit:
+    """Make a unit of these rows."""
+    groups = frozenset(examples[row].group for row in rows)
+    return Unit(min(groups), tuple(rows), groups)
 
 
 def strata_of(examples: Sequence[JudgeExample]) -> list[int]:
     """Give each row its stratum: its label, or a fifth of the labels' order where they are many."""
-    verdicts = [example.label.verdict if example.label else "" for example in examples]
-    known = {verdict: i for i, verdict in enumerate(sorted(set(verdicts), key=str))}
-    if len(known) <= MOST_STRATA:
-        return [known[verdict] for verdict in verdicts]
-    numbers = sorted(float(verdict) for verdict in verdicts)
-    edges = [numbers[len(numbers) * i // STRATA_OF_MANY] for i in range(1, STRATA_OF_MANY)]
-    return [sum(float(verdict) >= edge for edge in edges) for verdict in verdicts]
+    verdicts = [example.label.verdict if example.label else None for example in examples]
+    told = [verdict for verdict in verdicts if verdict is not None]
+    known = {verdict: i for i, verdict in enumerate(sorted(set(told), key=str))}
+    if len(known) > MOST_STRATA:
+        numbers = sorted(map(float, told))
+        edges = [numbers[len(numbers) * i // STRATA_OF_MANY] for i in range(1, STRATA_OF_MANY)]
+        known = {verdict: sum(float(verdict) >= edge for edge in edges) for verdict in known}
+    return [UNLABELLED if verdict is None else known[verdict] for verdict in verdicts]
 
 
 def place_units(
@@ -67,10 +76,10 @@ def place_units(
     The largest units go first, those of one size in the seed's order, each to where the shortfall
     of its labels is greatest (chi-square of counts against shares). `placed` units stay. Neither
     the order of the units nor that of their rows matters. Raises UserError for fewer units than
-    splits.
+    splits, unless some are placed.
     """
     placed = placed or {}
-    names = [name for name, share in shares.items() if share > 0]
+    names = _wanted(shares)
     counts = {name: Counter[int]() for name in names}
     targets = _targets(strata, shares, names)
     where: dict[str, str] = {}
@@ -82,11 +91,8 @@ def place_units(
         else:
             new.append(unit)
     empty = {name for name in names if not counts[name]}
-    if len(new) < len(empty):
-        raise UserError(
-            f"{len(units)} groups cannot fill {len(names)} splits ({', '.join(names)}): add rows "
-            "of other sources, or ask for fewer splits with --ratios or --folds"
-        )
+    if not placed and len(new) < len(names):
+        raise _too_few(len(units), names)
     new.sort(key=lambda unit: (-len(unit.rows), _shuffled(unit.name, seed)))
     for left, unit in zip(range(len(new), 0, -1), new, strict=True):
         labels = Counter(strata[row] for row in unit.rows)
@@ -96,6 +102,18 @@ def place_units(
         counts[best].update(labels)
         empty.discard(best)
     return where
+
+
+def _wanted(shares: Mapping[str, float]) -> list[str]:
+    return [name for name, share in shares.items() if share > 0]
+
+
+def _too_few(units: int, names: Sequence[str], what: str = "groups") -> UserError:
+    shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
+    return UserError(
+        f"{units} {what} cannot fill {len(names)} splits ({shown}): add rows of other {what}, or "
+        "ask for fewer splits with --ratios or --folds"
+    )
 
 
 def _targets(
@@ -118,40 +136,83 @@ def _shuffled(name: str, seed: int) -> str:
 
 
 def place_by_time(
-    units: Sequence[Unit], examples: Sequence[JudgeExample], shares: Mapping[str, float]
+    units: Sequence[Unit],
+    examples: Sequence[JudgeExample],
+    shares: Mapping[str, float],
+    placed: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Put the oldest units into the first split and the newest into the last.
 
-    A unit is as old as its newest row, so that no row of training is newer than one of test.
-    Raises UserError for a row without `meta.time`, or one that is no date and no number.
+    A unit is as old as its newest row; units of one time stay together. Beside `placed` units a
+    new one goes into the first split that has one as new, else into the last. Raises UserError for
+    fewer times than splits, and for a row without `meta.time`, or one that is no date and no
+    number.
     """
-    names = [name for name, share in shares.items() if share > 0]
-    if len(units) < len(names):
-        raise UserError(f"{len(units)} groups cannot fill {len(names)} splits: add rows")
-    newest = {unit.name: max(_time(examples[row]) for row in unit.rows) for unit in units}
-    ordered = sorted(units, key=lambda unit: (newest[unit.name], unit.name))
-    whole, where, done, at = sum(shares[name] for name in names), {}, 0, 0
-    total = sum(len(unit.rows) for unit in units)
-    for i, unit in enumerate(ordered):
-        reached = sum(shares[name] for name in names[: at + 1]) / whole * total
-        must_go_on = len(ordered) - i <= len(names) - at - 1
-        if at < len(names) - 1 and i and (done >= reached or must_go_on):
+    times = _times(examples)
+    newest = {unit.name: max(times[row] for row in unit.rows) for unit in units}
+    names = _wanted(shares)
+    if not placed:
+        return _cut(units, newest, shares)
+    until: dict[str, float] = defaultdict(lambda: -math.inf)
+    for name, split in placed.items():
+        until[split] = max(until[split], newest[name])
+    return {
+        name: placed.get(name) or next((s for s in names[:-1] if time <= until[s]), names[-1])
+        for name, time in newest.items()
+    }
+
+
+def _cut(
+    units: Sequence[Unit], newest: Mapping[str, float], shares: Mapping[str, float]
+) -> dict[str, str]:
+    """Cut the row of times where the shares are; every split gets a time."""
+    names = _wanted(shares)
+    rows: Counter[float] = Counter()
+    for unit in units:
+        rows[newest[unit.name]] += len(unit.rows)
+    if len(rows) < len(names):
+        raise _too_few(len(rows), names, "times")
+    whole, total = sum(shares[name] for name in names), rows.total()
+    split_at: dict[float, str] = {}
+    at, before = 0, 0
+    for i, time in enumerate(sorted(rows)):
+        end = sum(shares[name] for name in names[: at + 1]) / whole * total
+        past = before + rows[time] / 2 > end
+        must_go_on = len(rows) - i < len(names) - at
+        if i and at < len(names) - 1 and (past or must_go_on):
             at += 1
-        where[unit.name] = names[at]
-        done += len(unit.rows)
-    return where
+        split_at[time] = names[at]
+        before += rows[time]
+    return {unit.name: split_at[newest[unit.name]] for unit in units}
 
 
-def _time(example: JudgeExample) -> float:
-    time = example.meta.get("time")
+def _times(examples: Sequence[JudgeExample]) -> list[float]:
+    """Read `meta.time` of every row: numbers as they are, dates as seconds, UTC if not told."""
+    numbers = [_number(example.meta.get("time")) for example in examples]
+    dates = [_date(example.meta.get("time")) for example in examples]
+    found = numbers if numbers and numbers[0] is not None else dates
+    for example, time in zip(examples, found, strict=True):
+        if time is None:
+            kind = "date" if found is dates else "number, as the first row's is"
+            raise UserError(
+                f"{example.where or example.id}, field meta.time: "
+                f"{example.meta.get('time')!r} is no {kind}: map a column of dates "
+                "(2026-11-21, 2026-11-21T10:00:00) or of numbers with --map time=..."
+            )
+    return [time for time in found if time is not None]
+
+
+def _number(time: object) -> float | None:
     try:
-        return float(time)  # type: ignore[arg-type]
+        number = float(time)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        pass
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _date(time: object) -> float | None:
     try:
-        return datetime.fromisoformat(str(time)).timestamp()
-    except ValueError as error:
-        raise UserError(
-            f"{example.where or example.id}, field meta.time: {time!r} is no date and no number: "
-            "map a column with --map time=... (2026-11-21, 2026-11-21T10:00:00)"
-        ) from error
+        date = datetime.fromisoformat(str(time).strip())
+    except ValueError:
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -1,21 +1,35 @@
 """`judge data split`: which rows go to which part, and what stays where it was."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pt_app.errors import UserError
 from pt_app.eval_model.data import SPLITS
-from pt_app.eval_model.records import JudgeExample
-from pt_app.judge_data.duplicates import NEAR
-from pt_app.judge_data.groups import Unit, place_by_time, place_units, strata_of, units_of
+from pt_app.eval_model.records import JudgeExample, one_line
+from pt_app.judge_data.duplicates import NEAR, links
+from pt_app.judge_data.groups import (
+    Unit,
+    place_by_time,
+    place_units,
+    strata_of,
+    unit_of,
+    units_of,
+)
+
+By = Literal["group", "time", "row"]
+MOST_FOLDS = 100
+# Where a split by row, in which each row is its own group, keeps the group that the row had.
+OWN_GROUP = "group_before_split_by_row"
 
 
 @dataclass(frozen=True)
 class SplitPlan:
     """How to split: see `judge data split --help`. `into` puts all new rows into one split."""
 
-    by: Literal["group", "time", "row"] = "group"
+    by: By = "group"
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
     near: float = NEAR
@@ -26,7 +40,7 @@ class SplitPlan:
     @staticmethod
     def of(
         *,
-        by: Literal["group", "time", "row"] = "group",
+        by: By = "group",
         ratios: str = "0.8,0.1,0.1",
         seed: int = 0,
         near: float = NEAR,
@@ -39,116 +53,195 @@ class SplitPlan:
             train, val, test = (float(part) for part in ratios.split(","))
         except ValueError as error:
             raise UserError(f"--ratios {ratios}: write three numbers, as 0.8,0.1,0.1") from error
-        if (
-            min(train, val, test) < 0
-            or train <= 0
-            or test <= 0
-            or train + val + test == float("inf")
-        ):
-            raise UserError(f"--ratios {ratios}: train and test need a share above 0")
-        if folds and not 2 <= folds <= 100:
-            raise UserError(f"--folds {folds}: choose 2 to 100")
-        if folds and by == "time":
-            raise UserError("--folds mixes times: leave out --by time or --folds")
+        if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test > 0):
+            raise UserError(
+                f"--ratios {ratios}: train and test need a share above 0, val 0 or more"
+            )
+        if folds and not 2 <= folds <= MOST_FOLDS:
+            raise UserError(f"--folds {folds}: choose 2 to {MOST_FOLDS}")
+        if folds and by != "group":
+            raise UserError(f"--folds are by group: leave out --by {by} or --folds")
         return SplitPlan(by, (train, val, test), seed, near, into, folds, anew)
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each split, train first."""
+        """The share of each split, train first; all of it for `into`."""
+        if self.into:
+            return {self.into: 1.0}
         return dict(zip(SPLITS, self.ratios, strict=True))
+
+    def about(self) -> dict[str, object]:
+        """Say in dataset.json how the rows were split."""
+        if self.folds:
+            how: dict[str, object] = {"folds": self.folds}
+        else:
+            how = {"into": self.into} if self.into else {"ratios": list(self.ratios)}
+        return {"by": self.by, **how, "seed": self.seed, "near": self.near}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each row goes; None for one that is left out. `notes` say what a person should know."""
+    """The rows of each split, and those `left_out`. `placed` counts units that got a split anew.
 
-    split_of: Sequence[str | None]
-    examples: Sequence[JudgeExample]
+    `notes` say what a person should know.
+    """
+
+    splits: dict[str, list[JudgeExample]]
+    left_out: Sequence[JudgeExample]
+    placed: int
     notes: tuple[str, ...]
 
 
 def place(
     examples: Sequence[JudgeExample],
-    old: Sequence[str | None],
     plan: SplitPlan,
+    places: Mapping[str, str] | None = None,
+    old: int = 0,
     progress: bool = False,
 ) -> Placement:
-    """Say for each row its split. `old` is where a row's group was placed before, or None.
+    """Give each row its split.
 
-    A new row that is a duplicate of placed rows goes with them; one that would stand on two sides
-    (of two splits, or of `plan.into` and another) is left out, and noted.
+    `places` says where groups were placed before: they stay. The first `old` examples are a
+    folder's own. Another row that is a duplicate of placed ones goes with them; rows through which
+    two splits would share a text, or `plan.into` and another split, are left out. Raises UserError
+    where the rows cannot fill the splits.
     """
-    if plan.by == "row":
-        return _by_row(examples, plan)
-    units = units_of(examples, plan.near, progress)
-    told = {unit.name: {old[row] for row in unit.rows} - {None} for unit in units}
-    mixed = [unit for unit in units if len(told[unit.name]) > 1]
-    torn = [unit for unit in units if plan.into and told[unit.name] - {plan.into}]
-    apart = {unit.name for unit in (*mixed, *torn)}
-    placed = {name: next(iter(splits)) for name, splits in told.items() if splits}
-    whole = [unit for unit in units if unit.name not in apart]
-    where = _places(whole, examples, plan, {k: str(v) for k, v in placed.items()})
-    split_of: list[str | None] = [None] * len(examples)
-    for unit in units:
-        for row in unit.rows:
-            split_of[row] = old[row] if unit.name in apart else where[unit.name]
-    return Placement(split_of, examples, tuple(_notes(units, split_of, len(mixed), plan)))
+    places = places or {}
+    rows = [_alone(row) if plan.by == "row" else with_own_group(row) for row in examples]
+    left_out: list[JudgeExample] = []
+    while True:
+        units = _units(rows, plan, progress)
+        torn = {row for unit in units for row in _torn(rows, unit, places, old, plan.into)}
+        if not torn:
+            break
+        # Without these rows a text may stand under so few inputs that it is boilerplate no longer.
+        left_out += [rows[row] for row in sorted(torn)]
+        rows, old = (
+            [e for i, e in enumerate(rows) if i not in torn],
+            old - sum(row < old for row in torn),
+        )
+    whole = [piece for unit in units for piece in _pieces(rows, unit, places)]
+    placed = {u.name: places[g] for u in whole for g in sorted(u.groups) if g in places}
+    where = _where(whole, rows, plan, placed)
+    splits: dict[str, list[JudgeExample]] = {split: [] for split in SPLITS}
+    for i, split in sorted((row, where[unit.name]) for unit in whole for row in unit.rows):
+        splits[split].append(rows[i])
+    notes = (
+        *_notes(units, len(whole) - len(units), left_out, plan),
+        *(_row_note(splits) if plan.by == "row" else ()),
+        gap_line(splits),
+    )
+    return Placement(splits, left_out, len(whole) - len(placed), notes)
 
 
-def _places(
+def _units(rows: Sequence[JudgeExample], plan: SplitPlan, progress: bool) -> list[Unit]:
+    return units_of(rows, () if plan.by == "row" else links(rows, plan.near, progress))
+
+
+def _torn(
+    rows: Sequence[JudgeExample],
+    unit: Unit,
+    places: Mapping[str, str],
+    old: int,
+    into: str | None,
+) -> list[int]:
+    """Give the rows of a unit for which two splits would be right."""
+    new = [row for row in unit.rows if row >= old or rows[row].group not in places]
+    splits = {places[group] for group in unit.groups if group in places}
+    if into and new:
+        splits.add(into)
+    return new if len(splits) > 1 else []
+
+
+def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str]) -> list[Unit]:
+    """Part a unit that stands in several splits already, so that its groups stay there."""
+    parts: dict[str | None, list[int]] = {}
+    if len({places[group] for group in unit.groups if group in places}) < 2:
+        return [unit]
+    for row in unit.rows:
+        parts.setdefault(places[rows[row].group], []).append(row)
+    return [unit_of(rows, part) for part in parts.values()]
+
+
+def _where(
     units: Sequence[Unit],
-    examples: Sequence[JudgeExample],
+    rows: Sequence[JudgeExample],
     plan: SplitPlan,
     placed: Mapping[str, str],
 ) -> dict[str, str]:
     if plan.into:
-        return {unit.name: plan.into for unit in units}
+        return {unit.name: placed.get(unit.name, plan.into) for unit in units}
     if plan.by == "time":
-        return place_by_time(units, examples, plan.shares)
-    return place_units(units, strata_of(examples), plan.shares, plan.seed, placed)
+        return place_by_time(units, rows, plan.shares, placed)
+    return place_units(units, strata_of(rows), plan.shares, plan.seed, placed)
 
 
 def _notes(
-    units: Sequence[Unit], split_of: Sequence[str | None], mixed: int, plan: SplitPlan
+    units: Sequence[Unit], pieces: int, left_out: Sequence[JudgeExample], plan: SplitPlan
 ) -> list[str]:
     notes = []
-    groups = len({group for unit in units for group in unit.groups})
+    groups = sum(len(unit.groups) for unit in units)
     if groups > len(units):
         largest = max(len(unit.groups) for unit in units)
         notes.append(
             f"{groups:,} groups in {len(units):,} units: near duplicates stay together "
             f"(at most {largest} groups; --near {plan.near:g})"
         )
-    if out := sum(split is None for split in split_of):
-        notes.append(f"{out} rows left out: they would stand on two sides of the split")
-    if mixed:
+    if left_out:
+        names = ", ".join(row.id for row in left_out[:3]) + (", ..." if left_out[3:] else "")
         notes.append(
-            f"{mixed} units were on two sides already and stay there: `judge data split --anew` "
-            "parts them anew"
+            f"{len(left_out)} rows left out, their texts would stand on two sides of the split: "
+            + names
+        )
+    if pieces:
+        notes.append(
+            f"{pieces} duplicates were on two sides already and stay there: "
+            "`judge data split --anew` parts them anew"
         )
     return notes
 
 
-def _by_row(examples: Sequence[JudgeExample], plan: SplitPlan) -> Placement:
-    """Split rows as if they were independent, and say what that leaks."""
-    rows = [
-        Unit(example.id, (row,), frozenset([example.id])) for row, example in enumerate(examples)
-    ]
-    where = place_units(rows, strata_of(examples), plan.shares, plan.seed)
-    split_of = [where[example.id] for example in examples]
+def _alone(row: JudgeExample) -> JudgeExample:
+    """Make a row its own group; the one it had is kept for a split by group."""
+    meta = {OWN_GROUP: row.group, **row.meta}
+    return row.model_copy(update={"group": one_line(row.id), "meta": meta})
+
+
+def with_own_group(row: JudgeExample) -> JudgeExample:
+    """Give a row back the group that it had before a split by row."""
+    if OWN_GROUP not in row.meta:
+        return row
+    meta = dict(row.meta)
+    return row.model_copy(update={"group": meta.pop(OWN_GROUP), "meta": meta})
+
+
+def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> list[str]:
+    """Say what a split by row leaks."""
     sides: dict[str, set[str]] = {}
-    for example, split in zip(examples, split_of, strict=True):
-        sides.setdefault(example.group, set()).add(split)
-    leaked = {group for group, splits in sides.items() if len(splits) > 1}
-    rows_of = sum(example.group in leaked for example in examples)
-    note = (
-        f"--by row leaks: {len(leaked)} of {len(sides)} groups ({rows_of} of {len(examples)} rows) "
-        "stand on several sides; a test on it measures memory"
-    )
-    own = [example.model_copy(update={"group": example.id}) for example in examples]
-    return Placement(split_of, own, (note,))
+    groups = [(row.meta[OWN_GROUP], split) for split, part in splits.items() for row in part]
+    for group, split in groups:
+        sides.setdefault(group, set()).add(split)
+    leaked = {group for group, on in sides.items() if len(on) > 1}
+    rows = sum(group in leaked for group, _ in groups)
+    return [
+        f"--by row leaks: {len(leaked):,} of {len(sides):,} groups ({rows:,} of {len(groups):,} "
+        "rows) stand on several sides; a test on it measures memory"
+    ]
 
 
-def fold_plan(plan: SplitPlan) -> tuple[SplitPlan, dict[str, float]]:
-    """Give the plan of the folds' parts: equal shares, nothing placed."""
-    return replace(plan, into=None), {str(fold): 1.0 for fold in range(1, plan.folds + 1)}
+def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
+    """Say how far the labels of each split are from those of all rows."""
+    labels = {split: _labels(part) for split, part in splits.items() if part}
+    whole = _labels([row for part in splits.values() for row in part])
+    gaps = [f"{split} {_gap(counts, whole):.1%}" for split, counts in labels.items()]
+    return f"labels that differ from those of all rows: {', '.join(gaps)}"
+
+
+def _labels(rows: Iterable[JudgeExample]) -> Counter[object]:
+    return Counter(row.label.verdict if row.label else None for row in rows)
+
+
+def _gap(counts: Counter[object], whole: Counter[object]) -> float:
+    """Give the total variation distance of two distributions, 0 to 1."""
+    n, total = counts.total(), whole.total()
+    return sum(abs(counts[label] / n - whole[label] / total) for label in whole) / 2
