@@ -87,6 +87,10 @@ def import_(
         str, typer.Option(help="names of the columns, by commas, where the file has none")
     ] = "",
     hub_split: Annotated[str, typer.Option("--hub_split", help="split of a Hub dataset")] = "train",
+    only: Annotated[
+        list[str] | None, typer.Option(help="column=value: rows with another value are left out")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="of ids made here; else the file's name")] = "",
     drop_bad: Annotated[
         bool, typer.Option("--drop_bad", help="leave out rows that cannot be used, counted")
     ] = False,
@@ -119,6 +123,8 @@ def import_(
         quoting=quoting,
         header=header,
         hub_split=hub_split,
+        only=tuple(only or ()),
+        prefix=prefix,
         drop_bad=drop_bad,
         origin=origin,
         licence=licence,

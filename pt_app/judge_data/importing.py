@@ -18,7 +18,7 @@ from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
-from pt_app.judge_data.mapping import ColumnMap, merge_raters
+from pt_app.judge_data.mapping import ColumnMap, merge_raters, pairs
 from pt_app.judge_data.rows import Converted
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.tables import Quoting, Reading, Table, open_table
@@ -46,6 +46,8 @@ class ImportOptions:
     quoting: Quoting = "auto"
     header: str = ""
     hub_split: str = "train"
+    only: Sequence[str] = ()
+    prefix: str = ""
     drop_bad: bool = False
     origin: str = ""
     licence: str = ""
@@ -254,11 +256,28 @@ def _converted(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
 
 
 def _mapped(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
+    wanted = wanted_values(job.options.only, table)
     for place, value in table.rows():
+        other = [name for name, text in wanted.items() if str(value.get(name)) != text]
+        if other:
+            yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
+            continue
         try:
-            yield job.map.convert(place, value, job.scale, job.options.reduce)
+            yield job.map.convert(place, value, job.scale, job.options.reduce, job.options.prefix)
         except RowError as error:
             _drop_or_raise(error, 1, job, tally)
+
+
+def wanted_values(only: Sequence[str], table: Table) -> dict[str, str]:
+    """Read `--only column=value`; raises UserError for a column that is not there."""
+    wanted = dict(pairs(",".join(only), "--only"))
+    for name in wanted:
+        if name not in table.columns:
+            raise UserError(
+                f"--only {name}={wanted[name]}: {table.name} has no such column; its columns are "
+                f"{', '.join(table.columns)}"
+            )
+    return wanted
 
 
 def _drop_or_raise(error: RowError, rows: int, job: _Job, tally: Tally) -> None:

@@ -38,7 +38,7 @@ class ColumnMap:
         is none, an unknown field and one field named twice.
         """
         columns: dict[str, tuple[str, ...]] = {}
-        for target, column in _pairs(",".join(map), "--map"):
+        for target, column in pairs(",".join(map), "--map"):
             if target not in TARGETS and not target.startswith("meta."):
                 near = difflib.get_close_matches(target, TARGETS, n=1, cutoff=0.0)[0]
                 raise UserError(
@@ -48,7 +48,7 @@ class ColumnMap:
             if target in columns:
                 raise UserError(f"--map names the field {target} twice: join columns with +")
             columns[target] = tuple(_split(column, "+"))
-        meanings = {key.casefold(): value for key, value in _pairs(labels, "--labels")}
+        meanings = {key.casefold(): value for key, value in pairs(labels, "--labels")}
         return ColumnMap(columns, meanings)
 
     def task(self) -> str:
@@ -71,12 +71,16 @@ class ColumnMap:
                         f"{', '.join(shown)}"
                     )
 
-    def convert(self, place: Place, value: Mapping[str, Any], scale: Scale, how: str) -> Converted:
+    def convert(
+        self, place: Place, value: Mapping[str, Any], scale: Scale, how: str, prefix: str = ""
+    ) -> Converted:
         """Make a row of fields, with its label, from a row of the file.
+
+        A row without an id is called after its line, behind `prefix` or the file's name.
 
         Raises RowError where a value cannot be used, or a label is not in --labels.
         """
-        row = self.fields(place, value)
+        row = self.fields(place, value, prefix)
         verdicts = self._verdicts(place, value, scale)
         given = [verdict for verdict in verdicts if verdict is not None]
         if not given:
@@ -91,9 +95,10 @@ class ColumnMap:
         }
         return Converted(place, row)
 
-    def fields(self, place: Place, value: Mapping[str, Any]) -> Row:
+    def fields(self, place: Place, value: Mapping[str, Any], prefix: str = "") -> Row:
         """Make a row of fields without a label; raises RowError where a value cannot be used."""
-        row: Row = {"id": self._text("id", value, place) or f"{place.file.stem}-{place.row}"}
+        name = self._text("id", value, place)
+        row: Row = {"id": name or f"{prefix or place.file.stem}-{place.row}"}
         for name in TEXTS:
             if (text := self._text(name, value, place)) is not None:
                 row[name] = text
@@ -254,7 +259,8 @@ def _or(scale: Scale) -> str:
     return ", ".join(map(str, scale.values))
 
 
-def _pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
+def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
+    """Read `name=value` pairs, by commas; raises UserError for one that is none."""
     for pair in filter(None, _split(text, ",", keep=True)):
         parts = _split(pair, "=", keep=True)
         if len(parts) != 2 or not all(part.strip() for part in parts):
