@@ -1,6 +1,5 @@
 """What `judge init` proposes for a stranger's file: commands that work as they are typed."""
 
-import csv
 import json
 import re
 import shlex
@@ -25,100 +24,26 @@ from pt_app.eval_model.settings import resolve
 from pt_app.eval_model.verdicts import Scale
 from pt_app.judge_data.inspecting import inspect
 from tests.real_data import real
-
-Row = dict[str, Any]
-COUNT = 24
-FIRST = ("quiet", "red", "small", "green", "lazy", "brave", "tall", "polite", "rusty", "sleepy")
-THING = ("horse", "window", "river", "teacher", "pencil", "garden", "bottle", "engine", "village")
-
-
-def source(i: int) -> str:
-    """A sentence of its own for each row: no two are near duplicates."""
-    return (
-        f"The {FIRST[i % 10]} {THING[i * 4 % 9]} stands at number {i}, {FIRST[i // 10]} and still"
-    )
-
-
-def answer(i: int) -> str:
-    return f"Answer {THING[i % 9]} and {FIRST[i * 7 % 10]}, {i}"
-
-
-def translations(i: int) -> Row:
-    return {"src": source(i), "mt": answer(i), "score": i % 11, "comment": "fine, so far"}
-
-
-def graded(i: int) -> Row:
-    return {"question": source(i), "answer": answer(i), "correct": "yes" if i % 3 else "No"}
-
-
-def arena(i: int) -> Row:
-    winner = ("model_a", "model_b", "tie (both bad)")[i % 3]
-    own = {"response_a": answer(i), "response_b": answer(i + 1), "winner": winner}
-    return {"prompt": source(i), "model_a": "x", "model_b": "y", **own}
-
-
-def by_column(i: int) -> Row:
-    raters = {f"rater_{r}": (i + r) % 5 + 1 for r in (1, 2, 3)}
-    return {
-        "id": f"s{i}",
-        "instruction": source(i),
-        "input": "Be brief." * (i % 2),
-        "output": answer(i),
-        **raters,
-    }
-
-
-def long_form(i: int) -> Row:
-    item = i // 2
-    own = {"source": source(item), "target": answer(item), "rater": ("ana", "bob")[i % 2]}
-    return {"item_id": item, **own, "rating": (i % 4 + 1) / 2}
-
-
-def label_studio(i: int) -> Row:
-    said = [{"result": [{"value": {"rating": (i + r) % 5 + 1}}]} for r in (0, 1)]
-    return {"id": i, "data": {"source": source(i), "translation": answer(i)}, "annotations": said}
-
-
-def argilla(i: int) -> Row:
-    said = {"label.responses": [i % 5 + 1, (i + 1) % 5 + 1], "label.responses.users": ["a", "b"]}
-    return {"id": f"r{i}", "prompt": source(i), "response": answer(i), "status": "done", **said}
-
-
-def argilla_1(i: int) -> Row:
-    said = [
-        {"user_id": u, "value": "good" if i % 3 else "bad", "status": "submitted"} for u in "ab"
-    ]
-    return {"prompt": source(i), "reply": answer(i), "verdict": said}
-
-
-def mt_bench(i: int) -> Row:
-    turns = {
-        f"conversation_{x}": [
-            {"role": "user", "content": source(i)},
-            {"role": "assistant", "content": answer(i + n)},
-        ]
-        for n, x in enumerate("ab")
-    }
-    return {"question_id": 81 + i // 2, "winner": ("model_a", "model_b", "tie")[i % 3], **turns}
-
-
-def words_for_grades(i: int) -> Row:
-    grade = ("very poor", "poor", "fair", "good", "very good", "excellent")[i % 6]
-    return {"customer text": source(i), "bot reply": answer(i), "quality": grade}
-
-
-def unnamed(i: int) -> Row:
-    return {"x1": source(i), "x2": answer(i), "x3": i % 5 + 1}
-
-
-def chat(i: int) -> Row:
-    return {"input": f"Rate this: {source(i)}", "output": f"Score: {i % 5 + 1}/5\nFeedback: So."}
-
-
-def fields(i: int) -> Row:
-    pair = {"candidates": [answer(i), answer(i + 1)], "label": {"verdict": "AB"[i % 2]}}
-    return {"source": source(i), **pair}
-
+from tests.strangers import (
+    COUNT,
+    Row,
+    answer,
+    arena,
+    argilla,
+    argilla_1,
+    by_column,
+    chat,
+    fields,
+    graded,
+    label_studio,
+    long_form,
+    mt_bench,
+    source,
+    translations,
+    unnamed,
+    words_for_grades,
+    write,
+)
 
 FILES: dict[str, tuple[str, Callable[[int], Row], str, dict[Any, int]]] = {
     # ending, rows, what the proposal says, verdicts of the dataset
@@ -202,20 +127,6 @@ FILES: dict[str, tuple[str, Callable[[int], Row], str, dict[Any, int]]] = {
     "rows of chat": ("jsonl", chat, "--scale 1-5", {1: 5, 2: 5, 3: 5, 4: 5, 5: 4}),
     "rows of fields": ("json", fields, "--task pairwise", {"A": 12, "B": 12}),
 }
-
-
-def write(path: Path, ending: str, rows: Sequence[Row]) -> Path:
-    file = path / f"labels.{ending.lstrip(';')}"
-    if ending.endswith("sv"):
-        delimiter = ";" if ending.startswith(";") else "\t" if ending == "tsv" else ","
-        with open(file, "w", newline="", encoding="utf-8-sig") as out:
-            writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
-            writer.writeheader()
-            writer.writerows(rows)
-        return file
-    lines = [json.dumps(row) for row in rows]
-    file.write_text(f"[{', '.join(lines)}]" if ending == "json" else "\n".join(lines))
-    return file
 
 
 def run(words: Sequence[str]) -> str:
@@ -339,49 +250,6 @@ def test_the_proposal_fits_80_columns_and_hides_what_a_terminal_would_obey(tmp_p
     assert any("\\u001b[31m漢字" in line for line in table)
 
 
-@pytest.mark.parametrize(
-    ("labels", "scale"),
-    [
-        ([1, 2, 3], "1-5"),
-        ([0, 3, 5], "0-5"),
-        ([2, 9], "0-10"),
-        ([7, 85], "0-100"),
-        (["0,5", "0,25"], "0-1:0.25"),
-        ([1.5, 4], "1-5:0.5"),
-        ([-2, 1], "-2-2"),
-        ([1, 2, 3, 4] * 15, "1-4"),
-        (list(range(1, 8)) * 10, "1-7"),
-        (list(range(1, 11)) * 10, "1-10"),
-        (list(range(0, 101, 20)) * 10, "0-100:10"),
-    ],
-)
-def test_the_scale_is_the_usual_one_that_holds_the_labels(
-    tmp_path: Path, labels: Sequence[Any], scale: str
-) -> None:
-    rows = [{"src": source(i), "mt": answer(i), "note": n} for i, n in enumerate(labels)]
-    rows = [{"src": r["src"], "mt": r["mt"], "score": r["note"]} for r in rows]
-    proposal = inspect(str(write(tmp_path, "csv", rows)))
-    assert proposal.told["task"] == f"score, scale {scale}"
-    assert f"--scale {scale}" in " ".join(proposal.flags)
-    assert "unusable" not in proposal.told
-
-
-@given(st.lists(st.decimals(-50, 2000, places=1), min_size=1, max_size=80))
-def test_a_proposed_scale_holds_every_label(labels: list[Any]) -> None:
-    from pt_app.judge_data.columns import Column
-    from pt_app.judge_data.label_guess import guess_labels
-
-    column = Column("score")
-    for label in labels:
-        column.add(str(label))
-    guess = guess_labels([column], pair=False)
-    if guess.task != "score" or not guess.scale:
-        assert guess.remark or guess.task == "pass_fail"
-        return
-    values = Scale.from_name(guess.scale).values
-    assert {float(label) for label in labels} <= {float(value) for value in values}
-
-
 NAMED = st.sampled_from(["id", "source", "mt", "label", "rater", "answer_a", "answer_b"]) | st.text(
     max_size=6
 )
@@ -406,26 +274,11 @@ def test_any_json_gets_a_proposal(tmp_path: Path, rows: list[Row]) -> None:
     assert not any(unicodedata.category(c) in ("Cc", "Cf") for line in lines for c in line)
 
 
-def test_labels_without_a_known_meaning_are_asked_for(tmp_path: Path) -> None:
-    rows = [graded(i) | {"correct": ("yes", "no", "sort of")[i % 3]} for i in range(9)]
-    said = "\n".join(inspect(str(write(tmp_path, "csv", rows))).lines())
-    assert "say what sort of mean" in said
-    assert "next, with MEANINGS put in:" in said
-    assert "'yes=PASS,no=FAIL,sort of=MEANINGS'" in said
-
-
 def test_a_file_without_labels_is_told_where_to_get_them(tmp_path: Path) -> None:
     rows = [{"source": source(i), "translation": answer(i)} for i in range(5)]
     said = "\n".join(inspect(str(write(tmp_path, "csv", rows))).lines())
     assert "judge data distil" in said
     assert "label=LABEL" in said
-
-
-def test_labels_finer_than_any_scale_are_said(tmp_path: Path) -> None:
-    rows = [translations(i) | {"score": i / 7} for i in range(9)]
-    said = " ".join(" ".join(inspect(str(write(tmp_path, "csv", rows))).lines()).split())
-    assert "finer than a judge's scale" in said
-    assert "--scale SCALE" in said
 
 
 def test_rows_that_cannot_be_used_are_counted_and_dropped_by_the_command(tmp_path: Path) -> None:
