@@ -108,8 +108,8 @@ class JudgeExample(BaseModel):
         turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
         row: dict[str, Any] = {"id": self.id, "group": self.group}
         row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
-        texts = {"source": self.source, "translation": self.candidate}
-        return row | {name: text for name, text in texts.items() if text is not None}
+        known = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
+        return row | {name: value for name, value in known.items() if value is not None}
 
 
 class ChatRow(BaseModel):
@@ -123,6 +123,7 @@ class ChatRow(BaseModel):
     output: str | None = None
     source: str | None = None
     translation: str | None = None
+    meta: dict[str, Any] = {}
 
 
 class RowError(UserError):
@@ -182,13 +183,13 @@ def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
         "candidate",
         "candidates",
     }
-    example = _chat(value, place, scale) if chat or pair else _fields(value, place, scale)
-    if example.task not in (None, scale.task):
+    if value.get("task") not in (None, scale.task):
         raise place.error(
             "task",
-            f"{example.task}, but the dataset's is {scale.task}",
+            f"{value['task']}, but the dataset's is {scale.task}",
             "keep one task in a folder, and name it in dataset.json",
         )
+    example = _chat(value, place, scale) if chat or pair else _fields(value, place, scale)
     return example.model_copy(update={"task": scale.task, "where": place.where})
 
 
@@ -230,6 +231,7 @@ def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
         source=row.source,
         candidate=candidate,
         label=Label(verdict=found.verdict, issues=list(found.issues), feedback=found.feedback),
+        meta=row.meta,
         prompt=user,
         system=system,
     )

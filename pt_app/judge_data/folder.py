@@ -20,7 +20,7 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.cross import FoldsSummary, write_folds
 from pt_app.judge_data.groups import group_of
-from pt_app.judge_data.splitting import Placement, SplitPlan, place
+from pt_app.judge_data.splitting import Placement, SplitPlan, place, with_own_group
 from pt_app.judge_data.writing import FILES, FolderSummary, keep_handmade, known_of, write_folder
 
 __all__ = ["FolderSummary", "FoldsSummary", "build_folder", "split_folder"]
@@ -174,7 +174,8 @@ def _write(
     replacing: bool,
 ) -> FolderSummary:
     """Write the placed rows; what is said of how they were split stays true of all of them."""
-    rows = [row for part in placement.splits.values() for row in part]
+    # People agree within the groups that there are, however the rows were split.
+    rows = [with_own_group(row) for part in placement.splits.values() for row in part]
     before = card.get("split", {})
     how = plan.about() if placement.placed or not before else dict(before)
     if left_out := before.get("left_out", 0) + len(placement.left_out):

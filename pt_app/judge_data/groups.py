@@ -15,7 +15,7 @@ from pt_app.judge_data.duplicates import Union
 # Labels are balanced one by one up to so many, more of them by fifths of their order.
 MOST_STRATA = 12
 STRATA_OF_MANY = 5
-UNLABELLED = -1
+UNLABELLED, ALL = -1, -2
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def place_units(
     """Say for each unit's name its split, so that the splits' labels come near their shares.
 
     The largest units go first, those of one size in the seed's order, each to where the shortfall
-    of its labels is greatest (chi-square of counts against shares). `placed` units stay. Neither
-    the order of the units nor that of their rows matters. Raises UserError for fewer units than
-    splits, unless some are placed.
+    of rows and of its labels is greatest (chi-square of counts against shares). `placed` units
+    stay. Neither the order of the units nor that of their rows matters. Raises UserError for fewer
+    units than splits, unless some are placed.
     """
     placed = placed or {}
     names = _wanted(shares)
@@ -87,7 +87,7 @@ def place_units(
     for unit in units:
         if unit.name in placed:
             where[unit.name] = placed[unit.name]
-            counts.setdefault(placed[unit.name], Counter()).update(strata[r] for r in unit.rows)
+            counts.setdefault(placed[unit.name], Counter()).update(_counts(unit.rows, strata))
         else:
             new.append(unit)
     empty = {name for name in names if not counts[name]}
@@ -95,13 +95,20 @@ def place_units(
         raise _too_few(len(units), names)
     new.sort(key=lambda unit: (-len(unit.rows), _shuffled(unit.name, seed)))
     for left, unit in zip(range(len(new), 0, -1), new, strict=True):
-        labels = Counter(strata[row] for row in unit.rows)
+        labels = _counts(unit.rows, strata)
         open_to = [name for name in names if name in empty] if left <= len(empty) else names
         best = min(open_to, key=lambda name: _cost(labels, counts[name], targets[name]))
         where[unit.name] = best
         counts[best].update(labels)
         empty.discard(best)
     return where
+
+
+def _counts(rows: Iterable[int], strata: Sequence[int]) -> Counter[int]:
+    """Count the rows of each stratum, and all of them: sizes matter beside labels."""
+    counts = Counter(strata[row] for row in rows)
+    counts[ALL] = counts.total()
+    return counts
 
 
 def _wanted(shares: Mapping[str, float]) -> list[str]:
@@ -120,9 +127,9 @@ def _targets(
     strata: Sequence[int], shares: Mapping[str, float], names: Sequence[str]
 ) -> dict[str, dict[int, float]]:
     whole = sum(shares[name] for name in names)
+    every = _counts(range(len(strata)), strata)
     return {
-        name: {stratum: n * shares[name] / whole for stratum, n in Counter(strata).items()}
-        for name in names
+        name: {stratum: n * shares[name] / whole for stratum, n in every.items()} for name in names
     }
 
 
