@@ -15,6 +15,7 @@ from pt_app.eval_model.records import JudgeExample, RowError, example_of
 from pt_app.eval_model.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
+from pt_app.judge_data.archives import is_archive
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
@@ -155,12 +156,7 @@ def import_labels(
 
 
 def _open(file: str, options: ImportOptions, known: Format | None) -> Table:
-    if (
-        known
-        and known.member
-        and "::" not in file
-        and Path(file).name.endswith((".tar.gz", ".zip"))
-    ):
+    if known and known.member and "::" not in file and is_archive(Path(file)):
         file = f"{file}::{known.member}"
     return open_table(file, options.reading(known.reading if known else Reading()))
 

@@ -208,7 +208,8 @@ def _find(value: Any, name: str) -> Any:
         return value[name]
     head, _, rest = name.partition(".")
     if head == "*" and isinstance(value, list):
-        return [one if not rest else _find(one, rest) for one in value]
+        found = [_find(one, rest) if rest else one for one in value]
+        return [None if one is _MISSING else one for one in found]
     if isinstance(value, Mapping) and head in value:
         inner = value[head]
     elif isinstance(value, list) and head.isdigit() and int(head) < len(value):
