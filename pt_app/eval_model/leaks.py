@@ -104,8 +104,9 @@ def find_leaks(splits: Mapping[str, Sequence[JudgeExample]]) -> list[Leak]:
 
     One leak for each text of each later split, against its first row in an earlier one.
     """
-    leaks = list(_across(splits, "group"))
-    leaks += [leak for leak in _across(splits, "source") if leak.a.group != leak.b.group]
+    leaks = list(_across(splits, "source"))
+    told = {(leak.b.id, leak.split_b) for leak in leaks}
+    leaks += [leak for leak in _across(splits, "group") if (leak.b.id, leak.split_b) not in told]
     boilerplate = boilerplate_of([e for part in splits.values() for e in part])
     leaks += [
         leak
