@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from pt_app.eval_model.records import JudgeExample, without_candidate
@@ -17,6 +18,9 @@ LEAST_WORDS = 8
 # A candidate under more inputs than this is boilerplate ("As an AI model I cannot ..."): to keep
 # all its inputs together would leave nothing to split.
 MOST_INPUTS = 3
+
+# A check looks at each text several times; 200 words take about a kilobyte.
+KEPT_KEYS = 1 << 18
 
 Kind = Literal["exact", "normalised", "near"]
 Field = Literal["group", "source", "candidate"]
@@ -68,13 +72,17 @@ class Leak:
         )
 
 
+@lru_cache(maxsize=KEPT_KEYS)
 def normalised(text: str) -> str:
     """Give `text` without case, accents and punctuation, its words joined by single spaces.
 
     A text of nothing but punctuation is itself, so that "?" and "!" stay two texts.
     """
-    plain = _ACCENTED.sub(r"\1", unicodedata.normalize("NFKD", text.casefold()))
-    words = " ".join(unicodedata.normalize("NFC", plain).translate(_SPACES).split())
+    plain = text.casefold()
+    if not text.isascii():
+        plain = _ACCENTED.sub(r"\1", unicodedata.normalize("NFKD", plain))
+        plain = unicodedata.normalize("NFC", plain)
+    words = " ".join(plain.translate(_SPACES).split())
     return words or text.strip()
 
 
