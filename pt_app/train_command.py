@@ -40,15 +40,22 @@ def train_here(argv: Sequence[str]) -> None:
     from pt_app.eval_model.platforms import recipe_for_this_machine
 
     recipe = recipe_for_this_machine()
-    if "--help" in argv or "-h" in argv:
-        run_recipe(recipe, argv)
-        return
-    settings = resolve(recipe, argv, "judge train", "")
-    folds = fold_folders(Path(settings.data_dir))
-    if not folds:
+    settings = _settings(recipe, argv)
+    folds = fold_folders(Path(settings.data_dir)) if settings else []
+    if settings is None or not folds:
         run_recipe(recipe, argv)
         return
     train_folds(recipe, argv, settings, folds)
+
+
+def _settings(recipe: Recipe, argv: Sequence[str]) -> Settings | None:
+    """Resolve the flags; None for wrong ones and for help, of which the recipe itself speaks."""
+    if {"--help", "-h"} & set(argv):
+        return None
+    try:
+        return resolve(recipe, argv, "judge train", "")
+    except UserError:
+        return None
 
 
 def fold_folders(data_dir: Path) -> list[Path]:

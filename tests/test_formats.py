@@ -31,7 +31,8 @@ def imported(out: Path, files: list[Path], *flags: str) -> tuple[list[Any], str]
 
 
 def counts(output: str) -> tuple[int, int, int]:
-    match = re.search(r"read ([\d,]+) rows: kept ([\d,]+)(?: as [\d,]+ examples)?, dropped ([\d,]+)", output)
+    said = r"read ([\d,]+) rows: kept ([\d,]+)(?: as [\d,]+ examples)?, dropped ([\d,]+)"
+    match = re.search(said, output)
     assert match, output
     read, kept, dropped = (int(text.replace(",", "")) for text in match.groups())
     assert read == kept + dropped

@@ -52,7 +52,7 @@ def rows(draw: st.DrawFn, texts: int = 60) -> list[JudgeExample]:
     ]
 
 
-ratios = st.tuples(st.floats(0.05, 1), st.floats(0, 1), st.floats(0.05, 1))
+ratios = st.tuples(st.floats(0.05, 1), st.floats(0, 1, allow_subnormal=False), st.floats(0.05, 1))
 
 
 def plan_of(shares: Sequence[float] = (0.8, 0.1, 0.1), **flags: Any) -> SplitPlan:

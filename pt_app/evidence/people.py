@@ -176,16 +176,16 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
         }
 
     def mean(weights: FloatArray) -> dict[str, FloatArray]:
-        columns = [
-            _weighted_pearson(values[k, i], rest[k, i], weights[:, k])
-            for i in range(len(ratings.raters))
-            if (k := usable[:, i]).sum() > 2
-        ]
-        return (
-            {"mean": np.nanmean(columns, axis=0)}
-            if columns
-            else {"mean": np.full(len(weights), np.nan)}
-        )
+        columns = np.array(
+            [
+                _weighted_pearson(values[k, i], rest[k, i], weights[:, k])
+                for i in range(len(ratings.raters))
+                if (k := usable[:, i]).sum() > 2
+            ]
+        ).reshape(-1, len(weights))
+        defined = np.isfinite(columns)  # a rater with one verdict alone correlates with nobody
+        with np.errstate(invalid="ignore"):
+            return {"mean": np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0)}
 
     n = int(usable.sum())
     found: dict[str, Any] = {"by_rater": by_rater if len(ratings.raters) <= MOST_RATERS else []}

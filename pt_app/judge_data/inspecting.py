@@ -209,7 +209,9 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
     pairs = {target: "+".join(map(escaped, names)) for target, names in found.items()}
     pairs |= {target: target.upper() for target in wanted if target not in found}
     flags = ["--map", ",".join(f"{target}={names}" for target, names in pairs.items())]
-    meanings = {**labels.meanings, **dict.fromkeys(labels.unknown, "MEANINGS")}
+    # A label of several lines, or with what cannot be seen, cannot be typed.
+    unknown = [name if name.isprintable() else "LABEL" for name in labels.unknown]
+    meanings = {**labels.meanings, **dict.fromkeys(unknown, "MEANINGS")}
     if meanings:
         flags += ["--labels", ",".join(f"{escaped(k)}={v}" for k, v in meanings.items())]
     if scale.task == "score":

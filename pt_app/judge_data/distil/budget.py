@@ -6,10 +6,11 @@ from collections import deque
 from dataclasses import dataclass
 
 WINDOW = 60.0
+LONGEST_SLEEP = 0.5  # so that nobody waits on after the end
 
 
 class MoneySpentError(Exception):
-    """The next request could cost more than what is left."""
+    """The next request could cost more than what is left, or none is to be made any more."""
 
 
 @dataclass
@@ -49,6 +50,11 @@ class Budget:
         self._asked: deque[list[float]] = deque()  # [when, tokens]
         self._paused_until = 0.0
         self._turn = asyncio.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Let no further request be made; those under way come to their end."""
+        self._closed = True
 
     def cost(self, usage: Usage) -> float:
         """Dollars of a request; prices are per million tokens."""
@@ -61,10 +67,11 @@ class Budget:
     async def acquire(self, estimate: Usage) -> list[float]:
         """Wait until such a request may be made; raises MoneySpentError if it may never be."""
         async with self._turn:  # first come, first served
-            while (wait := self._wait(estimate)) > 0:
-                await asyncio.sleep(wait)
+            while (wait := self._wait(estimate)) > 0 and not self._closed:
+                await asyncio.sleep(min(wait, LONGEST_SLEEP))
             cost = self.cost(estimate)
-            if self.max_cost and self.spent + self._reserved + cost > self.max_cost:
+            whole = self.spent + self._reserved + cost
+            if self._closed or (self.max_cost and whole > self.max_cost):
                 raise MoneySpentError
             self._reserved += cost
             entry = [time.monotonic(), float(estimate.total)]

@@ -156,25 +156,31 @@ class _Run:
         left = iter(waiting)
         bar = tqdm(total=len(waiting), desc="distil", unit=" rows", disable=not self.progress)
 
+        failed: list[Exception] = []
+
         async def work() -> None:
             for question in left:
-                await self._answer(teacher, question)
+                try:
+                    await self._answer(teacher, question)
+                except (MoneySpentError, UserError) as error:
+                    # The others end what they have asked: it is paid for.
+                    failed.append(error)
+                    self.budget.close()
+                    return
                 bar.set_postfix_str(f"${self.budget.spent:.4f}", refresh=False)
                 bar.update()
 
         try:
             with bar:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(max(1, self.options.concurrency)):
-                        group.create_task(work())
-        except ExceptionGroup as failed:
-            raise self._first(failed) from None
+                await asyncio.gather(*(work() for _ in range(self.options.concurrency)))
         finally:
             await teacher.close()
+        if failed:
+            raise self._reason(failed)
 
-    def _first(self, failed: ExceptionGroup[Exception]) -> Exception:
+    def _reason(self, failed: Sequence[Exception]) -> Exception:
         """Choose what to say of the workers' failures: the endpoint's before the money's."""
-        for error in failed.exceptions:
+        for error in failed:
             if not isinstance(error, MoneySpentError):
                 return error
         return UserError(
