@@ -26,6 +26,7 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 
 EXAMPLES = 5
+MOST_LABELS = 11  # told one by one in a line
 # A correlation of labels with length from here on is worth a warning, if its interval lies beyond.
 TELLING_LENGTH = 0.3
 # What chat templates write, as text inside a candidate.
@@ -125,7 +126,8 @@ class CheckReport:
             told = [leak for leak in self.leaks if (leak.field, leak.kind) == (what, kind)]
             lines += [f"    {leak.line()}" for leak in told[:EXAMPLES]]
         for split, counts in self.labels.items():
-            lines.append(f"  {split} labels: {_distribution(counts)}")
+            if counts:
+                lines.append(f"  {split} labels: {_distribution(counts)}")
         if self.lengths:
             lines.append(f"  length: {_length_line(self.lengths)}")
         if self.too_long:
@@ -352,11 +354,14 @@ def _length_line(lengths: Lengths) -> str:
 
 
 def _distribution(counts: Mapping[str, int]) -> str:
+    """Say how the labels spread: each one's share, or of a fine scale the quartiles."""
     total = sum(counts.values())
-    most = sorted(counts.items(), key=lambda item: -item[1])[:12]
-    shown = most if len(counts) > 12 else list(counts.items())
-    rest = f", {len(counts) - 12} other labels" if len(counts) > 12 else ""
-    return ", ".join(f"{value} {n / total:.0%}" for value, n in shown) + rest + f" (n {total:,})"
+    if len(counts) <= MOST_LABELS:
+        shares = ", ".join(f"{value} {n / total:.0%}" for value, n in counts.items())
+        return f"{shares} (n {total:,})"
+    values = sorted(float(value) for value, n in counts.items() for _ in range(n))
+    quartiles = ", ".join(f"{values[total * i // 4]:g}" for i in (1, 2, 3))
+    return f"{values[0]:g} to {values[-1]:g}, quartiles {quartiles} (n {total:,})"
 
 
 def refuse_leaks(report: CheckReport, folder: Path) -> None:
