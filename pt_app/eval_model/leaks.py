@@ -80,10 +80,15 @@ def normalised(text: str) -> str:
     """
     plain = text.casefold()
     if not text.isascii():
-        plain = _ACCENTED.sub(r"\1", unicodedata.normalize("NFKD", plain))
-        plain = unicodedata.normalize("NFC", plain)
+        # Some letters have a case only once they are decomposed, and the other way round.
+        plain = _decomposed(_decomposed(plain).casefold())
+        plain = unicodedata.normalize("NFC", _ACCENTED.sub(r"\1", plain))
     words = " ".join(plain.translate(_SPACES).split())
     return words or text.strip()
+
+
+def _decomposed(text: str) -> str:
+    return unicodedata.normalize("NFKD", text)
 
 
 def words_of(key: str) -> list[str]:
