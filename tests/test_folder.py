@@ -1,5 +1,6 @@
 """Dataset folders: all there or nothing, read back to the letter, longer by --append, in folds."""
 
+import csv
 import json
 from collections.abc import Callable
 from hashlib import sha256
@@ -15,6 +16,7 @@ from pt_app.eval_model.data import read_dataset
 from pt_app.eval_model.records import JudgeExample
 from pt_app.judge_data import writing
 from pt_app.judge_data.folder import FoldsSummary, build_folder, split_folder
+from pt_app.judge_data.relabel import read_back, write_blind
 from pt_app.judge_data.splitting import SplitPlan
 from tests.rows import write_rows
 from tests.test_split import example, sentence
@@ -269,6 +271,21 @@ def test_a_folder_with_a_group_on_two_sides_takes_no_more_rows(tmp_path: Path) -
 
 
 # --- split ---
+
+
+def test_what_a_person_said_twice_stays_on_the_card_of_a_new_split(tmp_path: Path) -> None:
+    folder, file = tmp_path / "data", tmp_path / "again.csv"
+    build(folder)
+    write_blind(folder, 60, file)
+    head, *rows = csv.reader(file.read_text("utf-8-sig").splitlines())
+    at = head.index("verdict")
+    with open(file, "w", encoding="utf-8", newline="") as filled:
+        csv.writer(filled).writerows([head, *([*row[:at], "5", *row[at + 1 :]] for row in rows)])
+    read_back(folder, file)
+    page = (folder / "README.md").read_text("utf-8")
+    split(folder)
+    assert "## Agreement with oneself" in page
+    assert (folder / "README.md").read_text("utf-8") == page
 
 
 def test_split_keeps_groups_where_they_are_until_anew(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def rows(draw: st.DrawFn, texts: int = 60) -> list[JudgeExample]:
     ]
 
 
-ratios = st.tuples(st.floats(0.05, 1), st.floats(0, 1, allow_subnormal=False), st.floats(0.05, 1))
+ratios = st.tuples(st.floats(0.05, 1), st.floats(0, 1), st.floats(0.05, 1))
 
 
 def plan_of(shares: Sequence[float] = (0.8, 0.1, 0.1), **flags: Any) -> SplitPlan:
@@ -145,6 +145,13 @@ def test_labels_are_balanced_and_the_seed_decides() -> None:
     assert split_of(one) == split_of(place(examples, plan_of()))
     assert split_of(one) != split_of(place(examples, plan_of(seed=1)))
     assert one.notes[-1].startswith("labels that differ from those of all rows: train 0.")
+
+
+@pytest.mark.parametrize("val", [5e-324, 1e-300, 1e300])
+def test_shares_of_any_size_make_a_split(val: float) -> None:
+    examples = [example(f"{i}") for i in range(100)]
+    sizes = [len(part) for part in place(examples, plan_of((0.8, val, 0.2))).splits.values()]
+    assert sizes == ([1, 98, 1] if val > 1 else [79, 1, 20])
 
 
 def test_many_labels_are_balanced_by_fifths_of_their_order() -> None:

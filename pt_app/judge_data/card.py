@@ -9,6 +9,7 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence import people
 
 MOST_LABELS = 21
+ONESELF = "Agreement with oneself"
 
 
 def data_card(
@@ -34,6 +35,8 @@ def data_card(
     if agreement := about.get("agreement"):
         parts += ["## Agreement among people", table(people.ROW, people.table(agreement))]
     parts += sections
+    if again := about.get("self_agreement"):
+        parts += [f"## {ONESELF}", table(people.ROW, people.self_table(again))]
     parts += ["## Checks", _checks(checks)]
     hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in about.get("sha256", {}).items()]
     parts += ["## Files", table(["file", "sha256"], hashes)]

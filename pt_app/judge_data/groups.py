@@ -16,6 +16,8 @@ from pt_app.judge_data.duplicates import Union
 MOST_STRATA = 12
 STRATA_OF_MANY = 5
 UNLABELLED, ALL = -1, -2
+# A share may be so small that its part of the rows is no number above 0.
+LEAST_TARGET = 1e-9
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _targets(
     whole = sum(shares[name] for name in names)
     every = _counts(range(len(strata)), strata)
     return {
-        name: {stratum: n * shares[name] / whole for stratum, n in every.items()} for name in names
+        name: {s: max(n * (shares[name] / whole), LEAST_TARGET) for s, n in every.items()}
+        for name in names
     }
 
 

@@ -21,7 +21,7 @@ from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence import people
 from pt_app.evidence.summary import numbers_of, summarise
 from pt_app.files import write_json_atomic, write_text_atomic
-from pt_app.judge_data.card import table, with_section
+from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.mapping import read_label
 from pt_app.judge_data.tables import Reading, open_table
 
@@ -158,7 +158,7 @@ def _keep(data: JudgeData, agreement: Mapping[str, Any]) -> None:
     about = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if page.exists():
         body = table(people.ROW, people.self_table(agreement))
-        text = with_section(page.read_text("utf-8"), "Agreement with oneself", body)
+        text = with_section(page.read_text("utf-8"), ONESELF, body)
         write_text_atomic(page, text)
     write_json_atomic(path, about | {"self_agreement": dict(agreement)})
 
