@@ -161,6 +161,16 @@ def test_rows_in_the_projects_own_shapes_need_no_map(tmp_path: Path) -> None:
     assert sorted(row.label.verdict for row in found if row.label) == sorted([3, *range(11)])
 
 
+def test_columns_called_as_the_fields_need_no_map(tmp_path: Path) -> None:
+    lines = ["source,candidate,label"] + [f"s {i},c,{['ok', 'no'][i % 2]}" for i in range(12)]
+    path = text_file(tmp_path, "labels.csv", "\n".join(lines))
+    assert "task pass_fail" in run(tmp_path, path, "--labels", "ok=PASS,no=FAIL")
+    assert {row.label.verdict for row in rows_of(tmp_path).values() if row.label} == {
+        "PASS",
+        "FAIL",
+    }
+
+
 def test_rows_are_added_without_moving_the_old_ones(tmp_path: Path) -> None:
     run(tmp_path, csv_file(tmp_path, 60), *MAP)
     before = json.loads((tmp_path / "out" / "splits.json").read_text("utf-8"))

@@ -319,10 +319,13 @@ def _too_long(
     data: Any, splits: Mapping[str, Sequence[JudgeExample]], model: str, max_seq_length: int
 ) -> dict[str, Any]:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
+    from transformers.utils import logging
+
     from pt_app.eval_model import models
     from pt_app.eval_model.prompt_templates import Template
     from pt_app.eval_model.prompts import PromptEncoder
 
+    logging.set_verbosity_error()  # the tokenizer too speaks of rows that are too long
     tokenizer = models.load_tokenizer(models.resolve_model(model))
     template = Template.load(data.card.template, data.card.rubric)
     encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)

@@ -19,7 +19,7 @@ from pt_app.judge_data.archives import is_archive
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
-from pt_app.judge_data.mapping import ColumnMap, merge_raters, pairs
+from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, pairs
 from pt_app.judge_data.rows import Converted
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.tables import Quoting, Reading, Table, open_table
@@ -137,6 +137,8 @@ def import_labels(
     """
     known = formats.get(options.format) if options.format else None
     tables = [_open(file, options, known) for file in files]
+    if not known and not options.map:
+        options = replace(options, map=named_alike(tables))
     known = known or _own_shape(tables, options)
     job = _job(known, options, Path(out), append)
     for table in tables:
@@ -159,6 +161,17 @@ def _open(file: str, options: ImportOptions, known: Format | None) -> Table:
     if known and known.member and "::" not in file and is_archive(Path(file)):
         file = f"{file}::{known.member}"
     return open_table(file, options.reading(known.reading if known else Reading()))
+
+
+def named_alike(tables: Sequence[Table]) -> tuple[str, ...]:
+    """Map columns that are called as the fields are, where a label is no object of its own."""
+    for table in tables:
+        first = next(table.rows(), None)
+        if first is None or isinstance(first[1].get("label"), dict | None):
+            return ()
+        if not {"candidate", "candidate_a"} & set(table.columns):
+            return ()
+    return tuple(f"{name}={name}" for name in TARGETS if all(name in t.columns for t in tables))
 
 
 def _own_shape(tables: Sequence[Table], options: ImportOptions) -> Format | None:
