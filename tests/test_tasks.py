@@ -110,6 +110,9 @@ def test_a_leak_stops_training_and_when_allowed_stands_in_every_first_line(
     adapter = trained("mps", base, data, tmp_path / "out", "--allow_leaks")
     assert results(adapter)["leaks"]["n"] == 1
     assert list(results(adapter))[:2] == ["schema", "leaks"]
+    told = results(adapter)["leaks"]["examples"][0]
+    assert told.startswith("source leaked is in train (judge_train.json:1)")
+    assert "house" not in told, "results.json goes to the tracker, texts do not"
     report = (adapter / "evaluation" / "report.md").read_text("utf-8")
     assert report.startswith("**LEAKS: 1 texts")
     card = (adapter / "README.md").read_text("utf-8")

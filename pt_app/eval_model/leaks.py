@@ -60,14 +60,14 @@ class Leak:
     """As it stands at `b`."""
     similarity: float = 1.0
 
-    def line(self) -> str:
-        """Say the leak in one line, its text shortened."""
+    def line(self, with_text: bool = True) -> str:
+        """Say the leak in one line, its text shortened or left out."""
         text = " ".join(self.text.split())
-        shown = text if len(text) <= 60 else text[:57] + "..."
+        shown = f'"{text if len(text) <= 60 else text[:57] + "..."}"' if with_text else self.b.id
         how = {"exact": "", "normalised": ", but for case, accents or punctuation"}
         near = f", {self.similarity:.0%} of the words alike"
         return (
-            f'{self.field} "{shown}" is in {self.split_a} ({self.a.where or self.a.id}) and '
+            f"{self.field} {shown} is in {self.split_a} ({self.a.where or self.a.id}) and "
             f"{self.split_b} ({self.b.where or self.b.id}){how.get(self.kind, near)}"
         )
 
