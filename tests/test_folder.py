@@ -351,6 +351,21 @@ def test_by_row_marks_the_folder_and_split_by_group_mends_it(tmp_path: Path) -> 
     assert {row.group for row in data.train} <= {f"row source {i}" for i in range(GROUPS)}
 
 
+def test_agreement_is_measured_by_group_however_the_rows_are_split(tmp_path: Path) -> None:
+    said = [[{"rater": r, "verdict": (i % GROUPS + int(r)) % 4} for r in "12"] for i in range(60)]
+    rows = [
+        JudgeExample.model_validate(row.model_dump() | {"annotators": one})
+        for row, one in zip(examples(), said, strict=True)
+    ]
+    build(tmp_path / "data", rows)
+    by_group = card_of(tmp_path / "data")["agreement"]["alpha_interval"]
+    split(tmp_path / "data", by="row", anew=True)
+    by_row = card_of(tmp_path / "data")["agreement"]["alpha_interval"]
+    assert by_row["high"] - by_row["low"] == pytest.approx(
+        by_group["high"] - by_group["low"], rel=0.15
+    )
+
+
 def test_chat_rows_keep_their_group_through_a_split_by_row(tmp_path: Path) -> None:
     folder = tmp_path / "chat"
     folder.mkdir()
@@ -414,6 +429,22 @@ def test_each_fold_holds_the_template_of_its_own(tmp_path: Path) -> None:
     for fold in folds_of(folder):
         assert card_of(fold)["template"] == "template"
         assert (fold / "template" / "user.txt").read_text() == "{rubric}\n{source}\n{candidate}\n"
+
+
+def test_folds_keep_groups_and_near_duplicates_together_after_a_split_by_row(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    rows = [example(f"{i}", sentence(i // 2, i % 2 * 2), group=f"g{i}") for i in range(24)]
+    rows += [example(f"more {i}", group="one") for i in range(4)]
+    build(folder, rows)
+    split(folder, by="row", anew=True)
+    split(folder, folds=3)
+    for fold in folds_of(folder):
+        data = read_dataset(fold)
+        numbers = {int(row.id) // 2 for row in data.test if row.group != "one"}
+        assert not numbers & {int(row.id) // 2 for row in data.train if row.group != "one"}
+        assert sum(row.group == "one" for row in data.test) in (0, 4)
 
 
 def test_more_folds_than_groups_are_refused(tmp_path: Path) -> None:

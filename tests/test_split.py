@@ -1,6 +1,7 @@
 """Where `judge data split` puts rows: no group and no duplicate on two sides, and none moved."""
 
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -275,9 +276,15 @@ def test_by_time_added_rows_go_where_their_time_is_and_move_none() -> None:
     assert (where["early"], where["middle"], where["late"]) == ("train", "val", "test")
 
 
-def test_times_without_a_zone_are_utc() -> None:
+def test_times_without_a_zone_are_utc_wherever_the_machine_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
     noon = ["2026-01-01T12:00:00+02:00", "2026-01-01T11:00:00", "2026-01-01T12:00:00Z"]
-    splits = place([at(time, time) for time in noon], plan_of((1, 1, 1), by="time")).splits
+    splits = place([at(one, one) for one in noon], plan_of((1, 1, 1), by="time")).splits
+    monkeypatch.undo()
+    time.tzset()
     assert [part[0].id for part in splits.values()] == noon
 
 
