@@ -45,7 +45,10 @@ def lines_of(path: Path) -> list[list[str]]:
     return [line.rstrip("\r").split("\t") for line in text.split("\n") if line]
 
 
-@pytest.mark.parametrize("part", ["en-de-dev", "en-de-test", "et-en-dev", "ro-en-test"])
+PARTS = [f"{pair}-{part}" for pair in ("en-de", "et-en", "ro-en") for part in ("dev", "test")]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_mlqe_pe_keeps_six_labels_and_their_mean(part: str, tmp_path: Path) -> None:
     path = real(f"mlqe-pe/{part}.tar.gz")
     rows, output = imported(tmp_path / "d", [path], "--format", "mlqe-pe")
