@@ -1,4 +1,4 @@
-"""Dataset folders: all there or nothing, read back to the letter, longer by --append, in folds."""
+"""Dataset folders: all there or nothing, read back to the letter, longer by --append."""
 
 import json
 from hashlib import sha256
