@@ -30,7 +30,7 @@ class Format:
     name: str
     about: str
     columns: tuple[str, ...]
-    scale: str
+    scale: str | Callable[[FormatOptions], str]
     convert: Callable[[FileRows, Scale, FormatOptions], Iterator[Converted]]
     template: str
     rubric: str = ""
@@ -41,11 +41,7 @@ class Format:
 
     def scale_of(self, options: FormatOptions) -> str:
         """Name the scale; that of MQM scores stands with their weights."""
-        if self.name != "wmt-mqm":
-            return self.scale
-        from pt_app.judge_data.formats.mqm import Weights
-
-        return Weights.load(options.mqm_weights).scale
+        return self.scale if isinstance(self.scale, str) else self.scale(options)
 
     def fits(self, columns: tuple[str, ...]) -> bool:
         """Whether a file with these columns is of this format."""
