@@ -64,7 +64,7 @@ def init(
     out: Annotated[Path | None, typer.Option(help="write the rubric's stub into this file")] = None,
 ) -> None:
     """Look at a file of labels; propose task, map, scale, template and the next commands."""
-    from pt_app.judge_data.inspecting import inspect
+    from pt_app.judge_data.proposing.inspecting import inspect
 
     typer.echo("\n".join(inspect(file, model=model, encoding=encoding, rubric=out).lines()))
 

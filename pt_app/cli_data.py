@@ -37,7 +37,7 @@ def generate(
     variants: Annotated[int, typer.Option(help="candidates of a training source")] = 4,
 ) -> None:
     """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
-    from pt_app.judge_data.generate import generate as write
+    from pt_app.judge_data.generator.generate import generate as write
 
     summary = write(
         out,

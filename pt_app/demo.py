@@ -19,7 +19,7 @@ def run_demo(seed: int = 0) -> Path:
 
     Gives the path of report.md. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
     """
-    from pt_app.judge_data.generate import generate
+    from pt_app.judge_data.generator.generate import generate
 
     data = Path("datasets/demo" if seed == 0 else f"datasets/demo-{seed}")
     print("\n".join(generate(data, TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed=seed).lines()))

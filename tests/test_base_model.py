@@ -17,7 +17,7 @@ from pt_app.base_model.sentences import GrammarSentences, RealSentences
 from pt_app.base_model.tokenizer import train_tokenizer
 from pt_app.errors import UserError
 from pt_app.files import sha256_file
-from pt_app.judge_data.grammar import reserved_for_judges
+from pt_app.judge_data.generator.grammar import reserved_for_judges
 
 MOST_BYTES = 4_000_000
 SMALL: dict[str, Any] = {

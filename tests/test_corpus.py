@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pt_app.errors import UserError
-from pt_app.judge_data.corpus import CorpusMaterial, RealPair, read_corpus
-from pt_app.judge_data.errors import ERRORS, KINDS
-from pt_app.judge_data.generate import generate
-from pt_app.judge_data.grammar import Grammar, reserved_for_judges
-from pt_app.judge_data.lexicon import Lexicon
+from pt_app.judge_data.generator.corpus import CorpusMaterial, RealPair, read_corpus
+from pt_app.judge_data.generator.errors import ERRORS, KINDS
+from pt_app.judge_data.generator.generate import generate
+from pt_app.judge_data.generator.grammar import Grammar, reserved_for_judges
+from pt_app.judge_data.generator.lexicon import Lexicon
 
 REAL = Path(os.environ.get("JUDGE_REAL_DATA", "../shared/data")) / "tico19-en-pt"
 SMALL = {"rows": 60, "val_rows": 10, "test_rows": 10}

@@ -10,8 +10,8 @@ from pt_app.errors import UserError
 from pt_app.eval_model.leaks import find_leaks, input_text, normalised, words_of
 from pt_app.eval_model.records import JudgeExample, Label
 from pt_app.judge_data.duplicates import Union, links, near_edges, near_pairs
-from pt_app.judge_data.grammar import Grammar
-from pt_app.judge_data.lexicon import Lexicon
+from pt_app.judge_data.generator.grammar import Grammar
+from pt_app.judge_data.generator.lexicon import Lexicon
 
 
 def example(source: str, candidate: str = "sim", **own: object) -> JudgeExample:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pt_app.errors import UserError
-from pt_app.judge_data.errors import ERRORS, KINDS, corrupt
-from pt_app.judge_data.generate import generate
-from pt_app.judge_data.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.lexicon import GENDERS, NUMBERS, Lexicon
+from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
+from pt_app.judge_data.generator.generate import generate
+from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
+from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, Lexicon
 
 FULL = Lexicon.load("full")
 SMALL = {"rows": 60, "val_rows": 20, "test_rows": 30}

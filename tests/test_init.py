@@ -22,7 +22,7 @@ from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.settings import resolve
 from pt_app.eval_model.verdicts import Scale
-from pt_app.judge_data.inspecting import inspect
+from pt_app.judge_data.proposing.inspecting import inspect
 from tests.real_data import real
 from tests.strangers import (
     COUNT,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pt_app.eval_model.verdicts import Scale
-from pt_app.judge_data.columns import Column
-from pt_app.judge_data.inspecting import inspect
-from pt_app.judge_data.label_guess import guess_labels
+from pt_app.judge_data.proposing.columns import Column
+from pt_app.judge_data.proposing.inspecting import inspect
+from pt_app.judge_data.proposing.label_guess import guess_labels
 from tests.strangers import answer, graded, source, translations, write
 
 

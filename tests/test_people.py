@@ -13,7 +13,7 @@ from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.formats import FormatOptions, get
-from pt_app.judge_data.tables import open_table
+from pt_app.judge_data.reading.tables import open_table
 from tests.real_data import real
 
 TEN = Scale.from_name("0-10")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pt_app.errors import UserError
-from pt_app.judge_data.tables import Reading, Table, open_table
+from pt_app.judge_data.reading.tables import Reading, Table, open_table
 from tests.real_data import real
 
 ROWS = [["The cat; black", "O gato, preto", "7"], ["A “dog”", "Um cão\nfiel", "2"]]

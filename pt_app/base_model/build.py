@@ -16,7 +16,7 @@ from pt_app.base_model.sentences import GrammarSentences, RealSentences, Sentenc
 from pt_app.base_model.tokenizer import train_tokenizer
 from pt_app.base_model.train import Recipe, Yardstick, fit
 from pt_app.errors import UserError
-from pt_app.judge_data.lexicon import Size
+from pt_app.judge_data.generator.lexicon import Size
 
 QUICK_STEPS = 2000
 

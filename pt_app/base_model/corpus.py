@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pt_app.base_model.sentences import Example, Sentences, held_out
 from pt_app.base_model.tokenizer import TURN_END, TURN_START
 from pt_app.eval_model.verdicts import Scale, format_answer
-from pt_app.judge_data.errors import ERRORS, KINDS, PARAPHRASE, Candidate
+from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate
 
 # Wrong words and tenses are fluent: only a comparison shows them, so they are the hard kinds.
 WEIGHTS = {"wrong_word": 3.0, "tense": 2.5, "number": 1.5, "addition": 1.5, "omission": 1.5}

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pt_app.files import sha256_file
-from pt_app.judge_data.corpus import CorpusMaterial, read_corpus
-from pt_app.judge_data.errors import Candidate
-from pt_app.judge_data.generate import GrammarMaterial
-from pt_app.judge_data.grammar import reserved_for_judges
-from pt_app.judge_data.lexicon import Size
+from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
+from pt_app.judge_data.generator.errors import Candidate
+from pt_app.judge_data.generator.generate import GrammarMaterial
+from pt_app.judge_data.generator.grammar import reserved_for_judges
+from pt_app.judge_data.generator.lexicon import Size
 
 HELD_OUT_SHARE = 32  # one source of so many
 

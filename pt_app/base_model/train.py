@@ -8,7 +8,7 @@ from typing import Any
 
 from pt_app.base_model.corpus import NONE, Corpus, Document
 from pt_app.base_model.model import grow, round_to_float16
-from pt_app.judge_data.errors import ERRORS
+from pt_app.judge_data.generator.errors import ERRORS
 
 # What is copied or compared stands in the answers; the prompts' words are mostly random.
 PROMPT_WEIGHT = 0.1

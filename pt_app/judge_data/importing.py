@@ -15,14 +15,14 @@ from pt_app.eval_model.records import JudgeExample, RowError, example_of
 from pt_app.eval_model.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
-from pt_app.judge_data.archives import is_archive
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, pairs
+from pt_app.judge_data.reading.archives import is_archive
+from pt_app.judge_data.reading.tables import Quoting, Reading, Table, open_table
 from pt_app.judge_data.rows import Converted
 from pt_app.judge_data.splitting import SplitPlan
-from pt_app.judge_data.tables import Quoting, Reading, Table, open_table
 
 # Columns by which a file is known to hold rows as docs/DATA.md describes them.
 TEMPLATE = "template"
@@ -149,8 +149,9 @@ def import_labels(
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
     card = _card(job, tables, tally, out)
+    adding = append and (Path(out) / "dataset.json").exists()  # whose template stays
     folder = build_folder(Path(out), examples, card, plan, append=append, progress=progress)
-    if card["template"] == TEMPLATE:
+    if card["template"] == TEMPLATE and not adding:
         Template.load(options.template).save(Path(out) / TEMPLATE)
     notes = tuple(f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes)
     notes += (f"task {job.scale.task}, scale {job.scale.name}, template {card['template']}",)

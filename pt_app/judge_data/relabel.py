@@ -23,7 +23,7 @@ from pt_app.evidence.summary import numbers_of, summarise
 from pt_app.files import write_json_atomic, write_text_atomic
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.mapping import read_label
-from pt_app.judge_data.tables import Reading, open_table
+from pt_app.judge_data.reading.tables import Reading, open_table
 
 TEXTS = (
     "source",

@@ -28,9 +28,9 @@ from pt_app.judge_data.distil.teacher import RefusedError, Teacher
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
+from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import SplitPlan
-from pt_app.judge_data.tables import open_table
 
 TRIES = 2  # a malformed answer is asked for once more
 # So many requests refused, and none answered, are the endpoint's fault and not the rows'.

@@ -6,8 +6,8 @@ from typing import Any
 
 from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale
+from pt_app.judge_data.reading.tables import Reading
 from pt_app.judge_data.rows import Converted
-from pt_app.judge_data.tables import Reading
 
 FileRows = Iterator[tuple[Place, dict[str, Any]]]
 

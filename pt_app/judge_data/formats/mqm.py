@@ -12,8 +12,8 @@ from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.judge_data.annotators import nearest, reduce
 from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions
+from pt_app.judge_data.reading.tables import Reading
 from pt_app.judge_data.rows import Converted
-from pt_app.judge_data.tables import Reading
 
 FOLDER = Path(__file__).parents[1] / "mqm_weights"
 _SPAN = re.compile(r"<v>(.*?)</v>", re.DOTALL)

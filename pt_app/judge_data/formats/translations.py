@@ -7,8 +7,8 @@ from hashlib import sha256
 from pt_app.eval_model.verdicts import Scale
 from pt_app.judge_data.annotators import reduce
 from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions, stem
+from pt_app.judge_data.reading.tables import Reading
 from pt_app.judge_data.rows import Converted
-from pt_app.judge_data.tables import Reading
 
 # README of paracrawl/human-evaluations.
 _PARACRAWL = {

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from pt_app.judge_data.errors import PARAPHRASE, Candidate, Draft, strip_accents
-from pt_app.judge_data.lexicon import pairs_table, table
+from pt_app.judge_data.generator.errors import PARAPHRASE, Candidate, Draft, strip_accents
+from pt_app.judge_data.generator.lexicon import pairs_table, table
 
 _TOKEN = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
 

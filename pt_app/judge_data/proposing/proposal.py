@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pt_app.judge_data.columns import Column
+from pt_app.judge_data.proposing.columns import Column
 from pt_app.report.wording import visible
 
 WIDTH = 80

@@ -6,8 +6,8 @@ Names decide first, since people call the same things alike; then what stands in
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pt_app.judge_data.columns import Column
 from pt_app.judge_data.mapping import TARGETS
+from pt_app.judge_data.proposing.columns import Column
 
 Columns = Mapping[str, Column]
 

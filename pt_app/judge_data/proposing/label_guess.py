@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
 from pt_app.eval_model.verdicts import MOST_VALUES
-from pt_app.judge_data.columns import Column, as_number
+from pt_app.judge_data.proposing.columns import Column, as_number
 
 # With so many labels seen, the largest is taken for the end of the scale; with fewer a usual one.
 ENOUGH = 50

@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pt_app.judge_data.grammar import Pair, Word, sentence
-from pt_app.judge_data.lexicon import OTHER_GENDER, OTHER_NUMBER, OTHER_TENSE, Lexicon
+from pt_app.judge_data.generator.grammar import Pair, Word, sentence
+from pt_app.judge_data.generator.lexicon import OTHER_GENDER, OTHER_NUMBER, OTHER_TENSE, Lexicon
 
 PARAPHRASE = "paraphrase"
 

@@ -17,16 +17,16 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.files import write_text_atomic
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
-from pt_app.judge_data.archives import is_archive
-from pt_app.judge_data.columns import Column, columns_of
 from pt_app.judge_data.formats import Format, FormatOptions
-from pt_app.judge_data.guessing import TRANSLATED, guess_map, words_of
 from pt_app.judge_data.importing import OWN_SHAPES
-from pt_app.judge_data.label_guess import guess_labels, scale_of
 from pt_app.judge_data.mapping import ColumnMap, merge_raters
-from pt_app.judge_data.proposal import Lengths, Proposal, escaped
+from pt_app.judge_data.proposing.columns import Column, columns_of
+from pt_app.judge_data.proposing.guessing import TRANSLATED, guess_map, words_of
+from pt_app.judge_data.proposing.label_guess import guess_labels, scale_of
+from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
+from pt_app.judge_data.reading.archives import is_archive
+from pt_app.judge_data.reading.tables import Reading, Table, open_table
 from pt_app.judge_data.rows import Converted
-from pt_app.judge_data.tables import Reading, Table, open_table
 
 # So many rows are looked at to recognise a shape; so many, drawn by chance, are tokenised, and
 # the longest ones beside them.

@@ -5,7 +5,15 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from pt_app.judge_data.lexicon import NUMBERS, TENSES, Gender, Lexicon, Noun, Number, Tense
+from pt_app.judge_data.generator.lexicon import (
+    NUMBERS,
+    TENSES,
+    Gender,
+    Lexicon,
+    Noun,
+    Number,
+    Tense,
+)
 
 Role = Literal["det", "noun", "adj", "verb", "adv", "prep"]
 MAX_WORDS = 9

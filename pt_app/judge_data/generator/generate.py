@@ -16,10 +16,10 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.files import sha256_file, write_text_atomic
 from pt_app.judge_data.card import data_card, table
 from pt_app.judge_data.checking import check_examples
-from pt_app.judge_data.corpus import CorpusMaterial, read_corpus
-from pt_app.judge_data.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
-from pt_app.judge_data.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.lexicon import Lexicon, Size
+from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
+from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
+from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
+from pt_app.judge_data.generator.lexicon import Lexicon, Size
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
 ERROR_COUNTS = (20, 40, 28, 12)

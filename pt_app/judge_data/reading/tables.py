@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pt_app.errors import UserError
 from pt_app.eval_model.records import Place
-from pt_app.judge_data.archives import open_bytes, split_member
-from pt_app.judge_data.delimited import recognise, records
+from pt_app.judge_data.reading.archives import open_bytes, split_member
+from pt_app.judge_data.reading.delimited import recognise, records
 
 Quoting = Literal["auto", "on", "off"]
 Rows = Iterator[tuple[Place, dict[str, Any]]]

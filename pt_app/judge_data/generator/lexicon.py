@@ -1,6 +1,6 @@
 """The words of the generator: tables of English and Brazilian Portuguese, one meaning a word.
 
-The tables are tab-separated files in `pt_app/judge_data/lexicon/`, one header line each.
+The tables are tab-separated files in `pt_app/judge_data/generator/lexicon/`, one header line each.
 """
 
 import csv
@@ -120,7 +120,7 @@ class Lexicon:
 
 def table(name: str) -> list[dict[str, str]]:
     """The rows of a shipped table, by column."""
-    path = files("pt_app.judge_data").joinpath("lexicon", f"{name}.tsv")
+    path = files("pt_app.judge_data.generator").joinpath("lexicon", f"{name}.tsv")
     with path.open("r", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 

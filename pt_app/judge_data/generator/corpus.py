@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pt_app.errors import UserError
-from pt_app.judge_data.corpus_errors import Vocabulary, corrupt_text
-from pt_app.judge_data.errors import Candidate
-from pt_app.judge_data.grammar import reserved_for_judges
+from pt_app.judge_data.generator.corpus_errors import Vocabulary, corrupt_text
+from pt_app.judge_data.generator.errors import Candidate
+from pt_app.judge_data.generator.grammar import reserved_for_judges
 
 FEWEST_WORDS = 3
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"

@@ -1,0 +1,1 @@
+"""Files of any make as rows: tables, archives, the dialects of CSV."""
