@@ -140,6 +140,19 @@ def test_rows_over_the_length_limit_are_counted_by_the_tokenizer_given(
     assert "tokens" not in checked(folder)[1], "no tokenizer, no count"
 
 
+def test_the_control_tokens_of_the_tokenizer_given_are_known(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    special = AutoTokenizer.from_pretrained(base).all_special_tokens
+    assert special
+    rng = random.Random(7)
+    train = [row(f"t{i}", sentence(rng), f"a {token} b") for i, token in enumerate(special)]
+    folder = folder_of(tmp_path / "d", train, unrelated(rng, "test", 3))
+    assert (
+        f"{len(special)} candidates hold control tokens" in checked(folder, "--model", str(base))[1]
+    )
+
+
 def test_json_holds_all_that_was_found(tmp_path: Path) -> None:
     train, test = [row("a", "The Source", "x")], [row("b", "the source", "y")]
     done = CliRunner().invoke(

@@ -5,12 +5,12 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
+from pt_app.eval_model.data import JudgeData, read_dataset
 from pt_app.eval_model.leaks import (
     LEAST_WORDS,
     Leak,
@@ -228,9 +228,17 @@ def check_folder(
     splits = {split: examples for split, examples in splits.items() if examples}
     by_row = data.card.split.get("by") == "row"
     report = check_examples(splits, data.scale, near=near, by_row=by_row, progress=True)
-    notes = data.notes
-    too_long = _too_long(data, splits, model, max_seq_length) if model else None
-    return CheckReport(**vars(report) | {"too_long": too_long, "notes": notes})
+    if not model:
+        return replace(report, notes=data.notes)
+    tokenizer = _tokenizer(model)
+    rows = [example for examples in splits.values() for example in examples]
+    own = "|".join(map(re.escape, tokenizer.all_special_tokens))
+    return replace(
+        report,
+        notes=data.notes,
+        too_long=_too_long(data, rows, tokenizer, model, max_seq_length),
+        control=_holding(rows, re.compile(f"{_CONTROL.pattern}|{own}" if own else _CONTROL)),
+    )
 
 
 def _labels(
@@ -315,21 +323,24 @@ def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str
     return found
 
 
-def _too_long(
-    data: Any, splits: Mapping[str, Sequence[JudgeExample]], model: str, max_seq_length: int
-) -> dict[str, Any]:
-    """Lay every row out as training does, and count what has to be cut or cannot fit."""
+def _tokenizer(model: str) -> Any:
     from transformers.utils import logging
 
     from pt_app.eval_model import models
+
+    logging.set_verbosity_error()  # the tokenizer too speaks of rows that are too long
+    return models.load_tokenizer(models.resolve_model(model))
+
+
+def _too_long(
+    data: JudgeData, rows: Sequence[JudgeExample], tokenizer: Any, model: str, max_seq_length: int
+) -> dict[str, Any]:
+    """Lay every row out as training does, and count what has to be cut or cannot fit."""
     from pt_app.eval_model.prompt_templates import Template
     from pt_app.eval_model.prompts import PromptEncoder
 
-    logging.set_verbosity_error()  # the tokenizer too speaks of rows that are too long
-    tokenizer = models.load_tokenizer(models.resolve_model(model))
     template = Template.load(data.card.template, data.card.rubric)
     encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)
-    rows = [example for examples in splits.values() for example in examples]
     _, cuts = encoder.encode(rows, on_unfit="status")
     return {
         "model": model,
