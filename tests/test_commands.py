@@ -1,12 +1,15 @@
 """The `judge` command, and what importing this project does and does not bring along."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from pt_app.cli import app
+from pt_app.cli_data import data
 from pt_app.eval_model.platforms import recipe_for_this_machine
 from pt_app.train_command import recipe_command
 from tests.conftest import ROOT, run_offline
@@ -84,3 +87,12 @@ def test_recipe_run_by_path_keeps_its_folder_off_the_path_and_modules_single(rec
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["import", "split", "check", "preview", "relabel", "distil"])
+def test_every_flag_of_a_data_command_is_in_its_page(name: str) -> None:
+    page = (ROOT / "docs" / "DATA.md").read_text(encoding="utf-8")
+    command = typer.main.get_command(data).commands[name]  # type: ignore[attr-defined]
+    flags = [flag for option in command.params for flag in option.opts if flag.startswith("-")]
+    assert flags
+    assert [flag for flag in flags if not re.search(rf"{flag}\b", page)] == []
