@@ -29,7 +29,7 @@ def data_card(
         parts.insert(0, _leak_line(checks))
     parts.append(_facts(about))
     parts += ["## Rows", _sizes(splits), _labels(splits, scale)]
-    if label_rule := about.get("label_rule"):
+    if about.get("agreement") and (label_rule := about.get("label_rule")):
         parts.append(f"Several people's labels become one by {label_rule}.")
     parts += _imports(about)
     if agreement := about.get("agreement"):
