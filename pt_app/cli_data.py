@@ -1,7 +1,9 @@
 """The `judge data` commands: from anybody's labels to a dataset folder that cannot leak."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -18,6 +20,16 @@ Ratios = Annotated[str, typer.Option(help="shares of rows for train, val and tes
 Near = Annotated[
     float, typer.Option(help="share of equal words from which texts are near duplicates; 1: off")
 ]
+
+
+Options = TypeVar("Options")
+
+
+def _of_flags(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """Make a command's options of its flags, by their names; a list that is not given is empty."""
+    flags = {field.name: given[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    lists = ("map", "only")
+    return kind(**{k: tuple(v or ()) if k in lists else v for k, v in flags.items()})
 
 
 @data.command()
@@ -104,31 +116,12 @@ def import_(
     licence: Annotated[str, typer.Option(help="of the rows, for the card")] = "",
 ) -> None:
     """Turn a file of labels into a dataset folder: split without leaks, checked, with a card."""
+    given = locals()
     from pt_app.judge_data.importing import ImportOptions, import_labels
     from pt_app.judge_data.splitting import SplitPlan
 
     plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, into=into)
-    options = ImportOptions(
-        format=format,
-        map=tuple(map or ()),
-        labels=labels,
-        task=task,
-        scale=scale,
-        template=template,
-        rubric=rubric,
-        reduce=reduce,
-        mqm_weights=mqm_weights,
-        encoding=encoding,
-        delimiter=delimiter,
-        quoting=quoting,
-        header=header,
-        hub_split=hub_split,
-        only=tuple(only or ()),
-        prefix=prefix,
-        drop_bad=drop_bad,
-        origin=origin,
-        licence=licence,
-    )
+    options = _of_flags(ImportOptions, given)
     summary = import_labels(files, out, options, plan, append=append)
     typer.echo("\n".join(summary.lines()))
 
@@ -246,31 +239,11 @@ def distil(
     licence: Annotated[str, typer.Option(help="of the rows, for the card")] = "",
 ) -> None:
     """Ask a teacher model for labels or graded candidates; every answer is kept as it comes."""
+    given = locals()
     from pt_app.judge_data.distil import DistilOptions
     from pt_app.judge_data.distil import distil as run
     from pt_app.judge_data.splitting import SplitPlan
 
-    options = DistilOptions(
-        model=model,
-        map=tuple(map or ()),
-        write=write,
-        task=task,
-        scale=scale,
-        template=template,
-        rubric=rubric,
-        base_url=base_url,
-        key_env=key_env,
-        concurrency=concurrency,
-        rpm=rpm,
-        tpm=tpm,
-        price_in=price_in,
-        price_out=price_out,
-        max_cost=max_cost,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        timeout=timeout,
-        retries=retries,
-        licence=licence,
-    )
+    options = _of_flags(DistilOptions, given)
     summary = run(file, out, options, SplitPlan.of(ratios=ratios, seed=seed))
     typer.echo("\n".join(summary.lines()))
