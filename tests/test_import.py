@@ -379,6 +379,19 @@ def test_mixed_tasks_in_one_file_are_refused(tmp_path: Path) -> None:
         run(tmp_path, json_file(tmp_path, rows))
 
 
+@pytest.mark.parametrize(
+    ("task", "verdict", "said"),
+    [("score", 5, "five"), ("pairwise", "A", "C"), ("pass_fail", "PASS", 1)],
+)
+def test_what_no_rater_can_have_said_is_refused(
+    task: str, verdict: Any, said: Any, tmp_path: Path
+) -> None:
+    texts = {"candidates": ["a", "b"]} if task == "pairwise" else {"candidate": "a"}
+    row = {"source": "s", **texts, "label": {"verdict": verdict}, "annotators": [verdict, said]}
+    with pytest.raises(UserError, match=r"line 1, field annotators\.1\.verdict: .* is no verdict"):
+        run(tmp_path, json_file(tmp_path, [row]), "--task", task)
+
+
 def test_two_rows_of_one_id_are_refused(tmp_path: Path) -> None:
     rows = [{"id": "x", "src": f"s {i}", "mt": "c", "score": 1} for i in range(3)]
     with pytest.raises(UserError, match=r'two rows have the id "x": rows.jsonl:1 and rows'):

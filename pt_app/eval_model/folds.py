@@ -37,14 +37,16 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
         for row in rows
         if row["model"] == names[0]
     ]
-    leaks = [line for results, _ in parts for line in results["leaks"]["examples"]]
+    leaks = [results.get("leaks", {"n": 0, "examples": []}) for results, _ in parts]
+    told = [line for one in leaks for line in one["examples"]]
     hashes = json.dumps([results["data"]["sha256"] for results, _ in parts], sort_keys=True)
     data = {
         "path": f"{first['data']['path']} and {len(parts) - 1} more folds",
         "sha256": sha256(hashes.encode()).hexdigest(),
     }
     run = dict(first["run"]) | {"folds": [Path(adapter).name for adapter in adapters]}
-    joined = results_of(judges, Scale.from_name(first["scale"]), data, majority, leaks, run)
+    joined = results_of(judges, Scale.from_name(first["scale"]), data, majority, told, run)
+    joined["leaks"]["n"] = sum(one["n"] for one in leaks)
     write_predictions(out, judges)
     write_json_atomic(out / RESULTS, joined)
     return write_report(out)

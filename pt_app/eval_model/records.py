@@ -3,6 +3,7 @@
 Every problem is a UserError that names file, row and field.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -208,6 +209,11 @@ def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     group = _first_of(row.group, row.source, turns)
     if not _first_of(row.source, turns):
         raise place.error("source", "the row has none, and no conversation", "add one of the two")
+    for number, said in enumerate(row.annotators):
+        if not _can_be_said(said.verdict, scale):
+            raise place.error(
+                f"annotators.{number}.verdict", f"{said.verdict!r} is no verdict", scale.says()
+            )
     if row.label is not None:
         verdict = scale.normalise(row.label.verdict)
         if verdict is None:
@@ -215,6 +221,13 @@ def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
             raise place.error("label.verdict", problem, scale.says())
         row = row.model_copy(update={"label": row.label.model_copy(update={"verdict": verdict})})
     return row.model_copy(update={"group": group})
+
+
+def _can_be_said(verdict: object, scale: Scale) -> bool:
+    """Whether a person may have said it: any number of a score (means are), else a verdict."""
+    if scale.task == "score":
+        return isinstance(verdict, int | float) and math.isfinite(verdict)
+    return scale.normalise(verdict) is not None
 
 
 def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
