@@ -229,3 +229,12 @@ def test_a_folder_without_rows_is_refused(tmp_path: Path, make: Callable[[Path],
     make(tmp_path / "data")
     with pytest.raises(UserError, match=r"is not there: make|holds no rows: name"):
         split(tmp_path / "data")
+
+
+def test_a_place_that_is_no_split_is_refused(tmp_path: Path) -> None:
+    build(tmp_path / "d")
+    path = tmp_path / "d" / "splits.json"
+    places = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(places | {next(iter(places)): "nowhere"}), encoding="utf-8")
+    with pytest.raises(UserError, match="in 'nowhere': use train, val, test"):
+        split(tmp_path / "d")

@@ -302,4 +302,9 @@ def read_places(folder: Path) -> dict[str, str]:
     placed = _json(_text(path), path)
     if not isinstance(placed, dict):
         raise UserError(f"{path} must be an object of group to split: correct it")
+    for group, split in placed.items():
+        if split not in SPLITS:
+            raise UserError(
+                f'{path} places group "{group[:60]}" in {split!r}: use {", ".join(SPLITS)}'
+            )
     return {one_line(str(group)): split for group, split in placed.items()}
