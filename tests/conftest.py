@@ -17,6 +17,13 @@ from tests.tiny_models import make_model_folder
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> None:
+    """Give each test the floats of a fresh process: training flushes denormal numbers in its own."""
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2 base of width 64, the least that NF4 takes on a CPU."""
