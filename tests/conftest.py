@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def denormal_numbers() -> None:
-    """Give each test the floats of a fresh process: training flushes denormal numbers in its own."""
+    """Give each test the floats of a fresh process: training flushes denormal numbers."""
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
 
