@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def denormal_numbers() -> None:
-    """Give each test the floats of a fresh process: training flushes denormal numbers."""
+def floats_of_a_fresh_process() -> None:
+    """Training on a CPU flushes denormal numbers and chooses how products are computed."""
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

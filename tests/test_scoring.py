@@ -9,9 +9,11 @@ import torch
 
 from pt_app.errors import UserError
 from pt_app.eval_model.data import JudgeExample, Label
+from pt_app.eval_model.packing import Shapes
 from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.scoring import JudgeScorer
-from pt_app.eval_model.verdict_trie import VerdictTrie, sees_trees
+from pt_app.eval_model.scoring import JudgeScorer, greedy_answer
+from pt_app.eval_model.tree_attention import BLOCKS, why_no_tree
+from pt_app.eval_model.verdict_trie import VerdictTrie
 from pt_app.eval_model.verdicts import Scale
 from tests.tiny_models import KINDS, make_model, make_tokenizer
 
@@ -73,7 +75,7 @@ def assert_equals_plain(scored, model, encoder, rows):
 def test_probabilities_equal_the_plain_path_for_every_tokenizer_and_scale(tokenizer, scale):
     encoder = encoder_of(tokenizer, scale)
     model, rows = make_model(tokenizer, seed=3), examples(5)
-    scored = scorer_of(model, encoder).score(rows, generate=False)
+    scored = scorer_of(model, encoder).score(rows)
     assert_equals_plain(scored, model, encoder, rows)
     spread = [max(result.probabilities) for result in scored]
     assert max(spread) > 1.5 / len(encoder.scale.values), "this model could not tell a bug"
@@ -81,8 +83,8 @@ def test_probabilities_equal_the_plain_path_for_every_tokenizer_and_scale(tokeni
 
 def test_results_are_the_same_in_any_batch_size_and_order(chatml):
     encoder, model, rows = encoder_of(chatml), make_model(chatml), examples(12)
-    whole = scorer_of(model, encoder).score(rows, generate=False)
-    singly = scorer_of(model, encoder, batch_tokens=1).score(rows, generate=False)
+    whole = scorer_of(model, encoder).score(rows)
+    singly = scorer_of(model, encoder, batch_tokens=1).score(rows)
     order = random.Random(1).sample(range(12), 12)
     shuffled = scorer_of(model, encoder, batch_tokens=700).score([rows[i] for i in order])
     for row, place in zip(order, shuffled, strict=True):
@@ -91,27 +93,45 @@ def test_results_are_the_same_in_any_batch_size_and_order(chatml):
         assert (place.status, place.constrained) == (whole[row].status, whole[row].constrained)
 
 
-def test_eager_attention_reads_the_same(chatml):
-    encoder, rows = encoder_of(chatml), examples(4)
-    sdpa = make_model(chatml)
-    eager = make_model(chatml, attn_implementation="eager")
-    assert eager.config._attn_implementation == "eager"
+@pytest.mark.parametrize("attention", ["eager", BLOCKS])
+@pytest.mark.parametrize("shapes", [Shapes(), Shapes.up_to(2048)])
+def test_every_attention_and_fixed_shapes_read_the_same(chatml, attention, shapes):
+    encoder, rows = encoder_of(chatml), examples(9)
+    plain, other = make_model(chatml), make_model(chatml)
+    other.set_attn_implementation(attention)
     for a, b in zip(
-        scorer_of(sdpa, encoder).score(rows, generate=False),
-        scorer_of(eager, encoder).score(rows, generate=False),
+        scorer_of(plain, encoder).score(rows),
+        scorer_of(other, encoder, batch_tokens=700, shapes=shapes).score(rows),
         strict=True,
     ):
         assert a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
 
 
+def test_what_prompts_share_is_read_once(chatml):
+    encoder, model = encoder_of(chatml), make_model(chatml)
+    rows = examples(3)
+    rows = [row.model_copy(update={"candidate": "casa " * n}) for row in rows for n in range(5)]
+    read = []
+    forward = model.forward
+    model.forward = lambda **inputs: read.append(inputs["input_ids"].numel()) or forward(**inputs)
+    scorer_of(model, encoder, batch_tokens=200).score(rows)
+    trie = scorer_of(model, encoder).trie
+    prompts = [tuple(encoder.prompt_ids(row)) for row in rows]
+    prefixes = {prompt[: n + 1] for prompt in prompts for n in range(len(prompt))}
+    assert len(read) > 3
+    # The last token of a prompt that ends where another one goes on is read again.
+    assert sum(read) <= len(prefixes) + len(rows) * (len(trie.tokens) + 1)
+    assert sum(read) < 0.5 * sum(map(len, prompts)) + len(rows) * len(trie.tokens)
+
+
 def test_short_window_falls_back_to_the_plain_path_and_says_so(chatml, caplog):
     encoder, rows = encoder_of(chatml), examples(3)
     model = make_model(chatml, use_sliding_window=True, sliding_window=32, max_window_layers=0)
-    assert not sees_trees(model, 200)
-    assert sees_trees(model, 32)
-    scored = scorer_of(model, encoder).score(rows, generate=False)
+    assert why_no_tree(model, 200) == "its attention sees 32 tokens back, and rows have up to 200"
+    assert why_no_tree(model, 32) is None
+    scored = scorer_of(model, encoder).score(rows)
     assert_equals_plain(scored, model, encoder, rows)
-    assert "no tree" in caplog.text
+    assert "row by row: its attention sees 32 tokens" in caplog.text
 
 
 def test_one_verdict_that_begins_another_is_told_apart_by_its_line_end():
@@ -173,18 +193,41 @@ def learn_by_heart(model, encoder, rows, answers):
     assert loss.item() < 0.05, "the model did not learn"
 
 
-def test_generated_answer_and_walk_through_the_trie_agree(trained):
+@pytest.mark.parametrize("attention", ["sdpa", "eager", BLOCKS])
+@pytest.mark.parametrize("batch_tokens", [20, 500, 4096])
+def test_answers_are_those_of_greedy_generation(trained, attention, batch_tokens):
     model, encoder, rows, answers = trained
-    scored = scorer_of(model, encoder, batch_tokens=1500).score(rows)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    try:
+        scored = scorer_of(model, encoder, batch_tokens=batch_tokens, feedback=True).score(rows)
+        for row, result in zip(rows, scored, strict=True):
+            ids = greedy_answer(model, encoder.prompt_ids(row), encoder.end_token_id, 160)
+            generated = encoder.tokenizer.decode(ids, skip_special_tokens=True)
+            assert generated.strip() == result.raw
+    finally:
+        model.set_attn_implementation(before)
     assert [result.raw for result in scored] == answers
     assert [result.verdict for result in scored] == [encoder.scale.parse(a) for a in answers]
     for result in scored:
         assert result.status == ("parse_failure" if result.verdict is None else "ok")
 
 
+def test_answers_of_a_model_without_an_end_stop_at_the_limit(chatml):
+    model, encoder, rows = make_model(chatml), encoder_of(chatml), examples(5)
+    with torch.no_grad():  # an end token that is never the likeliest
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        model.lm_head.weight[encoder.end_token_id] = 0.0
+    scorer = scorer_of(model, encoder, feedback=True, answer_tokens=12)
+    texts = [result.raw for result in scorer.score(rows)]
+    for row, text in zip(rows, texts, strict=True):
+        ids = greedy_answer(model, encoder.prompt_ids(row), encoder.end_token_id, 12)
+        assert text == encoder.tokenizer.decode(ids, skip_special_tokens=False)
+
+
 def test_parse_failure_keeps_its_probabilities_and_gives_no_verdict(trained):
     model, encoder, rows, _ = trained
-    scored = scorer_of(model, encoder).score(rows, generate=False)
+    scored = scorer_of(model, encoder).score(rows)
     failed = [result for result in scored if result.status == "parse_failure"]
     assert len(failed) == 5
     for result in failed:
@@ -205,19 +248,19 @@ def test_models_own_generation_settings_do_not_leak(trained):
     )
     before, model.generation_config = model.generation_config, own
     try:
-        scored = scorer_of(model, encoder).score(rows)
+        ids = greedy_answer(model, encoder.prompt_ids(rows[1]), encoder.end_token_id, 160)
         assert model.generation_config is own
     finally:
         model.generation_config = before
-    assert [result.raw for result in scored] == answers
+    assert encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() == answers[1]
 
 
 def test_scoring_leaves_the_mode_and_draws_no_dropout(chatml):
     encoder, rows = encoder_of(chatml), examples(3)
     model = make_model(chatml, attention_dropout=0.5)
-    still = scorer_of(model, encoder).score(rows, generate=False)
+    still = scorer_of(model, encoder).score(rows)
     model.train()
-    assert scorer_of(model, encoder).score(rows, generate=False) == still
+    assert scorer_of(model, encoder).score(rows) == still
     assert model.training
 
 
@@ -241,10 +284,10 @@ def test_no_rows_give_no_results(chatml):
 def test_expected_score_is_the_mean_and_names_have_none(chatml):
     model = make_model(chatml)
     encoder = encoder_of(chatml, "1-5")
-    (scored,) = scorer_of(model, encoder).score(examples(1), generate=False)
+    (scored,) = scorer_of(model, encoder).score(examples(1))
     mean = sum(value * p for value, p in zip(range(1, 6), scored.probabilities, strict=True))
     assert scored.expected == pytest.approx(mean)
-    (named,) = scorer_of(model, encoder_of(chatml, "pairwise")).score(examples(1), generate=False)
+    (named,) = scorer_of(model, encoder_of(chatml, "pairwise")).score(examples(1))
     assert named.expected is None
     assert math.isclose(sum(named.probabilities), 1.0)
 
@@ -281,11 +324,11 @@ def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, 
 def test_rows_that_were_shortened_are_counted_and_logged(chatml, caplog):
     encoder, rows = encoder_of(chatml, length=300), examples(3)
     scorer = scorer_of(make_model(chatml), encoder)
-    scorer.score(rows, generate=False)
+    scorer.score(rows)
     assert scorer.shortened == 0
     assert "shortened" not in caplog.text
     long = rows[0].model_copy(update={"source": "the house " * 200})
-    scorer.score([long, *rows[1:]], generate=False)
+    scorer.score([long, *rows[1:]])
     assert scorer.shortened == 1
     assert "1 of 3 rows shortened" in caplog.text
 
@@ -311,7 +354,7 @@ def test_numbers_that_are_not_finite_are_refused(chatml):
 
 def test_progress_can_be_switched_off(chatml, capsys):
     model, encoder, rows = make_model(chatml), encoder_of(chatml), examples(2)
-    scorer_of(model, encoder).score(rows, generate=False)
+    scorer_of(model, encoder).score(rows)
     assert capsys.readouterr().err == ""
-    JudgeScorer(model, encoder, name="base").score(rows, generate=False)
+    JudgeScorer(model, encoder, name="base").score(rows)
     assert "base: verdicts: 100%" in capsys.readouterr().err

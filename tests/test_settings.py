@@ -18,6 +18,9 @@ OTHER = {  # a value for each flag that is no recipe's default
     "lr": "1e-3",
     "warmup_steps": "7",
     "max_seq_length": "128",
+    "pack_tokens": "512",
+    "train_precision": "float32",
+    "score_precision": "bf16",
     "max_samples": "9",
     "test_samples": "9",
     "lora_r": "4",
@@ -30,7 +33,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "resume": "newest",
     "tracking": "off",
 }
-SWITCHES = ("allow_leaks", "skip_eval", "log_texts", "no_4bit")
+SWITCHES = ("allow_leaks", "feedback", "group_variants", "skip_eval", "log_texts", "no_4bit")
 
 
 def settings(recipe: Recipe, *argv: str) -> Settings:

@@ -11,19 +11,21 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 
 from pt_app.errors import UserError
 from pt_app.eval_model.adapters import attach_lora
-from pt_app.eval_model.packing import IGNORED, PadCollator, fixed_lengths
-from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
+from pt_app.eval_model.packing import IGNORED, Shapes, StepCollator
+from pt_app.eval_model.trainer import JudgeTrainer, Layout
+from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
 PAD = 0
 
 
 def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Random ids of uneven lengths with a supervised end of 1 to 9 tokens."""
+    """Random ids of uneven lengths, a rubric of 8 in common, supervised ends of 1 to 9 tokens."""
     rng = random.Random(seed)
+    rubric = [rng.randrange(5, 300) for _ in range(8)]
     examples = []
     for _ in range(count):
         n = rng.randint(12, 40)
-        ids = [rng.randrange(5, 300) for _ in range(n)]
+        ids = rubric + [rng.randrange(5, 300) for _ in range(n - 8)]
         examples.append({"input_ids": ids, "prompt_length": n - rng.randint(1, 9)})
     return examples
 
@@ -61,7 +63,6 @@ def arguments(folder: Path, **changed: Any) -> dict[str, Any]:
         "report_to": "none",
         "save_strategy": "no",
         "remove_unused_columns": False,
-        "label_names": ["labels"],
         "disable_tqdm": True,
         "seed": 1,
         "logging_nan_inf_filter": False,
@@ -71,15 +72,19 @@ def arguments(folder: Path, **changed: Any) -> dict[str, Any]:
 def train(base: Path, folder: Path, examples: list[dict[str, Any]], **changed: Any) -> Any:
     """Losses and gradients of the steps of a JudgeTrainer run."""
     gradients = Gradients()
-    lengths = changed.pop("lengths", ())
+    layout, budget = changed.pop("layout", Layout(PAD)), changed.pop("budget", 2048)
+    model = make_judge(base)
+    use_attention(model, changed.pop("attention", "sdpa"))
     trainer = JudgeTrainer(
-        model=make_judge(base),
+        model=model,
         args=TrainingArguments(**arguments(folder, **changed)),
         train_dataset=Dataset.from_list(examples),
-        data_collator=PadCollator(PAD, lengths),
+        data_collator=StepCollator(PAD, budget, layout.shapes),
+        layout=layout,
         callbacks=[gradients],
     )
     trainer.train()
+    assert trainer.layout == layout, "the first step's check found a difference"
     return [e["loss"] for e in trainer.state.log_history if "loss" in e], gradients.steps
 
 
@@ -94,24 +99,40 @@ def assert_same(one: Any, other: Any, loss: float = 1e-5, gradient: float = 1e-4
             assert (mine[name] - theirs[name]).norm() <= gradient * scale, name
 
 
-def test_batch_one_four_times_is_batch_four_once(base: Path, tmp_path: Path) -> None:
-    examples = make_examples(12)
-    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    four = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-    assert_same(train(base, tmp_path, examples, **one), train(base, tmp_path, examples, **four))
+PLAIN = Layout(PAD, trees=False)
 
 
-def test_activation_checkpointing_and_fixed_lengths_change_no_step(
-    base: Path, tmp_path: Path
+@pytest.mark.parametrize("attention", ["sdpa", BLOCKS])
+@pytest.mark.parametrize("budget", [1, 60, 2048])
+def test_a_step_in_packs_is_the_step_row_by_row(
+    base: Path, tmp_path: Path, budget: int, attention: str
 ) -> None:
     examples = make_examples(12)
-    plain = train(base, tmp_path, examples, per_device_train_batch_size=4)
+    four = {"per_device_train_batch_size": 4}
+    packed = train(base, tmp_path, examples, budget=budget, attention=attention, **four)
+    assert_same(packed, train(base, tmp_path, examples, layout=PLAIN, **four))
+
+
+def test_micro_batches_of_one_row_and_of_four_are_one_step(base: Path, tmp_path: Path) -> None:
+    examples = make_examples(12)
+    four = {"per_device_train_batch_size": 4}
+    together = train(base, tmp_path, examples, layout=Layout(PAD, rows=4, trees=False), **four)
+    assert_same(train(base, tmp_path, examples, layout=PLAIN, **four), together)
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_activation_checkpointing_and_fixed_lengths_change_no_step(
+    base: Path, tmp_path: Path, trees: bool
+) -> None:
+    examples = make_examples(12)
+    plain = train(base, tmp_path, examples, layout=PLAIN, per_device_train_batch_size=4)
     changed = train(
         base,
         tmp_path,
         examples,
         per_device_train_batch_size=4,
-        lengths=fixed_lengths(64, 4),
+        layout=Layout(PAD, rows=2, shapes=Shapes.up_to(160), trees=trees),
+        attention=BLOCKS if trees else "sdpa",
         activation_checkpointing=True,
         activation_checkpointing_kwargs={"use_reentrant": False},
     )
@@ -134,7 +155,7 @@ def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path
     settings = arguments(
         tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=False
     )
-    del settings["label_names"], settings["remove_unused_columns"]
+    del settings["remove_unused_columns"]
     trainer = SFTTrainer(
         model=make_judge(base),
         args=SFTConfig(**settings, max_length=None, activation_checkpointing=False),
@@ -148,39 +169,9 @@ def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path
         base,
         tmp_path,
         examples,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
+        per_device_train_batch_size=4,
     )
     assert_same(ours, (losses, gradients.steps))
-
-
-def test_loss_is_that_of_full_logits_with_masked_labels(base: Path) -> None:
-    model = make_judge(base).eval()
-    batch = PadCollator(PAD)(make_examples(5))
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    full = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1),
-        batch["labels"][:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
-    assert summed_loss(model, batch).item() == pytest.approx(full.item(), rel=1e-6)
-
-
-def test_fixed_lengths_bound_the_number_of_shapes() -> None:
-    lengths = fixed_lengths(512)
-    collate = PadCollator(PAD, lengths)
-    shapes = set()
-    for seed in range(200):
-        rng = random.Random(seed)
-        n = rng.randint(30, 512)
-        batch = collate([{"input_ids": [5] * n, "prompt_length": n - rng.randint(8, 29)}])
-        assert (batch["labels"] != IGNORED).sum() == (
-            batch["labels"][:, batch["keep"] + 1] > 0
-        ).sum()
-        shapes.add((batch["input_ids"].shape[1], len(batch["keep"])))
-    assert len(lengths) == 8
-    assert len(shapes) <= 8
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
@@ -197,7 +188,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         model=make_judge(base),
         args=TrainingArguments(**arguments(tmp_path, save_strategy="steps", save_steps=2)),
         train_dataset=Dataset.from_list(make_examples(24)),
-        data_collator=PadCollator(PAD),
+        data_collator=StepCollator(PAD, 2048),
+        layout=Layout(PAD),
         callbacks=[Poison()],
     )
     with pytest.raises(

@@ -15,7 +15,12 @@ LOGGERS = [_ROOT]
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes: rank 0, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """Which of the processes that train together this is."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def ranks() -> int:

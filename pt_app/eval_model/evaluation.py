@@ -6,15 +6,18 @@ made from these two alone.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pt_app.eval_model import adapters, models
 from pt_app.eval_model.data import JudgeData, JudgeExample
 from pt_app.eval_model.orders import swapped
+from pt_app.eval_model.precision import converted
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.results import JudgeRows, results_of
 from pt_app.eval_model.scoring import JudgeScorer, Scored
+from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 from pt_app.eval_model.verdicts import Verdict, read_comments
 from pt_app.evidence.summary import commonest_label
 from pt_app.files import write_json_atomic, write_text_atomic
@@ -29,17 +32,21 @@ def evaluate(
     test: Sequence[JudgeExample],
     encoder: PromptEncoder,
     run: dict[str, Any],
+    feedback: bool = False,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Score `test` with the base and with the adapter; write `adapter`/evaluation; give results.
 
-    The base is loaded anew from disk in float32, and scored before the adapter is put on it. Pairs
-    are judged in both orders. `run` (command, seed, versions) is written into the results as it is.
+    The base is loaded anew from disk in float32, and scored before the adapter is merged into it.
+    Pairs are judged in both orders. With `feedback` the answers are generated too; `precision` is
+    that of the scoring. `run` (command, seed, versions) is written into the results as it is.
     """
     identity = models.model_identity(source)
     model = models.load_model(source)
-    base = _judged("base", source.name, model, encoder, test)
-    model = adapters.load_adapter(adapter, model, identity)
-    judges = [_judged("adapter", adapter.name, model, encoder, test), base]
+    how = _How(encoder, test, feedback, precision)
+    base = how.judged("base", source.name, model)
+    model = adapters.merge(adapters.load_adapter(adapter, model, identity))
+    judges = [how.judged("adapter", adapter.name, model), base]
     commonest = commonest_label([_label(example) for example in data.train], data.scale)
     about = {"path": data.path.name, "sha256": data.sha256}
     folder = adapter / "evaluation"
@@ -61,23 +68,41 @@ def write_predictions(folder: Path, judges: Sequence[JudgeRows]) -> None:
     write_text_atomic(folder / PREDICTIONS, "".join(lines))
 
 
-def _judged(
-    name: str, id_: str, model: Any, encoder: PromptEncoder, test: Sequence[JudgeExample]
-) -> JudgeRows:
-    scorer = JudgeScorer(model, encoder, name=name)
-    scored = scorer.score(test)
-    shortened = scorer.shortened
-    pairs = [(i, other) for i, row in enumerate(test) if (other := swapped(row)) is not None]
-    others: dict[int, Scored] = {}
-    if pairs:
-        scorer.name = f"{name}, other order"
-        second = scorer.score([other for _, other in pairs], generate=False)
-        others = {i: score for (i, _), score in zip(pairs, second, strict=True)}
-    rows = [
-        _prediction(name, example, score, others.get(i))
-        for i, (example, score) in enumerate(zip(test, scored, strict=True))
-    ]
-    return JudgeRows(name, id_, rows, shortened)
+@dataclass(frozen=True)
+class _How:
+    """How both judges score the test rows."""
+
+    encoder: PromptEncoder
+    test: Sequence[JudgeExample]
+    feedback: bool
+    precision: str
+
+    def judged(self, name: str, id_: str, model: Any) -> JudgeRows:
+        """One judge's rows; `model` is in float32."""
+        use_attention(model, BLOCKS)
+        model, change = converted(model, self.precision, self.test, self._verdicts)
+        scorer = JudgeScorer(model, self.encoder, name=name, feedback=self.feedback)
+        scored = scorer.score(self.test)
+        shortened, ties = scorer.shortened, scorer.ties
+        others = self._other_order(scorer)
+        rows = [
+            _prediction(name, example, score, others.get(i))
+            for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
+        ]
+        changed = asdict(change) if change else None
+        return JudgeRows(name, id_, rows, shortened, ties, self.precision, changed)
+
+    def _verdicts(self, model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
+        return JudgeScorer(model, self.encoder, progress=False).score(rows)
+
+    def _other_order(self, scorer: JudgeScorer) -> dict[int, Scored]:
+        """The verdicts on pairs the other way round, by the row's index."""
+        pairs = [(i, two) for i, row in enumerate(self.test) if (two := swapped(row)) is not None]
+        if not pairs:
+            return {}
+        scorer.name, scorer.feedback = f"{scorer.name}, other order", False
+        second = scorer.score([other for _, other in pairs])
+        return {i: score for (i, _), score in zip(pairs, second, strict=True)}
 
 
 def _prediction(

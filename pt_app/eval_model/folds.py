@@ -70,7 +70,9 @@ def _joined(name: str, parts: Sequence[tuple[Mapping[str, Any], Sequence[Any]]])
     rows = [row for _, found in parts for row in found if row["model"] == name]
     models = [model for results, _ in parts for model in results["models"] if model["name"] == name]
     ids = list(dict.fromkeys(model["id"] for model in models))
-    return JudgeRows(name, ", ".join(ids), rows, sum(model["shortened"] for model in models))
+    shortened, ties = (sum(model[key] for model in models) for key in ("shortened", "ties"))
+    precision = ", ".join(dict.fromkeys(model["precision"] for model in models))
+    return JudgeRows(name, ", ".join(ids), rows, shortened, ties, precision)
 
 
 def _check_same(results: Sequence[Mapping[str, Any]], adapters: Sequence[Path]) -> None:

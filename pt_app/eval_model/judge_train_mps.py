@@ -15,7 +15,6 @@ if not __package__:  # run by path: this folder's modules must not stand on sys.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     import pt_app.eval_model  # noqa: F401  (as `-m` does, before any other package)
 
-import torch
 from transformers import TrainingArguments
 
 from pt_app.errors import exit_with
@@ -27,9 +26,9 @@ from pt_app.eval_model.settings import Settings, resolve
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
     """The base in float32 on the platform's device, without LoRA yet."""
-    # float32 is asked for by name: the default is the checkpoint's own dtype, mostly bfloat16,
-    # which Apple's M1 and M2 only emulate.
-    model = load_model(source, dtype=torch.float32, device=platform.device)
+    # The dtype is asked for by name: the default is the checkpoint's own, mostly bfloat16, which
+    # Apple's M1 and M2 only emulate. It is float32 but for --train_precision.
+    model = load_model(source, dtype=platform.compute_dtype, device=platform.device)
     return model
 
 

@@ -1,55 +1,204 @@
-"""Lays examples out as the tensors of one micro-batch, and names the answers' positions."""
+"""Lays the examples of one optimizer step into packs in which each common prefix stands once.
 
-from collections.abc import Sequence
+A pack is a prefix tree of token ids, written in depth-first order. Two numbers a token say all of
+it: its depth, which is its position, and the last token of its subtree. Token i sees token j
+exactly if j <= i <= last[j]: its own path from the root, and nothing of its siblings.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 IGNORED = -100  # torch's cross-entropy leaves out targets of this value
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class PadCollator:
-    """Encoded examples -> `input_ids`, `attention_mask`, `labels` [B, T] and `keep` [K].
+class Tree:
+    """Token sequences as a prefix tree of T tokens in depth-first order.
 
-    `keep` holds the columns whose next token is supervised in some row of the batch: only there
-    are vocabulary logits computed. `lengths` are the widths that a batch may be padded to, sorted;
-    none given: to its longest row.
+    `ids`, `depths` (position in its sequence) and `last` (index of the last token of its subtree)
+    have an entry a token; `paths` has for each sequence the indices of its tokens.
+    """
 
-    Padding stands on the right: on the left its queries would see no key at all, and MPS answers
-    a fully masked row with NaN (pytorch issue 156707).
+    ids: list[int]
+    depths: list[int]
+    last: list[int]
+    paths: list[list[int]]
+
+    @staticmethod
+    def of(sequences: Sequence[Sequence[int]]) -> "Tree":
+        """Build the tree; sequences of equal ids share their whole path."""
+        ids: list[int] = []
+        depths: list[int] = []
+        last: list[int] = []
+        paths: list[list[int]] = [[] for _ in sequences]
+        before: Sequence[int] = ()
+        path: list[int] = []
+        for index in _sorted(sequences):
+            sequence = sequences[index]
+            shared = common_prefix(before, sequence)
+            end = len(ids) + len(sequence) - shared
+            for token in path[:shared]:
+                last[token] = end - 1
+            path = path[:shared] + list(range(len(ids), end))
+            ids += sequence[shared:]
+            depths += range(shared, len(sequence))
+            last += [end - 1] * (len(sequence) - shared)
+            paths[index], before = path, sequence
+        return Tree(ids, depths, last, paths)
+
+
+def _sorted(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Indices in the order of the token ids, in which sequences that begin alike are neighbours."""
+    return sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common (bisected: comparing slices is fast)."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def under_budget(
+    sequences: Sequence[Sequence[int]],
+    budget: int,
+    *,
+    extra: int = 0,
+    most: int | None = None,
+    cached: bool = False,
+) -> Iterator[list[int]]:
+    """Part sequences into trees of at most `budget` tokens; gives the indices of each.
+
+    They are taken in sorted order, in which those that share most stand together. A sequence
+    longer than the budget gets a tree of its own. `extra` tokens are added behind each, `most`
+    bounds the sequences of a tree, and with `cached` what a tree shares with the one before costs
+    nothing.
+    """
+    chosen: list[int] = []
+    size = 0
+    before: Sequence[int] = ()
+    for index in _sorted(sequences):
+        sequence = sequences[index]
+        more = len(sequence) + extra - common_prefix(before, sequence)
+        if chosen and (size + more > budget or len(chosen) == most):
+            yield chosen
+            chosen, size, more = [], 0, more if cached else len(sequence) + extra
+        chosen.append(index)
+        size, before = size + more, sequence
+    if chosen:
+        yield chosen
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The few sizes that a pack's tensors may have: tokens, and positions with logits.
+
+    On MPS memory grows with the number of distinct shapes (docs/PERFORMANCE.md). No sizes: each
+    pack is as long as it is.
+    """
+
+    lengths: tuple[int, ...] = ()
+
+    @staticmethod
+    def up_to(longest: int, count: int = 4) -> "Shapes":
+        """`count` evenly spaced lengths up to `longest`, each with two sizes of logits."""
+        return Shapes(tuple(-(-longest * i // count) for i in range(1, count + 1)))
+
+    def tokens(self, count: int) -> int:
+        """The length that `count` tokens are padded to."""
+        return next((length for length in self.lengths if length >= count), count)
+
+    def kept(self, count: int, tokens: int) -> int:
+        """The number of positions that get logits, of `tokens` in all: a quarter, or all."""
+        if not self.lengths:
+            return count
+        return tokens // 4 if count <= tokens // 4 else tokens
+
+
+def pack(examples: Sequence[dict[str, Any]], pad_id: int, shapes: Shapes | None = None) -> Batch:
+    """One pack of examples with `input_ids` and `prompt_length`.
+
+    Gives `input_ids`, `position_ids` [1, T] and `last` [T], the tree; `keep` and `targets` [K], the
+    positions before each supervised token and that token; `paths` [N, W] with -1 behind the end,
+    and `starts` [N], from which `unpacked` makes the plain layout. A pad sees itself alone, since
+    a row of a mask without any key would give NaN (pytorch issue 156707).
+    """
+    tree = Tree.of([example["input_ids"] for example in examples])
+    shapes = shapes or Shapes()
+    starts = [example["prompt_length"] for example in examples]
+    keep = [t for p, n in zip(tree.paths, starts, strict=True) for t in p[n - 1 : -1]]
+    targets = [t for e, n in zip(examples, starts, strict=True) for t in e["input_ids"][n:]]
+    size = shapes.tokens(len(tree.ids))
+    pads, more = size - len(tree.ids), shapes.kept(len(keep), size) - len(keep)
+    width = max(map(len, tree.paths))
+    return {
+        "input_ids": torch.tensor([tree.ids + [pad_id] * pads]),
+        "position_ids": torch.tensor([tree.depths + [0] * pads]),
+        "last": torch.tensor(tree.last + list(range(size - pads, size))),
+        "keep": torch.tensor(keep + [0] * more),
+        "targets": torch.tensor(targets + [IGNORED] * more),
+        "paths": torch.tensor([path + [-1] * (width - len(path)) for path in tree.paths]),
+        "starts": torch.tensor(starts),
+    }
+
+
+def unpacked(
+    packed: Batch, pad_id: int, rows: int = 1, shapes: Shapes | None = None
+) -> list[Batch]:
+    """The examples of a pack as plain right-padded micro-batches of at most `rows` rows.
+
+    Each has `input_ids`, `attention_mask` [B, W], and `keep` [K] with `targets` [B, K]: the columns
+    whose next token is supervised in some row. Padding stands on the right: on the left its
+    queries would see no key at all, which MPS answers with NaN.
+    """
+    shapes = shapes or Shapes()
+    order = packed["paths"].ge(0).sum(dim=1).argsort(stable=True).tolist()
+    batches = []
+    for chosen in (order[i : i + rows] for i in range(0, len(order), rows)):
+        paths, starts = packed["paths"][chosen], packed["starts"][chosen]
+        longest = int(paths.ge(0).sum(dim=1).max())
+        width = shapes.tokens(longest)
+        paths = torch.nn.functional.pad(paths[:, :longest], (0, width - longest), value=-1)
+        real = paths >= 0
+        ids = packed["input_ids"][0][paths.clamp(min=0)].masked_fill(~real, pad_id)
+        answer = real & (torch.arange(width, device=ids.device) >= starts[:, None])
+        labels = ids.masked_fill(~answer, IGNORED)
+        columns = answer[:, 1:].any(dim=0).nonzero().flatten()
+        more = shapes.kept(len(columns), width) - len(columns)
+        keep = torch.nn.functional.pad(columns, (0, more))
+        targets = torch.nn.functional.pad(labels[:, columns + 1], (0, more), value=IGNORED)
+        batches.append(
+            {"input_ids": ids, "attention_mask": real.long(), "keep": keep, "targets": targets}
+        )
+    return batches
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """The examples of one optimizer step -> its packs, of at most `budget` tokens each.
+
+    `labels` holds the supervised tokens of all packs, which Trainer counts for the divisor of the
+    step; `shift_labels` is the same, and tells it that none of them is dropped by a shift.
     """
 
     pad_id: int
-    lengths: tuple[int, ...] = ()
+    budget: int
+    shapes: Shapes = Shapes()
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(example["input_ids"]) for example in examples)
-        width = next((length for length in self.lengths if length >= longest), longest)
-        ids = torch.full((len(examples), width), self.pad_id)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
-        for row, example in enumerate(examples):
-            n, start = len(example["input_ids"]), example["prompt_length"]
-            ids[row, :n] = torch.tensor(example["input_ids"])
-            mask[row, :n] = 1
-            labels[row, start:n] = ids[row, start:n]
-        keep = self._columns_to_keep(labels)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "keep": keep}
-
-    def _columns_to_keep(self, labels: torch.Tensor) -> torch.Tensor:
-        supervised = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
-        if not self.lengths:
-            return supervised
-        # A fixed number of columns too: every distinct shape costs memory on MPS. The first is
-        # moved back to fill it; answers of other rows may leave gaps between the columns.
-        first, end = int(supervised[0]), int(supervised[-1]) + 1
-        count = min(-(-(end - first) // 32) * 32, labels.shape[1] - 1)
-        first = max(0, end - count)
-        return torch.arange(first, first + count)
-
-
-def fixed_lengths(max_seq_length: int, count: int = 8) -> tuple[int, ...]:
-    """`count` evenly spaced widths up to `max_seq_length`."""
-    return tuple(-(-max_seq_length * i // count) for i in range(1, count + 1))
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        sequences = [example["input_ids"] for example in examples]
+        packs = [
+            pack([examples[i] for i in chosen], self.pad_id, self.shapes)
+            for chosen in under_budget(sequences, self.budget)
+        ]
+        labels = torch.cat([packed["targets"] for packed in packs])
+        return {"packs": packs, "labels": labels, "shift_labels": labels}

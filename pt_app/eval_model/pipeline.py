@@ -21,8 +21,9 @@ from transformers import ProgressCallback, TrainingArguments, set_seed
 from pt_app.eval_model import adapters, checkpoints, console, models, platforms
 from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset, to_dataset
 from pt_app.eval_model.evaluation import PREDICTIONS, evaluate
+from pt_app.eval_model.ordering import GroupedOrder
 from pt_app.eval_model.orders import both_orders, names_a_candidate
-from pt_app.eval_model.packing import PadCollator, fixed_lengths
+from pt_app.eval_model.packing import Shapes, StepCollator
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
@@ -30,7 +31,9 @@ from pt_app.eval_model.provenance import about_this_run
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import resolve_access
-from pt_app.eval_model.trainer import JudgeTrainer, StopAfterStep
+from pt_app.eval_model.trainer import JudgeTrainer, Layout, StopAfterStep, ValidateAtTheEnd
+from pt_app.eval_model.tree_attention import use_attention, why_no_tree
+from pt_app.eval_model.validation import Validation, quality_metric
 from pt_app.eval_model.verdicts import Scale
 
 LoadBase = Callable[[models.ModelSource, Settings, Platform], Any]
@@ -57,7 +60,9 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     Raises UserError for whatever the user can mend.
     """
     console.start()
-    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    platform = platforms.decide(
+        recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
+    )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
@@ -193,6 +198,7 @@ def _train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
     if stop.asked:
         log.warning("interrupted; --resume goes on from the checkpoint of this step")
         raise KeyboardInterrupt
+    trainer.load_best()
 
 
 def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase) -> Any:
@@ -205,6 +211,7 @@ def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base:
         dropout=settings.lora_dropout,
         targets=settings.lora_targets,
     )
+    use_attention(model, platform.attention)
     trainable, total = model.get_nb_trainable_parameters()
     log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
     return model
@@ -219,9 +226,8 @@ def _trainer(
     make_arguments: MakeArguments,
     tracker: Tracker,
 ) -> JudgeTrainer:
-    arguments = make_arguments(
-        common_arguments(settings, platform, folder, prepared.val is not None), platform
-    )
+    metric = quality_metric(prepared.encoder.scale) if prepared.val is not None else None
+    arguments = make_arguments(common_arguments(settings, platform, folder, metric), platform)
     # One process drives one GPU; torchrun starts one for each.
     arguments._n_gpu = min(1, arguments.n_gpu)
     ranks, batch = arguments.world_size, settings.batch_size * settings.gradient_accumulation
@@ -234,48 +240,77 @@ def _trainer(
         settings.gradient_accumulation,
         ranks,
     )
-    pad_id = prepared.encoder.tokenizer.pad_token_id
-    lengths = fixed_lengths(settings.max_seq_length) if platform.fixed_lengths else ()
+    layout = _layout(settings, platform, prepared, model)
+    collate = StepCollator(layout.pad_id, settings.pack_tokens, layout.shapes)
+    validate, order = None, None
+    if prepared.val is not None:
+        rows = prepared.data.val
+        validate = Validation(rows, prepared.val, prepared.encoder, collate, layout)
+    if settings.group_variants:
+        order = GroupedOrder(prepared.train["group"], batch, settings.seed)
     trainer = JudgeTrainer(
         model=model,
         args=arguments,
         train_dataset=prepared.train,
         eval_dataset=prepared.val,
-        data_collator=PadCollator(pad_id, lengths),
+        data_collator=collate,
         processing_class=prepared.encoder.tokenizer,
+        layout=layout,
+        validate=validate,
+        order=order,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(tracker))
+    trainer.add_callback(ValidateAtTheEnd())
     return trainer
 
 
+def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: Any) -> Layout:
+    """How steps are computed: as packs, unless the model's attention forbids it."""
+    why = why_no_tree(model, settings.max_seq_length)
+    if why is None:
+        log.info(
+            "packs: up to %d tokens, in which common beginnings stand once", settings.pack_tokens
+        )
+    else:
+        log.warning("packs: rows are computed one by one: %s", why)
+    longest = max(settings.pack_tokens, settings.max_seq_length)
+    return Layout(
+        pad_id=prepared.encoder.tokenizer.pad_token_id,
+        rows=settings.batch_size,
+        shapes=Shapes.up_to(longest) if platform.fixed_lengths else Shapes(),
+        trees=why is None,
+        tolerance=platform.loss_tolerance,
+    )
+
+
 def common_arguments(
-    settings: Settings, platform: Platform, folder: Path, validate: bool
+    settings: Settings, platform: Platform, folder: Path, metric: str | None
 ) -> dict[str, Any]:
-    """The training arguments that no platform changes."""
+    """The training arguments that no platform changes; `metric` is what validation is judged by."""
+    only_best = "best" if metric else "no"
     return {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        # A batch of Trainer's is a whole step; packs are laid out within it (packing.py).
+        "per_device_train_batch_size": settings.batch_size * settings.gradient_accumulation,
         "learning_rate": settings.lr,
         "lr_scheduler_type": "cosine",
         "warmup_steps": settings.warmup_steps,
         "seed": settings.seed,
         "use_cpu": platform.on_cpu,
-        "eval_strategy": "steps" if validate else "no",
+        "eval_strategy": "steps" if metric else "no",
         "eval_steps": settings.eval_steps or None,
-        "prediction_loss_only": True,
-        "save_strategy": "steps" if settings.save_steps else "no",
-        "save_steps": settings.save_steps or None,
+        "metric_for_best_model": f"eval_{metric}" if metric else None,
+        "greater_is_better": True if metric else None,
+        "save_strategy": "steps" if settings.save_steps else only_best,
+        "save_steps": settings.save_steps or 500,
         "save_total_limit": 2,
         "logging_steps": 10,
         # The filter would put the mean of earlier losses in place of one that is not finite.
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "remove_unused_columns": False,
-        "label_names": ["labels"],
         "ddp_find_unused_parameters": False,
     }
 
@@ -291,8 +326,9 @@ class _Progress(ProgressCallback):  # type: ignore[misc]
         """Called by Trainer with the newest numbers, on every rank."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         self.tracker.log(numbers, state.global_step)
-        shown = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_runtime")
-        line = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
+        shown = ("loss", "grad_norm", "learning_rate", "train_runtime")
+        names = [name for name in numbers if name in shown or name.startswith("eval_")]
+        line = ", ".join(f"{name} {numbers[name]:.4g}" for name in names)
         with logging_redirect_tqdm(console.LOGGERS):
             log.info("step %d/%d: %s", state.global_step, state.max_steps, line)
 
@@ -335,7 +371,14 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
     log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
     about = about_this_run() | {"seed": settings.seed}
     results = evaluate(
-        prepared.source, adapter, prepared.data, prepared.test, prepared.encoder, about
+        prepared.source,
+        adapter,
+        prepared.data,
+        prepared.test,
+        prepared.encoder,
+        about,
+        feedback=settings.feedback,
+        precision=settings.score_precision,
     )
     adapters.update_model_card(adapter, results)
     report = write_report(adapter / "evaluation")

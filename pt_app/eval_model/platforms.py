@@ -3,11 +3,13 @@
 Nothing else in the project asks which device it runs on; it reads these values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from pt_app.errors import UserError
+from pt_app.eval_model import gemm
 from pt_app.eval_model.settings import Recipe
 
 Weights = Literal["float32", "bfloat16", "float16", "nf4"]
@@ -30,14 +32,24 @@ class Platform:
     empty_cache_steps: int | None
     fixed_lengths: bool
     """Pad to a few fixed lengths: on MPS memory grows with the number of distinct shapes."""
+    attention: str
+    """Of transformers' registry; "judge_blocks" is this project's own for packs on CPUs."""
 
     @property
     def autocast(self) -> dict[str, bool]:
-        """TrainingArguments' mixed precision, which follows the compute dtype."""
+        """TrainingArguments' mixed precision, which on a GPU follows the compute dtype.
+
+        On a CPU it would convert the adapter's weights anew in every product.
+        """
         return {
-            "bf16": self.compute_dtype == torch.bfloat16,
+            "bf16": self.compute_dtype == torch.bfloat16 and not self.on_cpu,
             "fp16": self.compute_dtype == torch.float16,
         }
+
+    @property
+    def loss_tolerance(self) -> float:
+        """How far the losses of two layouts of one batch may lie apart, relatively."""
+        return 1e-4 if self.compute_dtype == torch.float32 else 3e-2
 
     def free_memory(self) -> None:
         """Give back what a deleted model held: the allocators of GPUs keep it otherwise."""
@@ -56,12 +68,45 @@ def recipe_for_this_machine() -> Recipe:
     return "cuda" if torch.cuda.is_available() else "mps"
 
 
-def decide(recipe: Recipe, *, no_4bit: bool = False) -> Platform:
-    """The platform of a run of `recipe` on this machine."""
+def decide(recipe: Recipe, *, no_4bit: bool = False, precision: str = "auto") -> Platform:
+    """The platform of a run of `recipe` on this machine.
+
+    `precision` is "auto", "float32" or "bf16" (--train_precision). Raises UserError where this
+    machine has no bfloat16 of its own.
+    """
     # Numbers below 1e-38 are set to zero: processors take many times longer over them, and a
     # judge that is sure of its answer makes plenty in its softmax. Costs nothing elsewhere.
     torch.set_flush_denormal(True)
-    return _mps() if recipe == "mps" else _cuda(no_4bit)
+    platform = _mps() if recipe == "mps" else _cuda(no_4bit)
+    if precision != "auto":
+        platform = _in_precision(platform, precision)
+    if platform.on_cpu and gemm.fast_products_hold():
+        torch.set_float32_matmul_precision("medium")
+        reason = f"{platform.reason}; float32 products through oneDNN, as exact and faster here"
+        platform = replace(platform, reason=reason)
+    return platform
+
+
+def _in_precision(platform: Platform, precision: str) -> Platform:
+    """The platform with its base held in this precision; NF4 weights stay, and compute in it."""
+    dtype: torch.dtype = torch.float32
+    if precision == "bf16":
+        dtype = torch.bfloat16
+        if platform.on_cpu and (platform.weights == "nf4" or not gemm.has_bfloat16()):
+            why = "with NF4 weights" if platform.weights == "nf4" else "of its own"
+            remedy = "--no_4bit, or " if platform.weights == "nf4" else ""
+            raise UserError(
+                f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
+            )
+        if platform.device == "cuda" and not _has_bfloat16():
+            raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
+    weights: Weights = "bfloat16" if precision == "bf16" else "float32"
+    return replace(
+        platform,
+        compute_dtype=dtype,
+        weights="nf4" if platform.weights == "nf4" else weights,
+        reason=f"{platform.reason}; in {dtype} as asked",
+    )
 
 
 def _mps() -> Platform:
@@ -84,6 +129,7 @@ def _mps() -> Platform:
         optimizer="adamw_torch",
         empty_cache_steps=4 if on_apple else None,
         fixed_lengths=on_apple,
+        attention="sdpa" if on_apple else "judge_blocks",
     )
 
 
@@ -110,14 +156,19 @@ def _cuda(no_4bit: bool) -> Platform:
         optimizer="adamw_torch" if no_4bit else "paged_adamw_8bit",
         empty_cache_steps=None,
         fixed_lengths=False,
+        attention="sdpa" if on_gpu else "judge_blocks",
     )
 
 
 def _gpu_compute_dtype() -> tuple[torch.dtype, str]:
-    # A T4 answers that it has bfloat16 and emulates it, several times slower: ask for the real one.
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    if _has_bfloat16():
         return torch.bfloat16, "it has bfloat16"
     return torch.float16, "it has no bfloat16 of its own, so float16"
+
+
+def _has_bfloat16() -> bool:
+    # A T4 answers that it has bfloat16 and emulates it, several times slower: ask for the real one.
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _cpu_name() -> str:

@@ -24,6 +24,9 @@ class JudgeRows:
     id: str
     rows: Sequence[Row]
     shortened: int = 0
+    ties: int = 0
+    precision: str = "float32"
+    change: Mapping[str, Any] | None = None
 
 
 def results_of(
@@ -56,7 +59,9 @@ def results_of(
             {
                 "id": judge.id,
                 "name": judge.name,
-                "precision": "float32",
+                "precision": judge.precision,
+                "precision_change": judge.change,
+                "ties": judge.ties,
                 **_numbers(judge.rows, scale),
                 "unscored": count - len(rows),
                 "shortened": judge.shortened,

@@ -1,7 +1,7 @@
 """JudgeScorer: what a judge says of each row, as probabilities of verdicts and as an answer.
 
-The verdict is read without generating, from one forward pass (see verdict_trie); the answer's
-words are generated only where they are asked for.
+The verdict is read without generating, from one forward pass over the prefix tree of all prompts
+(tree_reading); the answer's words are generated only where they are asked for.
 """
 
 import logging
@@ -15,15 +15,24 @@ import torch
 from tqdm import tqdm
 
 from pt_app.errors import UserError
+from pt_app.eval_model.completion import Opening, complete, openings
 from pt_app.eval_model.data import JudgeExample
+from pt_app.eval_model.gemm import fast_products
+from pt_app.eval_model.packing import Shapes
 from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.verdict_trie import Reading, VerdictTrie, read_plain, read_tree, sees_trees
+from pt_app.eval_model.tree_attention import core, why_no_tree
+from pt_app.eval_model.tree_reading import read_parts
+from pt_app.eval_model.verdict_trie import Reading, VerdictTrie, read_plain
 from pt_app.eval_model.verdicts import Verdict
 
 log = logging.getLogger(__name__)
 
 # Logits that one pass may hold: 2^26 floats are 256 MiB, and reading them takes as much again.
 MOST_LOGITS = 1 << 26
+# Two verdicts this close in probability are a tie: rounding decides which of them is given.
+TIE = 1e-5
+# Answers are decoded in batches that hold the keys of so many times `batch_tokens` tokens.
+DECODED = 8
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,26 @@ class Scored:
     expected: float | None = None
     raw: str | None = None
 
+    @property
+    def confidence(self) -> float | None:
+        """The probability of the likeliest verdict."""
+        return max(self.probabilities, default=None)
+
+    @property
+    def tied(self) -> bool:
+        """Whether rounding decides which of two verdicts is the likeliest."""
+        *_, second, first = (-1.0, -1.0, *sorted(self.probabilities))
+        return first >= 0 and first - second < TIE
+
 
 class JudgeScorer:
     """Scores rows with a causal language model, on the device where it is.
 
-    `batch_tokens` bounds the tokens of a forward pass, `answer_tokens` the length of a generated
-    answer. `name` stands before the progress bars, which `progress` switches off. `shortened` is
-    how many rows the last `score` had to shorten. Raises UserError where the tokenizer cannot
-    tell the verdicts of the encoder's scale apart.
+    With `feedback` answers of at most `answer_tokens` are generated too. `batch_tokens` bounds the
+    newly read tokens of a forward pass, `shapes` the sizes of its tensors. `name` stands before the
+    progress bar, which `progress` switches off. `shortened` and `ties` are how many rows the last
+    `score` had to shorten, and in how many two verdicts were equally likely. Raises UserError where
+    the tokenizer cannot tell the verdicts of the encoder's scale apart.
     """
 
     def __init__(
@@ -61,22 +82,26 @@ class JudgeScorer:
         encoder: PromptEncoder,
         *,
         name: str = "judge",
-        batch_tokens: int = 8192,
+        feedback: bool = False,
+        batch_tokens: int = 2048,
         answer_tokens: int = 160,
         progress: bool = True,
+        shapes: Shapes | None = None,
     ) -> None:
         self.model = model
         self.encoder = encoder
         self.scale = encoder.scale
         self.name = name
+        self.feedback = feedback
         self.batch_tokens = batch_tokens
         self.answer_tokens = answer_tokens
         self.progress = progress
-        self.shortened = 0
+        self.shapes = shapes
+        self.shortened = self.ties = 0
         self.trie = VerdictTrie.build(_line_ids(encoder))
 
-    def score(self, examples: Sequence[JudgeExample], generate: bool = True) -> list[Scored]:
-        """Score every row, in the order given; with `generate` each gets its `raw` answer.
+    def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
+        """Score every row, in the order given.
 
         A row is shortened to fit the encoder's max_seq_length; one that cannot be is "too_long".
         Both are said in the log.
@@ -85,37 +110,74 @@ class JudgeScorer:
         bare = [example.model_copy(update={"label": None}) for example in examples]
         fitted, cuts = self.encoder.fit(bare, on_unfit="status")
         self.shortened = cuts.rows_cut
-        prompts = {
-            row: self.encoder.prompt_ids(example)
-            for row, example in enumerate(fitted)
-            if example is not None
-        }
         for problem in cuts.unfit:
             log.warning("%s", problem)
         if cuts.rows_cut:
             log.warning("%s: %d of %d rows shortened", self.name, cuts.rows_cut, len(examples))
+        places = [row for row, example in enumerate(fitted) if example is not None]
+        prompts = [self.encoder.prompt_ids(example) for example in fitted if example is not None]
         scored = [Scored("too_long")] * len(examples)
-        with _evaluating(self.model):
-            for row, result in self._verdicts(prompts):
-                scored[row] = result
-            if generate:
-                for row, raw in self._answers(prompts):
-                    scored[row] = replace(scored[row], raw=raw)
+        bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
+        with _evaluating(self.model), bar:
+            for prompt, result in self._results(prompts):
+                scored[places[prompt]] = result
+                bar.update()
+        self.ties = sum(result.tied for result in scored)
         return scored
 
-    def _verdicts(self, prompts: dict[int, list[int]]) -> Iterator[tuple[int, Scored]]:
-        deepest = max(self.trie.depths, default=-1) + 1
-        longest = max(map(len, prompts.values()), default=0) + deepest
-        read = read_tree
-        if not sees_trees(self.model, longest):
-            log.warning("%s: its attention allows no tree; verdicts are read one by one", self.name)
-            read = read_plain
+    def _results(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+        """The index of each prompt and its result, as they come."""
+        room = max((depth + 1 for depth in self.trie.depths), default=0)
+        room = max(room, self.answer_tokens) if self.feedback else room
+        why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
+        if why is None:
+            return self._from_tree(prompts)
+        if prompts:
+            log.warning("%s: verdicts are read row by row: %s", self.name, why)
+        return self._row_by_row(prompts)
+
+    def _from_tree(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
         vocabulary = self.model.config.get_text_config().vocab_size
         most_rows = max(1, MOST_LOGITS // (self.trie.states * vocabulary))
-        for rows in self._batches(prompts, len(self.trie.tokens), most_rows, "verdicts"):
-            pad = self.encoder.end_token_id
-            reading = read(self.model, [prompts[row] for row in rows], self.trie, pad)
-            yield from zip(rows, self._scored(reading), strict=True)
+        pad = self.encoder.end_token_id
+        waiting: dict[int, tuple[Opening, Scored]] = {}
+        for part in read_parts(
+            self.model, prompts, self.trie, self.batch_tokens, most_rows, pad, self.shapes
+        ):
+            results = zip(part.rows, self._scored(part.reading), strict=True)
+            if not self.feedback:
+                yield from results
+                continue
+            for opening, (row, result) in zip(openings(part, self.trie), results, strict=True):
+                if self._full(waiting, opening):
+                    yield from self._completed(waiting)
+                    waiting = {}
+                waiting[row] = opening, result
+        yield from self._completed(waiting)
+
+    def _full(self, waiting: dict[int, tuple[Opening, Scored]], another: Opening) -> bool:
+        lengths = [another.length, *(opening.length for opening, _ in waiting.values())]
+        tokens = len(lengths) * (max(lengths) + self.answer_tokens)
+        return len(lengths) > 1 and tokens > DECODED * self.batch_tokens
+
+    def _completed(
+        self, waiting: dict[int, tuple[Opening, Scored]]
+    ) -> Iterator[tuple[int, Scored]]:
+        opened = [opening for opening, _ in waiting.values()]
+        answers = complete(self.model, opened, self.encoder.end_token_id, self.answer_tokens)
+        for row, ids in answers.items():
+            yield row, replace(waiting[row][1], raw=self._text(ids))
+
+    def _row_by_row(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+        for row, prompt in enumerate(prompts):
+            reading = read_plain(self.model, [prompt], self.trie, self.encoder.end_token_id)
+            (result,) = self._scored(reading)
+            if self.feedback:
+                answer = greedy_answer(
+                    self.model, prompt, self.encoder.end_token_id, self.answer_tokens
+                )
+                result = replace(result, raw=self._text(answer))
+            yield row, result
 
     def _scored(self, reading: Reading) -> Iterator[Scored]:
         if not bool(torch.isfinite(reading.log_probabilities).all()):
@@ -135,32 +197,6 @@ class JudgeScorer:
                 expected=_expected(values, chances),
             )
 
-    def _answers(self, prompts: dict[int, list[int]]) -> Iterator[tuple[int, str]]:
-        from transformers import GenerationConfig
-
-        end = self.encoder.end_token_id
-        core = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=self.answer_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-        for rows in self._batches(prompts, self.answer_tokens, len(prompts), "answers"):
-            width = max(len(prompts[row]) for row in rows)
-            pads = [width - len(prompts[row]) for row in rows]
-            ids = [[end] * pad + prompts[row] for pad, row in zip(pads, rows, strict=True)]
-            mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-            with _without_defaults(core):
-                answers = core.generate(
-                    input_ids=torch.tensor(ids, device=core.device),
-                    attention_mask=torch.tensor(mask, device=core.device),
-                    generation_config=config,
-                )
-            for row, answer in zip(rows, answers[:, width:].tolist(), strict=True):
-                yield row, self._text(answer)
-
     def _text(self, ids: list[int]) -> str:
         """Decode an answer up to its end token, without what the template puts before it."""
         end = self.encoder.end_token_id
@@ -169,22 +205,26 @@ class JudgeScorer:
         lead = _decode(self.encoder, self.encoder.answer_ids(line)).removesuffix(line)
         return answer.removeprefix(lead)
 
-    def _batches(
-        self, prompts: dict[int, list[int]], more: int, most_rows: int, what: str
-    ) -> Iterator[list[int]]:
-        """Give rows of like length, the longest first, `more` tokens being added to each.
 
-        Each batch has at least one row. The bar moves when the next batch is asked for.
-        """
-        order = sorted(prompts, key=lambda row: -len(prompts[row]))
-        bar = tqdm(total=len(order), desc=f"{self.name}: {what}", disable=not self.progress)
-        with bar:
-            while order:
-                width = len(prompts[order[0]]) + more
-                count = max(1, min(most_rows, self.batch_tokens // width))
-                batch, order = order[:count], order[count:]
-                yield batch
-                bar.update(len(batch))
+def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: int) -> list[int]:
+    """The ids that transformers' own `generate` answers greedily: the reference for `complete`."""
+    from transformers import GenerationConfig
+
+    plain = core(model)
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=most_tokens,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+    )
+    ids = torch.tensor([list(prompt)], device=plain.device)
+    with _without_defaults(plain):
+        answer = plain.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+        )
+    found: list[int] = answer[0, len(prompt) :].tolist()
+    return found
 
 
 def _line_ids(encoder: PromptEncoder) -> list[list[int]]:
@@ -218,11 +258,11 @@ def _decode(encoder: PromptEncoder, ids: list[int]) -> str:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout and gradients off, and the mode back afterwards."""
+    """Switch dropout and gradients off and the fast products on, and all back afterwards."""
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), fast_products(model.device):
             yield
     finally:
         model.train(training)

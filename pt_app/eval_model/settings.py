@@ -76,6 +76,19 @@ class Settings:
     warmup_steps: float = _setting(
         "steps of linear warm-up; below 1, a share of all steps", 0.03, check=_number(0)
     )
+    pack_tokens: int = _setting(
+        "tokens of a forward pass in training: rows that begin alike are packed up to this",
+        2048,
+        check=_number(16),
+    )
+    group_variants: bool = _setting(
+        "keep the rows of a source in one optimizer step, as far as they fit", False
+    )
+    train_precision: str = _setting(
+        "of the frozen base in training: auto (float32, on GPUs their 16 bits), float32, bf16",
+        "auto",
+        check=_one_of("auto", "float32", "bf16"),
+    )
     max_seq_length: int = _setting("tokens of prompt and answer", 512, check=_number(16))
     max_samples: int = _setting("training rows drawn by the seed; 0: all", 0, check=_number(0))
     test_samples: int = _setting("test rows drawn by the seed; 0: all", 0, check=_number(0))
@@ -88,9 +101,15 @@ class Settings:
         "modules that get LoRA, by commas, or all-linear", "q_proj,k_proj,v_proj,o_proj"
     )
     eval_steps: int = _setting(
-        "validation loss every so many steps; 0: never", 100, check=_number(0)
+        "validation every so many steps and at the end, to keep the best weights; 0: never",
+        100,
+        check=_number(0),
     )
-    save_steps: int = _setting("checkpoint every so many steps; 0: never", 100, check=_number(0))
+    save_steps: int = _setting(
+        "checkpoint every so many steps; 0: only the best ones of the validation",
+        100,
+        check=_number(0),
+    )
     allow_leaks: bool = _setting(
         "train although texts stand on both sides of the split; every page then says so", False
     )
@@ -98,6 +117,12 @@ class Settings:
         "seed of order, initialisation and samples", 42, check=_number(0, high=2**32)
     )
     skip_eval: bool = _setting("leave out the evaluation after training", False)
+    feedback: bool = _setting("let the evaluation generate issues and feedback too", False)
+    score_precision: str = _setting(
+        "of the evaluation: float32 (exact), bf16, int8",
+        "float32",
+        check=_one_of("float32", "bf16", "int8"),
+    )
     resume: str = _setting(
         "go on from the newest complete checkpoint: of RUN, or of the newest unfinished run",
         "off",

@@ -7,6 +7,7 @@ at a state the model says which token comes next.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,24 +70,42 @@ class VerdictTrie:
         """The number of states: the prompt's end and the inner nodes."""
         return len(self.tokens) + 1
 
-    def ancestry(self) -> torch.Tensor:
-        """Which inner node (row) sees which (column): its ancestors and itself. [nodes, nodes]"""
-        seen = torch.eye(len(self.tokens), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
-            if parent:
-                seen[node] |= seen[parent - 1]
-        return seen
+    @cached_property
+    def stems(self) -> tuple[tuple[int, ...], ...]:
+        """The token sequences from the prompt's end to each inner node without inner children.
+
+        One empty sequence where there are no inner nodes.
+        """
+        ends = sorted(set(range(self.states)) - set(self.parents))
+        return tuple(self._tokens_to(state) for state in ends)
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """For each state a stem that leads through it, and how many of its tokens lead there."""
+        paths = [self._tokens_to(state) for state in range(self.states)]
+        return tuple(
+            next((i, len(path)) for i, stem in enumerate(self.stems) if stem[: len(path)] == path)
+            for path in paths
+        )
+
+    def _tokens_to(self, state: int) -> tuple[int, ...]:
+        tokens: list[int] = []
+        while state:
+            tokens.append(self.tokens[state - 1])
+            state = self.parents[state - 1]
+        return tuple(reversed(tokens))
 
     def walk(self, greedy: Sequence[int]) -> int | None:
         """Follow the likeliest token of each state; the verdict's index, or None off the trie."""
-        state = 0
-        while True:
-            step = (state, greedy[state])
-            if step in self.leaves:
-                return self.leaves[step]
-            if step not in self.edges:
-                return None
-            state = self.edges[step]
+        states = self.greedy_states(greedy)
+        return self.leaves.get((states[-1], greedy[states[-1]]))
+
+    def greedy_states(self, greedy: Sequence[int]) -> list[int]:
+        """The states that the likeliest token of each leads through, up to the last in the trie."""
+        states = [0]
+        while (step := (states[-1], greedy[states[-1]])) in self.edges:
+            states.append(self.edges[step])
+        return states
 
 
 @dataclass(frozen=True)
@@ -98,42 +117,6 @@ class Reading:
 
     log_probabilities: torch.Tensor
     greedy: torch.Tensor
-
-
-def read_tree(model: Any, prompts: Sequence[Sequence[int]], trie: VerdictTrie, pad: int) -> Reading:
-    """Read all verdicts of a batch in one forward pass: prompts, then the trie's inner nodes.
-
-    Prompts are padded on the left, so that in every row the states are the last columns. A node
-    stands at the position that it would have behind its prompt and sees that prompt, its
-    ancestors and itself.
-    """
-    width, nodes = max(map(len, prompts)), len(trie.tokens)
-    device = model.device
-    ids = torch.full((len(prompts), width + nodes), pad)
-    start = torch.tensor([width - len(prompt) for prompt in prompts])
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) : width] = torch.tensor(prompt)
-    ids[:, width:] = torch.tensor(trie.tokens, dtype=torch.long)
-    column = torch.cat([torch.arange(width), width + torch.tensor(trie.depths, dtype=torch.long)])
-    positions = (column - start[:, None]).clamp(min=0)
-    seen = torch.eye(width + nodes, dtype=torch.bool)
-    seen[:width, :width] |= torch.ones(width, width, dtype=torch.bool).tril()
-    seen[width:, :width] = True
-    seen[width:, width:] = trie.ancestry()
-    real = torch.arange(width + nodes) >= start[:, None]
-    # A pad sees itself: a row of the mask without any key would give NaN.
-    allowed = (seen & real[:, None, :]) | torch.eye(width + nodes, dtype=torch.bool)
-    # The attention interface passes a 4-D mask on as it is; eager attention adds it to the scores.
-    mask = torch.zeros(allowed.shape, dtype=model.dtype)
-    mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask[:, None].to(device),
-        position_ids=positions.to(device),
-        logits_to_keep=trie.states,
-        use_cache=False,
-    ).logits
-    return _read(logits, trie)
 
 
 def read_plain(
@@ -161,10 +144,10 @@ def read_plain(
         for index, path in enumerate(states):
             of_states[path] = logits[index, -len(path) :]
         rows.append(of_states)
-    return _read(torch.stack(rows), trie)
+    return reading_of(torch.stack(rows), trie)
 
 
-def _read(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
+def reading_of(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
     """Reduce the logits of the states, [rows, states, vocabulary], to what is asked of them."""
     normaliser = torch.logsumexp(logits.float(), dim=-1).double().cpu()
     steps = sorted({step for path in trie.paths for step in path})
@@ -174,23 +157,3 @@ def _read(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
     of_steps = of_steps - normaliser[:, at]
     lines = [of_steps[:, [where[step] for step in path]].sum(dim=1) for path in trie.paths]
     return Reading(torch.stack(lines, dim=1), logits.argmax(dim=-1).cpu())
-
-
-def sees_trees(model: Any, longest: int) -> bool:
-    """Say whether `read_tree` holds for this model and paths of up to `longest` tokens.
-
-    It needs full attention (or a window that is no shorter), through the interface that takes a
-    4-D mask, and positions that come from position_ids.
-    """
-    import inspect
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = base.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) or longest
-    return (
-        kinds <= {"full_attention", "sliding_attention"}
-        and window >= longest
-        and config._attn_implementation in ("sdpa", "eager")
-        and "position_ids" in inspect.signature(base.forward).parameters
-    )

@@ -151,6 +151,15 @@ def mean_metric(
     return _mean(Resampler(groups, resamples, seed), column)
 
 
+def strict_agreement(
+    labels: Sequence[Verdict], verdicts: Sequence[Verdict | None], scale: Scale
+) -> dict[str, float]:
+    """The numbers alone, without intervals, a parse failure (None) counted as wrong."""
+    label, verdict = positions(labels, scale, "label"), positions(verdicts, scale, "verdict")
+    statistic = _table_statistic(label, count_failures_as_wrong(label, verdict, scale), scale)
+    return {name: float(value[0]) for name, value in statistic(np.ones((1, len(label)))).items()}
+
+
 def headline(scale: Scale) -> str:
     """The number a scale's agreement is first told by."""
     return "kappa" if numbers_of(scale) is None else "kappa_quadratic"

@@ -1,0 +1,234 @@
+"""Attention over a prefix tree: each token sees its own path and nothing else.
+
+Everywhere a boolean mask says so, through transformers' own attention interface. On CPUs the mask
+is cut into blocks of queries, and each block is multiplied with the keys that it can see: on a
+rubric with four variants behind it three quarters of the full square are never computed.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+BLOCKS = "judge_blocks"  # the name of this attention in transformers' registry
+# A block ends where a branch of the tree ends, once it has the least size, and at the most size.
+LEAST, MOST = 64, 256
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries `start` to `stop`, the `keys` [n] that they can see, and which sees which.
+
+    `mask` [queries, n] is added to the scores: 0, or minus infinity. Both counted in tokens of the
+    tree.
+    """
+
+    start: int
+    stop: int
+    keys: torch.Tensor
+    mask: torch.Tensor
+
+
+def tree_mask(last: torch.Tensor, known: int = 0) -> torch.Tensor:
+    """Which token sees which: [1, 1, T - known, T], true where query i sees key j <= i <= last[j].
+
+    `known` tokens at the front have their keys in a cache and ask nothing.
+    """
+    index = torch.arange(len(last), device=last.device)
+    query = index[known:, None]
+    mask: torch.Tensor = ((index <= query) & (query <= last))[None, None]
+    return mask
+
+
+def blocks_of(last: torch.Tensor, known: int = 0) -> list[Block]:
+    """Cut the queries of a tree into blocks; those of the first `known` tokens are left out."""
+    blocks, ends = [], last.tolist()
+    start = known
+    for stop in range(known + 1, len(ends) + 1):
+        size = stop - start
+        branch_ends = stop == len(ends) or ends[stop - 1] == stop - 1
+        if stop < len(ends) and size < MOST and not (branch_ends and size >= LEAST):
+            continue
+        # Of what stands before the block, it can see the ancestors of its first token.
+        before = (last[:start] >= start).nonzero().flatten()
+        keys = torch.cat([before, torch.arange(start, stop)])
+        query = torch.arange(start, stop)[:, None]
+        seen = (keys <= query) & (query <= last[keys])
+        mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        blocks.append(Block(start, stop, keys, mask))
+        start = stop
+    return blocks
+
+
+class _BlockAttention(torch.autograd.Function):
+    """softmax(query key' * scale + mask) value, block by block; probabilities are recomputed
+    in the backward pass, so that none are kept (as FlashAttention does, arXiv 2205.14135).
+
+    query [1, H, Q, D]; key and value [1, G, T, D], each for H / G heads; the last Q of the T
+    tokens ask. Products take the dtype of the inputs, the softmax is in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        blocks: Sequence[Block],
+    ) -> torch.Tensor:
+        out = torch.empty_like(query)
+        for block, asked in _queries(query, key, blocks):
+            asks, keys, values = _of_block(query, key, value, block, asked)
+            probabilities = _probabilities(asks, keys, scale, block)
+            out[0, :, asked] = _as_heads(torch.bmm(probabilities, values), out.shape[1])
+        ctx.save_for_backward(query, key, value, out)
+        ctx.scale, ctx.blocks = scale, blocks
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (gradient,) = gradients
+        query, key, value, out = ctx.saved_tensors
+        to_query = torch.empty_like(query)
+        to_key, to_value = torch.zeros_like(key), torch.zeros_like(value)
+        groups = key.shape[1]
+        for block, asked in _queries(query, key, ctx.blocks):
+            asks, keys, values = _of_block(query, key, value, block, asked)
+            got, wanted = (_as_groups(x[0, :, asked], groups) for x in (out, gradient))
+            probabilities = _probabilities(asks, keys, ctx.scale, block)
+            to_value[0].index_add_(1, block.keys, torch.bmm(probabilities.transpose(1, 2), wanted))
+            rows = (wanted * got).sum(-1, keepdim=True)
+            scores = torch.bmm(wanted, values.transpose(1, 2)).sub_(rows).mul_(probabilities)
+            scores.mul_(ctx.scale)
+            to_query[0, :, asked] = _as_heads(torch.bmm(scores, keys), query.shape[1])
+            to_key[0].index_add_(1, block.keys, torch.bmm(scores.transpose(1, 2), asks))
+        return to_query, to_key, to_value, None, None
+
+
+def _queries(
+    query: torch.Tensor, key: torch.Tensor, blocks: Sequence[Block]
+) -> list[tuple[Block, slice]]:
+    known = key.shape[2] - query.shape[2]
+    return [(block, slice(block.start - known, block.stop - known)) for block in blocks]
+
+
+def _of_block(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: Block, asked: slice
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    asks = _as_groups(query[0, :, asked], key.shape[1])
+    return asks, key[0].index_select(1, block.keys), value[0].index_select(1, block.keys)
+
+
+def _as_groups(heads: torch.Tensor, groups: int) -> torch.Tensor:
+    """[H, Q, D] -> [G, H / G * Q, D]: the heads of a group share their keys."""
+    return heads.reshape(groups, -1, heads.shape[-1])
+
+
+def _as_heads(grouped: torch.Tensor, heads: int) -> torch.Tensor:
+    return grouped.view(heads, -1, grouped.shape[-1])
+
+
+def _probabilities(
+    asks: torch.Tensor, keys: torch.Tensor, scale: float, block: Block
+) -> torch.Tensor:
+    scores = torch.bmm(asks, keys.transpose(1, 2)).float().mul_(scale)
+    scores.view(len(keys), -1, *block.mask.shape).add_(block.mask)
+    return torch.softmax(scores, dim=-1).to(asks.dtype)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    blocks: Sequence[Block] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in blocks where the forward call was given some, SDPA elsewhere."""
+    if blocks is None or dropout:
+        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+        return result
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out: torch.Tensor = _BlockAttention.apply(query, key, value, scale, blocks)  # type: ignore[no-untyped-call]
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(BLOCKS, _attend)
+AttentionMaskInterface.register(BLOCKS, sdpa_mask)
+
+
+def tree_inputs(
+    model: Any, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor, known: int = 0
+) -> dict[str, Any]:
+    """The keyword arguments with which `model` reads a tree: ids, positions [1, Q], `last` [T]."""
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": as_attention_mask(tree_mask(last, known), model),
+    }
+    if core(model).config._attn_implementation == BLOCKS:
+        inputs["blocks"] = blocks_of(last, known)
+    return inputs
+
+
+def as_attention_mask(seen: torch.Tensor, model: Any) -> torch.Tensor:
+    """A boolean mask [B, 1, Q, T] as the model's attention takes it; it is passed on as it is."""
+    if core(model).config._attn_implementation != "eager":
+        return seen
+    low = torch.finfo(model.dtype).min  # eager attention adds its mask to the scores
+    return torch.zeros_like(seen, dtype=model.dtype).masked_fill_(~seen, low)
+
+
+def use_attention(model: Any, name: str) -> None:
+    """Let the model compute its attention by this name of transformers' registry.
+
+    One that does not go through the registry, or that was loaded as "eager", keeps its own.
+    """
+    plain = core(model)
+    if (
+        plain.config._attn_implementation in ("sdpa", BLOCKS)
+        and plain._can_set_attn_implementation()
+    ):
+        plain.set_attn_implementation(name)
+
+
+def core(model: Any) -> Any:
+    """The plain model inside a PeftModel or a launcher's wrapper."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def why_no_tree(model: Any, longest: int) -> str | None:
+    """Why this model cannot read trees with paths of up to `longest` tokens; None where it can.
+
+    It needs full attention in every layer (or a window that is no shorter), the interface that
+    takes a mask as it is, and positions that come from position_ids.
+    """
+    base = core(model)
+    config = base.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) or longest
+    if kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
+    if len(kinds) > 1:
+        return "its layers differ in what they see"
+    if window < longest:
+        return f"its attention sees {window} tokens back, and rows have up to {longest}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention's scores"
+    if config._attn_implementation not in (BLOCKS, "sdpa", "eager"):
+        return f"its attention, {config._attn_implementation}, takes no mask"
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return "it takes no positions"
+    return None

@@ -1,0 +1,78 @@
+"""How good a judge is while it is trained: verdict quality and loss on the validation split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from pt_app.eval_model import console
+from pt_app.eval_model.packing import StepCollator
+from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.scoring import JudgeScorer
+from pt_app.eval_model.trainer import Layout, summed_loss
+from pt_app.eval_model.tree_attention import why_no_tree
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.summary import strict_agreement
+
+
+def quality_metric(scale: Scale) -> str:
+    """The number by which the best checkpoint is chosen; parse failures count as wrong in it."""
+    return ("kappa_quadratic" if scale.task == "score" else "f1_macro") + "_strict"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores the validation rows with the model as it is; each rank takes its share.
+
+    `rows` are the split's, `encoded` the same for the trainer (of pairs, both orders).
+    """
+
+    rows: Sequence[JudgeExample]
+    encoded: Sequence[dict[str, Any]]
+    encoder: PromptEncoder
+    collate: StepCollator
+    layout: Layout
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The quality metric, the share of parse failures, and the loss a supervised token."""
+        rank, ranks = console.rank(), console.ranks()
+        mine = list(self.rows[rank::ranks])
+        scorer = JudgeScorer(model, self.encoder, progress=False, shapes=self.layout.shapes)
+        scored = zip(mine, scorer.score(mine), strict=True)
+        verdicts = [(row.label, score.verdict) for row, score in scored]
+        part = (verdicts, *self._loss(model, list(self.encoded)[rank::ranks]))
+        parts = gather_object([part])
+        pairs = [
+            (label.verdict, verdict)
+            for verdicts, _, _ in parts
+            for label, verdict in verdicts
+            if label is not None
+        ]
+        name = quality_metric(self.encoder.scale)
+        labels, answers = [label for label, _ in pairs], [verdict for _, verdict in pairs]
+        agreement = strict_agreement(labels, answers, self.encoder.scale)
+        return {
+            name: agreement[name.removesuffix("_strict")],
+            "parse_failures": answers.count(None) / len(answers),
+            "loss": sum(total for _, total, _ in parts) / sum(count for _, _, count in parts),
+        }
+
+    def _loss(self, model: Any, encoded: Sequence[dict[str, Any]]) -> tuple[float, int]:
+        """Summed cross-entropy and the number of supervised tokens."""
+        if not encoded:
+            return 0.0, 0
+        step = self.collate(encoded)
+        longest = max(len(row["input_ids"]) for row in encoded)
+        trees = self.layout.trees and why_no_tree(model, longest) is None
+        total, training = 0.0, model.training
+        model.eval()
+        with torch.no_grad():
+            for packed in step["packs"]:
+                on_device = {name: tensor.to(model.device) for name, tensor in packed.items()}
+                for batch in [on_device] if trees else self.layout.plain(on_device):
+                    total += float(summed_loss(model, batch))
+        model.train(training)
+        return total, int((step["labels"] >= 0).sum())
