@@ -43,6 +43,50 @@ def demo(
 
 
 @app.command()
+def score(
+    adapter: Annotated[Path, typer.Option(help="folder of a judge's adapter")],
+    input: Annotated[str, typer.Option(help="rows: CSV, TSV, JSON, JSON Lines, Parquet")],
+    output: Annotated[Path, typer.Option(help="judgements: .jsonl, .csv or .parquet")],
+    map: Annotated[
+        list[str] | None, typer.Option(help="field=column, by commas, where columns differ")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="the adapter's base, where it was a folder")
+    ] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="the judge's words too")] = False,
+    score_precision: Annotated[
+        str, typer.Option("--score_precision", help="float32 (exact), bf16, int8")
+    ] = "float32",
+    shard: Annotated[str, typer.Option(help="a stretch of the rows: 1/8 is the first")] = "1/1",
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
+    encoding: Annotated[str, typer.Option(help="of the input, if not UTF-8")] = "",
+) -> None:
+    """Judge the rows of a file: verdict, probabilities, confidence; a killed run resumes."""
+    from pt_app.eval_model import console
+    from pt_app.score_command import ScoreOptions, Shard, score_file
+
+    console.start()
+    options = ScoreOptions(
+        map=map or (),
+        encoding=encoding,
+        base=base,
+        feedback=feedback,
+        precision=_one_of(score_precision, ("float32", "bf16", "int8"), "--score_precision"),
+        device=device,
+        shard=Shard.parse(shard),
+    )
+    counts = score_file(adapter, input, output, options)
+    said = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+    typer.echo(f"{output}: {sum(counts.values()):,} rows: {said or 'none'}")
+
+
+def _one_of(value: str, allowed: tuple[str, ...], flag: str) -> str:
+    if value not in allowed:
+        raise UserError(f"{flag} {value}: must be one of {', '.join(allowed)}")
+    return value
+
+
+@app.command()
 def sync(
     folder: Annotated[Path, typer.Argument(help="a run's folder, or one above several")],
     deadline: Annotated[float, typer.Option(help="seconds that all of it may take")] = 600.0,

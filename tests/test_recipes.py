@@ -53,8 +53,8 @@ def runs(
     """One run of each recipe by path, without network and keys: adapter folder and output."""
     made = {}
     for recipe in RECIPES:
-        out = tmp_path_factory.mktemp(recipe)
-        done = run_offline([recipe_path(recipe), *flags(base, rows, out, "--save_steps", "3")])
+        out, more = tmp_path_factory.mktemp(recipe), ["--save_steps=3", "--feedback"]
+        done = run_offline([recipe_path(recipe), *flags(base, rows, out, *more)])
         assert done.returncode == 0, done.stderr
         (adapter,) = out.glob("*_final")
         made[recipe] = adapter, done

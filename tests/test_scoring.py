@@ -112,8 +112,9 @@ def test_what_prompts_share_is_read_once(chatml):
     rows = examples(3)
     rows = [row.model_copy(update={"candidate": "casa " * n}) for row in rows for n in range(5)]
     read = []
-    forward = model.forward
-    model.forward = lambda **inputs: read.append(inputs["input_ids"].numel()) or forward(**inputs)
+    model.register_forward_pre_hook(
+        lambda _, args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
     scorer_of(model, encoder, batch_tokens=200).score(rows)
     trie = scorer_of(model, encoder).trie
     prompts = [tuple(encoder.prompt_ids(row)) for row in rows]

@@ -46,6 +46,7 @@ class AdapterInfo:
     alpha: float
     target_modules: tuple[str, ...]
     parameters: int
+    weights_sha256: str
 
     @property
     def base_name(self) -> str:
@@ -195,6 +196,7 @@ def verify_adapter(folder: Path) -> AdapterInfo:
             alpha=config["lora_alpha"],
             target_modules=tuple(config["target_modules"]),
             parameters=parameters,
+            weights_sha256=judge["weights_sha256"],
         )
     except (KeyError, TypeError) as error:
         raise UserError(

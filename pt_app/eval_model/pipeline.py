@@ -226,7 +226,9 @@ def _trainer(
     make_arguments: MakeArguments,
     tracker: Tracker,
 ) -> JudgeTrainer:
-    metric = quality_metric(prepared.encoder.scale) if prepared.val is not None else None
+    metric = None
+    if prepared.val is not None:
+        metric = quality_metric(prepared.data.scale, prepared.data.val)
     arguments = make_arguments(common_arguments(settings, platform, folder, metric), platform)
     # One process drives one GPU; torchrun starts one for each.
     arguments._n_gpu = min(1, arguments.n_gpu)

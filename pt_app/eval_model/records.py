@@ -194,6 +194,26 @@ def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
     return example.model_copy(update={"task": scale.task, "where": place.where})
 
 
+def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    """Make the record of a row that is to be judged; a label that it has is not looked at.
+
+    A pair may stand in `candidate_a` and `candidate_b`; of a chat the user's turn is judged. Raises
+    UserError as `example_of` does.
+    """
+    about_labels = ("label", "annotators", "errors", "meta", "candidate_a", "candidate_b")
+    row = {name: cell for name, cell in value.items() if name not in about_labels}
+    if "candidate_a" in value or "candidate_b" in value:
+        row["candidates"] = [value.get("candidate_a"), value.get("candidate_b")]
+    if "messages" not in row and not ("input" in row and "candidate" not in row):
+        return _fields(row, place, scale).model_copy(
+            update={"task": scale.task, "where": place.where}
+        )
+    chat = _validate(ChatRow, row, place)
+    turns = {turn.role: turn.content for turn in chat.messages or ()}
+    user = _asked(turns.get("user") or chat.input or "", "messages", place)
+    return JudgeExample(id=chat.id, prompt=user, system=turns.get("system"), where=place.where)
+
+
 def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     # What only reading sets is not taken from the file.
     own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}

@@ -80,6 +80,7 @@ def results_of(
 
 def _numbers(rows: Sequence[Row], scale: Scale) -> dict[str, Any]:
     groups = [row["group"] for row in rows]
+    answered = any(row["raw"] is not None for row in rows)
     rouge = [
         rouge_l(row["label_feedback"], row["feedback"] or "") if row["label_feedback"] else None
         for row in rows
@@ -90,7 +91,7 @@ def _numbers(rows: Sequence[Row], scale: Scale) -> dict[str, Any]:
         [row["constrained"] for row in rows],
         groups,
         scale,
-        rouge=rouge,
+        rouge=rouge if answered else None,
         errors=[row["errors"] or [] for row in rows]
         if any(row["errors"] for row in rows)
         else None,

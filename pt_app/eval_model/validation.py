@@ -18,9 +18,15 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.summary import strict_agreement
 
 
-def quality_metric(scale: Scale) -> str:
-    """The number by which the best checkpoint is chosen; parse failures count as wrong in it."""
-    return ("kappa_quadratic" if scale.task == "score" else "f1_macro") + "_strict"
+def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
+    """The number by which the best checkpoint is chosen; parse failures count as wrong in it.
+
+    Labels that are all equal have no kappa: then it is the share of exact verdicts.
+    """
+    labels = {row.label.verdict for row in rows if row.label}
+    if scale.task != "score":
+        return "f1_macro_strict"
+    return "kappa_quadratic_strict" if len(labels) > 1 else "exact_strict"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Validation:
             for label, verdict in verdicts
             if label is not None
         ]
-        name = quality_metric(self.encoder.scale)
+        name = quality_metric(self.encoder.scale, self.rows)
         labels, answers = [label for label, _ in pairs], [verdict for _, verdict in pairs]
         agreement = strict_agreement(labels, answers, self.encoder.scale)
         return {

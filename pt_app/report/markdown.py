@@ -110,6 +110,17 @@ def _legend(results: dict[str, Any]) -> str:
             lines.append(f"{model['unscored']} rows did not fit the context and are in no number.")
         if model.get("shortened"):
             lines.append(f"{model['shortened']} rows were shortened to fit the context.")
+        if model.get("ties"):
+            lines.append(
+                f"{inline(model['name'])}: in {model['ties']} rows two verdicts are equally likely "
+                "to 1e-5, and rounding decides between them."
+            )
+        if change := model.get("precision_change"):
+            lines.append(
+                f"{inline(model['name'])}, scored in {inline(model['precision'])}: "
+                f"{change['verdicts']} verdicts of {change['n']} rows are not those of float32, "
+                f"and a probability is off by up to {change['probability']:.2g}."
+            )
     return "\n\n".join(dict.fromkeys(lines))
 
 

@@ -29,11 +29,14 @@ LONGEST_TEXT = 1000
 
 
 def columns_of(results: dict[str, Any]) -> tuple[str, ...]:
-    """The numbers a table shows, the headline first."""
-    if results["task"] == "score":
-        return SCORE_COLUMNS
-    both = any("order_consistency" in model["metrics"] for model in results["models"])
-    return PAIR_COLUMNS if both else NOMINAL_COLUMNS
+    """The numbers a table shows, the headline first; ROUGE-L only where answers were generated."""
+    metrics = [model["metrics"] for model in results["models"]]
+    columns: tuple[str, ...] = SCORE_COLUMNS
+    if results["task"] != "score":
+        both = any("order_consistency" in numbers for numbers in metrics)
+        columns = PAIR_COLUMNS if both else NOMINAL_COLUMNS
+    answered = any("rouge_l" in numbers for numbers in metrics)
+    return columns if answered else tuple(name for name in columns if name != "rouge_l")
 
 
 def leak_line(results: dict[str, Any]) -> str:

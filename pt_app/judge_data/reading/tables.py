@@ -40,13 +40,23 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is to be read, where that is not recognised: see `judge data import --help`."""
+    """How a file is to be read, where that is not recognised: see `judge data import --help`.
+
+    `stand_in` gives what stands for a row that cannot be read; without it such a row is an error.
+    """
 
     encoding: str = ""
     delimiter: str = ""
     quoting: Quoting = "auto"
     header: Sequence[str] = ()
     hub_split: str = "train"
+    stand_in: Callable[[UserError], dict[str, Any]] | None = None
+
+    def refuse(self, error: UserError) -> dict[str, Any]:
+        """Raise the error of a row that cannot be read, or give its stand-in."""
+        if self.stand_in is None:
+            raise error
+        return self.stand_in(error)
 
 
 @dataclass(frozen=True)
@@ -163,12 +173,14 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
     def rows() -> Rows:
         numbered = records(path, lines(), dialect)
         for line, values in itertools.islice(numbered, 0 if reading.header else 1, None):
+            row: dict[str, Any] = dict(zip(names, values, strict=False))
             if len(values) != len(names):
-                raise UserError(
+                error = UserError(
                     f"{path}, line {line}: {len(values)} fields, but {len(names)} columns: correct "
                     f"it, or overrule {said} with --delimiter or --quoting"
                 )
-            yield Place(path, line, lines=True), dict(zip(names, values, strict=True))
+                row = reading.refuse(error)
+            yield Place(path, line, lines=True), row
 
     if next(rows(), None) is None:
         raise UserError(f"{path} holds no rows: name a file with a header line and rows")
@@ -206,13 +218,14 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
     def numbered() -> Iterator[tuple[int, Any]]:
         if whole:
             return iter(enumerate(values, start=1))
-        return _json_lines(path, _lines(path, member, encoding))
+        return _json_lines(path, _lines(path, member, encoding), reading)
 
     def rows() -> Rows:
         for number, value in numbered():
             place = Place(path, number, lines=not whole)
             if not isinstance(value, dict):
-                raise place.error("", "a row must be an object", "write {...} for each row")
+                remedy = "write {...} for each row"
+                value = reading.refuse(place.error("", "a row must be an object", remedy))
             yield place, value
 
     columns = dict.fromkeys(key for _, row in itertools.islice(rows(), FIRST_ROWS) for key in row)
@@ -250,10 +263,15 @@ def _wrapped(value: Any) -> list[list[Any]]:
     return [value[name] for name in WRAPPERS if isinstance(value.get(name), list)]
 
 
-def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
+def _json_lines(path: Path, lines: Iterator[str], reading: Reading) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, _parsed(line.rstrip("\r\n"), path, number)
+        if not line.strip():
+            continue
+        try:
+            value = _parsed(line.rstrip("\r\n"), path, number)
+        except UserError as error:
+            value = reading.refuse(error)
+        yield number, value
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:

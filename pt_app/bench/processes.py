@@ -1,0 +1,142 @@
+"""Measures several ways of doing one thing in turns: A B C A B C, each in a process of its own.
+
+The processes are forked from one that holds the models, whose weights they share, so that many fit
+into the memory of one; what each adds is its own.
+"""
+
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclass
+class Samples:
+    """What was measured of one way: seconds of each round, GiB above the model, all results."""
+
+    seconds: list[float] = field(default_factory=list)
+    memory: float = 0.0
+    results: list[Any] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a round."""
+        return statistics.median(self.seconds) if self.seconds else float("nan")
+
+
+class Turns:
+    """A process's side: wait for one's turn, do the work, say how long it took."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link = link
+        self.resident = 0
+
+    def wait(self) -> None:
+        """Return when it is this process's turn; ends the process where there is none any more."""
+        if self.link.recv() == "stop":
+            os._exit(0)
+        if not self.resident:
+            self.resident = _memory("VmRSS")
+            _reset_peak()
+
+    def done(self, seconds: float, result: Any) -> None:
+        """Hand in a round."""
+        self.link.send((seconds, _memory("VmHWM") - self.resident, result))
+
+
+Work = Callable[[Turns], None]
+
+
+def repeat(prepare: Callable[[], Callable[[], Any]]) -> Work:
+    """Work that is a function called over and over; `prepare` makes it, untimed."""
+
+    def work(turns: Turns) -> None:
+        function = prepare()
+        while True:
+            turns.wait()
+            start = time.perf_counter()
+            result = function()
+            turns.done(time.perf_counter() - start, result)
+
+    return work
+
+
+def in_turns(
+    ways: Mapping[str, Work], rounds: int, say: Callable[[str], None]
+) -> dict[str, Samples]:
+    """Run all ways `rounds` times in turns, after one round that is not counted.
+
+    A way that fails is left out from then on, and its error kept.
+    """
+    context = get_context("fork")
+    found = {name: Samples() for name in ways}
+    links: dict[str, Connection] = {}
+    for name, work in ways.items():
+        here, there = context.Pipe()
+        context.Process(target=_run, args=(work, there), daemon=True).start()
+        there.close()
+        links[name] = here
+    for turn in range(rounds + 1):
+        for name in list(links):
+            samples = found[name]
+            try:
+                seconds, memory, result = _told(links[name])
+            except (EOFError, OSError, RuntimeError) as error:
+                samples.error = str(error) or "the process ended"
+                del links[name]
+                say(f"{name} failed: {samples.error}")
+                continue
+            samples.results.append(result)
+            if turn:
+                samples.seconds.append(seconds)
+            samples.memory = max(samples.memory, memory / GIB)
+            say(f"{'round ' + str(turn) if turn else 'warm-up'}, {name}: {seconds:.2f} s")
+    for link in links.values():
+        link.send("stop")
+    return found
+
+
+def _told(link: Connection) -> Any:
+    """Give a process its turn and await what it hands in."""
+    if not link.poll():  # else it has failed before its turn, and said why
+        link.send("go")
+    got = link.recv()
+    if isinstance(got, str):
+        raise RuntimeError(got)
+    return got
+
+
+def _run(work: Work, link: Connection) -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (to the process's end)
+    try:
+        work(Turns(link))
+    except BaseException:  # whatever ends a way is said; the others go on
+        last = traceback.format_exc().strip().splitlines()
+        link.send(" | ".join(last[-3:]))
+        os._exit(1)
+
+
+def _memory(name: str) -> int:
+    """A line of /proc/self/status in bytes; 0 where there is none (not on Linux)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _reset_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew (proc_pid_clear_refs(5))
+    except OSError:
+        return

@@ -1,0 +1,151 @@
+"""Judge: a trained judge as other programs use it.
+
+judge = Judge.load("adapters_eval/tiny-judge-2ep-20261121_101500_final")
+for judgement in judge.score([{"source": "the house", "candidate": "a casa"}]):
+    print(judgement.verdict, judgement.confidence)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pt_app.errors import UserError
+from pt_app.eval_model import adapters, models
+from pt_app.eval_model.precision import Change, converted
+from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.records import JudgeExample, Place, unlabelled
+from pt_app.eval_model.scoring import JudgeScorer, Scored
+from pt_app.eval_model.tree_attention import BLOCKS, use_attention
+from pt_app.eval_model.verdicts import Verdict
+
+ROWS = Place(Path("rows"), 0, lines=False)
+PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one row.
+
+    `status` is "ok", "parse_failure" (the judge's own answer is no verdict: `verdict` is None),
+    "too_long" or "bad_row" (with the `problem`). `likeliest` is the most probable allowed verdict,
+    `confidence` its probability, `expected` the mean score, `verdict_mass` the probability of all
+    allowed verdicts before they were made to sum to 1. `answer` is the judge's whole answer, if
+    it was asked for; `judge` names adapter and weights.
+    """
+
+    id: str
+    status: str
+    judge: str
+    verdict: Verdict | None = None
+    likeliest: Verdict | None = None
+    confidence: float | None = None
+    expected: float | None = None
+    verdict_mass: float | None = None
+    probabilities: Mapping[str, float] | None = None
+    answer: str | None = None
+    problem: str | None = None
+
+
+class Judge:
+    """A base with a judge's adapter merged into it, ready to score."""
+
+    def __init__(self, model: Any, info: adapters.AdapterInfo, encoder: PromptEncoder) -> None:
+        self.model = model
+        self.info = info
+        self.encoder = encoder
+        self.precision = "float32"
+        self.name = f"{info.folder.resolve().name}@{info.weights_sha256[:12]}"
+
+    @staticmethod
+    def load(adapter: str | Path, *, base: str | None = None, device: str = "cpu") -> "Judge":
+        """Load an adapter's folder on its own base, in float32, merged.
+
+        `base` is needed where the base was a folder: the adapter does not keep its path. Raises
+        UserError where the adapter is damaged or the base is another one.
+        """
+        info = adapters.verify_adapter(Path(adapter))
+        source = models.resolve_model(base or str(info.identity["name"]))
+        identity = models.model_identity(source)
+        model = adapters.load_adapter(info.folder, models.load_model(source), identity)
+        model = _on(adapters.merge(model).eval(), device)
+        use_attention(model, BLOCKS if device == "cpu" else "sdpa")
+        tokenizer = models.load_tokenizer(info.folder)
+        encoder = PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length)
+        return Judge(model, info, encoder)
+
+    def use_precision(self, precision: str, sample: Sequence[Mapping[str, Any]]) -> Change | None:
+        """Go on in "bf16" or "int8"; gives what that changes on the sample, and says it."""
+
+        def score(model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
+            return JudgeScorer(model, self.encoder, progress=False).score(rows)
+
+        read = [self._read(row, ROWS) for row in sample]
+        rows = [row for row in read if isinstance(row, JudgeExample)]
+        self.model, change = converted(self.model, precision, rows, score)
+        self.precision = precision
+        return change
+
+    def score(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        feedback: bool = False,
+        progress: bool = False,
+        places: Sequence[Place] | None = None,
+    ) -> list[Judgement]:
+        """Judge rows of fields as in a dataset (docs/DATA.md), in the order given.
+
+        A row that cannot be judged gets a status of its own and stops no other. `places` say where
+        each row stands, for messages.
+        """
+        rows = list(rows)
+        places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
+        read = [self._read(row, place) for row, place in zip(rows, places, strict=True)]
+        scorer = JudgeScorer(self.model, self.encoder, feedback=feedback, progress=progress)
+        examples = [one for one in read if isinstance(one, JudgeExample)]
+        scored = iter(scorer.score(examples))
+        return [
+            self._judgement(_id(row, place), next(scored))
+            if isinstance(one, JudgeExample)
+            else Judgement(_id(row, place), "bad_row", self.name, problem=one)
+            for row, place, one in zip(rows, places, read, strict=True)
+        ]
+
+    def _read(self, row: Mapping[str, Any], place: Place) -> JudgeExample | str:
+        """The record of a row, or what is wrong with it."""
+        if PROBLEM in row and len(row) == 1:
+            return str(row[PROBLEM])
+        try:
+            return unlabelled(dict(row), place, self.info.scale)
+        except UserError as error:
+            return str(error)
+
+    def _judgement(self, name: str, scored: Scored) -> Judgement:
+        values = map(str, self.info.scale.values)
+        chances = dict(zip(values, scored.probabilities, strict=False))
+        return Judgement(
+            id=name,
+            status=scored.status,
+            judge=self.name,
+            verdict=scored.verdict,
+            likeliest=scored.constrained,
+            confidence=scored.confidence,
+            expected=scored.expected,
+            verdict_mass=scored.verdict_mass,
+            probabilities=chances or None,
+            answer=scored.raw,
+        )
+
+
+def _id(row: Mapping[str, Any], place: Place) -> str:
+    name = row.get("id")
+    return str(name) if name not in (None, "") else place.where
+
+
+def _on(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: not on this machine ({first}): use cpu") from error

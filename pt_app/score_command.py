@@ -1,0 +1,198 @@
+"""`judge score`: rows in, judgements out, in parts that a killed run resumes."""
+
+import csv
+import io
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pt_app.errors import UserError
+from pt_app.eval_model.precision import SAMPLE
+from pt_app.eval_model.records import Place
+from pt_app.files import sha256_file, write_json_atomic, write_text_atomic
+from pt_app.judge import PROBLEM, Judge, Judgement
+from pt_app.judge_data.mapping import ColumnMap
+from pt_app.judge_data.reading.tables import Reading, Table, open_table
+
+ENDINGS = (".jsonl", ".csv", ".parquet")
+PART = 500  # rows; a killed run loses at most so many
+Row = tuple[Place, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of several equal stretches of the rows is judged: `number` of `count`, from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @staticmethod
+    def parse(text: str) -> "Shard":
+        """Read "2/8"; raises UserError for anything else."""
+        number, _, count = text.partition("/")
+        if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
+            return Shard(int(number), int(count))
+        raise UserError(f"--shard {text}: write it as 1/8 for the first of eight")
+
+    def of(self, rows: int) -> range:
+        """The rows that are this shard's."""
+        return range(rows * (self.number - 1) // self.count, rows * self.number // self.count)
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The flags of `judge score`: see its help."""
+
+    map: Sequence[str] = ()
+    encoding: str = ""
+    base: str | None = None
+    feedback: bool = False
+    precision: str = "float32"
+    device: str = "cpu"
+    shard: Shard = Shard()
+
+
+def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -> dict[str, int]:
+    """Judge every row of `input`, write `output`; gives how many rows have which status.
+
+    What is done so far lies in `output`.parts, and is joined at the end: the same command goes on
+    where a killed one stopped. Raises UserError for files that cannot be read or written, and where
+    the parts are another job's.
+    """
+    if output.suffix not in ENDINGS:
+        raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
+    table = open_table(input, Reading(options.encoding, stand_in=lambda e: {PROBLEM: str(e)}))
+    columns = ColumnMap.from_flags(options.map) if options.map else None
+    if columns:
+        columns.check(table.columns, table.name)
+    judge = Judge.load(adapter, base=options.base, device=options.device)
+    if options.precision != "float32":
+        sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
+        judge.use_precision(options.precision, sample)
+    mine = options.shard.of(sum(1 for _ in table.rows()))
+    parts = output.with_name(f"{output.name}.parts")
+    _open_parts(parts, _job(judge, input, options))
+    rows = itertools.islice(_rows(table, columns), mine.start, mine.stop)
+    for number in range(-(-len(mine) // PART)):
+        batch = list(itertools.islice(rows, PART))
+        _write_part(judge, batch, parts / f"{number:06}.jsonl", options.feedback)
+    lines = [line for part in sorted(parts.glob("*.jsonl")) for line in _lines(part)]
+    _write(output, lines)
+    shutil.rmtree(parts)
+    counts: dict[str, int] = {}
+    for line in lines:
+        counts[line["status"]] = counts.get(line["status"], 0) + 1
+    return counts
+
+
+def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
+    for place, value in table.rows():
+        if columns is None or PROBLEM in value:
+            yield place, value
+            continue
+        try:
+            row = columns.fields(place, value)
+        except UserError as error:
+            row = {PROBLEM: str(error)}
+        yield place, row
+
+
+def _job(judge: Judge, input: str, options: ScoreOptions) -> dict[str, Any]:
+    path = Path(input.partition("::")[0])
+    return {
+        "judge": judge.name,
+        "input": sha256_file(path) if path.is_file() else input,
+        "options": json.loads(json.dumps(asdict(options))),
+        "rows_a_part": PART,
+    }
+
+
+def _open_parts(parts: Path, job: Mapping[str, Any]) -> None:
+    """Make the folder of parts, or go on in one of the same job."""
+    about = parts / "job.json"
+    if not about.exists():
+        write_json_atomic(about, job)
+        return
+    try:
+        before = json.loads(about.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{about} is damaged: remove {parts}") from error
+    other = [name for name in job if before.get(name) != job[name]]
+    if other:
+        raise UserError(
+            f"{parts} was begun with another {other[0]}: give the former again, or remove it"
+        )
+
+
+def _write_part(judge: Judge, batch: Sequence[Row], path: Path, feedback: bool) -> None:
+    if path.exists():  # written aside and renamed: it is whole
+        return
+    judged = judge.score(
+        [row for _, row in batch],
+        feedback=feedback,
+        progress=True,
+        places=[place for place, _ in batch],
+    )
+    text = "".join(json.dumps(_as_row(one), ensure_ascii=False) + "\n" for one in judged)
+    write_text_atomic(path, text)
+
+
+def _as_row(one: Judgement) -> dict[str, Any]:
+    row = asdict(one)
+    for name in ("answer", "problem"):
+        if row[name] is None:
+            del row[name]
+    return row
+
+
+def _lines(part: Path) -> Iterator[dict[str, Any]]:
+    with open(part, encoding="utf-8", newline="\n") as file:
+        yield from (json.loads(line) for line in file)
+
+
+def _write(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+    if output.suffix == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text_atomic(output, text)
+        return
+    flat = [
+        {**row, "probabilities": row["probabilities"] and json.dumps(row["probabilities"])}
+        for row in rows
+    ]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    if output.suffix == ".csv":
+        text_file = io.StringIO(newline="")
+        writer = csv.DictWriter(text_file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        write_text_atomic(output, text_file.getvalue())
+        return
+    _write_parquet(output, flat, names)
+
+
+def _write_parquet(output: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Write a table whose verdicts are texts: numbers and names may not share a column."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    kinds = dict.fromkeys(("confidence", "expected", "verdict_mass"), arrow.float64())
+    columns = {
+        name: arrow.array(
+            [_cell(row.get(name), name in kinds) for row in rows], kinds.get(name, arrow.string())
+        )
+        for name in names
+    }
+    aside = output.with_name(f".{output.name}.partial")
+    try:
+        parquet.write_table(arrow.table(columns), aside)
+        aside.replace(output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error}): choose another folder") from error
+
+
+def _cell(value: Any, number: bool) -> Any:
+    return value if number or value is None else str(value)

@@ -1,0 +1,259 @@
+"""`Judge.load(...).score(...)` and `judge score`: how other programs use a judge."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app.errors import UserError
+from pt_app.eval_model.judge_train_mps import main as train
+from pt_app.judge import Judge
+from pt_app.score_command import ScoreOptions, Shard, score_file
+from tests.tiny_models import make_model_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge trained for a few steps, evaluated."""
+    out = tmp_path_factory.mktemp("judge")
+    flags = {"model": base, "data_dir": rows, "output_dir": out, "epochs": 1, "tracking": "off"}
+    train([f"--{name}={value}" for name, value in flags.items()])
+    (folder,) = out.glob("*_final")
+    return folder
+
+
+def some_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    words = ["the", "old", "house", "is", "white", "and", "she", "reads", "a", "long", "letter"]
+    return [
+        {
+            "id": f"row-{i}",
+            "source": " ".join(rng.choices(words, k=rng.randint(1, 9))),
+            "reference": "a casa",
+            "candidate": " ".join(rng.choices(["o", "casa", "velho"], k=rng.randint(0, 6))),
+        }
+        for i in range(count)
+    ]
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in rows))
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def options(base: Path, **changed: Any) -> ScoreOptions:
+    return ScoreOptions(base=str(base), **changed)
+
+
+def test_judgements_are_those_of_the_evaluation(adapter: Path, base: Path, rows: Path) -> None:
+    test = read_lines(rows / "judge_test.json")
+    judge = Judge.load(adapter, base=str(base))
+    lines = (adapter / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    evaluated = [row for row in map(json.loads, lines) if row["model"] == "adapter"]
+    judged = judge.score(test)
+    assert [one.id for one in judged] == [row["id"] for row in test]
+    for one, row in zip(judged, evaluated, strict=True):
+        assert (one.status, one.verdict) == (row["status"], row["verdict"])
+        assert one.likeliest == row["constrained"]
+        chances = list((one.probabilities or {}).values())
+        assert chances == pytest.approx(row["probabilities"], abs=1e-5)
+        assert one.confidence == max(chances)
+        assert one.judge.startswith(adapter.name + "@")
+
+
+def test_bad_rows_get_a_status_and_stop_no_other(adapter: Path, base: Path, tmp_path: Path) -> None:
+    good = some_rows(2)
+    bad = [
+        {},
+        {"id": "number", "source": "a", "candidate": 7},
+        {"id": "no candidate", "source": "a"},
+        {"id": "long", "source": "a", "candidate": "casa " * 3000},
+        "{broken",
+        "[1]",
+        {"id": "empty candidate", "source": "a", "candidate": ""},
+    ]
+    file = write_lines(tmp_path / "rows.jsonl", [good[0], *bad, good[1]])
+    counts = score_file(adapter, str(file), tmp_path / "out.jsonl", options(base))
+    judged = read_lines(tmp_path / "out.jsonl")
+    assert len(judged) == len(bad) + 2 == sum(counts.values())
+    statuses = [row["status"] for row in judged]
+    assert statuses[1:7] == ["bad_row", "bad_row", "bad_row", "too_long", "bad_row", "bad_row"]
+    assert not {"bad_row", "too_long"} & {statuses[0], statuses[7], statuses[8]}
+    assert "field candidate" in judged[2]["problem"]
+    assert "not JSON at line 6, column 2" in judged[5]["problem"]
+    alone = Judge.load(adapter, base=str(base)).score(good)
+    for one, row in zip(alone, (judged[0], judged[8]), strict=True):
+        assert row["probabilities"] == pytest.approx(one.probabilities, abs=1e-5)
+
+
+def test_csv_and_parquet_hold_what_json_lines_hold(
+    adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = some_rows(5)
+    write_lines(tmp_path / "rows.jsonl", rows)
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "src", "ref", "mt"])
+        writer.writeheader()
+        writer.writerows(
+            {"id": r["id"], "src": r["source"], "ref": r["reference"], "mt": r["candidate"]}
+            for r in rows
+        )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    renamed = options(base, map=["source=src,reference=ref,candidate=mt,id=id"])
+    score_file(adapter, str(tmp_path / "rows.jsonl"), tmp_path / "1.jsonl", options(base))
+    score_file(adapter, str(tmp_path / "rows.csv"), tmp_path / "2.csv", renamed)
+    score_file(adapter, str(tmp_path / "rows.parquet"), tmp_path / "3.parquet", options(base))
+    lines = read_lines(tmp_path / "1.jsonl")
+    with open(tmp_path / "2.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = pyarrow.parquet.read_table(tmp_path / "3.parquet").to_pylist()
+    for line, cells, column in zip(lines, table, columns, strict=True):
+        assert cells["id"] == column["id"] == line["id"]
+        assert json.loads(cells["probabilities"]) == line["probabilities"]
+        assert json.loads(column["probabilities"]) == line["probabilities"]
+        assert column["confidence"] == line["confidence"] == float(cells["confidence"])
+        assert str(line["likeliest"]) == cells["likeliest"] == column["likeliest"]
+
+
+def test_shards_hold_all_rows_once(adapter: Path, base: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "rows.jsonl", some_rows(11))
+    score_file(adapter, str(file), tmp_path / "all.jsonl", options(base))
+    parts = []
+    for number in (1, 2, 3):
+        out = tmp_path / f"{number}.jsonl"
+        score_file(adapter, str(file), out, options(base, shard=Shard(number, 3)))
+        parts += read_lines(out)
+    whole = read_lines(tmp_path / "all.jsonl")
+    assert [row["id"] for row in parts] == [row["id"] for row in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])
+def test_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--shard"):
+        Shard.parse(text)
+
+
+def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    other = make_model_folder(tmp_path / "other", seed=9, hidden_size=64, intermediate_size=128)
+    with pytest.raises(UserError, match="load it on its own base"):
+        Judge.load(adapter, base=str(other))
+
+
+def test_answers_come_only_where_they_are_asked_for(adapter: Path, base: Path) -> None:
+    judge = Judge.load(adapter, base=str(base))
+    assert {one.answer for one in judge.score(some_rows(3))} == {None}
+    assert all(isinstance(one.answer, str) for one in judge.score(some_rows(3), feedback=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_coarser_precision_says_what_it_changes(
+    adapter: Path, base: Path, precision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pt_app.eval_model.gemm import has_bfloat16
+
+    if precision == "bf16" and not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16 of its own")
+    judge = Judge.load(adapter, base=str(base))
+    exact = judge.score(some_rows(20))
+    change = judge.use_precision(precision, some_rows(20))
+    coarse = judge.score(some_rows(20))
+    assert change is not None
+    assert change.n == 20
+    pairs = list(zip(exact, coarse, strict=True))
+    assert change.verdicts == sum(one.verdict != other.verdict for one, other in pairs)
+    assert change.probability > 1e-5, "nothing was rounded"
+    assert judge.precision == precision
+
+
+def test_parts_of_another_job_are_refused(adapter: Path, base: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "rows.jsonl", some_rows(3))
+    parts = tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    (parts / "job.json").write_text('{"judge": "another"}')
+    with pytest.raises(UserError, match="begun with another judge"):
+        score_file(adapter, str(file), tmp_path / "out.jsonl", options(base))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_output_of_an_unknown_ending_is_refused(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"its ending must be one of .jsonl"):
+        score_file(adapter, "rows.jsonl", tmp_path / "out.xlsx", ScoreOptions())
+
+
+@pytest.mark.slow
+def test_run_killed_at_five_moments_and_resumed_equals_the_uninterrupted_one(
+    adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "rows.jsonl", some_rows(2000))
+    score_file(adapter, str(file), tmp_path / "whole.jsonl", options(base))
+    flags = {"adapter": adapter, "base": base, "input": file, "output": tmp_path / "killed.jsonl"}
+    command = [sys.executable, "-m", "pt_app.cli", "score"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    rng, kills = random.Random(0), 0
+    for _ in range(100):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        if kills < 5:
+            parts = tmp_path / "killed.jsonl.parts"
+            while not parts.exists() and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0.0, 1.5))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+        output, _ = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0, output
+    assert kills == 5
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not (tmp_path / "killed.jsonl.parts").exists()
+
+
+def test_pairs_and_chats_are_judged_without_labels(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs"
+    data.mkdir()
+    (data / "dataset.json").write_text('{"task": "pairwise", "template": "response"}')
+    for split in ("train", "test"):
+        rows = [
+            {"source": f"{split} {i}", "candidates": ["o", f"casa {i}"], "label": {"verdict": "B"}}
+            for i in range(4)
+        ]
+        write_lines(data / f"judge_{split}.json", rows)
+    flags = {"model": base, "data_dir": data, "output_dir": tmp_path, "epochs": 1}
+    train([f"--{n}={v}" for n, v in flags.items()] + ["--tracking=off", "--skip_eval"])
+    (folder,) = tmp_path.glob("*_final")
+    judge = Judge.load(folder, base=str(base))
+    one, other, chat = judge.score([
+        {"source": "a", "candidates": ["o", "casa"]},
+        {"source": "a", "candidate_a": "o", "candidate_b": "casa"},
+        {"messages": [{"role": "user", "content": "Which is better: o or casa?"}]},
+    ])  # fmt: skip
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert set(one.probabilities or ()) == {"A", "B", "tie"}
+    assert chat.status in ("ok", "parse_failure")
