@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
 from pt_app.errors import UserError, exit_with
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 base = typer.Typer(help="The tiny offline base (--model tiny).", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 app.add_typer(base, name="base")
 
 

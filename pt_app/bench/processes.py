@@ -4,6 +4,8 @@ The processes are forked from one that holds the models, whose weights they shar
 into the memory of one; what each adds is its own.
 """
 
+import ctypes
+import gc
 import os
 import statistics
 import sys
@@ -52,6 +54,7 @@ class Turns:
     def done(self, seconds: float, result: Any) -> None:
         """Hand in a round."""
         self.link.send((seconds, _memory("VmHWM") - self.resident, result))
+        _trim()
 
 
 Work = Callable[[Turns], None]
@@ -133,6 +136,15 @@ def _memory(name: str) -> int:
     except OSError:
         return 0
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _trim() -> None:
+    """Give freed memory back: a process that waits for its turn would keep gigabytes of it."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except OSError:
+        return
 
 
 def _reset_peak() -> None:

@@ -253,7 +253,7 @@ def best_gemm(shape: Shape) -> float:
                 seconds.append(time.perf_counter() - start)
             rates.append(2 * x.numel() * out / min(seconds))
     torch.set_float32_matmul_precision(before)
-    return max(rates)
+    return float(max(rates))
 
 
 def useful_flops(shape: Shape, workload: Workload, step: int, examples: int) -> float:
@@ -262,8 +262,8 @@ def useful_flops(shape: Shape, workload: Workload, step: int, examples: int) -> 
     from pt_app.eval_model.packing import Tree
 
     rows = workload.encoded[step * examples : (step + 1) * examples]
-    tokens = len(Tree.of([row["input_ids"] for row in rows]).ids)
-    supervised = sum(len(row["input_ids"]) - row["prompt_length"] for row in rows)
+    tokens: int = len(Tree.of([row["input_ids"] for row in rows]).ids)
+    supervised: int = sum(len(row["input_ids"]) - row["prompt_length"] for row in rows)
     return 4.0 * (tokens * shape.body_weights + supervised * shape.head_weights)
 
 

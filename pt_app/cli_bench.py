@@ -1,0 +1,89 @@
+"""`judge bench`: speed as ratios, measured side by side on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pt_app.errors import UserError
+
+bench = typer.Typer(help="Speed against other tools, as ratios of one run.", no_args_is_help=True)
+
+Which = Literal["rubric", "variants", "both"]
+ShapeName = Annotated[str, typer.Option(help="qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b or tiny")]
+Layers = Annotated[int, typer.Option(help="of the model; 0: all that the shape has")]
+Workloads = Annotated[
+    Which, typer.Option(help="rubric (rows that share it), variants (four a source) or both")
+]
+Rounds = Annotated[int, typer.Option(min=1, help="measured in turns; medians are shown")]
+Only = Annotated[str, typer.Option(help="ways to measure, by semicolons; all if not given")]
+Json = Annotated[Path | None, typer.Option("--json", help="write all numbers into this file")]
+
+
+@bench.command()
+def train(
+    shape: ShapeName = "qwen2.5-0.5b",
+    layers: Layers = 0,
+    workload: Workloads = "both",
+    rounds: Rounds = 3,
+    only: Only = "",
+    json_file: Json = None,
+) -> None:
+    """Training: examples a second against TRL and a plain Trainer, on one CPU core."""
+    from pt_app.bench.train import WAYS, measure
+
+    _check(shape, only, list(WAYS))
+    _run(
+        lambda name: measure(shape, name, rounds, layers, _names(only), typer.echo),
+        workload,
+        json_file,
+    )
+
+
+@bench.command()
+def score(
+    shape: ShapeName = "qwen2.5-0.5b",
+    layers: Layers = 0,
+    workload: Workloads = "both",
+    rounds: Rounds = 3,
+    rows: Annotated[int, typer.Option(min=1, help="judged in a round")] = 12,
+    scale: Annotated[str, typer.Option(help="of the verdicts: 0-10, 1-5, pass_fail ...")] = "0-10",
+    only: Only = "",
+    json_file: Json = None,
+) -> None:
+    """Scoring: verdicts and answers a second against transformers, on one CPU core."""
+    from pt_app.bench.score import WAYS, measure
+
+    _check(shape, only, list(WAYS))
+    _run(
+        lambda name: measure(shape, name, rounds, rows, scale, layers, _names(only), typer.echo),
+        workload,
+        json_file,
+    )
+
+
+def _names(only: str) -> list[str]:
+    return [name.strip() for name in only.split(";") if name.strip()]
+
+
+def _check(shape: str, only: str, ways: list[str]) -> None:
+    from pt_app.bench.shapes import SHAPES
+
+    if shape not in SHAPES:
+        raise UserError(f"--shape {shape}: must be one of {', '.join(SHAPES)}")
+    for name in _names(only):
+        if name not in ways:
+            raise UserError(f'--only "{name}": must be of: {"; ".join(ways)}')
+
+
+def _run(measure: Any, workload: Which, file: Path | None) -> None:
+    from pt_app.bench.table import lines_of
+    from pt_app.files import write_json_atomic
+
+    names = ["rubric", "variants"] if workload == "both" else [workload]
+    reports = [measure(name) for name in names]
+    for report in reports:
+        typer.echo("\n" + "\n".join(lines_of(report)))
+    if file:
+        write_json_atomic(file, json.loads(json.dumps(reports)))
