@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 from pt_app.errors import UserError
 from pt_app.eval_model.adapters import attach_lora
 from pt_app.eval_model.packing import IGNORED, Shapes, StepCollator
-from pt_app.eval_model.trainer import JudgeTrainer, Layout
-from pt_app.eval_model.tree_attention import BLOCKS, use_attention
+from pt_app.eval_model.trainer import JudgeTrainer, Layout, ValidateAtTheEnd
+from pt_app.eval_model.tree_attention import BLOCKS, tree_mask, use_attention
 
 PAD = 0
 
@@ -198,3 +198,65 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         trainer.train()
     assert (tmp_path / "checkpoint-2" / "complete.json").exists()
     assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path) -> None:
+    values = iter([0.1, 0.9, 0.3, 0.2])
+    seen = []
+
+    def validate(model: Any) -> dict[str, float]:
+        weights = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+        seen.append(weights)
+        return {"kappa_quadratic_strict": next(values)}
+
+    trainer = JudgeTrainer(
+        model=make_judge(base),
+        args=TrainingArguments(
+            **arguments(
+                tmp_path,
+                max_steps=7,
+                eval_strategy="steps",
+                eval_steps=2,
+                save_strategy="best",
+                metric_for_best_model="eval_kappa_quadratic_strict",
+                greater_is_better=True,
+                save_total_limit=2,
+            )
+        ),
+        train_dataset=Dataset.from_list(make_examples(24)),
+        eval_dataset=Dataset.from_list(make_examples(2)),
+        data_collator=StepCollator(PAD, 2048),
+        layout=Layout(PAD),
+        validate=validate,
+        callbacks=[ValidateAtTheEnd()],
+    )
+    trainer.train()
+    assert len(seen) == 4, "after steps 2, 4, 6 and at the end"
+    trainer.load_best()
+    now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all(torch.equal(now[name], seen[1][name]) for name in now)
+    assert not all(torch.equal(seen[3][name], seen[1][name]) for name in now)
+
+
+def test_pack_that_disagrees_with_its_rows_is_not_used(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = make_examples(12)
+    plain = train(base, tmp_path, examples, layout=PLAIN, per_device_train_batch_size=4)
+    # A mask that lets siblings see each other, as a model that ignores its mask would.
+    causal = lambda last, known=0: tree_mask(torch.full_like(last, len(last)), known)  # noqa: E731
+    monkeypatch.setattr("pt_app.eval_model.tree_attention.tree_mask", causal)
+    gradients = Gradients()
+    trainer = JudgeTrainer(
+        model=make_judge(base),
+        args=TrainingArguments(**arguments(tmp_path, per_device_train_batch_size=4)),
+        train_dataset=Dataset.from_list(examples),
+        data_collator=StepCollator(PAD, 2048),
+        layout=Layout(PAD),
+        callbacks=[gradients],
+    )
+    trainer.train()
+    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    assert not trainer.layout.trees
+    assert "this model is trained on plain rows" in caplog.text
+    assert_same((losses, gradients.steps), plain)

@@ -18,7 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 GIB = 2**30
+SHORT = 10 * GIB  # memory that any one of the ways may need
 
 
 @dataclass
@@ -42,9 +45,13 @@ class Turns:
     def __init__(self, link: Connection) -> None:
         self.link = link
         self.resident = 0
+        self.cold = self.again = False
 
     def wait(self) -> None:
         """Return when it is this process's turn; ends the process where there is none any more."""
+        if self.again:
+            self.again = False
+            return
         if self.link.recv() == "stop":
             os._exit(0)
         if not self.resident:
@@ -52,9 +59,18 @@ class Turns:
             _reset_peak()
 
     def done(self, seconds: float, result: Any) -> None:
-        """Hand in a round."""
+        """Hand in a round.
+
+        Where memory is short, what is free is given back before the next turn of another; the work
+        is then done once more before it counts, as memory that is new costs time.
+        """
+        if self.cold:
+            self.cold, self.again = False, True
+            return
         self.link.send((seconds, _memory("VmHWM") - self.resident, result))
-        _trim()
+        if psutil.virtual_memory().available < SHORT:
+            _trim()
+            self.cold = True
 
 
 Work = Callable[[Turns], None]

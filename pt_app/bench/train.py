@@ -221,7 +221,7 @@ def measure(
     shape = replace(shape, layers=layers or shape.layers)
     torch.set_num_threads(1)
     ways = {name: way for name, way in WAYS.items() if not only or name in only}
-    steps = rounds + 1
+    steps = 2 * (rounds + 1)  # the work of a turn may be done twice, see Turns.done
     rows = steps * max(way.examples for way in ways.values())
     workload = make_workload(workload_name, rows, "0-10")
     models = {torch.float32: build(shape)}

@@ -28,6 +28,7 @@ from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import about_this_run
+from pt_app.eval_model.scoring import verdict_trie
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import resolve_access
@@ -276,11 +277,16 @@ def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: A
         )
     else:
         log.warning("packs: rows are computed one by one: %s", why)
-    longest = max(settings.pack_tokens, settings.max_seq_length)
+    shapes, rows = Shapes(), settings.batch_size
+    if platform.fixed_lengths:
+        # Validation reads prompts with the trie of all verdicts behind them.
+        nodes = len(verdict_trie(prepared.encoder).tokens)
+        shapes = Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
+        rows = 1
     return Layout(
         pad_id=prepared.encoder.tokenizer.pad_token_id,
-        rows=settings.batch_size,
-        shapes=Shapes.up_to(longest) if platform.fixed_lengths else Shapes(),
+        rows=rows,
+        shapes=shapes,
         trees=why is None,
         tolerance=platform.loss_tolerance,
     )

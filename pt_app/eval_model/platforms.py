@@ -80,6 +80,8 @@ def decide(recipe: Recipe, *, no_4bit: bool = False, precision: str = "auto") ->
     platform = _mps() if recipe == "mps" else _cuda(no_4bit)
     if precision != "auto":
         platform = _in_precision(platform, precision)
+    if platform.on_cpu:
+        gemm.keep_freed_memory()
     if platform.on_cpu and gemm.fast_products_hold():
         torch.set_float32_matmul_precision("medium")
         reason = f"{platform.reason}; float32 products through oneDNN, as exact and faster here"

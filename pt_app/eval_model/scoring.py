@@ -98,7 +98,7 @@ class JudgeScorer:
         self.progress = progress
         self.shapes = shapes
         self.shortened = self.ties = 0
-        self.trie = VerdictTrie.build(_line_ids(encoder))
+        self.trie = verdict_trie(encoder)
 
     def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
         """Score every row, in the order given.
@@ -227,8 +227,12 @@ def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: i
     return found
 
 
-def _line_ids(encoder: PromptEncoder) -> list[list[int]]:
-    """Tokenise each verdict's line alone, and check that it stays so when comments follow."""
+def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
+    """The trie of the verdicts of an encoder's scale.
+
+    Each line is tokenised alone. Raises UserError where it does not stay so when comments follow,
+    or where the tokenizer cannot tell two verdicts apart.
+    """
     texts = encoder.scale.lines()
     lines = [encoder.answer_ids(line) for line in texts]
     for line, ids in zip(texts, lines, strict=True):
@@ -237,7 +241,7 @@ def _line_ids(encoder: PromptEncoder) -> list[list[int]]:
                 f"this tokenizer merges the end of {line.strip()!r} with what follows, so its "
                 "verdicts cannot be read: use another model"
             )
-    return lines
+    return VerdictTrie.build(lines)
 
 
 def _expected(values: Sequence[Verdict], probabilities: Sequence[float]) -> float | None:

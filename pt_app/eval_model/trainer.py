@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pt_app.errors import UserError
 from pt_app.eval_model import checkpoints
 from pt_app.eval_model.packing import IGNORED, Batch, Shapes, unpacked
-from pt_app.eval_model.tree_attention import tree_inputs
+from pt_app.eval_model.tree_attention import last_mlp_only_at, tree_inputs
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ def summed_loss(model: Any, inputs: Batch) -> torch.Tensor:
         layout = tree_inputs(model, inputs["input_ids"], inputs["position_ids"], inputs["last"])
     else:
         layout = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    logits = model(**layout, logits_to_keep=inputs["keep"], use_cache=False).logits
+    with last_mlp_only_at(model, inputs["keep"]):
+        logits = model(**layout, logits_to_keep=inputs["keep"], use_cache=False).logits
     return F.cross_entropy(
         logits.float().flatten(0, 1),
         inputs["targets"].flatten(),

@@ -6,7 +6,8 @@ rubric with four variants behind it three quarters of the full square are never 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 BLOCKS = "judge_blocks"  # the name of this attention in transformers' registry
 # A block ends where a branch of the tree ends, once it has the least size, and at the most size.
-LEAST, MOST = 64, 256
+LEAST, MOST = 64, 128
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,38 @@ def use_attention(model: Any, name: str) -> None:
         and plain._can_set_attn_implementation()
     ):
         plain.set_attn_implementation(name)
+
+
+@contextmanager
+def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
+    """Within, the last layer's MLP is computed at the `keep` positions alone.
+
+    Nothing behind it looks at the others: their keys and values are made before it, and logits are
+    asked for at `keep`. It saves the MLP of a layer, forward and backward, exactly. Models whose
+    last layer has no `mlp`, or is checkpointed, are left as they are.
+    """
+    layers = getattr(getattr(core(model), "model", None), "layers", None)
+    last = layers[-1] if layers is not None and len(layers) else None
+    mlp = getattr(last, "mlp", None)
+    # A checkpointed layer is computed once more in the backward pass, outside of this.
+    if (
+        last is None
+        or mlp is None
+        or (last.training and getattr(last, "gradient_checkpointing", False))
+    ):
+        yield
+        return
+    whole = mlp.forward
+
+    def at_kept(hidden: torch.Tensor) -> torch.Tensor:
+        kept = torch.unique(keep)
+        return torch.zeros_like(hidden).index_copy(1, kept, whole(hidden[:, kept]))
+
+    mlp.forward = at_kept
+    try:
+        yield
+    finally:
+        del mlp.forward
 
 
 def core(model: Any) -> Any:

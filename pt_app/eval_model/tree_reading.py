@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pt_app.eval_model.packing import Shapes, Tree, common_prefix, under_budget
-from pt_app.eval_model.tree_attention import tree_inputs
+from pt_app.eval_model.tree_attention import last_mlp_only_at, tree_inputs
 from pt_app.eval_model.verdict_trie import Reading, VerdictTrie, reading_of
 
 
@@ -91,12 +91,14 @@ def _logits(
         torch.tensor(tree.last + list(range(size - pads, size)), device=device),
         known,
     )
-    logits: torch.Tensor = model(
-        **layout,
-        logits_to_keep=torch.tensor(keep + [0] * more, device=device),
-        past_key_values=cache,
-        use_cache=cache is not None,
-    ).logits[0]
+    asked = torch.tensor(keep + [0] * more, device=device)
+    with last_mlp_only_at(model, asked):
+        logits: torch.Tensor = model(
+            **layout,
+            logits_to_keep=asked,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).logits[0]
     return logits[: len(keep)]
 
 

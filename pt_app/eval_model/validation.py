@@ -46,7 +46,13 @@ class Validation:
         """The quality metric, the share of parse failures, and the loss a supervised token."""
         rank, ranks = console.rank(), console.ranks()
         mine = list(self.rows[rank::ranks])
-        scorer = JudgeScorer(model, self.encoder, progress=False, shapes=self.layout.shapes)
+        scorer = JudgeScorer(
+            model,
+            self.encoder,
+            batch_tokens=self.collate.budget,
+            progress=False,
+            shapes=self.layout.shapes,
+        )
         scored = zip(mine, scorer.score(mine), strict=True)
         verdicts = [(row.label, score.verdict) for row, score in scored]
         part = (verdicts, *self._loss(model, list(self.encoded)[rank::ranks]))
