@@ -12,12 +12,13 @@ from typing import Any
 
 from pt_app.errors import UserError
 from pt_app.eval_model import adapters, models
+from pt_app.eval_model.gemm import pack
 from pt_app.eval_model.precision import Change, converted
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample, Place, unlabelled
 from pt_app.eval_model.scoring import JudgeScorer, Scored
 from pt_app.eval_model.tree_attention import BLOCKS, use_attention
-from pt_app.eval_model.verdicts import Verdict
+from pt_app.eval_model.verdicts import Scale, Verdict
 
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
@@ -54,14 +55,22 @@ class Judge:
         self.model = model
         self.info = info
         self.encoder = encoder
-        self.precision = "float32"
+        self.change: Change | None = None
         self.name = f"{info.folder.resolve().name}@{info.weights_sha256[:12]}"
 
     @staticmethod
-    def load(adapter: str | Path, *, base: str | None = None, device: str = "cpu") -> "Judge":
-        """Load an adapter's folder on its own base, in float32, merged.
+    def load(
+        adapter: str | Path,
+        *,
+        base: str | None = None,
+        device: str = "cpu",
+        precision: str = "float32",
+        sample: Sequence[Mapping[str, Any]] = (),
+    ) -> "Judge":
+        """Load an adapter's folder on its own base, merged.
 
-        `base` is needed where the base was a folder: the adapter does not keep its path. Raises
+        `base` is needed where the base was a folder: the adapter does not keep its path. float32 is
+        exact; for "bf16" and "int8" the log says what they change on the rows of `sample`. Raises
         UserError where the adapter is damaged or the base is another one.
         """
         info = adapters.verify_adapter(Path(adapter))
@@ -72,19 +81,16 @@ class Judge:
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
         tokenizer = models.load_tokenizer(info.folder)
         encoder = PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length)
-        return Judge(model, info, encoder)
-
-    def use_precision(self, precision: str, sample: Sequence[Mapping[str, Any]]) -> Change | None:
-        """Go on in "bf16" or "int8"; gives what that changes on the sample, and says it."""
 
         def score(model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
-            return JudgeScorer(model, self.encoder, progress=False).score(rows)
+            return JudgeScorer(model, encoder, progress=False).score(rows)
 
-        read = [self._read(row, ROWS) for row in sample]
+        read = [_read(row, ROWS, info.scale) for row in sample]
         rows = [row for row in read if isinstance(row, JudgeExample)]
-        self.model, change = converted(self.model, precision, rows, score)
-        self.precision = precision
-        return change
+        model, change = converted(model, precision, rows, score)
+        judge = Judge(pack(model), info, encoder)
+        judge.change = change
+        return judge
 
     def score(
         self,
@@ -101,7 +107,8 @@ class Judge:
         """
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
-        read = [self._read(row, place) for row, place in zip(rows, places, strict=True)]
+        pairs = zip(rows, places, strict=True)
+        read = [_read(row, place, self.info.scale) for row, place in pairs]
         scorer = JudgeScorer(self.model, self.encoder, feedback=feedback, progress=progress)
         examples = [one for one in read if isinstance(one, JudgeExample)]
         scored = iter(scorer.score(examples))
@@ -111,15 +118,6 @@ class Judge:
             else Judgement(_id(row, place), "bad_row", self.name, problem=one)
             for row, place, one in zip(rows, places, read, strict=True)
         ]
-
-    def _read(self, row: Mapping[str, Any], place: Place) -> JudgeExample | str:
-        """The record of a row, or what is wrong with it."""
-        if PROBLEM in row and len(row) == 1:
-            return str(row[PROBLEM])
-        try:
-            return unlabelled(dict(row), place, self.info.scale)
-        except UserError as error:
-            return str(error)
 
     def _judgement(self, name: str, scored: Scored) -> Judgement:
         values = map(str, self.info.scale.values)
@@ -136,6 +134,16 @@ class Judge:
             probabilities=chances or None,
             answer=scored.raw,
         )
+
+
+def _read(row: Mapping[str, Any], place: Place, scale: Scale) -> JudgeExample | str:
+    """The record of a row, or what is wrong with it."""
+    if PROBLEM in row and len(row) == 1:
+        return str(row[PROBLEM])
+    try:
+        return unlabelled(dict(row), place, scale)
+    except UserError as error:
+        return str(error)
 
 
 def _id(row: Mapping[str, Any], place: Place) -> str:

@@ -69,10 +69,14 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
     columns = ColumnMap.from_flags(options.map) if options.map else None
     if columns:
         columns.check(table.columns, table.name)
-    judge = Judge.load(adapter, base=options.base, device=options.device)
-    if options.precision != "float32":
-        sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
-        judge.use_precision(options.precision, sample)
+    sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
+    judge = Judge.load(
+        adapter,
+        base=options.base,
+        device=options.device,
+        precision=options.precision,
+        sample=sample,
+    )
     mine = options.shard.of(sum(1 for _ in table.rows()))
     parts = output.with_name(f"{output.name}.parts")
     _open_parts(parts, _job(judge, input, options))

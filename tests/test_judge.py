@@ -172,16 +172,16 @@ def test_coarser_precision_says_what_it_changes(
 
     if precision == "bf16" and not has_bfloat16():
         pytest.skip("this CPU has no bfloat16 of its own")
-    judge = Judge.load(adapter, base=str(base))
-    exact = judge.score(some_rows(20))
-    change = judge.use_precision(precision, some_rows(20))
+    exact = Judge.load(adapter, base=str(base)).score(some_rows(20))
+    judge = Judge.load(adapter, base=str(base), precision=precision, sample=some_rows(20))
     coarse = judge.score(some_rows(20))
+    change = judge.change
     assert change is not None
     assert change.n == 20
     pairs = list(zip(exact, coarse, strict=True))
     assert change.verdicts == sum(one.verdict != other.verdict for one, other in pairs)
     assert change.probability > 1e-5, "nothing was rounded"
-    assert judge.precision == precision
+    assert f"{precision}: changes {change.verdicts} of 20 verdicts" in caplog.text
 
 
 def test_parts_of_another_job_are_refused(adapter: Path, base: Path, tmp_path: Path) -> None:

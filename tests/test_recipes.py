@@ -1,19 +1,25 @@
 """Both recipes through their public door: the command line, the files they leave, their errors."""
 
+import functools
 import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen2ForCausalLM
 
 from pt_app.errors import UserError
+from pt_app.eval_model import platforms
+from pt_app.eval_model.gemm import has_bfloat16
+from pt_app.eval_model.packing import StepCollator
 from pt_app.eval_model.platforms import decide
 from pt_app.eval_model.settings import RECIPES
 from tests.conftest import ROOT, run_offline, without_network
@@ -301,3 +307,69 @@ def test_sample_counts_draw_by_the_seed(base: Path, tmp_path: Path) -> None:
     assert [len(ids) for ids in drawn("1")] == [5, 3]
     assert drawn("1") == drawn("1")
     assert drawn("1") != drawn("2")
+
+
+def test_bfloat16_base_trains_a_float32_adapter(base: Path, rows: Path, tmp_path: Path) -> None:
+    if not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16 of its own")
+    more = ["--train_precision=bf16", "--tracking=off", "--skip_eval"]
+    main("mps", flags(base, rows, tmp_path, *more))
+    (adapter,) = tmp_path.glob("*_final")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    log = (Path(str(adapter).removesuffix("_final")) / "train.log").read_text()
+    assert "weights in bfloat16" in log
+    assert "packs: checked against plain rows" in log
+
+
+def test_variants_of_a_source_share_a_step_where_asked(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[set[str]] = []
+    collate = StepCollator.__call__
+
+    def noted(self: StepCollator, examples: Any) -> Any:
+        steps.append({example["group"] for example in examples})
+        return collate(self, examples)
+
+    monkeypatch.setattr(StepCollator, "__call__", noted)
+    more = ["--group_variants", "--tracking=off", "--skip_eval", "--eval_steps=0"]
+    main("mps", flags(base, rows, tmp_path, *more))
+    assert len(steps) == 6
+    assert all(len(groups) == 2 for groups in steps), "two rows a source, four rows a step"
+
+
+def test_evaluation_in_another_precision_says_what_it_changes(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    more = ["--score_precision=int8", "--tracking=off"]
+    main("mps", flags(base, rows, tmp_path, *more))
+    (adapter,) = tmp_path.glob("*_final")
+    results = json.loads((adapter / "evaluation" / "results.json").read_text())
+    for model in results["models"]:
+        assert model["precision"] == "int8"
+        assert model["precision_change"]["n"] == 12
+    assert "scored in int8" in (adapter / "evaluation" / "report.md").read_text()
+
+
+def test_run_with_fixed_lengths_computes_at_most_eight_shapes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on MPS, where memory grows with the number of shapes."""
+    own, forward = platforms.decide, Qwen2ForCausalLM.forward
+    shapes = set()
+
+    def as_on_mps(*args: Any, **kwargs: Any) -> Any:
+        return replace(own(*args, **kwargs), fixed_lengths=True, attention="sdpa")
+
+    @functools.wraps(forward)  # its parameters are looked at
+    def noted(self: Any, input_ids: Any = None, logits_to_keep: Any = 0, **inputs: Any) -> Any:
+        shapes.add((*input_ids.shape, logits_to_keep.numel()))
+        return forward(self, input_ids=input_ids, logits_to_keep=logits_to_keep, **inputs)
+
+    monkeypatch.setattr(platforms, "decide", as_on_mps)
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", noted)
+    data = write_rows(tmp_path / "rows", train=60, val=15)
+    more = ["--eval_steps=5", "--pack_tokens=600", "--batch_size=3", "--tracking=off"]
+    main("mps", flags(base, data, tmp_path, *more, "--skip_eval"))
+    assert 3 <= len(shapes) <= 8, shapes

@@ -1,5 +1,6 @@
 """Verdicts read from one forward pass, against the plain path and against generation."""
 
+import copy
 import math
 import random
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from pt_app.errors import UserError
+from pt_app.eval_model import gemm
 from pt_app.eval_model.data import JudgeExample, Label
 from pt_app.eval_model.packing import Shapes
 from pt_app.eval_model.prompts import PromptEncoder
@@ -359,3 +361,19 @@ def test_progress_can_be_switched_off(chatml, capsys):
     assert capsys.readouterr().err == ""
     JudgeScorer(model, encoder, name="base").score(rows)
     assert "base: verdicts: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_packed_weights_read_and_write_the_same(trained, feedback, monkeypatch):
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        pytest.skip("this build of torch has no packed products")
+    monkeypatch.setattr(gemm, "packing_holds", lambda: True)
+    model, encoder, rows, _ = trained
+    packed = gemm.pack(copy.deepcopy(model))
+    assert sum(isinstance(module, gemm.PackedLinear) for module in packed.modules()) == 15
+    plain = scorer_of(model, encoder, feedback=feedback).score(rows)
+    for one, other in zip(
+        plain, scorer_of(packed, encoder, feedback=feedback).score(rows), strict=True
+    ):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+        assert (other.status, other.verdict, other.raw) == (one.status, one.verdict, one.raw)

@@ -31,12 +31,13 @@ class Way:
 def _judge(
     model: Any, workload: Workload, feedback: bool = False, precision: str = "float32"
 ) -> Callable[[], Any]:
+    from pt_app.eval_model.gemm import pack
     from pt_app.eval_model.precision import convert
     from pt_app.eval_model.scoring import JudgeScorer
     from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
     use_attention(model, BLOCKS)
-    model = convert(model, precision)
+    model = pack(convert(model, precision))
     scorer = JudgeScorer(
         model, workload.encoder, feedback=feedback, answer_tokens=ANSWER, progress=False
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pt_app.eval_model import adapters, models
 from pt_app.eval_model.data import JudgeData, JudgeExample
+from pt_app.eval_model.gemm import pack
 from pt_app.eval_model.orders import swapped
 from pt_app.eval_model.precision import converted
 from pt_app.eval_model.prompts import PromptEncoder
@@ -37,16 +38,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `test` with the base and with the adapter; write `adapter`/evaluation; give results.
 
-    The base is loaded anew from disk in float32, and scored before the adapter is merged into it.
+    The base is loaded anew from disk in float32, and once more for the adapter.
     Pairs are judged in both orders. With `feedback` the answers are generated too; `precision` is
     that of the scoring. `run` (command, seed, versions) is written into the results as it is.
     """
     identity = models.model_identity(source)
-    model = models.load_model(source)
     how = _How(encoder, test, feedback, precision)
-    base = how.judged("base", source.name, model)
-    model = adapters.merge(adapters.load_adapter(adapter, model, identity))
-    judges = [how.judged("adapter", adapter.name, model), base]
+    # Loaded twice: a model whose weights are packed for scoring takes no adapter any more.
+    base = how.judged("base", source.name, models.load_model(source))
+    model = adapters.load_adapter(adapter, models.load_model(source), identity)
+    judges = [how.judged("adapter", adapter.name, adapters.merge(model)), base]
     commonest = commonest_label([_label(example) for example in data.train], data.scale)
     about = {"path": data.path.name, "sha256": data.sha256}
     folder = adapter / "evaluation"
@@ -78,9 +79,10 @@ class _How:
     precision: str
 
     def judged(self, name: str, id_: str, model: Any) -> JudgeRows:
-        """One judge's rows; `model` is in float32."""
+        """One judge's rows; `model` is in float32, and is used up."""
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self._verdicts)
+        model = pack(model)
         scorer = JudgeScorer(model, self.encoder, name=name, feedback=self.feedback)
         scored = scorer.score(self.test)
         shortened, ties = scorer.shortened, scorer.ties

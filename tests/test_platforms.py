@@ -1,0 +1,83 @@
+"""What the machine changes, decided once; and products on the CPU that are fast and still exact."""
+
+import pytest
+import torch
+
+from pt_app.errors import UserError
+from pt_app.eval_model import gemm, platforms
+
+
+@pytest.fixture(autouse=True)
+def fresh_choice():
+    gemm.fast_products_hold.cache_clear()
+    yield
+    gemm.fast_products_hold.cache_clear()
+
+
+def test_fast_products_are_as_exact_as_the_slow_ones():
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(n, 700, generator=generator) for n in (300, 900))
+    exact = x.double() @ weight.double().T
+    with gemm.fast_products(torch.device("cpu")):
+        fast = torch.get_float32_matmul_precision()
+        error = float((torch.nn.functional.linear(x, weight) - exact).norm() / exact.norm())
+    assert error < 1e-6
+    assert fast == ("medium" if gemm.fast_products_hold() else "highest")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_that_round_to_bfloat16_are_refused(monkeypatch):
+    linear = torch.nn.functional.linear
+
+    def as_with_amx(x, weight):
+        if torch.get_float32_matmul_precision() == "medium":
+            return linear(x.bfloat16(), weight.bfloat16()).float()
+        return linear(x, weight)
+
+    monkeypatch.setattr(gemm.F, "linear", as_with_amx)
+    monkeypatch.setattr(gemm, "FASTER", 0.0)
+    assert not gemm.fast_products_hold()
+    with gemm.fast_products(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_that_are_no_faster_are_left(monkeypatch):
+    monkeypatch.setattr(gemm, "_timed", lambda *_: 1.0)
+    assert not gemm.fast_products_hold()
+
+
+def test_products_of_a_gpu_are_not_touched(monkeypatch):
+    monkeypatch.setattr(gemm, "fast_products_hold", lambda: True)
+    with gemm.fast_products(torch.device("meta")):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def on_cpu_only():
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has an accelerator")
+
+
+def test_bfloat16_base_is_taken_where_the_processor_has_it(monkeypatch):
+    on_cpu_only()
+    monkeypatch.setattr(gemm, "has_bfloat16", lambda: True)
+    platform = platforms.decide("mps", precision="bf16")
+    assert (platform.weights, platform.compute_dtype) == ("bfloat16", torch.bfloat16)
+    assert platform.autocast == {"bf16": False, "fp16": False}
+    assert platform.loss_tolerance > platforms.decide("mps").loss_tolerance
+    assert platforms.decide("cuda", no_4bit=True, precision="bf16").weights == "bfloat16"
+
+
+def test_bfloat16_that_would_be_emulated_or_mixed_with_nf4_is_refused(monkeypatch):
+    on_cpu_only()
+    monkeypatch.setattr(gemm, "has_bfloat16", lambda: True)
+    with pytest.raises(UserError, match="with NF4 weights: --no_4bit, or leave it out"):
+        platforms.decide("cuda", precision="bf16")
+    monkeypatch.setattr(gemm, "has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="no bfloat16 of its own"):
+        platforms.decide("mps", precision="bf16")
+
+
+def test_float32_is_what_the_recipe_for_apple_takes_by_itself():
+    on_cpu_only()
+    asked, own = platforms.decide("mps", precision="float32"), platforms.decide("mps")
+    assert (asked.weights, asked.compute_dtype) == (own.weights, own.compute_dtype)
