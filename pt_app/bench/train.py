@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from transformers import TrainerCallback
 
 from pt_app.bench.processes import Samples, Turns, Work, in_turns
 from pt_app.bench.shapes import SHAPES, Shape, build
@@ -45,10 +46,12 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
     from datasets import Dataset
     from transformers import TrainingArguments
 
+    from pt_app.eval_model import gemm
     from pt_app.eval_model.packing import StepCollator
     from pt_app.eval_model.trainer import JudgeTrainer, Layout
     from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
+    gemm.keep_freed_memory()  # as platforms.decide does
     use_attention(model, BLOCKS)
     pad = workload.encoder.tokenizer.pad_token_id
     tolerance = 1e-4 if way.dtype == torch.float32 else 3e-2
@@ -138,68 +141,65 @@ WAYS = {
 }
 
 
-def _work(
-    models: dict[torch.dtype, Any],
-    workload: Workload,
-    way: Way,
-    steps: int,
-    folder: Path,
-    name: str,
-) -> Work:
-    """A real training loop, held before each optimizer step until it is this process's turn."""
+class _Held(TrainerCallback):  # type: ignore[misc]
+    """Holds a training loop before each optimizer step until it is this process's turn.
+
+    The time to fetch and lay out the step's rows counts. The first gradients go into `file`.
+    """
+
+    def __init__(self, turns: Turns, model: Any, file: Path) -> None:
+        self.turns, self.model, self.file = turns, model, file
+        self.ended = time.perf_counter()
+        self.began = self.spent = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        fetched = time.perf_counter() - self.ended
+        self.turns.wait()
+        self.began = time.perf_counter() - fetched
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 0:
+            named = self.model.named_parameters()
+            torch.save({n: p.grad.clone() for n, p in named if p.grad is not None}, self.file)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.spent = time.perf_counter() - self.began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        if "loss" in logs:
+            self.turns.done(self.spent, float(logs["loss"]))
+            self.ended = time.perf_counter()
+
+
+def _work(model: Any, workload: Workload, way: Way, steps: int, file: Path) -> Work:
+    """A real training loop of `steps` optimizer steps, one a turn."""
+    common: dict[str, Any] = {
+        "output_dir": str(file.parent / "out"),
+        "max_steps": steps,
+        "per_device_train_batch_size": way.rows,
+        "gradient_accumulation_steps": way.accumulate,
+        "learning_rate": 1e-4,
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+    }
 
     def work(turns: Turns) -> None:
-        from transformers import TrainerCallback
-
         from pt_app.eval_model.adapters import attach_lora
 
         torch.set_float32_matmul_precision(way.products)
         torch.manual_seed(0)
-        model = attach_lora(models[way.dtype], r=RANK, alpha=32, dropout=0.0, targets=TARGETS)
+        judge = attach_lora(model, r=RANK, alpha=32, dropout=0.0, targets=TARGETS)
         generator = torch.Generator().manual_seed(0)
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_B" in parameter_name:  # zero in a new adapter: half the gradients would be
+        for name, parameter in judge.named_parameters():
+            if "lora_B" in name:  # zero in a new adapter: half the gradients would be too
                 parameter.data.normal_(0.0, 0.02, generator=generator)
-
-        class Held(TrainerCallback):  # type: ignore[misc]
-            ended = time.perf_counter()
-            spent = 0.0
-
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                fetched = time.perf_counter() - self.ended
-                turns.wait()
-                self.began = time.perf_counter() - fetched
-
-            def on_pre_optimizer_step(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-                if state.global_step == 0:
-                    named = model.named_parameters()
-                    taken = {n: p.grad.clone() for n, p in named if p.grad is not None}
-                    torch.save(taken, folder / f"{name}.pt")
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.spent = time.perf_counter() - self.began
-
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
-                if "loss" in logs:
-                    turns.done(self.spent, float(logs["loss"]))
-                    self.ended = time.perf_counter()
-
-        common: dict[str, Any] = {
-            "output_dir": str(folder / "out"),
-            "max_steps": steps,
-            "per_device_train_batch_size": way.rows,
-            "gradient_accumulation_steps": way.accumulate,
-            "learning_rate": 1e-4,
-            "max_grad_norm": 0.0,
-            "logging_steps": 1,
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "train_sampling_strategy": "sequential",
-        }
-        trainer = way.make(model, workload, way, common)
-        trainer.add_callback(Held())
+        trainer = way.make(judge, workload, way, common)
+        trainer.add_callback(_Held(turns, judge, file))
         trainer.train()
         turns.wait()
 
@@ -229,7 +229,10 @@ def measure(
         models[torch.bfloat16] = build(shape, torch.bfloat16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        works = {n: _work(models, workload, w, steps, folder, n) for n, w in ways.items()}
+        works = {
+            n: _work(models[way.dtype], workload, way, steps, folder / f"{n}.pt")
+            for n, way in ways.items()
+        }
         best = best_gemm(shape)
         found = in_turns(works, rounds, say)
         best = max(best, best_gemm(shape))

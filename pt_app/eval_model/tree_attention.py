@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 BLOCKS = "judge_blocks"  # the name of this attention in transformers' registry
 # A block ends where a branch of the tree ends, once it has the least size, and at the most size.
-LEAST, MOST = 64, 128
+LEAST, MOST = 32, 64
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""What a run reads and checks before a model is loaded or a file written."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pt_app.eval_model import models
+from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset, to_dataset
+from pt_app.eval_model.orders import both_orders, names_a_candidate
+from pt_app.eval_model.prompt_templates import Template
+from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.eval_model.settings import Settings
+from pt_app.eval_model.verdicts import Scale
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is read and checked before a model is loaded or a file written."""
+
+    source: models.ModelSource
+    data: JudgeData
+    encoder: PromptEncoder
+    train: Any
+    """A `datasets.Dataset` with input_ids and prompt_length; so is `val`."""
+    val: Any
+    test: Sequence[JudgeExample]
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Find the model, read and check the data, tokenise it."""
+    # before a model of several GB is fetched
+    data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
+    source = models.resolve_model(settings.model)
+    encoder = PromptEncoder(
+        models.load_tokenizer(source),
+        Template.load(data.card.template, data.card.rubric),
+        Scale.from_name(data.card.scale),
+        settings.max_seq_length,
+    )
+    for note in data.notes:
+        log.warning("%s", note)
+    if data.leaks:
+        log.warning("LEAKS: %d texts stand on both sides: %s", len(data.leaks), data.leaks[0])
+    train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
+    val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
+    test = draw(data.test, settings.test_samples, settings.seed)
+    return Prepared(source, data, encoder, train, val, test)
+
+
+def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
+    """Lay rows out for the trainer, pairs in both orders."""
+    if encoder.scale.task == "pairwise":
+        rows = _with_both_orders(rows, name)
+    encoded, cuts = encoder.encode(rows)
+    ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
+    supervised = sum(map(len, ids)) - sum(starts)
+    log.info(
+        "%s: %d rows, %s supervised tokens, longest %d tokens, %d rows shortened",
+        name,
+        len(rows),
+        f"{supervised:,}",
+        cuts.longest,
+        cuts.rows_cut,
+    )
+    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
+
+
+def _with_both_orders(rows: Sequence[JudgeExample], name: str) -> Sequence[JudgeExample]:
+    both = both_orders(rows)
+    bare = sum(names_a_candidate(row.label) for row in rows if row.label and row.candidates)
+    log.info(
+        "%s: %d pairs in both orders, %d rows of chat in one; %d comments that name a candidate "
+        "are not supervised in the other order",
+        name,
+        len(both) - len(rows),
+        2 * len(rows) - len(both),
+        bare,
+    )
+    return both
+
+
+def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:
+    """`count` of the rows, drawn by the seed and in their order; all where count is 0."""
+    if not 0 < count < len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]

@@ -1,0 +1,161 @@
+"""Puts the trainer of a run together, and trains."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import ProgressCallback, TrainingArguments
+
+from pt_app.eval_model import console
+from pt_app.eval_model.ordering import GroupedOrder
+from pt_app.eval_model.packing import Shapes, StepCollator
+from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.preparation import Prepared
+from pt_app.eval_model.scoring import verdict_trie
+from pt_app.eval_model.settings import Settings
+from pt_app.eval_model.tracking import Tracker
+from pt_app.eval_model.trainer import JudgeTrainer, Layout, StopAfterStep, ValidateAtTheEnd
+from pt_app.eval_model.tree_attention import why_no_tree
+from pt_app.eval_model.validation import Validation, quality_metric
+
+MakeArguments = Callable[[dict[str, Any], Platform], TrainingArguments]
+log = logging.getLogger(__name__)
+
+
+def build_trainer(
+    settings: Settings,
+    platform: Platform,
+    prepared: Prepared,
+    folder: Path,
+    model: Any,
+    make_arguments: MakeArguments,
+    tracker: Tracker,
+) -> JudgeTrainer:
+    """The trainer of a run: its steps, their packs and order, its validation."""
+    metric = None
+    if prepared.val is not None:
+        metric = quality_metric(prepared.data.scale, prepared.data.val)
+    arguments = make_arguments(common_arguments(settings, platform, folder, metric), platform)
+    # One process drives one GPU; torchrun starts one for each.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    ranks, batch = arguments.world_size, settings.batch_size * settings.gradient_accumulation
+    steps = math.ceil(len(prepared.train) / (ranks * batch)) * settings.epochs
+    log.info(
+        "steps: %d of %d examples (batch %d x accumulation %d x %d ranks)",
+        math.ceil(steps),
+        ranks * batch,
+        settings.batch_size,
+        settings.gradient_accumulation,
+        ranks,
+    )
+    layout = _layout(settings, platform, prepared, model)
+    collate = StepCollator(layout.pad_id, settings.pack_tokens, layout.shapes)
+    validate, order = None, None
+    if prepared.val is not None:
+        rows = prepared.data.val
+        validate = Validation(rows, prepared.val, prepared.encoder, collate, layout)
+    if settings.group_variants:
+        order = GroupedOrder(prepared.train["group"], batch, settings.seed)
+    trainer = JudgeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.val,
+        data_collator=collate,
+        processing_class=prepared.encoder.tokenizer,
+        layout=layout,
+        validate=validate,
+        order=order,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress(tracker))
+    trainer.add_callback(ValidateAtTheEnd())
+    return trainer
+
+
+def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: Any) -> Layout:
+    """How steps are computed: as packs, unless the model's attention forbids it."""
+    why = why_no_tree(model, settings.max_seq_length)
+    if why is None:
+        log.info(
+            "packs: up to %d tokens, in which common beginnings stand once", settings.pack_tokens
+        )
+    else:
+        log.warning("packs: rows are computed one by one: %s", why)
+    shapes, rows = Shapes(), settings.batch_size
+    if platform.fixed_lengths:
+        # Validation reads prompts with the trie of all verdicts behind them.
+        nodes = len(verdict_trie(prepared.encoder).tokens)
+        shapes = Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
+        rows = 1
+    return Layout(
+        pad_id=prepared.encoder.tokenizer.pad_token_id,
+        rows=rows,
+        shapes=shapes,
+        trees=why is None,
+        tolerance=platform.loss_tolerance,
+    )
+
+
+def common_arguments(
+    settings: Settings, platform: Platform, folder: Path, metric: str | None
+) -> dict[str, Any]:
+    """The training arguments that no platform changes; `metric` is what validation is judged by."""
+    only_best = "best" if metric else "no"
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
+        # A batch of Trainer's is a whole step; packs are laid out within it (packing.py).
+        "per_device_train_batch_size": settings.batch_size * settings.gradient_accumulation,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup_steps,
+        "seed": settings.seed,
+        "use_cpu": platform.on_cpu,
+        "eval_strategy": "steps" if metric else "no",
+        "eval_steps": settings.eval_steps or None,
+        "metric_for_best_model": f"eval_{metric}" if metric else None,
+        "greater_is_better": True if metric else None,
+        "save_strategy": "steps" if settings.save_steps else only_best,
+        "save_steps": settings.save_steps or 500,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        # The filter would put the mean of earlier losses in place of one that is not finite.
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+class _Progress(ProgressCallback):  # type: ignore[misc]
+    """A bar with an ETA and one line for each log; the numbers go to the tracker too."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by Trainer with the newest numbers, on every rank."""
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+        self.tracker.log(numbers, state.global_step)
+        shown = ("loss", "grad_norm", "learning_rate", "train_runtime")
+        names = [name for name in numbers if name in shown or name.startswith("eval_")]
+        line = ", ".join(f"{name} {numbers[name]:.4g}" for name in names)
+        with logging_redirect_tqdm(console.LOGGERS):
+            log.info("step %d/%d: %s", state.global_step, state.max_steps, line)
+
+
+def train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
+    """Train to the end; on an interrupt, to the end of the step and a checkpoint."""
+    stop = StopAfterStep()
+    trainer.add_callback(stop)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked:
+        log.warning("interrupted; --resume goes on from the checkpoint of this step")
+        raise KeyboardInterrupt
+    trainer.load_best()
