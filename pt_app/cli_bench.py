@@ -79,8 +79,10 @@ def _check(shape: str, only: str, ways: list[str]) -> None:
 
 def _run(measure: Any, workload: Which, file: Path | None) -> None:
     from pt_app.bench.table import lines_of
+    from pt_app.eval_model import console
     from pt_app.files import write_json_atomic
 
+    console.start()
     names = ["rubric", "variants"] if workload == "both" else [workload]
     reports = [measure(name) for name in names]
     for report in reports:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 GIB = 2**30
-SHORT = 10 * GIB  # memory that any one of the ways may need
+SHORT = 7 * GIB  # memory that any one of the ways may need
 
 
 @dataclass

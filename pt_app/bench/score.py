@@ -29,13 +29,19 @@ class Way:
 
 
 def _judge(
-    model: Any, workload: Workload, feedback: bool = False, precision: str = "float32"
+    model: Any,
+    workload: Workload,
+    feedback: bool = False,
+    precision: str = "float32",
+    scale: str = "",
 ) -> Callable[[], Any]:
     from pt_app.eval_model.gemm import pack
     from pt_app.eval_model.precision import convert
     from pt_app.eval_model.scoring import JudgeScorer
     from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
+    if scale:  # the same rows, judged on another scale
+        workload = make_workload(workload.name, len(workload.examples), scale)
     use_attention(model, BLOCKS)
     model = pack(convert(model, precision))
     scorer = JudgeScorer(
@@ -111,6 +117,8 @@ def _batches(workload: Workload, rows: int) -> list[tuple[torch.Tensor, torch.Te
 
 WAYS = {
     "judge": Way(_judge),
+    "judge, scale 1-5": Way(partial(_judge, scale="1-5")),
+    "judge, scale pass_fail": Way(partial(_judge, scale="pass_fail")),
     "judge, with answers": Way(partial(_judge, feedback=True)),
     "judge, bf16": Way(partial(_judge, precision="bf16")),
     "judge, int8": Way(partial(_judge, precision="int8")),
@@ -169,6 +177,26 @@ def _row_by_row(model: Any, workload: Workload, rows: int) -> list[Sequence[floa
     return chances
 
 
+RATIOS = {
+    "ratio_vs_generate": ("judge", "generate"),
+    "ratio_vs_generate_scale_1-5": ("judge, scale 1-5", "generate"),
+    "ratio_vs_generate_scale_pass_fail": ("judge, scale pass_fail", "generate"),
+    "ratio_vs_generate_to_the_verdict": ("judge", "generate to the verdict"),
+    "ratio_vs_generate_to_the_verdict_scale_1-5": ("judge, scale 1-5", "generate to the verdict"),
+    "ratio_vs_forward": ("judge", "forward, batches"),
+    "ratio_vs_forward_scale_1-5": ("judge, scale 1-5", "forward, batches"),
+    "ratio_vs_forward_scale_pass_fail": ("judge, scale pass_fail", "forward, batches"),
+    "ratio_vs_decision": ("judge", "decision pipeline"),
+    "ratio_vs_batched_generate": ("judge, with answers", "generate, batches"),
+    "ratio_vs_generate_same_products": ("judge", "generate, fast products"),
+    "ratio_vs_forward_same_products": ("judge", "forward, batches, fast products"),
+    "ratio_vs_batched_generate_same_products": (
+        "judge, with answers",
+        "generate, batches, fast products",
+    ),
+}
+
+
 def _summary(
     workload: Workload,
     scale: str,
@@ -177,52 +205,53 @@ def _summary(
     best: float,
 ) -> dict[str, Any]:
     rate = {n: len(workload.examples) / s.median for n, s in found.items() if s.seconds}
-
-    def ratio(one: str, other: str) -> float | None:
-        return rate[one] / rate[other] if one in rate and other in rate else None
-
-    def changed(name: str) -> int | None:
-        if name not in rate or "judge" not in rate:
-            return None
-        pairs = zip(found["judge"].results[-1], found[name].results[-1], strict=True)
-        return sum(_likeliest(one) != _likeliest(other) for one, other in pairs)
-
-    judged = found["judge"].results[-1][: len(exact)] if "judge" in rate else []
-    pairs = list(zip(judged, exact, strict=True))
+    ratios = {
+        name: rate[one] / rate[other]
+        for name, (one, other) in RATIOS.items()
+        if one in rate and other in rate
+    }
+    ways = {
+        name: {
+            "rows_per_second": rate.get(name),
+            "seconds": samples.seconds,
+            "peak_memory_gib": samples.memory,
+            "error": samples.error or None,
+        }
+        for name, samples in found.items()
+    }
     return {
         "workload": workload.name,
         "scale": scale,
         "rows": len(workload.examples),
         "prompt_tokens": workload.prompt_tokens,
         "best_gemm_gflops": best / 1e9,
-        "ways": {
-            name: {
-                "rows_per_second": rate.get(name),
-                "seconds": samples.seconds,
-                "peak_memory_gib": samples.memory,
-                "error": samples.error or None,
-            }
-            for name, samples in found.items()
+        "ways": ways,
+        **ratios,
+        **(_against(exact, found["judge"].results[-1]) if "judge" in rate else {}),
+        **{
+            f"verdicts_changed_{name}": _changed(
+                found["judge"].results[-1], found[f"judge, {name}"].results[-1]
+            )
+            for name in ("bf16", "int8")
+            if "judge" in rate and f"judge, {name}" in rate
         },
-        "ratio_vs_generate": ratio("judge", "generate"),
-        "ratio_vs_generate_to_the_verdict": ratio("judge", "generate to the verdict"),
-        "ratio_vs_forward": ratio("judge", "forward, batches"),
-        "ratio_vs_decision": ratio("judge", "decision pipeline"),
-        "ratio_vs_batched_generate": ratio("judge, with answers", "generate, batches"),
-        "ratio_vs_generate_same_products": ratio("judge", "generate, fast products"),
-        "ratio_vs_forward_same_products": ratio("judge", "forward, batches, fast products"),
-        "ratio_vs_batched_generate_same_products": ratio(
-            "judge, with answers", "generate, batches, fast products"
-        ),
-        "verdicts_changed": sum(_likeliest(one) != _likeliest(other) for one, other in pairs),
-        "verdicts_compared": len(pairs),
-        "probability_difference": max(
-            (abs(p - q) for one, other in pairs for p, q in zip(one, other, strict=True)),
-            default=None,
-        ),
-        "verdicts_changed_bf16": changed("judge, bf16"),
-        "verdicts_changed_int8": changed("judge, int8"),
     }
+
+
+def _against(exact: list[Sequence[float]], judged: list[Sequence[float]]) -> dict[str, Any]:
+    """How far the judge's numbers lie from those of one plain forward pass a verdict."""
+    pairs = list(zip(exact, judged[: len(exact)], strict=True))
+    apart = [abs(p - q) for one, other in pairs for p, q in zip(one, other, strict=True)]
+    return {
+        "verdicts_compared": len(pairs),
+        "verdicts_changed": _changed(exact, judged[: len(exact)]),
+        "probability_difference": max(apart, default=None),
+    }
+
+
+def _changed(one: list[Sequence[float]], other: list[Sequence[float]]) -> int:
+    pairs = zip(one, other, strict=True)
+    return sum(_likeliest(a) != _likeliest(b) for a, b in pairs)
 
 
 def _likeliest(chances: Sequence[float]) -> int:

@@ -47,8 +47,8 @@ def convert(model: Any, precision: str) -> Any:
     if model.device.type != "cpu":
         raise UserError("--score_precision int8 is for CPUs: use bf16 here")
     with warnings.catch_warnings():
-        # Announced to move to the package torchao, which has no such kernels for this torch yet.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # torch announces that these operators move to the package torchao, once a process.
+        warnings.simplefilter("ignore")
         quantise: Any = torch.ao.quantization.quantize_dynamic
         return quantise(model, {torch.nn.Linear}, dtype=torch.qint8)
 

@@ -1,0 +1,57 @@
+"""The benchmarks measure the same thing on all sides, and say so; no test here looks at a clock."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app.bench.workloads import WORKLOADS, make_workload
+from pt_app.eval_model.packing import common_prefix
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_bench(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
+    """Run `judge bench` on the tiny shape in a process of its own, since it forks."""
+    out = tmp_path / "numbers.json"
+    command = [sys.executable, "-m", "pt_app.cli", "bench", *words, "--shape=tiny", "--rounds=1"]
+    done = subprocess.run(
+        [*command, f"--json={out}"], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    reports: list[dict[str, Any]] = json.loads(out.read_text())
+    return reports
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_rows_are_shaped_like_judge_data(name: str) -> None:
+    rows = make_workload(name, 8, "0-10").encoded
+    assert rows == make_workload(name, 8, "0-10").encoded
+    shared = common_prefix(rows[0]["input_ids"], rows[7]["input_ids"])
+    assert 190 <= shared <= 210
+    of_one_source = common_prefix(rows[0]["input_ids"], rows[1]["input_ids"])
+    assert (of_one_source > shared + 60) == (name == "variants")
+
+
+@pytest.mark.slow
+def test_training_is_compared_on_the_same_loss_and_gradients(tmp_path: Path) -> None:
+    ways = ["judge", "TRL", "Trainer, padded", "TRL, its defaults"]
+    for report in run_bench(tmp_path, "train", f"--only={';'.join(ways)}"):
+        assert [name for name, way in report["ways"].items() if not way["error"]] == ways
+        assert report["loss_difference"] < 1e-5
+        assert report["gradient_relative_difference"] < 1e-4
+        assert report["ratio_vs_trl"] > 0
+        assert report["peak_memory_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
+    for report in run_bench(tmp_path, "score", "--rows=5"):
+        assert not [way["error"] for way in report["ways"].values() if way["error"]]
+        assert report["verdicts_compared"] == 2
+        assert report["verdicts_changed"] == 0
+        assert report["probability_difference"] < 1e-5
+        assert report["ratio_vs_generate"] > 0
