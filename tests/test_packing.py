@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from pt_app.eval_model.adapters import attach_lora
+from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.ordering import GroupedOrder
 from pt_app.eval_model.packing import Shapes, StepCollator, Tree, pack, under_budget, unpacked
 from pt_app.eval_model.trainer import summed_loss
@@ -94,6 +95,7 @@ def plain_loss(model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
 def test_loss_and_gradients_of_a_pack_are_those_of_its_rows(kind: str, attention: str) -> None:
     rows = make_rows(4, 4)
     model = make_model(kind, attention)
+    assert keep_less(model) == (0 if kind == "Gemma" else 2)
     assert why_no_tree(model, 100) is None
     packed = pack(rows, 0)
     assert packed["input_ids"].numel() < 0.6 * sum(len(row["input_ids"]) for row in rows)
@@ -248,3 +250,21 @@ def test_grouped_order_keeps_variants_in_one_step() -> None:
     assert all(len({groups[row] for row in step}) == 2 for step in steps)
     order.set_epoch(1)
     assert list(order) != first
+
+
+def test_gated_mlp_that_keeps_less_gives_the_same_gradients_to_the_bit() -> None:
+    rows = make_rows(2, 2)
+    plain, lean = make_model("Llama"), make_model("Llama")
+    assert keep_less(lean) == 2
+    kept: list[list[int]] = []
+    for model in (plain, lean):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t,  # type: ignore[misc]
+            lambda t: t,
+        ):
+            summed_loss(model, pack(rows, 0)).backward()
+        kept.append(sizes)
+    one, other = gradients(plain), gradients(lean)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert sum(kept[1]) < sum(kept[0])

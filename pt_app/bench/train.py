@@ -47,12 +47,14 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
     from transformers import TrainingArguments
 
     from pt_app.eval_model import gemm
+    from pt_app.eval_model.gated_mlp import keep_less
     from pt_app.eval_model.packing import StepCollator
     from pt_app.eval_model.trainer import JudgeTrainer, Layout
     from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
     gemm.keep_freed_memory()  # as platforms.decide does
     use_attention(model, BLOCKS)
+    keep_less(model)
     pad = workload.encoder.tokenizer.pad_token_id
     tolerance = 1e-4 if way.dtype == torch.float32 else 3e-2
     return JudgeTrainer(

@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from pt_app.eval_model import adapters, checkpoints, console, models, platforms
 from pt_app.eval_model.evaluation import PREDICTIONS, evaluate
+from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.provenance import about_this_run
@@ -117,6 +118,7 @@ def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base:
         targets=settings.lora_targets,
     )
     use_attention(model, platform.attention)
+    keep_less(model)
     trainable, total = model.get_nb_trainable_parameters()
     log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
     return model

@@ -223,7 +223,7 @@ def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
     ):
         yield
         return
-    whole = mlp.forward
+    whole, own = mlp.forward, vars(mlp).get("forward")
 
     def at_kept(hidden: torch.Tensor) -> torch.Tensor:
         kept = torch.unique(keep)
@@ -234,6 +234,8 @@ def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         del mlp.forward
+        if own is not None:
+            mlp.forward = own
 
 
 def core(model: Any) -> Any:
