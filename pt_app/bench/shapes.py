@@ -23,7 +23,12 @@ class Shape:
         """Weights of all linear layers but the head: a token costs 2 FLOPs for each."""
         head = self.hidden // self.heads
         attention = self.hidden * (2 * self.hidden + 2 * self.kv_heads * head)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (attention + self.mlp_weights)
+
+    @property
+    def mlp_weights(self) -> int:
+        """Weights of one layer's MLP."""
+        return 3 * self.hidden * self.intermediate
 
     @property
     def head_weights(self) -> int:

@@ -262,14 +262,16 @@ def best_gemm(shape: Shape) -> float:
 
 
 def useful_flops(shape: Shape, workload: Workload, step: int, examples: int) -> float:
-    """The least products of a step: each prefix once, the head where a token is supervised, forward
-    and to the input's gradient; frozen weights have none of their own, adapters do not count."""
+    """The least products of a step: each prefix once, the last MLP and the head where a token is
+    supervised, forward and to the input's gradient; frozen weights have none of their own, and
+    adapters and attention do not count."""
     from pt_app.eval_model.packing import Tree
 
     rows = workload.encoded[step * examples : (step + 1) * examples]
     tokens: int = len(Tree.of([row["input_ids"] for row in rows]).ids)
     supervised: int = sum(len(row["input_ids"]) - row["prompt_length"] for row in rows)
-    return 4.0 * (tokens * shape.body_weights + supervised * shape.head_weights)
+    unread = (tokens - supervised) * shape.mlp_weights
+    return 4.0 * (tokens * shape.body_weights - unread + supervised * shape.head_weights)
 
 
 def _summary(
