@@ -13,6 +13,7 @@ from typing import Any
 from pt_app.errors import UserError
 from pt_app.eval_model import adapters, models
 from pt_app.eval_model.gemm import pack
+from pt_app.eval_model.model_card import AdapterInfo
 from pt_app.eval_model.precision import Change, converted
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample, Place, unlabelled
@@ -51,7 +52,7 @@ class Judgement:
 class Judge:
     """A base with a judge's adapter merged into it, ready to score."""
 
-    def __init__(self, model: Any, info: adapters.AdapterInfo, encoder: PromptEncoder) -> None:
+    def __init__(self, model: Any, info: AdapterInfo, encoder: PromptEncoder) -> None:
         self.model = model
         self.info = info
         self.encoder = encoder

@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.model_card import model_card
+from pt_app.eval_model.model_card import AdapterInfo, model_card
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import without_absolute_paths
@@ -30,28 +30,6 @@ REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", "ch
 ABSOLUTE = re.compile(r"(?<![^\s='\"])(?:[A-Za-z]:[\\/]|/)[^\s'\"]+")
 
 Identity = Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """What an adapter folder says about itself."""
-
-    folder: Path
-    identity: dict[str, str | None]
-    scale: Scale
-    template: Template
-    max_seq_length: int
-    training: dict[str, Any]
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    parameters: int
-    weights_sha256: str
-
-    @property
-    def base_name(self) -> str:
-        """The base's hub id, or the bare name of its folder."""
-        return str(self.identity["name"])
 
 
 def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from pt_app.eval_model.adapters import AdapterInfo
+from pt_app.eval_model.prompt_templates import Template
+from pt_app.eval_model.verdicts import Scale
 
 Json = Mapping[str, Any]
 # The numbers of a card, in this order, where an evaluation has them.
@@ -41,7 +43,29 @@ tokenizer = AutoTokenizer.from_pretrained({adapter})
 ```"""
 
 
-def model_card(info: "AdapterInfo", results: Json | None, *, name: str | None = None) -> str:
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter folder says about itself."""
+
+    folder: Path
+    identity: dict[str, str | None]
+    scale: Scale
+    template: Template
+    max_seq_length: int
+    training: dict[str, Any]
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    parameters: int
+    weights_sha256: str
+
+    @property
+    def base_name(self) -> str:
+        """The base's hub id, or the bare name of its folder."""
+        return str(self.identity["name"])
+
+
+def model_card(info: AdapterInfo, results: Json | None, *, name: str | None = None) -> str:
     """Write the card of an adapter as Markdown with YAML front matter.
 
     `results` is the content of a results.json; each number stands with its interval and n.
@@ -61,13 +85,13 @@ def model_card(info: "AdapterInfo", results: Json | None, *, name: str | None = 
     return "\n\n".join(parts) + "\n"
 
 
-def _leaks(info: "AdapterInfo") -> list[str]:
+def _leaks(info: AdapterInfo) -> list[str]:
     count = info.training.get("data", {}).get("leaks")
     told = f"**LEAKS: {count} texts stand in training and test: the numbers below flatter.**"
     return [told] if count else []
 
 
-def _front_matter(info: "AdapterInfo") -> str:
+def _front_matter(info: AdapterInfo) -> str:
     # The hub takes base_model as the id of a repository; a local base has none.
     base = [f"base_model: {json.dumps(info.base_name)}"] if info.identity.get("revision") else []
     lines = [
@@ -81,7 +105,7 @@ def _front_matter(info: "AdapterInfo") -> str:
     return "\n".join(lines)
 
 
-def _how_to_load(info: "AdapterInfo", title: str) -> str:
+def _how_to_load(info: AdapterInfo, title: str) -> str:
     known = info.identity
     base = f"Base: `{info.base_name}`"
     if known.get("revision"):
@@ -95,7 +119,7 @@ def _how_to_load(info: "AdapterInfo", title: str) -> str:
     return f"## Loading\n\n{base}\n\n{code}\n\nPrompt template and scale are in `judge.json`."
 
 
-def _training(info: "AdapterInfo") -> str:
+def _training(info: AdapterInfo) -> str:
     settings = info.training.get("settings", {})
     data = info.training.get("data", {})
     rows = [(key, settings[key]) for key in SETTINGS if key in settings]
