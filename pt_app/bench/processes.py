@@ -45,15 +45,16 @@ class Turns:
     def __init__(self, link: Connection) -> None:
         self.link = link
         self.resident = 0
-        self.cold = self.again = False
+        self.trimmed = self.warming = False
 
     def wait(self) -> None:
         """Return when it is this process's turn; ends the process where there is none any more."""
-        if self.again:
-            self.again = False
+        if self.warming:  # the work is done once more, and counts
+            self.warming = False
             return
         if self.link.recv() == "stop":
             os._exit(0)
+        self.warming, self.trimmed = self.trimmed, False
         if not self.resident:
             self.resident = _memory("VmRSS")
             _reset_peak()
@@ -61,16 +62,15 @@ class Turns:
     def done(self, seconds: float, result: Any) -> None:
         """Hand in a round.
 
-        Where memory is short, what is free is given back before the next turn of another; the work
-        is then done once more before it counts, as memory that is new costs time.
+        Where memory is short, what is free is given back before the next turn of another; in its
+        own next turn the work is then done once before it counts, as new memory costs time.
         """
-        if self.cold:
-            self.cold, self.again = False, True
+        if self.warming:
             return
         self.link.send((seconds, _memory("VmHWM") - self.resident, result))
         if psutil.virtual_memory().available < SHORT:
             _trim()
-            self.cold = True
+            self.trimmed = True
 
 
 Work = Callable[[Turns], None]
