@@ -185,14 +185,22 @@ def test_same_seed_gives_the_same_adapter_and_another_seed_another(
     assert weights[0] != weights[2]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "extra"),
+    [("mps", []), ("cuda", []), ("mps", ["--group_variants", "--eval_steps=3"])],
+)
 def test_resumed_run_equals_the_uninterrupted_one(
-    base: Path, rows: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    recipe: str,
+    extra: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pt_app.eval_model.trainer import JudgeTrainer
 
     more = ["--skip_eval", "--save_steps", "2", "--epochs", "2", "--lora_dropout", "0.1"]
-    more += ["--tracking", "off"]
+    more += ["--tracking", "off", *extra]
     main(recipe, flags(base, rows, tmp_path / "whole", *more))
     step = JudgeTrainer.training_step
 
