@@ -91,7 +91,8 @@ def packing_holds() -> bool:
     """Whether packed layers are as exact here as plain ones, and faster at 16 rows."""
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
-    linear = torch.nn.Linear(1024, 2048)
+    with torch.random.fork_rng(devices=[]):
+        linear = torch.nn.Linear(1024, 2048)
     x = torch.randn(16, 1024, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), fast_products(torch.device("cpu")):
         try:
