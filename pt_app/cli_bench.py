@@ -17,6 +17,12 @@ Workloads = Annotated[
     Which, typer.Option(help="rubric (rows that share it), variants (four a source) or both")
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="measured in turns; medians are shown")]
+Rubric = Annotated[
+    int, typer.Option("--rubric_tokens", min=50, help="tokens that all prompts share")
+]
+Body = Annotated[
+    int, typer.Option("--body_tokens", min=60, help="median of source, reference and candidate")
+]
 Only = Annotated[str, typer.Option(help="ways to measure, by semicolons; all if not given")]
 Json = Annotated[Path | None, typer.Option("--json", help="write all numbers into this file")]
 
@@ -27,15 +33,19 @@ def train(
     layers: Layers = 0,
     workload: Workloads = "both",
     rounds: Rounds = 3,
+    rubric_tokens: Rubric = 200,
+    body_tokens: Body = 180,
     only: Only = "",
     json_file: Json = None,
 ) -> None:
     """Training: examples a second against TRL and a plain Trainer, on one CPU core."""
     from pt_app.bench.train import WAYS, measure
+    from pt_app.bench.workloads import Lengths
 
     _check(shape, only, list(WAYS))
+    lengths = Lengths(rubric_tokens, body_tokens)
     _run(
-        lambda name: measure(shape, name, rounds, layers, _names(only), typer.echo),
+        lambda name: measure(shape, name, rounds, layers, lengths, _names(only), typer.echo),
         workload,
         json_file,
     )
@@ -49,15 +59,21 @@ def score(
     rounds: Rounds = 3,
     rows: Annotated[int, typer.Option(min=1, help="judged in a round")] = 12,
     scale: Annotated[str, typer.Option(help="of the verdicts: 0-10, 1-5, pass_fail ...")] = "0-10",
+    rubric_tokens: Rubric = 200,
+    body_tokens: Body = 180,
     only: Only = "",
     json_file: Json = None,
 ) -> None:
     """Scoring: verdicts and answers a second against transformers, on one CPU core."""
     from pt_app.bench.score import WAYS, measure
+    from pt_app.bench.workloads import Lengths
 
     _check(shape, only, list(WAYS))
+    lengths = Lengths(rubric_tokens, body_tokens)
     _run(
-        lambda name: measure(shape, name, rounds, rows, scale, layers, _names(only), typer.echo),
+        lambda name: measure(
+            shape, name, rounds, rows, scale, layers, lengths, _names(only), typer.echo
+        ),
         workload,
         json_file,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pt_app.bench.workloads import WORKLOADS, make_workload
+from pt_app.bench.workloads import WORKLOADS, Lengths, make_workload
 from pt_app.eval_model.packing import common_prefix
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +34,13 @@ def test_rows_are_shaped_like_judge_data(name: str) -> None:
     assert 190 <= shared <= 210
     of_one_source = common_prefix(rows[0]["input_ids"], rows[1]["input_ids"])
     assert (of_one_source > shared + 60) == (name == "variants")
+
+
+def test_a_workload_has_the_lengths_asked_for() -> None:
+    rows = make_workload("rubric", 40, "0-10", Lengths(rubric=400, body=90))
+    shared = common_prefix(rows.encoded[0]["input_ids"], rows.encoded[1]["input_ids"])
+    assert 390 <= shared <= 410
+    assert 480 <= rows.prompt_tokens <= 505  # a log-normal text is longer than its median
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from pt_app.bench.processes import Samples, Work, in_turns, repeat
 from pt_app.bench.shapes import SHAPES, build
 from pt_app.bench.train import FAST, SLOW, best_gemm
-from pt_app.bench.workloads import ANSWER, Workload, make_workload
+from pt_app.bench.workloads import ANSWER, USUAL, Lengths, Workload, make_workload
 
 BATCH = 8
 Make = Callable[[Any, Workload], Callable[[], Any]]
@@ -41,7 +41,8 @@ def _judge(
     from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
     if scale:  # the same rows, judged on another scale
-        workload = make_workload(workload.name, len(workload.examples), scale)
+        rows = len(workload.examples)
+        workload = make_workload(workload.name, rows, scale, workload.lengths)
     use_attention(model, BLOCKS)
     model = pack(convert(model, precision))
     scorer = JudgeScorer(
@@ -140,6 +141,7 @@ def measure(
     rows: int = 12,
     scale: str = "0-10",
     layers: int = 0,
+    lengths: Lengths = USUAL,
     only: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def measure(
     shape = SHAPES[shape_name]
     shape = replace(shape, layers=layers or shape.layers)
     torch.set_num_threads(1)
-    workload = make_workload(workload_name, rows, scale)
+    workload = make_workload(workload_name, rows, scale, lengths)
     ways = {name: way for name, way in WAYS.items() if not only or name in only}
     model = build(shape)
 

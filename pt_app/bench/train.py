@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from pt_app.bench.processes import Samples, Turns, Work, in_turns
 from pt_app.bench.shapes import SHAPES, Shape, build
-from pt_app.bench.workloads import Workload, make_workload
+from pt_app.bench.workloads import USUAL, Lengths, Workload, make_workload
 
 RANK = 16
 TARGETS = "q_proj,k_proj,v_proj,o_proj"
@@ -213,6 +213,7 @@ def measure(
     workload_name: str,
     rounds: int,
     layers: int = 0,
+    lengths: Lengths = USUAL,
     only: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def measure(
     ways = {name: way for name, way in WAYS.items() if not only or name in only}
     steps = 2 * (rounds + 1)  # the work of a turn may be done twice, see Turns.done
     rows = steps * max(way.examples for way in ways.values())
-    workload = make_workload(workload_name, rows, "0-10")
+    workload = make_workload(workload_name, rows, "0-10", lengths)
     models = {torch.float32: build(shape)}
     if any(way.dtype == torch.bfloat16 for way in ways.values()):
         models[torch.bfloat16] = build(shape, torch.bfloat16)

@@ -10,11 +10,24 @@ from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample, Label
 from pt_app.eval_model.verdicts import Scale
 
-# Median tokens of each part; all but the rubric are log-normal.
-RUBRIC, SOURCE, CANDIDATE, ANSWER = 200, 120, 60, 40
+ANSWER = 40  # median tokens
 SPREAD = 0.4  # of the logarithm: two thirds of the texts lie between 0.67 and 1.5 of the median
 WORKLOADS = {"rubric": 1, "variants": 4}  # candidates of a source
 MOST_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Median tokens of a prompt's parts. All but the rubric are log-normal.
+
+    Of the body, source, reference and candidate have a third each.
+    """
+
+    rubric: int = 200
+    body: int = 180
+
+
+USUAL = Lengths()
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,7 @@ class Workload:
     encoder: PromptEncoder
     examples: list[JudgeExample]
     encoded: list[dict[str, Any]]
+    lengths: Lengths
 
     @property
     def prompt_tokens(self) -> float:
@@ -33,7 +47,9 @@ class Workload:
         return sum(lengths) / len(lengths)
 
 
-def make_workload(name: str, rows: int, scale: str, seed: int = 0) -> Workload:
+def make_workload(
+    name: str, rows: int, scale: str, lengths: Lengths = USUAL, seed: int = 0
+) -> Workload:
     """Rows of the tiny base's tokenizer, whose words are random: `name` is a key of WORKLOADS."""
     tokenizer = load_tokenizer(resolve_model("tiny"))
     rng = random.Random(seed)
@@ -45,16 +61,17 @@ def make_workload(name: str, rows: int, scale: str, seed: int = 0) -> Workload:
         return "".join(rng.choices(words, k=count)).strip()
 
     judged = Scale.from_name(scale)
-    template = Template.load("translation", text(RUBRIC - 35, fixed=True))
+    template = Template.load("translation", text(lengths.rubric - 35, fixed=True))
     encoder = PromptEncoder(tokenizer, template, judged, MOST_TOKENS)
     examples: list[JudgeExample] = []
+    third = lengths.body // 3
     while len(examples) < rows:
-        source, reference = text(SOURCE // 2 - 5), text(SOURCE // 2 - 5)
+        source, reference = text(third - 5), text(third - 5)
         for _ in range(WORKLOADS[name]):
             label = Label(verdict=rng.choice(judged.values), feedback=text(ANSWER - 11))
             examples.append(
                 JudgeExample(
-                    source=source, reference=reference, candidate=text(CANDIDATE - 8), label=label
+                    source=source, reference=reference, candidate=text(third - 8), label=label
                 )
             )
     examples = examples[:rows]
@@ -62,4 +79,4 @@ def make_workload(name: str, rows: int, scale: str, seed: int = 0) -> Workload:
         {"input_ids": one.input_ids, "prompt_length": one.prompt_length}
         for one in encoder.encode(examples)[0]
     ]
-    return Workload(name, encoder, examples, encoded)
+    return Workload(name, encoder, examples, encoded, lengths)
