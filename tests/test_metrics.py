@@ -2,6 +2,7 @@
 
 import math
 
+import krippendorff
 import numpy as np
 import pytest
 from scipy import stats
@@ -37,8 +38,10 @@ def test_ordered_numbers_equal_scipy_and_sklearn(seed: int, step: float) -> None
         "kappa": sk.cohen_kappa_score(labels, verdicts),
         "kappa_linear": sk.cohen_kappa_score(labels, verdicts, weights="linear"),
         "kappa_quadratic": sk.cohen_kappa_score(labels, verdicts, weights="quadratic"),
+        "alpha": krippendorff.alpha(np.stack([x, y]), level_of_measurement="interval"),
         "pearson": stats.pearsonr(x, y)[0],
         "spearman": stats.spearmanr(x, y)[0],
+        "kendall": stats.kendalltau(x, y)[0],
         "exact": sk.accuracy_score(labels, verdicts),
         "within_1": float(np.mean(np.abs(y - x) <= 1)),
     }
@@ -53,6 +56,9 @@ def test_nominal_numbers_equal_sklearn(seed: int, k: int) -> None:
         {
             "accuracy": sk.accuracy_score(labels, verdicts),
             "kappa": sk.cohen_kappa_score(labels, verdicts),
+            "alpha": krippendorff.alpha(
+                np.stack([labels, verdicts]), level_of_measurement="nominal"
+            ),
             "f1_macro": sk.f1_score(labels, verdicts, average="macro"),
         }
     )
@@ -94,7 +100,8 @@ def test_weights_count_rows_as_often_as_repeating_them() -> None:
 def test_constant_labels_leave_kappa_and_correlation_undefined() -> None:
     found = _numbers(np.full(9, 7), np.array([7, 6, 7, 7, 8, 7, 7, 7, 5]))
     undefined = {name for name, value in found.items() if math.isnan(value)}
-    assert undefined == {"kappa", "kappa_linear", "kappa_quadratic", "pearson", "spearman"}
+    kappas = {"kappa", "kappa_linear", "kappa_quadratic"}
+    assert undefined == kappas | {"pearson", "spearman", "kendall"}
     assert found["exact"] == pytest.approx(6 / 9)
 
 

@@ -10,13 +10,9 @@ from rich.console import Console
 
 from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, Verdict
-from pt_app.evidence.summary import (
-    commonest_label,
-    compare,
-    mean_metric,
-    rule_baseline,
-    summarise,
-)
+from pt_app.evidence.comparison import compare
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.summary import commonest_label, mean_metric, rule_baseline, summarise
 from pt_app.report import terminal_table, write_report
 
 HOSTILE = (
@@ -81,6 +77,7 @@ def _results(
     }
     both = [(judges["adapter"], judges["base"])] if "base" in judges else []
     errors = [["gender"] if i % 2 else [] for i in range(40)]
+    sample = Resampler(groups, 200)
     return {
         "schema": 1,
         "task": scale.task,
@@ -93,20 +90,14 @@ def _results(
                 "precision": "float32",
                 "unscored": 0,
                 "shortened": 0,
-                "verdict_mass": mean_metric([0.97] * 40, groups),
-                **summarise(
-                    labels, own[name], judges[name], groups, scale, [0.5] * 40, errors, 0, 200
-                ),
+                "verdict_mass": mean_metric([0.97] * 40, sample),
+                **summarise(labels, own[name], judges[name], sample, scale, [0.5] * 40, errors),
             }
             for name in judges
         ],
-        "baselines": [
-            rule_baseline(
-                [commonest_label(labels, scale)] * 40, labels, groups, scale, resamples=200
-            )
-        ],
+        "baselines": [rule_baseline([commonest_label(labels, scale)] * 40, labels, sample, scale)],
         "ceiling": None,
-        "comparisons": [compare(labels, a, b, groups, scale, resamples=200) for a, b in both],
+        "comparisons": [compare(labels, a, b, sample, scale) for a, b in both],
         "run": {"command": ["judge", "train"], "versions": {"torch": "2.9"}},
     }
 

@@ -15,6 +15,12 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+# Numbers between -1 and 1 of which 1 is full agreement.
+CORRELATIONS = frozenset(
+    ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "pearson", "spearman", "kendall")
+)
+SHARES = frozenset(("exact", "within_1", "accuracy", "f1_macro"))  # between 0 and 1
+ERRORS = frozenset(("mae", "rmse"))  # 0 or more
 
 
 def contingency(
@@ -66,8 +72,10 @@ def _ordered(tables: FloatArray, values: FloatArray) -> dict[str, FloatArray]:
         "kappa": _kappa(tables, np.sign(distance)),
         "kappa_linear": _kappa(tables, distance),
         "kappa_quadratic": _kappa(tables, distance**2),
+        "alpha": _alpha(tables, distance**2),
         "pearson": _correlation(tables, values, values),
         "spearman": _correlation(tables, _midranks(tables.sum(-1)), _midranks(tables.sum(-2))),
+        "kendall": _kendall(tables),
         "exact": mean((distance == 0).astype(np.float64)),
         "within_1": mean((distance <= 1 + 1e-9).astype(np.float64)),
     }
@@ -82,6 +90,7 @@ def _nominal(tables: FloatArray) -> dict[str, FloatArray]:
     return {
         "accuracy": right.sum(-1) / tables.sum((-2, -1)),
         "kappa": _kappa(tables, 1 - np.eye(k, columns)),
+        "alpha": _alpha(tables, 1 - np.eye(k, columns)),
         "f1_macro": f1.sum(-1) / occurs.sum(-1),
     }
 
@@ -96,6 +105,37 @@ def _kappa(tables: FloatArray, weights: FloatArray) -> FloatArray:
     expected = ((rows @ weights) * columns).sum(-1)
     defined = (rows > 0).sum(-1) > 1
     return np.where(defined, 1 - observed / expected, np.nan)
+
+
+def _alpha(tables: FloatArray, weights: FloatArray) -> FloatArray:
+    """Krippendorff's alpha of label and verdict as two raters: 1 - observed / expected.
+
+    Unlike kappa it expects both to draw from one pool. `weights` [K, C]: interval (squared
+    distances) or nominal. NaN where all labels and verdicts are one value (2011, "Computing
+    Krippendorff's Alpha-Reliability").
+    """
+    k, columns = tables.shape[-2:]
+    pool = tables.sum(-2)
+    pool[..., :k] += tables.sum(-1)
+    n = pool.sum(-1)
+    square = weights if columns == k else 1 - np.eye(columns)
+    observed = np.tensordot(tables, weights, 2) / tables.sum((-2, -1))
+    expected = ((pool @ square) * pool).sum(-1) / (n * (n - 1))
+    return np.where((pool > 0).sum(-1) > 1, 1 - observed / expected, np.nan)
+
+
+def _kendall(tables: FloatArray) -> FloatArray:
+    """Kendall's tau-b (1945): concordant less discordant pairs, ties counted on either side."""
+    below = np.zeros_like(tables)  # rows of a lower label and a lower verdict than each cell's
+    below[..., 1:, 1:] = tables.cumsum(-2).cumsum(-1)[..., :-1, :-1]
+    beside = np.zeros_like(tables)  # a lower label and a higher verdict
+    higher = tables[..., ::-1].cumsum(-1)[..., ::-1].cumsum(-2)
+    beside[..., 1:, :-1] = higher[..., :-1, 1:]
+    pairs = (tables * (below - beside)).sum((-2, -1))
+    n = tables.sum((-2, -1))
+    untied = [n**2 - (margin**2).sum(-1) for margin in (tables.sum(-1), tables.sum(-2))]
+    tau: FloatArray = 2 * pairs / np.sqrt(untied[0] * untied[1])
+    return tau
 
 
 def _correlation(tables: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:

@@ -4,14 +4,16 @@ The rows are those of predictions.jsonl, so that evaluations of several folds ar
 rows and computed anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pt_app.eval_model.metrics import rouge_l
 from pt_app.eval_model.orders import consistency, first_preference
 from pt_app.eval_model.verdicts import Scale, Verdict
-from pt_app.evidence.summary import compare, mean_metric, rule_baseline, summarise
+from pt_app.evidence.comparison import compare, holm
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.summary import mean_metric, rule_baseline, summarise
 
 Row = Mapping[str, Any]
 
@@ -48,6 +50,7 @@ def results_of(
     judges = [replace(judge, rows=[judge.rows[i] for i in fits]) for judge in judges]
     rows = judges[0].rows
     labels, groups = [row["label"] for row in rows], [row["group"] for row in rows]
+    sample = Resampler(groups)
     readings = [[row["constrained"] for row in judge.rows] for judge in judges]
     return {
         "schema": 1,
@@ -62,24 +65,29 @@ def results_of(
                 "precision": judge.precision,
                 "precision_change": judge.change,
                 "ties": judge.ties,
-                **_numbers(judge.rows, scale),
+                **_numbers(judge.rows, sample, scale),
                 "unscored": count - len(rows),
                 "shortened": judge.shortened,
             }
             for judge in judges
         ],
-        "baselines": [rule_baseline([majority[i] for i in fits], labels, groups, scale)],
+        "baselines": [rule_baseline([majority[i] for i in fits], labels, sample, scale)],
         "ceiling": None,
-        "comparisons": [
-            compare(labels, readings[0], other, groups, scale, names=(judges[0].name, judge.name))
+        "comparisons": _holm_corrected(
+            compare(labels, readings[0], other, sample, scale, names=(judges[0].name, judge.name))
             for judge, other in zip(judges[1:], readings[1:], strict=True)
-        ],
+        ),
         "run": dict(run),
     }
 
 
-def _numbers(rows: Sequence[Row], scale: Scale) -> dict[str, Any]:
-    groups = [row["group"] for row in rows]
+def _holm_corrected(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = list(comparisons)
+    adjusted = holm([one["p"] for one in found])
+    return [one | {"p_holm": p} for one, p in zip(found, adjusted, strict=True)]
+
+
+def _numbers(rows: Sequence[Row], sample: Resampler, scale: Scale) -> dict[str, Any]:
     answered = any(row["raw"] is not None for row in rows)
     rouge = [
         rouge_l(row["label_feedback"], row["feedback"] or "") if row["label_feedback"] else None
@@ -89,7 +97,7 @@ def _numbers(rows: Sequence[Row], scale: Scale) -> dict[str, Any]:
         [row["label"] for row in rows],
         [row["verdict"] for row in rows],
         [row["constrained"] for row in rows],
-        groups,
+        sample,
         scale,
         rouge=rouge if answered else None,
         errors=[row["errors"] or [] for row in rows]
@@ -97,12 +105,12 @@ def _numbers(rows: Sequence[Row], scale: Scale) -> dict[str, Any]:
         else None,
     )
     if any("swapped" in row for row in rows):
-        _add_orders(summary, rows, groups)
-    mass = mean_metric([row["verdict_mass"] for row in rows], groups)
+        _add_orders(summary, rows, sample)
+    mass = mean_metric([row["verdict_mass"] for row in rows], sample)
     return summary | {"verdict_mass": mass}
 
 
-def _add_orders(summary: dict[str, Any], rows: Sequence[Row], groups: Sequence[str]) -> None:
+def _add_orders(summary: dict[str, Any], rows: Sequence[Row], sample: Resampler) -> None:
     """Add how far the verdicts of both orders agree, and how often the first place wins."""
     both = {
         name: ([row[name] for row in rows], [row.get(other) for row in rows])
@@ -110,11 +118,11 @@ def _add_orders(summary: dict[str, Any], rows: Sequence[Row], groups: Sequence[s
     }
     for part, name in (("metrics", "verdict"), ("constrained", "constrained")):
         same = consistency(*both[name])
-        summary[part]["order_consistency"] = mean_metric(same, groups)
-        summary[part]["first_preference"] = mean_metric(first_preference(*both[name]), groups)
+        summary[part]["order_consistency"] = mean_metric(same, sample)
+        summary[part]["first_preference"] = mean_metric(first_preference(*both[name]), sample)
     # A row that was not judged in the other order stays out; a parse failure in either is a miss.
     strict = [
         float(bool(one)) if "swapped" in row else None
         for row, one in zip(rows, consistency(*both["verdict"]), strict=True)
     ]
-    summary["metrics"]["order_consistency_strict"] = mean_metric(strict, groups)
+    summary["metrics"]["order_consistency_strict"] = mean_metric(strict, sample)

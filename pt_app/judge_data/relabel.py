@@ -19,7 +19,9 @@ from pt_app.eval_model.data import JudgeData, read_dataset
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence import people
-from pt_app.evidence.summary import numbers_of, summarise
+from pt_app.evidence.coding import numbers_of
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.summary import summarise
 from pt_app.files import write_json_atomic, write_text_atomic
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.mapping import read_label
@@ -110,7 +112,8 @@ def self_agreement(pairs: Sequence[tuple[JudgeExample, Verdict]], scale: Scale) 
     """Measure first against second labels: exact agreement and kappa, with intervals by group."""
     first = [row.label.verdict for row, _ in pairs if row.label]
     second = [verdict for _, verdict in pairs]
-    metrics = summarise(first, second, second, [row.group for row, _ in pairs], scale)["metrics"]
+    sample = Resampler([row.group for row, _ in pairs])
+    metrics = summarise(first, second, second, sample, scale)["metrics"]
     exact = metrics["exact" if scale.task == "score" else "accuracy"]
     found = {"exact": exact, "kappa": metrics["kappa"]}
     if scale.task == "score":

@@ -1,0 +1,92 @@
+"""Verdicts as positions on their scale, and their agreement as a function of sums over rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pt_app.errors import UserError
+from pt_app.eval_model.metrics import FloatArray, IntArray, agreement
+from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.evidence.intervals import Statistic
+
+
+def headline(scale: Scale) -> str:
+    """The number a scale's agreement is first told by."""
+    return "kappa" if numbers_of(scale) is None else "kappa_quadratic"
+
+
+def numbers_of(scale: Scale) -> FloatArray | None:
+    """The scale's values [K] where they are numbers; None for a nominal scale."""
+    return np.array(scale.values, dtype=np.float64) if scale.task == "score" else None
+
+
+def positions(verdicts: Sequence[Verdict | None], scale: Scale, what: str) -> IntArray:
+    """Position of each verdict on the scale, -1 for None. Raises UserError for one off it."""
+    known: dict[Verdict | None, int] = {value: i for i, value in enumerate(scale.values)}
+    known[None] = -1
+    for row, verdict in enumerate(verdicts):
+        if verdict not in known:
+            raise UserError(
+                f"{what} {verdict!r} in row {row + 1} is off the scale {scale.name}: "
+                f"use one of {_shortened(scale.values)}"
+            )
+    return np.array([known[verdict] for verdict in verdicts], dtype=np.int64)
+
+
+def _shortened(values: Sequence[Verdict]) -> str:
+    texts = [str(value) for value in values]
+    return ", ".join(texts if len(texts) < 13 else [*texts[:3], "...", texts[-1]])
+
+
+def count_failures_as_wrong(labels: IntArray, verdicts: IntArray, scale: Scale) -> IntArray:
+    """Replace each -1 by the position farthest from the label, or by K on a nominal scale.
+
+    Of two equally far ends of a scale the lower one is taken.
+    """
+    numbers = numbers_of(scale)
+    if numbers is None:
+        return np.where(verdicts < 0, len(scale.values), verdicts)
+    farthest = np.abs(numbers[:, None] - numbers[None, :]).argmax(-1)
+    return np.where(verdicts < 0, farthest[labels], verdicts)
+
+
+def distances(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
+    """|verdict - label| in units of the scale; on a nominal scale 0 or 1. NaN for a failure."""
+    numbers = numbers_of(scale)
+    if numbers is None:
+        apart = (labels != verdicts).astype(np.float64)
+    else:
+        apart = np.abs(numbers[labels] - numbers[verdicts])
+    return np.where(verdicts < 0, np.nan, apart)
+
+
+def agreement_of_sums(
+    labels: IntArray, scale: Scale, *judges: IntArray
+) -> tuple[list[Any], Statistic]:
+    """Columns of each judge, sparse [n, m], and the statistic of their sums: all the numbers.
+
+    Rows whose verdict is -1 count nowhere. The columns are the cells of the table of labels and
+    verdicts, of which every number is a function; they are the same cells for all judges.
+    """
+    from scipy.sparse import csr_array
+
+    numbers, k = numbers_of(scale), len(scale.values)
+    shape, code = (k, k + 1), np.arange(k + 1)
+    if numbers is not None:  # values that never occur change no number, and cost most of 0-100
+        used = np.unique(np.concatenate([labels, *judges]))
+        used = used[used >= 0]
+        numbers, shape = numbers[used], (len(used), len(used))
+        code = np.zeros(k, dtype=np.int64)
+        code[used] = np.arange(len(used))
+    columns = []
+    for verdicts in judges:
+        rows = np.flatnonzero(verdicts >= 0)
+        cells = code[labels[rows]] * shape[1] + code[verdicts[rows]]
+        entries = (np.ones(len(rows)), (rows, cells))
+        columns.append(csr_array(entries, shape=(len(labels), shape[0] * shape[1])))
+
+    def statistic(sums: FloatArray) -> dict[str, FloatArray]:
+        return agreement(sums.reshape(-1, *shape), numbers)
+
+    return columns, statistic
