@@ -8,6 +8,7 @@ import typer
 
 from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
+from pt_app.cli_evidence import agree, report
 from pt_app.errors import UserError, exit_with
 
 app = typer.Typer(
@@ -21,6 +22,8 @@ base = typer.Typer(help="The tiny offline base (--model tiny).", no_args_is_help
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 app.add_typer(base, name="base")
+app.command()(agree)
+app.command()(report)
 
 
 @app.command(

@@ -51,6 +51,15 @@ def test_each_rule_finds_what_it_looks_for_and_nothing_else() -> None:
     assert right(by_name(baselines(labelled(by_word, labels, FIVE), FIVE))["length"], labels) < 0.5
 
 
+def test_the_majority_is_the_commonest_training_label_of_equals_the_scales_first() -> None:
+    test = labelled([{"candidate": "a"}] * 3, [1, 2, 3], FIVE)
+    for given, majority, mean in (([3, 4, 4, 1], 4, 3), ([5, 2, 2, 5], 2, 3)):
+        train = labelled([{"candidate": "a"}] * 4, given, FIVE)
+        found = by_name(baselines(test, FIVE, train))
+        assert found["majority"].verdicts == [majority] * 3
+        assert found["mean"].verdicts == [mean] * 3
+
+
 def test_pass_or_fail_is_learnt_from_words_length_and_reference() -> None:
     labels: list[Verdict] = ["PASS", "FAIL"] * 50
     rows = [

@@ -17,7 +17,6 @@ from pt_app.evidence import intervals
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler, percentile_interval
 from pt_app.evidence.summary import (
-    commonest_label,
     mean_metric,
     rule_baseline,
     summarise,
@@ -201,17 +200,13 @@ def test_error_kinds_have_their_own_mean_and_n() -> None:
     assert found == {"gender": (1.5, 2), "tense": (1.0, 1), "none": (0.0, 1)}
 
 
-def test_majority_is_the_commonest_training_label() -> None:
+def test_a_rule_has_the_numbers_of_a_judge() -> None:
     labels, _, groups = _judged(30)
-    commonest = commonest_label([3, 7, 7, 1], TEN)
-    rule = rule_baseline([commonest] * len(labels), labels, Resampler(groups), TEN)
+    rule = rule_baseline([7] * len(labels), labels, Resampler(groups), TEN)
     assert rule["verdict"] == 7
     assert rule["metrics"]["kappa_quadratic"]["value"] == pytest.approx(0, abs=1e-12)
     expected = np.mean(np.abs(np.array(labels) - 7))
     assert rule["metrics"]["mae"]["value"] == pytest.approx(expected)
-    assert commonest_label([7, 3, 3, 7], TEN) == 3
-    with pytest.raises(UserError, match="training split has no labels"):
-        commonest_label([], TEN)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:

@@ -148,7 +148,13 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
     results = json.loads((evaluation / "results.json").read_text())
     assert results["schema"] == 1
     assert [model["name"] for model in results["models"]] == ["adapter", "base"]
-    assert [row["name"] for row in results["baselines"]] == ["majority"]
+    rules = ["majority", "mean", "length", "chrF", "TF-IDF"]
+    assert [row["name"] for row in results["baselines"]] == rules
+    assert [one["b"] for one in results["comparisons"]] == ["base", *rules]
+    assert all(one["p"] <= one["p_holm"] <= 1 for one in results["comparisons"])
+    for model in results["models"]:
+        assert model["calibration"]["ece"]["n"] == results["data"]["n"]
+        assert {"generosity", "overconfidence", "length", "copied"} == set(model["checks"])
     for model in results["models"]:
         assert set(model["metrics"]) >= METRICS
         for metric in model["constrained"].values():

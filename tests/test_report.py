@@ -12,7 +12,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import commonest_label, mean_metric, rule_baseline, summarise
+from pt_app.evidence.summary import mean_metric, rule_baseline, summarise
 from pt_app.report import terminal_table, write_report
 
 HOSTILE = (
@@ -95,7 +95,7 @@ def _results(
             }
             for name in judges
         ],
-        "baselines": [rule_baseline([commonest_label(labels, scale)] * 40, labels, sample, scale)],
+        "baselines": [rule_baseline([max(labels, key=labels.count)] * 40, labels, sample, scale)],
         "ceiling": None,
         "comparisons": [compare(labels, a, b, sample, scale) for a, b in both],
         "run": {"command": ["judge", "train"], "versions": {"torch": "2.9"}},

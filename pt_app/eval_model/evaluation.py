@@ -4,7 +4,6 @@
 made from these two alone.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +15,11 @@ from pt_app.eval_model.gemm import pack
 from pt_app.eval_model.orders import swapped
 from pt_app.eval_model.precision import converted
 from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.results import JudgeRows, results_of
 from pt_app.eval_model.scoring import JudgeScorer, Scored
 from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 from pt_app.eval_model.verdicts import Verdict, read_comments
-from pt_app.evidence.summary import commonest_label
-from pt_app.files import write_json_atomic, write_text_atomic
-
-PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
+from pt_app.evidence.baselines import Labelled, baselines
+from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
 
 
 def evaluate(
@@ -48,25 +44,26 @@ def evaluate(
     base = how.judged("base", source.name, models.load_model(source))
     model = adapters.load_adapter(adapter, models.load_model(source), identity)
     judges = [how.judged("adapter", adapter.name, adapters.merge(model)), base]
-    commonest = commonest_label([_label(example) for example in data.train], data.scale)
+    rules = Rules.of(baselines(_labelled(test, data), data.scale, _labelled(data.train, data)))
+    judges[0] = with_rules(judges[0], rules)
     about = {"path": data.path.name, "sha256": data.sha256}
     folder = adapter / "evaluation"
-    write_predictions(folder, judges)
-    results = results_of(
-        judges, data.scale, about, [commonest] * len(test), data.leaks, run | {"base": identity}
-    )
-    write_json_atomic(folder / RESULTS, results)
+    run = run | {"base": identity}
+    results = results_of(judges, data.scale, about, rules, data.leaks, run)
+    write_evaluation(folder, judges, results)
     return results
 
 
-def write_predictions(folder: Path, judges: Sequence[JudgeRows]) -> None:
-    """Write every judge's rows, one JSON object a line."""
-    lines = (
-        json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        for judge in judges
-        for row in judge.rows
-    )
-    write_text_atomic(folder / PREDICTIONS, "".join(lines))
+def _labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
+    texts = {"candidate", "candidates", "source", "reference"}
+    rows = [
+        example.model_dump(include=texts)
+        # a chat row has no candidate apart from its prompt
+        | ({"candidate": None} if example.prompt is not None else {})
+        for example in examples
+    ]
+    groups = [example.group for example in examples]
+    return Labelled.of(rows, [_label(example) for example in examples], groups, data.scale)
 
 
 @dataclass(frozen=True)
@@ -131,6 +128,10 @@ def _prediction(
         "errors": example.errors,
         **_if_present(example),
     }
+    if example.annotators:
+        row["annotators"] = [one.model_dump() for one in example.annotators]
+    if system := (example.meta or {}).get("system"):
+        row["system"] = system
     if other is not None:
         row |= {"swapped": other.verdict, "swapped_constrained": other.constrained}
         row["swapped_probabilities"] = other.probabilities

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.evaluation import PREDICTIONS, RESULTS, write_predictions
-from pt_app.eval_model.results import JudgeRows, results_of
 from pt_app.eval_model.verdicts import Scale
-from pt_app.files import write_json_atomic
+from pt_app.evidence.results import (
+    PREDICTIONS,
+    RESULTS,
+    JudgeRows,
+    Rules,
+    results_of,
+    write_evaluation,
+)
 from pt_app.report import write_report
 
 SAME = ("task", "scale")
@@ -20,7 +25,7 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     """Join the evaluations of adapters, one a fold, into `out`; give the report's path.
 
     The numbers are computed anew over all rows, each judged by the adapter that did not see it;
-    the majority label is each fold's own. Raises UserError for an adapter that was not evaluated,
+    the rules' verdicts are each fold's own. Raises UserError for an adapter that was not evaluated,
     evaluations of different tasks or bases, and a row that is in two of them.
     """
     if len(adapters) < 2:
@@ -31,12 +36,6 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     names = [model["name"] for model in first["models"]]
     judges = [_joined(name, parts) for name in names]
     _check_once(judges[0], adapters)
-    majority = [
-        results["baselines"][0]["verdict"]
-        for results, rows in parts
-        for row in rows
-        if row["model"] == names[0]
-    ]
     leaks = [results.get("leaks", {"n": 0, "examples": []}) for results, _ in parts]
     told = [line for one in leaks for line in one["examples"]]
     hashes = json.dumps([results["data"]["sha256"] for results, _ in parts], sort_keys=True)
@@ -45,10 +44,10 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
         "sha256": sha256(hashes.encode()).hexdigest(),
     }
     run = dict(first["run"]) | {"folds": [Path(adapter).name for adapter in adapters]}
-    joined = results_of(judges, Scale.from_name(first["scale"]), data, majority, told, run)
+    rules = _rules(judges[0], first)
+    joined = results_of(judges, Scale.from_name(first["scale"]), data, rules, told, run)
     joined["leaks"]["n"] = sum(one["n"] for one in leaks)
-    write_predictions(out, judges)
-    write_json_atomic(out / RESULTS, joined)
+    write_evaluation(out, judges, joined)
     return write_report(out)
 
 
@@ -73,6 +72,14 @@ def _joined(name: str, parts: Sequence[tuple[Mapping[str, Any], Sequence[Any]]])
     shortened, ties = (sum(model[key] for model in models) for key in ("shortened", "ties"))
     precision = ", ".join(dict.fromkeys(model["precision"] for model in models))
     return JudgeRows(name, ", ".join(ids), rows, shortened, ties, precision)
+
+
+def _rules(judge: JudgeRows, first: Mapping[str, Any]) -> Rules:
+    """The rules that every fold has, each fitted on its own fold's training rows."""
+    said = [row.get("rules") or {} for row in judge.rows]
+    names = [name for name in said[0] if all(name in one for one in said)]
+    fitted = {one["name"]: one.get("fitted") or "" for one in first["baselines"]}
+    return Rules({name: [one[name] for one in said] for name in names}, fitted)
 
 
 def _check_same(results: Sequence[Mapping[str, Any]], adapters: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ import torch
 from transformers import set_seed
 
 from pt_app.eval_model import adapters, checkpoints, console, models, platforms
-from pt_app.eval_model.evaluation import PREDICTIONS, evaluate
+from pt_app.eval_model.evaluation import evaluate
 from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared, prepare
@@ -27,6 +27,7 @@ from pt_app.eval_model.tracking_access import resolve_access
 from pt_app.eval_model.trainer import JudgeTrainer
 from pt_app.eval_model.training import MakeArguments, build_trainer, train
 from pt_app.eval_model.tree_attention import use_attention
+from pt_app.evidence.results import PREDICTIONS
 
 LoadBase = Callable[[models.ModelSource, Settings, Platform], Any]
 log = logging.getLogger(__name__)

@@ -63,7 +63,8 @@ def confidence_of(
     """Confidence of the likeliest verdict of each row, and whether it is right."""
     near = _near(scale, tolerance)
     verdicts = np.nan_to_num(probabilities).argmax(axis=1)
-    sure = (probabilities * near[verdicts]).sum(axis=1)
+    # Rounded, so that probabilities equal but for their sum's rounding are one confidence.
+    sure = (probabilities * near[verdicts]).sum(axis=1).round(12)
     return Confidence(sure, near[verdicts, labels])
 
 

@@ -1,12 +1,10 @@
 """The numbers of one judge on one test set, and of the rule it must beat."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pt_app.errors import UserError
 from pt_app.eval_model.metrics import FloatArray, IntArray
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.coding import (
@@ -24,7 +22,7 @@ Metric = dict[str, Any]  # {"value", "low", "high", "n"}, and "reason" where val
 def summarise(
     labels: Sequence[Verdict],
     verdicts: Sequence[Verdict | None],
-    constrained: Sequence[Verdict],
+    constrained: Sequence[Verdict] | None,
     sample: Resampler,
     scale: Scale,
     rouge: Sequence[float | None] | None = None,
@@ -33,16 +31,17 @@ def summarise(
     """One judge's numbers, each {"value", "low", "high", "n"}; all columns have n rows.
 
     `verdicts` has None for a parse failure; `constrained` is the most likely allowed verdict of
-    every row. `rouge` has None for a row whose label has no feedback; `errors` lists the kinds of
-    error known to be in each row's candidate. "metrics" holds <name> over the rows that parsed
+    every row, where that is known. `rouge` has None for a row whose label has no feedback; `errors`
+    lists the kinds of error known to be in each row's candidate. "metrics" holds <name> over the
+    rows that parsed
     and <name>_strict with each failure counted as wrong: on an ordered scale as the verdict
     farthest from the label, on a nominal one as a verdict outside it. "constrained" covers all
     rows. Raises UserError for a verdict off the scale, ValueError for columns of unequal length.
     """
     check_lengths(labels, verdicts, constrained, sample.index, rouge, errors)
     label, verdict = positions(labels, scale, "label"), positions(verdicts, scale, "verdict")
-    forced = positions(constrained, scale, "verdict")
-    if (forced < 0).any():
+    forced = verdict if constrained is None else positions(constrained, scale, "verdict")
+    if constrained is not None and (forced < 0).any():
         raise ValueError("`constrained` needs a verdict in every row: leave unscored rows out")
     metrics = agreement_metrics(sample, label, verdict, scale)
     strict = agreement_metrics(sample, label, count_failures_as_wrong(label, verdict, scale), scale)
@@ -53,7 +52,7 @@ def summarise(
         strict["rouge_l"] = mean_metric(kept, sample)
     summary: dict[str, Any] = {
         "metrics": metrics | {f"{name}_strict": value for name, value in strict.items()},
-        "constrained": agreement_metrics(sample, label, forced, scale),
+        **({"constrained": agreement_metrics(sample, label, forced, scale)} if constrained else {}),
         "parse_failures": int((verdict < 0).sum()),
         "n": len(label),
         "groups": sample.groups,
@@ -62,18 +61,6 @@ def summarise(
     if errors is not None:
         summary["by_error"] = _by_error(sample, distances(label, forced, scale), scale, errors)
     return summary
-
-
-def commonest_label(train_labels: Sequence[Verdict], scale: Scale) -> Verdict:
-    """Give the commonest label of the training split; of equally common ones the scale's first.
-
-    Raises UserError without training labels.
-    """
-    if not len(train_labels):
-        raise UserError("the training split has no labels: the majority baseline needs them")
-    counts = Counter(positions(train_labels, scale, "training label").tolist())
-    commonest: int = min(counts, key=lambda position: (-counts[position], position))
-    return scale.values[commonest]
 
 
 def rule_baseline(

@@ -8,6 +8,7 @@ from typing import Any
 
 from pt_app.files import write_text_atomic
 from pt_app.report.reading import reading
+from pt_app.report.sections import evidence_sections
 from pt_app.report.source import read_predictions, read_results
 from pt_app.report.wording import (
     NAMES,
@@ -41,6 +42,7 @@ def write_report(folder: Path) -> Path:
         reading(results),
         _numbers(results),
         _confusion(rows, judge),
+        *evidence_sections(next(m for m in results["models"] if m["name"] == judge)),
         _by_error(results, judge),
         _leaks(results),
         _worst(rows, judge),
@@ -60,17 +62,20 @@ def _numbers(results: dict[str, Any]) -> str:
     columns = columns_of(results)
     header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n"]
     rows = []
-    for judge in [*results["models"], *(results.get("baselines") or [])]:
+    for judge in results["models"]:
         name, metrics, failures = inline(judge["name"]), judge["metrics"], judge["parse_failures"]
-        if "constrained" not in judge:
-            rule = judge.get("verdict")
-            label = f"always {inline(rule)} ({name})" if rule is not None else name
-            rows.append(_line(label, metrics, columns, UNDEFINED))
-            continue
-        rows.append(_line(f"{name}, likeliest verdict", judge["constrained"], columns, UNDEFINED))
+        if "constrained" in judge:
+            likeliest = judge["constrained"]
+            rows.append(_line(f"{name}, likeliest verdict", likeliest, columns, UNDEFINED))
         rows.append(_line(f"{name}, own answer", metrics, columns, str(failures)))
         strict = {column: metrics.get(f"{column}_strict") for column in columns}
         rows.append(_line(f"{name}, parse failures wrong", strict, columns, str(failures)))
+    for rule in results.get("baselines") or []:
+        name, verdict = inline(rule["name"]), rule.get("verdict")
+        label = f"always {inline(verdict)} ({name})" if verdict is not None else name
+        rows.append(_line(label, rule["metrics"], columns, UNDEFINED))
+    if people := results.get("ceiling"):
+        rows.append(_line("one person against the others", people["metrics"], columns, UNDEFINED))
     return f"## Numbers\n\n{table(header, rows)}\n\n{_legend(results)}"
 
 
@@ -92,6 +97,12 @@ def _legend(results: dict[str, Any]) -> str:
         "*Parse failures wrong*: the same with each parse failure counted as the verdict "
         "farthest from the label (where verdicts have no order: as another, wrong one). "
         f"{UNDEFINED}: undefined or not computed."
+    ]
+    fitted = {one.get("fitted") for one in results.get("baselines") or []} - {None, ""}
+    lines += [f"The rules are fitted on {inline(what)}." for what in sorted(fitted)]
+    lines += [
+        f"No {inline(name)} rule: {inline(reason)}."
+        for name, reason in (results.get("missing_baselines") or {}).items()
     ]
     if "order_consistency" in columns_of(results):
         lines.append(
@@ -167,20 +178,25 @@ def _leaks(results: dict[str, Any]) -> str:
 
 
 def _worst(rows: Sequence[Row], judge: str) -> str:
-    wrong = [row for row in rows if row["constrained"] != row["label"]]
+    wrong = [row for row in rows if _said(row) not in (None, row["label"])]
     wrong.sort(key=lambda row: (*_distance(row), str(row.get("id"))))
     title = f"## Worst disagreements of the {inline(judge)}"
     if not wrong:
-        return f"{title}\n\nNone: the likeliest verdict equals the label in all {len(rows)} rows."
+        return f"{title}\n\nNone: the verdict equals the label in all rows that have one."
     shown = wrong[:WORST]
-    lead = f"{len(shown)} of the {len(wrong)} rows whose likeliest verdict is not the label"
+    lead = f"{len(shown)} of the {len(wrong)} rows whose verdict is not the label"
     lead += f" (of {len(rows)}), farthest first."
     return "\n\n".join([title, lead, *(_disagreement(row) for row in shown)])
 
 
+def _said(row: Row) -> Any:
+    """The likeliest verdict, or the judge's own where none is known; None for a parse failure."""
+    return row["verdict"] if row["constrained"] is None else row["constrained"]
+
+
 def _distance(row: Row) -> tuple[float, float]:
     """Sort key: far before near, then confident before hesitant."""
-    label, verdict = row["label"], row["constrained"]
+    label, verdict = row["label"], _said(row)
     numeric = not isinstance(label, str) and not isinstance(verdict, str)
     confidence = max(row.get("probabilities") or [0.0])
     return (-abs(verdict - label) if numeric else 0.0), -confidence
@@ -188,8 +204,10 @@ def _distance(row: Row) -> tuple[float, float]:
 
 def _disagreement(row: Row) -> str:
     own = "parse failure" if row["verdict"] is None else row["verdict"]
-    head = f"**{inline(row.get('id'))}**: label {inline(row['label'])}, likeliest verdict "
-    head += f"{inline(row['constrained'])}, own answer {inline(own)}"
+    head = f"**{inline(row.get('id'))}**: label {inline(row['label'])}"
+    if row["constrained"] is not None:
+        head += f", likeliest verdict {inline(row['constrained'])}"
+    head += f", own answer {inline(own)}"
     turns = row.get("conversation") or ()
     first, second = row.get("candidates") or (None, None)
     texts = {

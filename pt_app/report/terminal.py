@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pt_app.report.wording import NAMES, columns_of, estimate, leak_line
+from pt_app.report.wording import NAMES, best_rule, columns_of, estimate, leak_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,8 @@ def terminal_table(results: dict[str, Any]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    judges = [*results["models"], *(results.get("baselines") or [])]
+    rule = best_rule(results)
+    judges = [*results["models"], *([rule] if rule else [])]
     data = results["data"]
     leaks = leak_line(results)
     title = f"{leaks}\n" if leaks else ""
@@ -43,9 +44,9 @@ def terminal_table(results: dict[str, Any]) -> "Table":
 def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tuple[str, Lines]]:
     columns = columns_of(results)
     likeliest = [judge.get("constrained", judge["metrics"]) for judge in judges]
-    # A rule such as the majority label writes no answer of its own.
-    own = [judge["metrics"] if "constrained" in judge else {} for judge in judges]
-    failures = [str(judge["parse_failures"]) if "constrained" in judge else "" for judge in judges]
+    models = len(results["models"])  # a rule writes no answer of its own
+    own = [judge["metrics"] if i < models else {} for i, judge in enumerate(judges)]
+    failures = [str(one["parse_failures"]) if one in judges[:models] else "" for one in judges]
     strict = f"{columns[0]}_strict"
     return [
         ("likeliest", _lines([name for name in columns if name != "rouge_l"], likeliest)),

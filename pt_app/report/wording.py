@@ -18,12 +18,18 @@ NAMES = {
     "f1_macro": "F1 macro",
     "pearson": "Pearson",
     "spearman": "Spearman",
+    "kendall": "Kendall's tau-b",
+    "alpha": "Krippendorff's alpha",
+    "recall_pass": "recall of PASS",
+    "recall_fail": "recall of FAIL",
+    "precision_fail": "precision of FAIL",
     "rouge_l": "ROUGE-L",
     "order_consistency": "same in both orders",
     "first_preference": "first place",
 }
 SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l")
 NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
+CLASS_COLUMNS = ("recall_pass", "recall_fail", "precision_fail")
 PAIR_COLUMNS = (*NOMINAL_COLUMNS[:-1], "order_consistency", "first_preference", "rouge_l")
 LONGEST_TEXT = 1000
 
@@ -37,6 +43,18 @@ def columns_of(results: dict[str, Any]) -> tuple[str, ...]:
         columns = PAIR_COLUMNS if both else NOMINAL_COLUMNS
     answered = any("rouge_l" in numbers for numbers in metrics)
     return columns if answered else tuple(name for name in columns if name != "rouge_l")
+
+
+def best_rule(results: dict[str, Any]) -> dict[str, Any] | None:
+    """The rule without a model that agrees best; None without rules."""
+    head = columns_of(results)[0]
+    rules = [rule for rule in results.get("baselines") or [] if head in rule["metrics"]]
+    return max(rules, key=lambda rule: rule["metrics"][head]["value"] or 0.0, default=None)
+
+
+def p_value(item: dict[str, Any], name: str = "p") -> str:
+    """`= 0.031`, or `< 0.001` below that."""
+    return "< 0.001" if item[name] < 0.001 else f"= {item[name]:.3f}"
 
 
 def leak_line(results: dict[str, Any]) -> str:

@@ -1,0 +1,90 @@
+"""`judge agree` and `judge report`: evidence about verdicts that are there already."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Column = typer.Option(help="a column of FILE")
+
+
+def agree(
+    file: Annotated[str, typer.Argument(help="CSV, TSV, JSON, JSON Lines, Parquet")],
+    label: Annotated[str, typer.Option(help="column: what people say; empty: not labelled")],
+    verdict: Annotated[str, typer.Option(help="column: what the judge says; empty: unreadable")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write; FILE's name + -evidence")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="0-10, 1-5, pass_fail, pairwise ...")] = "",
+    id: Annotated[str, typer.Option(help="column that tells rows apart")] = "",
+    group: Annotated[str, typer.Option(help="column: source; its rows depend on each other")] = "",
+    judge: Annotated[str, typer.Option(help="column: which judge, where several judged")] = "",
+    probabilities: Annotated[
+        str, typer.Option(help="column: probability of each verdict, in the scale's order")
+    ] = "",
+    annotators: Annotated[str, typer.Option(help="column: all people's verdicts, a list")] = "",
+    swapped: Annotated[str, typer.Option(help="column: verdict on the pair the other way")] = "",
+    candidate: Annotated[str, typer.Option(help="column: text judged; A,B of a pair")] = "",
+    reference: Annotated[str, typer.Option(help="column: a right text")] = "",
+    source: Annotated[str, typer.Option(help="column: the source's text")] = "",
+    system: Annotated[str, typer.Option(help="column: system that wrote the candidate")] = "",
+    slice: Annotated[list[str] | None, typer.Option(help="column to tell numbers by")] = None,
+    train: Annotated[str, typer.Option(help="file of labelled rows for the simple rules")] = "",
+    target_accuracy: Annotated[
+        float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="share right to reach")
+    ] = 0.9,
+    tolerance: Annotated[
+        float | None, typer.Option(help="distance that counts as right (1; short scales 0)")
+    ] = None,
+    missed_fail: Annotated[
+        float, typer.Option("--missed_fail", min=0, help="cost of passing a FAIL")
+    ] = 1.0,
+    false_alarm: Annotated[
+        float, typer.Option("--false_alarm", min=0, help="cost of failing a PASS")
+    ] = 1.0,
+    encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8")] = "",
+) -> None:
+    """Measure anybody's verdicts against labels: agreement, rules, people, biases; a report."""
+    from pt_app.agree.command import AgreeOptions
+    from pt_app.agree.command import agree as measure
+    from pt_app.agree.table import Columns
+    from pt_app.eval_model import console
+    from pt_app.evidence.judge_numbers import Asked
+    from pt_app.report import terminal_table
+
+    console.start()
+    one, _, two = candidate.partition(",")
+    columns = Columns(
+        label=label,
+        verdict=verdict,
+        id=id,
+        group=group,
+        judge=judge,
+        system=system,
+        probabilities=probabilities,
+        annotators=annotators,
+        swapped=swapped,
+        candidate="" if two else one,
+        candidates=(one, two) if two else (),
+        reference=reference,
+        source=source,
+        slices=tuple(slice or ()),
+    )
+    folder = out or Path(f"{Path(file).stem}-evidence")
+    asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
+    options = AgreeOptions(columns, scale, train, encoding, asked, ("judge", *sys.argv[1:]))
+    results, notes = measure(file, folder, options)
+    for note in notes:
+        typer.echo(f"note: {note}")
+    console.show(terminal_table(results))
+    typer.echo(f"report: {folder / 'report.md'}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="of results.json and predictions.jsonl")],
+) -> None:
+    """Write the pages of an evaluation anew, from its results.json and predictions.jsonl."""
+    from pt_app.report import write_report
+
+    typer.echo(f"report: {write_report(folder)}")

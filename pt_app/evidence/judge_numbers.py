@@ -1,0 +1,198 @@
+"""All numbers of one judge from its prediction rows: agreement, confidence, biases, systems."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pt_app.eval_model.metrics import FloatArray, IntArray, rouge_l
+from pt_app.eval_model.orders import consistency, first_preference
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence import biases
+from pt_app.evidence.calibration import (
+    calibration,
+    checked,
+    confidence_of,
+    usual_tolerance,
+)
+from pt_app.evidence.coding import distances, numbers_of, positions
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.pass_fail import FAIL, by_class, operating_threshold, pr_auc
+from pt_app.evidence.selective import selective
+from pt_app.evidence.summary import mean_metric, summarise
+from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user may choose: see `judge agree --help`. None: what is usual for the scale."""
+
+    target_accuracy: float = 0.9
+    tolerance: float | None = None
+    missed_fail_costs: float = 1.0
+    false_alarm_costs: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Verdicts:
+    """Positions of labels and of the verdicts that biases are looked for in (-1: none)."""
+
+    labels: IntArray
+    said: IntArray
+    scale: Scale
+    sample: Resampler
+
+
+def judge_numbers(
+    rows: Sequence[Row], sample: Resampler, scale: Scale, asked: Asked
+) -> dict[str, Any]:
+    """The numbers of one judge as results.json holds them (docs/RESULTS_JSON.md)."""
+    found = _agreement(rows, sample, scale)
+    likeliest = "constrained" in found
+    said = positions([row["constrained" if likeliest else "verdict"] for row in rows], scale, "")
+    labels = positions([row["label"] for row in rows], scale, "label")
+    columns = _Verdicts(labels, said, scale, sample)
+    if any(row.get("verdict_mass") is not None for row in rows):
+        found["verdict_mass"] = mean_metric([row.get("verdict_mass") for row in rows], sample)
+    gaps = None
+    if any(row.get("probabilities") is not None for row in rows):
+        probabilities = checked([row.get("probabilities") for row in rows], scale, "probabilities")
+        found |= _confidence(probabilities, columns, asked)
+        gaps = found.pop("gaps")
+    if scale.task == "pass_fail":
+        part = "constrained" if likeliest else "metrics"
+        found[part] |= by_class(labels, said, sample)
+    found["checks"] = _checks(rows, columns, gaps)
+    found["slices"] = _slices(rows, columns)
+    found["systems"] = _systems(rows, columns)
+    return found
+
+
+def _agreement(rows: Sequence[Row], sample: Resampler, scale: Scale) -> dict[str, Any]:
+    answered = any(row.get("raw") is not None for row in rows)
+    rouge = [
+        rouge_l(row["label_feedback"], row.get("feedback") or "")
+        if row.get("label_feedback")
+        else None
+        for row in rows
+    ]
+    constrained = [row["constrained"] for row in rows]
+    found = summarise(
+        [row["label"] for row in rows],
+        [row["verdict"] for row in rows],
+        None if None in constrained else constrained,
+        sample,
+        scale,
+        rouge=rouge if answered else None,
+        errors=[row.get("errors") or [] for row in rows]
+        if any(row.get("errors") for row in rows)
+        else None,
+    )
+    if any("swapped" in row for row in rows):
+        _add_orders(found, rows, sample)
+    return found
+
+
+def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -> None:
+    """Add how far the verdicts of both orders agree, and how often the first place wins."""
+    names = [
+        ("metrics", "verdict", "swapped"),
+        ("constrained", "constrained", "swapped_constrained"),
+    ]
+    for part, name, other in names:
+        if part not in found:
+            continue
+        both = [row[name] for row in rows], [row.get(other) for row in rows]
+        found[part]["order_consistency"] = mean_metric(consistency(*both), sample)
+        found[part]["first_preference"] = mean_metric(first_preference(*both), sample)
+    # A row that was not judged in the other order stays out; a parse failure in either is a miss.
+    same = consistency([row["verdict"] for row in rows], [row.get("swapped") for row in rows])
+    strict = [
+        float(bool(one)) if "swapped" in row else None for row, one in zip(rows, same, strict=True)
+    ]
+    found["metrics"]["order_consistency_strict"] = mean_metric(strict, sample)
+
+
+def _confidence(probabilities: FloatArray, columns: _Verdicts, asked: Asked) -> dict[str, Any]:
+    """Calibration and selective judging over the rows that have probabilities."""
+    scale, sample = columns.scale, columns.sample
+    tolerance = usual_tolerance(scale) if asked.tolerance is None else asked.tolerance
+    confidence = confidence_of(probabilities, columns.labels, scale, tolerance)
+    found: dict[str, Any] = {
+        "calibration": calibration(probabilities, columns.labels, scale, sample, tolerance),
+        "gaps": confidence.sure - confidence.right,
+    }
+    if not np.isnan(probabilities).any():
+        found["selective"] = selective(confidence, sample, asked.target_accuracy)
+        if scale.task == "pass_fail":
+            fail = probabilities[:, FAIL]
+            costs = asked.missed_fail_costs, asked.false_alarm_costs
+            found["pr_auc"] = pr_auc(fail, columns.labels, sample)
+            found["operating"] = operating_threshold(fail, columns.labels, *costs)
+    return found
+
+
+def _checks(
+    rows: Sequence[Row], columns: _Verdicts, gaps: FloatArray | None
+) -> dict[str, dict[str, Any]]:
+    """What should be 0 for a judge without biases, by name; see docs/RESULTS_JSON.md."""
+    labels, scale, sample = columns.labels, columns.scale, columns.sample
+    errors = biases.errors_of(labels, columns.said, scale)
+    name = "first_place" if scale.task == "pairwise" else "generosity"
+    found = {name: biases.mean_check(errors, sample)}
+    if gaps is not None:
+        found["overconfidence"] = biases.mean_check(gaps, sample)
+    if any("swapped" in row for row in rows):
+        which = "constrained" if any(row.get("swapped_constrained") for row in rows) else "verdict"
+        other = "swapped_constrained" if which == "constrained" else "swapped"
+        first = first_preference([row[which] for row in rows], [row.get(other) for row in rows])
+        liking = np.array([np.nan if one is None else one - 0.5 for one in first])
+        found["order"] = biases.mean_check(liking, sample)
+    features = {"length": biases.length_of(rows, scale), "copied": biases.copied_of(rows, scale)}
+    for name, feature in features.items():
+        if not np.isnan(feature).all():
+            found[name] = biases.partial_correlation(errors, feature, labels, sample)
+    return biases.corrected(found)
+
+
+def _slices(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any]:
+    names = {name: None for row in rows for name in row.get("slices") or ()}
+    apart = distances(columns.labels, columns.said, columns.scale)
+    return {
+        name: biases.slices(
+            [(row.get("slices") or {}).get(name) for row in rows], apart, columns.sample
+        )
+        for name in names
+    }
+
+
+def _systems(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any] | None:
+    """The statistics of translation systems, over the rows with a verdict; None without systems."""
+    numbers = numbers_of(columns.scale)
+    if numbers is None or not any(row.get("system") for row in rows):
+        return None
+    kept = np.flatnonzero(columns.said >= 0).tolist()
+    chosen = [rows[i] for i in kept]
+    groups = [row["group"] for row in chosen]
+    expected = [row.get("expected") for row in chosen]
+    scores = np.array(
+        [numbers[columns.said[i]] if e is None else e for i, e in zip(kept, expected, strict=True)]
+    )
+    return system_numbers(
+        numbers[columns.labels[kept]], scores, [str(row.get("system")) for row in chosen], groups
+    )
+
+
+def system_numbers(
+    labels: FloatArray, scores: FloatArray, systems: Sequence[str], groups: Sequence[Any]
+) -> dict[str, Any]:
+    """Pairwise accuracy within sources, the groupings, and soft pairwise accuracy."""
+    sample = Resampler(groups)
+    return {
+        "within_source_pairs": pairwise_accuracy(labels, scores, sample),
+        **groupings(labels, scores, systems, sample),
+        "between_systems": soft_pairwise_accuracy(labels, scores, systems, groups),
+    }

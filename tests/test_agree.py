@@ -1,0 +1,244 @@
+"""`judge agree`: the evidence about anybody's verdicts, through the command."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sklearn import metrics as sk
+from typer.testing import CliRunner, Result
+
+from pt_app.cli import app
+from pt_app.errors import UserError
+
+Row = dict[str, Any]
+
+
+def run_judge(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def rows_of(count: int = 120, seed: int = 0) -> list[Row]:
+    """Scores 1 to 5 of a judge that is right in six of ten rows, three rows a source."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        label = draw.randint(1, 5)
+        verdict = min(5, max(1, label + draw.choice([0, 0, 0, 1, -1])))
+        chances = [0.08] * 5
+        chances[verdict - 1] = 0.68
+        rows.append(
+            {
+                "id": f"r{i}",
+                "source": f"s{i // 3}",
+                "human": label,
+                "said": verdict,
+                "chances": json.dumps(chances),
+                "people": json.dumps([label, max(1, label - draw.choice([0, 1]))]),
+                "text": " ".join(draw.choices(["a", "fine", "day", "it", "is"], k=label + 2)),
+                "system": f"mt{i % 3}",
+                "domain": "legal" if i % 4 == 0 else "web",
+            }
+        )
+    return rows
+
+
+def written(path: Path, rows: list[Row]) -> Path:
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def measured(file: Path, *flags: str) -> dict[str, Any]:
+    """Run the command; give results.json."""
+    out = file.parent / "out"
+    done = run_judge("agree", str(file), "--label=human", "--verdict=said", f"--out={out}", *flags)
+    assert done.exit_code == 0, done.exception
+    assert "report:" in done.output
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return results
+
+
+def refused(file: Path, *flags: str) -> str:
+    """Run the command on what is wrong; give its one line."""
+    words = ["agree", str(file), "--label=human", "--verdict=said", *flags]
+    done = run_judge(*words, f"--out={file.parent / 'out'}")
+    assert isinstance(done.exception, UserError), done.output
+    assert "\n" not in str(done.exception)
+    assert not (file.parent / "out").exists()
+    return str(done.exception)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_any_file_of_verdicts_gets_the_whole_evidence(tmp_path: Path, ending: str) -> None:
+    rows = rows_of()
+    results = measured(
+        written(tmp_path / f"v.{ending}", rows),
+        "--group=source",
+        "--probabilities=chances",
+        "--annotators=people",
+        "--candidate=text",
+        "--system=system",
+        "--slice=domain",
+    )
+    (judge,) = results["models"]
+    labels, verdicts = [row["human"] for row in rows], [row["said"] for row in rows]
+    kappa = judge["constrained"]["kappa_quadratic"]
+    assert kappa["value"] == pytest.approx(
+        sk.cohen_kappa_score(labels, verdicts, weights="quadratic")
+    )
+    assert kappa["low"] < kappa["value"] < kappa["high"]
+    assert (results["scale"], results["data"]["n"], results["data"]["groups"]) == ("1-5", 120, 40)
+    right = sum(a == b for a, b in zip(labels, verdicts, strict=True)) / 120
+    assert judge["calibration"]["overconfidence"]["value"] == pytest.approx(0.68 - right)
+    assert judge["selective"]["target"] == 0.9
+    assert set(judge["slices"]["domain"]) == {"legal", "web"}
+    assert judge["systems"]["within_source_pairs"]["pairs"] == 120
+    assert results["ceiling"]["n"] == 240
+    names = [one["name"] for one in results["baselines"]]
+    assert names == ["majority", "mean", "length", "TF-IDF"]
+    assert "no reference" in results["missing_baselines"]["chrF"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    for heading in ("Confidence", "What moves the judge", "By domain", "Systems"):
+        assert f"## {heading}" in report
+    assert "One person agrees with the others" in report
+
+
+def test_an_empty_verdict_is_a_parse_failure_and_counts_as_wrong_beside(tmp_path: Path) -> None:
+    rows = rows_of()
+    for row in rows[:6]:
+        row["said"] = ""
+    (judge,) = measured(written(tmp_path / "v.csv", rows), "--group=source")["models"]
+    assert judge["parse_failures"] == 6
+    assert judge["metrics"]["exact"]["n"] == 114
+    assert judge["metrics"]["exact_strict"]["n"] == 120
+    assert judge["metrics"]["exact_strict"]["value"] < judge["metrics"]["exact"]["value"]
+    assert "constrained" not in judge
+
+
+def test_several_judges_are_compared_on_the_same_rows_whatever_their_order(tmp_path: Path) -> None:
+    rows = [row | {"who": "good"} for row in rows_of()]
+    bad = [row | {"who": "bad", "said": 1 + i % 5} for i, row in enumerate(rows)]
+    file = written(tmp_path / "v.jsonl", [*rows, *reversed(bad)])
+    results = measured(file, "--group=source", "--judge=who", "--id=id")
+    assert [model["name"] for model in results["models"]] == ["good", "bad"]
+    first = results["comparisons"][0]
+    assert (first["a"], first["b"], first["reading"]) == ("good", "bad", "verdict")
+    assert first["low"] > 0
+    assert first["p_holm"] < 0.01
+
+
+def test_pairs_in_both_orders_tell_a_liking_for_a_place(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    rows = []
+    for i in range(150):
+        label = draw.choice("AB")
+        said = "A" if draw.random() < 0.4 else label
+        swapped = "A" if draw.random() < 0.4 else {"A": "B", "B": "A"}[label]
+        rows.append({"human": label, "said": said, "other": swapped, "a": "x" * i, "b": "y" * 75})
+    flags = ["--swapped=other", "--candidate=a,b"]
+    results = measured(written(tmp_path / "v.csv", rows), *flags)
+    (judge,) = results["models"]
+    assert results["task"] == "pairwise"
+    assert judge["checks"]["order"]["alarm"]
+    assert judge["checks"]["order"]["value"] == pytest.approx(0.2, abs=0.08)
+    assert judge["metrics"]["order_consistency"]["value"] < 0.8
+    assert "length" in [one["name"] for one in results["baselines"]]
+
+
+def test_rows_without_a_label_are_the_population_whose_pass_rate_is_corrected(
+    tmp_path: Path,
+) -> None:
+    draw = random.Random(2)
+    rows = []
+    for i in range(900):
+        truth = "PASS" if draw.random() < 0.7 else "FAIL"
+        said = truth if draw.random() < 0.75 else {"PASS": "FAIL", "FAIL": "PASS"}[truth]
+        fail = 0.8 if said == "FAIL" else 0.2
+        human = truth if i < 300 else ""
+        rows.append({"human": human, "said": said, "p": f"[{1 - fail}, {fail}]"})
+    results = measured(written(tmp_path / "v.csv", rows), "--probabilities=p", "--missed_fail=5")
+    (judge,) = results["models"]
+    assert results["data"]["n"] == 300
+    assert judge["population"]["n"] == 600
+    assert judge["population"]["low"] < 0.7 < judge["population"]["high"]
+    assert abs(judge["population"]["value"] - 0.7) < abs(judge["population"]["raw"] - 0.7)
+    assert judge["constrained"]["recall_fail"]["value"] == pytest.approx(0.75, abs=0.08)
+    assert judge["operating"]["missed_fail_costs"] == 5
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Pass rate of the 600 rows without a label" in report
+
+
+def changed(**cells: Any) -> list[Row]:
+    rows = rows_of()
+    rows[7] |= cells
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "words"),
+    [
+        (changed(said=6), ["--scale=1-5"], "line 9, field said: '6' is off the scale 1-5"),
+        (changed(said="GRADE: C"), ["--scale=1-5"], "is off the scale 1-5"),
+        (changed(human=2.5), [], "no scale is known"),
+        (changed(chances="[0.5, 0.6, 0, 0, 0]"), ["--probabilities=chances"], "sums to 1.1, not 1"),
+        (changed(chances="often"), ["--probabilities=chances"], "is no list of numbers"),
+        (
+            rows_of(),
+            ["--group=sauce"],
+            "no column sauce (--group sauce): its columns are id, source",
+        ),
+        (rows_of(), ["--group=domain", "--id=domain"], "judged web twice"),
+        (rows_of(2), ["--group=source"], "are of one group"),
+        ([row | {"human": ""} for row in rows_of()], ["--scale=1-5"], "no row has a label"),
+        (
+            [*(r | {"w": "a"} for r in rows_of()), *(r | {"w": "b"} for r in rows_of()[1:])],
+            ["--judge=w", "--id=id"],
+            'judge "a" judged r0, "b" did not',
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(
+    tmp_path: Path, rows: list[Row], flags: list[str], words: str
+) -> None:
+    assert words in refused(written(tmp_path / "v.csv", rows), *flags)
+
+
+def test_equal_labels_leave_kappa_null_with_its_reason(tmp_path: Path) -> None:
+    rows = [row | {"human": 3} for row in rows_of()]
+    (judge,) = measured(written(tmp_path / "v.csv", rows), "--group=source")["models"]
+    kappa = judge["metrics"]["kappa_quadratic"]
+    assert kappa["value"] is None
+    assert "equal" in kappa["reason"]
+
+
+def test_the_pages_are_made_anew_from_the_two_files(tmp_path: Path) -> None:
+    measured(written(tmp_path / "v.csv", rows_of()), "--group=source")
+    page = tmp_path / "out" / "report.md"
+    before = page.read_text()
+    page.unlink()
+    assert run_judge("report", str(tmp_path / "out")).exit_code == 0
+    assert page.read_text() == before
+    (tmp_path / "out" / "results.json").write_text('{"schema": 7}')
+    done = run_judge("report", str(tmp_path / "out"))
+    assert isinstance(done.exception, UserError)
+    assert "schema is not 1" in str(done.exception)
+
+
+def test_an_unlabelled_file_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    from pt_app.agree.table import Columns, read_verdicts
+
+    with pytest.raises(UserError, match="no column human"):
+        read_verdicts(str(written(tmp_path / "v.csv", [{"said": 1}])), Columns("human", "said"))
