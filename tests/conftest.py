@@ -16,6 +16,10 @@ from tests.tiny_models import make_model_folder
 
 ROOT = Path(__file__).parents[1]
 
+# A shell starts what runs in its background with interrupts ignored, and processes pass that on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def floats_of_a_fresh_process() -> None:

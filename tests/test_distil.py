@@ -333,7 +333,6 @@ def test_a_killed_run_resumes_without_paying_twice(tmp_path: Path) -> None:
         time.sleep(0.05)
         return reply(GOOD)
 
-    # Enough rows that a busy machine still sends its signal before the last of them.
     file = rows(tmp_path, 120)
     with TeacherServer(answer) as server:
         command = [sys.executable, "-m", "pt_app.cli", "data", "distil", str(file), "--model", "m"]
