@@ -78,7 +78,7 @@ def agree(
     for note in notes:
         typer.echo(f"note: {note}")
     console.show(terminal_table(results))
-    typer.echo(f"report: {folder / 'report.md'}")
+    typer.echo(f"report: {folder / 'report.html'}")
 
 
 def report(

@@ -17,7 +17,7 @@ ADAPTERS = Path("adapters_eval/demo")
 def run_demo(seed: int = 0) -> Path:
     """Generate, train, evaluate, and print the table; what is there already is used again.
 
-    Gives the path of report.md. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
+    Gives the path of report.html. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
     """
     from pt_app.judge_data.generator.generate import generate
 
@@ -32,7 +32,7 @@ def run_demo(seed: int = 0) -> Path:
     else:
         print(f"trained and evaluated before: {evaluation.parent}")
         console.show(terminal_table(_read(evaluation / "results.json")))
-    report = evaluation / "report.md"
+    report = evaluation / "report.html"
     print(f"report: {report}")
     return report
 
@@ -52,7 +52,7 @@ def _finished(data: Path, seed: int) -> Path | None:
     base = model_identity(resolve_model("tiny"))
     for adapter in sorted(ADAPTERS.glob("*_final"), reverse=True):
         evaluation = adapter / "evaluation"
-        if not (evaluation / "report.md").exists():
+        if not (evaluation / "report.html").exists():
             continue
         made = _read(adapter / "training_config.json")
         same_data = made["data"]["sha256"].items() <= hashes.items()

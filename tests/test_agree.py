@@ -226,11 +226,12 @@ def test_equal_labels_leave_kappa_null_with_its_reason(tmp_path: Path) -> None:
 
 def test_the_pages_are_made_anew_from_the_two_files(tmp_path: Path) -> None:
     measured(written(tmp_path / "v.csv", rows_of()), "--group=source")
-    page = tmp_path / "out" / "report.md"
-    before = page.read_text()
-    page.unlink()
+    pages = [tmp_path / "out" / name for name in ("report.md", "report.html")]
+    before = [page.read_text() for page in pages]
+    for page in pages:
+        page.unlink()
     assert run_judge("report", str(tmp_path / "out")).exit_code == 0
-    assert page.read_text() == before
+    assert [page.read_text() for page in pages] == before
     (tmp_path / "out" / "results.json").write_text('{"schema": 7}')
     done = run_judge("report", str(tmp_path / "out"))
     assert isinstance(done.exception, UserError)

@@ -110,7 +110,7 @@ def _sections(report: str) -> dict[str, str]:
 
 
 def _write(folder: Path) -> str:
-    return write_report(folder).read_text(encoding="utf-8")
+    return write_report(folder).with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_report_opens_with_a_reading_of_judge_base_and_baseline(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_worst_rows_are_the_farthest_from_the_label(tmp_path: Path) -> None:
     heads = re.findall(r"^\*\*(row-\d+)\*\*: label (\d+), likeliest verdict (\d+)", section, re.M)
     wrong = [row for row in judged if row["label"] != row["constrained"]]
     assert heads[0] == ("row-20", "0", "10")
-    assert len(heads) == min(10, len(wrong))
+    assert len(heads) == min(20, len(wrong))
     assert "candidate:\n" in section  # an empty candidate is shown
 
 

@@ -1,6 +1,28 @@
 """Pages made from results.json and predictions.jsonl alone, so that they can be rebuilt."""
 
-from pt_app.report.markdown import write_report
+from pathlib import Path
+
 from pt_app.report.terminal import terminal_table
 
 __all__ = ["terminal_table", "write_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder`/report.html and report.md from its two files; return the HTML's path.
+
+    Raises UserError where either is missing or broken.
+    """
+    from pt_app.files import write_text_atomic
+    from pt_app.report.content import content, warning
+    from pt_app.report.html import plain, to_html
+    from pt_app.report.markdown import to_markdown
+    from pt_app.report.source import read_predictions, read_results
+    from pt_app.report.wording import inline
+
+    results, predictions = read_results(folder), read_predictions(folder)
+    said = warning(results)
+    markdown = to_markdown(content(folder, results, predictions, inline), said)
+    html = to_html(content(folder, results, predictions, plain), said)
+    write_text_atomic(folder / "report.md", markdown)
+    write_text_atomic(folder / "report.html", html)
+    return folder / "report.html"

@@ -1,9 +1,11 @@
 """The paragraph that says in words what the numbers allow one to say, and what not."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from pt_app.report.wording import NAMES, best_rule, columns_of, estimate, inline, number, p_value
+from pt_app.report.page import Safe
+from pt_app.report.wording import NAMES, best_rule, columns_of, estimate, number, p_value
 
 BIASES = {
     "generosity": "it is too {} ({} units on average)",
@@ -23,23 +25,24 @@ SIDES = {
 }
 
 
-def reading(results: dict[str, Any]) -> str:
-    """One paragraph of Markdown: agreement, base, rules, people, confidence, biases, limits."""
+def reading(results: dict[str, Any], safe: Safe) -> str:
+    """One paragraph: agreement, base, rules, people, confidence, biases, limits."""
     models = {model["name"]: model for model in results["models"]}
     judge = models.get("adapter") or next(iter(models.values()), None)
     data = results["data"]
     rows = f"{data.get('n')} rows of {data.get('groups')} groups (rows of one source form a group)"
     if judge is None or not data.get("n"):
         return f"On {rows} nothing was judged: there is no number to report."
+    said = _Reading(results, judge, columns_of(results)[0], safe)
     base = models.get("base") if judge["name"] == "adapter" else None
     sentences = [
-        _agreement(results, judge, base, rows),
-        *_rules(results, judge),
-        *_people(results, judge),
-        *_differences(results, set(models)),
-        *_confidence(judge),
-        _biases(judge),
-        _own_answers(results, judge),
+        said.agreement(base, rows),
+        *said.rules(),
+        *said.people(),
+        *said.differences(set(models)),
+        *said.confidence(),
+        said.biases(),
+        said.own_answers(),
     ]
     if judge.get("few_groups"):
         sentences.append(
@@ -49,131 +52,123 @@ def reading(results: dict[str, Any]) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _agreement(
-    results: dict[str, Any], judge: dict[str, Any], base: dict[str, Any] | None, rows: str
-) -> str:
-    head = columns_of(results)[0]
-    sentence = f"On {rows} the {inline(judge['name'])} agrees with the labels at {NAMES[head]} "
-    sentence += _with_n(_number(judge, head))
-    if base is not None:
-        sentence += f", its base at {_with_n(_number(base, head))}"
-    if "constrained" not in judge:
-        return f"{sentence} (95 % intervals in brackets)."
-    same = "the same" if base is not None else "the"
-    sentence += f" under {same} constrained reading"
-    return sentence + " (the most likely of the allowed verdicts; 95 % intervals in brackets)."
+@dataclass(frozen=True)
+class _Reading:
+    """Sentences about one judge; `head` is the number that agreement is told by."""
 
+    results: dict[str, Any]
+    judge: dict[str, Any]
+    head: str
+    safe: Safe
 
-def _rules(results: dict[str, Any], judge: dict[str, Any]) -> Iterator[str]:
-    head, rule = columns_of(results)[0], best_rule(results)
-    if rule is None:
-        return
-    if rule["name"] == "majority":
-        label = f" {inline(rule['verdict'])}" if rule.get("verdict") is not None else ""
-        yield f"Always answering the majority label{label} gives {_with_n(rule['metrics'][head])}."
-    else:
-        yield (
-            f"Of the rules without a language model the best, {inline(rule['name'])}, reaches "
-            f"{_with_n(rule['metrics'][head])}"
-            + "".join(
-                f"; {inline(judge['name'])} less {inline(rule['name'])} is {estimate(item)} "
-                f"(p {p_value(item)})"
-                for item in results.get("comparisons") or []
-                if item["b"] == rule["name"] and item.get("value") is not None
-            )
-            + "."
-        )
+    def agreement(self, base: dict[str, Any] | None, rows: str) -> str:
+        sentence = f"On {rows} the {self.safe(self.judge['name'])} agrees with the labels at "
+        sentence += f"{NAMES[self.head]} {_with_n(self._number(self.judge))}"
+        if base is not None:
+            sentence += f", its base at {_with_n(self._number(base))}"
+        if "constrained" not in self.judge:
+            return f"{sentence} (95 % intervals in brackets)."
+        same = "the same" if base is not None else "the"
+        sentence += f" under {same} constrained reading"
+        return sentence + " (the most likely of the allowed verdicts; 95 % intervals in brackets)."
 
+    def rules(self) -> Iterator[str]:
+        rule = best_rule(self.results)
+        if rule is None:
+            return
+        reached, name = _with_n(rule["metrics"][self.head]), self.safe(rule["name"])
+        if rule["name"] == "majority":
+            always = rule.get("verdict")
+            label = f" {self.safe(always)}" if always is not None else ""
+            yield f"Always answering the majority label{label} gives {reached}."
+            return
+        sentence = f"Of the rules without a language model the best, {name}, reaches {reached}"
+        for item in self.results.get("comparisons") or []:
+            if item["b"] == rule["name"] and item.get("value") is not None:
+                sentence += f"; {self.safe(self.judge['name'])} - {name} is {estimate(item)}"
+                sentence += f", p {p_value(item)}"
+        yield f"{sentence}."
 
-def _people(results: dict[str, Any], judge: dict[str, Any]) -> Iterator[str]:
-    head, people = columns_of(results)[0], results.get("ceiling")
-    if not people or people["metrics"][head]["value"] is None:
-        return
-    sentence = f"One person agrees with the others at {_with_n(people['metrics'][head])}"
-    rule, own = best_rule(results), _number(judge, head)
-    floor = rule["metrics"][head]["value"] if rule else None
-    top = people["metrics"][head]["value"]
-    if floor is not None and own and own["value"] is not None and top > floor:
-        share = (own["value"] - floor) / (top - floor)
-        sentence += f": the judge has gone {100 * share:.0f} % of the way from that rule to people"
-    yield f"{sentence}."
+    def people(self) -> Iterator[str]:
+        people = self.results.get("ceiling")
+        if not people or people["metrics"][self.head]["value"] is None:
+            return
+        sentence = f"One person agrees with the others at {_with_n(people['metrics'][self.head])}"
+        rule, own = best_rule(self.results), self._number(self.judge)
+        floor = rule["metrics"][self.head]["value"] if rule else None
+        top = people["metrics"][self.head]["value"]
+        if floor is not None and own and own["value"] is not None and top > floor:
+            share = 100 * (own["value"] - floor) / (top - floor)
+            sentence += f": the judge has gone {share:.0f} % of the way from that rule to people"
+        yield f"{sentence}."
 
+    def differences(self, models: set[str]) -> Iterator[str]:
+        for item in self.results.get("comparisons") or []:
+            if item["b"] in models:
+                yield self._difference(item)
 
-def _differences(results: dict[str, Any], models: set[str]) -> Iterator[str]:
-    for item in results.get("comparisons") or []:
-        if item["b"] in models:
-            yield _difference(item)
-
-
-def _difference(item: dict[str, Any]) -> str:
-    a, b = inline(item["a"]), inline(item["b"])
-    if item.get("value") is None:
-        return f"The difference between {a} and {b} is undefined here."
-    name = NAMES.get(item["metric"], item["metric"])
-    sentence = f"The difference {a} - {b} on the same rows is {_with_n(item)} in {name}"
-    low, high = item.get("low"), item.get("high")
-    if low is None or high is None:
-        return f"{sentence}, without an interval."
-    if item.get("p") is not None:
-        sentence += f", p {p_value(item)}"
-    if low <= 0 <= high:
+    def _difference(self, item: dict[str, Any]) -> str:
+        a, b = self.safe(item["a"]), self.safe(item["b"])
+        if item.get("value") is None:
+            return f"The difference between {a} and {b} is undefined here."
+        name = NAMES.get(item["metric"], item["metric"])
+        sentence = f"The difference {a} - {b} on the same rows is {_with_n(item)} in {name}"
+        low, high = item.get("low"), item.get("high")
+        if low is None or high is None:
+            return f"{sentence}, without an interval."
+        if item.get("p") is not None:
+            sentence += f", p {p_value(item)}"
+        if not low <= 0 <= high:
+            return f"{sentence}: {a if low > 0 else b} agrees better."
         sentence += ": this test set cannot tell the two apart"
-        smallest = item.get("detectable")
-        return sentence + (
-            f" (it shows differences from {number(smallest)} on)." if smallest else "."
-        )
-    return f"{sentence}: {a if low > 0 else b} agrees better."
+        if smallest := item.get("detectable"):
+            sentence += f" (it shows differences from {number(smallest)} on)"
+        return f"{sentence}."
 
-
-def _confidence(judge: dict[str, Any]) -> Iterator[str]:
-    found, chosen = judge.get("calibration"), judge.get("selective")
-    if found and found["ece"]["value"] is not None:
-        usual = found["ece_if_calibrated"]
+    def confidence(self) -> Iterator[str]:
+        found, chosen = self.judge.get("calibration"), self.judge.get("selective")
+        if found and found["ece"]["value"] is not None:
+            usual = found["ece_if_calibrated"]
+            yield (
+                f"Its calibration error is {_with_n(found['ece'])}, where a calibrated judge of "
+                f"the same confidences would show {number(usual['mean'])} (up to "
+                f"{number(usual['high'])})."
+            )
+        if not chosen:
+            return
+        target = f"{100 * chosen['target']:.0f} %"
+        if chosen["threshold"] is None:
+            yield f"No threshold of its confidence makes it right in {target} of the rows for sure."
+            return
+        left = 100 * (1 - chosen["kept"]["value"])
         yield (
-            f"Its calibration error is {_with_n(found['ece'])}, where a calibrated judge of the "
-            f"same confidences would show {number(usual['mean'])} (up to {number(usual['high'])})."
-        )
-    if not chosen:
-        return
-    target = f"{100 * chosen['target']:.0f} %"
-    if chosen["threshold"] is None:
-        yield f"At no confidence is it right in {target} of the rows with the certainty asked for."
-    else:
-        yield (
-            f"Abstaining on {100 * (1 - chosen['kept']['value']):.0f} % of the rows it is right in "
-            f"{target} or more (bound {number(chosen['bound'])}; here "
-            f"{_with_n(chosen['right'])})."
+            f"Abstaining on {left:.0f} % of the rows it is right in {target} or more (bound "
+            f"{number(chosen['bound'])}; on these rows {_with_n(chosen['right'])})."
         )
 
+    def biases(self) -> str:
+        checks = self.judge.get("checks") or {}
+        told = [
+            BIASES[name].format(SIDES[name][one["value"] > 0], number(abs(one["value"])))
+            for name, one in checks.items()
+            if one["alarm"]
+        ]
+        return f"Biases beyond chance: {'; '.join(told)}." if told else ""
 
-def _biases(judge: dict[str, Any]) -> str:
-    checks = judge.get("checks") or {}
-    alarms = [name for name, one in checks.items() if one["alarm"]]
-    told = [
-        BIASES[name].format(
-            SIDES[name][checks[name]["value"] > 0], number(abs(checks[name]["value"]))
-        )
-        for name in alarms
-    ]
-    return f"Biases beyond chance: {'; '.join(told)}." if told else ""
+    def own_answers(self) -> str:
+        failures, n = self.judge.get("parse_failures", 0), self.results["data"]["n"]
+        if "constrained" not in self.judge and not failures:
+            return ""
+        name, metrics = self.safe(self.judge["name"]), self.judge["metrics"]
+        sentence = f"Of the {name}'s own answers {failures} of {n} are parse failures"
+        sentence += f" ({number(100 * failures / n)} %); over the others, {NAMES[self.head]} is "
+        sentence += f"{_with_n(metrics.get(self.head))}, and with parse failures counted as wrong "
+        return sentence + f"{_with_n(metrics.get(f'{self.head}_strict'))}."
 
-
-def _own_answers(results: dict[str, Any], judge: dict[str, Any]) -> str:
-    head = columns_of(results)[0]
-    failures, n = judge.get("parse_failures", 0), results["data"]["n"]
-    if "constrained" not in judge and not failures:
-        return ""
-    sentence = f"Of the {inline(judge['name'])}'s own answers {failures} of {n} are parse failures"
-    sentence += f" ({number(100 * failures / n)} %); "
-    strict = judge["metrics"].get(f"{head}_strict")
-    sentence += f"over the others, {NAMES[head]} is {_with_n(judge['metrics'].get(head))}, "
-    return sentence + f"and with parse failures counted as wrong {_with_n(strict)}."
-
-
-def _number(judge: dict[str, Any], name: str) -> dict[str, Any] | None:
-    numbers = judge.get("constrained") or judge["metrics"]
-    found: dict[str, Any] | None = numbers.get(name)
-    return found
+    def _number(self, judge: dict[str, Any]) -> dict[str, Any] | None:
+        numbers = judge.get("constrained") or judge["metrics"]
+        found: dict[str, Any] | None = numbers.get(self.head)
+        return found
 
 
 def _with_n(metric: dict[str, Any] | None) -> str:

@@ -1,9 +1,11 @@
-"""Sections of report.md about confidence, biases, slices and systems."""
+"""Sections about confidence, biases, slices, systems and pass rates."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from pt_app.report.wording import UNDEFINED, estimate, inline, number, p_value, table
+from pt_app.report import charts
+from pt_app.report.page import Grid, Safe, Section, Words
+from pt_app.report.wording import UNDEFINED, estimate, number, p_value
 
 CHECKS = {
     "generosity": "mean of verdict - label",
@@ -15,146 +17,129 @@ CHECKS = {
 }
 
 
-def evidence_sections(judge: dict[str, Any]) -> Iterator[str]:
+def evidence_sections(judge: dict[str, Any], safe: Safe) -> Iterator[Section]:
     """The sections that the judge's numbers allow."""
     if judge.get("calibration"):
         yield _confidence(judge)
     if judge.get("checks"):
         yield _checks(judge)
     for column, found in (judge.get("slices") or {}).items():
-        yield _slices(column, found)
+        yield _slices(column, found, safe)
     if judge.get("systems"):
-        yield _systems(judge["systems"])
+        yield _systems(judge["systems"], safe)
     if judge.get("operating"):
         yield _operating(judge)
     if judge.get("population"):
         yield _population(judge["population"])
 
 
-def _confidence(judge: dict[str, Any]) -> str:
+def _confidence(judge: dict[str, Any]) -> Section:
     found, chosen = judge["calibration"], judge.get("selective")
-    within = f"within {found['tolerance']:g}" if found["tolerance"] else "the label's verdict"
-    usual = found["ece_if_calibrated"]
+    within = f"within {found['tolerance']:g} of the label" if found["tolerance"] else "the label"
+    usual = found["ece_if_calibrated"] or {"mean": None, "high": None}
+    by_chance = f"{number(usual['mean'])}, up to {number(usual['high'])}"
     rows = [
-        ["share right", estimate(found["right"]), str(found["right"]["n"])],
-        ["mean confidence - share right", estimate(found["overconfidence"]), _n(found)],
-        ["calibration error (ECE)", estimate(found["ece"]), _n(found)],
-        [
-            "ECE of a calibrated judge",
-            f"{number(usual['mean'])}, up to {number(usual['high'])}",
-            "",
-        ],
-        ["Brier score", estimate(found["brier"]), str(found["brier"]["n"])],
+        _counted("share right", found["right"]),
+        _counted("mean confidence - share right", found["overconfidence"]),
+        _counted("calibration error (ECE)", found["ece"]),
+        ["ECE of a calibrated judge", by_chance, str(found["ece"]["n"])],
+        _counted("Brier score", found["brier"]),
     ]
+    pictures = charts.reliability(found)
     if chosen:
         threshold = chosen["threshold"]
+        needed = UNDEFINED if threshold is None else f"{threshold:.3f}"
         rows += [
-            ["area below risk-coverage (AURC)", estimate(chosen["aurc"]), str(chosen["aurc"]["n"])],
-            ["the same if confidence said nothing", estimate(chosen["aurc_random"]), ""],
-            [
-                f"confidence for {chosen['target']:.0%} right",
-                UNDEFINED if threshold is None else f"{threshold:.3f}",
-                str(chosen["rows"]),
-            ],
-            ["rows kept there", estimate(chosen["kept"]), str(chosen["kept"]["n"])],
-            ["right among them", estimate(chosen["right"]), str(chosen["right"]["n"])],
+            _counted("area below risk and coverage (AURC)", chosen["aurc"]),
+            _counted("the same if confidence said nothing", chosen["aurc_random"]),
+            [f"confidence for {chosen['target']:.0%} right", needed, str(chosen["rows"])],
+            _counted("rows kept there", chosen["kept"]),
+            _counted("right among them", chosen["right"]),
         ]
+        pictures += charts.risk_coverage(chosen)
+    lead = f"A row is right where its verdict is {within}; confidence is the probability of that."
     bins = [
         [number(one["confidence"]), estimate(one["right"]), str(one["right"]["n"])]
         for one in found["reliability"]
     ]
-    return (
-        f"## Confidence\n\nA row is right where its verdict is {within}; the confidence is the "
-        f"probability of that.\n\n{table(['', 'value', 'n'], rows)}\n\n"
-        f"{table(['mean confidence', 'share right', 'n'], bins)}"
-    )
+    grid = Grid(["mean confidence", "share right", "n"], bins)
+    return Section("Confidence", [Words(lead), Grid(["", "value", "n"], rows), *pictures, grid])
 
 
-def _n(found: dict[str, Any]) -> str:
-    return str(found["ece"]["n"])
+def _counted(name: str, one: dict[str, Any]) -> list[str]:
+    return [name, estimate(one), str(one["n"])]
 
 
-def _checks(judge: dict[str, Any]) -> str:
+def _checks(judge: dict[str, Any]) -> Section:
     rows = [
-        [CHECKS[name], estimate(one), _p(one, "p"), _p(one, "p_holm"), _alarm(one), str(one["n"])]
+        [CHECKS[name], estimate(one), *_tested(one), str(one["n"])]
         for name, one in judge["checks"].items()
     ]
-    return (
-        "## What moves the judge beside the label\n\nEach number is 0 for a judge without that "
-        "bias. *Corrected*: for the number of lines (Holm).\n\n"
-        + table(["", "value", "p", "corrected", "", "n"], rows)
+    lead = (
+        "Each number is 0 for a judge without that bias. Corrected: for the number of lines "
+        "(Holm); from 0.05 down it is called a bias."
     )
+    grid = Grid(["", "value", "p", "corrected p", "", "n"], rows)
+    return Section("What moves the judge beside the label", [Words(lead), grid])
 
 
-def _p(one: dict[str, Any], name: str) -> str:
-    return UNDEFINED if one.get(name) is None else p_value(one, name)
+def _tested(one: dict[str, Any]) -> list[str]:
+    ps = [UNDEFINED if one.get(name) is None else p_value(one, name) for name in ("p", "p_holm")]
+    return [*ps, "bias" if one["alarm"] else ""]
 
 
-def _alarm(one: dict[str, Any]) -> str:
-    return "**bias**" if one["alarm"] else ""
-
-
-def _slices(column: str, found: dict[str, Any]) -> str:
+def _slices(column: str, found: dict[str, Any], safe: Safe) -> Section:
     rows = []
     for name, one in found.items():
         test = one.get("difference")
-        told = [estimate(test), _p(test, "p_holm"), _alarm(test)] if test else [UNDEFINED] * 3
-        rows.append([inline(name), estimate(one["distance"]), *told, str(one["distance"]["n"])])
-    header = ["", "distance to the label", "less the other rows'", "corrected p", "", "n"]
-    return f"## By {inline(column)}\n\n{table(header, rows)}"
+        told = [estimate(test), *_tested(test)] if test else [UNDEFINED] * 3 + [""]
+        rows.append([safe(name), estimate(one["distance"]), *told, str(one["distance"]["n"])])
+    header = ["", "distance to the label", "less the other rows'", "p", "corrected p", "", "n"]
+    pictures = charts.means({n: one["distance"] for n, one in found.items()}, header[1])
+    return Section(f"By {safe(column)}", [Grid(header, rows), *pictures])
 
 
-def _systems(found: dict[str, Any]) -> str:
+def _systems(found: dict[str, Any], safe: Safe) -> Section:
     pairs, between = found["within_source_pairs"], found["between_systems"]
-    tie = pairs["tie_threshold"]
     rows = [
-        ["pairs of one source in the labels' order", estimate(pairs["accuracy"]), _count(pairs)],
-        ["the same, equal scores alone as ties", estimate(pairs["accuracy_as_is"]), _count(pairs)],
-        ["Pearson within a source", *_mean(found["within_source"])],
-        ["Pearson within a system", *_mean(found["within_system"])],
+        _counted("pairs of one source in the labels' order", pairs["accuracy"]),
+        _counted("the same, equal scores alone as ties", pairs["accuracy_as_is"]),
+        _counted("Pearson within a source (n: sources)", found["within_source"]),
+        _counted("Pearson within a system (n: systems)", found["within_system"]),
     ]
-    text = f"## Systems\n\n{table(['', 'value', 'n'], rows)}"
-    if tie is not None:
-        text += (
-            f"\n\nScores up to {tie:.3g} apart count as equal: the best threshold on these rows."
-        )
+    blocks: list[Any] = [Grid(["", "value", "n"], rows)]
+    if pairs["tie_threshold"]:
+        tie = f"Scores up to {pairs['tie_threshold']:.3g} apart count as equal in the first line: "
+        blocks.append(Words(tie + "the best threshold on these rows."))
     if between:
+        told = f"Soft pairwise accuracy {number(between['soft_pairwise_accuracy'])} over "
+        told += f"{between['pairs']} pairs of systems on {between['groups']} sources."
         lines = [
-            [inline(one["system"]), number(one["label"]), number(one["verdict"])]
+            [safe(one["system"]), number(one["label"]), number(one["verdict"])]
             for one in between["systems"]
         ]
-        text += (
-            f"\n\nSoft pairwise accuracy {number(between['soft_pairwise_accuracy'])} over "
-            f"{between['pairs']} pairs of systems on {between['groups']} sources.\n\n"
-            + table(["system", "mean label", "mean verdict"], lines)
-        )
-    return text
+        blocks += [Words(told), Grid(["system", "mean label", "mean verdict"], lines)]
+    return Section("Systems", blocks)
 
 
-def _count(pairs: dict[str, Any]) -> str:
-    return f"{pairs['pairs']} pairs"
-
-
-def _mean(one: dict[str, Any]) -> tuple[str, str]:
-    return estimate(one), str(one["n"])
-
-
-def _operating(judge: dict[str, Any]) -> str:
+def _operating(judge: dict[str, Any]) -> Section:
     found = judge["operating"]
     threshold = "never" if found["threshold"] is None else f"from {found['threshold']:.3f} on"
-    return (
-        f"## Threshold\n\nWith {found['missed_fail_costs']:g} for a missed FAIL and "
+    text = (
+        f"With {found['missed_fail_costs']:g} for a missed FAIL and "
         f"{found['false_alarm_costs']:g} for a false alarm it costs least to fail a row "
         f"{threshold} of probability of FAIL: {found['cost']:.3f} a row, against "
         f"{found['cost_of_likeliest']:.3f} by the likelier verdict (n = {found['n']}; chosen on "
         f"these rows). Area below precision and recall of FAIL: {estimate(judge['pr_auc'])}."
     )
+    return Section("Threshold", [Words(text)])
 
 
-def _population(found: dict[str, Any]) -> str:
+def _population(found: dict[str, Any]) -> Section:
     told = estimate(found) if found["value"] is not None else f"unknown ({found['reason']})"
-    return (
-        f"## Pass rate\n\nPass rate of the {found['n']} rows without a label: the judge passes "
+    text = (
+        f"Pass rate of the {found['n']} rows without a label: the judge passes "
         f"{number(found['raw'])}; corrected for its errors, as known from {found['labelled']} "
         f"labelled rows, {told}."
     )
+    return Section("Pass rate", [Words(text)])

@@ -39,6 +39,15 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """What training logged, from the adapter that the evaluation lies in; [] elsewhere."""
+    path = folder.resolve().parent / "training_config.json"
+    if not path.exists():
+        return []
+    history: list[dict[str, Any]] = _parsed(_text(path), f"{path}").get("log_history") or []
+    return history
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -1,0 +1,221 @@
+"""Charts as inline SVG, in the page's own colours and fonts; each has its words."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pt_app.report.page import Chart
+from pt_app.report.wording import NAMES, columns_of, estimate, number, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#010203"  # stands for the page's text colour, light or dark
+BLUE, RED, GREEN, GREY = "#4477aa", "#ee6677", "#228833", "#888888"  # Paul Tol's, for all eyes
+WIDTH = 6.4  # inches, at 72 points each
+MOST_LINES = 24
+
+Draw = Callable[["Axes"], None]
+
+
+def agreement(results: Mapping[str, Any]) -> list[Chart]:
+    """The headline number of judges, rules and people with their intervals."""
+    head = columns_of(dict(results))[0]
+    lines = [
+        (str(one["name"]), (one.get("constrained") or one["metrics"]).get(head), BLUE)
+        for one in results["models"]
+    ]
+    lines += [(one["name"], one["metrics"].get(head), GREY) for one in results["baselines"] or []]
+    if people := results.get("ceiling"):
+        lines.append(("one person against the others", people["metrics"].get(head), GREEN))
+    return _forest(lines, NAMES[head])
+
+
+def means(found: Mapping[str, Any], what: str) -> list[Chart]:
+    """A mean for each kind of row, with its interval."""
+    return _forest([(name, one, BLUE) for name, one in found.items()], what)
+
+
+def _forest(lines: Sequence[tuple[str, Any, str]], what: str) -> list[Chart]:
+    known = [line for line in lines if line[1] and line[1]["value"] is not None][:MOST_LINES]
+    if len(known) < 2:
+        return []
+    says = "; ".join(f"{name} {estimate(one)}" for name, one, _ in known)
+    return [_chart(partial(_draw_forest, known, what), f"{what}: {says}", 0.3 * len(known) + 0.7)]
+
+
+def _draw_forest(lines: Sequence[tuple[str, Any, str]], what: str, ax: "Axes") -> None:
+    for place, (_, one, colour) in enumerate(lines):
+        if one["low"] is not None:
+            ax.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=2)
+        ax.plot([one["value"]], [place], "o", color=colour, markersize=6)
+    ax.set_yticks(range(len(lines)), [_short(name) for name, _, _ in lines])
+    ax.invert_yaxis()
+    ax.set_xlabel(what)
+    ax.grid(axis="x", color=GREY, alpha=0.3)
+
+
+def _short(name: str) -> str:
+    name = " ".join(visible(name).split())
+    return name if len(name) < 32 else f"{name[:30]}…"
+
+
+def verdicts_by_label(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """How the verdicts (expected scores where known) of each label's rows are spread."""
+    by_label: dict[float, list[float]] = {}
+    for row in rows:
+        said = row.get("expected")
+        for other in (row["constrained"], row["verdict"]):
+            said = other if said is None else said
+        if isinstance(row["label"], (int, float)) and isinstance(said, (int, float)):
+            by_label.setdefault(float(row["label"]), []).append(float(said))
+    if len(by_label) < 2:
+        return []
+    labels = sorted(by_label)
+    says = "; ".join(f"label {label:g}: {_middle(by_label[label]):.1f}" for label in labels[:30])
+    draw = partial(_draw_spread, labels, [by_label[label] for label in labels])
+    return [_chart(draw, f"Verdicts by label, medians: {says}", 3.4)]
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _draw_spread(labels: Sequence[float], spread: Sequence[Sequence[float]], ax: "Axes") -> None:
+    span = max(labels) - min(labels)
+    ax.plot([min(labels), max(labels)], [min(labels), max(labels)], color=GREY, linestyle="--")
+    ax.boxplot(
+        spread,
+        positions=labels,
+        widths=0.6 * span / max(1, len(labels) - 1),
+        manage_ticks=False,
+        showfliers=len(labels) < 30,
+        boxprops={"color": BLUE},
+        whiskerprops={"color": BLUE},
+        capprops={"color": BLUE},
+        medianprops={"color": RED},
+        flierprops={"markersize": 3, "markeredgecolor": GREY},
+    )
+    ax.set_xlabel("label (dashed: verdict = label)")
+    ax.set_ylabel("verdict")
+
+
+def reliability(found: Mapping[str, Any]) -> list[Chart]:
+    """Share right against confidence, of bins of equally many rows."""
+    bins = [one for one in found["reliability"] if one["right"]["value"] is not None]
+    if len(bins) < 2:
+        return []
+    told = (f"{number(one['confidence'])}: {estimate(one['right'])}" for one in bins)
+    says = f"Share right by mean confidence: {'; '.join(told)}"
+    return [_chart(partial(_draw_reliability, bins), says, 3.4)]
+
+
+def _draw_reliability(bins: Sequence[Mapping[str, Any]], ax: "Axes") -> None:
+    low = min(0.5, *(one["confidence"] for one in bins), *(one["right"]["value"] for one in bins))
+    ax.plot([low, 1], [low, 1], color=GREY, linestyle="--")
+    for one in bins:
+        right = one["right"]
+        if right["low"] is not None:
+            ax.plot([one["confidence"]] * 2, [right["low"], right["high"]], color=BLUE)
+    xs = [one["confidence"] for one in bins]
+    ax.plot(xs, [one["right"]["value"] for one in bins], "o-", color=BLUE)
+    ax.set_xlabel("mean confidence (dashed: calibrated)")
+    ax.set_ylabel("share right")
+
+
+def risk_coverage(found: Mapping[str, Any]) -> list[Chart]:
+    """Share wrong among the surest rows, against how many these are."""
+    curve = found["curve"]
+    if len(curve) < 2:
+        return []
+    told = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
+    says = "; ".join(f"surest {one['coverage']:.0%}: {one['risk']:.1%} wrong" for one in told)
+    return [_chart(partial(_draw_risk, found), f"Risk and coverage: {says}", 3.0)]
+
+
+def _draw_risk(found: Mapping[str, Any], ax: "Axes") -> None:
+    curve = found["curve"]
+    ax.plot([one["coverage"] for one in curve], [one["risk"] for one in curve], color=BLUE)
+    ax.axhline(curve[-1]["risk"], color=GREY, linestyle="--")
+    if found["threshold"] is not None:
+        ax.axvline(found["kept"]["value"], color=GREEN)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("share of rows judged, surest first (dashed: no use of confidence)")
+    ax.set_ylabel("share wrong")
+
+
+def training(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Training and validation loss by step, and what the validation is judged by."""
+    charts = []
+    losses = {name: _series(history, name) for name in ("loss", "eval_loss")}
+    quality = sorted(
+        {
+            name
+            for one in history
+            for name in one
+            if name.startswith("eval_") and name.endswith("_strict")
+        }
+    )
+    lines = (
+        {name: line for name, line in losses.items() if line},
+        *({q: _series(history, q)} for q in quality),
+    )
+    for part in lines:
+        if any(len(line) > 1 for line in part.values()):
+            last = "; ".join(f"{name} ends at {line[-1][1]:.3g}" for name, line in part.items())
+            charts.append(_chart(partial(_draw_lines, part), f"By step: {last}", 2.6))
+    return charts
+
+
+def _series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(one["step"], one[name]) for one in history if name in one and "step" in one]
+
+
+def _draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], ax: "Axes") -> None:
+    for (name, line), colour in zip(lines.items(), (BLUE, RED), strict=False):
+        ax.plot(*zip(*line, strict=True), color=colour, label=name, marker="o", markersize=2)
+    ax.set_xlabel("step")
+    ax.legend(frameon=False)
+
+
+def _chart(draw: Draw, says: str, height: float) -> Chart:
+    return Chart(partial(_svg, draw, says, height), says)
+
+
+def _svg(draw: Draw, says: str, height: float) -> str:
+    """Draw into an SVG that takes the page's width, colour and font, with `says` for readers."""
+    from html import escape
+    from zlib import crc32
+
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    style: Any = {
+        "text.parse_math": False,  # a name may hold dollar signs
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": says,  # equal data, equal bytes
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "font.size": 10,
+        **dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+        ),
+    }
+    with rc_context(style):
+        room = ConstrainedLayoutEngine(w_pad=0.12)  # inches: browsers set text a little wider
+        figure = Figure(figsize=(WIDTH, height), layout=room)
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :].replace(INK, "currentColor")
+    # Several pictures stand on one page: each has its own names for what it refers to.
+    own = f"c{crc32(says.encode()):x}-"
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{own}", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1)

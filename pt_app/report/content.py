@@ -1,0 +1,257 @@
+"""What a report says, section by section; `markdown.py` and `html.py` write it down."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pt_app.report import charts
+from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
+from pt_app.report.reading import reading
+from pt_app.report.sections import evidence_sections
+from pt_app.report.source import read_history
+from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, leak_line
+
+WORST = 20
+WIDEST_MATRIX = 21
+
+Row = dict[str, Any]
+
+
+def content(
+    folder: Path, results: dict[str, Any], predictions: Sequence[Row], safe: Safe
+) -> list[Section]:
+    """All sections of a report; the first one's title is the page's."""
+    judge = main_judge(results)
+    rows = [row for row in predictions if row["model"] == judge and row["status"] != "too_long"]
+    model = next(one for one in results["models"] if one["name"] == judge)
+    sections = [
+        Section(
+            "How far the judge agrees with the labels",
+            [Words(reading(results, safe)), *charts.agreement(results)],
+        ),
+        _numbers(results, safe),
+        _confusion(rows, safe(judge), safe),
+        *evidence_sections(model, safe),
+        _by_error(results, model, safe),
+        _training(folder),
+        _leaks(results, safe),
+        _worst(rows, safe(judge), safe),
+        _origin(results, safe),
+    ]
+    return [section for section in sections if section and section.blocks]
+
+
+def main_judge(results: dict[str, Any]) -> str:
+    """The judge that a report is about: the adapter, else the first."""
+    names = [str(model["name"]) for model in results["models"]]
+    return "adapter" if "adapter" in names or not names else names[0]
+
+
+def warning(results: dict[str, Any]) -> str:
+    """What must be said before anything else; "" where nothing must."""
+    return leak_line(results)
+
+
+def _numbers(results: dict[str, Any], safe: Safe) -> Section:
+    columns = columns_of(results)
+    header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n"]
+    rows = []
+    for judge in results["models"]:
+        name, metrics, failures = safe(judge["name"]), judge["metrics"], judge["parse_failures"]
+        if "constrained" in judge:
+            likeliest = judge["constrained"]
+            rows.append(_line(f"{name}, likeliest verdict", likeliest, columns, UNDEFINED))
+        rows.append(_line(f"{name}, own answer", metrics, columns, str(failures)))
+        strict = {column: metrics.get(f"{column}_strict") for column in columns}
+        rows.append(_line(f"{name}, parse failures wrong", strict, columns, str(failures)))
+    for rule in results.get("baselines") or []:
+        name, verdict = safe(rule["name"]), rule.get("verdict")
+        label = f"always {safe(verdict)} ({name})" if verdict is not None else name
+        rows.append(_line(label, rule["metrics"], columns, UNDEFINED))
+    if people := results.get("ceiling"):
+        rows.append(_line("one person against the others", people["metrics"], columns, UNDEFINED))
+    return Section("Numbers", [Grid(header, rows), *map(Words, _legend(results, safe))])
+
+
+def _line(name: str, metrics: dict[str, Any], columns: Sequence[str], failures: str) -> list[str]:
+    n = next((metrics[column]["n"] for column in columns if metrics.get(column)), None)
+    cells = []
+    for column in columns:
+        metric = metrics.get(column)
+        other = f" (n = {metric['n']})" if metric and metric["n"] != n else ""
+        cells.append(estimate(metric) + other)
+    return [name, *cells, failures, UNDEFINED if n is None else str(n)]
+
+
+def _legend(results: dict[str, Any], safe: Safe) -> list[str]:
+    lines = [
+        "95 % intervals in brackets: bootstrap over groups, so that rows of one source count as "
+        "one draw. Likeliest verdict: the most likely of the allowed verdicts, on every row. "
+        "Own answer: the verdict the judge writes, without parse failures. "
+        "Parse failures wrong: the same with each parse failure counted as the verdict "
+        "farthest from the label (where verdicts have no order: as another, wrong one). "
+        f"{UNDEFINED}: undefined or not computed."
+    ]
+    fitted = {one.get("fitted") for one in results.get("baselines") or []} - {None, ""}
+    lines += [f"The rules are fitted on {safe(what)}." for what in sorted(fitted)]
+    missing = (results.get("missing_baselines") or {}).items()
+    lines += [f"No {safe(name)} rule: {safe(reason)}." for name, reason in missing]
+    if "order_consistency" in columns_of(results):
+        lines.append(
+            "Same in both orders: pairs whose winner stays when the candidates change places. "
+            "First place: share of verdicts, ties apart, for the candidate shown first, over "
+            "both orders; 0.5 without a liking for a place."
+        )
+    for model in results["models"]:
+        lines += _notes(model, safe)
+    return list(dict.fromkeys(lines))
+
+
+def _notes(model: dict[str, Any], safe: Safe) -> Iterator[str]:
+    """What is to be said of one judge's numbers."""
+    name, mass = safe(model["name"]), model.get("verdict_mass")
+    if isinstance(mass, dict):
+        told = f"{estimate(mass)} (n = {mass['n']})"
+        yield f"Probability of all allowed verdicts together, {name}: {told}."
+    if model.get("unscored"):
+        yield f"{model['unscored']} rows did not fit the context and are in no number."
+    if model.get("shortened"):
+        yield f"{model['shortened']} rows were shortened to fit the context."
+    if model.get("ties"):
+        yield (
+            f"{name}: in {model['ties']} rows two verdicts are equally likely to 1e-5, and "
+            "rounding decides between them."
+        )
+    if change := model.get("precision_change"):
+        yield (
+            f"{name}, scored in {safe(model['precision'])}: {change['verdicts']} verdicts of "
+            f"{change['n']} rows are not those of float32, and a probability is off by up to "
+            f"{change['probability']:.2g}."
+        )
+
+
+def _confusion(rows: Sequence[Row], judge: str, safe: Safe) -> Section | None:
+    title, lead = "Labels and verdicts", f"Own answers of the {judge}, rows by label: "
+    counts = Counter((row["label"], row["verdict"]) for row in rows)
+    values = sorted(
+        {value for pair in counts for value in pair if value is not None},
+        key=lambda value: (isinstance(value, str), value),
+    )
+    if not counts:
+        return None
+    spread = charts.verdicts_by_label(rows)
+    if len(values) > WIDEST_MATRIX:
+        left_out = Words(f"{lead}left out, since {len(values)} different values occur.")
+        return Section(title, [left_out, *spread])
+    columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
+    header = ["label", *("parse failure" if v is None else safe(v) for v in columns), "n"]
+    body = []
+    for label in values:
+        line = [counts[label, verdict] for verdict in columns]
+        if sum(line):
+            body.append([safe(label), *(str(count or "") for count in line), str(sum(line))])
+    lead += f"n = {len(rows)}."
+    return Section(title, [Words(lead), Grid(header, body, heat=True), *spread])
+
+
+def _by_error(results: dict[str, Any], model: dict[str, Any], safe: Safe) -> Section | None:
+    kinds = model.get("by_error")
+    if not kinds:
+        return None
+    what = "mean distance to the label" if results["task"] == "score" else "accuracy"
+    body = [[safe(kind), estimate(one), str(one["n"])] for kind, one in kinds.items()]
+    note = "A row with several errors counts at each of them; none: no known error."
+    lead = Words(f"Likeliest verdict of the {safe(model['name'])}. {note}")
+    return Section(
+        "By kind of error in the candidate",
+        [lead, Grid(["kind", what, "n"], body), *charts.means(kinds, what)],
+    )
+
+
+def _training(folder: Path) -> Section | None:
+    history = read_history(folder)
+    return Section("Training", charts.training(history)) if history else None
+
+
+def _leaks(results: dict[str, Any], safe: Safe) -> Section | None:
+    leaks = results.get("leaks") or {}
+    lines = [safe(line) for line in leaks.get("examples", ())]
+    more = leaks.get("n", 0) - len(lines)
+    lines += [f"and {more} more"] if more > 0 else []
+    return Section("Leaks", [Lines(lines)]) if lines else None
+
+
+def _worst(rows: Sequence[Row], judge: str, safe: Safe) -> Section:
+    wrong = [row for row in rows if _said(row) not in (None, row["label"])]
+    wrong.sort(key=lambda row: (*_distance(row), str(row.get("id"))))
+    title = f"Worst disagreements of the {judge}"
+    if not wrong:
+        none = "None: the verdict equals the label in all rows that have one."
+        return Section(title, [Words(none)])
+    shown = wrong[:WORST]
+    lead = f"{len(shown)} of the {len(wrong)} rows whose verdict is not the label"
+    lead += f" (of {len(rows)}), farthest first."
+    blocks: list[Block] = [Words(lead), *(_disagreement(row, safe) for row in shown)]
+    return Section(title, blocks)
+
+
+def _said(row: Row) -> Any:
+    """The likeliest verdict, or the judge's own where none is known; None for a parse failure."""
+    return row["verdict"] if row["constrained"] is None else row["constrained"]
+
+
+def _distance(row: Row) -> tuple[float, float]:
+    """Sort key: far before near, then confident before hesitant."""
+    label, verdict = row["label"], _said(row)
+    numeric = not isinstance(label, str) and not isinstance(verdict, str)
+    confidence = max(row.get("probabilities") or [0.0])
+    return (-abs(verdict - label) if numeric else 0.0), -confidence
+
+
+def _disagreement(row: Row, safe: Safe) -> Texts:
+    own = "parse failure" if row["verdict"] is None else row["verdict"]
+    says = f"label {safe(row['label'])}"
+    if row["constrained"] is not None:
+        says += f", likeliest verdict {safe(row['constrained'])}"
+    says += f", own answer {safe(own)}"
+    turns = row.get("conversation") or ()
+    first, second = row.get("candidates") or (None, None)
+    texts = {
+        "prompt": row.get("prompt"),
+        "source": row.get("source"),
+        "conversation": "\n".join(f"{t['role']}: {t['content']}" for t in turns) or None,
+        "context": row.get("context"),
+        "reference": row.get("reference"),
+        "candidate": row.get("candidate"),
+        "candidate A": first,
+        "candidate B": second,
+        "label says": row.get("label_feedback"),
+        "judge says": row.get("raw"),
+    }
+    # An empty candidate is a row like others, and shown as such.
+    fields = [(name, str(text)) for name, text in texts.items() if text is not None]
+    return Texts(safe(row.get("id")), says, fields)
+
+
+def _origin(results: dict[str, Any], safe: Safe) -> Section:
+    data = results["data"]
+    facts: list[tuple[str, Any]] = [
+        ("task", results["task"]),
+        ("scale", results["scale"]),
+        ("data", data.get("path")),
+        ("data sha256", data.get("sha256")),
+        *((m["name"], [m.get("id"), m.get("precision")]) for m in results["models"]),
+        *(results.get("run") or {}).items(),
+    ]
+    lines = [f"{safe(name)}: {safe(_plain(value))}" for name, value in facts if value]
+    return Section("How this was made", [Lines(lines)])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return " ".join(_plain(one) for one in value if one is not None)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,56 @@
+"""report.html: the report's content in one file that needs no network and no script."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pt_app.report.page import Block, Chart, Grid, Lines, Section, Texts
+from pt_app.report.wording import LONGEST_TEXT, visible
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def to_html(sections: Sequence[Section], warning: str) -> str:
+    """The whole page; every text of others is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = [(section.title, [_prepared(block) for block in section.blocks]) for section in sections]
+    return template.render(sections=page, warning=warning) + "\n"
+
+
+def plain(text: object) -> str:
+    """A foreign name on one line, control characters spelled out; the template escapes it."""
+    return " ".join(visible(str(text)).split())
+
+
+def _prepared(block: Block) -> dict[str, object]:
+    """What the template needs of a block."""
+    match block:
+        case Chart(draw, says):
+            return {"kind": "chart", "svg": draw(), "says": says}
+        case Grid(header, rows, heat):
+            cells = [[cell.replace(", ", ",\u00a0") for cell in row] for row in rows]
+            return {"kind": "grid", "header": header, "rows": cells, "shades": _shades(rows, heat)}
+        case Lines(lines):
+            return {"kind": "lines", "lines": lines}
+        case Texts(name, says, fields):
+            shown = [(field, _cut(text)) for field, text in fields]
+            return {"kind": "texts", "name": name, "says": says, "fields": shown}
+    return {"kind": "words", "text": block.text}
+
+
+def _cut(text: str) -> str:
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
+    return visible(text)
+
+
+def _shades(rows: Sequence[Sequence[str]], heat: bool) -> list[list[float]]:
+    """How dark each cell of a matrix is, 0 to 1 by its share of the row; [] for other tables."""
+    if not heat:
+        return []
+    counts = [[int(cell or 0) for cell in row[1:-1]] for row in rows]
+    return [[count / max(1, sum(row)) for count in row] for row in counts]
