@@ -34,7 +34,8 @@ for (const one of page.body.querySelectorAll("*")) {
   const around = own.getBoundingClientRect();
   const scrolls = own.classList && own.classList.contains("matrix");
   const beyond = box.right > around.right + 1 || box.left < around.left - 1;
-  const cut = one.tagName !== "text" && one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1;
+  const room = one.tagName === "text" ? 0 : one.clientWidth;
+  const cut = room > 0 && one.scrollWidth > room + 1;
   if (!scrolls && !one.closest("thead") && box.width > 0 && (beyond || cut))
     wide.push(`${one.tagName} ${box.left}-${box.right} in ${around.left}-${around.right}: ` +
       one.textContent.trim().slice(0, 40));
