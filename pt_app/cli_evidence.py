@@ -1,4 +1,4 @@
-"""`judge agree` and `judge report`: evidence about verdicts that are there already."""
+"""`judge agree`, `report` and `gate`: evidence about verdicts that are there already."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Column = typer.Option(help="a column of FILE")
+from pt_app.errors import UserError
 
 
 def agree(
@@ -88,3 +88,39 @@ def report(
     from pt_app.report import write_report
 
     typer.echo(f"report: {write_report(folder)}")
+
+
+def gate(
+    folders: Annotated[
+        list[Path], typer.Argument(help="evaluation of the judge in use, then of the new one")
+    ],
+    margin: Annotated[float, typer.Option(min=0, help="loss of agreement that is allowed")] = 0.02,
+    floor: Annotated[
+        float | None, typer.Option(help="agreement to hold; with one folder it is needed")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="fewest rows for a decision")] = 100,
+    parse_failures: Annotated[
+        float, typer.Option("--parse_failures", min=0, max=1, help="largest share")
+    ] = 0.02,
+    unscored: Annotated[float, typer.Option(min=0, max=1, help="largest share")] = 0.02,
+    junit: Annotated[Path | None, typer.Option(help="write JUnit XML into this file")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write a table into this file")] = None,
+) -> None:
+    """Decide whether a new judge is worse: exit code 0 no, 3 yes, 4 cannot be told."""
+    from pt_app.evidence.gate import EXIT_CODES, Limits, decide, to_junit, to_markdown
+    from pt_app.evidence.gate import gate as checked
+    from pt_app.files import write_text_atomic
+    from pt_app.report.source import read_judged
+
+    if len(folders) > 2 or (len(folders) == 1 and floor is None):
+        raise UserError("name two evaluation folders, or one and --floor")
+    new, before = read_judged(folders[-1]), read_judged(folders[0]) if len(folders) == 2 else None
+    checks = checked(new, before, Limits(margin, floor, rows, parse_failures, unscored))
+    decision = decide(checks)
+    for check in checks:
+        typer.echo(f"{check.decision:10} {check.name}: {check.why}")
+    typer.echo(f"gate: {decision}")
+    for file, text in ((junit, to_junit), (markdown, to_markdown)):
+        if file:
+            write_text_atomic(file, text(checks, f"judge gate {new.name}"))
+    raise typer.Exit(EXIT_CODES[decision])

@@ -10,7 +10,7 @@ from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
 from pt_app.report.sections import evidence_sections
-from pt_app.report.source import read_history
+from pt_app.report.source import main_judge, read_history
 from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, leak_line
 
 WORST = 20
@@ -41,12 +41,6 @@ def content(
         _origin(results, safe),
     ]
     return [section for section in sections if section and section.blocks]
-
-
-def main_judge(results: dict[str, Any]) -> str:
-    """The judge that a report is about: the adapter, else the first."""
-    names = [str(model["name"]) for model in results["models"]]
-    return "adapter" if "adapter" in names or not names else names[0]
 
 
 def warning(results: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.gate import Judged
 
 SCHEMA = 1
 # The fields of results.json without which there is nothing to report.
@@ -37,6 +39,23 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}:{number}: field {missing[0]} is missing: evaluate again")
         rows.append(row)
     return rows
+
+
+def read_judged(folder: Path) -> Judged:
+    """The rows of the judge that an evaluation is about: the adapter, else the first."""
+    results = read_results(folder)
+    name = main_judge(results)
+    rows = [row for row in read_predictions(folder) if row["model"] == name]
+    missing = [field for row in rows for field in ("id", "group") if field not in row]
+    if missing:
+        raise UserError(f"{folder}: field {missing[0]} is missing in a row: evaluate again")
+    return Judged(f"{folder}", Scale.from_name(results["scale"]), rows)
+
+
+def main_judge(results: dict[str, Any]) -> str:
+    """The judge that a report is about: the adapter, else the first."""
+    names = [str(model["name"]) for model in results["models"]]
+    return "adapter" if "adapter" in names or not names else names[0]
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,166 @@
+"""`judge gate`: whether a new judge is worse than the one in use, or than a floor; for CI.
+
+The decision is about the difference on the same rows: worse where its whole interval lies below
+-margin, not worse where it lies above, else undecided. A margin of 0 asks for proof that the new
+one is better.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from pt_app.errors import UserError
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.coding import headline
+from pt_app.evidence.comparison import compare
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.summary import summarise
+
+Decision = Literal["pass", "fail", "undecided"]
+EXIT_CODES: Mapping[Decision, int] = {"pass": 0, "fail": 3, "undecided": 4}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a new judge must hold: see `judge gate --help`."""
+
+    margin: float = 0.02
+    floor: float | None = None
+    rows: int = 100
+    parse_failures: float = 0.02
+    unscored: float = 0.02
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition, its decision, and why in one line."""
+
+    name: str
+    decision: Decision
+    why: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judge's prediction rows, as an evaluation folder keeps them."""
+
+    name: str
+    scale: Scale
+    rows: Sequence[Mapping[str, Any]]
+
+
+def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
+    """All checks of `new`, against `baseline` (a floor alone where None).
+
+    Raises UserError for judges of different rows, labels or scales.
+    """
+    scored = [row for row in new.rows if row["status"] != "too_long"]
+    checks = [_enough(len(scored), limits)]
+    if not scored:
+        return [*checks, Check("agreement", "undecided", "no row was scored")]
+    failures = sum(row["verdict"] is None for row in scored)
+    checks += [
+        _share("parse failures", failures, len(scored), limits.parse_failures),
+        _share("unscored rows", len(new.rows) - len(scored), len(new.rows), limits.unscored),
+    ]
+    if limits.floor is not None:
+        checks.append(_above_floor(scored, new.scale, limits.floor))
+    if baseline is not None:
+        checks.append(_not_worse(new, baseline, limits.margin))
+    return checks
+
+
+def decide(checks: Sequence[Check]) -> Decision:
+    """Fail where one check fails, else undecided where one is, else pass."""
+    decisions = {check.decision for check in checks}
+    if "fail" in decisions:
+        return "fail"
+    return "undecided" if "undecided" in decisions or not checks else "pass"
+
+
+def _enough(n: int, limits: Limits) -> Check:
+    decision: Decision = "pass" if n >= max(1, limits.rows) else "undecided"
+    return Check("rows", decision, f"{n} rows, at least {limits.rows} are asked for")
+
+
+def _share(name: str, count: int, n: int, most: float) -> Check:
+    decision: Decision = "pass" if count <= most * n else "fail"
+    return Check(name, decision, f"{count} of {n}, at most {most:.1%} are allowed")
+
+
+def _above_floor(rows: Sequence[Mapping[str, Any]], scale: Scale, floor: float) -> Check:
+    said = [row["verdict"] for row in rows]
+    sample = Resampler([row["group"] for row in rows])
+    found = summarise([row["label"] for row in rows], said, None, sample, scale)
+    one = found["metrics"][f"{headline(scale)}_strict"]
+    return _decided(f"{headline(scale)} above {floor:g}", one, floor)
+
+
+def _not_worse(new: Judged, baseline: Judged, margin: float) -> Check:
+    if new.scale != baseline.scale:
+        raise UserError(
+            f"{new.name} judges on {new.scale.name}, {baseline.name} on {baseline.scale.name}: "
+            "compare judges of one scale"
+        )
+    before = {row["id"]: row for row in baseline.rows}
+    if before.keys() != {row["id"] for row in new.rows}:
+        odd = sorted(before.keys() ^ {row["id"] for row in new.rows})
+        raise UserError(
+            f"{new.name} and {baseline.name} judged different rows ({len(odd)} are in one alone, "
+            f"such as {odd[0]}): evaluate both on the same test set"
+        )
+    pairs = [(row, before[row["id"]]) for row in new.rows]
+    differing = [one["id"] for one, other in pairs if one["label"] != other["label"]]
+    if differing:
+        raise UserError(
+            f"{differing[0]} has one label with {new.name} and another with {baseline.name} "
+            f"({len(differing)} rows): evaluate both on the same test set"
+        )
+    fit = [(a, b) for a, b in pairs if "too_long" not in (a["status"], b["status"])]
+    found = compare(
+        [one["label"] for one, _ in fit],
+        [one["verdict"] for one, _ in fit],
+        [other["verdict"] for _, other in fit],
+        Resampler([one["group"] for one, _ in fit]),
+        new.scale,
+        (new.name, baseline.name),
+        "verdict",
+    )
+    return _decided(f"{found['metric']} not worse by {margin:g}", found, -margin)
+
+
+def _decided(name: str, found: Mapping[str, Any], floor: float) -> Check:
+    if found["value"] is None or found["low"] is None:
+        why = found.get("reason") or "it has no interval"
+        return Check(name, "undecided", f"undefined on {found['n']} rows: {why}")
+    told = f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
+    if found["low"] >= floor:
+        return Check(name, "pass", told)
+    return Check(name, "fail" if found["high"] < floor else "undecided", told)
+
+
+def to_markdown(checks: Sequence[Check], title: str) -> str:
+    """The checks as a table for a CI page."""
+    lines = [f"| {check.name} | {check.decision} | {check.why} |" for check in checks]
+    head = ["| check | decision | |", "|---|---|---|"]
+    return "\n".join([f"## {title}: {decide(checks)}", "", *head, *lines]) + "\n"
+
+
+def to_junit(checks: Sequence[Check], title: str) -> str:
+    """The checks as JUnit XML: a failed one is a failure, an undecided one an error."""
+    kinds = {"fail": "failure", "undecided": "error"}
+    counts = {kind: sum(kinds.get(c.decision) == kind for c in checks) for kind in kinds.values()}
+    suite = ElementTree.Element(
+        "testsuite",
+        name=title,
+        tests=str(len(checks)),
+        failures=str(counts["failure"]),
+        errors=str(counts["error"]),
+    )
+    for check in checks:
+        case = ElementTree.SubElement(suite, "testcase", classname="judge.gate", name=check.name)
+        if kind := kinds.get(check.decision):
+            ElementTree.SubElement(case, kind, message=check.why)
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
