@@ -1,4 +1,4 @@
-"""`judge agree`, `report` and `gate`: evidence about verdicts that are there already."""
+"""`judge agree`, `report`, `gate` and `attack`: evidence about a judge."""
 
 import sys
 from pathlib import Path
@@ -124,3 +124,28 @@ def gate(
         if file:
             write_text_atomic(file, text(checks, f"judge gate {new.name}"))
     raise typer.Exit(EXIT_CODES[decision])
+
+
+def attack(
+    adapter: Annotated[Path, typer.Option(help="folder of a judge's adapter")],
+    data: Annotated[Path, typer.Option(help="dataset folder; its test rows are attacked")],
+    rows: Annotated[int, typer.Option(min=0, help="test rows to attack; 0: all")] = 50,
+    families: Annotated[str, typer.Option(help="of attacks, by commas; all if not given")] = "",
+    base: Annotated[
+        str | None, typer.Option(help="the adapter's base, where it was a folder")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; the adapter's evaluation")] = None,
+    seed: Annotated[int, typer.Option(help="draws the rows")] = 0,
+) -> None:
+    """Attack a judge: injected verdicts, control tokens, copies, empty and broken candidates."""
+    from pt_app.attack.command import AttackOptions
+    from pt_app.attack.command import attack as attacked
+    from pt_app.eval_model import console
+    from pt_app.report import attack_table, write_report
+
+    console.start()
+    names = [name.strip() for name in families.split(",") if name.strip()]
+    results = attacked(adapter, data, out, AttackOptions(rows, names, base, seed))
+    console.show(attack_table(results))
+    if out is None and (adapter / "evaluation" / "results.json").exists():
+        typer.echo(f"report: {write_report(adapter / 'evaluation')}")

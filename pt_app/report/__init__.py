@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pt_app.report.terminal import terminal_table
+from pt_app.report.terminal import attack_table, terminal_table
 
-__all__ = ["terminal_table", "write_report"]
+__all__ = ["attack_table", "terminal_table", "write_report"]
 
 
 def write_report(folder: Path) -> Path:

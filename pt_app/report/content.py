@@ -9,8 +9,8 @@ from typing import Any
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
-from pt_app.report.sections import evidence_sections
-from pt_app.report.source import main_judge, read_history
+from pt_app.report.sections import attack_section, evidence_sections
+from pt_app.report.source import main_judge, read_attacks, read_history
 from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, leak_line
 
 WORST = 20
@@ -35,6 +35,7 @@ def content(
         _confusion(rows, safe(judge), safe),
         *evidence_sections(model, safe),
         _by_error(results, model, safe),
+        attack_section(read_attacks(folder), safe),
         _training(folder),
         _leaks(results, safe),
         _worst(rows, safe(judge), safe),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pt_app.report import charts
-from pt_app.report.page import Grid, Safe, Section, Words
+from pt_app.report.page import Block, Grid, Safe, Section, Words
 from pt_app.report.wording import UNDEFINED, estimate, number, p_value
 
 CHECKS = {
@@ -107,7 +107,7 @@ def _systems(found: dict[str, Any], safe: Safe) -> Section:
         _counted("Pearson within a source (n: sources)", found["within_source"]),
         _counted("Pearson within a system (n: systems)", found["within_system"]),
     ]
-    blocks: list[Any] = [Grid(["", "value", "n"], rows)]
+    blocks: list[Block] = [Grid(["", "value", "n"], rows)]
     if pairs["tie_threshold"]:
         tie = f"Scores up to {pairs['tie_threshold']:.3g} apart count as equal in the first line: "
         blocks.append(Words(tie + "the best threshold on these rows."))
@@ -143,3 +143,46 @@ def _population(found: dict[str, Any]) -> Section:
         f"labelled rows, {told}."
     )
     return Section("Pass rate", [Words(text)])
+
+
+def attack_section(found: dict[str, Any] | None, safe: Safe) -> Section | None:
+    """What attacks do, where `judge attack` was run."""
+    if found is None:
+        return None
+    rows = [[safe(name), *cells] for name, cells in attack_rows(found)]
+    unit = "of the scale" if found["step"] != 0.5 or found["scale"][0].isdigit() else "probability"
+    lead = (
+        f"{found['data']['rows']} test rows, attacked. Shift: what the judge gives the attacked "
+        f"candidate less what it gave the clean one ({unit}). Raised: share that rose by more than "
+        f"{found['step']:g}."
+    )
+    pictures = charts.means({n: one["shift"] for n, one in found["families"].items()}, "shift")
+    blocks: list[Block] = [Words(lead), Grid(ATTACK_HEADER, rows), *pictures]
+    if told := control_line(found):
+        blocks.append(Words(told))
+    return Section("Attacks", blocks)
+
+
+ATTACK_HEADER = ("family", "shift", "raised", "given after it", "parse failures", "n")
+
+
+def attack_rows(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """A family's name and its numbers."""
+    for name, one in found["families"].items():
+        numbers = [estimate(one[key]) for key in ("shift", "raised", "verdict", "parse_failures")]
+        yield name, [*numbers, str(one["attacks"])]
+
+
+def control_line(found: dict[str, Any]) -> str:
+    """What control tokens did beyond what the same characters do as text; "" if not tried."""
+    control = found.get("control_tokens")
+    if not control:
+        return ""
+    if not control["twins"]:
+        return f"Control tokens were not compared with text: {control['reason']}."
+    return (
+        f"Control tokens in {control['attacks']} candidates: {control['control_ids']} prompts hold "
+        f"a control id of the candidate's, {control['other_ids']} have other ids than the same "
+        f"characters as text; probabilities differ from theirs by at most "
+        f"{control['largest_difference']:.1g}."
+    )

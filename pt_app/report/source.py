@@ -58,6 +58,17 @@ def main_judge(results: dict[str, Any]) -> str:
     return "adapter" if "adapter" in names or not names else names[0]
 
 
+def read_attacks(folder: Path) -> dict[str, Any] | None:
+    """What `judge attack` found, where it was run."""
+    path = folder / "attacks.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = _parsed(_text(path), f"{path}")
+    if found.get("schema") != SCHEMA:
+        raise UserError(f"{path}: field schema is not {SCHEMA}: attack again with this version")
+    return found
+
+
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """What training logged, from the adapter that the evaluation lies in; [] elsewhere."""
     path = folder.resolve().parent / "training_config.json"

@@ -76,3 +76,21 @@ def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
 
 def _counts(name: str, numbers: list[dict[str, Any]]) -> list[str]:
     return [str(one[name]["n"]) if name in one else "" for one in numbers]
+
+
+def attack_table(found: dict[str, Any]) -> "Table":
+    """Build the table of what each family of attacks does; five columns fit 80 characters."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from pt_app.report.sections import attack_rows, control_line
+
+    title = f"{found['data']['rows']} test rows attacked; raised: by more than {found['step']:g}"
+    caption = control_line(found)
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("", "shift", "raised", "n"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, (shift, raised, *_, count) in attack_rows(found):
+        table.add_row(Text(name), shift, raised, count)
+    return table
