@@ -43,6 +43,13 @@ def agree(
     false_alarm: Annotated[
         float, typer.Option("--false_alarm", min=0, help="cost of failing a PASS")
     ] = 1.0,
+    metric: Annotated[
+        bool, typer.Option("--metric", help="verdicts are a metric's scores, of any range")
+    ] = False,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower_is_better", help="of such scores")
+    ] = False,
+    validation: Annotated[str, typer.Option(help="rows that map such scores to verdicts")] = "",
     encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8")] = "",
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, rules, people, biases; a report."""
@@ -73,7 +80,17 @@ def agree(
     )
     folder = out or Path(f"{Path(file).stem}-evidence")
     asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
-    options = AgreeOptions(columns, scale, train, encoding, asked, ("judge", *sys.argv[1:]))
+    options = AgreeOptions(
+        columns,
+        scale,
+        train,
+        encoding,
+        asked,
+        ("judge", *sys.argv[1:]),
+        metric,
+        lower_is_better,
+        validation,
+    )
     results, notes = measure(file, folder, options)
     for note in notes:
         typer.echo(f"note: {note}")

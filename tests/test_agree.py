@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 from typer.testing import CliRunner, Result
 
@@ -181,6 +182,53 @@ def test_rows_without_a_label_are_the_population_whose_pass_rate_is_corrected(
     assert "Pass rate of the 600 rows without a label" in report
 
 
+def scored(path: Path, seed: int = 0, systems: bool = False) -> Path:
+    """A metric that is lower for better translations, from 25 to below 0, and labels of 0 to 10."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(200):
+        label = draw.randint(0, 10)
+        score = 25 - 2.6 * label + draw.gauss(0, 2)
+        system = {"system": f"mt{i % 4}"} if systems else {}
+        rows.append({"human": label, "said": f"{score:.3f}", "source": f"s{i // 4}"} | system)
+    return written(path, rows)
+
+
+def test_a_metrics_scores_are_measured_by_rank_as_they_are(tmp_path: Path) -> None:
+    file = scored(tmp_path / "v.csv", systems=True)
+    results = measured(file, "--group=source", "--lower_is_better", "--system=system")
+    (metric,) = results["models"]
+    rows = list(csv.DictReader(file.open()))
+    labels, scores = ([float(row[name]) for row in rows] for name in ("human", "said"))
+    expected = -stats.kendalltau(labels, scores)[0]
+    assert metric["metrics"]["kendall"]["value"] == pytest.approx(expected)
+    assert metric["metrics"]["spearman"]["low"] > 0.8
+    assert set(metric["metrics"]) == {"pearson", "spearman", "kendall"}  # no kappa of no verdicts
+    assert metric["systems"]["within_source_pairs"]["pairs"] == 300
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "agrees with the labels at Spearman" in report
+    assert "## Systems" in report
+
+
+def test_with_validation_rows_a_metrics_scores_become_verdicts(tmp_path: Path) -> None:
+    validation = scored(tmp_path / "val.csv", seed=1)
+    file = scored(tmp_path / "v.csv")
+    flags = ["--group=source", "--lower_is_better", f"--validation={validation}"]
+    results = measured(file, *flags)
+    (metric,) = results["models"]
+    assert results["scale"] == "0-10"
+    assert metric["metrics"]["kappa_quadratic"]["value"] > 0.85
+    assert abs(metric["metrics"]["bias"]["value"]) < 0.3
+    alone = stats.spearmanr(
+        *[[float(r[n]) for r in csv.DictReader(file.open())] for n in ("human", "said")]
+    )
+    assert metric["metrics"]["spearman"]["value"] == pytest.approx(-alone[0])
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    assert "is no number" in refused(written(tmp_path / "v.csv", changed(said="high")), "--metric")
+
+
 def changed(**cells: Any) -> list[Row]:
     rows = rows_of()
     rows[7] |= cells
@@ -214,6 +262,20 @@ def test_what_cannot_be_measured_is_told_in_one_line(
     tmp_path: Path, rows: list[Row], flags: list[str], words: str
 ) -> None:
     assert words in refused(written(tmp_path / "v.csv", rows), *flags)
+
+
+def test_labels_that_a_sure_judge_disputes_are_listed(tmp_path: Path) -> None:
+    rows = rows_of()
+    for i, row in enumerate(rows):
+        row["said"] = row["human"] if i != 5 else 1 + row["human"] % 5
+        sure = [0.002] * 5
+        sure[row["said"] - 1] = 0.992
+        row["chances"] = json.dumps(sure if i < 60 else [0.2] * 5)
+    measured(written(tmp_path / "v.csv", rows), "--id=id", "--probabilities=chances")
+    report = (tmp_path / "out" / "report.md").read_text()
+    section = report.split("## Labels that the judge disputes")[1]
+    assert "1 rows in which" in section
+    assert "- r5: label" in section
 
 
 def test_equal_labels_leave_kappa_null_with_its_reason(tmp_path: Path) -> None:

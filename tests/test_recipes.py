@@ -170,6 +170,12 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
     assert "adapter" in (evaluation / "report.md").read_text()
 
 
+def test_before_training_it_is_said_what_the_test_rows_can_show(runs: Any) -> None:
+    assert "test: 12 rows of 6 groups; they tell two judges apart that differ by" in (
+        runs["mps"][1].stdout
+    )
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_without_a_key_tracking_is_kept_in_the_run_folder(runs: Any, recipe: str) -> None:
     adapter, done = runs[recipe]

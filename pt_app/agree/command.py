@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.agree.table import Columns, VerdictTable, read_verdicts
+from pt_app.agree.scores import as_verdicts, rank_results, read_scores
+from pt_app.agree.table import Columns, VerdictTable, aligned, read_verdicts, scale_of
 from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Labelled, baselines
@@ -29,6 +30,9 @@ class AgreeOptions:
     encoding: str = ""
     asked: Asked = field(default_factory=Asked)
     command: Sequence[str] = ()
+    metric: bool = False
+    lower_is_better: bool = False
+    validation: str = ""
 
 
 def agree(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], list[str]]:
@@ -36,7 +40,45 @@ def agree(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], 
 
     Raises UserError for what a user can mend: see `read_verdicts`; also for fewer than two groups.
     """
+    if options.metric or options.lower_is_better:
+        return _agree_by_rank(file, out, options)
     table = read_verdicts(file, options.columns, options.scale, options.encoding)
+    return _agree(file, out, options, table, {})
+
+
+def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], list[str]]:
+    """Scores of a metric: by rank, and with a validation file as verdicts too."""
+    lower = options.lower_is_better
+    metrics = aligned(
+        read_scores(file, options.columns, lower, options.encoding), options.columns, file
+    )
+    about = _about(file)
+    by_rank = rank_results(metrics, about) | {"run": {"command": list(options.command)}}
+    if not options.validation:
+        judges = [JudgeRows(name, name, rows) for name, rows in metrics.items()]
+        write_evaluation(out, judges, by_rank)
+        write_report(out)
+        return by_rank, ["by rank alone: verdicts need --validation, rows to map the scores on"]
+    validation = read_scores(options.validation, options.columns, lower, options.encoding)
+    labels = {row["label"] for rows in metrics.values() for row in rows}
+    scale = Scale.from_name(options.scale) if options.scale else scale_of(labels, file)
+    table = as_verdicts(metrics, validation, scale, options.validation)
+    ranks = {model["name"]: model["metrics"] for model in by_rank["models"]}
+    return _agree(file, out, options, table, ranks)
+
+
+def _about(file: str) -> dict[str, Any]:
+    return {"path": Path(file).name, "sha256": sha256(Path(file).read_bytes()).hexdigest()}
+
+
+def _agree(
+    file: str,
+    out: Path,
+    options: AgreeOptions,
+    table: VerdictTable,
+    ranks: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure and write; `ranks` are rank statistics of the scores behind the verdicts."""
     judges = [JudgeRows(name, name, rows) for name, rows in table.judges.items()]
     groups = {row["group"] for row in judges[0].rows}
     if len(groups) < 2:
@@ -49,9 +91,10 @@ def agree(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], 
         notes.append("each row counts as a source of its own (--group names the column of sources)")
     rules = Rules.of(baselines(_labelled(table), table.scale, _training(options, table.scale)))
     judges[0] = with_rules(judges[0], rules)
-    about = {"path": Path(file).name, "sha256": sha256(Path(file).read_bytes()).hexdigest()}
     run = {"command": list(options.command)}
-    results = results_of(judges, table.scale, about, rules, (), run, options.asked)
+    results = results_of(judges, table.scale, _about(file), rules, (), run, options.asked)
+    for model in results["models"]:
+        model["metrics"] |= ranks.get(model["name"], {})
     for model in results["models"]:
         if verdicts := table.population.get(model["name"]):
             rows = table.judges[model["name"]]

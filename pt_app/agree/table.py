@@ -1,7 +1,7 @@
 """A file of anybody's verdicts and labels as prediction rows: what `judge agree` reads."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,7 @@ def read_verdicts(file: str, columns: Columns, scale: str = "", encoding: str = 
         raise UserError(f"{file}: no row has a label in column {columns.label}: name another")
     if missing := sum(map(len, population.values())):
         notes.append(f"{missing} rows have no label")
-    return VerdictTable(chosen, _aligned(judges, columns, file), population, notes)
+    return VerdictTable(chosen, aligned(judges, columns, file), population, notes)
 
 
 def _more(value: Mapping[str, Any], columns: Columns, scale: Scale, place: Place) -> dict[str, Any]:
@@ -110,6 +110,12 @@ def _more(value: Mapping[str, Any], columns: Columns, scale: Scale, place: Place
             for i, one in enumerate(verdicts, start=1)
             if one is not None
         ]
+    return found | more_of(value, columns)
+
+
+def more_of(value: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """The texts of a row, its system and slices."""
+    found: dict[str, Any] = {}
     if columns.candidates:
         found["candidates"] = [_text(value[name]) for name in columns.candidates]
     for name in TEXTS:
@@ -126,13 +132,14 @@ def _text(cell: Any) -> str:
     return "" if cell is None else str(cell)
 
 
-def _is_empty(cell: Any) -> bool:
+def is_empty(cell: Any) -> bool:
+    """Whether a cell says nothing: null, blank, or not a number."""
     return cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell
 
 
 def _verdict(cell: Any, scale: Scale, place: Place, column: str) -> Verdict | None:
     """A cell as a verdict of the scale, None where it is empty."""
-    if _is_empty(cell):
+    if is_empty(cell):
         return None
     found = _as_verdict(cell, scale)
     if found is None:
@@ -156,7 +163,7 @@ def _listed(cell: Any) -> list[Any]:
     """A list, or its text in JSON, or one value a word."""
     if isinstance(cell, list):
         return cell
-    if _is_empty(cell):
+    if is_empty(cell):
         return []
     text = str(cell).strip()
     if text.startswith("["):
@@ -195,7 +202,7 @@ def guessed_scale(
         value[name]
         for _, value in rows
         for name in (columns.label, columns.verdict)
-        if not _is_empty(value[name])
+        if not is_empty(value[name])
     ]
     names = {str(cell).strip().casefold() for cell in cells}
     for task, values in NAMED.items():
@@ -205,9 +212,19 @@ def guessed_scale(
         numbers = [float(cell) for cell in cells]
     except (TypeError, ValueError):
         numbers = []
-    if not numbers or any(number != round(number) for number in numbers):
+    if not numbers:
         known = ", ".join(sorted(names)[:5])
         raise UserError(f"{file}: no scale is known for labels such as {known}: name it, --scale")
+    return scale_of(numbers, file)
+
+
+def scale_of(numbers: Collection[float], file: str) -> Scale:
+    """The usual scale that holds these whole numbers. Raises UserError where one is not whole."""
+    odd = [number for number in numbers if number != round(number)]
+    if odd:
+        raise UserError(
+            f"{file}: no scale is known for labels such as {odd[0]:g}: name it, --scale"
+        )
     low, high = int(min(numbers)), int(max(numbers))
     usual = [name for name in ("1-5", "0-10", "1-10", "0-100") if _holds(name, low, high)]
     return Scale.from_name(usual[0] if usual else f"{low}-{high}")
@@ -218,7 +235,7 @@ def _holds(name: str, low: int, high: int) -> bool:
     return float(values[0]) <= low and high <= float(values[-1])
 
 
-def _aligned(
+def aligned(
     judges: Mapping[str, list[dict[str, Any]]], columns: Columns, file: str
 ) -> Mapping[str, list[dict[str, Any]]]:
     """Bring all judges' rows into the first one's order; raises UserError where rows differ."""

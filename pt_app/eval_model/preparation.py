@@ -14,6 +14,8 @@ from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.settings import Settings
 from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.coding import headline
+from pt_app.evidence.comparison import detectable_difference
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,25 @@ def prepare(settings: Settings) -> Prepared:
     train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
     val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
     test = draw(data.test, settings.test_samples, settings.seed)
+    if not settings.skip_eval:
+        _say_what_test_rows_show(test, data)
     return Prepared(source, data, encoder, train, val, test)
+
+
+def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> None:
+    """Say before hours of training how small a difference its test rows could tell."""
+    labels = [example.label.verdict for example in test if example.label is not None]
+    groups = [example.group for example in test]
+    smallest = detectable_difference(labels, groups, data.scale)
+    log.info(
+        "test: %d rows of %d groups; %s",
+        len(test),
+        len(set(groups)),
+        "they cannot tell two judges apart"
+        if smallest is None
+        else f"they tell two judges apart that differ by {smallest:.2f} or more in "
+        f"{headline(data.scale)} (80 of 100 times, near 0.7)",
+    )
 
 
 def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:

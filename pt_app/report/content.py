@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pt_app.eval_model.verdicts import Scale
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
@@ -13,7 +14,8 @@ from pt_app.report.sections import attack_section, evidence_sections
 from pt_app.report.source import main_judge, read_attacks, read_history
 from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, leak_line
 
-WORST = 20
+WORST = DISPUTED = 20
+SURE, DOUBT = 0.9, 0.01
 WIDEST_MATRIX = 21
 
 Row = dict[str, Any]
@@ -24,6 +26,8 @@ def content(
 ) -> list[Section]:
     """All sections of a report; the first one's title is the page's."""
     judge = main_judge(results)
+    if results["task"] == "metric":
+        return _ranks(results, safe)
     rows = [row for row in predictions if row["model"] == judge and row["status"] != "too_long"]
     model = next(one for one in results["models"] if one["name"] == judge)
     sections = [
@@ -39,9 +43,22 @@ def content(
         _training(folder),
         _leaks(results, safe),
         _worst(rows, safe(judge), safe),
+        _disputed(rows, Scale.from_name(results["scale"]), safe),
         _origin(results, safe),
     ]
     return [section for section in sections if section and section.blocks]
+
+
+def _ranks(results: dict[str, Any], safe: Safe) -> list[Section]:
+    """The report of metrics whose scores are no verdicts."""
+    lead = Words(reading(results, safe))
+    systems = (section for model in results["models"] for section in evidence_sections(model, safe))
+    return [
+        Section("How far the scores agree with the labels", [lead, *charts.agreement(results)]),
+        _numbers(results, safe),
+        *systems,
+        _origin(results, safe),
+    ]
 
 
 def warning(results: dict[str, Any]) -> str:
@@ -190,6 +207,28 @@ def _worst(rows: Sequence[Row], judge: str, safe: Safe) -> Section:
     lead += f" (of {len(rows)}), farthest first."
     blocks: list[Block] = [Words(lead), *(_disagreement(row, safe) for row in shown)]
     return Section(title, blocks)
+
+
+def _disputed(rows: Sequence[Row], scale: Scale, safe: Safe) -> Section | None:
+    """Rows whose label the judge all but rules out: people may have erred there."""
+    doubted = []
+    for row in rows:
+        chances = dict(zip(scale.values, row.get("probabilities") or (), strict=False))
+        if max(chances.values(), default=0.0) >= SURE and chances[row["label"]] < DOUBT:
+            doubted.append((chances[row["label"]], row))
+    if not doubted:
+        return None
+    doubted.sort(key=lambda pair: (pair[0], str(pair[1].get("id"))))
+    lead = (
+        f"{len(doubted)} rows in which the judge gives one verdict {SURE:.0%} or more and the "
+        f"label under {DOUBT:.0%}: worth a second look at the label."
+    )
+    lines = [
+        f"{safe(row.get('id'))}: label {safe(row['label'])} ({chance:.2g}), judge "
+        f"{safe(_said(row))} ({max(row['probabilities']):.2f})"
+        for chance, row in doubted[:DISPUTED]
+    ]
+    return Section("Labels that the judge disputes", [Words(lead), Lines(lines)])
 
 
 def _said(row: Row) -> Any:

@@ -12,6 +12,7 @@ SCHEMA = 1
 # The fields of results.json without which there is nothing to report.
 REQUIRED = ("task", "data", "scale", "models")
 ROW_REQUIRED = ("model", "status", "label", "verdict", "constrained")
+SCORED_REQUIRED = ("model", "label", "score")  # of a metric's scores
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         row = _parsed(line, f"{path}:{number}")
-        missing = [name for name in ROW_REQUIRED if not isinstance(row, dict) or name not in row]
+        required = SCORED_REQUIRED if isinstance(row, dict) and "score" in row else ROW_REQUIRED
+        missing = [name for name in required if not isinstance(row, dict) or name not in row]
         if missing:
             raise UserError(f"{path}:{number}: field {missing[0]} is missing: evaluate again")
         rows.append(row)

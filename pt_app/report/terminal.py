@@ -48,6 +48,8 @@ def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tup
     own = [judge["metrics"] if i < models else {} for i, judge in enumerate(judges)]
     failures = [str(one["parse_failures"]) if one in judges[:models] else "" for one in judges]
     strict = f"{columns[0]}_strict"
+    if results["task"] == "metric":  # scores are no answers
+        return [("scores", _lines(list(columns), likeliest))]
     return [
         ("likeliest", _lines([name for name in columns if name != "rouge_l"], likeliest)),
         (

@@ -29,6 +29,7 @@ NAMES = {
 }
 SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l")
 NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
+RANK_COLUMNS = ("spearman", "pearson", "kendall")
 CLASS_COLUMNS = ("recall_pass", "recall_fail", "precision_fail")
 PAIR_COLUMNS = (*NOMINAL_COLUMNS[:-1], "order_consistency", "first_preference", "rouge_l")
 LONGEST_TEXT = 1000
@@ -38,6 +39,8 @@ def columns_of(results: dict[str, Any]) -> tuple[str, ...]:
     """The numbers a table shows, the headline first; ROUGE-L only where answers were generated."""
     metrics = [model["metrics"] for model in results["models"]]
     columns: tuple[str, ...] = SCORE_COLUMNS
+    if results["task"] == "metric":
+        return RANK_COLUMNS
     if results["task"] != "score":
         both = any("order_consistency" in numbers for numbers in metrics)
         columns = PAIR_COLUMNS if both else NOMINAL_COLUMNS

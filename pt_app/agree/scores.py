@@ -1,0 +1,148 @@
+"""A learned metric's scores: by rank as they are, as verdicts only after a fitted mapping.
+
+COMET exceeds 1, MetricX is 25 at worst: such a score is no verdict. Kappa and what else needs
+verdicts is measured of the isotonic map of the scores to the labels of other rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pt_app.agree.table import Columns, VerdictTable, is_empty, more_of
+from pt_app.errors import UserError
+from pt_app.eval_model.metrics import FloatArray
+from pt_app.eval_model.records import Place
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.judge_numbers import system_numbers
+from pt_app.evidence.ranks import rank_agreement
+from pt_app.judge_data.reading.tables import Reading, open_table
+
+ANY = "any"  # the scale of labels that are numbers of no scale
+Rows = list[dict[str, Any]]
+
+
+def read_scores(file: str, columns: Columns, lower: bool, encoding: str = "") -> dict[str, Rows]:
+    """Rows of each metric with `label` and `score` (higher is better; None where absent).
+
+    Raises UserError for what is no number, and for columns that are not there.
+    """
+    table = open_table(file, Reading(encoding))
+    columns.check(table)
+    found: dict[str, Rows] = {}
+    for place, value in table.rows():
+        label = _number(value[columns.label], place, columns.label)
+        score = _number(value[columns.verdict], place, columns.verdict)
+        if label is None:
+            continue
+        name = str(value[columns.judge]) if columns.judge else "metric"
+        rows = found.setdefault(name, [])
+        key = str(value[columns.id]) if columns.id else f"row {len(rows) + 1}"
+        group = str(value[columns.group]) if columns.group else key
+        row = {"model": name, "id": key, "group": group, "label": label}
+        row["score"] = -score if lower and score is not None else score
+        rows.append(row | more_of(value, columns))
+    if not found:
+        raise UserError(f"{file}: no row has a label in column {columns.label}: name another")
+    return found
+
+
+def _number(cell: Any, place: Place, column: str) -> float | None:
+    if is_empty(cell):
+        return None
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number):
+        raise place.error(column, f"{cell!r} is no number", "write a number; empty: none")
+    return number
+
+
+def rank_results(metrics: Mapping[str, Rows], about: Mapping[str, Any]) -> dict[str, Any]:
+    """results.json of metrics by rank alone."""
+    rows = next(iter(metrics.values()))
+    groups = {row["group"] for row in rows}
+    return {
+        "schema": 1,
+        "leaks": {"n": 0, "examples": []},
+        "task": "metric",
+        "scale": ANY,
+        "data": {**about, "n": len(rows), "groups": len(groups)},
+        "models": [_model(name, rows) for name, rows in metrics.items()],
+        "baselines": [],
+        "ceiling": None,
+        "comparisons": [],
+    }
+
+
+def _model(name: str, rows: Rows) -> dict[str, Any]:
+    sample = Resampler([row["group"] for row in rows])
+    labels, scores = _columns(rows)
+    found: dict[str, Any] = {
+        "id": name,
+        "name": name,
+        "metrics": rank_agreement(labels, scores, sample),
+        "parse_failures": int(np.isnan(scores).sum()),
+        "n": len(rows),
+        "groups": sample.groups,
+        "few_groups": sample.few_groups,
+    }
+    kept = [i for i in range(len(rows)) if not np.isnan(scores[i])]
+    if any(row.get("system") for row in rows):
+        systems = [str(rows[i].get("system")) for i in kept]
+        groups = [rows[i]["group"] for i in kept]
+        found["systems"] = system_numbers(labels[kept], scores[kept], systems, groups)
+    return found
+
+
+def _columns(rows: Rows) -> tuple[FloatArray, FloatArray]:
+    labels = np.array([row["label"] for row in rows], dtype=np.float64)
+    scores = np.array(
+        [np.nan if r["score"] is None else r["score"] for r in rows], dtype=np.float64
+    )
+    return labels, scores
+
+
+def as_verdicts(
+    metrics: Mapping[str, Rows], validation: Mapping[str, Rows], scale: Scale, file: str
+) -> VerdictTable:
+    """The metrics' scores as verdicts of `scale`, by isotonic regression on validation rows.
+
+    Raises UserError for a metric without validation rows, or labels off the scale.
+    """
+    judges = {}
+    for name, rows in metrics.items():
+        if name not in validation:
+            raise UserError(f'{file} has no rows of "{name}": give all metrics validation rows')
+        labels, scores = _columns(validation[name])
+        verdicts = _mapped(labels, scores, _columns(rows)[1], scale)
+        judges[name] = [
+            row | _as_verdict(row, verdict, scale)
+            for row, verdict in zip(rows, verdicts, strict=True)
+        ]
+    notes = [f"scores are mapped to {scale.name} by isotonic regression on {file}"]
+    return VerdictTable(scale, judges, {}, notes)
+
+
+def _mapped(labels: FloatArray, scores: FloatArray, at: FloatArray, scale: Scale) -> Sequence[Any]:
+    from sklearn.isotonic import IsotonicRegression
+
+    known = ~np.isnan(scores)
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(scores[known], labels[known])
+    numbers = np.array(scale.values, dtype=np.float64)
+    expected = fitted.predict(np.nan_to_num(at))
+    places = np.abs(expected[:, None] - numbers).argmin(axis=1)
+    return [None if np.isnan(s) else scale.values[p] for s, p in zip(at, places, strict=True)]
+
+
+def _as_verdict(row: Mapping[str, Any], verdict: Any, scale: Scale) -> dict[str, Any]:
+    label = scale.normalise(row["label"])
+    if label is None:
+        raise UserError(
+            f"{row['id']}: label {row['label']:g} is off the scale {scale.name}: "
+            "name another --scale"
+        )
+    status = "parse_failure" if verdict is None else "ok"
+    return {"label": label, "verdict": verdict, "constrained": None, "status": status}
