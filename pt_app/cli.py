@@ -8,7 +8,7 @@ import typer
 
 from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
-from pt_app.cli_evidence import agree, attack, gate, report
+from pt_app.cli_evidence import agree, attack, evaluate, gate, report
 from pt_app.errors import UserError, exit_with
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(agree)
 app.command()(report)
 app.command()(gate)
 app.command()(attack)
+app.command("eval")(evaluate)
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""`judge agree`, `report`, `gate` and `attack`: evidence about a judge."""
+"""`judge eval`, `agree`, `report`, `gate` and `attack`: evidence about judges."""
 
 import sys
 from pathlib import Path
@@ -166,3 +166,73 @@ def attack(
     console.show(attack_table(results))
     if out is None and (adapter / "evaluation" / "results.json").exists():
         typer.echo(f"report: {write_report(adapter / 'evaluation')}")
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="dataset folder; its test rows are judged")],
+    adapter: Annotated[list[Path] | None, typer.Option(help="folder; may be given again")] = None,
+    with_base: Annotated[bool, typer.Option("--base", help="the first adapter's base too")] = False,
+    base_path: Annotated[
+        str | None, typer.Option("--base_path", help="the base, where it was a folder")
+    ] = None,
+    endpoint: Annotated[str, typer.Option(help="URL of an OpenAI-compatible endpoint")] = "",
+    endpoint_model: Annotated[
+        str, typer.Option("--endpoint_model", help="the model to ask there")
+    ] = "",
+    shots: Annotated[int, typer.Option(min=0, help="training rows shown to it first")] = 0,
+    key_env: Annotated[
+        str, typer.Option("--key_env", help="variable that holds its key")
+    ] = "OPENAI_API_KEY",
+    rpm: Annotated[int, typer.Option(min=0, help="requests a minute; 0: no limit")] = 0,
+    tpm: Annotated[int, typer.Option(min=0, help="tokens a minute")] = 0,
+    price_in: Annotated[float, typer.Option("--price_in", min=0, help="$ per million")] = 0.0,
+    price_out: Annotated[float, typer.Option("--price_out", min=0, help="$ per million")] = 0.0,
+    max_cost: Annotated[float, typer.Option("--max_cost", min=0, help="$ in all")] = 0.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="requests under way at once")] = 8,
+    rows: Annotated[int, typer.Option(min=0, help="test rows, drawn by the seed; 0: all")] = 0,
+    feedback: Annotated[bool, typer.Option("--feedback", help="the judges' words too")] = False,
+    score_precision: Annotated[
+        str, typer.Option("--score_precision", help="float32 (exact), bf16, int8")
+    ] = "float32",
+    target_accuracy: Annotated[
+        float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="share right to reach")
+    ] = 0.9,
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("evaluation"),
+    seed: Annotated[int, typer.Option(help="draws rows and shots")] = 0,
+) -> None:
+    """Judge a test set with several judges, prompted models among them: was tuning worth it?"""
+    from pt_app.eval_model import console
+    from pt_app.evaluate.command import EvalOptions, evaluate_judges
+    from pt_app.evaluate.prompted import Endpoint
+    from pt_app.report import terminal_table
+
+    console.start()
+    if score_precision not in ("float32", "bf16", "int8"):
+        raise UserError(f"--score_precision {score_precision}: must be float32, bf16 or int8")
+    if bool(endpoint) != bool(endpoint_model):
+        raise UserError("--endpoint and --endpoint_model belong together: give both")
+    asked = Endpoint(
+        model=endpoint_model,
+        url=endpoint,
+        key_env=key_env,
+        shots=shots,
+        concurrency=concurrency,
+        rpm=rpm,
+        tpm=tpm,
+        price_in=price_in,
+        price_out=price_out,
+        max_cost=max_cost,
+    )
+    options = EvalOptions(
+        adapters=adapter or (),
+        with_base=with_base,
+        base=base_path,
+        endpoint=asked if endpoint else None,
+        rows=rows,
+        feedback=feedback,
+        precision=score_precision,
+        target_accuracy=target_accuracy,
+        seed=seed,
+    )
+    console.show(terminal_table(evaluate_judges(data, out, options)))
+    typer.echo(f"report: {out / 'report.html'}")

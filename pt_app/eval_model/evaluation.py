@@ -39,12 +39,12 @@ def evaluate(
     that of the scoring. `run` (command, seed, versions) is written into the results as it is.
     """
     identity = models.model_identity(source)
-    how = _How(encoder, test, feedback, precision)
+    how = Scoring(encoder, test, feedback, precision)
     # Loaded twice: a model whose weights are packed for scoring takes no adapter any more.
     base = how.judged("base", source.name, models.load_model(source))
     model = adapters.load_adapter(adapter, models.load_model(source), identity)
     judges = [how.judged("adapter", adapter.name, adapters.merge(model)), base]
-    rules = Rules.of(baselines(_labelled(test, data), data.scale, _labelled(data.train, data)))
+    rules = Rules.of(baselines(labelled(test, data), data.scale, labelled(data.train, data)))
     judges[0] = with_rules(judges[0], rules)
     about = {"path": data.path.name, "sha256": data.sha256}
     folder = adapter / "evaluation"
@@ -54,7 +54,8 @@ def evaluate(
     return results
 
 
-def _labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
+def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
+    """Rows as the simple rules see them."""
     texts = {"candidate", "candidates", "source", "reference"}
     rows = [
         example.model_dump(include=texts)
@@ -67,8 +68,8 @@ def _labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
 
 
 @dataclass(frozen=True)
-class _How:
-    """How both judges score the test rows."""
+class Scoring:
+    """How judges score the test rows."""
 
     encoder: PromptEncoder
     test: Sequence[JudgeExample]
@@ -85,7 +86,7 @@ class _How:
         shortened, ties = scorer.shortened, scorer.ties
         others = self._other_order(scorer)
         rows = [
-            _prediction(name, example, score, others.get(i))
+            prediction(name, example, score, others.get(i))
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
         changed = asdict(change) if change else None
@@ -104,7 +105,7 @@ class _How:
         return {i: score for (i, _), score in zip(pairs, second, strict=True)}
 
 
-def _prediction(
+def prediction(
     name: str, example: JudgeExample, scored: Scored, other: Scored | None
 ) -> dict[str, Any]:
     """Lay out one row of predictions.jsonl; `other` is the verdict on the pair the other way."""
@@ -115,7 +116,7 @@ def _prediction(
         "label": _label(example),
         "verdict": scored.verdict,
         "constrained": scored.constrained,
-        "probabilities": scored.probabilities,
+        "probabilities": scored.probabilities or None,
         "verdict_mass": scored.verdict_mass,
         "expected": scored.expected,
         "status": scored.status,

@@ -127,6 +127,11 @@ def _notes(model: dict[str, Any], safe: Safe) -> Iterator[str]:
     if isinstance(mass, dict):
         told = f"{estimate(mass)} (n = {mass['n']})"
         yield f"Probability of all allowed verdicts together, {name}: {told}."
+    if cost := model.get("cost"):
+        yield (
+            f"{name}: ${cost['dollars']:.4f} for {cost['n']} verdicts, "
+            f"${cost['per_verdict']:.6f} each."
+        )
     if model.get("unscored"):
         yield f"{model['unscored']} rows did not fit the context and are in no number."
     if model.get("shortened"):

@@ -9,8 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pt_app.errors import UserError
 from pt_app.eval_model.prompt_templates import Template, fill, scale_fields
 from pt_app.eval_model.records import JudgeExample, Place, example_of
@@ -25,6 +23,7 @@ from pt_app.judge_data.distil.answers import (
 from pt_app.judge_data.distil.budget import Budget, MoneySpentError, Usage
 from pt_app.judge_data.distil.journal import Journal
 from pt_app.judge_data.distil.teacher import RefusedError, Teacher
+from pt_app.judge_data.distil.workers import in_parallel
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
@@ -153,41 +152,23 @@ class _Run:
         names = ("base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
         given = {name: getattr(self.options, name) for name in names}
         teacher = Teacher(self.options.model, self.budget, **given)
-        left = iter(waiting)
-        bar = tqdm(total=len(waiting), desc="distil", unit=" rows", disable=not self.progress)
-
-        failed: list[Exception] = []
-
-        async def work() -> None:
-            for question in left:
-                try:
-                    await self._answer(teacher, question)
-                except (MoneySpentError, UserError) as error:
-                    # The others end what they have asked: it is paid for.
-                    failed.append(error)
-                    self.budget.close()
-                    return
-                bar.set_postfix_str(f"${self.budget.spent:.4f}", refresh=False)
-                bar.update()
-
         try:
-            with bar:
-                await asyncio.gather(*(work() for _ in range(self.options.concurrency)))
+            await in_parallel(
+                waiting,
+                lambda question: self._answer(teacher, question),
+                self.options.concurrency,
+                self.budget,
+                "distil",
+                self.progress,
+            )
+        except MoneySpentError as error:
+            raise UserError(
+                f"stopped at --max_cost {self.options.max_cost:g}: {len(self.done)} of "
+                f"{len(self.questions)} rows answered for ${self.budget.spent:.4f}: the journal "
+                "keeps them; go on with the same command and a higher --max_cost"
+            ) from error
         finally:
             await teacher.close()
-        if failed:
-            raise self._reason(failed)
-
-    def _reason(self, failed: Sequence[Exception]) -> Exception:
-        """Choose what to say of the workers' failures: the endpoint's before the money's."""
-        for error in failed:
-            if not isinstance(error, MoneySpentError):
-                return error
-        return UserError(
-            f"stopped at --max_cost {self.options.max_cost:g}: {len(self.done)} of "
-            f"{len(self.questions)} rows answered for ${self.budget.spent:.4f}: the journal keeps "
-            "them; go on with the same command and a higher --max_cost"
-        )
 
     async def _answer(self, teacher: Teacher, question: _Question) -> None:
         """Ask until the answer can be used, at most TRIES times over all runs."""

@@ -72,8 +72,8 @@ class Teacher:
         }
         self._max_tokens = max_tokens
 
-    async def ask(self, messages: Messages, schema: Mapping[str, Any]) -> Reply:
-        """Get one answer.
+    async def ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
+        """Get one answer, of a JSON schema or (None) in free text.
 
         Raises RefusedError where this request is no good, MoneySpentError at the limit, and
         UserError where the endpoint is down or will not have us.
@@ -103,11 +103,15 @@ class Teacher:
         """Close the connections."""
         await self._client.close()
 
-    async def _once(self, messages: Messages, schema: Mapping[str, Any], estimate: Usage) -> Reply:
+    async def _once(
+        self, messages: Messages, schema: Mapping[str, Any] | None, estimate: Usage
+    ) -> Reply:
         import openai
 
         sent = dict(self._options)
-        if "response_format" in sent:
+        if schema is None:
+            sent.pop("response_format", None)
+        elif "response_format" in sent:
             sent["response_format"] = _format(schema)
         try:
             answer: Any = await self._client.chat.completions.create(

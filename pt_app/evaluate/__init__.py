@@ -1,0 +1,1 @@
+"""`judge eval`: several judges on the same test rows, prompted models among them."""

@@ -1,0 +1,144 @@
+"""`judge eval`: adapters, their base and a prompted model on the same rows."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pt_app.cli import app
+from pt_app.errors import UserError
+from pt_app.eval_model.judge_train_mps import main as train
+from tests.teacher_server import Answer, Body, TeacherServer, failure, reply
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("judge")
+    flags = {"model": base, "data_dir": rows, "output_dir": out, "epochs": 1, "tracking": "off"}
+    train([f"--{name}={value}" for name, value in flags.items()] + ["--skip_eval"])
+    (folder,) = out.glob("*_final")
+    return folder
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["eval", *map(str, words)])
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+def test_adapters_base_and_a_prompted_model_judge_the_same_rows(
+    adapter: Path, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    other = tmp_path / "other_final"
+    shutil.copytree(adapter, other)
+    answers = {"Candidate": "Score: 4/10\nFeedback: fine"}
+
+    def answer(body: Body, number: int) -> Answer:
+        assert "response_format" not in body
+        return reply("no verdict" if number == 3 else answers["Candidate"], prompt=100, answer=20)
+
+    out = tmp_path / "out"
+    words = [f"--data={rows}", f"--adapter={adapter}", f"--adapter={other}", "--base"]
+    words += [f"--base_path={base}", "--endpoint_model=big", "--price_in=1", "--price_out=5"]
+    with TeacherServer(answer) as server:
+        done = run(*words, f"--endpoint={server.url}", f"--out={out}")
+        assert done.exit_code == 0, done.exception
+        assert server.answered == 12
+        again = run(*words, f"--endpoint={server.url}", f"--out={out}")
+        assert again.exit_code == 0, again.exception
+        assert server.answered == 12  # what the journal holds is not paid for twice
+    found = results(out)
+    names = [adapter.name.removesuffix("_final"), "other", "base", "big"]
+    assert [model["name"] for model in found["models"]] == names
+    first, second, _, prompted = found["models"]
+    assert first["constrained"] == second["constrained"]  # the same weights under another name
+    assert prompted["parse_failures"] == 1
+    assert "constrained" not in prompted
+    assert prompted["cost"]["dollars"] == pytest.approx(12 * (100 * 1 + 20 * 5) / 1e6)
+    assert prompted["cost"]["per_verdict"] == pytest.approx(prompted["cost"]["dollars"] / 12)
+    assert {one["b"] for one in found["comparisons"]} >= set(names[1:])
+    assert all(one["p_holm"] >= one["p"] for one in found["comparisons"])
+    report = (out / "report.md").read_text()
+    assert "$0.0024 for 12 verdicts" in report
+    lines = (out / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 4 * 12
+
+
+def test_one_adapter_is_compared_with_its_base(
+    adapter: Path, base: Path, rows: Path, tmp_path: Path
+) -> None:
+    words = [f"--data={rows}", f"--adapter={adapter}", "--base", f"--base_path={base}"]
+    assert run(*words, f"--out={tmp_path / 'out'}", "--rows=8").exit_code == 0
+    found = results(tmp_path / "out")
+    assert [model["name"] for model in found["models"]] == ["adapter", "base"]
+    assert found["data"]["n"] == 8
+    assert "its base at" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_examples_are_shown_as_turns_before_the_row(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    bodies = []
+
+    def answer(body: Body, number: int) -> Answer:
+        bodies.append(body)
+        return reply("The translation is fine.\n**Score: 7**")
+
+    with TeacherServer(answer) as server:
+        words = [f"--data={rows}", f"--endpoint={server.url}", "--endpoint_model=m", "--shots=2"]
+        done = run(*words, f"--out={tmp_path / 'out'}")
+        assert done.exit_code == 0, done.exception
+    turns = [turn["role"] for turn in bodies[0]["messages"]]
+    assert turns == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert bodies[0]["messages"][2]["content"].startswith("Score: ")
+    (model,) = results(tmp_path / "out")["models"]
+    assert model["parse_failures"] == 0  # written as a person would, and read as such
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "name a judge"),
+        (["--endpoint=http://127.0.0.1:9/v1"], "belong together"),
+        (["--endpoint_model=m"], "belong together"),
+    ],
+)
+def test_without_a_judge_nothing_is_written(
+    rows: Path, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    done = run(f"--data={rows}", f"--out={tmp_path / 'out'}", *flags)
+    assert isinstance(done.exception, UserError)
+    assert words in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_money_ends_a_run_and_the_journal_keeps_what_was_paid(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+
+    def answer(body: Body, number: int) -> Answer:
+        return failure(400, "flagged") if number == 1 else reply("Score: 5/10", 1000, 10)
+
+    words = [f"--data={rows}", "--endpoint_model=m", f"--out={tmp_path / 'out'}"]
+    words += ["--price_in=100", "--price_out=100", "--concurrency=1"]
+    with TeacherServer(answer) as server:
+        done = run(*words, f"--endpoint={server.url}", "--max_cost=0.4")
+        assert isinstance(done.exception, UserError)
+        assert "stopped at --max_cost 0.4" in str(done.exception)
+        assert not (tmp_path / "out").exists()
+        paid = server.answered
+        assert 0 < paid < 12
+        assert run(*words, f"--endpoint={server.url}").exit_code == 0
+        assert server.answered == 11
+    (model,) = results(tmp_path / "out")["models"]
+    assert model["parse_failures"] == 1  # the refused one
+    assert model["cost"]["dollars"] == pytest.approx(11 * 1010 * 100 / 1e6)
