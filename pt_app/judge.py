@@ -20,6 +20,7 @@ from pt_app.eval_model.records import JudgeExample, Place, unlabelled
 from pt_app.eval_model.scoring import JudgeScorer, Scored
 from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.evidence.fitted import Fitted
 
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
@@ -32,8 +33,10 @@ class Judgement:
     `status` is "ok", "parse_failure" (the judge's own answer is no verdict: `verdict` is None),
     "too_long" or "bad_row" (with the `problem`). `likeliest` is the most probable allowed verdict,
     `confidence` its probability, `expected` the mean score, `verdict_mass` the probability of all
-    allowed verdicts before they were made to sum to 1. `answer` is the judge's whole answer, if
-    it was asked for; `judge` names adapter and weights.
+    allowed verdicts before they were made to sum to 1. `calibrated` is the share of validation rows
+    of such a confidence whose verdict was right, `abstain` whether the confidence is below the
+    threshold that training found (both None where it found none). `answer` is the judge's whole
+    answer, if it was asked for; `judge` names adapter and weights.
     """
 
     id: str
@@ -45,6 +48,8 @@ class Judgement:
     expected: float | None = None
     verdict_mass: float | None = None
     probabilities: Mapping[str, float] | None = None
+    calibrated: float | None = None
+    abstain: bool | None = None
     answer: str | None = None
     problem: str | None = None
 
@@ -57,6 +62,7 @@ class Judge:
         self.info = info
         self.encoder = encoder
         self.change: Change | None = None
+        self.fitted = Fitted.read(info.folder)
         self.name = f"{info.folder.resolve().name}@{info.weights_sha256[:12]}"
 
     @staticmethod
@@ -123,6 +129,9 @@ class Judge:
     def _judgement(self, name: str, scored: Scored) -> Judgement:
         values = map(str, self.info.scale.values)
         chances = dict(zip(values, scored.probabilities, strict=False))
+        calibrated, abstain = None, None
+        if self.fitted is not None and chances:
+            calibrated, abstain = self.fitted.of_one(scored.probabilities, self.info.scale)
         return Judgement(
             id=name,
             status=scored.status,
@@ -133,6 +142,8 @@ class Judge:
             expected=scored.expected,
             verdict_mass=scored.verdict_mass,
             probabilities=chances or None,
+            calibrated=calibrated,
+            abstain=abstain,
             answer=scored.raw,
         )
 

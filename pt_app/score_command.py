@@ -183,7 +183,8 @@ def _write_parquet(output: Path, rows: Sequence[dict[str, Any]], names: Sequence
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    kinds = dict.fromkeys(("confidence", "expected", "verdict_mass"), arrow.float64())
+    numbers = ("confidence", "calibrated", "expected", "verdict_mass")
+    kinds = dict.fromkeys(numbers, arrow.float64()) | {"abstain": arrow.bool_()}
     columns = {
         name: arrow.array(
             [_cell(row.get(name), name in kinds) for row in rows], kinds.get(name, arrow.string())

@@ -14,11 +14,14 @@ from pt_app.eval_model.data import JudgeData, JudgeExample
 from pt_app.eval_model.gemm import pack
 from pt_app.eval_model.orders import swapped
 from pt_app.eval_model.precision import converted
+from pt_app.eval_model.preparation import draw
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.scoring import JudgeScorer, Scored
 from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 from pt_app.eval_model.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Labelled, baselines
+from pt_app.evidence.fitted import Fitted
+from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
 
 
@@ -43,7 +46,10 @@ def evaluate(
     # Loaded twice: a model whose weights are packed for scoring takes no adapter any more.
     base = how.judged("base", source.name, models.load_model(source))
     model = adapters.load_adapter(adapter, models.load_model(source), identity)
-    judges = [how.judged("adapter", adapter.name, adapters.merge(model)), base]
+    validation = draw(data.val or (), MOST_VALIDATION, seed=0)
+    judges = [how.judged("adapter", adapter.name, adapters.merge(model), validation), base]
+    if judges[0].fitted is not None:
+        judges[0].fitted.write(adapter)
     rules = Rules.of(baselines(labelled(test, data), data.scale, labelled(data.train, data)))
     judges[0] = with_rules(judges[0], rules)
     about = {"path": data.path.name, "sha256": data.sha256}
@@ -67,6 +73,9 @@ def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
     return Labelled.of(rows, [_label(example) for example in examples], groups, data.scale)
 
 
+MOST_VALIDATION = 1000  # rows that calibration is fitted on: more change it little
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How judges score the test rows."""
@@ -76,8 +85,13 @@ class Scoring:
     feedback: bool
     precision: str
 
-    def judged(self, name: str, id_: str, model: Any) -> JudgeRows:
-        """One judge's rows; `model` is in float32, and is used up."""
+    def judged(
+        self, name: str, id_: str, model: Any, validation: Sequence[JudgeExample] = ()
+    ) -> JudgeRows:
+        """One judge's rows; `model` is in float32, and is used up.
+
+        On labelled `validation` rows its confidence is calibrated.
+        """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self._verdicts)
         model = pack(model)
@@ -90,7 +104,20 @@ class Scoring:
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
         changed = asdict(change) if change else None
-        return JudgeRows(name, id_, rows, shortened, ties, self.precision, changed)
+        fitted = self._fitted(scorer, name, validation)
+        return JudgeRows(name, id_, rows, shortened, ties, self.precision, changed, fitted)
+
+    def _fitted(
+        self, scorer: JudgeScorer, name: str, rows: Sequence[JudgeExample]
+    ) -> Fitted | None:
+        if not rows:
+            return None
+        scorer.name, scorer.feedback = f"{name}, validation rows", False
+        judged = [
+            prediction(name, row, score, None)
+            for row, score in zip(rows, scorer.score(rows), strict=True)
+        ]
+        return Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
 
     def _verdicts(self, model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
         return JudgeScorer(model, self.encoder, progress=False).score(rows)

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import about_this_run
 from pt_app.evaluate.prompted import Endpoint, prompted_rows
 from pt_app.evidence.baselines import baselines
+from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
 from pt_app.report import write_report
@@ -93,7 +94,8 @@ def _adapters_rows(
         identity = models.model_identity(source)
         model = adapters.load_adapter(info.folder, models.load_model(source), identity)
         scoring = _scoring(info, test, options)
-        found.append(scoring.judged(name, info.folder.name, adapters.merge(model)))
+        rows = scoring.judged(name, info.folder.name, adapters.merge(model))
+        found.append(replace(rows, fitted=Fitted.read(info.folder)))
     if options.with_base and infos:
         source = models.resolve_model(options.base or str(infos[0].identity["name"]))
         scoring = _scoring(infos[0], test, options)

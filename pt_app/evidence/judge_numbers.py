@@ -15,8 +15,10 @@ from pt_app.evidence.calibration import (
     checked,
     confidence_of,
     usual_tolerance,
+    with_temperature,
 )
 from pt_app.evidence.coding import distances, numbers_of, positions
+from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import FAIL, by_class, operating_threshold, pr_auc
 from pt_app.evidence.selective import selective
@@ -47,9 +49,16 @@ class _Verdicts:
 
 
 def judge_numbers(
-    rows: Sequence[Row], sample: Resampler, scale: Scale, asked: Asked
+    rows: Sequence[Row],
+    sample: Resampler,
+    scale: Scale,
+    asked: Asked,
+    fitted: Fitted | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one judge as results.json holds them (docs/RESULTS_JSON.md)."""
+    """The numbers of one judge as results.json holds them (docs/RESULTS_JSON.md).
+
+    `fitted` is what other rows taught about its confidence.
+    """
     found = _agreement(rows, sample, scale)
     likeliest = "constrained" in found
     said = positions([row["constrained" if likeliest else "verdict"] for row in rows], scale, "")
@@ -60,7 +69,7 @@ def judge_numbers(
     gaps = None
     if any(row.get("probabilities") is not None for row in rows):
         probabilities = checked([row.get("probabilities") for row in rows], scale, "probabilities")
-        found |= _confidence(probabilities, columns, asked)
+        found |= _confidence(probabilities, columns, asked, fitted)
         gaps = found.pop("gaps")
     if scale.task == "pass_fail":
         part = "constrained" if likeliest else "metrics"
@@ -116,7 +125,9 @@ def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -
     found["metrics"]["order_consistency_strict"] = mean_metric(strict, sample)
 
 
-def _confidence(probabilities: FloatArray, columns: _Verdicts, asked: Asked) -> dict[str, Any]:
+def _confidence(
+    probabilities: FloatArray, columns: _Verdicts, asked: Asked, fitted: Fitted | None
+) -> dict[str, Any]:
     """Calibration and selective judging over the rows that have probabilities."""
     scale, sample = columns.scale, columns.sample
     tolerance = usual_tolerance(scale) if asked.tolerance is None else asked.tolerance
@@ -125,8 +136,18 @@ def _confidence(probabilities: FloatArray, columns: _Verdicts, asked: Asked) -> 
         "calibration": calibration(probabilities, columns.labels, scale, sample, tolerance),
         "gaps": confidence.sure - confidence.right,
     }
+    if fitted is not None:
+        mended = with_temperature(probabilities, fitted.temperature)
+        after = calibration(mended, columns.labels, scale, sample, tolerance)
+        names = ("ece", "overconfidence", "brier")
+        found["mended"] = {"temperature": fitted.temperature, "rows": fitted.rows}
+        found["mended"] |= {name: after[name] for name in names}
     if not np.isnan(probabilities).any():
-        found["selective"] = selective(confidence, sample, asked.target_accuracy)
+        threshold = None
+        if fitted is not None and fitted.tolerance == tolerance:
+            same = fitted.threshold["target"] == asked.target_accuracy
+            threshold = dict(fitted.threshold) | {"chosen_on": "validation"} if same else None
+        found["selective"] = selective(confidence, sample, asked.target_accuracy, threshold)
         if scale.task == "pass_fail":
             fail = probabilities[:, FAIL]
             costs = asked.missed_fail_costs, asked.false_alarm_costs

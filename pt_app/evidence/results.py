@@ -14,6 +14,7 @@ from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.ceiling import ceiling
 from pt_app.evidence.comparison import compare, holm
+from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import Asked, judge_numbers
 from pt_app.evidence.summary import rule_baseline
@@ -34,6 +35,7 @@ class JudgeRows:
     ties: int = 0
     precision: str = "float32"
     change: Mapping[str, Any] | None = None
+    fitted: Fitted | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def results_of(
                 "precision": judge.precision,
                 "precision_change": judge.change,
                 "ties": judge.ties,
-                **judge_numbers(judge.rows, sample, scale, asked or Asked()),
+                **judge_numbers(judge.rows, sample, scale, asked or Asked(), judge.fitted),
                 "unscored": count - len(rows),
                 "shortened": judge.shortened,
             }

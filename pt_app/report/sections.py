@@ -45,7 +45,11 @@ def _confidence(judge: dict[str, Any]) -> Section:
         ["ECE of a calibrated judge", by_chance, str(found["ece"]["n"])],
         _counted("Brier score", found["brier"]),
     ]
-    pictures = charts.reliability(found)
+    if mended := judge.get("mended"):
+        after = f"after temperature {mended['temperature']:.2f}"
+        rows.append(_counted(f"ECE {after}", mended["ece"]))
+        rows.append(_counted(f"Brier score {after}", mended["brier"]))
+    pictures, notes = charts.reliability(found), list[Block]()
     if chosen:
         threshold = chosen["threshold"]
         needed = UNDEFINED if threshold is None else f"{threshold:.3f}"
@@ -57,13 +61,17 @@ def _confidence(judge: dict[str, Any]) -> Section:
             _counted("right among them", chosen["right"]),
         ]
         pictures += charts.risk_coverage(chosen)
+        where = "validation rows" if "chosen_on" in chosen else "these rows"
+        notes.append(Words(f"Threshold and guarantee are from {where}."))
     lead = f"A row is right where its verdict is {within}; confidence is the probability of that."
     bins = [
         [number(one["confidence"]), estimate(one["right"]), str(one["right"]["n"])]
         for one in found["reliability"]
     ]
     grid = Grid(["mean confidence", "share right", "n"], bins)
-    return Section("Confidence", [Words(lead), Grid(["", "value", "n"], rows), *pictures, grid])
+    return Section(
+        "Confidence", [Words(lead), Grid(["", "value", "n"], rows), *notes, *pictures, grid]
+    )
 
 
 def _counted(name: str, one: dict[str, Any]) -> list[str]:

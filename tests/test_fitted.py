@@ -1,0 +1,83 @@
+"""What validation rows teach about confidence: fitted in training, kept, used, and read again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pt_app.errors import UserError
+from pt_app.eval_model.judge_train_mps import main as train
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.calibration import with_temperature
+from pt_app.evidence.fitted import FILE, Fitted
+from pt_app.judge import Judge
+from tests.rows import write_rows
+
+FIVE = Scale.from_name("1-5")
+
+
+def judged(n: int, temperature: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of a judge that is calibrated at temperature 1 and too sure below."""
+    rng = np.random.default_rng(seed)
+    truth = rng.dirichlet(np.full(5, 0.3), n)
+    labels = (truth.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    said = with_temperature(truth, temperature)
+    return [
+        {"label": int(label) + 1, "group": i, "probabilities": tuple(chances)}
+        for i, (label, chances) in enumerate(zip(labels, said.tolist(), strict=True))
+    ]
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    found = Fitted.on(judged(300, 0.5), FIVE, 0.9)
+    assert found is not None
+    assert found.temperature == pytest.approx(2, rel=0.2)
+    found.write(tmp_path)
+    assert Fitted.read(tmp_path) == found
+    assert Fitted.read(tmp_path / "none") is None
+    (tmp_path / FILE).write_text('{"schema": 1}')
+    with pytest.raises(UserError, match="evaluate the adapter again"):
+        Fitted.read(tmp_path)
+
+
+def test_few_rows_teach_nothing() -> None:
+    assert Fitted.on(judged(29), FIVE, 0.9) is None
+    assert Fitted.on([{"label": 1, "group": 1, "probabilities": None}] * 50, FIVE, 0.9) is None
+
+
+def test_a_row_below_the_threshold_is_left_to_people() -> None:
+    found = Fitted.on(judged(3000), FIVE, 0.9)
+    assert found is not None
+    assert found.threshold["threshold"] is not None
+    sure, abstains = found.of_one((0.99, 0.01, 0, 0, 0), FIVE)
+    assert (abstains, sure > 0.9) == (False, True)
+    unsure, abstains = found.of_one((0.3, 0.3, 0.2, 0.1, 0.1), FIVE)
+    assert (abstains, unsure < 0.6) == (True, True)
+    careful = Fitted.on(judged(60), FIVE, 0.999)
+    assert careful is not None
+    assert careful.of_one((0.9, 0.1, 0, 0, 0), FIVE)[1] is None
+
+
+def test_training_fits_on_validation_rows_and_judging_uses_it(base: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows", val=40)
+    flags = {"model": base, "data_dir": rows, "output_dir": tmp_path, "tracking": "off"}
+    train([f"--{name}={value}" for name, value in (flags | {"epochs": 1}).items()])
+    (adapter,) = tmp_path.glob("*_final")
+    fitted = Fitted.read(adapter)
+    assert fitted is not None
+    assert fitted.rows == 40
+    results = json.loads((adapter / "evaluation" / "results.json").read_text())
+    judge, bare = results["models"]
+    assert judge["mended"]["temperature"] == fitted.temperature
+    assert judge["selective"]["chosen_on"] == "validation"
+    assert "mended" not in bare
+    assert "chosen_on" not in bare["selective"]
+    (one,) = Judge.load(adapter, base=str(base)).score([{"source": "a", "candidate": "b"}])
+    assert one.probabilities is not None
+    chances = tuple(one.probabilities.values())
+    assert (one.calibrated, one.abstain) == fitted.of_one(chances, Scale.from_name("0-10"))
+    report = (adapter / "evaluation" / "report.md").read_text()
+    assert "ECE after temperature" in report
+    assert "from validation rows" in report
