@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, run_offline
+from tests.test_report_browser import CHROMIUM, SCHEMES, WIDTHS, look_over
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -62,6 +63,34 @@ def test_demo_judge_agrees_with_unseen_labels_far_better_than_its_base(
     kappas = [judge["constrained"]["kappa_quadratic"]["value"] for judge in (adapter, base)]
     assert kappas[0] - kappas[1] >= 0.25
     assert "adapter" in report.read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_the_demos_report_is_readable_on_phone_and_desk_light_and_dark(
+    clone: Path, tmp_path: Path
+) -> None:
+    _, report = run_demo(clone, 0)
+    for width in WIDTHS:
+        for scheme in SCHEMES:
+            look_over(report, width, scheme, tmp_path / f"{width}-{scheme}.png")
+    assert report.stat().st_size < 3_000_000
+
+
+def test_the_demos_judge_is_attacked_and_control_tokens_stay_text(
+    clone: Path, tmp_path: Path
+) -> None:
+    _, report = run_demo(clone, 0)
+    adapter = report.parents[1]
+    words = ["attack", "--adapter", str(adapter), "--data", str(clone / "datasets/demo")]
+    done = run_offline(["-m", "pt_app.cli", *words, "--rows", "20", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "attacks.json").read_text())
+    control = found["control_tokens"]
+    assert control["twins"] == control["attacks"] >= 20 * 8
+    assert (control["control_ids"], control["other_ids"]) == (0, 0)
+    assert control["largest_difference"] * 10 < 1e-6  # times the scale: of the expected score
+    assert len(found["families"]) >= 17
+    assert all(one["shift"]["low"] is not None for one in found["families"].values())
 
 
 def test_second_demo_uses_what_is_there_and_touches_nothing_of_the_users(clone: Path) -> None:

@@ -1,0 +1,83 @@
+"""The whole evidence about simulated judges whose faults are known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.calibration import with_temperature
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.judge_numbers import Asked, judge_numbers
+
+FIVE = Scale.from_name("1-5")
+PAIR = Scale.from_name("pairwise")
+
+
+def scored(seed: int, bias: float = 0.0, temperature: float = 1.0) -> list[dict[str, Any]]:
+    """Rows of a judge that says what it believes, is right as often as it believes, or is not."""
+    rng = np.random.default_rng(seed)
+    belief = rng.dirichlet(np.full(5, 0.4), 300)
+    labels = (belief.cumsum(axis=1) > rng.random((300, 1))).argmax(axis=1)
+    said = with_temperature(belief, temperature)
+    # A judge's likeliest verdict is biased by what labels are common; its draw is not.
+    verdicts = (belief.cumsum(axis=1) > rng.random((300, 1))).argmax(axis=1)
+    verdicts = np.clip(verdicts + (rng.random(300) < bias), 0, 4)
+    return [
+        {
+            "label": int(labels[i]) + 1,
+            "verdict": int(verdicts[i]) + 1,
+            "constrained": int(verdicts[i]) + 1,
+            "probabilities": said[i].tolist(),
+            "candidate": "word " * int(rng.integers(1, 20)),
+            "source": "a source of words",
+        }
+        for i in range(300)
+    ]
+
+
+def compared(seed: int, liking: float = 0.0) -> list[dict[str, Any]]:
+    """Pairs in both orders of a judge that goes by the place in a share of the cases."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(300):
+        better = rng.choice(["A", "B"])
+        first, second = (
+            "A" if rng.random() < liking else right if rng.random() < 0.8 else other
+            for right, other in ((better, "AB"[better == "A"]), ("AB"[better == "A"], better))
+        )
+        texts = ["x" * int(rng.integers(1, 90)) for _ in range(2)]
+        rows.append(
+            {"label": better, "verdict": first, "constrained": None, "swapped": second}
+            | {"candidates": texts}
+        )
+    return rows
+
+
+def checks(rows: list[dict[str, Any]], scale: Scale, seed: int) -> dict[str, Any]:
+    sample = Resampler(range(len(rows)), 100, seed)
+    found: dict[str, Any] = judge_numbers(rows, sample, scale, Asked())["checks"]
+    return found
+
+
+def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:
+    alarms = []
+    for seed in range(100):
+        found = checks(scored(seed), FIVE, seed) if seed % 2 else checks(compared(seed), PAIR, seed)
+        alarms += [name for name, one in found.items() if one["alarm"]]
+    assert len(alarms) <= 10, alarms
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("generosity", lambda seed: scored(seed, bias=0.7)),
+        ("overconfidence", lambda seed: scored(seed, temperature=0.4)),
+        ("overconfidence", lambda seed: scored(seed, temperature=3)),
+        ("order", lambda seed: compared(seed, liking=0.3)),
+    ],
+)
+def test_a_known_fault_is_reported_as_such(name: str, rows: Any) -> None:
+    for seed in range(10):
+        scale = PAIR if name == "order" else FIVE
+        assert checks(rows(seed), scale, seed)[name]["alarm"]
