@@ -29,6 +29,8 @@ OTHER = {  # a value for each flag that is no recipe's default
     "lora_targets": "all-linear",
     "eval_steps": "3",
     "save_steps": "3",
+    "seeds": "3",
+    "folds": "5",
     "seed": "5",
     "resume": "newest",
     "tracking": "off",

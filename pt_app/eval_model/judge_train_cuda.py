@@ -20,7 +20,7 @@ import torch
 from transformers import BitsAndBytesConfig, TrainingArguments
 
 from pt_app.errors import exit_with
-from pt_app.eval_model import pipeline
+from pt_app.eval_model import repeats
 from pt_app.eval_model.models import ModelSource, load_model
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Settings, resolve
@@ -73,7 +73,7 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, save the adapter, evaluate it on the CPU."""
     settings = resolve("cuda", argv, "judge_train_cuda.py", __doc__ or "")
-    pipeline.run("cuda", settings, load_base, training_arguments)
+    repeats.run("cuda", settings, load_base, training_arguments)
 
 
 if __name__ == "__main__":

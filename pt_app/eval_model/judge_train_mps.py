@@ -18,7 +18,7 @@ if not __package__:  # run by path: this folder's modules must not stand on sys.
 from transformers import TrainingArguments
 
 from pt_app.errors import exit_with
-from pt_app.eval_model import pipeline
+from pt_app.eval_model import repeats
 from pt_app.eval_model.models import ModelSource, load_model
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Settings, resolve
@@ -50,7 +50,7 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, save the adapter, evaluate it on the CPU."""
     settings = resolve("mps", argv, "judge_train_mps.py", __doc__ or "")
-    pipeline.run("mps", settings, load_base, training_arguments)
+    repeats.run("mps", settings, load_base, training_arguments)
 
 
 if __name__ == "__main__":

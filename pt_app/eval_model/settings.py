@@ -116,6 +116,16 @@ class Settings:
     seed: int = _setting(
         "seed of order, initialisation and samples", 42, check=_number(0, high=2**32)
     )
+    seeds: int = _setting(
+        "adapters to train, with this many seeds from --seed on; their spread is reported",
+        1,
+        check=_number(1),
+    )
+    folds: int = _setting(
+        "adapters to train, one for each fold of all rows, each row tested once; 0: none",
+        0,
+        check=_number(0),
+    )
     skip_eval: bool = _setting("leave out the evaluation after training", False)
     feedback: bool = _setting("let the evaluation generate issues and feedback too", False)
     score_precision: str = _setting(

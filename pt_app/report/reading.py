@@ -40,6 +40,7 @@ def reading(results: dict[str, Any], safe: Safe) -> str:
         *said.rules(),
         *said.people(),
         *said.differences(set(models)),
+        said.seeds(),
         *said.confidence(),
         said.biases(),
         said.own_answers(),
@@ -124,6 +125,17 @@ class _Reading:
         if smallest := item.get("detectable"):
             sentence += f" (it shows differences from {number(smallest)} on)"
         return f"{sentence}."
+
+    def seeds(self) -> str:
+        spread = self.results.get("over_seeds")
+        if not spread or spread["sd"] is None:
+            return ""
+        known = [value for value in spread["values"] if value is not None]
+        return (
+            f"Over {len(known)} training seeds {NAMES[spread['metric']]} is "
+            f"{number(spread['mean'])} on average (standard deviation {number(spread['sd'])}, "
+            f"{number(min(known))} to {number(max(known))}), which no interval above includes."
+        )
 
     def confidence(self) -> Iterator[str]:
         found, chosen = self.judge.get("calibration"), self.judge.get("selective")

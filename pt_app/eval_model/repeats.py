@@ -1,0 +1,112 @@
+"""A training repeated: over seeds, whose spread no bootstrap shows, or over folds of the data."""
+
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pt_app.errors import UserError
+from pt_app.eval_model import console, pipeline
+from pt_app.eval_model.folds import join_evaluations
+from pt_app.eval_model.settings import Recipe, Settings
+from pt_app.eval_model.training import MakeArguments
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.coding import headline
+from pt_app.evidence.results import RESULTS
+from pt_app.files import write_json_atomic
+from pt_app.report import write_report
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    load_base: pipeline.LoadBase,
+    arguments: MakeArguments,
+) -> list[Path]:
+    """Train once, or once for each of `--seeds` or `--folds`; give the adapters' folders.
+
+    Raises UserError for whatever the user can mend.
+    """
+    _check(settings)
+    if settings.folds:
+        return _over_folds(recipe, settings, load_base, arguments)
+    found = []
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        one = replace(settings, seed=seed, seeds=1)
+        found.append(pipeline.run(recipe, one, load_base, arguments))
+    if settings.seeds > 1:
+        spread_over_seeds(found)
+    return found
+
+
+def _check(settings: Settings) -> None:
+    repeated = f"--seeds {settings.seeds}" if settings.seeds > 1 else f"--folds {settings.folds}"
+    if settings.seeds == 1 and not settings.folds:
+        return
+    if settings.seeds > 1 and settings.folds:
+        raise UserError("--seeds and --folds: choose one of them")
+    if settings.skip_eval or settings.resume != "off":
+        raise UserError(f"{repeated}: leave out --skip_eval and --resume, or train them one by one")
+    if settings.test_samples and settings.seeds > 1:
+        raise UserError(f"{repeated}: leave out --test_samples, which each seed draws anew")
+    if console.ranks() > 1:
+        raise UserError(f"{repeated}: start one run after the other under a launcher")
+
+
+def _over_folds(
+    recipe: Recipe,
+    settings: Settings,
+    load_base: pipeline.LoadBase,
+    arguments: MakeArguments,
+) -> list[Path]:
+    """Split all rows into folds by group, train one adapter on the rest of each, join."""
+    from pt_app.judge_data.folder import split_folder
+    from pt_app.judge_data.splitting import SplitPlan
+
+    data = Path(settings.data_dir)
+    root = Path(settings.output_dir) / f"folds-of-{data.name}"
+    if root.exists():
+        raise UserError(f"{root} is there: choose another --output_dir, or delete it")
+    plan = SplitPlan.of(folds=settings.folds, seed=settings.seed)
+    print("\n".join(split_folder(data, plan).lines()))
+    found = []
+    for fold in range(1, settings.folds + 1):
+        one = replace(
+            settings,
+            folds=0,
+            data_dir=str(data / "folds" / str(fold)),
+            output_dir=str(root / f"fold-{fold}"),
+        )
+        found.append(pipeline.run(recipe, one, load_base, arguments))
+    log.info("report of all folds: %s", join_evaluations(found, root / "evaluation"))
+    return found
+
+
+def spread_over_seeds(adapters: Sequence[Path]) -> dict[str, Any]:
+    """Write into each adapter's results how the headline number varies over the seeds."""
+    results = [_read(adapter) for adapter in adapters]
+    metric = headline(Scale.from_name(results[0]["scale"]))
+    values = [one["models"][0]["constrained"][metric]["value"] for one in results]
+    known = [value for value in values if value is not None]
+    spread = {
+        "metric": metric,
+        "seeds": [one["run"]["seed"] for one in results],
+        "values": values,
+        "mean": statistics.mean(known) if known else None,
+        "sd": statistics.stdev(known) if len(known) > 1 else None,
+    }
+    for adapter, one in zip(adapters, results, strict=True):
+        write_json_atomic(adapter / "evaluation" / RESULTS, one | {"over_seeds": spread})
+        log.info("report: %s", write_report(adapter / "evaluation"))
+    return spread
+
+
+def _read(adapter: Path) -> dict[str, Any]:
+    path = adapter / "evaluation" / RESULTS
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
