@@ -197,6 +197,9 @@ def evaluate(
     target_accuracy: Annotated[
         float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="share right to reach")
     ] = 0.9,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="train on a quarter and half of the rows too")
+    ] = False,
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="draws rows and shots")] = 0,
 ) -> None:
@@ -233,6 +236,7 @@ def evaluate(
         precision=score_precision,
         target_accuracy=target_accuracy,
         seed=seed,
+        curve=curve,
     )
     console.show(terminal_table(evaluate_judges(data, out, options)))
     typer.echo(f"report: {out / 'report.html'}")

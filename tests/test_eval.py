@@ -82,6 +82,33 @@ def test_one_adapter_is_compared_with_its_base(
     assert "its base at" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_curve_is_the_same_training_on_fewer_rows(
+    adapter: Path, base: Path, rows: Path, tmp_path: Path
+) -> None:
+    words = [f"--data={rows}", f"--adapter={adapter}", f"--base_path={base}", "--curve"]
+    done = run(*words, f"--out={tmp_path / 'out'}")
+    assert done.exit_code == 0, done.exception
+    found = results(tmp_path / "out")
+    assert [(one["judge"], one["rows"]) for one in found["curve"]] == [
+        ("quarter", 6),
+        ("half", 12),
+        ("adapter", 24),
+    ]
+    made = {
+        name: json.loads((folder / "training_config.json").read_text())["settings"]
+        for name in ("quarter", "half")
+        for folder in (tmp_path / "out" / "curve" / name).glob("*_final")
+    }
+    mine = json.loads((adapter / "training_config.json").read_text())["settings"]
+    for name, count in (("quarter", 6), ("half", 12)):
+        other = {"max_samples", "output_dir", "model", "data_dir", "skip_eval"}
+        assert made[name]["max_samples"] == count
+        assert {k: v for k, v in made[name].items() if k not in other} == {
+            k: v for k, v in mine.items() if k not in other
+        }
+    assert "## Learning curve" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_examples_are_shown_as_turns_before_the_row(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

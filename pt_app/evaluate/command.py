@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from pt_app.eval_model.model_card import AdapterInfo
 from pt_app.eval_model.preparation import draw
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import about_this_run
+from pt_app.eval_model.verdicts import Scale
+from pt_app.evaluate.curve import SHARES, train_parts
 from pt_app.evaluate.prompted import Endpoint, prompted_rows
 from pt_app.evidence.baselines import baselines
+from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
@@ -38,6 +41,7 @@ class EvalOptions:
     precision: str = "float32"
     target_accuracy: float = 0.9
     seed: int = 0
+    curve: bool = False
 
 
 def evaluate_judges(data: Path, out: Path, options: EvalOptions) -> dict[str, Any]:
@@ -51,8 +55,13 @@ def evaluate_judges(data: Path, out: Path, options: EvalOptions) -> dict[str, An
     dataset = read_dataset(data)
     infos = [adapters.verify_adapter(Path(adapter)) for adapter in options.adapters]
     _check_scales(infos, dataset)
+    if options.curve and len(infos) != 1:
+        raise UserError("--curve is of one adapter: name one with --adapter")
     test = draw(dataset.test, options.rows, options.seed)
     judges = list(_adapters_rows(infos, test, options))
+    if options.curve:
+        parts = train_parts(infos[0], data, len(dataset.train), options.base, out)
+        judges += _parts_rows(parts, test, options)
     if options.endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
         shots = draw(dataset.train, options.endpoint.shots, options.seed)
@@ -69,9 +78,37 @@ def evaluate_judges(data: Path, out: Path, options: EvalOptions) -> dict[str, An
     if options.endpoint is not None:
         own = next(model for model in results["models"] if model["name"] == judges[-1].name)
         own["cost"] = options.endpoint.cost_of(len(test))
+    if options.curve:
+        results["curve"] = _curve(results, len(dataset.train))
     write_evaluation(out, judges, results)
     write_report(out)
     return results
+
+
+def _parts_rows(
+    parts: Mapping[str, Path], test: Sequence[JudgeExample], options: EvalOptions
+) -> list[JudgeRows]:
+    """The rows of the adapters that were trained on parts of the rows, under the parts' names."""
+    found = []
+    for name, folder in parts.items():
+        info = adapters.verify_adapter(folder)
+        (rows,) = _adapters_rows([info], test, replace(options, with_base=False))
+        named = [{**row, "model": name} for row in rows.rows]
+        found.append(replace(rows, name=name, rows=named))
+    return found
+
+
+def _curve(results: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
+    """The headline number by the number of training rows, fewest first."""
+    by_name = {
+        model["name"]: model["constrained"] for model in results["models"] if "constrained" in model
+    }
+    metric = headline(Scale.from_name(results["scale"]))
+    shares = {**SHARES, "adapter": 1.0}
+    return [
+        {"judge": name, "rows": round(rows * share), "metric": metric, **by_name[name][metric]}
+        for name, share in shares.items()
+    ]
 
 
 def _check_scales(infos: Sequence[AdapterInfo], dataset: JudgeData) -> None:

@@ -40,6 +40,7 @@ def content(
         *evidence_sections(model, safe),
         _by_error(results, model, safe),
         attack_section(read_attacks(folder), safe),
+        _curve(results, safe),
         _training(folder),
         _leaks(results, safe),
         _worst(rows, safe(judge), safe),
@@ -185,6 +186,25 @@ def _by_error(results: dict[str, Any], model: dict[str, Any], safe: Safe) -> Sec
         "By kind of error in the candidate",
         [lead, Grid(["kind", what, "n"], body), *charts.means(kinds, what)],
     )
+
+
+def _curve(results: dict[str, Any], safe: Safe) -> Section | None:
+    """Whether more labels would help: the same training on fewer rows."""
+    points = results.get("curve")
+    if not points:
+        return None
+    metric = NAMES[points[0]["metric"]]
+    rows = [[str(one["rows"]), estimate(one), str(one["n"])] for one in points]
+    told = [
+        f"{safe(one['a'])} - {safe(one['b'])}: {estimate(one)}"
+        for one in results.get("comparisons") or []
+        if one["b"] in ("quarter", "half")
+    ]
+    lead = "The same training on fewer rows, on the same test rows. If it still rises from half to "
+    lead += f"all, more labels are likely to help. {'; '.join(told)}."
+    by_rows = {f"{one['rows']} rows": one for one in points}
+    grid = Grid(["training rows", metric, "n"], rows)
+    return Section("Learning curve", [Words(lead), grid, *charts.means(by_rows, metric)])
 
 
 def _training(folder: Path) -> Section | None:
