@@ -47,6 +47,9 @@ def generate(
         int | None, typer.Option("--max_words", help="of a corpus sentence; longer ones are left")
     ] = None,
     variants: Annotated[int, typer.Option(help="candidates of a training source")] = 4,
+    hard_negatives: Annotated[
+        float, typer.Option("--hard_negatives", help="share of training rows to attack and add")
+    ] = 0.0,
 ) -> None:
     """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
     from pt_app.judge_data.generator.generate import generate as write
@@ -61,6 +64,7 @@ def generate(
         variants=variants,
         corpus=corpus,
         max_words=max_words,
+        hard_negatives=hard_negatives,
     )
     typer.echo("\n".join(summary.lines()))
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pt_app.errors import UserError
+from pt_app.eval_model.data import read_dataset
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
 from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
@@ -248,6 +249,34 @@ def test_every_score_and_every_kind_of_error_occurs(folder: Path) -> None:
     assert {kind for row in rows for kind in row["errors"]} == set(KINDS)
 
 
+def test_hard_negatives_are_attacked_copies_beside_the_rows_as_they_were(tmp_path: Path) -> None:
+    counts = {"rows": 80, "val_rows": 5, "test_rows": 5}
+    generate(tmp_path / "plain", **counts)
+    generate(tmp_path / "hard", **counts, hard_negatives=0.5)
+    plain, hard = (
+        [json.loads(line) for line in (tmp_path / name / "judge_train.json").open()]
+        for name in ("plain", "hard")
+    )
+    assert hard[:80] == plain
+    added, by_id = hard[80:], {row["id"]: row for row in plain}
+    assert 30 <= len(added) <= 40
+    lowest = 0
+    for row in added:
+        clean = by_id[row["id"].removesuffix("-attacked")]
+        assert row["group"] == clean["group"]
+        assert row["candidate"] != clean["candidate"]
+        if row["candidate"].startswith(clean["candidate"]):
+            assert row["label"] == clean["label"]  # flattery changes no label
+        else:
+            assert row["label"]["verdict"] == 0
+            lowest += 1
+    assert 0 < lowest < len(added)
+    for name in ("judge_val.json", "judge_test.json"):
+        assert (tmp_path / "hard" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    assert "--hard_negatives 0.5" in (tmp_path / "hard" / "dataset.json").read_text()
+    read_dataset(tmp_path / "hard")  # no leak, no row of one text twice
+
+
 def test_a_second_call_finds_its_files_and_writes_nothing(tmp_path: Path) -> None:
     assert generate(tmp_path, **SMALL).written
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -282,6 +311,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"rows": 0}, "--rows is 0"),
+        ({"hard_negatives": 1.5}, "--hard_negatives is 1.5: choose a share"),
         ({"rows": -5}, "--rows is -5"),
         ({"val_rows": -1}, "--val_rows is -1"),
         ({"test_rows": 0}, "--test_rows is 0"),

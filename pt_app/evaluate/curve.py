@@ -13,10 +13,8 @@ from pt_app.train_command import run_recipe
 
 SHARES = {"quarter": 0.25, "half": 0.5}
 # What a part's training does not take from the adapter's.
-OWN = frozenset(
-    ("data_dir", "output_dir", "model", "max_samples", "skip_eval", "resume", "tracking")
-    + ("seeds", "folds", "log_texts", "test_samples")
-)
+OWN = {"data_dir", "output_dir", "model", "max_samples", "skip_eval", "resume", "tracking"}
+OWN |= {"seeds", "folds", "log_texts", "test_samples"}
 
 
 def train_parts(

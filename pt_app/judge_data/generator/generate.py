@@ -19,6 +19,7 @@ from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
+from pt_app.judge_data.generator.hard_negatives import hard_negatives as attacked_copies
 from pt_app.judge_data.generator.lexicon import Lexicon, Size
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
@@ -48,6 +49,7 @@ class Settings:
     variants: int
     corpus: Path | None
     max_words: int | None
+    hard_negatives: float = 0.0
 
     def command(self) -> str:
         """The command that writes the same files, without folders."""
@@ -60,6 +62,8 @@ class Settings:
             parts.append(f"--corpus {self.corpus.name}")
         if self.max_words is not None:
             parts.append(f"--max_words {self.max_words}")
+        if self.hard_negatives:
+            parts.append(f"--hard_negatives {self.hard_negatives:g}")
         return " ".join(parts)
 
 
@@ -123,17 +127,21 @@ def generate(
     variants: int = 4,
     corpus: Path | None = None,
     max_words: int | None = None,
+    hard_negatives: float = 0.0,
 ) -> Summary:
     """Write a dataset folder (see docs/DATA.md), the same bytes for the same arguments.
 
     `rows` training rows hold `variants` candidates a source; validation and test rows one, so
     that they are independent. No source is in two splits, and only sources that
     `reserved_for_judges` gives to judges are used. `corpus` (TMX or TSV) replaces the grammar.
+    Attacked copies of the share `hard_negatives` of the training rows are added to them.
     Raises UserError for settings out of range, for a corpus that is broken or too small, and for
     a folder that holds other files of these names; nothing is written then.
     """
     corpus = Path(corpus) if corpus is not None else None
-    settings = Settings(rows, val_rows, test_rows, seed, lexicon, variants, corpus, max_words)
+    settings = Settings(
+        rows, val_rows, test_rows, seed, lexicon, variants, corpus, max_words, hard_negatives
+    )
     _check(settings)
     dropped: dict[str, int] = {}
     material: Material
@@ -143,6 +151,9 @@ def generate(
         pairs, dropped = read_corpus(corpus, max_words)
         material = CorpusMaterial(pairs)
     splits = _splits(material, settings)
+    splits["train"] += attacked_copies(
+        splits["train"], hard_negatives, Scale.from_name("0-10"), seed
+    )
     files = _files(splits, settings, dropped)
     written = _write(Path(out), files)
     return _summary(Path(out), written, splits, dropped)
@@ -157,6 +168,8 @@ def _check(settings: Settings) -> None:
             raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
     if settings.variants > MOST_VARIANTS:
         raise UserError(f"--variants is {settings.variants}: choose 1 to {MOST_VARIANTS}")
+    if not 0 <= settings.hard_negatives <= 1:
+        raise UserError(f"--hard_negatives is {settings.hard_negatives:g}: choose a share, 0 to 1")
     if settings.max_words is not None and settings.max_words < 3:
         raise UserError(f"--max_words is {settings.max_words}: choose a whole number from 3 on")
     if settings.max_words is not None and settings.corpus is None:
