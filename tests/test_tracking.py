@@ -42,8 +42,10 @@ with Tracker.start(mode, "judge", "tiny-judge", folder, settings, log_texts="tex
         sys.stdin.readline()
     if "raise" in ending:
         raise RuntimeError("the run itself failed")
-    metrics = {"mae": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12}}
-    results = {"data": {"path": "datasets/demo"}, "models": [{"name": "base", "metrics": metrics}]}
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12}
+    metrics = {"mae": number, "kappa_quadratic": number}
+    results = {"task": "score", "data": {"path": "datasets/demo"}, "baselines": []}
+    results["models"] = [{"name": name, "metrics": metrics} for name in ("base", "adapter")]
     t.finish(results, folder / "predictions.jsonl", folder / "adapter")
 """
 
@@ -190,6 +192,9 @@ def test_without_network_a_run_is_offline_and_ends_at_once(run_dir: Path) -> Non
     assert list(state["weave"].items()) == [("weave_rows.jsonl", False)]
     (folder, sent), *others = state["wandb"].items()
     assert "/offline-run-" in folder
+    kept = {path.name.split("_")[0] for path in (run_dir / folder).rglob("media/*/evaluation/*")}
+    assert {"agreement", "confusion"} <= kept  # tables that the dashboard shows
+    assert list((run_dir / folder).rglob("media/html/charts/agreement*.html"))
     assert not sent
     assert not others
     assert list((run_dir / folder).glob("*.wandb"))

@@ -103,7 +103,10 @@ class Tracker:
             rows = self._write_rows(results or {}, summary, predictions)
         online = self.access.mode == "online" and reachable(self.access.base_url)
         if self._run is not None:
-            self._finish_wandb(summary, adapter, lost=self.access.mode == "online" and not online)
+            lost = self.access.mode == "online" and not online
+            if results and predictions is not None and predictions.exists() and not lost:
+                self._log_media(results, predictions)
+            self._finish_wandb(summary, adapter, lost=lost)
         if rows and self.access.mode == "online":
             problem = self._send_rows(rows) if online else "the server is gone"
             if problem:
@@ -154,6 +157,17 @@ class Tracker:
         )
         self._run_folder = f"wandb/{Path(self._run.dir).parent.name}"
         note(self._run_dir, "wandb", self._run_folder, sent=False)
+
+    def _log_media(self, results: Mapping[str, Any], predictions: Path) -> None:
+        """Log tables and charts of the evaluation; none of them quotes a row."""
+
+        def log() -> None:
+            from pt_app.eval_model.tracking_media import media
+
+            found = media(results, predictions)
+            within(FINISH_SECONDS, lambda: self._run.log(found))
+
+        self._try("W&B lacks the results", log)
 
     def _finish_wandb(
         self, summary: Mapping[str, Mapping[str, Any]], adapter: Path | None, lost: bool

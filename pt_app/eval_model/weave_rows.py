@@ -39,7 +39,7 @@ def write_rows(file: Path, header: Mapping[str, Any], predictions: Path, log_tex
 
 def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
     """One prediction as {"model", "inputs", "output", "scores"}: no text unless `log_texts`."""
-    label, verdict = _verdict(prediction.get("label")), _verdict(prediction.get("verdict"))
+    label, verdict = verdict_of(prediction.get("label")), verdict_of(prediction.get("verdict"))
     inputs = {name: prediction[name] for name in SAFE_INPUTS if name in prediction}
     if prediction.get("group") is not None:
         digest = hashlib.sha256(str(prediction["group"]).encode()).hexdigest()
@@ -47,7 +47,7 @@ def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
     inputs["label"] = label
     output = {name: prediction[name] for name in SAFE_OUTPUTS if name in prediction}
     if "constrained" in prediction:  # the most likely of the allowed verdicts
-        output["constrained"] = _verdict(prediction["constrained"])
+        output["constrained"] = verdict_of(prediction["constrained"])
     output |= {"verdict": verdict, "probabilities": _probabilities(prediction)}
     row = {
         "model": str(prediction.get("model", "judge")),
@@ -61,7 +61,7 @@ def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
     return row
 
 
-def _verdict(value: Any) -> int | float | str | None:
+def verdict_of(value: Any) -> int | float | str | None:
     """The verdict alone; a label may bring issues and feedback, which are texts."""
     value = value.get("verdict") if isinstance(value, Mapping) else value
     if isinstance(value, str) and not re.fullmatch(r"\w{1,8}", value):
@@ -73,7 +73,7 @@ def _probabilities(prediction: Mapping[str, Any]) -> Any:
     """Numbers only, whether they came as a list or by verdict."""
     value = prediction.get("probabilities")
     if isinstance(value, Mapping):
-        return {str(_verdict(k)): v for k, v in value.items() if isinstance(v, int | float)}
+        return {str(verdict_of(k)): v for k, v in value.items() if isinstance(v, int | float)}
     return [v for v in value if isinstance(v, int | float)] if isinstance(value, list) else None
 
 
