@@ -153,6 +153,15 @@ def test_a_failure_is_never_right_on_a_nominal_scale() -> None:
     assert metrics["f1_macro_strict"]["value"] == pytest.approx(2 / 3)
 
 
+def test_without_ties_a_tied_verdict_counts_half() -> None:
+    labels: list[Verdict] = ["A", "B", "A", "tie", "B"]
+    said: list[Verdict | None] = ["A", "tie", "B", "A", None]
+    summary = summarise(labels, said, None, Resampler("abcde"), Scale.from_name("pairwise"))
+    plain, strict = (summary["metrics"][f"accuracy_no_ties{end}"] for end in ("", "_strict"))
+    assert (plain["value"], plain["n"]) == (0.5, 3)
+    assert (strict["value"], strict["n"]) == (pytest.approx(1.5 / 4), 4)
+
+
 def test_rouge_counts_only_rows_whose_label_has_feedback_and_a_failure_as_nothing() -> None:
     metrics = summarise(
         [1, 2, 3], [1, None, 3], [1, 2, 3], Resampler("abc"), TEN, rouge=[0.8, 0.6, None]

@@ -103,7 +103,17 @@ def agreement_metrics(
     (columns,), statistic = agreement_of_sums(labels, scale, verdicts)
     estimates = sample.estimate_sums(columns, statistic)
     n = int((verdicts >= 0).sum())
-    return {name: metric(estimate, n) for name, estimate in estimates.items()}
+    found = {name: metric(estimate, n) for name, estimate in estimates.items()}
+    if scale.task == "pairwise":
+        found["accuracy_no_ties"] = mean_metric(_without_ties(labels, verdicts, scale), sample)
+    return found
+
+
+def _without_ties(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
+    """Of pairs whose label is no tie: 1 where the verdict is right, a half where it is a tie."""
+    tie = scale.values.index("tie")
+    right = np.where(verdicts == tie, 0.5, (verdicts == labels).astype(np.float64))
+    return np.where((labels == tie) | (verdicts < 0), np.nan, right)
 
 
 def mean_metric(values: Sequence[float | None] | FloatArray, sample: Resampler) -> Metric:

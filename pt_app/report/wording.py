@@ -15,6 +15,7 @@ NAMES = {
     "exact": "exact",
     "within_1": "within 1",
     "accuracy": "accuracy",
+    "accuracy_no_ties": "accuracy without ties",
     "f1_macro": "F1 macro",
     "pearson": "Pearson",
     "spearman": "Spearman",
@@ -31,7 +32,13 @@ SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "roug
 NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
 RANK_COLUMNS = ("spearman", "pearson", "kendall")
 CLASS_COLUMNS = ("recall_pass", "recall_fail", "precision_fail")
-PAIR_COLUMNS = (*NOMINAL_COLUMNS[:-1], "order_consistency", "first_preference", "rouge_l")
+PAIR_COLUMNS = (
+    *NOMINAL_COLUMNS[:-1],
+    "accuracy_no_ties",
+    "order_consistency",
+    "first_preference",
+    "rouge_l",
+)
 LONGEST_TEXT = 1000
 
 
