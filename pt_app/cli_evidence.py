@@ -151,6 +151,9 @@ def attack(
     base: Annotated[
         str | None, typer.Option(help="the adapter's base, where it was a folder")
     ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held_out", help="only texts that --hard_negatives does not use")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="folder; the adapter's evaluation")] = None,
     seed: Annotated[int, typer.Option(help="draws the rows")] = 0,
 ) -> None:
@@ -162,7 +165,7 @@ def attack(
 
     console.start()
     names = [name.strip() for name in families.split(",") if name.strip()]
-    results = attacked(adapter, data, out, AttackOptions(rows, names, base, seed))
+    results = attacked(adapter, data, out, AttackOptions(rows, names, base, seed, held_out))
     console.show(attack_table(results))
     if out is None and (adapter / "evaluation" / "results.json").exists():
         typer.echo(f"report: {write_report(adapter / 'evaluation')}")

@@ -54,6 +54,14 @@ def test_an_attack_that_changes_nothing_is_no_attack() -> None:
     assert texts("source copied", example(source=None)) == []
 
 
+def test_what_is_held_out_of_training_is_the_other_half() -> None:
+    for family in families():
+        trained, held_out = family.part(0), family.part(1)
+        for name in ("append", "replace"):
+            both = [*getattr(trained, name), *getattr(held_out, name)]
+            assert sorted(both) == sorted(getattr(family, name))
+
+
 @pytest.mark.parametrize(
     ("verdict", "place", "wanted"), [("A", 1, "B"), ("B", 0, "A"), ("tie", 1, "B")]
 )

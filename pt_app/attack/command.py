@@ -33,6 +33,7 @@ class AttackOptions:
     families: Sequence[str] = ()
     base: str | None = None
     seed: int = 0
+    held_out: bool = False
 
 
 def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) 
     Raises UserError for unknown families, and where the data's scale is not the judge's.
     """
     chosen = _chosen(options.families)
+    if options.held_out:
+        chosen = [family for one in chosen if (family := one.part(1)).append or family.replace]
     dataset = read_dataset(data)
     judge = Judge.load(adapter, base=options.base)
     scale = judge.info.scale
@@ -65,6 +68,7 @@ def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) 
         "data": {"path": data.name, "rows": len(rows), "sha256": dataset.sha256},
         "scale": scale.name,
         "step": _step(judge),
+        "held_out": options.held_out,
         "clean": _clean(rows, clean, judge),
         "families": _numbers(rows, clean, attacks, found, judge),
         "unscored": sum(one.status == "too_long" for one in found),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ class Family:
     replace: tuple[str, ...] = ()
     change: str = ""
     control: bool = False
+
+    def part(self, which: int) -> "Family":
+        """Every second text, from the first (0: `--hard_negatives` trains on these) or second."""
+        return replace(self, append=self.append[which::2], replace=self.replace[which::2])
 
 
 @dataclass(frozen=True)

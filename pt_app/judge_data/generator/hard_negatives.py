@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt_app.attack.families import Family, attacked, families
+from pt_app.attack.families import attacked, families
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
 
@@ -31,7 +31,7 @@ def hard_negatives(rows: Sequence[Row], share: float, scale: Scale, seed: int) -
     verdict. Families whose harm depends on the row (digits, sentences) are left out.
     """
     rng = random.Random(seed + 1)  # the rows themselves stay those of the seed
-    usable = [_half(one) for one in families() if one.append or one.name in LOWEST]
+    usable = [one.part(0) for one in families() if one.append or one.name in LOWEST]
     chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
     found = []
     for number in chosen:
@@ -41,12 +41,6 @@ def hard_negatives(rows: Sequence[Row], share: float, scale: Scale, seed: int) -
             one = rng.choice(made)
             found.append(_attacked_row(rows[number], one.family, one.example.candidate, scale))
     return found
-
-
-def _half(family: Family) -> Family:
-    return Family(
-        family.name, family.append[::2], family.replace[::2], family.change, family.control
-    )
 
 
 def _example(row: Mapping[str, Any]) -> JudgeExample:
