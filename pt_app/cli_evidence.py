@@ -8,49 +8,67 @@ import typer
 
 from pt_app.errors import UserError
 
+FileArgument = Annotated[str, typer.Argument(help="CSV, TSV, JSON, JSON Lines, Parquet")]
+Label = Annotated[str, typer.Option(help="column: what people say; empty: not labelled")]
+Verdict = Annotated[str, typer.Option(help="column: what the judge says; empty: unreadable")]
+Out = Annotated[Path | None, typer.Option(help="folder to write; FILE's name + -evidence")]
+Scale = Annotated[str, typer.Option(help="0-10, 1-5, pass_fail, pairwise ...")]
+Id = Annotated[str, typer.Option(help="column that tells rows apart")]
+Group = Annotated[str, typer.Option(help="column: source; its rows depend on each other")]
+Judge = Annotated[str, typer.Option(help="column: which judge, where several judged")]
+Probabilities = Annotated[
+    str, typer.Option(help="column: probability of each verdict, in the scale's order")
+]
+Annotators = Annotated[str, typer.Option(help="column: all people's verdicts, a list")]
+Swapped = Annotated[str, typer.Option(help="column: verdict on the pair the other way")]
+Candidate = Annotated[str, typer.Option(help="column: text judged; A,B of a pair")]
+Reference = Annotated[str, typer.Option(help="column: a right text")]
+Source = Annotated[str, typer.Option(help="column: the source's text")]
+System = Annotated[str, typer.Option(help="column: system that wrote the candidate")]
+Slice = Annotated[list[str] | None, typer.Option(help="column to tell numbers by")]
+Train = Annotated[str, typer.Option(help="file of labelled rows for the simple rules")]
+TargetAccuracy = Annotated[
+    float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="share right to reach")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(help="distance that counts as right (1; short scales 0)")
+]
+MissedFail = Annotated[float, typer.Option("--missed_fail", min=0, help="cost of passing a FAIL")]
+FalseAlarm = Annotated[float, typer.Option("--false_alarm", min=0, help="cost of failing a PASS")]
+Metric = Annotated[
+    bool, typer.Option("--metric", help="verdicts are a metric's scores, of any range")
+]
+LowerIsBetter = Annotated[bool, typer.Option("--lower_is_better", help="of such scores")]
+Validation = Annotated[str, typer.Option(help="rows that map such scores to verdicts")]
+Encoding = Annotated[str, typer.Option(help="of the file, if not UTF-8")]
+
 
 def agree(
-    file: Annotated[str, typer.Argument(help="CSV, TSV, JSON, JSON Lines, Parquet")],
-    label: Annotated[str, typer.Option(help="column: what people say; empty: not labelled")],
-    verdict: Annotated[str, typer.Option(help="column: what the judge says; empty: unreadable")],
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write; FILE's name + -evidence")
-    ] = None,
-    scale: Annotated[str, typer.Option(help="0-10, 1-5, pass_fail, pairwise ...")] = "",
-    id: Annotated[str, typer.Option(help="column that tells rows apart")] = "",
-    group: Annotated[str, typer.Option(help="column: source; its rows depend on each other")] = "",
-    judge: Annotated[str, typer.Option(help="column: which judge, where several judged")] = "",
-    probabilities: Annotated[
-        str, typer.Option(help="column: probability of each verdict, in the scale's order")
-    ] = "",
-    annotators: Annotated[str, typer.Option(help="column: all people's verdicts, a list")] = "",
-    swapped: Annotated[str, typer.Option(help="column: verdict on the pair the other way")] = "",
-    candidate: Annotated[str, typer.Option(help="column: text judged; A,B of a pair")] = "",
-    reference: Annotated[str, typer.Option(help="column: a right text")] = "",
-    source: Annotated[str, typer.Option(help="column: the source's text")] = "",
-    system: Annotated[str, typer.Option(help="column: system that wrote the candidate")] = "",
-    slice: Annotated[list[str] | None, typer.Option(help="column to tell numbers by")] = None,
-    train: Annotated[str, typer.Option(help="file of labelled rows for the simple rules")] = "",
-    target_accuracy: Annotated[
-        float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="share right to reach")
-    ] = 0.9,
-    tolerance: Annotated[
-        float | None, typer.Option(help="distance that counts as right (1; short scales 0)")
-    ] = None,
-    missed_fail: Annotated[
-        float, typer.Option("--missed_fail", min=0, help="cost of passing a FAIL")
-    ] = 1.0,
-    false_alarm: Annotated[
-        float, typer.Option("--false_alarm", min=0, help="cost of failing a PASS")
-    ] = 1.0,
-    metric: Annotated[
-        bool, typer.Option("--metric", help="verdicts are a metric's scores, of any range")
-    ] = False,
-    lower_is_better: Annotated[
-        bool, typer.Option("--lower_is_better", help="of such scores")
-    ] = False,
-    validation: Annotated[str, typer.Option(help="rows that map such scores to verdicts")] = "",
-    encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8")] = "",
+    file: FileArgument,
+    label: Label,
+    verdict: Verdict,
+    out: Out = None,
+    scale: Scale = "",
+    id: Id = "",
+    group: Group = "",
+    judge: Judge = "",
+    probabilities: Probabilities = "",
+    annotators: Annotators = "",
+    swapped: Swapped = "",
+    candidate: Candidate = "",
+    reference: Reference = "",
+    source: Source = "",
+    system: System = "",
+    slice: Slice = None,
+    train: Train = "",
+    target_accuracy: TargetAccuracy = 0.9,
+    tolerance: Tolerance = None,
+    missed_fail: MissedFail = 1.0,
+    false_alarm: FalseAlarm = 1.0,
+    metric: Metric = False,
+    lower_is_better: LowerIsBetter = False,
+    validation: Validation = "",
+    encoding: Encoding = "",
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, rules, people, biases; a report."""
     from pt_app.agree.command import AgreeOptions
@@ -120,6 +138,9 @@ def gate(
         float, typer.Option("--parse_failures", min=0, max=1, help="largest share")
     ] = 0.02,
     unscored: Annotated[float, typer.Option(min=0, max=1, help="largest share")] = 0.02,
+    abstentions: Annotated[
+        float, typer.Option(min=0, max=1, help="largest share below the accuracy's threshold")
+    ] = 1.0,
     junit: Annotated[Path | None, typer.Option(help="write JUnit XML into this file")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write a table into this file")] = None,
 ) -> None:
@@ -132,7 +153,8 @@ def gate(
     if len(folders) > 2 or (len(folders) == 1 and floor is None):
         raise UserError("name two evaluation folders, or one and --floor")
     new, before = read_judged(folders[-1]), read_judged(folders[0]) if len(folders) == 2 else None
-    checks = checked(new, before, Limits(margin, floor, rows, parse_failures, unscored))
+    limits = Limits(margin, floor, rows, parse_failures, unscored, abstentions)
+    checks = checked(new, before, limits)
     decision = decide(checks)
     for check in checks:
         typer.echo(f"{check.decision:10} {check.name}: {check.why}")
@@ -171,40 +193,54 @@ def attack(
         typer.echo(f"report: {write_report(adapter / 'evaluation')}")
 
 
+DataFolder = Annotated[Path, typer.Option(help="dataset folder; its test rows are judged")]
+Adapter = Annotated[list[Path] | None, typer.Option(help="folder; may be given again")]
+WithBase = Annotated[bool, typer.Option("--base", help="the first adapter's base too")]
+BasePath = Annotated[
+    str | None, typer.Option("--base_path", help="the base, where it was a folder")
+]
+Endpoint = Annotated[str, typer.Option(help="URL of an OpenAI-compatible endpoint")]
+EndpointModel = Annotated[str, typer.Option("--endpoint_model", help="the model to ask there")]
+Shots = Annotated[int, typer.Option(min=0, help="training rows shown to it first")]
+KeyEnv = Annotated[str, typer.Option("--key_env", help="variable that holds its key")]
+Rpm = Annotated[int, typer.Option(min=0, help="requests a minute; 0: no limit")]
+Tpm = Annotated[int, typer.Option(min=0, help="tokens a minute")]
+PriceIn = Annotated[float, typer.Option("--price_in", min=0, help="$ per million")]
+PriceOut = Annotated[float, typer.Option("--price_out", min=0, help="$ per million")]
+MaxCost = Annotated[float, typer.Option("--max_cost", min=0, help="$ in all")]
+Concurrency = Annotated[int, typer.Option(min=1, help="requests under way at once")]
+Rows = Annotated[int, typer.Option(min=0, help="test rows, drawn by the seed; 0: all")]
+Feedback = Annotated[bool, typer.Option("--feedback", help="the judges' words too")]
+ScorePrecision = Annotated[
+    str, typer.Option("--score_precision", help="float32 (exact), bf16, int8")
+]
+Curve = Annotated[bool, typer.Option("--curve", help="train on a quarter and half of the rows too")]
+EvaluateOut = Annotated[Path, typer.Option(help="folder to write")]
+Seed = Annotated[int, typer.Option(help="draws rows and shots")]
+
+
 def evaluate(
-    data: Annotated[Path, typer.Option(help="dataset folder; its test rows are judged")],
-    adapter: Annotated[list[Path] | None, typer.Option(help="folder; may be given again")] = None,
-    with_base: Annotated[bool, typer.Option("--base", help="the first adapter's base too")] = False,
-    base_path: Annotated[
-        str | None, typer.Option("--base_path", help="the base, where it was a folder")
-    ] = None,
-    endpoint: Annotated[str, typer.Option(help="URL of an OpenAI-compatible endpoint")] = "",
-    endpoint_model: Annotated[
-        str, typer.Option("--endpoint_model", help="the model to ask there")
-    ] = "",
-    shots: Annotated[int, typer.Option(min=0, help="training rows shown to it first")] = 0,
-    key_env: Annotated[
-        str, typer.Option("--key_env", help="variable that holds its key")
-    ] = "OPENAI_API_KEY",
-    rpm: Annotated[int, typer.Option(min=0, help="requests a minute; 0: no limit")] = 0,
-    tpm: Annotated[int, typer.Option(min=0, help="tokens a minute")] = 0,
-    price_in: Annotated[float, typer.Option("--price_in", min=0, help="$ per million")] = 0.0,
-    price_out: Annotated[float, typer.Option("--price_out", min=0, help="$ per million")] = 0.0,
-    max_cost: Annotated[float, typer.Option("--max_cost", min=0, help="$ in all")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="requests under way at once")] = 8,
-    rows: Annotated[int, typer.Option(min=0, help="test rows, drawn by the seed; 0: all")] = 0,
-    feedback: Annotated[bool, typer.Option("--feedback", help="the judges' words too")] = False,
-    score_precision: Annotated[
-        str, typer.Option("--score_precision", help="float32 (exact), bf16, int8")
-    ] = "float32",
-    target_accuracy: Annotated[
-        float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="share right to reach")
-    ] = 0.9,
-    curve: Annotated[
-        bool, typer.Option("--curve", help="train on a quarter and half of the rows too")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="folder to write")] = Path("evaluation"),
-    seed: Annotated[int, typer.Option(help="draws rows and shots")] = 0,
+    data: DataFolder,
+    adapter: Adapter = None,
+    with_base: WithBase = False,
+    base_path: BasePath = None,
+    endpoint: Endpoint = "",
+    endpoint_model: EndpointModel = "",
+    shots: Shots = 0,
+    key_env: KeyEnv = "OPENAI_API_KEY",
+    rpm: Rpm = 0,
+    tpm: Tpm = 0,
+    price_in: PriceIn = 0.0,
+    price_out: PriceOut = 0.0,
+    max_cost: MaxCost = 0.0,
+    concurrency: Concurrency = 8,
+    rows: Rows = 0,
+    feedback: Feedback = False,
+    score_precision: ScorePrecision = "float32",
+    target_accuracy: TargetAccuracy = 0.9,
+    curve: Curve = False,
+    out: EvaluateOut = Path("evaluation"),
+    seed: Seed = 0,
 ) -> None:
     """Judge a test set with several judges, prompted models among them: was tuning worth it?"""
     from pt_app.eval_model import console

@@ -106,7 +106,8 @@ def test_any_file_of_verdicts_gets_the_whole_evidence(tmp_path: Path, ending: st
     assert judge["calibration"]["overconfidence"]["value"] == pytest.approx(0.68 - right)
     assert judge["selective"]["target"] == 0.9
     assert set(judge["slices"]["domain"]) == {"legal", "web"}
-    assert judge["systems"]["within_source_pairs"]["pairs"] == 120
+    assert judge["within_source_pairs"]["pairs"] == 120
+    assert set(judge["systems"]) == {"within_source", "within_system", "between_systems"}
     assert results["ceiling"]["n"] == 240
     names = [one["name"] for one in results["baselines"]]
     assert names == ["majority", "mean", "length", "TF-IDF"]
@@ -156,6 +157,14 @@ def test_pairs_in_both_orders_tell_a_liking_for_a_place(tmp_path: Path) -> None:
     assert judge["checks"]["order"]["alarm"]
     assert judge["checks"]["order"]["value"] == pytest.approx(0.2, abs=0.08)
     assert judge["metrics"]["order_consistency"]["value"] < 0.8
+    flips = {(one["first"], one["swapped"]): one["n"] for one in judge["orders"]["flips"]}
+    assert sum(flips.values()) == 150
+    other = {"A": "B", "B": "A"}
+    kept = sum(row["said"] == other[row["other"]] for row in rows)
+    assert sum(n for (first, second), n in flips.items() if first == second) == kept
+    by_place = judge["orders"]["right_if_better_is"]
+    assert by_place["A"]["value"] > by_place["B"]["value"] + 0.2
+    assert "## Both orders" in (tmp_path / "out" / "report.md").read_text()
     assert "length" in [one["name"] for one in results["baselines"]]
 
 
@@ -204,7 +213,7 @@ def test_a_metrics_scores_are_measured_by_rank_as_they_are(tmp_path: Path) -> No
     assert metric["metrics"]["kendall"]["value"] == pytest.approx(expected)
     assert metric["metrics"]["spearman"]["low"] > 0.8
     assert set(metric["metrics"]) == {"pearson", "spearman", "kendall"}  # no kappa of no verdicts
-    assert metric["systems"]["within_source_pairs"]["pairs"] == 300
+    assert metric["within_source_pairs"]["pairs"] == 300
     report = (tmp_path / "out" / "report.md").read_text()
     assert "agrees with the labels at Spearman" in report
     assert "## Systems" in report

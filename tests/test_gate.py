@@ -81,6 +81,16 @@ def test_parse_failures_and_unscored_rows_have_limits(tmp_path: Path) -> None:
     assert run(before, new, "--parse_failures=0.03", "--margin=0.2").return_value == 0
 
 
+def test_a_judge_that_must_leave_too_much_to_people_is_refused(tmp_path: Path) -> None:
+    chances = [0.1] * 11
+    chances[0] = 0.0
+    new = evaluated(tmp_path / "new", 1.0, probabilities=chances)
+    assert run(new, "--floor=0.5").return_value == 0
+    done = run(new, "--floor=0.5", "--abstentions=0.5")
+    assert done.return_value == 3
+    assert "abstentions: 300 of 300, at most 50.0% are allowed" in done.output
+
+
 def test_no_rows_are_never_a_pass(tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "none", 1.0)
     (folder / "predictions.jsonl").write_text("")
@@ -112,7 +122,7 @@ def test_ci_gets_junit_and_markdown(tmp_path: Path) -> None:
     xml, page = tmp_path / "gate.xml", tmp_path / "gate.md"
     assert run(before, new, f"--junit={xml}", f"--markdown={page}", "--rows=500").return_value == 3
     suite = ElementTree.fromstring(xml.read_text())
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "1", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "1")
     assert [case.get("name") for case in suite if case.find("failure") is not None] == [
         "kappa_quadratic not worse by 0.02"
     ]

@@ -13,6 +13,7 @@ from pt_app.evidence.pass_fail import (
     PASS,
     by_class,
     corrected_pass_rate,
+    cost_at,
     operating_threshold,
     pr_auc,
 )
@@ -67,6 +68,14 @@ def test_the_threshold_is_the_cheapest_of_all(missed: float, false_alarm: float)
     assert found["cost"] == pytest.approx(best)
     assert cost(2.0 if found["threshold"] is None else found["threshold"]) == pytest.approx(best)
     assert found["cost_of_likeliest"] == pytest.approx(cost(0.5))
+
+
+def test_a_threshold_of_other_rows_has_its_cost_here() -> None:
+    labels, _ = judged(200)
+    fail = np.clip(0.4 * labels + 0.6 * np.random.default_rng(2).random(200), 0, 1)
+    own = operating_threshold(fail, labels, 3, 1)
+    assert cost_at(fail, labels, own["threshold"], 3, 1) == own
+    assert cost_at(fail, labels, 0.9, 3, 1)["cost"] > own["cost"]
 
 
 def test_a_judge_of_nothing_fails_no_row_where_alarms_are_dear() -> None:

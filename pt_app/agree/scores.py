@@ -15,7 +15,7 @@ from pt_app.eval_model.metrics import FloatArray
 from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.judge_numbers import system_numbers
+from pt_app.evidence.judge_numbers import source_numbers
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.judge_data.reading.tables import Reading, open_table
 
@@ -90,10 +90,10 @@ def _model(name: str, rows: Rows) -> dict[str, Any]:
         "few_groups": sample.few_groups,
     }
     kept = [i for i in range(len(rows)) if not np.isnan(scores[i])]
-    if any(row.get("system") for row in rows):
-        systems = [str(rows[i].get("system")) for i in kept]
-        groups = [rows[i]["group"] for i in kept]
-        found["systems"] = system_numbers(labels[kept], scores[kept], systems, groups)
+    groups = [rows[i]["group"] for i in kept]
+    if len(set(groups)) < len(groups):
+        systems = [rows[i].get("system") for i in kept]
+        found |= source_numbers(labels[kept], scores[kept], systems, groups)
     return found
 
 

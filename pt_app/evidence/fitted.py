@@ -20,6 +20,7 @@ from pt_app.evidence.calibration import (
 )
 from pt_app.evidence.coding import positions
 from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.pass_fail import FAIL, operating_threshold
 from pt_app.evidence.selective import guaranteed_threshold
 from pt_app.files import write_json_atomic
 
@@ -32,7 +33,9 @@ class Fitted:
     """`temperature` mends all probabilities, `isotonic` maps a confidence to the share right.
 
     Confidence is the probability that the verdict is within `tolerance` of the label. `threshold`
-    is that of `guaranteed_threshold`; `rows` says on how many validation rows all was fitted.
+    is that of `guaranteed_threshold`, `operating` the probability from which on it costs least to
+    fail a row (both errors costing the same; None on other scales, and where none should fail).
+    `rows` says on how many validation rows all was fitted.
     """
 
     rows: int
@@ -40,6 +43,7 @@ class Fitted:
     temperature: float
     isotonic: Isotonic
     threshold: Mapping[str, Any]
+    operating: float | None = None
 
     @staticmethod
     def on(rows: Sequence[Mapping[str, Any]], scale: Scale, target: float) -> "Fitted | None":
@@ -52,12 +56,16 @@ class Fitted:
         labels = positions([row["label"] for row in known], scale, "label")
         found = confidence_of(probabilities, labels, scale, tolerance)
         sample = Resampler([row["group"] for row in known])
+        operating = None
+        if scale.task == "pass_fail":
+            operating = operating_threshold(probabilities[:, FAIL], labels)["threshold"]
         return Fitted(
             len(known),
             tolerance,
             fit_temperature(probabilities, labels),
             Isotonic.fit(found),
             guaranteed_threshold(found, sample, target),
+            operating,
         )
 
     def write(self, folder: Path) -> None:
@@ -69,6 +77,7 @@ class Fitted:
             "temperature": self.temperature,
             "isotonic": {"x": self.isotonic.x, "y": self.isotonic.y},
             "threshold": dict(self.threshold),
+            "operating": self.operating,
         }
         write_json_atomic(folder / FILE, found)
 
@@ -87,6 +96,7 @@ class Fitted:
                 float(found["temperature"]),
                 isotonic,
                 dict(found["threshold"]),
+                found["operating"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is broken ({error!r}): evaluate the adapter again") from error

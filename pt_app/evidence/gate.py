@@ -30,6 +30,7 @@ class Limits:
     rows: int = 100
     parse_failures: float = 0.02
     unscored: float = 0.02
+    abstentions: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Judged:
-    """A judge's prediction rows, as an evaluation folder keeps them."""
+    """A judge's prediction rows, as an evaluation folder keeps them.
+
+    `abstained` is the share below the threshold of its target accuracy; 1 where none holds.
+    """
 
     name: str
     scale: Scale
     rows: Sequence[Mapping[str, Any]]
+    abstained: float = 0.0
 
 
 def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
@@ -62,6 +67,7 @@ def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
     failures = sum(row["verdict"] is None for row in scored)
     checks += [
         _share("parse failures", failures, len(scored), limits.parse_failures),
+        _share("abstentions", new.abstained * len(scored), len(scored), limits.abstentions),
         _share("unscored rows", len(new.rows) - len(scored), len(new.rows), limits.unscored),
     ]
     if limits.floor is not None:
@@ -84,9 +90,9 @@ def _enough(n: int, limits: Limits) -> Check:
     return Check("rows", decision, f"{n} rows, at least {limits.rows} are asked for")
 
 
-def _share(name: str, count: int, n: int, most: float) -> Check:
-    decision: Decision = "pass" if count <= most * n else "fail"
-    return Check(name, decision, f"{count} of {n}, at most {most:.1%} are allowed")
+def _share(name: str, count: float, n: int, most: float) -> Check:
+    decision: Decision = "pass" if count <= most * n + 1e-9 else "fail"
+    return Check(name, decision, f"{count:.0f} of {n}, at most {most:.1%} are allowed")
 
 
 def _above_floor(rows: Sequence[Mapping[str, Any]], scale: Scale, floor: float) -> Check:

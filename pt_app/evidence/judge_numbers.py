@@ -20,7 +20,8 @@ from pt_app.evidence.calibration import (
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.pass_fail import FAIL, by_class, operating_threshold, pr_auc
+from pt_app.evidence.order import orders
+from pt_app.evidence.pass_fail import FAIL, by_class, cost_at, operating_threshold, pr_auc
 from pt_app.evidence.selective import selective
 from pt_app.evidence.summary import mean_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
@@ -76,7 +77,9 @@ def judge_numbers(
         found[part] |= by_class(labels, said, sample)
     found["checks"] = _checks(rows, columns, gaps)
     found["slices"] = _slices(rows, columns)
-    found["systems"] = _systems(rows, columns)
+    found |= _within_sources(rows, columns)
+    if any("swapped" in row for row in rows):
+        found["orders"] = orders(rows, labels, said, sample, scale)
     return found
 
 
@@ -153,6 +156,9 @@ def _confidence(
             costs = asked.missed_fail_costs, asked.false_alarm_costs
             found["pr_auc"] = pr_auc(fail, columns.labels, sample)
             found["operating"] = operating_threshold(fail, columns.labels, *costs)
+            if fitted is not None and fitted.operating is not None:
+                chosen = cost_at(fail, columns.labels, fitted.operating, *costs)
+                found["operating"] = chosen | {"chosen_on": "validation"}
     return found
 
 
@@ -190,30 +196,33 @@ def _slices(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any]:
     }
 
 
-def _systems(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any] | None:
-    """The statistics of translation systems, over the rows with a verdict; None without systems."""
+def _within_sources(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any]:
+    """Pairs of rows of one source, and the systems that wrote them, where verdicts are numbers."""
     numbers = numbers_of(columns.scale)
-    if numbers is None or not any(row.get("system") for row in rows):
-        return None
     kept = np.flatnonzero(columns.said >= 0).tolist()
-    chosen = [rows[i] for i in kept]
-    groups = [row["group"] for row in chosen]
-    expected = [row.get("expected") for row in chosen]
+    groups = columns.sample.index[kept].tolist()
+    if numbers is None or len(set(groups)) == len(groups):
+        return {}
     scores = np.array(
-        [numbers[columns.said[i]] if e is None else e for i, e in zip(kept, expected, strict=True)]
+        [
+            numbers[columns.said[i]] if rows[i].get("expected") is None else rows[i]["expected"]
+            for i in kept
+        ]
     )
-    return system_numbers(
-        numbers[columns.labels[kept]], scores, [str(row.get("system")) for row in chosen], groups
-    )
+    systems = [rows[i].get("system") for i in kept]
+    return source_numbers(numbers[columns.labels[kept]], scores, systems, groups)
 
 
-def system_numbers(
-    labels: FloatArray, scores: FloatArray, systems: Sequence[str], groups: Sequence[Any]
+def source_numbers(
+    labels: FloatArray, scores: FloatArray, systems: Sequence[Any], groups: Sequence[Any]
 ) -> dict[str, Any]:
-    """Pairwise accuracy within sources, the groupings, and soft pairwise accuracy."""
+    """Pairwise accuracy within sources; where rows name systems, the statistics of these."""
     sample = Resampler(groups)
-    return {
-        "within_source_pairs": pairwise_accuracy(labels, scores, sample),
-        **groupings(labels, scores, systems, sample),
-        "between_systems": soft_pairwise_accuracy(labels, scores, systems, groups),
-    }
+    found: dict[str, Any] = {"within_source_pairs": pairwise_accuracy(labels, scores, sample)}
+    if any(systems):
+        names = [str(system) for system in systems]
+        found["systems"] = {
+            **groupings(labels, scores, names, sample),
+            "between_systems": soft_pairwise_accuracy(labels, scores, names, groups),
+        }
+    return found

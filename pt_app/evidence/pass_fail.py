@@ -77,16 +77,38 @@ def operating_threshold(
     ends = np.flatnonzero(np.append(np.diff(ordered) != 0, True)) + 1
     places = np.concatenate([[0], ends])
     best = int(places[cost[places].argmin()])
-    likeliest = fail >= 0.5
-    plain = missed * ((labels == FAIL) & ~likeliest) + false_alarm * ((labels == PASS) & likeliest)
     return {
         "threshold": None if best == 0 else float(ordered[best - 1]),
         "cost": float(cost[best] / len(labels)),
-        "cost_of_likeliest": float(plain.mean()),
+        "cost_of_likeliest": _cost(fail >= 0.5, labels, missed, false_alarm),
         "missed_fail_costs": missed,
         "false_alarm_costs": false_alarm,
         "n": len(labels),
     }
+
+
+def cost_at(
+    fail: FloatArray,
+    labels: IntArray,
+    threshold: float,
+    missed: float = 1.0,
+    false_alarm: float = 1.0,
+) -> dict[str, Any]:
+    """What a threshold found on other rows costs on these; as `operating_threshold` tells it."""
+    return {
+        "threshold": threshold,
+        "cost": _cost(fail >= threshold, labels, missed, false_alarm),
+        "cost_of_likeliest": _cost(fail >= 0.5, labels, missed, false_alarm),
+        "missed_fail_costs": missed,
+        "false_alarm_costs": false_alarm,
+        "n": len(labels),
+    }
+
+
+def _cost(failed: Any, labels: IntArray, missed: float, false_alarm: float) -> float:
+    """Mean cost a row of failing some."""
+    cost = missed * ((labels == FAIL) & ~failed) + false_alarm * ((labels == PASS) & failed)
+    return float(cost.mean())
 
 
 def corrected_pass_rate(

@@ -25,6 +25,10 @@ def evidence_sections(judge: dict[str, Any], safe: Safe) -> Iterator[Section]:
         yield _checks(judge)
     for column, found in (judge.get("slices") or {}).items():
         yield _slices(column, found, safe)
+    if judge.get("orders"):
+        yield _orders(judge["orders"], safe)
+    if (judge.get("within_source_pairs") or {}).get("pairs"):
+        yield _pairs(judge["within_source_pairs"])
     if judge.get("systems"):
         yield _systems(judge["systems"], safe)
     if judge.get("operating"):
@@ -107,18 +111,51 @@ def _slices(column: str, found: dict[str, Any], safe: Safe) -> Section:
     return Section(f"By {safe(column)}", [Grid(header, rows), *pictures])
 
 
-def _systems(found: dict[str, Any], safe: Safe) -> Section:
-    pairs, between = found["within_source_pairs"], found["between_systems"]
+def _orders(found: dict[str, Any], safe: Safe) -> Section:
+    counts = {(one["first"], one["swapped"]): one["n"] for one in found["flips"]}
+    names = sorted({name for pair in counts for name in pair}, key=str)
+    titles = ["parse failure" if name is None else safe(name) for name in names]
     rows = [
-        _counted("pairs of one source in the labels' order", pairs["accuracy"]),
-        _counted("the same, equal scores alone as ties", pairs["accuracy_as_is"]),
+        [title, *(str(counts.get((first, second), "")) for second in names), ""]
+        for title, first in zip(titles, names, strict=True)
+    ]
+    for row in rows:
+        row[-1] = str(sum(int(cell or 0) for cell in row[1:-1]))
+    places = [
+        _counted(f"better candidate is {place}", one)
+        for place, one in found["right_if_better_is"].items()
+    ]
+    lead = "Winner in the first order, down, and with the candidates the other way round, across."
+    return Section(
+        "Both orders",
+        [
+            Words(lead),
+            Grid(["", *titles, "n"], rows, heat=True),
+            Grid(["", "share right", "n"], places),
+        ],
+    )
+
+
+def _pairs(found: dict[str, Any]) -> Section:
+    rows = [
+        _counted("pairs in the labels' order", found["accuracy"]),
+        _counted("the same, equal scores alone as ties", found["accuracy_as_is"]),
+    ]
+    text = "Share of pairs of rows of one source that stand in the order of their labels, ties "
+    text += "included, averaged over sources."
+    if found["tie_threshold"]:
+        text += f" Scores up to {found['tie_threshold']:.3g} apart count as equal in the first "
+        text += "line: the best threshold on these rows."
+    return Section("Rows of one source", [Words(text), Grid(["", "value", "n"], rows)])
+
+
+def _systems(found: dict[str, Any], safe: Safe) -> Section:
+    between = found["between_systems"]
+    rows = [
         _counted("Pearson within a source (n: sources)", found["within_source"]),
         _counted("Pearson within a system (n: systems)", found["within_system"]),
     ]
     blocks: list[Block] = [Grid(["", "value", "n"], rows)]
-    if pairs["tie_threshold"]:
-        tie = f"Scores up to {pairs['tie_threshold']:.3g} apart count as equal in the first line: "
-        blocks.append(Words(tie + "the best threshold on these rows."))
     if between:
         told = f"Soft pairwise accuracy {number(between['soft_pairwise_accuracy'])} over "
         told += f"{between['pairs']} pairs of systems on {between['groups']} sources."
@@ -133,12 +170,13 @@ def _systems(found: dict[str, Any], safe: Safe) -> Section:
 def _operating(judge: dict[str, Any]) -> Section:
     found = judge["operating"]
     threshold = "never" if found["threshold"] is None else f"from {found['threshold']:.3f} on"
+    where = "validation rows" if "chosen_on" in found else "these rows"
     text = (
         f"With {found['missed_fail_costs']:g} for a missed FAIL and "
         f"{found['false_alarm_costs']:g} for a false alarm it costs least to fail a row "
         f"{threshold} of probability of FAIL: {found['cost']:.3f} a row, against "
         f"{found['cost_of_likeliest']:.3f} by the likelier verdict (n = {found['n']}; chosen on "
-        f"these rows). Area below precision and recall of FAIL: {estimate(judge['pr_auc'])}."
+        f"{where}). Area below precision and recall of FAIL: {estimate(judge['pr_auc'])}."
     )
     return Section("Threshold", [Words(text)])
 

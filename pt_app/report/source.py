@@ -51,7 +51,12 @@ def read_judged(folder: Path) -> Judged:
     missing = [field for row in rows for field in ("id", "group") if field not in row]
     if missing:
         raise UserError(f"{folder}: field {missing[0]} is missing in a row: evaluate again")
-    return Judged(f"{folder}", Scale.from_name(results["scale"]), rows)
+    model = next(model for model in results["models"] if model["name"] == name)
+    chosen = model.get("selective")
+    abstained = (
+        1 - chosen["kept"]["value"] if chosen and chosen["kept"]["value"] else float(bool(chosen))
+    )
+    return Judged(f"{folder}", Scale.from_name(results["scale"]), rows, abstained)
 
 
 def main_judge(results: dict[str, Any]) -> str:
