@@ -9,14 +9,12 @@ from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.ceiling import ceiling
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import (
-    FAIL,
-    PASS,
-    by_class,
     corrected_pass_rate,
     cost_at,
     operating_threshold,
     pr_auc,
 )
+from pt_app.evidence.summary import FAIL, PASS, by_class
 
 
 def judged(n: int, seed: int = 0, fails: float = 0.3) -> tuple[IntArray, IntArray]:
@@ -36,6 +34,12 @@ def test_class_numbers_are_sklearns_and_count_their_rows() -> None:
     assert found["recall_pass"]["value"] == pytest.approx(specificity)
     assert found["recall_fail"]["n"] == int((labels == FAIL).sum())
     assert found["precision_fail"]["n"] == int((verdicts == FAIL).sum())
+    verdicts[:5] = 2  # failures that count as wrong
+    strict = by_class(labels, verdicts, Resampler(range(300), 50))
+    assert strict["recall_fail"]["value"] == pytest.approx(
+        sk.recall_score(labels == 1, verdicts == 1)
+    )
+    assert strict["recall_fail"]["n"] + strict["recall_pass"]["n"] == 300
     none = by_class(np.zeros(9, int), np.zeros(9, int), Resampler(range(9), 50))
     assert none["recall_fail"]["value"] is None
     assert none["recall_fail"]["reason"] == "no rows"

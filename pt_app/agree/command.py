@@ -15,8 +15,9 @@ from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Labelled, baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.judge_numbers import Asked
-from pt_app.evidence.pass_fail import PASS, corrected_pass_rate
+from pt_app.evidence.pass_fail import corrected_pass_rate
 from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
+from pt_app.evidence.summary import PASS
 from pt_app.report import write_report
 
 

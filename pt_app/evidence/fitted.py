@@ -20,8 +20,9 @@ from pt_app.evidence.calibration import (
 )
 from pt_app.evidence.coding import positions
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.pass_fail import FAIL, operating_threshold
+from pt_app.evidence.pass_fail import operating_threshold
 from pt_app.evidence.selective import guaranteed_threshold
+from pt_app.evidence.summary import FAIL
 from pt_app.files import write_json_atomic
 
 FILE = "calibration.json"

@@ -21,9 +21,9 @@ from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.order import orders
-from pt_app.evidence.pass_fail import FAIL, by_class, cost_at, operating_threshold, pr_auc
+from pt_app.evidence.pass_fail import cost_at, operating_threshold, pr_auc
 from pt_app.evidence.selective import selective
-from pt_app.evidence.summary import mean_metric, summarise
+from pt_app.evidence.summary import FAIL, mean_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
 Row = Mapping[str, Any]
@@ -72,9 +72,6 @@ def judge_numbers(
         probabilities = checked([row.get("probabilities") for row in rows], scale, "probabilities")
         found |= _confidence(probabilities, columns, asked, fitted)
         gaps = found.pop("gaps")
-    if scale.task == "pass_fail":
-        part = "constrained" if likeliest else "metrics"
-        found[part] |= by_class(labels, said, sample)
     found["checks"] = _checks(rows, columns, gaps)
     found["slices"] = _slices(rows, columns)
     found |= _within_sources(rows, columns)

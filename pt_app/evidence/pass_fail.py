@@ -10,33 +10,7 @@ import numpy as np
 
 from pt_app.eval_model.metrics import FloatArray, IntArray
 from pt_app.evidence.intervals import CONFIDENCE, Resampler
-from pt_app.evidence.summary import Metric, metric
-
-PASS, FAIL = 0, 1  # positions on the scale
-
-
-def by_class(labels: IntArray, verdicts: IntArray, sample: Resampler) -> dict[str, Metric]:
-    """Recall of PASS and FAIL and precision on FAIL; rows whose verdict is -1 do not count."""
-    cells = [(labels == one) & (verdicts == other) for one in (PASS, FAIL) for other in (0, 1)]
-    columns = np.stack(cells, axis=1).astype(np.float64)
-
-    def shares(sums: FloatArray) -> dict[str, FloatArray]:
-        pass_pass, pass_fail, fail_pass, fail_fail = sums.T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {
-                "recall_pass": pass_pass / (pass_pass + pass_fail),
-                "recall_fail": fail_fail / (fail_pass + fail_fail),
-                "precision_fail": fail_fail / (pass_fail + fail_fail),
-            }
-
-    n = columns.sum(axis=0)
-    counted = {
-        "recall_pass": n[0] + n[1],
-        "recall_fail": n[2] + n[3],
-        "precision_fail": n[1] + n[3],
-    }
-    found = sample.estimate_sums(columns, shares)
-    return {name: metric(one, int(counted[name])) for name, one in found.items()}
+from pt_app.evidence.summary import FAIL, PASS, Metric, metric
 
 
 def pr_auc(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metric:

@@ -16,6 +16,7 @@ from pt_app.evidence.coding import (
 )
 from pt_app.evidence.intervals import Estimate, Resampler
 
+PASS, FAIL = 0, 1  # positions on the scale of pass and fail
 Metric = dict[str, Any]  # {"value", "low", "high", "n"}, and "reason" where value is None
 
 
@@ -104,9 +105,35 @@ def agreement_metrics(
     estimates = sample.estimate_sums(columns, statistic)
     n = int((verdicts >= 0).sum())
     found = {name: metric(estimate, n) for name, estimate in estimates.items()}
+    if scale.task == "pass_fail":
+        found |= by_class(labels, verdicts, sample)
     if scale.task == "pairwise":
         found["accuracy_no_ties"] = mean_metric(_without_ties(labels, verdicts, scale), sample)
     return found
+
+
+def by_class(labels: IntArray, verdicts: IntArray, sample: Resampler) -> dict[str, Metric]:
+    """Recall of PASS and FAIL and precision on FAIL.
+
+    Rows whose verdict is -1 do not count; one past the scale (a parse failure) is never right.
+    """
+    known = verdicts >= 0
+    counted = {
+        "recall_pass": known & (labels == PASS),
+        "recall_fail": known & (labels == FAIL),
+        "precision_fail": verdicts == FAIL,
+    }
+    right = labels == verdicts
+    columns = [(rows & right, rows) for rows in counted.values()]
+    sums = np.stack([one for pair in columns for one in pair], axis=1).astype(np.float64)
+
+    def shares(sums: FloatArray) -> dict[str, FloatArray]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            parts = sums[:, ::2] / sums[:, 1::2]
+        return dict(zip(counted, parts.T, strict=True))
+
+    found = sample.estimate_sums(sums, shares)
+    return {name: metric(one, int(counted[name].sum())) for name, one in found.items()}
 
 
 def _without_ties(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:

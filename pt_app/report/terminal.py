@@ -50,6 +50,18 @@ def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tup
     strict = f"{columns[0]}_strict"
     if results["task"] == "metric":  # scores are no answers
         return [("scores", _lines(list(columns), likeliest))]
+    if not any("constrained" in judge for judge in judges):
+        lines = _lines([name for name in columns if name != "rouge_l"], likeliest)
+        return [
+            (
+                "own answer",
+                [
+                    *lines,
+                    ("parse failures", failures),
+                    ("strict kappa", [estimate(one[strict]) if one else "" for one in own]),
+                ],
+            )
+        ]
     return [
         ("likeliest", _lines([name for name in columns if name != "rouge_l"], likeliest)),
         (

@@ -31,14 +31,9 @@ NAMES = {
 SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l")
 NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
 RANK_COLUMNS = ("spearman", "pearson", "kendall")
-CLASS_COLUMNS = ("recall_pass", "recall_fail", "precision_fail")
-PAIR_COLUMNS = (
-    *NOMINAL_COLUMNS[:-1],
-    "accuracy_no_ties",
-    "order_consistency",
-    "first_preference",
-    "rouge_l",
-)
+CLASS_COLUMNS = (*NOMINAL_COLUMNS[:-1], "recall_pass", "recall_fail", "precision_fail", "rouge_l")
+ORDER_COLUMNS = ("order_consistency", "first_preference")
+PAIR_COLUMNS = (*NOMINAL_COLUMNS[:-1], "accuracy_no_ties", *ORDER_COLUMNS, "rouge_l")
 LONGEST_TEXT = 1000
 
 
@@ -49,8 +44,9 @@ def columns_of(results: dict[str, Any]) -> tuple[str, ...]:
     if results["task"] == "metric":
         return RANK_COLUMNS
     if results["task"] != "score":
-        both = any("order_consistency" in numbers for numbers in metrics)
-        columns = PAIR_COLUMNS if both else NOMINAL_COLUMNS
+        columns = PAIR_COLUMNS if results["task"] == "pairwise" else CLASS_COLUMNS
+        if not any("order_consistency" in numbers for numbers in metrics):
+            columns = tuple(name for name in columns if name not in ORDER_COLUMNS)
     answered = any("rouge_l" in numbers for numbers in metrics)
     return columns if answered else tuple(name for name in columns if name != "rouge_l")
 
