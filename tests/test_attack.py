@@ -150,6 +150,7 @@ def test_a_judge_is_attacked_and_its_report_says_so(adapter: Path, base: Path, r
     report = (adapter / "evaluation" / "report.md").read_text()
     assert "## Attacks" in report
     assert "verdict injection" in report
+    assert "On the clean rows quadratic kappa is" in report
 
 
 def test_unknown_families_and_other_scales_are_refused(

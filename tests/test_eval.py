@@ -67,8 +67,9 @@ def test_adapters_base_and_a_prompted_model_judge_the_same_rows(
     assert all(one["p_holm"] >= one["p"] for one in found["comparisons"])
     report = (out / "report.md").read_text()
     assert "$0.0024 for 12 verdicts" in report
-    lines = (out / "predictions.jsonl").read_text().splitlines()
-    assert len(lines) == 4 * 12
+    lines = [line for line in report.splitlines() if line.startswith("| big, own answer")]
+    assert lines[0].endswith("| 0.000200 |")
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 4 * 12
 
 
 def test_one_adapter_is_compared_with_its_base(

@@ -57,6 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     rows = rows_of()
     for row in rows:
+        row["domain"] += " <script>alert(2)</script>"  # a name in tables and charts
         row["text"] += " <script>alert(1)</script> $x_1$ " + "w" * 120
     words = ["agree", str(written(folder / "v.csv", rows)), "--label=human", "--verdict=said"]
     words += ["--group=source", "--probabilities=chances", "--candidate=text", "--slice=domain"]

@@ -70,6 +70,7 @@ def warning(results: dict[str, Any]) -> str:
 def _numbers(results: dict[str, Any], safe: Safe) -> Section:
     columns = columns_of(results)
     header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n"]
+    paid = any(model.get("cost") for model in results["models"])
     rows = []
     for judge in results["models"]:
         name, metrics, failures = safe(judge["name"]), judge["metrics"], judge["parse_failures"]
@@ -85,6 +86,15 @@ def _numbers(results: dict[str, Any], safe: Safe) -> Section:
         rows.append(_line(label, rule["metrics"], columns, UNDEFINED))
     if people := results.get("ceiling"):
         rows.append(_line("one person against the others", people["metrics"], columns, UNDEFINED))
+    if paid:
+        header.append("$ a verdict")
+        cost = {
+            safe(m["name"]): f"{m['cost']['per_verdict']:.6f}"
+            for m in results["models"]
+            if m.get("cost")
+        }
+        for row in rows:
+            row.append(cost.get(row[0].rpartition(", ")[0], UNDEFINED))
     return Section("Numbers", [Grid(header, rows), *map(Words, _legend(results, safe))])
 
 

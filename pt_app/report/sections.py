@@ -5,7 +5,7 @@ from typing import Any
 
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Safe, Section, Words
-from pt_app.report.wording import UNDEFINED, estimate, number, p_value
+from pt_app.report.wording import NAMES, UNDEFINED, estimate, number, p_value
 
 CHECKS = {
     "generosity": "mean of verdict - label",
@@ -92,7 +92,17 @@ def _checks(judge: dict[str, Any]) -> Section:
         "(Holm); from 0.05 down it is called a bias."
     )
     grid = Grid(["", "value", "p", "corrected p", "", "n"], rows)
-    return Section("What moves the judge beside the label", [Words(lead), grid])
+    scaled = {CHECKS[name]: one for name, one in _in_half_widths(judge["checks"])}
+    picture = charts.means(scaled, "half-widths of its interval away from 0")
+    return Section("What moves the judge beside the label", [Words(lead), grid, *picture])
+
+
+def _in_half_widths(checks: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Numbers of different units on one axis: beyond 1 the interval leaves 0 out."""
+    for name, one in checks.items():
+        if one["low"] is not None and one["high"] > one["low"]:
+            half = (one["high"] - one["low"]) / 2
+            yield name, one | {key: one[key] / half for key in ("value", "low", "high")}
 
 
 def _tested(one: dict[str, Any]) -> list[str]:
@@ -200,13 +210,20 @@ def attack_section(found: dict[str, Any] | None, safe: Safe) -> Section | None:
     lead = (
         f"{found['data']['rows']} test rows, attacked. Shift: what the judge gives the attacked "
         f"candidate less what it gave the clean one ({unit}). Raised: share that rose by more than "
-        f"{found['step']:g}."
+        f"{found['step']:g}. {_harm(found)}"
     )
     pictures = charts.means({n: one["shift"] for n, one in found["families"].items()}, "shift")
     blocks: list[Block] = [Words(lead), Grid(ATTACK_HEADER, rows), *pictures]
     if told := control_line(found):
         blocks.append(Words(told))
     return Section("Attacks", blocks)
+
+
+def _harm(found: dict[str, Any]) -> str:
+    """How well the judge does without attacks: what defends it must not cost that."""
+    name = "kappa_quadratic" if "kappa_quadratic" in found["clean"] else "kappa"
+    one = found["clean"][name]
+    return f"On the clean rows {NAMES[name]} is {estimate(one)} (n = {one['n']})."
 
 
 ATTACK_HEADER = ("family", "shift", "raised", "given after it", "parse failures", "n")
