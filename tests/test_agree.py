@@ -234,8 +234,24 @@ def test_with_validation_rows_a_metrics_scores_become_verdicts(tmp_path: Path) -
     assert metric["metrics"]["spearman"]["value"] == pytest.approx(-alone[0])
 
 
+def test_a_member_of_an_archive_is_measured(tmp_path: Path) -> None:
+    import zipfile
+
+    file = written(tmp_path / "v.csv", rows_of())
+    with zipfile.ZipFile(tmp_path / "v.zip", "w") as archive:
+        archive.write(file, "v.csv")
+    words = ["--label=human", "--verdict=said", "--group=source", f"--out={tmp_path / 'out'}"]
+    done = run_judge("agree", f"{tmp_path / 'v.zip'}::v.csv", *words)
+    assert done.exit_code == 0, done.exception
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["data"]["n"] == 120
+    assert len(results["data"]["sha256"]) == 64
+
+
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
     assert "is no number" in refused(written(tmp_path / "v.csv", changed(said="high")), "--metric")
+    few = written(tmp_path / "few.csv", rows_of(3))
+    assert "are of one group" in refused(few, "--metric", "--group=source")
 
 
 def changed(**cells: Any) -> list[Row]:

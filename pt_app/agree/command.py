@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
 from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
 from pt_app.evidence.summary import PASS
+from pt_app.files import sha256_file
 from pt_app.report import write_report
 
 
@@ -53,6 +53,7 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
     metrics = aligned(
         read_scores(file, options.columns, lower, options.encoding), options.columns, file
     )
+    _check_groups(next(iter(metrics.values())), file)
     about = _about(file)
     by_rank = rank_results(metrics, about) | {"run": {"command": list(options.command)}}
     if not options.validation:
@@ -69,7 +70,17 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
 
 
 def _about(file: str) -> dict[str, Any]:
-    return {"path": Path(file).name, "sha256": sha256(Path(file).read_bytes()).hexdigest()}
+    path = Path(file.partition("::")[0])  # a member of an archive stands behind its name
+    known = sha256_file(path) if path.is_file() else None
+    return {"path": Path(file).name, "sha256": known}
+
+
+def _check_groups(rows: Sequence[Mapping[str, Any]], file: str) -> None:
+    if len({row["group"] for row in rows}) < 2:
+        raise UserError(
+            f"{file}: all {len(rows)} labelled rows are of one group, so nothing can be said of "
+            "others: name the column that tells sources apart (--group)"
+        )
 
 
 def _agree(
@@ -81,12 +92,7 @@ def _agree(
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure and write; `ranks` are rank statistics of the scores behind the verdicts."""
     judges = [JudgeRows(name, name, rows) for name, rows in table.judges.items()]
-    groups = {row["group"] for row in judges[0].rows}
-    if len(groups) < 2:
-        raise UserError(
-            f"{file}: all {len(judges[0].rows)} labelled rows are of one group, so nothing can be "
-            "said of others: name the column that tells sources apart (--group)"
-        )
+    _check_groups(judges[0].rows, file)
     notes = list(table.notes)
     if not options.columns.group:
         notes.append("each row counts as a source of its own (--group names the column of sources)")
