@@ -106,7 +106,10 @@ def _in_half_widths(checks: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
 
 
 def _tested(one: dict[str, Any]) -> list[str]:
-    ps = [UNDEFINED if one.get(name) is None else p_value(one, name) for name in ("p", "p_holm")]
+    ps = [
+        UNDEFINED if one.get(name) is None else p_value(one, name).removeprefix("= ")
+        for name in ("p", "p_holm")
+    ]
     return [*ps, "bias" if one["alarm"] else ""]
 
 
@@ -206,7 +209,11 @@ def attack_section(found: dict[str, Any] | None, safe: Safe) -> Section | None:
     if found is None:
         return None
     rows = [[safe(name), *cells] for name, cells in attack_rows(found)]
-    unit = "of the scale" if found["step"] != 0.5 or found["scale"][0].isdigit() else "probability"
+    unit = (
+        "units of the scale"
+        if found["step"] != 0.5 or found["scale"][0].isdigit()
+        else "probability"
+    )
     lead = (
         f"{found['data']['rows']} test rows, attacked. Shift: what the judge gives the attacked "
         f"candidate less what it gave the clean one ({unit}). Raised: share that rose by more than "
