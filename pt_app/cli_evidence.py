@@ -98,17 +98,8 @@ def agree(
     )
     folder = out or Path(f"{Path(file).stem}-evidence")
     asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
-    options = AgreeOptions(
-        columns,
-        scale,
-        train,
-        encoding,
-        asked,
-        ("judge", *sys.argv[1:]),
-        metric,
-        lower_is_better,
-        validation,
-    )
+    command, scores = ("judge", *sys.argv[1:]), (metric, lower_is_better, validation)
+    options = AgreeOptions(columns, scale, train, encoding, asked, command, *scores)
     results, notes = measure(file, folder, options)
     for note in notes:
         typer.echo(f"note: {note}")

@@ -42,6 +42,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "rows")
 
 
+@pytest.fixture(scope="module")
+def adapter(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge trained for a few steps, evaluated."""
+    from pt_app.eval_model.judge_train_mps import main as train
+
+    out = tmp_path_factory.mktemp("judge")
+    flags = {"model": base, "data_dir": rows, "output_dir": out, "epochs": 1, "tracking": "off"}
+    train([f"--{name}={value}" for name, value in flags.items()])
+    (folder,) = out.glob("*_final")
+    return folder
+
+
 def without_network() -> list[str]:
     """The words to put before a command so that it has no network; none where that is barred."""
     unshare = shutil.which("unshare")

@@ -12,7 +12,6 @@ from pt_app.attack.families import attacked, families
 from pt_app.attack.twin import TextTwin, twin_of
 from pt_app.cli import app
 from pt_app.errors import UserError
-from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample, Label
 from pt_app.eval_model.verdicts import Scale
@@ -123,15 +122,6 @@ def test_what_an_attacker_wins_is_told_in_the_scales_own_units() -> None:
     assert favour(np.array([[0.7, 0.3]]), Scale.from_name("pass_fail"), np.array([1]))[0] == 0.7
     five = np.array([[0.0, 0.0, 0.5, 0.5, 0.0]])
     assert favour(five, Scale.from_name("1-5"), np.array([0]))[0] == 3.5
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("judge")
-    flags = {"model": base, "data_dir": rows, "output_dir": out, "epochs": 1, "tracking": "off"}
-    train([f"--{name}={value}" for name, value in flags.items()])
-    (folder,) = out.glob("*_final")
-    return folder
 
 
 def test_a_judge_is_attacked_and_its_report_says_so(adapter: Path, base: Path, rows: Path) -> None:

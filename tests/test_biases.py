@@ -11,7 +11,6 @@ from pt_app.evidence.biases import (
     copied_of,
     corrected,
     errors_of,
-    generosity,
     length_of,
     mean_check,
     partial_correlation,
@@ -41,7 +40,7 @@ def checked(judge: tuple[IntArray, IntArray, FloatArray, Resampler]) -> dict[str
     labels, verdicts, length, sample = judge
     errors = errors_of(labels, verdicts, TEN)
     checks = {
-        "generosity": generosity(errors, sample),
+        "generosity": mean_check(errors, sample),
         "length": partial_correlation(errors, length, labels, sample),
     }
     return corrected(checks)

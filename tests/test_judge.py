@@ -22,16 +22,6 @@ from tests.tiny_models import make_model_folder
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def adapter(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge trained for a few steps, evaluated."""
-    out = tmp_path_factory.mktemp("judge")
-    flags = {"model": base, "data_dir": rows, "output_dir": out, "epochs": 1, "tracking": "off"}
-    train([f"--{name}={value}" for name, value in flags.items()])
-    (folder,) = out.glob("*_final")
-    return folder
-
-
 def some_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     words = ["the", "old", "house", "is", "white", "and", "she", "reads", "a", "long", "letter"]

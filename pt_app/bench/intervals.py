@@ -7,6 +7,7 @@ labels and errors in common: intervals that took rows for independent would be t
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from pt_app.eval_model.metrics import IntArray
 from pt_app.eval_model.verdicts import Scale
@@ -35,7 +36,7 @@ def coverage(groups: int, sets: int, resamples: int) -> dict[str, float]:
     truth = {name: float(value[0]) for name, value in statistic(columns.sum(axis=0)).items()}
     covered = dict.fromkeys(truth, 0)
     index: Sequence[int] = np.repeat(np.arange(groups), ROWS).tolist()
-    for seed in range(1, sets + 1):
+    for seed in tqdm(range(1, sets + 1), desc="test sets"):
         label, verdict = simulate(groups, seed)
         (columns,), statistic = agreement_of_sums(label, SCALE, verdict)
         found = Resampler(index, resamples, seed).estimate_sums(columns, statistic)

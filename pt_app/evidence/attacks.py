@@ -8,7 +8,7 @@ import numpy as np
 from pt_app.eval_model.metrics import FloatArray, IntArray
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import numbers_of
-from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.intervals import Resampler, mean_of_sums
 from pt_app.evidence.summary import Metric, metric
 
 
@@ -70,8 +70,4 @@ def _mean(values: FloatArray, rows: IntArray, count: int, sample: Resampler) -> 
         [np.bincount(rows, values, minlength=count), np.bincount(rows, minlength=count)], axis=1
     )
 
-    def mean(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {"mean": sums[:, 0] / sums[:, 1]}
-
-    return metric(sample.estimate_sums(sums, mean)["mean"], len(values))
+    return metric(sample.estimate_sums(sums, mean_of_sums)["mean"], len(values))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pt_app.eval_model.metrics import FloatArray, IntArray
 from pt_app.eval_model.verdicts import Scale, Verdict
@@ -58,7 +59,8 @@ class Baseline:
 
 def baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -> list[Baseline]:
     """All rules on the test rows. Without training rows each is fitted on the other groups."""
-    return [_one(name, rule, test, scale, train) for name, rule in RULES.items()]
+    shown = tqdm(RULES.items(), desc="simple rules", disable=None)
+    return [_one(name, rule, test, scale, train) for name, rule in shown]
 
 
 def _one(

@@ -13,7 +13,7 @@ from pt_app.eval_model.metrics import FloatArray, IntArray, words
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.comparison import holm
-from pt_app.evidence.intervals import Estimate, Resampler
+from pt_app.evidence.intervals import Estimate, Resampler, mean_of_sums
 from pt_app.evidence.summary import Metric, metric
 
 ALARM = 0.05  # of the corrected p
@@ -53,21 +53,12 @@ def errors_of(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
     return np.where(verdicts < 0, np.nan, error)
 
 
-def generosity(errors: FloatArray, sample: Resampler) -> Metric:
-    """Mean error; of pairs that is a liking for the first place."""
-    return mean_check(errors, sample)
-
-
 def mean_check(values: FloatArray, sample: Resampler) -> Metric:
     """Whether the mean of `values` (NaN: not counted) is 0."""
     known = ~np.isnan(values)
     columns = np.stack([np.where(known, values, 0.0), known], axis=1)
 
-    def mean(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {"mean": sums[:, 0] / sums[:, 1]}
-
-    return check(sample.estimate_sums(columns, mean)["mean"], int(known.sum()), sample)
+    return check(sample.estimate_sums(columns, mean_of_sums)["mean"], int(known.sum()), sample)
 
 
 def partial_correlation(

@@ -130,6 +130,12 @@ class Resampler:
         return np.concatenate(parts)
 
 
+def mean_of_sums(sums: FloatArray) -> dict[str, FloatArray]:
+    """The statistic "mean" of sums [r, 2]: of values, and of how many rows have one."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"mean": sums[:, 0] / sums[:, 1]}
+
+
 def percentile_interval(drawn: FloatArray, groups: int) -> tuple[float | None, float | None]:
     """95 % interval of resampled values: percentiles widened for the number of groups.
 

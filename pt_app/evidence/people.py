@@ -16,6 +16,7 @@ from pt_app.eval_model.metrics import FloatArray
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.ranks import weighted_pearson
 
 # Pairs and raters are told one by one up to so many raters.
 MOST_RATERS = 10
@@ -172,13 +173,15 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
     def pooled(weights: FloatArray) -> dict[str, FloatArray]:
         unit, rater = np.nonzero(usable)
         return {
-            "pooled": _weighted_pearson(values[unit, rater], rest[unit, rater], weights[:, unit])
+            "pooled": weighted_pearson(
+                values[unit, rater][None], rest[unit, rater][None], weights[:, unit]
+            )
         }
 
     def mean(weights: FloatArray) -> dict[str, FloatArray]:
         columns = np.array(
             [
-                _weighted_pearson(values[k, i], rest[k, i], weights[:, k])
+                weighted_pearson(values[k, i][None], rest[k, i][None], weights[:, k])
                 for i in range(len(ratings.raters))
                 if (k := usable[:, i]).sum() > 2
             ]
@@ -196,19 +199,8 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
 
 
 def _pearson(x: FloatArray, y: FloatArray) -> float | None:
-    value = float(_weighted_pearson(x, y, np.ones((1, len(x))))[0])
+    value = float(weighted_pearson(x[None], y[None], np.ones((1, len(x))))[0])
     return value if math.isfinite(value) else None
-
-
-def _weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Pearson's correlation of x and y [n] under each row of weights [r, n]."""
-    total = weights.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x_mean, y_mean = weights @ x / total, weights @ y / total
-        covariance = weights @ (x * y) / total - x_mean * y_mean
-        spread = (weights @ (x * x) / total - x_mean**2) * (weights @ (y * y) / total - y_mean**2)
-        result: FloatArray = covariance / np.sqrt(spread)
-    return result
 
 
 def _estimated(

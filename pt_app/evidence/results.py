@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.ceiling import ceiling
@@ -97,7 +99,7 @@ def results_of(
                 "unscored": count - len(rows),
                 "shortened": judge.shortened,
             }
-            for judge in judges
+            for judge in tqdm(judges, desc="evidence", disable=None)
         ],
         "baselines": [
             rule_baseline(verdicts, labels, sample, scale, name)

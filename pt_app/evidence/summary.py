@@ -14,7 +14,7 @@ from pt_app.evidence.coding import (
     numbers_of,
     positions,
 )
-from pt_app.evidence.intervals import Estimate, Resampler
+from pt_app.evidence.intervals import Estimate, Resampler, mean_of_sums
 
 PASS, FAIL = 0, 1  # positions on the scale of pass and fail
 Metric = dict[str, Any]  # {"value", "low", "high", "n"}, and "reason" where value is None
@@ -150,11 +150,7 @@ def mean_metric(values: Sequence[float | None] | FloatArray, sample: Resampler) 
     present = ~np.isnan(column)
     columns = np.stack([np.where(present, column, 0.0), present], axis=1)
 
-    def mean(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {"mean": sums[:, 0] / sums[:, 1]}
-
-    return metric(sample.estimate_sums(columns, mean)["mean"], int(present.sum()))
+    return metric(sample.estimate_sums(columns, mean_of_sums)["mean"], int(present.sum()))
 
 
 def metric(estimate: Estimate, n: int) -> Metric:

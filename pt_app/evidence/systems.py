@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pt_app.eval_model.metrics import FloatArray
-from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.intervals import Resampler, mean_of_sums
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric
 
@@ -64,11 +64,7 @@ def _mean_of_groups(values: FloatArray, sample: Resampler, n: int) -> Metric:
     known = ~np.isnan(values)
     sums = np.stack([np.where(known, values, 0.0), known], axis=1)
 
-    def mean(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {"mean": sums[:, 0] / sums[:, 1]}
-
-    return metric(sample.estimate_group_sums(sums, mean)["mean"], n)
+    return metric(sample.estimate_group_sums(sums, mean_of_sums)["mean"], n)
 
 
 def _pairs(sample: Resampler) -> tuple[Any, Any]:
