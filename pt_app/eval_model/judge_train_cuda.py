@@ -62,8 +62,6 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
         **common,
         optim=platform.optimizer,
         max_grad_norm=0.3,
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=min(4, os.cpu_count() or 1),
         dataloader_pin_memory=True,
         **platform.autocast,

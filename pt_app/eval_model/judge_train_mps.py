@@ -38,7 +38,6 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
         **common,
         optim=platform.optimizer,
         max_grad_norm=1.0,
-        activation_checkpointing=False,
         # Workers deadlock on macOS with Python 3.12 (jingyaogong/minimind PR 852).
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

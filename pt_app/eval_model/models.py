@@ -107,6 +107,16 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
     }
 
 
+def short_identity(source: ModelSource) -> dict[str, Any]:
+    """Which base this is, without reading its weights: name, revision, size, tokenizer's hash."""
+    return {
+        "name": source.name,
+        "revision": source.revision,
+        "weights_bytes": sum(path.stat().st_size for path in weight_files(source.path)),
+        "tokenizer_sha256": _sha256(_tokenizer_files(source.path)),
+    }
+
+
 def _tokenizer_files(folder: Path) -> list[Path]:
     if (folder / "tokenizer.json").is_file():
         return [folder / "tokenizer.json"]

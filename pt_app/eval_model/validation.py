@@ -8,11 +8,12 @@ import torch
 from accelerate.utils import gather_object
 
 from pt_app.eval_model import console
+from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.packing import StepCollator
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.scoring import JudgeScorer
-from pt_app.eval_model.trainer import Layout, summed_loss
+from pt_app.eval_model.trainer import summed_loss
 from pt_app.eval_model.tree_attention import why_no_tree
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.summary import strict_agreement
