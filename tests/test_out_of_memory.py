@@ -87,7 +87,7 @@ def test_an_allocation_that_failed_is_told_from_other_errors(error: BaseExceptio
 
 
 def squeezed(base: Path, rows: Path, out: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:
-    more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=16", "--epochs=4"]
+    more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=16", "--epochs=5"]
     argv = flags(base, rows, out, *more, "--gradient_accumulation=1", "--save_steps=0")
     return subprocess.run(
         [sys.executable, "-m", "tests.squeezed_recipe", "mps", str(mebibytes), *argv],
@@ -102,14 +102,14 @@ def squeezed(base: Path, rows: Path, out: Path, mebibytes: int) -> subprocess.Co
 def test_run_under_an_address_space_limit_takes_the_steps_of_one_without(tmp_path: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
     base = make_model_folder(tmp_path / "base", **wide)
-    rows = write_rows(tmp_path / "rows", train=160)
+    rows = write_rows(tmp_path / "rows", train=64)
     free = squeezed(base, rows, tmp_path / "free", 100_000)
     assert free.returncode == 0, free.stderr
     tight = squeezed(base, rows, tmp_path / "tight", 160)
     assert tight.returncode == 0, tight.stdout + tight.stderr
     assert "ran out of memory" in tight.stdout
     one, other = (losses(tmp_path / name) for name in ("free", "tight"))
-    assert len(one) == 4
+    assert len(one) == 2
     for (loss, norm), (other_loss, other_norm) in zip(one, other, strict=True):
         assert loss == pytest.approx(other_loss, abs=1e-5)
         assert norm == pytest.approx(other_norm, rel=1e-4)

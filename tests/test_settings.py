@@ -35,7 +35,15 @@ OTHER = {  # a value for each flag that is no recipe's default
     "resume": "newest",
     "tracking": "off",
 }
-SWITCHES = ("allow_leaks", "feedback", "group_variants", "skip_eval", "log_texts", "no_4bit")
+SWITCHES = (
+    "allow_leaks",
+    "feedback",
+    "group_variants",
+    "skip_eval",
+    "log_texts",
+    "no_4bit",
+    "shard_base",
+)
 
 
 def settings(recipe: Recipe, *argv: str) -> Settings:

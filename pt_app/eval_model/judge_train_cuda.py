@@ -29,7 +29,7 @@ from pt_app.eval_model.settings import Settings, resolve
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
     """The base in NF4 (with --no_4bit in 16 bits) on the platform's device, without LoRA yet."""
     if settings.no_4bit:
-        model = load_model(source, dtype=platform.compute_dtype, device=platform.device)
+        model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
         return model
 
     from peft import prepare_model_for_kbit_training

@@ -21,6 +21,7 @@ from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.provenance import about_this_run
+from pt_app.eval_model.ranks import shard_base
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import resolve_access
@@ -40,7 +41,10 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     """
     console.start()
     platform = platforms.decide(
-        recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
+        recipe,
+        no_4bit=settings.no_4bit,
+        precision=settings.train_precision,
+        sharded=settings.shard_base,
     )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
     if settings.tracking == "online":
@@ -121,6 +125,8 @@ def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base:
     )
     use_attention(model, platform.attention)
     keep_less(model)
+    if settings.shard_base:
+        shard_base(model, platform.device)
     trainable, total = model.get_nb_trainable_parameters()
     log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
     return model

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from pt_app.eval_model.gemm import give_back_freed_memory, take_over_products
 from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.ordering import StepLoader, StepSampler
 from pt_app.eval_model.out_of_memory import is_out_of_memory
-from pt_app.eval_model.packing import IGNORED, Batch
-from pt_app.eval_model.ranks import any_rank, average_gradients
+from pt_app.eval_model.packing import IGNORED, Batch, nothing
+from pt_app.eval_model.ranks import any_rank, average_gradients, largest, same_start
 from pt_app.eval_model.tree_attention import last_mlp_only_at, tree_inputs
 from pt_app.files import write_json_atomic
 
@@ -56,7 +57,8 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
     A batch of its loader is the whole step of a rank, from `StepCollator`; packs are a layout: the
     loss of each is divided by the supervised tokens of the step over all ranks. `validate` gives
     the numbers of an evaluation, among them `args.metric_for_best_model` (larger is better).
-    `order` yields the rows of an epoch, by default shuffled; `weights` says how the base is held.
+    `order` yields the rows of an epoch, by default shuffled; `weights` says how the base is held,
+    `sharded` that it is parted over the ranks.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         validate: Callable[[Any], dict[str, float]] | None = None,
         order: torch.utils.data.Sampler[int] | None = None,
         weights: str = "float32",
+        sharded: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -75,10 +78,16 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.validate = validate
         self.order = order
         self.weights = weights
+        self.sharded = sharded
+        # Gradients are exchanged once a step (ranks.py): DDP has nothing to do.
+        self.accelerator.prepare_model = partial(
+            self.accelerator.prepare_model, evaluation_mode=True
+        )
         self._writing: Path | None = None
         self._loss_before: tuple[int, float] | None = None
+        same_start(self.model)
         self.shapes_seen: set[tuple[int, ...]] = set()
-        self._unchecked = layout.trees
+        self._unchecked = layout.trees and not sharded
 
     def compute_loss(
         self,
@@ -107,7 +116,8 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         """
         if self._loss_before is not None:  # Trainer begins a resumed run's mean anew
             self._globalstep_last_logged, logged = self._loss_before
-            self._tr_loss, self._loss_before = self._tr_loss + logged, None
+            self._tr_loss.add_(logged)
+            self._loss_before = None
         loss: torch.Tensor | None = None
         while True:
             if loss is None:
@@ -115,8 +125,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             if not any_rank(loss is None, self.args.device):
                 break
         assert loss is not None
-        if not self.is_fsdp_enabled:
-            average_gradients(model.parameters())
+        average_gradients(model.parameters())
         return loss
 
     def _try_step(self, model: Any, packs: Sequence[Batch], count: Any) -> torch.Tensor | None:
@@ -130,7 +139,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             return self._accumulate(model, batches, count)
         except (RuntimeError, MemoryError) as error:
             smaller = self.layout.smaller(packs) if is_out_of_memory(error) else None
-            if smaller is None:
+            if smaller is None or self.sharded:  # the others wait within a layer
                 raise
             said = (str(error).splitlines() or ["MemoryError"])[0]
         # Behind the handler: until its end the error's frames hold the tensors of the failed pack.
@@ -148,9 +157,11 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _accumulate(self, model: Any, batches: Sequence[Batch], count: Any) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
+        if self.sharded:  # each rank helps the others with their layers as often as they do
+            idle = largest(len(batches), self.args.device) - len(batches)
+            batches = [*batches, *[nothing(self.layout.pad_id)] * idle]
         for batch in batches:
-            with self.accelerator.no_sync(model):
-                loss = super().training_step(model, self._prepare_inputs(batch), count)
+            loss = super().training_step(model, self._prepare_inputs(batch), count)
             # Costs one wait for the device a pack, next to nothing beside its forward pass.
             if not math.isfinite(loss.item()):
                 raise UserError(self._diverged(f"the loss is {loss.item()}"))
@@ -230,7 +241,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         finally:
             self._writing = None
-        own = self._own_state(float(self._nested_gather(self._tr_loss).mean()))
+        own = self._own_state(float(self.accelerator.gather(self._tr_loss).mean()))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             written = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"

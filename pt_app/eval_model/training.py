@@ -61,7 +61,9 @@ def build_trainer(
     validate, order = None, None
     if prepared.val is not None:
         rows = prepared.data.val
-        validate = Validation(rows, prepared.val, prepared.encoder, collate, layout)
+        validate = Validation(
+            rows, prepared.val, prepared.encoder, collate, layout, settings.shard_base
+        )
     if settings.group_variants:
         rank_step = settings.batch_size * settings.gradient_accumulation
         order = GroupedOrder(prepared.train["group"], rank_step, settings.seed)
@@ -76,6 +78,7 @@ def build_trainer(
         validate=validate,
         order=order,
         weights=platform.weights,
+        sharded=settings.shard_base,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(tracker))
@@ -138,7 +141,6 @@ def common_arguments(
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
         "activation_checkpointing": settings.activation_checkpointing == "full",
         "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
