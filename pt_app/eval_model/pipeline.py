@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from pt_app.doctor.short import check_first
 from pt_app.eval_model import adapters, checkpoints, console, models, platforms
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.eval_model.gated_mlp import keep_less
@@ -43,6 +44,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
         recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
     )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
+    check_first(platform)
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
