@@ -266,7 +266,7 @@ def test_a_run_on_a_wrong_device_stops_before_it_loads_a_model(
 ) -> None:
     monkeypatch.setattr(F, "linear", wrong_in_float32(F.linear, with_strides_unread))
     gpu = DressedAsGpu(**vars(platform))
-    with pytest.raises(UserError, match="computes wrongly: linear, strided: .*162779.*torch 2.14"):
+    with pytest.raises(UserError, match=r"wrongly: linear, strided: .*162779.*torch 2\.14"):
         check_first(gpu)
 
 

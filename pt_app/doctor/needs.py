@@ -1,0 +1,156 @@
+"""What a run reads and writes, and whether it would be there without a network."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pt_app.doctor.finding import Finding, one_line
+from pt_app.errors import UserError
+from pt_app.eval_model import models, tracking_access
+from pt_app.eval_model.data import read_dataset
+from pt_app.eval_model.models import ModelSource
+from pt_app.eval_model.settings import Settings
+
+GIB = 2**30
+# Checkpoints and adapter of a 3B base take some 100 MB; a report and a W&B run a few more.
+ROOM, LITTLE = 1 * GIB, 5 * GIB
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The settings of a run, and whether it will have a network."""
+
+    settings: Settings
+    offline: bool
+
+    def check(self) -> Iterator[Finding]:
+        """The base, its tokenizer, the data, and the folder that is written."""
+        source, finding = self._base()
+        yield finding
+        if source is not None:
+            yield _tokenizer(source)
+            yield from _code_of_its_own(source)
+        yield self._data()
+        yield self._output()
+        yield _cache()
+        if self.offline and os.environ.get("HF_HUB_OFFLINE") != "1":
+            said = "HF_HUB_OFFLINE is not set: what looks for the hub waits for it"
+            yield Finding("hub", "warn", said, "export HF_HUB_OFFLINE=1 in the job")
+
+    def _base(self) -> tuple[ModelSource | None, Finding]:
+        """The base as `resolve_model` would find it, but nothing is fetched."""
+        name = self.settings.model
+        local = name == models.TINY or Path(name).expanduser().is_dir()
+        cached = None if local else models.from_cache(name)
+        if not local and cached is None:
+            return None, self._missing(name)
+        try:
+            source = models.resolve_model(name)
+        except UserError as error:
+            return None, Finding("base", "fail", one_line(error), "name another with --model")
+        size = sum(file.stat().st_size for file in models.weight_files(source.path))
+        where = "in the local cache" if cached else "shipped" if name == models.TINY else "a folder"
+        return source, Finding("base", "ok", f"{name}: {where}, {size / 1e9:.2f} GB")
+
+    def _missing(self, name: str) -> Finding:
+        """A base of the hub that is not here: whether a run could fetch it."""
+        from huggingface_hub import constants
+
+        said = f"{name} is not in the local cache, or not whole"
+        fetch = f"hf download {name}"
+        if self.offline:
+            fix = f"on a machine with a network and this cache (the login node): {fetch}"
+            return Finding("base", "fail", said, fix)
+        host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+        if constants.HF_HUB_OFFLINE:
+            said, fix = f"{said}, and HF_HUB_OFFLINE is set", f"HF_HUB_OFFLINE=0 {fetch}"
+            return Finding("base", "fail", said, f"{fix}, or --model tiny")
+        if not tracking_access.reachable(constants.ENDPOINT, models.HUB_TIMEOUT):
+            said = f"{said}, and {host} does not answer within {models.HUB_TIMEOUT:.0f} s"
+            return Finding("base", "fail", said, f"{fetch}, where there is a network; --model tiny")
+        return Finding("base", "warn", f"{said}; {host} answers: the run would fetch it", fetch)
+
+    def _data(self) -> Finding:
+        folder = Path(self.settings.data_dir)
+        try:
+            data = read_dataset(folder, self.settings.allow_leaks)
+        except UserError as error:
+            fix = f"judge data check {folder}, or name another folder with --data_dir"
+            return Finding("data", "fail", one_line(error), fix)
+        rows = f"{len(data.train)} rows to train on, {len(data.val)} to validate, {len(data.test)}"
+        return Finding("data", "ok", f"{folder}: {rows} to test")
+
+    def _output(self) -> Finding:
+        """Whether the folder can be written, by writing; and the room that it has."""
+        wanted = Path(self.settings.output_dir)
+        folder = _existing(wanted)
+        other = "name another folder with --output_dir"
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            return Finding("output", "fail", f"{wanted} cannot be written: {error.strerror}", other)
+        free = shutil.disk_usage(folder).free
+        said = f"{wanted}: {free / GIB:.1f} GiB free"
+        if free < ROOM:
+            return Finding("output", "fail", f"{said}, a run needs 1", f"make room, or {other}")
+        if free < LITTLE:
+            return Finding("output", "warn", said, f"make room, or {other}")
+        return Finding("output", "ok", said)
+
+    def tracking(self) -> Iterator[Finding]:
+        """Where the numbers of a run would go; of a key only whether there is one."""
+        mode = self.settings.tracking
+        if mode == "off":
+            yield Finding("tracking", "ok", "off (--tracking off)")
+            return
+        address, key, problem = tracking_access.find_key()
+        host = urlsplit(address).hostname or address
+        if key is None:
+            fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
+            if mode == "online":
+                yield Finding("tracking", "fail", problem, fix)
+                return
+            yield Finding("tracking", "ok", f"{problem}: kept in the run's folder for judge sync")
+        elif self.offline:
+            yield Finding("tracking", "ok", f"a key for {host}; kept for judge sync without it")
+        else:
+            access = tracking_access.resolve_access(mode)
+            yield Finding("tracking", "ok", f"a key for {host}; {access.mode}: {access.reason}")
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    path = path.expanduser().absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _cache() -> Finding:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(_existing(folder)).free
+    there = "" if folder.is_dir() else ", not made yet"
+    return Finding("cache", "ok", f"{folder}{there}: {free / GIB:.1f} GiB free")
+
+
+def _tokenizer(source: ModelSource) -> Finding:
+    try:
+        tokenizer = models.load_tokenizer(source)
+    except UserError as error:
+        return Finding("tokenizer", "fail", one_line(error), "name an instruct model with --model")
+    return Finding("tokenizer", "ok", f"{len(tokenizer):,} tokens, with a chat template")
+
+
+def _code_of_its_own(source: ModelSource) -> Iterator[Finding]:
+    """A base whose code lies on a hub is refused in training; say so before."""
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    if config.get("auto_map"):
+        said = "its config.json names code on a hub (auto_map), which is never run here"
+        fix = "if transformers does not know the model itself, name another with --model"
+        yield Finding("remote code", "warn", said, fix)
