@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run by path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pt_app.doctor.command import examine, of_platform, summary
 from pt_app.errors import UserError, exit_with

@@ -84,7 +84,10 @@ def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) ->
     """Make the checks, and show each section as soon as it is known."""
     made: dict[str, list[Finding]] = {}
     for name, check in sections:
-        made[name] = list(found_by(name, check))
+        with warnings.catch_warnings():
+            # Packages' old names for things; what they say of a driver is a UserWarning.
+            warnings.simplefilter("ignore", FutureWarning)
+            made[name] = list(found_by(name, check))
         if not quiet:
             console.show(_table(name, made[name]))
     return Report(recipe, made)
@@ -113,8 +116,6 @@ def summary(report: Report) -> str:
 
 def run_doctor(recipe: Recipe | None, argv: Sequence[str], offline: bool, as_json: bool) -> int:
     """Check everything and say it; gives the exit code: 2 where something failed, else 0."""
-    # Of other packages' old names for things; what they say of a driver is a UserWarning.
-    warnings.simplefilter("ignore", FutureWarning)
     recipe = recipe or platforms.recipe_for_this_machine()
     report = examine(recipe, sections_of(recipe, argv, offline), quiet=as_json)
     typer.echo(report.as_json() if as_json else summary(report))

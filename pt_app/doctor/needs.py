@@ -80,7 +80,9 @@ class Needs:
         try:
             data = read_dataset(folder, self.settings.allow_leaks)
         except UserError as error:
-            fix = f"judge data check {folder}, or name another folder with --data_dir"
+            fix = "name the folder with --data_dir; judge data generate makes one"
+            if folder.is_dir():
+                fix = f"mend the rows (judge data check {folder}), or name another with --data_dir"
             return Finding("data", "fail", one_line(error), fix)
         rows = f"{len(data.train)} rows to train on, {len(data.val)} to validate, {len(data.test)}"
         return Finding("data", "ok", f"{folder}: {rows} to test")
@@ -115,8 +117,11 @@ class Needs:
             fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
             if mode == "online":
                 yield Finding("tracking", "fail", problem, fix)
-                return
-            yield Finding("tracking", "ok", f"{problem}: kept in the run's folder for judge sync")
+            elif problem.startswith("no W&B key"):
+                said = f"{problem}: the run is kept in its folder for judge sync"
+                yield Finding("tracking", "ok", said)
+            else:  # there, but of no use
+                yield Finding("tracking", "warn", problem, fix)
         elif self.offline:
             yield Finding("tracking", "ok", f"a key for {host}; kept for judge sync without it")
         else:
