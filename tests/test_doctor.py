@@ -111,7 +111,7 @@ def test_settings_of_a_file_are_those_that_are_looked_at(
     config.write_text(f"model: tiny\ndata_dir: {rows}\noutput_dir: {tmp_path}\ntracking: 'off'\n")
     found = needs(False, ["--config", str(config)])
     assert found["base"].said.startswith("tiny: shipped")
-    assert {finding.status for finding in found.values()} == {"ok"}
+    assert {finding.status for finding in found.values()} <= {"ok", "warn"}
 
 
 def test_a_base_that_lacks_a_file_or_a_template_is_named(
@@ -215,13 +215,14 @@ def test_a_gpu_that_torch_does_not_see_is_found_with_its_remedy(
     monkeypatch.setattr(machine.sys, "platform", "linux")
     for name in ("proc/driver/nvidia/version", "dev/kfd"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  595.71.05\n")
     platform = platforms.decide("cuda")
     if not platform.on_cpu:
         pytest.skip("this machine has a GPU")
     found = by_name(check_machine("cuda", platform, tmp_path))
     assert found["NVIDIA GPU"].status == found["AMD GPU"].status == "fail"
     assert "make install-rocm" in found["AMD GPU"].fix
+    assert found["driver"].said == "NVIDIA 595.71.05"
     monkeypatch.setattr(machine.os, "access", lambda *_: False)
     found = by_name(check_machine("mps", platforms.decide("mps"), tmp_path))
     assert found["NVIDIA GPU"].status == "warn"

@@ -110,7 +110,7 @@ def _table(section: str, findings: Sequence[Finding]) -> Table:
 def summary(report: Report) -> str:
     """The last line."""
     ok, warned, failed = (report.count(status) for status in ("ok", "warn", "fail"))
-    end = "" if not failed else ": mend what is marked fail, then run judge doctor again"
+    end = "" if not failed else ": mend them, then run judge doctor again"
     return f"{ok} ok, {warned} to know of, {failed} failed{end}"
 
 

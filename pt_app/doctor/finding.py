@@ -18,6 +18,9 @@ class Finding:
     said: str
     fix: str = ""
 
+    def __post_init__(self) -> None:
+        assert self.fix or self.status in ("ok", "skip"), f"{self.name}: what mends it?"
+
 
 Check = Callable[[], Iterator[Finding]]
 

@@ -2,6 +2,7 @@
 
 import os
 import platform as system
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ ROCM_FAMILIES = {"gfx103": "10.3.0", "gfx110": "11.0.0", "gfx115": "11.5.1"}
 def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iterator[Finding]:
     """The device that was chosen and why, what it lacks, and how much memory there is."""
     yield Finding("device", "ok", f"{platform.hardware}; {platform.reason}")
+    yield from _drivers(root)
     yield from _unseen(recipe, platform, root)
     if platform.device == "cuda":
         yield from _gpu()
@@ -30,6 +32,14 @@ def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iter
         yield from _apple()
     limit, why = memory_limit(root)
     yield Finding("memory", "ok", f"{limit / GIB:.1f} GiB for this process: {why}")
+
+
+def _drivers(root: Path) -> Iterator[Finding]:
+    for maker, name in (("NVIDIA", "proc/driver/nvidia/version"), ("AMD", "sys/module/amdgpu")):
+        file = root / name / "version" if maker == "AMD" else root / name
+        if file.is_file():
+            found = re.search(r"\d+\.[\d.]+", file.read_text(encoding="utf-8"))
+            yield Finding("driver", "ok", f"{maker} {found[0] if found else 'without a version'}")
 
 
 def _unseen(recipe: Recipe, platform: Platform, root: Path) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pt_app.doctor.finding import Finding, one_line
+from pt_app.doctor.finding import Finding, found_by, one_line
 from pt_app.errors import UserError
 from pt_app.eval_model import models, tracking_access
 from pt_app.eval_model.data import read_dataset
@@ -29,20 +29,31 @@ class Needs:
     offline: bool
 
     def check(self) -> Iterator[Finding]:
-        """The base, its tokenizer, the data, and the folder that is written."""
-        source, finding = self._base()
+        """The base, its tokenizer, the data, and the folders that are written."""
+        yield from found_by("base", self._base)
+        yield from found_by("data", self._data)
+        yield from found_by("output", self._output)
+        yield from found_by("cache", self._cache)
+
+    def _base(self) -> Iterator[Finding]:
+        source, finding = self._source()
         yield finding
         if source is not None:
             yield _tokenizer(source)
             yield from _code_of_its_own(source)
-        yield self._data()
-        yield self._output()
-        yield _cache()
+
+    def _cache(self) -> Iterator[Finding]:
+        from huggingface_hub import constants
+
+        folder = Path(constants.HF_HUB_CACHE)
+        free = shutil.disk_usage(_existing(folder)).free
+        there = "" if folder.is_dir() else ", not made yet"
+        yield Finding("cache", "ok", f"{folder}{there}: {free / GIB:.1f} GiB free")
         if self.offline and os.environ.get("HF_HUB_OFFLINE") != "1":
             said = "HF_HUB_OFFLINE is not set: what looks for the hub waits for it"
             yield Finding("hub", "warn", said, "export HF_HUB_OFFLINE=1 in the job")
 
-    def _base(self) -> tuple[ModelSource | None, Finding]:
+    def _source(self) -> tuple[ModelSource | None, Finding]:
         """The base as `resolve_model` would find it, but nothing is fetched."""
         name = self.settings.model
         local = name == models.TINY or Path(name).expanduser().is_dir()
@@ -75,7 +86,7 @@ class Needs:
             return Finding("base", "fail", said, f"{fetch}, where there is a network; --model tiny")
         return Finding("base", "warn", f"{said}; {host} answers: the run would fetch it", fetch)
 
-    def _data(self) -> Finding:
+    def _data(self) -> Iterator[Finding]:
         folder = Path(self.settings.data_dir)
         try:
             data = read_dataset(folder, self.settings.allow_leaks)
@@ -83,11 +94,12 @@ class Needs:
             fix = "name the folder with --data_dir; judge data generate makes one"
             if folder.is_dir():
                 fix = f"mend the rows (judge data check {folder}), or name another with --data_dir"
-            return Finding("data", "fail", one_line(error), fix)
+            yield Finding("data", "fail", one_line(error), fix)
+            return
         rows = f"{len(data.train)} rows to train on, {len(data.val)} to validate, {len(data.test)}"
-        return Finding("data", "ok", f"{folder}: {rows} to test")
+        yield Finding("data", "ok", f"{folder}: {rows} to test")
 
-    def _output(self) -> Finding:
+    def _output(self) -> Iterator[Finding]:
         """Whether the folder can be written, by writing; and the room that it has."""
         wanted = Path(self.settings.output_dir)
         folder = _existing(wanted)
@@ -96,14 +108,16 @@ class Needs:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            return Finding("output", "fail", f"{wanted} cannot be written: {error.strerror}", other)
+            yield Finding("output", "fail", f"{wanted} cannot be written: {error.strerror}", other)
+            return
         free = shutil.disk_usage(folder).free
         said = f"{wanted}: {free / GIB:.1f} GiB free"
         if free < ROOM:
-            return Finding("output", "fail", f"{said}, a run needs 1", f"make room, or {other}")
-        if free < LITTLE:
-            return Finding("output", "warn", said, f"make room, or {other}")
-        return Finding("output", "ok", said)
+            yield Finding("output", "fail", f"{said}, a run needs 1", f"make room, or {other}")
+        elif free < LITTLE:
+            yield Finding("output", "warn", said, f"make room, or {other}")
+        else:
+            yield Finding("output", "ok", said)
 
     def tracking(self) -> Iterator[Finding]:
         """Where the numbers of a run would go; of a key only whether there is one."""
@@ -133,15 +147,6 @@ def _existing(path: Path) -> Path:
     """The folder itself, or the nearest one above it that is there."""
     path = path.expanduser().absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _cache() -> Finding:
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE)
-    free = shutil.disk_usage(_existing(folder)).free
-    there = "" if folder.is_dir() else ", not made yet"
-    return Finding("cache", "ok", f"{folder}{there}: {free / GIB:.1f} GiB free")
 
 
 def _tokenizer(source: ModelSource) -> Finding:

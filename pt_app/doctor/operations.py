@@ -6,12 +6,13 @@ are those at which the fault showed, so a check costs a few milliseconds.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from pt_app.doctor.finding import Finding
+from pt_app.doctor.finding import Finding, Status, found_by
 from pt_app.doctor.side import TOLERANCE, Side, error_of
 from pt_app.eval_model.packing import IGNORED, Tree
 from pt_app.eval_model.tree_attention import tree_mask
@@ -48,6 +49,13 @@ def _broadcast_mask(side: Side) -> Tensors:
     mask = torch.zeros(2, 1, 8, 8)
     mask[0, 0, 4:, :4] = -torch.inf
     return [F.scaled_dot_product_attention(query, query, query, side.put(mask))]
+
+
+def _strided_attention(side: Side) -> Tensors:
+    """As a model calls it: heads moved by a view. Up to 8 queries have a kernel of their own."""
+    query = side.draw(2, 8, 4, 64).transpose(1, 2)
+    with torch.no_grad():
+        return [F.scaled_dot_product_attention(query, query, query)]
 
 
 def _tree_attention(side: Side) -> Tensors:
@@ -140,10 +148,11 @@ OPERATIONS = (
     Operation(
         "attention, packs",
         _tree_attention,
-        "ROCm: pytorch issue 147460; MPS: issues 163597, 170837; CUDA: issue 178251",
+        "ROCm: pytorch issue 147460; CUDA: issue 178251",
         fix="install the torch that the requirements name (ROCm: 2.7 or newer)" + DO_NOT_TRAIN,
     ),
     Operation("attention, masks", _broadcast_mask, "MPS: pytorch PR 184180"),
+    Operation("attention, strided", _strided_attention, "MPS: pytorch issue 163597, PR 170874"),
     Operation(
         "attention, empty rows",
         _masked_row,
@@ -190,17 +199,21 @@ OPERATIONS = (
 )
 
 
-def check_operations(device: str, dtype: torch.dtype) -> Iterator[Finding]:
-    """Compare each operation in float32, and in the compute dtype where that has 16 bits."""
+def check_operations(device: str, dtype: torch.dtype, broken: Status = "fail") -> Iterator[Finding]:
+    """Compare each operation in float32, and in the compute dtype where that has 16 bits.
+
+    `broken` is what an operation counts as that the device cannot compute at all.
+    """
     for operation in OPERATIONS:
         dtypes = [
             d for d in dict.fromkeys((torch.float32, dtype)) if 8 * d.itemsize in operation.bits
         ]
         if dtypes:
-            yield _compare(operation, device, dtypes)
+            compare = partial(_compare, operation, device, dtypes)
+            yield from found_by(operation.name, compare, broken)
 
 
-def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -> Finding:
+def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[Finding]:
     errors = []
     for dtype in dtypes:
         side = Side.of_device(device, dtype)
@@ -209,9 +222,10 @@ def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -
     pairs = list(zip(dtypes, errors, strict=True))
     wrong = [pair for pair in pairs if not pair[1] <= TOLERANCE[pair[0]]]
     if not wrong:
-        return Finding(operation.name, "ok", f"{_said(pairs)} off float64 on the CPU")
+        yield Finding(operation.name, "ok", f"{_said(pairs)} off float64 on the CPU")
+        return
     said = f"{_said(wrong)} off float64 on the CPU; seen before on {operation.source}"
-    return Finding(operation.name, "fail" if operation.used else "warn", said, operation.fix)
+    yield Finding(operation.name, "fail" if operation.used else "warn", said, operation.fix)
 
 
 def _said(pairs: Sequence[tuple[torch.dtype, float]]) -> str:

@@ -17,8 +17,7 @@ log = logging.getLogger(__name__)
 
 def arithmetic(platform: Platform, broken: Status = "fail") -> Iterator[Finding]:
     """What the device computes, against float64 on the CPU; `broken` as in `found_by`."""
-    device, dtype = platform.device, platform.compute_dtype
-    yield from found_by("operations", lambda: check_operations(device, dtype), broken)
+    yield from check_operations(platform.device, platform.compute_dtype, broken)
     yield from training(platform, broken)
 
 
