@@ -3,10 +3,12 @@
 Faults touch float32 alone: the reference computes in float64.
 """
 
+import importlib
 import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,9 @@ from pt_app.doctor.operations import check_operations
 from pt_app.doctor.parity import check_training_step
 from pt_app.doctor.short import arithmetic, check_first
 from pt_app.errors import UserError
-from pt_app.eval_model import platforms
+from pt_app.eval_model import platforms, tree_attention
 from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.settings import RECIPES
 from tests.conftest import ROOT
 
 Fault = Callable[..., Any]
@@ -225,12 +228,8 @@ def test_an_attention_that_misreads_a_packs_mask_fails_the_training_step(
 def test_the_projects_own_attention_in_blocks_is_checked_too(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pt_app.eval_model import tree_attention
-
     own = tree_attention._probabilities
-    monkeypatch.setattr(
-        tree_attention, "_probabilities", lambda *args: own(*args) * 0.9, raising=True
-    )
+    monkeypatch.setattr(tree_attention, "_probabilities", lambda *args: own(*args) * 0.9)
     found = by_name(check_training_step(replace(platform, attention="judge_blocks")))
     assert found["step, plain rows"].status == "ok"
     assert found["step, pack"].status == "fail"
@@ -282,6 +281,18 @@ def test_a_run_on_a_wrong_device_stops_before_it_loads_a_model(
     gpu = DressedAsGpu(**vars(platform))
     with pytest.raises(UserError, match=r"wrongly: linear, strided: .*162779.*torch 2\.14"):
         check_first(gpu)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_on_a_wrong_device_leaves_nothing_behind(
+    recipe: str, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = importlib.import_module(f"pt_app.eval_model.judge_train_{recipe}").main
+    own = tree_attention._probabilities
+    monkeypatch.setattr(tree_attention, "_probabilities", lambda *args: own(*args) * 0.9)
+    with pytest.raises(UserError, match="computes wrongly: step, pack"):
+        main([f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 class DressedAsGpu(Platform):

@@ -24,6 +24,7 @@ from pt_app.eval_model.trainer import summed_loss
 from pt_app.eval_model.tree_attention import use_attention
 
 VOCABULARY, PAD = 256, 0
+HIDDEN = RANK = 64  # so that adapter weights have the 4,096 numbers from which 8-bit states begin
 SHAPES = Shapes.up_to(64, 2)  # so that packs have pads, as on MPS
 LEARNING_RATE, DECAY = 1e-2, 0.1
 DO_NOT_TRAIN = (
@@ -72,7 +73,7 @@ def _model() -> Any:
 
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=64,
+        hidden_size=HIDDEN,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -83,7 +84,7 @@ def _model() -> Any:
         pad_token_id=PAD,
     )
     model = attach_lora(
-        Qwen2ForCausalLM(config), r=4, alpha=8, dropout=0.0, targets="q_proj,v_proj,down_proj"
+        Qwen2ForCausalLM(config), r=RANK, alpha=RANK, dropout=0.0, targets="q_proj,v_proj,down_proj"
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -93,13 +94,13 @@ def _model() -> Any:
 
 def _placed(model: Any, side: Side, attention: str) -> Any:
     """A copy of the model on a side: the base rounded to its dtype, the adapter kept whole."""
-    placed = copy.deepcopy(model)
+    placed = copy.deepcopy(model).to(side.device)
     whole = torch.promote_types(side.dtype, torch.float32)
     for parameter in placed.parameters():
-        values = parameter.data if parameter.requires_grad else parameter.data.to(side.rounded_to)
-        kind = whole if parameter.requires_grad else side.dtype
-        parameter.data = values.to(side.device, kind)
-    placed.to(side.device)  # buffers
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(whole)
+        else:
+            parameter.data = parameter.data.to(side.rounded_to).to(side.dtype)
     use_attention(placed, attention)
     return placed.train()
 
@@ -154,7 +155,7 @@ def _check_optimizer(platform: Platform, model: Any) -> Finding:
     errors = {name: error_of(updates[name], right[name] - before[name]) for name in right}
     worst = max(errors, key=lambda name: errors[name])
     name, said = "step, optimizer", f"{platform.optimizer}: updates {errors[worst]:.0e} off AdamW"
-    # An update is the difference of two float32 weights a hundred times as large.
+    # An update is the difference of two float32 weights that are larger; GPUs divide roughly here.
     tolerance = 10 * TOLERANCE[torch.float32]
     if errors[worst] <= tolerance:
         return Finding(name, "ok", said)
