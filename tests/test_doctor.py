@@ -324,6 +324,20 @@ def test_a_precision_that_the_device_has_not_is_a_finding(
     assert report.sections["run"][0].status == "ok"
 
 
+def test_a_driver_that_breaks_off_is_a_finding(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA driver initialization failed")
+
+    monkeypatch.setattr(platforms, "decide", broken)
+    argv = flags(base, rows, tmp_path, "--tracking=off")
+    report = examine("cuda", sections_of("cuda", argv, True), quiet=True)
+    (wrong,) = report.sections["machine"]
+    assert (wrong.status, wrong.said) == ("fail", "CUDA driver initialization failed")
+    assert report.sections["run"][0].status == "ok"
+
+
 def test_the_form_for_apple_says_where_there_is_no_apple_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

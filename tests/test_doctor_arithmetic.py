@@ -17,11 +17,13 @@ import torch.nn.functional as F  # noqa: N812
 
 from pt_app.doctor import nf4, operations
 from pt_app.doctor.finding import Finding, found_by
+from pt_app.doctor.needs import QWEN_WORDS
 from pt_app.doctor.operations import check_operations
 from pt_app.doctor.parity import check_training_step
 from pt_app.doctor.short import arithmetic, check_first
 from pt_app.errors import UserError
 from pt_app.eval_model import platforms, tree_attention
+from pt_app.eval_model.models import resolve_model
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import RECIPES
 from tests.conftest import ROOT
@@ -157,8 +159,8 @@ FAULTS = {
 def test_a_right_device_passes_every_check_in_each_compute_dtype(platform: Platform) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         dressed = replace(platform, compute_dtype=dtype, weights="nf4")
-        found = by_name(arithmetic(dressed))
-        assert len(found) == len(operations.OPERATIONS) + (4 if dtype == torch.float32 else 5)
+        found = by_name(arithmetic(dressed, QWEN_WORDS))
+        assert len(found) == len(operations.OPERATIONS) + (5 if dtype == torch.float32 else 6)
         assert {f.status for f in found.values()} == {"ok"}, found
 
 
@@ -168,7 +170,7 @@ def test_a_known_fault_of_a_backend_is_named_with_its_source_and_fix(
 ) -> None:
     name, wrong, caught = FAULTS[source]
     monkeypatch.setattr(F, name, wrong_in_float32(getattr(F, name), wrong))
-    found = by_name(check_operations("cpu", torch.float32))
+    found = by_name(check_operations("cpu", torch.float32, QWEN_WORDS))
     assert failing(iter(found.values())) == caught
     for operation in caught:
         assert source.split()[-1] in " ".join(found[name].said for name in caught), operation
@@ -188,7 +190,7 @@ def test_a_wrong_addcdiv_is_seen_in_its_check_and_in_the_optimizers(
 
     monkeypatch.setattr(torch.Tensor, "addcdiv_", scaled)
     monkeypatch.setattr(torch, "_foreach_addcdiv_", scaled_foreach)
-    assert failing(check_operations("cpu", torch.float32)) == {"Adam's parts"}
+    assert failing(check_operations("cpu", torch.float32, QWEN_WORDS)) == {"Adam's parts"}
     found = by_name(check_training_step(platform))
     assert failing(iter(found.values())) == {"step, optimizer"}
     assert "addcdiv" in found["step, optimizer"].fix
@@ -205,7 +207,7 @@ def test_a_fused_adam_that_steps_over_an_overflow_is_a_warning(
                 own(weight.data, weight.grad, alpha=-1e-3)
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
-    found = by_name(check_operations("cpu", torch.float32))
+    found = by_name(check_operations("cpu", torch.float32, QWEN_WORDS))
     assert failing(iter(found.values())) == {"fused Adam, skipped step"}
     assert found["fused Adam, skipped step"].status == "warn"
 
@@ -280,7 +282,7 @@ def test_a_run_on_a_wrong_device_stops_before_it_loads_a_model(
     monkeypatch.setattr(F, "linear", wrong_in_float32(F.linear, with_strides_unread))
     gpu = DressedAsGpu(**vars(platform))
     with pytest.raises(UserError, match=r"wrongly: linear, strided: .*162779.*torch 2\.14"):
-        check_first(gpu)
+        check_first(gpu, resolve_model("tiny"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -293,6 +295,21 @@ def test_a_recipe_on_a_wrong_device_leaves_nothing_behind(
     with pytest.raises(UserError, match="computes wrongly: step, pack"):
         main([f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_large_heads_stops_no_run_on_a_base_of_few_words(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(F, "linear", wrong_in_float32(F.linear, reading_too_far))
+    monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
+    gpu = DressedAsGpu(**vars(platform))
+    tiny = resolve_model("tiny")
+    with caplog.at_level(logging.INFO, "pt_app"):
+        check_first(gpu, tiny)
+    assert "doctor: sums of 33,001 terms: " in caplog.text
+    monkeypatch.setattr("pt_app.doctor.short.words_of", lambda _: 50_257)
+    with pytest.raises(UserError, match="computes wrongly: head of 50,257 words"):
+        check_first(gpu, tiny)
 
 
 class DressedAsGpu(Platform):
@@ -308,9 +325,9 @@ def test_a_check_that_cannot_be_made_does_not_stop_a_run(
         raise RuntimeError("not implemented on this device")
 
     monkeypatch.setattr("pt_app.doctor.short.check_training_step", gone)
-    logging.getLogger("pt_app").propagate = True
+    monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
     with caplog.at_level(logging.INFO, "pt_app"):
-        check_first(platform)
+        check_first(platform, resolve_model("tiny"))
     assert "the check broke off: RuntimeError: not implemented on this device" in caplog.text
     assert "doctor: 0 checks passed" in caplog.text
 
@@ -319,7 +336,7 @@ def test_the_short_form_changes_no_random_number_of_the_run(platform: Platform) 
     torch.manual_seed(3)
     right = torch.randn(4)
     torch.manual_seed(3)
-    check_first(platform)
+    check_first(platform, resolve_model("tiny"))
     assert torch.equal(torch.randn(4), right)
 
 

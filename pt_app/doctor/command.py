@@ -9,12 +9,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pt_app.doctor.finding import Finding, found_by
+from pt_app.doctor.finding import Finding, found_by, one_line
 from pt_app.doctor.machine import check_machine
-from pt_app.doctor.needs import Needs
+from pt_app.doctor.needs import Needs, words_of
 from pt_app.doctor.packages import check_packages
 from pt_app.doctor.short import arithmetic
-from pt_app.errors import UserError
 from pt_app.eval_model import console, platforms
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Recipe, resolve
@@ -58,26 +57,29 @@ def sections_of(recipe: Recipe, argv: Sequence[str], offline: bool) -> Iterator[
         platform = platforms.decide(
             recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
         )
-    except UserError as error:
-        wrong = Finding("device", "fail", str(error), "as the line above says")
+    except Exception as error:  # a wrong precision, or a driver that breaks off
+        fix = "choose other flags where it names one; else install driver and torch again"
+        wrong = Finding("device", "fail", one_line(error), fix)
         yield "machine", lambda: iter([wrong])
     else:
-        yield from of_platform(recipe, platform)
+        yield from of_platform(recipe, platform, needs)
     yield "run", needs.check
     yield "tracking", needs.tracking
 
 
-def of_platform(recipe: Recipe, platform: Platform) -> Iterator[Section]:
-    """The checks of a device, whatever run is meant."""
+def of_platform(
+    recipe: Recipe, platform: Platform, needs: Needs | None = None
+) -> Iterator[Section]:
+    """The checks of a device, at the size of the base that a run needs."""
     yield "machine", lambda: check_machine(recipe, platform)
-    yield "arithmetic", lambda: _arithmetic(platform)
+    yield "arithmetic", lambda: _arithmetic(platform, needs)
 
 
-def _arithmetic(platform: Platform) -> Iterator[Finding]:
+def _arithmetic(platform: Platform, needs: Needs | None) -> Iterator[Finding]:
     if platform.on_cpu:
         said = "no accelerator: the CPU's own float32 is compared with its float64"
         yield Finding("device", "skip", said)
-    yield from arithmetic(platform)
+    yield from arithmetic(platform, words_of(needs.source()[0] if needs else None))
 
 
 def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) -> Report:

@@ -17,6 +17,7 @@ from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.settings import Settings
 
 GIB = 2**30
+QWEN_WORDS = 151_936  # of the head of the recipes' default bases
 # Checkpoints and adapter of a 3B base take some 100 MB; a report and a W&B run a few more.
 ROOM, LITTLE = 1 * GIB, 5 * GIB
 
@@ -36,7 +37,7 @@ class Needs:
         yield from found_by("cache", self._cache)
 
     def _base(self) -> Iterator[Finding]:
-        source, finding = self._source()
+        source, finding = self.source()
         yield finding
         if source is not None:
             yield _tokenizer(source)
@@ -53,7 +54,7 @@ class Needs:
             said = "HF_HUB_OFFLINE is not set: what looks for the hub waits for it"
             yield Finding("hub", "warn", said, "export HF_HUB_OFFLINE=1 in the job")
 
-    def _source(self) -> tuple[ModelSource | None, Finding]:
+    def source(self) -> tuple[ModelSource | None, Finding]:
         """The base as `resolve_model` would find it, but nothing is fetched."""
         name = self.settings.model
         local = name == models.TINY or Path(name).expanduser().is_dir()
@@ -141,6 +142,15 @@ class Needs:
         else:
             access = tracking_access.resolve_access(mode)
             yield Finding("tracking", "ok", f"a key for {host}; {access.mode}: {access.reason}")
+
+
+def words_of(source: ModelSource | None) -> int:
+    """How many words the head of a base has, by its config.json; else as many as Qwen2's."""
+    if source is None:
+        return QWEN_WORDS
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    words = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return int(words or QWEN_WORDS)
 
 
 def _existing(path: Path) -> Path:

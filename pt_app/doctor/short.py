@@ -5,19 +5,21 @@ import time
 from collections.abc import Iterator
 
 from pt_app.doctor.finding import Finding, Status, found_by
+from pt_app.doctor.needs import words_of
 from pt_app.doctor.nf4 import check_nf4
 from pt_app.doctor.operations import check_operations
 from pt_app.doctor.parity import check_training_step
 from pt_app.errors import UserError
 from pt_app.eval_model import console
+from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.platforms import Platform
 
 log = logging.getLogger(__name__)
 
 
-def arithmetic(platform: Platform, broken: Status = "fail") -> Iterator[Finding]:
-    """What the device computes, against float64 on the CPU; `broken` as in `found_by`."""
-    yield from check_operations(platform.device, platform.compute_dtype, broken)
+def arithmetic(platform: Platform, words: int, broken: Status = "fail") -> Iterator[Finding]:
+    """What the device computes, against float64 on the CPU; `words` of the base's head."""
+    yield from check_operations(platform.device, platform.compute_dtype, words, broken)
     yield from training(platform, broken)
 
 
@@ -27,8 +29,8 @@ def training(platform: Platform, broken: Status = "fail") -> Iterator[Finding]:
     yield from found_by("NF4", lambda: check_nf4(platform), broken)
 
 
-def check_first(platform: Platform) -> None:
-    """Check the device that a run is about to train on, each rank its own.
+def check_first(platform: Platform, source: ModelSource) -> None:
+    """Check the device that a run is about to train `source` on, each rank its own.
 
     A CPU does a training step alone: its operations are what the others are compared with. A check
     that cannot be made is a line in the log, and the run itself shows whether it matters. Raises
@@ -39,9 +41,11 @@ def check_first(platform: Platform) -> None:
 
         PartialState(cpu=platform.on_cpu)  # gives each rank its device
     start = time.perf_counter()
-    look = training if platform.on_cpu else arithmetic
+    found = training(platform, "warn")
+    if not platform.on_cpu:
+        found = arithmetic(platform, words_of(source), "warn")
     passed = 0
-    for finding in look(platform, "warn"):
+    for finding in found:
         if finding.status == "fail":
             raise UserError(f"this device computes wrongly: {finding.name}: {_said(finding)}")
         if finding.status == "warn":

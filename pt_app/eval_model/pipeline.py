@@ -44,10 +44,10 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
         recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
     )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
-    check_first(platform)
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
+    check_first(platform, prepared.source)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
     with Tracker.start(
