@@ -281,7 +281,7 @@ def test_a_run_on_a_wrong_device_stops_before_it_loads_a_model(
 ) -> None:
     monkeypatch.setattr(F, "linear", wrong_in_float32(F.linear, with_strides_unread))
     gpu = DressedAsGpu(**vars(platform))
-    with pytest.raises(UserError, match=r"wrongly: linear, strided: .*162779.*torch 2\.14"):
+    with pytest.raises(UserError, match=r"doctor: linear, strided: .*162779.*torch 2\.14"):
         check_first(gpu, resolve_model("tiny"))
 
 
@@ -292,7 +292,7 @@ def test_a_recipe_on_a_wrong_device_leaves_nothing_behind(
     main = importlib.import_module(f"pt_app.eval_model.judge_train_{recipe}").main
     own = tree_attention._probabilities
     monkeypatch.setattr(tree_attention, "_probabilities", lambda *args: own(*args) * 0.9)
-    with pytest.raises(UserError, match="computes wrongly: step, pack"):
+    with pytest.raises(UserError, match=r"doctor: step, pack: .*do not train on this device"):
         main([f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
@@ -308,7 +308,7 @@ def test_a_fault_of_large_heads_stops_no_run_on_a_base_of_few_words(
         check_first(gpu, tiny)
     assert "doctor: sums of 33,001 terms: " in caplog.text
     monkeypatch.setattr("pt_app.doctor.short.words_of", lambda _: 50_257)
-    with pytest.raises(UserError, match="computes wrongly: head of 50,257 words"):
+    with pytest.raises(UserError, match="doctor: head of 50,257 words"):
         check_first(gpu, tiny)
 
 

@@ -47,7 +47,7 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     passed = 0
     for finding in found:
         if finding.status == "fail":
-            raise UserError(f"this device computes wrongly: {finding.name}: {_said(finding)}")
+            raise UserError(f"doctor: {finding.name}: {_said(finding)}")
         if finding.status == "warn":
             log.warning("doctor: %s: %s", finding.name, _said(finding))
         passed += finding.status == "ok"
