@@ -40,7 +40,7 @@ def resolve_model(name: str) -> ModelSource:
     elif folder.is_dir():
         source = ModelSource(folder.resolve().name, folder)
     else:
-        path = _from_cache(name) or _from_hub(name)
+        path = from_cache(name) or _from_hub(name)
         source = ModelSource(name, path, path.name)
     if not (source.path / "config.json").is_file():
         raise UserError(f'model "{name}": {source.path} has no config.json; name a model\'s folder')
@@ -48,7 +48,7 @@ def resolve_model(name: str) -> ModelSource:
     return source
 
 
-def _from_cache(name: str) -> Path | None:
+def from_cache(name: str) -> Path | None:
     """Give the complete snapshot of a hub model in the local cache, if there is one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

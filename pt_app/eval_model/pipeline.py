@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from pt_app.doctor.short import check_first
 from pt_app.eval_model import adapters, console, models, out_of_memory, platforms, runs
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.eval_model.gated_mlp import keep_less
@@ -50,6 +51,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
+    check_first(platform, prepared.source)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
     with Tracker.start(
