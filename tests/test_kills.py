@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.eval_model.settings import RECIPES, Recipe
+from pt_app.eval_model.settings import Recipe
 from tests.conftest import ROOT
 from tests.test_recipes import flags, recipe_path
 
@@ -71,16 +71,17 @@ STEPS = 120  # 24 rows in steps of 4, 20 epochs
 PACKS = ["--pack_tokens=100"]  # so that a step has several packs to be killed between
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_run_killed_at_25_random_points_ends_with_the_uninterrupted_adapter(
-    base: Path, rows: Path, tmp_path: Path, recipe: Recipe
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("recipe", "kills"), [("mps", 25), ("cuda", 12)])
+def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
+    base: Path, rows: Path, tmp_path: Path, recipe: Recipe, kills: int
 ) -> None:
     """In the midst of steps, epochs and savings, with adamw_torch and with paged_adamw_8bit."""
     process = start(base, rows, tmp_path / "whole", *PACKS, script=[recipe_path(recipe)])
     output, _ = process.communicate()
     assert process.returncode == 0, output
     rng = random.Random(recipe)
-    points = sorted(rng.sample(range(4, STEPS), 25))
+    points = sorted(rng.sample(range(4, STEPS), kills))
     for killed, step in enumerate(points):
         where = rng.choice(["0", "1", "1", "saving"])
         script = ["-m", "tests.killed_recipe", recipe, str(step), where]
