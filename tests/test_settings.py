@@ -6,6 +6,7 @@ import pytest
 
 from pt_app.errors import UserError
 from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve, table
+from tests.conftest import ROOT
 
 OTHER = {  # a value for each flag that is no recipe's default
     "model": "tiny",
@@ -139,3 +140,22 @@ def test_missing_config_file_and_unknown_flag_are_refused() -> None:
         settings("mps", "--config", "nowhere.yaml")
     with pytest.raises(UserError, match="--learning_rate"):
         settings("mps", "--learning_rate", "1")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").iterdir()), ids=lambda path: path.name)
+def test_shipped_settings_file_opens_with_the_command_that_runs_it(path: Path) -> None:
+    command = path.read_text().splitlines()[0].removeprefix("# ").split()
+    if path.suffix == ".json":  # which has no comments
+        command = [
+            "python",
+            "pt_app/eval_model/judge_train_mps.py",
+            "--config",
+            f"configs/{path.name}",
+        ]
+    python, script, *argv = command
+    assert python == "python"
+    assert (ROOT / script).is_file()
+    assert argv == ["--config", f"configs/{path.name}"]
+    recipe: Recipe = "cuda" if "cuda" in script else "mps"
+    resolved = settings(recipe, "--config", str(path))
+    assert resolved != settings(recipe)
