@@ -12,11 +12,12 @@ import torch
 from pt_app.errors import UserError
 from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.out_of_memory import explained, is_out_of_memory
+from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.trainer import JudgeTrainer
 from tests.conftest import ROOT
 from tests.rows import write_rows
 from tests.test_kills import losses
-from tests.test_recipes import flags
+from tests.test_recipes import flags, main
 from tests.test_trainer import PAD, assert_same, make_examples, train
 from tests.tiny_models import make_model_folder
 
@@ -84,6 +85,47 @@ def test_an_allocation_that_failed_is_told_from_other_errors(error: BaseExceptio
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_validation_that_runs_out_of_memory_never_ends_a_training(
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fits: bool,
+) -> None:
+    own = JudgeScorer.score
+
+    def score(self: JudgeScorer, *args: Any, **kwargs: Any) -> Any:
+        if self.batch_tokens > 1000 or not fits:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 17.04 GB)")
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(JudgeScorer, "score", score)
+    more = ["--tracking=off", "--skip_eval", "--eval_steps=3", "--save_steps=0"]
+    main("mps", flags(base, rows, tmp_path, *more))
+    said = capsys.readouterr().out
+    assert "batches of 1024 tokens are tried" in said
+    assert ("this validation ran out of memory and is left out" in said) is not fits
+    assert ("eval_kappa" in said) is fits
+    assert list(tmp_path.glob("*_final"))
+
+
+def test_evaluation_that_runs_out_of_memory_leaves_the_adapter_and_says_how_to_go_on(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pt_app.eval_model.pipeline.evaluate", evaluate)
+    argv = flags(base, rows, tmp_path, "--tracking=off", "--eval_steps=0")
+    with pytest.raises(UserError, match=r"the evaluation on the CPU ran out .* is whole, .*_final"):
+        main("mps", argv)
+    monkeypatch.undo()
+    main("mps", [*argv, "--resume"])
+    assert list(tmp_path.glob("*_final/evaluation/results.json"))
 
 
 def squeezed(base: Path, rows: Path, out: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:

@@ -195,6 +195,8 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         """Log the numbers of `validate`, and save a checkpoint where they are the best so far."""
         assert self.validate is not None
         numbers = self.validate(self.accelerator.unwrap_model(self.model))
+        if not numbers:  # memory ran out
+            return {}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(metrics)
         control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -203,6 +205,10 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             control.should_save = True
         self.control: transformers.TrainerControl = control
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether these numbers are the best; a validation that was left out has none."""
+        return bool(metrics) and bool(super()._determine_best_metric(metrics, trial))
 
     def load_best(self) -> None:
         """Put back the weights of the best validation; the last ones stay where there is none."""

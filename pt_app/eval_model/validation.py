@@ -1,14 +1,17 @@
 """How good a judge is while it is trained: verdict quality and loss on the validation split."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 
 from pt_app.eval_model import console
 from pt_app.eval_model.layout import Layout
+from pt_app.eval_model.out_of_memory import is_out_of_memory
 from pt_app.eval_model.packing import StepCollator
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample
@@ -17,6 +20,8 @@ from pt_app.eval_model.trainer import summed_loss
 from pt_app.eval_model.tree_attention import why_no_tree
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.summary import strict_agreement
+
+log = logging.getLogger(__name__)
 
 
 def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
@@ -46,20 +51,16 @@ class Validation:
     sharded: bool = False
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """The quality metric, the share of parse failures, and the loss a supervised token."""
-        rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
-        mine = list(self.rows[rank::ranks])
-        scorer = JudgeScorer(
-            model,
-            self.encoder,
-            batch_tokens=self.collate.budget,
-            progress=False,
-            shapes=self.layout.shapes,
-        )
-        scored = zip(mine, scorer.score(mine), strict=True)
-        verdicts = [(row.label, score.verdict) for row, score in scored]
-        part = (verdicts, *self._loss(model, list(self.encoded)[rank::ranks]))
+        """The quality metric, the share of parse failures, and the loss a supervised token.
+
+        Where memory runs out, smaller batches are tried; none of these numbers, and a warning,
+        where the smallest do not fit either: a validation never ends a training.
+        """
+        part = self._my_part(model)
         parts = [part] if self.sharded else gather_object([part])
+        if any(part is None for part in parts):
+            log.warning("this validation ran out of memory and is left out; training goes on")
+            return {}
         pairs = [
             (label.verdict, verdict)
             for verdicts, _, _ in parts
@@ -75,11 +76,38 @@ class Validation:
             "loss": sum(total for _, total, _ in parts) / sum(count for _, _, count in parts),
         }
 
-    def _loss(self, model: Any, encoded: Sequence[dict[str, Any]]) -> tuple[float, int]:
+    def _my_part(self, model: Any) -> Any:
+        """Labels with verdicts, summed loss and tokens of this rank's rows; None: no memory."""
+        rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
+        mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
+        budget = self.collate.budget
+        while True:
+            try:
+                verdicts = self._verdicts(model, mine, budget)
+                return (verdicts, *self._loss(model, encoded, replace(self.collate, budget=budget)))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.sharded:  # the others wait within a layer
+                    raise
+            clear_device_cache(garbage_collection=True)
+            if budget <= max((len(row["input_ids"]) for row in encoded), default=0):
+                return None
+            budget //= 2
+            log.warning("validation ran out of memory: batches of %d tokens are tried", budget)
+
+    def _verdicts(self, model: Any, rows: Sequence[JudgeExample], budget: int) -> list[Any]:
+        scorer = JudgeScorer(
+            model, self.encoder, batch_tokens=budget, progress=False, shapes=self.layout.shapes
+        )
+        scored = zip(rows, scorer.score(rows), strict=True)
+        return [(row.label, score.verdict) for row, score in scored]
+
+    def _loss(
+        self, model: Any, encoded: Sequence[dict[str, Any]], collate: StepCollator
+    ) -> tuple[float, int]:
         """Summed cross-entropy and the number of supervised tokens."""
         if not encoded:
             return 0.0, 0
-        step = self.collate(encoded)
+        step = collate(encoded)
         longest = max(len(row["input_ids"]) for row in encoded)
         trees = self.layout.trees and why_no_tree(model, longest) is None
         total, training = 0.0, model.training
