@@ -38,6 +38,8 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
 
     Raises UserError for whatever the user can mend.
     """
+    from pt_app.estimate.command import before_loading, before_training
+
     console.start()
     platform = platforms.decide(
         recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
@@ -46,6 +48,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
+    needs = before_loading(recipe, settings, platform, prepared)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
     with Tracker.start(
@@ -59,8 +62,9 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     ) as tracker:
         adapter = Path(f"{folder}_final")
         if not adapter.exists():
-            model = _load(settings, platform, prepared, load_base)
+            model = load(settings, platform, prepared, load_base)
             trainer = build_trainer(settings, platform, prepared, folder, model, arguments, tracker)
+            before_training(needs, trainer, prepared.source)
             train(trainer, checkpoint)
             if console.is_main_process():
                 _save(settings, platform, prepared, trainer, adapter)
@@ -108,7 +112,8 @@ def _open_run(
     return folder, checkpoint
 
 
-def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase) -> Any:
+def load(settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase) -> Any:
+    """The base of a run with a fresh adapter on it, ready to be trained."""
     set_seed(settings.seed)
     log.info("loading %s, weights in %s", prepared.source.name, platform.weights)
     model = adapters.attach_lora(
