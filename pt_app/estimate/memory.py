@@ -21,9 +21,9 @@ NF4_BLOCK, NF4_SCALES, NF4_TABLES = 64, 256, (16 + 256 + 1) * FLOAT32
 # bitsandbytes' 8-bit Adam (optim/optimizer.py): two bytes a parameter and two scales for each 256;
 # tensors below 4096 parameters stay in 32 bits.
 EIGHT_BIT_BLOCK, LEAST_8_BIT = 256, 4096
-# What torch and its libraries add to a process in its first steps (kernels made for each shape,
-# worker threads, code that is read late): measured, docs/ESTIMATE.md.
-LIBRARIES = 200 * 2**20
+# What torch and its libraries add to a process that trains on a CPU: measured, docs/ESTIMATE.md.
+# Nearly all are oneDNN's kernels, of which it keeps one for each of the last 1024 shapes.
+LIBRARIES = 600 * 2**20
 CUDA_CONTEXT = 600 * 2**20  # and cuBLAS' workspace; from NVIDIA's and others' reports, not measured
 
 
@@ -73,7 +73,9 @@ def limit_of(platform: Platform, gpu_memory: int | None = None) -> Limit:
         return Limit(gpu_memory, "--gpu_memory")
     if not platform.on_cpu:
         free = device_memory(platform)
-        return Limit(free, "not known: say it with --gpu_memory" if free is None else "free on the GPU")
+        return Limit(
+            free, "not known: say it with --gpu_memory" if free is None else "free on the GPU"
+        )
     return host_limit()
 
 
@@ -88,9 +90,9 @@ def host_limit() -> Limit:
 
 def runtime_bytes(platform: Platform) -> int:
     """Bytes on the device with no model there: this process's now, or a GPU's context."""
-    if platform.on_cpu:
-        return process_bytes()
-    return CUDA_CONTEXT if platform.device == "cuda" else LIBRARIES
+    if platform.device == "cuda":
+        return CUDA_CONTEXT
+    return process_bytes()  # Apple's GPU shares the memory of its CPU
 
 
 def process_bytes() -> int:
@@ -103,9 +105,9 @@ def weight_bytes(outline: Outline) -> int:
     platform = outline.platform
     if platform.weights != "nf4":
         return outline.frozen * platform.compute_dtype.itemsize
-    total = outline.frozen * FLOAT32
+    total: int = outline.frozen * FLOAT32
     for layer in outline.linear:
-        count = layer.weight.numel()
+        count = int(layer.weight.numel())
         scales = -(-count // NF4_BLOCK)
         held = count // 2 + scales + FLOAT32 * -(-scales // NF4_SCALES) + NF4_TABLES
         total += held - count * FLOAT32
@@ -152,7 +154,7 @@ def training_memory(outline: Outline, plan: Plan, runtime: int, mapped: int = 0)
 
 
 def _quantised(outline: Outline) -> int:
-    plain = sum(layer.weight.numel() for layer in outline.linear) * FLOAT32
+    plain: int = FLOAT32 * sum(layer.weight.numel() for layer in outline.linear)
     return weight_bytes(outline) - (outline.frozen * FLOAT32 - plain)
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from pt_app.estimate.heap import Heap
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are made within it, until their storage ends.
 
     `peak` is the most in use, `top` the size of a heap that they are placed in; `logits` are
@@ -19,7 +19,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, known: Sequence[torch.Tensor], vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary, self.heap = vocabulary, Heap()
         self.peak = self.logits = self._now = self._logits_now = 0
         # A storage is one object for all views of it, as long as it lives.

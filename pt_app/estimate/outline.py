@@ -35,7 +35,6 @@ from pt_app.eval_model.tree_attention import (
     why_no_tree,
 )
 
-
 Pass = Literal["training", "loss", "reading"]
 
 
@@ -80,8 +79,10 @@ class Outline:
         self.config = core(model).config.get_text_config()
         self.linear = linear_layers(model)
         self.shared_head = _shared_head(model)
-        self.adapters = [p.numel() for p in model.parameters() if p.requires_grad and adapter]
-        self.frozen = sum(p.numel() for p in model.parameters()) - sum(self.adapters)
+        self.adapters: list[int] = [
+            int(p.numel()) for p in model.parameters() if p.requires_grad and adapter
+        ]
+        self.frozen: int = sum(int(p.numel()) for p in model.parameters()) - sum(self.adapters)
         self.why_no_tree = why_no_tree(model, settings.max_seq_length)
 
     @cached_property
@@ -146,12 +147,17 @@ class _Runner:
 
     def __init__(self, model: Any, platform: Platform, checkpointed: bool) -> None:
         self.platform, self.checkpointed = platform, checkpointed
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        # Meta tensors are ten times faster; but mixed precision passes them by, and SDPA takes
+        # its plain path for them, which keeps what no device's own would.
+        plain = platform.attention == BLOCKS and not any(platform.autocast.values())
+        self.mode: Any = torch.device("meta") if plain else FakeTensorMode()
         self.model = _without_storage(model, self.mode)
         self.vocabulary = core(model).config.get_text_config().vocab_size
         if platform.weights == "nf4":
             for module in linear_layers(model):
-                module.forward = _Dequantised.of(module, platform.compute_dtype)
+                module.forward = _Dequantised.of(  # type: ignore[method-assign]
+                    module, platform.compute_dtype
+                )
         if checkpointed:
             self.model.activation_checkpointing_enable(
                 activation_checkpointing_kwargs={"use_reentrant": False}
@@ -183,7 +189,7 @@ class _Runner:
                 loss = F.cross_entropy(logits.float().flatten(0, 1), kept, reduction="sum")
             if training:
                 del logits
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
 
     def _inputs(self, pack: Pack) -> dict[str, Any]:
         ids = torch.zeros(1, pack.tokens, dtype=torch.long)
@@ -191,10 +197,14 @@ class _Runner:
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": ids.clone()}
         inputs["attention_mask"] = as_attention_mask(mask, self.model)
         if core(self.model).config._attn_implementation == BLOCKS:
-            # Blocks come one after the other, so the largest holds as much as all of them.
+            # Blocks are computed one after the other, so that the largest stands for all; but the
+            # masks of all are held. A block sees what its tokens see and half of its own square.
             size = min(MOST, pack.tokens)
             keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
-            inputs["blocks"] = [Block(0, size, keys, torch.zeros(size, len(keys)))]
+            area = min(pack.seen + pack.tokens * MOST // 2, pack.tokens**2)
+            masks = torch.zeros(max(area, size * len(keys)))
+            mask = masks[: size * len(keys)].view(size, len(keys))
+            inputs["blocks"] = [Block(0, size, keys, mask)]
         return inputs
 
     @contextmanager
@@ -229,7 +239,7 @@ class _Runner:
 
 
 def linear_layers(model: Any) -> list[torch.nn.Linear]:
-    """The base's linear layers but the head, which NF4 quantises; the adapter's are none of them."""
+    """The base's linear layers but the head: those that NF4 quantises."""
     plain = core(model)
     head = plain.get_output_embeddings()
     return [
@@ -247,8 +257,8 @@ def _shared_head(model: Any) -> int:
     return int(head.weight.numel()) if shared else 0
 
 
-def _without_storage(model: Any, mode: FakeTensorMode) -> Any:
-    """The model's meta tensors as ones that say they lie on the CPU."""
+def _without_storage(model: Any, mode: Any) -> Any:
+    """The model with tensors of `mode`: meta ones, or ones that say they lie on the CPU."""
     made: dict[int, torch.nn.Parameter] = {}
     with mode:
         for module in model.modules():

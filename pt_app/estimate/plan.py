@@ -1,9 +1,10 @@
 """The packs of a whole training and of its readings, laid out as the run will, without tensors."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -138,9 +139,10 @@ def extremes(packs: Sequence[Pack]) -> list[Pack]:
 class Rows:
     """Encoded rows, laid into packs of any size; `trees` off: one row a pack."""
 
-    def __init__(self, encoded: Sequence[dict[str, list[int]]], shapes: Shapes, trees: bool):
-        self.ids = [row["input_ids"] for row in encoded]
-        self.starts = [row["prompt_length"] for row in encoded]
+    def __init__(self, encoded: Iterable[dict[str, Any]], shapes: Shapes, trees: bool):
+        rows = list(encoded)
+        self.ids: list[list[int]] = [row["input_ids"] for row in rows]
+        self.starts: list[int] = [row["prompt_length"] for row in rows]
         self.shapes, self.trees = shapes, trees
 
     def packs(self, chosen: Sequence[int], budget: int) -> list[Pack]:
@@ -160,7 +162,8 @@ class Rows:
 
 def tree_size(in_order: Sequence[Sequence[int]]) -> Pack:
     """The size of the prefix tree of sequences in sorted order; nothing is kept."""
-    tokens, seen, before = 0, 0, ()  # type: int, int, Sequence[int]
+    tokens = seen = 0
+    before: Sequence[int] = ()
     for ids in in_order:
         shared = common_prefix(before, ids)
         tokens += len(ids) - shared
@@ -174,7 +177,9 @@ def readings(
 ) -> list[Pack]:
     """The passes in which the verdicts of `prompts` are read, as `tree_reading.read_parts` does."""
     most = max(1, MOST_LOGITS // (trie.states * vocabulary))
-    extra, found, before = len(trie.tokens), [], ()  # type: int, list[Pack], Sequence[int]
+    extra = len(trie.tokens)
+    found: list[Pack] = []
+    before: Sequence[int] = ()
     for rows in under_budget(prompts, budget, extra=extra, most=most, cached=True):
         chosen = [prompts[row] for row in rows]
         size = tree_size(chosen)

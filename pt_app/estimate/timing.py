@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pt_app.estimate.flops import Cost
-from pt_app.estimate.plan import Plan, Step
+from pt_app.estimate.plan import Plan, Step, readings
 from pt_app.eval_model.gemm import fast_products
 from pt_app.eval_model.models import ModelSource, weight_files
 from pt_app.eval_model.packing import Batch
+from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
+from pt_app.eval_model.validation import Validation
 
 SPREAD = (0.1, 0.5, 0.9)  # of the steps by size: one of each is timed
 SCORING = 0.8  # of the best product rate; 0.79 to 0.85 in docs/PERFORMANCE.md
+READ = 16  # validation rows whose verdicts are read once, timed
 ROWS = 512  # of the products that this rate is timed with
 HASHED = 1 << 25  # bytes that the rate of sha256 is timed with
 WORTH = 0.05  # of a training's operations that timing may take
@@ -77,16 +80,19 @@ def time_run(trainer: JudgeTrainer, plan: Plan, cost: Cost, source: ModelSource)
         model.eval()
         with torch.no_grad():
             forward = _timed(partial(_pass, trainer, model, batches[-1]))
+        rate = sum(map(cost.forward, chosen[-1].packs)) / forward
         model.train(training)
     for parameter in model.parameters():
         parameter.grad = None
+    reading = reading_rate(trainer, model, cost) or rate
     of_step = fit([sum(map(cost.training, step.packs)) for step in chosen], seconds)
-    rate = sum(map(cost.forward, chosen[-1].packs)) / forward
-    reading = cost.of_reading([*plan.validation, *plan.validation_loss]) / rate
+    plain = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
+    plain = plain and not getattr(model, "is_loaded_in_4bit", False)
+    once = cost.of_reading(plan.validation) / reading + cost.of_reading(plan.validation_loss) / rate
     return Seconds(
         training=sum(of_step(sum(map(cost.training, step.packs))) for step in plan.steps),
-        validation=plan.validations * reading,
-        evaluation=evaluation_seconds(plan, cost, source),
+        validation=plan.validations * once,
+        evaluation=evaluation_seconds(plan, cost, source, reading if plain else None),
         packs=sum(map(len, batches)),
         spent=time.perf_counter() - began,
     )
@@ -104,7 +110,7 @@ def _pass(trainer: JudgeTrainer, model: Any, batches: Sequence[Batch]) -> None:
         with trainer.compute_loss_context_manager():
             loss = summed_loss(model, batch)
         if loss.requires_grad:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -138,16 +144,45 @@ def fit(flops: Sequence[float], seconds: Sequence[float]) -> Callable[[float], f
     return lambda of: fixed + slope * of
 
 
-def evaluation_seconds(plan: Plan, cost: Cost, source: ModelSource) -> float:
-    """Base and adapter on the test rows, the adapter on validation rows, on this CPU in float32."""
-    if not plan.test:
-        return 0.0
-    inside = cost.head // max(cost.vocabulary, 1)
-    weight = torch.randn(cost.widest, inside)
-    x = torch.randn(ROWS, inside)
+def reading_rate(trainer: JudgeTrainer, model: Any, cost: Cost) -> float | None:
+    """Operations a second while verdicts are read, from READ validation rows; None without any."""
+    validate = cast(Validation | None, trainer.validate)
+    if validate is None:
+        return None
+    rows = list(validate.rows)[:READ]
+    budget = validate.collate.budget
+    scorer = JudgeScorer(
+        model,
+        validate.encoder,
+        batch_tokens=budget,
+        progress=False,
+        shapes=validate.layout.shapes,
+    )
+    scorer.score(rows[:2])
+    seconds = _timed(partial(scorer.score, rows))
+    prompts = [validate.encoder.prompt_ids(row) for row in rows]
+    return cost.of_reading(readings(prompts, scorer.trie, budget, cost.vocabulary)) / seconds
+
+
+def product_rate(cost: Cost) -> float:
+    """Operations a second that scoring reaches on this CPU, from a product of the model's size."""
+    weight = torch.randn(cost.widest, cost.head // max(cost.vocabulary, 1))
+    x = torch.randn(ROWS, weight.shape[1])
     with torch.inference_mode(), fast_products(torch.device("cpu")):
         best = min(_timed(partial(F.linear, x, weight)) for _ in range(4))
-    rate = SCORING * 2 * ROWS * weight.numel() / best
+    return SCORING * 2 * ROWS * weight.numel() / best
+
+
+def evaluation_seconds(
+    plan: Plan, cost: Cost, source: ModelSource, reading: float | None = None
+) -> float:
+    """Base and adapter on the test rows, the adapter on validation rows, on this CPU in float32.
+
+    `reading` is the measured rate, where the training's model is in float32 on this CPU too.
+    """
+    if not plan.test:
+        return 0.0
+    rate = product_rate(cost) if reading is None else reading
     flops = 2 * cost.of_reading(plan.test) + cost.of_reading(plan.calibration)
     files = weight_files(source.path)
     # The weights are hashed when the adapter is saved and when it is evaluated.
