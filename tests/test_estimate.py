@@ -16,7 +16,7 @@ from pt_app.estimate.heap import Heap
 from pt_app.estimate.memory import optimizer_bytes, weight_bytes
 from pt_app.estimate.meter import Meter
 from pt_app.estimate.outline import Outline
-from pt_app.estimate.plan import Plan, Rows, plan_run
+from pt_app.estimate.plan import Pack, Plan, Rows, plan_run
 from pt_app.estimate.timing import fit, time_run
 from pt_app.eval_model import pipeline, platforms
 from pt_app.eval_model.packing import Shapes, pack
@@ -155,6 +155,26 @@ def test_what_is_counted_without_storage_is_what_a_real_pass_allocates(
         summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
     assert held.logits == meter.logits
     assert held.peak == pytest.approx(meter.peak, rel=0.03)
+
+
+def test_a_layer_keeps_the_terms_that_the_page_lists(rows: Path, tmp_path: Path) -> None:
+    hidden, of_keys, wide, rank, tokens = 64, 2 * 16, 256, 16, 500
+    peaks = []
+    for layers in (3, 4):
+        base = make_model_folder(
+            tmp_path / str(layers),
+            hidden_size=hidden,
+            intermediate_size=wide,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        settings = settings_of("mps", base, rows, tmp_path)
+        outline = Outline(prepare(settings).source, settings, platforms.decide("mps"))
+        # so many logits that the peak is where the loss is computed
+        peaks.append(outline.held([("training", Pack(tokens, tokens, tokens, 1))]).peak)
+    floats = 5 * hidden + 2 * of_keys + 2 * wide + 4 * rank + 2  # docs/ESTIMATE.md
+    assert peaks[1] - peaks[0] == 4 * tokens * floats
 
 
 def test_layers_that_are_not_counted_add_what_the_counted_ones_do(
@@ -313,9 +333,7 @@ def test_an_unknown_platform_is_refused() -> None:
         run_estimate(Asked(platform="tpu"), [])
 
 
-def test_rows_that_are_computed_apart_are_packs_of_one(
-    base: Path, tmp_path: Path
-) -> None:
+def test_rows_that_are_computed_apart_are_packs_of_one(base: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows", train=5)
     prepared = prepare(settings_of("mps", base, data, tmp_path))
     apart = Rows(prepared.train, Shapes(), trees=False)
