@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pt_app.estimate.flops import Cost
-from pt_app.estimate.plan import Plan, Step, readings
+from pt_app.estimate.plan import Plan, Rows, Step, readings
 from pt_app.eval_model.gemm import fast_products
 from pt_app.eval_model.models import ModelSource, weight_files
-from pt_app.eval_model.packing import Batch
+from pt_app.eval_model.packing import Batch, Shapes
 from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
 from pt_app.eval_model.validation import Validation
@@ -89,13 +89,25 @@ def time_run(trainer: JudgeTrainer, plan: Plan, cost: Cost, source: ModelSource)
     plain = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
     plain = plain and not getattr(model, "is_loaded_in_4bit", False)
     once = cost.of_reading(plan.validation) / reading + cost.of_reading(plan.validation_loss) / rate
+    steps = sum(of_step(sum(map(cost.training, step.packs))) for step in plan.steps)
     return Seconds(
-        training=sum(of_step(sum(map(cost.training, step.packs))) for step in plan.steps),
+        training=steps + _check_flops(trainer, plan.steps[0], cost) / rate,
         validation=plan.validations * once,
         evaluation=evaluation_seconds(plan, cost, source, reading if plain else None),
         packs=sum(map(len, batches)),
         spent=time.perf_counter() - began,
     )
+
+
+def _check_flops(trainer: JudgeTrainer, first: Step, cost: Cost) -> float:
+    """Of `JudgeTrainer._check_trees`: the first step's smallest pack, and its rows one by one."""
+    if not trainer.layout.trees:
+        return 0.0
+    smallest = min(first.packs, key=lambda pack: pack.tokens)
+    rows = Rows([trainer.train_dataset[row] for row in first.rows], Shapes(), trees=False)
+    apart = rows.packs(range(len(first.rows)), 0)
+    share = smallest.kept / sum(pack.kept for pack in first.packs)
+    return cost.forward(smallest) + share * cost.of_reading(apart)
 
 
 def _batches(trainer: JudgeTrainer, step: Step, device: torch.device) -> list[Batch]:
