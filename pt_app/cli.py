@@ -9,7 +9,7 @@ import typer
 from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
 from pt_app.cli_evidence import agree, attack, evaluate, gate, report
-from pt_app.cli_machines import doctor
+from pt_app.cli_machines import doctor, estimate
 from pt_app.errors import UserError, exit_with
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(gate)
 app.command()(attack)
 app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(estimate)
 
 
 @app.command(

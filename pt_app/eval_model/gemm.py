@@ -142,34 +142,30 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the system after each tensor.
 
     New pages are cleared one by one as they are first touched: a twentieth of a training step at
-    the shape of a 0.5B model (docs/PERFORMANCE.md). Costs nothing at the peak; the process stays
-    as large as it was there. Other systems' allocators are left alone.
+    the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors above 32 MiB are given back all the
+    same: kept, their holes are cut up by what lives longer, and a run grew by a gigabyte in 18
+    steps (docs/ESTIMATE.md). Other systems' allocators are left alone.
     """
-    if libc := _libc():
-        most_mmaps, trim_threshold = -4, -1  # malloc.h
-        libc.mallopt(most_mmaps, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        mallopt(mmap_threshold, 2**25)  # the most that glibc takes on 64 bits
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def give_back_freed_memory() -> None:
-    """Give the system back what `keep_freed_memory` kept, as far as glibc can.
-
-    When an allocation fails under a limit of the address space, the limit is used up by freed
-    memory, of which oneDNN's code for new shapes gets nothing.
-    """
-    if libc := _libc():
-        libc.malloc_trim(0)
+    """Give what glibc kept back to the system, between two parts of a run."""
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
-def _libc() -> ctypes.CDLL | None:
-    """glibc, where it is the system's C library."""
-    if sys.platform != "linux":
-        return None
+def _of_glibc(name: str) -> Any:
+    """A function of the C library; None where that is not glibc."""
     try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
+        return getattr(ctypes.CDLL("libc.so.6"), name) if sys.platform == "linux" else None
+    except (OSError, AttributeError):
         return None
-    return libc if hasattr(libc, "malloc_trim") else None
 
 
 def has_bfloat16() -> bool:

@@ -6,32 +6,34 @@ platform changes is in those and in `platforms.py`.
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
 
 from pt_app.doctor.short import check_first
+from pt_app.estimate.command import before_loading, before_training
 from pt_app.eval_model import adapters, console, models, out_of_memory, platforms, runs
 from pt_app.eval_model.evaluation import evaluate
-from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.provenance import about_this_run
-from pt_app.eval_model.ranks import shard_base
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import resolve_access
 from pt_app.eval_model.trainer import JudgeTrainer
-from pt_app.eval_model.training import MakeArguments, build_trainer, examples_a_step, train
-from pt_app.eval_model.tree_attention import use_attention
+from pt_app.eval_model.training import (
+    LoadBase,
+    MakeArguments,
+    build_trainer,
+    examples_a_step,
+    load_judge,
+    train,
+)
 from pt_app.evidence.results import PREDICTIONS
 
-LoadBase = Callable[[models.ModelSource, Settings, Platform], Any]
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
     check_first(platform, prepared.source)
+    needs = before_loading(recipe, settings, platform, prepared)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
     with Tracker.start(
@@ -66,10 +69,11 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
         adapter = Path(f"{folder}_final")
         if not adapter.exists():
             with out_of_memory.explained("training"):
-                model = _load(settings, platform, prepared, load_base)
+                model = load_judge(settings, platform, prepared, load_base)
                 trainer = build_trainer(
                     settings, platform, prepared, folder, model, arguments, tracker
                 )
+                before_training(needs, trainer, prepared.source)
                 train(trainer, checkpoint)
             if console.is_main_process():
                 _save(settings, platform, prepared, trainer, adapter)
@@ -113,25 +117,6 @@ def _open_run(
         broadcast_object_list(opened)
     folder, checkpoint = opened[0]
     return folder, checkpoint
-
-
-def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase) -> Any:
-    set_seed(settings.seed)
-    log.info("loading %s, weights in %s", prepared.source.name, platform.weights)
-    model = adapters.attach_lora(
-        load_base(prepared.source, settings, platform),
-        r=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        targets=settings.lora_targets,
-    )
-    use_attention(model, platform.attention)
-    keep_less(model)
-    if settings.shard_base:
-        shard_base(model, platform.device)
-    trainable, total = model.get_nb_trainable_parameters()
-    log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
-    return model
 
 
 def _save(

@@ -14,6 +14,7 @@ from pt_app.eval_model import console, gemm
 from pt_app.eval_model.settings import Recipe
 
 Weights = Literal["float32", "bfloat16", "float16", "nf4"]
+PLANNED = "planned, not this machine's"
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Platform:
         return 1e-4 if self.compute_dtype == torch.float32 else 3e-2
 
     def free_memory(self) -> None:
-        """Give back what a deleted model held: the allocators of GPUs keep it otherwise."""
+        """Give back what a deleted model held: allocators keep it otherwise."""
         from accelerate.utils.memory import clear_device_cache
 
         clear_device_cache(garbage_collection=True)
+        gemm.give_back_freed_memory()
 
     @property
     def on_cpu(self) -> bool:
@@ -117,6 +119,34 @@ def _sharded(platform: Platform) -> Platform:
     return replace(platform, load_device="cpu", reason=f"{platform.reason}; base parted (FSDP2)")
 
 
+def planned(recipe: Recipe, *, no_4bit: bool, precision: str, gib: float | None) -> Platform:
+    """The platform of a run on a GPU that this machine need not have, of `gib` GiB.
+
+    "mps" is an Apple GPU, "cuda" one of NVIDIA or AMD with bfloat16. For estimates only.
+    """
+    size = "of a size not given" if gib is None else f"of {gib:g} GiB"
+    if recipe == "mps":
+        platform = replace(_mps(), device="mps", empty_cache_steps=4, fixed_lengths=True)
+    else:
+        plain: Weights = "bfloat16" if no_4bit else "nf4"
+        dtype = torch.bfloat16
+        platform = replace(_cuda(no_4bit), device="cuda", weights=plain, compute_dtype=dtype)
+    platform = replace(platform, attention="sdpa", hardware=f"a GPU {size}", reason=PLANNED)
+    if precision == "auto":
+        return platform
+    return replace(_in_precision(platform, precision), reason=PLANNED)
+
+
+def device_memory(platform: Platform) -> int | None:
+    """Bytes that this machine's accelerator can give to a run now; None on a CPU."""
+    if platform.device.startswith("cuda") and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return int(free)
+    if platform.device == "mps" and torch.backends.mps.is_available():
+        return int(torch.mps.recommended_max_memory())
+    return None
+
+
 def _in_precision(platform: Platform, precision: str) -> Platform:
     """The platform with its base held in this precision; NF4 weights stay, and compute in it."""
     dtype: torch.dtype = torch.float32
@@ -128,7 +158,8 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
             raise UserError(
                 f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
             )
-        if platform.device.startswith("cuda") and not _has_bfloat16():
+        here = platform.device.startswith("cuda") and platform.reason != PLANNED
+        if here and not _has_bfloat16():
             raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
     weights: Weights = "bfloat16" if precision == "bf16" else "float32"
     return replace(

@@ -12,7 +12,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model import console, pipeline
 from pt_app.eval_model.folds import join_evaluations
 from pt_app.eval_model.settings import Recipe, Settings
-from pt_app.eval_model.training import MakeArguments
+from pt_app.eval_model.training import LoadBase, MakeArguments
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.results import RESULTS
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def run(
     recipe: Recipe,
     settings: Settings,
-    load_base: pipeline.LoadBase,
+    load_base: LoadBase,
     arguments: MakeArguments,
 ) -> list[Path]:
     """Train once, or once for each of `--seeds` or `--folds`; give the adapters' folders.
@@ -61,7 +61,7 @@ def _check(settings: Settings) -> None:
 def _over_folds(
     recipe: Recipe,
     settings: Settings,
-    load_base: pipeline.LoadBase,
+    load_base: LoadBase,
     arguments: MakeArguments,
 ) -> list[Path]:
     """Split all rows into folds by group, train one adapter on the rest of each, join."""

@@ -7,27 +7,52 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import ProgressCallback, TrainingArguments
+from transformers import ProgressCallback, TrainingArguments, set_seed
 
 from pt_app.errors import UserError
-from pt_app.eval_model import console
+from pt_app.eval_model import adapters, console
 from pt_app.eval_model.callbacks import StopAfterStep, ValidateAtTheEnd
 from pt_app.eval_model.checkpoints import newest_complete
+from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.layout import Layout
+from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.ordering import GroupedOrder
 from pt_app.eval_model.packing import Shapes, StepCollator
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared
-from pt_app.eval_model.ranks import is_lost_rank
+from pt_app.eval_model.ranks import is_lost_rank, shard_base
 from pt_app.eval_model.scoring import verdict_trie
 from pt_app.eval_model.settings import Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.trainer import JudgeTrainer
-from pt_app.eval_model.tree_attention import why_no_tree
+from pt_app.eval_model.tree_attention import use_attention, why_no_tree
 from pt_app.eval_model.validation import Validation, quality_metric
 
+LoadBase = Callable[[ModelSource, Settings, Platform], Any]
 MakeArguments = Callable[[dict[str, Any], Platform], TrainingArguments]
 log = logging.getLogger(__name__)
+
+
+def load_judge(
+    settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase
+) -> Any:
+    """The base of a run with a fresh adapter on it, ready to be trained."""
+    set_seed(settings.seed)
+    log.info("loading %s, weights in %s", prepared.source.name, platform.weights)
+    model = adapters.attach_lora(
+        load_base(prepared.source, settings, platform),
+        r=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_targets,
+    )
+    use_attention(model, platform.attention)
+    keep_less(model)
+    if settings.shard_base:
+        shard_base(model, platform.device)
+    trainable, total = model.get_nb_trainable_parameters()
+    log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
+    return model
 
 
 def build_trainer(

@@ -1,0 +1,178 @@
+"""`judge estimate`: what a run will cost, before it begins; and the same lines in the run."""
+
+import importlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from pt_app.errors import UserError
+from pt_app.estimate.estimate import Estimate, estimate
+from pt_app.estimate.memory import GIB
+from pt_app.estimate.timing import Seconds, time_run, worth_timing
+from pt_app.eval_model import console, platforms
+from pt_app.eval_model.models import ModelSource
+from pt_app.eval_model.preparation import Prepared, prepare
+from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve
+from pt_app.eval_model.tracking import Tracker
+from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.eval_model.training import build_trainer, load_judge
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The flags of `judge estimate` that no recipe has."""
+
+    platform: str = "auto"
+    recipe: str = ""
+    gpu_memory: float | None = None
+    price: float | None = None
+    timing: bool = True
+    json: bool = False
+
+
+def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
+    """Print the estimate of the run that `argv`, a recipe's flags, would start.
+
+    Raises UserError where the run cannot fit, after its lines; with `json` that is in "fits".
+    """
+    if asked.platform not in ("auto", *RECIPES):
+        raise UserError(f"--platform {asked.platform}: must be one of auto, mps, cuda")
+    if asked.recipe not in ("", *RECIPES):
+        raise UserError(f"--recipe {asked.recipe}: must be one of mps, cuda")
+    here = platforms.recipe_for_this_machine()
+    named = asked.recipe or (here if asked.platform == "auto" else asked.platform)
+    recipe = cast(Recipe, named)
+    settings = resolve(recipe, argv, "judge estimate", "")
+    if not asked.json:
+        console.start()
+    platform = _platform(asked, recipe, settings)
+    prepared = prepare(settings)
+    gpu = None if asked.gpu_memory is None else round(asked.gpu_memory * GIB)
+    found = estimate(recipe, settings, platform, prepared, gpu)
+    seconds = None
+    can_run = platform.reason != platforms.PLANNED and found.training_fits
+    if asked.timing and can_run:
+        seconds = _timed(recipe, settings, platform, prepared, found)
+    if asked.json:
+        print(json.dumps(as_json(found, seconds, asked.price), indent=2))
+        return
+    print("\n".join([f"platform: {platform.hardware} ({platform.reason})", *_work(found)]))
+    print("\n".join([*found.lines(), found.what_fits(), *_time_lines(seconds, asked.price)]))
+    if asked.timing and not can_run:
+        print("time: not known, since the model was not run here")
+    found.check()
+
+
+def _platform(asked: Asked, recipe: Recipe, settings: Settings) -> platforms.Platform:
+    """This machine's, or that of a GPU which it has not."""
+    here = platforms.decide(recipe, no_4bit=settings.no_4bit, precision=settings.train_precision)
+    if asked.gpu_memory is None and asked.platform in ("auto", here.device):
+        return here
+    if asked.platform == "auto":
+        raise UserError("--gpu_memory plans for a GPU: say which with --platform cuda or mps")
+    return platforms.planned(
+        recipe,
+        no_4bit=settings.no_4bit,
+        precision=settings.train_precision,
+        gib=asked.gpu_memory,
+    )
+
+
+def _timed(
+    recipe: Recipe,
+    settings: Settings,
+    platform: platforms.Platform,
+    prepared: Prepared,
+    found: Estimate,
+) -> Seconds:
+    """Load the model as the run would and time some of its steps."""
+    module = importlib.import_module(f"pt_app.eval_model.judge_train_{recipe}")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        model = load_judge(settings, platform, prepared, module.load_base)
+        tracker = Tracker.start("off", "", "estimate", folder, asdict(settings), False, log.info)
+        with tracker:
+            trainer = build_trainer(
+                settings, platform, prepared, folder, model, module.training_arguments, tracker
+            )
+            return time_run(trainer, found.plan, found.cost, prepared.source)
+
+
+def as_json(found: Estimate, seconds: Seconds | None, price: float | None) -> dict[str, Any]:
+    """The estimate for programs; sizes in bytes, `dollars` for the time at `price` an hour."""
+    spent = ("training", "validation", "evaluation")
+    return {
+        "steps": len(found.plan.steps),
+        "examples_a_step": found.plan.examples_a_step,
+        "tokens": found.plan.tokens,
+        "flops": found.cost.of_training(found.plan),
+        "memory": asdict(found.memory) | {"total": found.memory.total},
+        "evaluation_memory": found.evaluation.total if found.evaluation else None,
+        "limit": asdict(found.limit),
+        "fits": found.fits,
+        "pack_tokens_that_fit": found.pack_tokens_that_fit,
+        "seconds": {name: getattr(seconds, name) for name in spent} if seconds else None,
+        "disk_bytes": found.disk,
+        "dollars": _dollars(seconds, price),
+    }
+
+
+def _dollars(seconds: Seconds | None, price: float | None) -> float | None:
+    return None if seconds is None or price is None else price * seconds.total / 3600
+
+
+def _work(found: Estimate) -> list[str]:
+    plan = found.plan
+    return [
+        f"work: {len(plan.steps):,} steps of {plan.examples_a_step} examples, "
+        f"{plan.tokens:,} tokens, {found.cost.of_training(plan):.3g} floating-point operations"
+    ]
+
+
+def _time_lines(seconds: Seconds | None, price: float | None) -> list[str]:
+    if seconds is None:
+        return []
+    line = (
+        f"time: about {_minutes(seconds.training)} of training, {_minutes(seconds.validation)} of "
+        f"validation, {_minutes(seconds.evaluation)} of evaluation (from {seconds.packs} timed "
+        f"packs, which took {seconds.spent:.1f} s)"
+    )
+    dollars = _dollars(seconds, price)
+    return [line] if dollars is None else [line, f"price: about {dollars:.2f} dollars"]
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def before_loading(
+    recipe: Recipe, settings: Settings, platform: platforms.Platform, prepared: Prepared
+) -> Estimate:
+    """Say in the run's log what it needs; raises UserError where it cannot end well."""
+    found = estimate(recipe, settings, platform, prepared)
+    for line in found.lines():
+        log.info("%s", line)
+    if settings.shard_base:
+        log.info("memory: as if each process held the whole base, which is parted here")
+    else:
+        found.check()
+    return found
+
+
+def before_training(found: Estimate, trainer: JudgeTrainer, source: ModelSource) -> None:
+    """Say in the run's log how long it will take, where timing costs little beside it."""
+    if console.ranks() > 1:
+        return
+    if not worth_timing(found.plan, found.cost):
+        log.info("time: not timed beforehand, the training is too short for that")
+        return
+    for line in _time_lines(time_run(trainer, found.plan, found.cost, source), None):
+        log.info("%s", line)

@@ -1,0 +1,40 @@
+"""Bytes that a run writes, and what is free for them."""
+
+import shutil
+from pathlib import Path
+
+from pt_app.estimate.memory import FLOAT32, optimizer_bytes
+from pt_app.estimate.outline import Outline
+from pt_app.estimate.plan import Plan
+from pt_app.eval_model.models import OLDER_TOKENIZER_FILES
+from pt_app.eval_model.preparation import Prepared
+from pt_app.eval_model.settings import Settings
+
+CHECKPOINTS = 3  # the last two and the best (training.common_arguments)
+# Log, report, tables and what is kept for W&B: some MB, measured on the demo.
+PAGES = 20 * 2**20
+ROW = 8192  # bytes of a test row in predictions.jsonl, for both judges and in the tables
+
+
+def disk_bytes(settings: Settings, prepared: Prepared, outline: Outline, plan: Plan) -> int:
+    """Checkpoints of adapter and optimizer, the adapter, its tokenizer, the evaluation.
+
+    The base is on disk already: `prepare` has fetched it.
+    """
+    adapter = sum(outline.adapters) * FLOAT32
+    names = ("tokenizer.json", *OLDER_TOKENIZER_FILES)
+    files = [prepared.source.path / name for name in names]
+    tokenizer = sum(file.stat().st_size for file in files if file.is_file())
+    checkpoint = adapter + optimizer_bytes(outline.platform, outline.adapters) + tokenizer
+    kept = 0
+    if settings.save_steps or plan.validations:
+        kept = min(CHECKPOINTS, len(plan.steps))
+    return kept * checkpoint + adapter + tokenizer + PAGES + ROW * len(prepared.test)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free on the file system where `folder` is, or will be."""
+    folder = folder.expanduser().resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,340 @@
+"""What a run is said to need before it begins, against real tensors, real packs and a real step."""
+
+import importlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pt_app.errors import UserError
+from pt_app.estimate import memory
+from pt_app.estimate.estimate import Estimate, estimate
+from pt_app.estimate.heap import Heap
+from pt_app.estimate.memory import optimizer_bytes, weight_bytes
+from pt_app.estimate.meter import Meter
+from pt_app.estimate.outline import Outline
+from pt_app.estimate.plan import Pack, Plan, Rows, plan_run
+from pt_app.estimate.timing import fit, time_run
+from pt_app.eval_model import pipeline, platforms
+from pt_app.eval_model.packing import Shapes, pack
+from pt_app.eval_model.preparation import Prepared, prepare
+from pt_app.eval_model.settings import Recipe, Settings, resolve
+from pt_app.eval_model.tracking import Tracker
+from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
+from pt_app.eval_model.training import build_trainer
+from tests.rows import write_rows
+from tests.tiny_models import make_model_folder
+
+KEYS = {
+    "steps",
+    "examples_a_step",
+    "tokens",
+    "flops",
+    "memory",
+    "evaluation_memory",
+    "limit",
+    "fits",
+    "pack_tokens_that_fit",
+    "seconds",
+    "disk_bytes",
+    "dollars",
+}
+
+
+def settings_of(recipe: Recipe, base: Path, rows: Path, out: Path, *more: str) -> Settings:
+    given = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={out}", "--tracking=off"]
+    return resolve(recipe, [*given, *more], "test", "")
+
+
+def load(recipe: Recipe, settings: Settings, prepared: Prepared) -> Any:
+    module = importlib.import_module(f"pt_app.eval_model.judge_train_{recipe}")
+    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    return pipeline.load(settings, platform, prepared, module.load_base)
+
+
+def trainer_of(settings: Settings, prepared: Prepared, model: Any, folder: Path) -> JudgeTrainer:
+    module = importlib.import_module("pt_app.eval_model.judge_train_mps")
+    tracker = Tracker.start("off", "", "test", folder, {}, False, print)
+    platform = platforms.decide("mps")
+    made = module.training_arguments
+    return build_trainer(settings, platform, prepared, folder, model, made, tracker)
+
+
+def plan_of(recipe: Recipe, settings: Settings, prepared: Prepared) -> tuple[Outline, Plan]:
+    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    outline = Outline(prepared.source, settings, platform)
+    return outline, plan_run(settings, platform, prepared, outline.config.vocab_size, True)
+
+
+def held_by(tensor: Any) -> int:
+    """Bytes of a parameter; of a quantised one with its scales and tables."""
+    total = tensor.numel() * tensor.element_size()
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:
+        parts = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        total += sum(part.numel() * part.element_size() for part in parts)
+    return int(total)
+
+
+@pytest.mark.parametrize(("recipe", "flags"), [("mps", ()), ("cuda", ()), ("cuda", ("--no_4bit",))])
+def test_weights_adapters_and_optimizer_are_those_of_the_real_tensors(
+    recipe: Recipe, flags: tuple[str, ...], base: Path, rows: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(recipe, base, rows, tmp_path, "--lora_r=64", *flags)
+    prepared = prepare(settings)
+    model = load(recipe, settings, prepared)
+    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    outline = Outline(prepared.source, settings, platform)
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    own = [p for p in model.parameters() if p.requires_grad]
+    assert weight_bytes(outline) == sum(map(held_by, frozen))
+    assert outline.adapters == [p.numel() for p in own]
+
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    make = PagedAdamW8bit if "8bit" in platform.optimizer else torch.optim.AdamW
+    optimizer = make(own)
+    for parameter in own:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = [
+        value
+        for of in optimizer.state.values()
+        for name, value in of.items()
+        if isinstance(value, torch.Tensor) and value.numel() > 1 and "qmap" not in name
+    ]
+    assert optimizer_bytes(platform, outline.adapters) == sum(map(held_by, state))
+
+
+@pytest.mark.parametrize("flags", [(), ("--group_variants",), ("--pack_tokens=64",)])
+def test_packs_are_those_that_the_trainer_lays_out_in_each_epoch(
+    flags: tuple[str, ...], base: Path, rows: Path, tmp_path: Path
+) -> None:
+    settings = settings_of("mps", base, rows, tmp_path, "--epochs=2", *flags)
+    prepared = prepare(settings)
+    _, plan = plan_of("mps", settings, prepared)
+    trainer = trainer_of(settings, prepared, load("mps", settings, prepared), tmp_path)
+    loader = trainer.get_train_dataloader()
+    laid_out = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        laid_out += [
+            [(one["input_ids"].shape[1], len(one["keep"])) for one in step["packs"]]
+            for step in loader
+        ]
+    assert [[(p.tokens, p.kept) for p in step.packs] for step in plan.steps] == laid_out
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_counted_without_storage_is_what_a_real_pass_allocates(
+    checkpointed: bool, rows: Path, tmp_path: Path
+) -> None:
+    # So wide that what a tree's own indices hold is little beside it.
+    base = make_model_folder(tmp_path / "wide", hidden_size=512, intermediate_size=1024)
+    settings = settings_of("mps", base, rows, tmp_path)
+    prepared = prepare(settings)
+    outline, plan = plan_of("mps", settings, prepared)
+    outline.checkpointed = checkpointed
+    step = plan.steps[0]
+    held = outline.held([("training", step.packs[0])])
+    model = load("mps", settings, prepared)
+    model.train()
+    if checkpointed:
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    known = [*model.parameters(), *model.buffers()]
+    known += [p.grad for p in model.parameters() if p.grad is not None]
+    batch = pack([prepared.train[row] for row in step.rows], 0)
+    with Meter(known, outline.config.vocab_size) as meter:
+        summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+    assert held.logits == meter.logits
+    assert held.peak == pytest.approx(meter.peak, rel=0.03)
+
+
+def test_a_layer_keeps_the_terms_that_the_page_lists(rows: Path, tmp_path: Path) -> None:
+    hidden, of_keys, wide, rank, tokens = 64, 2 * 16, 256, 16, 500
+    peaks = []
+    for layers in (3, 4):
+        base = make_model_folder(
+            tmp_path / str(layers),
+            hidden_size=hidden,
+            intermediate_size=wide,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        settings = settings_of("mps", base, rows, tmp_path)
+        outline = Outline(prepare(settings).source, settings, platforms.decide("mps"))
+        # so many logits that the peak is where the loss is computed
+        peaks.append(outline.held([("training", Pack(tokens, tokens, tokens, 1))]).peak)
+    floats = 5 * hidden + 2 * of_keys + 2 * wide + 4 * rank + 2  # docs/ESTIMATE.md
+    assert peaks[1] - peaks[0] == 4 * tokens * floats
+
+
+def test_layers_that_are_not_counted_add_what_the_counted_ones_do(
+    rows: Path, tmp_path: Path
+) -> None:
+    deep = make_model_folder(tmp_path / "deep", num_hidden_layers=9)
+    settings = settings_of("mps", deep, rows, tmp_path)
+    outline, plan = plan_of("mps", settings, prepare(settings))
+    passes = [("training", plan.packs[0])]
+    carried_on = outline.held(passes)  # type: ignore[arg-type]
+    outline._known.clear()
+    del outline.__dict__["_depths"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pt_app.estimate.outline.DEPTHS", (1, 9))
+        assert outline.held(passes).peak == carried_on.peak  # type: ignore[arg-type]
+
+
+def test_a_hole_serves_again_only_what_fits_and_neighbours_are_joined() -> None:
+    heap = Heap()
+    first, second, third = heap.take(1000), heap.take(1000), heap.take(1000)
+    top = heap.top
+    heap.give(first)
+    heap.take(1200)
+    assert heap.top > top  # the hole of 1000 is too small
+    heap.give(second)
+    top = heap.top
+    assert heap.take(1800) == first  # two holes in one
+    assert heap.top == top
+    heap.give(third)
+
+
+def wanted(base: Path, rows: Path, out: Path, *flags: str, recipe: Recipe = "mps") -> Estimate:
+    settings = settings_of(recipe, base, rows, out, "--gradient_accumulation=24", *flags)
+    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    return estimate(recipe, settings, platform, prepare(settings))
+
+
+def test_memory_grows_with_each_knob_that_costs_some(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    usual = wanted(base, rows, tmp_path)
+    small = wanted(base, rows, tmp_path, "--pack_tokens=128")
+    assert small.memory.activations < usual.memory.activations
+    assert small.memory.logits < usual.memory.logits
+    wide = wanted(base, rows, tmp_path, "--lora_r=32")
+    assert wide.memory.adapters == 2 * usual.memory.adapters
+    assert wide.memory.optimizer == 2 * usual.memory.optimizer
+    assert wide.disk > usual.disk
+    everywhere = wanted(base, rows, tmp_path, "--lora_targets=all-linear")
+    assert everywhere.memory.activations > usual.memory.activations
+    other = wanted(base, rows, tmp_path, "--skip_eval", recipe="cuda")
+    assert other.memory.activations < usual.memory.activations  # checkpointed
+    assert other.evaluation is None
+
+
+def test_a_run_that_cannot_fit_stops_before_anything_is_written(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = wanted(base, rows, tmp_path)
+    bound = round(found.memory.total / (1 - memory.MARGIN)) - 2**16
+    monkeypatch.setattr(memory, "memory_limit", lambda: (bound, "cgroup limit"))
+    monkeypatch.setattr(memory, "process_bytes", lambda: found.memory.runtime)
+    from pt_app.eval_model.judge_train_mps import main
+
+    out = tmp_path / "out"
+    flags = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={out}"]
+    more = ["--gradient_accumulation=24", "--skip_eval", "--tracking=off"]
+    with pytest.raises(UserError, match=r"cgroup limit.*largest part.*--pack_tokens \d+ would fit"):
+        main([*flags, *more])
+    assert not out.exists()
+
+
+def test_where_no_pack_fits_the_remedies_are_named_in_order(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    found = wanted(base, rows, tmp_path)
+    tiny = replace(found, limit=memory.Limit(2**20, "cgroup limit"), pack_fits=lambda _: False)
+    with pytest.raises(UserError) as error:
+        tiny.check()
+    said = str(error.value)
+    places = [said.index(w) for w in ("--max_seq_length", "--lora_r", "checkpointing", "4 bits")]
+    assert places == sorted(places)
+
+
+def test_a_full_disk_is_said_before_the_run(base: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="choose another --output_dir"):
+        replace(wanted(base, rows, tmp_path), free=1000).check()
+
+
+def test_timing_leaves_weights_gradients_and_random_numbers_as_they_were(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    settings = settings_of("mps", base, rows, tmp_path, "--lora_dropout=0.1")
+    prepared = prepare(settings)
+    found = wanted(base, rows, tmp_path)
+    model = load("mps", settings, prepared)
+    trainer = trainer_of(settings, prepared, model, tmp_path)
+    _, plan = plan_of("mps", settings, prepared)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state, training = torch.get_rng_state(), model.training
+    seconds = time_run(trainer, plan, found.cost, prepared.source)
+    assert all(value > 0 for value in asdict(seconds).values())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training == training
+    assert trainer.optimizer is None
+
+
+def test_seconds_are_a_fixed_part_and_one_that_grows() -> None:
+    assert fit([1.0, 2.0, 3.0], [12.0, 14.0, 16.0])(10.0) == pytest.approx(30.0)
+    assert fit([1.0, 2.0, 3.0], [3.0, 3.1, 2.9])(4.0) > 0  # noise never falls below zero
+    assert fit([2.0, 2.0], [4.0, 6.0])(1.0) == pytest.approx(2.5)
+
+
+def told(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    from pt_app.cli import app
+
+    capsys.readouterr()
+    app(["estimate", "--json", *flags], standalone_mode=False)
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_a_gpu_that_is_not_here_is_planned_for_and_told_as_json(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path}", "--epochs=2"]
+    gpu = ["--platform", "cuda", "--no_timing", "--gpu_memory"]
+    answer = told(capsys, *gpu, "24", *flags)
+    assert set(answer) == KEYS
+    assert answer["fits"] is True
+    assert answer["limit"] == {"bytes": 24 * 2**30, "reason": "--gpu_memory"}
+    assert answer["seconds"] is answer["dollars"] is None
+    parts = answer["memory"]
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+    assert (answer["steps"], answer["examples_a_step"]) == (12, 4)
+    assert told(capsys, *gpu, "0.5", *flags)["fits"] is False
+    unknown = told(capsys, "--platform", "cuda", "--no_timing", *flags)
+    assert unknown["limit"]["bytes"] is None
+
+
+def test_price_and_time_give_dollars(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path}"]
+    answer = told(capsys, "--recipe", "mps", "--price", "0.36", *flags)
+    assert answer["dollars"] == pytest.approx(1e-4 * sum(answer["seconds"].values()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_platform_is_refused() -> None:
+    from pt_app.estimate.command import Asked, run_estimate
+
+    with pytest.raises(UserError, match="auto, mps, cuda"):
+        run_estimate(Asked(platform="tpu"), [])
+
+
+def test_rows_that_are_computed_apart_are_packs_of_one(base: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows", train=5)
+    prepared = prepare(settings_of("mps", base, data, tmp_path))
+    apart = Rows(prepared.train, Shapes(), trees=False)
+    assert len(apart.packs(range(5), 2048)) == 5
