@@ -1,0 +1,77 @@
+"""What comes back from the host: complete checkpoints, the run's folder, the adapter."""
+
+import logging
+import math
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pt_app.eval_model import checkpoints
+from scripts.rented.host import CutOffError, Host
+from scripts.rented.record import Launch
+
+log = logging.getLogger("pt_app.rented")
+
+
+def copy_back(host: Host, launch: Launch) -> None:
+    """Copy what is complete on the host: checkpoints, and at the end run folder and adapter.
+
+    Checkpoints that the host has rotated out are dropped here too. Raises CutOffError.
+    """
+    output = Path(launch.output_dir)
+    there = list(_folders(host))
+    runs = sorted({name.split("/")[0] for name in there})
+    for run in (name for name in runs if not name.endswith("_final")):
+        launch.save(run=run)
+        (output / run).mkdir(parents=True, exist_ok=True)
+        host.fetch(f"adapters_eval/{run}", output / run, _settled(host, launch, run))
+        kept = {name.split("/")[1] for name in there if name.startswith(f"{run}/checkpoint-")}
+        for name in sorted(kept, key=_step):
+            _fetch_checkpoint(host, f"adapters_eval/{run}/{name}", output / run / name)
+        for old in (output / run).glob("checkpoint-*"):
+            if kept and old.name not in kept:
+                shutil.rmtree(old)
+    for adapter in (name for name in runs if name.endswith("_final")):
+        if not (output / adapter).exists():
+            host.fetch(f"adapters_eval/{adapter}", output / adapter)
+            log.info("copied back: %s", output / adapter)
+
+
+def _settled(host: Host, launch: Launch, run: str) -> list[str]:
+    """Entries of a run's folder that nobody writes any more: all of them once the run is over."""
+    if launch.exit_code is None:
+        return ["settings.json"]
+    command = f"ls -A {shlex.quote(f'{host.remote}/adapters_eval/{run}')}"
+    names = host.run(command).decode(errors="replace").splitlines()
+    return [name for name in names if not name.startswith("checkpoint-")]
+
+
+def _folders(host: Host) -> Iterator[str]:
+    """Runs, adapters and complete checkpoints on the host, relative to its adapters_eval."""
+    command = (
+        f"cd {shlex.quote(host.remote)}/adapters_eval 2>/dev/null && "
+        "ls -d [!.]*/ [!.]*/checkpoint-*/complete.json 2>/dev/null || true"
+    )
+    for line in host.run(command).decode(errors="replace").splitlines():
+        name = line.removesuffix("/").removesuffix("/complete.json")
+        # Names become paths here: only such as the recipe makes.
+        if all(part and not part.startswith(".") for part in name.split("/")):
+            yield name
+
+
+def _step(name: str) -> float:
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else math.inf
+
+
+def _fetch_checkpoint(host: Host, source: str, target: Path) -> None:
+    if target.exists() and checkpoints.fault(target) is None:
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    host.fetch(source, target)
+    wrong = checkpoints.fault(target)
+    if wrong:  # rotated out on the host while it was copied
+        shutil.rmtree(target)
+        raise CutOffError(f"{target.name}: {wrong}")
+    log.info("copied back: %s", target)
