@@ -132,8 +132,8 @@ def _offers(args: argparse.Namespace, recipe: Sequence[str]) -> None:
     console.show(table(offers[:SHOWN]))
     print(f"{len(offers)} offers, the {min(SHOWN, len(offers))} with the cheapest run are shown")
     print(
-        f"needs {needed.memory / 2**30:.0f} GiB of GPU memory and {needed.disk_gb} GB of disk; "
-        f"{found.too_small} offers with less memory were left out"
+        f"the run needs {needed.memory / 2**30:.0f} GiB of GPU memory and {needed.disk_gb} GB of "
+        f"disk;\n{found.too_small} offers with less memory were left out"
     )
 
 

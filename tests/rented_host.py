@@ -1,11 +1,12 @@
 """A stand-in for a rented host: an OpenSSH server of the test's own, behind a line that can break.
 
-`recipe.py` there takes the recipe's place: a step is a tenth of a second, and leaves a checkpoint.
+`recipe.py` there takes the recipe's place: a step is a tenth of a second, ten of
+them and the last leave a checkpoint, and two of these are kept.
 """
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 CONFIG = """
@@ -29,8 +32,8 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 SetEnv TMUX_TMPDIR={folder}
 """
-RECIPE = '''
-import json, pathlib, signal, sys, time
+RECIPE = """
+import json, pathlib, shutil, signal, sys, time
 sys.path.insert(0, ".")
 from pt_app.eval_model.checkpoints import mark_complete, newest_complete
 flags = dict(word[2:].partition("=")[::2] for word in sys.argv[2:] if word.startswith("--"))
@@ -45,11 +48,14 @@ print(f"training from step {step} to {flags['epochs']}", flush=True)
 while step < float(flags["epochs"]) and not asked:
     time.sleep(0.1)
     step += 1
+    print(f"step {step}", flush=True)
+    if step % 10 and step < float(flags["epochs"]) and not asked and flags["seed"] != "13":
+        continue
     folder = run / f"checkpoint-{step}"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(bytes(step) * 20000)
     mark_complete(folder)
-    print(f"step {step}", flush=True)
+    shutil.rmtree(run / f"checkpoint-{step - 20}", ignore_errors=True)
     if flags["seed"] == "13" and step == 3:
         sys.exit("RuntimeError: the loss is no number")
 if asked:
@@ -58,7 +64,7 @@ final = pathlib.Path(f"{run}_final")
 final.mkdir()
 (final / "adapter_model.safetensors").write_bytes(b"trained" * 100000)
 (run / "train.log").write_text("done")
-'''
+"""
 
 
 def why_not() -> str:
@@ -108,25 +114,24 @@ class RentedHost:
         self._sshd.terminate()
         self._sshd.wait()
         self.line.stop()
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+        for process in (left := self.processes()):
+            process.kill()
+        psutil.wait_procs(left)
         shutil.rmtree(self.folder)
 
-    def processes(self) -> list[int]:
+    def processes(self) -> list[psutil.Process]:
         """What runs out of this host's folder: watchdogs and recipes."""
-        import psutil
-
         found = []
         for process in psutil.process_iter(["cmdline"]):
             words = " ".join(process.info["cmdline"] or [])
             if str(self.folder) in words and process.pid != os.getpid() and "sshd" not in words:
-                found.append(process.pid)
+                found.append(process)
         return found
 
     def setup(self) -> str:
         """The set-up that puts the stand-in in the recipe's place."""
         (self.folder / "recipe.py").write_text(RECIPE)
-        words = f"#!/bin/bash\\nexec {sys.executable} {self.folder}/recipe.py \"$@\"\\n"
+        words = f'#!/bin/bash\\nexec {sys.executable} {self.folder}/recipe.py "$@"\\n'
         return f"mkdir -p .venv/bin && printf '{words}' >.venv/bin/python && chmod +x .venv/bin/*"
 
 
@@ -192,7 +197,5 @@ class Line:
         except OSError:
             pass
         for one in (source, target):
-            try:
+            with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass

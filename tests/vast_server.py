@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -80,6 +81,7 @@ class VastServer:
         self.home: Path | None = None
         self.started: list[subprocess.Popen[bytes]] = []
         self.destroyed: list[int] = []
+        self.on_create: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._server = _Quiet(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -160,6 +162,8 @@ class VastServer:
             "onstart": body["onstart"],
             "hidden": faults.hidden,
         }
+        if self.on_create:
+            self.on_create()
         if faults.no_answer == "created":
             return None
         return 200, {"success": True, "new_contract": id, "instance_api_key": "own"}

@@ -4,7 +4,7 @@ import logging
 import math
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pt_app.eval_model import checkpoints
@@ -25,10 +25,9 @@ def copy_back(host: Host, launch: Launch) -> None:
     for run in (name for name in runs if not name.endswith("_final")):
         launch.save(run=run)
         (output / run).mkdir(parents=True, exist_ok=True)
-        host.fetch(f"adapters_eval/{run}", output / run, _settled(host, launch, run))
+        host.fetch(f"adapters_eval/{run}", output / run, _settled(host, run))
         kept = {name.split("/")[1] for name in there if name.startswith(f"{run}/checkpoint-")}
-        for name in sorted(kept, key=_step):
-            _fetch_checkpoint(host, f"adapters_eval/{run}/{name}", output / run / name)
+        _fetch_checkpoints(host, run, output, sorted(kept, key=_step, reverse=True))
         for old in (output / run).glob("checkpoint-*"):
             if kept and old.name not in kept:
                 shutil.rmtree(old)
@@ -38,13 +37,14 @@ def copy_back(host: Host, launch: Launch) -> None:
             log.info("copied back: %s", output / adapter)
 
 
-def _settled(host: Host, launch: Launch, run: str) -> list[str]:
+def _settled(host: Host, run: str) -> list[str]:
     """Entries of a run's folder that nobody writes any more: all of them once the run is over."""
-    if launch.exit_code is None:
-        return ["settings.json"]
-    command = f"ls -A {shlex.quote(f'{host.remote}/adapters_eval/{run}')}"
+    command = (
+        f"cd {shlex.quote(f'{host.remote}/adapters_eval/{run}')} && "
+        "if [ -e ../../exit_code ]; then ls -A; else ls settings.json; fi"
+    )
     names = host.run(command).decode(errors="replace").splitlines()
-    return [name for name in names if not name.startswith("checkpoint-")]
+    return [name for name in names if not name.startswith("checkpoint-") and "/" not in name]
 
 
 def _folders(host: Host) -> Iterator[str]:
@@ -63,6 +63,18 @@ def _folders(host: Host) -> Iterator[str]:
 def _step(name: str) -> float:
     digits = name.rpartition("-")[2]
     return int(digits) if digits.isdigit() else math.inf
+
+
+def _fetch_checkpoints(host: Host, run: str, output: Path, names: Sequence[str]) -> None:
+    """Newest first, since the host may drop old ones meanwhile; one that fails stops no other."""
+    failed = None
+    for name in names:
+        try:
+            _fetch_checkpoint(host, f"adapters_eval/{run}/{name}", output / run / name)
+        except CutOffError as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _fetch_checkpoint(host: Host, source: str, target: Path) -> None:

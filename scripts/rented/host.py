@@ -158,7 +158,7 @@ class Host:
         folder = shlex.quote(f"{self.remote}/{source}")
         try:
             command = f"cd {folder} && find {entries} -type f -exec sha256sum {{}} +"
-            hashes = read_hashes(self.run(command, timeout=limits.LIMITS.copy))
+            hashes = self._hashes(command)
             self._unpack(f"tar -c -C {folder} -f - {entries}", aside)
             for name, digest in hashes.items():
                 path = aside / name
@@ -170,6 +170,12 @@ class Host:
                 aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def _hashes(self, command: str) -> dict[str, str]:
+        try:
+            return read_hashes(self.run(command, timeout=limits.LIMITS.copy))
+        except UserError as error:  # what was there is gone by now
+            raise CutOffError(str(error)) from None
 
     def _unpack(self, command: str, aside: Path) -> None:
         with subprocess.Popen(

@@ -27,7 +27,8 @@ from scripts.rented.offers import Offer
 from scripts.rented.record import Launch
 
 WATCHDOG = Path(__file__).with_name("watchdog.sh")
-OFFERS_TRIED = 3
+HOSTS_TRIED = 3
+REFUSALS = 10
 log = logging.getLogger("pt_app.rented")
 
 
@@ -91,9 +92,8 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
     for offer in offers:
         if offer.machine in launch.tried_machines:
             continue
-        if len(launch.tried_machines) == OFFERS_TRIED:
+        if len(launch.tried_machines) == HOSTS_TRIED or len(reasons) == REFUSALS:
             break
-        launch.tried_machines.append(offer.machine)
         launch.save(
             stage="creating",
             gpu=offer.gpu,
@@ -105,18 +105,18 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
             _create(market, launch, offer)
             return ready(market, launch)
         except OfferGoneError as error:
-            launch.save(started=None)
             reasons.append(f"offer {offer.id} is gone ({error})")
         except FailedHostError as error:
             reasons.append(f"offer {offer.id}: {error}")
             log.warning("%s: destroying it", reasons[-1])
+            launch.tried_machines.append(offer.machine)
             destroy(market, launch)  # raises where it is not seen to be gone
             continue
         log.warning("%s: nothing was rented", reasons[-1])
     launch.save(stage="destroyed")
     raise UserError(
-        f"no machine of {len(launch.tried_machines)} became ready, and none is left: "
-        f"{'; '.join(reasons)}: try again, or choose another with --offer"
+        f"no machine became ready, and nothing is rented: {'; '.join(reasons)}: try again, or "
+        "choose another with --offer"
     )
 
 
@@ -129,6 +129,9 @@ def _create(market: Market, launch: Launch, offer: Offer) -> None:
     except AnswerLostError as error:
         log.warning("no answer to the create (%s): looking for %s", error, launch.label)
         adopt(market, launch)
+    except (OfferGoneError, UserError):  # Vast said no
+        launch.save(started=None)
+        raise
 
 
 def adopt(market: Market, launch: Launch) -> None:
@@ -222,7 +225,7 @@ def destroy(market: Market, launch: Launch) -> None:
     )
     Host(launch.folder, launch.remote_dir).forget()
     log.info("%s is gone: Vast no longer lists it", launch.label)
-    launch.save(stage="destroyed", instance=None)
+    launch.save(stage="destroyed", instance=None, started=None)
 
 
 def end_instances(

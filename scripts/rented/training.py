@@ -103,7 +103,7 @@ class Follower:
     def _check_cap(self) -> None:
         assert self.launch.started is not None
         cap = self.launch.max_hours * 3600
-        kept = min(limits.LIMITS.last_minutes, cap / 10)
+        kept = min(limits.LIMITS.last_minutes, cap / 3)
         if time.time() - self.launch.started >= cap - kept:
             self.last_checkpoint()
             raise OverError(f"the cap of {self.launch.max_hours:.2f} hours is reached")
