@@ -1,7 +1,7 @@
 """A stand-in for a rented host: an OpenSSH server of the test's own, behind a line that can break.
 
 `recipe.py` there takes the recipe's place: a step is a tenth of a second, ten of
-them and the last leave a checkpoint, and two of these are kept.
+them and the last leave a checkpoint, and six of these are kept.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ while step < float(flags["epochs"]) and not asked:
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(bytes(step) * 20000)
     mark_complete(folder)
-    shutil.rmtree(run / f"checkpoint-{step - 20}", ignore_errors=True)
+    shutil.rmtree(run / f"checkpoint-{step - 60}", ignore_errors=True)
     if flags["seed"] == "13" and step == 3:
         sys.exit("RuntimeError: the loss is no number")
 if asked:
@@ -109,15 +109,22 @@ class RentedHost:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        kill = {"env": os.environ | {"TMUX_TMPDIR": str(self.folder)}, "capture_output": True}
-        subprocess.run(["tmux", "kill-server"], **kill)  # type: ignore[call-overload]
         self._sshd.terminate()
         self._sshd.wait()
         self.line.stop()
+        self.wipe()
+        shutil.rmtree(self.folder)
+
+    def wipe(self) -> None:
+        """Become another machine: nothing runs, no files of an earlier rental."""
+        environment = os.environ | {"TMUX_TMPDIR": str(self.folder)}
+        subprocess.run(["tmux", "kill-server"], env=environment, capture_output=True)
         for process in (left := self.processes()):
             process.kill()
-        psutil.wait_procs(left)
-        shutil.rmtree(self.folder)
+        psutil.wait_procs(left, timeout=10)
+        for folder in (self.remote, self.home):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
 
     def processes(self) -> list[psutil.Process]:
         """What runs out of this host's folder: watchdogs and recipes."""

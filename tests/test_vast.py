@@ -215,12 +215,12 @@ def test_watchdog_starts_before_anything_else(vast: VastServer, rows: Path, out:
     assert script.index("setsid nohup bash") < script.index("authorized_keys")
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """A hub with a gated model, a public one and none else."""
+class Hub(BaseHTTPRequestHandler):
+    """A hub with a gated model, two public ones and none else."""
 
     def do_GET(self) -> None:
         name = self.path.removeprefix("/api/models/")
-        known = {"org/open": "false", "org/gated": '"auto"'}
+        known = {"org/open": "false", "org/gated": '"auto"', "Qwen/Qwen2.5-3B-Instruct": "false"}
         body = f'{{"id": "{name}", "sha": "0", "gated": {known.get(name)}, "siblings": []}}'
         self.send_response(200 if name in known else 401)
         if name not in known:
@@ -244,7 +244,7 @@ class _Hub(BaseHTTPRequestHandler):
 def test_model_that_needs_a_token_is_refused(
     vast: VastServer, rows: Path, out: Path, model: str, said: str
 ) -> None:
-    hub = HTTPServer(("127.0.0.1", 0), _Hub)
+    hub = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     hubs = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0"}
     words = launch_words(rows, out, "--hours=1", "--gpu_ram=8", "--", f"--model={model}")

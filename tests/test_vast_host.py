@@ -86,6 +86,7 @@ def test_launch_brings_the_adapter_home_and_leaves_nothing_paid(
 def test_host_trains_offline_without_evaluation_and_without_any_key(
     vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
 ) -> None:
+    vast.on_destroy = None  # the host is looked at afterwards
     more = ["--", "--lr=1e-3", "--seed=7", "--no_4bit"]
     main(launch_words(rows, out, *more, host=rented_host))
     flags = json.loads((out / RUN / "settings.json").read_text())
@@ -205,11 +206,6 @@ def test_cap_takes_a_last_checkpoint_and_resume_goes_on_from_it(
     assert 0 < last < 400
     assert f"checkpoint-{last}" in str(failed.value)
     assert vast.instances == {}
-    (rented_host.remote / "exit_code").unlink()
-    (rented_host.remote / "started").unlink()
-    for path in (rented_host.remote / "adapters_eval").rglob("*"):  # another machine has nothing
-        if path.is_file():
-            path.unlink()
     more = ["--resume", str(out / RUN), "--", f"--epochs={last + 2}"]
     main(launch_words(rows, out, *more, host=rented_host))
     assert f"training from step {last} to {last + 2}" in (
@@ -244,21 +240,20 @@ def test_machine_that_leaves_in_the_middle_is_destroyed_and_said(
 def test_checkpoints_come_home_while_it_trains_and_rotated_ones_go(
     vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
 ) -> None:
-    (out / RUN / "checkpoint-0").mkdir(parents=True)
     seen: list[int] = []
 
     def look() -> None:
-        until(lambda: (out / RUN / "checkpoint-10" / "complete.json").exists())
+        until(lambda: list((out / RUN).glob("checkpoint-*/complete.json")))
         seen.extend(steps_of(out))
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    more = ["--fetch_minutes", "0.005", "--", "--epochs=40"]
+    more = ["--fetch_minutes", "0.005", "--", "--epochs=120"]
     main(launch_words(rows, out, *more, host=rented_host))
     watcher.join()
     assert seen
-    assert seen[-1] < 40
-    assert steps_of(out) == [30, 40]
+    assert seen[-1] < 120
+    assert steps_of(out) == [70, 80, 90, 100, 110, 120]
 
 
 def start_driver(words: list[str]) -> subprocess.Popen[bytes]:

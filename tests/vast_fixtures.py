@@ -67,7 +67,7 @@ def vast(quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[VastServer]:
 def rented_host(vast: VastServer) -> Iterator[RentedHost]:
     """A host that Vast's instances turn out to be."""
     with RentedHost() as made:
-        vast.address, vast.home = made.address, made.home
+        vast.address, vast.home, vast.on_destroy = made.address, made.home, made.wipe
         yield made
 
 

@@ -82,6 +82,7 @@ class VastServer:
         self.started: list[subprocess.Popen[bytes]] = []
         self.destroyed: list[int] = []
         self.on_create: Callable[[], None] | None = None
+        self.on_destroy: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._server = _Quiet(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -206,6 +207,8 @@ class VastServer:
             return 200, {"success": True}
         self.destroyed.append(number)
         del self.instances[number]
+        if self.on_destroy:
+            self.on_destroy()
         return 200, {"success": True}
 
     def _start(self, one: Body) -> None:

@@ -25,7 +25,8 @@ def copy_back(host: Host, launch: Launch) -> None:
     for run in (name for name in runs if not name.endswith("_final")):
         launch.save(run=run)
         (output / run).mkdir(parents=True, exist_ok=True)
-        host.fetch(f"adapters_eval/{run}", output / run, _settled(host, run))
+        if names := _settled(host, run, output / run):
+            host.fetch(f"adapters_eval/{run}", output / run, names)
         kept = {name.split("/")[1] for name in there if name.startswith(f"{run}/checkpoint-")}
         _fetch_checkpoints(host, run, output, sorted(kept, key=_step, reverse=True))
         for old in (output / run).glob("checkpoint-*"):
@@ -37,13 +38,18 @@ def copy_back(host: Host, launch: Launch) -> None:
             log.info("copied back: %s", output / adapter)
 
 
-def _settled(host: Host, run: str) -> list[str]:
-    """Entries of a run's folder that nobody writes any more: all of them once the run is over."""
+def _settled(host: Host, run: str, here: Path) -> list[str]:
+    """Entries of a run's folder that nobody writes any more and that are not here yet.
+
+    Once the run is over these are all of them, without the checkpoints.
+    """
     command = (
         f"cd {shlex.quote(f'{host.remote}/adapters_eval/{run}')} && "
-        "if [ -e ../../exit_code ]; then ls -A; else ls settings.json; fi"
+        "if [ -e ../../exit_code ]; then ls -A; else echo settings.json; fi"
     )
     names = host.run(command).decode(errors="replace").splitlines()
+    if names == ["settings.json"] and (here / "settings.json").exists():
+        return []
     return [name for name in names if not name.startswith("checkpoint-") and "/" not in name]
 
 
