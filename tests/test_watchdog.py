@@ -106,7 +106,7 @@ def test_recipe_is_asked_for_a_last_checkpoint_before_the_cap(
     work.mkdir()
     recipe = subprocess.Popen(["sleep", "60"])
     (work / "train.pid").write_text(str(recipe.pid))
-    dog = watch(server, work, 30, os.environ["PATH"])
+    dog = watch(server, work, 12, os.environ["PATH"])
     assert recipe.wait(20) == -15
     assert server.requests == []
     dog.kill()

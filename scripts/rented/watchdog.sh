@@ -7,6 +7,8 @@ mkdir -p "$folder"
 # A restart of the container buys no time.
 [ -s "$folder/end" ] || echo $(($(date +%s) + $1)) >"$folder/end"
 end=$(cat "$folder/end")
+# Seconds for a last checkpoint; the launcher, if it is awake, has asked for one before.
+notice=$(($1 < 720 ? $1 / 6 : 120))
 for name in CONTAINER_ID CONTAINER_API_KEY; do
   [ -n "${!name}" ] || export "$name=$(tr '\0' '\n' </proc/1/environ | sed -n "s/^$name=//p")"
 done
@@ -30,12 +32,11 @@ timeout=60).read().decode())' "$1" "$2" "$to") || return 1
 }
 asked=
 while now=$(date +%s) && [ "$now" -lt "$end" ]; do
-  # Two minutes for a last checkpoint.
-  if [ -z "$asked" ] && [ $((end - now)) -le 120 ] && [ -s "$folder/train.pid" ]; then
+  if [ -z "$asked" ] && [ $((end - now)) -le $notice ] && [ -s "$folder/train.pid" ]; then
     kill -TERM "$(cat "$folder/train.pid")"
     asked=1
   fi
-  sleep $((end - now < 5 ? 1 : 5))
+  sleep $((end - now < 20 ? 1 : 5))
 done
 while :; do
   ask DELETE '{}' || ask PUT '{"state": "stopped"}'
