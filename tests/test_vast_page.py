@@ -79,7 +79,7 @@ def call(folder: Path, words: Sequence[str], *rental: str) -> subprocess.Popen[s
 
 
 def done(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=250)
     assert process.returncode == 0, output
     return output
 
@@ -90,7 +90,6 @@ def test_trial_trains_the_real_recipe_and_evaluates_at_home(
     python = f'#!/bin/bash\\nexec {sys.executable} "$@"\\n'
     setup = f"mkdir -p .venv/bin && printf '{python}' >.venv/bin/python && chmod +x .venv/bin/*"
     host = ["--remote_dir", str(rented_host.remote), "--setup", setup]
-    # An hour's cap is what a person gives; the last state of a slow test machine is SSH's.
     said = done(call(folder, commands()[0], *host))
     assert vast.instances == {}
     (adapter,) = (folder / "adapters_eval").glob("*_final")
@@ -99,7 +98,7 @@ def test_trial_trains_the_real_recipe_and_evaluates_at_home(
     run = Path(str(adapter).removesuffix("_final"))
     assert list(run.glob("wandb/offline-run-*")), "its curves came home"
     assert f"judge sync {run.relative_to(folder)}" in said
-    assert "16/16" in said
+    assert "step 4/4" in said
 
 
 def test_the_other_commands_do_what_the_page_says(

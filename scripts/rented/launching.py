@@ -32,7 +32,7 @@ from scripts.rented.provision import (
 )
 from scripts.rented.record import Launch, make_folder, new_label
 from scripts.rented.training import Follower, OverError
-from scripts.rented.work import check_model, host_flags
+from scripts.rented.work import check_model, host_flags, settings_of
 
 log = logging.getLogger("pt_app.rented")
 
@@ -311,6 +311,10 @@ def evaluate_at_home(launch: Launch, adapter: Path) -> None:
     """`judge eval` of adapter and base on this machine's CPU; raises UserError where it fails."""
     words = ["eval", "--data", launch.data_dir, "--adapter", str(adapter), "--base"]
     words += ["--out", str(adapter / "evaluation")]
+    settings = settings_of(launch.recipe)  # as the recipe itself would have evaluated
+    words += ["--rows", str(settings.test_samples), "--seed", str(settings.seed)]
+    words += ["--score_precision", settings.score_precision]
+    words += ["--feedback"] if settings.feedback else []
     if launch.upload_model and Path(launch.model).expanduser().is_dir():
         words += ["--base_path", launch.model]
     print(f"$ {shlex.join(['judge', *words])}", flush=True)
