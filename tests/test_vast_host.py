@@ -5,6 +5,7 @@ A stand-in takes the recipe's place; tests/test_vast_recipe.py trains with the r
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,3 +319,61 @@ def test_interrupt_in_the_training_leaves_it_running_and_says_so(
     assert list(vast.instances) == [7000]
     main(["attach", launch.label, "--output_dir", str(out)])
     assert vast.instances == {}
+
+
+def test_base_that_is_copied_up_is_found_by_the_host_under_its_name(
+    vast: VastServer,
+    rented_host: RentedHost,
+    rows: Path,
+    base: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vast.on_destroy = None  # the host is looked at afterwards
+    cached = out.parent / "hub" / "models--org--gated"
+    shutil.copytree(base, cached / "snapshots" / "abc123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cached.parent))
+    more = ["--upload_model", "--", "--model=org/gated"]
+    main(launch_words(rows, out, *more, host=rented_host))
+    flags = json.loads((out / RUN / "settings.json").read_text())
+    assert flags["model"] == "org/gated"
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pt_app.eval_model.models import *;print(resolve_model('org/gated').path)",
+        ],
+        cwd=rented_host.remote,
+        env={"HF_HOME": str(rented_host.remote / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip().endswith("hf/hub/models--org--gated/snapshots/abc123"), found.stderr
+    assert "HF_HUB_OFFLINE=1" in (rented_host.remote / "train.sh").read_text()
+
+
+def test_base_in_a_folder_is_copied_up_as_one(
+    vast: VastServer, rented_host: RentedHost, rows: Path, base: Path, out: Path
+) -> None:
+    vast.on_destroy = None
+    main(launch_words(rows, out, "--", f"--model={base}", host=rented_host))
+    flags = json.loads((out / RUN / "settings.json").read_text())
+    assert flags["model"] == "models/small-base"
+    sent = rented_host.remote / "models" / "small-base" / "model.safetensors"
+    assert sent.read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_attach_destroys_nothing_because_ssh_is_silent(
+    vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
+) -> None:
+    more = ["--hours=1", "--gpu_ram=8", "--", "--epochs=400"]
+    child = start_driver(launch_words(rows, out, *more, host=rented_host))
+    until(lambda: list(rented_host.remote.glob("adapters_eval/*/checkpoint-10")))
+    child.kill()
+    child.wait()
+    rented_host.line.dead = 9
+    with pytest.raises(StillAliveError, match="running and SSH does not answer: instance 7000"):
+        main(["attach", "--output_dir", str(out)])
+    assert list(vast.instances) == [7000]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pt_app.errors import UserError
 from scripts.rented import limits, work
 from tests.rented_host import RentedHost
 from tests.vast_server import ACCOUNT_KEY, Faults, VastServer, offer
@@ -79,3 +80,12 @@ def launch_words(rows: Path, out: Path, *more: str, host: RentedHost | None = No
         words += ["--remote_dir", str(host.remote), "--setup", host.setup()]
     recipe = ["--model=tiny", f"--data_dir={rows}", f"--output_dir={out}", "--epochs=3"]
     return [*words, "--", *recipe, *more[cut + 1 :]]
+
+
+def attempt(rows: Path, out: Path, *more: str) -> str:
+    """A launch that must fail in a way that a person can mend; gives what it says."""
+    from scripts.vast import main as launch
+
+    with pytest.raises(UserError) as failed:
+        launch(launch_words(rows, out, *more))
+    return str(failed.value)

@@ -17,7 +17,7 @@ from pt_app.eval_model.settings import Settings
 from scripts.rented import limits, sending
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host
-from scripts.rented.market import Market, UnreachableError
+from scripts.rented.market import Market
 from scripts.rented.offers import Offer
 from scripts.rented.provision import (
     FailedHostError,
@@ -64,7 +64,9 @@ def plan(
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
     base = check_model(settings.model, wishes.upload_model)
     run = _run_to_resume(wishes.resume) if wishes.resume else None
-    on_hub = base is None or base.parent.name == "snapshots"
+    model = settings.model
+    if base is not None and base.parent.name != "snapshots":  # a folder, none of the hub's cache
+        model = f"models/{base.name}"
     hours, dollars = _caps(offer, wishes)
     return Launch(
         label=new_label(),
@@ -72,7 +74,7 @@ def plan(
         recipe=list(recipe),
         flags=host_flags(
             settings,
-            model=settings.model if on_hub else f"models/{base.name}",  # type: ignore[union-attr]
+            model=model,
             data=f"data/{Path(settings.data_dir).resolve().name}",
             resume=f"adapters_eval/{run.name}" if run else None,
         ),
@@ -169,21 +171,14 @@ def go_on(market: Market, launch: Launch) -> Path | None:
             with _destroyed_unless_started(market, launch):
                 if launch.instance is None:
                     adopt(market, launch)
-                host = _ready_or_over(market, launch)
+                host = _ready(market, launch)
                 sending.start(host, launch)
         else:
-            if find(market, launch) is None:
-                launch.save(stage="destroyed", instance=None)
-                raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")
-            try:
-                host = _ready_or_over(market, launch)
-            except UserError as error:
-                destroy(market, launch)
-                raise UserError(f"{error}{_how_to_resume(launch)}") from None
+            host = reach(market, launch)
         return _to_the_end(market, launch, host)
 
 
-def _ready_or_over(market: Market, launch: Launch) -> Host:
+def _ready(market: Market, launch: Launch) -> Host:
     try:
         return ready(market, launch)
     except FailedHostError as error:
@@ -289,13 +284,15 @@ def _how_to_resume(launch: Launch) -> str:
 
 
 def reach(market: Market, launch: Launch) -> Host:
-    """The host of a launch that is alive; raises UserError where there is none or it is silent."""
-    try:
-        one = find(market, launch)
-    except UnreachableError as error:
-        raise UserError(str(error)) from None
+    """The host of a launch that was left to train.
+
+    Raises UserError where Vast does not list it, StillAliveError where SSH does not answer: that
+    may be this machine's network, and on the host lies what was not copied yet.
+    """
+    one = find(market, launch)
     if one is None:
-        raise UserError(f"Vast does not list {launch.label}: it is gone, and what it held with it")
+        launch.save(stage="destroyed", instance=None)
+        raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")
     host = Host(launch.folder, launch.remote_dir)
     for address, port in one.addresses:
         host.point_at(address, port)
@@ -304,7 +301,7 @@ def reach(market: Market, launch: Launch) -> Host:
             return host
         except CutOffError as error:
             log.warning("%s:%d: %s", address, port, error)
-    raise UserError(f"instance {one.id} is {one.status or 'not ready'}, SSH does not answer")
+    raise still_alive(launch, f"it is {one.status or 'not ready'} and SSH does not answer")
 
 
 def evaluate_at_home(launch: Launch, adapter: Path) -> None:
