@@ -42,6 +42,10 @@ run = pathlib.Path(resume or "adapters_eval/stand-in-20261121_120000")
 run.mkdir(parents=True, exist_ok=True)
 step = int(newest_complete(run)[0].name.split("-")[1]) if resume else 0
 (run / "settings.json").write_text(json.dumps(flags))
+(run / "wandb" / "offline-run-1").mkdir(parents=True, exist_ok=True)
+(run / "wandb" / "offline-run-1" / "run.wandb").write_text("curves")
+(run / "wandb" / "latest-run").unlink(missing_ok=True)
+(run / "wandb" / "latest-run").symlink_to((run / "wandb" / "offline-run-1").absolute())
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 print(f"training from step {step} to {flags['epochs']}", flush=True)

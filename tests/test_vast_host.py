@@ -73,6 +73,8 @@ def test_launch_brings_the_adapter_home_and_leaves_nothing_paid(
     adapter = out / f"{RUN}_final"
     assert (adapter / "adapter_model.safetensors").read_bytes() == b"trained" * 100000
     assert (out / RUN / "train.log").read_text() == "done"
+    assert (out / RUN / "wandb" / "offline-run-1" / "run.wandb").read_text() == "curves"
+    assert not (out / RUN / "wandb" / "latest-run").exists(), "W&B's link to a path of the host"
     assert steps_of(out) == [3]
     assert vast.instances == {}
     lines = said.splitlines()

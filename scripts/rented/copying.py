@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pt_app.eval_model import checkpoints
-from scripts.rented.host import CutOffError, Host
+from scripts.rented.host import CutOffError, GoneError, Host
 from scripts.rented.record import Launch
 
 log = logging.getLogger("pt_app.rented")
@@ -77,6 +77,8 @@ def _fetch_checkpoints(host: Host, run: str, output: Path, names: Sequence[str])
     for name in names:
         try:
             _fetch_checkpoint(host, f"adapters_eval/{run}/{name}", output / run / name)
+        except GoneError:
+            log.info("%s is no longer on the host", name)
         except CutOffError as error:
             failed = error
     if failed is not None:

@@ -1,8 +1,8 @@
 """The rented host, over SSH: commands, copies up, copies back. It is a stranger's machine.
 
 Copies are tar streams through ssh, which any image has, and count only once the hashes that were
-taken at the other end hold. Archives from the host are unpacked with Python's "data" filter, so
-that no name in them leads out of the folder.
+taken at the other end hold. Archives from the host are unpacked with Python's "data" filter
+and without links, so that no name in them leads out of the folder.
 """
 
 import shlex
@@ -40,6 +40,10 @@ CONFIG = """Host rented
 
 class CutOffError(Exception):
     """SSH does not reach the host, or a copy was cut."""
+
+
+class GoneError(CutOffError):
+    """What was to be copied is no longer on the host."""
 
 
 def make_key(folder: Path) -> str:
@@ -174,8 +178,8 @@ class Host:
     def _hashes(self, command: str) -> dict[str, str]:
         try:
             return read_hashes(self.run(command, timeout=limits.LIMITS.copy))
-        except UserError as error:  # what was there is gone by now
-            raise CutOffError(str(error)) from None
+        except UserError as error:
+            raise GoneError(str(error)) from None
 
     def _unpack(self, command: str, aside: Path) -> None:
         with subprocess.Popen(
@@ -184,7 +188,7 @@ class Host:
             assert ssh.stdout is not None
             try:
                 with tarfile.open(fileobj=ssh.stdout, mode="r|") as archive:
-                    archive.extractall(aside, filter="data")
+                    archive.extractall(aside, filter=_plain_files)
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise CutOffError(f"a copy from the host was cut ({type(error).__name__})") from (
                     None
@@ -198,6 +202,11 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry
+
+
+def _plain_files(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Python's "data" filter; links are left out, of which W&B makes some to absolute paths."""
+    return tarfile.data_filter(entry, folder) if entry.isfile() or entry.isdir() else None
 
 
 def _merge(source: Path, target: Path) -> None:
