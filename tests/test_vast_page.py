@@ -21,14 +21,20 @@ from tests.rented_host import RentedHost, why_not
 from tests.test_vast import Hub
 from tests.vast_server import VastServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
-# scripts/vast.py with the time limits of the tests, and an estimate that needs no model.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+]
+# scripts/vast.py with shorter waits, and an estimate that needs no model. Not as short as those of
+# other tests: each look is an SSH connection, and takes a small machine's time from the training.
 DRIVER = """
 from pt_app.errors import exit_with
 from scripts.rented import limits, work
-from tests.vast_fixtures import ESTIMATE, QUICK, stand_in_estimate
+from tests.vast_fixtures import ESTIMATE, stand_in_estimate
 from scripts.vast import main
-limits.LIMITS, work.ESTIMATE = QUICK, stand_in_estimate(ESTIMATE)
+limits.LIMITS = limits.Limits(poll=1.5, listed=10.0)
+work.ESTIMATE = stand_in_estimate(ESTIMATE)
 exit_with(main)
 """
 
@@ -79,7 +85,7 @@ def call(folder: Path, words: Sequence[str], *rental: str) -> subprocess.Popen[s
 
 
 def done(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=250)
+    output, _ = process.communicate(timeout=290)
     assert process.returncode == 0, output
     return output
 
