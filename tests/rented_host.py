@@ -133,11 +133,13 @@ class RentedHost:
     def processes(self) -> list[psutil.Process]:
         """What runs out of this host's folder: watchdogs and recipes."""
         found = []
-        for process in psutil.process_iter(["cmdline"]):
+        for process in psutil.process_iter(["cmdline", "cwd"]):
             words = " ".join(process.info["cmdline"] or [])
-            if str(self.folder) in words and process.pid != os.getpid() and "sshd" not in words:
+            there = str(process.info["cwd"]).startswith(str(self.folder))
+            # A launcher names the folder too: it is no process of the host.
+            if there or ("watchdog.sh" in words and f" {self.remote}" in words[-200:]):
                 found.append(process)
-        return found
+        return [process for process in found if process.pid != os.getpid()]
 
     def setup(self) -> str:
         """The set-up that puts the stand-in in the recipe's place."""
