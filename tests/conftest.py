@@ -13,6 +13,7 @@ import pytest
 
 from tests.rows import write_rows
 from tests.tiny_models import make_model_folder
+from tests.vast_fixtures import quick, rented_host, vast  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).parents[1]
 

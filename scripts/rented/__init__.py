@@ -1,0 +1,1 @@
+"""What `scripts/vast.py` is made of: the market, the price of a run, the host, the launch."""

@@ -1,0 +1,322 @@
+"""A launch from its plan to its end, wherever it is cut: nothing paid stays behind unsaid."""
+
+import logging
+import math
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pt_app.errors import UserError
+from pt_app.eval_model.settings import Settings
+from scripts.rented import limits, sending
+from scripts.rented.copying import copy_back
+from scripts.rented.host import CutOffError, Host
+from scripts.rented.market import Market
+from scripts.rented.offers import Offer
+from scripts.rented.provision import (
+    FailedHostError,
+    StillAliveError,
+    adopt,
+    create_options,
+    destroy,
+    find,
+    ready,
+    rent,
+    still_alive,
+)
+from scripts.rented.record import Launch, make_folder, new_label
+from scripts.rented.training import Follower, OverError
+from scripts.rented.work import check_model, host_flags, settings_of
+
+log = logging.getLogger("pt_app.rented")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person may decide of a launch, beside the recipe's flags."""
+
+    image: str
+    setup: str | None
+    remote_dir: str
+    fetch_minutes: float
+    upload_model: bool
+    resume: str | None
+    no_eval: bool
+    max_hours: float | None
+    max_dollars: float | None
+
+
+def plan(
+    settings: Settings, recipe: Sequence[str], wishes: Wishes, offer: Offer, disk_gb: int
+) -> Launch:
+    """The launch of a run on an offer, or one like it; nothing is written or rented yet.
+
+    Raises UserError for data, model or run that cannot be sent, and caps below the estimate.
+    """
+    from pt_app.eval_model.data import read_dataset
+
+    read_dataset(Path(settings.data_dir), settings.allow_leaks)
+    base = check_model(settings.model, wishes.upload_model)
+    run = _run_to_resume(wishes.resume) if wishes.resume else None
+    model = settings.model
+    if base is not None and base.parent.name != "snapshots":  # a folder, none of the hub's cache
+        model = f"models/{base.name}"
+    hours, dollars = _caps(offer, wishes)
+    return Launch(
+        label=new_label(),
+        output_dir=settings.output_dir,
+        recipe=list(recipe),
+        flags=host_flags(
+            settings,
+            model=model,
+            data=f"data/{Path(settings.data_dir).resolve().name}",
+            resume=f"adapters_eval/{run.name}" if run else None,
+        ),
+        data_dir=settings.data_dir,
+        model=settings.model,
+        upload_model=str(base) if base else None,
+        resume=str(run) if run else None,
+        image=wishes.image,
+        setup=f"{wishes.setup}\n" if wishes.setup is not None else sending.SETUP,
+        disk_gb=disk_gb,
+        max_hours=hours,
+        max_dollars=dollars,
+        remote_dir=wishes.remote_dir,
+        fetch_minutes=wishes.fetch_minutes,
+        eval_at_home=not (wishes.no_eval or settings.skip_eval),
+    )
+
+
+def _run_to_resume(name: str) -> Path:
+    from pt_app.eval_model.checkpoints import newest_complete
+
+    run = Path(name)
+    if not run.is_dir() or newest_complete(run)[0] is None:
+        raise UserError(f"--resume {name}: no run with a complete checkpoint: leave out --resume")
+    return run
+
+
+def _caps(offer: Offer, wishes: Wishes) -> tuple[float, float]:
+    """(hours, dollars) that end the rental: as given, else twice the estimate."""
+    hours = wishes.max_hours or max(1.0, math.ceil(8 * offer.hours) / 4)
+    dollars = wishes.max_dollars or math.ceil(100 * offer.cost(hours)) / 100
+    if hours < offer.hours or dollars < offer.total:
+        raise UserError(
+            f"the run is estimated at {offer.hours:.2f} h and ${offer.total:.2f}, above the cap of "
+            f"{hours:.2f} h or ${dollars:.2f}: raise --max_hours or --max_dollars, or give --hours"
+        )
+    return min(hours, (dollars - offer.fixed) / offer.hourly), dollars
+
+
+def check_account(market: Market, launch: Launch) -> None:
+    """Raises UserError where the credit is below the cap, or the account hands out keys."""
+    credit = market.credit()
+    if credit < launch.max_dollars:
+        raise UserError(
+            f"${credit:.2f} of credit, and the cap is ${launch.max_dollars:.2f}: add credit at "
+            "https://cloud.vast.ai/billing/, or lower --max_dollars"
+        )
+    names = market.secret_variables()
+    if names:
+        raise UserError(
+            f"your Vast account gives every host the variables {', '.join(names)}: "
+            "`vastai delete env-var NAME` first; keys do not belong on strangers' machines"
+        )
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal are taken as Ctrl-C, so that what is alive gets said."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_on(market: Market, launch: Launch, offers: Sequence[Offer]) -> Path | None:
+    """Rent, train, copy back, destroy; gives the adapter's folder.
+
+    Raises UserError where no adapter came of it, with the command that goes on;
+    StillAliveError where an instance may be left.
+    """
+    make_folder(launch)
+    options = create_options(launch, market.url)
+    sending.refuse_keys(launch, options, market.key)
+    launch.save()
+    with signals_interrupt():
+        with _destroyed_unless_started(market, launch):
+            host = rent(market, launch, offers)
+            sending.start(host, launch)
+        return _to_the_end(market, launch, host)
+
+
+def go_on(market: Market, launch: Launch) -> Path | None:
+    """Take up a launch wherever it was cut; as `run_on`."""
+    if launch.stage == "destroyed" or launch.started is None:
+        raise UserError(f"{launch.label} is over{_how_to_resume(launch)}")
+    with signals_interrupt():
+        if launch.stage in ("creating", "created"):
+            with _destroyed_unless_started(market, launch):
+                if launch.instance is None:
+                    adopt(market, launch)
+                host = _ready(market, launch)
+                sending.start(host, launch)
+        else:
+            host = reach(market, launch)
+        return _to_the_end(market, launch, host)
+
+
+def _ready(market: Market, launch: Launch) -> Host:
+    try:
+        return ready(market, launch)
+    except FailedHostError as error:
+        raise UserError(f"{launch.label}: {error}") from None
+
+
+@contextmanager
+def _destroyed_unless_started(market: Market, launch: Launch) -> Iterator[None]:
+    """Until the training runs there is nothing on the host to lose: any way out destroys it."""
+    try:
+        yield
+    except StillAliveError:
+        raise
+    except BaseException as error:
+        if launch.stage == "destroyed" or launch.started is None:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            log.warning("interrupted before the training: destroying what was rented")
+        try:
+            if launch.instance is None:  # cut between a create and its answer
+                adopt(market, launch)
+            destroy(market, launch)
+        except KeyboardInterrupt:
+            raise still_alive(launch, "interrupted while destroying") from None
+        if isinstance(error, CutOffError):
+            raise UserError(f"the host was lost before the training: {error}: try again") from None
+        raise
+
+
+def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
+    """Follow the training, bring it home, end the instance."""
+    why = None
+    try:
+        ended = Follower(host, market, launch).follow()
+        log.info("on the host: %s", ended)
+        _bring_home(host, launch)
+    except OverError as error:
+        why = str(error)
+        log.warning("%s: ending the rental", why)
+        _try_to_bring_home(host, launch)
+    except BaseException:
+        log.warning(
+            "%s goes on without this terminal, at $%.3f/h and to its cap at most: `%s` follows it, "
+            "`%s` ends it",
+            f"instance {launch.instance}",
+            launch.hourly,
+            launch.command("attach"),
+            launch.command("destroy"),
+        )
+        raise
+    spent = launch.spent(time.time())
+    try:
+        destroy(market, launch)
+    except KeyboardInterrupt:
+        raise still_alive(launch, "interrupted while destroying") from None
+    log.info("spent about $%.2f; the log is %s", spent, launch.folder / "run.log")
+    if why is None and launch.exit_code == "train 0":
+        return _adapter(launch)
+    if why is None:
+        why = f"the host ended with {launch.exit_code}: see {launch.folder / 'run.log'}"
+    raise UserError(f"{why}{_how_to_resume(launch)}")
+
+
+def _bring_home(host: Host, launch: Launch) -> None:
+    """Copy everything back; raises StillAliveError where it fails, so that nothing is lost."""
+    for attempt in range(3):
+        try:
+            copy_back(host, launch)
+            launch.save(stage="copied")
+            return
+        except (CutOffError, UserError) as error:
+            why = str(error)
+            log.warning("%s: trying again", error)
+            if attempt < 2:
+                time.sleep(limits.LIMITS.poll)
+    raise still_alive(
+        launch, f"what the run made is not copied back ({why}); `{launch.command('fetch')}`, then"
+    )
+
+
+def _try_to_bring_home(host: Host, launch: Launch) -> None:
+    try:
+        copy_back(host, launch)
+    except (CutOffError, UserError) as error:
+        log.warning("not all could be copied back: %s", error)
+
+
+def _adapter(launch: Launch) -> Path | None:
+    adapter = Path(launch.output_dir) / f"{launch.run}_final"
+    return adapter if adapter.is_dir() else None
+
+
+def _how_to_resume(launch: Launch) -> str:
+    """The command that goes on from the last checkpoint copied back, if there is one."""
+    from pt_app.eval_model.checkpoints import newest_complete
+
+    run = launch.local_run
+    checkpoint = newest_complete(run)[0] if run and run.is_dir() else None
+    if checkpoint is None:
+        return "; no checkpoint was copied back: start anew"
+    again = shlex.join(["python", "scripts/vast.py", "launch", "--resume", str(run), "--"])
+    return f"; go on from {checkpoint.name} with `{again} {shlex.join(launch.recipe)}`"
+
+
+def reach(market: Market, launch: Launch) -> Host:
+    """The host of a launch that was left to train.
+
+    Raises UserError where Vast does not list it, StillAliveError where SSH does not answer: that
+    may be this machine's network, and on the host lies what was not copied yet.
+    """
+    one = find(market, launch)
+    if one is None:
+        launch.save(stage="destroyed", instance=None)
+        raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")
+    host = Host(launch.folder, launch.remote_dir)
+    for address, port in one.addresses:
+        host.point_at(address, port)
+        try:
+            host.run("true", timeout=30)
+            return host
+        except CutOffError as error:
+            log.warning("%s:%d: %s", address, port, error)
+    raise still_alive(launch, f"it is {one.status or 'not ready'} and SSH does not answer")
+
+
+def evaluate_at_home(launch: Launch, adapter: Path) -> None:
+    """`judge eval` of adapter and base on this machine's CPU; raises UserError where it fails."""
+    words = ["eval", "--data", launch.data_dir, "--adapter", str(adapter), "--base"]
+    words += ["--out", str(adapter / "evaluation")]
+    settings = settings_of(launch.recipe)  # as the recipe itself would have evaluated
+    words += ["--rows", str(settings.test_samples), "--seed", str(settings.seed)]
+    words += ["--score_precision", settings.score_precision]
+    words += ["--feedback"] if settings.feedback else []
+    if launch.upload_model and Path(launch.model).expanduser().is_dir():
+        words += ["--base_path", launch.model]
+    print(f"$ {shlex.join(['judge', *words])}", flush=True)
+    if subprocess.run([sys.executable, "-m", "pt_app.cli", *words]).returncode:
+        raise UserError(
+            f"the adapter is {adapter}; its evaluation here failed: "
+            f"`{shlex.join(['judge', *words])}`"
+        )

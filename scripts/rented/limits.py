@@ -1,0 +1,33 @@
+"""How long each state may last, in seconds, before it counts as failed."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Limits:
+    """SkyPilot gives the whole of provisioning 30 minutes; here each state has its own limit."""
+
+    poll: float = 10.0
+    """Between two looks at an instance, or at the log of a run."""
+    states: dict[str, float] = field(
+        default_factory=lambda: {
+            "": 300.0,  # Vast says nothing yet
+            "created": 300.0,
+            "loading": 1500.0,  # the image is pulled
+            "rebooting": 600.0,
+            "running": 600.0,  # until SSH answers
+        }
+    )
+    away: float = 300.0
+    """An instance that ran and is unknown or offline now may come back."""
+    unheard: float = 1800.0
+    """A host that SSH cannot reach, while Vast says that it runs."""
+    listed: float = 120.0
+    """From a create without an answer until its instance must be listed; so for a destroy."""
+    copy: float = 3600.0
+    command: float = 60.0
+    last_minutes: float = 300.0
+    """Kept before the cap for a last checkpoint, its copy and the destruction."""
+
+
+LIMITS = Limits()

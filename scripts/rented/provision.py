@@ -1,0 +1,253 @@
+"""From an offer to a host that answers, and back to nothing: the states, their limits, the end.
+
+After SkyPilot's provisioner for Vast: a deadline, states from which nothing comes, a new offer
+only once the old instance is seen to be gone. Its one hard rule is kept: only reads are repeated,
+a create never.
+"""
+
+import logging
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pt_app.errors import UserError
+from scripts.rented import limits
+from scripts.rented.host import CutOffError, Host, make_key
+from scripts.rented.market import (
+    ALIVE_NEVER,
+    CONSOLE,
+    AnswerLostError,
+    Instance,
+    Market,
+    OfferGoneError,
+    UnreachableError,
+)
+from scripts.rented.offers import Offer
+from scripts.rented.record import Launch
+
+WATCHDOG = Path(__file__).with_name("watchdog.sh")
+HOSTS_TRIED = 3
+REFUSALS = 10
+log = logging.getLogger("pt_app.rented")
+
+
+class StillAliveError(UserError):
+    """An instance may be there, and billed."""
+
+
+class FailedHostError(Exception):
+    """This machine will not become ready: another one may."""
+
+
+def still_alive(launch: Launch, why: str) -> StillAliveError:
+    """The error that names the instance, the command that ends it, and the console."""
+    which = f"instance {launch.instance}" if launch.instance else f"an instance {launch.label}"
+    return StillAliveError(
+        f"{why}: {which} may be alive and billed (${launch.hourly:.3f}/h): "
+        f"`{launch.command('destroy')}`, or {CONSOLE}"
+    )
+
+
+def onstart(launch: Launch, url: str, public_key: str) -> str:
+    """What the instance runs first: the watchdog, then the launch's key for SSH."""
+    seconds = round(launch.max_hours * 3600)
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "cat >~/watchdog.sh <<'END_OF_WATCHDOG'",
+            WATCHDOG.read_text(encoding="utf-8").rstrip(),
+            "END_OF_WATCHDOG",
+            f"setsid nohup bash ~/watchdog.sh {seconds} {url} {shlex.quote(launch.remote_dir)} "
+            ">~/watchdog.log 2>&1 </dev/null &",
+            "touch ~/.no_auto_tmux",
+            "mkdir -p ~/.ssh && chmod 700 ~/.ssh",
+            f"echo '{public_key}' >>~/.ssh/authorized_keys",
+            "chmod 600 ~/.ssh/authorized_keys",
+            "",
+        ]
+    )
+
+
+def create_options(launch: Launch, url: str) -> dict[str, object]:
+    """What is sent to create the instance. No variable of this machine is among it."""
+    return {
+        "image": launch.image,
+        "disk": launch.disk_gb,
+        "label": launch.label,
+        "env": {},
+        "ssh": True,
+        "direct": True,
+        "cancel_unavail": True,
+        "onstart_cmd": onstart(launch, url, make_key(launch.folder)),
+    }
+
+
+def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
+    """Create an instance from the first offer that becomes a host which answers.
+
+    Raises UserError where none of the first few does; StillAliveError where one may be left.
+    """
+    reasons: list[str] = []
+    for offer in offers:
+        if offer.machine in launch.tried_machines:
+            continue
+        if len(launch.tried_machines) == HOSTS_TRIED or len(reasons) == REFUSALS:
+            break
+        launch.save(
+            stage="creating",
+            gpu=offer.gpu,
+            hourly=offer.hourly,
+            fixed=offer.fixed,
+            max_hours=min(launch.max_hours, (launch.max_dollars - offer.fixed) / offer.hourly),
+        )
+        try:
+            _create(market, launch, offer)
+            return ready(market, launch)
+        except OfferGoneError as error:
+            reasons.append(f"offer {offer.id} is gone ({error})")
+        except FailedHostError as error:
+            reasons.append(f"offer {offer.id}: {error}")
+            log.warning("%s: destroying it", reasons[-1])
+            launch.tried_machines.append(offer.machine)
+            destroy(market, launch)  # raises where it is not seen to be gone
+            continue
+        log.warning("%s: nothing was rented", reasons[-1])
+    launch.save(stage="destroyed")
+    raise UserError(
+        f"no machine became ready, and nothing is rented: {'; '.join(reasons)}: try again, or "
+        "choose another with --offer"
+    )
+
+
+def _create(market: Market, launch: Launch, offer: Offer) -> None:
+    log.info("renting offer %d: %s, $%.3f/h", offer.id, offer.gpu, offer.hourly)
+    options = create_options(launch, market.url)
+    launch.save(started=time.time())
+    try:
+        launch.save(stage="created", instance=market.create(offer.id, **options))
+    except AnswerLostError as error:
+        log.warning("no answer to the create (%s): looking for %s", error, launch.label)
+        adopt(market, launch)
+    except (OfferGoneError, UserError):  # Vast said no
+        launch.save(started=None)
+        raise
+
+
+def adopt(market: Market, launch: Launch) -> None:
+    """Find the launch's instance by its label; raises StillAliveError where none is listed."""
+    end = time.monotonic() + limits.LIMITS.listed
+    while True:
+        found = _listed(market, launch)
+        if found is not None:
+            log.info("instance %d is ours by its label", found.id)
+            launch.save(stage="created", instance=found.id)
+            return
+        if time.monotonic() >= end:
+            raise still_alive(launch, "whether a create succeeded is not known")
+        time.sleep(limits.LIMITS.poll)
+
+
+def _listed(market: Market, launch: Launch) -> Instance | None:
+    """The launch's instance as Vast lists it; None also where Vast does not answer now."""
+    try:
+        return find(market, launch)
+    except UnreachableError as error:
+        log.warning("%s", error)
+        return None
+
+
+def find(market: Market, launch: Launch) -> Instance | None:
+    """The launch's instance by id or label, None where it is not listed."""
+    for one in market.instances():
+        if one.id == launch.instance or one.label == launch.label:
+            return one
+    return None
+
+
+def ready(market: Market, launch: Launch) -> Host:
+    """Wait until the instance runs and SSH answers, with a limit for each state.
+
+    Raises FailedHostError for a state from which nothing comes, or that lasts too long.
+    """
+    host = Host(launch.folder, launch.remote_dir)
+    assert launch.instance is not None
+    attached = False
+    before, since = "?", time.monotonic()
+    while True:
+        one = _listed(market, launch)
+        status = one.status if one else ""
+        if status != before:
+            before, since = status, time.monotonic()
+            log.info("instance %d: %s", launch.instance, status or "no state yet")
+        if one and status in ALIVE_NEVER:
+            raise FailedHostError(f"it is {status} ({one.message})")
+        if one and not attached:
+            attached = _attach_key(market, launch)
+        if one and status == "running" and _answers(host, one.addresses):
+            return host
+        limit = limits.LIMITS.states.get(status, limits.LIMITS.states[""])
+        if time.monotonic() - since >= limit:
+            lasted = "SSH does not answer" if status == "running" else f"state {status or 'none'}"
+            said = one.message if one else ""
+            raise FailedHostError(f"{lasted} after {limit:.0f} s ({said})")
+        time.sleep(limits.LIMITS.poll)
+
+
+def _attach_key(market: Market, launch: Launch) -> bool:
+    """The onstart script lets the key in too; either is enough."""
+    assert launch.instance is not None
+    try:
+        market.attach_key(launch.instance, make_key(launch.folder))
+    except UserError as error:
+        log.warning("the SSH key is not attached yet: %s", error)
+        return False
+    return True
+
+
+def _answers(host: Host, addresses: Sequence[tuple[str, int]]) -> bool:
+    for address, port in addresses:
+        host.point_at(address, port)
+        try:
+            host.run("true", timeout=30)
+        except (CutOffError, UserError):
+            continue
+        return True
+    return False
+
+
+def destroy(market: Market, launch: Launch) -> None:
+    """Destroy the launch's instance and see that it is gone; raises StillAliveError if not."""
+    end_instances(
+        market,
+        lambda one: one.id == launch.instance or one.label == launch.label,
+        lambda why: still_alive(launch, why),
+    )
+    Host(launch.folder, launch.remote_dir).forget()
+    log.info("%s is gone: Vast no longer lists it", launch.label)
+    launch.save(stage="destroyed", instance=None, started=None)
+
+
+def end_instances(
+    market: Market, ours: Callable[[Instance], bool], left: Callable[[str], UserError]
+) -> None:
+    """Destroy the instances that are `ours`, again and again until Vast lists none of them.
+
+    Raises `left(why)` where it still does after the time that is given.
+    """
+    end = time.monotonic() + limits.LIMITS.listed
+    why = "it is still listed"
+    while True:
+        late = time.monotonic() >= end  # asked before the list, which then has the last word
+        try:
+            alive = [one for one in market.instances() if ours(one)]
+            if not alive:
+                return
+            if not late:
+                for one in alive:
+                    market.destroy(one.id)
+        except UserError as error:
+            why = str(error)
+        if late:
+            raise left(f"not seen to be destroyed ({why})")
+        time.sleep(min(limits.LIMITS.poll, 5.0))

@@ -1,0 +1,118 @@
+"""What is known of a launch, on disk before and after each step that costs money."""
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pt_app.errors import UserError
+from pt_app.files import write_json_atomic
+
+FOLDER = ".rented"
+FILE = "launch.json"
+PREFIX = "judge-"
+Stage = Literal["creating", "created", "training", "ended", "copied", "destroyed"]
+
+
+@dataclass
+class Launch:
+    """One rental: made before anything is created, saved at each stage."""
+
+    label: str
+    output_dir: str
+    recipe: list[str]
+    """The flags behind the --, as given."""
+    flags: list[str]
+    """Those that the host's recipe gets."""
+    data_dir: str
+    model: str
+    upload_model: str | None
+    """The base's folder here, where it must be copied up."""
+    resume: str | None
+    """The run's folder here, where one is resumed."""
+    image: str
+    setup: str
+    disk_gb: int
+    max_hours: float
+    max_dollars: float
+    remote_dir: str
+    fetch_minutes: float
+    eval_at_home: bool
+    stage: Stage = "creating"
+    instance: int | None = None
+    gpu: str = ""
+    hourly: float = 0.0
+    fixed: float = 0.0
+    """Dollars for traffic."""
+    started: float | None = None
+    """Seconds since the epoch at which the instance was created."""
+    run: str | None = None
+    """The run's folder name, once the host has made it."""
+    exit_code: str | None = None
+    """What set-up or recipe ended with on the host: "train 0"."""
+    tried_machines: list[int] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Where the record, the SSH key and the log of this launch are kept."""
+        return Path(self.output_dir) / FOLDER / self.label
+
+    @property
+    def local_run(self) -> Path | None:
+        """The run's folder here, once its name is known."""
+        return Path(self.output_dir) / self.run if self.run else None
+
+    def save(self, **changes: Any) -> None:
+        """Take the changes over and write the record whole."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+        write_json_atomic(self.folder / FILE, asdict(self))
+
+    def spent(self, now: float) -> float:
+        """Dollars since the creation, an upper bound: waiting for the image is not billed."""
+        if self.started is None:
+            return 0.0
+        return self.hourly * max(0.0, now - self.started) / 3600 + self.fixed
+
+    def command(self, verb: str) -> str:
+        """The command line that does `verb` to this launch."""
+        where = "" if self.output_dir == "adapters_eval" else f" --output_dir {self.output_dir}"
+        return f"python scripts/vast.py {verb} {self.label}{where}"
+
+
+def new_label() -> str:
+    """A label that no other launch has: Vast lists instances by it."""
+    return f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def all_launches(output_dir: Path) -> list[Launch]:
+    """The launches that were made from this output folder, oldest first."""
+    found = []
+    for path in sorted((output_dir / FOLDER).glob(f"*/{FILE}")):
+        try:
+            found.append(Launch(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): move it away") from None
+    return found
+
+
+def the_launch(output_dir: Path, label: str | None) -> Launch:
+    """The launch of this label, or the newest; raises UserError where there is none."""
+    launches = all_launches(output_dir)
+    if label is not None:
+        launches = [one for one in launches if one.label == label]
+    if not launches:
+        what = f"launch {label}" if label else "launch"
+        raise UserError(
+            f"no {what} under {output_dir / FOLDER}: scripts/vast.py list shows what is alive; "
+            "--output_dir names the folder that it was started with"
+        )
+    return launches[-1]
+
+
+def make_folder(launch: Launch) -> None:
+    """Make the launch's folder, for its owner alone: a private key will lie in it."""
+    launch.folder.mkdir(parents=True)
+    launch.folder.chmod(0o700)

@@ -1,0 +1,126 @@
+"""The run on the host, watched from here: its log, its checkpoints, the machine, the money."""
+
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+
+from scripts.rented import limits
+from scripts.rented.copying import copy_back
+from scripts.rented.host import CutOffError, Host, plain
+from scripts.rented.market import ALIVE_NEVER, Market, UnreachableError
+from scripts.rented.provision import find
+from scripts.rented.record import Launch
+
+log = logging.getLogger("pt_app.rented")
+
+
+class OverError(Exception):
+    """The rental must end now: its cap, the balance, the machine. Says which."""
+
+
+@dataclass
+class Follower:
+    """Watches a run to its end: its log, its checkpoints, the machine, the money."""
+
+    host: Host
+    market: Market
+    launch: Launch
+    offset: int = 0
+    heard: float = 0.0
+    fetched: float = 0.0
+    away_since: float | None = None
+
+    def follow(self) -> str:
+        """Until the host has written its exit code, which is returned: "train 0".
+
+        Raises OverError where the rental must end before.
+        """
+        self.heard = self.fetched = time.monotonic()
+        while True:
+            if self._look():
+                return str(self.launch.exit_code)
+            self._check_machine()
+            if time.monotonic() - self.fetched >= self.launch.fetch_minutes * 60:
+                self._check_money()
+                self.copy_back()
+                self.fetched = time.monotonic()
+            self._check_cap()
+            time.sleep(limits.LIMITS.poll)
+
+    def _look(self) -> bool:
+        """Print what is new in the log; true once the host has written its exit code."""
+        command = (
+            f'cd {shlex.quote(self.host.remote)} && echo "$(cat exit_code 2>/dev/null)" && '
+            f"tail -c +{self.offset + 1} run.log 2>/dev/null | head -c 1000000"
+        )
+        try:
+            output = self.host.run(command)
+        except CutOffError as error:
+            if time.monotonic() - self.heard > limits.LIMITS.unheard:
+                raise OverError(f"the host is not heard any more ({error})") from None
+            return False
+        self.heard = time.monotonic()
+        code, _, new = output.partition(b"\n")
+        self.offset += len(new)
+        text = plain(new.decode(errors="replace").replace("\r", "\n"))
+        with open(self.launch.folder / "run.log", "a", encoding="utf-8") as file:
+            file.write(text)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if code.strip():
+            self.launch.save(stage="ended", exit_code=plain(code.decode(errors="replace")).strip())
+        return bool(code.strip())
+
+    def _check_machine(self) -> None:
+        """A machine that is gone, or in a state from which nothing comes, ends the rental."""
+        try:
+            one = find(self.market, self.launch)
+        except UnreachableError:
+            return
+        if one is None:
+            raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
+        if one.status not in ALIVE_NEVER:
+            self.away_since = None
+            return
+        self.away_since = self.away_since or time.monotonic()
+        patience = limits.LIMITS.away if one.status in ("unknown", "offline") else 0.0
+        if time.monotonic() - self.away_since >= patience:
+            raise OverError(f"the instance is {one.status} ({one.message})")
+
+    def _check_money(self) -> None:
+        """Ends the rental while there is still credit for a last copy."""
+        try:
+            credit = self.market.credit()
+        except UnreachableError:
+            return
+        reserve = self.launch.hourly * (self.launch.fetch_minutes / 60 + 0.1)
+        if credit < reserve:
+            self.last_checkpoint()
+            raise OverError(f"${credit:.2f} of credit is left, less than ${reserve:.2f}")
+
+    def _check_cap(self) -> None:
+        assert self.launch.started is not None
+        cap = self.launch.max_hours * 3600
+        kept = min(limits.LIMITS.last_minutes, cap / 3)
+        if time.time() - self.launch.started >= cap - kept:
+            self.last_checkpoint()
+            raise OverError(f"the cap of {self.launch.max_hours:.2f} hours is reached")
+
+    def last_checkpoint(self) -> None:
+        """Ask the recipe to end after its step, and give it a minute to write a checkpoint."""
+        try:
+            self.host.run(f"kill -TERM $(cat {shlex.quote(self.host.remote)}/train.pid) || true")
+            end = time.monotonic() + min(60.0, limits.LIMITS.last_minutes / 3)
+            while not self._look() and time.monotonic() < end:
+                time.sleep(min(2.0, limits.LIMITS.poll))
+        except CutOffError as error:
+            log.warning("no last checkpoint: %s", error)
+
+    def copy_back(self) -> None:
+        """Bring checkpoints, run folder and adapter home; what fails is said and tried later."""
+        try:
+            copy_back(self.host, self.launch)
+        except CutOffError as error:
+            log.warning("%s: what was copied before stays; trying again later", error)

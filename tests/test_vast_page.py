@@ -1,0 +1,129 @@
+"""docs/VAST.md followed word by word, the trial with the real recipe on the tiny base."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import HTTPServer
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
+
+from scripts.rented.record import all_launches
+from tests.conftest import ROOT
+from tests.contract import assert_adapter_contract
+from tests.rented_host import RentedHost, why_not
+from tests.test_vast import Hub
+from tests.vast_server import VastServer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+]
+# scripts/vast.py with shorter waits, and an estimate that needs no model. Not as short as those of
+# other tests: each look is an SSH connection, and takes a small machine's time from the training.
+DRIVER = """
+from pt_app.errors import exit_with
+from scripts.rented import limits, work
+from tests.vast_fixtures import ESTIMATE, stand_in_estimate
+from scripts.vast import main
+limits.LIMITS = limits.Limits(poll=1.5, listed=10.0)
+work.ESTIMATE = stand_in_estimate(ESTIMATE)
+exit_with(main)
+"""
+
+
+def commands() -> list[list[str]]:
+    """The words of each call of scripts/vast.py on the page, in its order."""
+    page = (ROOT / "docs" / "VAST.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    found = [line.split()[2:] for line in lines if line.startswith("python scripts/vast.py ")]
+    assert [words[0] for words in found] == [
+        *("launch", "offers", "launch"),
+        *("list", "fetch", "attach", "destroy"),
+    ], "the page has other commands than this test follows"
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with the project's data, and a hub that has the recipe's base."""
+    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
+    hub = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    yield tmp_path
+    hub.shutdown()
+    hub.server_close()
+
+
+def call(folder: Path, words: Sequence[str], *rental: str) -> subprocess.Popen[str]:
+    """A command of the page, answered with a yes; `rental` are flags that name the test's host."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, words[0], *rental, *words[1:]],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if words[0] == "launch":
+        assert process.stdin
+        process.stdin.write("y\n")
+        process.stdin.flush()
+    return process
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=290)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_trial_trains_the_real_recipe_and_evaluates_at_home(
+    vast: VastServer, rented_host: RentedHost, folder: Path
+) -> None:
+    python = f'#!/bin/bash\\nexec {sys.executable} "$@"\\n'
+    setup = f"mkdir -p .venv/bin && printf '{python}' >.venv/bin/python && chmod +x .venv/bin/*"
+    host = ["--remote_dir", str(rented_host.remote), "--setup", setup]
+    said = done(call(folder, commands()[0], *host))
+    assert vast.instances == {}
+    (adapter,) = (folder / "adapters_eval").glob("*_final")
+    assert_adapter_contract(adapter)
+    assert (adapter / "evaluation" / "results.json").is_file(), said
+    run = Path(str(adapter).removesuffix("_final"))
+    assert list(run.glob("wandb/offline-run-*")), "its curves came home"
+    assert f"judge sync {run.relative_to(folder)}" in said
+    assert "step 4/4" in said
+
+
+def test_the_other_commands_do_what_the_page_says(
+    vast: VastServer, rented_host: RentedHost, folder: Path
+) -> None:
+    _, offers, launch, listed, fetch, attach, destroy = commands()
+    assert "11     RTX 4090" in done(call(folder, offers))
+    host = ["--remote_dir", str(rented_host.remote), "--setup", rented_host.setup()]
+    words = [*launch[:1], "--no_eval", *launch[1:], "--epochs=100"]
+    killed = call(folder, words, *host)
+    end = time.monotonic() + 60
+    while not list(rented_host.remote.glob("adapters_eval/*/checkpoint-10/complete.json")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    killed.kill()
+    killed.communicate()
+    (label,) = [one.label for one in all_launches(folder / "adapters_eval")]
+    assert f"{label}: instance 7000, running" in done(call(folder, listed))
+    assert "copied back: adapters_eval/stand-in" in done(call(folder, fetch))
+    assert "adapter: adapters_eval/stand-in" in done(call(folder, attach))
+    assert vast.instances == {}
+    assert "is gone" in done(call(folder, [destroy[0], label]))

@@ -1,0 +1,113 @@
+"""The watchdog of a rented instance: at the cap it ends it, with the instance's own key."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.rented.provision import WATCHDOG
+from tests.vast_server import ACCOUNT_KEY, VastServer, offer
+
+TOOLS = ("bash", "cat", "date", "mkdir", "sed", "sleep", "tr", "kill")
+
+
+@pytest.fixture
+def server() -> Iterator[VastServer]:
+    """Vast with one instance that runs, whose own key is the only one the watchdog has."""
+    with VastServer() as made:
+        row = {"label": "judge-1", "states": ["running"], "hidden": 0, "own_key": "own-key"}
+        made.instances[77] = offer(1) | row | {"id": 77}
+        yield made
+
+
+def watch(server: VastServer, folder: Path, seconds: int, path: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["bash", str(WATCHDOG), str(seconds), server.url, str(folder), "0.2"],
+        env={"PATH": path, "CONTAINER_ID": "77", "CONTAINER_API_KEY": "own-key"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def methods(server: VastServer) -> list[str]:
+    return [method for method, *_ in server.requests]
+
+
+def wait_for(server: VastServer, count: int) -> None:
+    end = time.monotonic() + 20
+    while len(server.requests) < count:
+        assert time.monotonic() < end, server.requests
+        time.sleep(0.05)
+
+
+def path_without(tool: str, folder: Path) -> str:
+    """A PATH with what the script needs, but for one tool."""
+    folder.mkdir()
+    for name in (*TOOLS, "curl", "python3"):
+        found = os.path.realpath(sys.executable) if name == "python3" else shutil.which(name)
+        if name != tool and found:
+            (folder / name).symlink_to(found)
+    return str(folder)
+
+
+@pytest.mark.parametrize("missing", ["python3", "curl"])
+def test_instance_destroys_itself_at_the_cap_with_its_own_key(
+    server: VastServer, tmp_path: Path, missing: str
+) -> None:
+    if missing == "python3" and not shutil.which("curl"):
+        pytest.skip("no curl on this machine")
+    dog = watch(server, tmp_path / "work", 1, path_without(missing, tmp_path / "bin"))
+    wait_for(server, 1)
+    dog.kill()
+    method, path, _, key = server.requests[0]
+    assert (method, path, key) == ("DELETE", "/api/v0/instances/77/", "own-key")
+    assert server.destroyed == [77]
+    assert ACCOUNT_KEY not in str(server.requests)
+    output, _ = dog.communicate()
+    assert b"own-key" not in output
+
+
+def test_instance_that_may_not_destroy_itself_is_stopped_and_tries_on(
+    server: VastServer, tmp_path: Path
+) -> None:
+    server.faults.destroys = 2
+    dog = watch(server, tmp_path / "work", 1, os.environ["PATH"])
+    wait_for(server, 5)
+    dog.kill()
+    dog.communicate()
+    assert methods(server)[:5] == ["DELETE", "PUT", "DELETE", "PUT", "DELETE"]
+    assert server.requests[1][2] == {"state": "stopped"}
+    assert server.destroyed == [77]
+
+
+def test_a_restart_of_the_container_buys_no_time(server: VastServer, tmp_path: Path) -> None:
+    first = watch(server, tmp_path / "work", 2, os.environ["PATH"])
+    time.sleep(1)
+    first.kill()
+    first.communicate()
+    began = time.monotonic()
+    second = watch(server, tmp_path / "work", 1000, os.environ["PATH"])
+    wait_for(server, 1)
+    second.kill()
+    second.communicate()
+    assert time.monotonic() - began < 10
+    assert server.destroyed == [77]
+
+
+def test_recipe_is_asked_for_a_last_checkpoint_before_the_cap(
+    server: VastServer, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    recipe = subprocess.Popen(["sleep", "60"])
+    (work / "train.pid").write_text(str(recipe.pid))
+    dog = watch(server, work, 12, os.environ["PATH"])
+    assert recipe.wait(20) == -15
+    assert server.requests == []
+    dog.kill()
+    dog.communicate()

@@ -1,0 +1,91 @@
+"""What the tests of rented GPUs share: the command in this process, with small time limits."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app.errors import UserError
+from scripts.rented import limits, work
+from tests.rented_host import RentedHost
+from tests.vast_server import ACCOUNT_KEY, Faults, VastServer, offer
+
+SECRETS = {
+    "VAST_API_KEY": ACCOUNT_KEY,
+    "WANDB_API_KEY": "wandb-key-0123456789abcdef",
+    "HF_TOKEN": "hf_0123456789abcdefghij",
+    "OPENAI_API_KEY": "openai-key-0123456789abcdef",
+}
+QUICK = limits.Limits(
+    poll=0.1,
+    states={"": 1.0, "created": 1.0, "loading": 1.0, "rebooting": 1.0, "running": 10.0},
+    away=0.5,
+    unheard=3.0,
+    listed=0.6,
+    copy=60.0,
+    command=20.0,
+    last_minutes=6.0,
+)
+# One hour on 82 TFLOPS at the utilisation that offers.py assumes.
+FLOPS = 3600 * 82e12 * 0.25
+ESTIMATE: dict[str, Any] = {
+    "steps": 100,
+    "flops": FLOPS,
+    "tokens": 1,
+    "memory": {"total": 8 * 2**30},
+    "disk_bytes": 4e9,
+    "seconds": None,
+}
+
+
+def stand_in_estimate(said: dict[str, Any]) -> list[str]:
+    """A command that prints what `judge estimate --json` would."""
+    return [sys.executable, "-c", f"print({json.dumps(json.dumps(said))})"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Small limits, keys in the environment, an estimate that needs no model."""
+    for name, value in (SECRETS | {"HOME": str(tmp_path), "NETRC": "/dev/null"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(limits, "LIMITS", QUICK)
+    monkeypatch.setattr(work, "ESTIMATE", stand_in_estimate(ESTIMATE))
+
+
+@pytest.fixture
+def vast(quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[VastServer]:
+    """Vast with three offers on three machines, cheapest first."""
+    offers = [offer(11), offer(12, dph_total=0.5), offer(13, dph_total=0.6)]
+    with VastServer(*offers, faults=Faults()) as server:
+        monkeypatch.setenv("VAST_URL", server.url)
+        yield server
+
+
+@pytest.fixture
+def rented_host(vast: VastServer) -> Iterator[RentedHost]:
+    """A host that Vast's instances turn out to be."""
+    with RentedHost() as made:
+        vast.address, vast.home, vast.on_destroy = made.address, made.home, made.wipe
+        yield made
+
+
+def launch_words(rows: Path, out: Path, *more: str, host: RentedHost | None = None) -> list[str]:
+    """The words of a launch on the tiny base; flags behind "--" in `more` are the recipe's."""
+    cut = more.index("--") if "--" in more else len(more)
+    words = ["launch", "--yes", "--no_eval", *more[:cut]]
+    if host is not None:
+        words += ["--remote_dir", str(host.remote), "--setup", host.setup()]
+    recipe = ["--model=tiny", f"--data_dir={rows}", f"--output_dir={out}", "--epochs=3"]
+    return [*words, "--", *recipe, *more[cut + 1 :]]
+
+
+def attempt(rows: Path, out: Path, *more: str) -> str:
+    """A launch that must fail in a way that a person can mend; gives what it says."""
+    from scripts.vast import main as launch
+
+    with pytest.raises(UserError) as failed:
+        launch(launch_words(rows, out, *more))
+    return str(failed.value)
