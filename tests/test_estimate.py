@@ -40,6 +40,7 @@ KEYS = {
     "pack_tokens_that_fit",
     "seconds",
     "disk_bytes",
+    "base_bytes",
     "dollars",
 }
 

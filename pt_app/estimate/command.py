@@ -119,6 +119,7 @@ def as_json(found: Estimate, seconds: Seconds | None, price: float | None) -> di
         "pack_tokens_that_fit": found.pack_tokens_that_fit,
         "seconds": {name: getattr(seconds, name) for name in spent} if seconds else None,
         "disk_bytes": found.disk,
+        "base_bytes": found.base_bytes,
         "dollars": _dollars(seconds, price),
     }
 

@@ -23,6 +23,7 @@ from pt_app.estimate.memory import (
 )
 from pt_app.estimate.outline import Outline
 from pt_app.estimate.plan import Plan, plan_run, replan
+from pt_app.eval_model.models import weight_files
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared
 from pt_app.eval_model.settings import Recipe, Settings
@@ -46,6 +47,8 @@ class Estimate:
     output_dir: str
     longest: int
     nf4: bool
+    base_bytes: int
+    """The base's weight files, which a machine must fetch that has not got them."""
 
     @cached_property
     def pack_tokens_that_fit(self) -> int | None:
@@ -174,4 +177,5 @@ def estimate(
         output_dir=settings.output_dir,
         longest=max(pack.longest for pack in plan.packs),
         nf4=platform.weights == "nf4",
+        base_bytes=sum(path.stat().st_size for path in weight_files(prepared.source.path)),
     )

@@ -53,26 +53,27 @@ def estimated(
 
     With both of them nothing is estimated. Raises UserError where the estimate fails.
     """
-    said: Mapping[str, Any] = {"flops": 0, "memory": {"total": 0}, "disk_bytes": 0}
+    said: Mapping[str, Any] = {"flops": 0, "memory": {"total": 0}, "disk_bytes": 0, "base_bytes": 0}
     if hours is None or gpu_ram is None:
         said = _estimate(argv)
-    model_gb = float(said["disk_bytes"]) / 1e9
+    base_gb, written_gb = float(said["base_bytes"]) / 1e9, float(said["disk_bytes"]) / 1e9
     return Work(
         flops=float(said["flops"]),
         memory=float(said["memory"]["total"]) if gpu_ram is None else gpu_ram * 2**30,
-        disk_gb=disk_gb or DISK_GB + math.ceil(model_gb),
-        down_gb=PACKAGES_GB + model_gb,
+        disk_gb=disk_gb or DISK_GB + math.ceil(base_gb + written_gb),
+        down_gb=PACKAGES_GB + base_gb,
         hours=hours,
     )
 
 
 def _estimate(argv: Sequence[str]) -> Mapping[str, Any]:
-    """What `judge estimate` prints as JSON: flops of the training, bytes of memory and disk."""
+    """What `judge estimate` prints as JSON: flops of the training, sizes in bytes."""
     command = [*ESTIMATE, "--platform", "cuda", "--no_timing", "--json", *argv]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         said: Mapping[str, Any] = json.loads(done.stdout)
-        float(said["flops"]), float(said["memory"]["total"]), float(said["disk_bytes"])
+        float(said["flops"]), float(said["memory"]["total"])
+        float(said["disk_bytes"]), float(said["base_bytes"])
     except (ValueError, KeyError, TypeError):
         lines = done.stderr.strip().splitlines()
         why = lines[-1].removeprefix("error: ") if lines else f"exit code {done.returncode}"
