@@ -129,7 +129,7 @@ def test_evaluation_that_runs_out_of_memory_leaves_the_adapter_and_says_how_to_g
 
 
 def squeezed(base: Path, rows: Path, out: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:
-    more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=16", "--epochs=5"]
+    more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=32", "--epochs=10"]
     argv = flags(base, rows, out, *more, "--gradient_accumulation=1", "--save_steps=0")
     return subprocess.run(
         [sys.executable, "-m", "tests.squeezed_recipe", "mps", str(mebibytes), *argv],
@@ -147,13 +147,13 @@ def test_run_under_an_address_space_limit_takes_the_steps_of_one_without(tmp_pat
     rows = write_rows(tmp_path / "rows", train=64)
     free = squeezed(base, rows, tmp_path / "free", 100_000)
     assert free.returncode == 0, free.stderr
-    tight = squeezed(base, rows, tmp_path / "tight", 160)
+    tight = squeezed(base, rows, tmp_path / "tight", 220)
     assert tight.returncode == 0, tight.stdout + tight.stderr
     assert "ran out of memory" in tight.stdout
     one, other = (losses(tmp_path / name) for name in ("free", "tight"))
     assert len(one) == 2
     for (loss, norm), (other_loss, other_norm) in zip(one, other, strict=True):
-        assert loss == pytest.approx(other_loss, abs=1e-5)
+        assert loss == pytest.approx(other_loss, rel=1e-5)
         assert norm == pytest.approx(other_norm, rel=1e-4)
     none = squeezed(base, rows, tmp_path / "none", 1)
     assert none.returncode == 2, none.stdout + none.stderr
