@@ -40,7 +40,7 @@ def resolve_model(name: str) -> ModelSource:
     elif folder.is_dir():
         source = ModelSource(folder.resolve().name, folder)
     else:
-        path = _from_cache(name) or _from_hub(name)
+        path = _from_cache(name) or fetch(name)
         source = ModelSource(name, path, path.name)
     if not (source.path / "config.json").is_file():
         raise UserError(f'model "{name}": {source.path} has no config.json; name a model\'s folder')
@@ -61,7 +61,11 @@ def _from_cache(name: str) -> Path | None:
     return path
 
 
-def _from_hub(name: str) -> Path:
+def fetch(name: str) -> Path:
+    """Fetch the newest revision of a hub model into the local cache; give its snapshot's folder.
+
+    Raises UserError where the hub does not answer, or has no such model.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
