@@ -20,3 +20,29 @@ def prefetch(
 
     console.start()
     fetch(recipe, context.args)
+
+
+def bundle(
+    config: Annotated[Path, typer.Option(help="settings file, YAML or JSON")],
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="adapter folder, to score with")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="archive to write")] = Path("judge-bundle.tar"),
+    recipe: RecipeName = "cuda",
+    platform: Annotated[
+        str, typer.Option(help="wheels' tag, e.g. manylinux_2_28_x86_64; empty: as here")
+    ] = "",
+    python_version: Annotated[
+        str, typer.Option("--python_version", help="of the target, like 3.11; empty: as here")
+    ] = "",
+    wheels: Annotated[
+        Path | None, typer.Option(help="folder of wheels, in place of a download")
+    ] = None,
+) -> None:
+    """Write one archive that installs and runs without network: wheels, base, data, adapters."""
+    from pt_app.bundle.command import bundle as write
+    from pt_app.bundle.target import Target
+
+    target = Target(platform, python_version) if python_version else Target(platform)
+    made = write(recipe, config, adapter or [], out, target, wheels)
+    typer.echo(f"{made.path}: {made.size / 1e6:,.0f} MB, sha256 {made.sha256}")
