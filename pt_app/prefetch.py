@@ -44,9 +44,9 @@ def _fetch(name: str) -> None:
         return
     try:
         models.fetch(name)
-    except UserError as error:
+    except UserError:
         models.resolve_model(name)
-        log.warning("%s; what the cache holds is checked instead", error)
+        log.warning("the hub does not give %s: what the cache holds is checked instead", name)
 
 
 def verify(recipe: Recipe, settings: Settings) -> None:

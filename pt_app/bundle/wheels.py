@@ -1,6 +1,7 @@
 """Wheels for a machine that has no network: fetched for it, and checked to be all that it needs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def _meets(wheel: Path, requirement: Requirement) -> bool:
 
 def _needs(wheel: Path) -> list[Requirement]:
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        # At the top: setuptools carries the metadata of others within its own package.
+        (name,) = [n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)]
         metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
     return [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
 

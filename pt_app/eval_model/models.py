@@ -69,8 +69,10 @@ def fetch(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi().model_info(name, timeout=HUB_TIMEOUT)
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=WANTED))
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)  # gives up in time where there is no hub
+        # By the branch: of a snapshot fetched by its commit the cache keeps no name, and a process
+        # with the hub off would not find it.
+        return Path(snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:  # the HTTP library's own errors, which change with its version
         raise UserError(
             f'model "{name}" is neither a folder nor in the local cache, and the hub does not give '
