@@ -20,7 +20,8 @@ start() {
   chmod 755 "$folder"
   # Each cluster has a key, a socket and ports of its own, so that two do not meet.
   mungekey --create --keyfile "$folder/munge.key"
-  munged --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+  # --force: its socket may lie below a folder that others may not enter, as pytest makes them.
+  munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
     --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
   write_configuration >"$folder/slurm.conf"
   printf '#!/bin/sh\necho "$@" >>"%s"\n' "$folder/mail.log" >"$folder/mail.sh"
