@@ -4,10 +4,12 @@ The SLURM is Debian's, started by scripts/slurm/one_node.sh. Its finest time lim
 it looks at limits every half minute: a job is signalled 25 to 55 seconds after its start.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT, without_network
@@ -162,7 +165,27 @@ def test_job_cut_by_its_time_limit_is_queued_again_and_ends_with_the_uninterrupt
     assert "holds a finished judge: nothing to do" in log_of(checkout, again)
 
 
-def test_array_over_killed_tasks_resumes_each_from_its_own_checkpoint(
+def kill_as_a_node_dies(slurm: dict[str, str], job: str) -> None:
+    """End all processes of a job without a warning, and tell SLURM that its node is gone."""
+    tasks = [p for p in psutil.process_iter() if _environment(p).get("SLURM_ARRAY_JOB_ID") == job]
+    assert tasks
+    daemons = {parent for p in tasks for parent in p.parents() if "slurmstepd" in parent.name()}
+    for process in [*daemons, *tasks]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    node = f"NodeName={socket.gethostname().partition('.')[0]}"
+    for state in (["State=DOWN", "Reason=test"], ["State=RESUME"]):
+        subprocess.run(["scontrol", "update", node, *state], env=slurm, check=True)
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_tasks_of_a_dead_node_are_resumed_each_from_its_own_checkpoint(
     slurm: dict[str, str], checkout: Path, base: Path, rows: Path
 ) -> None:
     files = [
@@ -170,18 +193,17 @@ def test_array_over_killed_tasks_resumes_each_from_its_own_checkpoint(
         for name, seed in (("one", 1), ("two", 2))
     ]
     job = submit(slurm, checkout, *files, array="1-2")
-    kept = [checkout / "out" / name for name in ("one", "two")]
-    for out in kept:
-        wait_until(lambda out=out: [*out.glob("*/checkpoint-*/complete.json")], 100, f"{out.name}")
-        running = [*out.glob("*/train.log")]
-        assert running
-    # As a node dies: no warning, and SLURM queues the job again by itself.
-    for task in (1, 2):
-        name = f"{job}_{task}"
-        subprocess.run(["scancel", "--full", "--signal=KILL", name], env=slurm, check=True)
-    subprocess.run(["scontrol", "requeue", job], env=slurm, capture_output=True)
+    outs = [checkout / "out" / file.stem for file in files]
+    wait_until(
+        lambda: all(any(out.glob("*/checkpoint-*/complete.json")) for out in outs), 100, "steps"
+    )
+    kill_as_a_node_dies(slurm, job)
     wait_for_end(slurm, job)
-    for task, file, out in zip((1, 2), files, kept, strict=True):
-        assert f"resuming out/{out.name}/" in log_of(checkout, job, task)
+    for task, file, out in zip((1, 2), files, outs, strict=True):
+        log = log_of(checkout, job, task)
+        assert "CANCELLED AT" not in log.partition("start 2")[0]  # the first one had no warning
+        assert (
+            f"start 2 on {socket.gethostname().partition('.')[0]}: resuming out/{out.name}/" in log
+        )
         train_here(slurm, checkout, file, f"whole-{task}")
         assert weights(out) == weights(checkout / f"whole-{task}")
