@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, without_network
+from tests.tracking_server import TrackingServer
 
 SCRIPTS = ROOT / "scripts"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -125,6 +126,22 @@ def train_here(slurm: dict[str, str], checkout: Path, file: Path, out: str, *mor
     assert done.returncode == 0, done.stderr
 
 
+def sync(slurm: dict[str, str], checkout: Path, file: Path) -> None:
+    """On the login node, which has a network: here a server on the loopback."""
+    with TrackingServer() as server:
+        where = {"WANDB_BASE_URL": server.url, "WF_TRACE_SERVER_URL": f"{server.url}/traces"}
+        key = {"WANDB_API_KEY": "5ecret" + "0" * 34}
+        done = subprocess.run(
+            ["scripts/slurm/sync.sh", str(file)],
+            cwd=checkout,
+            env=slurm | where | key,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert server.requests
+
+
 @pytest.fixture(scope="module")
 def epochs(
     slurm: dict[str, str], base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
@@ -159,6 +176,9 @@ def test_job_cut_by_its_time_limit_is_queued_again_and_ends_with_the_uninterrupt
     tracking = json.loads((run / "tracking.json").read_text())
     assert tracking["weave"]
     assert not any({**tracking["wandb"], **tracking["weave"]}.values())
+    sync(slurm, checkout, file)
+    tracking = json.loads((run / "tracking.json").read_text())
+    assert all({**tracking["wandb"], **tracking["weave"]}.values())
     # Submitted again, it finds its judge.
     again = submit(slurm, checkout, file)
     wait_for_end(slurm, again)

@@ -19,7 +19,7 @@ start() {
   mkdir -p "$folder"/{state,spool}
   chmod 755 "$folder"
   # Each cluster has a key, a socket and ports of its own, so that two do not meet.
-  mungekey --create --keyfile "$folder/munge.key"
+  [ -e "$folder/munge.key" ] || mungekey --create --keyfile "$folder/munge.key"
   # --force: its socket may lie below a folder that others may not enter, as pytest makes them.
   munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
     --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
