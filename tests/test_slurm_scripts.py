@@ -17,11 +17,12 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPTS = sorted([*ROOT.glob("scripts/slurm/*"), *ROOT.glob("scripts/bundle/*.sh")])
-# Notes its arguments; told to stop, leaves a checkpoint as a training does.
-TRAINING = """
+# In Python's place: notes its arguments and, told to stop, leaves a checkpoint as a training does.
+TRAINING = f"""
+[ "$1" != -c ] || exec {sys.executable} "$@"
 echo "$@" >> arguments
-trap 'mkdir -p "$GAINED" && echo {} > "$GAINED/complete.json"; exit 130' TERM
-[ -z "${CODE:-}" ] || exit "$CODE"
+trap 'mkdir -p "$GAINED" && touch "$GAINED/complete.json"; exit "$STOPPED"' TERM
+[ -z "$CODE" ] || exit "$CODE"
 touch ready
 while :; do sleep 0.05; done
 """
@@ -32,7 +33,7 @@ def checkout(tmp_path: Path) -> Path:
     """A folder to submit from, with stand-ins for `scontrol` and for the training."""
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     (tmp_path / "bin").mkdir()
-    for name, text in (("scontrol", 'echo "$@" >> requeued'), ("training", TRAINING)):
+    for name, text in (("scontrol", 'echo "$@" >> requeued'), ("python", TRAINING)):
         file = tmp_path / "bin" / name
         file.write_text(f"#!/usr/bin/env bash\n{text}\n")
         file.chmod(0o755)
@@ -45,11 +46,12 @@ def start(checkout: Path, *words: str, task: int = 7, **env: str) -> subprocess.
         "SLURM_ARRAY_JOB_ID": "90",
         "SLURM_ARRAY_TASK_ID": str(task),
         "SLURM_JOB_ID": "90",
-        "JUDGE_ENV": sys.prefix,
-        "JUDGE_LAUNCHER": str(checkout / "bin" / "training"),
+        "JUDGE_ENV": str(checkout),
         "JUDGE_SCRATCH": str(checkout / "scratch"),
         "PYTHONPATH": str(ROOT),
         "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
+        "CODE": "",
+        "STOPPED": "130",
         "GAINED": str(checkout / "out" / "seed-7" / "run" / "checkpoint-5"),
     }
     return subprocess.Popen(
@@ -131,6 +133,22 @@ def test_training_that_fails_of_itself_is_not_queued_again(checkout: Path, code:
     assert f"ended with exit code {code}" in end_after(process, checkout)
     assert process.returncode == int(code)
     assert not (checkout / "requeued").exists()
+
+
+def test_failure_after_the_signal_is_not_queued_again_but_a_launchers_own_code_is(
+    checkout: Path,
+) -> None:
+    process = start(checkout, "mine.yaml", STOPPED="1")
+    assert "failed with exit code 1" in end_after(process, checkout, signal.SIGUSR1)
+    assert process.returncode == 1
+    assert not (checkout / "requeued").exists()
+    shutil.rmtree(checkout / "out")
+    (checkout / "ready").unlink()
+    launcher = str(checkout / "bin" / "python")  # as torchrun, whatever its ranks end with
+    end_after(
+        start(checkout, "mine.yaml", STOPPED="1", JUDGE_LAUNCHER=launcher), checkout, signal.SIGUSR1
+    )
+    assert (checkout / "requeued").exists()
 
 
 def test_cancelled_job_ends_after_its_checkpoint_and_is_not_queued_again(checkout: Path) -> None:
