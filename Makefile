@@ -1,22 +1,65 @@
-# make demo        train, score and report a judge, offline but for the package index
-# make test        the fast tests        make test-slow   the demo, kills, several processes
-# make check       ruff and mypy         make generate-data
+# make install        NVIDIA       make train-small        a short run with the base of the recipe
+# make install-mps    Apple        make train-small-mps    make train-apple
+# make install-rocm   AMD          make train-small-rocm
+# make install-cpu    no GPU
+#
+# make demo           train, score and report a judge, offline but for the package index
+# make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
+# make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
+# make check          ruff and mypy      make lock        the locks anew, after a change of pins
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# The wheel of torch differs by platform: the address of another index than the default one, as
+# pytorch.org's "Get started" page shows it for ROCm or for the CPU alone.
+TORCH ?= $(shell grep '^torch==' requirements.txt)
+TORCH_INDEX ?=
+DATA ?= datasets/judge_eval
+ADAPTER ?= $(shell ls -dt adapters_eval/*_final 2>/dev/null | head -n 1)
+# More flags for the recipes: make train-small ARGS="--model tiny"
+ARGS ?=
+SMALL := --epochs 1 --max_samples 50 --test_samples 20
 
-.PHONY: demo test test-slow check generate-data
+.PHONY: install install-mps install-rocm install-cpu train-small train-small-mps train-small-rocm \
+	train-apple evaluate demo generate-data test test-slow check lock
 
-# A requirements file that changed is installed again; otherwise nothing is done.
+install: $(VENV)/.cuda
+install-mps: $(VENV)/.mps
+install-rocm: $(VENV)/.rocm
+install-cpu: $(VENV)/.cpu
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.%: requirements-%.txt requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -r $<
+# A lock that changed is installed again; otherwise nothing is done.
+$(VENV)/.%: requirements-%.lock pyproject.toml | $(VENV)/bin/python
+	@if [ $* = rocm ] && [ -z "$(TORCH_INDEX)" ] && ! $(BIN)/python -c \
+	  "import sys, torch; sys.exit(not torch.version.hip)" 2>/dev/null; then \
+	  echo "make install-rocm TORCH_INDEX=<the address that pytorch.org's 'Get started' page" \
+	    "shows for ROCm>: torch's default build is NVIDIA's" >&2; exit 2; fi
+	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r $<
+	$(BIN)/pip install --quiet --no-deps -e .
 	@touch $@
 
-$(VENV)/.dev: requirements-cuda.txt
+train-small: $(VENV)/.cuda
+	$(BIN)/python pt_app/eval_model/judge_train_cuda.py $(SMALL) $(ARGS)
+
+train-small-mps: $(VENV)/.mps
+	$(BIN)/python pt_app/eval_model/judge_train_mps.py $(SMALL) $(ARGS)
+
+train-small-rocm: $(VENV)/.rocm
+	$(BIN)/python pt_app/eval_model/judge_train_cuda.py --config configs/rocm.yaml $(SMALL) $(ARGS)
+
+train-apple: $(VENV)/.mps
+	$(BIN)/python pt_app/eval_model/judge_train_mps.py \
+	  --config configs/apple_silicon_config.json $(ARGS)
+
+evaluate:
+	@test -n "$(ADAPTER)" || { echo "no adapter under adapters_eval: train one, or say" \
+	  "make evaluate ADAPTER=<its folder>" >&2; exit 2; }
+	$(BIN)/judge eval --data $(DATA) --adapter $(ADAPTER) --base
 
 demo: $(VENV)/.mps
 	$(BIN)/judge demo
@@ -34,3 +77,6 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock:
+	scripts/lock.sh

@@ -9,7 +9,7 @@ import typer
 from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
 from pt_app.cli_evidence import agree, attack, evaluate, gate, report
-from pt_app.cli_machines import bundle, prefetch
+from pt_app.cli_machines import bundle, doctor, prefetch
 from pt_app.errors import UserError, exit_with
 
 app = typer.Typer(
@@ -28,8 +28,9 @@ app.command()(report)
 app.command()(gate)
 app.command()(attack)
 app.command("eval")(evaluate)
-app.command()(bundle)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(prefetch)
+app.command()(bundle)
 
 
 @app.command(

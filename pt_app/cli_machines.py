@@ -1,4 +1,4 @@
-"""`judge prefetch` and `judge bundle`: machines without internet."""
+"""`judge doctor`, `judge prefetch`, `judge bundle`: what a machine is fit for, and needs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +8,25 @@ import typer
 RecipeName = Annotated[
     Literal["mps", "cuda"], typer.Option(help="whose settings and packages: mps or cuda")
 ]
+
+
+def doctor(
+    context: typer.Context,
+    platform: Annotated[
+        Literal["mps", "cuda"] | None, typer.Option(help="the recipe, if not this machine's own")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="would a run find all it needs without a network?")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Check that this machine computes right and has what a run needs; takes the recipe's flags.
+
+    Each failure prints its fix. Exit code 2 where something failed.
+    """
+    from pt_app.doctor.command import run_doctor
+
+    raise typer.Exit(run_doctor(platform, context.args, offline, as_json))
 
 
 def prefetch(

@@ -1,16 +1,18 @@
 """A training that is killed or interrupted goes on as if nothing had happened."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from pt_app.eval_model.settings import Recipe
 from tests.conftest import ROOT
 from tests.test_recipes import flags, recipe_path
 
@@ -18,10 +20,12 @@ pytestmark = pytest.mark.slow
 MORE = ["--skip_eval", "--save_steps=4", "--lora_dropout=0.1", "--tracking=off", "--eval_steps=0"]
 
 
-def start(base: Path, rows: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    base: Path, rows: Path, out: Path, *more: str, script: Sequence[str] = (recipe_path("mps"),)
+) -> subprocess.Popen[str]:
     argv = flags(base, rows, out, *MORE, "--epochs=20", *more)
     return subprocess.Popen(
-        [sys.executable, recipe_path("mps"), *argv],
+        [sys.executable, *script, *argv],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -33,6 +37,13 @@ def start(base: Path, rows: Path, out: Path, *more: str) -> subprocess.Popen[str
 def weights(out: Path) -> bytes:
     (file,) = out.glob("*_final/adapter_model.safetensors")
     return file.read_bytes()
+
+
+def losses(out: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of the logged steps."""
+    (file,) = out.glob("*_final/training_config.json")
+    history = json.loads(file.read_text())["log_history"]
+    return [(entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry]
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +67,41 @@ def signal_after_step(process: subprocess.Popen[str], out: Path, step: int, what
     process.send_signal(what)
 
 
-def test_run_killed_again_and_again_ends_with_the_uninterrupted_adapter(
-    base: Path, rows: Path, tmp_path: Path, whole: bytes
+STEPS = 120  # 24 rows in steps of 4, 20 epochs
+PACKS = ["--pack_tokens=100"]  # so that a step has several packs to be killed between
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("recipe", "kills"), [("mps", 25), ("cuda", 12)])
+def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
+    base: Path, rows: Path, tmp_path: Path, recipe: Recipe, kills: int
 ) -> None:
-    rng = random.Random(0)
-    for killed, step in enumerate((8, 40, 72, 104)):
-        process = start(base, rows, tmp_path, *(["--resume"] if killed else []))
-        time.sleep(rng.random() * 0.05)
-        signal_after_step(process, tmp_path, step, signal.SIGKILL)
-        output, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output
-    process = start(base, rows, tmp_path, "--resume")
+    """In the midst of steps, epochs and savings, with adamw_torch and with paged_adamw_8bit."""
+    process = start(base, rows, tmp_path / "whole", *PACKS, script=[recipe_path(recipe)])
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "resuming from" in output
-    assert weights(tmp_path) == whole
+    rng = random.Random(recipe)
+    points = sorted(rng.sample(range(4, STEPS), kills))
+    for killed, step in enumerate(points):
+        where = rng.choice(["0", "1", "1", "saving"])
+        script = ["-m", "tests.killed_recipe", recipe, str(step), where]
+        resume = ["--resume"] if killed else []
+        process = start(base, rows, tmp_path / "cut", *PACKS, *resume, script=script)
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+        if killed:
+            assert "resuming from" in output
+    script = [recipe_path(recipe)]
+    process = start(base, rows, tmp_path / "cut", *PACKS, "--resume", script=script)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    whole, cut = (losses(tmp_path / name) for name in ("whole", "cut"))
+    assert len(whole) == STEPS // 10
+    assert whole == cut
 
 
-@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_interrupted_run_ends_with_130_after_a_checkpoint_of_its_step(
     base: Path, rows: Path, tmp_path: Path, whole: bytes, what: int
 ) -> None:

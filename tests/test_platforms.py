@@ -9,9 +9,9 @@ from pt_app.eval_model import gemm, platforms
 
 @pytest.fixture(autouse=True)
 def fresh_choice():
-    gemm.fast_products_hold.cache_clear()
+    gemm._compare_products.cache_clear()
     yield
-    gemm.fast_products_hold.cache_clear()
+    gemm._compare_products.cache_clear()
 
 
 def test_fast_products_are_as_exact_as_the_slow_ones():

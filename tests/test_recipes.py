@@ -3,10 +3,8 @@
 import functools
 import importlib
 import json
-import os
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from pt_app.eval_model.gemm import has_bfloat16
 from pt_app.eval_model.packing import StepCollator
 from pt_app.eval_model.platforms import decide
 from pt_app.eval_model.settings import RECIPES
-from tests.conftest import ROOT, run_offline, without_network
+from tests.conftest import run_offline, without_network
 from tests.contract import assert_adapter_contract
 from tests.rows import write_rows
 
@@ -128,7 +126,8 @@ def test_cuda_recipe_really_quantises_to_nf4_with_double_quantisation(
 def test_run_says_beforehand_what_it_will_do(runs: Any, recipe: str) -> None:
     before = runs[recipe][1].stdout.partition("step 6/6")[0]
     for said in (
-        f"({decide(recipe).reason})",  # type: ignore[arg-type]
+        # behind the semicolon stands what a clock has found
+        f"({decide(recipe).reason.partition(';')[0]}",  # type: ignore[arg-type]
         "trainable parameters: ",
         "supervised tokens",
         "longest ",
@@ -246,42 +245,6 @@ def test_resume_refuses_a_change_that_makes_it_another_run(
         main("mps", flags(base, rows, tmp_path, "--resume", str(run), "--lora_r", "4"))
 
 
-def logged(adapter: Path, name: str) -> list[float]:
-    history = json.loads((adapter / "training_config.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_two_ranks_under_torchrun_take_the_steps_of_one_process_by_module(
-    base: Path, rows: Path, tmp_path: Path, recipe: str
-) -> None:
-    module = ["-m", f"pt_app.eval_model.judge_train_{recipe}"]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    launcher += [f"--master_port={29500 + os.getpid() % 500}", str(ROOT / recipe_path(recipe))]
-    more = ["--skip_eval", "--tracking=off", "--eval_steps=10", "--gradient_accumulation=2"]
-    more += ["--epochs=4"]
-    adapters = []
-    for start, batch in ((module, 2), (launcher, 1)):
-        out = tmp_path / str(batch)
-        argv = flags(base, rows, out, *more, f"--batch_size={batch}")
-        # torchrun speaks to itself over the loopback, which a new network namespace lacks.
-        done = subprocess.run(
-            [sys.executable, *start, *argv],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        adapters += out.glob("*_final")
-    for name in ("loss", "grad_norm", "eval_loss"):
-        one, two = (logged(adapter, name) for adapter in adapters)
-        assert len(one) > 1
-        assert one == pytest.approx(two, rel=1e-4), name
-    assert assert_adapter_contract(adapters[0]) == assert_adapter_contract(adapters[1])
-
-
 def test_control_tokens_in_a_candidate_become_no_control_ids_in_training_and_scoring(
     base: Path, tmp_path: Path
 ) -> None:
@@ -307,7 +270,7 @@ def test_control_tokens_in_a_candidate_become_no_control_ids_in_training_and_sco
 
 
 def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    from pt_app.eval_model.checkpoints import open_run
+    from pt_app.eval_model.runs import open_run
 
     folders = {open_run(tmp_path, lambda t: f"run-{t:%H%M%S}", {}) for _ in range(3)}
     assert len(folders) == 3

@@ -6,6 +6,7 @@ import pytest
 
 from pt_app.errors import UserError
 from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve, table
+from tests.conftest import ROOT
 
 OTHER = {  # a value for each flag that is no recipe's default
     "model": "tiny",
@@ -35,7 +36,15 @@ OTHER = {  # a value for each flag that is no recipe's default
     "resume": "newest",
     "tracking": "off",
 }
-SWITCHES = ("allow_leaks", "feedback", "group_variants", "skip_eval", "log_texts", "no_4bit")
+SWITCHES = (
+    "allow_leaks",
+    "feedback",
+    "group_variants",
+    "skip_eval",
+    "log_texts",
+    "no_4bit",
+    "shard_base",
+)
 
 
 def settings(recipe: Recipe, *argv: str) -> Settings:
@@ -52,9 +61,10 @@ def test_flags_of_the_recipes_are_equal_but_for_no_4bit() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_flag_changes_its_setting_and_no_other(recipe: Recipe) -> None:
     default = vars(settings(recipe))
-    assert set(OTHER) | set(SWITCHES) == set(default)
+    other = OTHER | {"activation_checkpointing": "full" if recipe == "mps" else "none"}
+    assert set(other) | set(SWITCHES) == set(default)
     for name in table(recipe):
-        argv = [f"--{name}"] if name in SWITCHES else [f"--{name}", OTHER[name]]
+        argv = [f"--{name}"] if name in SWITCHES else [f"--{name}", other[name]]
         changed = vars(settings(recipe, *argv))
         assert {key for key in default if default[key] != changed[key]} == {name}
 
@@ -130,3 +140,22 @@ def test_missing_config_file_and_unknown_flag_are_refused() -> None:
         settings("mps", "--config", "nowhere.yaml")
     with pytest.raises(UserError, match="--learning_rate"):
         settings("mps", "--learning_rate", "1")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").iterdir()), ids=lambda path: path.name)
+def test_shipped_settings_file_opens_with_the_command_that_runs_it(path: Path) -> None:
+    command = path.read_text().splitlines()[0].removeprefix("# ").split()
+    if path.suffix == ".json":  # which has no comments
+        command = [
+            "python",
+            "pt_app/eval_model/judge_train_mps.py",
+            "--config",
+            f"configs/{path.name}",
+        ]
+    python, script, *argv = command
+    assert python == "python"
+    assert (ROOT / script).is_file()
+    assert argv == ["--config", f"configs/{path.name}"]
+    recipe: Recipe = "cuda" if "cuda" in script else "mps"
+    resolved = settings(recipe, "--config", str(path))
+    assert resolved != settings(recipe)

@@ -48,8 +48,9 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
 
     from pt_app.eval_model import gemm
     from pt_app.eval_model.gated_mlp import keep_less
+    from pt_app.eval_model.layout import Layout
     from pt_app.eval_model.packing import StepCollator
-    from pt_app.eval_model.trainer import JudgeTrainer, Layout
+    from pt_app.eval_model.trainer import JudgeTrainer
     from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
     gemm.keep_freed_memory()  # as platforms.decide does

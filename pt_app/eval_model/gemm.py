@@ -17,7 +17,9 @@ FASTER = 1.3  # below it the choice would change from run to run, and with it th
 PACKED_ROWS = 512  # that a packed layout is made for; it serves any number of rows as well
 
 
-@cache
+_earlier_choice: bool | None = None
+
+
 def fast_products_hold() -> bool:
     """Whether torch's "medium" float32 products are as exact here as "highest", and faster.
 
@@ -25,6 +27,20 @@ def fast_products_hold() -> bool:
     (docs/PERFORMANCE.md). On processors with AMX the same switch rounds to bfloat16; hence a
     comparison on random data, of some 30 ms.
     """
+    exact, faster = _compare_products()
+    return exact and (faster if _earlier_choice is None else _earlier_choice)
+
+
+def take_over_products(fast: bool) -> None:
+    """Multiply as a run did that goes on here, whatever a clock says now: the same last digits."""
+    global _earlier_choice
+    _earlier_choice = fast
+    torch.set_float32_matmul_precision("medium" if fast_products_hold() else "highest")
+
+
+@cache
+def _compare_products() -> tuple[bool, bool]:
+    """Whether the fast products are as exact, and whether they are faster."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(256, 512, generator=generator)
     weight = torch.randn(1024, 512, generator=generator)
@@ -39,7 +55,7 @@ def fast_products_hold() -> bool:
     finally:
         torch.set_float32_matmul_precision(before)
     right = errors["medium"] <= AS_EXACT * errors["highest"]
-    return right and seconds["highest"] >= FASTER * seconds["medium"]
+    return right, seconds["highest"] >= FASTER * seconds["medium"]
 
 
 def _timed(product: Callable[[], torch.Tensor]) -> float:
@@ -129,15 +145,31 @@ def keep_freed_memory() -> None:
     the shape of a 0.5B model (docs/PERFORMANCE.md). Costs nothing at the peak; the process stays
     as large as it was there. Other systems' allocators are left alone.
     """
+    if libc := _libc():
+        most_mmaps, trim_threshold = -4, -1  # malloc.h
+        libc.mallopt(most_mmaps, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system back what `keep_freed_memory` kept, as far as glibc can.
+
+    When an allocation fails under a limit of the address space, the limit is used up by freed
+    memory, of which oneDNN's code for new shapes gets nothing.
+    """
+    if libc := _libc():
+        libc.malloc_trim(0)
+
+
+def _libc() -> ctypes.CDLL | None:
+    """glibc, where it is the system's C library."""
     if sys.platform != "linux":
-        return
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except OSError:  # another C library
-        return
-    most_mmaps, trim_threshold = -4, -1  # malloc.h
-    mallopt(most_mmaps, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return libc if hasattr(libc, "malloc_trim") else None
 
 
 def has_bfloat16() -> bool:

@@ -29,7 +29,7 @@ from pt_app.eval_model.settings import Settings, resolve
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
     """The base in NF4 (with --no_4bit in 16 bits) on the platform's device, without LoRA yet."""
     if settings.no_4bit:
-        model = load_model(source, dtype=platform.compute_dtype, device=platform.device)
+        model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
         return model
 
     from peft import prepare_model_for_kbit_training
@@ -62,8 +62,6 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
         **common,
         optim=platform.optimizer,
         max_grad_norm=0.3,
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=min(4, os.cpu_count() or 1),
         dataloader_pin_memory=True,
         **platform.autocast,

@@ -28,7 +28,7 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
     """The base in float32 on the platform's device, without LoRA yet."""
     # The dtype is asked for by name: the default is the checkpoint's own, mostly bfloat16, which
     # Apple's M1 and M2 only emulate. It is float32 but for --train_precision.
-    model = load_model(source, dtype=platform.compute_dtype, device=platform.device)
+    model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
     return model
 
 
@@ -38,7 +38,6 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
         **common,
         optim=platform.optimizer,
         max_grad_norm=1.0,
-        activation_checkpointing=False,
         # Workers deadlock on macOS with Python 3.12 (jingyaogong/minimind PR 852).
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

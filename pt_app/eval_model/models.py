@@ -40,7 +40,7 @@ def resolve_model(name: str) -> ModelSource:
     elif folder.is_dir():
         source = ModelSource(folder.resolve().name, folder)
     else:
-        path = _from_cache(name) or fetch(name)
+        path = from_cache(name) or fetch(name)
         source = ModelSource(name, path, path.name)
     if not (source.path / "config.json").is_file():
         raise UserError(f'model "{name}": {source.path} has no config.json; name a model\'s folder')
@@ -48,7 +48,7 @@ def resolve_model(name: str) -> ModelSource:
     return source
 
 
-def _from_cache(name: str) -> Path | None:
+def from_cache(name: str) -> Path | None:
     """Give the complete snapshot of a hub model in the local cache, if there is one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -109,6 +109,16 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
         "name": source.name,
         "revision": source.revision,
         "weights_sha256": _sha256(weight_files(source.path)),
+        "tokenizer_sha256": _sha256(_tokenizer_files(source.path)),
+    }
+
+
+def short_identity(source: ModelSource) -> dict[str, Any]:
+    """Which base this is, without reading its weights: name, revision, size, tokenizer's hash."""
+    return {
+        "name": source.name,
+        "revision": source.revision,
+        "weights_bytes": sum(path.stat().st_size for path in weight_files(source.path)),
         "tokenizer_sha256": _sha256(_tokenizer_files(source.path)),
     }
 

@@ -1,10 +1,11 @@
-"""The order in which training sees rows when the variants of a source share an optimizer step."""
+"""The order in which training sees rows, and which rank takes which rows of a step."""
 
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 LOOKAHEAD = 64  # groups tried for the room left in a step; more cost time and gain little
 
@@ -44,3 +45,37 @@ class GroupedOrder(Sampler[int]):
             if room and waiting:
                 yield from waiting[0][:room]
                 waiting[0] = waiting[0][room:]
+
+
+class StepSampler(Sampler[list[int]]):
+    """The rows of each optimizer step that this rank takes.
+
+    A step is the next `size` rows of `order`, parted evenly over `ranks`; the last of an epoch may
+    have fewer, and then a rank may have none. accelerate's own sharding fills that step with rows
+    from the epoch's beginning, so that several processes would not take the steps of one.
+    """
+
+    def __init__(self, order: Any, size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.order, self.size, self.rank, self.ranks = order, size, rank, ranks
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.order)
+        for start in range(0, len(rows), self.size):
+            step = rows[start : start + self.size]
+            first, last = (len(step) * r // self.ranks for r in (self.rank, self.rank + 1))
+            yield step[first:last]
+
+
+class StepLoader(DataLoader[Any]):
+    """A loader whose batches are steps, told by Trainer which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

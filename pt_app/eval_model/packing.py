@@ -182,6 +182,21 @@ def unpacked(
     return batches
 
 
+def nothing(pad_id: int) -> Batch:
+    """A pack without a supervised token: its loss is 0, and so are its gradients."""
+    packed = pack([{"input_ids": [pad_id, pad_id], "prompt_length": 1}], pad_id)
+    return packed | {"targets": torch.full_like(packed["targets"], IGNORED)}
+
+
+def examples_of(packed: Batch) -> list[dict[str, Any]]:
+    """The examples that `pack` laid out, with `input_ids` and `prompt_length`."""
+    ids = packed["input_ids"][0]
+    return [
+        {"input_ids": ids[path[path >= 0]].tolist(), "prompt_length": int(start)}
+        for path, start in zip(packed["paths"], packed["starts"], strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class StepCollator:
     """The examples of one optimizer step -> its packs, of at most `budget` tokens each.
@@ -195,10 +210,14 @@ class StepCollator:
     shapes: Shapes = Shapes()
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        packs = self.packs(examples)
+        labels = torch.cat([torch.empty(0, dtype=torch.long), *(p["targets"] for p in packs)])
+        return {"packs": packs, "labels": labels, "shift_labels": labels}
+
+    def packs(self, examples: Sequence[dict[str, Any]]) -> list[Batch]:
+        """The packs of these examples; none for none."""
         sequences = [example["input_ids"] for example in examples]
-        packs = [
+        return [
             pack([examples[i] for i in chosen], self.pad_id, self.shapes)
             for chosen in under_budget(sequences, self.budget)
         ]
-        labels = torch.cat([packed["targets"] for packed in packs])
-        return {"packs": packs, "labels": labels, "shift_labels": labels}

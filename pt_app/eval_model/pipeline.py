@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from pt_app.eval_model import adapters, checkpoints, console, models, platforms
+from pt_app.doctor.short import check_first
+from pt_app.eval_model import adapters, console, models, out_of_memory, platforms, runs
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.provenance import about_this_run
+from pt_app.eval_model.ranks import shard_base
 from pt_app.eval_model.settings import Recipe, Settings
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import resolve_access
 from pt_app.eval_model.trainer import JudgeTrainer
-from pt_app.eval_model.training import MakeArguments, build_trainer, train
+from pt_app.eval_model.training import MakeArguments, build_trainer, examples_a_step, train
 from pt_app.eval_model.tree_attention import use_attention
 from pt_app.evidence.results import PREDICTIONS
 
@@ -40,12 +42,16 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     """
     console.start()
     platform = platforms.decide(
-        recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
+        recipe,
+        no_4bit=settings.no_4bit,
+        precision=settings.train_precision,
+        sharded=settings.shard_base,
     )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
+    check_first(platform, prepared.source)
     folder, checkpoint = _open_run(settings, platform, prepared)
     console.also_to(folder / "train.log")
     with Tracker.start(
@@ -59,9 +65,12 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     ) as tracker:
         adapter = Path(f"{folder}_final")
         if not adapter.exists():
-            model = _load(settings, platform, prepared, load_base)
-            trainer = build_trainer(settings, platform, prepared, folder, model, arguments, tracker)
-            train(trainer, checkpoint)
+            with out_of_memory.explained("training"):
+                model = _load(settings, platform, prepared, load_base)
+                trainer = build_trainer(
+                    settings, platform, prepared, folder, model, arguments, tracker
+                )
+                train(trainer, checkpoint)
             if console.is_main_process():
                 _save(settings, platform, prepared, trainer, adapter)
             del model, trainer
@@ -82,12 +91,10 @@ def _open_run(
 
     about = {
         "settings": asdict(settings),
+        "base": models.short_identity(prepared.source),
         "data_sha256": prepared.data.sha256,
-        "platform": {
-            "weights": platform.weights,
-            "optimizer": platform.optimizer,
-            "ranks": console.ranks(),
-        },
+        "examples_a_step": examples_a_step(settings),
+        "platform": {"weights": platform.weights, "ranks": console.ranks()},
     }
 
     def name_at(time: datetime) -> str:
@@ -98,9 +105,9 @@ def _open_run(
     if console.is_main_process():
         output_dir = Path(settings.output_dir)
         if settings.resume == "off":
-            opened = [(checkpoints.open_run(output_dir, name_at, about), None)]
+            opened = [(runs.open_run(output_dir, name_at, about), None)]
         else:
-            opened = [checkpoints.resume_run(output_dir, name_at, settings.resume, about)]
+            opened = [runs.resume_run(output_dir, name_at, settings.resume, about)]
     if console.ranks() > 1:
         PartialState(cpu=platform.on_cpu)
         broadcast_object_list(opened)
@@ -120,6 +127,8 @@ def _load(settings: Settings, platform: Platform, prepared: Prepared, load_base:
     )
     use_attention(model, platform.attention)
     keep_less(model)
+    if settings.shard_base:
+        shard_base(model, platform.device)
     trainable, total = model.get_nb_trainable_parameters()
     log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
     return model
@@ -162,16 +171,18 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
         torch.set_num_threads(os.cpu_count() or 1)
     log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
     about = about_this_run() | {"seed": settings.seed}
-    results = evaluate(
-        prepared.source,
-        adapter,
-        prepared.data,
-        prepared.test,
-        prepared.encoder,
-        about,
-        feedback=settings.feedback,
-        precision=settings.score_precision,
-    )
+    remedies = f"the adapter is whole, {adapter}: --resume evaluates it, or judge eval elsewhere"
+    with out_of_memory.explained("the evaluation on the CPU", remedies):
+        results = evaluate(
+            prepared.source,
+            adapter,
+            prepared.data,
+            prepared.test,
+            prepared.encoder,
+            about,
+            feedback=settings.feedback,
+            precision=settings.score_precision,
+        )
     adapters.update_model_card(adapter, results)
     report = write_report(adapter / "evaluation")
     console.show(terminal_table(results))

@@ -3,13 +3,14 @@
 Nothing else in the project asks which device it runs on; it reads these values.
 """
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from pt_app.errors import UserError
-from pt_app.eval_model import gemm
+from pt_app.eval_model import console, gemm
 from pt_app.eval_model.settings import Recipe
 
 Weights = Literal["float32", "bfloat16", "float16", "nf4"]
@@ -32,6 +33,8 @@ class Platform:
     empty_cache_steps: int | None
     fixed_lengths: bool
     """Pad to a few fixed lengths: on MPS memory grows with the number of distinct shapes."""
+    load_device: str
+    """Where the base is read: the device, or the CPU where it is then parted over several."""
     attention: str
     """Of transformers' registry; "judge_blocks" is this project's own for packs on CPUs."""
 
@@ -68,11 +71,17 @@ def recipe_for_this_machine() -> Recipe:
     return "cuda" if torch.cuda.is_available() else "mps"
 
 
-def decide(recipe: Recipe, *, no_4bit: bool = False, precision: str = "auto") -> Platform:
+def decide(
+    recipe: Recipe,
+    *,
+    no_4bit: bool = False,
+    precision: str = "auto",
+    sharded: bool = False,
+) -> Platform:
     """The platform of a run of `recipe` on this machine.
 
-    `precision` is "auto", "float32" or "bf16" (--train_precision). Raises UserError where this
-    machine has no bfloat16 of its own.
+    `precision` is "auto", "float32" or "bf16" (--train_precision), `sharded` is --shard_base.
+    Raises UserError where this machine has no bfloat16 of its own, or nothing to part a base over.
     """
     # Numbers below 1e-38 are set to zero: processors take many times longer over them, and a
     # judge that is sure of its answer makes plenty in its softmax. Costs nothing elsewhere.
@@ -80,6 +89,8 @@ def decide(recipe: Recipe, *, no_4bit: bool = False, precision: str = "auto") ->
     platform = _mps() if recipe == "mps" else _cuda(no_4bit)
     if precision != "auto":
         platform = _in_precision(platform, precision)
+    if sharded:
+        platform = _sharded(platform)
     if platform.on_cpu:
         gemm.keep_freed_memory()
     if platform.on_cpu and gemm.fast_products_hold():
@@ -87,6 +98,23 @@ def decide(recipe: Recipe, *, no_4bit: bool = False, precision: str = "auto") ->
         reason = f"{platform.reason}; float32 products through oneDNN, as exact and faster here"
         platform = replace(platform, reason=reason)
     return platform
+
+
+def _sharded(platform: Platform) -> Platform:
+    """The platform with its base parted over the processes."""
+    if console.ranks() == 1:
+        raise UserError(
+            "--shard_base parts the base over several processes, and this is one: start them with "
+            "accelerate launch --config_file scripts/accelerate/sharded.yaml"
+        )
+    if platform.weights == "nf4":
+        raise UserError("--shard_base: a base in 4 bits cannot be parted: add --no_4bit")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UserError(
+            "--shard_base parts the base itself: launch with scripts/accelerate/sharded.yaml, "
+            "which leaves FSDP out of accelerate's settings"
+        )
+    return replace(platform, load_device="cpu", reason=f"{platform.reason}; base parted (FSDP2)")
 
 
 def _in_precision(platform: Platform, precision: str) -> Platform:
@@ -100,7 +128,7 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
             raise UserError(
                 f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
             )
-        if platform.device == "cuda" and not _has_bfloat16():
+        if platform.device.startswith("cuda") and not _has_bfloat16():
             raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
     weights: Weights = "bfloat16" if precision == "bf16" else "float32"
     return replace(
@@ -124,6 +152,7 @@ def _mps() -> Platform:
             reason += "; judge_train_cuda.py would use the GPU of this machine"
     return Platform(
         device=device,
+        load_device=device,
         reason=reason,
         hardware=hardware,
         weights="float32",
@@ -138,9 +167,11 @@ def _mps() -> Platform:
 def _cuda(no_4bit: bool) -> Platform:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        device, dtype, why = "cuda", *_gpu_compute_dtype()
+        # Under a launcher each process has the GPU of its own number.
+        device = "cuda" if console.ranks() == 1 else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        dtype, why = _gpu_compute_dtype()
         kind = "AMD GPU (ROCm)" if torch.version.hip else "NVIDIA GPU"
-        properties: Any = torch.cuda.get_device_properties(0)
+        properties: Any = torch.cuda.get_device_properties(device)
         hardware = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
         reason = f"{kind} found; {why}"
     else:
@@ -151,6 +182,7 @@ def _cuda(no_4bit: bool) -> Platform:
         plain = "bfloat16" if dtype == torch.bfloat16 else "float16"
     return Platform(
         device=device,
+        load_device=device,
         reason=reason,
         hardware=hardware,
         weights=plain if no_4bit else "nf4",

@@ -89,6 +89,15 @@ class Settings:
         "auto",
         check=_one_of("auto", "float32", "bf16"),
     )
+    activation_checkpointing: str = _setting(
+        "full: compute each layer again in the backward pass, for less memory; none: keep all",
+        check=_one_of("none", "full"),
+        mps="none",
+        cuda="full",
+    )
+    shard_base: bool = _setting(
+        "part the frozen base over the processes (FSDP2), where one GPU cannot hold it", False
+    )
     max_seq_length: int = _setting("tokens of prompt and answer", 512, check=_number(16))
     max_samples: int = _setting("training rows drawn by the seed; 0: all", 0, check=_number(0))
     test_samples: int = _setting("test rows drawn by the seed; 0: all", 0, check=_number(0))

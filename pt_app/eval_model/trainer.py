@@ -2,24 +2,30 @@
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils.memory import clear_device_cache
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from pt_app.errors import UserError
 from pt_app.eval_model import checkpoints
-from pt_app.eval_model.packing import IGNORED, Batch, Shapes, unpacked
+from pt_app.eval_model.gemm import give_back_freed_memory, take_over_products
+from pt_app.eval_model.layout import Layout
+from pt_app.eval_model.ordering import StepLoader, StepSampler
+from pt_app.eval_model.out_of_memory import is_out_of_memory
+from pt_app.eval_model.packing import IGNORED, Batch, nothing
+from pt_app.eval_model.ranks import any_rank, average_gradients, largest, same_start
 from pt_app.eval_model.tree_attention import last_mlp_only_at, tree_inputs
+from pt_app.files import write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -45,68 +51,14 @@ def summed_loss(model: Any, inputs: Batch) -> torch.Tensor:
     )
 
 
-class ValidateAtTheEnd(transformers.TrainerCallback):  # type: ignore[misc]
-    """Validates after the last step too, so that the last weights can be the best."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by Trainer after each optimizer step."""
-        if state.global_step == state.max_steps and args.metric_for_best_model:
-            control.should_evaluate = True
-
-
-class StopAfterStep(transformers.TrainerCallback):  # type: ignore[misc]
-    """On SIGINT or SIGTERM lets the step end, saves a checkpoint, and stops the training."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the two signals within; only the main thread may, another leaves them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by Trainer after each optimizer step."""
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the packs of a step are computed: as trees, or row by row where trees do not hold.
-
-    `rows` bounds a plain micro-batch, `shapes` its sizes; `tolerance` is how far, relatively, the
-    losses of the two may lie apart in the check of the first step.
-    """
-
-    pad_id: int
-    rows: int = 1
-    shapes: Shapes = field(default_factory=Shapes)
-    trees: bool = True
-    tolerance: float = 1e-4
-
-    def plain(self, packed: Batch) -> list[Batch]:
-        """The rows of a pack in padded micro-batches."""
-        return unpacked(packed, self.pad_id, self.rows, self.shapes)
-
-
 class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
     """transformers' Trainer with the judge's loss and with checkpoints that say they are complete.
 
     A batch of its loader is the whole step of a rank, from `StepCollator`; packs are a layout: the
     loss of each is divided by the supervised tokens of the step over all ranks. `validate` gives
     the numbers of an evaluation, among them `args.metric_for_best_model` (larger is better).
+    `order` yields the rows of an epoch, by default shuffled; `weights` says how the base is held,
+    `sharded` that it is parted over the ranks.
     """
 
     def __init__(
@@ -115,6 +67,8 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         layout: Layout,
         validate: Callable[[Any], dict[str, float]] | None = None,
         order: torch.utils.data.Sampler[int] | None = None,
+        weights: str = "float32",
+        sharded: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -123,8 +77,17 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.layout = layout
         self.validate = validate
         self.order = order
+        self.weights = weights
+        self.sharded = sharded
+        # Gradients are exchanged once a step (ranks.py): DDP has nothing to do.
+        self.accelerator.prepare_model = partial(
+            self.accelerator.prepare_model, evaluation_mode=True
+        )
+        self._writing: Path | None = None
+        self._loss_before: tuple[int, float] | None = None
+        same_start(self.model)
         self.shapes_seen: set[tuple[int, ...]] = set()
-        self._unchecked = layout.trees
+        self._unchecked = layout.trees and not sharded
 
     def compute_loss(
         self,
@@ -147,18 +110,58 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Forward and backward of all packs of a step; raises UserError where a loss is not finite.
 
-        Ranks may have different numbers of packs: gradients are exchanged in the last of each.
+        Where memory runs out the step is done again in smaller packs, which leaves its examples
+        and so its gradients the same. Ranks may have different numbers of packs, and only the one
+        that ran out tries again: gradients are exchanged when all are done.
         """
-        packs = self._prepare_inputs(inputs["packs"])
-        if self._unchecked:
-            self._check_trees(packs)
-        trees = self.layout.trees
-        batches = packs if trees else [b for p in packs for b in self.layout.plain(p)]
+        if self._loss_before is not None:  # Trainer begins a resumed run's mean anew
+            self._globalstep_last_logged, logged = self._loss_before
+            self._tr_loss.add_(logged)
+            self._loss_before = None
+        loss: torch.Tensor | None = None
+        while True:
+            if loss is None:
+                loss = self._try_step(model, inputs["packs"], num_items_in_batch)
+            if not any_rank(loss is None, self.args.device):
+                break
+        assert loss is not None
+        average_gradients(model.parameters())
+        return loss
+
+    def _try_step(self, model: Any, packs: Sequence[Batch], count: Any) -> torch.Tensor | None:
+        """The summed loss of the packs, their gradients in the model; None: try once more."""
+        packs = self.layout.fitting(packs)
+        try:
+            if self._unchecked and packs:
+                self._check_trees(packs)
+            trees = self.layout.trees
+            batches = packs if trees else [b for p in packs for b in self.layout.plain(p)]
+            return self._accumulate(model, batches, count)
+        except (RuntimeError, MemoryError) as error:
+            smaller = self.layout.smaller(packs) if is_out_of_memory(error) else None
+            if smaller is None or self.sharded:  # the others wait within a layer
+                raise
+            said = (str(error).splitlines() or ["MemoryError"])[0]
+        # Behind the handler: until its end the error's frames hold the tensors of the failed pack.
+        model.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        give_back_freed_memory()
+        log.warning(
+            "step %d ran out of memory (%s): done again in packs of at most %s, the same step",
+            self.state.global_step + 1,
+            said[:160],
+            f"{smaller.budget} tokens" if smaller.trees else f"{smaller.rows} rows",
+        )
+        self.layout = smaller
+        return None
+
+    def _accumulate(self, model: Any, batches: Sequence[Batch], count: Any) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for index, batch in enumerate(batches):
-            alone = index < len(batches) - 1
-            with self.accelerator.no_sync(model) if alone else nullcontext():
-                loss = super().training_step(model, batch, num_items_in_batch)
+        if self.sharded:  # each rank helps the others with their layers as often as they do
+            idle = largest(len(batches), self.args.device) - len(batches)
+            batches = [*batches, *[nothing(self.layout.pad_id)] * idle]
+        for batch in batches:
+            loss = super().training_step(model, self._prepare_inputs(batch), count)
             # Costs one wait for the device a pack, next to nothing beside its forward pass.
             if not math.isfinite(loss.item()):
                 raise UserError(self._diverged(f"the loss is {loss.item()}"))
@@ -167,13 +170,14 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _check_trees(self, packs: Sequence[Batch]) -> None:
         """Compare the first step's smallest pack with its rows read one by one."""
-        self._unchecked = False
         smallest = min(packs, key=lambda packed: packed["input_ids"].numel())
+        smallest = self._prepare_inputs(smallest)
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             tree = float(summed_loss(model, smallest))
             plain = sum(float(summed_loss(model, batch)) for batch in self.layout.plain(smallest))
+        self._unchecked = False
         difference = abs(tree - plain) / max(abs(plain), 1.0)
         if difference <= self.layout.tolerance:
             log.info("packs: checked against plain rows, loss %.1e apart (relative)", difference)
@@ -210,8 +214,18 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
         log.info("weights of step %d: %s %.4g, the best", best, metric, self.state.best_metric)
 
-    def _get_train_sampler(self, *args: Any) -> Any:
-        return self.order or super()._get_train_sampler(*args)
+    def get_train_dataloader(self) -> StepLoader:
+        """The steps of this rank; accelerate is not asked to shard them (see StepSampler)."""
+        args = self.args
+        order = self.order or SeedableRandomSampler(self.train_dataset, data_seed=args.seed)
+        size = self._train_batch_size * args.world_size
+        return StepLoader(
+            self.train_dataset,
+            batch_sampler=StepSampler(order, size, args.process_index, args.world_size),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate counts tokens of padded batches; nothing here reads it."""
@@ -221,12 +235,62 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise UserError(self._diverged(f"{name} holds values that are not finite"))
-        super()._save_checkpoint(model, trial)
+        run = Path(self.args.output_dir)
+        self._writing = checkpoints.aside(run)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writing = None
+        own = self._own_state(float(self.accelerator.gather(self._tr_loss).mean()))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoints.mark_complete(
-                Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            )
+            written = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"
+            write_json_atomic(written / checkpoints.STATE, own)
+            checkpoints.publish(written, run)
+            checkpoints.rotate(run, self.state.best_global_step)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing or super()._get_output_dir(trial))
+
+    def _own_state(self, loss: float) -> dict[str, Any]:
+        """What Trainer does not keep; `loss` is the sum since the last step that was logged."""
+        return {
+            "optimizer": self.args.optim.value,
+            "weights": self.weights,
+            "ranks": self.args.world_size,
+            "fast_products": torch.get_float32_matmul_precision() != "highest",
+            "loss_since": [self._globalstep_last_logged, loss],
+            "pack_tokens": self.layout.budget,
+            "rows": self.layout.rows,
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both; the optimizer starts anew, and says so, where its state is another's."""
+        if checkpoint is None:
+            return
+        before = checkpoints.read_state(Path(checkpoint))
+        if before["pack_tokens"] and before["weights"] == self.weights:
+            self.layout = replace(self.layout, budget=before["pack_tokens"], rows=before["rows"])
+        self._loss_before = before["loss_since"]
+        if self.args.use_cpu:
+            take_over_products(before["fast_products"])
+        now = self.args.optim.value
+        if before["optimizer"] == now:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        log.warning(
+            "the optimizer was %s and is %s here, and its state does not fit: it starts anew",
+            before["optimizer"],
+            now,
+        )
+        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Load the scale of float16's losses, where this platform has one."""
+        if self.accelerator.scaler is not None:
+            super()._load_scaler(checkpoint)
 
     def _diverged(self, what: str) -> str:
         newest, _ = checkpoints.newest_complete(Path(self.args.output_dir))

@@ -9,15 +9,20 @@ from typing import Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import ProgressCallback, TrainingArguments
 
+from pt_app.errors import UserError
 from pt_app.eval_model import console
+from pt_app.eval_model.callbacks import StopAfterStep, ValidateAtTheEnd
+from pt_app.eval_model.checkpoints import newest_complete
+from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.ordering import GroupedOrder
 from pt_app.eval_model.packing import Shapes, StepCollator
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared
+from pt_app.eval_model.ranks import is_lost_rank
 from pt_app.eval_model.scoring import verdict_trie
 from pt_app.eval_model.settings import Settings
 from pt_app.eval_model.tracking import Tracker
-from pt_app.eval_model.trainer import JudgeTrainer, Layout, StopAfterStep, ValidateAtTheEnd
+from pt_app.eval_model.trainer import JudgeTrainer
 from pt_app.eval_model.tree_attention import why_no_tree
 from pt_app.eval_model.validation import Validation, quality_metric
 
@@ -41,24 +46,27 @@ def build_trainer(
     arguments = make_arguments(common_arguments(settings, platform, folder, metric), platform)
     # One process drives one GPU; torchrun starts one for each.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    ranks, batch = arguments.world_size, settings.batch_size * settings.gradient_accumulation
-    steps = math.ceil(len(prepared.train) / (ranks * batch)) * settings.epochs
+    examples = examples_a_step(settings)
+    steps = math.ceil(len(prepared.train) / examples) * settings.epochs
     log.info(
         "steps: %d of %d examples (batch %d x accumulation %d x %d ranks)",
         math.ceil(steps),
-        ranks * batch,
+        examples,
         settings.batch_size,
         settings.gradient_accumulation,
-        ranks,
+        console.ranks(),
     )
     layout = _layout(settings, platform, prepared, model)
     collate = StepCollator(layout.pad_id, settings.pack_tokens, layout.shapes)
     validate, order = None, None
     if prepared.val is not None:
         rows = prepared.data.val
-        validate = Validation(rows, prepared.val, prepared.encoder, collate, layout)
+        validate = Validation(
+            rows, prepared.val, prepared.encoder, collate, layout, settings.shard_base
+        )
     if settings.group_variants:
-        order = GroupedOrder(prepared.train["group"], batch, settings.seed)
+        rank_step = settings.batch_size * settings.gradient_accumulation
+        order = GroupedOrder(prepared.train["group"], rank_step, settings.seed)
     trainer = JudgeTrainer(
         model=model,
         args=arguments,
@@ -69,11 +77,18 @@ def build_trainer(
         layout=layout,
         validate=validate,
         order=order,
+        weights=platform.weights,
+        sharded=settings.shard_base,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(tracker))
     trainer.add_callback(ValidateAtTheEnd())
     return trainer
+
+
+def examples_a_step(settings: Settings) -> int:
+    """The examples of an optimizer step, over all processes that train together."""
+    return settings.batch_size * settings.gradient_accumulation * console.ranks()
 
 
 def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: Any) -> Layout:
@@ -121,13 +136,13 @@ def common_arguments(
         "greater_is_better": True if metric else None,
         "save_strategy": "steps" if settings.save_steps else only_best,
         "save_steps": settings.save_steps or 500,
-        "save_total_limit": 2,
         "logging_steps": 10,
         # The filter would put the mean of earlier losses in place of one that is not finite.
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
+        "activation_checkpointing": settings.activation_checkpointing == "full",
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
 
 
@@ -150,11 +165,24 @@ class _Progress(ProgressCallback):  # type: ignore[misc]
 
 
 def train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
-    """Train to the end; on an interrupt, to the end of the step and a checkpoint."""
+    """Train to the end; on an interrupt, to the end of the step and a checkpoint.
+
+    Raises UserError where another process of the training is gone.
+    """
     stop = StopAfterStep()
     trainer.add_callback(stop)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        newest, _ = newest_complete(Path(trainer.args.output_dir))
+        kept = f"the same command with --resume goes on from {newest}" if newest else "start anew"
+        raise UserError(
+            f"one of the {console.ranks()} processes that trained together is gone, in step "
+            f"{trainer.state.global_step + 1}; look at what it said last; {kept}"
+        ) from error
     if stop.asked:
         log.warning("interrupted; --resume goes on from the checkpoint of this step")
         raise KeyboardInterrupt

@@ -8,11 +8,12 @@ import torch
 from accelerate.utils import gather_object
 
 from pt_app.eval_model import console
+from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.packing import StepCollator
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.scoring import JudgeScorer
-from pt_app.eval_model.trainer import Layout, summed_loss
+from pt_app.eval_model.trainer import summed_loss
 from pt_app.eval_model.tree_attention import why_no_tree
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.summary import strict_agreement
@@ -33,7 +34,8 @@ def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
 class Validation:
     """Scores the validation rows with the model as it is; each rank takes its share.
 
-    `rows` are the split's, `encoded` the same for the trainer (of pairs, both orders).
+    `rows` are the split's, `encoded` the same for the trainer (of pairs, both orders). Of a model
+    that is `sharded` every rank scores all rows, in step with the others.
     """
 
     rows: Sequence[JudgeExample]
@@ -41,10 +43,11 @@ class Validation:
     encoder: PromptEncoder
     collate: StepCollator
     layout: Layout
+    sharded: bool = False
 
     def __call__(self, model: Any) -> dict[str, float]:
         """The quality metric, the share of parse failures, and the loss a supervised token."""
-        rank, ranks = console.rank(), console.ranks()
+        rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine = list(self.rows[rank::ranks])
         scorer = JudgeScorer(
             model,
@@ -56,7 +59,7 @@ class Validation:
         scored = zip(mine, scorer.score(mine), strict=True)
         verdicts = [(row.label, score.verdict) for row, score in scored]
         part = (verdicts, *self._loss(model, list(self.encoded)[rank::ranks]))
-        parts = gather_object([part])
+        parts = [part] if self.sharded else gather_object([part])
         pairs = [
             (label.verdict, verdict)
             for verdicts, _, _ in parts

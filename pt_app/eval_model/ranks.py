@@ -1,0 +1,84 @@
+"""What processes that train together share: flags, a step's gradients, a base parted over them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on this rank or on any other; every rank must ask."""
+    return bool(largest(int(flag), device))
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers; every rank must ask."""
+    if not _several():
+        return number
+    told = torch.tensor(number, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return int(told)
+
+
+def same_start(model: Any) -> None:
+    """Give every rank the trainable weights of rank 0."""
+    for parameter in model.parameters() if _several() else ():
+        if parameter.requires_grad:
+            dist.broadcast(parameter.data, src=0)
+
+
+def shard_base(model: Any, device: str) -> None:
+    """Part the frozen weights over the ranks (FSDP2), each layer put together when it computes.
+
+    The adapter stays whole on every rank, so checkpoints, optimizer and adapter are those of one
+    process. Every rank must then take as many forward and backward passes as the others. A base
+    read on the CPU goes to `device` a layer at a time, and no card ever holds all of it.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.partition(":")[0], (dist.get_world_size(),))
+    adapter = {p for p in model.parameters() if p.requires_grad}
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    for layer in [*layers, model]:
+        # torch would leave the outermost part together after a forward pass, and rank 0 parts it
+        # when it saves: the others would then wait for it in vain.
+        fully_shard(layer, mesh=mesh, ignored_params=adapter, reshard_after_forward=True)
+    for parameter in adapter:
+        parameter.data = parameter.data.to(device)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Put the mean of all ranks' gradients into each trainable parameter's `.grad`.
+
+    One exchange of one flat tensor at the end of a step, where DDP would have one in the backward
+    passes: ranks may have different numbers of packs, or none, and one that runs out of memory
+    leaves no other waiting. An adapter's gradients are a few MB.
+    """
+    if not _several():
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in trained if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    means = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an exchange failed because another process of the training is gone."""
+    # Gloo's own errors are plain RuntimeErrors that name its source file.
+    return _several() and (
+        isinstance(error, dist.DistError)
+        or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    )
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,38 @@
+"""Does this Apple GPU compute what training needs? The doctor's form for MPS, without a run.
+
+python scripts/test_apple_silicon.py
+python scripts/test_apple_silicon.py --cpu     (no Apple GPU: the CPU's own arithmetic)
+
+Exit code 0: all checks passed. 2: one failed, or there is no Apple GPU.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pt_app.doctor.command import examine, of_platform, summary
+from pt_app.errors import UserError, exit_with
+from pt_app.eval_model import platforms
+
+
+def main() -> None:
+    """Check the device and its arithmetic; packages, caches and keys are `judge doctor`'s."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cpu", action="store_true", help="where there is no Apple GPU, the CPU")
+    asked = parser.parse_args()
+    platform = platforms.decide("mps")
+    if platform.on_cpu and not asked.cpu:
+        raise UserError("no Apple GPU here: run this on a Mac, or give --cpu for the CPU's form")
+    report = examine("mps", of_platform("mps", platform))
+    print(summary(report))
+    if report.count("fail"):
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    exit_with(main)

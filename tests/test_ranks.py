@@ -1,0 +1,197 @@
+"""Several processes train as one: the same steps, one adapter, one evaluation, one tracked run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pt_app.errors import UserError
+from tests.conftest import ROOT
+from tests.contract import assert_adapter_contract
+from tests.rows import write_rows
+from tests.test_kills import losses, steps_done, weights
+from tests.test_recipes import flags, main, recipe_path
+
+MORE = ["--skip_eval", "--eval_steps=10", "--epochs=5", "--pack_tokens=100"]
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 rows: the last step of an epoch has one, and a second rank nothing to do in it."""
+    return write_rows(tmp_path_factory.mktemp("uneven") / "rows", train=21, val=5)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def launcher(kind: str) -> list[str]:
+    """The words before a recipe's path that start it in two processes on the CPU."""
+    port = str(free_port())
+    if kind == "torchrun":
+        words = ["torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+        return ["-m", *words, f"--master_port={port}"]
+    config = str(ROOT / "scripts/accelerate/ddp.yaml")
+    words = ["accelerate.commands.launch", "--config_file", config]
+    return ["-m", *words, "--main_process_ip=127.0.0.1", "--main_process_port", port]
+
+
+def start(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """Start a recipe by its path; `kind` is a launcher, or "one" for a process by itself."""
+    words = [] if kind == "one" else launcher(kind)
+    # Launchers speak to themselves over the loopback, which a new network namespace lacks.
+    return subprocess.Popen(
+        [sys.executable, *words, str(ROOT / recipe_path(recipe)), *argv],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> str:
+    process = start(kind, recipe, argv, cwd)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("mps", "torchrun"), ("cuda", "accelerate")])
+def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
+    base: Path, uneven: Path, tmp_path: Path, recipe: str, kind: str
+) -> None:
+    for name, how, accumulation in (("one", "one", 4), ("two", kind, 2)):
+        out = tmp_path / name
+        more = [*MORE, "--batch_size=1", f"--gradient_accumulation={accumulation}"]
+        run(how, recipe, flags(base, uneven, out, *more, "--tracking=off"), tmp_path)
+    (one,), (two,) = ((tmp_path / name).glob("*_final") for name in ("one", "two"))
+    assert_same_history(one, two)
+    assert assert_adapter_contract(one) == assert_adapter_contract(two)
+
+
+def assert_same_history(one: Path, two: Path) -> None:
+    """Losses are mean values over 10 steps of about 6; a step in another order would be 0.1 off."""
+    histories = [
+        json.loads((adapter / "training_config.json").read_text())["log_history"]
+        for adapter in (one, two)
+    ]
+    for name, bound in (("loss", 1e-5), ("eval_loss", 1e-5), ("grad_norm", 1e-3)):
+        mine, theirs = ([e[name] for e in history if name in e] for history in histories)
+        assert len(mine) > 1
+        assert mine == pytest.approx(theirs, abs=bound), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_base_parted_over_two_processes_takes_the_steps_of_a_whole_one(
+    base: Path, uneven: Path, tmp_path: Path, checkpointing: str
+) -> None:
+    more = [*MORE, "--no_4bit", "--batch_size=1", "--tracking=off"]
+    more += [f"--activation_checkpointing={checkpointing}"]
+    one = flags(base, uneven, tmp_path / "one", *more, "--gradient_accumulation=4")
+    run("one", "cuda", one)
+    two = flags(base, uneven, tmp_path / "two", *more, "--gradient_accumulation=2")
+    output = run("torchrun", "cuda", [*two, "--shard_base"])
+    assert "base parted (FSDP2)" in output
+    (whole,), (parted,) = ((tmp_path / name).glob("*_final") for name in ("one", "two"))
+    assert_same_history(whole, parted)
+    assert assert_adapter_contract(whole) == assert_adapter_contract(parted)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [([], "a base in 4 bits cannot be parted"), (["--no_4bit"], "and this is one: start them")],
+)
+def test_base_that_cannot_be_parted_is_refused(
+    base: Path, rows: Path, tmp_path: Path, flag: list[str], said: str, monkeypatch: Any
+) -> None:
+    if not flag:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=said):
+        main("cuda", flags(base, rows, tmp_path, "--shard_base", *flag))
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_adapter_one_evaluation_and_one_tracked_run(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = run("torchrun", "mps", flags(base, rows, tmp_path, "--tracking=offline"))
+    (adapter,) = tmp_path.glob("*_final")
+    folder = Path(str(adapter).removesuffix("_final"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name, adapter.name]
+    assert (adapter / "evaluation" / "results.json").exists()
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert output.count("evaluating base and adapter") == 1
+
+
+@pytest.mark.slow
+def test_killed_rank_ends_the_run_with_a_message_and_a_checkpoint_that_resumes(
+    base: Path, uneven: Path, tmp_path: Path
+) -> None:
+    more = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--save_steps=4", "--tracking=off"]
+    run("torchrun", "mps", flags(base, uneven, tmp_path / "whole", *more))
+    cut = tmp_path / "cut"
+    process = start("torchrun", "mps", flags(base, uneven, cut, *more))
+    wait_for_step(process, cut, 12)
+    rank(process, 1).send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "one of the 2 processes that trained together is gone, in step" in output
+    assert "--resume goes on from" in output
+    output = run("torchrun", "mps", flags(base, uneven, cut, *more, "--resume"))
+    assert "resuming from" in output
+    assert weights(cut) == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_interrupted_ranks_stop_after_the_same_step_and_one_process_goes_on(
+    base: Path, uneven: Path, tmp_path: Path
+) -> None:
+    more = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--save_steps=0", "--tracking=off"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    two = [*more, "--batch_size=1", "--gradient_accumulation=2"]
+    run("torchrun", "mps", flags(base, uneven, whole, *two))
+    process = start("torchrun", "mps", flags(base, uneven, cut, *two))
+    while "step 20/" not in log_of(cut) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "interrupted; --resume goes on from the checkpoint of this step" in output
+    assert len(list(steps_done(cut))) == 1
+    wrong = start("one", "mps", flags(base, uneven, cut, *two, "--resume"))
+    output, _ = wrong.communicate(timeout=120)
+    assert wrong.returncode == 2
+    assert "a step had 4 examples" in output
+    twice = [*more, "--batch_size=1", "--gradient_accumulation=4", "--resume"]
+    output = run("one", "mps", flags(base, uneven, cut, *twice))
+    assert "2 processes trained before and 1 do now" in output
+    for (mine, _), (theirs, _) in zip(losses(cut), losses(whole), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    while process.poll() is None and max(steps_done(out), default=0) < step:
+        time.sleep(0.02)
+
+
+def log_of(out: Path) -> str:
+    return "".join(path.read_text() for path in out.glob("*/train.log"))
+
+
+def rank(process: subprocess.Popen[str], number: int) -> psutil.Process:
+    """The process of a rank under a launcher."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(number):
+            return child
+    raise AssertionError(f"no rank {number}")
