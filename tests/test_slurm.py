@@ -211,7 +211,7 @@ def test_tasks_of_a_dead_node_are_resumed_each_from_its_own_checkpoint(
     slurm: dict[str, str], checkout: Path, base: Path, rows: Path
 ) -> None:
     files = [
-        write_settings(checkout / f"{name}.json", base, rows, 60, seed=seed, save_steps=20)
+        write_settings(checkout / f"{name}.json", base, rows, 150, seed=seed, save_steps=20)
         for name, seed in (("one", 1), ("two", 2))
     ]
     job = submit(slurm, checkout, *files, array="1-2", minutes=10)
