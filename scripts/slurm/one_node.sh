@@ -46,6 +46,7 @@ write_configuration() {
 import socket
 taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 print(*(one.getsockname()[1] for one in taken))')
+  # --all: nproc alone answers with OMP_NUM_THREADS where that is set.
   # Without control groups, which a container may not have. A requeued job waits until its
   # credential has expired, 2 minutes by default; KillWait lies between SIGTERM and SIGKILL.
   cat <<CONFIGURATION
@@ -73,7 +74,7 @@ KillWait=10
 MailProg=$folder/mail.sh
 MpiDefault=none
 ReturnToService=2
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONFIGURATION
 }
