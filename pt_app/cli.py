@@ -9,9 +9,11 @@ import typer
 from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
 from pt_app.cli_evidence import agree, attack, evaluate, gate, report
-from pt_app.cli_machines import doctor, estimate
+from pt_app.cli_machines import bundle, doctor, estimate, prefetch
 from pt_app.errors import UserError, exit_with
 
+# The recipe itself reads the flags that a command does not know.
+RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 app = typer.Typer(
     name="judge",
     help="Fine-tune a small language model into a judge, and prove how good it is.",
@@ -28,14 +30,13 @@ app.command()(report)
 app.command()(gate)
 app.command()(attack)
 app.command("eval")(evaluate)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(estimate)
+app.command(context_settings=RECIPE_FLAGS)(doctor)
+app.command(context_settings=RECIPE_FLAGS)(estimate)
+app.command(context_settings=RECIPE_FLAGS)(prefetch)
+app.command()(bundle)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
+@app.command(context_settings=RECIPE_FLAGS, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train a judge with the recipe for this machine; takes the recipe's flags (--help: which)."""
     from pt_app.train_command import train_here

@@ -1,8 +1,13 @@
 """Subcommands about the machines that judges are trained on."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+RecipeName = Annotated[
+    Literal["mps", "cuda"], typer.Option(help="whose settings and packages: mps or cuda")
+]
 
 
 def doctor(
@@ -45,3 +50,41 @@ def estimate(
     from pt_app.estimate.command import Asked, run_estimate
 
     run_estimate(Asked(platform, recipe, gpu_memory, price, not no_timing, json), context.args)
+
+
+def prefetch(
+    context: typer.Context,
+    recipe: RecipeName = "cuda",
+) -> None:
+    """Fetch what a run reads, then load it with the hub off; takes the recipe's flags."""
+    from pt_app.eval_model import console
+    from pt_app.prefetch import prefetch as fetch
+
+    console.start()
+    fetch(recipe, context.args)
+
+
+def bundle(
+    config: Annotated[Path, typer.Option(help="settings file, YAML or JSON")],
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="adapter folder, to score with")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="archive to write")] = Path("judge-bundle.tar"),
+    recipe: RecipeName = "cuda",
+    platform: Annotated[
+        str, typer.Option(help="wheels' tag, e.g. manylinux_2_28_x86_64; empty: as here")
+    ] = "",
+    python_version: Annotated[
+        str, typer.Option("--python_version", help="of the target, like 3.11; empty: as here")
+    ] = "",
+    wheels: Annotated[
+        Path | None, typer.Option(help="folder of wheels, in place of a download")
+    ] = None,
+) -> None:
+    """Write one archive that installs and runs without network: wheels, base, data, adapters."""
+    from pt_app.bundle.command import bundle as write
+    from pt_app.bundle.target import Target
+
+    target = Target(platform, python_version) if python_version else Target(platform)
+    made = write(recipe, config, adapter or [], out, target, wheels)
+    typer.echo(f"{made.path}: {made.size / 1e6:,.0f} MB, sha256 {made.sha256}")

@@ -223,14 +223,18 @@ def load_adapter(folder: Path, base_model: Any, identity: Identity) -> Any:
     """
     from peft import PeftModel
 
-    info = verify_adapter(folder)
+    check_base(verify_adapter(folder), identity)
+    return PeftModel.from_pretrained(base_model, folder, torch_device="cpu").eval()
+
+
+def check_base(info: AdapterInfo, identity: Identity) -> None:
+    """Raise UserError where the adapter was trained on another base than that of `identity`."""
     for key in ("weights_sha256", "tokenizer_sha256"):
         if info.identity.get(key) != identity.get(key):
             raise UserError(
-                f"{folder} was trained on {_name(info.identity, key)}, not on "
+                f"{info.folder} was trained on {_name(info.identity, key)}, not on "
                 f"{_name(identity, key)}: load it on its own base"
             )
-    return PeftModel.from_pretrained(base_model, folder, torch_device="cpu").eval()
 
 
 def _name(identity: Identity, key: str) -> str:

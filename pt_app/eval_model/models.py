@@ -40,7 +40,7 @@ def resolve_model(name: str) -> ModelSource:
     elif folder.is_dir():
         source = ModelSource(folder.resolve().name, folder)
     else:
-        path = from_cache(name) or _from_hub(name)
+        path = from_cache(name) or fetch(name)
         source = ModelSource(name, path, path.name)
     if not (source.path / "config.json").is_file():
         raise UserError(f'model "{name}": {source.path} has no config.json; name a model\'s folder')
@@ -61,12 +61,18 @@ def from_cache(name: str) -> Path | None:
     return path
 
 
-def _from_hub(name: str) -> Path:
+def fetch(name: str) -> Path:
+    """Fetch the newest revision of a hub model into the local cache; give its snapshot's folder.
+
+    Raises UserError where the hub does not answer, or has no such model.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi().model_info(name, timeout=HUB_TIMEOUT)
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=WANTED))
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)  # gives up in time where there is no hub
+        # By the branch: of a snapshot fetched by its commit the cache keeps no name, and a process
+        # with the hub off would not find it.
+        return Path(snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:  # the HTTP library's own errors, which change with its version
         raise UserError(
             f'model "{name}" is neither a folder nor in the local cache, and the hub does not give '

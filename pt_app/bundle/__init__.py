@@ -1,0 +1,1 @@
+"""`judge bundle`: one archive that installs and runs where there is no network at all."""

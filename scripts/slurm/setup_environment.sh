@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# On the login node, from the checkout: the Python environment that the jobs run in.
+#
+#   scripts/slurm/setup_environment.sh [TARGET]     of make: install (default), install-cpu, install-rocm
+set -euo pipefail
+source scripts/slurm/environment.sh
+make "${1:-install}" VENV="$JUDGE_ENV"
+echo "environment: $JUDGE_ENV; caches: $JUDGE_SCRATCH; next: scripts/slurm/prefetch.sh FILE"

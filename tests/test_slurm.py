@@ -1,0 +1,231 @@
+"""Judges trained on a real SLURM of one node, whose jobs have no network.
+
+The SLURM is Debian's, started by scripts/slurm/one_node.sh. Its finest time limit is a minute, and
+it looks at limits every half minute: a job is signalled 25 to 55 seconds after its start.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, without_network
+from tests.tracking_server import TrackingServer
+
+SCRIPTS = ROOT / "scripts"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def why_not() -> str:
+    """Why no SLURM can be started on this machine; empty where one can."""
+    lacking = [name for name in ("munged", "slurmctld", "slurmd") if shutil.which(name) is None]
+    if lacking:
+        return f"no {', '.join(lacking)} here: apt-get install slurm-wlm munge"
+    if os.geteuid() != 0:
+        return "SLURM's node daemon runs as root, and this is another user"
+    if not without_network():
+        return "network namespaces are barred here: a job could not be cut off"
+    return ""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which SLURM's commands find a running one."""
+    if why := why_not():
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("slurm")
+    words = [str(SCRIPTS / "slurm" / "one_node.sh")]
+    started = subprocess.run([*words, "start", str(folder)], capture_output=True, text=True)
+    assert started.returncode == 0, started.stderr
+    keys = ("WANDB_API_KEY", "HF_TOKEN", "WANDB_MODE", "HF_HUB_OFFLINE")
+    try:
+        yield {k: v for k, v in os.environ.items() if k not in keys} | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "JUDGE_ENV": sys.prefix,
+            "JUDGE_SCRATCH": str(folder / "scratch"),
+            "JUDGE_RECIPE": "mps",
+            "JUDGE_WRAP": " ".join(without_network()),
+            "PYTHONPATH": str(ROOT),
+        }
+    finally:
+        subprocess.run([*words, "stop", str(folder)], check=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What jobs are submitted from: the scripts, and the folder of the logs."""
+    (tmp_path / "scripts").symlink_to(SCRIPTS)
+    (tmp_path / "logs").mkdir()
+    return tmp_path
+
+
+def write_settings(file: Path, base: Path, rows: Path, epochs: int, **more: Any) -> Path:
+    values = {"model": str(base), "data_dir": str(rows), "output_dir": "out", "epochs": epochs}
+    values |= {"eval_steps": 0, "save_steps": 0, "lora_dropout": 0.1, "skip_eval": False} | more
+    file.write_text(json.dumps(values))
+    return file
+
+
+def submit(
+    slurm: dict[str, str], checkout: Path, *files: Path, array: str = "42", minutes: int = 1
+) -> str:
+    words = ["sbatch", "--parsable", f"--time={minutes}", "--signal=B:USR1@5", "--cpus-per-task=1"]
+    words += [f"--array={array}", "scripts/slurm/judge_train.slurm", *map(str, files)]
+    done = subprocess.run(words, cwd=checkout, env=slurm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {seconds:.0f} s")
+
+
+def states(slurm: dict[str, str], job: str) -> set[str]:
+    """The states of the array's tasks, of those that SLURM still remembers."""
+    words = ["scontrol", "show", "job", job]
+    shown = subprocess.run(words, env=slurm, capture_output=True, text=True)
+    return set(re.findall(r"JobState=(\w+)", shown.stdout))
+
+
+def wait_for_end(slurm: dict[str, str], job: str, seconds: float = 400) -> None:
+    running = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
+    wait_until(lambda: not states(slurm, job) & running, seconds, f"the end of job {job}")
+
+
+def log_of(checkout: Path, job: str, task: int = 42) -> str:
+    return (checkout / "logs" / f"judge-{job}_{task}.log").read_text(errors="replace")
+
+
+def weights(out: Path) -> bytes:
+    (file,) = out.glob("*_final/adapter_model.safetensors")
+    return file.read_bytes()
+
+
+def train_here(slurm: dict[str, str], checkout: Path, file: Path, out: str, *more: str) -> None:
+    """The same training in one go, outside SLURM."""
+    recipe = [sys.executable, "-m", "pt_app.eval_model.judge_train_mps", "--config", str(file)]
+    words = [*recipe, "--output_dir", out, "--tracking=off", "--skip_eval", *more]
+    env = slurm | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def sync(slurm: dict[str, str], checkout: Path, file: Path) -> None:
+    """On the login node, which has a network: here a server on the loopback."""
+    with TrackingServer() as server:
+        where = {"WANDB_BASE_URL": server.url, "WF_TRACE_SERVER_URL": f"{server.url}/traces"}
+        key = {"WANDB_API_KEY": "5ecret" + "0" * 34}
+        done = subprocess.run(
+            ["scripts/slurm/sync.sh", str(file)],
+            cwd=checkout,
+            env=slurm | where | key,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert server.requests
+
+
+@pytest.fixture(scope="module")
+def epochs(
+    slurm: dict[str, str], base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> int:
+    """How many epochs train for 75 seconds on this machine: longer than a job may."""
+    folder = tmp_path_factory.mktemp("pace")
+    file = write_settings(folder / "pace.json", base, rows, 100)
+    train_here(slurm, folder, file, "out")
+    (training,) = folder.glob("out/*_final/training_config.json")
+    history = json.loads(training.read_text())["log_history"]
+    return round(75 * 100 / history[-1]["train_runtime"])
+
+
+def test_job_cut_by_its_time_limit_is_queued_again_and_ends_with_the_uninterrupted_adapter(
+    slurm: dict[str, str], checkout: Path, base: Path, rows: Path, epochs: int
+) -> None:
+    file = write_settings(checkout / "mine.yaml", base, rows, epochs)
+    job = submit(slurm, checkout, file)
+    train_here(slurm, checkout, file, "whole")
+    wait_for_end(slurm, job)
+    log = log_of(checkout, job)
+    assert "stopped before the time limit: queued again" in log
+    assert re.search(rf"job {job}_42: start 2 on \S+: resuming out/seed-42/", log)
+    assert "ended with exit code 0" in log
+    assert "DUE TO TIME LIMIT" not in log
+    out = checkout / "out" / "seed-42"
+    assert weights(out) == weights(checkout / "whole")
+    (results,) = out.glob("*_final/evaluation/results.json")
+    assert json.loads(results.read_text())["models"]
+    (run,) = [path for path in out.iterdir() if not path.name.endswith("_final")]
+    assert len(list(run.glob("wandb/offline-run-*"))) >= 2
+    tracking = json.loads((run / "tracking.json").read_text())
+    assert tracking["weave"]
+    assert not any({**tracking["wandb"], **tracking["weave"]}.values())
+    sync(slurm, checkout, file)
+    tracking = json.loads((run / "tracking.json").read_text())
+    assert all({**tracking["wandb"], **tracking["weave"]}.values())
+    # Submitted again, it finds its judge.
+    again = submit(slurm, checkout, file)
+    wait_for_end(slurm, again)
+    assert "holds a finished judge: nothing to do" in log_of(checkout, again)
+
+
+def kill_as_a_node_dies(slurm: dict[str, str], job: str) -> None:
+    """End all processes of a job without a warning, and tell SLURM that its node is gone."""
+    tasks = [p for p in psutil.process_iter() if _environment(p).get("SLURM_ARRAY_JOB_ID") == job]
+    assert tasks
+    daemons = {parent for p in tasks for parent in p.parents() if "slurmstepd" in parent.name()}
+    for process in [*daemons, *tasks]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    node = f"NodeName={socket.gethostname().partition('.')[0]}"
+    update = ["scontrol", "update", node]
+    subprocess.run([*update, "State=DOWN", "Reason=test"], env=slurm, check=True)
+    # Refused where the node's daemon has reported it back by itself in between.
+    subprocess.run([*update, "State=RESUME"], env=slurm, capture_output=True)
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_tasks_of_a_dead_node_are_resumed_each_from_its_own_checkpoint(
+    slurm: dict[str, str], checkout: Path, base: Path, rows: Path
+) -> None:
+    files = [
+        write_settings(checkout / f"{name}.json", base, rows, 150, seed=seed, save_steps=20)
+        for name, seed in (("one", 1), ("two", 2))
+    ]
+    job = submit(slurm, checkout, *files, array="1-2", minutes=10)
+    outs = [checkout / "out" / file.stem for file in files]
+    wait_until(
+        lambda: all(any(out.glob("*/checkpoint-*/complete.json")) for out in outs), 100, "steps"
+    )
+    kill_as_a_node_dies(slurm, job)
+    wait_for_end(slurm, job)
+    for task, file, out in zip((1, 2), files, outs, strict=True):
+        log = log_of(checkout, job, task)
+        assert "CANCELLED AT" not in log.partition("start 2")[0]  # the first one had no warning
+        assert (
+            f"start 2 on {socket.gethostname().partition('.')[0]}: resuming out/{out.name}/" in log
+        )
+        train_here(slurm, checkout, file, f"whole-{task}")
+        assert weights(out) == weights(checkout / f"whole-{task}")
