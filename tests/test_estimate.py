@@ -18,13 +18,13 @@ from pt_app.estimate.meter import Meter
 from pt_app.estimate.outline import Outline
 from pt_app.estimate.plan import Pack, Plan, Rows, plan_run
 from pt_app.estimate.timing import fit, time_run
-from pt_app.eval_model import pipeline, platforms
+from pt_app.eval_model import platforms
 from pt_app.eval_model.packing import Shapes, pack
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.settings import Recipe, Settings, resolve
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
-from pt_app.eval_model.training import build_trainer
+from pt_app.eval_model.training import build_trainer, load_judge
 from tests.rows import write_rows
 from tests.tiny_models import make_model_folder
 
@@ -53,7 +53,7 @@ def settings_of(recipe: Recipe, base: Path, rows: Path, out: Path, *more: str) -
 def load(recipe: Recipe, settings: Settings, prepared: Prepared) -> Any:
     module = importlib.import_module(f"pt_app.eval_model.judge_train_{recipe}")
     platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
-    return pipeline.load(settings, platform, prepared, module.load_base)
+    return load_judge(settings, platform, prepared, module.load_base)
 
 
 def trainer_of(settings: Settings, prepared: Prepared, model: Any, folder: Path) -> JudgeTrainer:

@@ -340,6 +340,7 @@ def test_run_with_fixed_lengths_computes_at_most_eight_shapes(
 ) -> None:
     """As on MPS, where memory grows with the number of shapes."""
     own, forward = platforms.decide, Qwen2ForCausalLM.forward
+    words = json.loads((base / "config.json").read_text())["vocab_size"]
     shapes = set()
 
     def as_on_mps(*args: Any, **kwargs: Any) -> Any:
@@ -347,7 +348,8 @@ def test_run_with_fixed_lengths_computes_at_most_eight_shapes(
 
     @functools.wraps(forward)  # its parameters are looked at
     def noted(self: Any, input_ids: Any = None, logits_to_keep: Any = 0, **inputs: Any) -> Any:
-        shapes.add((*input_ids.shape, logits_to_keep.numel()))
+        if self.config.vocab_size == words:  # the doctor's own small model has few shapes too
+            shapes.add((*input_ids.shape, logits_to_keep.numel()))
         return forward(self, input_ids=input_ids, logits_to_keep=logits_to_keep, **inputs)
 
     monkeypatch.setattr(platforms, "decide", as_on_mps)

@@ -36,8 +36,8 @@ ESTIMATE: dict[str, Any] = {
     "flops": FLOPS,
     "tokens": 1,
     "memory": {"total": 8 * 2**30},
-    "disk_bytes": 1e9,
-    "base_bytes": 3e9,
+    "disk_bytes": 0.0,
+    "base_bytes": 4e9,
     "seconds": None,
 }
 
