@@ -100,7 +100,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.shapes_seen.add((*inputs["input_ids"].shape, len(inputs["keep"])))
         total = summed_loss(model, inputs)
         if self.args.average_tokens_across_devices:
-            # The divisor counts all ranks, and DDP then averages the gradients over them.
+            # The divisor counts all ranks, and the gradients are then averaged over them.
             total = total * self.accelerator.num_processes
         loss = total / num_items_in_batch
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -269,6 +269,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             "loss_since": [self._globalstep_last_logged, loss],
             "pack_tokens": self.layout.budget,
             "rows": self.layout.rows,
+            "trees": self.layout.trees,
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -276,8 +277,10 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         if checkpoint is None:
             return
         before = checkpoints.read_state(Path(checkpoint))
-        if before["pack_tokens"] and before["weights"] == self.weights:
-            self.layout = replace(self.layout, budget=before["pack_tokens"], rows=before["rows"])
+        if before["weights"] == self.weights:
+            trees = self.layout.trees and before["trees"]
+            sizes = {"budget": before["pack_tokens"], "rows": before["rows"]}
+            self.layout = replace(self.layout, trees=trees, **sizes)
         self._loss_before = before["loss_since"]
         if self.args.use_cpu:
             take_over_products(before["fast_products"])
