@@ -44,6 +44,7 @@ class Way:
 
 def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], trees: bool) -> Any:
     from datasets import Dataset
+    from torch.utils.data import SequentialSampler
     from transformers import TrainingArguments
 
     from pt_app.eval_model import gemm
@@ -58,6 +59,7 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
     keep_less(model)
     pad = workload.encoder.tokenizer.pad_token_id
     tolerance = 1e-4 if way.dtype == torch.float32 else 3e-2
+    rows = Dataset.from_list(workload.encoded)
     return JudgeTrainer(
         model=model,
         args=TrainingArguments(
@@ -65,7 +67,8 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
             | {"per_device_train_batch_size": way.examples, "gradient_accumulation_steps": 1},
             remove_unused_columns=False,
         ),
-        train_dataset=Dataset.from_list(workload.encoded),
+        train_dataset=rows,
+        order=SequentialSampler(rows),
         data_collator=StepCollator(pad, 2048),
         layout=Layout(pad, rows=way.rows, trees=trees, tolerance=tolerance),
     )

@@ -63,7 +63,8 @@ class StepSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
-        self.order.set_epoch(epoch)
+        if hasattr(self.order, "set_epoch"):  # rows in their own order have none
+            self.order.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
         rows = list(self.order)
