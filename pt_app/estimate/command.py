@@ -1,8 +1,9 @@
-"""`judge estimate`: what a run will cost, before it begins; and the same lines in the run."""
+"""`judge estimate`: what a run will cost, before it begins."""
 
 import importlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +12,13 @@ from typing import Any, cast
 
 from pt_app.errors import UserError
 from pt_app.estimate.estimate import Estimate, estimate
+from pt_app.estimate.in_run import dollars_of, time_lines
 from pt_app.estimate.memory import GIB
-from pt_app.estimate.timing import Seconds, time_run, worth_timing
+from pt_app.estimate.timing import Seconds, time_run
 from pt_app.eval_model import console, platforms
-from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve
 from pt_app.eval_model.tracking import Tracker
-from pt_app.eval_model.trainer import JudgeTrainer
 from pt_app.eval_model.training import build_trainer, load_judge
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
         raise UserError(f"--platform {asked.platform}: must be one of auto, mps, cuda")
     if asked.recipe not in ("", *RECIPES):
         raise UserError(f"--recipe {asked.recipe}: must be one of mps, cuda")
+    for flag, value in (("--gpu_memory", asked.gpu_memory), ("--price", asked.price)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag} {value:g}: must be a number above 0")
     here = platforms.recipe_for_this_machine()
     named = asked.recipe or (here if asked.platform == "auto" else asked.platform)
     recipe = cast(Recipe, named)
@@ -63,7 +66,7 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
         print(json.dumps(as_json(found, seconds, asked.price), indent=2))
         return
     print("\n".join([f"platform: {platform.hardware} ({platform.reason})", *_work(found)]))
-    print("\n".join([*found.lines(), found.what_fits(), *_time_lines(seconds, asked.price)]))
+    print("\n".join([*found.lines(), found.what_fits(), *time_lines(seconds, asked.price)]))
     if asked.timing and not can_run:
         print("time: not known, since the model was not run here")
     found.check()
@@ -120,12 +123,8 @@ def as_json(found: Estimate, seconds: Seconds | None, price: float | None) -> di
         "seconds": {name: getattr(seconds, name) for name in spent} if seconds else None,
         "disk_bytes": found.disk,
         "base_bytes": found.base_bytes,
-        "dollars": _dollars(seconds, price),
+        "dollars": dollars_of(seconds, price),
     }
-
-
-def _dollars(seconds: Seconds | None, price: float | None) -> float | None:
-    return None if seconds is None or price is None else price * seconds.total / 3600
 
 
 def _work(found: Estimate) -> list[str]:
@@ -134,46 +133,3 @@ def _work(found: Estimate) -> list[str]:
         f"work: {len(plan.steps):,} steps of {plan.examples_a_step} examples, "
         f"{plan.tokens:,} tokens, {found.cost.of_training(plan):.3g} floating-point operations"
     ]
-
-
-def _time_lines(seconds: Seconds | None, price: float | None) -> list[str]:
-    if seconds is None:
-        return []
-    line = (
-        f"time: about {_minutes(seconds.training)} of training, {_minutes(seconds.validation)} of "
-        f"validation, {_minutes(seconds.evaluation)} of evaluation (from {seconds.packs} timed "
-        f"packs, which took {seconds.spent:.1f} s)"
-    )
-    dollars = _dollars(seconds, price)
-    return [line] if dollars is None else [line, f"price: about {dollars:.2f} dollars"]
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def before_loading(
-    recipe: Recipe, settings: Settings, platform: platforms.Platform, prepared: Prepared
-) -> Estimate:
-    """Say in the run's log what it needs; raises UserError where it cannot end well."""
-    found = estimate(recipe, settings, platform, prepared)
-    for line in found.lines():
-        log.info("%s", line)
-    if settings.shard_base:
-        log.info("memory: as if each process held the whole base, which is parted here")
-    else:
-        found.check()
-    return found
-
-
-def before_training(found: Estimate, trainer: JudgeTrainer, source: ModelSource) -> None:
-    """Say in the run's log how long it will take, where timing costs little beside it."""
-    if console.ranks() > 1:
-        return
-    if not worth_timing(found.plan, found.cost):
-        log.info("time: not timed beforehand, the training is too short for that")
-        return
-    for line in _time_lines(time_run(trainer, found.plan, found.cost, source), None):
-        log.info("%s", line)

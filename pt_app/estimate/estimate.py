@@ -47,6 +47,7 @@ class Estimate:
     output_dir: str
     longest: int
     nf4: bool
+    pack_tokens: int
     base_bytes: int
     """The base's weight files, which a machine must fetch that has not got them."""
 
@@ -96,8 +97,9 @@ class Estimate:
             return "whether it fits is not known: say the GPU's size with --gpu_memory"
         best = self.pack_tokens_that_fit
         if self.training_fits:
-            return f"fits; up to --pack_tokens {best} would"
-        return "does not fit" + (f": --pack_tokens {best} would" if best else "")
+            return f"fits; up to --pack_tokens {max(best or 0, self.pack_tokens)} would"
+        smaller = best is not None and best < self.pack_tokens
+        return "does not fit" + (f": --pack_tokens {best} would" if smaller else "")
 
     def check(self) -> None:
         """Raise UserError where the run cannot end well."""
@@ -120,7 +122,7 @@ class Estimate:
 
     def _remedy(self) -> str:
         best = self.pack_tokens_that_fit
-        if best:
+        if best and best < self.pack_tokens:
             return f"--pack_tokens {best} would fit"
         ways = [f"a --max_seq_length below {self.longest}", "a lower --lora_r"]
         if not self.cost.checkpointed:
@@ -146,13 +148,14 @@ def estimate(
     gpu_memory: int | None = None,
 ) -> Estimate:
     """Estimate a run before its model is loaded; costs a few seconds and little memory."""
-    held, host = runtime_bytes(platform), process_bytes()
+    host = process_bytes()
     checkpointed = settings.activation_checkpointing == "full"
     outline = Outline(prepared.source, settings, platform, checkpointed=checkpointed)
     vocabulary, trees = outline.config.vocab_size, outline.why_no_tree is None
     plan = plan_run(settings, platform, prepared, vocabulary, trees)
     mapped = mapped_bytes(prepared.source, platform)
     limit = limit_of(platform, gpu_memory)
+    held = runtime_bytes(platform, limit)
     memory = training_memory(outline, plan, held, mapped)
 
     def fits(pack_tokens: int) -> bool:
@@ -177,5 +180,6 @@ def estimate(
         output_dir=settings.output_dir,
         longest=max(pack.longest for pack in plan.packs),
         nf4=platform.weights == "nf4",
+        pack_tokens=settings.pack_tokens,
         base_bytes=sum(path.stat().st_size for path in weight_files(prepared.source.path)),
     )

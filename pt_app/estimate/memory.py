@@ -7,12 +7,14 @@ import psutil  # type: ignore[import-untyped]
 
 from pt_app.estimate.outline import Held, Outline, Pass
 from pt_app.estimate.plan import Pack, Plan, extremes
+from pt_app.eval_model import console
 from pt_app.eval_model.gemm import packing_holds
 from pt_app.eval_model.memory import memory_limit
 from pt_app.eval_model.models import ModelSource, weight_files
 from pt_app.eval_model.platforms import Platform, device_memory
 
 GIB = 2**30
+FREE_ON_GPU = "free on the GPU"
 MARGIN = 0.05  # of the limit is left free
 FLOAT32 = 4
 # NF4 (QLoRA, arXiv 2305.14314, section 3): half a byte a weight; for each block of 64 a scale in
@@ -24,7 +26,8 @@ EIGHT_BIT_BLOCK, LEAST_8_BIT = 256, 4096
 # What torch and its libraries add to a process that trains on a CPU: measured, docs/ESTIMATE.md.
 # Nearly all are oneDNN's kernels, of which it keeps one for each of the last 1024 shapes.
 LIBRARIES = 600 * 2**20
-CUDA_CONTEXT = 600 * 2**20  # and cuBLAS' workspace; from NVIDIA's and others' reports, not measured
+# CUDA's context and cuBLAS' workspace on a GPU that is planned for: a guess, measured on no card.
+CUDA_CONTEXT = 600 * 2**20
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,7 @@ def limit_of(platform: Platform, gpu_memory: int | None = None) -> Limit:
         return Limit(gpu_memory, "--gpu_memory")
     if not platform.on_cpu:
         free = device_memory(platform)
-        return Limit(
-            free, "not known: say it with --gpu_memory" if free is None else "free on the GPU"
-        )
+        return Limit(free, "not known: say it with --gpu_memory" if free is None else FREE_ON_GPU)
     return host_limit()
 
 
@@ -85,13 +86,19 @@ def host_limit() -> Limit:
     if "address space" in reason:
         mine = psutil.Process().memory_info()
         size -= mine.vms - mine.rss
+    elif console.local_ranks() > 1:
+        size //= console.local_ranks()
+        reason += f", shared by {console.local_ranks()} processes"
     return Limit(size, reason)
 
 
-def runtime_bytes(platform: Platform) -> int:
-    """Bytes on the device with no model there: this process's now, or a GPU's context."""
-    if platform.device == "cuda":
-        return CUDA_CONTEXT
+def runtime_bytes(platform: Platform, limit: Limit) -> int:
+    """Bytes on the device with no model there: this process's now, or a GPU's context.
+
+    What is free on a GPU that is here (`limit`) is measured with the context already made.
+    """
+    if platform.has_own_memory:
+        return 0 if limit.reason == FREE_ON_GPU else CUDA_CONTEXT
     return process_bytes()  # Apple's GPU shares the memory of its CPU
 
 

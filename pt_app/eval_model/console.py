@@ -28,6 +28,11 @@ def ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_ranks() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def start() -> None:
     """Print the lines of `pt_app` loggers; on other ranks than 0 warnings only."""
     for handler in list(_ROOT.handlers):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pt_app.doctor.short import check_first
-from pt_app.estimate.command import before_loading, before_training
+from pt_app.estimate.in_run import before_loading, before_training
 from pt_app.eval_model import adapters, console, models, out_of_memory, platforms, runs
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.eval_model.platforms import Platform

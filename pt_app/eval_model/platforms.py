@@ -63,6 +63,11 @@ class Platform:
         gemm.give_back_freed_memory()
 
     @property
+    def has_own_memory(self) -> bool:
+        """The device's memory is not the machine's; an Apple GPU shares it."""
+        return self.device.startswith("cuda")
+
+    @property
     def on_cpu(self) -> bool:
         """No accelerator is used."""
         return self.device == "cpu"
@@ -139,7 +144,7 @@ def planned(recipe: Recipe, *, no_4bit: bool, precision: str, gib: float | None)
 
 def device_memory(platform: Platform) -> int | None:
     """Bytes that this machine's accelerator can give to a run now; None on a CPU."""
-    if platform.device.startswith("cuda") and torch.cuda.is_available():
+    if platform.has_own_memory and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(free)
     if platform.device == "mps" and torch.backends.mps.is_available():
@@ -158,7 +163,7 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
             raise UserError(
                 f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
             )
-        here = platform.device.startswith("cuda") and platform.reason != PLANNED
+        here = platform.has_own_memory and platform.reason != PLANNED
         if here and not _has_bfloat16():
             raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
     weights: Weights = "bfloat16" if precision == "bf16" else "float32"
