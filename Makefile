@@ -41,6 +41,8 @@ $(VENV)/.%: requirements-%.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/pip install --quiet --require-hashes --no-deps -r $<
 	$(BIN)/pip install --quiet --no-deps -e .
+	@[ $* != cuda ] || $(BIN)/python -c "import torch; torch.version.cuda or print('note: this', \
+	  'torch', torch.__version__, 'is not built for NVIDIA; make install TORCH_INDEX=... chooses')"
 	@touch $@
 
 train-small: $(VENV)/.cuda

@@ -23,6 +23,7 @@ MORE = ["--skip_eval", "--save_steps=4", "--lora_dropout=0.1", "--tracking=off",
 def start(
     base: Path, rows: Path, out: Path, *more: str, script: Sequence[str] = (recipe_path("mps"),)
 ) -> subprocess.Popen[str]:
+    """Start a recipe, in a process group of its own."""
     argv = flags(base, rows, out, *MORE, "--epochs=20", *more)
     return subprocess.Popen(
         [sys.executable, *script, *argv],
@@ -31,6 +32,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -114,3 +116,18 @@ def test_interrupted_run_ends_with_130_after_a_checkpoint_of_its_step(
     output, _ = resumed.communicate()
     assert resumed.returncode == 0, output
     assert weights(tmp_path) == whole
+
+
+def test_signal_to_all_processes_of_a_run_leaves_a_checkpoint(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    """As torchrun and timeout send it: to the loader's workers too, which the CUDA recipe has."""
+    process = start(base, rows, tmp_path, "--save_steps=0", script=[recipe_path("cuda")])
+    log = [*tmp_path.glob("*/train.log")]
+    while process.poll() is None and not (log and "step 20/" in log[0].read_text()):
+        log = [*tmp_path.glob("*/train.log")]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 130, output
+    assert max(steps_done(tmp_path)) >= 20

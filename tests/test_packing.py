@@ -1,5 +1,6 @@
 """Packs: what begins alike stands once, and loss and gradients are those of the rows alone."""
 
+import itertools
 import random
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from pt_app.eval_model.adapters import attach_lora
 from pt_app.eval_model.gated_mlp import keep_less
-from pt_app.eval_model.ordering import GroupedOrder
+from pt_app.eval_model.layout import Layout
+from pt_app.eval_model.ordering import GroupedOrder, StepSampler
 from pt_app.eval_model.packing import Shapes, StepCollator, Tree, pack, under_budget, unpacked
 from pt_app.eval_model.trainer import summed_loss
 from pt_app.eval_model.tree_attention import (
@@ -268,3 +270,21 @@ def test_gated_mlp_that_keeps_less_gives_the_same_gradients_to_the_bit() -> None
     one, other = gradients(plain), gradients(lean)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert sum(kept[1]) < sum(kept[0])
+
+
+def test_several_ranks_take_the_steps_of_one_together() -> None:
+    rng = random.Random(0)
+    groups = [rng.choice("abcdefgh") for _ in range(61)]
+    steps = [sorted(step) for step in StepSampler(GroupedOrder(groups, 8, seed=1), 8)]
+    for ranks in (2, 3):
+        orders = [GroupedOrder(groups, 8, seed=1) for _ in range(ranks)]
+        parts = [list(StepSampler(order, 8, r, ranks)) for r, order in enumerate(orders)]
+        assert [sorted(itertools.chain(*step)) for step in zip(*parts, strict=True)] == steps
+        assert max(len(a) - len(b) for a, b in zip(parts[-1], parts[0], strict=True)) <= 1
+
+
+def test_packs_follow_the_budget_that_memory_left() -> None:
+    examples = [{"input_ids": [i, *range(5, 60)], "prompt_length": 50} for i in range(6)]
+    packs = StepCollator(0, 1000).packs(examples)
+    assert [len(p["starts"]) for p in Layout(0).fitting(packs)] == [6]
+    assert [len(p["starts"]) for p in Layout(0, budget=100).fitting(packs)] == [1] * 6

@@ -1,6 +1,9 @@
 """One optimizer step: the same whatever its layout, and the same as TRL's."""
 
+import logging
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,6 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 
 from pt_app.errors import UserError
 from pt_app.eval_model.adapters import attach_lora
-from pt_app.eval_model.callbacks import ValidateAtTheEnd
 from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.packing import IGNORED, Shapes, StepCollator
 from pt_app.eval_model.trainer import JudgeTrainer
@@ -230,7 +232,6 @@ def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path)
         data_collator=StepCollator(PAD, 2048),
         layout=Layout(PAD),
         validate=validate,
-        callbacks=[ValidateAtTheEnd()],
     )
     trainer.train()
     assert len(seen) == 4, "after steps 2, 4, 6 and at the end"
@@ -262,3 +263,41 @@ def test_pack_that_disagrees_with_its_rows_is_not_used(
     assert not trainer.layout.trees
     assert "this model is trained on plain rows" in caplog.text
     assert_same((losses, gradients.steps), plain)
+
+
+def test_signal_in_a_validation_that_is_not_the_best_still_leaves_a_checkpoint(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pt_app.eval_model.validation import Validation
+    from tests.test_recipes import flags, main
+
+    seen: list[int] = []
+
+    def validate(*_: Any) -> dict[str, float]:
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"kappa_quadratic_strict": 1.0 / len(seen), "parse_failures": 0.0, "loss": 1.0}
+
+    monkeypatch.setattr(Validation, "__call__", validate)
+    more = ["--save_steps=0", "--eval_steps=1", "--tracking=off", "--skip_eval"]
+    with pytest.raises(KeyboardInterrupt):
+        main("mps", flags(base, rows, tmp_path, *more))
+    (run,) = tmp_path.iterdir()
+    assert (run / "checkpoint-3" / "complete.json").exists(), "the step in which it was heeded"
+
+
+def test_best_weights_that_are_lost_leave_the_last(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = JudgeTrainer(
+        model=make_judge(base),
+        args=TrainingArguments(**arguments(tmp_path)),
+        train_dataset=Dataset.from_list(make_examples(4)),
+        data_collator=StepCollator(PAD, 2048),
+        layout=Layout(PAD),
+    )
+    trainer.state.best_global_step, trainer.state.global_step = 2, 4
+    monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
+    trainer.load_best()
+    assert "the best weights, of step 2, are lost" in caplog.text

@@ -6,6 +6,7 @@ from pt_app.estimate.estimate import Estimate, estimate
 from pt_app.estimate.timing import Seconds, time_run, worth_timing
 from pt_app.eval_model import console
 from pt_app.eval_model.models import ModelSource
+from pt_app.eval_model.out_of_memory import is_out_of_memory
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared
 from pt_app.eval_model.settings import Recipe, Settings
@@ -59,5 +60,13 @@ def before_training(found: Estimate, trainer: JudgeTrainer, source: ModelSource)
     if not worth_timing(found.plan, found.cost):
         log.info("time: not timed beforehand, the training is too short for that")
         return
-    for line in time_lines(time_run(trainer, found.plan, found.cost, source), None):
+    try:
+        seconds = time_run(trainer, found.plan, found.cost, source)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        seconds = None
+        log.warning("time: not known, memory ran out; training tries smaller packs")
+    trainer.model.zero_grad()
+    for line in time_lines(seconds, None):
         log.info("%s", line)

@@ -11,7 +11,7 @@ import torch
 from pt_app.eval_model import console
 from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.evaluation import MOST_VALIDATION
-from pt_app.eval_model.ordering import GroupedOrder
+from pt_app.eval_model.ordering import GroupedOrder, share
 from pt_app.eval_model.orders import swapped
 from pt_app.eval_model.packing import Shapes, common_prefix, under_budget
 from pt_app.eval_model.platforms import Platform
@@ -197,10 +197,10 @@ def readings(
     return found
 
 
-def order(settings: Settings, prepared: Prepared, batch: int, epoch: int) -> list[int]:
+def order(settings: Settings, prepared: Prepared, size: int, epoch: int) -> list[int]:
     """The rows of an epoch in the order of the trainer's loader: accelerate's seeded sampler."""
     if settings.group_variants:
-        grouped = GroupedOrder(prepared.train["group"], batch, settings.seed)
+        grouped = GroupedOrder(prepared.train["group"], size, settings.seed)
         grouped.set_epoch(epoch)
         return list(grouped)
     generator = torch.Generator().manual_seed(settings.seed + epoch)
@@ -210,19 +210,18 @@ def order(settings: Settings, prepared: Prepared, batch: int, epoch: int) -> lis
 
 def steps_of(settings: Settings, prepared: Prepared, rows: Rows) -> list[Step]:
     """Each optimizer step; with several ranks, of the rank that computes most tokens."""
-    batch, ranks = settings.batch_size * settings.gradient_accumulation, console.ranks()
+    ranks = console.ranks()
+    size = settings.batch_size * settings.gradient_accumulation * ranks
     count = len(prepared.train)
-    total = math.ceil(math.ceil(count / (batch * ranks)) * settings.epochs)
+    total = math.ceil(math.ceil(count / size) * settings.epochs)
     steps: list[Step] = []
     for epoch in range(math.ceil(settings.epochs)):
-        shuffled = order(settings, prepared, batch, epoch)
-        batches = [shuffled[i : i + batch] for i in range(0, count, batch)]
-        for start in range(0, len(batches), ranks):
+        shuffled = order(settings, prepared, size, epoch)
+        for start in range(0, count, size):
             if len(steps) == total:
                 break
-            of_ranks = [
-                Step(one, rows.packs(one, settings.pack_tokens))
-                for one in batches[start : start + ranks]
-            ]
+            whole = shuffled[start : start + size]
+            parts = [share(whole, rank, ranks) for rank in range(ranks)]
+            of_ranks = [Step(part, rows.packs(part, settings.pack_tokens)) for part in parts]
             steps.append(max(of_ranks, key=lambda step: sum(p.tokens for p in step.packs)))
     return steps

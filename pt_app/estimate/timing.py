@@ -119,7 +119,8 @@ def _batches(trainer: JudgeTrainer, step: Step, device: torch.device) -> list[Ba
 
 def _pass(trainer: JudgeTrainer, model: Any, batches: Sequence[Batch]) -> None:
     for batch in batches:
-        with trainer.compute_loss_context_manager():
+        # Trainer wraps the model in the platform's 16 bits once it trains.
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             loss = summed_loss(model, batch)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: stopping on a signal, the last validation."""
+"""What happens between the steps of a training: stopping on a signal."""
 
 import signal
 import threading
@@ -13,15 +13,6 @@ from pt_app.eval_model.ranks import any_rank
 STOPPING = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGUSR1"):  # SLURM sends it before a job's limit (sbatch --signal)
     STOPPING.append(signal.SIGUSR1)
-
-
-class ValidateAtTheEnd(transformers.TrainerCallback):  # type: ignore[misc]
-    """Validates after the last step too, so that the last weights can be the best."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by Trainer after each optimizer step."""
-        if state.global_step == state.max_steps and args.metric_for_best_model:
-            control.should_evaluate = True
 
 
 class StopAfterStep(transformers.TrainerCallback):  # type: ignore[misc]

@@ -62,6 +62,13 @@ def rotate(run: Path, best: int | None) -> None:
             shutil.rmtree(folder)
 
 
+def discard_after(checkpoint: Path) -> None:
+    """Delete what a resumed run has passed over: else it counts among the newest two."""
+    for folder in _newest_first(checkpoint.parent):
+        if step_of(folder) > step_of(checkpoint):
+            shutil.rmtree(folder)
+
+
 def step_of(folder: Path) -> int:
     """The optimizer step after which a checkpoint was made."""
     return int(folder.name.split("-")[-1])

@@ -4,7 +4,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pt_app.eval_model.packing import Batch, Shapes, StepCollator, examples_of, unpacked
+import torch
+
+from pt_app.eval_model.packing import (
+    IGNORED,
+    Batch,
+    Shapes,
+    StepCollator,
+    examples_of,
+    pack,
+    unpacked,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +38,12 @@ class Layout:
     def plain(self, packed: Batch) -> list[Batch]:
         """The rows of a pack in padded micro-batches."""
         return unpacked(packed, self.pad_id, self.rows, self.shapes)
+
+    def idle(self) -> Batch:
+        """A batch without a supervised token: its loss is 0, and so are its gradients."""
+        packed = pack([{"input_ids": [self.pad_id] * 2, "prompt_length": 1}], self.pad_id)
+        batch = packed if self.trees else self.plain(packed)[0]
+        return batch | {"targets": torch.full_like(batch["targets"], IGNORED)}
 
     def fitting(self, packs: Sequence[Batch]) -> list[Batch]:
         """The same examples in packs of at most `budget` tokens."""

@@ -1,5 +1,6 @@
 """The order in which training sees rows, and which rank takes which rows of a step."""
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
@@ -47,6 +48,12 @@ class GroupedOrder(Sampler[int]):
                 waiting[0] = waiting[0][room:]
 
 
+def share(step: Sequence[int], rank: int, ranks: int) -> list[int]:
+    """The rows of a step that a rank takes: neighbours, as many as the others, to one."""
+    first, last = (len(step) * r // ranks for r in (rank, rank + 1))
+    return list(step[first:last])
+
+
 class StepSampler(Sampler[list[int]]):
     """The rows of each optimizer step that this rank takes.
 
@@ -70,8 +77,16 @@ class StepSampler(Sampler[list[int]]):
         rows = list(self.order)
         for start in range(0, len(rows), self.size):
             step = rows[start : start + self.size]
-            first, last = (len(step) * r // self.ranks for r in (self.rank, self.rank + 1))
-            yield step[first:last]
+            yield share(step, self.rank, self.ranks)
+
+
+def own_process_group(_: int) -> None:
+    """Keep a signal that is sent to all processes of a run from a loader's worker.
+
+    torchrun and GNU timeout send SIGTERM to the whole group, of which torch's workers die at once;
+    the training then ends in the error of a lost worker, before its checkpoint.
+    """
+    os.setpgrp()
 
 
 class StepLoader(DataLoader[Any]):

@@ -13,6 +13,7 @@ _SAID = (
     "bad allocation",
     "std::bad_alloc",
     "out of memory",
+    "cublas_status_alloc_failed",
 )
 REMEDIES = (
     "shorter sequences (--max_seq_length), a lower --lora_r, --activation_checkpointing full, "

@@ -182,12 +182,6 @@ def unpacked(
     return batches
 
 
-def nothing(pad_id: int) -> Batch:
-    """A pack without a supervised token: its loss is 0, and so are its gradients."""
-    packed = pack([{"input_ids": [pad_id, pad_id], "prompt_length": 1}], pad_id)
-    return packed | {"targets": torch.full_like(packed["targets"], IGNORED)}
-
-
 def examples_of(packed: Batch) -> list[dict[str, Any]]:
     """The examples that `pack` laid out, with `input_ids` and `prompt_length`."""
     ids = packed["input_ids"][0]

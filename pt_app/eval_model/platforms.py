@@ -177,6 +177,8 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
 
 def _mps() -> Platform:
     on_apple = torch.backends.mps.is_available()
+    if on_apple and console.ranks() > 1:
+        raise UserError("an Apple GPU trains in one process: start the recipe without a launcher")
     if on_apple:
         device, reason = "mps", "Apple GPU found"
         memory = torch.mps.recommended_max_memory() / 2**30
@@ -204,7 +206,14 @@ def _cuda(no_4bit: bool) -> Platform:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         # Under a launcher each process has the GPU of its own number.
-        device = "cuda" if console.ranks() == 1 else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device, number = "cuda", int(os.environ.get("LOCAL_RANK", "0"))
+        if console.ranks() > 1:
+            device = f"cuda:{number}"
+        if number >= torch.cuda.device_count():
+            raise UserError(
+                f"{console.local_ranks()} processes were started for {torch.cuda.device_count()} "
+                "GPUs: give --nproc_per_node, or --num_processes, that number"
+            )
         dtype, why = _gpu_compute_dtype()
         kind = "AMD GPU (ROCm)" if torch.version.hip else "NVIDIA GPU"
         properties: Any = torch.cuda.get_device_properties(device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.checkpoints import aside, newest_complete, read_state
+from pt_app.eval_model.checkpoints import aside, discard_after, newest_complete, read_state
 from pt_app.files import write_json_atomic
 
 RUN_SETTINGS = "settings.json"
@@ -41,7 +41,11 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     """
     if resume != "newest":
         run = Path(resume)
-        run = run.parent if run.name.startswith("checkpoint-") else run
+        if run.name.startswith("checkpoint-"):
+            raise UserError(
+                f"--resume {resume}: name the run's folder, {run.parent}, whose newest complete "
+                "checkpoint is taken"
+            )
         if not run.is_dir():
             raise UserError(f"--resume {resume}: no such folder; name a run under {output_dir}")
         return run
@@ -105,6 +109,7 @@ def resume_run(
     shutil.rmtree(aside(run), ignore_errors=True)
     if checkpoint is None:
         raise UserError(f"{run} has no complete checkpoint: start without --resume")
+    discard_after(checkpoint)
     log.info("resuming from %s", checkpoint)
     _say_other_platform(checkpoint, about["platform"])
     return run, checkpoint

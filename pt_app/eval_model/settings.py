@@ -115,7 +115,7 @@ class Settings:
         check=_number(0),
     )
     save_steps: int = _setting(
-        "checkpoint every so many steps; 0: only the best ones of the validation",
+        "checkpoint every so many steps; 0: only the best of the validation, and the last",
         100,
         check=_number(0),
     )

@@ -20,9 +20,9 @@ from pt_app.errors import UserError
 from pt_app.eval_model import checkpoints
 from pt_app.eval_model.gemm import give_back_freed_memory, take_over_products
 from pt_app.eval_model.layout import Layout
-from pt_app.eval_model.ordering import StepLoader, StepSampler
+from pt_app.eval_model.ordering import StepLoader, StepSampler, own_process_group
 from pt_app.eval_model.out_of_memory import is_out_of_memory
-from pt_app.eval_model.packing import IGNORED, Batch, nothing
+from pt_app.eval_model.packing import IGNORED, Batch
 from pt_app.eval_model.ranks import any_rank, average_gradients, largest, same_start
 from pt_app.eval_model.tree_attention import last_mlp_only_at, tree_inputs
 from pt_app.files import write_json_atomic
@@ -111,8 +111,8 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         """Forward and backward of all packs of a step; raises UserError where a loss is not finite.
 
         Where memory runs out the step is done again in smaller packs, which leaves its examples
-        and so its gradients the same. Ranks may have different numbers of packs, and only the one
-        that ran out tries again: gradients are exchanged when all are done.
+        and so, without dropout, its gradients the same. Ranks may have different numbers of packs,
+        and only the one that ran out tries again: gradients are exchanged when all are done.
         """
         if self._loss_before is not None:  # Trainer begins a resumed run's mean anew
             self._globalstep_last_logged, logged = self._loss_before
@@ -157,9 +157,11 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _accumulate(self, model: Any, batches: Sequence[Batch], count: Any) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
+        # A rank without rows still takes a pass: float16's scaler must see one before its step.
+        batches = list(batches) or [self.layout.idle()]
         if self.sharded:  # each rank helps the others with their layers as often as they do
             idle = largest(len(batches), self.args.device) - len(batches)
-            batches = [*batches, *[nothing(self.layout.pad_id)] * idle]
+            batches += [self.layout.idle()] * idle
         for batch in batches:
             loss = super().training_step(model, self._prepare_inputs(batch), count)
             # Costs one wait for the device a pack, next to nothing beside its forward pass.
@@ -216,6 +218,11 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         if not best or best == self.state.global_step:
             return
         folder = Path(self.args.output_dir) / f"checkpoint-{best}"
+        if wrong := checkpoints.fault(folder):
+            log.warning(
+                "the best weights, of step %d, are lost: %s; the last are kept", best, wrong
+            )
+            return
         model = self.accelerator.unwrap_model(self.model)
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
         log.info("weights of step %d: %s %.4g, the best", best, metric, self.state.best_metric)
@@ -231,6 +238,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
+            worker_init_fn=own_process_group,
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -251,6 +259,9 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             written = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"
+            # Trainer names the folder that is about to move, and misses it in a resumed run.
+            self.state.best_model_checkpoint = None
+            self.state.save_to_json(str(written / "trainer_state.json"))
             write_json_atomic(written / checkpoints.STATE, own)
             checkpoints.publish(written, run)
             checkpoints.rotate(run, self.state.best_global_step)
@@ -261,11 +272,13 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _own_state(self, loss: float) -> dict[str, Any]:
         """What Trainer does not keep; `loss` is the sum since the last step that was logged."""
+        on_cpu = self.args.use_cpu
         return {
             "optimizer": self.args.optim.value,
             "weights": self.weights,
             "ranks": self.args.world_size,
-            "fast_products": torch.get_float32_matmul_precision() != "highest",
+            "max_grad_norm": self.args.max_grad_norm,
+            "fast_products": torch.get_float32_matmul_precision() != "highest" if on_cpu else None,
             "loss_since": [self._globalstep_last_logged, loss],
             "pack_tokens": self.layout.budget,
             "rows": self.layout.rows,
@@ -279,11 +292,15 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         before = checkpoints.read_state(Path(checkpoint))
         if before["weights"] == self.weights:
             trees = self.layout.trees and before["trees"]
-            sizes = {"budget": before["pack_tokens"], "rows": before["rows"]}
-            self.layout = replace(self.layout, trees=trees, **sizes)
+            budget = before["pack_tokens"] and min(before["pack_tokens"], self.data_collator.budget)
+            rows = min(before["rows"], self.layout.rows)
+            self.layout = replace(self.layout, trees=trees, budget=budget, rows=rows)
         self._loss_before = before["loss_since"]
-        if self.args.use_cpu:
+        if self.args.use_cpu and before["fast_products"] is not None:
             take_over_products(before["fast_products"])
+        if before["max_grad_norm"] != self.args.max_grad_norm:
+            then, now = before["max_grad_norm"], self.args.max_grad_norm
+            log.warning("gradients were clipped at %g, and are at %g from here on", then, now)
         now = self.args.optim.value
         if before["optimizer"] == now:
             super()._load_optimizer_and_scheduler(checkpoint)

@@ -11,7 +11,7 @@ from transformers import ProgressCallback, TrainingArguments, set_seed
 
 from pt_app.errors import UserError
 from pt_app.eval_model import adapters, console
-from pt_app.eval_model.callbacks import StopAfterStep, ValidateAtTheEnd
+from pt_app.eval_model.callbacks import StopAfterStep
 from pt_app.eval_model.checkpoints import newest_complete
 from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.layout import Layout
@@ -30,6 +30,7 @@ from pt_app.eval_model.validation import Validation, quality_metric
 
 LoadBase = Callable[[ModelSource, Settings, Platform], Any]
 MakeArguments = Callable[[dict[str, Any], Platform], TrainingArguments]
+NEVER = 2**31  # steps: more than any run has
 log = logging.getLogger(__name__)
 
 
@@ -90,8 +91,7 @@ def build_trainer(
             rows, prepared.val, prepared.encoder, collate, layout, settings.shard_base
         )
     if settings.group_variants:
-        rank_step = settings.batch_size * settings.gradient_accumulation
-        order = GroupedOrder(prepared.train["group"], rank_step, settings.seed)
+        order = GroupedOrder(prepared.train["group"], examples, settings.seed)
     trainer = JudgeTrainer(
         model=model,
         args=arguments,
@@ -107,7 +107,6 @@ def build_trainer(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(tracker))
-    trainer.add_callback(ValidateAtTheEnd())
     return trainer
 
 
@@ -144,7 +143,6 @@ def common_arguments(
     settings: Settings, platform: Platform, folder: Path, metric: str | None
 ) -> dict[str, Any]:
     """The training arguments that no platform changes; `metric` is what validation is judged by."""
-    only_best = "best" if metric else "no"
     return {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
@@ -159,8 +157,10 @@ def common_arguments(
         "eval_steps": settings.eval_steps or None,
         "metric_for_best_model": f"eval_{metric}" if metric else None,
         "greater_is_better": True if metric else None,
-        "save_strategy": "steps" if settings.save_steps else only_best,
-        "save_steps": settings.save_steps or 500,
+        # The trainer asks for a checkpoint at the best validation by itself. Trainer's own strategy
+        # for that, "best", would take back the one that a signal asks for.
+        "save_strategy": "steps" if settings.save_steps or metric else "no",
+        "save_steps": settings.save_steps or NEVER,
         "logging_steps": 10,
         # The filter would put the mean of earlier losses in place of one that is not finite.
         "logging_nan_inf_filter": False,

@@ -57,7 +57,8 @@ class Validation:
         where the smallest do not fit either: a validation never ends a training.
         """
         part = self._my_part(model)
-        parts = [part] if self.sharded else gather_object([part])
+        # Of a sharded model each rank has all; that of rank 0 counts, lest ranks decide apart.
+        parts = gather_object([part])[: 1 if self.sharded else None]
         if any(part is None for part in parts):
             log.warning("this validation ran out of memory and is left out; training goes on")
             return {}
