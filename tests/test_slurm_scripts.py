@@ -219,6 +219,17 @@ def test_settings_with_a_fault_are_one_line(checkout: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_job_script_without_slurm_says_that_it_is_for_sbatch(checkout: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    words = ["bash", "scripts/slurm/judge_train.slurm", "mine.yaml"]
+    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: this is no array task of SLURM's: start it with "
+        "sbatch --array=42 scripts/slurm/judge_train.slurm FILE\n"
+    )
+
+
 def test_runs_of_other_settings_are_not_sent_where_a_settings_file_has_a_fault(
     checkout: Path,
 ) -> None:
