@@ -344,12 +344,14 @@ def test_the_form_for_apple_says_where_there_is_no_apple_gpu(
     if torch.backends.mps.is_available():
         pytest.skip("this machine has an Apple GPU")
     script = ROOT / "scripts" / "test_apple_silicon.py"
-    for more, code in ([], 2), (["--cpu"], 0):
+    for more, code in ([], 2), (["--cpu"], 0), (["--bogus"], 2):
         monkeypatch.setattr(sys, "argv", [str(script), *more])
         monkeypatch.setattr(sys, "path", list(sys.path))
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(script), run_name="__main__")
         assert ended.value.code == code
         said = capsys.readouterr()
-        assert ("0 failed" in said.out) == bool(more)
-        assert ("no Apple GPU here" in said.err) != bool(more)
+        assert ("0 failed" in said.out) == (more == ["--cpu"])
+        assert ("no Apple GPU here" in said.err) == (more == [])
+        assert len(said.err.splitlines()) == (code != 0)
+        assert ("--bogus" in said.err) == (more == ["--bogus"])
