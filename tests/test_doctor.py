@@ -160,10 +160,60 @@ def test_whether_the_hub_answers_is_asked_only_where_something_must_be_fetched(
 def test_a_full_disk_fails_and_a_nearly_full_one_warns(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for free, status in ((2**29, "fail"), (2 * 2**30, "warn"), (50 * 2**30, "ok")):
+    for free, status in ((2**20, "fail"), (2**29, "warn"), (2 * 2**30, "warn"), (50 * 2**30, "ok")):
         usage = SimpleNamespace(free=free)
         monkeypatch.setattr("pt_app.doctor.needs.shutil.disk_usage", lambda _, u=usage: u)
         assert needs(True, flags(base, rows, tmp_path / "new"))["output"].status == status
+
+
+@pytest.mark.parametrize(
+    ("cache", "free", "model", "offline", "said"),
+    [
+        ("hub", 50, "judges/nowhere", False, "ok"),
+        ("hub", 19, "judges/nowhere", False, "warn 19.0 GiB free, and 20 are assumed for a base"),
+        ("hub", 19, "judges/nowhere", True, "ok"),  # the run would not fetch it
+        ("hub", 19, "tiny", False, "ok"),
+        ("/proc/none/hub", 50, "judges/nowhere", False, "fail cannot be written"),
+        ("/proc/none/hub", 50, "tiny", False, "ok"),
+    ],
+)
+def test_a_cache_is_asked_for_room_where_a_base_is_yet_to_be_fetched(
+    cache: str,
+    free: int,
+    model: str,
+    offline: bool,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache))
+    monkeypatch.setattr("pt_app.doctor.needs.tracking_access.reachable", lambda *_: True)
+    usage = SimpleNamespace(free=free * 2**30)
+    monkeypatch.setattr("pt_app.doctor.needs.shutil.disk_usage", lambda _: usage)
+    found = needs(offline, ["--model", model, "--output_dir", str(tmp_path)])["cache"]
+    status, _, words = said.partition(" ")
+    assert found.status == status
+    assert words in found.said
+
+
+def test_a_package_that_the_settings_do_not_use_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = packages.importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "bitsandbytes":
+            raise packages.importlib.metadata.PackageNotFoundError(name)
+        return own(name)
+
+    monkeypatch.setattr(packages.importlib.metadata, "version", version)
+    (tmp_path / "requirements-cuda.txt").write_text("bitsandbytes==0.50.2\nPyYAML==6.0.3\n")
+    monkeypatch.setattr(packages, "CHECKOUT", tmp_path)
+    for more, status in ([], "fail"), (["--no_4bit"], "ok"):
+        sections = dict(sections_of("cuda", ["--model", "tiny", *more], offline=True))
+        assert by_name(sections["packages"]())["packages"].status == status
 
 
 def test_versions_are_compared_with_the_requirements_and_those_that_they_read(
@@ -205,6 +255,7 @@ def test_an_old_bitsandbytes_on_amd_fails(monkeypatch: pytest.MonkeyPatch) -> No
     )
     found = by_name(check_packages("cuda"))
     assert found["bitsandbytes"].status == "fail"
+    assert "bitsandbytes" not in by_name(check_packages("cuda", no_4bit=True))
     assert found["torch"].said.endswith("built for ROCm 7.2")
 
 
