@@ -100,7 +100,8 @@ def test_a_tracking_key_is_found_and_never_shown(
 
 
 def test_a_flag_that_the_recipe_refuses_is_one_line() -> None:
-    with pytest.raises(UserError, match="unrecognized arguments: --modell tiny"):
+    said = "unrecognized arguments: --modell tiny; judge train --help lists the flags"
+    with pytest.raises(UserError, match=said):
         run_doctor("mps", ["--modell", "tiny"], offline=False, as_json=False)
 
 
