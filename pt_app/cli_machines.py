@@ -46,7 +46,7 @@ def estimate(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Memory, time, disk and price of a run before it begins; takes the flags of judge train too."""
+    """Memory, time, disk and price of a run before it begins; takes judge train's flags too."""
     from pt_app.estimate.command import Asked, run_estimate
 
     run_estimate(Asked(platform, recipe, gpu_memory, price, not no_timing, json), context.args)
@@ -56,7 +56,7 @@ def prefetch(
     context: typer.Context,
     recipe: RecipeName = "cuda",
 ) -> None:
-    """Fetch what a run reads, then load it with the hub off; takes the flags of judge train."""
+    """Fetch what a run reads, then load it with the hub off; takes judge train's flags."""
     from pt_app.eval_model import console
     from pt_app.prefetch import prefetch as fetch
 
