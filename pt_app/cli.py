@@ -100,13 +100,15 @@ def _one_of(value: str, allowed: tuple[str, ...], flag: str) -> str:
 
 @app.command()
 def sync(
-    folder: Annotated[Path, typer.Argument(help="a run's folder, or one above several")],
+    folder: Annotated[str, typer.Argument(help="a run's folder, or one above several")],
     deadline: Annotated[float, typer.Option(help="seconds that all of it may take")] = 600.0,
 ) -> None:
     """Send to W&B and Weave what runs without a network kept on disk."""
     from pt_app.eval_model.tracking_sync import sync as send
 
-    summary = send(folder, deadline)
+    if not folder:  # an unset variable; as a path it would be the current folder
+        raise UserError("judge sync got an empty path: name the folder of a run")
+    summary = send(Path(folder), deadline)
     typer.echo(str(summary))
     if summary.failed:
         raise UserError(f"{len(summary.failed)} not sent: run judge sync {folder} again later")

@@ -20,7 +20,7 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Check that this machine computes right and has what a run needs; takes the recipe's flags.
+    """Check that this machine computes right and has what a run needs; takes judge train's flags.
 
     Each failure prints its fix. Exit code 2 where something failed.
     """
@@ -46,7 +46,7 @@ def estimate(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Memory, time, disk and price of a run before it begins; takes the recipe's flags too."""
+    """Memory, time, disk and price of a run before it begins; takes judge train's flags too."""
     from pt_app.estimate.command import Asked, run_estimate
 
     run_estimate(Asked(platform, recipe, gpu_memory, price, not no_timing, json), context.args)
@@ -56,7 +56,7 @@ def prefetch(
     context: typer.Context,
     recipe: RecipeName = "cuda",
 ) -> None:
-    """Fetch what a run reads, then load it with the hub off; takes the recipe's flags."""
+    """Fetch what a run reads, then load it with the hub off; takes judge train's flags."""
     from pt_app.eval_model import console
     from pt_app.prefetch import prefetch as fetch
 

@@ -9,6 +9,7 @@ Exit code 0: all checks passed. 2: one failed, or there is no Apple GPU.
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 if not __package__:  # run by path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -18,11 +19,14 @@ from pt_app.errors import UserError, exit_with
 from pt_app.eval_model import platforms
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
 def main() -> None:
     """Check the device and its arithmetic; packages, caches and keys are `judge doctor`'s."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="where there is no Apple GPU, the CPU")
     asked = parser.parse_args()
     platform = platforms.decide("mps")

@@ -14,7 +14,7 @@ import pytest
 
 from pt_app.bundle import wheels
 from pt_app.bundle.archive import write_archive
-from pt_app.bundle.contents import gather
+from pt_app.bundle.contents import SCRIPTS, gather
 from pt_app.bundle.target import Target
 from pt_app.errors import UserError
 from tests.conftest import ROOT, without_network
@@ -51,6 +51,7 @@ def test_bundle_holds_base_data_adapter_and_relative_settings(
     assert files["base/small-base/model.safetensors"] == base / "model.safetensors"
     assert files["data/rows/judge_train.json"] == rows / "judge_train.json"
     assert f"adapters/{adapter.name}/adapter_model.safetensors" in files
+    assert files["RECIPE"] == b"mps\n"
     settings = files["settings.yaml"]
     assert isinstance(settings, bytes)
     assert settings.decode() == (
@@ -59,6 +60,32 @@ def test_bundle_holds_base_data_adapter_and_relative_settings(
     guide = files["README.md"]
     assert isinstance(guide, bytes)
     assert f"--adapter adapters/{adapter.name} --base base/small-base" in guide.decode()
+
+
+def test_bundle_trains_with_its_own_recipe_whatever_the_machine_has(tmp_path: Path) -> None:
+    for name, source in SCRIPTS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / name)
+    (tmp_path / "RECIPE").write_text("mps\n")
+    (tmp_path / "settings.yaml").write_text("model: tiny\n")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    stand_in = f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "$@"\n'
+    for file in (python, python.with_name("judge")):
+        file.write_text(stand_in)
+        file.chmod(0o755)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JUDGE_")}
+    env |= {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "PYTHONPATH": str(ROOT)}
+    for words in (
+        [str(tmp_path / "run.sh"), "train", "--config", "settings.yaml"],
+        ["bash", "scripts/slurm/judge_train.slurm", "settings.yaml"],
+    ):
+        said = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        assert "-m pt_app.eval_model.judge_train_mps --config settings.yaml" in said.stdout
+    words = [str(tmp_path / "run.sh"), "score", "--adapter", "a"]
+    said = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert said.stdout == "score --adapter a\n"
 
 
 def test_nothing_but_safetensors_and_no_path_of_this_machine_is_bundled(

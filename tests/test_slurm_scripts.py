@@ -219,6 +219,33 @@ def test_settings_with_a_fault_are_one_line(checkout: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_job_script_without_slurm_says_that_it_is_for_sbatch(checkout: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    words = ["bash", "scripts/slurm/judge_train.slurm", "mine.yaml"]
+    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: this is no array task of SLURM's: start it with "
+        "sbatch --array=42 scripts/slurm/judge_train.slurm FILE\n"
+    )
+
+
+def test_runs_of_other_settings_are_not_sent_where_a_settings_file_has_a_fault(
+    checkout: Path,
+) -> None:
+    env = os.environ | {"JUDGE_ENV": str(checkout), "PYTHONPATH": str(ROOT), "CODE": "0"}
+    words = ["bash", str(ROOT / "scripts/slurm/sync.sh")]
+    sent = subprocess.run([*words, "mine.yaml"], cwd=checkout, env=env)
+    assert (sent.returncode, arguments(checkout)) == (0, "-m pt_app.cli sync out\n")
+    done = subprocess.run(
+        [*words, "nowhere.yaml"], cwd=checkout, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nowhere.yaml" in done.stderr
+    assert arguments(checkout).count("sync") == 1
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_is_sound_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pt_app.cli import app
 from pt_app.errors import UserError
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.tracking_access import Access, reachable, resolve_access
@@ -354,6 +355,15 @@ def test_sync_says_what_is_missing(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / STATE_FILE).write_text("{")
     with pytest.raises(UserError, match=r"tracking\.json is damaged"):
         sync(tmp_path)
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_dir / STATE_FILE).write_text('{"schema": 1, "wandb": {"run": false}, "weave": {}}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="empty path: name the folder of a run"):
+        app(["sync", ""], standalone_mode=False)
 
 
 def test_a_child_is_killed_at_its_deadline_with_what_it_started() -> None:

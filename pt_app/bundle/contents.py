@@ -49,6 +49,7 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
             "output_dir": output.name if output.is_absolute() else output.as_posix(),
         }
     )
+    files["RECIPE"] = f"{recipe}\n".encode()
     guide = (root / "scripts/bundle/README.md").read_text(encoding="utf-8")
     judges = [name for name in files if name.endswith(f"/{adapters.WEIGHTS}")]
     adapter = str(PurePosixPath(judges[0]).parent) if judges else f"{output.name}/<name>_final"

@@ -52,7 +52,7 @@ def sections_of(recipe: Recipe, argv: Sequence[str], offline: bool) -> Iterator[
     """
     settings = resolve(recipe, argv, "judge doctor", "")
     needs = Needs(settings, offline)
-    yield "packages", lambda: check_packages(recipe)
+    yield "packages", lambda: check_packages(recipe, no_4bit=settings.no_4bit)
     try:
         platform = platforms.decide(
             recipe, no_4bit=settings.no_4bit, precision=settings.train_precision

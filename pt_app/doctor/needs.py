@@ -18,8 +18,11 @@ from pt_app.eval_model.settings import Settings
 
 GIB = 2**30
 QWEN_WORDS = 151_936  # of the head of the recipes' default bases
-# Checkpoints and adapter of a 3B base take some 100 MB; a report and a W&B run a few more.
-ROOM, LITTLE = 1 * GIB, 5 * GIB
+# A run of the tiny base takes 0.02 GiB (judge estimate). Checkpoints and adapter of a 3B base take
+# some 100 MB; a report and a W&B run a few more.
+ROOM, LITTLE = 0.02 * GIB, 5 * GIB
+# A hub alone knows the size of what it holds: assumed is one of 8B in 16 bits, and a few GiB more.
+BASE = 20 * GIB
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,39 @@ class Needs:
         folder = Path(constants.HF_HUB_CACHE)
         free = shutil.disk_usage(_existing(folder)).free
         there = "" if folder.is_dir() else ", not made yet"
-        yield Finding("cache", "ok", f"{folder}{there}: {free / GIB:.1f} GiB free")
+        said = f"{folder}{there}: {free / GIB:.1f} GiB free"
+        problem, other = _refused(folder), "name another folder with HF_HOME"
+        if self.offline or not self._to_fetch():
+            yield Finding("cache", "ok", f"{said}; only read" if problem else said)
+        elif problem:
+            said = f"{folder} cannot be written ({problem}), and the base is yet to be fetched"
+            yield Finding("cache", "fail", said, other)
+        elif free < BASE:
+            said += f", and {BASE // GIB} are assumed for a base that is yet to be fetched"
+            yield Finding("cache", "warn", said, f"make room, or {other}")
+        else:
+            yield Finding("cache", "ok", said)
         if self.offline and os.environ.get("HF_HUB_OFFLINE") != "1":
             said = "HF_HUB_OFFLINE is not set: what looks for the hub waits for it"
             yield Finding("hub", "warn", said, "export HF_HUB_OFFLINE=1 in the job")
 
+    def _to_fetch(self) -> bool:
+        """Whether the base is one of the hub that is not here."""
+        name = self.settings.model
+        return not _is_local(name) and models.from_cache(name) is None
+
     def source(self) -> tuple[ModelSource | None, Finding]:
         """The base as `resolve_model` would find it, but nothing is fetched."""
         name = self.settings.model
-        local = name == models.TINY or Path(name).expanduser().is_dir()
-        cached = None if local else models.from_cache(name)
-        if not local and cached is None:
+        if self._to_fetch():
             return None, self._missing(name)
         try:
             source = models.resolve_model(name)
         except UserError as error:
             return None, Finding("base", "fail", one_line(error), "name another with --model")
         size = sum(file.stat().st_size for file in models.weight_files(source.path))
-        where = "in the local cache" if cached else "shipped" if name == models.TINY else "a folder"
+        here = "a folder" if _is_local(name) else "in the local cache"
+        where = "shipped" if name == models.TINY else here
         return source, Finding("base", "ok", f"{name}: {where}, {size / 1e9:.2f} GB")
 
     def _missing(self, name: str) -> Finding:
@@ -103,20 +121,17 @@ class Needs:
     def _output(self) -> Iterator[Finding]:
         """Whether the folder can be written, by writing; and the room that it has."""
         wanted = Path(self.settings.output_dir)
-        folder = _existing(wanted)
         other = "name another folder with --output_dir"
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            yield Finding("output", "fail", f"{wanted} cannot be written: {error.strerror}", other)
+        if problem := _refused(wanted):
+            yield Finding("output", "fail", f"{wanted} cannot be written: {problem}", other)
             return
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(_existing(wanted)).free
         said = f"{wanted}: {free / GIB:.1f} GiB free"
         if free < ROOM:
-            yield Finding("output", "fail", f"{said}, a run needs 1", f"make room, or {other}")
+            yield Finding("output", "fail", f"{said}: no run fits", f"make room, or {other}")
         elif free < LITTLE:
-            yield Finding("output", "warn", said, f"make room, or {other}")
+            fix = f"judge estimate says what the run takes: make room, or {other}"
+            yield Finding("output", "warn", said, fix)
         else:
             yield Finding("output", "ok", said)
 
@@ -157,6 +172,19 @@ def _existing(path: Path) -> Path:
     """The folder itself, or the nearest one above it that is there."""
     path = path.expanduser().absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _refused(folder: Path) -> str:
+    """Why nothing can be written into `folder`, made if it must be; empty where it can."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _is_local(name: str) -> bool:
+    return name == models.TINY or Path(name).expanduser().is_dir()
 
 
 def _tokenizer(source: ModelSource) -> Finding:

@@ -19,12 +19,14 @@ ROCM_BITSANDBYTES = (0, 50)  # the first release whose 4-bit path is whole on AM
 _PIN = re.compile(r"([A-Za-z0-9._-]+)\s*==\s*([^\s;#]+)")
 
 
-def check_packages(recipe: Recipe, folder: Path = CHECKOUT) -> Iterator[Finding]:
+def check_packages(
+    recipe: Recipe, folder: Path | None = None, *, no_4bit: bool = False
+) -> Iterator[Finding]:
     """Python, the build of torch, the pinned versions, and packages that fetch by themselves."""
     yield _python()
     yield Finding("torch", "ok", f"{torch.__version__}, built for {_built_for()}")
-    yield _pinned(recipe, folder)
-    if torch.version.hip:
+    yield _pinned(recipe, folder or CHECKOUT, no_4bit)
+    if torch.version.hip and not no_4bit:
         yield from _bitsandbytes_on_rocm()
     yield _kernels()
 
@@ -48,12 +50,14 @@ def _built_for() -> str:
     return "Apple GPUs" if torch.backends.mps.is_built() else "the CPU alone"
 
 
-def _pinned(recipe: Recipe, folder: Path) -> Finding:
+def _pinned(recipe: Recipe, folder: Path, no_4bit: bool) -> Finding:
     """Compare with the requirements file of a checkout, else with what the package declares."""
     file = folder / f"requirements-{recipe}.txt"
     pins = pins_of(file) if file.is_file() else _declared()
     if not pins:
         return Finding("packages", "skip", "no checkout, and no pins in the installed package")
+    if no_4bit:
+        pins.pop("bitsandbytes", None)  # nothing else of the recipe's uses it
     missing, other = [], []
     for name, pinned in pins.items():
         try:

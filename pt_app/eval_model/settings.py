@@ -167,7 +167,7 @@ def table(recipe: Recipe) -> dict[str, tuple[type, Mapping[str, Any]]]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists the flags")
+        raise UserError(f"{message}; judge train --help lists the flags")
 
 
 def build_parser(recipe: Recipe, prog: str, description: str) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ JUDGE_ENV=${JUDGE_ENV:-$PWD/.venv} # of Python
 # Home folders are small and slow on many clusters: what is fetched or cached lies on scratch.
 JUDGE_SCRATCH=${JUDGE_SCRATCH:-${SCRATCH:-$HOME/.cache}/judge}
 # Said rather than found out: a login node has no GPU, and each recipe has a base of its own.
+[ ! -e RECIPE ] || JUDGE_RECIPE=${JUDGE_RECIPE:-$(cat RECIPE)} # of a bundle
 JUDGE_RECIPE=${JUDGE_RECIPE:-cuda}
 
 export HF_HOME=${HF_HOME:-$JUDGE_SCRATCH/huggingface}

@@ -6,5 +6,6 @@ set -euo pipefail
 source scripts/slurm/environment.sh
 [ $# -gt 0 ] || { echo "error: usage: $0 FILE..." >&2; exit 2; }
 for file in "$@"; do
-  "$python" -m pt_app.cli sync "$(output_dir --config "$file")"
+  folder=$(output_dir --config "$file") # on its own: as an argument its failure would not be seen
+  "$python" -m pt_app.cli sync "$folder"
 done
