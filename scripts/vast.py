@@ -147,7 +147,11 @@ def _launch(args: argparse.Namespace, recipe: Sequence[str]) -> None:
     )
     launch = launching.plan(settings, recipe, wishes, offers[0], needed.disk_gb)
     launching.check_account(market, launch)
-    within = [offer for offer in offers if offer.total <= launch.max_dollars]
+    within = [
+        offer
+        for offer in offers
+        if offer.total <= launch.max_dollars and offer.hours <= launch.max_hours
+    ]
     _say_plan(launch, within, found.too_small)
     if not args.yes and not _agreed():
         print("nothing was rented")
@@ -220,6 +224,7 @@ def _destroy(args: argparse.Namespace, _: Sequence[str]) -> None:
         market,
         lambda one: one.id in [o.id for o in ours],
         lambda why: StillAliveError(f"{args.label}: {why}: it may be alive and billed: {CONSOLE}"),
+        known=[one.id for one in ours],
     )
     print(f"{args.label} is gone: Vast no longer lists it")
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
 from pt_app.errors import UserError
 from scripts.rented.provision import StillAliveError
-from scripts.rented.record import all_launches
+from scripts.rented.record import Launch, all_launches, make_folder
 from scripts.vast import main
 from tests.conftest import ROOT
 from tests.vast_fixtures import attempt, launch_words
@@ -175,3 +176,85 @@ def test_instances_of_others_are_listed_and_left_alone(
     assert vast.destroyed == []
     main(["destroy", "42", "--output_dir", str(tmp_path)])
     assert vast.destroyed == [42]
+
+
+def test_instance_that_the_list_does_not_show_is_destroyed_by_its_id(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.faults.hidden = 1000
+    said = attempt(rows, out, "--offer", "11")
+    assert "nothing is rented" in said
+    assert vast.destroyed == [7000]
+    assert vast.instances == {}
+
+
+def test_interrupt_right_after_a_create_destroys_what_is_not_listed_yet(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.faults.hidden = 1000
+    vast.on_create = lambda: threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        main(launch_words(rows, out))
+    assert vast.destroyed == [7000]
+
+
+def unanswered(out: Path, **known: Any) -> Launch:
+    """The record of a launch whose create was sent."""
+    launch = Launch(
+        label="judge-1",
+        output_dir=str(out),
+        recipe=[],
+        flags=[],
+        data_dir="data",
+        model="tiny",
+        upload_model=None,
+        resume=None,
+        image="",
+        setup="",
+        disk_gb=40,
+        max_hours=1.0,
+        max_dollars=1.0,
+        remote_dir="/work",
+        fetch_minutes=5.0,
+        eval_at_home=False,
+    )
+    make_folder(launch)
+    launch.save(started=time.time(), **known)
+    return launch
+
+
+def test_destroy_waits_for_an_instance_of_which_only_the_label_is_known(
+    vast: VastServer, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unanswered(out)
+    mine: dict[str, Any] = {"label": "judge-1", "states": ["running"], "hidden": 3}
+    vast.instances[42] = offer(1) | mine | {"id": 42}
+    main(["destroy", "judge-1", "--output_dir", str(out)])
+    assert vast.destroyed == [42]
+
+
+def test_destroy_of_what_vast_does_not_know_is_done(vast: VastServer, out: Path) -> None:
+    unanswered(out, instance=42, stage="training")
+    main(["destroy", "judge-1", "--output_dir", str(out)])
+    assert len(vast.sent("DELETE", "/instances/42/")) == 1
+    assert all_launches(out)[0].stage == "destroyed"
+
+
+def test_list_that_leaves_an_instance_out_once_does_not_end_its_launch(
+    vast: VastServer, out: Path
+) -> None:
+    unanswered(out, instance=42, stage="training")
+    mine: dict[str, Any] = {"label": "judge-1", "states": ["running"], "hidden": 1}
+    vast.instances[42] = offer(1) | mine | {"id": 42}
+    with pytest.raises(StillAliveError, match="instance 42 may be alive"):
+        main(["fetch", "--output_dir", str(out)])
+    assert all_launches(out)[0].instance == 42
+
+
+def test_offer_that_would_need_more_hours_than_the_cap_is_not_taken(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.offers = [offer(11), offer(12, dph_total=0.15, total_flops=20.0)]  # 4.4 h, $0.86
+    vast.faults.gone = {11}
+    assert "offer 12" not in attempt(rows, out)
+    assert len(vast.sent("PUT", CREATE)) == 1

@@ -79,14 +79,14 @@ class Follower:
             one = find(self.market, self.launch)
         except UnreachableError:
             return
-        if one is None:
-            raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
-        if one.status not in ALIVE_NEVER:
+        if one is not None and one.status not in ALIVE_NEVER:
             self.away_since = None
             return
         self.away_since = self.away_since or time.monotonic()
-        patience = limits.LIMITS.away if one.status in ("unknown", "offline") else 0.0
-        if time.monotonic() - self.away_since >= patience:
+        away = one is None or one.status in ("unknown", "offline")  # a list may leave one out
+        if time.monotonic() - self.away_since >= (limits.LIMITS.away if away else 0.0):
+            if one is None:
+                raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
             raise OverError(f"the instance is {one.status} ({one.message})")
 
     def _check_money(self) -> None:
