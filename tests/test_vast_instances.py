@@ -1,6 +1,7 @@
 """What becomes of an instance at Vast: created once, destroyed, seen to be gone, or named."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
 from pt_app.errors import UserError
 from scripts.rented.provision import StillAliveError
-from scripts.rented.record import Launch, all_launches, make_folder
+from scripts.rented.record import all_launches
 from scripts.vast import main
 from tests.conftest import ROOT
-from tests.vast_fixtures import attempt, launch_words
+from tests.vast_fixtures import a_launch, attempt, launch_words
 from tests.vast_server import VastServer, offer
 
 CREATE = r"/asks/\d+/"
@@ -198,29 +199,9 @@ def test_interrupt_right_after_a_create_destroys_what_is_not_listed_yet(
     assert vast.destroyed == [7000]
 
 
-def unanswered(out: Path, **known: Any) -> Launch:
+def unanswered(out: Path, **known: Any) -> None:
     """The record of a launch whose create was sent."""
-    launch = Launch(
-        label="judge-1",
-        output_dir=str(out),
-        recipe=[],
-        flags=[],
-        data_dir="data",
-        model="tiny",
-        upload_model=None,
-        resume=None,
-        image="",
-        setup="",
-        disk_gb=40,
-        max_hours=1.0,
-        max_dollars=1.0,
-        remote_dir="/work",
-        fetch_minutes=5.0,
-        eval_at_home=False,
-    )
-    make_folder(launch)
-    launch.save(started=time.time(), **known)
-    return launch
+    a_launch(out).save(started=time.time(), **known)
 
 
 def test_destroy_waits_for_an_instance_of_which_only_the_label_is_known(
@@ -258,3 +239,21 @@ def test_offer_that_would_need_more_hours_than_the_cap_is_not_taken(
     vast.faults.gone = {11}
     assert "offer 12" not in attempt(rows, out)
     assert len(vast.sent("PUT", CREATE)) == 1
+
+
+def test_caps_of_later_hosts_are_less_what_the_failed_ones_cost(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.offers = [offer(11), offer(12), offer(13)]
+    vast.faults.states = {machine: ["exited"] for machine in (1011, 1012, 1013)}
+    said = attempt(rows, out, "--max_dollars", "0.9")  # of which traffic is 0.14 on each
+    assert "offer 12: it is exited" in said
+    assert "offer 13 cannot end within the $0.6" in said
+    assert vast.destroyed == [7000, 7001]
+    seconds = [
+        int(re.search(r"watchdog.sh (\d+) ", body["onstart"])[1])  # type: ignore[index]
+        for body in vast.sent("PUT", CREATE)
+    ]
+    assert seconds[0] > seconds[1]
+    (launch,) = all_launches(out)
+    assert 0.28 < launch.spent(time.time()) < 0.3

@@ -221,8 +221,8 @@ def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
         _try_to_bring_home(host, launch)
     except BaseException:
         log.warning(
-            "%s goes on without this terminal, at $%.3f/h and to its cap at most: `%s` follows it, "
-            "`%s` ends it",
+            "%s goes on without this terminal, at $%.3f/h; at the cap its watchdog asks Vast to "
+            "end it, which is not certain: `%s` follows it, `%s` ends it",
             f"instance {launch.instance}",
             launch.hourly,
             launch.command("attach"),

@@ -89,17 +89,23 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
     Raises UserError where none of the first few does; StillAliveError where one may be left.
     """
     reasons: list[str] = []
+    cap = launch.max_hours
     for offer in offers:
         if offer.machine in launch.tried_machines:
             continue
         if len(launch.tried_machines) == HOSTS_TRIED or len(reasons) == REFUSALS:
             break
+        left = launch.max_dollars - launch.spent_before
+        hours = min(cap, (left - offer.fixed) / offer.hourly)
+        if hours < offer.hours:
+            reasons.append(f"offer {offer.id} cannot end within the ${left:.2f} left of the cap")
+            continue
         launch.save(
             stage="creating",
             gpu=offer.gpu,
             hourly=offer.hourly,
             fixed=offer.fixed,
-            max_hours=min(launch.max_hours, (launch.max_dollars - offer.fixed) / offer.hourly),
+            max_hours=hours,
         )
         try:
             _create(market, launch, offer)
@@ -228,7 +234,8 @@ def destroy(market: Market, launch: Launch) -> None:
     )
     Host(launch.folder, launch.remote_dir).forget()
     log.info("%s is gone: Vast no longer lists it", launch.label)
-    launch.save(stage="destroyed", instance=None, started=None)
+    spent = launch.spent(time.time())
+    launch.save(stage="destroyed", instance=None, started=None, spent_before=spent)
 
 
 def end_instances(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pt_app
 from pt_app.errors import UserError
-from pt_app.eval_model import checkpoints
+from pt_app.eval_model import checkpoints, models
 from scripts.rented.host import Host
 from scripts.rented.market import SECRET_WORDS
 from scripts.rented.record import Launch
@@ -62,11 +62,10 @@ def base_files(launch: Launch) -> dict[str, Path]:
     if launch.upload_model is None:
         return {}
     folder = Path(launch.upload_model)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     there = "models/" + folder.name
     if folder.parent.name == "snapshots":
         there = f"hf/hub/{folder.parents[1].name}/snapshots/{folder.name}"
-    return {f"{there}/{path.relative_to(folder).as_posix()}": path for path in files}
+    return {f"{there}/{path.name}": path for path in models.wanted_files(folder)}
 
 
 def resumed_files(run: Path) -> dict[str, Path]:
