@@ -74,13 +74,18 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         default=usual.max_price,
         help="dollars an hour (%(default)s)",
     )
-    add("--reliability", type=float, default=usual.reliability, help="at least (%(default)s)")
-    add("--inet_down", type=float, default=usual.inet_down, help="at least, Mb/s (%(default)s)")
-    add("--min_cuda", type=float, default=usual.min_cuda, help="of the driver (%(default)s)")
+    add("--reliability", type=_share, default=usual.reliability, help="at least (%(default)s)")
+    add(
+        "--inet_down",
+        type=_above_zero,
+        default=usual.inet_down,
+        help="at least, Mb/s (%(default)s)",
+    )
+    add("--min_cuda", type=_above_zero, default=usual.min_cuda, help="of the driver (%(default)s)")
     add("--gpu", default="", help="name as Vast has it: RTX_4090")
     add("--hours", type=_above_zero, help="of the run, instead of the estimate")
     add("--gpu_ram", type=_above_zero, help="GiB at least, instead of the estimate")
-    add("--disk", type=int, help="GB of disk to rent, instead of the estimate")
+    add("--disk", type=_whole, help="GB of disk to rent, instead of the estimate")
 
 
 def _launch_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +104,26 @@ def _launch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _above_zero(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return value
+
+
+def _share(text: str) -> float:
+    value = _above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number above 0")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

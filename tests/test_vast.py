@@ -132,6 +132,10 @@ def test_nothing_is_rented_without_a_yes(
         (["--resume", "nowhere"], "no run with a complete checkpoint"),
         (["--offer", "99"], "offer 99 is not among those found"),
         (["--max_price", "-1"], "must be a number above 0"),
+        (["--max_price", "x"], "x must be a number above 0"),
+        (["--disk", "0"], "0 must be a whole number above 0"),
+        (["--reliability", "98"], "98 must be at most 1"),
+        (["--inet_down", "nan"], "nan must be a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_rented(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from scripts.rented import limits
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.record import Launch
-from scripts.rented.sending import base_files
+from scripts.rented.sending import APT, base_files
 from scripts.rented.training import PIECE, Follower
 from tests.vast_fixtures import a_launch
 
@@ -139,3 +140,21 @@ def test_base_goes_up_without_what_else_lies_in_its_folder(base: Path, tmp_path:
     names = {path.name for path in base_files(launch).values()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {".env", ".private.json", "private.csv", "config", "optimizer.safetensors"}
+
+
+def test_package_that_finds_the_lock_held_is_asked_for_again(tmp_path: Path) -> None:
+    for name, text in {
+        "apt-get": '[ "$1" = install ] || mkdir held',
+        "sleep": "rmdir held",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "held").mkdir()
+    subprocess.run(
+        ["sh", "-ec", f"{APT.format('tmux')}; touch done"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=True,
+    )
+    assert (tmp_path / "done").exists()
+    assert (tmp_path / "held").exists(), "update came through at the second go"
