@@ -22,6 +22,7 @@ from pt_app.eval_model import console
 from scripts.rented import launching, record, sending, work
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError
+from scripts.rented.limits import UPLINK, upload_hours
 from scripts.rented.market import CONSOLE, Market
 from scripts.rented.offers import Filters, Found, Offer, Work, chosen, find_offers, table
 from scripts.rented.provision import StillAliveError, destroy, end_instances
@@ -143,7 +144,8 @@ def _search(args: argparse.Namespace, recipe: Sequence[str]) -> tuple[Market, Fo
     work.settings_of(recipe)
     market = Market()
     filters = Filters(args.max_price, args.reliability, args.inet_down, args.gpu, args.min_cuda)
-    needed = work.estimated(recipe, args.hours, args.gpu_ram, args.disk)
+    upload = args.verb == "launch" and args.upload_model
+    needed = work.estimated(recipe, args.hours, args.gpu_ram, args.disk, upload)
     return market, find_offers(market, filters, needed), needed
 
 
@@ -194,7 +196,8 @@ def _say_plan(launch: record.Launch, offers: Sequence[Offer], too_small: int) ->
     size = sum(path.stat().st_size for path in files.values())
     print(
         f"goes to the host: code, {launch.data_dir} with its texts"
-        f"{', the base' if launch.upload_model else ''}, {size / 1e6:.1f} MB; no key"
+        f"{', the base' if launch.upload_model else ''}, {size / 1e6:.1f} MB, about "
+        f"{upload_hours(size):.2f} h at an assumed {UPLINK:.0f} Mb/s; no key"
     )
 
 
