@@ -22,6 +22,7 @@ from pt_app.eval_model import console
 from scripts.rented import launching, record, sending, work
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError
+from scripts.rented.limits import UPLINK, upload_hours
 from scripts.rented.market import CONSOLE, Market
 from scripts.rented.offers import Filters, Found, Offer, Work, chosen, find_offers, table
 from scripts.rented.provision import StillAliveError, destroy, end_instances
@@ -74,13 +75,18 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         default=usual.max_price,
         help="dollars an hour (%(default)s)",
     )
-    add("--reliability", type=float, default=usual.reliability, help="at least (%(default)s)")
-    add("--inet_down", type=float, default=usual.inet_down, help="at least, Mb/s (%(default)s)")
-    add("--min_cuda", type=float, default=usual.min_cuda, help="of the driver (%(default)s)")
+    add("--reliability", type=_share, default=usual.reliability, help="at least (%(default)s)")
+    add(
+        "--inet_down",
+        type=_above_zero,
+        default=usual.inet_down,
+        help="at least, Mb/s (%(default)s)",
+    )
+    add("--min_cuda", type=_above_zero, default=usual.min_cuda, help="of the driver (%(default)s)")
     add("--gpu", default="", help="name as Vast has it: RTX_4090")
     add("--hours", type=_above_zero, help="of the run, instead of the estimate")
     add("--gpu_ram", type=_above_zero, help="GiB at least, instead of the estimate")
-    add("--disk", type=int, help="GB of disk to rent, instead of the estimate")
+    add("--disk", type=_whole, help="GB of disk to rent, instead of the estimate")
 
 
 def _launch_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +105,26 @@ def _launch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _above_zero(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return value
+
+
+def _share(text: str) -> float:
+    value = _above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number above 0")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,7 +144,8 @@ def _search(args: argparse.Namespace, recipe: Sequence[str]) -> tuple[Market, Fo
     work.settings_of(recipe)
     market = Market()
     filters = Filters(args.max_price, args.reliability, args.inet_down, args.gpu, args.min_cuda)
-    needed = work.estimated(recipe, args.hours, args.gpu_ram, args.disk)
+    upload = args.verb == "launch" and args.upload_model
+    needed = work.estimated(recipe, args.hours, args.gpu_ram, args.disk, upload)
     return market, find_offers(market, filters, needed), needed
 
 
@@ -147,7 +170,11 @@ def _launch(args: argparse.Namespace, recipe: Sequence[str]) -> None:
     )
     launch = launching.plan(settings, recipe, wishes, offers[0], needed.disk_gb)
     launching.check_account(market, launch)
-    within = [offer for offer in offers if offer.total <= launch.max_dollars]
+    within = [
+        offer
+        for offer in offers
+        if offer.total <= launch.max_dollars and offer.hours <= launch.max_hours
+    ]
     _say_plan(launch, within, found.too_small)
     if not args.yes and not _agreed():
         print("nothing was rented")
@@ -169,7 +196,8 @@ def _say_plan(launch: record.Launch, offers: Sequence[Offer], too_small: int) ->
     size = sum(path.stat().st_size for path in files.values())
     print(
         f"goes to the host: code, {launch.data_dir} with its texts"
-        f"{', the base' if launch.upload_model else ''}, {size / 1e6:.1f} MB; no key"
+        f"{', the base' if launch.upload_model else ''}, {size / 1e6:.1f} MB, about "
+        f"{upload_hours(size):.2f} h at an assumed {UPLINK:.0f} Mb/s; no key"
     )
 
 
@@ -220,6 +248,7 @@ def _destroy(args: argparse.Namespace, _: Sequence[str]) -> None:
         market,
         lambda one: one.id in [o.id for o in ours],
         lambda why: StillAliveError(f"{args.label}: {why}: it may be alive and billed: {CONSOLE}"),
+        known=[one.id for one in ours],
     )
     print(f"{args.label} is gone: Vast no longer lists it")
 

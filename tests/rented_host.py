@@ -35,7 +35,7 @@ SetEnv TMUX_TMPDIR={folder}
 RECIPE = """
 import json, pathlib, shutil, signal, sys, time
 sys.path.insert(0, ".")
-from pt_app.eval_model.checkpoints import mark_complete, newest_complete
+from pt_app.eval_model.checkpoints import aside, newest_complete, publish
 flags = dict(word[2:].partition("=")[::2] for word in sys.argv[2:] if word.startswith("--"))
 resume = flags.get("resume")
 run = pathlib.Path(resume or "adapters_eval/stand-in-20261121_120000")
@@ -55,10 +55,10 @@ while step < float(flags["epochs"]) and not asked:
     print(f"step {step}", flush=True)
     if step % 10 and step < float(flags["epochs"]) and not asked and flags["seed"] != "13":
         continue
-    folder = run / f"checkpoint-{step}"
-    folder.mkdir()
+    folder = aside(run) / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(bytes(step) * 20000)
-    mark_complete(folder)
+    publish(folder, run)
     shutil.rmtree(run / f"checkpoint-{step - 60}", ignore_errors=True)
     if flags["seed"] == "13" and step == 3:
         sys.exit("RuntimeError: the loss is no number")

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -70,7 +71,7 @@ def test_filters_reach_the_search_in_vasts_words(vast: VastServer) -> None:
 
 def test_no_offer_says_what_to_widen(vast: VastServer) -> None:
     with pytest.raises(UserError, match="3 had less than the 200 GiB needed; widen --max_price"):
-        main(["offers", "--hours", "1", "--gpu_ram", "200"])
+        main(["offers", "--hours", "1", "--gpu_ram", "200", "--disk", "60"])
 
 
 def test_hours_and_memory_given_by_hand_need_no_estimate(
@@ -79,8 +80,37 @@ def test_hours_and_memory_given_by_hand_need_no_estimate(
     monkeypatch.setattr(work, "ESTIMATE", [sys.executable, "-c", "raise SystemExit('no model')"])
     with pytest.raises(UserError, match="judge estimate failed: no model; or give --hours"):
         main(["offers"])
-    main(["offers", "--hours", "2.5", "--gpu_ram", "20"])
+    assert "no model" in capsys.readouterr().err, "what it says is shown meanwhile"
+    given = ["offers", "--hours", "2.5", "--gpu_ram", "20"]
+    with pytest.raises(UserError, match='size of model "org/none" is not known here: give --disk'):
+        main([*given, "--", "--model=org/none"])
+    main([*given, "--disk", "60", "--", "--model=org/none"])
     assert "2.50" in capsys.readouterr().out
+
+
+def test_base_in_a_folder_counts_to_the_disk_where_nothing_is_estimated(
+    base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    os.truncate(folder / "model.safetensors", 3 * 10**9)  # a hole, which takes no room
+    needed = work.estimated([f"--model={folder}"], 1.0, 8.0, None)
+    assert needed.disk_gb == work.DISK_GB + 4
+    assert needed.up_gb == pytest.approx(3.0, rel=0.01)
+
+
+def test_base_that_is_copied_up_takes_hours_and_is_in_the_plan(
+    vast: VastServer, rows: Path, base: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = Work(flops=FLOPS, memory=0, disk_gb=73, down_gb=10, up_gb=4.5)
+    row = offer(1, total_flops=82.0, inet_down=1000.0)
+    hours = Offer.of(row, sent).hours  # 4.5 GB at 10 Mb/s are an hour
+    assert hours == pytest.approx(1 + 44 / 3600 + 1 + 0.25)
+    words = launch_words(rows, out, "--", f"--model={base}")
+    vast.faults.gone = {11, 12, 13}
+    with pytest.raises(UserError):
+        main(words)
+    assert "h at an assumed 10 Mb/s; no key" in capsys.readouterr().out
 
 
 def test_estimate_gets_the_recipes_flags(
@@ -132,6 +162,10 @@ def test_nothing_is_rented_without_a_yes(
         (["--resume", "nowhere"], "no run with a complete checkpoint"),
         (["--offer", "99"], "offer 99 is not among those found"),
         (["--max_price", "-1"], "must be a number above 0"),
+        (["--max_price", "x"], "x must be a number above 0"),
+        (["--disk", "0"], "0 must be a whole number above 0"),
+        (["--reliability", "98"], "98 must be at most 1"),
+        (["--inet_down", "nan"], "nan must be a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_rented(
@@ -236,7 +270,9 @@ def test_model_that_needs_a_token_is_refused(
     hub = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     hubs = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0"}
-    words = launch_words(rows, out, "--hours=1", "--gpu_ram=8", "--", f"--model={model}")
+    words = launch_words(
+        rows, out, "--hours=1", "--gpu_ram=8", "--disk=60", "--", f"--model={model}"
+    )
     words.remove("--yes")
     done = subprocess.run(
         [sys.executable, "scripts/vast.py", *words],

@@ -1,10 +1,12 @@
 """What becomes of an instance at Vast: created once, destroyed, seen to be gone, or named."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from scripts.rented.provision import StillAliveError
 from scripts.rented.record import all_launches
 from scripts.vast import main
 from tests.conftest import ROOT
-from tests.vast_fixtures import attempt, launch_words
+from tests.vast_fixtures import a_launch, attempt, launch_words
 from tests.vast_server import VastServer, offer
 
 CREATE = r"/asks/\d+/"
@@ -175,3 +177,83 @@ def test_instances_of_others_are_listed_and_left_alone(
     assert vast.destroyed == []
     main(["destroy", "42", "--output_dir", str(tmp_path)])
     assert vast.destroyed == [42]
+
+
+def test_instance_that_the_list_does_not_show_is_destroyed_by_its_id(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.faults.hidden = 1000
+    said = attempt(rows, out, "--offer", "11")
+    assert "nothing is rented" in said
+    assert vast.destroyed == [7000]
+    assert vast.instances == {}
+
+
+def test_interrupt_right_after_a_create_destroys_what_is_not_listed_yet(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.faults.hidden = 1000
+    vast.on_create = lambda: threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        main(launch_words(rows, out))
+    assert vast.destroyed == [7000]
+
+
+def unanswered(out: Path, **known: Any) -> None:
+    """The record of a launch whose create was sent."""
+    a_launch(out).save(started=time.time(), **known)
+
+
+def test_destroy_waits_for_an_instance_of_which_only_the_label_is_known(
+    vast: VastServer, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unanswered(out)
+    mine: dict[str, Any] = {"label": "judge-1", "states": ["running"], "hidden": 3}
+    vast.instances[42] = offer(1) | mine | {"id": 42}
+    main(["destroy", "judge-1", "--output_dir", str(out)])
+    assert vast.destroyed == [42]
+
+
+def test_destroy_of_what_vast_does_not_know_is_done(vast: VastServer, out: Path) -> None:
+    unanswered(out, instance=42, stage="training")
+    main(["destroy", "judge-1", "--output_dir", str(out)])
+    assert len(vast.sent("DELETE", "/instances/42/")) == 1
+    assert all_launches(out)[0].stage == "destroyed"
+
+
+def test_list_that_leaves_an_instance_out_once_does_not_end_its_launch(
+    vast: VastServer, out: Path
+) -> None:
+    unanswered(out, instance=42, stage="training")
+    mine: dict[str, Any] = {"label": "judge-1", "states": ["running"], "hidden": 1}
+    vast.instances[42] = offer(1) | mine | {"id": 42}
+    with pytest.raises(StillAliveError, match="instance 42 may be alive"):
+        main(["fetch", "--output_dir", str(out)])
+    assert all_launches(out)[0].instance == 42
+
+
+def test_offer_that_would_need_more_hours_than_the_cap_is_not_taken(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.offers = [offer(11), offer(12, dph_total=0.15, total_flops=20.0)]  # 4.4 h, $0.86
+    vast.faults.gone = {11}
+    assert "offer 12" not in attempt(rows, out)
+    assert len(vast.sent("PUT", CREATE)) == 1
+
+
+def test_caps_of_later_hosts_are_less_what_the_failed_ones_cost(
+    vast: VastServer, rows: Path, out: Path
+) -> None:
+    vast.offers = [offer(11), offer(12), offer(13)]
+    vast.faults.states = {machine: ["exited"] for machine in (1011, 1012, 1013)}
+    said = attempt(rows, out, "--max_dollars", "0.9")  # of which traffic is 0.14 on each
+    assert "offer 12: it is exited" in said
+    assert "offer 13 cannot end within the $0.6" in said
+    assert vast.destroyed == [7000, 7001]
+    seconds = [
+        int(re.search(r"watchdog.sh (\d+) ", body["onstart"])[1])  # type: ignore[index]
+        for body in vast.sent("PUT", CREATE)
+    ]
+    assert seconds[0] > seconds[1]
+    (launch,) = all_launches(out)
+    assert 0.28 < launch.spent(time.time()) < 0.3

@@ -111,3 +111,25 @@ def test_recipe_is_asked_for_a_last_checkpoint_before_the_cap(
     assert server.requests == []
     dog.kill()
     dog.communicate()
+
+
+def test_install_that_finds_the_lock_held_is_tried_again(
+    server: VastServer, tmp_path: Path
+) -> None:
+    path = Path(path_without("curl", tmp_path / "bin"))
+    python = (path / "python3").readlink()
+    (path / "python3").unlink()
+    (path / "ln").symlink_to(str(shutil.which("ln")))
+    apt = path / "apt-get"
+    apt.write_text(
+        f"#!/bin/bash\n[ -e {tmp_path}/held ] || {{ : >{tmp_path}/held; exit 100; }}\n"
+        f"ln -sf {python} {path}/python3\n"
+    )
+    apt.chmod(0o755)
+    (path / "sleep").unlink()
+    (path / "sleep").write_text("#!/bin/bash\nread -t 0.1 <> <(:)\n")
+    (path / "sleep").chmod(0o755)
+    dog = watch(server, tmp_path / "work", 1, str(path))
+    wait_for(server, 1)
+    dog.kill()
+    assert server.destroyed == [77]

@@ -10,6 +10,7 @@ import pytest
 
 from pt_app.errors import UserError
 from scripts.rented import limits, work
+from scripts.rented.record import Launch, make_folder
 from tests.rented_host import RentedHost
 from tests.vast_server import ACCOUNT_KEY, Faults, VastServer, offer
 
@@ -90,3 +91,27 @@ def attempt(rows: Path, out: Path, *more: str) -> str:
     with pytest.raises(UserError) as failed:
         launch(launch_words(rows, out, *more))
     return str(failed.value)
+
+
+def a_launch(out: Path) -> Launch:
+    """A launch's record as it is on disk before anything is created."""
+    launch = Launch(
+        label="judge-1",
+        output_dir=str(out),
+        recipe=[],
+        flags=[],
+        data_dir="data",
+        model="tiny",
+        upload_model=None,
+        resume=None,
+        image="",
+        setup="",
+        disk_gb=40,
+        max_hours=1.0,
+        max_dollars=1.0,
+        remote_dir="/work",
+        fetch_minutes=5.0,
+        eval_at_home=False,
+    )
+    make_folder(launch)
+    return launch

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,7 +34,7 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     source = models.resolve_model(settings.model)
     base = f"base/{PurePosixPath(source.name).name}"
     files: Gathered = {name: root / path for name, path in SCRIPTS.items()}
-    files |= _base(source, base)
+    files |= {f"{base}/{path.name}": path for path in models.wanted_files(source.path)}
     files |= _data(data)
     for folder in adapter_folders:
         files |= _adapter(folder, source, taken=files)
@@ -55,19 +54,6 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     adapter = str(PurePosixPath(judges[0]).parent) if judges else f"{output.name}/<name>_final"
     files["README.md"] = guide.format(base=base, adapter=adapter).encode()
     return files
-
-
-def _base(source: models.ModelSource, name: str) -> Gathered:
-    weights = {path.name for path in models.weight_files(source.path)}
-    return {
-        f"{name}/{path.name}": path
-        for path in source.path.iterdir()
-        if path.name in weights
-        or (
-            not path.name.endswith(".safetensors")
-            and any(fnmatch(path.name, pattern) for pattern in models.WANTED)
-        )
-    }
 
 
 def _data(data: JudgeData) -> Gathered:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,25 @@ def weight_files(folder: Path) -> list[Path]:
                 "save_pretrained, which writes safetensors"
             )
     return [folder / name for name in names]
+
+
+def wanted_files(folder: Path) -> list[Path]:
+    """List what of a model's folder is needed elsewhere: its weights, configuration, tokenizer.
+
+    Whatever else lies there (.env, .git, data) stays. Raises UserError as `weight_files`.
+    """
+    weights = {path.name for path in weight_files(folder)}
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name in weights
+        or (
+            path.is_file()
+            and not path.name.startswith(".")
+            and not path.name.endswith(".safetensors")
+            and any(fnmatch(path.name, pattern) for pattern in WANTED)
+        )
+    )
 
 
 def model_identity(source: ModelSource) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ import logging
 import math
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pt_app.eval_model import checkpoints
@@ -17,25 +17,47 @@ log = logging.getLogger("pt_app.rented")
 def copy_back(host: Host, launch: Launch) -> None:
     """Copy what is complete on the host: checkpoints, and at the end run folder and adapter.
 
-    Checkpoints that the host has rotated out are dropped here too. Raises CutOffError.
+    Checkpoints that this launch brought and the host has rotated out are dropped here too.
+    Raises CutOffError.
     """
     output = Path(launch.output_dir)
     there = list(_folders(host))
-    runs = sorted({name.split("/")[0] for name in there})
-    for run in (name for name in runs if not name.endswith("_final")):
-        launch.save(run=run)
-        (output / run).mkdir(parents=True, exist_ok=True)
-        if names := _settled(host, run, output / run):
-            host.fetch(f"adapters_eval/{run}", output / run, names)
-        kept = {name.split("/")[1] for name in there if name.startswith(f"{run}/checkpoint-")}
-        _fetch_checkpoints(host, run, output, sorted(kept, key=_step, reverse=True))
-        for old in (output / run).glob("checkpoint-*"):
-            if kept and old.name not in kept:
-                shutil.rmtree(old)
-    for adapter in (name for name in runs if name.endswith("_final")):
-        if not (output / adapter).exists():
-            host.fetch(f"adapters_eval/{adapter}", output / adapter)
-            log.info("copied back: %s", output / adapter)
+    runs = {name.split("/")[0] for name in there}
+    run = _run(runs, launch)
+    if run is None:
+        return
+    launch.save(run=run)
+    (output / run).mkdir(parents=True, exist_ok=True)
+    if names := _settled(host, run, output / run):
+        host.fetch(f"adapters_eval/{run}", output / run, names)
+    kept = {name.split("/")[1] for name in there if name.startswith(f"{run}/checkpoint-")}
+    _fetch_checkpoints(host, launch, sorted(kept, key=_step, reverse=True))
+    for old in sorted(set(launch.brought) - kept) if kept else ():
+        shutil.rmtree(output / run / old, ignore_errors=True)
+        launch.brought.remove(old)
+    launch.save()
+    adapter = f"{run}_final"
+    if adapter in runs and not (output / adapter).exists():
+        host.fetch(f"adapters_eval/{adapter}", output / adapter)
+        log.info("copied back: %s", output / adapter)
+
+
+def _run(names: Collection[str], launch: Launch) -> str | None:
+    """The launch's run among the names that the host gives, None where it has not begun.
+
+    A stranger's machine could name another run of this folder: only the run that is resumed, or
+    a name that is new here, becomes the launch's. Raises CutOffError for one that is not.
+    """
+    ours = launch.run or (Path(launch.resume).name if launch.resume else None)
+    if ours is not None:
+        return ours if ours in names else None
+    found = sorted(name for name in names if not name.endswith("_final"))
+    for name in found:
+        if not (Path(launch.output_dir) / name).exists():
+            return name
+    if found:
+        raise CutOffError(f"{found[0]} is not this launch's run: move it out of the output folder")
+    return None
 
 
 def _settled(host: Host, run: str, here: Path) -> list[str]:
@@ -71,12 +93,12 @@ def _step(name: str) -> float:
     return int(digits) if digits.isdigit() else math.inf
 
 
-def _fetch_checkpoints(host: Host, run: str, output: Path, names: Sequence[str]) -> None:
+def _fetch_checkpoints(host: Host, launch: Launch, names: Sequence[str]) -> None:
     """Newest first, since the host may drop old ones meanwhile; one that fails stops no other."""
     failed = None
     for name in names:
         try:
-            _fetch_checkpoint(host, f"adapters_eval/{run}/{name}", output / run / name)
+            _fetch_checkpoint(host, launch, name)
         except GoneError:
             log.info("%s is no longer on the host", name)
         except CutOffError as error:
@@ -85,13 +107,16 @@ def _fetch_checkpoints(host: Host, run: str, output: Path, names: Sequence[str])
         raise failed
 
 
-def _fetch_checkpoint(host: Host, source: str, target: Path) -> None:
+def _fetch_checkpoint(host: Host, launch: Launch, name: str) -> None:
+    assert launch.local_run is not None
+    target = launch.local_run / name
     if target.exists() and checkpoints.fault(target) is None:
         return
     shutil.rmtree(target, ignore_errors=True)
-    host.fetch(source, target)
+    host.fetch(f"adapters_eval/{launch.run}/{name}", target)
     wrong = checkpoints.fault(target)
     if wrong:  # rotated out on the host while it was copied
         shutil.rmtree(target)
-        raise CutOffError(f"{target.name}: {wrong}")
+        raise CutOffError(f"{name}: {wrong}")
+    launch.save(brought=[*launch.brought, name])
     log.info("copied back: %s", target)

@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pt_app.errors import UserError
 from pt_app.files import sha256_file, write_text_atomic
@@ -106,7 +108,8 @@ class Host:
     def send(self, files: Mapping[str, Path]) -> None:
         """Copy files up, name in the work's folder -> file here; three attempts, then CutOffError.
 
-        What is there already with the same hash is not sent again.
+        What is there already with the same hash is not sent again. An attempt ends after
+        LIMITS.copy and twice the time that the files need at UPLINK.
         """
         wanted = {name: sha256_file(path) for name, path in files.items()}
         for attempt in range(3):
@@ -134,10 +137,15 @@ class Host:
 
     def _send(self, files: Mapping[str, Path]) -> None:
         command = f"cd {shlex.quote(self.remote)} && tar -x --no-same-owner -f -"
+        size = sum(path.stat().st_size for path in files.values())
+        seconds = limits.LIMITS.copy + 2 * 3600 * limits.upload_hours(size)
         try:
-            with subprocess.Popen(
-                self._words(command), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-            ) as ssh:
+            with (
+                subprocess.Popen(
+                    self._words(command), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+                ) as ssh,
+                _killed_after(ssh, seconds),
+            ):
                 assert ssh.stdin is not None
                 with tarfile.open(fileobj=ssh.stdin, mode="w|", dereference=True) as archive:
                     for name, path in files.items():
@@ -153,8 +161,9 @@ class Host:
         """Copy entries `names` of the folder `source` back into `target`.
 
         A `target` that is not there yet appears whole or not at all; in one that is there each
-        file is replaced whole. Raises CutOffError where the copy was cut or what arrived is not
-        what the host hashed.
+        file is replaced whole. Raises CutOffError where the copy was cut, took longer than
+        LIMITS.copy or is larger than LIMITS.home_bytes, or what arrived is not what the host
+        hashed. What it did not hash is left out.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -163,7 +172,7 @@ class Host:
         try:
             command = f"cd {folder} && find {entries} -type f -exec sha256sum {{}} +"
             hashes = self._hashes(command)
-            self._unpack(f"tar -c -C {folder} -f - {entries}", aside)
+            self._unpack(f"tar -c -C {folder} -f - {entries}", aside, hashes)
             for name, digest in hashes.items():
                 path = aside / name
                 if not path.is_file() or sha256_file(path) != digest:
@@ -181,20 +190,34 @@ class Host:
         except UserError as error:
             raise GoneError(str(error)) from None
 
-    def _unpack(self, command: str, aside: Path) -> None:
-        with subprocess.Popen(
-            self._words(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as ssh:
+    def _unpack(self, command: str, aside: Path, names: Collection[str]) -> None:
+        with (
+            subprocess.Popen(
+                self._words(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            ) as ssh,
+            _killed_after(ssh, limits.LIMITS.copy),
+        ):
             assert ssh.stdout is not None
             try:
                 with tarfile.open(fileobj=ssh.stdout, mode="r|") as archive:
-                    archive.extractall(aside, filter=_plain_files)
+                    archive.extractall(aside, filter=_only(names))
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise CutOffError(f"a copy from the host was cut ({type(error).__name__})") from (
                     None
                 )
             finally:
                 ssh.kill()
+
+
+@contextmanager
+def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """A host that sends or takes a byte now and then would else hold a copy open for ever."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -204,9 +227,27 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _plain_files(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Python's "data" filter; links are left out, of which W&B makes some to absolute paths."""
-    return tarfile.data_filter(entry, folder) if entry.isfile() or entry.isdir() else None
+def _only(names: Collection[str]) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
+    """Python's "data" filter for the files `names`, and for their sizes together.
+
+    Links are left out, of which W&B makes some to absolute paths. Raises CutOffError above
+    LIMITS.home_bytes: the sizes are a stranger's word, the disk is the person's.
+    """
+    known = {PurePosixPath(name) for name in names}
+    size = 0
+
+    def accept(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        nonlocal size
+        if not (entry.isdir() or (entry.isfile() and PurePosixPath(entry.name) in known)):
+            return None
+        size += entry.size
+        if size > limits.LIMITS.home_bytes:
+            raise CutOffError(
+                f"a copy from the host is larger than {limits.LIMITS.home_bytes / 1e9:.0f} GB"
+            )
+        return tarfile.data_filter(entry, folder)
+
+    return accept
 
 
 def _merge(source: Path, target: Path) -> None:

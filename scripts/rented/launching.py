@@ -221,8 +221,8 @@ def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
         _try_to_bring_home(host, launch)
     except BaseException:
         log.warning(
-            "%s goes on without this terminal, at $%.3f/h and to its cap at most: `%s` follows it, "
-            "`%s` ends it",
+            "%s goes on without this terminal, at $%.3f/h; at the cap its watchdog asks Vast to "
+            "end it, which is not certain: `%s` follows it, `%s` ends it",
             f"instance {launch.instance}",
             launch.hourly,
             launch.command("attach"),
@@ -289,7 +289,9 @@ def reach(market: Market, launch: Launch) -> Host:
     Raises UserError where Vast does not list it, StillAliveError where SSH does not answer: that
     may be this machine's network, and on the host lies what was not copied yet.
     """
-    one = find(market, launch)
+    end = time.monotonic() + limits.LIMITS.listed
+    while (one := find(market, launch)) is None and time.monotonic() < end:
+        time.sleep(limits.LIMITS.poll)  # a list may leave out what is alive
     if one is None:
         launch.save(stage="destroyed", instance=None)
         raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")

@@ -2,6 +2,14 @@
 
 from dataclasses import dataclass, field
 
+UPLINK = 10.0
+"""Mb/s from this machine to a host, assumed: what slower home connections give."""
+
+
+def upload_hours(size: float) -> float:
+    """Hours that `size` bytes take to a host at UPLINK."""
+    return size * 8 / (UPLINK * 1e6) / 3600
+
 
 @dataclass
 class Limits:
@@ -25,6 +33,9 @@ class Limits:
     listed: float = 120.0
     """From a create without an answer until its instance must be listed; so for a destroy."""
     copy: float = 3600.0
+    """A copy home; one up gets twice its estimate in addition."""
+    home_bytes: float = 50e9
+    """A copy home that would be larger is refused: checkpoints and adapters are far smaller."""
     command: float = 60.0
     last_minutes: float = 300.0
     """Kept before the cap for a last checkpoint, its copy and the destruction."""

@@ -163,10 +163,21 @@ class Market:
             params["after_token"] = page["next_token"]
 
     def destroy(self, instance: int) -> None:
-        """Ask for the destruction; whether it happened, only `instances` tells."""
+        """Ask for the destruction; one that Vast does not know (404) is taken as gone."""
+        import requests
         from vastai.api.instances import destroy_instance
 
-        self._ask(lambda: destroy_instance(self._client, instance))
+        def ask() -> None:
+            try:
+                answer = destroy_instance(self._client, instance)
+            except requests.HTTPError as error:
+                if _status(error)[0] != 404:
+                    raise
+                return
+            if isinstance(answer, dict) and answer.get("success") is False:
+                raise UnreachableError(f"Vast refuses to destroy instance {instance}")
+
+        self._ask(ask)
 
     def attach_key(self, instance: int, public_key: str) -> None:
         """Let the owner of `public_key` in, on this instance alone."""

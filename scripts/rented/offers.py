@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pt_app.errors import UserError
+from scripts.rented.limits import upload_hours
 from scripts.rented.market import Market
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Work:
     """Bytes of GPU memory."""
     disk_gb: int
     down_gb: float
+    up_gb: float = 0.0
+    """Of down_gb, what this machine sends."""
     hours: float | None = None
     """Given by the person in place of the estimate."""
 
@@ -124,14 +127,15 @@ def _number(row: Row, name: str) -> float:
 
 
 def hours_on(row: Row, work: Work) -> float:
-    """Hours of the run on an offer: the work at UTILISATION, the downloads, the set-up."""
+    """Hours of the run on an offer: the work at UTILISATION, downloads, upload, the set-up."""
     if work.hours is not None:
         return work.hours
     speed = _number(row, "total_flops") * 1e12 * UTILISATION
     if not speed:
         return math.inf
-    download = work.down_gb * 8e3 / max(_number(row, "inet_down"), 1.0) / 3600
-    return work.flops / speed / 3600 + download + SETUP_HOURS
+    download = (work.down_gb - work.up_gb) * 8e3 / max(_number(row, "inet_down"), 1.0) / 3600
+    upload = upload_hours(work.up_gb * 1e9)
+    return work.flops / speed / 3600 + download + upload + SETUP_HOURS
 
 
 @dataclass(frozen=True)

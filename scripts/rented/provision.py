@@ -89,17 +89,23 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
     Raises UserError where none of the first few does; StillAliveError where one may be left.
     """
     reasons: list[str] = []
+    cap = launch.max_hours
     for offer in offers:
         if offer.machine in launch.tried_machines:
             continue
         if len(launch.tried_machines) == HOSTS_TRIED or len(reasons) == REFUSALS:
             break
+        left = launch.max_dollars - launch.spent_before
+        hours = min(cap, (left - offer.fixed) / offer.hourly)
+        if hours < offer.hours:
+            reasons.append(f"offer {offer.id} cannot end within the ${left:.2f} left of the cap")
+            continue
         launch.save(
             stage="creating",
             gpu=offer.gpu,
             hourly=offer.hourly,
             fixed=offer.fixed,
-            max_hours=min(launch.max_hours, (launch.max_dollars - offer.fixed) / offer.hourly),
+            max_hours=hours,
         )
         try:
             _create(market, launch, offer)
@@ -218,34 +224,46 @@ def _answers(host: Host, addresses: Sequence[tuple[str, int]]) -> bool:
 
 def destroy(market: Market, launch: Launch) -> None:
     """Destroy the launch's instance and see that it is gone; raises StillAliveError if not."""
+    unknown = launch.instance is None and launch.started is not None
     end_instances(
         market,
         lambda one: one.id == launch.instance or one.label == launch.label,
         lambda why: still_alive(launch, why),
+        known=() if launch.instance is None else (launch.instance,),
+        patience=limits.LIMITS.listed if unknown else 0.0,
     )
     Host(launch.folder, launch.remote_dir).forget()
     log.info("%s is gone: Vast no longer lists it", launch.label)
-    launch.save(stage="destroyed", instance=None, started=None)
+    spent = launch.spent(time.time())
+    launch.save(stage="destroyed", instance=None, started=None, spent_before=spent)
 
 
 def end_instances(
-    market: Market, ours: Callable[[Instance], bool], left: Callable[[str], UserError]
+    market: Market,
+    ours: Callable[[Instance], bool],
+    left: Callable[[str], UserError],
+    known: Sequence[int] = (),
+    patience: float = 0.0,
 ) -> None:
     """Destroy the instances that are `ours`, again and again until Vast lists none of them.
 
-    Raises `left(why)` where it still does after the time that is given.
+    A list may leave out what is new: those whose ids are `known` are destroyed whatever it says,
+    and where nothing was destroyed an empty list counts only after `patience` seconds. Raises
+    `left(why)` where one is still listed after the time that is given.
     """
-    end = time.monotonic() + limits.LIMITS.listed
+    start = time.monotonic()
     why = "it is still listed"
+    asked: set[int] = set()
     while True:
-        late = time.monotonic() >= end  # asked before the list, which then has the last word
+        waited = time.monotonic() - start  # taken before the list, which then has the last word
+        late = waited >= patience + limits.LIMITS.listed
         try:
-            alive = [one for one in market.instances() if ours(one)]
-            if not alive:
+            due = {one.id for one in market.instances() if ours(one)} | (set(known) - asked)
+            if not due and (asked or waited >= patience):
                 return
-            if not late:
-                for one in alive:
-                    market.destroy(one.id)
+            for one in () if late else sorted(due):
+                market.destroy(one)
+                asked.add(one)
         except UserError as error:
             why = str(error)
         if late:

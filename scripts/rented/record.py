@@ -48,8 +48,12 @@ class Launch:
     """Dollars for traffic."""
     started: float | None = None
     """Seconds since the epoch at which the instance was created."""
+    spent_before: float = 0.0
+    """Dollars, at most, for instances of this launch that were given up."""
     run: str | None = None
     """The run's folder name, once the host has made it."""
+    brought: list[str] = field(default_factory=list)
+    """Checkpoints here that this launch copied back: only these may be dropped again."""
     exit_code: str | None = None
     """What set-up or recipe ended with on the host: "train 0"."""
     tried_machines: list[int] = field(default_factory=list)
@@ -73,8 +77,9 @@ class Launch:
     def spent(self, now: float) -> float:
         """Dollars since the creation, an upper bound: waiting for the image is not billed."""
         if self.started is None:
-            return 0.0
-        return self.hourly * max(0.0, now - self.started) / 3600 + self.fixed
+            return self.spent_before
+        hours = max(0.0, now - self.started) / 3600
+        return self.spent_before + self.hourly * hours + self.fixed
 
     def command(self, verb: str) -> str:
         """The command line that does `verb` to this launch."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pt_app
 from pt_app.errors import UserError
-from pt_app.eval_model import checkpoints
+from pt_app.eval_model import checkpoints, models
 from scripts.rented.host import Host
 from scripts.rented.market import SECRET_WORDS
 from scripts.rented.record import Launch
@@ -19,10 +19,15 @@ CODE = ("requirements.txt", "requirements-cuda.txt", "pyproject.toml", "README.m
 SUFFIXES = {".py", ".txt", ".tsv", ".json", ".jinja", ".yaml", ".safetensors", ".md"}
 DATA = ("judge_train.json", "judge_val.json", "judge_test.json", "dataset.json", "splits.json")
 RECIPE = "pt_app/eval_model/judge_train_cuda.py"
-SETUP = """set -e
+# The watchdog may be at apt-get too, and a lock that is held fails it.
+APT = (
+    "for _ in 1 2 3 4 5 6 7 8; do "
+    "apt-get update -q && apt-get install -yq {} && break; sleep 5; done"
+)
+SETUP = f"""set -e
 if ! python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; then
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -q && apt-get install -yq python3 python3-venv
+  {APT.format("python3 python3-venv")}
 fi
 python3 -m venv .venv
 .venv/bin/pip install --quiet -r requirements-cuda.txt
@@ -62,11 +67,10 @@ def base_files(launch: Launch) -> dict[str, Path]:
     if launch.upload_model is None:
         return {}
     folder = Path(launch.upload_model)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     there = "models/" + folder.name
     if folder.parent.name == "snapshots":
         there = f"hf/hub/{folder.parents[1].name}/snapshots/{folder.name}"
-    return {f"{there}/{path.relative_to(folder).as_posix()}": path for path in files}
+    return {f"{there}/{path.name}": path for path in models.wanted_files(folder)}
 
 
 def resumed_files(run: Path) -> dict[str, Path]:
@@ -127,8 +131,8 @@ def start(host: Host, launch: Launch) -> None:
     host.send(files)
     remote = shlex.quote(host.remote)
     host.run(
-        "command -v tmux >/dev/null || { apt-get update -q && apt-get install -yq tmux; } "
-        ">/dev/null 2>&1; command -v tmux",
+        f"command -v tmux >/dev/null || {{ {APT.format('tmux')}; }} >/dev/null 2>&1; "
+        "command -v tmux",
         timeout=600,
     )
     host.run(

@@ -13,6 +13,8 @@ from scripts.rented.market import ALIVE_NEVER, Market, UnreachableError
 from scripts.rented.provision import find
 from scripts.rented.record import Launch
 
+PIECE = 1_000_000
+"""Bytes of the log that are read at a time."""
 log = logging.getLogger("pt_app.rented")
 
 
@@ -31,6 +33,8 @@ class Follower:
     heard: float = 0.0
     fetched: float = 0.0
     away_since: float | None = None
+    behind: bool = False
+    """The run has ended, and more of its log waits on the host."""
 
     def follow(self) -> str:
         """Until the host has written its exit code, which is returned: "train 0".
@@ -47,13 +51,13 @@ class Follower:
                 self.copy_back()
                 self.fetched = time.monotonic()
             self._check_cap()
-            time.sleep(limits.LIMITS.poll)
+            time.sleep(0 if self.behind else limits.LIMITS.poll)
 
     def _look(self) -> bool:
-        """Print what is new in the log; true once the host has written its exit code."""
+        """Print what is new in the log; true once the run has ended and all of it is read."""
         command = (
             f'cd {shlex.quote(self.host.remote)} && echo "$(cat exit_code 2>/dev/null)" && '
-            f"tail -c +{self.offset + 1} run.log 2>/dev/null | head -c 1000000"
+            f"tail -c +{self.offset + 1} run.log 2>/dev/null | head -c {PIECE}"
         )
         try:
             output = self.host.run(command)
@@ -63,15 +67,18 @@ class Follower:
             return False
         self.heard = time.monotonic()
         code, _, new = output.partition(b"\n")
+        mode = "a" if self.offset else "w"  # an attach reads it anew
         self.offset += len(new)
         text = plain(new.decode(errors="replace").replace("\r", "\n"))
-        with open(self.launch.folder / "run.log", "a", encoding="utf-8") as file:
+        with open(self.launch.folder / "run.log", mode, encoding="utf-8") as file:
             file.write(text)
         sys.stdout.write(text)
         sys.stdout.flush()
-        if code.strip():
-            self.launch.save(stage="ended", exit_code=plain(code.decode(errors="replace")).strip())
-        return bool(code.strip())
+        self.behind = bool(code.strip()) and len(new) == PIECE
+        if not code.strip() or self.behind:
+            return False
+        self.launch.save(stage="ended", exit_code=plain(code.decode(errors="replace")).strip())
+        return True
 
     def _check_machine(self) -> None:
         """A machine that is gone, or in a state from which nothing comes, ends the rental."""
@@ -79,14 +86,14 @@ class Follower:
             one = find(self.market, self.launch)
         except UnreachableError:
             return
-        if one is None:
-            raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
-        if one.status not in ALIVE_NEVER:
+        if one is not None and one.status not in ALIVE_NEVER:
             self.away_since = None
             return
         self.away_since = self.away_since or time.monotonic()
-        patience = limits.LIMITS.away if one.status in ("unknown", "offline") else 0.0
-        if time.monotonic() - self.away_since >= patience:
+        away = one is None or one.status in ("unknown", "offline")  # a list may leave one out
+        if time.monotonic() - self.away_since >= (limits.LIMITS.away if away else 0.0):
+            if one is None:
+                raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
             raise OverError(f"the instance is {one.status} ({one.message})")
 
     def _check_money(self) -> None:

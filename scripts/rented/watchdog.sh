@@ -12,8 +12,11 @@ notice=$(($1 < 720 ? $1 / 6 : 120))
 for name in CONTAINER_ID CONTAINER_API_KEY; do
   [ -n "${!name}" ] || export "$name=$(tr '\0' '\n' </proc/1/environ | sed -n "s/^$name=//p")"
 done
-command -v curl || command -v python3 ||
-  { apt-get update && apt-get install -y curl ca-certificates; }
+# Again and again, since another apt-get may hold the lock; aside, so that it delays no end.
+until command -v curl || command -v python3; do
+  apt-get update && apt-get install -y curl ca-certificates
+  sleep 5
+done &
 # The key goes in by stdin or the environment, so that no list of processes shows it. Vast can
 # also refuse with 200.
 ask() {

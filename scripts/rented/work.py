@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,35 +48,68 @@ def host_flags(settings: Settings, model: str, data: str, resume: str | None) ->
 
 
 def estimated(
-    argv: Sequence[str], hours: float | None, gpu_ram: float | None, disk_gb: int | None
+    argv: Sequence[str],
+    hours: float | None,
+    gpu_ram: float | None,
+    disk_gb: int | None,
+    upload: bool = False,
 ) -> Work:
     """What the run needs; `hours` and `gpu_ram` (GiB) given by a person count before estimates.
 
-    With both of them nothing is estimated. Raises UserError where the estimate fails.
+    With both of them nothing is estimated, and the base's size is that of its files here.
+    `upload`: the base is copied up. Raises UserError where the estimate fails, or neither the
+    size of the base nor `disk_gb` is known.
     """
-    said: Mapping[str, Any] = {"flops": 0, "memory": {"total": 0}, "disk_bytes": 0, "base_bytes": 0}
+    model = settings_of(argv).model
+    said: Mapping[str, Any]
     if hours is None or gpu_ram is None:
         said = _estimate(argv)
+    else:
+        size = _size_here(model)
+        if size is None and disk_gb is None:
+            raise UserError(f'the size of model "{model}" is not known here: give --disk too')
+        said = {"flops": 0, "memory": {"total": 0}, "disk_bytes": 0, "base_bytes": size or 0}
     base_gb, written_gb = float(said["base_bytes"]) / 1e9, float(said["disk_bytes"]) / 1e9
     return Work(
         flops=float(said["flops"]),
         memory=float(said["memory"]["total"]) if gpu_ram is None else gpu_ram * 2**30,
         disk_gb=disk_gb or DISK_GB + math.ceil(base_gb + written_gb),
         down_gb=PACKAGES_GB + base_gb,
+        up_gb=base_gb if upload or Path(model).expanduser().is_dir() else 0.0,
         hours=hours,
     )
 
 
+def _size_here(model: str) -> int | None:
+    """Bytes of a base's files where it lies on this machine."""
+    from pt_app.eval_model.models import TINY, from_cache, resolve_model, wanted_files
+
+    local = model == TINY or Path(model).expanduser().is_dir()
+    folder = resolve_model(model).path if local else from_cache(model)
+    return sum(path.stat().st_size for path in wanted_files(folder)) if folder else None
+
+
 def _estimate(argv: Sequence[str]) -> Mapping[str, Any]:
-    """What `judge estimate` prints as JSON: flops of the training, sizes in bytes."""
+    """What `judge estimate` prints as JSON: flops of the training, sizes in bytes.
+
+    What it says meanwhile is shown: it may fetch a base of several GB.
+    """
     command = [*ESTIMATE, "--platform", "cuda", "--no_timing", "--json", *argv]
-    done = subprocess.run(command, capture_output=True, text=True)
+    errors = b""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        assert done.stdout is not None
+        assert done.stderr is not None
+        while piece := os.read(done.stderr.fileno(), 65536):
+            errors += piece
+            sys.stderr.write(piece.decode(errors="replace"))
+            sys.stderr.flush()
+        output = done.stdout.read()  # far less than a pipe holds, so nothing waits on it
     try:
-        said: Mapping[str, Any] = json.loads(done.stdout)
+        said: Mapping[str, Any] = json.loads(output)
         float(said["flops"]), float(said["memory"]["total"])
         float(said["disk_bytes"]), float(said["base_bytes"])
     except (ValueError, KeyError, TypeError):
-        lines = done.stderr.strip().splitlines()
+        lines = errors.decode(errors="replace").strip().splitlines()
         why = lines[-1].removeprefix("error: ") if lines else f"exit code {done.returncode}"
         raise UserError(
             f"judge estimate failed: {why}; or give --hours and --gpu_ram yourself"
