@@ -124,7 +124,8 @@ class RentedHost:
         environment = os.environ | {"TMUX_TMPDIR": str(self.folder)}
         subprocess.run(["tmux", "kill-server"], env=environment, capture_output=True)
         for process in (left := self.processes()):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(left, timeout=10)
         for folder in (self.remote, self.home):
             shutil.rmtree(folder, ignore_errors=True)

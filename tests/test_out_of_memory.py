@@ -129,7 +129,7 @@ def test_evaluation_that_runs_out_of_memory_leaves_the_adapter_and_says_how_to_g
 
 
 def squeezed(base: Path, rows: Path, out: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:
-    more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=32", "--epochs=10"]
+    more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=32", "--epochs=5"]
     argv = flags(base, rows, out, *more, "--gradient_accumulation=1", "--save_steps=0")
     return subprocess.run(
         [sys.executable, "-m", "tests.squeezed_recipe", "mps", str(mebibytes), *argv],
@@ -151,7 +151,7 @@ def test_run_under_an_address_space_limit_takes_the_steps_of_one_without(tmp_pat
     assert tight.returncode == 0, tight.stdout + tight.stderr
     assert "ran out of memory" in tight.stdout
     one, other = (losses(tmp_path / name) for name in ("free", "tight"))
-    assert len(one) == 2
+    assert len(one) == 1, "the mean of ten steps; Adam makes rounding grow from there"
     for (loss, norm), (other_loss, other_norm) in zip(one, other, strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-5)
         assert norm == pytest.approx(other_norm, rel=1e-4)

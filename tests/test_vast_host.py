@@ -184,7 +184,7 @@ def test_training_that_fails_is_said_and_destroyed_with_its_checkpoints_at_home(
         failed.value
     )
     assert "RuntimeError: the loss is no number" in capsys.readouterr().out
-    assert steps_of(out) == [3]
+    assert steps_of(out) == [1, 2, 3]
     assert vast.instances == {}
 
 
