@@ -72,7 +72,8 @@ def fast_products(device: torch.device) -> Iterator[None]:
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cpu":
-        keep_freed_memory()
+        if _most_kept is None:  # a training has chosen already
+            keep_freed_memory()
         if fast_products_hold():
             torch.set_float32_matmul_precision("medium")
     try:
@@ -138,18 +139,24 @@ def pack(model: Any) -> Any:
     return model
 
 
-def keep_freed_memory() -> None:
+_most_kept: int | None = None
+MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the most that glibc takes on 64 bits
+
+
+def keep_freed_memory(most: int = MOST_KEPT) -> None:
     """Let glibc keep freed memory instead of giving it back to the system after each tensor.
 
     New pages are cleared one by one as they are first touched: a twentieth of a training step at
-    the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors above 32 MiB are given back all the
-    same: kept, their holes are cut up by what lives longer, and a run grew by a gigabyte in 18
+    the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors above `most` bytes are given back all
+    the same: kept, their holes are cut up by what lives longer, and a run grew by a gigabyte in 18
     steps (docs/ESTIMATE.md). Other systems' allocators are left alone.
     """
+    global _most_kept
+    _most_kept = most
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         mmap_threshold, trim_threshold = -3, -1  # malloc.h
-        mallopt(mmap_threshold, 2**25)  # the most that glibc takes on 64 bits
+        mallopt(mmap_threshold, most)
         mallopt(trim_threshold, 2**31 - 1)
 
 
