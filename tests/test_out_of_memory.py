@@ -155,7 +155,3 @@ def test_run_under_an_address_space_limit_takes_the_steps_of_one_without(tmp_pat
     for (loss, norm), (other_loss, other_norm) in zip(one, other, strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-5)
         assert norm == pytest.approx(other_norm, rel=1e-4)
-    none = squeezed(base, rows, tmp_path / "none", 1)
-    assert none.returncode == 2, none.stdout + none.stderr
-    assert none.stderr.startswith("error: training ran out of memory")
-    assert "Traceback" not in none.stderr

@@ -144,7 +144,8 @@ def test_copies_that_are_cut_are_made_again(
 ) -> None:
     rented_host.line.breaks = [30_000, 300_000]  # within a checkpoint, within the adapter
     main(launch_words(rows, out, host=rented_host))
-    assert capsys.readouterr().out.count("was cut") == 2
+    said = capsys.readouterr().out
+    assert said.count("was cut") == 2, said
     assert rented_host.line.breaks == []
     adapter = out / f"{RUN}_final" / "adapter_model.safetensors"
     assert adapter.read_bytes() == b"trained" * 100000

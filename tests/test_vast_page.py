@@ -123,7 +123,9 @@ def test_the_other_commands_do_what_the_page_says(
     killed.communicate()
     (label,) = [one.label for one in all_launches(folder / "adapters_eval")]
     assert f"{label}: instance 7000, running" in done(call(folder, listed))
-    assert "copied back: adapters_eval/stand-in" in done(call(folder, fetch))
+    # The host drops an old checkpoint now and then while it is copied: "try again", it says.
+    fetched = next(f for f in (call(folder, fetch) for _ in range(5)) if f.wait() == 0)
+    assert "copied back: adapters_eval/stand-in" in done(fetched)
     assert "adapter: adapters_eval/stand-in" in done(call(folder, attach))
     assert vast.instances == {}
     assert "is gone" in done(call(folder, [destroy[0], label]))

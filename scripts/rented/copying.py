@@ -102,10 +102,7 @@ def _fetch_checkpoints(host: Host, launch: Launch, names: Sequence[str]) -> None
         except GoneError:
             log.info("%s is no longer on the host", name)
         except CutOffError as error:
-            if f"{launch.run}/{name}" in set(_folders(host)):
-                failed = error
-            else:
-                log.info("%s left the host while it was copied", name)
+            failed = error
     if failed is not None:
         raise failed
 
