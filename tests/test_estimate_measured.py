@@ -70,7 +70,7 @@ def estimated(recipe: str, flags: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_memory_and_time_of_a_training_are_within_a_quarter_of_what_is_measured(
+def test_memory_of_a_training_is_within_a_quarter_of_what_is_measured(
     model: Path, recipe: str, tmp_path: Path
 ) -> None:
     flags = [f"--model={model}", "--data_dir=datasets/judge_eval", f"--output_dir={tmp_path}"]
@@ -78,13 +78,12 @@ def test_memory_and_time_of_a_training_are_within_a_quarter_of_what_is_measured(
     flags += ["--epochs=1", "--max_samples=96", "--eval_steps=6"]
     before = estimated(recipe, flags)
     peak, said = measured(recipe, flags)
-    after = estimated(recipe, flags)  # the machine may have been busier at one end
     (runtime,) = re.findall(r"train_runtime ([\d.]+)", said)
-    times = [sum(one["seconds"][k] for k in ("training", "validation")) for one in (before, after)]
+    time = sum(before["seconds"][part] for part in ("training", "validation"))
     print(f"{model.name}, {recipe}: {before['memory']['total']} bytes said, {peak} measured")
-    print(f"{model.name}, {recipe}: {times} seconds said, {runtime} measured")
+    # Looked at, not asserted: another program on the machine would fail it (docs/ESTIMATE.md).
+    print(f"{model.name}, {recipe}: {time} seconds said, {runtime} measured")
     assert before["memory"]["total"] == pytest.approx(peak, rel=WITHIN)
-    assert min(abs(time / float(runtime) - 1) for time in times) <= WITHIN
 
 
 def test_memory_of_a_run_with_its_evaluation_is_within_a_quarter_of_what_is_measured(
