@@ -38,9 +38,10 @@ def methods(server: VastServer) -> list[str]:
     return [method for method, *_ in server.requests]
 
 
-def wait_for(server: VastServer, count: int) -> None:
-    end = time.monotonic() + 20
-    while len(server.requests) < count:
+def wait_for_the_end(server: VastServer) -> None:
+    """Until the instance is gone: a request is kept before it is carried out."""
+    end = time.monotonic() + 60
+    while not server.destroyed:
         assert time.monotonic() < end, server.requests
         time.sleep(0.05)
 
@@ -62,7 +63,7 @@ def test_instance_destroys_itself_at_the_cap_with_its_own_key(
     if missing == "python3" and not shutil.which("curl"):
         pytest.skip("no curl on this machine")
     dog = watch(server, tmp_path / "work", 1, path_without(missing, tmp_path / "bin"))
-    wait_for(server, 1)
+    wait_for_the_end(server)
     dog.kill()
     method, path, _, key = server.requests[0]
     assert (method, path, key) == ("DELETE", "/api/v0/instances/77/", "own-key")
@@ -77,7 +78,7 @@ def test_instance_that_may_not_destroy_itself_is_stopped_and_tries_on(
 ) -> None:
     server.faults.destroys = 2
     dog = watch(server, tmp_path / "work", 1, os.environ["PATH"])
-    wait_for(server, 5)
+    wait_for_the_end(server)
     dog.kill()
     dog.communicate()
     assert methods(server)[:5] == ["DELETE", "PUT", "DELETE", "PUT", "DELETE"]
@@ -90,12 +91,10 @@ def test_a_restart_of_the_container_buys_no_time(server: VastServer, tmp_path: P
     time.sleep(1)
     first.kill()
     first.communicate()
-    began = time.monotonic()
     second = watch(server, tmp_path / "work", 1000, os.environ["PATH"])
-    wait_for(server, 1)
+    wait_for_the_end(server)
     second.kill()
     second.communicate()
-    assert time.monotonic() - began < 10
     assert server.destroyed == [77]
 
 
@@ -130,6 +129,6 @@ def test_install_that_finds_the_lock_held_is_tried_again(
     (path / "sleep").write_text("#!/bin/bash\nread -t 0.1 <> <(:)\n")
     (path / "sleep").chmod(0o755)
     dog = watch(server, tmp_path / "work", 1, str(path))
-    wait_for(server, 1)
+    wait_for_the_end(server)
     dog.kill()
     assert server.destroyed == [77]
