@@ -39,6 +39,8 @@ $(VENV)/.%: requirements-%.lock pyproject.toml | $(VENV)/bin/python
 	  echo "make install-rocm TORCH_INDEX=<the address that pytorch.org's 'Get started' page" \
 	    "shows for ROCm>: torch's default build is NVIDIA's" >&2; exit 2; fi
 	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@[ $* != rocm ] || $(BIN)/python -c "import sys, torch; sys.exit(not torch.version.hip)" || { \
+	  echo "this torch is not built for ROCm: rm -r $(VENV), and look at TORCH_INDEX" >&2; exit 2; }
 	$(BIN)/pip install --quiet --require-hashes --no-deps -r $<
 	$(BIN)/pip install --quiet --no-deps -e .
 	@[ $* != cuda ] || $(BIN)/python -c "import torch; torch.version.cuda or print('note: this', \
@@ -72,8 +74,9 @@ generate-data: $(VENV)/.mps
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
+# Two files at a time, on a thread each: small models gain little from a second one.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT, run_offline
 from tests.test_report_browser import CHROMIUM, SCHEMES, WIDTHS, look_over
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_demo(clone: Path, seed: int) -> tuple[str, Path]:
     """Output of `judge demo` without network and keys, and the report that it names."""
-    done = run_offline(["-m", "pt_app.cli", "demo", "--seed", str(seed)], cwd=clone, timeout=900)
+    done = run_offline(["-m", "pt_app.cli", "demo", "--seed", str(seed)], cwd=clone, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout, clone / done.stdout.strip().splitlines()[-1].removeprefix("report: ")
 

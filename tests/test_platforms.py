@@ -1,10 +1,14 @@
 """What the machine changes, decided once; and products on the CPU that are fast and still exact."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from pt_app.errors import UserError
 from pt_app.eval_model import gemm, platforms
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +85,29 @@ def test_float32_is_what_the_recipe_for_apple_takes_by_itself():
     on_cpu_only()
     asked, own = platforms.decide("mps", precision="float32"), platforms.decide("mps")
     assert (asked.weights, asked.compute_dtype) == (own.weights, own.compute_dtype)
+
+
+KERNELS = """
+import ctypes, torch
+from pt_app.eval_model import gemm, platforms
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefg"] + [("used", ctypes.c_size_t * 3)]
+mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+mallinfo.restype = Heap
+platforms.decide("mps")
+weight = torch.zeros(64, 64)
+def multiply(shapes):
+    for rows in shapes:
+        torch.nn.functional.linear(torch.zeros(rows, 64), weight)
+    return mallinfo().used[0]
+print(multiply(range(1, 200)), multiply(range(200, 900)))
+"""
+
+
+@pytest.mark.skipif(
+    not gemm.fast_products_hold() or sys.platform != "linux", reason="no products through oneDNN"
+)
+def test_products_of_ever_new_shapes_do_not_fill_the_memory():
+    done = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert after - before < 10 * 2**20  # without a bound 390 MB

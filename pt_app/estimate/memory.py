@@ -24,8 +24,8 @@ NF4_BLOCK, NF4_SCALES, NF4_TABLES = 64, 256, (16 + 256 + 1) * FLOAT32
 # tensors below 4096 parameters stay in 32 bits.
 EIGHT_BIT_BLOCK, LEAST_8_BIT = 256, 4096
 # What torch and its libraries add to a process that trains on a CPU: measured, docs/ESTIMATE.md.
-# Nearly all are oneDNN's kernels, of which it keeps one for each of the last 1024 shapes.
-LIBRARIES = 600 * 2**20
+# Most are oneDNN's kernels, of which `gemm.KERNELS_KEPT` are kept, and holes between tensors.
+LIBRARIES = 200 * 2**20
 # CUDA's context and cuBLAS' workspace on a GPU that is planned for: a guess, measured on no card.
 CUDA_CONTEXT = 600 * 2**20
 

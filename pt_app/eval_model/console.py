@@ -50,6 +50,8 @@ def start() -> None:
 def _silence_what_no_user_can_act_on() -> None:
     # peft 0.21 asks transformers 5.23 by an old name.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    # The line on the platform says it.
+    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
     logging.getLogger("transformers.trainer_utils").addFilter(
         lambda record: "mtime may not be reliable" not in record.getMessage()
     )

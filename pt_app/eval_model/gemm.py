@@ -1,6 +1,7 @@
 """Products and memory on this processor: the fastest that are exact, and which 16 bits are real."""
 
 import ctypes
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -132,15 +133,21 @@ def pack(model: Any) -> Any:
     """
     if model.device.type != "cpu" or not packing_holds():
         return model
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is torch.nn.Linear and child.weight.is_floating_point():
-                setattr(module, name, PackedLinear(child))
+    with weights_apart():
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if type(child) is torch.nn.Linear and child.weight.is_floating_point():
+                    setattr(module, name, PackedLinear(child))
     return model
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 _most_kept: int | None = None
 MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the most that glibc takes on 64 bits
+# Shapes whose kernels oneDNN keeps; a pack has some 30, which its layers share. The default, 1024,
+# held 600 MB more on packs of ever new lengths and was no faster (docs/ESTIMATE.md; the same in
+# pytorch issue 98688).
+KERNELS_KEPT = 128
 
 
 def keep_freed_memory(most: int = MOST_KEPT) -> None:
@@ -149,15 +156,34 @@ def keep_freed_memory(most: int = MOST_KEPT) -> None:
     New pages are cleared one by one as they are first touched: a twentieth of a training step at
     the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors above `most` bytes are given back all
     the same: kept, their holes are cut up by what lives longer, and a run grew by a gigabyte in 18
-    steps (docs/ESTIMATE.md). Other systems' allocators are left alone.
+    steps (docs/ESTIMATE.md). Other systems' allocators are left alone. oneDNN's kernels lie
+    between the tensors: they are bounded here too, since it reads its bound at its first product.
     """
     global _most_kept
     _most_kept = most
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # its own, torch's
+        os.environ.setdefault(name, str(KERNELS_KEPT))
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
-        mmap_threshold, trim_threshold = -3, -1  # malloc.h
-        mallopt(mmap_threshold, most)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(MMAP_THRESHOLD, most)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def weights_apart() -> Iterator[None]:
+    """Weights made within lie in pages of their own, which their end gives back whole.
+
+    Among kept tensors they would leave holes as they are packed or freed.
+    """
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None or _most_kept is None:
+        yield
+        return
+    mallopt(MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        mallopt(MMAP_THRESHOLD, _most_kept)
 
 
 def give_back_freed_memory() -> None:

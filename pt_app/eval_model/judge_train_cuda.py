@@ -6,7 +6,6 @@ python pt_app/eval_model/judge_train_cuda.py --model tiny --epochs 1     (no net
 The twin for Apple is judge_train_mps.py; the flags are the same, but for --no_4bit.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import BitsAndBytesConfig, TrainingArguments
 from pt_app.errors import exit_with
 from pt_app.eval_model import repeats
 from pt_app.eval_model.models import ModelSource, load_model
-from pt_app.eval_model.platforms import Platform
+from pt_app.eval_model.platforms import Platform, cores
 from pt_app.eval_model.settings import Settings, resolve
 
 
@@ -62,7 +61,7 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
         **common,
         optim=platform.optimizer,
         max_grad_norm=0.3,
-        dataloader_num_workers=min(4, os.cpu_count() or 1),
+        dataloader_num_workers=min(4, cores()),
         dataloader_pin_memory=True,
         **platform.autocast,
     )

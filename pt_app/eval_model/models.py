@@ -193,14 +193,17 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from pt_app.eval_model.gemm import weights_apart
+
     device = torch.device(device or "cpu")
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     if quantization_config is not None:
         options |= {"quantization_config": quantization_config, "device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, trust_remote_code=False, use_safetensors=True, **options
-        )
+        with weights_apart():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path, trust_remote_code=False, use_safetensors=True, **options
+            )
     except ImportError as error:
         raise UserError(
             f"a 4-bit base needs bitsandbytes ({_short(error)}): "

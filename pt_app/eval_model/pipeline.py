@@ -5,7 +5,6 @@ platform changes is in those and in `platforms.py`.
 """
 
 import logging
-import os
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -153,7 +152,7 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
 
     if console.ranks() > 1:
         # torchrun gives each rank one thread; the others have ended by now.
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(platforms.cores())
     log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
     about = about_this_run() | {"seed": settings.seed}
     remedies = f"the adapter is whole, {adapter}: --resume evaluates it, or judge eval elsewhere"

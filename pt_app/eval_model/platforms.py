@@ -73,6 +73,12 @@ class Platform:
         return self.device == "cpu"
 
 
+def cores() -> int:
+    """CPU cores that this process may use: a job on a cluster has few of a node's."""
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has no such bounds
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def recipe_for_this_machine() -> Recipe:
     """The recipe that uses what this machine has: "cuda" on NVIDIA and AMD, else "mps"."""
     return "cuda" if torch.cuda.is_available() else "mps"
@@ -223,7 +229,7 @@ def _cuda(no_4bit: bool) -> Platform:
         reason = f"{kind} found; {why}"
     else:
         device, dtype, hardware = "cpu", torch.float32, _cpu_name()
-        reason = "no NVIDIA or AMD GPU here: training on the CPU, computing in float32"
+        reason = "no NVIDIA or AMD GPU here: training on the CPU, in float32, without paging"
     plain: Weights = "float32"
     if on_gpu:
         plain = "bfloat16" if dtype == torch.bfloat16 else "float16"

@@ -64,8 +64,13 @@ def read_parts(
             for row, paths in zip(rows, of_rows, strict=True)
         ]
         keep = [place - known for of_row in places for place in of_row]
-        logits = _logits(model, tree, keep, known, cache, pad_id, shapes or Shapes())
-        reading = reading_of(logits.view(len(rows), trie.states, -1), trie)
+        # Under no name here, which would hold them until the next part's are there too.
+        reading = reading_of(
+            _logits(model, tree, keep, known, cache, pad_id, shapes or Shapes()).view(
+                len(rows), trie.states, -1
+            ),
+            trie,
+        )
         paths = [p[0][: len(prompts[row])] for row, p in zip(rows, of_rows, strict=True)]
         yield Part(rows, reading, places, paths, cache)
         before, path = prompts[rows[-1]], paths[-1]
