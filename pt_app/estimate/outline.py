@@ -31,6 +31,7 @@ from pt_app.eval_model.tree_attention import (
     Block,
     as_attention_mask,
     core,
+    last_mlp_only_at,
     use_attention,
     why_no_tree,
 )
@@ -178,7 +179,7 @@ class _Runner:
         with self.mode, meter, torch.set_grad_enabled(training), self._autocast():
             inputs = self._inputs(pack)
             kept = torch.zeros(pack.kept, dtype=torch.long)
-            with self._last_mlp_at(pack.kept):
+            with last_mlp_only_at(self.model, kept[: pack.tokens]):
                 logits = self.model(
                     **inputs,
                     logits_to_keep=kept,
@@ -206,28 +207,6 @@ class _Runner:
             mask = masks[: size * len(keys)].view(size, len(keys))
             inputs["blocks"] = [Block(0, size, keys, mask)]
         return inputs
-
-    @contextmanager
-    def _last_mlp_at(self, kept: int) -> Iterator[None]:
-        """`tree_attention.last_mlp_only_at` for positions that have no numbers."""
-        layers = getattr(getattr(core(self.model), "model", None), "layers", None)
-        mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
-        if mlp is None or (self.checkpointed and self.model.training):
-            yield
-            return
-        whole, own = mlp.forward, vars(mlp).get("forward")
-
-        def at_kept(hidden: torch.Tensor) -> torch.Tensor:
-            index = torch.zeros(min(kept, hidden.shape[1]), dtype=torch.long)
-            return torch.zeros_like(hidden).index_copy(1, index, whole(hidden[:, index]))
-
-        mlp.forward = at_kept
-        try:
-            yield
-        finally:
-            del mlp.forward
-            if own is not None:
-                mlp.forward = own
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

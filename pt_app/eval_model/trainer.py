@@ -41,7 +41,7 @@ def summed_loss(model: Any, inputs: Batch) -> torch.Tensor:
         layout = tree_inputs(model, inputs["input_ids"], inputs["position_ids"], inputs["last"])
     else:
         layout = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    with last_mlp_only_at(model, inputs["keep"]):
+    with last_mlp_only_at(model, torch.unique(inputs["keep"])):
         logits = model(**layout, logits_to_keep=inputs["keep"], use_cache=False).logits
     return F.cross_entropy(
         logits.float().flatten(0, 1),

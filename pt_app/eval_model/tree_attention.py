@@ -206,7 +206,7 @@ def use_attention(model: Any, name: str) -> None:
 
 @contextmanager
 def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
-    """Within, the last layer's MLP is computed at the `keep` positions alone.
+    """Within, the last layer's MLP is computed at the `keep` positions alone, each named once.
 
     Nothing behind it looks at the others: their keys and values are made before it, and logits are
     asked for at `keep`. It saves the MLP of a layer, forward and backward, exactly. Models whose
@@ -226,8 +226,7 @@ def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
     whole, own = mlp.forward, vars(mlp).get("forward")
 
     def at_kept(hidden: torch.Tensor) -> torch.Tensor:
-        kept = torch.unique(keep)
-        return torch.zeros_like(hidden).index_copy(1, kept, whole(hidden[:, kept]))
+        return torch.zeros_like(hidden).index_copy(1, keep, whole(hidden[:, keep]))
 
     mlp.forward = at_kept
     try:

@@ -97,7 +97,7 @@ def _logits(
         known,
     )
     asked = torch.tensor(keep + [0] * more, device=device)
-    with last_mlp_only_at(model, asked):
+    with last_mlp_only_at(model, torch.unique(asked)):
         logits: torch.Tensor = model(
             **layout,
             logits_to_keep=asked,
