@@ -207,6 +207,17 @@ def test_a_hole_serves_again_only_what_fits_and_neighbours_are_joined() -> None:
     heap.give(third)
 
 
+@pytest.mark.parametrize(("most_kept", "mebibytes"), [(2**20, 8), (2**25, 12)])
+def test_freed_tensors_above_the_bound_are_given_back(most_kept: int, mebibytes: int) -> None:
+    with Meter([], 0, most_kept) as meter:
+        first = torch.empty(2**20)
+        between = torch.empty(2)
+        del first
+        torch.empty(2 * 2**20)
+        del between
+    assert meter.top == pytest.approx(mebibytes * 2**20, abs=200)
+
+
 def wanted(base: Path, rows: Path, out: Path, *flags: str, recipe: Recipe = "mps") -> Estimate:
     settings = settings_of(recipe, base, rows, out, "--gradient_accumulation=24", *flags)
     platform = platforms.decide(recipe, no_4bit=settings.no_4bit)

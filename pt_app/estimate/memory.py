@@ -143,11 +143,12 @@ def mapped_bytes(source: ModelSource, platform: Platform) -> int:
 
 
 def training_memory(outline: Outline, plan: Plan, runtime: int, mapped: int = 0) -> Memory:
-    """The peak of the training and its validations."""
-    kinds: list[tuple[Pass, Sequence[Pack]]] = [("training", plan.packs)]
+    """The peak of the training and its validations, between which freed memory is given back."""
+    parts: list[list[tuple[Pass, Pack]]] = [[("training", p) for p in extremes(plan.packs)]]
     if plan.validations:
-        kinds += [("reading", plan.validation), ("loss", plan.validation_loss)]
-    held = outline.held([(kind, pack) for kind, packs in kinds for pack in extremes(packs)])
+        reading: list[tuple[Pass, Pack]] = [("reading", p) for p in extremes(plan.validation)]
+        parts.append([*reading, *(("loss", p) for p in extremes(plan.validation_loss))])
+    held = max(map(outline.held, parts), key=lambda one: _grown(one, outline.platform))
     count = sum(outline.adapters)
     return Memory(
         weights=mapped + _quantised(outline) if mapped else weight_bytes(outline),

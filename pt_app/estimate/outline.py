@@ -168,7 +168,7 @@ class _Runner:
         """A meter for passes of this model; its weights and their gradients are not counted."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
-        return Meter(weights + gradients, self.vocabulary)
+        return Meter(weights + gradients, self.vocabulary, self.platform.most_kept)
 
     def run(self, pack: Pack, meter: Meter, kind: Pass) -> None:
         """One pass over `pack`: a training pack forward and backward, the loss of a validation

@@ -196,6 +196,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Log the numbers of `validate`, and save a checkpoint where they are the best so far."""
         assert self.validate is not None
+        give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
         numbers = self.validate(self.accelerator.unwrap_model(self.model))
         if not numbers:  # memory ran out
             return {}
