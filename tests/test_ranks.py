@@ -136,20 +136,24 @@ def test_two_processes_leave_one_adapter_one_evaluation_and_one_tracked_run(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "parted"), [("mps", []), ("cuda", ["--no_4bit", "--shard_base"])]
+)
 def test_killed_rank_ends_the_run_with_a_message_and_a_checkpoint_that_resumes(
-    base: Path, uneven: Path, tmp_path: Path
+    base: Path, uneven: Path, tmp_path: Path, recipe: str, parted: list[str]
 ) -> None:
     more = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--save_steps=4", "--tracking=off"]
-    run("torchrun", "mps", flags(base, uneven, tmp_path / "whole", *more))
+    more += parted
+    run("torchrun", recipe, flags(base, uneven, tmp_path / "whole", *more))
     cut = tmp_path / "cut"
-    process = start("torchrun", "mps", flags(base, uneven, cut, *more))
+    process = start("torchrun", recipe, flags(base, uneven, cut, *more))
     wait_for_step(process, cut, 12)
     rank(process, 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "one of the 2 processes that trained together is gone, in step" in output
     assert "--resume goes on from" in output
-    output = run("torchrun", "mps", flags(base, uneven, cut, *more, "--resume"))
+    output = run("torchrun", recipe, flags(base, uneven, cut, *more, "--resume"))
     assert "resuming from" in output
     assert weights(cut) == weights(tmp_path / "whole")
 
