@@ -136,6 +136,7 @@ def test_two_processes_leave_one_adapter_one_evaluation_and_one_tracked_run(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("recipe", "parted"), [("mps", []), ("cuda", ["--no_4bit", "--shard_base"])]
 )
