@@ -210,6 +210,16 @@ def test_finished_judge_is_not_trained_again(checkout: Path) -> None:
     assert not (checkout / "arguments").exists()
 
 
+def test_judge_that_was_finished_as_the_warning_came_is_not_queued_again(checkout: Path) -> None:
+    process = start(checkout, "mine.yaml", STOPPED="143")
+    while not (checkout / "ready").exists():
+        time.sleep(0.02)
+    finish(checkout, "run")
+    assert "ended with a finished judge" in end_after(process, checkout, signal.SIGUSR1)
+    assert process.returncode == 0
+    assert not (checkout / "requeued").exists()
+
+
 def test_settings_with_a_fault_are_one_line(checkout: Path) -> None:
     (checkout / "mine.yaml").write_text("modle: tiny\n")
     process = start(checkout, "mine.yaml")
