@@ -1,9 +1,11 @@
 """`judge train`: the recipe for this machine, said and run; on folds, one adapter a fold."""
 
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pt_app
@@ -24,12 +26,26 @@ def run_recipe(name: Recipe, argv: Sequence[str]) -> None:
     command = recipe_command(name, argv)
     print(f"$ {shlex.join(command)}", flush=True)
     recipe = subprocess.Popen([sys.executable, *command[1:]])
-    try:
-        code = recipe.wait()
-    except KeyboardInterrupt:
-        code = recipe.wait()  # the terminal interrupts it too, and it ends after a checkpoint
+    with _handed_on_to(recipe):
+        try:
+            code = recipe.wait()
+        except KeyboardInterrupt:
+            code = recipe.wait()  # the terminal interrupts it too, and it ends after a checkpoint
     if code:
         sys.exit(code)
+
+
+@contextmanager
+def _handed_on_to(recipe: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Within, signals that ask a recipe for a checkpoint reach it: a supervisor knows this process
+    alone."""
+    asking = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(n, lambda number, _: recipe.send_signal(number)) for n in asking]
+    try:
+        yield
+    finally:
+        for number, handler in zip(asking, before, strict=True):
+            signal.signal(number, handler)
 
 
 def train_here(argv: Sequence[str]) -> None:

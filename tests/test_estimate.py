@@ -325,6 +325,9 @@ def test_a_gpu_that_is_not_here_is_planned_for_and_told_as_json(
     assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
     assert (answer["steps"], answer["examples_a_step"]) == (12, 4)
     assert told(capsys, *gpu, "0.5", *flags)["fits"] is False
+    # A precision that this machine may not have.
+    half = told(capsys, *gpu, "24", *flags, "--train_precision=bf16", "--no_4bit")
+    assert half["memory"]["weights"] > parts["weights"]
     unknown = told(capsys, "--platform", "cuda", "--no_timing", *flags)
     assert unknown["limit"]["bytes"] is None
 

@@ -103,11 +103,19 @@ def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
     assert whole == cut
 
 
-@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("what", "script"),
+    [
+        (signal.SIGINT, [recipe_path("mps")]),
+        (signal.SIGTERM, [recipe_path("mps")]),
+        (signal.SIGUSR1, [recipe_path("mps")]),
+        (signal.SIGTERM, ["-m", "pt_app.cli", "train"]),  # which hands it on
+    ],
+)
 def test_interrupted_run_ends_with_130_after_a_checkpoint_of_its_step(
-    base: Path, rows: Path, tmp_path: Path, whole: bytes, what: int
+    base: Path, rows: Path, tmp_path: Path, whole: bytes, what: int, script: list[str]
 ) -> None:
-    process = start(base, rows, tmp_path)
+    process = start(base, rows, tmp_path, script=script)
     signal_after_step(process, tmp_path, 20, what)
     output, _ = process.communicate()
     assert process.returncode == 130, output

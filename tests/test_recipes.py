@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pt_app.eval_model.gemm import has_bfloat16
 from pt_app.eval_model.packing import StepCollator
 from pt_app.eval_model.platforms import decide
 from pt_app.eval_model.settings import RECIPES
-from tests.conftest import run_offline, without_network
+from tests.conftest import ROOT, run_offline, without_network
 from tests.contract import assert_adapter_contract
 from tests.rows import write_rows
 
@@ -274,6 +275,27 @@ def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None
 
     folders = {open_run(tmp_path, lambda t: f"run-{t:%H%M%S}", {}) for _ in range(3)}
     assert len(folders) == 3
+
+
+def test_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path: Path) -> None:
+    from pt_app.eval_model.runs import held
+
+    code = "import sys; from pathlib import Path; from pt_app.eval_model.runs import held\n"
+    code += "with held(Path(sys.argv[1])): print('in it', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"in it\n"
+        with pytest.raises(UserError, match="another process trains in"), held(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with held(tmp_path):
+        pass
 
 
 def test_sample_counts_draw_by_the_seed(base: Path, tmp_path: Path) -> None:

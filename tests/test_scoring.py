@@ -14,7 +14,7 @@ from pt_app.eval_model.data import JudgeExample, Label
 from pt_app.eval_model.packing import Shapes
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.scoring import JudgeScorer, greedy_answer
-from pt_app.eval_model.tree_attention import BLOCKS, why_no_tree
+from pt_app.eval_model.tree_attention import BLOCKS, tree_mask, why_no_tree
 from pt_app.eval_model.verdict_trie import VerdictTrie
 from pt_app.eval_model.verdicts import Scale
 from tests.tiny_models import KINDS, make_model, make_tokenizer
@@ -93,6 +93,16 @@ def test_results_are_the_same_in_any_batch_size_and_order(chatml):
         assert place.probabilities == pytest.approx(whole[row].probabilities, abs=1e-5)
         assert place.probabilities == pytest.approx(singly[row].probabilities, abs=1e-5)
         assert (place.status, place.constrained) == (whole[row].status, whole[row].constrained)
+
+
+def test_rows_are_read_one_by_one_where_trees_do_not_hold(chatml, monkeypatch):
+    encoder, model, rows = encoder_of(chatml), make_model(chatml), examples(6)
+    # A mask that lets siblings see each other, as a backend that ignores masks would.
+    causal = lambda last, known=0: tree_mask(torch.full_like(last, len(last)), known)  # noqa: E731
+    monkeypatch.setattr("pt_app.eval_model.tree_attention.tree_mask", causal)
+    with pytest.raises(AssertionError):
+        assert_equals_plain(scorer_of(model, encoder).score(rows), model, encoder, rows)
+    assert_equals_plain(scorer_of(model, encoder, trees=False).score(rows), model, encoder, rows)
 
 
 @pytest.mark.parametrize("attention", ["eager", BLOCKS])

@@ -3,7 +3,6 @@
 The training is a stand-in of a few lines, and so is `scontrol`; tests/test_slurm.py has real ones.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -87,7 +86,7 @@ def finish(checkout: Path, run: str, evaluated: bool = True) -> None:
     evaluation = checkout / "out" / "seed-7" / f"{run}_final" / "evaluation"
     evaluation.mkdir(parents=True)
     if evaluated:
-        (evaluation / "results.json").write_text(json.dumps({}))
+        (evaluation / "report.html").touch()
 
 
 def checkpoint(checkout: Path, run: str, complete: bool = True) -> None:

@@ -208,7 +208,7 @@ def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path)
     values = iter([0.1, 0.9, 0.3, 0.2])
     seen = []
 
-    def validate(model: Any) -> dict[str, float]:
+    def validate(model: Any, _: Layout) -> dict[str, float]:
         weights = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
         seen.append(weights)
         return {"kappa_quadratic_strict": next(values)}

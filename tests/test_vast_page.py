@@ -101,6 +101,7 @@ def test_trial_trains_the_real_recipe_and_evaluates_at_home(
     (adapter,) = (folder / "adapters_eval").glob("*_final")
     assert_adapter_contract(adapter)
     assert (adapter / "evaluation" / "results.json").is_file(), said
+    assert (adapter / "calibration.json").is_file()
     run = Path(str(adapter).removesuffix("_final"))
     assert list(run.glob("wandb/offline-run-*")), "its curves came home"
     assert f"judge sync {run.relative_to(folder)}" in said

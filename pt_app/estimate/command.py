@@ -74,9 +74,12 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
 
 def _platform(asked: Asked, recipe: Recipe, settings: Settings) -> platforms.Platform:
     """This machine's, or that of a GPU which it has not."""
-    here = platforms.decide(recipe, no_4bit=settings.no_4bit, precision=settings.train_precision)
+    # Without the precision: a planned GPU may have one that this machine has not.
+    here = platforms.decide(recipe, no_4bit=settings.no_4bit)
     if asked.gpu_memory is None and asked.platform in ("auto", here.device):
-        return here
+        return platforms.decide(
+            recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
+        )
     if asked.platform == "auto":
         raise UserError("--gpu_memory plans for a GPU: say which with --platform cuda or mps")
     return platforms.planned(

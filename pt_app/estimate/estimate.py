@@ -101,9 +101,9 @@ class Estimate:
         smaller = best is not None and best < self.pack_tokens
         return "does not fit" + (f": --pack_tokens {best} would" if smaller else "")
 
-    def check(self) -> None:
-        """Raise UserError where the run cannot end well."""
-        if not self.training_fits:
+    def check(self, training: bool = True) -> None:
+        """Raise UserError where the run cannot end well; without `training` it is trained."""
+        if training and not self.training_fits:
             raise UserError(
                 f"this run needs {_of(self.memory, self.limit, margin=True)}; the largest part is "
                 f"{self.memory.largest}: {self._remedy()}"

@@ -3,7 +3,7 @@
 On a CPU freed memory stays with the process (`gemm.keep_freed_memory`), and a hole serves again
 only what fits into it. A base in NF4 is the worst case: each product unpacks a weight and frees it,
 and what the layer keeps for the backward pass lands in that hole, so that the next weight does not
-fit any more. Counting bytes in use would miss a third of such a step (docs/ESTIMATE.md).
+fit any more. Counting bytes in use would miss these holes (docs/ESTIMATE.md).
 """
 
 from bisect import bisect_left, insort

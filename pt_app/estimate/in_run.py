@@ -40,16 +40,19 @@ def _minutes(seconds: float) -> str:
 
 
 def before_loading(
-    recipe: Recipe, settings: Settings, platform: Platform, prepared: Prepared
+    recipe: Recipe, settings: Settings, platform: Platform, prepared: Prepared, *, trained: bool
 ) -> Estimate:
-    """Say in the run's log what it needs; raises UserError where it cannot end well."""
+    """Say in the run's log what it needs; raises UserError where it cannot end well.
+
+    One that is `trained` only needs what its evaluation does.
+    """
     found = estimate(recipe, settings, platform, prepared)
     for line in found.lines():
         log.info("%s", line)
     if settings.shard_base:
         log.info("memory: as if each process held the whole base, which is parted here")
     else:
-        found.check()
+        found.check(training=not trained)
     return found
 
 

@@ -143,7 +143,7 @@ def mapped_bytes(source: ModelSource, platform: Platform) -> int:
 
 
 def training_memory(outline: Outline, plan: Plan, runtime: int, mapped: int = 0) -> Memory:
-    """The peak of the training and its validations, between which freed memory is given back."""
+    """The peak of the training and its validations; before each freed memory is given back."""
     parts: list[list[tuple[Pass, Pack]]] = [[("training", p) for p in extremes(plan.packs)]]
     if plan.validations:
         reading: list[tuple[Pass, Pack]] = [("reading", p) for p in extremes(plan.validation)]

@@ -169,7 +169,7 @@ def reading_rate(trainer: JudgeTrainer, model: Any, cost: Cost) -> float | None:
         validate.encoder,
         batch_tokens=budget,
         progress=False,
-        shapes=validate.layout.shapes,
+        shapes=trainer.layout.shapes,
     )
     scorer.score(rows[:2])
     seconds = _timed(partial(scorer.score, rows))

@@ -145,8 +145,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 _most_kept: int | None = None
 MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the most that glibc takes on 64 bits
 # Shapes whose kernels oneDNN keeps; a pack has some 30, which its layers share. The default, 1024,
-# held 600 MB more on packs of ever new lengths and was no faster (docs/ESTIMATE.md; the same in
-# pytorch issue 98688).
+# held 1.3 GB more on packs of ever new lengths and was no faster (docs/ESTIMATE.md; see pytorch
+# issue 98688).
 KERNELS_KEPT = 128
 
 
@@ -155,9 +155,9 @@ def keep_freed_memory(most: int = MOST_KEPT) -> None:
 
     New pages are cleared one by one as they are first touched: a twentieth of a training step at
     the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors above `most` bytes are given back all
-    the same: kept, their holes are cut up by what lives longer, and a run grew by a gigabyte in 18
-    steps (docs/ESTIMATE.md). Other systems' allocators are left alone. oneDNN's kernels lie
-    between the tensors: they are bounded here too, since it reads its bound at its first product.
+    the same: kept, their holes are cut up by what lives longer. Other systems' allocators are left
+    alone. oneDNN's kernels lie between the tensors: they are bounded here too, since it reads its
+    bound at its first product.
     """
     global _most_kept
     _most_kept = most

@@ -5,8 +5,10 @@ platform changes is in those and in `platforms.py`.
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +55,23 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
     check_first(platform, prepared.source)
-    needs = before_loading(recipe, settings, platform, prepared)
-    folder, checkpoint = _open_run(settings, platform, prepared)
-    console.also_to(folder / "train.log")
-    with Tracker.start(
-        settings.tracking,
-        settings.project_name,
-        folder.name,
-        folder,
-        asdict(settings),
-        settings.log_texts,
-        say=log.info,
-    ) as tracker:
+    before = _run_to_resume(settings, prepared)
+    trained = before is not None and Path(f"{before}_final").exists()
+    needs = before_loading(recipe, settings, platform, prepared, trained=trained)
+    with ExitStack() as stack:
+        folder, checkpoint = _open_run(settings, platform, prepared, before, stack)
+        console.also_to(folder / "train.log")
+        tracker = stack.enter_context(
+            Tracker.start(
+                settings.tracking,
+                settings.project_name,
+                folder.name,
+                folder,
+                asdict(settings),
+                settings.log_texts,
+                say=log.info,
+            )
+        )
         adapter = Path(f"{folder}_final")
         if not adapter.exists():
             with out_of_memory.explained("training"):
@@ -85,10 +92,30 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     return adapter
 
 
+def _name_of(settings: Settings, prepared: Prepared, time: datetime) -> str:
+    name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, time)
+    return name.removesuffix("_final")
+
+
+def _run_to_resume(settings: Settings, prepared: Prepared) -> Path | None:
+    """The run that --resume means."""
+    if settings.resume == "off":
+        return None
+    prefix = _name_of(settings, prepared, datetime.now())[: -len("YYYYMMDD_HHMMSS")]
+    return runs.find_run(Path(settings.output_dir), settings.resume, prefix)
+
+
 def _open_run(
-    settings: Settings, platform: Platform, prepared: Prepared
+    settings: Settings,
+    platform: Platform,
+    prepared: Prepared,
+    before: Path | None,
+    stack: ExitStack,
 ) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to go on from; rank 0 opens it and tells the others."""
+    """The run's folder, held until `stack` ends, and the checkpoint to go on from.
+
+    Rank 0 opens it, or goes on with the run `before`, and tells the others.
+    """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -100,17 +127,16 @@ def _open_run(
         "platform": {"weights": platform.weights, "ranks": console.ranks()},
     }
 
-    def name_at(time: datetime) -> str:
-        name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, time)
-        return name.removesuffix("_final")
-
     opened: list[Any] = [None]
     if console.is_main_process():
-        output_dir = Path(settings.output_dir)
-        if settings.resume == "off":
-            opened = [(runs.open_run(output_dir, name_at, about), None)]
+        if before is None:
+            name_at = partial(_name_of, settings, prepared)
+            before = runs.open_run(Path(settings.output_dir), name_at, about)
+            stack.enter_context(runs.held(before))
+            opened = [(before, None)]
         else:
-            opened = [runs.resume_run(output_dir, name_at, settings.resume, about)]
+            stack.enter_context(runs.held(before))
+            opened = [(before, runs.checkpoint_to_resume(before, about))]
     if console.ranks() > 1:
         PartialState(cpu=platform.on_cpu)
         broadcast_object_list(opened)

@@ -3,7 +3,8 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
         for p in output_dir.glob(f"{prefix}*")
         if not p.name.endswith("_final")
         and any(p.glob("checkpoint-*"))
-        and not Path(f"{p}_final/evaluation/results.json").exists()
+        and not Path(f"{p}_final/evaluation/report.html").exists()
     ]
     if not runs:
         raise UserError(
@@ -88,21 +89,37 @@ def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
     return folder
 
 
-def resume_run(
-    output_dir: Path, name_at: NameAt, resume: str, about: dict[str, Any]
-) -> tuple[Path, Path | None]:
-    """The run to go on with, and its newest complete checkpoint (None: it is trained).
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder meanwhile; raises UserError where one is in it.
 
-    `resume` is a run's folder or "newest", `about` the settings, base, platform and data hashes of
-    now. Raises UserError where there is nothing to resume, or where the settings make it another
-    run.
+    The lock ends with its process, however that dies; flock's would live on in loader workers. A
+    file system without locks has none.
     """
-    prefix = name_at(datetime.now())[: -len("YYYYMMDD_HHMMSS")]
-    run = find_run(output_dir, resume, prefix)
+    import fcntl
+
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(
+                f"another process trains in {run}: wait for its end, or stop it"
+            ) from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no other process in it", run, error)
+        yield
+
+
+def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
+    """The newest complete checkpoint of a run to go on from (None: it is trained).
+
+    `about` are the settings, base, platform and data hashes of now. Raises UserError where there
+    is nothing to resume, or where the settings make it another run.
+    """
     _check_same_run(run, about)
     if Path(f"{run}_final").exists():
         log.info("%s is trained: going on with its evaluation", run)
-        return run, None
+        return None
     checkpoint, passed_over = newest_complete(run)
     for line in passed_over:
         log.warning("%s", line)
@@ -112,7 +129,7 @@ def resume_run(
     discard_after(checkpoint)
     log.info("resuming from %s", checkpoint)
     _say_other_platform(checkpoint, about["platform"])
-    return run, checkpoint
+    return checkpoint
 
 
 def _check_same_run(run: Path, about: dict[str, Any]) -> None:

@@ -70,7 +70,8 @@ class JudgeScorer:
     """Scores rows with a causal language model, on the device where it is.
 
     With `feedback` answers of at most `answer_tokens` are generated too. `batch_tokens` bounds the
-    newly read tokens of a forward pass, `shapes` the sizes of its tensors. `name` stands before the
+    newly read tokens of a forward pass, `shapes` the sizes of its tensors; without `trees` rows are
+    read one by one, as where the model cannot read them together. `name` stands before the
     progress bar, which `progress` switches off. `shortened` and `ties` are how many rows the last
     `score` had to shorten, and in how many two verdicts were equally likely. Raises UserError where
     the tokenizer cannot tell the verdicts of the encoder's scale apart.
@@ -87,6 +88,7 @@ class JudgeScorer:
         answer_tokens: int = 160,
         progress: bool = True,
         shapes: Shapes | None = None,
+        trees: bool = True,
     ) -> None:
         self.model = model
         self.encoder = encoder
@@ -97,6 +99,7 @@ class JudgeScorer:
         self.answer_tokens = answer_tokens
         self.progress = progress
         self.shapes = shapes
+        self.trees = trees
         self.shortened = self.ties = 0
         self.trie = verdict_trie(encoder)
 
@@ -130,9 +133,9 @@ class JudgeScorer:
         room = max((depth + 1 for depth in self.trie.depths), default=0)
         room = max(room, self.answer_tokens) if self.feedback else room
         why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
-        if why is None:
+        if why is None and self.trees:
             return self._from_tree(prompts)
-        if prompts:
+        if prompts and why is not None:
             log.warning("%s: verdicts are read row by row: %s", self.name, why)
         return self._row_by_row(prompts)
 

@@ -65,7 +65,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self,
         *args: Any,
         layout: Layout,
-        validate: Callable[[Any], dict[str, float]] | None = None,
+        validate: Callable[[Any, Layout], dict[str, float]] | None = None,
         order: torch.utils.data.Sampler[int] | None = None,
         weights: str = "float32",
         sharded: bool = False,
@@ -197,7 +197,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         """Log the numbers of `validate`, and save a checkpoint where they are the best so far."""
         assert self.validate is not None
         give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
-        numbers = self.validate(self.accelerator.unwrap_model(self.model))
+        numbers = self.validate(self.accelerator.unwrap_model(self.model), self.layout)
         if not numbers:  # memory ran out
             return {}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}

@@ -87,9 +87,7 @@ def build_trainer(
     validate, order = None, None
     if prepared.val is not None:
         rows = prepared.data.val
-        validate = Validation(
-            rows, prepared.val, prepared.encoder, collate, layout, settings.shard_base
-        )
+        validate = Validation(rows, prepared.val, prepared.encoder, collate, settings.shard_base)
     if settings.group_variants:
         order = GroupedOrder(prepared.train["group"], examples, settings.seed)
     trainer = JudgeTrainer(

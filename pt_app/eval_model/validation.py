@@ -47,16 +47,17 @@ class Validation:
     encoded: Sequence[dict[str, Any]]
     encoder: PromptEncoder
     collate: StepCollator
-    layout: Layout
     sharded: bool = False
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: Any, layout: Layout) -> dict[str, float]:
         """The quality metric, the share of parse failures, and the loss a supervised token.
+
+        `layout` is the trainer's of now: where trees do not hold, rows are read one by one.
 
         Where memory runs out, smaller batches are tried; none of these numbers, and a warning,
         where the smallest do not fit either: a validation never ends a training.
         """
-        part = self._my_part(model)
+        part = self._my_part(model, layout)
         # Of a sharded model each rank has all; that of rank 0 counts, lest ranks decide apart.
         parts = gather_object([part])[: 1 if self.sharded else None]
         if any(part is None for part in parts):
@@ -77,15 +78,16 @@ class Validation:
             "loss": sum(total for _, total, _ in parts) / sum(count for _, _, count in parts),
         }
 
-    def _my_part(self, model: Any) -> Any:
+    def _my_part(self, model: Any, layout: Layout) -> Any:
         """Labels with verdicts, summed loss and tokens of this rank's rows; None: no memory."""
         rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
         budget = self.collate.budget
         while True:
             try:
-                verdicts = self._verdicts(model, mine, budget)
-                return (verdicts, *self._loss(model, encoded, replace(self.collate, budget=budget)))
+                verdicts = self._verdicts(model, layout, mine, budget)
+                collate = replace(self.collate, budget=budget)
+                return (verdicts, *self._loss(model, layout, encoded, collate))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.sharded:  # the others wait within a layer
                     raise
@@ -95,28 +97,39 @@ class Validation:
             budget //= 2
             log.warning("validation ran out of memory: batches of %d tokens are tried", budget)
 
-    def _verdicts(self, model: Any, rows: Sequence[JudgeExample], budget: int) -> list[Any]:
+    def _verdicts(
+        self, model: Any, layout: Layout, rows: Sequence[JudgeExample], budget: int
+    ) -> list[Any]:
         scorer = JudgeScorer(
-            model, self.encoder, batch_tokens=budget, progress=False, shapes=self.layout.shapes
+            model,
+            self.encoder,
+            batch_tokens=budget,
+            progress=False,
+            shapes=layout.shapes,
+            trees=layout.trees,
         )
         scored = zip(rows, scorer.score(rows), strict=True)
         return [(row.label, score.verdict) for row, score in scored]
 
     def _loss(
-        self, model: Any, encoded: Sequence[dict[str, Any]], collate: StepCollator
+        self,
+        model: Any,
+        layout: Layout,
+        encoded: Sequence[dict[str, Any]],
+        collate: StepCollator,
     ) -> tuple[float, int]:
         """Summed cross-entropy and the number of supervised tokens."""
         if not encoded:
             return 0.0, 0
         step = collate(encoded)
         longest = max(len(row["input_ids"]) for row in encoded)
-        trees = self.layout.trees and why_no_tree(model, longest) is None
+        trees = layout.trees and why_no_tree(model, longest) is None
         total, training = 0.0, model.training
         model.eval()
         with torch.no_grad():
             for packed in step["packs"]:
                 on_device = {name: tensor.to(model.device) for name, tensor in packed.items()}
-                for batch in [on_device] if trees else self.layout.plain(on_device):
+                for batch in [on_device] if trees else layout.plain(on_device):
                     total += float(summed_loss(model, batch))
         model.train(training)
         return total, int((step["labels"] >= 0).sum())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pt_app.errors import UserError
 from pt_app.eval_model.settings import Settings
+from pt_app.train_command import recipe_command
 from scripts.rented import limits, sending
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host
@@ -293,7 +294,7 @@ def reach(market: Market, launch: Launch) -> Host:
     while (one := find(market, launch)) is None and time.monotonic() < end:
         time.sleep(limits.LIMITS.poll)  # a list may leave out what is alive
     if one is None:
-        launch.save(stage="destroyed", instance=None)
+        launch.save(stage="destroyed")  # its number stays: `destroy` may still need it
         raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")
     host = Host(launch.folder, launch.remote_dir)
     for address, port in one.addresses:
@@ -307,18 +308,17 @@ def reach(market: Market, launch: Launch) -> Host:
 
 
 def evaluate_at_home(launch: Launch, adapter: Path) -> None:
-    """`judge eval` of adapter and base on this machine's CPU; raises UserError where it fails."""
-    words = ["eval", "--data", launch.data_dir, "--adapter", str(adapter), "--base"]
-    words += ["--out", str(adapter / "evaluation")]
-    settings = settings_of(launch.recipe)  # as the recipe itself would have evaluated
-    words += ["--rows", str(settings.test_samples), "--seed", str(settings.seed)]
-    words += ["--score_precision", settings.score_precision]
-    words += ["--feedback"] if settings.feedback else []
-    if launch.upload_model and Path(launch.model).expanduser().is_dir():
-        words += ["--base_path", launch.model]
-    print(f"$ {shlex.join(['judge', *words])}", flush=True)
-    if subprocess.run([sys.executable, "-m", "pt_app.cli", *words]).returncode:
+    """Go on with the run on this machine: trained, it is evaluated, on the CPU.
+
+    So the adapter gets what every training gives it, calibration and results in its card included.
+    Raises UserError where that fails.
+    """
+    words = ["--data_dir", launch.data_dir, "--output_dir", launch.output_dir]
+    words += ["--resume", str(launch.local_run)]
+    words += ["--tracking", "off" if settings_of(launch.recipe).tracking == "off" else "offline"]
+    command = recipe_command("cuda", [*launch.recipe, *words])  # the last of a flag counts
+    print(f"$ {shlex.join(command)}", flush=True)
+    if subprocess.run([sys.executable, *command[1:]]).returncode:
         raise UserError(
-            f"the adapter is {adapter}; its evaluation here failed: "
-            f"`{shlex.join(['judge', *words])}`"
+            f"the adapter is {adapter}; its evaluation here failed: `{shlex.join(command)}`"
         )

@@ -156,11 +156,11 @@ class Market:
         }
         rows: list[Instance] = []
         while True:
-            page = self._ask(lambda: show_instances_v1(self._client, params))
-            rows += [Instance.of(row) for row in page["instances"]]
-            if not page.get("next_token"):
+            more, after = self._ask(lambda: _page(show_instances_v1(self._client, params)))
+            rows += more
+            if not after:
                 return rows
-            params["after_token"] = page["next_token"]
+            params["after_token"] = after
 
     def destroy(self, instance: int) -> None:
         """Ask for the destruction; one that Vast does not know (404) is taken as gone."""
@@ -213,10 +213,21 @@ class Market:
                     "at https://cloud.vast.ai/manage-keys/"
                 ) from None
             raise UnreachableError(f"Vast answers {code}: try again in a minute") from None
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        except (
+            requests.RequestException,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise UnreachableError(
                 f"Vast does not answer as it should ({type(error).__name__}): try again in a minute"
             ) from None
+
+
+def _page(answer: Any) -> tuple[list[Instance], Any]:
+    """The instances of a page, and the token of the next one."""
+    return [Instance.of(row) for row in answer["instances"]], answer.get("next_token")
 
 
 def _status(error: Any) -> tuple[int, str]:

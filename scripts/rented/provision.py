@@ -258,8 +258,13 @@ def end_instances(
         waited = time.monotonic() - start  # taken before the list, which then has the last word
         late = waited >= patience + limits.LIMITS.listed
         try:
-            due = {one.id for one in market.instances() if ours(one)} | (set(known) - asked)
-            if not due and (asked or waited >= patience):
+            # Before the list, which may fail for as long as there is time.
+            first = set() if late else set(known) - asked
+            for one in sorted(first):
+                market.destroy(one)
+                asked.add(one)
+            due = {one.id for one in market.instances() if ours(one)} - first
+            if not due and not first and (asked or waited >= patience):
                 return
             for one in () if late else sorted(due):
                 market.destroy(one)

@@ -104,7 +104,8 @@ class Follower:
             return
         reserve = self.launch.hourly * (self.launch.fetch_minutes / 60 + 0.1)
         if credit < reserve:
-            self.last_checkpoint()
+            if self.last_checkpoint():
+                return
             raise OverError(f"${credit:.2f} of credit is left, less than ${reserve:.2f}")
 
     def _check_cap(self) -> None:
@@ -112,11 +113,15 @@ class Follower:
         cap = self.launch.max_hours * 3600
         kept = min(limits.LIMITS.last_minutes, cap / 3)
         if time.time() - self.launch.started >= cap - kept:
-            self.last_checkpoint()
+            if self.last_checkpoint():
+                return
             raise OverError(f"the cap of {self.launch.max_hours:.2f} hours is reached")
 
-    def last_checkpoint(self) -> None:
-        """Ask the recipe to end after its step, and give it a minute to write a checkpoint."""
+    def last_checkpoint(self) -> bool:
+        """Ask the recipe to end after its step, and give it a minute to write a checkpoint.
+
+        True where it had ended by itself, and well.
+        """
         try:
             self.host.run(f"kill -TERM $(cat {shlex.quote(self.host.remote)}/train.pid) || true")
             end = time.monotonic() + min(60.0, limits.LIMITS.last_minutes / 3)
@@ -124,6 +129,7 @@ class Follower:
                 time.sleep(min(2.0, limits.LIMITS.poll))
         except CutOffError as error:
             log.warning("no last checkpoint: %s", error)
+        return self.launch.exit_code == "train 0"
 
     def copy_back(self) -> None:
         """Bring checkpoints, run folder and adapter home; what fails is said and tried later."""
