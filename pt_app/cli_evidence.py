@@ -71,16 +71,14 @@ def agree(
     encoding: Encoding = "",
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, rules, people, biases; a report."""
-    from pt_app.agree.command import AgreeOptions
-    from pt_app.agree.command import agree as measure
-    from pt_app.agree.table import Columns
+    from pt_app.agree import command, table
     from pt_app.eval_model import console
     from pt_app.evidence.judge_numbers import Asked
     from pt_app.report import terminal_table
 
     console.start()
     one, _, two = candidate.partition(",")
-    columns = Columns(
+    columns = table.Columns(
         label=label,
         verdict=verdict,
         id=id,
@@ -98,9 +96,9 @@ def agree(
     )
     folder = out or Path(f"{Path(file).stem}-evidence")
     asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
-    command, scores = ("judge", *sys.argv[1:]), (metric, lower_is_better, validation)
-    options = AgreeOptions(columns, scale, train, encoding, asked, command, *scores)
-    results, notes = measure(file, folder, options)
+    typed, scores = ("judge", *sys.argv[1:]), (metric, lower_is_better, validation)
+    options = command.AgreeOptions(columns, scale, train, encoding, asked, typed, *scores)
+    results, notes = command.agree(file, folder, options)
     for note in notes:
         typer.echo(f"note: {note}")
     console.show(terminal_table(results))

@@ -40,7 +40,7 @@ def prefetch(recipe: Recipe, argv: Sequence[str]) -> None:
 
 def _fetch(name: str) -> None:
     """Bring the cache up to date; a part of an earlier, broken fetch may lie there."""
-    if name == models.TINY or Path(name).expanduser().is_dir():
+    if models.is_local(name):
         return
     try:
         models.fetch(name)

@@ -298,6 +298,15 @@ def test_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path: Path
         pass
 
 
+def test_folder_that_is_no_run_is_refused_and_left_as_it_is(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match=r"no run, it has no settings\.json"):
+        main("mps", flags(base, rows, tmp_path, "--resume", str(tmp_path / "mine")))
+    assert not list((tmp_path / "mine").iterdir())
+
+
 def test_sample_counts_draw_by_the_seed(base: Path, tmp_path: Path) -> None:
     from pt_app.eval_model import settings
     from pt_app.eval_model.preparation import prepare

@@ -71,7 +71,7 @@ class Needs:
     def _to_fetch(self) -> bool:
         """Whether the base is one of the hub that is not here."""
         name = self.settings.model
-        return not _is_local(name) and models.from_cache(name) is None
+        return not models.is_local(name) and models.from_cache(name) is None
 
     def source(self) -> tuple[ModelSource | None, Finding]:
         """The base as `resolve_model` would find it, but nothing is fetched."""
@@ -83,7 +83,7 @@ class Needs:
         except UserError as error:
             return None, Finding("base", "fail", one_line(error), "name another with --model")
         size = sum(file.stat().st_size for file in models.weight_files(source.path))
-        here = "a folder" if _is_local(name) else "in the local cache"
+        here = "a folder" if models.is_local(name) else "in the local cache"
         where = "shipped" if name == models.TINY else here
         return source, Finding("base", "ok", f"{name}: {where}, {size / 1e9:.2f} GB")
 
@@ -181,10 +181,6 @@ def _refused(folder: Path) -> str:
             return ""
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _is_local(name: str) -> bool:
-    return name == models.TINY or Path(name).expanduser().is_dir()
 
 
 def _tokenizer(source: ModelSource) -> Finding:

@@ -28,6 +28,11 @@ class ModelSource:
     revision: str | None = None
 
 
+def is_local(name: str) -> bool:
+    """Whether `name` means the shipped base or a folder here: then no hub is asked for it."""
+    return name == TINY or Path(name).expanduser().is_dir()
+
+
 def resolve_model(name: str) -> ModelSource:
     """Find the model that `name` means: "tiny", a folder, or an id on the hub (cache first).
 

@@ -49,6 +49,8 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
             )
         if not run.is_dir():
             raise UserError(f"--resume {resume}: no such folder; name a run under {output_dir}")
+        if not (run / RUN_SETTINGS).is_file():
+            raise UserError(f"--resume {resume}: no run, it has no {RUN_SETTINGS}; name another")
         return run
     runs = [
         p
@@ -93,12 +95,17 @@ def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
 def held(run: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder meanwhile; raises UserError where one is in it.
 
-    The lock ends with its process, however that dies; flock's would live on in loader workers. A
-    file system without locks has none.
+    The lock ends with its process, however that dies; flock's would live on in loader workers. It
+    has a file of its own, since closing another handle of the same file would end it. A file system
+    without locks has none.
     """
     import fcntl
 
-    with open(run / ".lock", "w") as file:
+    try:
+        opened = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise UserError(f"{run} cannot be written ({error.strerror})") from error
+    with opened as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
