@@ -143,8 +143,11 @@ def test_a_text_that_a_spreadsheet_would_run_is_written_as_text(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("verdict", "message"),
     [
-        (lambda row: 11, r"again.csv, line \d+, field verdict: 11 is off the scale: allowed are 0"),
-        (lambda row: "good", r"line 2, field label: 'good' is no number"),
+        (
+            lambda row: 11,
+            r"again.csv, line \d+, field verdict: '11' is off the scale 0-10: allowed are 0",
+        ),
+        (lambda row: "good", r"line 2, field verdict: 'good' is no number"),
         (lambda row: "", "no verdict is filled in"),
     ],
 )

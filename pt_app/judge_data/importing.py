@@ -1,7 +1,7 @@
 """`judge data import`: from a file of labels to a dataset folder, every row accounted for."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
+from pt_app.judge_data.labels import LabelReader, left_out_lines
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, pairs
 from pt_app.judge_data.reading.archives import is_archive
 from pt_app.judge_data.reading.tables import Quoting, Reading, Table, open_table
@@ -67,13 +68,20 @@ class ImportOptions:
 
 @dataclass
 class Tally:
-    """Where every row of the files went: `read` = `kept` + all of `dropped`."""
+    """Where every row of the files went: `read` = `kept` + all of `dropped`.
+
+    `answers` counts the annotators' answers that are no labels; `said` is what was decided about
+    the cells of labels.
+    """
 
     read: int = 0
     kept: int = 0
     examples: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    first_answers: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
     def drop(self, rows: int, reason: str, problem: str = "") -> None:
         """Count rows that are left out; the first problem of a reason is kept for the summary."""
@@ -88,6 +96,12 @@ class Tally:
         self.kept += rows
         self.examples += 1
 
+    def take(self, reader: LabelReader) -> None:
+        """Take over what the reader of one file's labels left out and decided."""
+        self.answers += reader.left_out
+        self.first_answers = reader.first | self.first_answers
+        self.said += [note for note in reader.decisions() if note not in self.said]
+
     def lines(self) -> list[str]:
         """Say the counts, reasons most frequent first."""
         as_examples = f" as {self.examples:,} examples" if self.examples != self.kept else ""
@@ -96,7 +110,8 @@ class Tally:
         for reason, count in self.dropped.most_common():
             first = f" (first: {self.first[reason]})" if reason in self.first else ""
             lines.append(f"  {count:,} dropped: {reason}{first}")
-        return lines
+        left_out = left_out_lines(self.answers, self.first_answers)
+        return lines + [f"  {line}" for line in (*left_out, *self.said)]
 
 
 @dataclass(frozen=True)
@@ -260,12 +275,21 @@ def _converted(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
         chosen = FormatOptions(job.options.reduce, job.options.mqm_weights)
         yield from job.format.convert(table.rows(), job.scale, chosen)
         return
-    rows = _mapped(table, job, tally)
-    long_form = {"id", "rater"} <= set(job.map.columns)
-    yield from merge_raters(rows, job.scale, job.options.reduce) if long_form else rows
+    reader = job.map.reader(table, job.scale, job.options.drop_bad)
+
+    def refuse(error: RowError, rows: int) -> None:
+        _drop_or_raise(error, rows, job, tally)
+
+    rows = _mapped(table, job, reader, refuse)
+    if {"id", "rater"} <= set(job.map.columns):
+        rows = merge_raters(rows, reader, job.options.reduce, refuse)
+    yield from rows
+    tally.take(reader)
 
 
-def _mapped(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
+def _mapped(
+    table: Table, job: _Job, reader: LabelReader, refuse: Callable[[RowError, int], None]
+) -> Iterator[Converted]:
     wanted = wanted_values(job.options.only, table)
     for place, value in table.rows():
         other = [name for name, text in wanted.items() if str(value.get(name)) != text]
@@ -273,9 +297,9 @@ def _mapped(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
             yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
             continue
         try:
-            yield job.map.convert(place, value, job.scale, job.options.reduce, job.options.prefix)
+            yield job.map.convert(place, value, reader, job.options.reduce, job.options.prefix)
         except RowError as error:
-            _drop_or_raise(error, 1, job, tally)
+            refuse(error, 1)
 
 
 def wanted_values(only: Sequence[str], table: Table) -> dict[str, str]:
@@ -323,6 +347,7 @@ def _card(job: _Job, tables: Sequence[Table], tally: Tally, out: Path) -> dict[s
                 "read": tally.read,
                 "kept": tally.kept,
                 "dropped": dict(tally.dropped),
+                **({"answers_left_out": dict(tally.answers)} if tally.answers else {}),
             }
         ],
     }

@@ -3,14 +3,18 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.records import Place
+from pt_app.eval_model.records import Place, RowError
 from pt_app.eval_model.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.annotators import reduce
+from pt_app.judge_data.answers import Answer, answers_of
+from pt_app.judge_data.cells import MISSING, check_column, find, parsed
+from pt_app.judge_data.labels import LabelReader, key_of
+from pt_app.judge_data.reading.tables import Table
 from pt_app.judge_data.rows import Converted, Row
 
 TEXTS = ("group", "source", "context", "reference", "candidate", "rubric")
@@ -19,7 +23,6 @@ TARGETS = (
     *("id", *TEXTS, "candidate_a", "candidate_b", "conversation"),
     *("label", "rater", "issues", "feedback", *META),
 )
-_MISSING = object()
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
 
@@ -48,48 +51,51 @@ class ColumnMap:
             if target in columns:
                 raise UserError(f"--map names the field {target} twice: join columns with +")
             columns[target] = tuple(_split(column, "+"))
-        meanings = {key.casefold(): value for key, value in pairs(labels, "--labels")}
+        meanings = {key_of(key): value for key, value in pairs(labels, "--labels")}
         return ColumnMap(columns, meanings)
 
     def task(self) -> str:
         """Tell the task from the fields and the labels' meanings."""
         if "candidate_a" in self.columns or "candidate_b" in self.columns:
             return "pairwise"
-        meant = set(self.labels.values())
+        meant = set(filter(None, self.labels.values()))
         return "pass_fail" if meant and meant <= set(NAMED["pass_fail"]) else "score"
 
     def check(self, columns: Sequence[str], file: str) -> None:
         """Raise UserError for a column that the file does not have; the line lists those it has."""
         for target, names in self.columns.items():
             for name in names:
-                if name not in columns and name.split(".")[0] not in columns:
-                    shown = sorted(
-                        columns, key=lambda c: -difflib.SequenceMatcher(None, c, name).ratio()
-                    )
-                    raise UserError(
-                        f"{file} has no column {name} (--map {target}={name}): its columns are "
-                        f"{', '.join(shown)}"
-                    )
+                check_column(columns, name, file, f"--map {target}={name}")
+
+    def reader(self, table: Table, scale: Scale, drop_bad: bool = False) -> LabelReader:
+        """Make the reader of the label's cells of a file."""
+        return LabelReader.of(table, self.columns.get("label", ()), scale, self.labels, drop_bad)
 
     def convert(
-        self, place: Place, value: Mapping[str, Any], scale: Scale, how: str, prefix: str = ""
+        self,
+        place: Place,
+        value: Mapping[str, Any],
+        reader: LabelReader,
+        how: str,
+        prefix: str = "",
     ) -> Converted:
         """Make a row of fields, with its label, from a row of the file.
 
-        A row without an id is called after its line, behind `prefix` or the file's name.
-
-        Raises RowError where a value cannot be used, or a label is not in --labels.
+        A row without an id is called after its line, behind `prefix` or the file's name. Answers
+        that do not count are counted in `reader`. Raises RowError where a value cannot be used, or
+        a label is not in --labels.
         """
         row = self.fields(place, value, prefix)
-        verdicts = self._verdicts(place, value, scale)
-        given = [verdict for verdict in verdicts if verdict is not None]
-        if not given:
+        answers = answers_of(value, self.columns.get("label", ()), place)
+        said = _said(answers, reader, place)
+        if not said:
             return Converted(place, None, "no label")
-        if len(verdicts) > 1:
-            named = enumerate(verdicts, start=1)
-            row["annotators"] = [{"rater": str(i), "verdict": v} for i, v in named if v is not None]
+        verdicts = [verdict for _, verdict, _ in said]
+        several = len(answers) > 1 or bool(answers[0].rater)
+        if several:
+            row["annotators"] = [{"rater": rater, "verdict": v} for rater, v, _ in said]
         row["label"] = {
-            "verdict": reduce(given, scale, how) if len(verdicts) > 1 else given[0],
+            "verdict": reduce(verdicts, reader.scale, how) if len(answers) > 1 else verdicts[0],
             "issues": _issues(self._one("issues", value)),
             "feedback": self._text("feedback", value, place) or "",
         }
@@ -112,24 +118,14 @@ class ColumnMap:
             row["meta"] = meta
         return row
 
-    def _verdicts(
-        self, place: Place, value: Mapping[str, Any], scale: Scale
-    ) -> list[Verdict | None]:
-        """Read the label's columns; a list in one of them holds one label a rater."""
-        found: list[Any] = []
-        for name in self.columns.get("label", ()):
-            cell = _parsed(_find(value, name))
-            found += cell if isinstance(cell, list) else [cell]
-        return [read_label(cell, scale, self.labels, place) for cell in found]
-
     def _one(self, target: str, value: Mapping[str, Any]) -> Any:
         names = self.columns.get(target, ())
-        found = [cell for name in names if (cell := _find(value, name)) is not _MISSING]
+        found = [cell for name in names if (cell := find(value, name)) is not MISSING]
         return found[0] if len(found) == 1 else ("\n\n".join(map(_as_text, found)) or None)
 
     def _text(self, target: str, value: Mapping[str, Any], place: Place) -> str | None:
         names = self.columns.get(target, ())
-        cells = [cell for name in names if (cell := _find(value, name)) not in (_MISSING, None)]
+        cells = [cell for name in names if (cell := find(value, name)) not in (MISSING, None)]
         if not cells:
             return None
         for cell in cells:
@@ -139,98 +135,138 @@ class ColumnMap:
         return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text)
 
 
-def read_label(cell: Any, scale: Scale, labels: Mapping[str, str], place: Place) -> Verdict | None:
-    """Read one label to the letter: None where the cell is empty.
+Said = tuple[str, Verdict, Place]
+"""An annotator, what they said, and where."""
 
-    A number may be text ("7", "7,5"); names are read in any case; true is PASS. Raises RowError for
-    what is none, and for a value that --labels leaves out.
+
+def _said(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list[Said]:
+    """Read the answers of one row; what is none is counted in `reader`.
+
+    Raises RowError for an answer that cannot be read, unless `reader.drop_bad` and another can.
     """
-    if cell is None or cell is _MISSING or cell != cell or str(cell).strip() == "":
-        return None
-    text = str(cell).strip()
-    if labels:
-        if text.casefold() not in labels:
-            raise place.error(
-                "label", f"{text!r} has no meaning", f"add it to --labels ({text}=...)"
-            )
-        text = labels[text.casefold()]
-    if isinstance(cell, bool) and not labels:
-        text = {"pass_fail": ("FAIL", "PASS")}.get(scale.task, (text, text))[cell]
-    if scale.task != "score":
-        for verdict in scale.values:
-            if str(verdict).casefold() == text.casefold():
-                return verdict
-        remedy = f"say what it means, such as --labels {text}={scale.values[0]}"
-        raise place.error("label", f"{text!r} is none of {_or(scale)}", remedy)
-    number = re.fullmatch(r"[-+]?\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?", text)
-    if not number:
-        raise place.error("label", f"{text!r} is no number", "say what it means with --labels")
-    value = float(text.replace(",", "."))
-    return int(value) if value.is_integer() else value
+    named = any(answer.rater for answer in answers)
+    said: list[Said] = []
+    bad: list[RowError] = []
+    for number, answer in enumerate(answers, start=1):
+        if answer.out:
+            reader.leave_out(answer.out)
+            continue
+        try:
+            verdict = reader.read(answer.cell, place)
+            if verdict is not None and len(answers) > 1:
+                _check_reach(verdict, reader.scale, place)
+        except RowError as error:
+            if not reader.drop_bad:
+                raise
+            bad.append(error)
+            continue
+        if verdict is not None:
+            unnamed = f"answer {number}" if named else str(number)
+            said.append((answer.rater or unnamed, verdict, place))
+    said = _one_each(said, reader)
+    if bad and not said:
+        raise bad[0]
+    for problem in bad:
+        reader.leave_out("it cannot be read", str(problem))
+    return said
 
 
-def merge_raters(converted: Iterable[Converted], scale: Scale, how: str) -> Iterator[Converted]:
+def _check_reach(verdict: Verdict, scale: Scale, place: Place) -> None:
+    """Raise RowError for a number beyond the scale's ends, which a mean of several would hide."""
+    if scale.task == "score" and not (
+        float(scale.values[0]) <= float(verdict) <= float(scale.values[-1])
+    ):
+        raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
+
+
+def _one_each(said: Sequence[Said], reader: LabelReader) -> list[Said]:
+    """Count each annotator once; answers without a name are all counted.
+
+    Raises RowError where one annotator said two things, unless `reader.drop_bad`.
+    """
+    first: dict[str, Said] = {}
+    kept: list[Said] = []
+    disagreeing: set[str] = set()
+    for one in said:
+        rater, verdict, place = one
+        known = first.setdefault(rater, one) if rater else one
+        if known is one:
+            kept.append(one)
+        elif known[1] == verdict:
+            reader.leave_out("the same annotator's answer once more")
+        else:
+            problem = f"annotator {rater} says {known[1]} ({known[2].where}) and {verdict}"
+            error = place.error("label", problem, "keep one answer of each annotator")
+            if not reader.drop_bad:
+                raise error
+            reader.leave_out("its annotator contradicts themself", str(error))
+            disagreeing.add(rater)
+    return [one for one in kept if one[0] not in disagreeing]
+
+
+def merge_raters(
+    converted: Iterable[Converted],
+    reader: LabelReader,
+    how: str,
+    refuse: Callable[[RowError, int], None],
+) -> Iterator[Converted]:
     """Join rows of one id and several raters (one row a rater) into one row with annotators.
 
-    Raises RowError where two rows of one id do not hold the same texts.
+    `refuse` gets the error of rows that cannot be joined, and how many they are: rows of one id
+    with different texts, or with two answers of one annotator.
     """
-    first: dict[str, Converted] = {}
-    said: dict[str, list[dict[str, Any]]] = {}
-    counts: dict[str, int] = {}
+    by_id: dict[str, list[Converted]] = {}
     for one in converted:
         if one.row is None:
             yield one
             continue
-        name = str(one.row["id"])
-        known = first.setdefault(name, one).row
-        assert known is not None, "only rows are kept"
-        for field in ("source", "candidate", "candidates", "conversation"):
-            if known.get(field) != one.row.get(field):
-                raise one.place.error(
-                    field,
-                    f'differs from that of {first[name].place.where}, both of id "{name}"',
-                    "give two candidates two ids",
-                )
-        rater = str(one.row.get("meta", {}).get("rater", ""))
-        said.setdefault(name, []).append({"rater": rater, "verdict": one.row["label"]["verdict"]})
-        counts[name] = counts.get(name, 0) + 1
-    for name, one in first.items():
-        row = dict(one.row or {})
-        meta = {key: kept for key, kept in row.pop("meta", {}).items() if key != "rater"}
-        label = {**row["label"], "verdict": reduce([a["verdict"] for a in said[name]], scale, how)}
-        row |= {"label": label, "annotators": said[name]} | ({"meta": meta} if meta else {})
-        yield Converted(one.place, row, rows_read=counts[name])
-
-
-def _find(value: Any, name: str) -> Any:
-    """Look a column up: by its name, else as a path (`a.0.b`); `*` stands for each of a list."""
-    if isinstance(value, Mapping) and name in value:
-        return value[name]
-    head, _, rest = name.partition(".")
-    if head == "*" and isinstance(value, list):
-        found = [_find(one, rest) if rest else one for one in value]
-        return [None if one is _MISSING else one for one in found]
-    if isinstance(value, Mapping) and head in value:
-        inner = value[head]
-    elif isinstance(value, list) and head.isdigit() and int(head) < len(value):
-        inner = value[int(head)]
-    else:
-        return _MISSING
-    return _find(_parsed(inner), rest) if rest else inner
-
-
-def _parsed(cell: Any) -> Any:
-    """Read a cell that holds a JSON list or object as text; any other as it is."""
-    if isinstance(cell, str) and cell.strip()[:1] in ("[", "{"):
+        group = by_id.setdefault(str(one.row["id"]), [])
+        if group and (error := _differing(group[0], one)):
+            refuse(error, 1)
+            continue
+        group.append(one)
+    for group in by_id.values():
         try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
+            yield _merged(group, reader, how)
+        except RowError as error:
+            refuse(error, len(group))
+
+
+def _differing(first: Converted, other: Converted) -> RowError | None:
+    """Say in which text two rows of one id differ."""
+    one, another = first.row or {}, other.row or {}
+    for field in ("source", "candidate", "candidates", "conversation"):
+        if one.get(field) != another.get(field):
+            return other.place.error(
+                field,
+                f'differs from that of {first.place.where}, both of id "{one["id"]}"',
+                "give two candidates two ids",
+            )
+    return None
+
+
+def _merged(group: Sequence[Converted], reader: LabelReader, how: str) -> Converted:
+    """Make one row of those of one id; raises RowError for two answers of one annotator."""
+    row = dict(group[0].row or {})
+    rows = [one.row for one in group if one.row]
+    said = [
+        (str(row.get("meta", {}).get("rater", "")), row["label"]["verdict"], one.place)
+        for row, one in zip(rows, group, strict=True)
+    ]
+    kept = _one_each(said, reader)
+    if not kept:
+        return Converted(group[0].place, None, "no label", rows_read=len(group))
+    verdict = reduce([verdict for _, verdict, _ in kept], reader.scale, how)
+    meta = {key: cell for key, cell in row.pop("meta", {}).items() if key != "rater"}
+    row |= {
+        "label": {**row["label"], "verdict": verdict},
+        "annotators": [{"rater": rater, "verdict": verdict} for rater, verdict, _ in kept],
+    }
+    return Converted(group[0].place, row | ({"meta": meta} if meta else {}), rows_read=len(group))
 
 
 def _conversation(cell: Any, place: Place) -> list[dict[str, str]]:
-    turns = _parsed(cell)
+    turns = parsed(cell)
     remedy = 'write [{"role": "user", "content": "..."}, ...] (or "from" and "value")'
     if not isinstance(turns, list) or not turns:
         raise place.error("conversation", "is no list of turns", remedy)
@@ -245,7 +281,7 @@ def _conversation(cell: Any, place: Place) -> list[dict[str, str]]:
 
 
 def _issues(cell: Any) -> list[str]:
-    cell = _parsed(cell)
+    cell = parsed(cell)
     parts = cell if isinstance(cell, list) else str(cell or "").split(";")
     return [str(part).strip() for part in parts if str(part).strip()]
 
@@ -256,15 +292,15 @@ def _as_text(cell: Any) -> str:
     return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else str(cell)
 
 
-def _or(scale: Scale) -> str:
-    return ", ".join(map(str, scale.values))
-
-
 def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
-    """Read `name=value` pairs, by commas; raises UserError for one that is none."""
+    """Read `name=value` pairs, by commas; raises UserError for one that is none.
+
+    The value may be empty in --labels alone: such a label is none.
+    """
     for pair in filter(None, _split(text, ",", keep=True)):
         parts = _split(pair, "=", keep=True)
-        if len(parts) != 2 or not all(part.strip() for part in parts):
+        needed = parts[:1] if flag == "--labels" else parts
+        if len(parts) != 2 or not all(part.strip() for part in needed):
             raise UserError(f"{flag} {pair!r} is no pair: write name=name, by commas")
         yield _plain(parts[0]), _plain(parts[1]) if flag != "--map" else parts[1].strip()
 

@@ -24,7 +24,7 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
 from pt_app.files import write_json_atomic, write_text_atomic
 from pt_app.judge_data.card import ONESELF, table, with_section
-from pt_app.judge_data.mapping import read_label
+from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.reading.tables import Reading, open_table
 
 TEXTS = (
@@ -85,6 +85,7 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     filled = open_table(str(file), Reading(encoding=encoding))
     if not {"row", "verdict"} <= set(filled.columns):
         raise UserError(f"{file} has no columns row and verdict: read back the file as written")
+    reader = LabelReader.of(filled, ["verdict"], data.scale)
     again: dict[str, tuple[JudgeExample, Verdict]] = {}
     empty = 0
     for place, value in filled.rows():
@@ -93,18 +94,17 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
             raise place.error(
                 "row", f"{name!r} is no row of {folder}", "leave that column as it is"
             )
-        verdict = read_label(value["verdict"], data.scale, {}, place)
+        verdict = reader.verdict(value["verdict"], place, "verdict")
         if verdict is None:
             empty += 1
             continue
-        if (normal := data.scale.normalise(verdict)) is None:
-            raise place.error("verdict", f"{verdict!r} is off the scale", data.scale.says())
-        again[name] = (known[name], normal)
+        again[name] = (known[name], verdict)
     if not again:
         raise UserError(f"{file}: no verdict is filled in: fill in that column and read it again")
     agreement = self_agreement(list(again.values()), data.scale)
     _keep(data, agreement)
-    lines = [f"{len(again)} rows labelled again, {empty} left empty", *_told(agreement)]
+    lines = [f"{len(again)} rows labelled again, {empty} left empty", *reader.notes()]
+    lines += _told(agreement)
     return lines + _worst(list(again.values()), data.scale)
 
 

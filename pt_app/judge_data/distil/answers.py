@@ -8,7 +8,7 @@ from typing import Any
 
 from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale
-from pt_app.judge_data.mapping import read_label
+from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.rows import Row
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -95,7 +95,7 @@ def _label(value: Any, scale: Scale) -> dict[str, Any]:
         raise MalformedError("it is no object")
     place = Place(Path("answer"), 1, lines=False)
     try:
-        verdict = scale.normalise(read_label(value.get("verdict"), scale, {}, place))
+        verdict = scale.normalise(LabelReader(scale).read(value.get("verdict"), place))
     except ValueError as error:
         raise MalformedError("its verdict cannot be read") from error
     except Exception as error:  # RowError, whose remedy is for files

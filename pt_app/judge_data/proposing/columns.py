@@ -1,12 +1,13 @@
 """What stands in the columns of a stranger's file: kinds, ranges, examples, in one pass."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from math import gcd
 from typing import Any, Literal
+
+from pt_app.judge_data.cells import is_empty, parsed
 
 Kind = Literal["empty", "number", "choice", "text", "turns", "other"]
 
@@ -147,16 +148,6 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
         yield name, cell
 
 
-def parsed(cell: Any) -> Any:
-    """Read JSON that stands in a cell as text; any other cell as it is."""
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
-
-
 def is_turns(cell: Any) -> bool:
     """Whether a cell is a conversation: turns of role and content, or of from and value."""
     return (
@@ -168,11 +159,6 @@ def is_turns(cell: Any) -> bool:
             for one in cell
         )
     )
-
-
-def is_empty(value: Any) -> bool:
-    """Whether a cell says nothing: null, NaN, or blank."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def as_number(text: str) -> Decimal | None:

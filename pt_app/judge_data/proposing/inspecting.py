@@ -19,6 +19,7 @@ from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.importing import OWN_SHAPES
+from pt_app.judge_data.labels import LabelReader, left_out_lines
 from pt_app.judge_data.mapping import ColumnMap, merge_raters
 from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.guessing import TRANSLATED, guess_map, words_of
@@ -291,6 +292,8 @@ class _Sample:
         self.longest: list[JudgeExample] = []
         self.kept = 0
         self.dropped: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.said: list[str] = []
         self.bad = 0
         self.first_bad = ""
         self._random = Random(0)
@@ -306,9 +309,9 @@ class _Sample:
         if len(self.longest) > 4 * LONGEST:
             self.longest = nlargest(LONGEST, self.longest, key=_characters)
 
-    def refuse(self, error: RowError) -> None:
-        """Count a row that import would refuse."""
-        self.bad += 1
+    def refuse(self, error: RowError, rows: int = 1) -> None:
+        """Count rows that import would refuse."""
+        self.bad += rows
         self.first_bad = self.first_bad or str(error)
 
     def told(self) -> dict[str, str]:
@@ -316,6 +319,10 @@ class _Sample:
         told = {}
         if self.dropped:
             told["left out"] = ", ".join(f"{n:,} {why}" for why, n in self.dropped.most_common())
+        if self.answers:
+            told["answers"] = "; ".join(left_out_lines(self.answers, {}))
+        if self.said:
+            told["numbers"] = "; ".join(self.said)
         if self.bad:
             told["unusable"] = f"{self.bad:,}, left out by --drop_bad; the first: {self.first_bad}"
         if not self.kept:
@@ -326,17 +333,14 @@ class _Sample:
 def _sample(table: Table, choice: _Choice) -> _Sample:
     """Make examples of all rows, as import would, and keep a sample."""
     sample, scale = _Sample(), Scale.from_name(choice.scale)
-    try:
-        for one in _converted(table, choice, scale, sample):
-            if one.row is None:
-                sample.dropped[one.reason] += one.rows_read
-                continue
-            try:
-                sample.take(example_of(one.row, one.place, scale))
-            except RowError as error:
-                sample.refuse(error)
-    except RowError as error:  # from rows that are read together: those of one id
-        sample.refuse(error)
+    for one in _converted(table, choice, scale, sample):
+        if one.row is None:
+            sample.dropped[one.reason] += one.rows_read
+            continue
+        try:
+            sample.take(example_of(one.row, one.place, scale))
+        except RowError as error:
+            sample.refuse(error, one.rows_read)
     return sample
 
 
@@ -345,14 +349,21 @@ def _converted(table: Table, choice: _Choice, scale: Scale, sample: _Sample) -> 
         yield from choice.format.convert(table.rows(), scale, FormatOptions())
         return
     assert choice.map is not None, "rows are of a format, or a map was guessed"
-    rows = _mapped(table, choice.map, scale, sample)
-    yield from merge_raters(rows, scale, "") if "rater" in choice.map.columns else rows
+    reader = choice.map.reader(table, scale)
+    rows = _mapped(table, choice.map, reader, sample)
+    yield from (
+        merge_raters(rows, reader, "", sample.refuse) if "rater" in choice.map.columns else rows
+    )
+    sample.answers += reader.left_out
+    sample.said += reader.decisions()
 
 
-def _mapped(table: Table, map: ColumnMap, scale: Scale, sample: _Sample) -> Iterator[Converted]:
+def _mapped(
+    table: Table, map: ColumnMap, reader: LabelReader, sample: _Sample
+) -> Iterator[Converted]:
     for place, value in table.rows():
         try:
-            yield map.convert(place, value, scale, "")
+            yield map.convert(place, value, reader, "")
         except RowError as error:
             sample.refuse(error)
 

@@ -49,6 +49,7 @@ class Reading:
     delimiter: str = ""
     quoting: Quoting = "auto"
     header: Sequence[str] = ()
+    decimal: str = ""
     hub_split: str = "train"
     stand_in: Callable[[UserError], dict[str, Any]] | None = None
 
@@ -63,13 +64,16 @@ class Reading:
 class Table:
     """Rows of a file. `notes` say what was recognised; `rows` reads them anew, each with its place.
 
-    `columns` of JSON are the keys of its first rows.
+    `columns` of JSON are the keys of its first rows. `delimiter` is that of a CSV file, `decimal`
+    the decimal sign that was named ("point" or "comma"): see `numbers.Numbers`.
     """
 
     name: str
     columns: tuple[str, ...]
     rows: Callable[[], Rows]
     notes: tuple[str, ...] = ()
+    delimiter: str = ""
+    decimal: str = ""
 
 
 def open_table(source: str, reading: Reading | None = None) -> Table:
@@ -184,7 +188,8 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
 
     if next(rows(), None) is None:
         raise UserError(f"{path} holds no rows: name a file with a header line and rows")
-    return Table(path.name, tuple(names), rows, (*notes, *dialect.notes()))
+    notes = (*notes, *dialect.notes())
+    return Table(path.name, tuple(names), rows, notes, delimiter=dialect.delimiter)
 
 
 def _check_header(path: Path, names: Sequence[str], line: int) -> None:
