@@ -81,7 +81,10 @@ def train_base(
     tokenizer = train_tokenizer(_texts(training, seed), vocab_size)
     model = new_model(tokenizer, width, layers - recipe.new_layers, seed)
     yardstick = Yardstick(measuring, tokenizer)
-    measures = fit(model, tokenizer, training, yardstick, recipe, seed, work / "state.pt")
+    from pt_app.eval_model.contention import watched  # with torch, which `judge base path` spares
+
+    with watched("cpu"):
+        measures = fit(model, tokenizer, training, yardstick, recipe, seed, work / "state.pt")
     made = work / "base"
     save(model, tokenizer, made)
     facts = {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pt_app.doctor.finding import Finding, one_line
+from pt_app.eval_model import contention
 from pt_app.eval_model.memory import ROOT, memory_limit
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Recipe
@@ -30,8 +31,18 @@ def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iter
         yield from _gpu()
     if platform.device == "mps":
         yield from _apple()
+    yield _waiting_threads()
     limit, why = memory_limit(root)
     yield Finding("memory", "ok", f"{limit / GIB:.1f} GiB for this process: {why}")
+
+
+def _waiting_threads() -> Finding:
+    """How the CPU's threads wait for each other, alone and beside other programs."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    asked = "".join(f"; {name}={os.environ[name]}" for name in names if name in os.environ)
+    why = contention.why_not_watched()
+    way = "they sleep while other programs use the CPU" if why is None else f"not watched: {why}"
+    return Finding("CPU threads", "ok", f"{torch.get_num_threads()}; {way}{asked}")
 
 
 def _drivers(root: Path) -> Iterator[Finding]:

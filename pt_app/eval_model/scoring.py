@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pt_app.errors import UserError
 from pt_app.eval_model.completion import Opening, complete, openings
+from pt_app.eval_model.contention import watched
 from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.gemm import fast_products
 from pt_app.eval_model.packing import Shapes
@@ -269,7 +270,7 @@ def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), fast_products(model.device):
+        with torch.inference_mode(), fast_products(model.device), watched(model.device):
             yield
     finally:
         model.train(training)

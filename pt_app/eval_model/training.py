@@ -13,6 +13,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model import adapters, console
 from pt_app.eval_model.callbacks import StopAfterStep
 from pt_app.eval_model.checkpoints import newest_complete
+from pt_app.eval_model.contention import watched
 from pt_app.eval_model.gated_mlp import keep_less
 from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.models import ModelSource
@@ -195,7 +196,7 @@ def train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
     stop = StopAfterStep()
     trainer.add_callback(stop)
     try:
-        with stop.listening():
+        with stop.listening(), watched(trainer.args.device):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
         if not is_lost_rank(error):
