@@ -14,8 +14,8 @@ import numpy as np
 
 _DESCRIPTION = """\
 Kappas, Krippendorff's alpha, correlations, MAE, RMSE and bias of verdicts against labels on an
-ordered scale; accuracy, F1 macro, kappa and alpha on a nominal one. Each with a 95 % interval from
-a cluster bootstrap over groups, since rows of one source depend on each other.
+ordered scale; accuracy, F1 macro, kappa, alpha and MCC on a nominal one. Each with a 95 % interval
+from a cluster bootstrap over groups, since rows of one source depend on each other.
 """
 _KWARGS = """\
 predictions: verdicts, numbers or names; "" or None is a parse failure, left out and counted.
@@ -121,6 +121,7 @@ def _numbers(tables, values):
                 "f1_macro": f1,
                 "kappa": _kappa(tables, differ),
                 "alpha": _alpha(tables, differ),
+                "mcc": _matthews(tables),
             }
         apart = values[None, :] - values[:, None]
         square = apart**2
@@ -157,6 +158,14 @@ def _alpha(tables, weights):
     expected = ((pool @ weights) * pool).sum(1) / (n * (n - 1))
     alpha = 1 - np.tensordot(tables, weights, 2) / tables.sum((1, 2)) / expected
     return np.where((pool > 0).sum(1) > 1, alpha, np.nan)
+
+
+def _matthews(tables):
+    rows, columns, n = tables.sum(2), tables.sum(1), tables.sum((1, 2))
+    right = np.einsum("rkk->r", tables)
+    spread = (n**2 - (rows**2).sum(1)) * (n**2 - (columns**2).sum(1))
+    coefficient = (right * n - (rows * columns).sum(1)) / np.sqrt(spread)
+    return np.where(spread > 0, coefficient, np.nan)
 
 
 def _pearson(tables, x, y):

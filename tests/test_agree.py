@@ -330,3 +330,95 @@ def test_an_unlabelled_file_is_refused_where_it_is_read(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no column human"):
         read_verdicts(str(written(tmp_path / "v.csv", [{"said": 1}])), Columns("human", "said"))
+
+
+def test_pairs_have_their_accuracy_in_each_order_and_in_both(tmp_path: Path) -> None:
+    draw, other = random.Random(4), {"A": "B", "B": "A", "tie": "tie"}
+    rows = []
+    for i in range(120):
+        label = draw.choice(["A", "B", "A", "B", "tie"])
+        said = label if draw.random() < 0.8 else draw.choice(["A", "B", "tie"])
+        again = other[label] if draw.random() < 0.7 else draw.choice(["A", "B", "tie"])
+        rows.append({"human": label, "said": said, "other": "" if i < 6 else again})
+    results = measured(written(tmp_path / "v.jsonl", rows), "--swapped=other")
+    (judge,) = results["models"]
+    found = judge["metrics"]
+    labels = [row["human"] for row in rows]
+    swapped = [other[row["other"]] if row["other"] else None for row in rows]
+    assert found["accuracy_swapped"]["value"] == pytest.approx(
+        sk.accuracy_score(labels[6:], swapped[6:])
+    )
+    both = [a == row["said"] == b for a, row, b in zip(labels, rows, swapped, strict=True)]
+    assert found["accuracy_both_orders"]["value"] == pytest.approx(sum(both) / 114)
+    assert found["accuracy_both_orders"]["n"] == 114
+    assert found["accuracy_both_orders_strict"]["value"] == pytest.approx(sum(both) / 120)
+    assert found["accuracy_swapped_strict"]["n"] == 120
+    for name in ("accuracy", "accuracy_swapped", "accuracy_both_orders", "mcc"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+    assert found["mcc"]["value"] == pytest.approx(
+        sk.matthews_corrcoef(labels, [row["said"] for row in rows])
+    )
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "right in both orders" in report
+    assert "MCC" in report
+
+
+def test_pass_fail_has_auc_mcc_and_accuracy_at_coverages(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    rows = []
+    for i in range(200):
+        fail = round(draw.random(), 3)
+        human = "FAIL" if draw.random() < fail else "PASS"
+        said = "FAIL" if fail > 0.5 else "PASS"
+        rows.append({"human": human, "said": said, "p": f"{1 - fail:.3f} {fail}", "s": i // 2})
+    results = measured(written(tmp_path / "v.csv", rows), "--probabilities=p", "--group=s")
+    (judge,) = results["models"]
+    labels, fails = [r["human"] == "FAIL" for r in rows], [float(r["p"].split()[1]) for r in rows]
+    assert judge["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, fails))
+    assert judge["roc_auc"]["low"] < judge["roc_auc"]["value"] < judge["roc_auc"]["high"]
+    said = [row["said"] == "FAIL" for row in rows]
+    assert judge["constrained"]["mcc"]["value"] == pytest.approx(sk.matthews_corrcoef(labels, said))
+    quarter, half, most = judge["selective"]["at_coverage"]
+    assert [one["accuracy"]["n"] for one in (quarter, half, most)] == [50, 100, 150]
+    assert quarter["accuracy"]["value"] > most["accuracy"]["value"]
+    assert half["kappa"]["low"] < half["kappa"]["value"] < half["kappa"]["high"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| surest 50% of the rows: kappa |" in report
+    assert "Brier score (sum over classes)" in report
+    assert f"(AUC) of {judge['roc_auc']['value']:.3f} [" in report
+
+
+def test_each_two_annotators_have_their_kappa_in_results_and_report(tmp_path: Path) -> None:
+    results = measured(written(tmp_path / "v.csv", rows_of()), "--annotators=people")
+    (pair,) = results["people"]["pairs"]
+    said = [json.loads(row["people"]) for row in rows_of()]
+    kappa = sk.cohen_kappa_score(*zip(*said, strict=True), weights="quadratic")
+    assert pair["kappa_quadratic"]["value"] == pytest.approx(kappa)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"| raters 1 and 2: quadratic kappa | {kappa:.3f} |" in report
+
+
+def test_a_difference_in_the_third_digit_is_shown(tmp_path: Path) -> None:
+    rows = [{"human": 1 + i % 2, "said": 1 + i % 2} for i in range(200)]
+    for row in rows[:9]:
+        row["said"] = 3 - row["human"]
+    measured(written(tmp_path / "v.csv", rows), "--scale=1-5")
+    assert "0.955 [" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_the_reading_compares_the_judge_with_people_in_one_plain_sentence(
+    tmp_path: Path, worse: bool
+) -> None:
+    rows = rows_of()
+    for row in rows:
+        row["said"] = 1 + (row["human"] + 2) % 5 if worse else row["human"]
+    results = measured(written(tmp_path / "v.csv", rows), "--annotators=people", "--group=source")
+    apart = (
+        results["models"][0]["metrics"]["kappa_quadratic"]["value"]
+        - results["ceiling"]["metrics"]["kappa_quadratic"]["value"]
+    )
+    report = (tmp_path / "out" / "report.md").read_text()
+    side = "below" if worse else "above"
+    assert f"; the judge is {abs(apart):.3f} {side} that." in report
+    assert "% of the way" not in report

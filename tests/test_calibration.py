@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score, log_loss
 
 from pt_app.errors import UserError
 from pt_app.eval_model.metrics import FloatArray, IntArray
@@ -20,7 +20,7 @@ from pt_app.evidence.calibration import (
     with_temperature,
 )
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.selective import guaranteed_threshold, selective
+from pt_app.evidence.selective import at_coverages, guaranteed_threshold, selective
 
 FIVE = Scale.from_name("1-5")
 TEN = Scale.from_name("0-10")
@@ -137,6 +137,39 @@ def test_rows_of_equal_confidence_share_their_risk() -> None:
         Confidence(np.full(4, 0.5), np.array([1.0, 1, 0, 0])), Resampler(range(4), 50), 0.9
     )
     assert found["aurc"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(("scale", "k"), [(FIVE, 5), (PASS_FAIL, 2)])
+def test_accuracy_and_kappa_of_the_surest_rows_are_sklearns(scale: Scale, k: int) -> None:
+    probabilities, labels = judged(400, 3, k=k)
+    verdicts, sample = probabilities.argmax(axis=1), Resampler([i // 2 for i in range(400)], 200)
+    found = confidence_of(probabilities, labels, scale, tolerance=0)
+    entries = at_coverages(found, verdicts, labels, scale, sample)
+    assert [one["coverage"] for one in entries] == [0.25, 0.5, 0.75]
+    for one in entries:
+        surest = np.argsort(-found.sure)[: int(400 * one["coverage"])]
+        weights, head = ("quadratic", "kappa_quadratic") if k == 5 else (None, "kappa")
+        kappa = cohen_kappa_score(labels[surest], verdicts[surest], weights=weights)
+        accuracy = accuracy_score(labels[surest], verdicts[surest])
+        assert one["accuracy"]["value"] == one["right"]["value"] == pytest.approx(accuracy)
+        assert one[head]["value"] == pytest.approx(kappa)
+        for name in ("accuracy", "right", head):
+            assert one[name]["low"] < one[name]["value"] < one[name]["high"]
+            assert one[name]["n"] == len(surest)
+
+
+def test_at_a_coverage_rows_of_equal_confidence_count_by_the_share_that_fits() -> None:
+    # 4 sure rows, all right, and 16 of one confidence, of which a quarter is right: half of all is
+    # the 4 and 6 of the 16, whichever come first in the file.
+    sure, right = np.array([0.9] * 4 + [0.6] * 16), np.array([1.0] * 4 + [1, 0, 0, 0] * 4)
+    labels = np.zeros(20, dtype=np.int64)
+    for order in (np.arange(20), np.arange(20)[::-1]):
+        found = Confidence(sure[order], right[order])
+        said = (1 - right[order]).astype(np.int64)
+        (_, half, _) = at_coverages(found, said, labels, PASS_FAIL, Resampler(range(20), 50))
+        assert half["right"]["value"] == pytest.approx((4 + 6 / 4) / 10)
+        assert half["kappa"]["value"] is None  # all labels are equal
+        assert half["kappa"]["reason"]
 
 
 def test_a_guaranteed_threshold_fails_on_further_rows_in_at_most_5_of_100_cases() -> None:

@@ -62,7 +62,7 @@ def test_names_have_the_numbers_of_the_evidence(metric: Any) -> None:
     sample = Resampler(range(90), 300)
     own = [verdict or None for verdict in verdicts]
     ours = summarise(labels, own, None, sample, Scale.from_name("pass_fail"))["metrics"]
-    names = ("accuracy", "f1_macro", "kappa", "alpha")
+    names = ("accuracy", "f1_macro", "kappa", "alpha", "mcc")
     same(numbers(found), {name: ours[name] for name in names})
 
 

@@ -60,6 +60,7 @@ def test_nominal_numbers_equal_sklearn(seed: int, k: int) -> None:
                 np.stack([labels, verdicts]), level_of_measurement="nominal"
             ),
             "f1_macro": sk.f1_score(labels, verdicts, average="macro"),
+            "mcc": sk.matthews_corrcoef(labels, verdicts),
         }
     )
 
@@ -77,6 +78,7 @@ def test_a_verdict_off_a_nominal_scale_is_wrong_and_no_class_of_its_own() -> Non
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["kappa"] == pytest.approx(sk.cohen_kappa_score(labels, verdicts))
     assert found["f1_macro"] == pytest.approx(f1)
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, verdicts))
 
 
 def test_leading_axes_give_the_number_of_each_table() -> None:

@@ -13,6 +13,7 @@ from pt_app.evidence.pass_fail import (
     cost_at,
     operating_threshold,
     pr_auc,
+    roc_auc,
 )
 from pt_app.evidence.summary import FAIL, PASS, by_class
 
@@ -54,6 +55,28 @@ def test_pr_auc_is_sklearns_average_precision() -> None:
     assert found["low"] < found["value"] < found["high"]
     flat = pr_auc(np.full(300, 0.5), labels, Resampler(range(300), 50))
     assert flat["value"] == pytest.approx(labels.mean())
+
+
+@pytest.mark.parametrize("digits", [1, 6])
+def test_roc_auc_is_sklearns_with_an_interval_that_is_the_bootstraps(digits: int) -> None:
+    labels, _ = judged(300)
+    rng = np.random.default_rng(1)
+    fail = np.round(np.clip(0.5 * labels + 0.6 * rng.random(300), 0, 1), digits)  # ties with 1
+    groups = np.arange(300) // 3
+    found = roc_auc(fail, labels, Resampler(groups.tolist(), 400))
+    assert found["value"] == pytest.approx(sk.roc_auc_score(labels == FAIL, fail))
+    draws = []
+    for _ in range(400):
+        rows = (rng.integers(0, 100, 100)[:, None] * 3 + np.arange(3)).ravel()
+        draws.append(sk.roc_auc_score(labels[rows] == FAIL, fail[rows]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.012)
+    assert found["n"] == 300
+    few = roc_auc(fail[:30], labels[:30], Resampler((groups[:30]).tolist()))
+    assert few["low"] < few["value"] < few["high"] <= 1
+    none = roc_auc(fail, labels * 0, Resampler(range(300), 50))
+    assert none["value"] is None
+    assert none["reason"] == "all labels or all verdicts are equal"
 
 
 @pytest.mark.parametrize(("missed", "false_alarm"), [(1, 1), (10, 1), (1, 10)])

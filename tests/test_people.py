@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
@@ -40,7 +41,13 @@ def rated(*rows: list[object], scale: str = "0-10", group: str = "") -> list[Jud
 def test_alpha_is_the_packages_for_any_ratings_and_resample(
     rows: list[list[int | None]], level: str, seed: int
 ) -> None:
-    ratings = people.ratings_of(rated(*rows), TEN)
+    ratings = people.ratings_of(
+        [
+            people.RatedRow(i, [(str(j), v) for j, v in enumerate(row) if v is not None])
+            for i, row in enumerate(rows)
+        ],
+        TEN,
+    )
     if len(ratings.values) < 2 or len(np.unique(ratings.values[~np.isnan(ratings.values)])) < 2:
         return
     domain, counts = people.value_counts(ratings.values)
@@ -83,6 +90,50 @@ def test_one_rater_is_compared_with_the_mean_of_the_others_on_the_same_rows() ->
     assert one["pooled"]["n"] == 200
 
 
+@pytest.mark.parametrize("scale", ["0-10", "pairwise"])
+def test_each_two_annotators_have_sklearns_kappa_with_interval_and_n(scale: str) -> None:
+    values, rng = list(Scale.from_name(scale).values), np.random.default_rng(3)
+    truth = rng.integers(0, len(values), 80)
+    said = np.where(
+        rng.random((80, 3)) < 0.7, truth[:, None], rng.integers(0, len(values), (80, 3))
+    )
+    rows: list[list[object]] = [[values[place] for place in row] for row in said]
+    for row in rows[:20]:
+        row[2] = None  # the third annotator labelled 60 rows
+    found = people.agreement_of(rated(*rows, scale=scale), Scale.from_name(scale))
+    assert found is not None
+    assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [
+        ("1", "2"),
+        ("1", "3"),
+        ("2", "3"),
+    ]
+    for pair, (a, b) in zip(found["pairs"], [(0, 1), (0, 2), (1, 2)], strict=True):
+        x, y = said[(20 if b == 2 else 0) :, [a, b]].T
+        assert pair["kappa"]["value"] == pytest.approx(cohen_kappa_score(x, y))
+        assert pair["agreement"]["value"] == pytest.approx((x == y).mean())
+        if scale == "0-10":
+            quadratic = cohen_kappa_score(x, y, weights="quadratic")
+            assert pair["kappa_quadratic"]["value"] == pytest.approx(quadratic)
+        else:
+            assert "kappa_quadratic" not in pair
+        for name in set(pair) - {"a", "b"}:
+            assert pair[name]["low"] < pair[name]["value"] < pair[name]["high"]
+            assert pair[name]["n"] == len(x)
+    assert ["raters 1 and 3: Cohen's kappa", "60"] in [
+        [row[0], row[3]] for row in people.table(found)
+    ]
+
+
+def test_two_annotators_of_one_label_have_no_kappa_and_a_constant_one_has_none_above_zero() -> None:
+    found = people.agreement_of(rated([3, 3], [3, 3], [3, 3]), TEN)
+    assert found is not None
+    assert found["pairs"][0]["kappa"]["value"] is None
+    assert found["pairs"][0]["kappa_quadratic"]["value"] is None
+    found = people.agreement_of(rated([3, 1], [3, 2], [3, 3]), TEN)
+    assert found is not None
+    assert found["pairs"][0]["kappa"]["value"] == 0
+
+
 def test_rows_with_one_rater_say_nothing_of_agreement() -> None:
     assert people.agreement_of(rated([3], [None, 4], []), TEN) is None
 
@@ -122,7 +173,7 @@ def test_pandalms_annotators_agree_as_published() -> None:
     assert found is not None
     assert found["units"] == 999
     assert found["alpha_nominal"]["value"] == pytest.approx(0.864, abs=5e-4)
-    pairs = sorted(pair["agreement"] for pair in found["pairs"])
+    pairs = sorted(pair["agreement"]["value"] for pair in found["pairs"])
     assert pairs[0] == pytest.approx(0.913, abs=5e-4)
     assert pairs[-1] == pytest.approx(0.929, abs=5e-4)
 

@@ -119,11 +119,11 @@ def test_report_opens_with_a_reading_of_judge_base_and_baseline(tmp_path: Path) 
     reading = next(iter(_sections(report).values()))
     for model in results["models"]:
         kappa = model["constrained"]["kappa_quadratic"]
-        expected = f"{kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}] (n = 40)"
+        expected = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}] (n = 40)"
         assert expected in reading
     assert "On 40 rows of 40 groups" in reading
     assert "shortened" not in report
-    assert "Always answering the majority label 0 gives 0.00" in reading
+    assert "Always answering the majority label 0 gives 0.000" in reading
     assert "adapter agrees better" in reading
 
 
@@ -138,7 +138,7 @@ def test_report_says_when_judge_and_base_cannot_be_told_apart(tmp_path: Path) ->
 def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
     sections = _sections(_write(_folder(tmp_path, failures=4)))
     reading = next(iter(sections.values()))
-    assert "4 of 40 are parse failures (10.00 %)" in reading
+    assert "4 of 40 are parse failures (10.0 %)" in reading
     assert "(n = 36)" in reading
     matrix = sections["Labels and verdicts"]
     assert "parse failure" in matrix
@@ -160,7 +160,7 @@ def test_every_number_of_the_table_has_interval_and_n(tmp_path: Path) -> None:
     assert len(lines) == 7  # two judges of three readings, and the majority
     for line in lines:
         cells = re.split(r" *\| *", line)[2:-3]
-        assert all(re.fullmatch(r"–|-?\d+\.\d\d \[.*\]( \(n = \d+\))?", cell) for cell in cells)
+        assert all(re.fullmatch(r"–|-?\d+\.\d{3} \[.*\]( \(n = \d+\))?", cell) for cell in cells)
         assert re.search(r"\| (38|40) \|$", line)
 
 
@@ -228,7 +228,7 @@ def test_every_text_of_a_worst_row_is_shown_where_it_has_one(tmp_path: Path) -> 
 
 def test_error_kinds_are_listed_with_interval_and_n(tmp_path: Path) -> None:
     section = _sections(_write(_folder(tmp_path)))["By kind of error in the candidate"]
-    assert re.search(r"^\| gender \| \d\.\d\d \[.*\] \| 20 \|$", section, flags=re.MULTILINE)
+    assert re.search(r"^\| gender \| \d\.\d{3} \[.*\] \| 20 \|$", section, flags=re.MULTILINE)
 
 
 def test_rows_that_did_not_fit_are_said_and_left_out(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_rows_that_did_not_fit_are_said_and_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", ["pass_fail", "pairwise", "1-5", "0-100"])
 def test_other_scales_have_a_report(tmp_path: Path, scale: str) -> None:
     sections = _sections(_write(_folder(tmp_path, scale, failures=1)))
-    assert re.search(r"kappa -?\d\.\d\d \[", next(iter(sections.values())))
+    assert re.search(r"kappa -?\d\.\d{3} \[", next(iter(sections.values())))
     if scale == "0-100":
         assert "different values occur" in sections["Labels and verdicts"]
 
@@ -275,7 +275,7 @@ def test_terminal_table_fits_80_columns(tmp_path: Path, scale: str) -> None:
     console.print(terminal_table(results))
     lines = console.export_text().splitlines()
     kappa = results["models"][0]["constrained"]["kappa"]
-    found = f"{kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]"
+    found = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}]"
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:1] == ["n"] and line.split()[1:] == ["37", "37"] for line in lines)
     if scale == "pass_fail":

@@ -17,9 +17,11 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 # Numbers between -1 and 1 of which 1 is full agreement.
 CORRELATIONS = frozenset(
-    ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "pearson", "spearman", "kendall")
+    ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "mcc", "pearson", "spearman", "kendall")
 )
-SHARES = frozenset(("exact", "within_1", "accuracy", "f1_macro"))  # between 0 and 1
+SHARES = frozenset(
+    ("exact", "within_1", "accuracy", "f1_macro", "roc_auc", "right")
+)  # between 0 and 1
 ERRORS = frozenset(("mae", "rmse"))  # 0 or more
 
 
@@ -91,6 +93,7 @@ def _nominal(tables: FloatArray) -> dict[str, FloatArray]:
         "accuracy": right.sum(-1) / tables.sum((-2, -1)),
         "kappa": _kappa(tables, 1 - np.eye(k, columns)),
         "alpha": _alpha(tables, 1 - np.eye(k, columns)),
+        "mcc": _matthews(tables),
         "f1_macro": f1.sum(-1) / occurs.sum(-1),
     }
 
@@ -122,6 +125,20 @@ def _alpha(tables: FloatArray, weights: FloatArray) -> FloatArray:
     observed = np.tensordot(tables, weights, 2) / tables.sum((-2, -1))
     expected = ((pool @ square) * pool).sum(-1) / (n * (n - 1))
     return np.where((pool > 0).sum(-1) > 1, 1 - observed / expected, np.nan)
+
+
+def _matthews(tables: FloatArray) -> FloatArray:
+    """Matthews' correlation coefficient of label and verdict, for K classes (Gorodkin 2004).
+
+    NaN where all labels or all verdicts are equal.
+    """
+    labels, verdicts = tables.sum(-1), tables.sum(-2)
+    n = tables.sum((-2, -1))
+    right = np.diagonal(tables, axis1=-2, axis2=-1).sum(-1)
+    shared = (labels * verdicts[..., : labels.shape[-1]]).sum(-1)
+    spread = [n**2 - (margin**2).sum(-1) for margin in (labels, verdicts)]
+    coefficient: FloatArray = (right * n - shared) / np.sqrt(spread[0] * spread[1])
+    return np.where((spread[0] > 0) & (spread[1] > 0), coefficient, np.nan)
 
 
 def _kendall(tables: FloatArray) -> FloatArray:

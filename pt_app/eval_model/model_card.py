@@ -8,6 +8,7 @@ from typing import Any
 
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.formatting import estimate
 
 Json = Mapping[str, Any]
 # The numbers of a card, in this order, where an evaluation has them.
@@ -163,10 +164,7 @@ def _numbers(results: Json | None) -> str:
 def _estimate(metric: Json | None) -> str:
     if not metric or metric.get("value") is None:
         return "-"
-    text = f"{metric['value']:.3f}"
-    if metric.get("low") is not None and metric.get("high") is not None:
-        text += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
-    return f"{text}, n = {metric['n']}"
+    return f"{estimate(metric)}, n = {metric['n']}"
 
 
 def _limits() -> str:

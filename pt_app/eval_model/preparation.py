@@ -16,6 +16,7 @@ from pt_app.eval_model.settings import Settings
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import detectable_difference
+from pt_app.evidence.formatting import number
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> N
         len(set(groups)),
         "they cannot tell two judges apart"
         if smallest is None
-        else f"they tell two judges apart that differ by {smallest:.2f} or more in "
+        else f"they tell two judges apart that differ by {number(smallest)} or more in "
         f"{headline(data.scale)} (80 of 100 times, near 0.7)",
     )
 

@@ -14,6 +14,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import compare
+from pt_app.evidence.formatting import estimate
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
 
@@ -140,7 +141,7 @@ def _decided(name: str, found: Mapping[str, Any], floor: float) -> Check:
     if found["value"] is None or found["low"] is None:
         why = found.get("reason") or "it has no interval"
         return Check(name, "undecided", f"undefined on {found['n']} rows: {why}")
-    told = f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
+    told = f"{estimate(found)}, n = {found['n']}"
     if found["low"] >= floor:
         return Check(name, "pass", told)
     return Check(name, "fail" if found["high"] < floor else "undecided", told)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from pt_app.eval_model.metrics import FloatArray, IntArray, rouge_l
-from pt_app.eval_model.orders import consistency, first_preference
-from pt_app.eval_model.verdicts import Scale
+from pt_app.eval_model.orders import consistency, first_preference, flipped
+from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence import biases
 from pt_app.evidence.calibration import (
     calibration,
@@ -21,8 +21,8 @@ from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.order import orders
-from pt_app.evidence.pass_fail import cost_at, operating_threshold, pr_auc
-from pt_app.evidence.selective import selective
+from pt_app.evidence.pass_fail import cost_at, operating_threshold, pr_auc, roc_auc
+from pt_app.evidence.selective import at_coverages, selective
 from pt_app.evidence.summary import FAIL, mean_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
@@ -106,7 +106,8 @@ def _agreement(rows: Sequence[Row], sample: Resampler, scale: Scale) -> dict[str
 
 
 def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -> None:
-    """Add how far the verdicts of both orders agree, and how often the first place wins."""
+    """Add the accuracy by order, how far both orders agree, and how often the first place wins."""
+    labels = [row["label"] for row in rows]
     names = [
         ("metrics", "verdict", "swapped"),
         ("constrained", "constrained", "swapped_constrained"),
@@ -115,14 +116,38 @@ def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -
         if part not in found:
             continue
         both = [row[name] for row in rows], [row.get(other) for row in rows]
-        found[part]["order_consistency"] = mean_metric(consistency(*both), sample)
+        for key, values in _by_order(labels, *both).items():
+            found[part][key] = mean_metric(values, sample)
         found[part]["first_preference"] = mean_metric(first_preference(*both), sample)
     # A row that was not judged in the other order stays out; a parse failure in either is a miss.
-    same = consistency([row["verdict"] for row in rows], [row.get("swapped") for row in rows])
-    strict = [
-        float(bool(one)) if "swapped" in row else None for row, one in zip(rows, same, strict=True)
-    ]
-    found["metrics"]["order_consistency_strict"] = mean_metric(strict, sample)
+    own = [row["verdict"] for row in rows], [row.get("swapped") for row in rows]
+    for key, values in _by_order(labels, *own).items():
+        strict = [
+            float(bool(one)) if "swapped" in row else None
+            for row, one in zip(rows, values, strict=True)
+        ]
+        found["metrics"][f"{key}_strict"] = mean_metric(strict, sample)
+
+
+def _by_order(
+    labels: Sequence[Verdict], first: Sequence[Verdict | None], second: Sequence[Verdict | None]
+) -> dict[str, list[float | None]]:
+    """Say of each pair whether it is right in the other order, right in both, and the same in both.
+
+    1, 0, or None where an order that it takes gave no verdict.
+    """
+    other = [flipped(verdict) for verdict in second]
+    return {
+        "accuracy_swapped": [
+            None if said is None else float(said == label)
+            for said, label in zip(other, labels, strict=True)
+        ],
+        "accuracy_both_orders": [
+            None if None in (one, two) else float(one == label == two)
+            for one, two, label in zip(first, other, labels, strict=True)
+        ],
+        "order_consistency": consistency(first, second),
+    }
 
 
 def _confidence(
@@ -148,9 +173,14 @@ def _confidence(
             same = fitted.threshold["target"] == asked.target_accuracy
             threshold = dict(fitted.threshold) | {"chosen_on": "validation"} if same else None
         found["selective"] = selective(confidence, sample, asked.target_accuracy, threshold)
+        likeliest = probabilities.argmax(axis=1)
+        found["selective"]["at_coverage"] = at_coverages(
+            confidence, likeliest, columns.labels, scale, sample
+        )
         if scale.task == "pass_fail":
             fail = probabilities[:, FAIL]
             costs = asked.missed_fail_costs, asked.false_alarm_costs
+            found["roc_auc"] = roc_auc(fail, columns.labels, sample)
             found["pr_auc"] = pr_auc(fail, columns.labels, sample)
             found["operating"] = operating_threshold(fail, columns.labels, *costs)
             if fitted is not None and fitted.operating is not None:

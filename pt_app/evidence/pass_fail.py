@@ -19,9 +19,7 @@ def pr_auc(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metric:
     Sum over thresholds of precision times the recall won; rows of equal probability share one
     threshold. A judge that knows nothing has the share of FAIL.
     """
-    order = np.argsort(-fail, kind="stable")
-    starts = np.flatnonzero(np.diff(-fail[order], prepend=-np.inf) > 0)
-    is_fail = (labels[order] == FAIL).astype(np.float64)
+    order, starts, is_fail = _by_threshold(fail, labels)
 
     def area(weights: FloatArray) -> dict[str, FloatArray]:
         rows = np.add.reduceat(weights[:, order], starts, axis=1).cumsum(axis=1)
@@ -31,6 +29,37 @@ def pr_auc(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metric:
             return {"pr_auc": (precision * hits).sum(axis=1) / hits.sum(axis=1)}
 
     return metric(sample.estimate(area)["pr_auc"], len(labels))
+
+
+def roc_auc(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metric:
+    """Area below the ROC curve of `fail` (the probability of FAIL, [n]) as a sign of FAIL.
+
+    The probability that a FAIL row has a higher one than a PASS row, equal ones counted half
+    (Hanley and McNeil 1982). Undefined where all labels are equal.
+    """
+    order, starts, is_fail = _by_threshold(fail, labels)
+
+    def area(weights: FloatArray) -> dict[str, FloatArray]:
+        rows = np.add.reduceat(weights[:, order], starts, axis=1)
+        fails = np.add.reduceat(weights[:, order] * is_fail, starts, axis=1)
+        passes = rows - fails
+        above = fails.cumsum(axis=1) - fails / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pairs = fails.sum(axis=1) * passes.sum(axis=1)
+            return {"roc_auc": (passes * above).sum(axis=1) / pairs}
+
+    return metric(sample.estimate(area)["roc_auc"], len(labels))
+
+
+def _by_threshold(fail: FloatArray, labels: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+    """Order the rows by falling probability of FAIL.
+
+    Returns the order [n], where each level of equal probabilities starts in it, and whether each
+    ordered row is a FAIL.
+    """
+    order = np.argsort(-fail, kind="stable")
+    starts = np.flatnonzero(np.diff(-fail[order], prepend=-np.inf) > 0)
+    return order, starts, (labels[order] == FAIL).astype(np.float64)
 
 
 def operating_threshold(

@@ -1,10 +1,11 @@
 """How far people agree with each other: what a judge can be expected to reach, and no more.
 
-Raw agreement, Fleiss' kappa, Krippendorff's alpha, and one rater's correlation with the others.
+Raw agreement, Fleiss' kappa, Krippendorff's alpha, Cohen's kappa of each two raters, and one
+rater's correlation with the others.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -14,13 +15,23 @@ import numpy as np
 
 from pt_app.eval_model.metrics import FloatArray
 from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
+from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.evidence.formatting import interval, number
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import weighted_pearson
+from pt_app.evidence.summary import Metric, metric
 
 # Pairs and raters are told one by one up to so many raters.
 MOST_RATERS = 10
 LEVELS = {"score": ("nominal", "ordinal", "interval")}
+
+
+@dataclass(frozen=True)
+class RatedRow:
+    """What people said of one row, as (rater, verdict); its group is the bootstrap's."""
+
+    group: Hashable
+    said: Sequence[tuple[str, Verdict]]
 
 
 @dataclass(frozen=True)
@@ -32,23 +43,23 @@ class Ratings:
 
     raters: tuple[str, ...]
     values: FloatArray
-    groups: tuple[str, ...]
+    groups: tuple[Hashable, ...]
 
 
-def ratings_of(examples: Sequence[JudgeExample], scale: Scale) -> Ratings:
+def ratings_of(rows: Sequence[RatedRow], scale: Scale) -> Ratings:
     """Lay out the annotators' verdicts; rows with fewer than two are left out.
 
     A rater's second verdict on a row is not counted.
     """
-    rows = [example for example in examples if len(example.annotators) > 1]
-    raters = sorted({a.rater for row in rows for a in row.annotators}, key=_by_number)
+    rows = [row for row in rows if len(row.said) > 1]
+    raters = sorted({rater for row in rows for rater, _ in row.said}, key=_by_number)
     column = {rater: i for i, rater in enumerate(raters)}
     code: dict[Any, float] = {str(value): float(i) for i, value in enumerate(scale.values)}
     values = np.full((len(rows), len(raters)), np.nan)
     for i, row in enumerate(rows):
-        for said in reversed(row.annotators):
-            number = said.verdict if scale.task == "score" else code[str(said.verdict)]
-            values[i, column[said.rater]] = float(number)
+        for rater, verdict in reversed(row.said):
+            place = verdict if scale.task == "score" else code[str(verdict)]
+            values[i, column[rater]] = float(place)
     return Ratings(tuple(raters), values, tuple(row.group for row in rows))
 
 
@@ -57,13 +68,20 @@ def _by_number(name: str) -> tuple[float, str]:
 
 
 def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, Any] | None:
+    """Measure the agreement among the annotators of examples: see `agreement_among`."""
+    rows = [RatedRow(e.group, [(a.rater, a.verdict) for a in e.annotators]) for e in examples]
+    return agreement_among(rows, scale)
+
+
+def agreement_among(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | None:
     """Measure the agreement among the raters of the rows; None where no row has two.
 
     Numbers are {"value", "low", "high", "n"} with n units, intervals by the cluster bootstrap over
-    groups. "raw" is the share of pairs of ratings of a unit that are equal, "pairs" the same for
-    each two raters. Ordinal and interval alpha, and "one_vs_rest", are for scores alone.
+    groups. "raw" is the share of pairs of ratings of a unit that are equal; "pairs" has for each
+    two raters the share of equal labels, Cohen's kappa and, of scores, quadratic kappa. Ordinal and
+    interval alpha, and "one_vs_rest", are for scores alone.
     """
-    ratings = ratings_of(examples, scale)
+    ratings = ratings_of(rows, scale)
     if len(ratings.values) == 0:
         return None
     domain, counts = value_counts(ratings.values)
@@ -78,7 +96,7 @@ def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, An
         **{name: _estimated(sample, counts, one) for name, one in statistics.items()},
     }
     if len(ratings.raters) <= MOST_RATERS:
-        found["pairs"] = pair_agreement(ratings)
+        found["pairs"] = pair_agreement(ratings, quadratic=scale.task == "score")
     if scale.task == "score":
         found["one_vs_rest"] = one_against_rest(ratings)
     return found
@@ -138,16 +156,47 @@ def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: st
     return result
 
 
-def pair_agreement(ratings: Ratings) -> list[dict[str, Any]]:
-    """Give for each two raters the share of units on which they said the same."""
+def pair_agreement(ratings: Ratings, quadratic: bool) -> list[dict[str, Any]]:
+    """Give for each two raters with common units the share of equal labels and Cohen's kappa.
+
+    Each is a number with interval and n; with `quadratic` the quadratic kappa too.
+    """
     pairs = []
     for a, b in combinations(range(len(ratings.raters)), 2):
         both = ~np.isnan(ratings.values[:, [a, b]]).any(axis=1)
-        if both.any():
-            same = ratings.values[both, a] == ratings.values[both, b]
-            names = {"a": ratings.raters[a], "b": ratings.raters[b]}
-            pairs.append(names | {"agreement": float(same.mean()), "n": int(both.sum())})
+        if not both.any():
+            continue
+        sample = Resampler([ratings.groups[i] for i in np.flatnonzero(both)])
+        found = _kappas(ratings.values[both, a], ratings.values[both, b], sample)
+        if not quadratic:
+            del found["kappa_quadratic"]
+        pairs.append({"a": ratings.raters[a], "b": ratings.raters[b], **found})
     return pairs
+
+
+def _kappas(x: FloatArray, y: FloatArray, sample: Resampler) -> dict[str, Metric]:
+    """Share of equal labels, kappa and quadratic kappa of two raters' labels [n].
+
+    All three are functions of sums over rows: of each rater's labels by value, of their squares
+    and products. That costs far less than a table of pairs of values where a scale is fine.
+    """
+    domain = np.unique([x, y])
+    x, y = x - domain.mean(), y - domain.mean()  # against rounding alone
+    by_value = [(column[:, None] == domain - domain.mean()) for column in (x, y)]
+    moments = np.stack([np.ones_like(x), x == y, x, y, x**2 + y**2, x * y], axis=1)
+    k = len(domain)
+
+    def numbers(sums: FloatArray) -> dict[str, FloatArray]:
+        n, equal, of_x, of_y, squares, products = sums[:, :6].T
+        chance = (sums[:, 6 : 6 + k] * sums[:, 6 + k :]).sum(axis=1)
+        apart, expected = squares - 2 * products, squares - 2 * of_x * of_y / n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            kappa = np.where(chance < n**2, (n * equal - chance) / (n**2 - chance), np.nan)
+            quadratic = np.where(expected > 1e-9 * n, 1 - apart / expected, np.nan)
+            return {"agreement": equal / n, "kappa": kappa, "kappa_quadratic": quadratic}
+
+    estimates = sample.estimate_sums(np.concatenate([moments, *by_value], axis=1), numbers)
+    return {name: metric(one, len(x)) for name, one in estimates.items()}
 
 
 def one_against_rest(ratings: Ratings) -> dict[str, Any]:
@@ -223,6 +272,11 @@ _NAMES = {
     "kappa": "Cohen's kappa",
     "kappa_quadratic": "quadratic kappa",
 }
+_OF_PAIRS = {
+    "agreement": "equal labels",
+    "kappa": "Cohen's kappa",
+    "kappa_quadratic": "quadratic kappa",
+}
 
 
 def table(agreement: Mapping[str, Any]) -> list[list[str]]:
@@ -230,8 +284,12 @@ def table(agreement: Mapping[str, Any]) -> list[list[str]]:
     numbers = {**agreement, **agreement.get("one_vs_rest", {})}
     rows = [_row(text, numbers[name]) for name, text in _NAMES.items() if name in numbers]
     for pair in agreement.get("pairs", ()):
-        name = f"raters {pair['a']} and {pair['b']}: equal labels"
-        rows.append([name, f"{pair['agreement']:.3f}", "", f"{pair['n']:,}"])
+        raters = f"raters {pair['a']} and {pair['b']}"
+        rows += [
+            _row(f"{raters}: {text}", pair[name])
+            for name, text in _OF_PAIRS.items()
+            if isinstance(pair.get(name), Mapping)
+        ]
     return rows
 
 
@@ -241,15 +299,14 @@ def self_table(again: Mapping[str, Any]) -> list[list[str]]:
 
 
 def lines(agreement: Mapping[str, Any]) -> list[str]:
-    """Say the agreement among people in lines for a terminal."""
-    head = f"people: {agreement['raters']} raters, {agreement['ratings']:,} labels"
+    """Say the agreement among people in lines for a terminal, and on which rows it is measured."""
+    head = f"people: {agreement['raters']} raters, {agreement['ratings']:,} labels of the "
+    head += f"{agreement['units']:,} rows kept that have two or more"
     rows = [row for row in table(agreement) if row[2]]
     return [head, *(f"  {name}: {value} {interval} (n {n})" for name, value, interval, n in rows)]
 
 
-def _row(name: str, number: Mapping[str, Any]) -> list[str]:
-    if number["value"] is None:
-        return [name, "undefined", "", f"{number['n']:,}"]
-    known = number["low"] is not None
-    interval = f"[{number['low']:.3f}, {number['high']:.3f}]" if known else "none"
-    return [name, f"{number['value']:.3f}", interval, f"{number['n']:,}"]
+def _row(name: str, one: Mapping[str, Any]) -> list[str]:
+    if one["value"] is None:
+        return [name, "undefined", "", f"{one['n']:,}"]
+    return [name, number(one["value"]), interval(one) or "none", f"{one['n']:,}"]

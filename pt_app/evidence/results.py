@@ -19,6 +19,7 @@ from pt_app.evidence.comparison import compare, holm
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import Asked, judge_numbers
+from pt_app.evidence.people import RatedRow, agreement_among
 from pt_app.evidence.summary import rule_baseline
 from pt_app.files import write_json_atomic, write_text_atomic
 
@@ -108,9 +109,15 @@ def results_of(
         ],
         "missing_baselines": dict(rules.missing),
         "ceiling": ceiling(annotators, groups, scale),
+        "people": agreement_among([_rated(row) for row in rows], scale),
         "comparisons": _holm_corrected(_comparisons(judges, said, labels, sample, scale)),
         "run": dict(run),
     }
+
+
+def _rated(row: Row) -> RatedRow:
+    said = [(str(one["rater"]), one["verdict"]) for one in row.get("annotators") or ()]
+    return RatedRow(row["group"], said)
 
 
 def _comparisons(

@@ -3,17 +3,21 @@
 Below a threshold the judge abstains, and a person or a larger judge decides.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray
+from pt_app.eval_model.metrics import FloatArray, IntArray, agreement, contingency
+from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.calibration import Confidence
+from pt_app.evidence.coding import headline, numbers_of
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import mean_metric, metric
 
 POINTS = 100  # of a curve that is kept
 RISK_OF_ERROR = 0.05  # that a guaranteed threshold does not hold
+COVERAGES = (0.25, 0.5, 0.75)  # at which accuracy and agreement are told
 STEPS = 10  # thresholds that are tried: each leaves a tenth of the rows more to a person
 
 
@@ -60,6 +64,58 @@ def _area(found: Confidence, sample: Resampler) -> dict[str, Any]:
         return {"aurc": (risk * rows).sum(axis=1) / covered[:, -1]}
 
     return metric(sample.estimate(area)["aurc"], len(level))
+
+
+def at_coverages(
+    found: Confidence, verdicts: IntArray, labels: IntArray, scale: Scale, sample: Resampler
+) -> list[dict[str, Any]]:
+    """Accuracy and agreement among the surest quarter, half and three quarters of the rows.
+
+    `verdicts` and `labels` are positions on the scale [n]. Each entry has its "coverage", "right"
+    (share within the tolerance), "accuracy" (share of verdicts that are the label) and the scale's
+    headline number. Of rows of equal confidence at the edge each counts by the share that still
+    fits, so that the order of rows in the file changes nothing; a resample has its own edge.
+    """
+    used = np.unique(np.concatenate([labels, verdicts]))
+    label, verdict = (
+        np.searchsorted(used, column).astype(np.int64) for column in (labels, verdicts)
+    )
+    numbers, head = numbers_of(scale), headline(scale)
+    values = None if numbers is None else numbers[used]
+    shape = (len(used), len(used))
+    _, level = np.unique(-found.sure, return_inverse=True)
+
+    def numbers_at(coverage: float, weights: FloatArray) -> dict[str, FloatArray]:
+        kept = weights * _kept(level, coverage, weights)
+        tables = contingency(label, verdict, shape, kept)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            right = (kept @ found.right) / kept.sum(axis=1)
+        agreed = agreement(tables, values)
+        exact = agreed["accuracy" if values is None else "exact"]
+        return {"right": right, "accuracy": exact, head: agreed[head]}
+
+    entries = []
+    for coverage in COVERAGES:
+        n = round(coverage * len(labels))
+        estimates = sample.estimate(partial(numbers_at, coverage), 8 * shape[0] * shape[1])
+        one = {name: metric(estimate, n) for name, estimate in estimates.items()}
+        entries.append({"coverage": coverage, **one})
+    return entries
+
+
+def _kept(level: IntArray, coverage: float, weights: FloatArray) -> FloatArray:
+    """Share of each row, [r, n], that is among the surest `coverage` of the drawn ones.
+
+    `level` [n] is the place of each row's confidence among all, the highest first.
+    """
+    order = np.argsort(level, kind="stable")
+    starts = np.flatnonzero(np.diff(level[order], prepend=-1))
+    rows = np.add.reduceat(weights[:, order], starts, axis=1)
+    before = rows.cumsum(axis=1) - rows
+    room = coverage * weights.sum(axis=1, keepdims=True) - before
+    share = np.clip(room / np.maximum(rows, 1e-12), 0.0, 1.0)
+    kept: FloatArray = share[:, level]
+    return kept
 
 
 def guaranteed_threshold(found: Confidence, sample: Resampler, target: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence import people
+from pt_app.evidence.formatting import estimate
 
 MOST_LABELS = 21
 ONESELF = "Agreement with oneself"
@@ -115,8 +116,7 @@ def _checks(checks: Mapping[str, Any]) -> str:
     ]
     if lengths := checks.get("lengths"):
         lines.append(
-            f"- Length and label: {lengths['name']} {lengths['value']:.2f} "
-            f"[{lengths['low']:.2f}, {lengths['high']:.2f}], {lengths['n']:,} groups."
+            f"- Length and label: {lengths['name']} {estimate(lengths)}, {lengths['n']:,} groups."
         )
     return "\n".join(lines + [f"- {_cell(warning)}." for warning in checks.get("warnings", ())])
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pt_app.eval_model.leaks import (
 )
 from pt_app.eval_model.records import JudgeExample, one_line
 from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.formatting import estimate
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 
 EXAMPLES = 5
@@ -363,8 +364,7 @@ def _token_line(too_long: Mapping[str, Any]) -> str:
 
 def _length_line(lengths: Lengths) -> str:
     what = "the longer candidate wins" if lengths.name == "longer wins" else "words and label, rho"
-    shown = f"{lengths.value:.2f} [{lengths.low:.2f}, {lengths.high:.2f}]"
-    return f"{what} {shown} ({lengths.n:,} groups)"
+    return f"{what} {estimate(asdict(lengths))} ({lengths.n:,} groups)"
 
 
 def _distribution(counts: Mapping[str, int]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pt_app.evidence.formatting import estimate, number
 from pt_app.report.page import Chart
-from pt_app.report.wording import NAMES, columns_of, estimate, number, visible
+from pt_app.report.wording import NAMES, columns_of, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.eval_model.verdicts import Scale
+from pt_app.evidence.formatting import UNDEFINED, estimate
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
-from pt_app.report.sections import attack_section, evidence_sections
+from pt_app.report.sections import attack_section, evidence_sections, people_section
 from pt_app.report.source import main_judge, read_attacks, read_history
-from pt_app.report.wording import NAMES, UNDEFINED, columns_of, estimate, leak_line
+from pt_app.report.wording import NAMES, columns_of, leak_line
 
 WORST = DISPUTED = 20
 SURE, DOUBT = 0.9, 0.01
@@ -38,6 +39,7 @@ def content(
         _numbers(results, safe),
         _confusion(rows, safe(judge), safe),
         *evidence_sections(model, safe),
+        people_section(results, safe),
         _by_error(results, model, safe),
         attack_section(read_attacks(folder), safe),
         _curve(results, safe),
@@ -123,6 +125,8 @@ def _legend(results: dict[str, Any], safe: Safe) -> list[str]:
     lines += [f"No {safe(name)} rule: {safe(reason)}." for name, reason in missing]
     if "order_consistency" in columns_of(results):
         lines.append(
+            "Accuracy, other order: of the verdicts on the pairs shown the other way round. Right "
+            "in both orders: pairs judged right both times. "
             "Same in both orders: pairs whose winner stays when the candidates change places. "
             "First place: share of verdicts, ties apart, for the candidate shown first, over "
             "both orders; 0.5 without a liking for a place."

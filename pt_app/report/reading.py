@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pt_app.evidence.formatting import estimate, number
 from pt_app.report.page import Safe
-from pt_app.report.wording import NAMES, best_rule, columns_of, estimate, number, p_value
+from pt_app.report.wording import NAMES, best_rule, columns_of, p_value
 
 BIASES = {
     "generosity": "it is too {} ({} units on average)",
@@ -95,12 +96,11 @@ class _Reading:
         if not people or people["metrics"][self.head]["value"] is None:
             return
         sentence = f"One person agrees with the others at {_with_n(people['metrics'][self.head])}"
-        rule, own = best_rule(self.results), self._number(self.judge)
-        floor = rule["metrics"][self.head]["value"] if rule else None
-        top = people["metrics"][self.head]["value"]
-        if floor is not None and own and own["value"] is not None and top > floor:
-            share = 100 * (own["value"] - floor) / (top - floor)
-            sentence += f": the judge has gone {share:.0f} % of the way from that rule to people"
+        own, top = self._number(self.judge), people["metrics"][self.head]["value"]
+        if own and own["value"] is not None:
+            apart = own["value"] - top
+            sentence += f"; the judge is {number(abs(apart))} {'above' if apart > 0 else 'below'}"
+            sentence += " that"
         yield f"{sentence}."
 
     def differences(self, models: set[str]) -> Iterator[str]:
@@ -173,7 +173,7 @@ class _Reading:
             return ""
         name, metrics = self.safe(self.judge["name"]), self.judge["metrics"]
         sentence = f"Of the {name}'s own answers {failures} of {n} are parse failures"
-        sentence += f" ({number(100 * failures / n)} %); over the others, {NAMES[self.head]} is "
+        sentence += f" ({100 * failures / n:.1f} %); over the others, {NAMES[self.head]} is "
         sentence += f"{_with_n(metrics.get(self.head))}, and with parse failures counted as wrong "
         return sentence + f"{_with_n(metrics.get(f'{self.head}_strict'))}."
 

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pt_app.evidence import people
+from pt_app.evidence.formatting import UNDEFINED, estimate, number
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Safe, Section, Words
-from pt_app.report.wording import NAMES, UNDEFINED, estimate, number, p_value
+from pt_app.report.wording import NAMES, p_value
 
+BRIER = "Brier score (sum over classes)"  # 0 to 2; scikit-learn's of two classes is half of it
 CHECKS = {
     "generosity": "mean of verdict - label",
     "first_place": "first place, more often than the labels",
@@ -47,12 +50,12 @@ def _confidence(judge: dict[str, Any]) -> Section:
         _counted("mean confidence - share right", found["overconfidence"]),
         _counted("calibration error (ECE)", found["ece"]),
         ["ECE of a calibrated judge", by_chance, str(found["ece"]["n"])],
-        _counted("Brier score", found["brier"]),
+        _counted(BRIER, found["brier"]),
     ]
     if mended := judge.get("mended"):
         after = f"after temperature {mended['temperature']:.2f}"
         rows.append(_counted(f"ECE {after}", mended["ece"]))
-        rows.append(_counted(f"Brier score {after}", mended["brier"]))
+        rows.append(_counted(f"{BRIER} {after}", mended["brier"]))
     pictures, notes = charts.reliability(found), list[Block]()
     if chosen:
         threshold = chosen["threshold"]
@@ -64,6 +67,8 @@ def _confidence(judge: dict[str, Any]) -> Section:
             _counted("rows kept there", chosen["kept"]),
             _counted("right among them", chosen["right"]),
         ]
+        for one in chosen.get("at_coverage") or ():
+            rows += _at_coverage(one)
         pictures += charts.risk_coverage(chosen)
         where = "validation rows" if "chosen_on" in chosen else "these rows"
         notes.append(Words(f"Threshold and guarantee are from {where}."))
@@ -76,6 +81,13 @@ def _confidence(judge: dict[str, Any]) -> Section:
     return Section(
         "Confidence", [Words(lead), Grid(["", "value", "n"], rows), *notes, *pictures, grid]
     )
+
+
+def _at_coverage(found: dict[str, Any]) -> Iterator[list[str]]:
+    names = {"right": "share right", **NAMES}
+    for name, one in found.items():
+        if name != "coverage":
+            yield _counted(f"surest {found['coverage']:.0%} of the rows: {names[name]}", one)
 
 
 def _counted(name: str, one: dict[str, Any]) -> list[str]:
@@ -189,9 +201,25 @@ def _operating(judge: dict[str, Any]) -> Section:
         f"{found['false_alarm_costs']:g} for a false alarm it costs least to fail a row "
         f"{threshold} of probability of FAIL: {found['cost']:.3f} a row, against "
         f"{found['cost_of_likeliest']:.3f} by the likelier verdict (n = {found['n']}; chosen on "
-        f"{where}). Area below precision and recall of FAIL: {estimate(judge['pr_auc'])}."
+        f"{where}). As a sign of FAIL that probability has an area below the ROC curve (AUC) of "
+        f"{_area(judge.get('roc_auc'))} and below precision and recall of {_area(judge['pr_auc'])}."
     )
     return Section("Threshold", [Words(text)])
+
+
+def _area(one: dict[str, Any] | None) -> str:
+    return f"{estimate(one)} (n = {one['n']})" if one else UNDEFINED
+
+
+def people_section(results: dict[str, Any], safe: Safe) -> Section | None:
+    """How far the annotators agree among themselves, where rows have several."""
+    found = results.get("people")
+    if not found:
+        return None
+    lead = f"{found['raters']} annotators, {found['ratings']} labels of the {found['units']} rows "
+    lead += "that have two or more; n counts rows (of correlations: annotators or labels)."
+    rows = [[safe(name), *cells] for name, *cells in people.table(found)]
+    return Section("Agreement among annotators", [Words(lead), Grid(list(people.ROW), rows)])
 
 
 def _population(found: dict[str, Any]) -> Section:

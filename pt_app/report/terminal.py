@@ -2,12 +2,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pt_app.report.wording import NAMES, best_rule, columns_of, estimate, leak_line
+from pt_app.evidence.formatting import estimate
+from pt_app.report.wording import NAMES, best_rule, columns_of, leak_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHORT_NAMES = {"kappa_quadratic": "quadr. kappa", "order_consistency": "same swapped"}
+WIDTH, NAME_WIDTH = 80, 14
+SHORT_NAMES = {
+    "kappa_quadratic": "quadr. kappa",
+    "accuracy_no_ties": "acc. no ties",
+    "accuracy_swapped": "acc. swapped",
+    "accuracy_both_orders": "acc. both",
+    "order_consistency": "same swapped",
+    "first_preference": "first place",
+    "precision_fail": "precision FAIL",
+    "kendall": "Kendall tau-b",
+}
 CAPTION = (
     "likeliest: the most likely allowed verdict, on every row; own answer: as written, parse "
     "failures left out; strict: parse failures counted as wrong"
@@ -29,14 +40,16 @@ def terminal_table(results: dict[str, Any]) -> "Table":
     title += f"{data['n']} rows of {data['groups']} groups, scale {results['scale']}; "
     title += "95 % intervals by group"
     table = Table(title=title, caption=CAPTION, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.collapse_padding = True
     table.add_column("")
     for judge in judges:
         # Text, not markup: a judge's name may hold brackets.
         table.add_column(Text(judge["name"]), justify="right")
+    room = (WIDTH - NAME_WIDTH) // len(judges) - 2
     for section, lines in _sections(results, judges):
         table.add_row(Text(section, style="bold"))
         for name, cells in lines:
-            table.add_row(name, *(Text(cell) for cell in cells))
+            table.add_row(name, *(Text(_folded(cell, room)) for cell in cells))
         table.add_section()
     return table
 
@@ -86,6 +99,11 @@ def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
         if following is None or _counts(following, numbers) != _counts(name, numbers):
             lines.append(("n", _counts(name, numbers)))
     return lines
+
+
+def _folded(cell: str, room: int) -> str:
+    """Put the interval below its number where both do not fit: a break inside it misleads."""
+    return cell if len(cell) <= room else cell.replace(" [", "\n[")
 
 
 def _counts(name: str, numbers: list[dict[str, Any]]) -> list[str]:

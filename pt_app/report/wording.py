@@ -4,7 +4,6 @@ import re
 import unicodedata
 from typing import Any
 
-UNDEFINED = "–"
 NAMES = {
     "kappa_quadratic": "quadratic kappa",
     "kappa_linear": "linear kappa",
@@ -21,18 +20,26 @@ NAMES = {
     "spearman": "Spearman",
     "kendall": "Kendall's tau-b",
     "alpha": "Krippendorff's alpha",
+    "mcc": "MCC",
     "recall_pass": "recall of PASS",
     "recall_fail": "recall of FAIL",
     "precision_fail": "precision of FAIL",
     "rouge_l": "ROUGE-L",
+    "accuracy_swapped": "accuracy, other order",
+    "accuracy_both_orders": "right in both orders",
     "order_consistency": "same in both orders",
     "first_preference": "first place",
 }
 SCORE_COLUMNS = ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l")
-NOMINAL_COLUMNS = ("kappa", "accuracy", "f1_macro", "rouge_l")
+NOMINAL_COLUMNS = ("kappa", "mcc", "accuracy", "f1_macro", "rouge_l")
 RANK_COLUMNS = ("spearman", "pearson", "kendall")
 CLASS_COLUMNS = (*NOMINAL_COLUMNS[:-1], "recall_pass", "recall_fail", "precision_fail", "rouge_l")
-ORDER_COLUMNS = ("order_consistency", "first_preference")
+ORDER_COLUMNS = (
+    "accuracy_swapped",
+    "accuracy_both_orders",
+    "order_consistency",
+    "first_preference",
+)
 PAIR_COLUMNS = (*NOMINAL_COLUMNS[:-1], "accuracy_no_ties", *ORDER_COLUMNS, "rouge_l")
 LONGEST_TEXT = 1000
 
@@ -69,21 +76,6 @@ def leak_line(results: dict[str, Any]) -> str:
     return (
         f"LEAKS: {count} texts stand in training and test: these numbers flatter." if count else ""
     )
-
-
-def number(value: float | None) -> str:
-    """Two digits after the point, or a dash where undefined; never "-0.00"."""
-    return UNDEFINED if value is None else f"{round(value, 2) + 0.0:.2f}"
-
-
-def estimate(metric: dict[str, Any] | None) -> str:
-    """`0.86 [0.83, 0.89]`; a dash where undefined; the value alone where no interval exists."""
-    if not metric or metric.get("value") is None:
-        return UNDEFINED
-    text = number(metric["value"])
-    if metric.get("low") is None or metric.get("high") is None:
-        return text
-    return f"{text} [{number(metric['low'])}, {number(metric['high'])}]"
 
 
 def visible(text: str) -> str:
