@@ -136,11 +136,15 @@ def gate(
     """Decide whether a new judge is worse: exit code 0 no, 3 yes, 4 cannot be told."""
     from pt_app.evidence.gate import EXIT_CODES, Limits, decide, to_junit, to_markdown
     from pt_app.evidence.gate import gate as checked
-    from pt_app.files import write_text_atomic
+    from pt_app.evidence.results import PREDICTIONS, RESULTS
+    from pt_app.files import refuse_overwrite, write_text_atomic
     from pt_app.report.source import read_judged
 
     if len(folders) > 2 or (len(folders) == 1 and floor is None):
         raise UserError("name two evaluation folders, or one and --floor")
+    read = [folder / name for folder in folders for name in (RESULTS, PREDICTIONS)]
+    for flag, written in (("--junit", junit), ("--markdown", markdown)):
+        refuse_overwrite([written] if written else [], read, flag)
     new, before = read_judged(folders[-1]), read_judged(folders[0]) if len(folders) == 2 else None
     limits = Limits(margin, floor, rows, parse_failures, unscored, abstentions)
     checks = checked(new, before, limits)

@@ -1,12 +1,97 @@
-"""Files that are complete or not there: written aside, flushed, renamed."""
+"""Files that are complete or absent: written to a temporary name, flushed, renamed."""
 
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pt_app.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def refuse_overwrite(
+    outputs: Iterable[Path], inputs: Iterable[str | Path], flag: str = "--out"
+) -> None:
+    """Refuse to write what the same command reads; every command calls it before any work.
+
+    Two paths are the same file through `./`, symbolic and hard links too. An input may be a member
+    of an archive (`archive.zip::rows.csv`), or a folder, which stands for all files in it; an
+    output that is a folder is replaced as a whole. Raises UserError, which names `flag`.
+    """
+    read = [Path(str(one).partition("::")[0]) for one in inputs]
+    for output in outputs:
+        for one in read:
+            if _would_overwrite(output, one):
+                raise UserError(
+                    f"{flag} {output} would overwrite {one}, which this command reads: "
+                    f"name another {flag}"
+                )
+
+
+def _would_overwrite(output: Path, read: Path) -> bool:
+    if output.resolve() == read.resolve():
+        return True
+    if not (output.exists() and read.exists()):
+        return False
+    if output.is_dir():
+        return read.resolve().is_relative_to(output.resolve())
+    files = [path for path in read.rglob("*") if path.is_file()] if read.is_dir() else [read]
+    return any(output.samefile(path) for path in files)
+
+
+@contextmanager
+def held(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock` meanwhile; raise UserError(`busy`) where another process holds it.
+
+    The lock ends with its process, however that dies; flock's would live on in loader workers. It
+    has a file of its own, since closing another handle of the same file would end it. Its holder
+    may remove the file: whoever opened it before then opens a new one. A file system without locks
+    has none, which is said.
+    """
+    file = _locked(lock, busy)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _locked(lock: Path, busy: str) -> IO[str]:
+    import fcntl
+
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115  (closed by the caller, which ends the lock)
+        except OSError as error:
+            raise UserError(f"{lock.parent} cannot be written ({error.strerror})") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise UserError(busy) from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no second process", lock, error)
+            return file
+        if _is_at(file, lock):
+            return file
+        file.close()  # its holder removed it, and has ended
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def shown(path: Path | str) -> str:
+    r"""Write a path as text, with \xe9 for a byte that is not UTF-8: in a file it must be."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from pt_app.eval_model.gemm import pack
 from pt_app.eval_model.model_card import AdapterInfo
 from pt_app.eval_model.precision import Change, converted
 from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.records import JudgeExample, Place, unlabelled
+from pt_app.eval_model.records import JudgeExample, Place, as_name, is_unicode, unlabelled
 from pt_app.eval_model.scoring import JudgeScorer, Scored
 from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 from pt_app.eval_model.verdicts import Scale, Verdict
@@ -109,8 +109,8 @@ class Judge:
     ) -> list[Judgement]:
         """Judge rows of fields as in a dataset (docs/DATA.md), in the order given.
 
-        A row that cannot be judged gets a status of its own and stops no other. `places` say where
-        each row stands, for messages.
+        A row that cannot be judged, whatever it is, gets a status of its own and stops no other.
+        `places` say where each row stands, for messages.
         """
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
@@ -120,7 +120,7 @@ class Judge:
         examples = [one for one in read if isinstance(one, JudgeExample)]
         scored = iter(scorer.score(examples))
         return [
-            self._judgement(_id(row, place), next(scored))
+            self._judgement(one.id or place.where, next(scored))
             if isinstance(one, JudgeExample)
             else Judgement(_id(row, place), "bad_row", self.name, problem=one)
             for row, place, one in zip(rows, places, read, strict=True)
@@ -150,6 +150,11 @@ class Judge:
 
 def _read(row: Mapping[str, Any], place: Place, scale: Scale) -> JudgeExample | str:
     """The record of a row, or what is wrong with it."""
+    if not isinstance(row, Mapping):
+        kind = type(row).__name__
+        return str(
+            place.error("", f"a row must map fields to values, not be a {kind}", "give a dict")
+        )
     if PROBLEM in row and len(row) == 1:
         return str(row[PROBLEM])
     try:
@@ -158,9 +163,10 @@ def _read(row: Mapping[str, Any], place: Place, scale: Scale) -> JudgeExample | 
         return str(error)
 
 
-def _id(row: Mapping[str, Any], place: Place) -> str:
-    name = row.get("id")
-    return str(name) if name not in (None, "") else place.where
+def _id(row: object, place: Place) -> str:
+    """The id of a row that cannot be judged, or where it stands."""
+    name = as_name(row.get("id")) if isinstance(row, Mapping) else ""
+    return name if isinstance(name, str) and is_unicode(name) and name else place.where
 
 
 def _on(model: Any, device: str) -> Any:

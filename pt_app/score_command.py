@@ -1,10 +1,12 @@
-"""`judge score`: rows in, judgements out, in parts that a killed run resumes."""
+"""`judge score`: rows in, judgements out, in parts from which a killed run resumes."""
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +15,20 @@ from typing import Any
 from pt_app.errors import UserError
 from pt_app.eval_model.precision import SAMPLE
 from pt_app.eval_model.records import Place
-from pt_app.files import sha256_file, write_json_atomic, write_text_atomic
+from pt_app.files import (
+    held,
+    refuse_overwrite,
+    sha256_file,
+    write_json_atomic,
+    write_text_atomic,
+)
 from pt_app.judge import PROBLEM, Judge, Judgement
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.reading.tables import Reading, Table, open_table
 
 ENDINGS = (".jsonl", ".csv", ".parquet")
 PART = 500  # rows; a killed run loses at most so many
+JOB = "job.json"  # in the folder of parts: whose they are
 Row = tuple[Place, dict[str, Any]]
 
 
@@ -59,12 +68,31 @@ class ScoreOptions:
 def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -> dict[str, int]:
     """Judge every row of `input`, write `output`; gives how many rows have which status.
 
-    What is done so far lies in `output`.parts, and is joined at the end: the same command goes on
-    where a killed one stopped. Raises UserError for files that cannot be read or written, and where
-    the parts are another job's.
+    What is done so far lies in `output`.parts, and is joined at the end: the same command resumes
+    where a killed one stopped. Raises UserError for files that cannot be read or written, an output
+    that is also read or that another process writes, and where the parts are another job's.
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
+    parts = output.with_name(f"{output.name}.parts")
+    read = [input, str(adapter), *([options.base] if options.base else [])]
+    refuse_overwrite([output, parts], read, "--output")
+    lock = parts / ".lock"
+    with held(lock, f"another judge score writes {output}: wait for its end, or stop it"):
+        try:
+            counts = _score(adapter, input, output, parts, options)
+            shutil.rmtree(parts)
+        finally:
+            if not (parts / JOB).exists():  # refused before it began
+                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    parts.rmdir()
+    return counts
+
+
+def _score(
+    adapter: Path, input: str, output: Path, parts: Path, options: ScoreOptions
+) -> dict[str, int]:
     table = open_table(input, Reading(options.encoding, stand_in=lambda e: {PROBLEM: str(e)}))
     columns = ColumnMap.from_flags(options.map) if options.map else None
     if columns:
@@ -78,19 +106,19 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
         sample=sample,
     )
     mine = options.shard.of(sum(1 for _ in table.rows()))
-    parts = output.with_name(f"{output.name}.parts")
     _open_parts(parts, _job(judge, input, options))
     rows = itertools.islice(_rows(table, columns), mine.start, mine.stop)
-    for number in range(-(-len(mine) // PART)):
-        batch = list(itertools.islice(rows, PART))
-        _write_part(judge, batch, parts / f"{number:06}.jsonl", options.feedback)
-    lines = [line for part in sorted(parts.glob("*.jsonl")) for line in _lines(part)]
+    written = [parts / f"{number:06}.jsonl" for number in range(-(-len(mine) // PART))]
+    for path in written:
+        _write_part(judge, list(itertools.islice(rows, PART)), path, options.feedback)
+    lines = [line for path in written for line in _lines(path)]
+    if len(lines) != len(mine):
+        raise UserError(
+            f"{parts} holds {len(lines):,} judgements of {len(mine):,} rows: was {input} or the "
+            "folder changed meanwhile? Remove the folder, and score again"
+        )
     _write(output, lines)
-    shutil.rmtree(parts)
-    counts: dict[str, int] = {}
-    for line in lines:
-        counts[line["status"]] = counts.get(line["status"], 0) + 1
-    return counts
+    return dict(Counter(line["status"] for line in lines))
 
 
 def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
@@ -116,8 +144,8 @@ def _job(judge: Judge, input: str, options: ScoreOptions) -> dict[str, Any]:
 
 
 def _open_parts(parts: Path, job: Mapping[str, Any]) -> None:
-    """Make the folder of parts, or go on in one of the same job."""
-    about = parts / "job.json"
+    """Make the folder of parts, or resume in one of the same job."""
+    about = parts / JOB
     if not about.exists():
         write_json_atomic(about, job)
         return
@@ -133,7 +161,7 @@ def _open_parts(parts: Path, job: Mapping[str, Any]) -> None:
 
 
 def _write_part(judge: Judge, batch: Sequence[Row], path: Path, feedback: bool) -> None:
-    if path.exists():  # written aside and renamed: it is whole
+    if path.exists():  # staged then renamed: it is whole
         return
     judged = judge.score(
         [row for _, row in batch],

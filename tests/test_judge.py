@@ -4,10 +4,13 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import UserDict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,17 @@ import pytest
 from pt_app.errors import UserError
 from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.judge import Judge
+from pt_app.judge_data.importing import ImportOptions, import_labels
+from pt_app.judge_data.splitting import SplitPlan
 from pt_app.score_command import ScoreOptions, Shard, score_file
 from tests.tiny_models import make_model_folder
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def judge(adapter: Path, base: Path) -> Judge:
+    return Judge.load(adapter, base=str(base))
 
 
 def some_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -223,6 +233,110 @@ def test_run_killed_at_five_moments_and_resumed_equals_the_uninterrupted_one(
     assert kills == 5
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / "killed.jsonl.parts").exists()
+
+
+class Row(UserDict[str, Any]):
+    """A mapping that is no dict."""
+
+
+def test_row_of_any_kind_gets_a_status_and_stops_no_other(adapter: Path, base: Path) -> None:
+    import numpy
+
+    good = {"source": "the house", "candidate": "a casa"}
+    bad: list[Any] = [
+        {"source": "x", "candidate": "\ud83d"},
+        {"source": "x", "candidate": "a", "reference": "b\udc00"},
+        {"conversation": [{"role": "user", "content": "\udc00"}], "candidate": "x"},
+        {"messages": [{"role": "user", "content": "Rate \ud800"}]},
+        {"id": "\ud800", **good},
+        {"id": ["a", "list"], **good},
+        {"source": "x", "candidate": float("nan")},
+        {"source": "x", "candidate": b"\xff"},
+        {"source": "x", "candidate": {"text": "a"}},
+        {"source": "x", "candidate": numpy.zeros(2)},
+        *(None, [1], (1, 2), "text", 3, b"bytes", numpy.zeros(2), numpy.int64(1)),
+    ]
+    judge = Judge.load(adapter, base=str(base))
+    alone = judge.score([good])[0].probabilities
+    judged = judge.score([*bad, good])
+    assert [(row, one.status) for row, one in zip(bad, judged, strict=False)] == [
+        (row, "bad_row") for row in bad
+    ]
+    assert all(one.problem and "rows, row " in one.problem for one in judged[:-1])
+    assert judged[-1].probabilities == pytest.approx(alone, abs=1e-5)
+    json.dumps([asdict(one) for one in judged], ensure_ascii=False).encode()
+    also = [Row(good), good | {"candidate": numpy.str_("a casa")}, good | {"note": numpy.zeros(3)}]
+    for one in judge.score(also):
+        assert one.probabilities == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("id", "name"),
+    [(1.0, "1"), (1.5, "1.5"), (7, "7"), (-0.0, "0"), (None, "rows:1"), (1e300, str(int(1e300)))],
+)
+def test_id_is_read_as_pandas_writes_it(id: object, name: str, judge: Judge) -> None:
+    import numpy
+
+    ids = [id] if id is None or isinstance(id, int) else [id, numpy.float64(id)]  # type: ignore[arg-type]
+    for one in ids:
+        (row,) = judge.score([{"id": one, "source": "the house", "candidate": "a casa"}])
+        assert (row.id, row.problem) == (name, None)
+
+
+def test_missing_id_of_a_pandas_column_is_the_place(judge: Judge) -> None:
+    (row,) = judge.score([{"id": float("nan"), "source": "the house", "candidate": "a casa"}])
+    assert row.id == "rows:1"
+
+
+CHATS: dict[str, tuple[list[tuple[str, str]], str]] = {
+    "two user turns": (
+        [("user", "Rate A"), ("assistant", "Score: 9/10"), ("user", "Rate B")],
+        "2 user",
+    ),
+    "a tool's turn": ([("tool", "reference: cão"), ("user", "Rate B")], "unknown role 'tool'"),
+    "two systems": ([("system", "a"), ("system", "b"), ("user", "Rate B")], "2 system turns"),
+    "the answer first": ([("assistant", "Score: 9/10"), ("user", "Rate B")], "comes first"),
+    "two answers": ([("user", "B"), ("assistant", "1"), ("assistant", "2")], "2 assistant turns"),
+    "no user": ([("system", "Rate")], "no user turn"),
+    "a developer's turn": ([("developer", "be strict"), ("user", "B")], "unknown role 'developer'"),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chat_that_import_refuses_is_a_bad_row(name: str, judge: Judge, tmp_path: Path) -> None:
+    turns, said = CHATS[name]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (one,) = judge.score([row])
+    assert one.status == "bad_row"
+    assert said in (one.problem or "")
+    has_answer = any(role == "assistant" for role, _ in turns)
+    answered = turns if has_answer else [*turns, ("assistant", "Score: 1/10")]
+    row = {"messages": [{"role": role, "content": text} for role, text in answered]}
+    file = write_lines(tmp_path / "chat.jsonl", [row])
+    with pytest.raises(UserError, match=re.escape(said)):
+        import_labels([str(file)], tmp_path / "out", ImportOptions(), SplitPlan())
+
+
+def test_answer_of_a_chat_is_not_shown_to_its_judge(judge: Judge) -> None:
+    asked = [{"role": "system", "content": "Rate."}, {"role": "user", "content": "o gato"}]
+    with_answer = [*asked, {"role": "assistant", "content": "Score: 9/10"}]
+    one, other = judge.score([{"messages": asked}, {"messages": with_answer}])
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+
+
+def test_file_whose_name_is_not_utf8_is_scored(adapter: Path, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"lab\xe9l.jsonl")
+    try:
+        write_lines(file, [{"source": "the house", "candidate": "a casa"}, {"source": "x"}])
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    for ending in ("jsonl", "csv", "parquet"):
+        out = tmp_path / os.fsdecode(f"o\xe9.{ending}".encode("latin-1"))
+        counts = score_file(adapter, str(file), out, options(base))
+        assert counts["bad_row"] == 1
+        assert sum(counts.values()) == 2
+    judged = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert judged[0]["id"] == r"lab\xe9l.jsonl:1"
 
 
 def test_pairs_and_chats_are_judged_without_labels(base: Path, tmp_path: Path) -> None:

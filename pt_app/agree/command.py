@@ -15,9 +15,16 @@ from pt_app.evidence.baselines import Labelled, baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
-from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
+from pt_app.evidence.results import (
+    WRITTEN,
+    JudgeRows,
+    Rules,
+    results_of,
+    with_rules,
+    write_evaluation,
+)
 from pt_app.evidence.summary import PASS
-from pt_app.files import sha256_file
+from pt_app.files import refuse_overwrite, sha256_file
 from pt_app.report import write_report
 
 
@@ -41,6 +48,8 @@ def agree(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], 
 
     Raises UserError for what a user can mend: see `read_verdicts`; also for fewer than two groups.
     """
+    read = [one for one in (file, options.train, options.validation) if one]
+    refuse_overwrite([out / name for name in WRITTEN], read)
     if options.metric or options.lower_is_better:
         return _agree_by_rank(file, out, options)
     table = read_verdicts(file, options.columns, options.scale, options.encoding)

@@ -18,7 +18,7 @@ from pt_app.eval_model.scoring import JudgeScorer, Scored
 from pt_app.evidence.attacks import attack_numbers, favour
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
-from pt_app.files import write_json_atomic
+from pt_app.files import refuse_overwrite, write_json_atomic
 from pt_app.judge import Judge
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) 
 
     Raises UserError for unknown families, and where the data's scale is not the judge's.
     """
+    written = (out or adapter / "evaluation") / ATTACKS
+    refuse_overwrite([written] if out else [], [adapter / "judge.json", data])
     chosen = _chosen(options.families)
     if options.held_out:
         chosen = [family for one in chosen if (family := one.part(1)).append or family.replace]
@@ -74,7 +76,7 @@ def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) 
         "unscored": sum(one.status == "too_long" for one in found),
         "control_tokens": _control(judge, rows, attacks, chosen),
     }
-    write_json_atomic((out or adapter / "evaluation") / ATTACKS, results)
+    write_json_atomic(written, results)
     return results
 
 

@@ -16,6 +16,7 @@ from pt_app.base_model.sentences import GrammarSentences, RealSentences, Sentenc
 from pt_app.base_model.tokenizer import train_tokenizer
 from pt_app.base_model.train import Recipe, Yardstick, fit
 from pt_app.errors import UserError
+from pt_app.files import refuse_overwrite
 from pt_app.judge_data.generator.lexicon import Size
 
 QUICK_STEPS = 2000
@@ -118,6 +119,8 @@ def _check(settings: Settings, output: Path) -> None:
         raise UserError(f"--width is {settings.width}: choose a multiple of 32")
     if settings.max_words is not None and settings.corpus is None:
         raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
+    if settings.corpus is not None:
+        refuse_overwrite([output], [settings.corpus], "--output")
     if output.exists() and not is_base(output):
         raise UserError(
             f"{output} is there and is no base that this command made: "

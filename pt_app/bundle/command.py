@@ -13,6 +13,7 @@ from pt_app.bundle.contents import gather
 from pt_app.bundle.target import Target
 from pt_app.errors import UserError
 from pt_app.eval_model.settings import Recipe
+from pt_app.files import refuse_overwrite
 
 TOP = "judge-bundle"
 
@@ -44,6 +45,8 @@ def bundle(
     if not listed.is_file():
         raise UserError(f"{listed.name} is not beside pt_app: run judge bundle in the checkout")
     files = gather(recipe, config, adapter_folders, root)
+    packed = [one for one in files.values() if isinstance(one, Path)]
+    refuse_overwrite([out], [config, *packed, *([wheel_folder] if wheel_folder else [])])
     requirements = wheels.read_requirements(listed)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,13 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.results import (
     PREDICTIONS,
     RESULTS,
+    WRITTEN,
     JudgeRows,
     Rules,
     results_of,
     write_evaluation,
 )
+from pt_app.files import refuse_overwrite
 from pt_app.report import write_report
 
 SAME = ("task", "scale")
@@ -30,6 +32,8 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     """
     if len(adapters) < 2:
         raise UserError("one adapter is no set of folds: name the adapters of all folds")
+    read = [Path(one) / "evaluation" / name for one in adapters for name in (RESULTS, PREDICTIONS)]
+    refuse_overwrite([out / name for name in WRITTEN], read)
     parts = [_read(Path(adapter)) for adapter in adapters]
     first = parts[0][0]
     _check_same([results for results, _ in parts], adapters)

@@ -4,6 +4,8 @@ Every problem is a UserError that names file, row and field.
 """
 
 import math
+import numbers
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,12 +22,29 @@ from pydantic import (
 
 from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, format_answer
+from pt_app.files import shown
 
 Task = Literal["score", "pairwise", "pass_fail"]
-# Spreadsheets and databases number their rows; an id is text here, and "" where there is none.
-Name = Annotated[
-    str, BeforeValidator(lambda v: "" if v is None else str(v) if isinstance(v, int) else v)
-]
+
+
+def as_name(value: object) -> object:
+    """Write a number as the text of a name, "" for none; anything else is left as it is.
+
+    Spreadsheets and databases number their rows, and pandas writes a column of such numbers as 1.0,
+    2.0 and NaN where one is missing.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, numbers.Real):
+        return value
+    if math.isnan(value):
+        return ""
+    return str(math.floor(value)) if value % 1 == 0 else str(float(value))
+
+
+Name = Annotated[str, BeforeValidator(as_name)]
 
 
 class Turn(BaseModel):
@@ -145,13 +164,13 @@ class Place:
 
     def error(self, field: str, problem: str, remedy: str) -> RowError:
         """Say in one line what is wrong with a field of this row, and the remedy."""
-        at = f"{self.file}, {'line' if self.lines else 'row'} {self.row}"
+        at = f"{shown(self.file)}, {'line' if self.lines else 'row'} {self.row}"
         message = f"{at}{f', field {field}' if field else ''}: {problem}: {remedy}"
         return RowError(message, field)
 
     @property
     def where(self) -> str:
-        return f"{self.file.name}:{self.row}"
+        return f"{shown(self.file.name)}:{self.row}"
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -159,10 +178,32 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 def _validate(model: type[_Model], value: dict[str, Any], place: Place) -> _Model:
     try:
-        return model.model_validate(value)
+        validated = model.model_validate(value)
     except ValidationError as error:
         field, problem = first_problem(error)
         raise place.error(field, problem, "correct it") from error
+    for field in model.model_fields.keys() & value.keys():
+        if any(not is_unicode(text) for text in _texts(value[field])):
+            problem = "it holds half of a surrogate pair, which is no character"
+            raise place.error(field, problem, "remove it")
+    return validated
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:
@@ -197,8 +238,8 @@ def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
 def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     """Make the record of a row that is to be judged; a label that it has is not looked at.
 
-    A pair may stand in `candidate_a` and `candidate_b`; of a chat the user's turn is judged. Raises
-    UserError as `example_of` does.
+    A pair may stand in `candidate_a` and `candidate_b`; of a chat the user's turn is judged, and an
+    answer that follows it is not looked at. Raises UserError as `example_of` does.
     """
     about_labels = ("label", "annotators", "errors", "meta", "candidate_a", "candidate_b")
     row = {name: cell for name, cell in value.items() if name not in about_labels}
@@ -209,9 +250,8 @@ def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
             update={"task": scale.task, "where": place.where}
         )
     chat = _validate(ChatRow, row, place)
-    turns = {turn.role: turn.content for turn in chat.messages or ()}
-    user = _asked(turns.get("user") or chat.input or "", "messages", place)
-    return JudgeExample(id=chat.id, prompt=user, system=turns.get("system"), where=place.where)
+    system, user, _, _ = _turns(chat, place, labelled=False)
+    return JudgeExample(id=chat.id, prompt=user, system=system, where=place.where)
 
 
 def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
@@ -270,10 +310,15 @@ def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     )
 
 
-def _turns(row: ChatRow, place: Place) -> tuple[str | None, str, str, str]:
-    """Give system, user's turn, answer, and the name of the answer's field."""
+def _turns(
+    row: ChatRow, place: Place, *, labelled: bool = True
+) -> tuple[str | None, str, str, str]:
+    """Give system, user's turn, answer, and the name of the answer's field.
+
+    The answer is "" where the row has none, which only a row that is `labelled` must have.
+    """
     if row.messages is None:
-        for name in ("input", "output"):
+        for name in ("input", "output") if labelled else ("input",):
             if getattr(row, name) is None:
                 raise place.error(name, "the row has none", "a row needs input and output")
         return None, _asked(row.input or "", "input", place), row.output or "", "output"
@@ -285,19 +330,23 @@ def _turns(row: ChatRow, place: Place) -> tuple[str | None, str, str, str]:
             )
         by_role[turn.role].append(index)
     for role, at in by_role.items():
-        if len(at) > 1 or (not at and role != "system"):
+        needed = role == "user" or (role == "assistant" and labelled)
+        if len(at) > 1 or (needed and not at):
             raise place.error(
                 "messages",
                 f"{len(at) or 'no'} {role} turn{'s' if len(at) > 1 else ''}",
                 "a row needs one user turn and one assistant turn; "
                 "a conversation to judge goes into the field conversation",
             )
-    (asked,), (answered,) = by_role["user"], by_role["assistant"]
-    if answered < asked:
+    (asked,) = by_role["user"]
+    answered = next(iter(by_role["assistant"]), None)
+    if answered is not None and answered < asked:
         raise place.error("messages", "the assistant's turn comes first", "put it last")
     system = row.messages[by_role["system"][0]].content if by_role["system"] else None
     turns = row.messages
     user = _asked(turns[asked].content, f"messages.{asked}.content", place)
+    if answered is None:
+        return system, user, "", ""
     return system, user, turns[answered].content, f"messages.{answered}.content"
 
 

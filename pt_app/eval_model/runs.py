@@ -3,12 +3,13 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pt_app import files
 from pt_app.errors import UserError
 from pt_app.eval_model.checkpoints import aside, discard_after, newest_complete, read_state
 from pt_app.files import write_json_atomic
@@ -91,30 +92,11 @@ def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
     return folder
 
 
-@contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder meanwhile; raises UserError where one is in it.
-
-    The lock ends with its process, however that dies; flock's would live on in loader workers. It
-    has a file of its own, since closing another handle of the same file would end it. A file system
-    without locks has none.
-    """
-    import fcntl
-
-    try:
-        opened = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise UserError(f"{run} cannot be written ({error.strerror})") from error
-    with opened as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(
-                f"another process trains in {run}: wait for its end, or stop it"
-            ) from error
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): start no other process in it", run, error)
-        yield
+def held(run: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a run's folder meanwhile; raises UserError where one is in it."""
+    return files.held(
+        run / ".lock", f"another process trains in {run}: wait for its end, or stop it"
+    )
 
 
 def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:

@@ -22,7 +22,15 @@ from pt_app.evidence.baselines import baselines
 from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
-from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
+from pt_app.evidence.results import (
+    WRITTEN,
+    JudgeRows,
+    Rules,
+    results_of,
+    with_rules,
+    write_evaluation,
+)
+from pt_app.files import refuse_overwrite
 from pt_app.report import write_report
 
 log = logging.getLogger(__name__)
@@ -52,6 +60,7 @@ def evaluate_judges(data: Path, out: Path, options: EvalOptions) -> dict[str, An
     """
     if not options.adapters and options.endpoint is None:
         raise UserError("name a judge: --adapter DIR, or --endpoint URL with --endpoint_model M")
+    refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
     infos = [adapters.verify_adapter(Path(adapter)) for adapter in options.adapters]
     _check_scales(infos, dataset)

@@ -24,6 +24,7 @@ from pt_app.evidence.summary import rule_baseline
 from pt_app.files import write_json_atomic, write_text_atomic
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
+WRITTEN = (PREDICTIONS, RESULTS, "report.html", "report.md")  # the files of an evaluation
 Row = Mapping[str, Any]
 
 

@@ -13,6 +13,7 @@ from pt_app.eval_model.data import DatasetCard, card_scale, read_card
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.records import JudgeExample, RowError, example_of
 from pt_app.eval_model.verdicts import Scale
+from pt_app.files import refuse_overwrite
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.folder import FolderSummary, build_folder
@@ -24,6 +25,7 @@ from pt_app.judge_data.reading.archives import is_archive
 from pt_app.judge_data.reading.tables import Quoting, Reading, Table, open_table
 from pt_app.judge_data.rows import Converted
 from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.writing import FILES
 
 # Columns by which a file is known to hold rows as docs/DATA.md describes them.
 TEMPLATE = "template"
@@ -150,6 +152,8 @@ def import_labels(
     Raises UserError for whatever the user can mend, before anything is written. With
     `options.drop_bad` a row that cannot be used is counted and left out instead.
     """
+    read = [*files, *([str(options.rubric)] if options.rubric else [])]
+    refuse_overwrite([Path(out) / name for name in FILES], read)
     known = formats.get(options.format) if options.format else None
     tables = [_open(file, options, known) for file in files]
     if not known and not options.map:

@@ -22,7 +22,7 @@ from pt_app.evidence import people
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
-from pt_app.files import write_json_atomic, write_text_atomic
+from pt_app.files import refuse_overwrite, write_json_atomic, write_text_atomic
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.reading.tables import Reading, open_table
@@ -48,6 +48,7 @@ def write_blind(folder: Path, n: int, out: Path, seed: int = 0) -> list[str]:
     Labels are drawn evenly, so that rare ones are labelled again too. Raises UserError for a file
     that is there, and for more rows than the dataset has.
     """
+    refuse_overwrite([out], [folder])
     data = read_dataset(folder, allow_leaks=True)
     rows = [row for row in _rows(data) if row.prompt is None]
     if not rows:

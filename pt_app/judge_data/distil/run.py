@@ -13,6 +13,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model.prompt_templates import Template, fill, scale_fields
 from pt_app.eval_model.records import JudgeExample, Place, example_of
 from pt_app.eval_model.verdicts import Scale
+from pt_app.files import refuse_overwrite
 from pt_app.judge_data.distil.answers import (
     MalformedError,
     asked_again,
@@ -30,6 +31,7 @@ from pt_app.judge_data.mapping import TARGETS, ColumnMap
 from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.writing import FILES
 
 TRIES = 2  # a malformed answer is asked for once more
 # So many requests refused, and none answered, are the endpoint's fault and not the rows'.
@@ -98,12 +100,15 @@ def distil(
     there. Raises UserError for a file that cannot be read, an endpoint that is down or refuses,
     and where `max_cost` is reached; the journal stays.
     """
+    out = Path(out)
+    journal_path = out.with_name(f"{out.name}.journal.jsonl")
+    read = [file, *([options.rubric] if options.rubric else [])]
+    refuse_overwrite([*(out / name for name in FILES), journal_path], read)
     scale = _scale(options)
     rubric = _rubric(options, scale)
     questions = _questions(file, options, scale, rubric)
-    out = Path(out)
     settings = _settings(options, scale, rubric)
-    journal = Journal(out.with_name(f"{out.name}.journal.jsonl"), settings)
+    journal = Journal(journal_path, settings)
     try:
         run = _Run(questions, options, scale, journal, progress)
         run.ask()

@@ -13,7 +13,7 @@ from pt_app.errors import UserError
 from pt_app.eval_model.leaks import normalised
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
-from pt_app.files import sha256_file, write_text_atomic
+from pt_app.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.judge_data.card import data_card, table
 from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
@@ -148,6 +148,7 @@ def generate(
     if corpus is None:
         material = GrammarMaterial(lexicon)
     else:
+        refuse_overwrite([Path(out) / name for name in (*NAMES, "README.md")], [corpus])
         pairs, dropped = read_corpus(corpus, max_words)
         material = CorpusMaterial(pairs)
     splits = _splits(material, settings)

@@ -14,7 +14,7 @@ from typing import Any
 from pt_app.errors import UserError
 from pt_app.eval_model.records import JudgeExample, RowError, example_of
 from pt_app.eval_model.verdicts import Scale
-from pt_app.files import write_text_atomic
+from pt_app.files import refuse_overwrite, write_text_atomic
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.formats import Format, FormatOptions
@@ -67,6 +67,8 @@ def inspect(
     With `rubric`, a stub of one is written there. Raises UserError for a file that cannot be read
     and a `rubric` that is there already.
     """
+    if rubric:
+        refuse_overwrite([rubric], [file])
     if rubric and rubric.exists():
         raise UserError(f"{rubric} is there already: choose another name with --out")
     table, known = _open(file, encoding)
