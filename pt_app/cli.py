@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pt_app.cli_bench import bench
 from pt_app.cli_data import Lexicons, data
@@ -14,14 +15,36 @@ from pt_app.errors import UserError, exit_with
 
 # The recipe itself reads the flags that a command does not know.
 RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class _Judge(TyperGroup):
+    """Shows the help of any command before typer imports pydantic, which takes half of the time."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as typer does, but for a command line that asks for help, or names no command."""
+        command: Any = self
+        context, left = ctx, list(args)
+        while left and left[0] in getattr(command, "commands", {}):
+            name = left.pop(0)
+            command = command.commands[name]
+            context = typer.Context(command, info_name=name, parent=context)
+        asked = "--help" in left and command.add_help_option
+        unfinished = not left and hasattr(command, "commands")
+        if asked or unfinished:
+            typer.echo(command.get_help(context), err=unfinished)
+            ctx.exit(2 if unfinished else 0)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="judge",
+    cls=_Judge,
     help="Fine-tune a small language model into a judge, and prove how good it is.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-base = typer.Typer(help="The tiny offline base (--model tiny).", no_args_is_help=True)
+base = typer.Typer(help="The tiny offline base (--model tiny).")
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 app.add_typer(base, name="base")
@@ -182,7 +205,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="judge", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:

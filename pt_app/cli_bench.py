@@ -8,9 +8,7 @@ import typer
 
 from pt_app.errors import UserError
 
-bench = typer.Typer(
-    help="Speed against other tools, and how often intervals cover.", no_args_is_help=True
-)
+bench = typer.Typer(help="Speed against other tools, and how often intervals cover.")
 
 Which = Literal["rubric", "variants", "both"]
 ShapeName = Annotated[str, typer.Option(help="qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b or tiny")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-data = typer.Typer(help="Judge data: where labels come from.", no_args_is_help=True)
+data = typer.Typer(help="Judge data: where labels come from.")
 
 Lexicons = Literal["full", "small"]
 Tasks = Literal["score", "pairwise", "pass_fail"]

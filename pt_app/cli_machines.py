@@ -6,14 +6,16 @@ from typing import Annotated, Literal
 import typer
 
 RecipeName = Annotated[
-    Literal["mps", "cuda"], typer.Option(help="whose settings and packages: mps or cuda")
+    Literal["cpu", "mps", "cuda"],
+    typer.Option(help="whose settings and packages; cpu: those of mps, which trains there"),
 ]
 
 
 def doctor(
     context: typer.Context,
     platform: Annotated[
-        Literal["mps", "cuda"] | None, typer.Option(help="the recipe, if not this machine's own")
+        Literal["cpu", "mps", "cuda"] | None,
+        typer.Option(help="whose recipe, if not this machine's own; cpu: a GPU is left alone"),
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="would a run find all it needs without a network?")
@@ -24,6 +26,9 @@ def doctor(
 
     Each failure prints its fix. Exit code 2 where something failed.
     """
+    from pt_app.eval_model.settings import check_flags, recipe_of
+
+    check_flags(context.args, "judge doctor", recipe_of(platform) if platform else None)
     from pt_app.doctor.command import run_doctor
 
     raise typer.Exit(run_doctor(platform, context.args, offline, as_json))
@@ -32,10 +37,10 @@ def doctor(
 def estimate(
     context: typer.Context,
     platform: Annotated[
-        str, typer.Option(help="auto: this machine; mps or cuda: such a GPU, here or not")
+        str, typer.Option(help="auto: this machine; cpu: its CPU; mps, cuda: a GPU, here or not")
     ] = "auto",
     recipe: Annotated[
-        str, typer.Option(help="whose settings, if not the platform's: mps or cuda")
+        str, typer.Option(help="whose settings, if not the platform's: cpu, mps or cuda")
     ] = "",
     gpu_memory: Annotated[
         float | None, typer.Option("--gpu_memory", help="GiB of a GPU that is not here")
@@ -47,9 +52,13 @@ def estimate(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Memory, time, disk and price of a run before it begins; takes judge train's flags too."""
-    from pt_app.estimate.command import Asked, run_estimate
+    from pt_app.estimate.asked import Asked
 
-    run_estimate(Asked(platform, recipe, gpu_memory, price, not no_timing, json), context.args)
+    asked = Asked(platform, recipe, gpu_memory, price, not no_timing, json)
+    asked.check(context.args)
+    from pt_app.estimate.command import run_estimate
+
+    run_estimate(asked, context.args)
 
 
 def prefetch(
@@ -58,10 +67,11 @@ def prefetch(
 ) -> None:
     """Fetch what a run reads, then load it with the hub off; takes judge train's flags."""
     from pt_app.eval_model import console
+    from pt_app.eval_model.settings import recipe_of
     from pt_app.prefetch import prefetch as fetch
 
     console.start()
-    fetch(recipe, context.args)
+    fetch(recipe_of(recipe), context.args)
 
 
 def bundle(
@@ -84,7 +94,8 @@ def bundle(
     """Write one archive that installs and runs without network: wheels, base, data, adapters."""
     from pt_app.bundle.command import bundle as write
     from pt_app.bundle.target import Target
+    from pt_app.eval_model.settings import recipe_of
 
     target = Target(platform, python_version) if python_version else Target(platform)
-    made = write(recipe, config, adapter or [], out, target, wheels)
+    made = write(recipe_of(recipe), config, adapter or [], out, target, wheels)
     typer.echo(f"{made.path}: {made.size / 1e6:,.0f} MB, sha256 {made.sha256}")

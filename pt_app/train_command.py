@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pt_app
 from pt_app.errors import UserError
-from pt_app.eval_model.settings import Recipe, Settings, resolve
+from pt_app.eval_model.settings import (
+    Recipe,
+    Settings,
+    build_parser,
+    check_flags,
+    resolve,
+)
+
+ABOUT = """Train a judge with the recipe for this machine, whose command line is printed:
+
+judge_train_cuda.py   on an NVIDIA or AMD GPU
+judge_train_mps.py    on an Apple GPU, or on the CPU"""
 
 
 def recipe_command(recipe: Recipe, argv: Sequence[str]) -> list[str]:
@@ -51,27 +62,24 @@ def _handed_on_to(recipe: subprocess.Popen[bytes]) -> Iterator[None]:
 def train_here(argv: Sequence[str]) -> None:
     """Run the recipe that uses what this machine has, once for each fold where the data has folds.
 
-    The folds' evaluations are then joined below the output folder.
+    The folds' evaluations are then joined below the output folder. Raises UserError for wrong
+    flags and a missing dataset, mostly before torch is imported.
     """
+    if {"--help", "-h"} & set(argv):
+        build_parser(None, "judge train", ABOUT).print_help()
+        return
+    from pt_app.eval_model.data import find_folder
+
+    find_folder(check_flags(argv, "judge train").data_dir)
     from pt_app.eval_model.platforms import recipe_for_this_machine
 
     recipe = recipe_for_this_machine()
-    settings = _settings(recipe, argv)
-    folds = fold_folders(Path(settings.data_dir)) if settings else []
-    if settings is None or not folds:
+    settings = resolve(recipe, argv, "judge train", ABOUT)
+    folds = fold_folders(Path(settings.data_dir))
+    if folds:
+        train_folds(recipe, argv, settings, folds)
+    else:
         run_recipe(recipe, argv)
-        return
-    train_folds(recipe, argv, settings, folds)
-
-
-def _settings(recipe: Recipe, argv: Sequence[str]) -> Settings | None:
-    """Resolve the flags; None for wrong ones and for help, of which the recipe itself speaks."""
-    if {"--help", "-h"} & set(argv):
-        return None
-    try:
-        return resolve(recipe, argv, "judge train", "")
-    except UserError:
-        return None
 
 
 def fold_folders(data_dir: Path) -> list[Path]:

@@ -52,12 +52,12 @@ def test_flags_have_underscores() -> None:
     assert not [name for name in names if "-" in name.removeprefix("--")]
 
 
-def test_judge_train_prints_the_recipe_it_stands_for_and_passes_its_end_on() -> None:
-    done = run_offline([str(JUDGE), "train", "--epochs", "-1"])
+def test_judge_train_prints_the_recipe_it_stands_for_and_passes_its_end_on(tmp_path: Path) -> None:
+    done = run_offline([str(JUDGE), "train", "--data_dir", str(tmp_path)])
     assert done.returncode == 2
     script = f"pt_app/eval_model/judge_train_{recipe_for_this_machine()}.py"
-    assert done.stdout.startswith(f"$ python {script} --epochs -1")
-    assert "epochs" in done.stderr
+    assert done.stdout.startswith(f"$ python {script} --data_dir {tmp_path}")
+    assert "judge_train.json" in done.stderr
     assert recipe_command("cuda", ["--lr", "1"])[1:] == [
         "pt_app/eval_model/judge_train_cuda.py",
         "--lr",

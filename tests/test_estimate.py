@@ -342,10 +342,10 @@ def test_price_and_time_give_dollars(
 
 
 def test_an_unknown_platform_is_refused() -> None:
-    from pt_app.estimate.command import Asked, run_estimate
+    from pt_app.estimate.asked import Asked
 
-    with pytest.raises(UserError, match="auto, mps, cuda"):
-        run_estimate(Asked(platform="tpu"), [])
+    with pytest.raises(UserError, match="auto, cpu, mps, cuda"):
+        Asked(platform="tpu").check([])
 
 
 def test_rows_that_are_computed_apart_are_packs_of_one(base: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pt_app.doctor.packages import check_packages
 from pt_app.doctor.short import arithmetic
 from pt_app.eval_model import console, platforms
 from pt_app.eval_model.platforms import Platform
-from pt_app.eval_model.settings import Recipe, resolve
+from pt_app.eval_model.settings import Recipe, Where, recipe_of, resolve
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 Section = tuple[str, Callable[[], Iterator[Finding]]]
@@ -45,7 +45,9 @@ class Report:
         return json.dumps(about, indent=2)
 
 
-def sections_of(recipe: Recipe, argv: Sequence[str], offline: bool) -> Iterator[Section]:
+def sections_of(
+    recipe: Recipe, argv: Sequence[str], offline: bool, on_cpu: bool = False
+) -> Iterator[Section]:
     """All checks, for a run of `recipe` with the flags `argv`.
 
     Raises UserError for flags that the recipe would refuse.
@@ -55,7 +57,10 @@ def sections_of(recipe: Recipe, argv: Sequence[str], offline: bool) -> Iterator[
     yield "packages", lambda: check_packages(recipe, no_4bit=settings.no_4bit)
     try:
         platform = platforms.decide(
-            recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
+            recipe,
+            no_4bit=settings.no_4bit,
+            precision=settings.train_precision,
+            on_cpu=on_cpu,
         )
     except Exception as error:  # a wrong precision, or a driver that breaks off
         fix = "choose other flags where it names one; else install driver and torch again"
@@ -116,9 +121,10 @@ def summary(report: Report) -> str:
     return f"{ok} ok, {warned} to know of, {failed} failed{end}"
 
 
-def run_doctor(recipe: Recipe | None, argv: Sequence[str], offline: bool, as_json: bool) -> int:
+def run_doctor(where: Where | None, argv: Sequence[str], offline: bool, as_json: bool) -> int:
     """Check everything and say it; gives the exit code: 2 where something failed, else 0."""
-    recipe = recipe or platforms.recipe_for_this_machine()
-    report = examine(recipe, sections_of(recipe, argv, offline), quiet=as_json)
+    recipe = recipe_of(where) if where else platforms.recipe_for_this_machine()
+    sections = sections_of(recipe, argv, offline, on_cpu=where == "cpu")
+    report = examine(recipe, sections, quiet=as_json)
     typer.echo(report.as_json() if as_json else summary(report))
     return 2 if report.count("fail") else 0

@@ -3,54 +3,32 @@
 import importlib
 import json
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
-from pt_app.errors import UserError
+from pt_app.estimate.asked import Asked
 from pt_app.estimate.estimate import Estimate, estimate
 from pt_app.estimate.in_run import dollars_of, time_lines
 from pt_app.estimate.memory import GIB
 from pt_app.estimate.timing import Seconds, time_run
 from pt_app.eval_model import console, platforms
 from pt_app.eval_model.preparation import Prepared, prepare
-from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve
+from pt_app.eval_model.settings import Recipe, Settings, resolve
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.training import build_trainer, load_judge
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The flags of `judge estimate` that no recipe has."""
-
-    platform: str = "auto"
-    recipe: str = ""
-    gpu_memory: float | None = None
-    price: float | None = None
-    timing: bool = True
-    json: bool = False
-
-
 def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
-    """Print the estimate of the run that `argv`, a recipe's flags, would start.
+    """Print the estimate of the run that `argv`, a recipe's flags, would start; both are checked.
 
     Raises UserError where the run cannot fit, after its lines; with `json` that is in "fits".
     """
-    if asked.platform not in ("auto", *RECIPES):
-        raise UserError(f"--platform {asked.platform}: must be one of auto, mps, cuda")
-    if asked.recipe not in ("", *RECIPES):
-        raise UserError(f"--recipe {asked.recipe}: must be one of mps, cuda")
-    for flag, value in (("--gpu_memory", asked.gpu_memory), ("--price", asked.price)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{flag} {value:g}: must be a number above 0")
-    here = platforms.recipe_for_this_machine()
-    named = asked.recipe or (here if asked.platform == "auto" else asked.platform)
-    recipe = cast(Recipe, named)
+    recipe = asked.named or platforms.recipe_for_this_machine()
     settings = resolve(recipe, argv, "judge estimate", "")
     if not asked.json:
         console.start()
@@ -63,7 +41,8 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
     if asked.timing and can_run:
         seconds = _timed(recipe, settings, platform, prepared, found)
     if asked.json:
-        print(json.dumps(as_json(found, seconds, asked.price), indent=2))
+        about = {"recipe": recipe, "device": platform.device}
+        print(json.dumps(about | as_json(found, seconds, asked.price), indent=2))
         return
     print("\n".join([f"platform: {platform.hardware} ({platform.reason})", *_work(found)]))
     print("\n".join([*found.lines(), found.what_fits(), *time_lines(seconds, asked.price)]))
@@ -74,14 +53,16 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
 
 def _platform(asked: Asked, recipe: Recipe, settings: Settings) -> platforms.Platform:
     """This machine's, or that of a GPU which it has not."""
+    on_cpu = asked.platform == "cpu"
     # Without the precision: a planned GPU may have one that this machine has not.
-    here = platforms.decide(recipe, no_4bit=settings.no_4bit)
+    here = platforms.decide(recipe, no_4bit=settings.no_4bit, on_cpu=on_cpu)
     if asked.gpu_memory is None and asked.platform in ("auto", here.device):
         return platforms.decide(
-            recipe, no_4bit=settings.no_4bit, precision=settings.train_precision
+            recipe,
+            no_4bit=settings.no_4bit,
+            precision=settings.train_precision,
+            on_cpu=on_cpu,
         )
-    if asked.platform == "auto":
-        raise UserError("--gpu_memory plans for a GPU: say which with --platform cuda or mps")
     return platforms.planned(
         recipe,
         no_4bit=settings.no_4bit,

@@ -85,12 +85,7 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     Raises UserError for a missing, broken or empty file, a row that cannot be used, two rows with
     one id and, unless `allow_leaks`, one group, source or long candidate in two splits.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"data folder {folder} is not there: name one with --data_dir, "
-            "or make one with `judge data generate`"
-        )
+    folder = find_folder(folder)
     card = read_card(folder)
     scale = card_scale(card, folder / "dataset.json")
     if (folder / "1" / "judge_test.json").exists():
@@ -105,6 +100,17 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     changed = [name for name, digest in card.sha256.items() if hashes.get(name, digest) != digest]
     notes = tuple(f"{name} is not the file that dataset.json describes" for name in changed)
     return JudgeData(folder, card, scale, notes=notes, sha256=hashes, leaks=leaks, **splits)
+
+
+def find_folder(folder: str | Path) -> Path:
+    """Give the dataset folder; raises UserError where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"data folder {folder} is not there: name one with --data_dir, "
+            "or make one with `judge data generate`"
+        )
+    return folder
 
 
 def read_splits(

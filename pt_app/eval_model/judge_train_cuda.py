@@ -6,23 +6,26 @@ python pt_app/eval_model/judge_train_cuda.py --model tiny --epochs 1     (no net
 The twin for Apple is judge_train_mps.py; the flags are the same, but for --no_4bit.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run by path: this folder's modules must not stand on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     import pt_app.eval_model  # noqa: F401  (as `-m` does, before any other package)
 
-import torch
-from transformers import BitsAndBytesConfig, TrainingArguments
-
 from pt_app.errors import exit_with
 from pt_app.eval_model import repeats
 from pt_app.eval_model.models import ModelSource, load_model
-from pt_app.eval_model.platforms import Platform, cores
 from pt_app.eval_model.settings import Settings, resolve
+
+if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
+    from transformers import TrainingArguments
+
+    from pt_app.eval_model.platforms import Platform
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
@@ -31,7 +34,9 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
         model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
         return model
 
+    import torch
     from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
 
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -57,6 +62,10 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
 
 def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
     """What this platform adds to the arguments that both recipes share."""
+    from transformers import TrainingArguments
+
+    from pt_app.eval_model.platforms import cores
+
     return TrainingArguments(
         **common,
         optim=platform.optimizer,

@@ -6,22 +6,26 @@ python pt_app/eval_model/judge_train_mps.py --config configs/tiny.yaml     (no n
 The twin for NVIDIA and AMD is judge_train_cuda.py; the flags are the same.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run by path: this folder's modules must not stand on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     import pt_app.eval_model  # noqa: F401  (as `-m` does, before any other package)
 
-from transformers import TrainingArguments
-
 from pt_app.errors import exit_with
 from pt_app.eval_model import repeats
 from pt_app.eval_model.models import ModelSource, load_model
-from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Settings, resolve
+
+if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
+    from transformers import TrainingArguments
+
+    from pt_app.eval_model.platforms import Platform
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
@@ -34,6 +38,8 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
 
 def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
     """What this platform adds to the arguments that both recipes share."""
+    from transformers import TrainingArguments
+
     return TrainingArguments(
         **common,
         optim=platform.optimizer,

@@ -99,16 +99,21 @@ def decide(
     no_4bit: bool = False,
     precision: str = "auto",
     sharded: bool = False,
+    on_cpu: bool = False,
 ) -> Platform:
     """The platform of a run of `recipe` on this machine.
 
-    `precision` is "auto", "float32" or "bf16" (--train_precision), `sharded` is --shard_base.
+    `precision` is "auto", "float32" or "bf16" (--train_precision), `sharded` is --shard_base;
+    `on_cpu` leaves a GPU of this machine alone.
     Raises UserError where this machine has no bfloat16 of its own, or nothing to part a base over.
     """
     # Numbers below 1e-38 are set to zero: processors take many times longer over them, and a
     # judge that is sure of its answer makes plenty in its softmax. Costs nothing elsewhere.
     torch.set_flush_denormal(True)
-    platform = _mps() if recipe == "mps" else _cuda(no_4bit)
+    platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
+    if on_cpu:
+        reason = f"the CPU, as asked: judge_train_{recipe}.py trains there"
+        platform = replace(platform, reason=reason)
     if precision != "auto":
         platform = _in_precision(platform, precision)
     if sharded:
@@ -190,8 +195,8 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
     )
 
 
-def _mps() -> Platform:
-    on_apple = torch.backends.mps.is_available()
+def _mps(on_cpu: bool = False) -> Platform:
+    on_apple = torch.backends.mps.is_available() and not on_cpu
     if on_apple and console.ranks() > 1:
         raise UserError("an Apple GPU trains in one process: start the recipe without a launcher")
     if on_apple:
@@ -217,8 +222,8 @@ def _mps() -> Platform:
     )
 
 
-def _cuda(no_4bit: bool) -> Platform:
-    on_gpu = torch.cuda.is_available()
+def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
+    on_gpu = torch.cuda.is_available() and not on_cpu
     if on_gpu:
         # Under a launcher each process has the GPU of its own number.
         device, number = "cuda", int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,4 +1,9 @@
-"""A training repeated: over seeds, whose spread no bootstrap shows, or over folds of the data."""
+"""A training repeated: over seeds, whose spread no bootstrap shows, or over folds of the data.
+
+What a user got wrong is said before torch is imported, which takes seconds.
+"""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -6,18 +11,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model import console, pipeline
-from pt_app.eval_model.folds import join_evaluations
+from pt_app.eval_model import console
 from pt_app.eval_model.settings import Recipe, Settings
-from pt_app.eval_model.training import LoadBase, MakeArguments
-from pt_app.eval_model.verdicts import Scale
-from pt_app.evidence.coding import headline
-from pt_app.evidence.results import RESULTS
 from pt_app.files import write_json_atomic
-from pt_app.report import write_report
+
+if TYPE_CHECKING:
+    from pt_app.eval_model.training import LoadBase, MakeArguments
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,11 @@ def run(
     Raises UserError for whatever the user can mend.
     """
     _check(settings)
+    from pt_app.eval_model.data import find_folder
+
+    find_folder(settings.data_dir)
+    from pt_app.eval_model import pipeline
+
     if settings.folds:
         return _over_folds(recipe, settings, load_base, arguments)
     found = []
@@ -65,6 +72,8 @@ def _over_folds(
     arguments: MakeArguments,
 ) -> list[Path]:
     """Split all rows into folds by group, train one adapter on the rest of each, join."""
+    from pt_app.eval_model import pipeline
+    from pt_app.eval_model.folds import join_evaluations
     from pt_app.judge_data.folder import split_folder
     from pt_app.judge_data.splitting import SplitPlan
 
@@ -89,6 +98,11 @@ def _over_folds(
 
 def spread_over_seeds(adapters: Sequence[Path]) -> dict[str, Any]:
     """Write into each adapter's results how the headline number varies over the seeds."""
+    from pt_app.eval_model.verdicts import Scale
+    from pt_app.evidence.coding import headline
+    from pt_app.evidence.results import RESULTS
+    from pt_app.report import write_report
+
     results = [_read(adapter) for adapter in adapters]
     metric = headline(Scale.from_name(results[0]["scale"]))
     values = [one["models"][0]["constrained"][metric]["value"] for one in results]
@@ -107,6 +121,8 @@ def spread_over_seeds(adapters: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read(adapter: Path) -> dict[str, Any]:
+    from pt_app.evidence.results import RESULTS
+
     path = adapter / "evaluation" / RESULTS
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -17,6 +17,8 @@ from pt_app.errors import UserError
 
 Recipe = Literal["mps", "cuda"]
 RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
+Where = Literal["cpu", "mps", "cuda"]
+PLATFORMS: tuple[Where, ...] = ("cpu", *RECIPES)
 
 Check = Callable[[Any], str | None]  # says what a value must be, or None where it is right
 
@@ -170,8 +172,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; judge train --help lists the flags")
 
 
-def build_parser(recipe: Recipe, prog: str, description: str) -> argparse.ArgumentParser:
-    """The recipe's command line; every flag is absent unless given."""
+def recipe_of(platform: Where) -> Recipe:
+    """Give the recipe that trains on `platform`: on a CPU the one that needs no bitsandbytes."""
+    return "mps" if platform == "cpu" else platform
+
+
+def build_parser(recipe: Recipe | None, prog: str, description: str) -> argparse.ArgumentParser:
+    """The recipe's command line; every flag is absent unless given. None: help for both recipes."""
     parser = _Parser(
         prog=prog,
         description=description,
@@ -179,9 +186,8 @@ def build_parser(recipe: Recipe, prog: str, description: str) -> argparse.Argume
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
-    for name, (kind, meta) in table(recipe).items():
-        default = meta["defaults"][recipe]
-        help = f"{meta['help']} (default: {default})".replace("%", "%%")
+    for name, (kind, meta) in table(recipe or "cuda").items():
+        help = f"{meta['help']} ({_default(meta, recipe)})".replace("%", "%%")
         if kind is bool:
             parser.add_argument(f"--{name}", action="store_true", default=None, help=help)
         elif name == "resume":
@@ -189,6 +195,13 @@ def build_parser(recipe: Recipe, prog: str, description: str) -> argparse.Argume
         else:
             parser.add_argument(f"--{name}", metavar=kind.__name__.upper(), help=help)
     return parser
+
+
+def _default(meta: Mapping[str, Any], recipe: Recipe | None) -> str:
+    defaults = meta["defaults"]
+    if recipe or defaults["mps"] == defaults["cuda"]:
+        return f"default: {defaults[recipe or 'mps']}"
+    return "default: " + ", ".join(f"{defaults[name]} in {name}" for name in RECIPES)
 
 
 def _convert(name: str, kind: type, check: Check, raw: Any, where: str) -> Any:
@@ -234,6 +247,21 @@ def read_config(path: Path, known: Sequence[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
             raise UserError(f"{path}: unknown key {key!r}; the nearest known one is {near[0]!r}")
     return values
+
+
+def check_flags(argv: Sequence[str], prog: str, recipe: Recipe | None = None) -> Settings:
+    """Give the settings that `argv` means to `recipe`, or to the first one that takes it.
+
+    Only torch can tell which recipe is this machine's, and its import takes seconds: what every
+    recipe refuses is refused before. Raises UserError for that.
+    """
+    *others, last = (recipe,) if recipe else RECIPES
+    for other in others:
+        try:
+            return resolve(other, argv, prog, "")
+        except UserError:  # perhaps a flag that the next one has
+            continue
+    return resolve(last, argv, prog, "")
 
 
 def resolve(recipe: Recipe, argv: Sequence[str] | None, prog: str, description: str) -> Settings:
