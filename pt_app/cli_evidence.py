@@ -173,6 +173,9 @@ def attack(
     seed: Annotated[int, typer.Option(help="draws the rows")] = 0,
 ) -> None:
     """Attack a judge: injected verdicts, control tokens, copies, empty and broken candidates."""
+    from pt_app.eval_model.data import find_folder
+
+    find_folder(data)
     from pt_app.attack.command import AttackOptions
     from pt_app.attack.command import attack as attacked
     from pt_app.eval_model import console
@@ -236,16 +239,21 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Judge a test set with several judges, prompted models among them: was tuning worth it?"""
+    if score_precision not in ("float32", "bf16", "int8"):
+        raise UserError(f"--score_precision {score_precision}: must be float32, bf16 or int8")
+    if bool(endpoint) != bool(endpoint_model):
+        raise UserError("--endpoint and --endpoint_model belong together: give both")
+    if not adapter and not endpoint:
+        raise UserError("name a judge: --adapter DIR, or --endpoint URL with --endpoint_model M")
+    from pt_app.eval_model.data import find_folder
+
+    find_folder(data)
     from pt_app.eval_model import console
     from pt_app.evaluate.command import EvalOptions, evaluate_judges
     from pt_app.evaluate.prompted import Endpoint
     from pt_app.report import terminal_table
 
     console.start()
-    if score_precision not in ("float32", "bf16", "int8"):
-        raise UserError(f"--score_precision {score_precision}: must be float32, bf16 or int8")
-    if bool(endpoint) != bool(endpoint_model):
-        raise UserError("--endpoint and --endpoint_model belong together: give both")
     asked = Endpoint(
         model=endpoint_model,
         url=endpoint,

@@ -5,22 +5,24 @@ for judgement in judge.score([{"source": "the house", "candidate": "a casa"}]):
     print(judgement.verdict, judgement.confidence)
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pt_app.errors import UserError
 from pt_app.eval_model import adapters, models
-from pt_app.eval_model.gemm import pack
 from pt_app.eval_model.model_card import AdapterInfo
-from pt_app.eval_model.precision import Change, converted
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.records import JudgeExample, Place, as_name, is_unicode, unlabelled
-from pt_app.eval_model.scoring import JudgeScorer, Scored
-from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.fitted import Fitted
+
+if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is refused before
+    from pt_app.eval_model.precision import Change
+    from pt_app.eval_model.scoring import Scored
 
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
@@ -73,7 +75,7 @@ class Judge:
         device: str = "cpu",
         precision: str = "float32",
         sample: Sequence[Mapping[str, Any]] = (),
-    ) -> "Judge":
+    ) -> Judge:
         """Load an adapter's folder on its own base, merged.
 
         `base` is needed where the base was a folder: the adapter does not keep its path. float32 is
@@ -82,6 +84,11 @@ class Judge:
         """
         info = adapters.verify_adapter(Path(adapter))
         source = models.resolve_model(base or str(info.identity["name"]))
+        from pt_app.eval_model.gemm import pack
+        from pt_app.eval_model.precision import converted
+        from pt_app.eval_model.scoring import JudgeScorer
+        from pt_app.eval_model.tree_attention import BLOCKS, use_attention
+
         identity = models.model_identity(source)
         model = adapters.load_adapter(info.folder, models.load_model(source), identity)
         model = _on(adapters.merge(model).eval(), device)
@@ -112,6 +119,8 @@ class Judge:
         A row that cannot be judged, whatever it is, gets a status of its own and stops no other.
         `places` say where each row stands, for messages.
         """
+        from pt_app.eval_model.scoring import JudgeScorer
+
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
         pairs = zip(rows, places, strict=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.precision import SAMPLE
 from pt_app.eval_model.records import Place
+from pt_app.eval_model.settings import SAMPLE
 from pt_app.files import (
     held,
     refuse_overwrite,

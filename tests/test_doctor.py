@@ -98,6 +98,25 @@ def test_a_tracking_key_is_found_and_never_shown(
         assert key[start : start + 8] not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("accelerator", ["none", "mps", "cuda"])
+def test_the_cpu_is_a_platform_and_the_recipe_that_trains_there_is_named(
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str,
+) -> None:
+    if accelerator != "none":
+        there = torch.cuda if accelerator == "cuda" else torch.backends.mps
+        monkeypatch.setattr(there, "is_available", lambda: True)
+    assert run_doctor("cpu", flags(base, rows, tmp_path), offline=False, as_json=True) in (0, 2)
+    report = json.loads(capsys.readouterr().out)
+    found = {one["name"]: one for one in report["findings"] if one["section"] == "machine"}
+    assert report["recipe"] == "mps"
+    assert "judge_train_mps.py trains there" in found["device"]["said"]
+
+
 def test_a_flag_that_the_recipe_refuses_is_one_line() -> None:
     said = "unrecognized arguments: --modell tiny; judge train --help lists the flags"
     with pytest.raises(UserError, match=said):

@@ -29,6 +29,8 @@ from tests.rows import write_rows
 from tests.tiny_models import make_model_folder
 
 KEYS = {
+    "recipe",
+    "device",
     "steps",
     "examples_a_step",
     "tokens",
@@ -339,6 +341,21 @@ def test_price_and_time_give_dollars(
     answer = told(capsys, "--recipe", "mps", "--price", "0.36", *flags)
     assert answer["dollars"] == pytest.approx(1e-4 * sum(answer["seconds"].values()))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [(), ("--recipe", "cpu"), ("--recipe", "cuda", "--no_4bit")])
+def test_the_cpu_is_a_platform_and_the_recipe_that_trains_there_is_named(
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+) -> None:
+    flags = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path}"]
+    answer = told(capsys, "--platform", "cpu", *more, "--no_timing", *flags)
+    recipe = "cuda" if "cuda" in more else "mps"
+    assert (answer["device"], answer["recipe"]) == ("cpu", recipe)
+    assert answer["limit"]["bytes"] > 0
 
 
 def test_an_unknown_platform_is_refused() -> None:

@@ -111,3 +111,12 @@ def test_products_of_ever_new_shapes_do_not_fill_the_memory():
     done = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, capture_output=True, text=True)
     before, after = map(int, done.stdout.split())
     assert after - before < 10 * 2**20  # without a bound 390 MB
+
+
+@pytest.mark.parametrize("recipe", ["mps", "cuda"])
+def test_a_gpu_is_left_alone_where_the_cpu_is_asked_for(recipe, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    platform = platforms.decide(recipe, on_cpu=True)
+    assert platform.on_cpu
+    assert f"judge_train_{recipe}.py" in platform.reason

@@ -256,3 +256,15 @@ def test_help_of_judge_train_says_both_recipes_defaults(tried: dict[Door, Said])
 @pytest.mark.parametrize("case", MISSING)
 def test_what_is_missing_is_said_before_torch(case: str, tried: dict[Door, Said]) -> None:
     refused(tried[to_judge(MISSING[case])])
+
+
+def test_loading_a_judge_refuses_a_wrong_folder_before_torch() -> None:
+    code = (
+        "import sys\nfrom pt_app.errors import UserError\nfrom pt_app.judge import Judge\n"
+        "try:\n    Judge.load('nowhere')\n"
+        "except UserError as error:\n    print(error)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "nowhere" in done.stdout

@@ -13,9 +13,9 @@ from pt_app.errors import UserError
 from pt_app.eval_model import gemm
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.scoring import Scored
+from pt_app.eval_model.settings import SAMPLE
 
 Precision = Literal["float32", "bf16", "int8"]
-SAMPLE = 100  # rows on which a coarser precision is compared with float32
 Score = Callable[[Any, Sequence[JudgeExample]], Sequence[Scored]]
 log = logging.getLogger(__name__)
 

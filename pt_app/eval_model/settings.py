@@ -18,6 +18,7 @@ from pt_app.errors import UserError
 Recipe = Literal["mps", "cuda"]
 RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
+SAMPLE = 100  # rows on which a coarser --score_precision is compared with float32
 PLATFORMS: tuple[Where, ...] = ("cpu", *RECIPES)
 
 Check = Callable[[Any], str | None]  # says what a value must be, or None where it is right

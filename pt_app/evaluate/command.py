@@ -55,11 +55,9 @@ class EvalOptions:
 def evaluate_judges(data: Path, out: Path, options: EvalOptions) -> dict[str, Any]:
     """Score the test rows of `data` with all judges, write `out`; gives the results.
 
-    Raises UserError where no judge is named, adapters do not judge on the data's scale, or an
-    endpoint cannot be asked.
+    Raises UserError where adapters do not judge on the data's scale, or an endpoint cannot be
+    asked.
     """
-    if not options.adapters and options.endpoint is None:
-        raise UserError("name a judge: --adapter DIR, or --endpoint URL with --endpoint_model M")
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
     infos = [adapters.verify_adapter(Path(adapter)) for adapter in options.adapters]
