@@ -41,6 +41,11 @@ Metric = Annotated[
 LowerIsBetter = Annotated[bool, typer.Option("--lower_is_better", help="of such scores")]
 Validation = Annotated[str, typer.Option(help="rows that map such scores to verdicts")]
 Encoding = Annotated[str, typer.Option(help="of the file, if not UTF-8")]
+Labels = Annotated[
+    str, typer.Option(help="what labels and verdicts mean: yes=PASS,no=FAIL,unsure= (none)")
+]
+Only = Annotated[list[str] | None, typer.Option(help="column=value: rows to measure")]
+Decimal = Annotated[str, typer.Option(help="decimal sign of the file: point or comma")]
 
 
 def agree(
@@ -69,6 +74,9 @@ def agree(
     lower_is_better: LowerIsBetter = False,
     validation: Validation = "",
     encoding: Encoding = "",
+    labels: Labels = "",
+    only: Only = None,
+    decimal: Decimal = "",
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, rules, people, biases; a report."""
     from pt_app.agree import command, table
@@ -97,7 +105,10 @@ def agree(
     folder = out or Path(f"{Path(file).stem}-evidence")
     asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
     typed, scores = ("judge", *sys.argv[1:]), (metric, lower_is_better, validation)
-    options = command.AgreeOptions(columns, scale, train, encoding, asked, typed, *scores)
+    if decimal not in ("", "point", "comma"):
+        raise UserError(f"--decimal {decimal}: must be point or comma")
+    reading = table.FileOptions(encoding, labels, tuple(only or ()), decimal)
+    options = command.AgreeOptions(columns, scale, train, reading, asked, typed, *scores)
     results, notes = command.agree(file, folder, options)
     for note in notes:
         typer.echo(f"note: {note}")

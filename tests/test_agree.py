@@ -264,14 +264,18 @@ def changed(**cells: Any) -> list[Row]:
     ("rows", "flags", "words"),
     [
         (changed(said=6), ["--scale=1-5"], "line 9, field said: '6' is off the scale 1-5"),
-        (changed(said="GRADE: C"), ["--scale=1-5"], "is off the scale 1-5"),
+        (changed(said="GRADE: C"), ["--scale=1-5"], "line 9, field said: 'GRADE: C' is no number"),
         (changed(human=2.5), [], "no scale is known"),
-        (changed(chances="[0.5, 0.6, 0, 0, 0]"), ["--probabilities=chances"], "sums to 1.1, not 1"),
+        (
+            changed(chances="[0.5, 0.6, 0, 0, 0]"),
+            ["--probabilities=chances"],
+            "they sum to 1.1, not 1",
+        ),
         (changed(chances="often"), ["--probabilities=chances"], "is no list of numbers"),
         (
             rows_of(),
             ["--group=sauce"],
-            "no column sauce (--group sauce): its columns are id, source",
+            "no column sauce (--group sauce): its columns are source, ",
         ),
         (rows_of(), ["--group=domain", "--id=domain"], "judged web twice"),
         (rows_of(2), ["--group=source"], "are of one group"),

@@ -100,14 +100,14 @@ def test_isotonic_is_that_of_sklearn() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ([0.5, 0.6], "sums to 1.1, not 1"),
-        ([0.5, 0.25, 0.25], "has 3 numbers"),
-        ([1.5, -0.5], "has a number that is no probability"),
-        ([float("nan"), 1.0], "has a number that is no probability"),
+        ([0.5, 0.6], "they sum to 1.1, not 1"),
+        ([0.5, 0.25, 0.25], "3 numbers, but the scale pass_fail has 2"),
+        ([1.5, -0.5], "a number is no probability"),
+        ([float("nan"), 1.0], "a number is no probability"),
     ],
 )
 def test_probabilities_that_are_none_are_refused(row: list[float], words: str) -> None:
-    with pytest.raises(UserError, match=f"column p in row 2 {words}"):
+    with pytest.raises(UserError, match=f"column p in row 2: {words}"):
         checked([[0.5, 0.5], row], PASS_FAIL, "column p")
 
 

@@ -1,14 +1,21 @@
 """`judge agree FILE`: from verdicts and labels to results, predictions and the report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pt_app.agree.scores import as_verdicts, rank_results, read_scores
-from pt_app.agree.table import Columns, VerdictTable, aligned, read_verdicts, scale_of
+from pt_app.agree.table import (
+    Columns,
+    FileOptions,
+    VerdictFile,
+    VerdictTable,
+    read_verdicts,
+    scale_of,
+)
 from pt_app.errors import UserError
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Labelled, baselines
@@ -35,7 +42,7 @@ class AgreeOptions:
     columns: Columns
     scale: str = ""
     train: str = ""
-    encoding: str = ""
+    reading: FileOptions = field(default_factory=FileOptions)
     asked: Asked = field(default_factory=Asked)
     command: Sequence[str] = ()
     metric: bool = False
@@ -46,22 +53,21 @@ class AgreeOptions:
 def agree(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], list[str]]:
     """Measure the judges of `file`, write `out`; gives the results and what is to be said.
 
-    Raises UserError for what a user can mend: see `read_verdicts`; also for fewer than two groups.
+    Raises UserError for what a user can fix: see `read_verdicts`; also for fewer than two groups.
     """
     read = [one for one in (file, options.train, options.validation) if one]
     refuse_overwrite([out / name for name in WRITTEN], read)
     if options.metric or options.lower_is_better:
         return _agree_by_rank(file, out, options)
-    table = read_verdicts(file, options.columns, options.scale, options.encoding)
+    table = read_verdicts(file, options.columns, options.scale, options.reading)
     return _agree(file, out, options, table, {})
 
 
 def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[str, Any], list[str]]:
     """Scores of a metric: by rank, and with a validation file as verdicts too."""
     lower = options.lower_is_better
-    metrics = aligned(
-        read_scores(file, options.columns, lower, options.encoding), options.columns, file
-    )
+    source = VerdictFile(file, options.columns, options.reading)
+    metrics = read_scores(source, file, lower)
     _check_groups(next(iter(metrics.values())), file)
     about = _about(file)
     by_rank = rank_results(metrics, about) | {"run": {"command": list(options.command)}}
@@ -69,11 +75,14 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
         judges = [JudgeRows(name, name, rows) for name, rows in metrics.items()]
         write_evaluation(out, judges, by_rank)
         write_report(out)
-        return by_rank, ["by rank alone: verdicts need --validation, rows to map the scores on"]
-    validation = read_scores(options.validation, options.columns, lower, options.encoding)
+        alone = "by rank alone: verdicts need --validation, rows to map the scores on"
+        return by_rank, [*source.notes(), alone]
+    other = VerdictFile(options.validation, options.columns, options.reading)
+    validation = read_scores(other, options.validation, lower)
     labels = {row["label"] for rows in metrics.values() for row in rows}
     scale = Scale.from_name(options.scale) if options.scale else scale_of(labels, file)
     table = as_verdicts(metrics, validation, scale, options.validation)
+    table = replace(table, notes=[*source.notes(), *table.notes])
     ranks = {model["name"]: model["metrics"] for model in by_rank["models"]}
     return _agree(file, out, options, table, ranks)
 
@@ -131,7 +140,7 @@ def _training(options: AgreeOptions, scale: Scale) -> Labelled | None:
     """The rows that the rules are fitted on, from --train; None: on the file's other groups."""
     if not options.train:
         return None
-    return _labelled(read_verdicts(options.train, options.columns, scale.name, options.encoding))
+    return _labelled(read_verdicts(options.train, options.columns, scale.name, options.reading))
 
 
 def _population(

@@ -5,59 +5,66 @@ verdicts is measured of the isotonic map of the scores to the labels of other ro
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pt_app.agree.table import Columns, VerdictTable, is_empty, more_of
+from pt_app.agree.table import FileRow, Rows, VerdictFile, VerdictTable, aligned
 from pt_app.errors import UserError
 from pt_app.eval_model.metrics import FloatArray
-from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import source_numbers
 from pt_app.evidence.ranks import rank_agreement
-from pt_app.judge_data.reading.tables import Reading, open_table
+from pt_app.judge_data.cells import is_empty
+from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
 
 ANY = "any"  # the scale of labels that are numbers of no scale
-Rows = list[dict[str, Any]]
 
 
-def read_scores(file: str, columns: Columns, lower: bool, encoding: str = "") -> dict[str, Rows]:
+def read_scores(source: VerdictFile, file: str, lower: bool) -> Mapping[str, Rows]:
     """Rows of each metric with `label` and `score` (higher is better; None where absent).
 
-    Raises UserError for what is no number, and for columns that are not there.
+    All metrics' rows come in one order. Raises UserError for what is no number.
     """
-    table = open_table(file, Reading(encoding))
-    columns.check(table)
-    found: dict[str, Rows] = {}
-    for place, value in table.rows():
-        label = _number(value[columns.label], place, columns.label)
-        score = _number(value[columns.verdict], place, columns.verdict)
+    columns, found = source.columns, dict[str, Rows]()
+    label_of, score_of = (_Numbers(source, name) for name in (columns.label, columns.verdict))
+    for row in source.rows:
+        label, score = label_of(row), score_of(row)
         if label is None:
             continue
-        name = str(value[columns.judge]) if columns.judge else "metric"
-        rows = found.setdefault(name, [])
-        key = str(value[columns.id]) if columns.id else f"row {len(rows) + 1}"
-        group = str(value[columns.group]) if columns.group else key
-        row = {"model": name, "id": key, "group": group, "label": label}
-        row["score"] = -score if lower and score is not None else score
-        rows.append(row | more_of(value, columns))
+        name = row.judge if columns.judge else "metric"
+        one = {"model": name, "id": row.id, "group": row.group, "label": label}
+        one["score"] = -score if lower and score is not None else score
+        found.setdefault(name, []).append(one | source.more_of(row))
     if not found:
         raise UserError(f"{file}: no row has a label in column {columns.label}: name another")
-    return found
+    return aligned(found, source, file)
 
 
-def _number(cell: Any, place: Place, column: str) -> float | None:
-    if is_empty(cell):
-        return None
-    try:
-        number = float(cell)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not np.isfinite(number):
-        raise place.error(column, f"{cell!r} is no number", "write a number; empty: none")
-    return number
+class _Numbers:
+    """Reads the numbers of a column of a file, which are of no scale."""
+
+    def __init__(self, source: VerdictFile, column: str) -> None:
+        table = source.table
+        cells = partial(source.cells, column)
+        self._read = Numbers(cells, delimiter=table.delimiter, decimal=table.decimal).read
+        self._column = column
+
+    def __call__(self, row: FileRow) -> float | None:
+        cell = row.cell(self._column)
+        if is_empty(cell):
+            return None
+        try:
+            number = self._read(cell)
+        except AmbiguousNumberError as error:
+            remedy = "name the decimal sign, --decimal point or --decimal comma"
+            raise row.place.error(self._column, str(error), remedy) from error
+        if number is None:
+            remedy = "write a number; empty: none"
+            raise row.place.error(self._column, f"{cell!r} is no number", remedy)
+        return float(number)
 
 
 def rank_results(metrics: Mapping[str, Rows], about: Mapping[str, Any]) -> dict[str, Any]:

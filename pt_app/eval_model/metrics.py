@@ -19,9 +19,12 @@ IntArray = npt.NDArray[np.int64]
 CORRELATIONS = frozenset(
     ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "mcc", "pearson", "spearman", "kendall")
 )
-SHARES = frozenset(
-    ("exact", "within_1", "accuracy", "f1_macro", "roc_auc", "right")
-)  # between 0 and 1
+SHARES = frozenset(  # between 0 and 1
+    (
+        *("exact", "within_1", "accuracy", "f1_macro", "roc_auc", "right", "share"),
+        *("recall_pass", "recall_fail", "precision_fail"),
+    )
+)
 ERRORS = frozenset(("mae", "rmse"))  # 0 or more
 
 

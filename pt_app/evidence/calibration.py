@@ -15,7 +15,7 @@ from pt_app.eval_model.metrics import FloatArray, IntArray
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import mean_metric, metric
+from pt_app.evidence.summary import mean_metric, metric, share_metric
 
 BINS = 10
 SUM_TOLERANCE = 0.01  # of probabilities; files round them
@@ -36,25 +36,28 @@ def checked(probabilities: Sequence[Sequence[float] | None], scale: Scale, what:
     Raises UserError for a row of another length, with a number outside 0..1, or that does not sum
     to 1; `what` names the column.
     """
-    k = len(scale.values)
-    rows = np.full((len(probabilities), k), np.nan)
+    rows = np.full((len(probabilities), len(scale.values)), np.nan)
     for i, row in enumerate(probabilities):
         if row is None:
             continue
-        if len(row) != k:
+        if problem := wrong_with(row, scale):
             raise UserError(
-                f"{what} in row {i + 1} has {len(row)} numbers, the scale {scale.name} {k} verdicts"
+                f"{what} in row {i + 1}: {problem}: give the probability of each verdict of "
+                f"{scale.name}, in its order"
             )
         rows[i] = row
-        if not (rows[i] >= 0).all():
-            raise UserError(f"{what} in row {i + 1} has a number that is no probability")
-        if abs(rows[i].sum() - 1) > SUM_TOLERANCE:
-            raise UserError(
-                f"{what} in row {i + 1} sums to {rows[i].sum():.4g}, not 1: give the probability "
-                f"of each verdict of {scale.name}, in its order"
-            )
     rows /= rows.sum(axis=1, keepdims=True)
     return rows
+
+
+def wrong_with(row: Sequence[float], scale: Scale) -> str:
+    """Say why these numbers are no probabilities of the scale's verdicts; "" where they are."""
+    if len(row) != len(scale.values):
+        return f"{len(row)} numbers, but the scale {scale.name} has {len(scale.values)} verdicts"
+    if not all(number >= 0 for number in row):  # NaN neither
+        return "a number is no probability"
+    total = sum(row)
+    return f"they sum to {total:.4g}, not 1" if abs(total - 1) > SUM_TOLERANCE else ""
 
 
 def confidence_of(
@@ -124,12 +127,12 @@ def calibration(
         if n
         else None,
         "overconfidence": mean_metric(gap, sample),
-        "right": mean_metric(np.where(known, found.right, np.nan), sample),
+        "right": share_metric(np.where(known, found.right, np.nan), sample),
         "brier": mean_metric(((probabilities - truth) ** 2).sum(axis=1), sample),
         "reliability": [
             {
                 "confidence": float(found.sure[inside].mean()),
-                "right": mean_metric(np.where(inside, found.right, np.nan), sample),
+                "right": share_metric(np.where(inside, found.right, np.nan), sample),
             }
             for b in range(BINS)
             if (inside := known & (bins == b)).any()

@@ -136,6 +136,11 @@ def mean_of_sums(sums: FloatArray) -> dict[str, FloatArray]:
         return {"mean": sums[:, 0] / sums[:, 1]}
 
 
+def share_of_sums(sums: FloatArray) -> dict[str, FloatArray]:
+    """The same of values between 0 and 1, whose interval stays there: "share"."""
+    return {"share": mean_of_sums(sums)["mean"]}
+
+
 def percentile_interval(drawn: FloatArray, groups: int) -> tuple[float | None, float | None]:
     """95 % interval of resampled values: percentiles widened for the number of groups.
 

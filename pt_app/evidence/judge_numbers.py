@@ -23,7 +23,7 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.order import orders
 from pt_app.evidence.pass_fail import cost_at, operating_threshold, pr_auc, roc_auc
 from pt_app.evidence.selective import at_coverages, selective
-from pt_app.evidence.summary import FAIL, mean_metric, summarise
+from pt_app.evidence.summary import FAIL, mean_metric, share_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
 Row = Mapping[str, Any]
@@ -117,8 +117,8 @@ def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -
             continue
         both = [row[name] for row in rows], [row.get(other) for row in rows]
         for key, values in _by_order(labels, *both).items():
-            found[part][key] = mean_metric(values, sample)
-        found[part]["first_preference"] = mean_metric(first_preference(*both), sample)
+            found[part][key] = share_metric(values, sample)
+        found[part]["first_preference"] = share_metric(first_preference(*both), sample)
     # A row that was not judged in the other order stays out; a parse failure in either is a miss.
     own = [row["verdict"] for row in rows], [row.get("swapped") for row in rows]
     for key, values in _by_order(labels, *own).items():
@@ -126,7 +126,7 @@ def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -
             float(bool(one)) if "swapped" in row else None
             for row, one in zip(rows, values, strict=True)
         ]
-        found["metrics"][f"{key}_strict"] = mean_metric(strict, sample)
+        found["metrics"][f"{key}_strict"] = share_metric(strict, sample)
 
 
 def _by_order(

@@ -10,7 +10,7 @@ from pt_app.eval_model.metrics import IntArray
 from pt_app.eval_model.orders import flipped
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import mean_metric
+from pt_app.evidence.summary import share_metric
 
 
 def orders(
@@ -31,7 +31,7 @@ def orders(
     counts = Counter((row[names[0]], flipped(row.get(names[1]))) for row in rows if names[1] in row)
     right = (labels == said).astype(np.float64)
     by_place = {
-        place: mean_metric(
+        place: share_metric(
             np.where((labels == scale.values.index(place)) & (said >= 0), right, np.nan), sample
         )
         for place in ("A", "B")

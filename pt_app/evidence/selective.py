@@ -13,7 +13,7 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import headline, numbers_of
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import mean_metric, metric
+from pt_app.evidence.summary import metric, share_metric
 
 POINTS = 100  # of a curve that is kept
 RISK_OF_ERROR = 0.05  # that a guaranteed threshold does not hold
@@ -40,10 +40,10 @@ def selective(
     return {
         "curve": [{"coverage": (int(i) + 1) / len(order), "risk": float(risk[i])} for i in picked],
         "aurc": _area(found, sample),
-        "aurc_random": mean_metric(1 - found.right, sample),
+        "aurc_random": share_metric(1 - found.right, sample),
         **chosen,
-        "kept": mean_metric(kept.astype(np.float64), sample),
-        "right": mean_metric(np.where(kept, found.right, np.nan), sample),
+        "kept": share_metric(kept.astype(np.float64), sample),
+        "right": share_metric(np.where(kept, found.right, np.nan), sample),
     }
 
 

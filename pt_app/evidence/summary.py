@@ -14,7 +14,13 @@ from pt_app.evidence.coding import (
     numbers_of,
     positions,
 )
-from pt_app.evidence.intervals import Estimate, Resampler, mean_of_sums
+from pt_app.evidence.intervals import (
+    Estimate,
+    Resampler,
+    Statistic,
+    mean_of_sums,
+    share_of_sums,
+)
 
 PASS, FAIL = 0, 1  # positions on the scale of pass and fail
 Metric = dict[str, Any]  # {"value", "low", "high", "n"}, and "reason" where value is None
@@ -108,7 +114,7 @@ def agreement_metrics(
     if scale.task == "pass_fail":
         found |= by_class(labels, verdicts, sample)
     if scale.task == "pairwise":
-        found["accuracy_no_ties"] = mean_metric(_without_ties(labels, verdicts, scale), sample)
+        found["accuracy_no_ties"] = share_metric(_without_ties(labels, verdicts, scale), sample)
     return found
 
 
@@ -145,12 +151,24 @@ def _without_ties(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatAr
 
 def mean_metric(values: Sequence[float | None] | FloatArray, sample: Resampler) -> Metric:
     """Mean of `values` with its interval; rows of None or NaN left out (n: how many count)."""
+    (estimate,), n = _mean(values, sample, mean_of_sums)
+    return metric(estimate, n)
+
+
+def share_metric(values: Sequence[float | None] | FloatArray, sample: Resampler) -> Metric:
+    """Mean of `values` between 0 and 1, whose interval stays there; else as `mean_metric`."""
+    (estimate,), n = _mean(values, sample, share_of_sums)
+    return metric(estimate, n)
+
+
+def _mean(
+    values: Sequence[float | None] | FloatArray, sample: Resampler, statistic: Statistic
+) -> tuple[list[Estimate], int]:
     check_lengths(values, sample.index)
     column = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     present = ~np.isnan(column)
     columns = np.stack([np.where(present, column, 0.0), present], axis=1)
-
-    return metric(sample.estimate_sums(columns, mean_of_sums)["mean"], int(present.sum()))
+    return list(sample.estimate_sums(columns, statistic).values()), int(present.sum())
 
 
 def metric(estimate: Estimate, n: int) -> Metric:

@@ -16,7 +16,9 @@ from pt_app.judge_data.cells import find, is_empty, parsed
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
 
-_TRUE_OR_FALSE = {"true": "PASS", "false": "FAIL", "1": "PASS", "0": "FAIL"}
+AS_PASS = {"true": "false", "1": "0", "yes": "no"}
+"""What stands for PASS, and beside it for FAIL, where --labels says nothing else."""
+TWO_VALUES = dict.fromkeys(AS_PASS, "PASS") | dict.fromkeys(AS_PASS.values(), "FAIL")
 
 
 @dataclass
@@ -34,7 +36,7 @@ class LabelReader:
     drop_bad: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    _as_pass: bool = field(default=False, init=False)
+    _as_pass: set[str] = field(default_factory=set, init=False)
 
     @staticmethod
     def of(
@@ -102,7 +104,10 @@ class LabelReader:
     def decisions(self) -> list[str]:
         """Say what was decided about cells that may be read in two ways."""
         said = [self.numbers.note] if self.numbers.note else []
-        return said + (["1 is read as PASS, 0 as FAIL"] if self._as_pass else [])
+        for yes, no in AS_PASS.items():
+            if {yes, no} & self._as_pass:
+                said.append(f"{yes} is read as PASS, {no} as FAIL")
+        return said
 
     def notes(self) -> list[str]:
         """Say what was decided about the cells, and how many answers were left out."""
@@ -111,9 +116,9 @@ class LabelReader:
     def _name(self, cell: Any, place: Place, column: str) -> Verdict:
         text = str(cell).strip()
         name = text.casefold()
-        if self.scale.task == "pass_fail" and (key := key_of(cell)) in _TRUE_OR_FALSE:
-            name = _TRUE_OR_FALSE[key].casefold()
-            self._as_pass |= key.isdigit()
+        if self.scale.task == "pass_fail" and (key := key_of(cell)) in TWO_VALUES:
+            self._as_pass.add(key)
+            name = TWO_VALUES[key].casefold()
         for verdict in self.scale.values:
             if str(verdict).casefold() == name:
                 return verdict

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,31 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
     others what they are there. JSON Lines, CSV and Parquet stream; a JSON list is read whole.
     Raises UserError for what cannot be read; here, or from `rows` where the fault lies further on.
     """
-    reading = reading or Reading()
+    return _stripped(_opened(source, reading or Reading()))
+
+
+def _stripped(table: Table) -> Table:
+    """Read the names of columns without blanks around them, whatever the kind of file.
+
+    Nobody sees such a blank, and no flag can name it. Raises UserError where two become one name.
+    """
+    names = tuple(name.strip() for name in table.columns)
+    if names == table.columns:
+        return table
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{table.name}: two columns are called {twice[0]}, but for blanks around the name: "
+            "rename one"
+        )
+
+    def rows() -> Rows:
+        for place, value in table.rows():
+            yield place, {name.strip(): cell for name, cell in value.items()}
+
+    return replace(table, columns=names, rows=rows)
+
+
+def _opened(source: str, reading: Reading) -> Table:
     path, member = split_member(source)
     if not path.exists():
         if _may_be_hub_id(str(path)) and source[0] not in "./~":
