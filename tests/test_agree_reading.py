@@ -282,3 +282,26 @@ def test_a_share_of_few_groups_has_an_interval_between_0_and_1(tmp_path: Path) -
     for name in ("recall_pass", "recall_fail", "precision_fail", "accuracy"):
         one = judge["metrics"][name]
         assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1, name
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("empty", ["", " \t", None, math.nan])
+def test_import_does_not_make_one_group_of_rows_without_one(
+    tmp_path: Path, ending: str, empty: Any
+) -> None:
+    if ending == "jsonl" and empty is math.nan:
+        pytest.skip("NaN is not in JSON")
+    numbered = empty is math.nan
+    rows: list[Row] = [
+        {"s": f"a source, number {i * 7919}", "c": f"um texto {i}", "human": i % 10}
+        | {"g": float(i // 2) if numbered else f"g{i // 2}"}
+        for i in range(40)
+    ]
+    for row in rows[:6]:
+        row["g"] = "" if numbered and ending == "csv" else empty
+    file = written(tmp_path / f"v.{ending}", rows)
+    out = tmp_path / "data"
+    words = ["--map=source=s,candidate=c,label=human,group=g", f"--out={out}"]
+    done = run_judge("data", "import", str(file), *words)
+    assert "6 kept rows have an empty group" in done.output, done.exception
+    assert len(json.loads((out / "splits.json").read_text())) == 17 + 6

@@ -277,6 +277,7 @@ def test_terminal_table_fits_80_columns(tmp_path: Path, scale: str) -> None:
     kappa = results["models"][0]["constrained"]["kappa"]
     found = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}]"
     assert max(map(len, lines)) <= 80
+    assert all(line.count("[") == line.count("]") for line in lines)  # none is broken
     assert any(line.split()[:1] == ["n"] and line.split()[1:] == ["37", "37"] for line in lines)
     if scale == "pass_fail":
         assert any(line.startswith("kappa ") and found in line for line in lines)

@@ -84,6 +84,7 @@ class Tally:
     answers: Counter[str] = field(default_factory=Counter)
     first_answers: dict[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    ungrouped: int = 0
 
     def drop(self, rows: int, reason: str, problem: str = "") -> None:
         """Count rows that are left out; the first problem of a reason is kept for the summary."""
@@ -112,6 +113,10 @@ class Tally:
         for reason, count in self.dropped.most_common():
             first = f" (first: {self.first[reason]})" if reason in self.first else ""
             lines.append(f"  {count:,} dropped: {reason}{first}")
+        if self.ungrouped:
+            lines.append(
+                f"  {self.ungrouped:,} kept rows have an empty group: their texts are theirs"
+            )
         left_out = left_out_lines(self.answers, self.first_answers)
         return lines + [f"  {line}" for line in (*left_out, *self.said)]
 
@@ -268,7 +273,9 @@ def _examples(table: Table, job: _Job, tally: Tally, progress: bool) -> Iterator
         if example.label is None:
             tally.drop(one.rows_read, "no label")
             continue
-        own = {} if one.row.get("group") else {"group": group_of(example)}
+        grouped = bool(str(one.row.get("group") or "").strip())
+        own = {} if grouped else {"group": group_of(example)}
+        tally.ungrouped += not grouped and "group" in job.map.columns
         name = {} if example.id else {"id": f"{one.place.file.stem}-{one.place.row}"}
         tally.keep(one.rows_read)
         yield example.model_copy(update=own | name)

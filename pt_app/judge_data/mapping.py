@@ -125,7 +125,11 @@ class ColumnMap:
 
     def _text(self, target: str, value: Mapping[str, Any], place: Place) -> str | None:
         names = self.columns.get(target, ())
-        cells = [cell for name in names if (cell := find(value, name)) not in (MISSING, None)]
+        cells = [find(value, name) for name in names]
+        # NaN is what a table holds where nothing was written.
+        cells = [
+            cell for cell in cells if cell is not MISSING and cell is not None and cell == cell
+        ]
         if not cells:
             return None
         for cell in cells:
