@@ -13,6 +13,7 @@ from pt_app.agree.table import (
     FileOptions,
     VerdictFile,
     VerdictTable,
+    aligned,
     read_verdicts,
     scale_of,
 )
@@ -67,7 +68,7 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
     """Scores of a metric: by rank, and with a validation file as verdicts too."""
     lower = options.lower_is_better
     source = VerdictFile(file, options.columns, options.reading)
-    metrics = read_scores(source, file, lower)
+    metrics = aligned(read_scores(source, file, lower), source, file)
     _check_groups(next(iter(metrics.values())), file)
     about = _about(file)
     by_rank = rank_results(metrics, about) | {"run": {"command": list(options.command)}}
@@ -81,7 +82,7 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
     validation = read_scores(other, options.validation, lower)
     labels = {row["label"] for rows in metrics.values() for row in rows}
     scale = Scale.from_name(options.scale) if options.scale else scale_of(labels, file)
-    table = as_verdicts(metrics, validation, scale, options.validation)
+    table = as_verdicts(metrics, validation, scale, options.validation, file)
     table = replace(table, notes=[*source.notes(), *table.notes])
     ranks = {model["name"]: model["metrics"] for model in by_rank["models"]}
     return _agree(file, out, options, table, ranks)

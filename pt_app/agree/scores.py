@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.agree.table import FileRow, Rows, VerdictFile, VerdictTable, aligned
+from pt_app.agree.table import FileRow, Rows, VerdictFile, VerdictTable
 from pt_app.errors import UserError
 from pt_app.eval_model.metrics import FloatArray
 from pt_app.eval_model.verdicts import Scale
@@ -18,15 +18,16 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import source_numbers
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.judge_data.cells import is_empty
+from pt_app.judge_data.labels import key_of
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
 
 ANY = "any"  # the scale of labels that are numbers of no scale
 
 
-def read_scores(source: VerdictFile, file: str, lower: bool) -> Mapping[str, Rows]:
+def read_scores(source: VerdictFile, file: str, lower: bool) -> dict[str, Rows]:
     """Rows of each metric with `label` and `score` (higher is better; None where absent).
 
-    All metrics' rows come in one order. Raises UserError for what is no number.
+    Raises UserError for what is no number.
     """
     columns, found = source.columns, dict[str, Rows]()
     label_of, score_of = (_Numbers(source, name) for name in (columns.label, columns.verdict))
@@ -40,7 +41,7 @@ def read_scores(source: VerdictFile, file: str, lower: bool) -> Mapping[str, Row
         found.setdefault(name, []).append(one | source.more_of(row))
     if not found:
         raise UserError(f"{file}: no row has a label in column {columns.label}: name another")
-    return aligned(found, source, file)
+    return found
 
 
 class _Numbers:
@@ -50,10 +51,11 @@ class _Numbers:
         table = source.table
         cells = partial(source.cells, column)
         self._read = Numbers(cells, delimiter=table.delimiter, decimal=table.decimal).read
-        self._column = column
+        self._column, self._meanings = column, source.meanings
 
     def __call__(self, row: FileRow) -> float | None:
         cell = row.cell(self._column)
+        cell = cell if is_empty(cell) else self._meanings.get(key_of(cell), cell)
         if is_empty(cell):
             return None
         try:
@@ -113,9 +115,15 @@ def _columns(rows: Rows) -> tuple[FloatArray, FloatArray]:
 
 
 def as_verdicts(
-    metrics: Mapping[str, Rows], validation: Mapping[str, Rows], scale: Scale, file: str
+    metrics: Mapping[str, Rows],
+    validation: Mapping[str, Rows],
+    scale: Scale,
+    file: str,
+    measured: str,
 ) -> VerdictTable:
     """The metrics' scores as verdicts of `scale`, by isotonic regression on validation rows.
+
+    `file` holds the validation rows, `measured` those of the metrics.
 
     Raises UserError for a metric without validation rows, or labels off the scale.
     """
@@ -126,7 +134,7 @@ def as_verdicts(
         labels, scores = _columns(validation[name])
         verdicts = _mapped(labels, scores, _columns(rows)[1], scale)
         judges[name] = [
-            row | _as_verdict(row, verdict, scale)
+            row | _as_verdict(row, verdict, scale, measured)
             for row, verdict in zip(rows, verdicts, strict=True)
         ]
     notes = [f"scores are mapped to {scale.name} by isotonic regression on {file}"]
@@ -144,11 +152,13 @@ def _mapped(labels: FloatArray, scores: FloatArray, at: FloatArray, scale: Scale
     return [None if np.isnan(s) else scale.values[p] for s, p in zip(at, places, strict=True)]
 
 
-def _as_verdict(row: Mapping[str, Any], verdict: Any, scale: Scale) -> dict[str, Any]:
+def _as_verdict(
+    row: Mapping[str, Any], verdict: Any, scale: Scale, measured: str
+) -> dict[str, Any]:
     label = scale.normalise(row["label"])
     if label is None:
         raise UserError(
-            f"{row['id']}: label {row['label']:g} is off the scale {scale.name}: "
+            f"{measured}, {row['id']}: label {row['label']:g} is off the scale {scale.name}: "
             "name another --scale"
         )
     status = "parse_failure" if verdict is None else "ok"

@@ -381,26 +381,25 @@ def _holds(name: str, low: int, high: int) -> bool:
 def aligned(judges: Mapping[str, Rows], source: VerdictFile, file: str) -> Mapping[str, Rows]:
     """Bring all judges' rows into the first one's order; raises UserError where rows differ."""
     first = next(iter(judges))
-    places = _places(source, file)
-    keys = [row["id"] for row in judges[first]]
+    by_id = {name: _by_id(name, rows, source, file) for name, rows in judges.items()}
+    keys = by_id[first]
     found = {}
-    for name, rows in judges.items():
-        by_id = {row["id"]: row for row in rows}
-        if by_id.keys() != set(keys):
-            odd = next(iter(by_id.keys() ^ set(keys)))
-            holder, other = (name, first) if odd in by_id else (first, name)
+    for name, rows in by_id.items():
+        if rows.keys() != keys.keys():
+            odd = next(iter(rows.keys() ^ keys.keys()))
+            holder, other = (name, first) if odd in rows else (first, name)
             remedy = (
                 "" if source.columns.id else ", or name the column that tells rows apart (--id)"
             )
             raise UserError(
-                f'{places[holder, odd].where}: judge "{holder}" judged {odd}, "{other}" did not: '
+                f'{_where(source, holder, odd)}: judge "{holder}" judged {odd}, "{other}" did not: '
                 f"give all judges the same rows{remedy}"
             )
-        found[name] = [by_id[key] for key in keys]
+        found[name] = [rows[key] for key in keys]
         for mine, theirs in zip(judges[first], found[name], strict=True):
             if (mine["label"], mine["group"]) != (theirs["label"], theirs["group"]):
-                here, there = (places[judge, mine["id"]].where for judge in (first, name))
-                by = "--id " + source.columns.id if source.columns.id else "their order; name --id"
+                here, there = (_where(source, judge, mine["id"]) for judge in (first, name))
+                by = f"--id {source.columns.id}" if source.columns.id else "their order; name --id"
                 raise UserError(
                     f'{here}: {mine["id"]} has label {mine["label"]} with judge "{first}" and '
                     f'{theirs["label"]} with "{name}" ({there}; or another group): rows are told '
@@ -409,14 +408,18 @@ def aligned(judges: Mapping[str, Rows], source: VerdictFile, file: str) -> Mappi
     return found
 
 
-def _places(source: VerdictFile, file: str) -> dict[tuple[str, str], Place]:
-    """Where each judge's row stands. Raises UserError for one that a judge judged twice."""
-    found: dict[tuple[str, str], Place] = {}
-    for row in source.rows:
-        before = found.setdefault((row.judge, row.id), row.place)
-        if before is not row.place:
+def _by_id(judge: str, rows: Rows, source: VerdictFile, file: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if found.setdefault(row["id"], row) is not row:
             raise UserError(
-                f'{file}: judge "{row.judge}" judged {row.id} twice ({before.where} and '
-                f"{row.place.where}): correct --id, or name --judge"
+                f'{file}: judge "{judge}" judged {row["id"]} twice '
+                f"({_where(source, judge, row['id'])}): correct --id, or name --judge"
             )
     return found
+
+
+def _where(source: VerdictFile, judge: str, name: str) -> str:
+    """Where a judge's row of that id stands, for messages."""
+    rows = (row for row in source.rows if (row.judge, row.id) == (judge, name))
+    return " and ".join(row.place.where for row in rows)
