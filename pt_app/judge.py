@@ -94,7 +94,7 @@ class Judge:
         model = _on(adapters.merge(model).eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
         tokenizer = models.load_tokenizer(info.folder)
-        encoder = PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length)
+        encoder = adapters.encoder_of(info, tokenizer)
 
         def score(model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
             return JudgeScorer(model, encoder, progress=False).score(rows)

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from pt_app.eval_model.chat_templates import as_text
 from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.prompts import PromptEncoder
 
@@ -37,6 +38,8 @@ class TextTwin(PromptEncoder):
         return ids
 
     def _plain(self, text: str) -> list[int]:
+        if text in self._control:
+            return as_text(self.tokenizer, text)
         ids: list[int] = self.tokenizer.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )

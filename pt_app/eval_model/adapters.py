@@ -2,16 +2,18 @@
 
 import copy
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.eval_model.chat_templates import DAY, asks_for_the_date
 from pt_app.eval_model.model_card import AdapterInfo, model_card
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
@@ -28,6 +30,8 @@ REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", "ch
 
 # An absolute path among other words: after a blank, a quote mark or an equals sign.
 ABSOLUTE = re.compile(r"(?<![^\s='\"])(?:[A-Za-z]:[\\/]|/)[^\s'\"]+")
+
+log = logging.getLogger(__name__)
 
 Identity = Mapping[str, str | None]
 
@@ -139,6 +143,7 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
         "max_seq_length": encoder.max_seq_length,
         "template": asdict(encoder.template),
         "weights_sha256": sha256_file(folder / WEIGHTS),
+        "date": encoder.day.isoformat(),
     }
     write_json_atomic(folder / JUDGE, judge)
 
@@ -175,12 +180,33 @@ def verify_adapter(folder: Path) -> AdapterInfo:
             target_modules=tuple(config["target_modules"]),
             parameters=parameters,
             weights_sha256=judge["weights_sha256"],
+            day=date.fromisoformat(judge["date"]) if "date" in judge else _day_of(folder),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: {error} is missing or malformed in {CONFIG}, {JUDGE} or {TRAINING}; "
             "save the adapter again"
         ) from error
+
+
+def _day_of(folder: Path) -> date:
+    """Give the day of an adapter without a date: when it was trained, by its folder's name."""
+    found = re.search(r"ep-(\d{8})_\d{6}_final$", folder.resolve().name)
+    try:
+        return datetime.strptime(found[1], "%Y%m%d").date() if found else DAY
+    except ValueError:
+        return DAY
+
+
+def encoder_of(info: AdapterInfo, tokenizer: Any) -> PromptEncoder:
+    """Make prompts as the adapter was trained with, by the tokenizer of its folder."""
+    if asks_for_the_date(tokenizer):
+        log.warning(
+            "%s: its prompts named the day on which they were made; now it is always %s",
+            info.folder,
+            info.day,
+        )
+    return PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length, info.day)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class AdapterInfo:
     target_modules: tuple[str, ...]
     parameters: int
     weights_sha256: str
+    day: date
+    """What the clock of its chat template says."""
 
     @property
     def base_name(self) -> str:

@@ -7,16 +7,17 @@ does not fit is cut from context, then from source and reference, alike for all 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal, overload
 
 from pt_app.errors import UserError
+from pt_app.eval_model.chat_templates import ANSWER, DAY, as_text, control_tokens, seal
 from pt_app.eval_model.data import JudgeExample
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.verdicts import Scale, format_answer
 
 # Tokens of answer that a cut prompt leaves room for, at most a quarter of the sequence.
 ANSWER_RESERVE = 96
-_SENTINEL = "Xq7answerXq7"
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,33 @@ class _Row:
 class PromptEncoder:
     """Encodes examples for one tokenizer, template and scale.
 
-    Raises UserError where the tokenizer has no chat template, or one whose answers cannot be
-    told from its prompts.
+    The tokenizer's chat template is sealed in place (`chat_templates.seal`): `day` is what its
+    clock says from now on. Raises UserError where the tokenizer has no chat template, or one whose
+    answers cannot be told from its prompts.
     """
 
     def __init__(
-        self, tokenizer: Any, template: str | Template, scale: Scale, max_seq_length: int
+        self,
+        tokenizer: Any,
+        template: str | Template,
+        scale: Scale,
+        max_seq_length: int,
+        day: date = DAY,
     ) -> None:
         self.tokenizer = tokenizer
+        self.day = day
         self.template = Template.load(template) if isinstance(template, str) else template
         self.scale = scale
         self.max_seq_length = max_seq_length
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{self._name} has no chat template: choose an instruct model")
+        try:
+            seal(tokenizer, day)
+        except UserError as error:
+            raise UserError(f"{self._name}: {error}") from error
+        self._control = control_tokens(tokenizer)
         self.has_system_role = self._finds_system_role()
-        lead, tail = self._around_answer()
-        self._lead = lead
+        self._lead, tail = self._around_answer()
         self.end_token_id = self._first_control_id(tail)
         self._encode_answer = self._answer_encoding()
 
@@ -213,9 +225,9 @@ class PromptEncoder:
         """Whether the template shows a system turn: some raise on it, some drop it."""
         from jinja2 import TemplateError
 
-        turns = [{"role": "system", "content": _SENTINEL}, {"role": "user", "content": "x"}]
+        turns = [{"role": "system", "content": ANSWER}, {"role": "user", "content": "x"}]
         try:
-            return _SENTINEL in self._template_text(turns)
+            return ANSWER in self._template_text(turns)
         except TemplateError:
             return False
 
@@ -223,18 +235,17 @@ class PromptEncoder:
         """Give the text that the template writes before and after an answer."""
         asked = [{"role": "user", "content": "x"}]
         prompt = self._template_text(asked, add_generation_prompt=True)
-        whole = self._template_text([*asked, {"role": "assistant", "content": _SENTINEL}])
-        if not whole.startswith(prompt) or _SENTINEL not in whole:
+        whole = self._template_text([*asked, {"role": "assistant", "content": ANSWER}])
+        lead, _, tail = whole[len(prompt) :].partition(ANSWER)
+        if not whole.startswith(prompt) or ANSWER not in whole or lead.strip():
             raise UserError(
                 f"{self._name}: its chat template does not continue the prompt with the answer: "
                 "choose another model"
             )
-        lead, _, tail = whole[len(prompt) :].partition(_SENTINEL)
         return lead, tail
 
     def _first_control_id(self, tail: str) -> int:
-        tokens = self.tokenizer.added_tokens_decoder
-        control = {id_ for id_, token in tokens.items() if token.special}
+        control = set(self.tokenizer.convert_tokens_to_ids(sorted(self._control)))
         control.update(self.tokenizer.all_special_ids)
         for id_ in self.tokenizer.encode(tail, add_special_tokens=False):
             if id_ in control:
@@ -250,7 +261,12 @@ class PromptEncoder:
         Raises UserError if none does: the supervised part would be shifted.
         """
 
+        special = set(self.tokenizer.all_special_tokens)
+        others = [token for token in self._control if token not in special]
+
         def plain(text: str) -> list[int]:
+            if any(token in text for token in others):
+                return as_text(self.tokenizer, text)
             ids: list[int] = self.tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=True
             )
@@ -269,28 +285,19 @@ class PromptEncoder:
         probe = format_answer(self.scale, self.scale.values[-1], ["a"], "Fine, é 1.")
         whole = self._template_ids([*asked, {"role": "assistant", "content": probe}])
         for encode in (plain, after_newline):
-            lead = self._lead_encoding(encode)
-            answer = lead(probe)
+            answer = encode(self._lead + probe)
             start = [*prompt, *answer]
-            verdict = lead(self.scale.lines()[-1])
+            verdict = encode(self._lead + self.scale.lines()[-1])
             if (
                 whole[: len(start)] == start
                 and self.end_token_id in whole[len(start) :]
                 and answer[: len(verdict)] == verdict  # else its line could not be read alone
             ):
-                return lead
+                return lambda text, encode=encode: encode(self._lead + text)  # type: ignore[misc]
         raise UserError(
             f"{self._name}: prompt and answer encoded apart differ from its chat template's ids: "
             "choose another model"
         )
-
-    def _lead_encoding(self, encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
-        """Put what the template writes before an answer, such as a space, in front of it."""
-        if not self._lead.strip():
-            return lambda text: encode(self._lead + text)
-        # A lead of its own tokens, such as an empty <think> block.
-        ids: list[int] = self.tokenizer.encode(self._lead, add_special_tokens=False)
-        return lambda text: [*ids, *encode(text)]
 
 
 def _longest_field(row: _Row, prompt_length: int) -> str:

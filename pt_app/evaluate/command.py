@@ -13,7 +13,6 @@ from pt_app.eval_model.data import JudgeData, JudgeExample, read_dataset
 from pt_app.eval_model.evaluation import Scoring, labelled
 from pt_app.eval_model.model_card import AdapterInfo
 from pt_app.eval_model.preparation import draw
-from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import about_this_run
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evaluate.curve import SHARES, train_parts
@@ -158,5 +157,5 @@ def _names(infos: Sequence[AdapterInfo]) -> list[str]:
 
 def _scoring(info: AdapterInfo, test: Sequence[JudgeExample], options: EvalOptions) -> Scoring:
     tokenizer = models.load_tokenizer(info.folder)
-    encoder = PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length)
+    encoder = adapters.encoder_of(info, tokenizer)
     return Scoring(encoder, test, options.feedback, options.precision)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.eval_model.chat_templates import control_tokens
 from pt_app.eval_model.data import JudgeData, read_dataset
 from pt_app.eval_model.leaks import (
     LEAST_WORDS,
@@ -233,7 +234,8 @@ def check_folder(
         return replace(report, notes=data.notes)
     tokenizer = _tokenizer(model)
     rows = [example for examples in splits.values() for example in examples]
-    own = "|".join(map(re.escape, tokenizer.all_special_tokens))
+    tokens = control_tokens(tokenizer) | set(tokenizer.all_special_tokens)
+    own = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     return replace(
         report,
         notes=data.notes,
