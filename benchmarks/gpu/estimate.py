@@ -23,7 +23,7 @@ def main() -> None:
     part = Part.started("estimate")
     trained = json.loads((part.work / "training.json").read_text())
     numbers: dict[str, Any] = {}
-    for weights in WEIGHTS:
+    for weights in ["nf4"] if part.smoke else WEIGHTS:
         seen = trained.get(weights, {}).get("ways", {}).get(next(iter(WAYS)), {})
         found = said(part, weights)
         numbers[weights] = {

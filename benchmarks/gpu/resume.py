@@ -20,7 +20,8 @@ def launch(part: Part, name: str, *more: str) -> tuple[subprocess.Popen[bytes], 
     """Start the recipe on the small base; give its process, its folder and its log."""
     folder = part.folder(name)
     log = folder / f"log{'-resumed' if more else ''}.txt"
-    argv = ["--epochs=2", "--max_samples=48", "--save_steps=4", "--lora_dropout=0.1", *more]
+    argv = ["--epochs=2", "--max_samples=24", "--batch_size=1", "--gradient_accumulation=2"]
+    argv += ["--save_steps=4", "--lora_dropout=0.1", *more]
     flags = recipe_flags(part.small, part.rows, folder, *argv)
     watched = ["-m", "benchmarks.gpu.watched_recipe", str(folder / "numbers.json")]
     return start([*watched, *flags], log), folder, log
