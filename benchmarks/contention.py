@@ -124,7 +124,7 @@ def measure(base: str, work: str, situation: str, folder: Path) -> float:
         outputs = [run.communicate()[0] for run in runs]
     if any(run.returncode for run in runs):
         raise SystemExit(f"{base}, {work}, {situation}: a run failed")
-    return max(json.loads(output.splitlines()[-1])["seconds"] for output in outputs)
+    return max(float(json.loads(output.splitlines()[-1])["seconds"]) for output in outputs)
 
 
 def measure_all(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
