@@ -367,6 +367,23 @@ def test_pairs_have_their_accuracy_in_each_order_and_in_both(tmp_path: Path) -> 
     assert "MCC" in report
 
 
+def test_orders_are_told_only_of_the_reading_whose_verdicts_are_known(tmp_path: Path) -> None:
+    """Probabilities of the first order alone say nothing about the other one."""
+    rows = [
+        {"human": "AB"[i % 2], "said": "AB"[i % 3 == 0], "other": "AB"[i % 5 == 0], "p": p}
+        for i, p in enumerate([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]] * 20)
+    ]
+    file, out = written(tmp_path / "v.jsonl", rows), tmp_path / "out"
+    words = ["agree", str(file), "--label=human", "--verdict=said", f"--out={out}"]
+    done = run_judge(*words, "--swapped=other", "--probabilities=p")
+    (judge,) = json.loads((out / "results.json").read_text())["models"]
+    assert "accuracy_both_orders" not in judge["constrained"]
+    assert judge["metrics"]["accuracy_both_orders"]["n"] == 40
+    likeliest, own = done.output.split("own answer", 1)
+    assert "acc. both" not in likeliest
+    assert "acc. both" in own
+
+
 def test_pass_fail_has_auc_mcc_and_accuracy_at_coverages(tmp_path: Path) -> None:
     draw = random.Random(5)
     rows = []

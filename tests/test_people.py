@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
+from typer.testing import CliRunner
 
+from pt_app.cli import app
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence import people
@@ -192,3 +194,16 @@ def test_mlqe_pes_raters_correlate_as_published(part: str, mean: float, pooled: 
     assert found["units"] == 1000
     assert found["one_vs_rest"]["mean"]["value"] == pytest.approx(mean, abs=5e-4)
     assert found["one_vs_rest"]["pooled"]["value"] == pytest.approx(pooled, abs=5e-4)
+
+
+def test_import_says_on_which_rows_people_are_measured(tmp_path: Path) -> None:
+    rows = [f"source number {i * 7919},texto {i},{i % 5 + 1},{i % 3 + 1}" for i in range(40)]
+    rows[3] = f"{rows[3].rpartition(',')[0]},"  # one label alone
+    rows[7] = f"{rows[7].rpartition(',')[0]},often"
+    (tmp_path / "v.csv").write_text("\n".join(["s,c,one,two", *rows]) + "\n")
+    words = ["data", "import", str(tmp_path / "v.csv"), "--map=source=s,candidate=c,label=one+two"]
+    out = f"--out={tmp_path / 'data'}"
+    done = CliRunner().invoke(app, [*words, "--scale=1-5", out, "--drop_bad"])
+    told = [line for line in done.output.splitlines() if line.startswith("people:")]
+    assert told == ["people: 2 raters, 76 labels of the 38 rows kept that have two or more"]
+    assert "raters 1 and 2: Cohen's kappa: " in done.output

@@ -113,7 +113,7 @@ def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -
         ("constrained", "constrained", "swapped_constrained"),
     ]
     for part, name, other in names:
-        if part not in found:
+        if part not in found or not any(other in row for row in rows):
             continue
         both = [row[name] for row in rows], [row.get(other) for row in rows]
         for key, values in _by_order(labels, *both).items():

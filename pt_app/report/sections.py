@@ -68,7 +68,7 @@ def _confidence(judge: dict[str, Any]) -> Section:
             _counted("right among them", chosen["right"]),
         ]
         for one in chosen.get("at_coverage") or ():
-            rows += _at_coverage(one)
+            rows += _at_coverage(one, within=found["tolerance"] > 0)
         pictures += charts.risk_coverage(chosen)
         where = "validation rows" if "chosen_on" in chosen else "these rows"
         notes.append(Words(f"Threshold and guarantee are from {where}."))
@@ -83,10 +83,11 @@ def _confidence(judge: dict[str, Any]) -> Section:
     )
 
 
-def _at_coverage(found: dict[str, Any]) -> Iterator[list[str]]:
+def _at_coverage(found: dict[str, Any], within: bool) -> Iterator[list[str]]:
+    """The numbers of the surest rows; without a tolerance the share right is the accuracy."""
     names = {"right": "share right", **NAMES}
     for name, one in found.items():
-        if name != "coverage":
+        if name != "coverage" and (within or name != "right"):
             yield _counted(f"surest {found['coverage']:.0%} of the rows: {names[name]}", one)
 
 

@@ -92,6 +92,7 @@ def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tup
 def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
     """A line for each number, and one of n after those that share it."""
     lines: Lines = []
+    names = [name for name in names if any(name in one for one in numbers)]
     for place, name in enumerate(names):
         title = SHORT_NAMES.get(name, NAMES[name])
         lines.append((title, [estimate(one.get(name)) if one else "" for one in numbers]))
