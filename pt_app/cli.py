@@ -8,7 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from pt_app.cli_bench import bench
-from pt_app.cli_data import Lexicons, data
+from pt_app.cli_data import (
+    Decimals,
+    Delimiter,
+    Encoding,
+    Header,
+    HubSplit,
+    Lexicons,
+    Quotes,
+    data,
+)
 from pt_app.cli_evidence import agree, attack, evaluate, gate, report
 from pt_app.cli_machines import bundle, doctor, estimate, prefetch
 from pt_app.errors import UserError, exit_with
@@ -141,13 +150,20 @@ def sync(
 def init(
     file: Annotated[str, typer.Argument(help="labels: CSV, TSV, JSON, JSON Lines, Parquet")],
     model: Annotated[str, typer.Option(help="whose tokenizer counts lengths")] = "tiny",
-    encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8")] = "",
+    encoding: Encoding = "",
+    delimiter: Delimiter = "",
+    quoting: Quotes = "auto",
+    header: Header = "",
+    decimal: Decimals = "",
+    hub_split: HubSplit = "train",
     out: Annotated[Path | None, typer.Option(help="write the rubric's stub into this file")] = None,
 ) -> None:
     """Look at a file of labels; propose task, map, scale, template and the next commands."""
     from pt_app.judge_data.proposing.inspecting import inspect
+    from pt_app.judge_data.reading.tables import Reading, names_of
 
-    typer.echo("\n".join(inspect(file, model=model, encoding=encoding, rubric=out).lines()))
+    reading = Reading(encoding, delimiter, quoting, names_of(header), decimal, hub_split)
+    typer.echo("\n".join(inspect(file, model=model, reading=reading, rubric=out).lines()))
 
 
 @app.command()

@@ -13,7 +13,19 @@ Lexicons = Literal["full", "small"]
 Tasks = Literal["score", "pairwise", "pass_fail"]
 SplitBy = Literal["group", "time", "row"]
 Splits = Literal["train", "val", "test"]
-Quoting = Literal["auto", "on", "off"]
+Encoding = Annotated[str, typer.Option(help="of the file, if not UTF-8: cp1252, ...")]
+Delimiter = Annotated[str, typer.Option(help="of a CSV file, if not recognised")]
+Quotes = Annotated[
+    Literal["auto", "on", "off"], typer.Option(help="whether quote marks enclose fields")
+]
+Header = Annotated[
+    str, typer.Option(help="names of the columns, by commas, where the file has none")
+]
+Decimals = Annotated[
+    Literal["", "point", "comma"],
+    typer.Option(help="sign before decimals: point or comma, if the column is unclear"),
+]
+HubSplit = Annotated[str, typer.Option("--hub_split", help="split of a Hub dataset")]
 Folder = Annotated[Path, typer.Argument(help="dataset folder")]
 Model = Annotated[str, typer.Option(help="whose tokenizer counts: hub id, folder, or tiny")]
 Ratios = Annotated[str, typer.Option(help="shares of rows for train, val and test")]
@@ -82,7 +94,10 @@ def import_(
         list[str] | None, typer.Option(help="field=column, by commas: source=src,label=score")
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="verdicts of the labels: good=PASS,bad=FAIL or 1=A,2=B,0=tie")
+        str,
+        typer.Option(
+            help="verdicts of the labels: good=PASS,bad=FAIL or 1=A,2=B,0=tie; unsure= is none"
+        ),
     ] = "",
     task: Annotated[Tasks | None, typer.Option(help="if not told by the map and labels")] = None,
     scale: Annotated[str, typer.Option(help="of scores: 0-10, 1-5, 0-100, 0-10:0.5")] = "",
@@ -96,13 +111,12 @@ def import_(
     mqm_weights: Annotated[
         str, typer.Option("--mqm_weights", help="google, core, or a YAML file of one's own")
     ] = "google",
-    encoding: Annotated[str, typer.Option(help="of the file, if not UTF-8: cp1252, ...")] = "",
-    delimiter: Annotated[str, typer.Option(help="of a CSV file, if not recognised")] = "",
-    quoting: Annotated[Quoting, typer.Option(help="whether quote marks enclose fields")] = "auto",
-    header: Annotated[
-        str, typer.Option(help="names of the columns, by commas, where the file has none")
-    ] = "",
-    hub_split: Annotated[str, typer.Option("--hub_split", help="split of a Hub dataset")] = "train",
+    encoding: Encoding = "",
+    delimiter: Delimiter = "",
+    quoting: Quotes = "auto",
+    header: Header = "",
+    decimal: Decimals = "",
+    hub_split: HubSplit = "train",
     only: Annotated[
         list[str] | None, typer.Option(help="column=value: rows with another value are left out")
     ] = None,

@@ -164,13 +164,16 @@ class Place:
 
     def error(self, field: str, problem: str, remedy: str) -> RowError:
         """Say in one line what is wrong with a field of this row, and the remedy."""
-        at = f"{shown(self.file)}, {'line' if self.lines else 'row'} {self.row}"
-        message = f"{at}{f', field {field}' if field else ''}: {problem}: {remedy}"
+        message = f"{self}{f', field {field}' if field else ''}: {problem}: {remedy}"
         return RowError(message, field)
+
+    def __str__(self) -> str:
+        return f"{shown(self.file)}, {'line' if self.lines else 'row'} {self.row}"
 
     @property
     def where(self) -> str:
-        return f"{shown(self.file.name)}:{self.row}"
+        """Name the place in short, with the file's folder: two files may have one name."""
+        return f"{shown(str(Path(*self.file.parts[-2:])))}:{self.row}"
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

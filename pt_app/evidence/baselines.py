@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pt_app.eval_model.metrics import FloatArray, IntArray
 from pt_app.eval_model.verdicts import Scale, Verdict
 from pt_app.evidence.coding import numbers_of, positions
+from pt_app.evidence.lengths import length
 
 FOLDS = 5
 MOST_TO_FIT = 5000  # rows; chrF takes about a millisecond each
@@ -127,7 +128,7 @@ def _no_numbers(test: Labelled, scale: Scale) -> str:
 
 def _lengths(rows: Sequence[Row], scale: Scale) -> FloatArray:
     """Characters of the candidates, [n, 1 or 2]."""
-    return np.array([[len(text) for text in _candidates(row, scale)] for row in rows], float)
+    return np.array([[length(text) for text in _candidates(row, scale)] for row in rows], float)
 
 
 def _length(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
@@ -142,7 +143,7 @@ def _length(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
 
 
 def _source_lengths(rows: Sequence[Row]) -> FloatArray:
-    return np.array([[len(row.get("source") or "")] for row in rows], dtype=np.float64)
+    return np.array([[length(row.get("source") or "")] for row in rows], dtype=np.float64)
 
 
 def _chrf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:

@@ -14,6 +14,7 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.comparison import holm
 from pt_app.evidence.intervals import Estimate, Resampler, mean_of_sums
+from pt_app.evidence.lengths import length
 from pt_app.evidence.summary import Metric, metric
 
 ALARM = 0.05  # of the corrected p
@@ -89,7 +90,9 @@ def partial_correlation(
 
 def length_of(rows: Sequence[Row], scale: Scale) -> FloatArray:
     """Logarithm of the candidate's characters; of a pair the first's less the second's."""
-    return np.array([_of_candidates(row, scale, lambda text: np.log1p(len(text))) for row in rows])
+    return np.array(
+        [_of_candidates(row, scale, lambda text: np.log1p(length(text))) for row in rows]
+    )
 
 
 def copied_of(rows: Sequence[Row], scale: Scale) -> FloatArray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.eval_model.records import Place
 
 MISSING = object()
 """What `find` gives where a row has no such cell."""
@@ -51,6 +52,16 @@ def parsed(cell: Any) -> Any:
         except (ValueError, RecursionError):
             return cell
     return cell
+
+
+def refuse_bytes(cell: Any, place: Place, column: str) -> None:
+    """Raise RowError for a cell that holds binary data, which is no text."""
+    if isinstance(cell, bytes):
+        problem = f"it holds {len(cell):,} bytes that are no UTF-8"
+        raise place.error(column, problem, "decode that column, or map another")
+    inner = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
+    for one in inner:
+        refuse_bytes(one, place, column)
 
 
 def is_empty(cell: Any) -> bool:

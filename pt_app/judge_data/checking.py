@@ -25,10 +25,12 @@ from pt_app.eval_model.leaks import (
 from pt_app.eval_model.records import JudgeExample, one_line
 from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.formatting import estimate
+from pt_app.evidence.lengths import length, share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 
 EXAMPLES = 5
 MOST_LABELS = 11  # told one by one in a line
+LEAST_ALIKE = 5  # rows of a split; fewer may well have one label
 # A correlation of labels with length from here on is worth a warning, if its interval lies beyond.
 TELLING_LENGTH = 0.3
 # What chat templates write, as text inside a candidate.
@@ -47,8 +49,8 @@ _VERDICT_LIKE = re.compile(
 class Lengths:
     """How far the length of a candidate alone tells its label.
 
-    `name` is "spearman" (words against label), or "longer wins" (share of pairs); [low, high] is
-    its 95 % interval over `n` groups.
+    `name` is "spearman" (characters against label), or "longer wins" (share of pairs, ties as
+    halves); [low, high] is its 95 % interval over `n` groups.
     """
 
     name: str
@@ -89,7 +91,7 @@ class CheckReport:
 
     def warnings(self) -> list[str]:
         """Say in a line each what is no leak, and yet worth a look."""
-        found = list(self.notes)
+        found = [*self.notes, *_one_class(self.labels)]
         if self.contradictions:
             found.append(
                 f"{len(self.contradictions)} inputs have the same candidate under different "
@@ -257,6 +259,23 @@ def _labels(
     }
 
 
+def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Say where every label is the same, so that a judge that always gives it is never wrong."""
+    filled = {split: counts for split, counts in labels.items() if counts}
+    alike = {split: next(iter(counts)) for split, counts in filled.items() if len(counts) == 1}
+    if len(alike) == len(filled) > 0 and len(set(alike.values())) == 1:
+        (only,) = set(alike.values())
+        return [
+            f"every label is {only}: a judge can neither learn nor be tested (one that always says "
+            f"{only} is right in 100 %)"
+        ]
+    return [
+        f"every {split} label is {only}: its accuracy says nothing"
+        for split, only in alike.items()
+        if filled[split][only] >= LEAST_ALIKE
+    ]
+
+
 def _contradictions(rows: Sequence[JudgeExample]) -> list[str]:
     labels: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for row in rows:
@@ -271,31 +290,25 @@ def _contradictions(rows: Sequence[JudgeExample]) -> list[str]:
 
 
 def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | None:
-    """Measure how far the candidates' lengths in words alone tell the labels; None under 10 rows.
+    """Measure how far the candidates' lengths in characters alone tell the labels.
 
-    The interval takes each group for one row: Fisher's z for a correlation, Wilson's for a share.
+    None under 10 rows. The interval takes each group for one row: Fisher's z for a correlation,
+    Wilson's for a share.
     """
     told = [row for row in rows if row.label is not None and candidate_texts(row)]
     groups = len({row.group for row in told})
-    lengths = [[len(words_of(text)) for text in candidate_texts(row)] for row in told]
     verdicts = [row.label.verdict for row in told if row.label]
-    if scale.task == "pairwise":
-        won = [
-            (pair[0] > pair[1]) == (verdict == "A")
-            for pair, verdict in zip(lengths, verdicts, strict=True)
-            if verdict != "tie" and pair[0] != pair[1]
-        ]
-        n = min(groups, len(won))
-        return _share(sum(won) / len(won), n) if n >= 10 else None
     if groups < 10:
         return None
+    if scale.task == "pairwise":
+        return _share(share_won_by_longer([candidate_texts(row) for row in told], verdicts), groups)
     from scipy.stats import spearmanr
 
     places = [scale.values.index(verdict) for verdict in verdicts]
-    words = [length[0] for length in lengths]
-    if len(set(places)) < 2 or len(set(words)) < 2:
+    lengths = [length(candidate_texts(row)[0]) for row in told]
+    if len(set(places)) < 2 or len(set(lengths)) < 2:
         return None
-    rho = float(spearmanr(words, places).statistic) * (-1 if scale.task == "pass_fail" else 1)
+    rho = float(spearmanr(lengths, places).statistic) * (-1 if scale.task == "pass_fail" else 1)
     z, error = math.atanh(max(-0.999999, min(rho, 0.999999))), 1.96 / math.sqrt(groups - 3)
     return Lengths("spearman", rho, math.tanh(z - error), math.tanh(z + error), groups)
 
@@ -304,7 +317,7 @@ def _share(share: float, n: int) -> Lengths:
     z = 1.96
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Lengths("longer wins", share, centre - half, centre + half, n)
+    return Lengths("longer wins", share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 def _short_shared(splits: Mapping[str, Sequence[JudgeExample]]) -> int:
@@ -365,7 +378,8 @@ def _token_line(too_long: Mapping[str, Any]) -> str:
 
 
 def _length_line(lengths: Lengths) -> str:
-    what = "the longer candidate wins" if lengths.name == "longer wins" else "words and label, rho"
+    rho = lengths.name == "spearman"
+    what = "characters and label, rho" if rho else "the longer candidate (characters) wins"
     return f"{what} {estimate(asdict(lengths))} ({lengths.n:,} groups)"
 
 

@@ -22,7 +22,7 @@ from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader, left_out_lines
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, pairs
 from pt_app.judge_data.reading.archives import is_archive
-from pt_app.judge_data.reading.tables import Quoting, Reading, Table, open_table
+from pt_app.judge_data.reading.tables import Quoting, Reading, Table, names_of, open_table
 from pt_app.judge_data.rows import Converted
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES
@@ -49,6 +49,7 @@ class ImportOptions:
     delimiter: str = ""
     quoting: Quoting = "auto"
     header: str = ""
+    decimal: str = ""
     hub_split: str = "train"
     only: Sequence[str] = ()
     prefix: str = ""
@@ -62,7 +63,8 @@ class ImportOptions:
             "encoding": self.encoding,
             "delimiter": self.delimiter,
             "quoting": "" if self.quoting == "auto" else self.quoting,
-            "header": tuple(name for name in self.header.split(",") if name),
+            "header": names_of(self.header),
+            "decimal": self.decimal,
         }
         changed: Any = {name: value for name, value in given.items() if value}
         return replace(known, hub_split=self.hub_split, **changed)
@@ -168,7 +170,12 @@ def import_labels(
     for table in tables:
         _check_columns(table, job)
     tally = Tally()
-    examples = [one for table in tables for one in _examples(table, job, tally, progress)]
+    prefixes = [options.prefix] * len(files) if options.prefix else _prefixes(files)
+    examples = [
+        one
+        for table, prefix in zip(tables, prefixes, strict=True)
+        for one in _examples(table, job, tally, prefix, progress)
+    ]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -252,10 +259,19 @@ def _check_columns(table: Table, job: _Job) -> None:
         )
 
 
-def _examples(table: Table, job: _Job, tally: Tally, progress: bool) -> Iterator[JudgeExample]:
+def _prefixes(files: Sequence[str]) -> list[str]:
+    """Give what ids made here begin with where files have one stem: their folder and it."""
+    paths = [Path(file.partition("::")[0]) for file in files]
+    count = Counter(path.stem for path in paths)
+    return [f"{path.parent.name}-{path.stem}" if count[path.stem] > 1 else "" for path in paths]
+
+
+def _examples(
+    table: Table, job: _Job, tally: Tally, prefix: str, progress: bool
+) -> Iterator[JudgeExample]:
     """Yield what can be used of a file; the rest is counted in `tally`."""
     bar = tqdm(
-        _converted(table, job, tally),
+        _converted(table, job, tally, prefix),
         desc=f"import {table.name}",
         unit=" rows",
         disable=not progress,
@@ -276,12 +292,13 @@ def _examples(table: Table, job: _Job, tally: Tally, progress: bool) -> Iterator
         grouped = bool(str(one.row.get("group") or "").strip())
         own = {} if grouped else {"group": group_of(example)}
         tally.ungrouped += not grouped and "group" in job.map.columns
-        name = {} if example.id else {"id": f"{one.place.file.stem}-{one.place.row}"}
+        made = f"{prefix or one.place.file.stem}-{one.place.row}"
+        name = {} if example.id else {"id": made}
         tally.keep(one.rows_read)
         yield example.model_copy(update=own | name)
 
 
-def _converted(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
+def _converted(table: Table, job: _Job, tally: Tally, prefix: str) -> Iterator[Converted]:
     if job.format is not None:
         chosen = FormatOptions(job.options.reduce, job.options.mqm_weights)
         yield from job.format.convert(table.rows(), job.scale, chosen)
@@ -291,7 +308,7 @@ def _converted(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
     def refuse(error: RowError, rows: int) -> None:
         _drop_or_raise(error, rows, job, tally)
 
-    rows = _mapped(table, job, reader, refuse)
+    rows = _mapped(table, job, reader, prefix, refuse)
     if {"id", "rater"} <= set(job.map.columns):
         rows = merge_raters(rows, reader, job.options.reduce, refuse)
     yield from rows
@@ -299,7 +316,11 @@ def _converted(table: Table, job: _Job, tally: Tally) -> Iterator[Converted]:
 
 
 def _mapped(
-    table: Table, job: _Job, reader: LabelReader, refuse: Callable[[RowError, int], None]
+    table: Table,
+    job: _Job,
+    reader: LabelReader,
+    prefix: str,
+    refuse: Callable[[RowError, int], None],
 ) -> Iterator[Converted]:
     wanted = wanted_values(job.options.only, table)
     for place, value in table.rows():
@@ -308,7 +329,7 @@ def _mapped(
             yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
             continue
         try:
-            yield job.map.convert(place, value, reader, job.options.reduce, job.options.prefix)
+            yield job.map.convert(place, value, reader, job.options.reduce, prefix)
         except RowError as error:
             refuse(error, 1)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale, Verdict
-from pt_app.judge_data.cells import find, is_empty, parsed
+from pt_app.judge_data.cells import find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
 
@@ -69,6 +69,7 @@ class LabelReader:
         """
         if is_empty(cell):
             return None
+        refuse_bytes(cell, place, column)
         text = str(cell).strip()
         if self.meanings:
             if (key := key_of(cell)) not in self.meanings:

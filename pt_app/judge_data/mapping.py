@@ -12,7 +12,7 @@ from pt_app.eval_model.records import Place, RowError
 from pt_app.eval_model.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.annotators import reduce
 from pt_app.judge_data.answers import Answer, answers_of
-from pt_app.judge_data.cells import MISSING, check_column, find, parsed
+from pt_app.judge_data.cells import MISSING, check_column, find, parsed, refuse_bytes
 from pt_app.judge_data.labels import LabelReader, key_of
 from pt_app.judge_data.reading.tables import Table
 from pt_app.judge_data.rows import Converted, Row
@@ -23,6 +23,8 @@ TARGETS = (
     *("id", *TEXTS, "candidate_a", "candidate_b", "conversation"),
     *("label", "rater", "issues", "feedback", *META),
 )
+LISTS = ("context", "issues", "feedback")
+"""Fields whose cell may be a list: of passages, or of remarks."""
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
 
@@ -96,7 +98,7 @@ class ColumnMap:
             row["annotators"] = [{"rater": rater, "verdict": v} for rater, v, _ in said]
         row["label"] = {
             "verdict": reduce(verdicts, reader.scale, how) if len(answers) > 1 else verdicts[0],
-            "issues": _issues(self._one("issues", value)),
+            "issues": _issues(self._one("issues", value, place)),
             "feedback": self._text("feedback", value, place) or "",
         }
         return Converted(place, row)
@@ -110,33 +112,45 @@ class ColumnMap:
                 row[name] = text
         if "candidate_a" in self.columns or "candidate_b" in self.columns:
             row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
-        if (turns := self._one("conversation", value)) not in (None, ""):
+        if (turns := self._one("conversation", value, place)) not in (None, ""):
             row["conversation"] = _conversation(turns, place)
-        meta = {name: self._one(name, value) for name in (*META, "rater")}
-        meta |= {n[5:]: self._one(n, value) for n in self.columns if n.startswith("meta.")}
+        meta = {name: self._one(name, value, place) for name in (*META, "rater")}
+        meta |= {n[5:]: self._one(n, value, place) for n in self.columns if n.startswith("meta.")}
         if meta := {name: kept for name, kept in meta.items() if kept not in (None, "")}:
             row["meta"] = meta
         return row
 
-    def _one(self, target: str, value: Mapping[str, Any]) -> Any:
-        names = self.columns.get(target, ())
-        found = [cell for name in names if (cell := find(value, name)) is not MISSING]
+    def _cells(self, target: str, value: Mapping[str, Any], place: Place) -> list[Any]:
+        """Find the cells of a field; raises RowError for one that holds no text but bytes."""
+        found = [(name, find(value, name)) for name in self.columns.get(target, ())]
+        for name, cell in found:
+            refuse_bytes(cell, place, name)
+        return [cell for _, cell in found if cell is not MISSING]
+
+    def _one(self, target: str, value: Mapping[str, Any], place: Place) -> Any:
+        found = self._cells(target, value, place)
         return found[0] if len(found) == 1 else ("\n\n".join(map(_as_text, found)) or None)
 
     def _text(self, target: str, value: Mapping[str, Any], place: Place) -> str | None:
-        names = self.columns.get(target, ())
-        cells = [find(value, name) for name in names]
         # NaN is what a table holds where nothing was written.
-        cells = [
-            cell for cell in cells if cell is not MISSING and cell is not None and cell == cell
-        ]
+        cells = [c for c in self._cells(target, value, place) if c is not None and c == c]
         if not cells:
             return None
         for cell in cells:
             if isinstance(cell, bool):  # YAML and pandas read the text "True" so
                 raise place.error(target, f"{cell} is no text", "write it in quotes")
+            if isinstance(cell, list) and target not in LISTS and len(cell) != 1:
+                raise place.error(target, f"it is a list of {len(cell)}", self._of_list(target))
         texts = [_as_text(cell) for cell in cells]
         return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text)
+
+    def _of_list(self, target: str) -> str:
+        """Say how one item of a list is named, or both candidates of a pair."""
+        name = self.columns[target][0]
+        if target == "candidate":
+            pair = f"candidate_a={name}.0,candidate_b={name}.1"
+            return f"name one item, candidate={name}.0, or both of a pair, {pair}"
+        return f"name one item, {target}={name}.0"
 
 
 Said = tuple[str, Verdict, Place]
@@ -293,6 +307,8 @@ def _issues(cell: Any) -> list[str]:
 def _as_text(cell: Any) -> str:
     if isinstance(cell, str):
         return cell
+    if isinstance(cell, list) and all(isinstance(one, str) for one in cell):
+        return "\n\n".join(cell)
     return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else str(cell)
 
 

@@ -53,10 +53,8 @@ class SplitPlan:
             train, val, test = (float(part) for part in ratios.split(","))
         except ValueError as error:
             raise UserError(f"--ratios {ratios}: write three numbers, as 0.8,0.1,0.1") from error
-        if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test > 0):
-            raise UserError(
-                f"--ratios {ratios}: train and test need a share above 0, val 0 or more"
-            )
+        if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test >= 0):
+            raise UserError(f"--ratios {ratios}: train needs a share above 0, the others 0 or more")
         if folds and not 2 <= folds <= MOST_FOLDS:
             raise UserError(f"--folds {folds}: choose 2 to {MOST_FOLDS}")
         if folds and by != "group":

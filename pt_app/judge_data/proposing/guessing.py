@@ -6,7 +6,7 @@ Names decide first, since people call the same things alike; then what stands in
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pt_app.judge_data.mapping import TARGETS
+from pt_app.judge_data.mapping import LISTS, TARGETS
 from pt_app.judge_data.proposing.columns import Column
 
 Columns = Mapping[str, Column]
@@ -131,6 +131,10 @@ def guess_map(columns: Columns) -> dict[str, tuple[str, ...]]:
         take("source", [""], [f"{pair[0]}.0.content"])
     for target, name in zip(("candidate_a", "candidate_b"), pair, strict=False):
         take(target, [name], [f"{name}.1.content"] if turns else ())
+    if not pair and not _named("candidate", free) and (listed := _listed_pair(free)):
+        take("candidate_a", [listed], [f"{listed}.0"])
+        take("candidate_b", [""], [f"{listed}.1"])
+        pair = (listed,)
     take("label", _label({n: column for n, column in usable.items() if n in free or "*" in n}))
     for target in ("rubric", "feedback", "issues", "conversation"):
         take(target, _named(target, free))
@@ -182,6 +186,21 @@ def _pair(columns: Columns) -> tuple[str, ...]:
     return max(pairs, key=lambda pair: columns[pair[0]].mean_words, default=())
 
 
+def _listed_pair(columns: Columns) -> str:
+    """Find a column whose cells are lists of both candidates, as `outputs` may be; "": none."""
+    fit = [
+        name
+        for name, c in columns.items()
+        if c.kind in ("text", "choice") and c.most == 2 and c.filled == 2 * c.rows
+    ]
+    called = {*NAMES["candidate"], *PAIRED}
+    for name in fit:
+        words = {*words_of(name), *(word.removesuffix("s") for word in words_of(name))}
+        if words & called:
+            return name
+    return ""
+
+
 def _label(columns: Columns) -> tuple[str, ...]:
     """Find the labels: one column a rater, a list of them, one by its name, else by its values."""
     fit = {
@@ -213,7 +232,8 @@ def _few(column: Column) -> bool:
 
 def _named(target: str, columns: Columns) -> tuple[str, ...]:
     kinds = ("turns",) if target == "conversation" else ("text", "choice")
-    fit = {name: column for name, column in columns.items() if column.kind in kinds}
+    many = target in LISTS
+    fit = {n: c for n, c in columns.items() if c.kind in kinds and (many or c.most <= 1)}
     return _exactly(target, fit) or _loosely(target, fit)
 
 
@@ -235,4 +255,6 @@ def _is_called(target: str, name: str) -> bool:
 
 
 def _first_text(columns: Columns) -> tuple[str, ...]:
-    return tuple(name for name, column in columns.items() if column.kind == "text")[:1]
+    return tuple(n for n, column in columns.items() if column.kind == "text" and column.most < 2)[
+        :1
+    ]

@@ -59,20 +59,22 @@ class _Choice:
 
 
 def inspect(
-    file: str, *, model: str = "tiny", encoding: str = "", rubric: Path | None = None
+    file: str, *, model: str = "tiny", reading: Reading | None = None, rubric: Path | None = None
 ) -> Proposal:
     """Propose task, map, labels, scale, template and the next commands for a file of labels.
 
     The whole file is read; lengths are those of the proposed prompts for the tokenizer of `model`.
-    With `rubric`, a stub of one is written there. Raises UserError for a file that cannot be read
-    and a `rubric` that is there already.
+    `reading` says how the file is to be read, where that is not recognised, and is proposed to
+    import too. With `rubric`, a stub of one is written there. Raises UserError for a file that
+    cannot be read and a `rubric` that is there already.
     """
     if rubric:
         refuse_overwrite([rubric], [file])
     if rubric and rubric.exists():
         raise UserError(f"{rubric} is there already: choose another name with --out")
-    table, known = _open(file, encoding)
-    columns, rows = columns_of(row for _, row in table.rows())
+    reading = reading or Reading()
+    table, known = _open(file, reading)
+    columns, rows = columns_of(table)
     if known:
         choice = _of_format(known)
     else:
@@ -83,7 +85,7 @@ def inspect(
     stub = "" if choice.rubric is None else choice.rubric or STUBS[task]
     if stub and rubric:
         write_text_atomic(rubric, stub + "\n")
-    flags = [*choice.flags, *(["--encoding", encoding] if encoding else [])]
+    flags = [*choice.flags, *_reading_flags(reading)]
     return Proposal(
         file=file,
         rows=rows,
@@ -102,36 +104,46 @@ def inspect(
 # --- what the file is ---
 
 
-def _open(file: str, encoding: str) -> tuple[Table, Format | None]:
+def _open(file: str, reading: Reading) -> tuple[Table, Format | None]:
     """Open a file as itself, or as the public format that it is of."""
     packed = is_archive(Path(file))
     for one in formats.FORMATS.values():
         # These cannot be opened, or not by their columns, unless it is known what they are.
         if packed and one.member:
-            table = _as_format(f"{file}::{one.member}", one, encoding)
-        elif one.reading.header and Path(file).is_file():
-            table = _as_format(file, one, encoding)
+            table = _as_format(f"{file}::{one.member}", one, reading)
+        elif one.reading.header and Path(file).is_file() and not reading.header:
+            table = _as_format(file, one, reading)
         else:
             continue
         if table:
             return table, one
-    table = open_table(file, Reading(encoding=encoding))
+    table = open_table(file, reading)
     for one in formats.FORMATS.values():
-        if one.columns and one.fits(table.columns) and (own := _as_format(file, one, encoding)):
+        if one.columns and one.fits(table.columns) and (own := _as_format(file, one, reading)):
             return own, one
     return table, None
 
 
-def _as_format(file: str, known: Format, encoding: str) -> Table | None:
+def _as_format(file: str, known: Format, reading: Reading) -> Table | None:
     """Open a file as of a public format; None if its first rows cannot be read as such."""
     options = FormatOptions()
+    said = {n: cell for n, cell in vars(reading).items() if cell != getattr(Reading(), n)}
     try:
-        table = open_table(file, replace(known.reading, encoding=encoding))
+        table = open_table(file, replace(known.reading, **said))
         scale = Scale.from_name(known.scale_of(options))
         list(known.convert(islice(table.rows(), FIRST), scale, options))
     except (UserError, KeyError, TypeError, ValueError):
         return None
     return table if known.fits(table.columns) else None
+
+
+def _reading_flags(reading: Reading) -> list[str]:
+    """Give the flags of `judge data import` that read the file as `reading` does."""
+    flags = {name: getattr(reading, name) for name in ("encoding", "delimiter", "decimal")}
+    flags["quoting"] = "" if reading.quoting == "auto" else reading.quoting
+    flags["header"] = ",".join(reading.header)
+    flags["hub_split"] = "" if reading.hub_split == Reading().hub_split else reading.hub_split
+    return [word for name, said in flags.items() if said for word in (f"--{name}", said)]
 
 
 def _own_scale(table: Table) -> str:
@@ -221,10 +233,15 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
         flags += ["--scale", labels.scale or "SCALE"]
     elif scale.task == "pass_fail":
         flags += ["--task", "pass_fail"]
+    unclear = [name for name in found.get("label", ()) if columns[name].unclear]
+    if unclear:
+        flags += ["--decimal", "point"]
     template = _template(found)
     told = {"task": _task(scale)} if "label" in found else {}
     told["template"] = f"{template}, by the columns' names"
     told |= {"labels": labels.remark} if labels.remark else {}
+    if unclear:
+        told["decimals"] = f"{unclear[0]} reads in two ways, by guess a comma parts thousands"
     told |= _said_of_map(found, columns, rows, scale)
     return _Choice(
         flags=(*flags, "--template", template),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pt_app.errors import UserError
 from pt_app.eval_model.records import Place
 from pt_app.judge_data.reading.archives import open_bytes, split_member
+from pt_app.judge_data.reading.content import refuse_other_content
 from pt_app.judge_data.reading.delimited import recognise, records
 
 Quoting = Literal["auto", "on", "off"]
@@ -60,6 +61,11 @@ class Reading:
         return self.stand_in(error)
 
 
+def names_of(header: str) -> tuple[str, ...]:
+    """Split the names of --header, by commas."""
+    return tuple(name for name in header.split(",") if name)
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of a file. `notes` say what was recognised; `rows` reads them anew, each with its place.
@@ -83,7 +89,10 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
     others what they are there. JSON Lines, CSV and Parquet stream; a JSON list is read whole.
     Raises UserError for what cannot be read; here, or from `rows` where the fault lies further on.
     """
-    return _stripped(_opened(source, reading or Reading()))
+    reading = reading or Reading()
+    if reading.decimal not in ("", "point", "comma"):
+        raise UserError(f"--decimal {reading.decimal}: write point (7.5) or comma (7,5)")
+    return _stripped(replace(_opened(source, reading), decimal=reading.decimal))
 
 
 def _stripped(table: Table) -> Table:
@@ -120,10 +129,11 @@ def _opened(source: str, reading: Reading) -> Table:
         raise UserError(f"{path} is a folder: name one or more of its files ({names})")
     name = (member or path.name).lower().removesuffix(".gz")
     ending = Path(name).suffix
-    if ending == ".parquet":
-        return _parquet_table(path, member)
     if ending in SPREADSHEETS:
         raise UserError(f"{path} is a spreadsheet: save it as CSV (UTF-8) and import that")
+    refuse_other_content(path, member, ending, reading.encoding)
+    if ending == ".parquet":
+        return _parquet_table(path, member)
     if ending in (".json", *LINES):
         return _json_table(path, member, reading)
     if ending in TABLES:
@@ -337,7 +347,7 @@ def _parquet_table(path: Path, member: str) -> Table:
     broken = (arrow.ArrowException, OSError, UnicodeDecodeError)
     try:
         with parquet.ParquetFile(path) as file:
-            names, count = tuple(file.schema_arrow.names), file.metadata.num_rows
+            names, count = file.schema_arrow.names, file.metadata.num_rows
     except broken as error:
         raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from error
     if not count:
@@ -350,13 +360,30 @@ def _parquet_table(path: Path, member: str) -> Table:
                 for batch in file.iter_batches(batch_size=1024):
                     for value in batch.to_pylist():
                         number += 1
-                        yield Place(path, number, lines=False), value
+                        yield Place(path, number, lines=False), _decoded_cells(value)
         except broken as error:
             raise UserError(
                 f"{path}, after row {number}: not a whole Parquet file ({error}): fetch it again"
             ) from error
 
-    return Table(path.name, names, rows, ("Parquet",))
+    return Table(path.name, tuple(names), rows, ("Parquet",))
+
+
+def _decoded_cells(value: Any) -> Any:
+    """Decode bytes as UTF-8, however deep: Hive, Impala and old Spark write texts as binary.
+
+    Bytes that are no UTF-8, such as images, stay: whoever reads such a cell refuses it.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {name: _decoded_cells(cell) for name, cell in value.items()}
+    if isinstance(value, list | tuple):  # a map is a list of pairs
+        return [_decoded_cells(cell) for cell in value]
+    return value
 
 
 def _hub_table(source: str, reading: Reading) -> Table:
@@ -379,6 +406,12 @@ def _hub_table(source: str, reading: Reading) -> Table:
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):
-            yield Place(Path(name), number, lines=False), dict(value)
+            place = Place(Path(name), number, lines=False)
+            yield place, _stripped(_decoded_cells(dict(value)), place)
 
-    return Table(name, tuple(first), rows, (f"Hub dataset, split {reading.hub_split}",))
+    return Table(
+        name,
+        tuple(column.strip() for column in first),
+        rows,
+        (f"Hub dataset, split {reading.hub_split}",),
+    )
