@@ -172,8 +172,7 @@ class Place:
 
     @property
     def where(self) -> str:
-        """Name the place in short, with the file's folder: two files may have one name."""
-        return f"{shown(str(Path(*self.file.parts[-2:])))}:{self.row}"
+        return f"{shown(self.file.name)}:{self.row}"
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -173,8 +173,8 @@ def import_labels(
     prefixes = [options.prefix] * len(files) if options.prefix else _prefixes(files)
     examples = [
         one
-        for table, prefix in zip(tables, prefixes, strict=True)
-        for one in _examples(table, job, tally, prefix, progress)
+        for table, prefix, path in zip(tables, prefixes, _paths(files), strict=True)
+        for one in _examples(table, job, tally, (prefix, path), progress)
     ]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
@@ -266,10 +266,21 @@ def _prefixes(files: Sequence[str]) -> list[str]:
     return [f"{path.parent.name}-{path.stem}" if count[path.stem] > 1 else "" for path in paths]
 
 
+def _paths(files: Sequence[str]) -> list[str]:
+    """Give what names a file in messages where another has its name: the whole path; else ""."""
+    paths = [Path(file.partition("::")[0]) for file in files]
+    count = Counter(path.name for path in paths)
+    return [str(path) if count[path.name] > 1 else "" for path in paths]
+
+
 def _examples(
-    table: Table, job: _Job, tally: Tally, prefix: str, progress: bool
+    table: Table, job: _Job, tally: Tally, named: tuple[str, str], progress: bool
 ) -> Iterator[JudgeExample]:
-    """Yield what can be used of a file; the rest is counted in `tally`."""
+    """Yield what can be used of a file; the rest is counted in `tally`.
+
+    `named` is what ids made here begin with, and what names the file, or "" for its own name.
+    """
+    prefix, path = named
     bar = tqdm(
         _converted(table, job, tally, prefix),
         desc=f"import {table.name}",
@@ -294,6 +305,7 @@ def _examples(
         tally.ungrouped += not grouped and "group" in job.map.columns
         made = f"{prefix or one.place.file.stem}-{one.place.row}"
         name = {} if example.id else {"id": made}
+        name |= {"where": f"{path}:{one.place.row}"} if path else {}
         tally.keep(one.rows_read)
         yield example.model_copy(update=own | name)
 

@@ -100,7 +100,7 @@ def _stripped(table: Table) -> Table:
 
     Nobody sees such a blank, and no flag can name it. Raises UserError where two become one name.
     """
-    names = tuple(name.strip() for name in table.columns)
+    names = tuple(name.strip() or name for name in table.columns)
     if names == table.columns:
         return table
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -111,7 +111,7 @@ def _stripped(table: Table) -> Table:
 
     def rows() -> Rows:
         for place, value in table.rows():
-            yield place, {name.strip(): cell for name, cell in value.items()}
+            yield place, {name.strip() or name: cell for name, cell in value.items()}
 
     return replace(table, columns=names, rows=rows)
 
@@ -406,12 +406,6 @@ def _hub_table(source: str, reading: Reading) -> Table:
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):
-            place = Place(Path(name), number, lines=False)
-            yield place, _stripped(_decoded_cells(dict(value)), place)
+            yield Place(Path(name), number, lines=False), _decoded_cells(dict(value))
 
-    return Table(
-        name,
-        tuple(column.strip() for column in first),
-        rows,
-        (f"Hub dataset, split {reading.hub_split}",),
-    )
+    return Table(name, tuple(first), rows, (f"Hub dataset, split {reading.hub_split}",))
