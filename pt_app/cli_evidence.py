@@ -105,8 +105,6 @@ def agree(
     folder = out or Path(f"{Path(file).stem}-evidence")
     asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
     typed, scores = ("judge", *sys.argv[1:]), (metric, lower_is_better, validation)
-    if decimal not in ("", "point", "comma"):
-        raise UserError(f"--decimal {decimal}: must be point or comma")
     reading = table.FileOptions(encoding, labels, tuple(only or ()), decimal)
     options = command.AgreeOptions(columns, scale, train, reading, asked, typed, *scores)
     results, notes = command.agree(file, folder, options)

@@ -305,3 +305,33 @@ def test_import_does_not_make_one_group_of_rows_without_one(
     done = run_judge("data", "import", str(file), *words)
     assert "6 kept rows have an empty group" in done.output, done.exception
     assert len(json.loads((out / "splits.json").read_text())) == 17 + 6
+
+
+def test_binary_cells_are_texts_or_refused_with_their_row(tmp_path: Path) -> None:
+    rows = [row | {"text": f"um texto {i}".encode()} for i, row in enumerate(coded("A", "B"))]
+    rows = [row | {"human": row["human"].encode()} for row in rows]
+    (tmp_path / "texts").mkdir()
+    measured(written(tmp_path / "texts" / "v.parquet", rows), "--slice=text")
+    rows[4]["text"] = b"\xff\xd8\xff"
+    said = refused(written(tmp_path / "w.parquet", rows), "--slice=text")
+    assert "w.parquet, row 5, field text: it holds 3 bytes that are no UTF-8" in said
+
+
+def test_the_longer_candidate_is_the_same_one_for_import_and_agree(tmp_path: Path) -> None:
+    rows = []
+    for i in range(40):
+        few, many = f"a b c d {i}", f"internationalisation{i}"  # more words, more characters
+        pair = (few, many) if i % 4 else (many, few)
+        rows.append({"q": f"question {i * 7919}", "a": pair[0], "b": pair[1], "human": "A"})
+    rows[7] |= {"a": "même", "b": "este"}  # of one length: half
+    rows = [row | {"said": "AB"[i % 2]} for i, row in enumerate(rows)]
+    file = written(tmp_path / "v.jsonl", rows)
+    results = measured(file, "--candidate=a,b")
+    (rule,) = [one for one in results["baselines"] if one["name"] == "length"]
+    share = rule["metrics"]["accuracy_no_ties"]["value"]
+    assert share == pytest.approx((10 + 0.5) / 40)
+    mapped = "--map=source=q,candidate_a=a,candidate_b=b,label=human"
+    done = run_judge("data", "import", str(file), mapped, f"--out={tmp_path / 'data'}")
+    card = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert done.exit_code == 0, done.exception
+    assert card["checks"]["lengths"]["value"] == pytest.approx(share)

@@ -16,7 +16,7 @@ from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import NAMED, Scale, Verdict
 from pt_app.evidence.calibration import wrong_with
 from pt_app.judge_data.answers import answers_of
-from pt_app.judge_data.cells import MISSING, check_column, find, is_empty, parsed
+from pt_app.judge_data.cells import MISSING, check_column, find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.importing import wanted_values
 from pt_app.judge_data.labels import TWO_VALUES, LabelReader, flat, key_of
 from pt_app.judge_data.mapping import ColumnMap
@@ -87,8 +87,10 @@ class FileRow:
     group: str
 
     def cell(self, column: str) -> Any:
-        """The cell of a column, or of a path into one."""
-        return find(self.value, column)
+        """The cell of a column, or of a path into one; raises RowError for binary data."""
+        found = find(self.value, column)
+        refuse_bytes(found, self.place, column)
+        return found
 
 
 class VerdictFile:
@@ -97,8 +99,7 @@ class VerdictFile:
     def __init__(self, file: str, columns: Columns, options: FileOptions) -> None:
         """Raise UserError for a file that cannot be read, and for columns that are not there."""
         self.columns = columns.stripped()
-        reading = Reading(options.encoding, decimal=options.decimal)
-        self.table = replace(open_table(file, reading), decimal=options.decimal)
+        self.table = open_table(file, Reading(options.encoding, decimal=options.decimal))
         self.columns.check(self.table)
         meanings = ColumnMap.from_flags((), options.labels).labels
         # The other column may hold verdicts as they are.
