@@ -335,3 +335,21 @@ def test_the_longer_candidate_is_the_same_one_for_import_and_agree(tmp_path: Pat
     card = json.loads((tmp_path / "data" / "dataset.json").read_text())
     assert done.exit_code == 0, done.exception
     assert card["checks"]["lengths"]["value"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cell"),
+    [
+        (["--candidate=texts"], ["one text", "another"]),
+        (["--reference=texts"], {"a": "one text"}),
+        (["--candidate=said,texts"], []),
+    ],
+)
+def test_a_list_is_no_text(tmp_path: Path, flags: list[str], cell: Any) -> None:
+    rows = [row | {"texts": [f"um texto {i}"]} for i, row in enumerate(coded("A", "B"))]
+    rows[2]["texts"] = cell
+    said = refused(written(tmp_path / "v.jsonl", rows), *flags)
+    assert "v.jsonl, line 3, field texts: it is a list or an object: name one of its" in said
+    named = [flag.replace("texts", "texts.0") for flag in flags if isinstance(cell, list) and cell]
+    if named:
+        measured(written(tmp_path / "v.jsonl", rows), *named)

@@ -92,6 +92,17 @@ class FileRow:
         refuse_bytes(found, self.place, column)
         return found
 
+    def text(self, column: str) -> str:
+        """A cell of a text; that of a list of one is its item. Raises RowError for a longer one."""
+        found = self.cell(column)
+        if isinstance(found, list) and len(found) == 1:
+            found = found[0]
+        if isinstance(found, list | dict):
+            inner = 0 if isinstance(found, list) else next(iter(found), "")
+            remedy = f"name one of its {len(found)} items, such as {column}.{inner}"
+            raise self.place.error(column, "it is a list or an object", remedy)
+        return _text(found)
+
 
 class VerdictFile:
     """An open file of verdicts. `notes` say what was left out of it, and which rows are alone."""
@@ -151,10 +162,10 @@ class VerdictFile:
         """The texts of a row, its system and slices."""
         columns, found = self.columns, dict[str, Any]()
         if columns.candidates:
-            found["candidates"] = [_text(row.cell(name)) for name in columns.candidates]
+            found["candidates"] = [row.text(name) for name in columns.candidates]
         for name in TEXTS:
             if column := getattr(columns, name):
-                found[name] = _text(row.cell(column))
+                found[name] = row.text(column)
         if columns.system:
             found["system"] = _text(row.cell(columns.system))
         if columns.slices:
