@@ -40,7 +40,7 @@ class _Judge(TyperGroup):
         asked = "--help" in left and command.add_help_option
         unfinished = not left and hasattr(command, "commands")
         if asked or unfinished:
-            typer.echo(command.get_help(context), err=unfinished)
+            print(command.get_help(context), file=sys.stderr if unfinished else sys.stdout)
             ctx.exit(2 if unfinished else 0)
         return super().parse_args(ctx, args)
 
@@ -121,7 +121,7 @@ def score(
     )
     counts = score_file(adapter, input, output, options)
     said = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
-    typer.echo(f"{output}: {sum(counts.values()):,} rows: {said or 'none'}")
+    print(f"{output}: {sum(counts.values()):,} rows: {said or 'none'}")
 
 
 def _one_of(value: str, allowed: tuple[str, ...], flag: str) -> str:
@@ -141,7 +141,7 @@ def sync(
     if not folder:  # an unset variable; as a path it would be the current folder
         raise UserError("judge sync got an empty path: name the folder of a run")
     summary = send(Path(folder), deadline)
-    typer.echo(str(summary))
+    print(str(summary))
     if summary.failed:
         raise UserError(f"{len(summary.failed)} not sent: run judge sync {folder} again later")
 
@@ -163,7 +163,7 @@ def init(
     from pt_app.judge_data.reading.tables import Reading, names_of
 
     reading = Reading(encoding, delimiter, quoting, names_of(header), decimal, hub_split)
-    typer.echo("\n".join(inspect(file, model=model, reading=reading, rubric=out).lines()))
+    print("\n".join(inspect(file, model=model, reading=reading, rubric=out).lines()))
 
 
 @app.command()
@@ -174,7 +174,7 @@ def join(
     """Join the evaluations of adapters trained on the folds of one dataset: every row once."""
     from pt_app.eval_model.folds import join_evaluations
 
-    typer.echo(f"report: {join_evaluations(adapters, out)}")
+    print(f"report: {join_evaluations(adapters, out)}")
 
 
 @base.command("path")
@@ -182,7 +182,7 @@ def base_path() -> None:
     """Print where the shipped tiny base lies, for stock transformers and peft."""
     from pt_app.base_model import shipped
 
-    typer.echo(shipped())
+    print(shipped())
 
 
 @base.command("train")
@@ -211,7 +211,7 @@ def base_train(
         corpus=corpus,
         max_words=max_words,
     )
-    typer.echo(f"base: {made}")
+    print(f"base: {made}")
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def train(
     _check(shape, only, list(WAYS))
     lengths = Lengths(rubric_tokens, body_tokens)
     _run(
-        lambda name: measure(shape, name, rounds, layers, lengths, _names(only), typer.echo),
+        lambda name: measure(shape, name, rounds, layers, lengths, _names(only), print),
         workload,
         json_file,
     )
@@ -72,7 +72,7 @@ def score(
     lengths = Lengths(rubric_tokens, body_tokens)
     _run(
         lambda name: measure(
-            shape, name, rounds, rows, scale, layers, lengths, _names(only), typer.echo
+            shape, name, rounds, rows, scale, layers, lengths, _names(only), print
         ),
         workload,
         json_file,
@@ -89,7 +89,7 @@ def intervals(
     from pt_app.bench.intervals import coverage
 
     for name, share in coverage(groups, sets, resamples).items():
-        typer.echo(f"{name:20}{share:7.1%}")
+        print(f"{name:20}{share:7.1%}")
 
 
 def _names(only: str) -> list[str]:
@@ -115,6 +115,6 @@ def _run(measure: Any, workload: Which, file: Path | None) -> None:
     names = ["rubric", "variants"] if workload == "both" else [workload]
     reports = [measure(name) for name in names]
     for report in reports:
-        typer.echo("\n" + "\n".join(lines_of(report)))
+        print("\n" + "\n".join(lines_of(report)))
     if file:
         write_json_atomic(file, json.loads(json.dumps(reports)))

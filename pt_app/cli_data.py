@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from pt_app.cli_json import Json
+
 data = typer.Typer(help="Judge data: where labels come from.")
 
 Lexicons = Literal["full", "small"]
@@ -78,7 +80,7 @@ def generate(
         max_words=max_words,
         hard_negatives=hard_negatives,
     )
-    typer.echo("\n".join(summary.lines()))
+    print("\n".join(summary.lines()))
 
 
 @data.command("import")
@@ -141,7 +143,7 @@ def import_(
     plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, into=into)
     options = _of_flags(ImportOptions, given)
     summary = import_labels(files, out, options, plan, append=append)
-    typer.echo("\n".join(summary.lines()))
+    print("\n".join(summary.lines()))
 
 
 @data.command()
@@ -163,7 +165,7 @@ def split(
     from pt_app.judge_data.splitting import SplitPlan
 
     plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, folds=folds, anew=anew)
-    typer.echo("\n".join(split_folder(folder, plan).lines()))
+    print("\n".join(split_folder(folder, plan).lines()))
 
 
 @data.command()
@@ -176,13 +178,17 @@ def check(
         int, typer.Option("--max_seq_length", help="tokens of prompt and answer")
     ] = 512,
     near: Near = 0.9,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Look for leaks between the splits, contradictions, long rows; exit 2 on a leak."""
     from pt_app.judge_data.checking import check_folder, refuse_leaks
+    from pt_app.streams import print_json
 
     report = check_folder(folder, near=near, model=model, max_seq_length=max_seq_length)
-    typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print("\n".join(report.lines()))
     refuse_leaks(report, folder)
 
 
@@ -216,7 +222,7 @@ def relabel(
     from pt_app.judge_data.relabel import read_back, write_blind
 
     lines = read_back(folder, read, encoding) if read else write_blind(folder, n, out, seed)
-    typer.echo("\n".join(lines))
+    print("\n".join(lines))
 
 
 @data.command()
@@ -264,4 +270,4 @@ def distil(
 
     options = _of_flags(DistilOptions, given)
     summary = run(file, out, options, SplitPlan.of(ratios=ratios, seed=seed))
-    typer.echo("\n".join(summary.lines()))
+    print("\n".join(summary.lines()))

@@ -109,9 +109,9 @@ def agree(
     options = command.AgreeOptions(columns, scale, train, reading, asked, typed, *scores)
     results, notes = command.agree(file, folder, options)
     for note in notes:
-        typer.echo(f"note: {note}")
+        print(f"note: {note}")
     console.show(terminal_table(results))
-    typer.echo(f"report: {folder / 'report.html'}")
+    print(f"report: {folder / 'report.html'}")
 
 
 def report(
@@ -120,7 +120,7 @@ def report(
     """Write the pages of an evaluation anew, from its results.json and predictions.jsonl."""
     from pt_app.report import write_report
 
-    typer.echo(f"report: {write_report(folder)}")
+    print(f"report: {write_report(folder)}")
 
 
 def gate(
@@ -159,8 +159,8 @@ def gate(
     checks = checked(new, before, limits)
     decision = decide(checks)
     for check in checks:
-        typer.echo(f"{check.decision:10} {check.name}: {check.why}")
-    typer.echo(f"gate: {decision}")
+        print(f"{check.decision:10} {check.name}: {check.why}")
+    print(f"gate: {decision}")
     for file, text in ((junit, to_junit), (markdown, to_markdown)):
         if file:
             write_text_atomic(file, text(checks, f"judge gate {new.name}"))
@@ -195,7 +195,7 @@ def attack(
     results = attacked(adapter, data, out, AttackOptions(rows, names, base, seed, held_out))
     console.show(attack_table(results))
     if out is None and (adapter / "evaluation" / "results.json").exists():
-        typer.echo(f"report: {write_report(adapter / 'evaluation')}")
+        print(f"report: {write_report(adapter / 'evaluation')}")
 
 
 DataFolder = Annotated[Path, typer.Option(help="dataset folder; its test rows are judged")]
@@ -288,4 +288,4 @@ def evaluate(
         curve=curve,
     )
     console.show(terminal_table(evaluate_judges(data, out, options)))
-    typer.echo(f"report: {out / 'report.html'}")
+    print(f"report: {out / 'report.html'}")

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pt_app.cli_json import Json
+
 RecipeName = Annotated[
     Literal["cpu", "mps", "cuda"],
     typer.Option(help="whose settings and packages; cpu: those of mps, which trains there"),
@@ -20,7 +22,7 @@ def doctor(
     offline: Annotated[
         bool, typer.Option("--offline", help="would a run find all it needs without a network?")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check that this machine computes right and has what a run needs; takes judge train's flags.
 
@@ -49,7 +51,7 @@ def estimate(
     no_timing: Annotated[
         bool, typer.Option("--no_timing", help="load no model, time no steps")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    json: Json = False,
 ) -> None:
     """Memory, time, disk and price of a run before it begins; takes judge train's flags too."""
     from pt_app.estimate.asked import Asked
@@ -98,4 +100,4 @@ def bundle(
 
     target = Target(platform, python_version) if python_version else Target(platform)
     made = write(recipe_of(recipe), config, adapter or [], out, target, wheels)
-    typer.echo(f"{made.path}: {made.size / 1e6:,.0f} MB, sha256 {made.sha256}")
+    print(f"{made.path}: {made.size / 1e6:,.0f} MB, sha256 {made.sha256}")

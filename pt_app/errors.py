@@ -3,9 +3,12 @@
 Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from pt_app import streams
 
 
 class UserError(Exception):
@@ -14,6 +17,7 @@ class UserError(Exception):
 
 def exit_with(main: Callable[[], object]) -> NoReturn:
     """Run `main` and end the process with the code that its outcome stands for."""
+    streams.prepare(_keep)
     try:
         main()
     except UserError as error:
@@ -23,3 +27,8 @@ def exit_with(main: Callable[[], object]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _keep(line: str) -> None:
+    """Keep a line of stderr, a library's for the most part, in the run's log file."""
+    logging.getLogger("pt_app.stderr").debug("%s", line)

@@ -330,11 +330,15 @@ def test_file_whose_name_is_not_utf8_is_scored(adapter: Path, base: Path, tmp_pa
         write_lines(file, [{"source": "the house", "candidate": "a casa"}, {"source": "x"}])
     except OSError:
         pytest.skip("this file system has UTF-8 names alone")
+    labelled = tmp_path / os.fsdecode(b"lab\xe9ls.jsonl")
+    write_lines(labelled, [{**row, "id": "", "label": {"verdict": 5}} for row in some_rows(9)])
     for ending in ("jsonl", "csv", "parquet"):
         out = tmp_path / os.fsdecode(f"o\xe9.{ending}".encode("latin-1"))
         counts = score_file(adapter, str(file), out, options(base))
         assert counts["bad_row"] == 1
         assert sum(counts.values()) == 2
+    imported = import_labels([str(labelled)], tmp_path / "ds", ImportOptions(), SplitPlan())
+    assert "lab" in "\n".join(imported.lines())
     judged = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert judged[0]["id"] == r"lab\xe9l.jsonl:1"
 

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from pt_app.doctor.short import arithmetic
 from pt_app.eval_model import console, platforms
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Recipe, Where, recipe_of, resolve
+from pt_app.streams import print_json
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 Section = tuple[str, Callable[[], Iterator[Finding]]]
@@ -126,5 +126,8 @@ def run_doctor(where: Where | None, argv: Sequence[str], offline: bool, as_json:
     recipe = recipe_of(where) if where else platforms.recipe_for_this_machine()
     sections = sections_of(recipe, argv, offline, on_cpu=where == "cpu")
     report = examine(recipe, sections, quiet=as_json)
-    typer.echo(report.as_json() if as_json else summary(report))
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print(summary(report))
     return 2 if report.count("fail") else 0

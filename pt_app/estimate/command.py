@@ -19,6 +19,7 @@ from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.settings import Recipe, Settings, resolve
 from pt_app.eval_model.tracking import Tracker
 from pt_app.eval_model.training import build_trainer, load_judge
+from pt_app.streams import print_json
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,7 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
     """
     recipe = asked.named or platforms.recipe_for_this_machine()
     settings = resolve(recipe, argv, "judge estimate", "")
-    if not asked.json:
-        console.start()
+    console.start()
     platform = _platform(asked, recipe, settings)
     prepared = prepare(settings)
     gpu = None if asked.gpu_memory is None else round(asked.gpu_memory * GIB)
@@ -42,7 +42,7 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
         seconds = _timed(recipe, settings, platform, prepared, found)
     if asked.json:
         about = {"recipe": recipe, "device": platform.device}
-        print(json.dumps(about | as_json(found, seconds, asked.price), indent=2))
+        print_json(json.dumps(about | as_json(found, seconds, asked.price), indent=2))
         return
     print("\n".join([f"platform: {platform.hardware} ({platform.reason})", *_work(found)]))
     print("\n".join([*found.lines(), found.what_fits(), *time_lines(seconds, asked.price)]))

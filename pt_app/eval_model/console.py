@@ -39,10 +39,12 @@ def start() -> None:
         _ROOT.removeHandler(handler)
         handler.close()
     terminal = logging.StreamHandler(sys.stdout)
+    terminal.setLevel(logging.INFO)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _ROOT.addHandler(terminal)
     _ROOT.addHandler(_Kept())
-    _ROOT.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    # What libraries say is kept at DEBUG, for the log file alone: they have shown it themselves.
+    _ROOT.setLevel(logging.DEBUG if is_main_process() else logging.WARNING)
     _ROOT.propagate = False
     _silence_what_no_user_can_act_on()
 
@@ -52,9 +54,6 @@ def _silence_what_no_user_can_act_on() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     # The line on the platform says it.
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
-    logging.getLogger("transformers.trainer_utils").addFilter(
-        lambda record: "mtime may not be reliable" not in record.getMessage()
-    )
 
 
 class _Kept(logging.handlers.MemoryHandler):

@@ -171,6 +171,11 @@ class Place:
         return f"{shown(self.file)}, {'line' if self.lines else 'row'} {self.row}"
 
     @property
+    def stem(self) -> str:
+        """The file's name without its ending, of which ids are made."""
+        return shown(self.file.stem)
+
+    @property
     def where(self) -> str:
         return f"{shown(self.file.name)}:{self.row}"
 

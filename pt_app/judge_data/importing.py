@@ -303,7 +303,7 @@ def _examples(
         grouped = bool(str(one.row.get("group") or "").strip())
         own = {} if grouped else {"group": group_of(example)}
         tally.ungrouped += not grouped and "group" in job.map.columns
-        made = f"{prefix or one.place.file.stem}-{one.place.row}"
+        made = f"{prefix or one.place.stem}-{one.place.row}"
         name = {} if example.id else {"id": made}
         name |= {"where": f"{path}:{one.place.row}"} if path else {}
         tally.keep(one.rows_read)

@@ -106,7 +106,7 @@ class ColumnMap:
     def fields(self, place: Place, value: Mapping[str, Any], prefix: str = "") -> Row:
         """Make a row of fields without a label; raises RowError where a value cannot be used."""
         name = self._text("id", value, place)
-        row: Row = {"id": name or f"{prefix or place.file.stem}-{place.row}"}
+        row: Row = {"id": name or f"{prefix or place.stem}-{place.row}"}
         for name in TEXTS:
             if (text := self._text(name, value, place)) is not None:
                 row[name] = text

@@ -94,7 +94,7 @@ def _translation(
     meta = {"system": first["system"], "document": first["doc"], "segment": first["seg_id"]}
     verdicts = list(scores.values())
     row = {
-        "id": f"{place.file.stem}-{first['system']}-{first['doc']}-{first['seg_id']}",
+        "id": f"{place.stem}-{first['system']}-{first['doc']}-{first['seg_id']}",
         "source": texts[0],
         "candidate": texts[1],
         "label": {

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pt_app.errors import UserError
 from pt_app.eval_model.records import Place
+from pt_app.files import shown
 from pt_app.judge_data.reading.archives import open_bytes, split_member
 from pt_app.judge_data.reading.content import refuse_other_content
 from pt_app.judge_data.reading.delimited import recognise, records
@@ -223,7 +224,7 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
     if next(rows(), None) is None:
         raise UserError(f"{path} holds no rows: name a file with a header line and rows")
     notes = (*notes, *dialect.notes())
-    return Table(path.name, tuple(names), rows, notes, delimiter=dialect.delimiter)
+    return Table(shown(path.name), tuple(names), rows, notes, delimiter=dialect.delimiter)
 
 
 def _check_header(path: Path, names: Sequence[str], line: int) -> None:
@@ -270,7 +271,9 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
     columns = dict.fromkeys(key for _, row in itertools.islice(rows(), FIRST_ROWS) for key in row)
     if not columns:
         raise UserError(f"{path} holds no rows: name a file with rows")
-    return Table(path.name, tuple(columns), rows, (*notes, "JSON" if whole else "JSON Lines"))
+    return Table(
+        shown(path.name), tuple(columns), rows, (*notes, "JSON" if whole else "JSON Lines")
+    )
 
 
 def _is_whole(start: Sequence[str]) -> bool:
@@ -366,7 +369,7 @@ def _parquet_table(path: Path, member: str) -> Table:
                 f"{path}, after row {number}: not a whole Parquet file ({error}): fetch it again"
             ) from error
 
-    return Table(path.name, tuple(names), rows, ("Parquet",))
+    return Table(shown(path.name), tuple(names), rows, ("Parquet",))
 
 
 def _decoded_cells(value: Any) -> Any:

@@ -1,0 +1,176 @@
+"""The standard streams of a process: made once, at its start, for every command and recipe.
+
+A sign that the terminal lacks is replaced. Where a stream is no terminal, a progress bar, whichever
+library draws it, is a plain line every half minute. Known lines of libraries that no reader can act
+on are not shown. What `--json` is to print stands alone on stdout.
+
+Nothing heavy is imported here, since every command pays for it.
+"""
+
+import codecs
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+BAR_SECONDS = 30.0
+_MOVES = re.compile(r"(\n|\x1b\[A)*")
+REPLACED = "pt_app.replaced"  # the name of the error handler below
+# What the project's own lines hold beside ASCII and has an equal there.
+SIGNS = {"–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "≤": "<=", "≥": ">="} | {
+    sign: plain for signs, plain in (("“”„", '"'), ("‘’", "'"), ("\u00a0\u202f", " "))
+    for sign in signs
+}  # fmt: skip
+# Lines of libraries that ask for nothing, or for what is done anyway; each with its reason.
+KNOWN = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # bitsandbytes 0.50 on a CPU: it has a kernel of its own where the hub's is absent.
+        r"Failed to load CPU gemm_4bit_forward",
+        # transformers 5 aligns the model's configuration with the tokenizer, as is wanted.
+        r"The tokenizer has new PAD/BOS/EOS tokens",
+        # transformers, of checkpoints, which are chosen by their step here.
+        r"mtime may not be reliable",
+        # transformers, where WANDB_MODE is offline, which the line on tracking says.
+        r"^\[INFO\] Running in WANDB offline mode",
+    )
+)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Write an equal sign of ASCII, \\xe9 for a byte of a file's name that is no text, else "?"."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    said = (
+        f"\\x{ord(sign) - 0xDC00:02x}" if "\udc80" <= sign <= "\udcff" else SIGNS.get(sign, "?")
+        for sign in bad
+    )
+    return "".join(said), error.end
+
+
+class Stream:
+    """A text stream that hides known lines, and writes bars into a file as seldom lines.
+
+    `keep` gets every whole line, shown or not. All else is the inner stream's.
+    """
+
+    def __init__(self, inner: TextIO, keep: Callable[[str], None] | None = None) -> None:
+        self._inner = inner
+        self._keep = keep
+        self._terminal = inner.isatty()
+        self._partial = ""
+        self._in_bar = False
+        self._bars: dict[str, tuple[float, bool]] = {}
+        self._keeping = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, text: str) -> int:
+        """Write text; a line that was begun waits for its end, or for `flush`."""
+        if "\r" in text and "\n" not in text:
+            self._in_bar = True
+            self._draw(text)
+        elif self._in_bar and _MOVES.fullmatch(text):  # a bar's end, or a step to another bar
+            if self._terminal:
+                self._inner.write(text)
+        else:
+            self._in_bar = False
+            *lines, self._partial = (self._partial + text).split("\n")
+            for line in lines:
+                self._line(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what a line has so far."""
+        if self._partial:
+            self._inner.write(self._partial)
+            self._partial = ""
+        self._inner.flush()
+
+    def writelines(self, lines: Any) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+    def _line(self, line: str) -> None:
+        if not any(known.search(line) for known in KNOWN):
+            self._inner.write(line + "\n")
+        if self._keep and line.strip() and not self._keeping:
+            self._keeping = True  # a log that cannot be written says so here
+            try:
+                self._keep(line)
+            finally:
+                self._keeping = False
+
+    def _draw(self, text: str) -> None:
+        """Draw a bar on a terminal; in a file write its text half a minute after the last."""
+        if self._terminal:
+            self._inner.write(text)
+            return
+        shown = re.sub(r"\|[^|]*\|", "", text.rpartition("\r")[2]).strip()
+        if not shown:
+            return
+        name, now = re.split(r"\d", shown, maxsplit=1)[0].strip(), time.monotonic()
+        since, written = self._bars.setdefault(name, (now, False))
+        ended = "100%" in shown
+        if now - since >= BAR_SECONDS or (ended and written):
+            self._inner.write(shown + "\n")
+            self._inner.flush()
+            self._bars[name] = now, True
+        if ended:
+            del self._bars[name]
+
+
+def prepare(keep: Callable[[str], None] | None = None) -> None:
+    """Make the streams of this process what this module says; a second call changes nothing.
+
+    Streams that somebody else put in place, such as a test or a notebook, stay as they are.
+    """
+    codecs.register_error(REPLACED, _replace)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue
+        stream.reconfigure(errors=REPLACED)
+        setattr(sys, name, Stream(stream, keep if name == "stderr" else None))
+
+
+_result: TextIO | None = None
+
+
+def only_json() -> Callable[[], None]:
+    """From here on send all that is printed to stderr, by C code too, but for `print_json`.
+
+    Gives what undoes it for sys.stdout; the process's own stdout stays sent to stderr to its end,
+    since libraries print at exit too.
+    """
+    global _result
+    before = sys.stdout
+    before.flush()
+    _result = before
+    if _number(before) == 1:
+        _result = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+    def undo() -> None:
+        global _result
+        sys.stdout, _result = before, None
+
+    return undo
+
+
+def print_json(text: str) -> None:
+    """Print the result of a command with `--json`."""
+    print(text, file=_result or sys.stdout, flush=True)
+
+
+def _number(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
