@@ -426,6 +426,15 @@ def test_only_submitted_responses_count_in_every_argilla_export(
         assert f"12 answers left out: {status}" in said
 
 
+def test_responses_without_a_status_are_said_to_be_so(tmp_path: Path) -> None:
+    rows = [argilla_2(i) for i in range(12)]
+    for row in rows:
+        row["responses"]["quality"] = [{"value": 4, "user_id": "a"}]
+    mapped = "source=fields.source,candidate=fields.mt,label=responses.quality.*.value"
+    said = run(lines(tmp_path, rows), tmp_path / "out", "--map", mapped, "--scale", "1-5")
+    assert "responses carry no status, so drafts and discarded ones count too" in said
+
+
 # --- what all labels say together ---
 
 

@@ -31,11 +31,15 @@ _RESULT = re.compile(r"result\.([^.]+)\.(.+)")
 
 @dataclass(frozen=True)
 class Answer:
-    """What one annotator said. `rater` is "" where nobody is named; `out` says why it is none."""
+    """What one annotator said. `rater` is "" where nobody is named; `out` says why it is none.
+
+    `unstated` is true for a response of Argilla's whose export leaves its status out.
+    """
 
     cell: Any
     rater: str = ""
     out: str = ""
+    unstated: bool = False
 
 
 def answers_of(value: Mapping[str, Any], names: Sequence[str], place: Place) -> list[Answer]:
@@ -52,7 +56,7 @@ def _answers(value: Mapping[str, Any], name: str, place: Place) -> Iterator[Answ
         items = parsed(find(value, head))
         for item in items if isinstance(items, list) else []:
             cell = _picked(item, rest.removeprefix("."), name, place)
-            yield Answer(_plain(cell, place), rater_of(item), status_of(item))
+            yield Answer(_plain(cell, place), rater_of(item), status_of(item), _unstated(item))
         return
     cell = parsed(find(value, name))
     if not isinstance(cell, list):
@@ -62,7 +66,11 @@ def _answers(value: Mapping[str, Any], name: str, place: Place) -> Iterator[Answ
     for i, item in enumerate(cell):
         rater = str(raters[i]) if _has(raters, i) else rater_of(item)
         out = _out(states[i]) if _has(states, i) else status_of(item)
-        yield Answer(_plain(item, place), rater, out)
+        yield Answer(_plain(item, place), rater, out, _unstated(item))
+
+
+def _unstated(item: Any) -> bool:
+    return isinstance(item, Mapping) and "user_id" in item and is_empty(item.get("status"))
 
 
 def _has(cell: Any, place: int) -> bool:

@@ -28,6 +28,7 @@ class LabelReader:
     `meanings` are those of --labels, by `key_of`; a meaning "" is that of no label. With
     `drop_bad` one annotator's answer that cannot be read is left out, not its row. `left_out`
     counts answers that are no labels, by the reason; `first` has the first problem of a reason.
+    `unstated` says that responses came without the status that tells a draft.
     """
 
     scale: Scale
@@ -36,6 +37,7 @@ class LabelReader:
     drop_bad: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    unstated: bool = False
     _as_pass: set[str] = field(default_factory=set, init=False)
 
     @staticmethod
@@ -108,6 +110,11 @@ class LabelReader:
         for yes, no in AS_PASS.items():
             if {yes, no} & self._as_pass:
                 said.append(f"{yes} is read as PASS, {no} as FAIL")
+        if self.unstated:
+            said.append(
+                "responses carry no status, so drafts and discarded ones count too: export from "
+                "Argilla with flatten=True"
+            )
         return said
 
     def notes(self) -> list[str]:

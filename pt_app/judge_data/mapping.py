@@ -169,6 +169,7 @@ def _said(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list[
         if answer.out:
             reader.leave_out(answer.out)
             continue
+        reader.unstated |= answer.unstated
         try:
             verdict = reader.read(answer.cell, place)
             if verdict is not None and len(answers) > 1:
