@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.gpu.bases import workload
 from benchmarks.gpu.part import Part
+from pt_app.eval_model.precision import convert
 from pt_app.judge import Judge
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,10 +51,9 @@ def rate(work: Callable[[], Any], rows: int) -> dict[str, float]:
     return found | ({"peak_bytes": torch.cuda.max_memory_allocated()} if DEVICE == "cuda" else {})
 
 
-def judged(part: Part, precision: str) -> dict[str, float]:
+def judged(judge: Judge, rows: list[dict[str, Any]], precision: str) -> dict[str, float]:
     """Time the judge, on the scale 0-10; a few rows warm it up."""
-    judge = Judge.load(adapter_of(part), base=str(part.big), device=DEVICE, precision=precision)
-    rows = test_rows(part)
+    judge.model = convert(judge.model, precision)
     judge.score(rows[:8])
     return rate(lambda: judge.score(rows), len(rows))
 
@@ -87,22 +87,20 @@ def main() -> None:
     """Time the judge in float32 and, on a GPU, in bfloat16; then generate, in bfloat16."""
     part = Part.started("scoring")
     numbers: dict[str, Any] = {"answer_tokens": part.sizes.answer, "generate_batch": BATCH}
-    work: dict[str, Callable[[], dict[str, float]]] = {
-        "judge, float32": lambda: judged(part, "float32"),
-        "judge, bf16": lambda: judged(part, "bf16"),
-        "generate": lambda: generated(part),
-    }
-    if DEVICE == "cpu":
-        del work["judge, bf16"]  # not every CPU has it
-    for name, measure in work.items():
-        numbers[name] = measure()
+    judge = Judge.load(adapter_of(part), base=str(part.big), device=DEVICE)
+    # Not every CPU has bfloat16.
+    precisions = ("float32", "bf16") if DEVICE == "cuda" else ("float32",)
+    for precision in precisions:
+        numbers[f"judge, {precision}"] = judged(judge, test_rows(part), precision)
         part.save(numbers)
-        gc.collect()
-        if DEVICE == "cuda":
-            torch.cuda.empty_cache()
-    for name in list(work)[:-1]:
-        ratio = numbers[name]["rows_per_second"] / numbers["generate"]["rows_per_second"]
-        numbers[f"{name}, over generate"] = ratio
+    del judge
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing without a GPU
+    numbers["generate"] = generated(part)
+    for precision in precisions:
+        own, theirs = (numbers[name] for name in (f"judge, {precision}", "generate"))
+        ratio = own["rows_per_second"] / theirs["rows_per_second"]
+        numbers[f"judge, {precision}, over generate"] = ratio
     part.save(numbers)
 
 
