@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from pt_app.cli_data import data
 from pt_app.errors import UserError
-from pt_app.eval_model.leaks import find_leaks, normalised
+from pt_app.eval_model.leaks import find_leaks
 from pt_app.eval_model.records import JudgeExample, Label
 from pt_app.eval_model.verdicts import Scale
+from pt_app.eval_model.words import normalised
 from pt_app.judge_data.checking import check_folder, length_and_label
 from tests.conftest import ROOT
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.eval_model.words import units
 
 FILE = Path(__file__).with_name("families.yaml")
 
@@ -125,11 +126,11 @@ def _digits(text: str, example: JudgeExample, other: JudgeExample) -> str:
 
 def _dropped(text: str, example: JudgeExample, other: JudgeExample) -> str:
     """The last sentence dropped; of a single one its second half."""
-    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
+    sentences = re.split(r"(?<=[.!?])\s+|(?<=[。！？])(?=.)", text.strip())
     if len(sentences) > 1:
         return " ".join(sentences[:-1])
-    words = text.split()
-    return " ".join(words[: (len(words) + 1) // 2])
+    words = units(text)
+    return text[: words[(len(words) - 1) // 2][1]] if words else text
 
 
 _CHANGES: Mapping[str, Callable[[str, JudgeExample, JudgeExample], str]] = {

@@ -4,14 +4,12 @@ The cheap part of the check: training runs it on every dataset. `judge data chec
 duplicates (`judge_data/duplicates.py`).
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from pt_app.eval_model.records import JudgeExample, without_candidate
+from pt_app.eval_model.words import normalised, words_of
 
 # A candidate this short ("Yes.", "O gato dorme.") stands under two sources by chance.
 LEAST_WORDS = 8
@@ -19,31 +17,8 @@ LEAST_WORDS = 8
 # all its inputs together would leave nothing to split.
 MOST_INPUTS = 3
 
-# A check looks at each text several times; 200 words take about a kilobyte.
-KEPT_KEYS = 1 << 18
-
 Kind = Literal["exact", "normalised", "near"]
 Field = Literal["group", "source", "candidate"]
-# Marks on other letters carry meaning: without its vowel signs a Hindi word is another word.
-_ACCENTED = re.compile(r"([A-Za-z\u0370-\u03ff\u0400-\u04ff])[\u0300-\u036f]+")
-
-# Scripts without spaces (Thai to Khmer, kana, Han): each character counts as a word.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-
-
-class _Spaces(dict[int, int]):
-    """A table for str.translate: letters, numbers and marks stay, all else becomes a space."""
-
-    def __missing__(self, code: int) -> int:
-        self[code] = code if unicodedata.category(chr(code))[0] in "LNM" else 32
-        return self[code]
-
-
-_SPACES = _Spaces()
 
 
 @dataclass(frozen=True)
@@ -70,30 +45,6 @@ class Leak:
             f"{self.field} {shown} is in {self.split_a} ({self.a.where or self.a.id}) and "
             f"{self.split_b} ({self.b.where or self.b.id}){how.get(self.kind, near)}"
         )
-
-
-@lru_cache(maxsize=KEPT_KEYS)
-def normalised(text: str) -> str:
-    """Give `text` without case, accents and punctuation, its words joined by single spaces.
-
-    A text of nothing but punctuation is itself, so that "?" and "!" stay two texts.
-    """
-    plain = text.casefold()
-    if not text.isascii():
-        # Some letters have a case only once they are decomposed, and the other way round.
-        plain = _decomposed(_decomposed(plain).casefold())
-        plain = unicodedata.normalize("NFC", _ACCENTED.sub(r"\1", plain))
-    words = " ".join(plain.translate(_SPACES).split())
-    return words or text.strip()
-
-
-def _decomposed(text: str) -> str:
-    return unicodedata.normalize("NFKD", text)
-
-
-def words_of(key: str) -> list[str]:
-    """Split a normalised text into words."""
-    return key.split() if key.isascii() else _WORD.findall(key)
 
 
 def input_text(example: JudgeExample) -> str:

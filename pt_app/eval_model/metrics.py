@@ -6,12 +6,11 @@ bootstrap cost one call.
 """
 
 import math
-import re
-import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from pt_app.eval_model.words import words
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -178,9 +177,9 @@ def _midranks(margin: FloatArray) -> FloatArray:
 def rouge_l(reference: str, text: str) -> float:
     """F1 of the longest common subsequence of words (Lin 2004), in 0..1.
 
-    Words are runs of letters and digits of any script, case folded: the tokenizer of the
-    `rouge_score` package drops everything but a-z and 0-9, so that "não" becomes "n o". Two texts
-    without a word agree (1.0).
+    Words are those of `pt_app.eval_model.words`, accents kept: the tokenizer of the `rouge_score`
+    package drops everything but a-z and 0-9, so that "não" becomes "n o", and of Chinese nothing is
+    left. Two texts without a word agree (1.0).
     """
     from rapidfuzz.distance import LCSseq
 
@@ -188,8 +187,3 @@ def rouge_l(reference: str, text: str) -> float:
     if not first or not second:
         return float(first == second)
     return 2 * float(LCSseq.similarity(first, second)) / (len(first) + len(second))
-
-
-def words(text: str) -> Sequence[str]:
-    """The words of `text` as ROUGE-L compares them: NFC, case folded, accents kept."""
-    return re.findall(r"\w+", unicodedata.normalize("NFC", text.casefold()))

@@ -4,7 +4,6 @@ The ids equal the tokenizer's own chat template, and control tokens inside data 
 does not fit is cut from context, then from source and reference, alike for all rows of a group.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -13,8 +12,9 @@ from typing import Any, Literal, overload
 from pt_app.errors import UserError
 from pt_app.eval_model.chat_templates import ANSWER, DAY, as_text, control_tokens, seal
 from pt_app.eval_model.data import JudgeExample
-from pt_app.eval_model.prompt_templates import Template
+from pt_app.eval_model.prompt_templates import Template, fill, scale_fields
 from pt_app.eval_model.verdicts import Scale, format_answer
+from pt_app.eval_model.words import units
 
 # Tokens of answer that a cut prompt leaves room for, at most a quarter of the sequence.
 ANSWER_RESERVE = 96
@@ -171,7 +171,7 @@ class PromptEncoder:
             )
 
         kept = [row for row in group if row.fits]
-        context, others = _words_to_keep([row.example for row in kept], fits)
+        context, others = _units_to_keep([row.example for row in kept], fits)
         for row in kept:
             short = _shortened(row.example, context, others)
             if short != row.example:
@@ -180,9 +180,24 @@ class PromptEncoder:
                 cuts.tokens_cut += len(row.prompt) - len(ids)
                 row.example, row.prompt = short, ids
 
+    def _longest_field(self, row: _Row) -> str:
+        """Name what keeps a row from fitting, of all that is never cut."""
+        one = _shortened(row.example, 0, 1)
+        own = one.rubric or fill(self.template.rubric, scale_fields(self.scale))
+        texts = {
+            "prompt (the user's turn)": one.prompt,
+            "system": one.system,
+            "rubric": own if one.prompt is None else None,
+            "conversation": "\n".join(turn.content for turn in one.conversation or ()),
+            "candidate": one.candidate if one.prompt is None else None,
+            "candidates": "\n".join(one.candidates or ()),
+        }
+        lengths = {name: len(self.answer_ids(text)) for name, text in texts.items() if text}
+        return max({**lengths, "label": len(row.answer)}.items(), key=lambda item: item[1])[0]
+
     def _set_aside(self, row: _Row, shortest: int, cuts: Cuts, on_unfit: str) -> None:
         problem = (
-            f"{row.example.where}, field {_longest_field(row, shortest)}: prompt and answer take "
+            f"{row.example.where}, field {self._longest_field(row)}: prompt and answer take "
             f"{shortest} + {len(row.answer)} tokens at the shortest, more than max_seq_length "
             f"{self.max_seq_length}: raise --max_seq_length or leave the row out"
         )
@@ -300,43 +315,35 @@ class PromptEncoder:
         )
 
 
-def _longest_field(row: _Row, prompt_length: int) -> str:
-    """Name what keeps a row from fitting, of the fields that are never cut."""
-    if len(row.answer) > prompt_length:
-        return "label"
-    if row.example.prompt is not None:
-        return "prompt (the user's turn)"
-    return "candidate" if row.example.candidates is None else "candidates"
-
-
 def _shortened(example: JudgeExample, context: int, others: int) -> JudgeExample:
-    """Keep the first words of the context, and of source and reference; a chat row as it is.
+    """Keep the first units of the context, and of source and reference; a chat row as it is.
 
-    A conversation keeps its last words, since those are what the candidate answers.
+    A conversation keeps its last ones, since those are what the candidate answers. Units are words,
+    or the characters of a script without blanks.
     """
     if example.prompt is not None:
         return example
     texts = {name: getattr(example, name) for name in ("context", "source", "reference")}
     counts = {"context": context, "source": others, "reference": others}
     update: dict[str, Any] = {
-        name: _first_words(text, counts[name]) for name, text in texts.items() if text
+        name: _first_units(text, counts[name]) for name, text in texts.items() if text
     }
     if example.conversation:
         update["conversation"] = [
-            turn.model_copy(update={"content": _last_words(turn.content, others)})
+            turn.model_copy(update={"content": _last_units(turn.content, others)})
             for turn in example.conversation
         ]
     return example.model_copy(update=update)
 
 
-def _words_to_keep(
+def _units_to_keep(
     examples: Sequence[JudgeExample], fits: Callable[[int, int], bool]
 ) -> tuple[int, int]:
-    """Find the most words of context, then of source and reference, with which all rows fit."""
+    """Find the most units of context, then of source and reference, with which all rows fit."""
     texts = [(e.context or "", e.source or "", e.reference or "") for e in examples]
     turns = [t.content for e in examples for t in e.conversation or ()]
-    longest_context = max(len(context.split()) for context, _, _ in texts)
-    longest_other = max(len(t.split()) for _, *two in texts for t in [*two, *turns])
+    longest_context = max(len(units(context)) for context, _, _ in texts)
+    longest_other = max(len(units(t)) for _, *two in texts for t in [*two, *turns])
     if fits(0, longest_other):
         return _most(0, longest_context, lambda n: fits(n, longest_other)), longest_other
     return 0, _most(1, longest_other, lambda n: fits(0, n))
@@ -353,11 +360,11 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _first_words(text: str, count: int) -> str:
-    ends = [match.end() for match in re.finditer(r"\S+", text)]
-    return text if len(ends) <= count else text[: ends[count - 1] if count else 0]
+def _first_units(text: str, count: int) -> str:
+    found = units(text)
+    return text if len(found) <= count else text[: found[count - 1][1] if count else 0]
 
 
-def _last_words(text: str, count: int) -> str:
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    return text if len(starts) <= count else text[starts[-count] if count else len(text) :]
+def _last_units(text: str, count: int) -> str:
+    found = units(text)
+    return text if len(found) <= count else text[found[-count][0] if count else len(text) :]

@@ -19,11 +19,10 @@ from pt_app.eval_model.leaks import (
     candidate_texts,
     find_leaks,
     input_text,
-    normalised,
-    words_of,
 )
 from pt_app.eval_model.records import JudgeExample, one_line
 from pt_app.eval_model.verdicts import Scale
+from pt_app.eval_model.words import normalised, words_of
 from pt_app.evidence.formatting import estimate
 from pt_app.evidence.lengths import length, share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs

@@ -19,11 +19,10 @@ from pt_app.eval_model.leaks import (
     boilerplate_of,
     input_text,
     is_telling,
-    normalised,
     texts_of,
-    words_of,
 )
 from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.words import normalised, words_of
 
 NEAR = 0.9
 # 16 bands of 4 hashes over words and pairs of words: of two texts of 20 words of which one differs

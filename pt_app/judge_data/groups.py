@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 from pt_app.errors import UserError
-from pt_app.eval_model.leaks import input_text, normalised
+from pt_app.eval_model.leaks import input_text
 from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.words import normalised
 from pt_app.judge_data.duplicates import Union
 
 # Labels are balanced one by one up to so many, more of them by fifths of their order.

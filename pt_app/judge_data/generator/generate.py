@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
-from pt_app.eval_model.leaks import normalised
 from pt_app.eval_model.records import JudgeExample
 from pt_app.eval_model.verdicts import Scale
+from pt_app.eval_model.words import normalised
 from pt_app.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.judge_data.card import data_card, table
 from pt_app.judge_data.checking import check_examples

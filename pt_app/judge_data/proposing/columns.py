@@ -6,6 +6,7 @@ from decimal import Decimal
 from math import gcd
 from typing import Any, Literal
 
+from pt_app.eval_model.words import units
 from pt_app.judge_data.answers import status_of
 from pt_app.judge_data.cells import is_empty, parsed
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
@@ -68,7 +69,7 @@ class Column:
             return
         text = str(value)
         self._count(text)
-        self.words += len(text.split())
+        self.words += len(units(text))
         number = self._read(value)
         if number is None or number.adjusted() >= MAX_DIGITS:
             return

@@ -1,12 +1,12 @@
 """Guesses what labels mean: a score's scale, a pair's winner, pass or fail."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
 from pt_app.eval_model.verdicts import MOST_VALUES
+from pt_app.eval_model.words import normalised
 from pt_app.judge_data.proposing.columns import Column, as_number
 
 # With so many labels seen, the largest is taken for the end of the scale; with fewer a usual one.
@@ -150,8 +150,7 @@ def _passes(value: str) -> str:
 
 def _folded(value: str) -> str:
     """Write a word as the lists here do: small letters, no accents, single spaces."""
-    plain = unicodedata.normalize("NFKD", value.casefold())
-    return " ".join(re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c))))
+    return normalised(value.replace("_", " "))
 
 
 def _plain(value: str) -> str:

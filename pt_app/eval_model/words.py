@@ -1,0 +1,131 @@
+"""What a word is: one normaliser and one splitter for leaks, duplicates, ROUGE-L and cuts.
+
+Texts are compared in Unicode's compatibility form (NFKC: full-width digits and half-width kana are
+the usual ones), without case. A script without blanks is split into its characters, each
+with its marks.
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+# A check looks at each text several times; 200 words take about a kilobyte.
+KEPT_KEYS = 1 << 18
+# Longer runs without a blank (an address, base64) are cut inside.
+LONGEST_UNIT = 40
+
+# Marks on other letters carry meaning: without its vowel signs a Hindi word is another word.
+_ACCENTED = re.compile(r"([A-Za-z\u0370-\u03ff\u0400-\u04ff])[\u0300-\u036f]+")
+# Thai to Tibetan, Myanmar, Khmer, Tai and Javanese scripts, kana, Bopomofo, Han, half-width kana.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u1aaf\u3005-\u3007\u3040-\u312f\u31f0-\u31ff"
+    "\u3400-\u9fff\ua980-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_ONE_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_SPACELESS = re.compile(r"\S+")
+_ZERO_WIDTH_SPACE, _JOINER = 0x200B, "\u200d"
+# A consonant behind one of these is written below the one before: Khmer, Myanmar, Tai Tham.
+_STACKERS = "\u17d2\u1039\u1a60"
+
+
+class _Plain(dict[int, int | None]):
+    """A table for str.translate: letters, numbers and marks stay, all else becomes a space.
+
+    Signs that are not shown (soft hyphens, joiners, directions, variants) vanish; the one that
+    parts words of a script without blanks is a space.
+    """
+
+    def __missing__(self, code: int) -> int | None:
+        kind = unicodedata.category(chr(code))
+        hidden = kind == "Cf" and code != _ZERO_WIDTH_SPACE
+        hidden = hidden or 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF
+        self[code] = None if hidden else code if kind[0] in "LNM" else 32
+        return self[code]
+
+
+_PLAIN = _Plain()
+
+
+@lru_cache(maxsize=KEPT_KEYS)
+def normalised(text: str) -> str:
+    """Give `text` without case, accents and punctuation, its words joined by single spaces.
+
+    A text of nothing but punctuation is itself, so that "?" and "!" stay two texts.
+    """
+    return _folded(text, accents=False) or text.strip()
+
+
+def words_of(key: str) -> list[str]:
+    """Split a normalised text into words; in a script without blanks each character is one."""
+    if not _ONE_UNSPACED.search(key):
+        return key.split()
+    return [run[start:end] for run in key.split() for start, end in _pieces(run)]
+
+
+def words(text: str) -> list[str]:
+    """Give the words of a text as ROUGE-L compares them: without case, accents kept."""
+    return words_of(_folded(text, accents=True))
+
+
+def units(text: str) -> list[tuple[int, int]]:
+    """Give start and end of what a cut may keep or drop: words, or characters without blanks.
+
+    No unit ends within a character as it is read: a letter keeps its marks, an emoji its parts. A
+    run longer than LONGEST_UNIT is several units.
+    """
+    found: list[tuple[int, int]] = []
+    for match in _SPACELESS.finditer(text):
+        run, start = match[0], match.start()
+        if len(run) <= LONGEST_UNIT and not _ONE_UNSPACED.search(run):
+            found.append(match.span())
+            continue
+        found += [(start + a, start + b) for a, b in _pieces(run, LONGEST_UNIT)]
+    return found
+
+
+def _folded(text: str, accents: bool) -> str:
+    plain = text.casefold()
+    if not text.isascii():
+        # Some letters have a case only once they are decomposed, and the other way round.
+        plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", plain).casefold())
+        plain = plain if accents else _ACCENTED.sub(r"\1", plain)
+        plain = unicodedata.normalize("NFC", plain)
+    return " ".join(plain.translate(_PLAIN).split())
+
+
+def _pieces(run: str, longest: int = 1 << 30) -> list[tuple[int, int]]:
+    """Split a run without blanks: each character of a script without them, the rest together."""
+    found: list[tuple[int, int]] = []
+    whole = True  # whether the last piece takes no more
+    for start, end in _characters(run):
+        alone = _ONE_UNSPACED.match(run[start]) is not None
+        if alone or whole or end - found[-1][0] > longest:
+            found.append((start, end))
+        else:
+            found[-1] = (found[-1][0], end)
+        whole = alone
+    return found
+
+
+def _characters(run: str) -> list[tuple[int, int]]:
+    """Give the characters of a run as they are read (roughly Unicode's grapheme clusters)."""
+    if run.isascii():
+        return [(i, i + 1) for i in range(len(run))]
+    starts: list[int] = []
+    flags = 0
+    for i, sign in enumerate(run):
+        before = run[i - 1] if i else ""
+        flag = "\U0001f1e6" <= sign <= "\U0001f1ff"  # two letters make a flag
+        flags = flags + 1 if flag else 0
+        joined = (
+            unicodedata.category(sign)[0] == "M"
+            or sign in (_JOINER, "\u200c", "\u0e33", "\u0eb3")  # and the vowels am of Thai and Lao
+            or "\U0001f3fb" <= sign <= "\U0001f3ff"  # colours of skin
+            or "\U000e0020" <= sign <= "\U000e007f"  # letters of a region's flag
+            or before == _JOINER
+            or (before in _STACKERS and before != "")
+            or (flag and flags % 2 == 0)
+        )
+        if not joined or not starts:
+            starts.append(i)
+    return list(zip(starts, [*starts[1:], len(run)], strict=True))
