@@ -214,6 +214,7 @@ PriceIn = Annotated[float, typer.Option("--price_in", min=0, help="$ per million
 PriceOut = Annotated[float, typer.Option("--price_out", min=0, help="$ per million")]
 MaxCost = Annotated[float, typer.Option("--max_cost", min=0, help="$ in all")]
 Concurrency = Annotated[int, typer.Option(min=1, help="requests under way at once")]
+MaxTokens = Annotated[int, typer.Option("--max_tokens", min=1, help="of an answer of its")]
 Rows = Annotated[int, typer.Option(min=0, help="test rows, drawn by the seed; 0: all")]
 Feedback = Annotated[bool, typer.Option("--feedback", help="the judges' words too")]
 ScorePrecision = Annotated[
@@ -239,6 +240,7 @@ def evaluate(
     price_out: PriceOut = 0.0,
     max_cost: MaxCost = 0.0,
     concurrency: Concurrency = 8,
+    max_tokens: MaxTokens = 512,
     rows: Rows = 0,
     feedback: Feedback = False,
     score_precision: ScorePrecision = "float32",
@@ -274,6 +276,7 @@ def evaluate(
         price_in=price_in,
         price_out=price_out,
         max_cost=max_cost,
+        max_tokens=max_tokens,
     )
     options = EvalOptions(
         adapters=adapter or (),

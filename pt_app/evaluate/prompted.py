@@ -1,6 +1,8 @@
 """A model behind an OpenAI-compatible endpoint as a judge: prompted, with examples or without."""
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -16,8 +18,11 @@ from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.results import JudgeRows
 from pt_app.judge_data.distil.budget import Budget, MoneySpentError
 from pt_app.judge_data.distil.journal import Journal
-from pt_app.judge_data.distil.teacher import RefusedError, Teacher
+from pt_app.judge_data.distil.reply import RefusedError, answer_part
+from pt_app.judge_data.distil.teacher import Teacher
 from pt_app.judge_data.distil.workers import in_parallel
+
+log = logging.getLogger(__name__)
 
 Messages = list[dict[str, str]]
 
@@ -53,8 +58,9 @@ def prompted_rows(
 ) -> JudgeRows:
     """Ask about each test row once; every answer is kept in `journal`, from which a run goes on.
 
-    An answer whose verdict cannot be read, and a refused request, is a parse failure. Raises
-    UserError where the endpoint is down or `max_cost` is reached.
+    An answer whose verdict cannot be read, and a refused request, is a parse failure; what was
+    refused or cut is counted in the log. Raises UserError where the endpoint is down, refuses all
+    that it is asked, or `max_cost` is reached.
     """
     template = Template.load(data.card.template, data.card.rubric)
     questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
@@ -64,7 +70,7 @@ def prompted_rows(
     finally:
         kept.close()
     rows = [
-        prediction(endpoint.model, example, _scored(answers[example.id], data.scale), None)
+        prediction(endpoint.model, example, _scored(*answers[example.id], data.scale), None)
         for example in test
     ]
     return JudgeRows(endpoint.model, f"{endpoint.model} at an endpoint", rows)
@@ -97,8 +103,8 @@ def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str
 
 def _answers(
     endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal
-) -> dict[str, str]:
-    """The text that came for each row, "" where the request was refused."""
+) -> dict[str, tuple[str, bool]]:
+    """The text that came for each row, "" where the request was refused; whether it was cut."""
     names = ("rpm", "tpm", "price_in", "price_out", "max_cost")
     budget = Budget(**{name: getattr(endpoint, name) for name in names})
     done = {entry["id"]: entry for entry in journal.entries}
@@ -120,6 +126,7 @@ def _answers(
                 reply = await teacher.ask(questions[id_], None)
                 cost = budget.cost(reply.usage)
                 entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
+                entry |= {"cut": True} if reply.cut else {}
             except RefusedError as refused:
                 entry["refused"] = str(refused)
             journal.append(entry)
@@ -140,12 +147,36 @@ def _answers(
             "and a higher --max_cost"
         ) from error
     endpoint.spent = budget.spent
-    return {id_: done[id_]["text"] for id_ in questions}
+    _tell([done[id_] for id_ in questions], endpoint)
+    return {id_: (done[id_]["text"], done[id_].get("cut", False)) for id_ in questions}
 
 
-def _scored(text: str, scale: Scale) -> Scored:
-    """An answer as a judge's: the verdict to the letter, else as a person would write it."""
-    verdict = scale.parse(text)
-    if verdict is None and (read := scale.read(text)) is not None:
-        verdict = read.verdict
+def _tell(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> None:
+    """Say how many rows have no whole answer, and why; raises UserError where none has one."""
+    refused = Counter(entry["refused"] for entry in entries if "refused" in entry)
+    if refused and sum(refused.values()) == len(entries):
+        raise UserError(
+            f"the endpoint refuses every request ({next(iter(refused))}): correct the settings, "
+            "and give another --out"
+        )
+    for reason, count in refused.most_common():
+        log.warning("%d rows have no answer: %s", count, reason)
+    if cut := sum(bool(entry.get("cut")) for entry in entries):
+        log.warning(
+            "%d answers were cut at --max_tokens %d: raise it for a model that thinks",
+            cut,
+            endpoint.max_tokens,
+        )
+
+
+def _scored(text: str, cut: bool, scale: Scale) -> Scored:
+    """An answer as a judge's: the verdict to the letter, else as a person would write it.
+
+    A verdict within a thought does not count, nor one in the last line of an answer that was cut.
+    """
+    verdict = scale.parse(text) if "\n" in text or not cut else None
+    answer = answer_part(text, cut) if verdict is None else None
+    if answer is not None:
+        read = scale.read(answer)
+        verdict = scale.parse(answer) if read is None else read.verdict
     return Scored("parse_failure" if verdict is None else "ok", verdict=verdict, raw=text)

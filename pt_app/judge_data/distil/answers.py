@@ -8,6 +8,7 @@ from typing import Any
 
 from pt_app.eval_model.records import Place
 from pt_app.eval_model.verdicts import Scale
+from pt_app.judge_data.distil.reply import answer_part, whole_characters
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.rows import Row
 
@@ -64,10 +65,13 @@ def schema_for(scale: Scale, write: int) -> dict[str, Any]:
 
 def read_answer(text: str, row: Row, scale: Scale, write: int) -> list[Row]:
     """Make labelled rows of an answer; raises MalformedError where it is not of the form."""
-    fenced = _FENCE.match(text)
+    answer = answer_part(text)
+    if answer is None:
+        raise MalformedError("it is an unfinished thought")
+    fenced = _FENCE.match(answer)
     try:
-        value = json.loads(fenced.group(1) if fenced else text)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value = json.loads(fenced.group(1) if fenced else answer)
+        value = json.loads(whole_characters(json.dumps(value, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"it is not JSON ({' '.join(str(error).split())[:80]})") from error
     if not write:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pt_app.errors import UserError
+from pt_app.judge_data.distil.reply import whole_characters
 
 Entry = dict[str, Any]
 
@@ -33,7 +34,7 @@ class Journal:
     def append(self, entry: Entry) -> None:
         """Write one line and flush it to the disk."""
         line = json.dumps(entry, ensure_ascii=False) + "\n"
-        self._file.write(line.encode("utf-8", "backslashreplace"))
+        self._file.write(whole_characters(line).encode("utf-8"))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.entries.append(entry)
@@ -64,7 +65,9 @@ class Journal:
         entries = []
         for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
+                # Earlier versions kept halves of characters as an endpoint gave them.
+                entries.append(json.loads(whole_characters(json.dumps(entry, ensure_ascii=False))))
             except ValueError as error:
                 raise UserError(
                     f"{self.path}, line {number} is no JSON: repair it, or start another journal "

@@ -23,7 +23,8 @@ from pt_app.judge_data.distil.answers import (
 )
 from pt_app.judge_data.distil.budget import Budget, MoneySpentError, Usage
 from pt_app.judge_data.distil.journal import Journal
-from pt_app.judge_data.distil.teacher import RefusedError, Teacher
+from pt_app.judge_data.distil.reply import RefusedError
+from pt_app.judge_data.distil.teacher import Teacher
 from pt_app.judge_data.distil.workers import in_parallel
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.groups import group_of
@@ -197,7 +198,8 @@ class _Run:
                 self._append(entry | {"status": "ok"})
                 return
             except MalformedError as malformed:
-                self._append(entry | {"status": "malformed", "reason": str(malformed)})
+                reason = "it was cut at --max_tokens" if reply.cut else str(malformed)
+                self._append(entry | {"status": "malformed", "reason": reason})
                 tried = self.malformed[question.key]
 
     def _append(self, entry: dict[str, Any]) -> None:

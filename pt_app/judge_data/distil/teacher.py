@@ -1,18 +1,27 @@
 """Asks a model behind an OpenAI-compatible endpoint, patiently: rates, retries, what it lacks."""
 
 import asyncio
+import json
 import logging
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from pt_app.errors import UserError
 from pt_app.judge_data.distil.budget import Budget, Usage
+from pt_app.judge_data.distil.reply import (
+    AgainError,
+    RefusedError,
+    Reply,
+    error_of,
+    one_line,
+    reply_of,
+    whole_characters,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +29,6 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 LONGEST_PAUSE = 600.0
 RETRIED = (408, 409, 425, 429)
 Messages = Sequence[Mapping[str, str]]
-
-
-class RefusedError(Exception):
-    """The endpoint will not answer this one request; others may be fine."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer's text and what it took; `estimated` where the endpoint did not say."""
-
-    text: str
-    usage: Usage
-    estimated: bool
 
 
 class Teacher:
@@ -88,7 +84,9 @@ class Teacher:
                 reply = await self._once(messages, schema, estimate)
                 usage = reply.usage
                 return reply
-            except _AgainError as again:
+            except AgainError as again:
+                if attempt == self.retries and again.of_row:
+                    raise RefusedError(f"{again.problem}, {attempt + 1} times") from again
                 if attempt == self.retries:
                     raise UserError(
                         f"{self.where} did not answer in {self.retries + 1} tries (last: "
@@ -114,36 +112,40 @@ class Teacher:
         elif "response_format" in sent:
             sent["response_format"] = _format(schema)
         try:
-            answer: Any = await self._client.chat.completions.create(
+            raw = await self._client.chat.completions.with_raw_response.create(
                 model=self.model,
-                messages=[dict(one) for one in messages],  # type: ignore[misc]
+                messages=[
+                    {"role": one["role"], "content": whole_characters(one["content"])}  # type: ignore[misc]
+                    for one in messages
+                ],
                 **sent,
             )
+            body = json.loads(raw.text)
         except openai.APIStatusError as error:
-            raise self._status(error, sent) from None
+            said = error.body.get("message") if isinstance(error.body, dict) else None
+            after = _retry_after(error.response.headers)
+            problem = one_line(said or error.message)
+            raise self._status(error.status_code, problem, after, sent) from None
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             cause = error.__cause__ or error
-            raise _AgainError(
+            raise AgainError(
                 f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
             ) from None
         except ValueError as error:  # a body that is no JSON
-            raise _AgainError(f"an answer that is no JSON ({error})") from None
-        choices = getattr(answer, "choices", None)
-        if not choices or choices[0].message is None:
-            raise _AgainError("an answer without choices")
-        text = choices[0].message.content or ""
-        said = answer.usage
-        if said is None:
-            return Reply(text, Usage(estimate.prompt, len(text.encode()) // 2 + 1), True)
-        return Reply(text, Usage(said.prompt_tokens, said.completion_tokens), False)
+            raise AgainError(f"an answer that is no JSON ({error})") from None
+        if found := error_of(body):
+            status, problem = found
+            if status < 400:  # no word on whether it is worth asking again
+                raise AgainError(problem)
+            raise self._status(status, problem, None, sent)
+        return reply_of(body, estimate)
 
-    def _status(self, error: Any, sent: Mapping[str, Any]) -> Exception:
+    def _status(
+        self, status: int, problem: str, after: float | None, sent: Mapping[str, Any]
+    ) -> Exception:
         """Say what a status means: try again, do without an option, skip the row, or give up."""
-        status = error.status_code
-        said = error.body.get("message") if isinstance(error.body, dict) else None
-        problem = " ".join(str(said or error.message).split())[:200]
         if status in RETRIED or status >= 500:
-            return _AgainError(f"status {status}", _retry_after(error.response.headers))
+            return AgainError(f"status {status}: {problem}", after)
         if status in (401, 403):
             return UserError(
                 f"{self.where} does not accept the key in {self.key_env} (status {status}): "
@@ -155,7 +157,7 @@ class Teacher:
                 "--model or --base_url (it usually ends in /v1)"
             )
         if status == 400 and (less := self._without(problem.casefold(), sent)):
-            return _AgainError(f"status 400 about {less}", 0.0)
+            return AgainError(f"status 400 about {less}", 0.0)
         return RefusedError(f"status {status}: {problem}")
 
     def _without(self, said: str, sent: Mapping[str, Any]) -> str:
@@ -175,19 +177,13 @@ class Teacher:
                 return name
         return ""
 
-    async def _wait(self, again: "_AgainError", attempt: int) -> None:
+    async def _wait(self, again: "AgainError", attempt: int) -> None:
         if again.after is not None:
             self.budget.pause(min(again.after, LONGEST_PAUSE))
             return
         # Full jitter: clients that failed together do not come back together.
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
         await asyncio.sleep(self._random.uniform(0, longest))
-
-
-class _AgainError(Exception):
-    def __init__(self, problem: str, after: float | None = None) -> None:
-        super().__init__(problem)
-        self.problem, self.after = problem, after
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
