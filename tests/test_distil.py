@@ -278,7 +278,7 @@ def test_a_row_that_the_endpoint_refuses_is_set_aside_and_the_rest_goes_on(tmp_p
     [
         (failure(401, f"bad key {KEY}"), "does not accept the key in OPENAI_API_KEY"),
         (failure(404), "knows no model m"),
-        (failure(500), r"did not answer in 3 tries \(last: status 500\): the journal keeps"),
+        (failure(500), r"did not answer in 3 tries \(last: status 500: no\): the journal keeps"),
         (failure(422), "refuses every request"),
     ],
 )
