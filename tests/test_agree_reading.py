@@ -353,3 +353,11 @@ def test_a_list_is_no_text(tmp_path: Path, flags: list[str], cell: Any) -> None:
     named = [flag.replace("texts", "texts.0") for flag in flags if isinstance(cell, list) and cell]
     if named:
         measured(written(tmp_path / "v.jsonl", rows), *named)
+
+
+def test_labels_that_only_say_what_is_none_leave_the_other_values_alone(tmp_path: Path) -> None:
+    rows = coded("7", "3")
+    rows[3]["said"] = "nan"
+    results = measured(written(tmp_path / "v.jsonl", rows), "--labels=nan=")
+    assert results["scale"] == "0-10"
+    assert results["models"][0]["parse_failures"] == 1

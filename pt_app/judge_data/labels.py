@@ -73,8 +73,9 @@ class LabelReader:
             return None
         refuse_bytes(cell, place, column)
         text = str(cell).strip()
-        if self.meanings:
-            if (key := key_of(cell)) not in self.meanings:
+        # --labels that only say what is no label leave the others as they are.
+        if (key := key_of(cell)) in self.meanings or any(self.meanings.values()):
+            if key not in self.meanings:
                 remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
                 raise place.error(column, f"{text!r} has no meaning", remedy)
             if not (text := self.meanings[key]):
