@@ -13,8 +13,8 @@ def said(part: Part, weights: str) -> dict[str, Any]:
     log = folder / "log.txt"
     argv = ["-m", "pt_app.cli", "estimate", "--recipe", "cuda", "--json"]
     ended(start([*argv, *training_flags(part, weights, folder)], log), log)
-    text = log.read_text(encoding="utf-8")  # what packages warn of may stand around the JSON
-    found, _ = json.JSONDecoder().raw_decode(text, text.index('{\n  "steps"'))
+    text = "\n" + log.read_text(encoding="utf-8")  # the JSON begins at a brace alone on its line
+    found, _ = json.JSONDecoder().raw_decode(text, text.index("\n{\n") + 1)
     return dict(found)
 
 
