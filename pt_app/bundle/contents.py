@@ -7,6 +7,7 @@ from typing import Any
 
 from pt_app.errors import UserError
 from pt_app.eval_model import adapters, models
+from pt_app.eval_model.base_files import wanted_files
 from pt_app.eval_model.data import SPLITS, JudgeData, read_dataset
 from pt_app.eval_model.prompt_templates import FIELDS, FOLDER, Template
 from pt_app.eval_model.settings import Recipe, read_config, resolve, table
@@ -34,7 +35,7 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     source = models.resolve_model(settings.model)
     base = f"base/{PurePosixPath(source.name).name}"
     files: Gathered = {name: root / path for name, path in SCRIPTS.items()}
-    files |= {f"{base}/{path.name}": path for path in models.wanted_files(source.path)}
+    files |= {f"{base}/{path.name}": path for path in wanted_files(source.path)}
     files |= _data(data)
     for folder in adapter_folders:
         files |= _adapter(folder, source, taken=files)

@@ -1,6 +1,5 @@
 """What a run reads and writes, and whether it would be there without a network."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 from pt_app.doctor.finding import Finding, found_by, one_line
 from pt_app.errors import UserError
 from pt_app.eval_model import models, tracking_access
+from pt_app.eval_model.base_files import read_json, weight_files
 from pt_app.eval_model.data import read_dataset
 from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.settings import Settings
@@ -43,7 +43,7 @@ class Needs:
         source, finding = self.source()
         yield finding
         if source is not None:
-            yield _tokenizer(source)
+            yield from _loads(source)
             yield from _code_of_its_own(source)
 
     def _cache(self) -> Iterator[Finding]:
@@ -82,7 +82,7 @@ class Needs:
             source = models.resolve_model(name)
         except UserError as error:
             return None, Finding("base", "fail", one_line(error), "name another with --model")
-        size = sum(file.stat().st_size for file in models.weight_files(source.path))
+        size = sum(file.stat().st_size for file in weight_files(source.path))
         here = "a folder" if models.is_local(name) else "in the local cache"
         where = "shipped" if name == models.TINY else here
         return source, Finding("base", "ok", f"{name}: {where}, {size / 1e9:.2f} GB")
@@ -163,7 +163,7 @@ def words_of(source: ModelSource | None) -> int:
     """How many words the head of a base has, by its config.json; else as many as Qwen2's."""
     if source is None:
         return QWEN_WORDS
-    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source.path / "config.json")
     words = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     return int(words or QWEN_WORDS)
 
@@ -183,17 +183,23 @@ def _refused(folder: Path) -> str:
         return error.strerror or str(error)
 
 
-def _tokenizer(source: ModelSource) -> Finding:
+def _loads(source: ModelSource) -> Iterator[Finding]:
+    """The tokenizer, and whether the weights are those of the architecture; none is read."""
+    other = "name another with --model"
     try:
         tokenizer = models.load_tokenizer(source)
+        said = f"{len(tokenizer):,} tokens, with a chat template"
+        yield Finding("tokenizer", "ok", said)
+        models.check_model(source, tokenizer)
     except UserError as error:
-        return Finding("tokenizer", "fail", one_line(error), "name an instruct model with --model")
-    return Finding("tokenizer", "ok", f"{len(tokenizer):,} tokens, with a chat template")
+        yield Finding("base", "fail", one_line(error), other)
+        return
+    yield Finding("weights", "ok", "names and shapes are those of the architecture")
 
 
 def _code_of_its_own(source: ModelSource) -> Iterator[Finding]:
     """A base whose code lies on a hub is refused in training; say so before."""
-    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source.path / "config.json")
     if config.get("auto_map"):
         said = "its config.json names code on a hub (auto_map), which is never run here"
         fix = "if transformers does not know the model itself, name another with --model"

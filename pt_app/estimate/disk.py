@@ -6,7 +6,7 @@ from pathlib import Path
 from pt_app.estimate.memory import FLOAT32, optimizer_bytes
 from pt_app.estimate.outline import Outline
 from pt_app.estimate.plan import Plan
-from pt_app.eval_model.models import OLDER_TOKENIZER_FILES
+from pt_app.eval_model.base_files import tokenizer_files
 from pt_app.eval_model.preparation import Prepared
 from pt_app.eval_model.settings import Settings
 
@@ -22,9 +22,7 @@ def disk_bytes(settings: Settings, prepared: Prepared, outline: Outline, plan: P
     The base is on disk already: `prepare` has fetched it.
     """
     adapter = sum(outline.adapters) * FLOAT32
-    names = ("tokenizer.json", *OLDER_TOKENIZER_FILES)
-    files = [prepared.source.path / name for name in names]
-    tokenizer = sum(file.stat().st_size for file in files if file.is_file())
+    tokenizer = sum(file.stat().st_size for file in tokenizer_files(prepared.source.path))
     checkpoint = adapter + optimizer_bytes(outline.platform, outline.adapters) + tokenizer
     kept = 0
     if settings.save_steps or plan.validations:

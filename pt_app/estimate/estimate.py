@@ -23,7 +23,7 @@ from pt_app.estimate.memory import (
 )
 from pt_app.estimate.outline import Outline
 from pt_app.estimate.plan import Plan, plan_run, replan
-from pt_app.eval_model.models import weight_files
+from pt_app.eval_model.base_files import weight_files
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared
 from pt_app.eval_model.settings import Recipe, Settings

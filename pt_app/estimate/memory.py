@@ -8,9 +8,10 @@ import psutil  # type: ignore[import-untyped]
 from pt_app.estimate.outline import Held, Outline, Pass
 from pt_app.estimate.plan import Pack, Plan, extremes
 from pt_app.eval_model import console
+from pt_app.eval_model.base_files import weight_files
 from pt_app.eval_model.gemm import packing_holds
 from pt_app.eval_model.memory import memory_limit
-from pt_app.eval_model.models import ModelSource, weight_files
+from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.platforms import Platform, device_memory
 
 GIB = 2**30

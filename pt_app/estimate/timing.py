@@ -13,8 +13,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from pt_app.estimate.flops import Cost
 from pt_app.estimate.plan import Plan, Rows, Step, readings
+from pt_app.eval_model.base_files import weight_files
 from pt_app.eval_model.gemm import fast_products
-from pt_app.eval_model.models import ModelSource, weight_files
+from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.packing import Batch, Shapes
 from pt_app.eval_model.scoring import JudgeScorer
 from pt_app.eval_model.trainer import JudgeTrainer, summed_loss

@@ -39,8 +39,10 @@ def prepare(settings: Settings) -> Prepared:
     # before a model of several GB is fetched
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
     source = models.resolve_model(settings.model)
+    tokenizer = models.load_tokenizer(source)
+    models.check_model(source, tokenizer)
     encoder = PromptEncoder(
-        models.load_tokenizer(source),
+        tokenizer,
         Template.load(data.card.template, data.card.rubric),
         Scale.from_name(data.card.scale),
         settings.max_seq_length,

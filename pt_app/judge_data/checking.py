@@ -344,7 +344,7 @@ def _tokenizer(model: str) -> Any:
     from pt_app.eval_model import models
 
     logging.set_verbosity_error()  # the tokenizer too speaks of rows that are too long
-    return models.load_tokenizer(models.resolve_model(model))
+    return models.load_tokenizer(models.resolve_tokenizer(model))
 
 
 def _too_long(

@@ -74,7 +74,7 @@ def _prepare(
     card = read_card(folder)
     rows = read_rows(path, card, split)
     rows = rows if split == "test" else both_orders(rows)
-    tokenizer = models.load_tokenizer(models.resolve_model(model))
+    tokenizer = models.load_tokenizer(models.resolve_tokenizer(model))
     scale = card_scale(card, folder / "dataset.json")
     template = Template.load(card.template, card.rubric)
     return rows, PromptEncoder(tokenizer, template, scale, max_seq_length)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pt_app
 from pt_app.errors import UserError
-from pt_app.eval_model import checkpoints, models
+from pt_app.eval_model import checkpoints
+from pt_app.eval_model.base_files import wanted_files
 from scripts.rented.host import Host
 from scripts.rented.market import SECRET_WORDS
 from scripts.rented.record import Launch
@@ -70,7 +71,7 @@ def base_files(launch: Launch) -> dict[str, Path]:
     there = "models/" + folder.name
     if folder.parent.name == "snapshots":
         there = f"hf/hub/{folder.parents[1].name}/snapshots/{folder.name}"
-    return {f"{there}/{path.name}": path for path in models.wanted_files(folder)}
+    return {f"{there}/{path.name}": path for path in wanted_files(folder)}
 
 
 def resumed_files(run: Path) -> dict[str, Path]:

@@ -82,7 +82,8 @@ def estimated(
 
 def _size_here(model: str) -> int | None:
     """Bytes of a base's files where it lies on this machine."""
-    from pt_app.eval_model.models import from_cache, is_local, resolve_model, wanted_files
+    from pt_app.eval_model.base_files import wanted_files
+    from pt_app.eval_model.models import from_cache, is_local, resolve_model
 
     folder = resolve_model(model).path if is_local(model) else from_cache(model)
     return sum(path.stat().st_size for path in wanted_files(folder)) if folder else None

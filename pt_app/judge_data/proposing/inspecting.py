@@ -1,6 +1,5 @@
 """`judge init`: looks at a stranger's file of labels and proposes how to make a dataset of it."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -390,17 +389,19 @@ def _mapped(
 def _lengths(sample: _Sample, choice: _Choice, model: str) -> Lengths:
     """Measure prompt and answer in tokens, as the proposed template lays them out."""
     from pt_app.eval_model import models
+    from pt_app.eval_model.base_files import read_json
     from pt_app.eval_model.prompt_templates import Template
     from pt_app.eval_model.prompts import PromptEncoder
 
-    source = models.resolve_model(model)
+    source = models.resolve_tokenizer(model)
     template = Template.load(choice.template, choice.rubric or None)
     scale = Scale.from_name(choice.scale)
     encoder = PromptEncoder(models.load_tokenizer(source), template, scale, UNCUT)
     longest = nlargest(LONGEST, sample.longest, key=_characters)
     encoded, _ = encoder.encode([*sample.drawn, *longest])
     tokens = [len(one.input_ids) for one in encoded]
-    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    file = source.path / "config.json"
+    config = read_json(file) if file.is_file() else {}  # a tokenizer's folder has none
     return Lengths.of(tokens, len(sample.drawn), model, config.get("max_position_embeddings"))
 
 
