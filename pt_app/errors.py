@@ -23,6 +23,10 @@ def exit_with(main: Callable[[], object]) -> NoReturn:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except PermissionError as error:
+        said = f"{error.filename} cannot be read or written ({error.strerror})"
+        print(f"error: {said}: name another, or have its owner give the right to", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

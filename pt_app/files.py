@@ -119,10 +119,35 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, text + "\n")
 
 
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces of 1 MiB."""
+def sha256_file(*paths: Path) -> str:
+    """Hex digest of the bytes of all `paths` in their order, read in pieces of 1 MiB.
+
+    Of one file it is what `sha256sum` prints. Raises UserError where one cannot be read.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        except OSError as error:
+            raise UserError(cannot_read(path, error)) from error
     return digest.hexdigest()
+
+
+def cannot_read(path: Path, error: OSError) -> str:
+    """Say in one line that a file cannot be read, and what to do about it."""
+    remedy = "name a file that can be read"
+    if isinstance(error, PermissionError):
+        remedy = f"its owner can give the right to (chmod a+r {path})"
+    return f"{path} cannot be read ({error.strerror}): {remedy}"
+
+
+def give_mode_of(like: Path, paths: Iterable[Path]) -> None:
+    """Give files the mode of `like`, which Python wrote, and so the umask's.
+
+    safetensors 0.8 writes files that their owner alone can read, whatever the umask says.
+    """
+    mode = like.stat().st_mode & 0o777
+    for path in paths:
+        path.chmod(mode)

@@ -65,7 +65,7 @@ class Judge:
         self.encoder = encoder
         self.change: Change | None = None
         self.fitted = Fitted.read(info.folder)
-        self.name = f"{info.folder.resolve().name}@{info.weights_sha256[:12]}"
+        self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 
     @staticmethod
     def load(
@@ -83,12 +83,12 @@ class Judge:
         UserError where the adapter is damaged or the base is another one.
         """
         info = adapters.verify_adapter(Path(adapter))
-        source = models.resolve_model(base or str(info.identity["name"]))
         from pt_app.eval_model.gemm import pack
         from pt_app.eval_model.precision import converted
         from pt_app.eval_model.scoring import JudgeScorer
         from pt_app.eval_model.tree_attention import BLOCKS, use_attention
 
+        source = adapters.base_of(info, base)
         identity = models.model_identity(source)
         model = adapters.load_adapter(info.folder, models.load_model(source), identity)
         model = _on(adapters.merge(model).eval(), device)

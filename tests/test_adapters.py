@@ -1,6 +1,8 @@
 """Adapter folders: what is in them, who can load them, and what is refused."""
 
+import builtins
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -206,6 +208,114 @@ def test_weights_of_another_kind_are_refused(folder, change, message):
     judge["weights_sha256"] = sha256_file(path)
     (folder / "judge.json").write_text(json.dumps(judge))
     with pytest.raises(UserError, match=message):
+        verify_adapter(folder)
+
+
+def with_config(folder, target, **fields):
+    config = json.loads((folder / "adapter_config.json").read_text()) | fields
+    return copy_with(folder, target, "adapter_config.json", json.dumps(config).encode())
+
+
+def without_hash_of_config(folder):
+    judge = json.loads((folder / "judge.json").read_text())
+    del judge["config_sha256"]
+    (folder / "judge.json").write_text(json.dumps(judge))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora_alpha": 1},
+        {"target_modules": ["q_proj"]},
+        {"use_rslora": True},
+        {"alpha_pattern": {"q_proj": 1}},
+        {"layers_to_transform": [0]},
+    ],
+)
+def test_config_that_would_compute_something_else_is_refused(folder, tmp_path, fields):
+    with pytest.raises(UserError, match=r"adapter_config.json is not the one .* saved with"):
+        verify_adapter(with_config(folder, tmp_path / "other", **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"target_modules": ["q_proj"]}, r"the adapter has no place for 12 weights \(such as"),
+        ({"target_modules": [*TARGETS, "up_proj"]}, "the adapter lacks 4 weights"),
+        ({"layers_to_transform": [1]}, "the adapter has no place for 8 weights"),
+        ({"r": 2}, "does not fit the weights or the base"),
+        ({"target_modules": ["nobodys"]}, "does not fit the weights or the base"),
+    ],
+)
+def test_weights_that_would_not_be_loaded_are_refused(folder, source, tmp_path, fields, said):
+    """As an older judge has them, whose configuration has no hash."""
+    other = without_hash_of_config(with_config(folder, tmp_path / "other", **fields))
+    with pytest.raises(UserError, match=said):
+        load_adapter(other, load_model(source), model_identity(source))
+
+
+def test_scale_of_an_older_judge_is_compared_with_its_training(folder, tmp_path):
+    other = without_hash_of_config(with_config(folder, tmp_path / "other", lora_alpha=1))
+    training = json.loads((other / "training_config.json").read_text())
+    training["settings"] |= {"lora_r": 4, "lora_alpha": 8}
+    (other / "training_config.json").write_text(json.dumps(training))
+    with pytest.raises(UserError, match="lora_alpha is 1, and the judge was trained with 8"):
+        verify_adapter(other)
+
+
+def test_older_judge_without_a_hash_of_its_config_loads(folder, source):
+    info = verify_adapter(without_hash_of_config(folder))
+    load_adapter(info.folder, load_model(source), model_identity(source))
+
+
+def test_config_that_peft_wrote_again_is_the_same(folder, tmp_path):
+    config = peft.PeftConfig.from_pretrained(folder)
+    config.target_modules = set(TARGETS)
+    config.base_model_name_or_path = "elsewhere"
+    config.save_pretrained(tmp_path / "again")
+    again = copy_with(
+        folder,
+        tmp_path / "other",
+        "adapter_config.json",
+        (tmp_path / "again" / "adapter_config.json").read_bytes(),
+    )
+    assert verify_adapter(again).sha256 == verify_adapter(folder).sha256
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "judge.json"])
+def test_judge_has_another_name_where_its_prompts_are_others(folder, tmp_path, name):
+    text = (folder / name).read_text()
+    if name == "judge.json":
+        text = json.dumps(json.loads(text) | {"max_seq_length": 255})
+    other = copy_with(folder, tmp_path / "other", name, (text + " ").encode())
+    assert verify_adapter(other).sha256 != verify_adapter(folder).sha256
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask(model, source, encoder, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = saved(model, source, encoder, tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "judge.json"])
+def test_file_that_cannot_be_read_is_named(folder, name, monkeypatch):
+    if os.geteuid() == 0:  # root may read everything
+        opened = builtins.open
+
+        def refused(file, *args, **kwargs):
+            if str(file).endswith(name):
+                raise PermissionError(13, "Permission denied", str(file))
+            return opened(file, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "open", refused)
+    else:
+        (folder / name).chmod(0)
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(Permission denied\)"):
         verify_adapter(folder)
 
 

@@ -1,6 +1,7 @@
 """Bases as people have them on disk: what is broken or of another kind is one line, everywhere."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,9 @@ Change = Callable[[Path], Any]
 def with_weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
     def changed(folder: Path) -> None:
         weights = change(load_file(folder / WEIGHTS))
-        save_file({k: w.contiguous() for k, w in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+        save_file(
+            {k: w.contiguous() for k, w in weights.items()}, folder / WEIGHTS, {"format": "pt"}
+        )
 
     return changed
 
@@ -94,7 +97,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         with_weights(lambda weights: weights | {DOWN: weights[DOWN][:, :-8]}),
         rf"1 of another shape \(such as {DOWN}\)",
     ),
-    "deeper config": (with_config(num_hidden_layers=3), r"12 missing \(such as model.layers.2"),
+    "deeper config": (
+        with_config(num_hidden_layers=3, layer_types=["full_attention"] * 3),
+        r"12 missing \(such as model.layers.2",
+    ),
     "not a number": (with_weights(with_nan), "up_proj.weight holds numbers that are not finite"),
     "LFS pointer": (pointer(WEIGHTS), "model.safetensors is a Git LFS pointer"),
     "half": (cut(WEIGHTS, 100_000), r"has 100,000 of [\d,]+ bytes"),
@@ -159,13 +165,7 @@ def test_doctor_names_what_is_wrong_with_the_base(
     settings = resolve("mps", flags(folder, rows, tmp_path / "out"), "doctor", "")
     found = [one for one in Needs(settings, offline=True).check() if one.status == "fail"]
     assert len(found) == 1
-    assert re_search(said, found[0].said)
-
-
-def re_search(pattern: str, text: str) -> bool:
-    import re
-
-    return re.search(pattern, text) is not None
+    assert re.search(said, found[0].said)
 
 
 @pytest.mark.parametrize("broken", BROKEN, indirect=True)
@@ -207,9 +207,7 @@ def test_harmless_differences_of_names_still_load(base: Path, tmp_path: Path) ->
     """A head beside the embedding it is tied to, and buffers that old checkpoints kept."""
     folder = shutil.copytree(base, tmp_path / "base")
     frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    with_weights(
-        lambda w: w | {"lm_head.weight": w[E].clone(), frequencies: torch.ones(8)}
-    )(folder)
+    with_weights(lambda w: w | {"lm_head.weight": w[E].clone(), frequencies: torch.ones(8)})(folder)
     source = resolve_model(str(folder))
     models.check_model(source, models.load_tokenizer(source))
     whole = load_model(resolve_model(str(base)))
@@ -271,3 +269,16 @@ def test_tokenizer_alone_serves_what_needs_no_weights(
         assert not code, capsys.readouterr()
     with pytest.raises(UserError, match="has no"):
         main("mps", flags(folder, rows, tmp_path / "out"))
+
+
+def test_folder_of_the_base_is_asked_for_where_it_is_not_named(
+    adapter: Path, rows: Path, tmp_path: Path
+) -> None:
+    from pt_app.evaluate.command import EvalOptions, evaluate_judges
+
+    for use in (
+        lambda: Judge.load(adapter),
+        lambda: evaluate_judges(rows, tmp_path / "eval", EvalOptions([adapter])),
+    ):
+        with pytest.raises(UserError, match=r'from a folder, "small-base".*--base FOLDER'):
+            use()

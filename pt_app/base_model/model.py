@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.base_model.tokenizer import MAX_LENGTH, TURN_END
+from pt_app.files import give_mode_of
 
 
 def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
@@ -72,6 +73,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.to(torch.float16).save_pretrained(folder)
     model.to(torch.float32)
     tokenizer.save_pretrained(folder)
+    give_mode_of(folder / "config.json", folder.glob("*.safetensors"))
 
 
 def count_parameters(model: Any) -> int:

@@ -9,12 +9,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.eval_model.base_files import read_json, tokenizer_files
 from pt_app.eval_model.chat_templates import DAY, asks_for_the_date
 from pt_app.eval_model.model_card import AdapterInfo, model_card
+from pt_app.eval_model.models import TINY, ModelSource, is_local, resolve_model
 from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import without_absolute_paths
@@ -26,12 +29,17 @@ CONFIG = "adapter_config.json"
 JUDGE = "judge.json"
 TRAINING = "training_config.json"
 CARD = "README.md"
-REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", "chat_template.jinja")
+TEMPLATE = "chat_template.jinja"
+REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", TEMPLATE)
 
 # An absolute path among other words: after a blank, a quote mark or an equals sign.
 ABSOLUTE = re.compile(r"(?<![^\s='\"])(?:[A-Za-z]:[\\/]|/)[^\s'\"]+")
 
 log = logging.getLogger(__name__)
+
+# Fields of adapter_config.json that say where it comes from, not what is computed.
+NOT_COMPUTED = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
 
 Identity = Mapping[str, str | None]
 
@@ -118,14 +126,15 @@ def _write_weights(model: Any, folder: Path, identity: Identity) -> None:
     """
     import torch
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = {
         key: state[key].detach().to("cpu", torch.float32).contiguous().clone()
         for key in sorted(state)
     }
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    # save_file would make a file that its owner alone can read, whatever the umask says.
+    (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     config = copy.deepcopy(model.peft_config["default"])
     config.base_model_name_or_path = identity["name"]
     config.revision = identity["revision"]
@@ -144,8 +153,38 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
         "template": asdict(encoder.template),
         "weights_sha256": sha256_file(folder / WEIGHTS),
         "date": encoder.day.isoformat(),
+        "config_sha256": config_sha256(read_json(folder / CONFIG)),
     }
     write_json_atomic(folder / JUDGE, judge)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Hash what an adapter_config.json says of the computation.
+
+    Another release of peft may write it in another order, with the defaults of its new fields: what
+    is empty or off, and what only says where the adapter comes from, does not count.
+    """
+    computed = {
+        key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
+        for key, value in config.items()
+        if value and key not in NOT_COMPUTED
+    }
+    return sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
+
+
+def _judge_sha256(folder: Path, identity: Identity, config: str, judge: Mapping[str, Any]) -> str:
+    """Hash all that a verdict depends on: weights, configuration, prompts, tokenizer, base.
+
+    `calibration.json` is left out: it is fitted later, and moves no verdict.
+    """
+    parts = {
+        "base": [identity.get(key) for key in ("weights_sha256", "tokenizer_sha256")],
+        "config": config,
+        "judge": {**judge, "config_sha256": None},
+        "tokenizer": sha256_file(*tokenizer_files(folder)),
+        "template": sha256_file(folder / TEMPLATE),
+    }
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _flush(folder: Path) -> None:
@@ -165,9 +204,10 @@ def verify_adapter(folder: Path) -> AdapterInfo:
     for name in REQUIRED:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: it is not a complete judge adapter")
-    config, judge, training = (_read_json(folder / name) for name in (CONFIG, JUDGE, TRAINING))
+    config, judge, training = (read_json(folder / name) for name in (CONFIG, JUDGE, TRAINING))
     parameters = _check_weights(folder / WEIGHTS, judge)
     try:
+        _check_config(folder, config, judge, training)
         return AdapterInfo(
             folder=folder,
             identity=dict(training["base"]),
@@ -181,6 +221,7 @@ def verify_adapter(folder: Path) -> AdapterInfo:
             parameters=parameters,
             weights_sha256=judge["weights_sha256"],
             day=date.fromisoformat(judge["date"]) if "date" in judge else _day_of(folder),
+            sha256=_judge_sha256(folder, training["base"], config_sha256(config), judge),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -209,14 +250,27 @@ def encoder_of(info: AdapterInfo, tokenizer: Any) -> PromptEncoder:
     return PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length, info.day)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): copy the adapter again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (not an object): copy the adapter again")
-    return value
+def _check_config(
+    folder: Path, config: Mapping[str, Any], judge: Mapping[str, Any], training: Mapping[str, Any]
+) -> None:
+    """Compare adapter_config.json with what the judge was saved with.
+
+    Judges of version 0.1 have no hash of it; their training's own settings are compared.
+    """
+    settings = training.get("settings") or {}
+    same = judge.get("config_sha256", config_sha256(config)) == config_sha256(config)
+    for name in ("r", "lora_alpha"):
+        trained = settings.get("lora_r" if name == "r" else name)
+        if trained is not None and trained != config[name]:
+            raise UserError(
+                f"{folder / CONFIG}: {name} is {config[name]}, and the judge was trained with "
+                f"{trained}: copy the adapter again"
+            )
+    if not same:
+        raise UserError(
+            f"{folder / CONFIG} is not the one that the judge was saved with, so that it would "
+            "give other verdicts: copy the adapter again"
+        )
 
 
 def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
@@ -244,13 +298,55 @@ def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
 def load_adapter(folder: Path, base_model: Any, identity: Identity) -> Any:
     """Put the adapter on `base_model`, whose `model_identity` is given; returns a PeftModel.
 
-    The base is changed in place. Raises UserError where the adapter is damaged or was trained on
-    another base: the same names with other weights would give other verdicts.
+    The base is changed in place. Raises UserError where the adapter is damaged, its weights are not
+    all loaded, or it was trained on another base: the same names with other weights would give
+    other verdicts.
     """
     from peft import PeftModel
 
     check_base(verify_adapter(folder), identity)
-    return PeftModel.from_pretrained(base_model, folder, torch_device="cpu").eval()
+    try:
+        model = PeftModel.from_pretrained(base_model, folder, torch_device="cpu")
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder / CONFIG} does not fit the weights or the base ({said}): copy the adapter "
+            "again"
+        ) from error
+    _check_all_loaded(model, folder)
+    return model.eval()
+
+
+def _check_all_loaded(model: Any, folder: Path) -> None:
+    """Compare the weights of the file with those of the model: peft drops what has no place."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        given = set(file.keys())
+    for what, keys in (("has no place for", given - set(own)), ("lacks", set(own) - given)):
+        if keys:
+            raise UserError(
+                f"{folder / CONFIG} does not fit {WEIGHTS}: the adapter {what} {len(keys)} "
+                f"weights (such as {min(keys)}): copy the adapter again"
+            )
+
+
+def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
+    """Find the base of an adapter: the one that is `named` (--base), else by its own name.
+
+    Raises UserError where there is no such base, or where it was a folder and none is named: an
+    adapter does not keep its path.
+    """
+    name = named or info.base_name
+    from_folder = info.identity.get("revision") is None and info.base_name != TINY
+    if named is None and from_folder and not is_local(name):
+        raise UserError(
+            f'{info.folder} was trained on a base from a folder, "{name}", whose path it does not '
+            'keep: name it with --base FOLDER (base="FOLDER" in Python)'
+        )
+    return resolve_model(name)
 
 
 def check_base(info: AdapterInfo, identity: Identity) -> None:

@@ -5,13 +5,13 @@ weights that are quantised already, an adapter written into the base's folder. E
 that says so, before anything is loaded.
 """
 
-import hashlib
 import json
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from pt_app.errors import UserError
+from pt_app.files import cannot_read
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -108,16 +108,6 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in OLDER_TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def sha256(files: list[Path]) -> str:
-    """Hash the bytes of all `files` in their order; of one file it is what `sha256sum` prints."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError where the file is a Git LFS pointer or damaged."""
     if _begins(path, len(LFS)) == LFS:
@@ -161,9 +151,7 @@ def _begins(path: Path, count: int) -> bytes:
         with open(path, "rb") as file:
             return file.read(count)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): have its owner give you the right to"
-        ) from error
+        raise UserError(cannot_read(path, error)) from error
 
 
 def _pointer(path: Path) -> UserError:

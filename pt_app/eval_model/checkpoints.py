@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pt_app.files import sha256_file, write_json_atomic
+from pt_app.files import give_mode_of, sha256_file, write_json_atomic
 
 MANIFEST = "complete.json"
 STATE = "judge_state.json"
@@ -35,6 +35,7 @@ def publish(written: Path, run: Path) -> Path:
         for p in files
     }
     write_json_atomic(written / MANIFEST, entries)
+    give_mode_of(written / MANIFEST, files)
     for path in [*files, written]:
         _flush(path)
     place = run / written.name

@@ -62,6 +62,8 @@ class AdapterInfo:
     weights_sha256: str
     day: date
     """What the clock of its chat template says."""
+    sha256: str
+    """Over all that a verdict depends on; the names of judges end with its start."""
 
     @property
     def base_name(self) -> str:

@@ -14,10 +14,10 @@ from pt_app.eval_model.base_files import (
     WANTED,
     check_base_folder,
     check_tokenizer_folder,
-    sha256,
     tokenizer_files,
     weight_files,
 )
+from pt_app.files import sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -128,8 +128,8 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
     return {
         "name": source.name,
         "revision": source.revision,
-        "weights_sha256": sha256(weight_files(source.path)),
-        "tokenizer_sha256": sha256(tokenizer_files(source.path)),
+        "weights_sha256": sha256_file(*weight_files(source.path)),
+        "tokenizer_sha256": sha256_file(*tokenizer_files(source.path)),
     }
 
 
@@ -139,7 +139,7 @@ def short_identity(source: ModelSource) -> dict[str, Any]:
         "name": source.name,
         "revision": source.revision,
         "weights_bytes": sum(path.stat().st_size for path in weight_files(source.path)),
-        "tokenizer_sha256": sha256(tokenizer_files(source.path)),
+        "tokenizer_sha256": sha256_file(*tokenizer_files(source.path)),
     }
 
 

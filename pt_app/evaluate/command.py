@@ -133,14 +133,14 @@ def _adapters_rows(
     found = []
     names = ["adapter"] if len(infos) == 1 else _names(infos)
     for name, info in zip(names, infos, strict=True):
-        source = models.resolve_model(options.base or str(info.identity["name"]))
+        source = adapters.base_of(info, options.base)
         identity = models.model_identity(source)
         model = adapters.load_adapter(info.folder, models.load_model(source), identity)
         scoring = _scoring(info, test, options)
         rows = scoring.judged(name, info.folder.name, adapters.merge(model))
         found.append(replace(rows, fitted=Fitted.read(info.folder)))
     if options.with_base and infos:
-        source = models.resolve_model(options.base or str(infos[0].identity["name"]))
+        source = adapters.base_of(infos[0], options.base)
         scoring = _scoring(infos[0], test, options)
         found.append(scoring.judged("base", source.name, models.load_model(source)))
     return found
