@@ -3,12 +3,22 @@
 Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted.
 """
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from pt_app import streams
+
+# Errors of the system that a user can fix, wherever they come up.
+REMEDIES = {
+    errno.EACCES: "have its owner give you the right to it, or name another",
+    errno.EPERM: "have its owner give you the right to it, or name another",
+    errno.EROFS: "name another folder",
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room on its disk",
+}
 
 
 class UserError(Exception):
@@ -23,9 +33,11 @@ def exit_with(main: Callable[[], object]) -> NoReturn:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except PermissionError as error:
-        said = f"{error.filename} cannot be read or written ({error.strerror})"
-        print(f"error: {said}: name another, or have its owner give the right to", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in REMEDIES or not error.filename:
+            raise
+        remedy = REMEDIES[error.errno]
+        print(f"error: {error.filename}: {error.strerror}: {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,11 +1,12 @@
 """Files that are complete or absent: written to a temporary name, flushed, renamed."""
 
+import errno
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,9 +109,9 @@ def write_text_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): choose another folder"
-        ) from error
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(cannot_write(path, error)) from error
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -141,6 +142,38 @@ def cannot_read(path: Path, error: OSError) -> str:
     if isinstance(error, PermissionError):
         remedy = f"its owner can give the right to (chmod a+r {path})"
     return f"{path} cannot be read ({error.strerror}): {remedy}"
+
+
+def cannot_write(path: Path, error: BaseException) -> str:
+    """Say in one line that a file or folder cannot be written, and what to do about it."""
+    said = getattr(error, "strerror", None) or "no space left on device"
+    remedy = "make room on its disk" if is_full(error) else "choose another folder"
+    return f"{path} cannot be written ({said}): {remedy}"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk or a quota was full: in `error`, or in what it was raised from.
+
+    Libraries in Rust and C++ raise errors of their own kinds: what they say is looked at.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        said = str(error).lower()
+        if not isinstance(error, UserError) and any(text in said for text in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# Of safetensors and tokenizers; of torch.save, which does not say why it could not write.
+_FULL = (
+    "no space left on device",
+    "disk quota exceeded",
+    f"os error {errno.ENOSPC})",
+    "pytorchstreamwriter failed writing file",
+    "inline_container.cc",
+)
 
 
 def give_mode_of(like: Path, paths: Iterable[Path]) -> None:

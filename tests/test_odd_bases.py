@@ -154,7 +154,8 @@ def test_training_refuses_the_base_in_one_line_and_leaves_no_run(
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("broken", [*BROKEN, *UNFIT], indirect=True)
+# The doctor reads no weights, which may be many GB.
+@pytest.mark.parametrize("broken", sorted({*BROKEN, *UNFIT} - {"not a number"}), indirect=True)
 def test_doctor_names_what_is_wrong_with_the_base(
     broken: tuple[Path, str], rows: Path, tmp_path: Path
 ) -> None:

@@ -117,7 +117,9 @@ def test_base_that_cannot_be_parted_is_refused(
     base: Path, rows: Path, tmp_path: Path, flag: list[str], said: str, monkeypatch: Any
 ) -> None:
     if not flag:
-        monkeypatch.setenv("WORLD_SIZE", "2")
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
+        for name, value in ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"} | place).items():
+            monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         main("cuda", flags(base, rows, tmp_path, "--shard_base", *flag))
 

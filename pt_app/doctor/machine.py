@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pt_app.doctor.finding import Finding, one_line
-from pt_app.eval_model import contention
+from pt_app.doctor.finding import Finding, found_by, one_line
+from pt_app.eval_model import contention, launcher
 from pt_app.eval_model.memory import ROOT, memory_limit
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.settings import Recipe
@@ -25,6 +25,7 @@ ROCM_FAMILIES = {"gfx103": "10.3.0", "gfx110": "11.0.0", "gfx115": "11.5.1"}
 def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iterator[Finding]:
     """The device that was chosen and why, what it lacks, and how much memory there is."""
     yield Finding("device", "ok", f"{platform.hardware}; {platform.reason}")
+    yield from found_by("launcher", _launcher)
     yield from _drivers(root)
     yield from _unseen(recipe, platform, root)
     if platform.device == "cuda":
@@ -43,6 +44,12 @@ def _waiting_threads() -> Finding:
     why = contention.why_not_watched()
     way = "they sleep while other programs use the CPU" if why is None else f"not watched: {why}"
     return Finding("CPU threads", "ok", f"{torch.get_num_threads()}; {way}{asked}")
+
+
+def _launcher() -> Iterator[Finding]:
+    """Variables of a launcher that a run would stop on."""
+    launcher.check()
+    yield from ()
 
 
 def _drivers(root: Path) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from pt_app.doctor.nf4 import check_nf4
 from pt_app.doctor.operations import check_operations
 from pt_app.doctor.parity import check_training_step
 from pt_app.errors import UserError
-from pt_app.eval_model import console
+from pt_app.eval_model import launcher
 from pt_app.eval_model.models import ModelSource
 from pt_app.eval_model.platforms import Platform
 
@@ -36,10 +36,7 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     that cannot be made is a line in the log, and the run itself shows whether it matters. Raises
     UserError where the device computes wrongly what training needs.
     """
-    if console.ranks() > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=platform.on_cpu)  # gives each rank its device
+    launcher.meet(platform.on_cpu)
     start = time.perf_counter()
     found = training(platform, "warn")
     if not platform.on_cpu:

@@ -14,7 +14,7 @@ from pt_app.estimate.estimate import Estimate, estimate
 from pt_app.estimate.in_run import dollars_of, time_lines
 from pt_app.estimate.memory import GIB
 from pt_app.estimate.timing import Seconds, time_run
-from pt_app.eval_model import console, platforms
+from pt_app.eval_model import console, launcher, platforms
 from pt_app.eval_model.preparation import Prepared, prepare
 from pt_app.eval_model.settings import Recipe, Settings, resolve
 from pt_app.eval_model.tracking import Tracker
@@ -32,6 +32,7 @@ def run_estimate(asked: Asked, argv: Sequence[str]) -> None:
     recipe = asked.named or platforms.recipe_for_this_machine()
     settings = resolve(recipe, argv, "judge estimate", "")
     console.start()
+    launcher.settle()
     platform = _platform(asked, recipe, settings)
     prepared = prepare(settings)
     gpu = None if asked.gpu_memory is None else round(asked.gpu_memory * GIB)

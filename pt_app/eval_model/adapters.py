@@ -22,7 +22,7 @@ from pt_app.eval_model.prompt_templates import Template
 from pt_app.eval_model.prompts import PromptEncoder
 from pt_app.eval_model.provenance import without_absolute_paths
 from pt_app.eval_model.verdicts import Scale
-from pt_app.files import sha256_file, write_json_atomic, write_text_atomic
+from pt_app.files import cannot_write, is_full, sha256_file, write_json_atomic, write_text_atomic
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -109,10 +109,10 @@ def save_adapter(
         write_text_atomic(aside / CARD, model_card(info, results, name=folder.name))
         _flush(aside)
         os.replace(aside, folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}): choose another folder"
-        ) from error
+    except Exception as error:  # tokenizers has no kind of its own for a disk that is full
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or is_full(error)):
+            raise
+        raise UserError(cannot_write(folder, error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return verify_adapter(folder)

@@ -5,8 +5,12 @@ import logging.handlers
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pt_app.errors import UserError
+from pt_app.files import cannot_write
 
 _ROOT = logging.getLogger("pt_app")
 LOGGERS = [_ROOT]
@@ -20,17 +24,26 @@ def is_main_process() -> bool:
 
 def rank() -> int:
     """Which of the processes that train together this is."""
-    return int(os.environ.get("RANK", "0"))
+    return number("RANK", 0)
 
 
 def ranks() -> int:
     """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return number("WORLD_SIZE", 1)
 
 
 def local_ranks() -> int:
     """How many of them run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return number("LOCAL_WORLD_SIZE", 1)
+
+
+def number(name: str, default: int) -> int:
+    """The value of a launcher's variable; raises UserError where it is no number."""
+    value = os.environ.get(name) or default
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{name}={value} is no number; launchers set it: unset {name}") from None
 
 
 def start() -> None:
@@ -63,11 +76,28 @@ class _Kept(logging.handlers.MemoryHandler):
         super().__init__(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that is given up, in one line, once it cannot be written: a run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Called by logging where a line could not be written."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        _ROOT.removeHandler(self)
+        with suppress(OSError):  # what is left in the buffer cannot be written either
+            self.close()
+        _ROOT.warning(
+            "%s", f"{cannot_write(Path(self.baseFilename), error)}; no more lines go there"
+        )
+
+
 def also_to(file: Path) -> None:
     """Append every line since `start` to `file` too, with its time and level."""
     if not is_main_process():
         return
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for kept in [h for h in _ROOT.handlers if isinstance(h, _Kept)]:
         kept.setTarget(handler)

@@ -15,8 +15,19 @@ from typing import Any
 import torch
 
 from pt_app.doctor.short import check_first
+from pt_app.errors import UserError
 from pt_app.estimate.in_run import before_loading, before_training
-from pt_app.eval_model import adapters, console, models, out_of_memory, platforms, runs
+from pt_app.eval_model import (
+    adapters,
+    console,
+    launcher,
+    models,
+    out_of_memory,
+    platforms,
+    room,
+    runs,
+)
+from pt_app.eval_model.base_files import tokenizer_files
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.eval_model.platforms import Platform
 from pt_app.eval_model.preparation import Prepared, prepare
@@ -34,6 +45,7 @@ from pt_app.eval_model.training import (
     train,
 )
 from pt_app.evidence.results import PREDICTIONS
+from pt_app.files import is_full
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +56,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     Raises UserError for whatever the user can mend.
     """
     console.start()
+    launcher.settle()
     platform = platforms.decide(
         recipe,
         no_4bit=settings.no_4bit,
@@ -80,6 +93,9 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
                     settings, platform, prepared, folder, model, arguments, tracker
                 )
                 before_training(needs, trainer, prepared.source)
+                if console.is_main_process():
+                    room.keep(folder, model, tokenizer_files(prepared.source.path))
+                    stack.callback(room.release, folder)
                 train(trainer, checkpoint)
             if console.is_main_process():
                 _save(settings, platform, prepared, trainer, adapter)
@@ -116,7 +132,6 @@ def _open_run(
 
     Rank 0 opens it, or goes on with the run `before`, and tells the others.
     """
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     about = {
@@ -138,7 +153,6 @@ def _open_run(
             stack.enter_context(runs.held(before))
             opened = [(before, runs.checkpoint_to_resume(before, about))]
     if console.ranks() > 1:
-        PartialState(cpu=platform.on_cpu)
         broadcast_object_list(opened)
     folder, checkpoint = opened[0]
     return folder, checkpoint
@@ -151,11 +165,14 @@ def _save(
     trainer: JudgeTrainer,
     adapter: Path,
 ) -> None:
+    """Save the adapter in the room that was kept for it; elsewhere where that is taken too."""
+    run = Path(str(adapter).removesuffix("_final"))
+    room.release(run)
     identity = models.model_identity(prepared.source)
-    adapters.save_adapter(
+    write = partial(
+        adapters.save_adapter,
         trainer.accelerator.unwrap_model(trainer.model),
         prepared.encoder,
-        adapter,
         identity=identity,
         training_config={
             "settings": asdict(settings),
@@ -171,6 +188,17 @@ def _save(
             **about_this_run(),
         },
     )
+    try:
+        write(adapter)
+    except UserError as error:
+        if not is_full(error):
+            raise
+        other = room.elsewhere(adapter.name)
+        with room.explained(run, f"{other} has no room either, and the adapter is lost"):
+            write(other)
+        raise UserError(
+            f"the disk of {run} is full: the adapter is whole, and lies in {other}: move it"
+        ) from error
 
 
 def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str, Any]:
@@ -182,7 +210,11 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
     log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
     about = about_this_run() | {"seed": settings.seed}
     remedies = f"the adapter is whole, {adapter}: --resume evaluates it, or judge eval elsewhere"
-    with out_of_memory.explained("the evaluation on the CPU", remedies):
+    full = f"the adapter is whole, {adapter}: make room, then --resume evaluates it"
+    with (
+        out_of_memory.explained("the evaluation on the CPU", remedies),
+        room.explained(adapter, full),
+    ):
         results = evaluate(
             prepared.source,
             adapter,
@@ -193,8 +225,8 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
             feedback=settings.feedback,
             precision=settings.score_precision,
         )
-    adapters.update_model_card(adapter, results)
-    report = write_report(adapter / "evaluation")
+        adapters.update_model_card(adapter, results)
+        report = write_report(adapter / "evaluation")
     console.show(terminal_table(results))
     log.info("report: %s", report)
     return results

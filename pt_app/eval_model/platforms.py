@@ -136,11 +136,6 @@ def _sharded(platform: Platform) -> Platform:
         )
     if platform.weights == "nf4":
         raise UserError("--shard_base: a base in 4 bits cannot be parted: add --no_4bit")
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise UserError(
-            "--shard_base parts the base itself: launch with scripts/accelerate/sharded.yaml, "
-            "which leaves FSDP out of accelerate's settings"
-        )
     return replace(platform, load_device="cpu", reason=f"{platform.reason}; base parted (FSDP2)")
 
 
@@ -226,7 +221,7 @@ def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
     on_gpu = torch.cuda.is_available() and not on_cpu
     if on_gpu:
         # Under a launcher each process has the GPU of its own number.
-        device, number = "cuda", int(os.environ.get("LOCAL_RANK", "0"))
+        device, number = "cuda", console.number("LOCAL_RANK", 0)
         if console.ranks() > 1:
             device = f"cuda:{number}"
         if number >= torch.cuda.device_count():

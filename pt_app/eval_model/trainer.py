@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from pt_app.errors import UserError
-from pt_app.eval_model import checkpoints
+from pt_app.eval_model import checkpoints, room
 from pt_app.eval_model.gemm import give_back_freed_memory, take_over_products
 from pt_app.eval_model.layout import Layout
 from pt_app.eval_model.ordering import StepLoader, StepSampler, own_process_group
@@ -25,7 +26,7 @@ from pt_app.eval_model.out_of_memory import is_out_of_memory
 from pt_app.eval_model.packing import IGNORED, Batch
 from pt_app.eval_model.ranks import any_rank, average_gradients, largest, same_start
 from pt_app.eval_model.tree_attention import last_mlp_only_at, tree_inputs
-from pt_app.files import write_json_atomic
+from pt_app.files import is_full, write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,23 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise UserError(self._diverged(f"{name} holds values that are not finite"))
-        run = Path(self.args.output_dir)
+        run, step = Path(self.args.output_dir), self.state.global_step
+        try:
+            self._write_checkpoint(run, model, trial)
+        except Exception as error:
+            # Ranks wait for each other while they write, so that one cannot begin again.
+            if not is_full(error) or self.args.world_size > 1:
+                raise
+            shutil.rmtree(checkpoints.aside(run), ignore_errors=True)
+            room.release(run)
+            with room.explained(run, f"the checkpoint of step {step} has no room; {self._kept()}"):
+                self._write_checkpoint(run, model, trial)
+            raise UserError(
+                f"the disk of {run} is full: the checkpoint of step {step} is written, in the room "
+                "that was kept for it: make room, then the same command with --resume"
+            ) from error
+
+    def _write_checkpoint(self, run: Path, model: Any, trial: Any) -> None:
         self._writing = checkpoints.aside(run)
         try:
             super()._save_checkpoint(model, trial)
@@ -320,10 +337,12 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             super()._load_scaler(checkpoint)
 
     def _diverged(self, what: str) -> str:
-        newest, _ = checkpoints.newest_complete(Path(self.args.output_dir))
-        kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint was made yet"
         step = self.state.global_step + 1
         return (
-            f"{what} in step {step}; {kept}: try a lower --lr or more --warmup_steps, and look "
-            "at the rows with judge data"
+            f"{what} in step {step}; {self._kept()}: try a lower --lr or more --warmup_steps, and "
+            "look at the rows with judge data"
         )
+
+    def _kept(self) -> str:
+        newest, _ = checkpoints.newest_complete(Path(self.args.output_dir))
+        return f"the last good checkpoint is {newest}" if newest else "no checkpoint was made yet"
