@@ -124,7 +124,7 @@ def test_evaluation_on_a_full_disk_leaves_the_adapter_and_says_how_to_go_on(
 def test_log_file_that_cannot_be_written_is_given_up_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not os.path.exists("/dev/full"):
+    if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     console.start()
     console.also_to(Path("/dev/full"))
