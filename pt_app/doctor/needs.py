@@ -185,14 +185,16 @@ def _refused(folder: Path) -> str:
 
 def _loads(source: ModelSource) -> Iterator[Finding]:
     """The tokenizer, and whether the weights are those of the architecture; none is read."""
-    other = "name another with --model"
     try:
         tokenizer = models.load_tokenizer(source)
-        said = f"{len(tokenizer):,} tokens, with a chat template"
-        yield Finding("tokenizer", "ok", said)
+    except UserError as error:
+        yield Finding("tokenizer", "fail", one_line(error), "name an instruct model with --model")
+        return
+    yield Finding("tokenizer", "ok", f"{len(tokenizer):,} tokens, with a chat template")
+    try:
         models.check_model(source, tokenizer)
     except UserError as error:
-        yield Finding("base", "fail", one_line(error), other)
+        yield Finding("weights", "fail", one_line(error), "name another with --model")
         return
     yield Finding("weights", "ok", "names and shapes are those of the architecture")
 
