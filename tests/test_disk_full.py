@@ -54,6 +54,8 @@ def test_checkpoint_that_finds_the_disk_full_is_written_in_the_room_kept_for_it(
     (run,) = (tmp_path / "cut").iterdir()
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
     assert not (run / room.RESERVE).exists()
+    if error is not FULL:  # the others differ in how they are told
+        return
     monkeypatch.undo()
     main("mps", flags(base, rows, tmp_path / "cut", *more, "--resume"))
     main("mps", flags(base, rows, tmp_path / "whole", *more))
