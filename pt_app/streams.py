@@ -31,6 +31,8 @@ KNOWN = tuple(
         r"Failed to load CPU gemm_4bit_forward",
         # transformers 5 aligns the model's configuration with the tokenizer, as is wanted.
         r"The tokenizer has new PAD/BOS/EOS tokens",
+        # transformers, of a model whose shapes alone are looked at.
+        r"The following layers were not sharded",
         # transformers, of checkpoints, which are chosen by their step here.
         r"mtime may not be reliable",
         # transformers, where WANDB_MODE is offline, which the line on tracking says.

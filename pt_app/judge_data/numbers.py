@@ -45,7 +45,7 @@ class AmbiguousNumberError(ValueError):
 class Numbers:
     """Reads the numbers of one column, or of several that are written alike.
 
-    `cells` gives all of them anew; they are looked through once, and only when a number reads in
+    `cells` gives all of them again; they are looked through once, and only when a number reads in
     two ways. `fits` says whether a number is on the scale, `delimiter` is the file's, and
     `decimal` ("point" or "comma") overrules them all. `note` says what was decided.
     """
