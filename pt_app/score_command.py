@@ -221,7 +221,8 @@ def _write_parquet(output: Path, rows: Sequence[dict[str, Any]], names: Sequence
     }
     aside = output.with_name(f".{output.name}.partial")
     try:
-        parquet.write_table(arrow.table(columns), aside)
+        with open(aside, "wb") as file:  # Arrow takes no name that is not UTF-8
+            parquet.write_table(arrow.table(columns), file)
         aside.replace(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error}): choose another folder") from error

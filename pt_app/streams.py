@@ -65,6 +65,7 @@ class Stream:
         self._terminal = inner.isatty()
         self._partial = ""
         self._in_bar = False
+        self._blank = ""
         self._bars: dict[str, tuple[float, bool]] = {}
         self._keeping = False
 
@@ -72,15 +73,22 @@ class Stream:
         return getattr(self._inner, name)
 
     def write(self, text: str) -> int:
-        """Write text; a line that was begun waits for its end, or for `flush`."""
+        """Write text; a line that was begun waits for its end, or for `flush`.
+
+        A bar below others starts with line ends, as an empty line does: in a file these wait for
+        what follows.
+        """
         if "\r" in text and "\n" not in text:
-            self._in_bar = True
+            self._in_bar, self._blank = True, ""
             self._draw(text)
-        elif self._in_bar and _MOVES.fullmatch(text):  # a bar's end, or a step to another bar
+        elif _MOVES.fullmatch(text) and not self._partial:  # a bar's end, or a step to another bar
             if self._terminal:
                 self._inner.write(text)
+            elif not self._in_bar:
+                self._blank += text
         else:
-            self._in_bar = False
+            self._inner.write(self._blank)
+            self._in_bar, self._blank = False, ""
             *lines, self._partial = (self._partial + text).split("\n")
             for line in lines:
                 self._line(line)

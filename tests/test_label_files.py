@@ -111,7 +111,11 @@ def zipped(*names: str) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "cause"),
     [
-        ("x.csv", gzip.compress(CSV.encode(), mtime=0), "is packed with gzip, .*: add .gz to its name"),
+        (
+            "x.csv",
+            gzip.compress(CSV.encode(), mtime=0),
+            "is packed with gzip, .*: add .gz to its name",
+        ),
         ("x.csv.gz", CSV.encode(), "is not packed with gzip: take .gz off its name"),
         ("x.csv", zipped("[Content_Types].xml", "xl/workbook.xml"), "is an Excel workbook"),
         ("x.tsv", zipped("mimetype", "content.xml"), "is an OpenDocument file"),

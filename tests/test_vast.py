@@ -1,6 +1,7 @@
 """Renting at Vast: what is asked, priced and refused, and what becomes of an instance."""
 
 import builtins
+import json
 import os
 import shutil
 import subprocess
@@ -93,7 +94,11 @@ def test_base_in_a_folder_counts_to_the_disk_where_nothing_is_estimated(
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(base, folder)
-    os.truncate(folder / "model.safetensors", 3 * 10**9)  # a hole, which takes no room
+    size = 3 * 10**9
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(weights, 8 + len(header) + size)  # a hole, which takes no room
     needed = work.estimated([f"--model={folder}"], 1.0, 8.0, None)
     assert needed.disk_gb == work.DISK_GB + 4
     assert needed.up_gb == pytest.approx(3.0, rel=0.01)

@@ -349,7 +349,7 @@ def _parquet_table(path: Path, member: str) -> Table:
         raise UserError(f"{path}: Parquet is packed as it is: unpack it first, and name the file")
     broken = (arrow.ArrowException, OSError, UnicodeDecodeError)
     try:
-        with parquet.ParquetFile(path) as file:
+        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
             names, count = file.schema_arrow.names, file.metadata.num_rows
     except broken as error:
         raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from error
@@ -359,7 +359,7 @@ def _parquet_table(path: Path, member: str) -> Table:
     def rows() -> Rows:
         number = 0
         try:
-            with parquet.ParquetFile(path) as file:
+            with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
                 for batch in file.iter_batches(batch_size=1024):
                     for value in batch.to_pylist():
                         number += 1
