@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pt_app.cli_data import data
 from pt_app.errors import UserError
 from pt_app.eval_model.data import read_dataset
-from pt_app.eval_model.records import JudgeExample
+from pt_app.eval_model.records import JudgeExample, Place
 
 WORDS = ["house", "river", "tree", "stone", "bird", "cloud", "window", "garden", "bread", "train"]
 MAP = ("--map", "source=source,candidate=mt,label=label")
@@ -479,9 +479,12 @@ def test_labels_that_are_all_alike_raise_a_warning_in_import_and_check(
     assert f"warning: every label is {label}" in " ".join(checked.output.split())
 
 
-def test_a_test_split_of_one_label_raises_a_warning(tmp_path: Path) -> None:
-    rows = pairs(lambda i: "AB"[i % 2], lambda i: (text(i, 2), text(i, 3)))
-    run(lines(tmp_path, rows), tmp_path / "out", *PAIR, "--ratios", "0.8,0.1,0.1")
+@pytest.mark.parametrize(("ratios", "warned"), [("0.9,0.1,0", True), ("0.8,0.1,0.1", False)])
+def test_a_test_split_of_one_label_raises_a_warning(
+    ratios: str, warned: bool, tmp_path: Path
+) -> None:
+    rows = pairs(lambda i: "AB"[i // 2 % 2], lambda i: (text(i, 2), text(i, 3)))
+    run(lines(tmp_path, rows), tmp_path / "out", *PAIR, "--ratios", ratios)
     test = pairs(lambda i: "A", lambda i: (f"x{i} " * 6, f"y{i} " * 6))
     for i, row in enumerate(test):
         row["q"] = f"z{i} " * 6
@@ -489,7 +492,14 @@ def test_a_test_split_of_one_label_raises_a_warning(tmp_path: Path) -> None:
         lines(tmp_path, test, "test.jsonl"),
         *(tmp_path / "out", *PAIR, "--append", "--into", "test", "--prefix", "official"),
     )
-    assert "warning: every " not in said, "the rows that were there have both labels"
+    assert ("warning: every test label is A: its accuracy says nothing" in said) is warned
+
+
+def test_a_place_in_a_message_is_file_and_line() -> None:
+    assert (
+        f"{Place(Path('a/b.csv'), 3, lines=True)} | {Place(Path('b.parquet'), 4, lines=False)}"
+        == ("a/b.csv, line 3 | b.parquet, row 4")
+    )
 
 
 def test_labels_with_a_mean_are_those_of_the_annotators(tmp_path: Path) -> None:
