@@ -6,6 +6,7 @@
 # make demo           train, score and report a judge, offline but for the package index
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
+# make test-seeds     the demo with two more seeds
 # make check          ruff and mypy      make lock        the locks anew, after a change of pins
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
@@ -22,7 +23,7 @@ ARGS ?=
 SMALL := --epochs 1 --max_samples 50 --test_samples 20
 
 .PHONY: install install-mps install-rocm install-cpu train-small train-small-mps train-small-rocm \
-	train-apple evaluate demo generate-data test test-slow check lock
+	train-apple evaluate demo generate-data test test-slow test-seeds check lock
 
 install: $(VENV)/.cuda
 install-mps: $(VENV)/.mps
@@ -76,7 +77,11 @@ test: $(VENV)/.dev
 
 # Two files at a time, on a thread each: small models gain little from a second one.
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not seeds"
+
+# The demo with two more seeds, side by side: some 15 minutes.
+test-seeds: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m seeds
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
