@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "datasets" / "judge_eval"
 LOOPS = {"unwatched": 0, "alone": 0, "one loop": 1, "two loops": 2, "twin": 0}
 # Training rows and scored rows: about 20 seconds each on 2 quiet cores.
-SIZES = {"tiny": (1280, 6000), "135m": (64, 150)}
+SIZES = {"tiny": (1280, 2000), "135m": (64, 150)}
 COMMON = "--tracking off --skip_eval --eval_steps 0 --save_steps 0 --epochs 1 --seed 0"
 
 
@@ -64,7 +64,7 @@ def score(model: str, rows: int, adapter: Path) -> float:
     from pt_app.judge import Judge
 
     judge = Judge.load(adapter, base=None if model == "tiny" else model)
-    known = json.loads((DATA / "judge_train.json").read_text())
+    known = [json.loads(line) for line in (DATA / "judge_train.json").read_text().splitlines()]
     chosen = list(itertools.islice(itertools.cycle(known), rows))
     start = time.perf_counter()
     judge.score(chosen)
