@@ -12,6 +12,9 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Without --no-compile pip compiles all 20,000 files of the packages, for one to two minutes; Python
+# compiles the tenth of them that is imported, when it is.
+PIP := $(BIN)/pip install --quiet --no-compile
 # The wheel of torch differs by platform: the address of another index than the default one, as
 # pytorch.org's "Get started" page shows it for ROCm or for the CPU alone.
 TORCH ?= $(shell grep '^torch==' requirements.txt)
@@ -39,11 +42,11 @@ $(VENV)/.%: requirements-%.lock pyproject.toml | $(VENV)/bin/python
 	  "import sys, torch; sys.exit(not torch.version.hip)" 2>/dev/null; then \
 	  echo "make install-rocm TORCH_INDEX=<the address that pytorch.org's 'Get started' page" \
 	    "shows for ROCm>: torch's default build is NVIDIA's" >&2; exit 2; fi
-	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@[ $* != rocm ] || $(BIN)/python -c "import sys, torch; sys.exit(not torch.version.hip)" || { \
 	  echo "this torch is not built for ROCm: rm -r $(VENV), and look at TORCH_INDEX" >&2; exit 2; }
-	$(BIN)/pip install --quiet --require-hashes --no-deps -r $<
-	$(BIN)/pip install --quiet --no-deps -e .
+	$(PIP) --require-hashes --no-deps -r $<
+	$(PIP) --no-deps -e .
 	@[ $* != cuda ] || $(BIN)/python -c "import torch; torch.version.cuda or print('note: this', \
 	  'torch', torch.__version__, 'is not built for NVIDIA; make install TORCH_INDEX=... chooses')"
 	@touch $@

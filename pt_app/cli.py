@@ -229,6 +229,7 @@ def _run() -> None:
         if type(error).__module__.split(".")[0] not in ("click", "typer"):
             raise
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = message.replace("Value error, ", "")  # pydantic's, by which typer checks a choice
         raise UserError(f"{message.rstrip('.')}; see judge --help") from None
     if code:
         sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pt_app.bench.workloads import WORKLOADS, Lengths, make_workload
+from pt_app.eval_model.gemm import has_bfloat16
 from pt_app.eval_model.packing import common_prefix
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,7 @@ def test_training_is_compared_on_the_same_loss_and_gradients(tmp_path: Path) -> 
 def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
     for report in run_bench(tmp_path, "score", "--rows=5"):
         assert not [way["error"] for way in report["ways"].values() if way["error"]]
+        assert ("judge, bf16" in report["ways"]) == has_bfloat16()
         assert report["verdicts_compared"] == 2
         assert report["verdicts_changed"] == 0
         assert report["probability_difference"] < 1e-5

@@ -1,14 +1,11 @@
 """A run beside other busy programs: it notices, waits without spinning, and computes the same."""
 
-import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from benchmarks.contention import busy_loops
 from pt_app.eval_model import contention
 from tests.conftest import ROOT, run_offline
 
@@ -23,17 +20,6 @@ def in_a_process(code: str, **env: str) -> str:
     done = run_offline(["-c", textwrap.dedent(code)], **TWO_THREADS | env)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@contextmanager
-def busy_loops(count: int) -> Iterator[None]:
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 def test_the_share_is_that_of_the_slowest_thread_which_wanted_the_cpu() -> None:

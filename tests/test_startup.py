@@ -85,6 +85,7 @@ def refused(said: Said, *words: str) -> None:
     assert said.code == 2, said
     assert said.err.startswith("error: ")
     assert len(said.err.splitlines()) == 1
+    assert "Value error" not in said.err  # pydantic's own words
     for word in words:
         assert word in said.err
 

@@ -15,6 +15,7 @@ from pt_app.bench.processes import Samples, Work, in_turns, repeat
 from pt_app.bench.shapes import SHAPES, build
 from pt_app.bench.train import FAST, SLOW, best_gemm
 from pt_app.bench.workloads import ANSWER, USUAL, Lengths, Workload, make_workload
+from pt_app.eval_model import gemm
 
 BATCH = 8
 Make = Callable[[Any, Workload], Callable[[], Any]]
@@ -151,6 +152,9 @@ def measure(
     torch.set_num_threads(1)
     workload = make_workload(workload_name, rows, scale, lengths)
     ways = {name: way for name, way in WAYS.items() if not only or name in only}
+    if "judge, bf16" in ways and not gemm.has_bfloat16():
+        del ways["judge, bf16"]
+        say("judge, bf16 is left out: this CPU has no bfloat16 of its own")
     model = build(shape)
 
     def work(way: Way) -> Work:
