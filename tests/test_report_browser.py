@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
 SCHEMES = {"light": [], "dark": ["--force-dark-mode", "--enable-features=WebContentsForceDark:0"]}
-WIDTHS = {"phone": 360, "desk": 1280}
+WIDTHS = {"phone": 360, "tablet": 1000, "desk": 1280}
 
 # Looks for what a person would miss: text wider than its box, and all that the page asked for.
 LOOK = """
