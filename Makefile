@@ -7,7 +7,7 @@
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
 # make test-seeds     the demo with two more seeds
-# make check          ruff and mypy      make lock        the locks anew, after a change of pins
+# make check          ruff, mypy, layers make lock        the locks anew, after a change of pins
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
@@ -76,11 +76,11 @@ generate-data: $(VENV)/.mps
 	$(BIN)/judge data generate
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 15 -m "not slow"
 
 # Two files at a time, on a thread each: small models gain little from a second one.
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not seeds"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 25 -m "slow and not seeds"
 
 # The demo with two more seeds, side by side: some 15 minutes.
 test-seeds: $(VENV)/.dev
@@ -90,6 +90,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 lock:
 	scripts/lock.sh

@@ -37,8 +37,8 @@ def make_base(name: str, folder: Path) -> str:
         return name
     from transformers import AutoTokenizer
 
-    from pt_app.base_model import shipped
-    from pt_app.bench.shapes import Shape, build
+    from benchmarks.shapes import Shape, build
+    from pt_app.models.bases import shipped
 
     if not folder.exists():
         build(Shape(576, 1536, 30, 9, 3, vocabulary=49152)).save_pretrained(folder)
@@ -75,7 +75,7 @@ def child(options: argparse.Namespace) -> None:
     """Do the work once in this process and print its seconds."""
     sys.path.insert(0, str(ROOT))
     if options.child == "unwatched":
-        from pt_app.eval_model import contention
+        from pt_app.models import contention
 
         contention.why_not_watched = lambda: "for the comparison"
     model = make_base(options.base, options.folder / options.base)

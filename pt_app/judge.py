@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model import adapters, models
-from pt_app.eval_model.model_card import AdapterInfo
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.records import JudgeExample, Place, as_name, is_unicode, unlabelled
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.errors import UserError
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.fitted import Fitted
+from pt_app.models import adapters, bases
+from pt_app.models.model_card import AdapterInfo
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is refused before
-    from pt_app.eval_model.precision import Change
-    from pt_app.eval_model.scoring import Scored
+    from pt_app.scoring.precision import Change
+    from pt_app.scoring.scorer import Scored
 
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
@@ -83,17 +83,17 @@ class Judge:
         UserError where the adapter is damaged or the base is another one.
         """
         info = adapters.verify_adapter(Path(adapter))
-        from pt_app.eval_model.gemm import pack
-        from pt_app.eval_model.precision import converted
-        from pt_app.eval_model.scoring import JudgeScorer
-        from pt_app.eval_model.tree_attention import BLOCKS, use_attention
+        from pt_app.models.gemm import pack
+        from pt_app.models.tree_attention import BLOCKS, use_attention
+        from pt_app.scoring.precision import converted
+        from pt_app.scoring.scorer import JudgeScorer
 
         source = adapters.base_of(info, base)
-        identity = models.model_identity(source)
-        model = adapters.load_adapter(info.folder, models.load_model(source), identity)
+        identity = bases.model_identity(source)
+        model = adapters.load_adapter(info.folder, bases.load_model(source), identity)
         model = _on(adapters.merge(model).eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
-        tokenizer = models.load_tokenizer(info.folder)
+        tokenizer = bases.load_tokenizer(info.folder)
         encoder = adapters.encoder_of(info, tokenizer)
 
         def score(model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
@@ -119,7 +119,7 @@ class Judge:
         A row that cannot be judged, whatever it is, gets a status of its own and stops no other.
         `places` say where each row stands, for messages.
         """
-        from pt_app.eval_model.scoring import JudgeScorer
+        from pt_app.scoring.scorer import JudgeScorer
 
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]

@@ -14,9 +14,9 @@ from typing import NoReturn
 if not __package__:  # run by path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pt_app.doctor.command import examine, of_platform, summary
-from pt_app.errors import UserError, exit_with
-from pt_app.eval_model import platforms
+from pt_app.core.errors import UserError, exit_with
+from pt_app.models import platforms
+from pt_app.preflight.doctor.command import examine, of_platform, summary
 
 
 class _Parser(argparse.ArgumentParser):

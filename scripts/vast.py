@@ -17,8 +17,8 @@ from typing import NoReturn
 if not __package__:  # run by path: this folder's modules must not stand on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pt_app.errors import UserError, exit_with
-from pt_app.eval_model import console
+from pt_app.core import console
+from pt_app.core.errors import UserError, exit_with
 from scripts.rented import launching, record, sending, work
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError

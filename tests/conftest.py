@@ -28,7 +28,7 @@ def floats_of_a_fresh_process() -> None:
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
         torch.set_float32_matmul_precision("highest")
-    if gemm := sys.modules.get("pt_app.eval_model.gemm"):
+    if gemm := sys.modules.get("pt_app.models.gemm"):
         gemm._earlier_choice = None
 
 

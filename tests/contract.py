@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pt_app.eval_model.adapters import verify_adapter
+from pt_app.models.adapters import verify_adapter
 
 FILES = {
     "README.md",

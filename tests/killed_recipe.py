@@ -11,8 +11,9 @@ import signal
 import sys
 from typing import Any
 
-from pt_app.eval_model import checkpoints, judge_train_cuda, judge_train_mps
-from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.eval_model import judge_train_cuda, judge_train_mps
+from pt_app.training import checkpoints
+from pt_app.training.trainer import JudgeTrainer
 
 
 def die(*_: Any) -> None:

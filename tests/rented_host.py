@@ -35,7 +35,7 @@ SetEnv TMUX_TMPDIR={folder}
 RECIPE = """
 import json, pathlib, shutil, signal, sys, time
 sys.path.insert(0, ".")
-from pt_app.eval_model.checkpoints import aside, newest_complete, publish
+from pt_app.training.checkpoints import aside, newest_complete, publish
 flags = dict(word[2:].partition("=")[::2] for word in sys.argv[2:] if word.startswith("--"))
 resume = flags.get("resume")
 run = pathlib.Path(resume or "adapters_eval/stand-in-20261121_120000")

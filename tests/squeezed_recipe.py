@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import exit_with
-from pt_app.eval_model import gemm, judge_train_cuda, judge_train_mps
-from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.core.errors import exit_with
+from pt_app.eval_model import judge_train_cuda, judge_train_mps
+from pt_app.models import gemm
+from pt_app.training.trainer import JudgeTrainer
 
 
 def main() -> None:

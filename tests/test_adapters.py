@@ -12,9 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from pt_app.errors import UserError
-from pt_app.eval_model import adapters
-from pt_app.eval_model.adapters import (
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
+from pt_app.models import adapters
+from pt_app.models.adapters import (
     adapter_folder_name,
     load_adapter,
     merge,
@@ -22,13 +26,9 @@ from pt_app.eval_model.adapters import (
     update_model_card,
     verify_adapter,
 )
-from pt_app.eval_model.data import JudgeExample
-from pt_app.eval_model.models import load_model, load_tokenizer, model_identity, resolve_model
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.provenance import without_absolute_paths
-from pt_app.eval_model.scoring import JudgeScorer
-from pt_app.eval_model.verdicts import Scale
-from pt_app.files import sha256_file
+from pt_app.models.bases import load_model, load_tokenizer, model_identity, resolve_model
+from pt_app.models.provenance import without_absolute_paths
+from pt_app.scoring.scorer import JudgeScorer
 from tests.contract import assert_adapter_contract, assert_no_absolute_path
 from tests.tiny_models import make_model_folder
 

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 
 Row = dict[str, Any]
 
@@ -330,7 +330,7 @@ def test_the_pages_are_made_anew_from_the_two_files(tmp_path: Path) -> None:
 
 
 def test_an_unlabelled_file_is_refused_where_it_is_read(tmp_path: Path) -> None:
-    from pt_app.agree.table import Columns, read_verdicts
+    from pt_app.judge_data.verdict_files import Columns, read_verdicts
 
     with pytest.raises(UserError, match="no column human"):
         read_verdicts(str(written(tmp_path / "v.csv", [{"said": 1}])), Columns("human", "said"))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data import annotators
 
 # Training flushes denormal numbers, and pytest may have trained in this process.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from tests.conftest import run_offline
 from tests.rows import write_rows
 from tests.test_recipes import flags, main, recipe_path

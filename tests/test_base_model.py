@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from pt_app.base_model import shipped, train
-from pt_app.base_model.build import train_base
-from pt_app.base_model.card import read_card
-from pt_app.base_model.corpus import Corpus, Document
-from pt_app.base_model.sentences import GrammarSentences, RealSentences
-from pt_app.base_model.tokenizer import train_tokenizer
-from pt_app.errors import UserError
-from pt_app.files import sha256_file
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file
 from pt_app.judge_data.generator.grammar import reserved_for_judges
+from pt_app.models.bases import shipped
+from pt_app.pretrain import train
+from pt_app.pretrain.build import train_base
+from pt_app.pretrain.card import read_card
+from pt_app.pretrain.corpus import Corpus, Document
+from pt_app.pretrain.sentences import GrammarSentences, RealSentences
+from pt_app.pretrain.tokenizer import train_tokenizer
 
 MOST_BYTES = 4_000_000
 SMALL: dict[str, Any] = {

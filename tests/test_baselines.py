@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline, Labelled, baselines
 from tests.real_data import real
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pt_app.bench.workloads import WORKLOADS, Lengths, make_workload
-from pt_app.eval_model.gemm import has_bfloat16
-from pt_app.eval_model.packing import common_prefix
+from benchmarks.workloads import WORKLOADS, Lengths, make_workload
+from pt_app.models.gemm import has_bfloat16
+from pt_app.models.packing import common_prefix
 
 ROOT = Path(__file__).parents[1]
 

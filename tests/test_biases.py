@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.biases import (
     copied_of,
     corrected,

@@ -7,9 +7,9 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score, log_loss
 
-from pt_app.errors import UserError
-from pt_app.eval_model.metrics import FloatArray, IntArray
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Confidence,
     Isotonic,

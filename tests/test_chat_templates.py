@@ -10,11 +10,11 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from pt_app.errors import UserError
-from pt_app.eval_model.chat_templates import DAY
-from pt_app.eval_model.data import JudgeExample
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.chat_templates import DAY
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
 from tests.test_prompts import MODELS, NOT_SPECIAL, THINKING, build, example
 from tests.tiny_models import make_tokenizer
@@ -295,7 +295,7 @@ def test_evaluation_of_adapter_and_base_is_the_same_on_another_day(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pt_app.evaluate.command import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
 
     base, adapter = dated_adapter
     at(monkeypatch, 2031, 12, 24)

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pt_app.cli_data import data
-from pt_app.errors import UserError
-from pt_app.eval_model.leaks import find_leaks
-from pt_app.eval_model.records import JudgeExample, Label
-from pt_app.eval_model.verdicts import Scale
-from pt_app.eval_model.words import normalised
+from pt_app.commands.data import data
+from pt_app.core.errors import UserError
+from pt_app.core.leaks import find_leaks
+from pt_app.core.records import JudgeExample, Label
+from pt_app.core.verdicts import Scale
+from pt_app.core.words import normalised
 from pt_app.judge_data.checking import check_folder, length_and_label
 from tests.conftest import ROOT
 

@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from pt_app.cli import app
-from pt_app.cli_data import data
-from pt_app.eval_model.platforms import recipe_for_this_machine
-from pt_app.train_command import recipe_command
+from pt_app.commands.data import data
+from pt_app.eval_model.dispatch import recipe_command
+from pt_app.models.platforms import recipe_for_this_machine
 from tests.conftest import ROOT, run_offline
 
 JUDGE = Path(sys.executable).with_name("judge")
@@ -67,7 +67,7 @@ def test_judge_train_prints_the_recipe_it_stands_for_and_passes_its_end_on(tmp_p
 
 @pytest.mark.parametrize("where", [ROOT, ROOT / "pt_app" / "eval_model", ROOT / "datasets"])
 def test_import_of_datasets_is_never_this_repositorys_folder(where: Path) -> None:
-    code = "import pt_app.eval_model.data, datasets; print(datasets.__file__, datasets.Dataset)"
+    code = "import pt_app.core.dataset, datasets; print(datasets.__file__, datasets.Dataset)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=where)
     assert done.returncode == 0, done.stderr
     assert "site-packages" in done.stdout

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from statsmodels.stats.multitest import multipletests
 
-from pt_app.bench.intervals import simulate
-from pt_app.eval_model.verdicts import Scale, Verdict
+from benchmarks.intervals import simulate
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.comparison import compare, detectable_difference, holm
 from pt_app.evidence.intervals import Resampler
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contention import busy_loops
-from pt_app.eval_model import contention
+from pt_app.models import contention
 from tests.conftest import ROOT, run_offline
 
 TWO_THREADS = {"OMP_NUM_THREADS": "2"}
@@ -94,7 +94,7 @@ def test_threads_that_wait_give_the_cpu_back_while_sleeping_teams_exist() -> Non
         in_a_process(
             """
             import time, torch
-            from pt_app.eval_model.contention import SleepingTeams
+            from pt_app.models.contention import SleepingTeams
 
             def cpu_seconds():
                 x, start = torch.ones(2**17), time.process_time()
@@ -122,7 +122,7 @@ def test_a_program_beside_busy_loops_is_noticed_while_it_computes() -> None:
         said = in_a_process(
             """
             import logging, time, torch
-            from pt_app.eval_model import contention
+            from pt_app.models import contention
 
             logging.basicConfig(level="INFO", format="%(message)s", force=True)
             x, end = torch.ones(300, 300), time.monotonic() + 60
@@ -139,7 +139,7 @@ def test_one_thread_and_other_devices_are_not_watched(monkeypatch: pytest.Monkey
     said = in_a_process(
         """
         import threading
-        from pt_app.eval_model import contention
+        from pt_app.models import contention
         with contention.watched("cpu"), contention.watched("cuda:0"), contention.watched("mps"):
             print(contention.why_not_watched(), threading.active_count())
         """,
@@ -154,7 +154,7 @@ def test_switching_at_every_moment_changes_no_byte_of_the_adapter(
 ) -> None:
     train = """
         import sys
-        from pt_app.eval_model import contention
+        from pt_app.models import contention
         from pt_app.eval_model.judge_train_mps import main
 
         if sys.argv[1] == "switching":

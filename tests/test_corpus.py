@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.corpus import CorpusMaterial, RealPair, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS
 from pt_app.judge_data.generator.generate import generate

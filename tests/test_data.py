@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import JudgeData, read_card, read_dataset, read_rows, to_dataset
-from pt_app.eval_model.prompt_templates import Template
+from pt_app.core.dataset import JudgeData, read_card, read_dataset, read_rows, to_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 
 
 def fields(number: int, **changes: Any) -> dict[str, Any]:

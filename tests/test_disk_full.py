@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pt_app.errors import UserError
-from pt_app.eval_model import adapters, console, room
-from pt_app.eval_model.adapters import verify_adapter
-from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.models import adapters
+from pt_app.models.adapters import verify_adapter
+from pt_app.training import room
+from pt_app.training.trainer import JudgeTrainer
 from tests.test_recipes import flags, main
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import DistilOptions, DistilSummary, distil
-from pt_app.judge_data.distil import budget as budgets
-from pt_app.judge_data.distil import teacher as teachers
-from pt_app.judge_data.distil.budget import Budget, Usage
 from pt_app.judge_data.splitting import SplitPlan
+from pt_app.models.endpoint import budget as budgets
+from pt_app.models.endpoint import teacher as teachers
+from pt_app.models.endpoint.budget import Budget, Usage
 from tests.conftest import ROOT
 from tests.teacher_server import CUT, Answer, Body, TeacherServer, failure, reply
 

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from pt_app.doctor import machine
-from pt_app.doctor.command import examine, run_doctor, sections_of
-from pt_app.doctor.finding import Finding
-from pt_app.doctor.machine import check_machine
-from pt_app.doctor.needs import Needs
-from pt_app.errors import UserError
-from pt_app.eval_model import platforms, settings, tracking_access
+from pt_app.core import settings
+from pt_app.core.errors import UserError
+from pt_app.models import platforms
+from pt_app.preflight.doctor import machine
+from pt_app.preflight.doctor.command import examine, run_doctor, sections_of
+from pt_app.preflight.doctor.finding import Finding
+from pt_app.preflight.doctor.machine import check_machine
+from pt_app.preflight.doctor.needs import Needs
+from pt_app.tracking import access as tracking_access
 from tests.conftest import ROOT, run_offline
 
 DOCTOR = ["-m", "pt_app.cli", "doctor"]
@@ -88,7 +90,8 @@ def test_a_tracking_key_is_found_and_never_shown(
     if where == "environment":
         env |= {"WANDB_API_KEY": key, "NETRC": "/dev/null"}
     code = (
-        "from pt_app.doctor.needs import Needs; from pt_app.eval_model.settings import resolve\n"
+        "from pt_app.core.settings import resolve\n"
+        "from pt_app.preflight.doctor.needs import Needs\n"
         "needs = Needs(resolve('mps', ['--model', 'tiny'], '', ''), offline=True)\n"
         "for found in needs.tracking(): print(found.status, found.said, found.fix)"
     )
@@ -181,7 +184,7 @@ def test_a_full_disk_fails_and_a_nearly_full_one_warns(
 ) -> None:
     for free, status in ((2**20, "fail"), (2**29, "warn"), (2 * 2**30, "warn"), (50 * 2**30, "ok")):
         usage = SimpleNamespace(free=free)
-        monkeypatch.setattr("pt_app.doctor.needs.shutil.disk_usage", lambda _, u=usage: u)
+        monkeypatch.setattr("pt_app.preflight.doctor.needs.shutil.disk_usage", lambda _, u=usage: u)
         assert needs(True, flags(base, rows, tmp_path / "new"))["output"].status == status
 
 
@@ -208,9 +211,9 @@ def test_a_cache_is_asked_for_room_where_a_base_is_yet_to_be_fetched(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache))
-    monkeypatch.setattr("pt_app.doctor.needs.tracking_access.reachable", lambda *_: True)
+    monkeypatch.setattr("pt_app.preflight.doctor.needs.tracking_access.reachable", lambda *_: True)
     usage = SimpleNamespace(free=free * 2**30)
-    monkeypatch.setattr("pt_app.doctor.needs.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("pt_app.preflight.doctor.needs.shutil.disk_usage", lambda _: usage)
     found = needs(offline, ["--model", model, "--output_dir", str(tmp_path)])["cache"]
     status, _, words = said.partition(" ")
     assert found.status == status
@@ -320,7 +323,7 @@ def test_a_mac_is_asked_for_its_system_and_switches(monkeypatch: pytest.MonkeyPa
 def test_a_precision_that_the_device_has_not_is_a_finding(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pt_app.eval_model import gemm
+    from pt_app.models import gemm
 
     monkeypatch.setattr(gemm, "has_bfloat16", lambda: False)
     argv = flags(base, rows, tmp_path, "--train_precision=bf16", "--tracking=off")

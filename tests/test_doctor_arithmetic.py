@@ -15,17 +15,17 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pt_app.doctor import nf4, operations
-from pt_app.doctor.finding import Finding, found_by
-from pt_app.doctor.needs import QWEN_WORDS
-from pt_app.doctor.operations import check_operations
-from pt_app.doctor.parity import check_training_step
-from pt_app.doctor.short import arithmetic, check_first
-from pt_app.errors import UserError
-from pt_app.eval_model import platforms, tree_attention
-from pt_app.eval_model.models import resolve_model
-from pt_app.eval_model.platforms import Platform
-from pt_app.eval_model.settings import RECIPES
+from pt_app.core.errors import UserError
+from pt_app.core.settings import RECIPES
+from pt_app.models import platforms, tree_attention
+from pt_app.models.bases import resolve_model
+from pt_app.models.platforms import Platform
+from pt_app.preflight.doctor import nf4, operations
+from pt_app.preflight.doctor.finding import Finding, found_by
+from pt_app.preflight.doctor.needs import QWEN_WORDS
+from pt_app.preflight.doctor.operations import check_operations
+from pt_app.preflight.doctor.parity import check_training_step
+from pt_app.preflight.doctor.short import arithmetic, check_first
 from tests.conftest import ROOT
 
 Fault = Callable[..., Any]
@@ -307,7 +307,7 @@ def test_a_fault_of_large_heads_stops_no_run_on_a_base_of_few_words(
     with caplog.at_level(logging.INFO, "pt_app"):
         check_first(gpu, tiny)
     assert "doctor: sums of 33,001 terms: " in caplog.text
-    monkeypatch.setattr("pt_app.doctor.short.words_of", lambda _: 50_257)
+    monkeypatch.setattr("pt_app.preflight.doctor.short.words_of", lambda _: 50_257)
     with pytest.raises(UserError, match="doctor: head of 50,257 words"):
         check_first(gpu, tiny)
 
@@ -324,7 +324,7 @@ def test_a_check_that_cannot_be_made_does_not_stop_a_run(
     def gone(*_: Any) -> Iterator[Finding]:
         raise RuntimeError("not implemented on this device")
 
-    monkeypatch.setattr("pt_app.doctor.short.check_training_step", gone)
+    monkeypatch.setattr("pt_app.preflight.doctor.short.check_training_step", gone)
     monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
     with caplog.at_level(logging.INFO, "pt_app"):
         check_first(platform, resolve_model("tiny"))

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pt_app.doctor import packages
-from pt_app.doctor.command import sections_of
-from pt_app.doctor.packages import check_packages, pins_of
+from pt_app.preflight.doctor import packages
+from pt_app.preflight.doctor.command import sections_of
+from pt_app.preflight.doctor.packages import check_packages, pins_of
 from tests.test_doctor import by_name
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pt_app.errors import UserError
-from pt_app.eval_model.leaks import find_leaks, input_text
-from pt_app.eval_model.records import JudgeExample, Label
-from pt_app.eval_model.words import normalised, words_of
+from pt_app.core.errors import UserError
+from pt_app.core.leaks import find_leaks, input_text
+from pt_app.core.records import JudgeExample, Label
+from pt_app.core.words import normalised, words_of
 from pt_app.judge_data.duplicates import Union, links, near_edges, near_pairs
 from pt_app.judge_data.generator.grammar import Grammar
 from pt_app.judge_data.generator.lexicon import Lexicon

@@ -10,11 +10,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import DistilOptions, distil
-from pt_app.judge_data.distil import teacher as teachers
-from pt_app.judge_data.distil.reply import answer_part
 from pt_app.judge_data.splitting import SplitPlan
+from pt_app.models.endpoint import teacher as teachers
+from pt_app.models.endpoint.reply import answer_part
 from tests.teacher_server import Answer, Body, TeacherServer, failure
 
 GOOD = json.dumps({"verdict": 7, "issues": [], "feedback": "Fine."})

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from pt_app.errors import UserError
-from pt_app.estimate import memory
-from pt_app.estimate.estimate import Estimate, estimate
-from pt_app.estimate.heap import Heap
-from pt_app.estimate.memory import optimizer_bytes, weight_bytes
-from pt_app.estimate.meter import Meter
-from pt_app.estimate.outline import Outline
-from pt_app.estimate.plan import Pack, Plan, Rows, plan_run
-from pt_app.estimate.timing import fit, time_run
-from pt_app.eval_model import platforms
-from pt_app.eval_model.packing import Shapes, pack
-from pt_app.eval_model.preparation import Prepared, prepare
-from pt_app.eval_model.settings import Recipe, Settings, resolve
-from pt_app.eval_model.tracking import Tracker
-from pt_app.eval_model.trainer import JudgeTrainer, summed_loss
-from pt_app.eval_model.training import build_trainer, load_judge
+from pt_app.core.errors import UserError
+from pt_app.core.settings import Recipe, Settings, resolve
+from pt_app.models import platforms
+from pt_app.models.packing import Shapes, pack
+from pt_app.preflight.estimate import memory
+from pt_app.preflight.estimate.estimate import Estimate, estimate
+from pt_app.preflight.estimate.heap import Heap
+from pt_app.preflight.estimate.memory import optimizer_bytes, weight_bytes
+from pt_app.preflight.estimate.meter import Meter
+from pt_app.preflight.estimate.outline import Outline
+from pt_app.preflight.estimate.plan import Pack, Plan, Rows, plan_run
+from pt_app.preflight.estimate.timing import fit, time_run
+from pt_app.tracking.tracker import Tracker
+from pt_app.training.preparation import Prepared, prepare
+from pt_app.training.run import build_trainer, load_judge
+from pt_app.training.trainer import JudgeTrainer, summed_loss
 from tests.rows import write_rows
 from tests.tiny_models import make_model_folder
 
@@ -191,7 +191,7 @@ def test_layers_that_are_not_counted_add_what_the_counted_ones_do(
     outline._known.clear()
     del outline.__dict__["_depths"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pt_app.estimate.outline.DEPTHS", (1, 9))
+        patch.setattr("pt_app.preflight.estimate.outline.DEPTHS", (1, 9))
         assert outline.held(passes).peak == carried_on.peak  # type: ignore[arg-type]
 
 
@@ -359,7 +359,7 @@ def test_the_cpu_is_a_platform_and_the_recipe_that_trains_there_is_named(
 
 
 def test_an_unknown_platform_is_refused() -> None:
-    from pt_app.estimate.asked import Asked
+    from pt_app.preflight.estimate.asked import Asked
 
     with pytest.raises(UserError, match="auto, cpu, mps, cuda"):
         Asked(platform="tpu").check([])

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from pt_app.base_model import shipped
-from pt_app.eval_model.models import load_tokenizer
-from pt_app.eval_model.settings import RECIPES
+from pt_app.core.settings import RECIPES
+from pt_app.models.bases import load_tokenizer, shipped
 from tests.conftest import ROOT
 from tests.tiny_models import make_model
 

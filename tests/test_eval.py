@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.eval_model.judge_train_mps import main as train
 from tests.teacher_server import Answer, Body, TeacherServer, failure, reply
 

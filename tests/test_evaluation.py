@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pt_app.eval_model import adapters, models
-from pt_app.eval_model.data import read_dataset
+from pt_app.core.dataset import read_dataset
+from pt_app.core.prompts import PromptEncoder
 from pt_app.eval_model.evaluation import evaluate
-from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.models import adapters, bases
 
 PAIR = {
     "id": "pair",
@@ -28,13 +28,13 @@ def evaluation(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (rows / "dataset.json").write_text('{"task": "pairwise"}')
     (rows / "judge_train.json").write_text(json.dumps(PAIR | {"id": "train", "source": "a cat"}))
     (rows / "judge_test.json").write_text(json.dumps([PAIR, CHAT]))
-    data, source = read_dataset(rows), models.resolve_model(str(base))
-    encoder = PromptEncoder(models.load_tokenizer(source), "translation", data.scale, 512)
+    data, source = read_dataset(rows), bases.resolve_model(str(base))
+    encoder = PromptEncoder(bases.load_tokenizer(source), "translation", data.scale, 512)
     judge = adapters.attach_lora(
-        models.load_model(source), r=2, alpha=4, dropout=0.0, targets="q_proj"
+        bases.load_model(source), r=2, alpha=4, dropout=0.0, targets="q_proj"
     )
     folder = tmp_path_factory.mktemp("adapters") / "judge"
-    identity = models.model_identity(source)
+    identity = bases.model_identity(source)
     adapters.save_adapter(judge, encoder, folder, identity=identity, training_config={})
     evaluate(source, folder, data, data.test, encoder, {})
     return folder / "evaluation"

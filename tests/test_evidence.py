@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pt_app.bench.intervals import coverage
-from pt_app.errors import UserError
-from pt_app.eval_model.metrics import FloatArray, agreement, contingency
-from pt_app.eval_model.verdicts import Scale, Verdict
+from benchmarks.intervals import coverage
+from pt_app.core.errors import UserError
+from pt_app.core.metrics import FloatArray, agreement, contingency
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import intervals
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler, percentile_interval

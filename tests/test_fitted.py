@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale
 from pt_app.eval_model.judge_train_mps import main as train
-from pt_app.eval_model.verdicts import Scale
 from pt_app.evidence.calibration import with_temperature
 from pt_app.evidence.fitted import FILE, Fitted
 from pt_app.judge import Judge

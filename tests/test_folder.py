@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
-from pt_app.eval_model.records import JudgeExample
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample
 from pt_app.judge_data import writing
 from pt_app.judge_data.folder import build_folder, split_folder
 from pt_app.judge_data.splitting import SplitPlan

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pt_app.cli_data import data
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
+from pt_app.commands.data import data
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
 from pt_app.judge_data.formats import FORMATS, get
 from pt_app.judge_data.formats.mqm import Weights
 from tests.real_data import real

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.gate import EXIT_CODES
 from pt_app.evidence.results import JudgeRows, Rules, results_of, write_evaluation
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
 from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
@@ -330,7 +330,7 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(
 
 
 def test_defaults_are_those_of_the_command_line_and_of_the_docs() -> None:
-    from pt_app import cli_data
+    from pt_app.commands import data as cli_data
 
     own = {name: p.default for name, p in inspect.signature(generate).parameters.items()}
     flags = {name: p.default for name, p in inspect.signature(cli_data.generate).parameters.items()}
@@ -362,7 +362,7 @@ def test_the_committed_set_is_what_its_command_writes(tmp_path: Path) -> None:
 
 
 def test_a_generated_folder_is_read_back_without_a_note(folder: Path) -> None:
-    from pt_app.eval_model.data import read_dataset
+    from pt_app.core.dataset import read_dataset
 
     data = read_dataset(folder)
     assert (len(data.train), len(data.val), len(data.test)) == (1200, 100, 330)

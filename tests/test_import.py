@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pt_app.cli_data import data
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
-from pt_app.eval_model.records import JudgeExample
+from pt_app.commands.data import data
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample
 from pt_app.judge_data.importing import ImportOptions, import_labels
 from pt_app.judge_data.splitting import SplitPlan
 from tests.conftest import run_offline

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_card, read_rows
-from pt_app.eval_model.models import load_tokenizer, resolve_model
-from pt_app.eval_model.prompt_templates import Template
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.settings import resolve
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.dataset import read_card, read_rows
+from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.settings import resolve
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.proposing.inspecting import inspect
+from pt_app.models.bases import load_tokenizer, resolve_model
 from tests.real_data import real
 from tests.strangers import (
     COUNT,

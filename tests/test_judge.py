@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.eval_model.judge_train_mps import main as train
+from pt_app.eval_model.score_file import ScoreOptions, Shard, score_file
 from pt_app.judge import Judge
 from pt_app.judge_data.importing import ImportOptions, import_labels
 from pt_app.judge_data.splitting import SplitPlan
-from pt_app.score_command import ScoreOptions, Shard, score_file
 from tests.tiny_models import make_model_folder
 
 ROOT = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def test_answers_come_only_where_they_are_asked_for(adapter: Path, base: Path) -
 def test_coarser_precision_says_what_it_changes(
     adapter: Path, base: Path, precision: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pt_app.eval_model.gemm import has_bfloat16
+    from pt_app.models.gemm import has_bfloat16
 
     if precision == "bf16" and not has_bfloat16():
         pytest.skip("this CPU has no bfloat16 of its own")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import with_temperature
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import Asked, judge_numbers

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.eval_model.settings import Recipe
+from pt_app.core.settings import Recipe
 from tests.conftest import ROOT
 from tests.test_recipes import flags, recipe_path
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pt_app.cli_data import data
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
-from pt_app.eval_model.records import JudgeExample, Place
+from pt_app.commands.data import data
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample, Place
 
 WORDS = ["house", "river", "tree", "stone", "bird", "cloud", "window", "garden", "bread", "train"]
 MAP = ("--map", "source=source,candidate=mt,label=label")

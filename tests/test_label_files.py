@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.cli_data import data
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
+from pt_app.commands.data import data
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
 from tests.test_label_cells import lines, rows_of, run, text, verdicts
 
 COUNT = 20

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.proposing.columns import Column
 from pt_app.judge_data.proposing.inspecting import inspect
 from pt_app.judge_data.proposing.label_guess import guess_labels

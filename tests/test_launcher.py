@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pt_app.errors import UserError
-from pt_app.eval_model import console, launcher
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.models import launcher
 from tests.conftest import ROOT
 from tests.test_recipes import flags, main, recipe_path
 
@@ -61,9 +62,9 @@ def test_variables_that_do_not_fit_are_named_by_training_doctor_and_estimate(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pt_app.doctor.machine import check_machine
-    from pt_app.estimate.command import Asked, run_estimate
-    from pt_app.eval_model.platforms import decide
+    from pt_app.models.platforms import decide
+    from pt_app.preflight.doctor.machine import check_machine
+    from pt_app.preflight.estimate.command import Asked, run_estimate
 
     platform = decide("mps")
     for name, value in left.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.eval_model.memory import memory_limit, physical_memory
+from pt_app.models.memory import memory_limit, physical_memory
 from tests.conftest import ROOT
 
 GIB = 2**30
@@ -74,7 +74,7 @@ def test_a_machine_without_proc_is_asked_itself(tmp_path: Path) -> None:
 
 
 def test_ulimit_bounds_a_real_process() -> None:
-    code = "from pt_app.eval_model.memory import memory_limit; print(*memory_limit())"
+    code = "from pt_app.models.memory import memory_limit; print(*memory_limit())"
     done = subprocess.run(
         ["bash", "-c", f"ulimit -v 1000000 && {sys.executable} -c '{code}'"],
         cwd=ROOT,

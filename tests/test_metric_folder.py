@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
 from tests.conftest import ROOT

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from pt_app.eval_model.metrics import FloatArray, IntArray, agreement, contingency, rouge_l
+from pt_app.core.metrics import FloatArray, IntArray, agreement, contingency, rouge_l
 
 VALUES = np.arange(11, dtype=float)
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pt_app.eval_model import platforms, settings
-from pt_app.eval_model.models import resolve_model
-from pt_app.eval_model.settings import RECIPES
-from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.core import settings
+from pt_app.core.settings import RECIPES
+from pt_app.models import platforms
+from pt_app.models.bases import resolve_model
+from pt_app.training.trainer import JudgeTrainer
 from tests.conftest import ROOT
 from tests.test_recipes import flags, main
 

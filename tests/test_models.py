@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from pt_app.errors import UserError
-from pt_app.eval_model.models import (
+from pt_app.core.errors import UserError
+from pt_app.models.bases import (
     ModelSource,
     load_model,
     load_tokenizer,

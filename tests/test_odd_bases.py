@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from pt_app import cli
-from pt_app.errors import UserError
-from pt_app.eval_model import models
-from pt_app.eval_model.models import load_model, resolve_model
+from pt_app.core.errors import UserError
 from pt_app.judge import Judge
+from pt_app.models import bases
+from pt_app.models.bases import load_model, resolve_model
 from tests.test_recipes import flags, main
 
 WEIGHTS = "model.safetensors"
@@ -159,8 +159,8 @@ def test_training_refuses_the_base_in_one_line_and_leaves_no_run(
 def test_doctor_names_what_is_wrong_with_the_base(
     broken: tuple[Path, str], rows: Path, tmp_path: Path
 ) -> None:
-    from pt_app.doctor.needs import Needs
-    from pt_app.eval_model.settings import resolve
+    from pt_app.core.settings import resolve
+    from pt_app.preflight.doctor.needs import Needs
 
     folder, said = broken
     settings = resolve("mps", flags(folder, rows, tmp_path / "out"), "doctor", "")
@@ -173,7 +173,7 @@ def test_doctor_names_what_is_wrong_with_the_base(
 def test_evaluation_and_scoring_refuse_the_base(
     broken: tuple[Path, str], adapter: Path, rows: Path, tmp_path: Path
 ) -> None:
-    from pt_app.evaluate.command import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
 
     folder, said = broken
     with pytest.raises(UserError, match=said):
@@ -210,7 +210,7 @@ def test_harmless_differences_of_names_still_load(base: Path, tmp_path: Path) ->
     frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
     with_weights(lambda w: w | {"lm_head.weight": w[E].clone(), frequencies: torch.ones(8)})(folder)
     source = resolve_model(str(folder))
-    models.check_model(source, models.load_tokenizer(source))
+    bases.check_model(source, bases.load_tokenizer(source))
     whole = load_model(resolve_model(str(base)))
     ids = torch.arange(20)[None]
     assert torch.equal(load_model(source)(ids).logits, whole(ids).logits)
@@ -221,9 +221,9 @@ def test_token_that_no_prompt_holds_needs_no_embedding(base: Path, tmp_path: Pat
     more = {"extra_special_tokens": ["<image_soft_token>"]}
     with_tokenizer(lambda tokenizer: tokenizer.add_special_tokens(more))(folder)
     source = resolve_model(str(folder))
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = bases.load_tokenizer(source)
     assert len(tokenizer) == 401
-    models.check_model(source, tokenizer)
+    bases.check_model(source, tokenizer)
 
 
 def test_default_among_named_templates_is_taken(base: Path, tmp_path: Path) -> None:
@@ -231,9 +231,7 @@ def test_default_among_named_templates_is_taken(base: Path, tmp_path: Path) -> N
     named_templates(folder)
     file = folder / "tokenizer_config.json"
     file.write_text(file.read_text().replace('"chat"', '"default"'))
-    assert models.load_tokenizer(folder).chat_template == (
-        models.load_tokenizer(base).chat_template
-    )
+    assert bases.load_tokenizer(folder).chat_template == (bases.load_tokenizer(base).chat_template)
 
 
 def test_adapter_in_the_bases_folder_is_refused(
@@ -275,7 +273,7 @@ def test_tokenizer_alone_serves_what_needs_no_weights(
 def test_folder_of_the_base_is_asked_for_where_it_is_not_named(
     adapter: Path, rows: Path, tmp_path: Path
 ) -> None:
-    from pt_app.evaluate.command import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
 
     for use in (
         lambda: Judge.load(adapter),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pt_app.eval_model.orders import (
+from pt_app.core.orders import (
     both_orders,
     consistency,
     first_preference,
@@ -12,7 +12,7 @@ from pt_app.eval_model.orders import (
     names_a_candidate,
     swapped,
 )
-from pt_app.eval_model.records import JudgeExample, Label
+from pt_app.core.records import JudgeExample, Label
 
 
 def pair(verdict: str = "A", feedback: str = "", **own: object) -> JudgeExample:

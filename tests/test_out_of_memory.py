@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from pt_app.errors import UserError
-from pt_app.eval_model.layout import Layout
-from pt_app.eval_model.out_of_memory import explained, is_out_of_memory
-from pt_app.eval_model.scoring import JudgeScorer
-from pt_app.eval_model.trainer import JudgeTrainer
+from pt_app.core.errors import UserError
+from pt_app.models.out_of_memory import explained, is_out_of_memory
+from pt_app.scoring.scorer import JudgeScorer
+from pt_app.training.layout import Layout
+from pt_app.training.trainer import JudgeTrainer
 from tests.conftest import ROOT
 from tests.rows import write_rows
 from tests.test_kills import losses

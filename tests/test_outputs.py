@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pt_app import score_command
 from pt_app.cli import app
-from pt_app.errors import UserError
-from pt_app.files import held, refuse_overwrite
+from pt_app.core.errors import UserError
+from pt_app.core.files import held, refuse_overwrite
+from pt_app.eval_model import score_file as score_command
+from pt_app.eval_model.score_file import ScoreOptions, score_file
 from pt_app.judge import Judge
-from pt_app.score_command import ScoreOptions, score_file
 from tests.test_judge import some_rows, write_lines
 
 

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from pt_app.eval_model.adapters import attach_lora
-from pt_app.eval_model.gated_mlp import keep_less
-from pt_app.eval_model.layout import Layout
-from pt_app.eval_model.ordering import GroupedOrder, StepSampler
-from pt_app.eval_model.packing import Shapes, StepCollator, Tree, pack, under_budget, unpacked
-from pt_app.eval_model.trainer import summed_loss
-from pt_app.eval_model.tree_attention import (
+from pt_app.models.adapters import attach_lora
+from pt_app.models.gated_mlp import keep_less
+from pt_app.models.packing import Shapes, StepCollator, Tree, pack, under_budget, unpacked
+from pt_app.models.tree_attention import (
     BLOCKS,
     blocks_of,
     tree_mask,
     use_attention,
     why_no_tree,
 )
+from pt_app.training.layout import Layout
+from pt_app.training.ordering import GroupedOrder, StepSampler
+from pt_app.training.trainer import summed_loss
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=9)
 SMALL = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pt_app.eval_model.metrics import IntArray
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.metrics import IntArray
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.ceiling import ceiling
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import (

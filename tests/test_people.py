@@ -12,8 +12,8 @@ from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.formats import FormatOptions, get
 from pt_app.judge_data.reading.tables import open_table

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from pt_app.errors import UserError
-from pt_app.eval_model import gemm, platforms
+from pt_app.core.errors import UserError
+from pt_app.models import gemm, platforms
 from tests.conftest import ROOT
 
 
@@ -89,7 +89,7 @@ def test_float32_is_what_the_recipe_for_apple_takes_by_itself():
 
 KERNELS = """
 import ctypes, torch
-from pt_app.eval_model import gemm, platforms
+from pt_app.models import gemm, platforms
 class Heap(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "abcdefg"] + [("used", ctypes.c_size_t * 3)]
 mallinfo = ctypes.CDLL("libc.so.6").mallinfo2

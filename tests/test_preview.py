@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.errors import UserError
-from pt_app.eval_model.models import load_tokenizer
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.records import Place, example_of
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.records import Place, example_of
+from pt_app.core.verdicts import Scale
+from pt_app.models.bases import load_tokenizer
 from tests.tiny_models import make_model_folder
 
 SUPERVISED = re.compile(r"⟦(.*?)⟧", re.DOTALL)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import JudgeExample
-from pt_app.eval_model.prompt_templates import Template
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
 
 FIXTURES = Path(__file__).with_name("fixtures") / "templates"
 # Name: control tokens, begin, end of an answer, text before the answer.

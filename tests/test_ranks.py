@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from tests.conftest import ROOT
 from tests.contract import assert_adapter_contract
 from tests.rows import write_rows

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pt_app.cli_data import data
-from pt_app.errors import UserError
+from pt_app.commands.data import data
+from pt_app.core.errors import UserError
 from pt_app.judge_data.relabel import opaque, read_back, write_blind
 from tests.rows import write_rows
 

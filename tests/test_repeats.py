@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.eval_model.judge_train_cuda import main as train_cuda
 from pt_app.eval_model.judge_train_mps import main as train_mps
 from tests.rows import write_rows

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import mean_metric, rule_baseline, summarise

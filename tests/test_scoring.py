@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pt_app.errors import UserError
-from pt_app.eval_model import gemm
-from pt_app.eval_model.data import JudgeExample, Label
-from pt_app.eval_model.packing import Shapes
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.scoring import JudgeScorer, greedy_answer
-from pt_app.eval_model.tree_attention import BLOCKS, tree_mask, why_no_tree
-from pt_app.eval_model.verdict_trie import VerdictTrie
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.dataset import JudgeExample, Label
+from pt_app.core.errors import UserError
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
+from pt_app.models import gemm
+from pt_app.models.packing import Shapes
+from pt_app.models.tree_attention import BLOCKS, tree_mask, why_no_tree
+from pt_app.scoring.scorer import JudgeScorer, greedy_answer
+from pt_app.scoring.verdict_trie import VerdictTrie
 from tests.tiny_models import KINDS, make_model, make_tokenizer
 
 SCALES = ["0-10", "1-5", "0-10:0.5", "pairwise", "pass_fail", "0-100:25"]
@@ -99,7 +99,7 @@ def test_rows_are_read_one_by_one_where_trees_do_not_hold(chatml, monkeypatch):
     encoder, model, rows = encoder_of(chatml), make_model(chatml), examples(6)
     # A mask that lets siblings see each other, as a backend that ignores masks would.
     causal = lambda last, known=0: tree_mask(torch.full_like(last, len(last)), known)  # noqa: E731
-    monkeypatch.setattr("pt_app.eval_model.tree_attention.tree_mask", causal)
+    monkeypatch.setattr("pt_app.models.tree_attention.tree_mask", causal)
     with pytest.raises(AssertionError):
         assert_equals_plain(scorer_of(model, encoder).score(rows), model, encoder, rows)
     assert_equals_plain(scorer_of(model, encoder, trees=False).score(rows), model, encoder, rows)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.errors import UserError
-from pt_app.eval_model.settings import RECIPES, Recipe, Settings, resolve, table
+from pt_app.core.errors import UserError
+from pt_app.core.settings import RECIPES, Recipe, Settings, resolve, table
 from tests.conftest import ROOT
 
 OTHER = {  # a value for each flag that is no recipe's default

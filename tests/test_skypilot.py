@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pt_app.eval_model.settings import resolve
+from pt_app.core.settings import resolve
 from tests.conftest import ROOT
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import JudgeExample, Label
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample, Label
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import place_units, strata_of, units_of

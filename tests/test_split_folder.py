@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_dataset
-from pt_app.eval_model.records import JudgeExample
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample
 from pt_app.judge_data.folder import FoldsSummary
 from pt_app.judge_data.relabel import read_back, write_blind
 from tests.rows import write_rows

@@ -31,7 +31,7 @@ class Guard:
             lines = [f"{f.filename}:{f.lineno}" for f in traceback.extract_stack()]
             raise Imported(f"{name} at {[line for line in lines if 'pt_app' in line][-1]}")
 sys.meta_path.insert(0, Guard())
-from pt_app.errors import exit_with
+from pt_app.core.errors import exit_with
 for line in sys.stdin:
     name, module, words = json.loads(line)
     out, err = io.StringIO(), io.StringIO()
@@ -261,7 +261,7 @@ def test_what_is_missing_is_said_before_torch(case: str, tried: dict[Door, Said]
 
 def test_loading_a_judge_refuses_a_wrong_folder_before_torch() -> None:
     code = (
-        "import sys\nfrom pt_app.errors import UserError\nfrom pt_app.judge import Judge\n"
+        "import sys\nfrom pt_app.core.errors import UserError\nfrom pt_app.judge import Judge\n"
         "try:\n    Judge.load('nowhere')\n"
         "except UserError as error:\n    print(error)\n"
         "sys.exit('torch' in sys.modules)"

@@ -18,9 +18,9 @@ from typing import Any, get_args
 import pytest
 import typer
 
-from pt_app import streams
 from pt_app.cli import app
-from pt_app.streams import Stream
+from pt_app.core import streams
+from pt_app.core.streams import Stream
 from tests.test_judge import some_rows, write_lines
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def run(
 def script(body: str, **env: str) -> subprocess.CompletedProcess[bytes]:
     """Run `body` as the main function of a program of ours."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
-    code = f"from pt_app.errors import exit_with\ndef main():\n{lines}exit_with(main)"
+    code = f"from pt_app.core.errors import exit_with\ndef main():\n{lines}exit_with(main)"
     with TemporaryDirectory() as folder:
         file = Path(folder) / "program.py"
         file.write_text(code, encoding="utf-8")
@@ -79,11 +79,11 @@ def test_sign_that_a_terminal_lacks_is_replaced(
 def test_error_and_table_reach_any_terminal(env: dict[str, str]) -> None:
     body = """
 from rich.table import Table
-from pt_app.eval_model import console
+from pt_app.core import console
 table = Table("kappa – ≥", title="语")
 table.add_row("0.5–0.7")
 console.show(table)
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 raise UserError("field “nota” – 语: correct it")"""
     made = script(body, **env)
     assert made.returncode == 2
@@ -219,7 +219,7 @@ def test_training_with_its_bars_writes_no_bar_into_a_log_file(
 
 def test_terminal_shows_a_bar_as_before(tmp_path: Path) -> None:
     code = """
-from pt_app.errors import exit_with
+from pt_app.core.errors import exit_with
 from tqdm import tqdm
 def main():
     for _ in tqdm(range(3), desc="rows", mininterval=0): pass
@@ -237,7 +237,7 @@ exit_with(main)"""
 LIBRARY = """
 import logging, sys, warnings
 from pathlib import Path
-from pt_app.eval_model import console
+from pt_app.core import console
 console.start()
 library = logging.getLogger("bitsandbytes")
 library.warning("Failed to load CPU gemm_4bit_forward from kernels-community: pip install kernels")
@@ -303,7 +303,7 @@ print("a library's line")
 sys.stdout.write("another\\n")
 os.write(1, b"C code\\n")
 os.system("echo a child process")
-from pt_app.streams import print_json
+from pt_app.core.streams import print_json
 """
 
 
@@ -311,8 +311,8 @@ def test_json_stands_alone_on_stdout_whatever_prints() -> None:
     code = "\n".join(
         [
             "import typer",
-            "from pt_app.cli_json import Json",
-            "from pt_app.errors import exit_with",
+            "from pt_app.commands.flags import Json",
+            "from pt_app.core.errors import exit_with",
             "app = typer.Typer()",
             "@app.command()",
             "def show(as_json: Json = False) -> None:",
@@ -331,15 +331,16 @@ def test_json_stands_alone_on_stdout_whatever_prints() -> None:
 def test_every_command_with_json_has_the_one_flag() -> None:
     """And a test of its own below: a new command is added there."""
     assert sorted(json_commands()) == [["data", "check"], ["doctor"], ["estimate"]]
-    from pt_app import cli_data, cli_json, cli_machines
+    from pt_app.commands import data, doctor, estimate
+    from pt_app.commands.flags import Json
 
     for function, name in (
-        (cli_machines.doctor, "as_json"),
-        (cli_machines.estimate, "json"),
-        (cli_data.check, "as_json"),
+        (doctor.doctor, "as_json"),
+        (estimate.estimate, "json"),
+        (data.check, "as_json"),
     ):
         flag = inspect.signature(function).parameters[name].annotation
-        assert get_args(flag) == get_args(cli_json.Json)
+        assert get_args(flag) == get_args(Json)
 
 
 def test_json_of_each_command_parses_whatever_wandb_prints(rows: Path, base: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pt_app.eval_model.metrics import FloatArray
+from pt_app.core.metrics import FloatArray
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.judge_data.reading.tables import Reading, Table, open_table
 from tests.real_data import real
 

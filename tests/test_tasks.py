@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pt_app import train_command
-from pt_app.errors import UserError
+from pt_app.commands import train as train_command
+from pt_app.core.errors import UserError
+from pt_app.core.settings import RECIPES
 from pt_app.eval_model.folds import join_evaluations
-from pt_app.eval_model.settings import RECIPES
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.splitting import SplitPlan
 from tests.conftest import run_offline

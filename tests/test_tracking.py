@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from pt_app.cli import app
-from pt_app.errors import UserError
-from pt_app.eval_model.tracking import Tracker
-from pt_app.eval_model.tracking_access import Access, reachable, resolve_access
-from pt_app.eval_model.tracking_sync import STATE_FILE, read_state, run_child, sync
+from pt_app.core.errors import UserError
+from pt_app.tracking.access import Access, reachable, resolve_access
+from pt_app.tracking.sync import STATE_FILE, read_state, run_child, sync
+from pt_app.tracking.tracker import Tracker
 from tests.tracking_server import TEXTS, TrackingServer, prediction
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ ROWS = 12
 RUN = """
 import json, sys
 from pathlib import Path
-from pt_app.eval_model.tracking import Tracker
+from pt_app.tracking.tracker import Tracker
 folder, mode, ending = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings = {"lr": 1e-4, "output_dir": str(folder), "api_key": "x"}
 with Tracker.start(mode, "judge", "tiny-judge", folder, settings, log_texts="texts" in ending) as t:
@@ -136,7 +136,7 @@ def holds_key(folder: Path) -> list[str]:
 def sync_apart(run_dir: Path) -> str:
     """`sync` in a process of its own, as the command line runs it."""
     code = (
-        "import sys; from pathlib import Path; from pt_app.eval_model.tracking_sync import sync; "
+        "import sys; from pathlib import Path; from pt_app.tracking.sync import sync; "
         "print(sync(Path(sys.argv[1]), 60))"
     )
     done = subprocess.run(

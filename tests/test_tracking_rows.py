@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.eval_model.tracking import adapter_artifact, clean_settings, summarize
-from pt_app.eval_model.weave_rows import as_row, write_rows
+from pt_app.tracking.tracker import adapter_artifact, clean_settings, summarize
+from pt_app.tracking.weave_rows import as_row, write_rows
 from tests.tracking_server import TEXTS, prediction
 
 KEY = "5ecret" + "0" * 34

@@ -12,12 +12,12 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
-from pt_app.errors import UserError
-from pt_app.eval_model.adapters import attach_lora
-from pt_app.eval_model.layout import Layout
-from pt_app.eval_model.packing import IGNORED, Shapes, StepCollator
-from pt_app.eval_model.trainer import JudgeTrainer
-from pt_app.eval_model.tree_attention import BLOCKS, tree_mask, use_attention
+from pt_app.core.errors import UserError
+from pt_app.models.adapters import attach_lora
+from pt_app.models.packing import IGNORED, Shapes, StepCollator
+from pt_app.models.tree_attention import BLOCKS, tree_mask, use_attention
+from pt_app.training.layout import Layout
+from pt_app.training.trainer import JudgeTrainer
 
 PAD = 0
 
@@ -248,7 +248,7 @@ def test_pack_that_disagrees_with_its_rows_is_not_used(
     plain = train(base, tmp_path, examples, layout=PLAIN, per_device_train_batch_size=4)
     # A mask that lets siblings see each other, as a model that ignores its mask would.
     causal = lambda last, known=0: tree_mask(torch.full_like(last, len(last)), known)  # noqa: E731
-    monkeypatch.setattr("pt_app.eval_model.tree_attention.tree_mask", causal)
+    monkeypatch.setattr("pt_app.models.tree_attention.tree_mask", causal)
     gradients = Gradients()
     trainer = JudgeTrainer(
         model=make_judge(base),
@@ -268,7 +268,7 @@ def test_pack_that_disagrees_with_its_rows_is_not_used(
 def test_signal_in_a_validation_that_is_not_the_best_still_leaves_a_checkpoint(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pt_app.eval_model.validation import Validation
+    from pt_app.training.validation import Validation
     from tests.test_recipes import flags, main
 
     seen: list[int] = []

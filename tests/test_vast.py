@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from scripts.rented import work
 from scripts.rented.offers import Offer, Work
 from scripts.vast import main

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.eval_model.checkpoints import aside, publish
+from pt_app.training.checkpoints import aside, publish
 from scripts.rented import limits
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host

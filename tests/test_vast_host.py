@@ -18,8 +18,8 @@ import pytest
 
 pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
-from pt_app.errors import UserError
-from pt_app.eval_model.checkpoints import fault
+from pt_app.core.errors import UserError
+from pt_app.training.checkpoints import fault
 from scripts.rented.provision import StillAliveError
 from scripts.rented.record import all_launches
 from scripts.vast import main
@@ -33,7 +33,7 @@ RUN = "stand-in-20261121_120000"
 CREATE = r"/asks/\d+/"
 # The launcher in a process of its own, with the time limits of the tests.
 DRIVER = """
-from pt_app.errors import exit_with
+from pt_app.core.errors import exit_with
 from scripts.rented import limits
 from tests.vast_fixtures import QUICK
 from scripts.vast import main
@@ -347,7 +347,7 @@ def test_base_that_is_copied_up_is_found_by_the_host_under_its_name(
         [
             sys.executable,
             "-c",
-            "from pt_app.eval_model.models import *;print(resolve_model('org/gated').path)",
+            "from pt_app.models.bases import *;print(resolve_model('org/gated').path)",
         ],
         cwd=rented_host.remote,
         env={"HF_HOME": str(rented_host.remote / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."},

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from scripts.rented.provision import StillAliveError
 from scripts.rented.record import all_launches
 from scripts.vast import main

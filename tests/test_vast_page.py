@@ -29,7 +29,7 @@ pytestmark = [
 # scripts/vast.py with shorter waits, and an estimate that needs no model. Not as short as those of
 # other tests: each look is an SSH connection, and takes a small machine's time from the training.
 DRIVER = """
-from pt_app.errors import exit_with
+from pt_app.core.errors import exit_with
 from scripts.rented import limits, work
 from tests.vast_fixtures import ESTIMATE, stand_in_estimate
 from scripts.vast import main

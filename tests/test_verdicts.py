@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale, format_answer, read_comments
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale, format_answer, read_comments
 
 NAMES = ["0-10", "1-5", "0-100", "0-10:0.5", "0-1:0.1", "-2-2", "pairwise", "pass_fail"]
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pt_app.attack.families import attacked, families
-from pt_app.cli_data import data
-from pt_app.errors import UserError
-from pt_app.eval_model.data import JudgeExample
-from pt_app.eval_model.metrics import rouge_l
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.verdicts import Scale
-from pt_app.eval_model.words import normalised, units, words
+from pt_app.commands.data import data
+from pt_app.core.attack_families import attacked, families
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.metrics import rouge_l
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
+from pt_app.core.words import normalised, units, words
 from tests.test_prompts import build, encoder, example
 from tests.test_prompts import words as many_words
 

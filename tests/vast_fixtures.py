@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from scripts.rented import limits, work
 from scripts.rented.record import Launch, make_folder
 from tests.rented_host import RentedHost

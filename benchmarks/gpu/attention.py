@@ -14,8 +14,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.gpu.bases import workload
 from benchmarks.gpu.part import Part
-from pt_app.eval_model.packing import pack
-from pt_app.eval_model.tree_attention import tree_mask
+from pt_app.models.packing import pack
+from pt_app.models.tree_attention import tree_mask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.part import Part, Sizes
-from pt_app.base_model import shipped
-from pt_app.bench.shapes import Shape, build
-from pt_app.bench.workloads import Workload, make_workload
-from pt_app.eval_model.records import JudgeExample
+from benchmarks.shapes import Shape, build
+from benchmarks.workloads import Workload, make_workload
+from pt_app.core.records import JudgeExample
+from pt_app.models.bases import shipped
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pt_app.bench.shapes import SHAPES, Shape
-from pt_app.files import write_json_atomic
+from benchmarks.shapes import SHAPES, Shape
+from pt_app.core.files import write_json_atomic
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.gpu.bases import workload
 from benchmarks.gpu.part import Part
-from pt_app.eval_model.precision import convert
 from pt_app.judge import Judge
+from pt_app.scoring.precision import convert
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 32

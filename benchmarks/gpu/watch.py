@@ -9,7 +9,7 @@ import torch
 import transformers.trainer
 from transformers import TrainerCallback
 
-from pt_app.files import write_json_atomic
+from pt_app.core.files import write_json_atomic
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu.watch import Watch
-from pt_app.eval_model.gemm import take_over_products
 from pt_app.eval_model.judge_train_cuda import main
+from pt_app.models.gemm import take_over_products
 
 if __name__ == "__main__":
     numbers, *flags = sys.argv[1:]

@@ -18,8 +18,8 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.gpu.bases import workload
 from benchmarks.gpu.part import FULL, SMOKE, Sizes
 from benchmarks.gpu.watch import Watch
-from pt_app.bench.workloads import Workload
-from pt_app.files import write_json_atomic
+from benchmarks.workloads import Workload
+from pt_app.core.files import write_json_atomic
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from pt_app.eval_model.chat_templates import as_text
-from pt_app.eval_model.data import JudgeExample
-from pt_app.eval_model.prompts import PromptEncoder
+from pt_app.core.chat_templates import as_text
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.prompts import PromptEncoder
 
 _MARK = "Xq7turn{}Xq7"
 

@@ -1,1 +1,1 @@
-"""The judge itself: recipes, data, prompts, training step, adapters, scoring, evaluation."""
+"""The two recipes, the run that they share, and the evaluation that ends it."""

@@ -9,24 +9,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pt_app.eval_model import adapters, models
-from pt_app.eval_model.data import JudgeData, JudgeExample
-from pt_app.eval_model.gemm import pack
-from pt_app.eval_model.orders import swapped
-from pt_app.eval_model.precision import converted
-from pt_app.eval_model.preparation import draw
-from pt_app.eval_model.prompts import PromptEncoder
-from pt_app.eval_model.scoring import JudgeScorer, Scored
-from pt_app.eval_model.tree_attention import BLOCKS, use_attention
-from pt_app.eval_model.verdicts import Verdict, read_comments
+from pt_app.core.dataset import JudgeData, JudgeExample, draw
+from pt_app.core.orders import swapped
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Labelled, baselines
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
+from pt_app.models import adapters, bases
+from pt_app.models.gemm import pack
+from pt_app.models.tree_attention import BLOCKS, use_attention
+from pt_app.scoring.precision import converted
+from pt_app.scoring.scorer import JudgeScorer, Scored
+from pt_app.training.preparation import MAX_CALIBRATION_ROWS
 
 
 def evaluate(
-    source: models.ModelSource,
+    source: bases.ModelSource,
     adapter: Path,
     data: JudgeData,
     test: Sequence[JudgeExample],
@@ -41,12 +41,12 @@ def evaluate(
     Pairs are judged in both orders. With `feedback` the answers are generated too; `precision` is
     that of the scoring. `run` (command, seed, versions) is written into the results as it is.
     """
-    identity = models.model_identity(source)
+    identity = bases.model_identity(source)
     how = Scoring(encoder, test, feedback, precision)
     # Loaded twice: a model whose weights are packed for scoring takes no adapter any more.
-    base = how.judged("base", source.name, models.load_model(source))
-    model = adapters.load_adapter(adapter, models.load_model(source), identity)
-    validation = draw(data.val or (), MOST_VALIDATION, seed=0)
+    base = how.judged("base", source.name, bases.load_model(source))
+    model = adapters.load_adapter(adapter, bases.load_model(source), identity)
+    validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
     judges = [how.judged("adapter", adapter.name, adapters.merge(model), validation), base]
     if judges[0].fitted is not None:
         judges[0].fitted.write(adapter)
@@ -71,9 +71,6 @@ def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
     ]
     groups = [example.group for example in examples]
     return Labelled.of(rows, [_label(example) for example in examples], groups, data.scale)
-
-
-MOST_VALIDATION = 1000  # rows that calibration is fitted on: more change it little
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.results import (
     PREDICTIONS,
     RESULTS,
@@ -17,7 +18,6 @@ from pt_app.evidence.results import (
     results_of,
     write_evaluation,
 )
-from pt_app.files import refuse_overwrite
 from pt_app.report import write_report
 
 SAME = ("task", "scale")

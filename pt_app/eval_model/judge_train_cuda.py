@@ -17,15 +17,15 @@ if not __package__:  # run by path: this folder's modules must not stand on sys.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     import pt_app.eval_model  # noqa: F401  (as `-m` does, before any other package)
 
-from pt_app.errors import exit_with
+from pt_app.core.errors import exit_with
+from pt_app.core.settings import Settings, resolve
 from pt_app.eval_model import repeats
-from pt_app.eval_model.models import ModelSource, load_model
-from pt_app.eval_model.settings import Settings, resolve
+from pt_app.models.bases import ModelSource, load_model
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
     from transformers import TrainingArguments
 
-    from pt_app.eval_model.platforms import Platform
+    from pt_app.models.platforms import Platform
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
@@ -64,7 +64,7 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
     """What this platform adds to the arguments that both recipes share."""
     from transformers import TrainingArguments
 
-    from pt_app.eval_model.platforms import cores
+    from pt_app.models.platforms import cores
 
     return TrainingArguments(
         **common,

@@ -5,38 +5,31 @@ platform changes is in those and in `platforms.py`.
 """
 
 import logging
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from pt_app.doctor.short import check_first
-from pt_app.errors import UserError
-from pt_app.estimate.in_run import before_loading, before_training
-from pt_app.eval_model import (
-    adapters,
-    console,
-    launcher,
-    models,
-    out_of_memory,
-    platforms,
-    room,
-    runs,
-)
-from pt_app.eval_model.base_files import tokenizer_files
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.core.files import is_full
+from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model.evaluation import evaluate
-from pt_app.eval_model.platforms import Platform
-from pt_app.eval_model.preparation import Prepared, prepare
-from pt_app.eval_model.provenance import about_this_run
-from pt_app.eval_model.settings import Recipe, Settings
-from pt_app.eval_model.tracking import Tracker
-from pt_app.eval_model.tracking_access import resolve_access
-from pt_app.eval_model.trainer import JudgeTrainer
-from pt_app.eval_model.training import (
+from pt_app.evidence.results import PREDICTIONS
+from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
+from pt_app.models.base_files import tokenizer_files
+from pt_app.models.platforms import Platform
+from pt_app.models.provenance import about_this_run
+from pt_app.tracking.access import resolve_access
+from pt_app.tracking.tracker import Tracker
+from pt_app.training import room, runs
+from pt_app.training.preparation import Prepared, prepare
+from pt_app.training.run import (
     LoadBase,
     MakeArguments,
     build_trainer,
@@ -44,16 +37,51 @@ from pt_app.eval_model.training import (
     load_judge,
     train,
 )
-from pt_app.evidence.results import PREDICTIONS
-from pt_app.files import is_full
+from pt_app.training.trainer import JudgeTrainer
 
 log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: MakeArguments) -> Path:
-    """Train a judge, save its adapter, evaluate it; give the adapter's folder.
+class Surroundings(Protocol):
+    """What the caller of a run does around it: checks before it costs anything, a report after.
 
-    Raises UserError for whatever the user can mend.
+    `entry.py` has the one of the recipes; a test may hand in another.
+    """
+
+    def before_loading(self, platform: Platform, prepared: Prepared, trained: bool) -> None:
+        """Called before a model is loaded; `trained`: only the evaluation is left to do."""
+
+    def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
+        """Called before the first step, with the model loaded."""
+
+    def after_evaluation(self, adapter: Path, results: dict[str, Any]) -> None:
+        """Called when results.json is written, before the tracking ends."""
+
+    def charts(self, results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        """Draw what a dashboard shows of the results: names and SVG texts."""
+
+
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    load_base: LoadBase,
+    arguments: MakeArguments,
+    around: Surroundings,
+) -> Path:
+    """Train a judge, save its adapter and evaluate it.
+
+    Args:
+        recipe: which of the two recipes runs; it decides the platform.
+        settings: the resolved settings of the run.
+        load_base: loads the frozen base as the recipe wants it.
+        arguments: makes the training arguments of the recipe.
+        around: what is checked before, and reported after.
+
+    Returns:
+        The adapter's folder; `evaluation/results.json` below it holds what was measured.
+
+    Raises:
+        UserError: for whatever the user can fix.
     """
     console.start()
     launcher.settle()
@@ -67,10 +95,9 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is said before anything is written
     prepared = prepare(settings)
-    check_first(platform, prepared.source)
     before = _run_to_resume(settings, prepared)
     trained = before is not None and Path(f"{before}_final").exists()
-    needs = before_loading(recipe, settings, platform, prepared, trained=trained)
+    around.before_loading(platform, prepared, trained)
     with ExitStack() as stack:
         folder, checkpoint = _open_run(settings, platform, prepared, before, stack)
         console.also_to(folder / "train.log")
@@ -90,9 +117,9 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
             with out_of_memory.explained("training"):
                 model = load_judge(settings, platform, prepared, load_base)
                 trainer = build_trainer(
-                    settings, platform, prepared, folder, model, arguments, tracker
+                    settings, platform, prepared, folder, model, arguments, tracker.log
                 )
-                before_training(needs, trainer, prepared.source)
+                around.before_training(trainer, prepared)
                 if console.is_main_process():
                     room.keep(folder, model, tokenizer_files(prepared.source.path))
                     stack.callback(room.release, folder)
@@ -102,8 +129,11 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
             del model, trainer
             platform.free_memory()
         if console.is_main_process():
-            results = None if settings.skip_eval else _evaluate(settings, prepared, adapter)
-            tracker.finish(results, adapter / "evaluation" / PREDICTIONS, adapter)
+            results = None
+            if not settings.skip_eval:
+                results = _evaluate(settings, prepared, adapter, around)
+            predictions = adapter / "evaluation" / PREDICTIONS
+            tracker.finish(results, predictions, adapter, around.charts)
             log.info("adapter: %s", adapter)
     return adapter
 
@@ -136,7 +166,7 @@ def _open_run(
 
     about = {
         "settings": asdict(settings),
-        "base": models.short_identity(prepared.source),
+        "base": bases.short_identity(prepared.source),
         "data_sha256": prepared.data.sha256,
         "examples_a_step": examples_a_step(settings),
         "platform": {"weights": platform.weights, "ranks": console.ranks()},
@@ -168,7 +198,7 @@ def _save(
     """Save the adapter in the room that was kept for it; elsewhere where that is taken too."""
     run = Path(str(adapter).removesuffix("_final"))
     room.release(run)
-    identity = models.model_identity(prepared.source)
+    identity = bases.model_identity(prepared.source)
     write = partial(
         adapters.save_adapter,
         trainer.accelerator.unwrap_model(trainer.model),
@@ -201,9 +231,9 @@ def _save(
         ) from error
 
 
-def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str, Any]:
-    from pt_app.report import terminal_table, write_report
-
+def _evaluate(
+    settings: Settings, prepared: Prepared, adapter: Path, around: Surroundings
+) -> dict[str, Any]:
     if console.ranks() > 1:
         # torchrun gives each rank one thread; the others have ended by now.
         torch.set_num_threads(platforms.cores())
@@ -226,7 +256,5 @@ def _evaluate(settings: Settings, prepared: Prepared, adapter: Path) -> dict[str
             precision=settings.score_precision,
         )
         adapters.update_model_card(adapter, results)
-        report = write_report(adapter / "evaluation")
-    console.show(terminal_table(results))
-    log.info("report: %s", report)
+        around.after_evaluation(adapter, results)
     return results

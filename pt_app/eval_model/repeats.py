@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model import console
-from pt_app.eval_model.settings import Recipe, Settings
-from pt_app.files import write_json_atomic
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_json_atomic
+from pt_app.core.settings import Recipe, Settings
 
 if TYPE_CHECKING:
-    from pt_app.eval_model.training import LoadBase, MakeArguments
+    from pt_app.training.run import LoadBase, MakeArguments
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +35,17 @@ def run(
     Raises UserError for whatever the user can mend.
     """
     _check(settings)
-    from pt_app.eval_model.data import find_folder
+    from pt_app.core.dataset import find_folder
 
     find_folder(settings.data_dir)
-    from pt_app.eval_model import pipeline
+    from pt_app.eval_model import entry
 
     if settings.folds:
         return _over_folds(recipe, settings, load_base, arguments)
     found = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
         one = replace(settings, seed=seed, seeds=1)
-        found.append(pipeline.run(recipe, one, load_base, arguments))
+        found.append(entry.run(recipe, one, load_base, arguments))
     if settings.seeds > 1:
         spread_over_seeds(found)
     return found
@@ -72,7 +72,7 @@ def _over_folds(
     arguments: MakeArguments,
 ) -> list[Path]:
     """Split all rows into folds by group, train one adapter on the rest of each, join."""
-    from pt_app.eval_model import pipeline
+    from pt_app.eval_model import entry
     from pt_app.eval_model.folds import join_evaluations
     from pt_app.judge_data.folder import split_folder
     from pt_app.judge_data.splitting import SplitPlan
@@ -91,14 +91,14 @@ def _over_folds(
             data_dir=str(data / "folds" / str(fold)),
             output_dir=str(root / f"fold-{fold}"),
         )
-        found.append(pipeline.run(recipe, one, load_base, arguments))
+        found.append(entry.run(recipe, one, load_base, arguments))
     log.info("report of all folds: %s", join_evaluations(found, root / "evaluation"))
     return found
 
 
 def spread_over_seeds(adapters: Sequence[Path]) -> dict[str, Any]:
     """Write into each adapter's results how the headline number varies over the seeds."""
-    from pt_app.eval_model.verdicts import Scale
+    from pt_app.core.verdicts import Scale
     from pt_app.evidence.coding import headline
     from pt_app.evidence.results import RESULTS
     from pt_app.report import write_report

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.intervals import Resampler, mean_of_sums
 from pt_app.evidence.summary import Metric, metric

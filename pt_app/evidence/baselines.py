@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import numbers_of, positions
 from pt_app.evidence.lengths import length
 

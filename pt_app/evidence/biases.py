@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
-from pt_app.eval_model.verdicts import Scale
-from pt_app.eval_model.words import words
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.verdicts import Scale
+from pt_app.core.words import words
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.comparison import holm
 from pt_app.evidence.intervals import Estimate, Resampler, mean_of_sums

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.errors import UserError
-from pt_app.eval_model.metrics import FloatArray, IntArray, agreement
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.errors import UserError
+from pt_app.core.metrics import FloatArray, IntArray, agreement
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Statistic
 
 

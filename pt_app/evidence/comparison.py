@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import (
     agreement_of_sums,
     count_failures_as_wrong,

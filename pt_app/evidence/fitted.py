@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.errors import UserError
-from pt_app.eval_model.metrics import FloatArray
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_json_atomic
+from pt_app.core.metrics import FloatArray
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Isotonic,
     checked,
@@ -23,7 +24,6 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import operating_threshold
 from pt_app.evidence.selective import guaranteed_threshold
 from pt_app.evidence.summary import FAIL
-from pt_app.files import write_json_atomic
 
 FILE = "calibration.json"
 FEWEST = 30  # validation rows; an isotonic map of fewer repeats their chance

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.formatting import estimate
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import compare
-from pt_app.evidence.formatting import estimate
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
 

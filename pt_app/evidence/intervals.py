@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pt_app.eval_model.metrics import CORRELATIONS, ERRORS, SHARES, FloatArray
+from pt_app.core.metrics import CORRELATIONS, ERRORS, SHARES, FloatArray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray, rouge_l
-from pt_app.eval_model.orders import consistency, first_preference, flipped
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.metrics import FloatArray, IntArray, rouge_l
+from pt_app.core.orders import consistency, first_preference, flipped
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import biases
 from pt_app.evidence.calibration import (
     calibration,

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import IntArray
-from pt_app.eval_model.orders import flipped
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.metrics import IntArray
+from pt_app.core.orders import flipped
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import share_metric
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
+from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.evidence.intervals import CONFIDENCE, Resampler
 from pt_app.evidence.summary import FAIL, PASS, Metric, metric
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale, Verdict
-from pt_app.evidence.formatting import interval, number
+from pt_app.core.formatting import interval, number
+from pt_app.core.metrics import FloatArray
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray
+from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.evidence.intervals import Estimate, Resampler, jackknife_interval
 from pt_app.evidence.summary import Metric, metric
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.files import write_json_atomic, write_text_atomic
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.ceiling import ceiling
 from pt_app.evidence.comparison import compare, holm
@@ -21,7 +22,6 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import Asked, judge_numbers
 from pt_app.evidence.people import RatedRow, agreement_among
 from pt_app.evidence.summary import rule_baseline
-from pt_app.files import write_json_atomic, write_text_atomic
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 WRITTEN = (PREDICTIONS, RESULTS, "report.html", "report.md")  # the files of an evaluation

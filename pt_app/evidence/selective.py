@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray, IntArray, agreement, contingency
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.metrics import FloatArray, IntArray, agreement, contingency
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import headline, numbers_of
 from pt_app.evidence.intervals import Resampler

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.eval_model.metrics import FloatArray
+from pt_app.core.metrics import FloatArray
 from pt_app.evidence.intervals import Resampler, mean_of_sums
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, median_low
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale, Verdict
 
 RULES = {
     "majority": {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pt_app.eval_model.records import Place
+from pt_app.core.records import Place
 from pt_app.judge_data.cells import MISSING, find, is_empty, parsed
 
 RATERS = (

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.formatting import estimate
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
-from pt_app.evidence.formatting import estimate
 
 MOST_LABELS = 21
 ONESELF = "Agreement with oneself"

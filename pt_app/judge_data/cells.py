@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import Place
+from pt_app.core.errors import UserError
+from pt_app.core.records import Place
 
 MISSING = object()
 """What `find` gives where a row has no such cell."""

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.chat_templates import control_tokens
-from pt_app.eval_model.data import JudgeData, read_dataset
-from pt_app.eval_model.leaks import (
+from pt_app.core.chat_templates import control_tokens
+from pt_app.core.dataset import JudgeData, read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.formatting import estimate
+from pt_app.core.leaks import (
     LEAST_WORDS,
     Leak,
     boilerplate_of,
@@ -20,10 +21,9 @@ from pt_app.eval_model.leaks import (
     find_leaks,
     input_text,
 )
-from pt_app.eval_model.records import JudgeExample, one_line
-from pt_app.eval_model.verdicts import Scale
-from pt_app.eval_model.words import normalised, words_of
-from pt_app.evidence.formatting import estimate
+from pt_app.core.records import JudgeExample, one_line
+from pt_app.core.verdicts import Scale
+from pt_app.core.words import normalised, words_of
 from pt_app.evidence.lengths import length, share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 
@@ -341,18 +341,18 @@ def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str
 def _tokenizer(model: str) -> Any:
     from transformers.utils import logging
 
-    from pt_app.eval_model import models
+    from pt_app.models import bases
 
     logging.set_verbosity_error()  # the tokenizer too speaks of rows that are too long
-    return models.load_tokenizer(models.resolve_tokenizer(model))
+    return bases.load_tokenizer(bases.resolve_tokenizer(model))
 
 
 def _too_long(
     data: JudgeData, rows: Sequence[JudgeExample], tokenizer: Any, model: str, max_seq_length: int
 ) -> dict[str, Any]:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
-    from pt_app.eval_model.prompt_templates import Template
-    from pt_app.eval_model.prompts import PromptEncoder
+    from pt_app.core.prompt_templates import Template
+    from pt_app.core.prompts import PromptEncoder
 
     template = Template.load(data.card.template, data.card.rubric)
     encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import read_card
-from pt_app.eval_model.prompt_templates import Template
-from pt_app.eval_model.records import JudgeExample
+from pt_app.core.dataset import read_card
+from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
+from pt_app.core.records import JudgeExample
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import place_units, strata_of, units_of
 from pt_app.judge_data.splitting import SplitPlan, gap_line, with_own_group

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pt_app.errors import UserError
-from pt_app.eval_model.leaks import (
+from pt_app.core.errors import UserError
+from pt_app.core.leaks import (
     MOST_INPUTS,
     Field,
     boilerplate_of,
@@ -21,8 +21,8 @@ from pt_app.eval_model.leaks import (
     is_telling,
     texts_of,
 )
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.words import normalised, words_of
+from pt_app.core.records import JudgeExample
+from pt_app.core.words import normalised, words_of
 
 NEAR = 0.9
 # 16 bands of 4 hashes over words and pairs of words: of two texts of 20 words of which one differs

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import (
+from pt_app.core.dataset import (
     SPLITS,
     DatasetCard,
     card_scale,
@@ -15,8 +14,9 @@ from pt_app.eval_model.data import (
     read_places,
     read_splits,
 )
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.cross import FoldsSummary, write_folds
 from pt_app.judge_data.groups import group_of

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from pt_app.errors import UserError
-from pt_app.eval_model.leaks import input_text
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.words import normalised
+from pt_app.core.errors import UserError
+from pt_app.core.leaks import input_text
+from pt_app.core.records import JudgeExample
+from pt_app.core.words import normalised
 from pt_app.judge_data.duplicates import Union
 
 # Labels are balanced one by one up to so many, more of them by fifths of their order.

@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import DatasetCard, card_scale, read_card
-from pt_app.eval_model.prompt_templates import Template
-from pt_app.eval_model.records import JudgeExample, RowError, example_of
-from pt_app.eval_model.verdicts import Scale
-from pt_app.files import refuse_overwrite
+from pt_app.core.dataset import DatasetCard, card_scale, read_card
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite
+from pt_app.core.prompt_templates import Template
+from pt_app.core.records import JudgeExample, RowError, example_of
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.folder import FolderSummary, build_folder

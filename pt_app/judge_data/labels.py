@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from pt_app.eval_model.records import Place
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.records import Place
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.cells import find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import Place, RowError
-from pt_app.eval_model.verdicts import NAMED, Scale, Verdict
+from pt_app.core.errors import UserError
+from pt_app.core.records import Place, RowError
+from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.annotators import reduce
 from pt_app.judge_data.answers import Answer, answers_of
 from pt_app.judge_data.cells import MISSING, check_column, find, parsed, refuse_bytes

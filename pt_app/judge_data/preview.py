@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import JudgeExample
-from pt_app.report.wording import visible
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample
+from pt_app.core.wording import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from pt_app.eval_model.prompts import Encoded, PromptEncoder
+    from pt_app.core.prompts import Encoded, PromptEncoder
 
 SUPERVISED, CONTROL, PROMPT = "bold green", "cyan", "dim"
 WIDTH = 80
@@ -58,11 +58,11 @@ def _prepare(
     folder: Path, model: str, split: str, max_seq_length: int
 ) -> tuple[list[JudgeExample], "PromptEncoder"]:
     """Read one split as training lays it out, and build the encoder that it would use."""
-    from pt_app.eval_model import models
-    from pt_app.eval_model.data import card_scale, read_card, read_rows
-    from pt_app.eval_model.orders import both_orders
-    from pt_app.eval_model.prompt_templates import Template
-    from pt_app.eval_model.prompts import PromptEncoder
+    from pt_app.core.dataset import card_scale, read_card, read_rows
+    from pt_app.core.orders import both_orders
+    from pt_app.core.prompt_templates import Template
+    from pt_app.core.prompts import PromptEncoder
+    from pt_app.models import bases
 
     path = folder / f"judge_{split}.json"
     if not path.exists():
@@ -74,7 +74,7 @@ def _prepare(
     card = read_card(folder)
     rows = read_rows(path, card, split)
     rows = rows if split == "test" else both_orders(rows)
-    tokenizer = models.load_tokenizer(models.resolve_tokenizer(model))
+    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model))
     scale = card_scale(card, folder / "dataset.json")
     template = Template.load(card.template, card.rubric)
     return rows, PromptEncoder(tokenizer, template, scale, max_seq_length)

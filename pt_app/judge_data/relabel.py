@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import JudgeData, read_dataset
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.dataset import JudgeData, read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite, write_json_atomic, write_text_atomic
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 from pt_app.evidence.coding import numbers_of
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
-from pt_app.files import refuse_overwrite, write_json_atomic, write_text_atomic
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.reading.tables import Reading, open_table

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pt_app.eval_model.records import Place
+from pt_app.core.records import Place
 
 Row = dict[str, Any]
 """A row of fields or of chat, as docs/DATA.md describes them."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import SPLITS
-from pt_app.eval_model.records import JudgeExample, one_line
+from pt_app.core.dataset import SPLITS
+from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample, one_line
 from pt_app.judge_data.duplicates import NEAR, links
 from pt_app.judge_data.groups import (
     Unit,

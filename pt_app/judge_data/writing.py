@@ -13,12 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.data import SPLITS, DatasetCard, card_scale
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.dataset import SPLITS, DatasetCard, card_scale
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
-from pt_app.files import sha256_file
 from pt_app.judge_data.card import data_card
 from pt_app.judge_data.checking import CheckReport, check_examples
 from pt_app.judge_data.duplicates import NEAR

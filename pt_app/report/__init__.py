@@ -12,13 +12,13 @@ def write_report(folder: Path) -> Path:
 
     Raises UserError where either is missing or broken.
     """
+    from pt_app.core.files import refuse_overwrite, write_text_atomic
+    from pt_app.core.wording import inline
     from pt_app.evidence.results import PREDICTIONS, RESULTS
-    from pt_app.files import refuse_overwrite, write_text_atomic
     from pt_app.report.content import content, warning
     from pt_app.report.html import plain, to_html
     from pt_app.report.markdown import to_markdown
     from pt_app.report.source import read_predictions, read_results
-    from pt_app.report.wording import inline
 
     read = [folder / RESULTS, folder / PREDICTIONS]
     refuse_overwrite([folder / "report.md", folder / "report.html"], read, "the report")

@@ -2,13 +2,13 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pt_app.evidence.formatting import estimate, number
+from pt_app.core.formatting import estimate, number
+from pt_app.core.wording import NAMES, columns_of, visible
 from pt_app.report.page import Chart
-from pt_app.report.wording import NAMES, columns_of, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,19 @@ WIDTH = 6.4  # inches, at 72 points each
 MOST_LINES = 24
 
 Draw = Callable[["Axes"], None]
+
+
+def of_results(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the SVG of each chart about a whole evaluation, for a dashboard."""
+    first = results["models"][0]
+    charts = {"agreement": agreement(results)}
+    if first.get("calibration"):
+        charts["reliability"] = reliability(first["calibration"])
+    if first.get("selective"):
+        charts["risk_coverage"] = risk_coverage(first["selective"])
+    for name, drawn in charts.items():
+        for chart in drawn:
+            yield name, chart.draw()
 
 
 def agreement(results: Mapping[str, Any]) -> list[Chart]:

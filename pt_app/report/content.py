@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pt_app.eval_model.verdicts import Scale
-from pt_app.evidence.formatting import UNDEFINED, estimate
+from pt_app.core.formatting import UNDEFINED, estimate
+from pt_app.core.verdicts import Scale
+from pt_app.core.wording import NAMES, columns_of, leak_line
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
 from pt_app.report.sections import attack_section, evidence_sections, people_section
 from pt_app.report.source import main_judge, read_attacks, read_history
-from pt_app.report.wording import NAMES, columns_of, leak_line
 
 WORST = DISPUTED = 20
 SURE, DOUBT = 0.9, 0.01

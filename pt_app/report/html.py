@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pt_app.core.wording import LONGEST_TEXT, visible
 from pt_app.report.page import Block, Chart, Grid, Lines, Section, Texts
-from pt_app.report.wording import LONGEST_TEXT, visible
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 

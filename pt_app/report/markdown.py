@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from pt_app.core.wording import fenced, table
 from pt_app.report.page import Block, Chart, Grid, Lines, Section, Texts
-from pt_app.report.wording import fenced, table
 
 
 def to_markdown(sections: Sequence[Section], warning: str) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pt_app.evidence.formatting import estimate, number
+from pt_app.core.formatting import estimate, number
+from pt_app.core.wording import NAMES, best_rule, columns_of, p_value
 from pt_app.report.page import Safe
-from pt_app.report.wording import NAMES, best_rule, columns_of, p_value
 
 BIASES = {
     "generosity": "it is too {} ({} units on average)",

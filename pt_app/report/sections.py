@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pt_app.core.formatting import UNDEFINED, estimate, number
+from pt_app.core.wording import NAMES, p_value
 from pt_app.evidence import people
-from pt_app.evidence.formatting import UNDEFINED, estimate, number
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Safe, Section, Words
-from pt_app.report.wording import NAMES, p_value
 
 BRIER = "Brier score (sum over classes)"  # 0 to 2; scikit-learn's of two classes is half of it
 CHECKS = {

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.gate import Judged
 
 SCHEMA = 1

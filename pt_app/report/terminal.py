@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pt_app.evidence.formatting import estimate
-from pt_app.report.wording import NAMES, best_rule, columns_of, leak_line
+from pt_app.core.formatting import estimate
+from pt_app.core.wording import NAMES, best_rule, columns_of, leak_line
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from pt_app.eval_model import checkpoints
+from pt_app.training import checkpoints
 from scripts.rented.host import CutOffError, GoneError, Host
 from scripts.rented.record import Launch
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pt_app.errors import UserError
-from pt_app.files import sha256_file, write_text_atomic
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file, write_text_atomic
 from scripts.rented import limits
 
 CONFIG = """Host rented

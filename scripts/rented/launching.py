@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pt_app.errors import UserError
-from pt_app.eval_model.settings import Settings
-from pt_app.train_command import recipe_command
+from pt_app.core.errors import UserError
+from pt_app.core.settings import Settings
+from pt_app.eval_model.dispatch import recipe_command
 from scripts.rented import limits, sending
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host
@@ -60,7 +60,7 @@ def plan(
 
     Raises UserError for data, model or run that cannot be sent, and caps below the estimate.
     """
-    from pt_app.eval_model.data import read_dataset
+    from pt_app.core.dataset import read_dataset
 
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
     base = check_model(settings.model, wishes.upload_model)
@@ -95,7 +95,7 @@ def plan(
 
 
 def _run_to_resume(name: str) -> Path:
-    from pt_app.eval_model.checkpoints import newest_complete
+    from pt_app.training.checkpoints import newest_complete
 
     run = Path(name)
     if not run.is_dir() or newest_complete(run)[0] is None:
@@ -274,7 +274,7 @@ def _adapter(launch: Launch) -> Path | None:
 
 def _how_to_resume(launch: Launch) -> str:
     """The command that goes on from the last checkpoint copied back, if there is one."""
-    from pt_app.eval_model.checkpoints import newest_complete
+    from pt_app.training.checkpoints import newest_complete
 
     run = launch.local_run
     checkpoint = newest_complete(run)[0] if run and run.is_dir() else None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 
 CONSOLE = "https://cloud.vast.ai/instances/"
 URL = "https://console.vast.ai"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from scripts.rented.limits import upload_hours
 from scripts.rented.market import Market
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from scripts.rented import limits
 from scripts.rented.host import CutOffError, Host, make_key
 from scripts.rented.market import (

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pt_app.errors import UserError
-from pt_app.files import write_json_atomic
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_json_atomic
 
 FOLDER = ".rented"
 FILE = "launch.json"

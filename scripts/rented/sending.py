@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pt_app
-from pt_app.errors import UserError
-from pt_app.eval_model import checkpoints
-from pt_app.eval_model.base_files import wanted_files
+from pt_app.core.errors import UserError
+from pt_app.models.base_files import wanted_files
+from pt_app.training import checkpoints
 from scripts.rented.host import Host
 from scripts.rented.market import SECRET_WORDS
 from scripts.rented.record import Launch
@@ -49,7 +49,7 @@ def code_files() -> dict[str, Path]:
 
 def data_files(folder: Path) -> dict[str, Path]:
     """A dataset's files as the host gets them: rows, card, split and a template of its own."""
-    from pt_app.eval_model.data import read_card
+    from pt_app.core.dataset import read_card
 
     found = [folder / name for name in DATA]
     template = Path(read_card(folder).template)

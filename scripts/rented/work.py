@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.settings import Settings, resolve
+from pt_app.core.errors import UserError
+from pt_app.core.settings import Settings, resolve
 from scripts.rented.offers import PACKAGES_GB, Work
 
 ESTIMATE = [sys.executable, "-m", "pt_app.cli", "estimate"]
@@ -82,8 +82,8 @@ def estimated(
 
 def _size_here(model: str) -> int | None:
     """Bytes of a base's files where it lies on this machine."""
-    from pt_app.eval_model.base_files import wanted_files
-    from pt_app.eval_model.models import from_cache, is_local, resolve_model
+    from pt_app.models.base_files import wanted_files
+    from pt_app.models.bases import from_cache, is_local, resolve_model
 
     folder = resolve_model(model).path if is_local(model) else from_cache(model)
     return sum(path.stat().st_size for path in wanted_files(folder)) if folder else None
@@ -122,7 +122,7 @@ def check_model(name: str, upload: bool) -> Path | None:
 
     Raises UserError where the hub asks for a token, which never goes to a host.
     """
-    from pt_app.eval_model.models import TINY, resolve_model
+    from pt_app.models.bases import TINY, resolve_model
 
     if name == TINY:
         return None

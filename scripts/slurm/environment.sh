@@ -20,8 +20,8 @@ python=$JUDGE_ENV/bin/python
 output_dir() {
   "$python" -c '
 import sys
-from pt_app.errors import exit_with
-from pt_app.eval_model.settings import resolve
+from pt_app.core.errors import exit_with
+from pt_app.core.settings import resolve
 recipe, *flags = sys.argv[1:]
 exit_with(lambda: print(resolve(recipe, flags, "judge train", "").output_dir))' \
     "$JUDGE_RECIPE" "$@"

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pt_app.eval_model.records import Place
-from pt_app.eval_model.verdicts import Scale
-from pt_app.judge_data.distil.reply import answer_part, whole_characters
+from pt_app.core.records import Place
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.rows import Row
+from pt_app.models.endpoint.reply import answer_part, whole_characters
 
 PROMPTS = Path(__file__).with_name("prompts")
 _SHOWN = ("source", "conversation", "context", "reference", "rubric", "candidate")

@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.prompt_templates import Template, fill, scale_fields
-from pt_app.eval_model.records import JudgeExample, Place, example_of
-from pt_app.eval_model.verdicts import Scale
-from pt_app.files import refuse_overwrite
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite
+from pt_app.core.prompt_templates import Template, fill, scale_fields
+from pt_app.core.records import JudgeExample, Place, example_of
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.distil.answers import (
     MalformedError,
     asked_again,
@@ -21,11 +21,6 @@ from pt_app.judge_data.distil.answers import (
     read_answer,
     schema_for,
 )
-from pt_app.judge_data.distil.budget import Budget, MoneySpentError, Usage
-from pt_app.judge_data.distil.journal import Journal
-from pt_app.judge_data.distil.reply import RefusedError
-from pt_app.judge_data.distil.teacher import Teacher
-from pt_app.judge_data.distil.workers import in_parallel
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
@@ -33,6 +28,11 @@ from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES
+from pt_app.models.endpoint.budget import Budget, MoneySpentError, Usage
+from pt_app.models.endpoint.journal import Journal
+from pt_app.models.endpoint.reply import RefusedError
+from pt_app.models.endpoint.teacher import Teacher
+from pt_app.models.endpoint.workers import in_parallel
 
 TRIES = 2  # a malformed answer is asked for once more
 # So many requests refused, and none answered, are the endpoint's fault and not the rows'.

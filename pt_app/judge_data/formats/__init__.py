@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Iterator
 
-from pt_app.errors import UserError
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.errors import UserError
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions
 from pt_app.judge_data.formats.mqm import WMT_MQM
 from pt_app.judge_data.formats.pairs import LLMBAR, PANDALM

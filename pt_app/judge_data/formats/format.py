@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pt_app.eval_model.records import Place
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.records import Place
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.reading.tables import Reading
 from pt_app.judge_data.rows import Converted
 

@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import Place
-from pt_app.eval_model.verdicts import Scale, Verdict
+from pt_app.core.errors import UserError
+from pt_app.core.records import Place
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.annotators import nearest, reduce
 from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions
 from pt_app.judge_data.reading.tables import Reading

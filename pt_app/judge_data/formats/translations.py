@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from hashlib import sha256
 
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.annotators import reduce
 from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions, stem
 from pt_app.judge_data.reading.tables import Reading

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.corpus_errors import Vocabulary, corrupt_text
 from pt_app.judge_data.generator.errors import Candidate
 from pt_app.judge_data.generator.grammar import reserved_for_judges

@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
-from pt_app.eval_model.words import normalised
-from pt_app.files import refuse_overwrite, sha256_file, write_text_atomic
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
+from pt_app.core.words import normalised
 from pt_app.judge_data.card import data_card, table
 from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus

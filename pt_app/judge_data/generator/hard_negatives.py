@@ -8,9 +8,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt_app.attack.families import attacked, families
-from pt_app.eval_model.records import JudgeExample
-from pt_app.eval_model.verdicts import Scale
+from pt_app.core.attack_families import attacked, families
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
 
 Row = dict[str, Any]
 KIND = "attack"

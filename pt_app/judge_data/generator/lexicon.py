@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 
 Number = Literal["singular", "plural"]
 Gender = Literal["masculine", "feminine"]

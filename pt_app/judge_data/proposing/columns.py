@@ -6,7 +6,7 @@ from decimal import Decimal
 from math import gcd
 from typing import Any, Literal
 
-from pt_app.eval_model.words import units
+from pt_app.core.words import units
 from pt_app.judge_data.answers import status_of
 from pt_app.judge_data.cells import is_empty, parsed
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings

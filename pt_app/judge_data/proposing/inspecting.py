@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import JudgeExample, RowError, example_of
-from pt_app.eval_model.verdicts import Scale
-from pt_app.files import refuse_overwrite, write_text_atomic
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite, write_text_atomic
+from pt_app.core.records import JudgeExample, RowError, example_of
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.formats import Format, FormatOptions
@@ -388,15 +388,15 @@ def _mapped(
 
 def _lengths(sample: _Sample, choice: _Choice, model: str) -> Lengths:
     """Measure prompt and answer in tokens, as the proposed template lays them out."""
-    from pt_app.eval_model import models
-    from pt_app.eval_model.base_files import read_json
-    from pt_app.eval_model.prompt_templates import Template
-    from pt_app.eval_model.prompts import PromptEncoder
+    from pt_app.core.prompt_templates import Template
+    from pt_app.core.prompts import PromptEncoder
+    from pt_app.models import bases
+    from pt_app.models.base_files import read_json
 
-    source = models.resolve_tokenizer(model)
+    source = bases.resolve_tokenizer(model)
     template = Template.load(choice.template, choice.rubric or None)
     scale = Scale.from_name(choice.scale)
-    encoder = PromptEncoder(models.load_tokenizer(source), template, scale, UNCUT)
+    encoder = PromptEncoder(bases.load_tokenizer(source), template, scale, UNCUT)
     longest = nlargest(LONGEST, sample.longest, key=_characters)
     encoded, _ = encoder.encode([*sample.drawn, *longest])
     tokens = [len(one.input_ids) for one in encoded]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
-from pt_app.eval_model.verdicts import MOST_VALUES
-from pt_app.eval_model.words import normalised
+from pt_app.core.verdicts import MOST_VALUES
+from pt_app.core.words import normalised
 from pt_app.judge_data.proposing.columns import Column, as_number
 
 # With so many labels seen, the largest is taken for the end of the scale; with fewer a usual one.

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pt_app.core.wording import visible
 from pt_app.judge_data.proposing.columns import Column
-from pt_app.report.wording import visible
 
 WIDTH = 80
 MOST_COLUMNS = 40

@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 from pt_app.judge_data.reading.archives import open_bytes
 
 _START = 512

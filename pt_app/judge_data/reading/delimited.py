@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pt_app.errors import UserError
+from pt_app.core.errors import UserError
 
 Lines = Callable[[], Iterator[str]]
 """Opens the file anew and gives its lines, each with its line end."""

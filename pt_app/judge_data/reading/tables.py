@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pt_app.errors import UserError
-from pt_app.eval_model.records import Place
-from pt_app.files import shown
+from pt_app.core.errors import UserError
+from pt_app.core.files import shown
+from pt_app.core.records import Place
 from pt_app.judge_data.reading.archives import open_bytes, split_member
 from pt_app.judge_data.reading.content import refuse_other_content
 from pt_app.judge_data.reading.delimited import recognise, records

@@ -1,1 +1,0 @@
-"""`judge agree`: the whole evidence about anybody's verdicts, from a file that holds them."""

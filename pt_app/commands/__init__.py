@@ -1,0 +1,1 @@
+"""The `judge` subcommands: each declares its flags, calls one function and prints."""

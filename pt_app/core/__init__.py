@@ -1,0 +1,1 @@
+"""What everything stands on: records, verdicts, dataset folders, prompts, metrics, errors."""

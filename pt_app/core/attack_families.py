@@ -1,0 +1,142 @@
+"""The families of attacks, and what each makes of a candidate."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.words import units
+
+FILE = Path(__file__).with_name("attack_families.yaml")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attacks of one kind: texts behind the candidate or in its place, or a rule that changes it.
+
+    `control` marks texts that hold control tokens, which must act as the same characters do.
+    """
+
+    name: str
+    append: tuple[str, ...] = ()
+    replace: tuple[str, ...] = ()
+    change: str = ""
+    control: bool = False
+
+    def part(self, which: int) -> "Family":
+        """Every second text, from the first (0: `--hard_negatives` trains on these) or second."""
+        return replace(self, append=self.append[which::2], replace=self.replace[which::2])
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attacked row: which family, and the place of the clean row it was made from."""
+
+    family: str
+    row: int
+    example: JudgeExample
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Read attack_families.yaml."""
+    import yaml
+
+    read = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return tuple(
+        Family(
+            name,
+            tuple(found.get("append", ())),
+            tuple(found.get("replace", ())),
+            found.get("change", ""),
+            found.get("control", False),
+        )
+        for name, found in read.items()
+    )
+
+
+def attacked(
+    examples: Sequence[JudgeExample], scale: Scale, chosen: Sequence[Family]
+) -> Iterator[Attacked]:
+    """Each family's attacks on each row; a row on which one changes nothing is left out of it.
+
+    Of a pair the candidate that the label calls worse is attacked (of a tie, B).
+    """
+    for family in chosen:
+        for row, example in enumerate(examples):
+            text, best = _target(example), _best(example, scale)
+            names = {"best": scale.line(best).rstrip("\n"), "top": str(best)}
+            texts = [text + one.format_map(names) for one in family.append]
+            texts += [one.format_map(names) for one in family.replace]
+            if family.change:
+                other = examples[(row + 1) % len(examples)]
+                texts += [_CHANGES[family.change](text, example, other)]
+            for new in texts:
+                if new != text:
+                    yield Attacked(family.name, row, _with(example, new, row))
+
+
+def _target(example: JudgeExample) -> str:
+    if example.candidates is not None:
+        return example.candidates[loser(example)]
+    return example.candidate or ""
+
+
+def loser(example: JudgeExample) -> int:
+    """Which candidate of a pair is attacked: 0 or 1."""
+    return int(example.label is None or example.label.verdict != "B")
+
+
+def _best(example: JudgeExample, scale: Scale) -> Verdict:
+    """The verdict that an attacker wants."""
+    if scale.task == "pairwise":
+        return "AB"[loser(example)]
+    return "PASS" if scale.task == "pass_fail" else scale.values[-1]
+
+
+def _with(example: JudgeExample, text: str, row: int) -> JudgeExample:
+    # Of no group: rows of one are shortened alike, and an attack may be long.
+    update: dict[str, Any] = {"id": f"{example.id or row}#attacked", "group": ""}
+    if example.candidates is None:
+        return example.model_copy(update=update | {"candidate": text})
+    pair = list(example.candidates)
+    pair[loser(example)] = text
+    return example.model_copy(update=update | {"candidates": pair})
+
+
+def _source(text: str, example: JudgeExample, other: JudgeExample) -> str:
+    return example.source or text
+
+
+def _repeated(text: str, example: JudgeExample, other: JudgeExample) -> str:
+    return f"{text} {text} {text}"
+
+
+def _other_reference(text: str, example: JudgeExample, other: JudgeExample) -> str:
+    return other.reference or text
+
+
+def _digits(text: str, example: JudgeExample, other: JudgeExample) -> str:
+    return re.sub(r"\d", lambda found: str((int(found.group()) + 3) % 10), text)
+
+
+def _dropped(text: str, example: JudgeExample, other: JudgeExample) -> str:
+    """The last sentence dropped; of a single one its second half."""
+    sentences = re.split(r"(?<=[.!?])\s+|(?<=[。！？])(?=.)", text.strip())
+    if len(sentences) > 1:
+        return " ".join(sentences[:-1])
+    words = units(text)
+    return text[: words[(len(words) - 1) // 2][1]] if words else text
+
+
+_CHANGES: Mapping[str, Callable[[str, JudgeExample, JudgeExample], str]] = {
+    "source": _source,
+    "repeated": _repeated,
+    "other reference": _other_reference,
+    "digits": _digits,
+    "dropped": _dropped,
+}

@@ -1,0 +1,324 @@
+"""Reads and checks a dataset folder: judge_{train,val,test}.json, dataset.json, splits.json.
+
+Every problem is a UserError with file, row and field; nothing is dropped or repaired silently.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file
+from pt_app.core.leaks import find_leaks
+from pt_app.core.records import (
+    JudgeExample,
+    Label,
+    Place,
+    Task,
+    Turn,
+    example_of,
+    first_problem,
+    one_line,
+)
+from pt_app.core.verdicts import NAMED, Scale
+
+__all__ = [
+    "DatasetCard",
+    "JudgeData",
+    "JudgeExample",
+    "Label",
+    "Turn",
+    "card_scale",
+    "read_card",
+    "read_dataset",
+    "read_rows",
+    "to_dataset",
+]
+
+SPLITS = ("train", "val", "test")
+OPTIONAL_SPLITS = ("val",)
+
+
+class DatasetCard(BaseModel):
+    """`dataset.json`: what the rows are about, and where they come from."""
+
+    model_config = ConfigDict(extra="allow")
+    task: Task = "score"
+    scale: str = ""
+    template: str = "translation"
+    rubric: str | None = None
+    origin: str = ""
+    licence: str = ""
+    sha256: dict[str, str] = Field(default_factory=dict)
+    split: dict[str, Any] = Field(default_factory=dict)
+
+    def model_post_init(self, _context: Any) -> None:
+        """Give a card without a scale the usual one of its task."""
+        self.scale = self.scale or (self.task if self.task in NAMED else "0-10")
+
+
+@dataclass(frozen=True)
+class JudgeData:
+    """A dataset folder in memory. `sha256` is of each file as it was read.
+
+    `leaks` says in a line each what stands on two sides of the split, where that was allowed.
+    """
+
+    path: Path
+    card: DatasetCard
+    scale: Scale
+    train: list[JudgeExample]
+    val: list[JudgeExample]
+    test: list[JudgeExample]
+    sha256: dict[str, str]
+    notes: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
+
+
+def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
+    """Read a dataset folder and check it as a whole.
+
+    Raises UserError for a missing, broken or empty file, a row that cannot be used, two rows with
+    one id and, unless `allow_leaks`, one group, source or long candidate in two splits.
+    """
+    folder = find_folder(folder)
+    card = read_card(folder)
+    scale = card_scale(card, folder / "dataset.json")
+    if (folder / "1" / "judge_test.json").exists():
+        raise UserError(
+            f"{folder} holds folds: train them all with `judge train --data_dir {folder}`, "
+            f"or one with --data_dir {folder / '1'}"
+        )
+    splits = read_splits(folder, card)
+    paths = [folder / f"judge_{split}.json" for split in SPLITS]
+    hashes = {path.name: sha256_file(path) for path in paths if path.exists()}
+    leaks = _leaks(splits, card, folder, allow_leaks)
+    changed = [name for name, digest in card.sha256.items() if hashes.get(name, digest) != digest]
+    notes = tuple(f"{name} is not the file that dataset.json describes" for name in changed)
+    return JudgeData(folder, card, scale, notes=notes, sha256=hashes, leaks=leaks, **splits)
+
+
+def find_folder(folder: str | Path) -> Path:
+    """Give the dataset folder; raises UserError where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"data folder {folder} is not there: name one with --data_dir, "
+            "or make one with `judge data generate`"
+        )
+    return folder
+
+
+def read_splits(
+    folder: Path, card: DatasetCard, optional: Sequence[str] = OPTIONAL_SPLITS
+) -> dict[str, list[JudgeExample]]:
+    """Read the rows of each split; an `optional` one whose file is not there is empty.
+
+    Raises UserError as `read_rows` does, and for two rows with one id.
+    """
+    splits: dict[str, list[JudgeExample]] = {}
+    for split in SPLITS:
+        path = folder / f"judge_{split}.json"
+        missing = not path.exists() and split in optional
+        splits[split] = [] if missing else read_rows(path, card, split)
+    check_ids([example for examples in splits.values() for example in examples])
+    return splits
+
+
+def _leaks(
+    splits: Mapping[str, Sequence[JudgeExample]], card: DatasetCard, folder: Path, allow: bool
+) -> tuple[str, ...]:
+    """Say what stands on two sides; raises UserError for the first of it unless `allow`."""
+    remedy = (
+        f"`judge data split {folder} --anew` parts them anew, --allow_leaks trains all the same"
+    )
+    if not allow:
+        _check_groups(splits, folder)
+    leaks = find_leaks(splits)
+    by_row = f"{folder.name} was split by row, so that groups stand on several sides"
+    told = [by_row] if card.split.get("by") == "row" else []
+    if (leaks or told) and not allow:
+        first = told[0] if told else leaks[0].line()
+        more = len(leaks) + len(told) - 1
+        raise UserError(f"leak: {first}{f', and {more} more' if more else ''}: {remedy}")
+    # These lines go into results.json, and with it to the tracker: no texts of rows.
+    lines = told + [leak.line(with_text=False) for leak in leaks]
+    return tuple(lines)
+
+
+def read_card(folder: Path) -> DatasetCard:
+    """Read `dataset.json`; without it the rows are scored 0-10 with the default template.
+
+    A template that is a folder below this one is given with its whole path, else by its name.
+    """
+    path = folder / "dataset.json"
+    if not path.exists():
+        return DatasetCard()
+    value = _json(_text(path), path)
+    try:
+        card = DatasetCard.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise UserError(f"{path}, field {field}: {problem}: correct it") from error
+    own = (folder / card.template).absolute()
+    found = (own / "user.txt").is_file()
+    return card.model_copy(update={"template": str(own)}) if found else card
+
+
+def card_scale(card: DatasetCard, path: Path) -> Scale:
+    """Give the card's scale; raises UserError where it does not belong to the card's task."""
+    try:
+        scale = Scale.from_name(card.scale)
+    except UserError as error:
+        raise UserError(f"{path}, field scale: {error}") from error
+    if scale.task != card.task:
+        raise UserError(
+            f"{path}, field scale: {card.scale} is no scale of the task {card.task}: "
+            "correct one of the two"
+        )
+    return scale
+
+
+def read_rows(
+    path: Path, card: DatasetCard, split: str, labelled: bool = True
+) -> list[JudgeExample]:
+    """Read one file of rows, a JSON list or JSON Lines, both shapes mixed at will.
+
+    `split` names rows that have no id: "train-17". `labelled=False` also takes rows of fields
+    without a label. Raises UserError at the first row that cannot be used, or if there is none.
+    """
+    scale = card_scale(card, path.parent / "dataset.json")
+    examples = []
+    for place, value in _values(path):
+        if not isinstance(value, dict):
+            raise place.error("", "a row must be an object", "write {...} for each row")
+        example = example_of(value, place, scale)
+        if example.label is None and labelled:
+            raise place.error("label", "the row has none", "label it or leave it out")
+        name = example.id or f"{split}-{place.row}"
+        examples.append(example.model_copy(update={"id": name}))
+    if not examples:
+        remedy = "add rows or remove the file" if split in OPTIONAL_SPLITS else "add rows"
+        raise UserError(f"{path} holds no rows: {remedy}")
+    return examples
+
+
+def to_dataset(examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[Any]]) -> Any:
+    """Make a `datasets.Dataset` of the examples' id, group and where, and the given columns.
+
+    Raises UserError where the import finds a folder called `datasets` and not the package.
+    """
+    import datasets
+
+    if not hasattr(datasets, "Dataset"):
+        raise UserError(
+            f"the package datasets is not installed, the import found {list(datasets.__path__)}: "
+            "pip install datasets"
+        )
+    own = {name: [getattr(e, name) for e in examples] for name in ("id", "group", "where")}
+    return datasets.Dataset.from_dict({**own, **columns})
+
+
+def _values(path: Path) -> Iterator[tuple[Place, Any]]:
+    """Yield each row of a JSON list, or each line of JSON Lines, with its place."""
+    text = _text(path)
+    if text.lstrip()[:1] == "[":
+        for row, value in enumerate(_json(text, path), start=1):
+            yield Place(path, row, lines=False), value
+        return
+    # Only "\n" ends a line of JSON Lines: a text may hold U+2028 and its like.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield Place(path, number, lines=True), _json(line, path, number)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: a dataset needs it") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}): "
+            "save it as UTF-8"
+        ) from error
+
+
+def _json(text: str, path: Path, line: int = 1) -> Any:
+    """Parse `text`, which starts at `line` of the file; raises UserError with line and column."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written or encoded
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except json.JSONDecodeError as error:
+        at = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path}, from line {line}: a \\ud... escape is half a character: remove it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, from line {line}: {error}: correct it") from error
+
+
+def check_ids(examples: Iterable[JudgeExample]) -> None:
+    """Raise UserError for the first id that two rows have."""
+    seen: dict[str, str] = {}
+    for example in examples:
+        if example.id in seen:
+            raise UserError(
+                f'two rows have the id "{example.id}": {seen[example.id]} and {example.where}, '
+                "field id: give each its own"
+            )
+        seen[example.id] = example.where
+
+
+def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) -> None:
+    placed = read_places(folder)
+    seen: dict[str, tuple[str, str]] = {}
+    for split, examples in splits.items():
+        for example in examples:
+            group = example.group
+            other, where = seen.setdefault(group, (split, example.where))
+            shown = group if len(group) <= 60 else group[:57] + "..."
+            if other != split:
+                raise UserError(
+                    f'group "{shown}" is in two splits: {where} and {example.where}, field group: '
+                    "move all rows of a group to one split"
+                )
+            if placed.get(group, split) != split:
+                raise UserError(
+                    f'{folder / "splits.json"} places group "{shown}" in {placed[group]}, '
+                    f"but it is at {example.where}: correct one of the two"
+                )
+
+
+def read_places(folder: Path) -> dict[str, str]:
+    """Read from splits.json where each group was placed; empty without the file."""
+    path = folder / "splits.json"
+    if not path.exists():
+        return {}
+    placed = _json(_text(path), path)
+    if not isinstance(placed, dict):
+        raise UserError(f"{path} must be an object of group to split: correct it")
+    for group, split in placed.items():
+        if split not in SPLITS:
+            raise UserError(
+                f'{path} places group "{group[:60]}" in {split!r}: use {", ".join(SPLITS)}'
+            )
+    return {one_line(str(group)): split for group, split in placed.items()}
+
+
+def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:
+    """`count` of the rows, drawn by the seed and in their order; all where count is 0."""
+    if not 0 < count < len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]

@@ -1,0 +1,50 @@
+"""Errors that a user can mend, and how a program ends on them.
+
+Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted.
+"""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pt_app.core import streams
+
+# Errors of the system that a user can fix, wherever they come up.
+REMEDIES = {
+    errno.EACCES: "have its owner give you the right to it, or name another",
+    errno.EPERM: "have its owner give you the right to it, or name another",
+    errno.EROFS: "name another folder",
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room on its disk",
+}
+
+
+class UserError(Exception):
+    """Says in one line what is wrong, where (file, row, field) and the remedy."""
+
+
+def exit_with(main: Callable[[], object]) -> NoReturn:
+    """Run `main` and end the process with the code that its outcome stands for."""
+    streams.prepare(_keep)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in REMEDIES or not error.filename:
+            raise
+        remedy = REMEDIES[error.errno]
+        print(f"error: {error.filename}: {error.strerror}: {remedy}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _keep(line: str) -> None:
+    """Keep a line of stderr, a library's for the most part, in the run's log file."""
+    logging.getLogger("pt_app.stderr").debug("%s", line)

@@ -1,0 +1,186 @@
+"""Files that are complete or absent: written to a temporary name, flushed, renamed."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pt_app.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def refuse_overwrite(
+    outputs: Iterable[Path], inputs: Iterable[str | Path], flag: str = "--out"
+) -> None:
+    """Refuse to write what the same command reads; every command calls it before any work.
+
+    Two paths are the same file through `./`, symbolic and hard links too. An input may be a member
+    of an archive (`archive.zip::rows.csv`), or a folder, which stands for all files in it; an
+    output that is a folder is replaced as a whole. Raises UserError, which names `flag`.
+    """
+    read = [Path(str(one).partition("::")[0]) for one in inputs]
+    for output in outputs:
+        for one in read:
+            if _would_overwrite(output, one):
+                raise UserError(
+                    f"{flag} {output} would overwrite {one}, which this command reads: "
+                    f"name another {flag}"
+                )
+
+
+def _would_overwrite(output: Path, read: Path) -> bool:
+    if output.resolve() == read.resolve():
+        return True
+    if not (output.exists() and read.exists()):
+        return False
+    if output.is_dir():
+        return read.resolve().is_relative_to(output.resolve())
+    files = [path for path in read.rglob("*") if path.is_file()] if read.is_dir() else [read]
+    return any(output.samefile(path) for path in files)
+
+
+@contextmanager
+def held(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock` meanwhile; raise UserError(`busy`) where another process holds it.
+
+    The lock ends with its process, however that dies; flock's would live on in loader workers. It
+    has a file of its own, since closing another handle of the same file would end it. Its holder
+    may remove the file: whoever opened it before then opens a new one. A file system without locks
+    has none, which is said.
+    """
+    file = _locked(lock, busy)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _locked(lock: Path, busy: str) -> IO[str]:
+    import fcntl
+
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115  (closed by the caller, which ends the lock)
+        except OSError as error:
+            raise UserError(f"{lock.parent} cannot be written ({error.strerror})") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise UserError(busy) from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no second process", lock, error)
+            return file
+        if _is_at(file, lock):
+            return file
+        file.close()  # its holder removed it, and has ended
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def shown(path: Path | str) -> str:
+    r"""Write a path as text, with \xe9 for a byte that is not UTF-8: in a file it must be."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 `text` to `path`; a reader never sees half of it.
+
+    Raises UserError where the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(cannot_write(path, error)) from error
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN is refused, since JSON has none."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    write_text_atomic(path, text + "\n")
+
+
+def sha256_file(*paths: Path) -> str:
+    """Hex digest of the bytes of all `paths` in their order, read in pieces of 1 MiB.
+
+    Of one file it is what `sha256sum` prints. Raises UserError where one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        except OSError as error:
+            raise UserError(cannot_read(path, error)) from error
+    return digest.hexdigest()
+
+
+def cannot_read(path: Path, error: OSError) -> str:
+    """Say in one line that a file cannot be read, and what to do about it."""
+    remedy = "name a file that can be read"
+    if isinstance(error, PermissionError):
+        remedy = f"its owner can give the right to (chmod a+r {path})"
+    return f"{path} cannot be read ({error.strerror}): {remedy}"
+
+
+def cannot_write(path: Path, error: BaseException) -> str:
+    """Say in one line that a file or folder cannot be written, and what to do about it."""
+    said = getattr(error, "strerror", None) or "no space left on device"
+    remedy = "make room on its disk" if is_full(error) else "choose another folder"
+    return f"{path} cannot be written ({said}): {remedy}"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk or a quota was full: in `error`, or in what it was raised from.
+
+    Libraries in Rust and C++ raise errors of their own kinds: what they say is looked at.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        said = str(error).lower()
+        if not isinstance(error, UserError) and any(text in said for text in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# Of safetensors and tokenizers; of torch.save, which does not say why it could not write.
+_FULL = (
+    "no space left on device",
+    "disk quota exceeded",
+    f"os error {errno.ENOSPC})",
+    "pytorchstreamwriter failed writing file",
+    "inline_container.cc",
+)
+
+
+def give_mode_of(like: Path, paths: Iterable[Path]) -> None:
+    """Give files the mode of `like`, which Python wrote, and so the umask's.
+
+    safetensors 0.8 writes files that their owner alone can read, whatever the umask says.
+    """
+    mode = like.stat().st_mode & 0o777
+    for path in paths:
+        path.chmod(mode)

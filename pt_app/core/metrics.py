@@ -1,0 +1,189 @@
+"""Agreement numbers from counts of (label, verdict) pairs, and ROUGE-L of a feedback.
+
+Verdicts lie on a scale of K values, so every number here is a function of the K x K table of
+counts. All functions take tables with any leading axes, so that the thousands of resamples of a
+bootstrap cost one call.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pt_app.core.words import words
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+# Numbers between -1 and 1 of which 1 is full agreement.
+CORRELATIONS = frozenset(
+    ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "mcc", "pearson", "spearman", "kendall")
+)
+SHARES = frozenset(  # between 0 and 1
+    (
+        *("exact", "within_1", "accuracy", "f1_macro", "roc_auc", "right", "share"),
+        *("recall_pass", "recall_fail", "precision_fail"),
+    )
+)
+ERRORS = frozenset(("mae", "rmse"))  # 0 or more
+
+
+def contingency(
+    labels: IntArray,
+    verdicts: IntArray,
+    shape: tuple[int, int],
+    weights: FloatArray | None = None,
+) -> FloatArray:
+    """Count rows by label and verdict.
+
+    `labels` [n] and `verdicts` [n] are positions on the scale; `shape` is (K, C), C > K where
+    verdicts past K stand for answers that are off the scale. `weights` [..., n] says how often
+    each row counts (once by default). Returns [..., K, C], or [K, C] without weights.
+    """
+    size = shape[0] * shape[1]
+    cells = labels * shape[1] + verdicts
+    if weights is None:
+        weights = np.ones(len(cells))
+    flat = weights.reshape(math.prod(weights.shape[:-1]), len(cells))
+    offsets = np.arange(len(flat), dtype=np.int64)[:, None] * size
+    counts = np.bincount((offsets + cells).ravel(), flat.ravel(), minlength=len(flat) * size)
+    return np.asarray(counts, np.float64).reshape(*weights.shape[:-1], *shape)
+
+
+def agreement(tables: FloatArray, values: FloatArray | None) -> dict[str, FloatArray]:
+    """Agreement of verdicts with labels, for each of the `tables` [..., K, C] of counts.
+
+    `values` [K] are the numbers of an ordered scale (then C = K); None means a nominal scale,
+    whose columns past K are verdicts that are never right. Every result has the leading shape of
+    `tables`; NaN where the number is undefined (no rows, or a constant column it must divide by).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _nominal(tables) if values is None else _ordered(tables, values)
+
+
+def _ordered(tables: FloatArray, values: FloatArray) -> dict[str, FloatArray]:
+    n = tables.sum((-2, -1))
+    difference = values[None, :] - values[:, None]  # verdict - label, in units of the scale
+    distance = np.abs(difference)
+
+    def mean(weights: FloatArray) -> FloatArray:
+        averaged: FloatArray = np.tensordot(tables, weights, 2) / n
+        return averaged
+
+    return {
+        "mae": mean(distance),
+        "rmse": np.sqrt(mean(distance**2)),
+        "bias": mean(difference),
+        "kappa": _kappa(tables, np.sign(distance)),
+        "kappa_linear": _kappa(tables, distance),
+        "kappa_quadratic": _kappa(tables, distance**2),
+        "alpha": _alpha(tables, distance**2),
+        "pearson": _correlation(tables, values, values),
+        "spearman": _correlation(tables, _midranks(tables.sum(-1)), _midranks(tables.sum(-2))),
+        "kendall": _kendall(tables),
+        "exact": mean((distance == 0).astype(np.float64)),
+        "within_1": mean((distance <= 1 + 1e-9).astype(np.float64)),
+    }
+
+
+def _nominal(tables: FloatArray) -> dict[str, FloatArray]:
+    k, columns = tables.shape[-2:]
+    right = np.diagonal(tables, axis1=-2, axis2=-1)
+    both = tables.sum(-1) + tables.sum(-2)[..., :k]
+    occurs = both > 0
+    f1 = np.where(occurs, 2 * right / both, 0.0)
+    return {
+        "accuracy": right.sum(-1) / tables.sum((-2, -1)),
+        "kappa": _kappa(tables, 1 - np.eye(k, columns)),
+        "alpha": _alpha(tables, 1 - np.eye(k, columns)),
+        "mcc": _matthews(tables),
+        "f1_macro": f1.sum(-1) / occurs.sum(-1),
+    }
+
+
+def _kappa(tables: FloatArray, weights: FloatArray) -> FloatArray:
+    """1 - observed / expected disagreement (Cohen 1968); NaN where all labels are equal.
+
+    A constant verdict on labels that differ has kappa 0 by the formula, and keeps it.
+    """
+    rows, columns = tables.sum(-1), tables.sum(-2)
+    observed = np.tensordot(tables, weights, 2) * tables.sum((-2, -1))
+    expected = ((rows @ weights) * columns).sum(-1)
+    defined = (rows > 0).sum(-1) > 1
+    return np.where(defined, 1 - observed / expected, np.nan)
+
+
+def _alpha(tables: FloatArray, weights: FloatArray) -> FloatArray:
+    """Krippendorff's alpha of label and verdict as two raters: 1 - observed / expected.
+
+    Unlike kappa it expects both to draw from one pool. `weights` [K, C]: interval (squared
+    distances) or nominal. NaN where all labels and verdicts are one value (2011, "Computing
+    Krippendorff's Alpha-Reliability").
+    """
+    k, columns = tables.shape[-2:]
+    pool = tables.sum(-2)
+    pool[..., :k] += tables.sum(-1)
+    n = pool.sum(-1)
+    square = weights if columns == k else 1 - np.eye(columns)
+    observed = np.tensordot(tables, weights, 2) / tables.sum((-2, -1))
+    expected = ((pool @ square) * pool).sum(-1) / (n * (n - 1))
+    return np.where((pool > 0).sum(-1) > 1, 1 - observed / expected, np.nan)
+
+
+def _matthews(tables: FloatArray) -> FloatArray:
+    """Matthews' correlation coefficient of label and verdict, for K classes (Gorodkin 2004).
+
+    NaN where all labels or all verdicts are equal.
+    """
+    labels, verdicts = tables.sum(-1), tables.sum(-2)
+    n = tables.sum((-2, -1))
+    right = np.diagonal(tables, axis1=-2, axis2=-1).sum(-1)
+    shared = (labels * verdicts[..., : labels.shape[-1]]).sum(-1)
+    spread = [n**2 - (margin**2).sum(-1) for margin in (labels, verdicts)]
+    coefficient: FloatArray = (right * n - shared) / np.sqrt(spread[0] * spread[1])
+    return np.where((spread[0] > 0) & (spread[1] > 0), coefficient, np.nan)
+
+
+def _kendall(tables: FloatArray) -> FloatArray:
+    """Kendall's tau-b (1945): concordant less discordant pairs, ties counted on either side."""
+    below = np.zeros_like(tables)  # rows of a lower label and a lower verdict than each cell's
+    below[..., 1:, 1:] = tables.cumsum(-2).cumsum(-1)[..., :-1, :-1]
+    beside = np.zeros_like(tables)  # a lower label and a higher verdict
+    higher = tables[..., ::-1].cumsum(-1)[..., ::-1].cumsum(-2)
+    beside[..., 1:, :-1] = higher[..., :-1, 1:]
+    pairs = (tables * (below - beside)).sum((-2, -1))
+    n = tables.sum((-2, -1))
+    untied = [n**2 - (margin**2).sum(-1) for margin in (tables.sum(-1), tables.sum(-2))]
+    tau: FloatArray = 2 * pairs / np.sqrt(untied[0] * untied[1])
+    return tau
+
+
+def _correlation(tables: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Pearson's r of label scores `x` [..., K] and verdict scores `y` [..., K] over the rows."""
+    rows, columns = tables.sum(-1), tables.sum(-2)
+    n = tables.sum((-2, -1))[..., None]
+    x = x - (rows * x).sum(-1, keepdims=True) / n
+    y = y - (columns * y).sum(-1, keepdims=True) / n
+    covariance = (x * (tables @ y[..., None])[..., 0]).sum(-1)
+    spread = np.sqrt((rows * x**2).sum(-1) * (columns * y**2).sum(-1))
+    defined = ((rows > 0).sum(-1) > 1) & ((columns > 0).sum(-1) > 1)
+    return np.where(defined, covariance / spread, np.nan)
+
+
+def _midranks(margin: FloatArray) -> FloatArray:
+    """Rank of each value of the scale among the rows, ties sharing the middle of their ranks."""
+    return margin.cumsum(-1) - margin + (margin + 1) / 2
+
+
+def rouge_l(reference: str, text: str) -> float:
+    """F1 of the longest common subsequence of words (Lin 2004), in 0..1.
+
+    Words are those of `pt_app.core.words`, accents kept: the tokenizer of the `rouge_score`
+    package drops everything but a-z and 0-9, so that "não" becomes "n o", and of Chinese nothing is
+    left. Two texts without a word agree (1.0).
+    """
+    from rapidfuzz.distance import LCSseq
+
+    first, second = words(reference), words(text)
+    if not first or not second:
+        return float(first == second)
+    return 2 * float(LCSseq.similarity(first, second)) / (len(first) + len(second))

@@ -1,0 +1,83 @@
+"""Both orders of a pair: a judge that likes the first candidate is told so, and measured.
+
+Trained on both orders (JudgeLM's swap augmentation, arXiv 2310.17631) a judge has nothing to gain
+from a candidate's place; judged in both, its verdicts show how far it goes by it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from pt_app.core.records import JudgeExample, Label
+from pt_app.core.verdicts import Verdict
+
+_OTHER = {"A": "B", "B": "A"}
+# Comments in which a candidate goes by its letter, number or place: in the other order they would
+# speak of the wrong one.
+_NAMES_A_CANDIDATE = re.compile(
+    r"\b(?:candidate|answer|response|output|assistant|translation|option)"
+    r"\s+(?:[ab12]|one|two)\b|\b(?:first|second|former|latter)\b",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"(?<![\w'’.])[AB](?![\w'’])")
+
+
+def flipped(verdict: Verdict | None) -> Verdict | None:
+    """Give the verdict on the same pair in the other order; a tie stays one, None stays None."""
+    return _OTHER.get(verdict, verdict) if isinstance(verdict, str) else verdict
+
+
+def swapped(example: JudgeExample) -> JudgeExample | None:
+    """Give a pair in its other order, its label flipped; None for a row that is no such pair.
+
+    Comments that name a candidate are left out: the row then supervises its verdict alone.
+    """
+    if example.candidates is None or example.prompt is not None:
+        return None
+    label = example.label
+    if label is not None:
+        kept = (
+            {} if names_a_candidate(label) else {"issues": label.issues, "feedback": label.feedback}
+        )
+        verdict = flipped(label.verdict)
+        label = Label.model_validate({"verdict": verdict, **kept})
+    update = {"id": f"{example.id}#swapped", "candidates": example.candidates[::-1], "label": label}
+    return example.model_copy(update=update)
+
+
+def names_a_candidate(label: Label) -> bool:
+    """Whether a label's comments call a candidate by letter, number or place."""
+    texts = [*label.issues, label.feedback]
+    return any(_LETTER.search(text) or _NAMES_A_CANDIDATE.search(text) for text in texts)
+
+
+def both_orders(examples: Sequence[JudgeExample]) -> list[JudgeExample]:
+    """Put after each pair its other order; rows that are no pair stay single."""
+    found: list[JudgeExample] = []
+    for example in examples:
+        other = swapped(example)
+        found += [example] if other is None else [example, other]
+    return found
+
+
+def consistency(
+    verdicts: Iterable[Verdict | None], others: Iterable[Verdict | None]
+) -> list[float | None]:
+    """Say for each pair whether both orders gave it the same winner: 1, 0, None if unknown."""
+    return [
+        None if one is None or other is None else float(flipped(other) == one)
+        for one, other in zip(verdicts, others, strict=True)
+    ]
+
+
+def first_preference(
+    verdicts: Iterable[Verdict | None], others: Iterable[Verdict | None]
+) -> list[float | None]:
+    """Give for each pair the share of its two verdicts, ties apart, that went to the first place.
+
+    Over both orders a judge without a liking for a place has a mean of a half.
+    """
+    shares: list[float | None] = []
+    for pair in zip(verdicts, others, strict=True):
+        winners = [verdict for verdict in pair if verdict in ("A", "B")]
+        shares.append(winners.count("A") / len(winners) if winners and None not in pair else None)
+    return shares

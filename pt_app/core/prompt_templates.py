@@ -1,0 +1,136 @@
+"""Prompt templates: folders of small text files with named fields, and how they are filled in."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_text_atomic
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
+
+FOLDER = Path(__file__).with_name("templates")
+_FIELD = re.compile(r"\{([a-z_]+)\}")
+_SCALE_FIELDS = ("low", "high", "verdict_form")
+_ROW_FIELDS = (
+    "rubric",
+    "source",
+    "conversation",
+    "context",
+    "reference",
+    "candidate",
+    "candidate_a",
+    "candidate_b",
+)
+FIELDS = {
+    "rubric.txt": _SCALE_FIELDS,
+    "system.txt": (*_SCALE_FIELDS, *_ROW_FIELDS),
+    "user.txt": (*_SCALE_FIELDS, *_ROW_FIELDS),
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """The texts of a template: `rubric` is what a row without a rubric of its own gets.
+
+    A line whose every field is absent from a row is left out.
+    """
+
+    name: str
+    user: str
+    system: str = ""
+    rubric: str = ""
+
+    @staticmethod
+    def load(name: str, rubric: str | None = None) -> "Template":
+        """Read a template by its name, or from a folder with user.txt, system.txt, rubric.txt.
+
+        Only user.txt is required; `rubric`, a dataset's own, stands in for the template's. Raises
+        UserError for an unknown name or field, and a user.txt without a candidate.
+        """
+        folder = FOLDER / name if "/" not in name and (FOLDER / name).is_dir() else Path(name)
+        if not (folder / "user.txt").is_file():
+            known = ", ".join(sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
+            raise UserError(
+                f"template {name} is neither one of {known} nor a folder with a user.txt: "
+                "correct its name"
+            )
+        texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
+        if not {"candidate", "candidate_a"} & set(_FIELD.findall(texts["user.txt"])):
+            raise UserError(
+                f"{folder / 'user.txt'} shows no candidate: put {{candidate}} into it, or "
+                "{candidate_a} and {candidate_b}"
+            )
+        if rubric:
+            _check_fields(rubric, FIELDS["rubric.txt"], "dataset.json, field rubric")
+            texts["rubric.txt"] = rubric
+        return Template(folder.name, texts["user.txt"], texts["system.txt"], texts["rubric.txt"])
+
+    def save(self, folder: Path) -> None:
+        """Write the template's files into `folder`, from which `load` reads the same again."""
+        for name in ("user", "system", "rubric"):
+            if text := getattr(self, name):
+                write_text_atomic(folder / f"{name}.txt", text + "\n")
+
+    def render(self, example: JudgeExample, scale: Scale) -> tuple[str, str]:
+        """Fill in the system's and the user's text for one row of fields."""
+        of_scale = scale_fields(scale)
+        values = {**of_scale, **row_fields(example)}
+        values["rubric"] = example.rubric or fill(self.rubric, of_scale) or None
+        return fill(self.system, values), fill(self.user, values)
+
+
+def fill(text: str, values: dict[str, str | None]) -> str:
+    """Put values into named fields, each once: a value that holds "{source}" stays as it is."""
+    lines = []
+    for line in text.split("\n"):
+        names = _FIELD.findall(line)
+        if not names or any(values.get(name) is not None for name in names):
+            lines.append(_FIELD.sub(lambda match: values.get(match.group(1)) or "", line))
+    return "\n".join(lines)
+
+
+def scale_fields(scale: Scale) -> dict[str, str | None]:
+    """Say a scale in the words that templates use."""
+    if scale.task == "score":
+        low, high = str(scale.values[0]), str(scale.values[-1])
+        return {"low": low, "high": high, "verdict_form": scale.form()}
+    return {"low": None, "high": None, "verdict_form": scale.form()}
+
+
+def row_fields(example: JudgeExample) -> dict[str, str | None]:
+    """Name the texts of a row as templates do; None for what the row does not have.
+
+    An empty source, context or reference is none; an empty candidate is one, and a bad one.
+    """
+    first, second = example.candidates or (None, None)
+    turns = example.conversation
+    return {
+        "source": example.source or None,
+        "conversation": "\n".join(f"{t.role}: {t.content}" for t in turns) if turns else None,
+        "context": example.context or None,
+        "reference": example.reference or None,
+        "candidate": example.candidate,
+        "candidate_a": first,
+        "candidate_b": second,
+    }
+
+
+def _read(path: Path, fields: tuple[str, ...]) -> str:
+    if not path.exists():
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    _check_fields(text, fields, str(path))
+    return text
+
+
+def _check_fields(text: str, fields: tuple[str, ...], where: str) -> None:
+    for number, line in enumerate(text.split("\n"), start=1):
+        for name in _FIELD.findall(line):
+            if name not in fields:
+                raise UserError(
+                    f"{where}, line {number}, field {{{name}}}: unknown: use {', '.join(fields)}"
+                )

@@ -1,0 +1,379 @@
+"""One row of a dataset: its record, and how either shape on disk becomes one.
+
+Every problem is a UserError that names file, row and field.
+"""
+
+import math
+import numbers
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import shown
+from pt_app.core.verdicts import Scale, format_answer
+
+Task = Literal["score", "pairwise", "pass_fail"]
+
+
+def as_name(value: object) -> object:
+    """Write a number as the text of a name, "" for none; anything else is left as it is.
+
+    Spreadsheets and databases number their rows, and pandas writes a column of such numbers as 1.0,
+    2.0 and NaN where one is missing.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, numbers.Real):
+        return value
+    if math.isnan(value):
+        return ""
+    return str(math.floor(value)) if value % 1 == 0 else str(float(value))
+
+
+Name = Annotated[str, BeforeValidator(as_name)]
+
+
+class Turn(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True)
+    role: str
+    content: str
+
+
+class Label(BaseModel):
+    """What the people, the teacher or the generator said about a candidate."""
+
+    model_config = ConfigDict(frozen=True)
+    verdict: StrictInt | StrictFloat | StrictStr
+    issues: list[str] = []
+    feedback: str = ""
+
+
+class Annotation(BaseModel):
+    """What one person said; `rater` is a name, or the number of the rater's column."""
+
+    model_config = ConfigDict(frozen=True)
+    rater: Name = ""
+    verdict: StrictInt | StrictFloat | StrictStr
+
+
+def _by_column(annotators: object) -> object:
+    """Name the raters of bare verdicts by their places, 1 on; null is a rater who said nothing."""
+    if not isinstance(annotators, list):
+        return annotators
+    return [
+        one if isinstance(one, dict | Annotation) else {"rater": str(place), "verdict": one}
+        for place, one in enumerate(annotators, start=1)
+        if one is not None
+    ]
+
+
+class JudgeExample(BaseModel):
+    """One row, whichever shape it had on disk.
+
+    A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
+    a row of fields is laid out by a prompt template. `annotators` keeps what each person said,
+    `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
+    known to be in the candidate, where a generator put them there. `where` is "file:row", for
+    messages.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    id: Name = ""
+    group: Name = ""
+    task: Task | None = None
+    source: str | None = None
+    conversation: list[Turn] | None = None
+    context: str | None = None
+    reference: str | None = None
+    candidate: str | None = None
+    candidates: tuple[str, str] | None = None
+    rubric: str | None = None
+    label: Label | None = None
+    annotators: Annotated[list[Annotation], BeforeValidator(_by_column)] = []
+    errors: list[str] | None = None
+    meta: dict[str, Any] = {}
+    prompt: str | None = None
+    system: str | None = None
+    where: str = ""
+
+    def answer(self, scale: Scale) -> str | None:
+        """Write the label as the answer to supervise; None where the row has no label."""
+        if self.label is None:
+            return None
+        return format_answer(scale, self.label.verdict, self.label.issues, self.label.feedback)
+
+    def as_row(self, scale: Scale) -> dict[str, Any]:
+        """Give the row as it is written to disk, in the shape it was read from.
+
+        A chat row's answer is written anew from its label, as training supervises it.
+        """
+        if self.prompt is None:
+            return self.model_dump(exclude={"where"}, exclude_defaults=True)
+        turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
+        row: dict[str, Any] = {"id": self.id, "group": self.group}
+        row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
+        known = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
+        return row | {name: value for name, value in known.items() if value is not None}
+
+
+class ChatRow(BaseModel):
+    """A row as chat programs keep it: turns, or one input and one output."""
+
+    id: Name = ""
+    group: Name = ""
+    task: Task | None = None
+    messages: list[Turn] | None = None
+    input: str | None = None
+    output: str | None = None
+    source: str | None = None
+    translation: str | None = None
+    meta: dict[str, Any] = {}
+
+
+class RowError(UserError):
+    """A row that cannot be used; `field` says where in it."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands, for messages."""
+
+    file: Path
+    row: int
+    lines: bool
+
+    def error(self, field: str, problem: str, remedy: str) -> RowError:
+        """Say in one line what is wrong with a field of this row, and the remedy."""
+        message = f"{self}{f', field {field}' if field else ''}: {problem}: {remedy}"
+        return RowError(message, field)
+
+    def __str__(self) -> str:
+        return f"{shown(self.file)}, {'line' if self.lines else 'row'} {self.row}"
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending, of which ids are made."""
+        return shown(self.file.stem)
+
+    @property
+    def where(self) -> str:
+        return f"{shown(self.file.name)}:{self.row}"
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], value: dict[str, Any], place: Place) -> _Model:
+    try:
+        validated = model.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise place.error(field, problem, "correct it") from error
+    for field in model.model_fields.keys() & value.keys():
+        if any(not is_unicode(text) for text in _texts(value[field])):
+            problem = "it holds half of a surrogate pair, which is no character"
+            raise place.error(field, problem, "remove it")
+    return validated
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Name the field of the first problem, and the problem, in few words."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    # A union's problem ends with the name of the branch that was tried.
+    names = [str(part) for part in first["loc"] if str(part) not in ("int", "float", "str")]
+    return ".".join(names), first["msg"][0].lower() + first["msg"][1:]
+
+
+def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    """Make one row's record; fields nobody knows are ignored.
+
+    Raises UserError for a missing turn or field, a wrong type, a verdict that cannot be read or
+    is off the scale, and another task than the scale's.
+    """
+    chat = "messages" in value
+    pair = ("input" in value or "output" in value) and not value.keys() & {
+        "candidate",
+        "candidates",
+    }
+    if value.get("task") not in (None, scale.task):
+        raise place.error(
+            "task",
+            f"{value['task']}, but the dataset's is {scale.task}",
+            "keep one task in a folder, and name it in dataset.json",
+        )
+    example = _chat(value, place, scale) if chat or pair else _fields(value, place, scale)
+    return example.model_copy(update={"task": scale.task, "where": place.where})
+
+
+def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    """Make the record of a row that is to be judged; a label that it has is not looked at.
+
+    A pair may stand in `candidate_a` and `candidate_b`; of a chat the user's turn is judged, and an
+    answer that follows it is not looked at. Raises UserError as `example_of` does.
+    """
+    about_labels = ("label", "annotators", "errors", "meta", "candidate_a", "candidate_b")
+    row = {name: cell for name, cell in value.items() if name not in about_labels}
+    if "candidate_a" in value or "candidate_b" in value:
+        row["candidates"] = [value.get("candidate_a"), value.get("candidate_b")]
+    if "messages" not in row and not ("input" in row and "candidate" not in row):
+        return _fields(row, place, scale).model_copy(
+            update={"task": scale.task, "where": place.where}
+        )
+    chat = _validate(ChatRow, row, place)
+    system, user, _, _ = _turns(chat, place, labelled=False)
+    return JudgeExample(id=chat.id, prompt=user, system=system, where=place.where)
+
+
+def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    # What only reading sets is not taken from the file.
+    own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}
+    row = _validate(JudgeExample, own, place)
+    wanted = "candidates" if scale.task == "pairwise" else "candidate"
+    if getattr(row, wanted) is None:
+        raise place.error(
+            wanted,
+            "the row has none",
+            f"a row of the task {scale.task} needs it (or messages, or input and output)",
+        )
+    turns = "\n".join(turn.content for turn in row.conversation or ())
+    group = _first_of(row.group, row.source, turns)
+    if not _first_of(row.source, turns):
+        raise place.error("source", "the row has none, and no conversation", "add one of the two")
+    for number, said in enumerate(row.annotators):
+        if not _can_be_said(said.verdict, scale):
+            raise place.error(
+                f"annotators.{number}.verdict", f"{said.verdict!r} is no verdict", scale.says()
+            )
+    if row.label is not None:
+        verdict = scale.normalise(row.label.verdict)
+        if verdict is None:
+            problem = f"{row.label.verdict!r} is off the scale {scale.name}"
+            raise place.error("label.verdict", problem, scale.says())
+        row = row.model_copy(update={"label": row.label.model_copy(update={"verdict": verdict})})
+    return row.model_copy(update={"group": group})
+
+
+def _can_be_said(verdict: object, scale: Scale) -> bool:
+    """Whether a person may have said it: any number of a score (means are), else a verdict."""
+    if scale.task == "score":
+        return isinstance(verdict, int | float) and math.isfinite(verdict)
+    return scale.normalise(verdict) is not None
+
+
+def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+    row = _validate(ChatRow, value, place)
+    system, user, answer, field = _turns(row, place)
+    found = scale.read(answer)
+    if found is None:
+        raise place.error(field, scale.why_unreadable(answer), f'write it as "{scale.form()}"')
+    candidate = row.translation
+    return JudgeExample(
+        id=row.id,
+        group=_first_of(row.group, row.source, without_candidate(user, candidate), user),
+        task=row.task,
+        source=row.source,
+        candidate=candidate,
+        label=Label(verdict=found.verdict, issues=list(found.issues), feedback=found.feedback),
+        meta=row.meta,
+        prompt=user,
+        system=system,
+    )
+
+
+def _turns(
+    row: ChatRow, place: Place, *, labelled: bool = True
+) -> tuple[str | None, str, str, str]:
+    """Give system, user's turn, answer, and the name of the answer's field.
+
+    The answer is "" where the row has none, which only a row that is `labelled` must have.
+    """
+    if row.messages is None:
+        for name in ("input", "output") if labelled else ("input",):
+            if getattr(row, name) is None:
+                raise place.error(name, "the row has none", "a row needs input and output")
+        return None, _asked(row.input or "", "input", place), row.output or "", "output"
+    by_role: dict[str, list[int]] = {"system": [], "user": [], "assistant": []}
+    for index, turn in enumerate(row.messages):
+        if turn.role not in by_role:
+            raise place.error(
+                f"messages.{index}.role", f"unknown role {turn.role!r}", f"use {', '.join(by_role)}"
+            )
+        by_role[turn.role].append(index)
+    for role, at in by_role.items():
+        needed = role == "user" or (role == "assistant" and labelled)
+        if len(at) > 1 or (needed and not at):
+            raise place.error(
+                "messages",
+                f"{len(at) or 'no'} {role} turn{'s' if len(at) > 1 else ''}",
+                "a row needs one user turn and one assistant turn; "
+                "a conversation to judge goes into the field conversation",
+            )
+    (asked,) = by_role["user"]
+    answered = next(iter(by_role["assistant"]), None)
+    if answered is not None and answered < asked:
+        raise place.error("messages", "the assistant's turn comes first", "put it last")
+    system = row.messages[by_role["system"][0]].content if by_role["system"] else None
+    turns = row.messages
+    user = _asked(turns[asked].content, f"messages.{asked}.content", place)
+    if answered is None:
+        return system, user, "", ""
+    return system, user, turns[answered].content, f"messages.{answered}.content"
+
+
+def _asked(user: str, field: str, place: Place) -> str:
+    if not user.strip():
+        raise place.error(field, "the user's turn is empty", "write what is to be judged")
+    return user
+
+
+def without_candidate(user: str, candidate: str | None) -> str:
+    """Give the user's turn without the last occurrence of the candidate in it."""
+    before, _, after = user.rpartition(candidate) if candidate else ("", "", user)
+    return before + after
+
+
+def _first_of(*texts: str | None) -> str:
+    """Give the first text that is not blank, as groups are compared; "" if none is."""
+    return next(filter(None, (one_line(text or "") for text in texts)), "")
+
+
+def one_line(text: str) -> str:
+    """Join the words of `text` with single spaces, as groups are compared."""
+    return " ".join(text.split())

@@ -1,0 +1,225 @@
+"""Scales of verdicts: their lines, how an answer is written, and how one is read back.
+
+An answer starts with its verdict, alone on the first line, so that one forward pass can read it:
+
+    Score: 7/10
+    Issues: gender "o" -> "a"; omission "bem"
+    Feedback: The article has the wrong gender and an adverb is missing.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property, lru_cache
+
+from pt_app.core.errors import UserError
+
+Verdict = int | float | str
+
+KEYWORDS = {"score": "Score", "pairwise": "Winner", "pass_fail": "Verdict"}
+NAMED: dict[str, tuple[Verdict, ...]] = {
+    "pairwise": ("A", "B", "tie"),
+    "pass_fail": ("PASS", "FAIL"),
+}
+# Every verdict is a path that the scorer reads; a scale finer than this is a regression.
+MOST_VALUES = 1001
+
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})(?::({_NUMBER}))?")
+# What people put before a heading: quote marks, bullets, Markdown.
+_LINE_START = r"^[ \t>*_`#\-•]*"
+_MARKUP = r"[ \t*_`]*"
+_AMOUNT = r"(-?\d+(?:[.,]\d+)?)"
+_TOP = rf"{_MARKUP}(?:/|out of)[ ]*{_AMOUNT}"
+_WRITTEN = {
+    # Not the start of a range, 7-8, nor of "7 points out of 10", whose top would go unread.
+    "score": rf"{_AMOUNT}(?![ ]*[-–—][ ]*\d)(?:{_TOP}|(?!{_MARKUP}(?:points?|out|of)\b))",
+    "pairwise": r"(a|b|tie)()",
+    "pass_fail": r"(pass|fail)()",
+}
+# A verdict ends at a blank, a sentence's end or markup, and stands alone: not 7%, 7/10/2, A or B.
+_END = (
+    r"(?=[*_`~\"'”’.,;:!?)\]}]*(?:[\s<|(—–]|$))"
+    rf"(?!{_MARKUP}(?:[/%&]|(?:or|and|to|tie|percent)\b))"
+)
+_HEADING = re.compile(
+    rf"{_LINE_START}(issues|feedback)[ \t*_]*:[ \t*_]*", re.IGNORECASE | re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer says: its verdict, the issues it lists, and the rest as feedback."""
+
+    verdict: Verdict
+    issues: tuple[str, ...]
+    feedback: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The allowed verdicts of a task, in order.
+
+    `task` is "score", "pairwise" or "pass_fail"; `name` is "0-10", "1-5", "0-10:0.5" (low, high,
+    step), "pairwise" or "pass_fail". Whole numbers are ints, others floats.
+    """
+
+    task: str
+    name: str
+    values: tuple[Verdict, ...]
+
+    @staticmethod
+    def from_name(name: str) -> "Scale":
+        """Build the scale that `name` stands for; raises UserError for any other text."""
+        return _scale(name)
+
+    @cached_property
+    def _line_of(self) -> dict[Verdict, str]:
+        keyword = KEYWORDS[self.task]
+        if self.task != "score":
+            return {value: f"{keyword}: {value}\n" for value in self.values}
+        top = _plain(self.values[-1])
+        return {value: f"{keyword}: {_plain(value)}/{top}\n" for value in self.values}
+
+    @cached_property
+    def _value_of(self) -> dict[str, Verdict]:
+        return {line[:-1]: value for value, line in self._line_of.items()}
+
+    @cached_property
+    def _written(self) -> re.Pattern[str]:
+        heading = rf"{_LINE_START}{KEYWORDS[self.task]}{_MARKUP}[:=]?{_MARKUP}"
+        body = rf"{_WRITTEN[self.task]}{_END}[*_`.]*"
+        return re.compile(heading + body, re.IGNORECASE | re.MULTILINE)
+
+    def normalise(self, verdict: object) -> Verdict | None:
+        """Give the scale's own value that equals `verdict` (7 for 7.0), or None."""
+        if isinstance(verdict, bool) or not isinstance(verdict, int | float | str):
+            return None
+        if verdict not in self._line_of:
+            return None
+        return next(value for value in self.values if value == verdict)
+
+    def line(self, verdict: Verdict) -> str:
+        """Give the verdict's line, with its line end; raises UserError if it is off the scale."""
+        if verdict not in self._line_of:
+            raise UserError(f"verdict {verdict!r} is off the scale {self.name}: {self.says()}")
+        return self._line_of[verdict]
+
+    def lines(self) -> tuple[str, ...]:
+        """Give the lines of all verdicts, in the order of `values`."""
+        return tuple(self._line_of.values())
+
+    def form(self) -> str:
+        """Show how a verdict's line is written: "Score: N/10", "Winner: A, B or tie"."""
+        if self.task == "score":
+            return f"{KEYWORDS[self.task]}: N/{_plain(self.values[-1])}"
+        *most, last = map(str, self.values)
+        return f"{KEYWORDS[self.task]}: {', '.join(most)} or {last}"
+
+    def says(self) -> str:
+        """Name the allowed verdicts in a few words, for messages."""
+        if len(self.values) <= 3:
+            return "allowed are " + ", ".join(map(str, self.values))
+        step = Decimal(str(self.values[1])) - Decimal(str(self.values[0]))
+        return f"allowed are {self.values[0]} to {self.values[-1]} in steps of {_plain(step)}"
+
+    def parse(self, answer: str) -> Verdict | None:
+        """Read a model's answer: its first line must be an allowed verdict, to the letter."""
+        return self._value_of.get(answer.partition("\n")[0])
+
+    def read(self, answer: str) -> Answer | None:
+        """Read a person's answer: the verdict may start any line, in any case and spacing.
+
+        What is neither verdict nor issues becomes feedback. None where no verdict, one off the
+        scale, or two different ones are found; `why_unreadable` then says which.
+        """
+        found = self._find(answer)
+        verdicts = {self._value(*match.groups()) for match in found}
+        if len(verdicts) != 1 or None in verdicts:
+            return None
+        (verdict,) = verdicts
+        assert verdict is not None
+        issues, feedback = read_comments(self._written.sub("", answer))
+        return Answer(verdict, tuple(issues), feedback)
+
+    def why_unreadable(self, answer: str) -> str:
+        """Say in a few words why `read` gives None for this answer."""
+        found = self._find(answer)
+        if not found:
+            return f'no line like "{self.form()}" in it'
+        for match in found:
+            if self._value(*match.groups()) is None:
+                shown = match.group(0).strip()
+                return f'"{shown}" is off the scale {self.name} ({self.says()})'
+        shown = " and ".join(f'"{match.group(0).strip()}"' for match in found[:2])
+        return f"it gives two verdicts, {shown}"
+
+    def _find(self, answer: str) -> list[re.Match[str]]:
+        return list(self._written.finditer(answer))
+
+    def _value(self, written: str, top: str | None) -> Verdict | None:
+        if self.task != "score":
+            return next(value for value in self.values if str(value).lower() == written.lower())
+        if top and Decimal(top.replace(",", ".")) != Decimal(_plain(self.values[-1])):
+            return None
+        return self.normalise(_number(Decimal(written.replace(",", "."))))
+
+
+def format_answer(
+    scale: Scale, verdict: Verdict, issues: Sequence[str] = (), feedback: str = ""
+) -> str:
+    """Write an answer: the verdict's line, then issues and feedback where there are any.
+
+    No line end follows the last comment. Raises UserError for a verdict off the scale.
+    """
+    parts = []
+    if issues:
+        parts.append("Issues: " + "; ".join(" ".join(issue.split()) for issue in issues))
+    if feedback.strip():
+        parts.append("Feedback: " + feedback.strip())
+    return scale.line(verdict) + "\n".join(parts)
+
+
+def read_comments(text: str) -> tuple[list[str], str]:
+    """Split an answer without its verdict line into its issues and its feedback."""
+    issues: list[str] = []
+    rest: list[str] = []
+    for line in text.splitlines():
+        heading = _HEADING.match(line)
+        body = line[heading.end() :] if heading else line
+        if heading and heading.group(1).lower() == "issues":
+            issues += [part.strip() for part in body.split(";") if part.strip()]
+        else:
+            rest.append(body.strip())
+    return issues, "\n".join(rest).strip()
+
+
+@lru_cache(maxsize=64)
+def _scale(name: str) -> Scale:
+    if name in NAMED:
+        return Scale(name, name, NAMED[name])
+    match = _RANGE.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f'"{name}" is not a scale: use low-high (0-10), low-high:step (0-10:0.5), '
+            "pairwise or pass_fail"
+        )
+    low, high, step = (Decimal(part or "1") for part in match.groups())
+    steps = (high - low) / step if step > 0 else Decimal(0)
+    if steps >= MOST_VALUES:
+        raise UserError(f'scale "{name}" has over {MOST_VALUES} values: widen its step')
+    if steps <= 0 or steps != steps.to_integral_value():
+        raise UserError(f'scale "{name}": the steps must lead from the low end to the high end')
+    count = int(steps) + 1
+    return Scale("score", name, tuple(_number(low + step * i) for i in range(count)))
+
+
+def _number(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def _plain(value: Verdict | Decimal) -> str:
+    """Write a number without exponent or trailing zeros."""
+    text = format(Decimal(str(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

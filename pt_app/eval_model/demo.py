@@ -1,0 +1,65 @@
+"""`make demo`: data, adapter and report of a tiny judge, in folders of their own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pt_app
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.eval_model.dispatch import run_recipe
+from pt_app.report import terminal_table
+
+TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 12_000, 300, 400
+ADAPTERS = Path("adapters_eval/demo")
+
+
+def run_demo(seed: int = 0) -> Path:
+    """Generate, train, evaluate, and print the table; what is there already is used again.
+
+    Gives the path of report.html. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
+    """
+    from pt_app.judge_data.generator.generate import generate
+
+    data = Path("datasets/demo" if seed == 0 else f"datasets/demo-{seed}")
+    print("\n".join(generate(data, TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed=seed).lines()))
+    evaluation = _finished(data, seed)
+    if evaluation is None:
+        flags = ["--data_dir", str(data), "--output_dir", str(ADAPTERS), "--seed", str(seed)]
+        run_recipe("mps", ["--config", _config(), *flags])
+        evaluation = _finished(data, seed)
+        assert evaluation is not None, "the recipe ended well without an evaluation"
+    else:
+        print(f"trained and evaluated before: {evaluation.parent}")
+        console.show(terminal_table(_read(evaluation / "results.json")))
+    report = evaluation / "report.html"
+    print(f"report: {report}")
+    return report
+
+
+def _config() -> str:
+    file = Path(pt_app.__file__).parents[1] / "configs" / "tiny.yaml"
+    if not file.exists():
+        raise UserError(f"{file} is not there: run the demo from a clone of the repository")
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+
+
+def _finished(data: Path, seed: int) -> Path | None:
+    """The newest evaluation of a demo adapter on this data, base and seed."""
+    from pt_app.models.bases import model_identity, resolve_model
+
+    hashes = _read(data / "dataset.json")["sha256"]
+    base = model_identity(resolve_model("tiny"))
+    for adapter in sorted(ADAPTERS.glob("*_final"), reverse=True):
+        evaluation = adapter / "evaluation"
+        if not (evaluation / "report.html").exists():
+            continue
+        made = _read(adapter / "training_config.json")
+        same_data = made["data"]["sha256"].items() <= hashes.items()
+        if same_data and made["base"] == base and made["settings"]["seed"] == seed:
+            return evaluation
+    return None
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

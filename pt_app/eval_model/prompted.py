@@ -1,0 +1,182 @@
+"""A model behind an OpenAI-compatible endpoint as a judge: prompted, with examples or without."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pt_app.core.dataset import JudgeData, JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
+from pt_app.core.verdicts import Scale
+from pt_app.eval_model.evaluation import prediction
+from pt_app.evidence.results import JudgeRows
+from pt_app.models.endpoint.budget import Budget, MoneySpentError
+from pt_app.models.endpoint.journal import Journal
+from pt_app.models.endpoint.reply import RefusedError, answer_part
+from pt_app.models.endpoint.teacher import Teacher
+from pt_app.models.endpoint.workers import in_parallel
+from pt_app.scoring.scorer import Scored
+
+log = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+
+
+@dataclass
+class Endpoint:
+    """A model at an endpoint, how often it may be asked, and what it has cost so far (`spent`)."""
+
+    model: str
+    url: str = ""
+    key_env: str = "OPENAI_API_KEY"
+    shots: int = 0
+    concurrency: int = 8
+    rpm: int = 0
+    tpm: int = 0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+    max_tokens: int = 512
+    spent: float = field(default=0.0, init=False)
+
+    def cost_of(self, rows: int) -> dict[str, Any]:
+        """Dollars in all and a verdict."""
+        return {"dollars": self.spent, "per_verdict": self.spent / max(1, rows), "n": rows}
+
+
+def prompted_rows(
+    endpoint: Endpoint,
+    test: Sequence[JudgeExample],
+    shots: Sequence[JudgeExample],
+    data: JudgeData,
+    journal: Path,
+) -> JudgeRows:
+    """Ask about each test row once; every answer is kept in `journal`, from which a run goes on.
+
+    An answer whose verdict cannot be read, and a refused request, is a parse failure; what was
+    refused or cut is counted in the log. Raises UserError where the endpoint is down, refuses all
+    that it is asked, or `max_cost` is reached.
+    """
+    template = Template.load(data.card.template, data.card.rubric)
+    questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
+    kept = Journal(journal, _settings(endpoint, questions))
+    try:
+        answers = _answers(endpoint, questions, kept)
+    finally:
+        kept.close()
+    rows = [
+        prediction(endpoint.model, example, _scored(*answers[example.id], data.scale), None)
+        for example in test
+    ]
+    return JudgeRows(endpoint.model, f"{endpoint.model} at an endpoint", rows)
+
+
+def _messages(
+    example: JudgeExample, shots: Sequence[JudgeExample], template: Template, scale: Scale
+) -> Messages:
+    """The template's prompt, behind some training rows with their answers."""
+    turns: Messages = []
+    for one in (*shots, example):
+        system, user = (
+            (one.system or "", one.prompt)
+            if one.prompt is not None
+            else template.render(one, scale)
+        )
+        if not turns and system:
+            turns.append({"role": "system", "content": system})
+        turns.append({"role": "user", "content": user})
+        if one is not example:
+            turns.append({"role": "assistant", "content": one.answer(scale) or ""})
+    return turns
+
+
+def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str, Any]:
+    """What an answer depends on: a journal of other settings is refused."""
+    asked = sha256(repr(sorted(questions.items())).encode()).hexdigest()
+    return {"model": endpoint.model, "questions": asked, "max_tokens": endpoint.max_tokens}
+
+
+def _answers(
+    endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal
+) -> dict[str, tuple[str, bool]]:
+    """The text that came for each row, "" where the request was refused; whether it was cut."""
+    names = ("rpm", "tpm", "price_in", "price_out", "max_cost")
+    budget = Budget(**{name: getattr(endpoint, name) for name in names})
+    done = {entry["id"]: entry for entry in journal.entries}
+    budget.spent = sum(entry["cost"] for entry in done.values())
+    waiting = [id_ for id_ in questions if id_ not in done]
+
+    async def ask_all() -> None:
+        teacher = Teacher(
+            endpoint.model,
+            budget,
+            base_url=endpoint.url,
+            key_env=endpoint.key_env,
+            max_tokens=endpoint.max_tokens,
+        )
+
+        async def ask(id_: str) -> None:
+            entry: dict[str, Any] = {"id": id_, "text": "", "cost": 0.0}
+            try:
+                reply = await teacher.ask(questions[id_], None)
+                cost = budget.cost(reply.usage)
+                entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
+                entry |= {"cut": True} if reply.cut else {}
+            except RefusedError as refused:
+                entry["refused"] = str(refused)
+            journal.append(entry)
+            done[id_] = entry
+
+        try:
+            await in_parallel(waiting, ask, endpoint.concurrency, budget, "verdicts")
+        finally:
+            await teacher.close()
+
+    try:
+        if waiting:
+            asyncio.run(ask_all())
+    except MoneySpentError as error:
+        raise UserError(
+            f"stopped at --max_cost {endpoint.max_cost:g}: {len(done)} of {len(questions)} rows "
+            f"judged for ${budget.spent:.4f}: the journal keeps them; go on with the same command "
+            "and a higher --max_cost"
+        ) from error
+    endpoint.spent = budget.spent
+    _tell([done[id_] for id_ in questions], endpoint)
+    return {id_: (done[id_]["text"], done[id_].get("cut", False)) for id_ in questions}
+
+
+def _tell(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> None:
+    """Say how many rows have no whole answer, and why; raises UserError where none has one."""
+    refused = Counter(entry["refused"] for entry in entries if "refused" in entry)
+    if refused and sum(refused.values()) == len(entries):
+        raise UserError(
+            f"the endpoint refuses every request ({next(iter(refused))}): correct the settings, "
+            "and give another --out"
+        )
+    for reason, count in refused.most_common():
+        log.warning("%d rows have no answer: %s", count, reason)
+    if cut := sum(bool(entry.get("cut")) for entry in entries):
+        log.warning(
+            "%d answers were cut at --max_tokens %d: raise it for a model that thinks",
+            cut,
+            endpoint.max_tokens,
+        )
+
+
+def _scored(text: str, cut: bool, scale: Scale) -> Scored:
+    """An answer as a judge's: the verdict to the letter, else as a person would write it.
+
+    A verdict within a thought does not count, nor one in the last line of an answer that was cut.
+    """
+    verdict = scale.parse(text) if "\n" in text or not cut else None
+    answer = answer_part(text, cut) if verdict is None else None
+    if answer is not None:
+        read = scale.read(answer)
+        verdict = scale.parse(answer) if read is None else read.verdict
+    return Scored("parse_failure" if verdict is None else "ok", verdict=verdict, raw=text)

@@ -1,1 +1,0 @@
-"""`judge eval`: several judges on the same test rows, prompted models among them."""

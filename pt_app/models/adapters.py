@@ -1,0 +1,390 @@
+"""Adapter folders: saved, verified, loaded, merged. docs/ADAPTERS.md is the contract."""
+
+import copy
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pt_app.core.chat_templates import DAY, asks_for_the_date
+from pt_app.core.errors import UserError
+from pt_app.core.files import (
+    cannot_write,
+    is_full,
+    sha256_file,
+    write_json_atomic,
+    write_text_atomic,
+)
+from pt_app.core.prompt_templates import Template
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
+from pt_app.models.base_files import read_json, tokenizer_files
+from pt_app.models.bases import TINY, ModelSource, is_local, resolve_model
+from pt_app.models.model_card import AdapterInfo, model_card
+from pt_app.models.provenance import without_absolute_paths
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+JUDGE = "judge.json"
+TRAINING = "training_config.json"
+CARD = "README.md"
+TEMPLATE = "chat_template.jinja"
+REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", TEMPLATE)
+
+# An absolute path among other words: after a blank, a quote mark or an equals sign.
+ABSOLUTE = re.compile(r"(?<![^\s='\"])(?:[A-Za-z]:[\\/]|/)[^\s'\"]+")
+
+log = logging.getLogger(__name__)
+
+# Fields of adapter_config.json that say where it comes from, not what is computed.
+NOT_COMPUTED = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
+
+Identity = Mapping[str, str | None]
+
+
+def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
+    """Name a new adapter's folder: `<model>-judge-<epochs>ep-<YYYYMMDD_HHMMSS>_final`."""
+    last = model_name.replace("\\", "/").rstrip("/").split("/")[-1]
+    model = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
+    return f"{model}-judge-{epochs:g}ep-{now:%Y%m%d_%H%M%S}_final"
+
+
+def attach_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: str) -> Any:
+    """Put a fresh float32 LoRA adapter on `model`; returns a PeftModel.
+
+    `targets` are module names by commas, or "all-linear". Raises UserError where the model has
+    none of them.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = [name.strip() for name in targets.split(",") if name.strip()]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = {
+            n.split(".")[-1] for n, m in model.named_modules() if "Linear" in type(m).__name__
+        }
+        raise UserError(
+            f"--lora_targets {targets}: the model has no such modules; it has "
+            f"{', '.join(sorted(linear - {'lm_head'}))}, or use all-linear"
+        ) from error
+
+
+def save_adapter(
+    model: Any,
+    encoder: PromptEncoder,
+    folder: Path,
+    *,
+    identity: Identity,
+    training_config: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
+) -> AdapterInfo:
+    """Write the LoRA adapter of `model`, a PeftModel, as a complete folder or not at all.
+
+    Tokenizer, template and scale are those of `encoder`; `results` is the content of a
+    results.json, for the card. Of absolute paths in `training_config` the last part is kept.
+    Raises UserError where `folder` exists, cannot be written, or a weight is not finite.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists: name another folder for the adapter")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        aside.mkdir(parents=True)
+        _write_weights(model, aside, identity)
+        encoder.tokenizer.save_pretrained(aside)
+        _write_judge(aside, encoder)
+        training = without_absolute_paths({**training_config, "base": dict(identity)})
+        write_json_atomic(aside / TRAINING, training)
+        write_text_atomic(aside / CARD, "# Adapter\n")
+        info = verify_adapter(aside)
+        write_text_atomic(aside / CARD, model_card(info, results, name=folder.name))
+        _flush(aside)
+        os.replace(aside, folder)
+    except Exception as error:  # tokenizers has no kind of its own for a disk that is full
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or is_full(error)):
+            raise
+        raise UserError(cannot_write(folder, error)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return verify_adapter(folder)
+
+
+def _write_weights(model: Any, folder: Path, identity: Identity) -> None:
+    """Write weights and configuration as peft does, but float32, sorted, and without paths.
+
+    PeftModel.save_pretrained would keep the base's absolute path in the card, the order of a set
+    in target_modules, and the dtype of training.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {
+        key: state[key].detach().to("cpu", torch.float32).contiguous().clone()
+        for key in sorted(state)
+    }
+    # save_file would make a file that its owner alone can read, whatever the umask says.
+    (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+    config = copy.deepcopy(model.peft_config["default"])
+    config.base_model_name_or_path = identity["name"]
+    config.revision = identity["revision"]
+    config.inference_mode = True
+    if isinstance(config.target_modules, set | list | tuple):
+        config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+
+
+def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
+    judge = {
+        "schema": 1,
+        "task": encoder.scale.task,
+        "scale": encoder.scale.name,
+        "max_seq_length": encoder.max_seq_length,
+        "template": asdict(encoder.template),
+        "weights_sha256": sha256_file(folder / WEIGHTS),
+        "date": encoder.day.isoformat(),
+        "config_sha256": config_sha256(read_json(folder / CONFIG)),
+    }
+    write_json_atomic(folder / JUDGE, judge)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Hash what an adapter_config.json says of the computation.
+
+    Another release of peft may write it in another order, with the defaults of its new fields: what
+    is empty or off, and what only says where the adapter comes from, does not count.
+    """
+    computed = {
+        key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
+        for key, value in config.items()
+        if value and key not in NOT_COMPUTED
+    }
+    return sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
+
+
+def _judge_sha256(folder: Path, identity: Identity, config: str, judge: Mapping[str, Any]) -> str:
+    """Hash all that a verdict depends on: weights, configuration, prompts, tokenizer, base.
+
+    `calibration.json` is left out: it is fitted later, and moves no verdict.
+    """
+    parts = {
+        "base": [identity.get(key) for key in ("weights_sha256", "tokenizer_sha256")],
+        "config": config,
+        "judge": {**judge, "config_sha256": None},
+        "tokenizer": sha256_file(*tokenizer_files(folder)),
+        "template": sha256_file(folder / TEMPLATE),
+    }
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def verify_adapter(folder: Path) -> AdapterInfo:
+    """Read an adapter folder and check all of it: files, hash, keys, dtype, finite weights.
+
+    Raises UserError that names the file at fault.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: name the folder of an adapter")
+    for name in REQUIRED:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: it is not a complete judge adapter")
+    config, judge, training = (read_json(folder / name) for name in (CONFIG, JUDGE, TRAINING))
+    parameters = _check_weights(folder / WEIGHTS, judge)
+    try:
+        _check_config(folder, config, judge, training)
+        return AdapterInfo(
+            folder=folder,
+            identity=dict(training["base"]),
+            scale=Scale.from_name(judge["scale"]),
+            template=Template(**judge["template"]),
+            max_seq_length=judge["max_seq_length"],
+            training=training,
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            target_modules=tuple(config["target_modules"]),
+            parameters=parameters,
+            weights_sha256=judge["weights_sha256"],
+            day=date.fromisoformat(judge["date"]) if "date" in judge else _day_of(folder),
+            sha256=_judge_sha256(folder, training["base"], config_sha256(config), judge),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: {error} is missing or malformed in {CONFIG}, {JUDGE} or {TRAINING}; "
+            "save the adapter again"
+        ) from error
+
+
+def _day_of(folder: Path) -> date:
+    """Give the day of an adapter without a date: when it was trained, by its folder's name."""
+    found = re.search(r"ep-(\d{8})_\d{6}_final$", folder.resolve().name)
+    try:
+        return datetime.strptime(found[1], "%Y%m%d").date() if found else DAY
+    except ValueError:
+        return DAY
+
+
+def encoder_of(info: AdapterInfo, tokenizer: Any) -> PromptEncoder:
+    """Make prompts as the adapter was trained with, by the tokenizer of its folder."""
+    if asks_for_the_date(tokenizer):
+        log.warning(
+            "%s: its prompts named the day on which they were made; now it is always %s",
+            info.folder,
+            info.day,
+        )
+    return PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length, info.day)
+
+
+def _check_config(
+    folder: Path, config: Mapping[str, Any], judge: Mapping[str, Any], training: Mapping[str, Any]
+) -> None:
+    """Compare adapter_config.json with what the judge was saved with.
+
+    Judges of version 0.1 have no hash of it; their training's own settings are compared.
+    """
+    settings = training.get("settings") or {}
+    same = judge.get("config_sha256", config_sha256(config)) == config_sha256(config)
+    for name in ("r", "lora_alpha"):
+        trained = settings.get("lora_r" if name == "r" else name)
+        if trained is not None and trained != config[name]:
+            raise UserError(
+                f"{folder / CONFIG}: {name} is {config[name]}, and the judge was trained with "
+                f"{trained}: copy the adapter again"
+            )
+    if not same:
+        raise UserError(
+            f"{folder / CONFIG} is not the one that the judge was saved with, so that it would "
+            "give other verdicts: copy the adapter again"
+        )
+
+
+def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
+    """Check the weights file and count its parameters."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if sha256_file(path) != judge.get("weights_sha256"):
+        raise UserError(f"{path} is damaged (its hash is not that of {JUDGE}): copy it again")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
+    for key, weight in weights.items():
+        if weight.dtype != torch.float32:
+            raise UserError(f"{path}: {key} is {weight.dtype}, not float32; save the adapter again")
+        if not bool(torch.isfinite(weight).all()):
+            raise UserError(f"{path}: {key} holds numbers that are not finite; train it again")
+    if not any(".lora_A." in key for key in weights):
+        raise UserError(f"{path} holds no LoRA weights; train it again")
+    return sum(weight.numel() for weight in weights.values())
+
+
+def load_adapter(folder: Path, base_model: Any, identity: Identity) -> Any:
+    """Put the adapter on `base_model`, whose `model_identity` is given; returns a PeftModel.
+
+    The base is changed in place. Raises UserError where the adapter is damaged, its weights are not
+    all loaded, or it was trained on another base: the same names with other weights would give
+    other verdicts.
+    """
+    from peft import PeftModel
+
+    check_base(verify_adapter(folder), identity)
+    try:
+        model = PeftModel.from_pretrained(base_model, folder, torch_device="cpu")
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder / CONFIG} does not fit the weights or the base ({said}): copy the adapter "
+            "again"
+        ) from error
+    _check_all_loaded(model, folder)
+    return model.eval()
+
+
+def _check_all_loaded(model: Any, folder: Path) -> None:
+    """Compare the weights of the file with those of the model: peft drops what has no place."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        given = set(file.keys())
+    for what, keys in (("has no place for", given - set(own)), ("lacks", set(own) - given)):
+        if keys:
+            raise UserError(
+                f"{folder / CONFIG} does not fit {WEIGHTS}: the adapter {what} {len(keys)} "
+                f"weights (such as {min(keys)}): copy the adapter again"
+            )
+
+
+def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
+    """Find the base of an adapter: the one that is `named` (--base), else by its own name.
+
+    Raises UserError where there is no such base, or where it was a folder and none is named: an
+    adapter does not keep its path.
+    """
+    name = named or info.base_name
+    from_folder = info.identity.get("revision") is None and info.base_name != TINY
+    if named is None and from_folder and not is_local(name):
+        raise UserError(
+            f'{info.folder} was trained on a base from a folder, "{name}", whose path it does not '
+            'keep: name it with --base FOLDER (base="FOLDER" in Python)'
+        )
+    return resolve_model(name)
+
+
+def check_base(info: AdapterInfo, identity: Identity) -> None:
+    """Raise UserError where the adapter was trained on another base than that of `identity`."""
+    for key in ("weights_sha256", "tokenizer_sha256"):
+        if info.identity.get(key) != identity.get(key):
+            raise UserError(
+                f"{info.folder} was trained on {_name(info.identity, key)}, not on "
+                f"{_name(identity, key)}: load it on its own base"
+            )
+
+
+def _name(identity: Identity, key: str) -> str:
+    part = key.partition("_")[0]
+    return f'"{identity.get("name")}" ({part} {str(identity.get(key))[:12]})'
+
+
+def merge(model: Any) -> Any:
+    """Fold the adapter of a PeftModel into its base, and return the plain model.
+
+    Raises UserError on weights other than float32: a quantised base is rounded again, which moves
+    the verdicts.
+    """
+    import torch
+
+    weights: list[torch.Tensor] = list(model.parameters())
+    if any(weight.dtype != torch.float32 for weight in weights):
+        raise UserError("an adapter is merged into a float32 base only: load the base in float32")
+    return model.merge_and_unload(safe_merge=True)
+
+
+def update_model_card(folder: Path, results: Mapping[str, Any] | None) -> None:
+    """Write the card of a saved adapter anew, with the results of its evaluation."""
+    info = verify_adapter(folder)
+    write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))

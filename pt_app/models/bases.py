@@ -1,0 +1,344 @@
+"""Base models: where a name leads, how a model and its tokenizer are loaded, which one it is."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pt_app
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file
+from pt_app.models.base_files import (
+    TOKENIZER,
+    WANTED,
+    check_base_folder,
+    check_tokenizer_folder,
+    tokenizer_files,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+TINY = "tiny"
+HUB_TIMEOUT = 5.0  # seconds that a hub may take to answer before it counts as out of reach
+# A conversation as training lays it out: what its template writes must have an embedding.
+TURNS = [{"role": r, "content": r} for r in ("system", "user", "assistant")]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A base model on disk: the name to write down, its folder, its revision on the hub."""
+
+    name: str
+    path: Path
+    revision: str | None = None
+
+
+def shipped() -> Path:
+    """Return the folder of the base that comes with the package.
+
+    Raises:
+        UserError: if it is missing.
+    """
+    folder = Path(pt_app.__file__).parent / "pretrain" / "tiny"
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} holds no base: build one with `judge base train --output ...`")
+    return folder
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` means the shipped base or a folder here: then no hub is asked for it."""
+    return name == TINY or Path(name).expanduser().is_dir()
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Find the model that `name` means: "tiny", a folder, or an id on the hub (cache first).
+
+    Raises UserError where it is none of them, or where the folder holds no whole model.
+    """
+    source = _local(name)
+    if source is None:
+        path = from_cache(name) or fetch(name)
+        source = ModelSource(name, path, path.name)
+    check_base_folder(source.path)
+    return source
+
+
+def resolve_tokenizer(name: str) -> ModelSource:
+    """Find the model whose tokenizer `name` means, as `resolve_model`; weights are not needed.
+
+    Raises UserError where there is no such model, or no tokenizer in its folder.
+    """
+    source = _local(name)
+    if source is None:
+        path = _snapshot(name, TOKENIZER)
+        if path is None or not tokenizer_files(path):
+            path = fetch(name, TOKENIZER)
+        source = ModelSource(name, path, path.name)
+    check_tokenizer_folder(source.path)
+    return source
+
+
+def _local(name: str) -> ModelSource | None:
+    """The shipped base or a folder; None where `name` is neither."""
+    folder = Path(name).expanduser()
+    if name == TINY:
+        return ModelSource(TINY, shipped())
+    return ModelSource(folder.resolve().name, folder) if folder.is_dir() else None
+
+
+def from_cache(name: str) -> Path | None:
+    """Give the complete snapshot of a hub model in the local cache, if there is one."""
+    path = _snapshot(name, WANTED)
+    try:
+        return path if path and weight_files(path) else None
+    except UserError:
+        return None
+
+
+def _snapshot(name: str, patterns: list[str]) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def fetch(name: str, patterns: list[str] = WANTED) -> Path:
+    """Fetch the newest revision of a hub model into the local cache; give its snapshot's folder.
+
+    Raises UserError where the hub does not answer, or has no such model.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)  # gives up in time where there is no hub
+        # By the branch: of a snapshot fetched by its commit the cache keeps no name, and a process
+        # with the hub off would not find it.
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the HTTP library's own errors, which change with its version
+        raise UserError(
+            f'model "{name}" is neither a folder nor in the local cache, and the hub does not give '
+            f"it ({type(error).__name__}): use --model tiny, or fetch it where there is a network "
+            f"with `hf download {name}`"
+        ) from error
+
+
+def model_identity(source: ModelSource) -> dict[str, str | None]:
+    """Say which base this is: name, hub revision, sha256 of its weights and of its tokenizer.
+
+    Each hash runs over the bytes of the files in order of their names, so that for one file it is
+    what `sha256sum` prints. No path is in it.
+    """
+    return {
+        "name": source.name,
+        "revision": source.revision,
+        "weights_sha256": sha256_file(*weight_files(source.path)),
+        "tokenizer_sha256": sha256_file(*tokenizer_files(source.path)),
+    }
+
+
+def short_identity(source: ModelSource) -> dict[str, Any]:
+    """Which base this is, without reading its weights: name, revision, size, tokenizer's hash."""
+    return {
+        "name": source.name,
+        "revision": source.revision,
+        "weights_bytes": sum(path.stat().st_size for path in weight_files(source.path)),
+        "tokenizer_sha256": sha256_file(*tokenizer_files(source.path)),
+    }
+
+
+def load_tokenizer(source: ModelSource | Path) -> Any:
+    """Load the tokenizer of a base or of an adapter's folder; a missing pad token is set.
+
+    Raises UserError where it does not load or has no chat template that counts as the default.
+    """
+    from transformers import AutoTokenizer
+
+    folder = source if isinstance(source, Path) else source.path
+    check_tokenizer_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
+        raise UserError(f"{folder}: its tokenizer does not load ({_short(error)})") from error
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = _default_template(tokenizer.chat_template, folder)
+    if not tokenizer.chat_template:
+        raise UserError(f"{folder}: its tokenizer has no chat template; use an instruct model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _default_template(templates: Mapping[str, str], folder: Path) -> str:
+    """The template that chats get, of several; the others are for tools and the like."""
+    if "default" not in templates:
+        raise UserError(
+            f"{folder}: its chat templates are named {', '.join(sorted(templates))}, and none is "
+            "the default: write the one to use into chat_template.jinja in that folder"
+        )
+    return templates["default"]
+
+
+def check_model(source: ModelSource, tokenizer: Any) -> None:
+    """Check that the weights of a base fit its architecture, and its tokens their embedding.
+
+    No weight is read: the names and shapes in the files are laid over a model without storage. It
+    costs a tenth of a second for a small base. Raises UserError as `load_model`, and for tokens
+    that a prompt can hold and that have no embedding.
+    """
+    embeddings = load_model(source, device="meta").get_input_embeddings().num_embeddings
+    try:
+        written = tokenizer.apply_chat_template(TURNS, return_dict=False)
+    except Exception:  # a template may refuse a system turn; PromptEncoder has a way for it
+        written = tokenizer.apply_chat_template(TURNS[1:], return_dict=False)
+    # Other added tokens become text in prompts, so that they need no embedding: Gemma 3's smallest
+    # has one for images and none of its own kind.
+    added = tokenizer.added_tokens_decoder
+    plain = {token for token in tokenizer.get_vocab().values() if token not in added}
+    needed = {*written, *plain, tokenizer.pad_token_id, tokenizer.eos_token_id} - {None}
+    beyond = sorted(token for token in needed if token >= embeddings)
+    if beyond:
+        names = ", ".join(map(str, tokenizer.convert_ids_to_tokens(beyond[:3])))
+        raise UserError(
+            f'model "{source.name}": its tokenizer has {len(tokenizer):,} tokens and the model '
+            f"{embeddings:,} embeddings: none for {names}: take the tokenizer that belongs to the "
+            "model, or save the model again after resize_token_embeddings"
+        )
+
+
+def load_model(
+    source: ModelSource,
+    dtype: "torch.dtype | None" = None,
+    device: "str | torch.device | None" = None,
+    quantization_config: Any = None,
+) -> Any:
+    """Load the causal language model of `source` in `dtype` (float32) on `device` (the CPU).
+
+    With `quantization_config` the weights are quantised on `device` as they are read. Else they are
+    read on the CPU and moved, since a device map adds hooks to every layer; on "meta" none is read.
+    Raises UserError where the weights do not load, need code from the hub, are not those of the
+    architecture, or are not finite in `dtype`.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    from pt_app.models.gemm import weights_apart
+
+    device, dtype = torch.device(device or "cpu"), dtype or torch.float32
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantization_config is not None:
+        options |= {"quantization_config": quantization_config}
+    if quantization_config is not None or device.type == "meta":
+        options |= {"device_map": {"": device}}
+    try:
+        with weights_apart(), _no_report():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                **options,
+            )
+    except ImportError as error:
+        raise UserError(_not_installed(source, error, quantization_config)) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UserError(f'model "{source.name}" does not load: {_short(error)}') from error
+    _check_names(source, type(model).__name__, found)
+    if device.type != "meta":
+        # In the files, since what NF4 makes of a NaN is a number.
+        check_finite(source, dtype if quantization_config is None else torch.float32)
+    return model if "device_map" in options else model.to(device)
+
+
+def _check_names(source: ModelSource, architecture: str, found: Mapping[str, Any]) -> None:
+    """Raise UserError where a weight of the model is random, or one of the files is not used.
+
+    transformers leaves out what it knows to be harmless: tied heads, buffers, and what the
+    architecture's own lists of keys to ignore name.
+    """
+    faults = [
+        f"{len(keys)} {what} (such as {min(keys)})"
+        for what, keys in (
+            ("missing", found["missing_keys"]),
+            ("that it has no place for", found["unexpected_keys"]),
+            ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
+        )
+        if keys
+    ]
+    faults += [_short_text(str(message)) for message in found["error_msgs"]]
+    if faults:
+        raise UserError(
+            f'model "{source.name}": its weights are not those of {architecture}: '
+            f"{', '.join(faults)}: save the unwrapped model with save_pretrained, or fetch it again"
+        )
+
+
+def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
+    """Raise UserError for a weight of `source` that is NaN or infinite, or becomes so in `dtype`.
+
+    Costs a reading of the files, a third of a second a GB, once in a process for the same files.
+    """
+    for path in weight_files(source.path):
+        status = path.stat()
+        if key := _not_finite(path, dtype, status.st_size, status.st_mtime_ns):
+            raise UserError(
+                f"{path}: {key} holds numbers that are not finite in {dtype}: fetch the model "
+                "again, or name another"
+            )
+
+
+@cache
+def _not_finite(path: Path, dtype: "torch.dtype", *_: int) -> str | None:
+    """The first tensor of a file with a number that is not finite in `dtype`."""
+    import torch
+    from safetensors import safe_open
+
+    most = torch.finfo(dtype).max
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no mapping)
+            weight = file.get_tensor(key)
+            if weight.is_floating_point() and weight.numel():
+                low, high = torch.aminmax(weight)  # NaN where there is one
+                if not (float(low) >= -most and float(high) <= most):
+                    return str(key)
+    return None
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Keep transformers' table of keys off the terminal: `_check_names` says it in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _not_installed(source: ModelSource, error: ImportError, quantization_config: Any) -> str:
+    if quantization_config is None:
+        return f'model "{source.name}" needs a package that is not installed: {_short(error)}'
+    return (
+        f"a 4-bit base needs bitsandbytes ({_short(error)}): pip install -r requirements-cuda.txt"
+    )
+
+
+def _short(error: Exception) -> str:
+    return _short_text(str(error))
+
+
+def _short_text(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else text[:200] + "..."

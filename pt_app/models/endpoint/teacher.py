@@ -1,0 +1,206 @@
+"""Asks a model behind an OpenAI-compatible endpoint, patiently: rates, retries, what it lacks."""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from pt_app.core.errors import UserError
+from pt_app.models.endpoint.budget import Budget, Usage
+from pt_app.models.endpoint.reply import (
+    AgainError,
+    RefusedError,
+    Reply,
+    error_of,
+    one_line,
+    reply_of,
+    whole_characters,
+)
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+LONGEST_PAUSE = 600.0
+RETRIED = (408, 409, 425, 429)
+Messages = Sequence[Mapping[str, str]]
+
+
+class Teacher:
+    """One model at one endpoint. Raises UserError where it cannot be asked at all."""
+
+    def __init__(
+        self,
+        model: str,
+        budget: Budget,
+        *,
+        base_url: str = "",
+        key_env: str = "OPENAI_API_KEY",
+        max_tokens: int = 1024,
+        temperature: float = 0.0,
+        timeout: float = 60.0,
+        retries: int = 6,
+        seed: int = 0,
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL", "")
+        key = os.environ.get(key_env, "")
+        if not key and not base_url:
+            raise UserError(f"{key_env} is not set: export the endpoint's key under that name")
+        self.where = urlsplit(base_url or "https://api.openai.com").hostname or base_url
+        self.model, self.key_env, self.budget = model, key_env, budget
+        self.retries, self._random = retries, random.Random(seed)
+        # Waiting and trying again is done here, where the budgets are known.
+        self._client = AsyncOpenAI(
+            base_url=base_url or None, api_key=key or "none", max_retries=0, timeout=timeout
+        )
+        # What endpoints may not take, and is then left out: see `_without`.
+        self._options: dict[str, Any] = {
+            "response_format": "json_schema",
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        self._max_tokens = max_tokens
+
+    async def ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
+        """Get one answer, of a JSON schema or (None) in free text.
+
+        Raises RefusedError where this request is no good, MoneySpentError at the limit, and
+        UserError where the endpoint is down or will not have us.
+        """
+        # Bytes over two is more than any tokenizer makes of a text, and counts the roles' tokens.
+        prompt = sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // 2 + 50
+        estimate = Usage(prompt, self._max_tokens)
+        for attempt in range(self.retries + 1):
+            entry = await self.budget.acquire(estimate)
+            usage: Usage | None = None
+            try:
+                reply = await self._once(messages, schema, estimate)
+                usage = reply.usage
+                return reply
+            except AgainError as again:
+                if attempt == self.retries and again.of_row:
+                    raise RefusedError(f"{again.problem}, {attempt + 1} times") from again
+                if attempt == self.retries:
+                    raise UserError(
+                        f"{self.where} did not answer in {self.retries + 1} tries (last: "
+                        f"{again.problem}): the journal keeps what came; run the same command again"
+                    ) from again
+                await self._wait(again, attempt)
+            finally:
+                self.budget.settle(entry, estimate, usage)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _once(
+        self, messages: Messages, schema: Mapping[str, Any] | None, estimate: Usage
+    ) -> Reply:
+        import openai
+
+        sent = dict(self._options)
+        if schema is None:
+            sent.pop("response_format", None)
+        elif "response_format" in sent:
+            sent["response_format"] = _format(schema)
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[
+                    {"role": one["role"], "content": whole_characters(one["content"])}  # type: ignore[misc]
+                    for one in messages
+                ],
+                **sent,
+            )
+            body = json.loads(raw.text)
+        except openai.APIStatusError as error:
+            said = error.body.get("message") if isinstance(error.body, dict) else None
+            after = _retry_after(error.response.headers)
+            problem = one_line(said or error.message)
+            raise self._status(error.status_code, problem, after, sent) from None
+        except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
+            cause = error.__cause__ or error
+            raise AgainError(
+                f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
+            ) from None
+        except ValueError as error:  # a body that is no JSON
+            raise AgainError(f"an answer that is no JSON ({error})") from None
+        if found := error_of(body):
+            status, problem = found
+            if status < 400:  # no word on whether it is worth asking again
+                raise AgainError(problem)
+            raise self._status(status, problem, None, sent)
+        return reply_of(body, estimate)
+
+    def _status(
+        self, status: int, problem: str, after: float | None, sent: Mapping[str, Any]
+    ) -> Exception:
+        """Say what a status means: try again, do without an option, skip the row, or give up."""
+        if status in RETRIED or status >= 500:
+            return AgainError(f"status {status}: {problem}", after)
+        if status in (401, 403):
+            return UserError(
+                f"{self.where} does not accept the key in {self.key_env} (status {status}): "
+                "export a valid one"
+            )
+        if status == 404:
+            return UserError(
+                f"{self.where} knows no model {self.model} at this address (status 404): correct "
+                "--model or --base_url (it usually ends in /v1)"
+            )
+        if status == 400 and (less := self._without(problem.casefold(), sent)):
+            return AgainError(f"status 400 about {less}", 0.0)
+        return RefusedError(f"status {status}: {problem}")
+
+    def _without(self, said: str, sent: Mapping[str, Any]) -> str:
+        """Drop the option of a request that a 400 complains of; "" where it is none of them."""
+        complaints = {
+            "max_tokens": ("max_completion_tokens",),
+            "response_format": ("response_format", "json_schema", "schema"),
+            "temperature": ("temperature",),
+        }
+        for name, words in complaints.items():
+            if name in sent and any(word in said for word in words):
+                if name in self._options:  # another request may have dropped it by now
+                    log.warning("%s does not take %s: asking without it", self.where, name)
+                    value = self._options.pop(name)
+                    if name == "max_tokens":
+                        self._options["max_completion_tokens"] = value
+                return name
+        return ""
+
+    async def _wait(self, again: "AgainError", attempt: int) -> None:
+        if again.after is not None:
+            self.budget.pause(min(again.after, LONGEST_PAUSE))
+            return
+        # Full jitter: clients that failed together do not come back together.
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
+        await asyncio.sleep(self._random.uniform(0, longest))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an endpoint asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
+    said = headers.get("retry-after")
+    if not said:
+        return None
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    about = {"name": "judgement", "strict": True, "schema": dict(schema)}
+    return {"type": "json_schema", "json_schema": about}

@@ -1,0 +1,105 @@
+"""The variables that launchers set: whether they fit together, and what an earlier one left.
+
+accelerate and transformers act on each of them alone, so that one left behind in a shell or a
+notebook starts half of a distributed training.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+
+from pt_app.core import console
+from pt_app.core.errors import UserError
+
+# torch's contract with its launchers ("env://"): torchrun and accelerate launch set all of them.
+WHOLE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What accelerate takes for the number of processes where torch's is not set.
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# What has accelerate train in another way than the recipes do.
+OTHER_WAYS = tuple(
+    f"ACCELERATE_USE_{way}"
+    for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
+)
+# What `accelerate config` chooses, and the recipes choose themselves.
+CHOSEN_HERE = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU")
+OFF = ("", "no", "false", "0")
+START = "start the recipe with torchrun or accelerate launch"
+log = logging.getLogger(__name__)
+
+
+def check() -> None:
+    """Check that the launchers' variables say one thing.
+
+    Raises UserError that names the variable to unset.
+    """
+    for name in OTHER_WAYS:
+        if os.environ.get(name, "").lower() not in OFF:
+            raise UserError(
+                f"{name}={os.environ[name]}: the recipes train in a way of their own: unset "
+                f"{name}, or launch with a file of scripts/accelerate (a base too large for one "
+                "GPU: sharded.yaml and --shard_base)"
+            )
+    ranks = console.ranks()
+    if ranks > 1:
+        _check_several(ranks)
+        return
+    for name in ("RANK", "LOCAL_RANK", *MPI):
+        alone = 1 if name in MPI else 0
+        if console.number(name, alone) > alone:
+            raise UserError(
+                f"{name}={os.environ[name]} is set and WORLD_SIZE names no second process: unset "
+                f"{name} to train in one, or {START}"
+            )
+
+
+def _check_several(ranks: int) -> None:
+    missing = [name for name in WHOLE if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={ranks} is set and {', '.join(missing)} not, so no launcher started this "
+            f"process: unset WORLD_SIZE to train in one process, or {START}"
+        )
+    for name in ("RANK", "LOCAL_RANK"):
+        if not 0 <= console.number(name, 0) < ranks:
+            raise UserError(
+                f"{name}={os.environ[name]} is no process of WORLD_SIZE={ranks}: unset {name} and "
+                f"WORLD_SIZE, or {START}"
+            )
+
+
+def settle() -> None:
+    """Check the variables, and drop from this process what is not used; raises as `check`."""
+    check()
+    dropped = [n for n in CHOSEN_HERE if os.environ.get(n, "").lower() not in OFF]
+    if console.ranks() == 1:
+        dropped += [name for name in _of_one_process() if name in os.environ]
+    if dropped:
+        said = ", ".join(f"{name}={os.environ.pop(name)}" for name in dropped)
+        log.info("launcher: not used here: %s", said)
+
+
+def _of_one_process() -> Iterator[str]:
+    yield from (name for name in WHOLE if not name.startswith("MASTER"))
+    yield from ("LOCAL_WORLD_SIZE", *MPI)
+
+
+def meet(on_cpu: bool) -> None:
+    """Wait for the other processes of a training, if there are any; gives each its device.
+
+    Raises UserError where they cannot be reached.
+    """
+    if console.ranks() == 1:
+        return
+    from accelerate import PartialState
+
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    said = f"MASTER_ADDR, MASTER_PORT {place}; WORLD_SIZE {console.ranks()}"
+    log.info("waiting for the other processes (%s)", said)
+    try:
+        PartialState(cpu=on_cpu)
+    except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
+        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"the other processes cannot be reached ({said}): {first}: unset WORLD_SIZE to train "
+            f"in one process, or {START}"
+        ) from error

@@ -1,0 +1,272 @@
+"""The platform, decided once: device, weights, optimizer, loader, cache. And why.
+
+Nothing else in the project asks which device it runs on; it reads these values.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.core.settings import Recipe
+from pt_app.models import gemm
+
+Weights = Literal["float32", "bfloat16", "float16", "nf4"]
+PLANNED = "planned, not this machine's"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the machine changes about a run."""
+
+    device: str
+    """Where the model is trained: "mps", "cuda" or "cpu"."""
+    reason: str
+    hardware: str
+    """Name and memory, for people."""
+    weights: Weights
+    """How the frozen base is held; nf4 means double-quantised NF4."""
+    compute_dtype: torch.dtype
+    """Of the base's matrix products."""
+    optimizer: str
+    empty_cache_steps: int | None
+    fixed_lengths: bool
+    """Pad to a few fixed lengths: on MPS memory grows with the number of distinct shapes."""
+    load_device: str
+    """Where the base is read: the device, or the CPU where it is then parted over several."""
+    attention: str
+    """Of transformers' registry; "judge_blocks" is this project's own for packs on CPUs."""
+
+    @property
+    def autocast(self) -> dict[str, bool]:
+        """TrainingArguments' mixed precision, which on a GPU follows the compute dtype.
+
+        On a CPU it would convert the adapter's weights anew in every product.
+        """
+        return {
+            "bf16": self.compute_dtype == torch.bfloat16 and not self.on_cpu,
+            "fp16": self.compute_dtype == torch.float16,
+        }
+
+    @property
+    def loss_tolerance(self) -> float:
+        """How far the losses of two layouts of one batch may lie apart, relatively."""
+        return 1e-4 if self.compute_dtype == torch.float32 else 3e-2
+
+    def free_memory(self) -> None:
+        """Give back what a deleted model held: allocators keep it otherwise."""
+        from accelerate.utils.memory import clear_device_cache
+
+        clear_device_cache(garbage_collection=True)
+        gemm.give_back_freed_memory()
+
+    @property
+    def has_own_memory(self) -> bool:
+        """The device's memory is not the machine's; an Apple GPU shares it."""
+        return self.device.startswith("cuda")
+
+    @property
+    def most_kept(self) -> int:
+        """Bytes of the largest freed tensor that a process on a CPU keeps for the next ones.
+
+        Each product of an NF4 base unpacks a weight, and what it leaves fits nothing: given back,
+        a base of 250 M weights peaks at 3.0 GiB in place of 5.1, for a fifth more time.
+        """
+        return 2**20 if self.weights == "nf4" else gemm.MOST_KEPT
+
+    @property
+    def on_cpu(self) -> bool:
+        """No accelerator is used."""
+        return self.device == "cpu"
+
+
+def cores() -> int:
+    """CPU cores that this process may use: a job on a cluster has few of a node's."""
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has no such bounds
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def recipe_for_this_machine() -> Recipe:
+    """The recipe that uses what this machine has: "cuda" on NVIDIA and AMD, else "mps"."""
+    return "cuda" if torch.cuda.is_available() else "mps"
+
+
+def decide(
+    recipe: Recipe,
+    *,
+    no_4bit: bool = False,
+    precision: str = "auto",
+    sharded: bool = False,
+    on_cpu: bool = False,
+) -> Platform:
+    """The platform of a run of `recipe` on this machine.
+
+    `precision` is "auto", "float32" or "bf16" (--train_precision), `sharded` is --shard_base;
+    `on_cpu` leaves a GPU of this machine alone.
+    Raises UserError where this machine has no bfloat16 of its own, or nothing to part a base over.
+    """
+    # Numbers below 1e-38 are set to zero: processors take many times longer over them, and a
+    # judge that is sure of its answer makes plenty in its softmax. Costs nothing elsewhere.
+    torch.set_flush_denormal(True)
+    platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
+    if on_cpu:
+        reason = f"the CPU, as asked: judge_train_{recipe}.py trains there"
+        platform = replace(platform, reason=reason)
+    if precision != "auto":
+        platform = _in_precision(platform, precision)
+    if sharded:
+        platform = _sharded(platform)
+    if platform.on_cpu:
+        gemm.keep_freed_memory(platform.most_kept)
+    if platform.on_cpu and gemm.fast_products_hold():
+        torch.set_float32_matmul_precision("medium")
+        reason = f"{platform.reason}; float32 products through oneDNN, as exact and faster here"
+        platform = replace(platform, reason=reason)
+    return platform
+
+
+def _sharded(platform: Platform) -> Platform:
+    """The platform with its base parted over the processes."""
+    if console.ranks() == 1:
+        raise UserError(
+            "--shard_base parts the base over several processes, and this is one: start them with "
+            "accelerate launch --config_file scripts/accelerate/sharded.yaml"
+        )
+    if platform.weights == "nf4":
+        raise UserError("--shard_base: a base in 4 bits cannot be parted: add --no_4bit")
+    return replace(platform, load_device="cpu", reason=f"{platform.reason}; base parted (FSDP2)")
+
+
+def planned(recipe: Recipe, *, no_4bit: bool, precision: str, gib: float | None) -> Platform:
+    """The platform of a run on a GPU that this machine need not have, of `gib` GiB.
+
+    "mps" is an Apple GPU, "cuda" one of NVIDIA or AMD with bfloat16. For estimates only.
+    """
+    size = "of a size not given" if gib is None else f"of {gib:g} GiB"
+    if recipe == "mps":
+        platform = replace(_mps(), device="mps", empty_cache_steps=4, fixed_lengths=True)
+    else:
+        plain: Weights = "bfloat16" if no_4bit else "nf4"
+        dtype = torch.bfloat16
+        platform = replace(_cuda(no_4bit), device="cuda", weights=plain, compute_dtype=dtype)
+    platform = replace(platform, attention="sdpa", hardware=f"a GPU {size}", reason=PLANNED)
+    if precision == "auto":
+        return platform
+    return replace(_in_precision(platform, precision), reason=PLANNED)
+
+
+def device_memory(platform: Platform) -> int | None:
+    """Bytes that this machine's accelerator can give to a run now; None on a CPU."""
+    if platform.has_own_memory and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return int(free)
+    if platform.device == "mps" and torch.backends.mps.is_available():
+        return int(torch.mps.recommended_max_memory())
+    return None
+
+
+def _in_precision(platform: Platform, precision: str) -> Platform:
+    """The platform with its base held in this precision; NF4 weights stay, and compute in it."""
+    dtype: torch.dtype = torch.float32
+    if precision == "bf16":
+        dtype = torch.bfloat16
+        if platform.on_cpu and (platform.weights == "nf4" or not gemm.has_bfloat16()):
+            why = "with NF4 weights" if platform.weights == "nf4" else "of its own"
+            remedy = "--no_4bit, or " if platform.weights == "nf4" else ""
+            raise UserError(
+                f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
+            )
+        here = platform.has_own_memory and platform.reason != PLANNED
+        if here and not _has_bfloat16():
+            raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
+    weights: Weights = "bfloat16" if precision == "bf16" else "float32"
+    return replace(
+        platform,
+        compute_dtype=dtype,
+        weights="nf4" if platform.weights == "nf4" else weights,
+        reason=f"{platform.reason}; in {dtype} as asked",
+    )
+
+
+def _mps(on_cpu: bool = False) -> Platform:
+    on_apple = torch.backends.mps.is_available() and not on_cpu
+    if on_apple and console.ranks() > 1:
+        raise UserError("an Apple GPU trains in one process: start the recipe without a launcher")
+    if on_apple:
+        device, reason = "mps", "Apple GPU found"
+        memory = torch.mps.recommended_max_memory() / 2**30
+        hardware = f"Apple GPU, {memory:.1f} GiB usable"
+    else:
+        device, hardware = "cpu", _cpu_name()
+        reason = "no Apple GPU here: training on the CPU"
+        if torch.cuda.is_available():
+            reason += "; judge_train_cuda.py would use the GPU of this machine"
+    return Platform(
+        device=device,
+        load_device=device,
+        reason=reason,
+        hardware=hardware,
+        weights="float32",
+        compute_dtype=torch.float32,
+        optimizer="adamw_torch",
+        empty_cache_steps=4 if on_apple else None,
+        fixed_lengths=on_apple,
+        attention="sdpa" if on_apple else "judge_blocks",
+    )
+
+
+def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
+    on_gpu = torch.cuda.is_available() and not on_cpu
+    if on_gpu:
+        # Under a launcher each process has the GPU of its own number.
+        device, number = "cuda", console.number("LOCAL_RANK", 0)
+        if console.ranks() > 1:
+            device = f"cuda:{number}"
+        if number >= torch.cuda.device_count():
+            raise UserError(
+                f"{console.local_ranks()} processes were started for {torch.cuda.device_count()} "
+                "GPUs: give --nproc_per_node, or --num_processes, that number"
+            )
+        dtype, why = _gpu_compute_dtype()
+        kind = "AMD GPU (ROCm)" if torch.version.hip else "NVIDIA GPU"
+        properties: Any = torch.cuda.get_device_properties(device)
+        hardware = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+        reason = f"{kind} found; {why}"
+    else:
+        device, dtype, hardware = "cpu", torch.float32, _cpu_name()
+        reason = "no NVIDIA or AMD GPU here: training on the CPU, in float32, without paging"
+    plain: Weights = "float32"
+    if on_gpu:
+        plain = "bfloat16" if dtype == torch.bfloat16 else "float16"
+    return Platform(
+        device=device,
+        load_device=device,
+        reason=reason,
+        hardware=hardware,
+        weights=plain if no_4bit else "nf4",
+        compute_dtype=dtype,
+        optimizer="adamw_torch" if no_4bit else "paged_adamw_8bit",
+        empty_cache_steps=None,
+        fixed_lengths=False,
+        attention="sdpa" if on_gpu else "judge_blocks",
+    )
+
+
+def _gpu_compute_dtype() -> tuple[torch.dtype, str]:
+    if _has_bfloat16():
+        return torch.bfloat16, "it has bfloat16"
+    return torch.float16, "it has no bfloat16 of its own, so float16"
+
+
+def _has_bfloat16() -> bool:
+    # A T4 answers that it has bfloat16 and emulates it, several times slower: ask for the real one.
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _cpu_name() -> str:
+    import platform
+
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

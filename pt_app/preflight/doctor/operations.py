@@ -1,0 +1,233 @@
+"""Operations that a backend has computed wrongly without a word, each against float64 on the CPU.
+
+Every one of these was an open fault of a released PyTorch; the source stands beside it. The sizes
+are those at which the fault showed, so a check costs a few milliseconds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from pt_app.models.packing import IGNORED, Tree
+from pt_app.models.tree_attention import tree_mask
+from pt_app.preflight.doctor.finding import Finding, Status, found_by
+from pt_app.preflight.doctor.side import TOLERANCE, Side, error_of
+
+Tensors = Sequence[torch.Tensor]
+NEWER = "install torch 2.14 or newer (pip install 'torch>=2.14')"
+LONG_SUMS = "MPS on M1 and M2 before torch 2.14: pytorch issue 177116, PR 183535"
+DO_NOT_TRAIN = "; until this check passes, train on another machine"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, what a fault in it spoils, where one was seen, and what mends it."""
+
+    name: str
+    compute: Callable[[Side], Tensors]
+    source: str
+    fix: str = NEWER + DO_NOT_TRAIN
+    used: bool = True
+    """Training here computes it so: a fault stops a run. Else it is a warning."""
+    bits: tuple[int, ...] = (16, 32)
+    """Of the formats that it is computed in."""
+
+
+def _masked_row(side: Side) -> Tensors:
+    query = side.draw(1, 2, 6, 16)
+    seen = torch.ones(6, 6, dtype=torch.bool).tril()
+    seen[3] = False
+    with torch.no_grad():  # the fault showed without gradients only
+        return [F.scaled_dot_product_attention(query, query, query, seen.to(side.device))]
+
+
+def _broadcast_mask(side: Side) -> Tensors:
+    query = side.draw(2, 4, 8, 64)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, 0, 4:, :4] = -torch.inf
+    return [F.scaled_dot_product_attention(query, query, query, side.put(mask))]
+
+
+def _strided_attention(side: Side) -> Tensors:
+    """As a model calls it: heads moved by a view. Up to 8 queries have a kernel of their own."""
+    query = side.draw(2, 8, 4, 64).transpose(1, 2)
+    with torch.no_grad():
+        return [F.scaled_dot_product_attention(query, query, query)]
+
+
+def _tree_attention(side: Side) -> Tensors:
+    """Attention over a pack as a model asks for it: heads moved by a view, shared keys."""
+    last = Tree.of([range(40), [*range(30), 50, 51, 52], [*range(30), 60]]).last
+    heads = [(4, 1), (2, 2), (2, 3)]
+    drawn = [side.draw(1, len(last), h, 32, seed=s, requires_grad=True) for h, s in heads]
+    query, key, value = (tensor.transpose(1, 2) for tensor in drawn)
+    key, value = (repeat_kv(tensor, 2) for tensor in (key, value))
+    seen = tree_mask(torch.tensor(last)).to(side.device)
+    out = F.scaled_dot_product_attention(query, key, value, seen)
+    torch.autograd.backward((out * side.draw(*out.shape, seed=4)).sum())
+    return [out, *(tensor.grad for tensor in drawn if tensor.grad is not None)]
+
+
+def _strided_weight(side: Side) -> Tensors:
+    x = side.draw(3, 5, 48, requires_grad=True)
+    weight = side.draw(48, 96, seed=1).t()
+    out = F.linear(x, weight)
+    torch.autograd.backward(out.square().sum())
+    assert x.grad is not None
+    return [out, x.grad]
+
+
+def _vector_with_bias(side: Side) -> Tensors:
+    return [F.linear(side.draw(80, 1, 4), side.draw(192, 4, seed=1), side.draw(192, seed=2))]
+
+
+def _same_twice(side: Side) -> Tensors:
+    x, weight = side.draw(6, 6, 634), side.draw(634, 634, seed=1)
+    first = F.linear(x, weight).clone()
+    return [first, F.linear(x, weight).clone()]
+
+
+def _long_sum(terms: int) -> Callable[[Side], Tensors]:
+    """The gradient through a head of `terms` words: a product that sums so many terms.
+
+    Behind the weight in memory stand large numbers, which a kernel that reads too far adds in.
+    """
+
+    def compute(side: Side) -> Tensors:
+        hidden = side.draw(1, 16, 16, requires_grad=True)
+        memory = torch.full(((terms + 64) * 16,), 100.0)
+        memory[: terms * 16] = torch.randn(terms * 16, generator=torch.Generator().manual_seed(1))
+        weight = side.put(memory)[: terms * 16].view(terms, 16)
+        upstream = side.draw(1, 16, terms, seed=2)
+        torch.autograd.backward((F.linear(hidden, weight) * upstream).sum())
+        assert hidden.grad is not None
+        return [hidden.grad]
+
+    return compute
+
+
+def _adam_parts(side: Side) -> Tensors:
+    value, first = side.draw(48, 32).t(), side.draw(48, 32, seed=1).t()
+    second = side.draw(32, 48, seed=2).abs() + 1
+    divided = value.clone().addcdiv_(first, second, value=-0.1)
+    multiplied = value.clone().addcmul_(first, second, value=0.1)
+    return [divided, multiplied, value.clone().lerp_(first, 0.1)]
+
+
+def _skipped_adam_step(side: Side) -> Tensors:
+    weight = torch.nn.Parameter(side.draw(64))
+    weight.grad = torch.ones_like(weight)
+    adam = torch.optim.Adam([weight], fused=True)
+    # As torch's gradient scaler says that a gradient overflowed: the step must not be taken.
+    adam.found_inf = torch.ones((), device=side.device)  # type: ignore[attr-defined]
+    adam.grad_scale = torch.ones((), device=side.device)  # type: ignore[attr-defined]
+    adam.step()
+    return [weight]
+
+
+def _ignored_targets(side: Side) -> Tensors:
+    logits = side.draw(12, 50, requires_grad=True)
+    targets = torch.arange(12).masked_fill(torch.arange(12) % 3 == 0, IGNORED).to(side.device)
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    torch.autograd.backward(loss)
+    assert logits.grad is not None
+    return [loss, logits.grad]
+
+
+def _copies(side: Side) -> Tensors:
+    counted = torch.arange(1000).to(side.device)
+    counted[10], counted[990:] = 2**24 + 1, counted[:10].clone()
+    picked = counted.flip(0)[::3]
+    return [counted.cpu(), picked.cpu()]
+
+
+OPERATIONS = (
+    Operation(
+        "attention, packs",
+        _tree_attention,
+        "ROCm: pytorch issue 147460; CUDA: issue 178251",
+        fix="install the torch that the requirements name (ROCm: 2.7 or newer)" + DO_NOT_TRAIN,
+    ),
+    Operation("attention, masks", _broadcast_mask, "MPS: pytorch PR 184180"),
+    Operation("attention, strided", _strided_attention, "MPS: pytorch issue 163597, PR 170874"),
+    Operation(
+        "attention, empty rows",
+        _masked_row,
+        "MPS: pytorch issues 156707, 167515, transformers issue 40858",
+        fix="nothing to do for training here, whose rows all see a key; " + NEWER,
+        used=False,
+    ),
+    Operation(
+        "linear, strided",
+        _strided_weight,
+        "MPS: pytorch PR 162779, issue 162730",
+        bits=(32,),  # in bfloat16 macOS 27 ends the whole process (pytorch issue 197796)
+    ),
+    Operation("linear, one token", _vector_with_bias, "MPS: pytorch issue 188438, PR 188619"),
+    Operation(
+        "linear, twice",
+        _same_twice,
+        "MPS, 16 bits: pytorch issue 180776",
+        fix="leave --train_precision out: float32 does not show this fault",
+        bits=(16,),
+    ),
+    Operation(
+        "sums of 33,001 terms",
+        _long_sum(33_001),
+        LONG_SUMS,
+        fix="do not train a base of such a vocabulary here, or " + NEWER,
+        used=False,
+    ),
+    Operation("Adam's parts", _adam_parts, "MPS: pytorch issue 118115, and every Adam with it"),
+    Operation(
+        "fused Adam, skipped step",
+        _skipped_adam_step,
+        "MPS: pytorch PR 186360",
+        fix="nothing to do for training here, which uses no fused Adam; " + NEWER,
+        used=False,
+    ),
+    Operation("loss, ignored tokens", _ignored_targets, "MPS: pytorch issue 108148"),
+    Operation("integers and copies", _copies, "MPS: pytorch issues 122016, 139550"),
+)
+
+
+def check_operations(
+    device: str, dtype: torch.dtype, words: int, broken: Status = "fail"
+) -> Iterator[Finding]:
+    """Compare each operation in float32, and in the compute dtype where that has 16 bits.
+
+    `words` is the size of the base's head. `broken` is what an operation counts as that the device
+    cannot compute at all.
+    """
+    # The head's own size, since not every one is hit: some fill the kernel's tiles.
+    head = Operation(f"head of {words:,} words", _long_sum(words), LONG_SUMS)
+    for operation in (*OPERATIONS, head):
+        dtypes = [
+            d for d in dict.fromkeys((torch.float32, dtype)) if 8 * d.itemsize in operation.bits
+        ]
+        if dtypes:
+            compare = partial(_compare, operation, device, dtypes)
+            yield from found_by(operation.name, compare, broken)
+
+
+def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[Finding]:
+    errors = []
+    for dtype in dtypes:
+        side = Side.of_device(device, dtype)
+        got, right = operation.compute(side), operation.compute(side.reference())
+        errors.append(max(error_of(*pair) for pair in zip(got, right, strict=True)))
+    pairs = list(zip(dtypes, errors, strict=True))
+    wrong = [pair for pair in pairs if not pair[1] <= TOLERANCE[pair[0]]]
+    if not wrong:
+        yield Finding(operation.name, "ok", f"{_said(pairs)} off float64 on the CPU")
+        return
+    said = f"{_said(wrong)} off float64 on the CPU; seen before on {operation.source}"
+    yield Finding(operation.name, "fail" if operation.used else "warn", said, operation.fix)
+
+
+def _said(pairs: Sequence[tuple[torch.dtype, float]]) -> str:
+    return ", ".join(f"{str(dtype).removeprefix('torch.')} {error:.0e}" for dtype, error in pairs)

@@ -1,0 +1,1 @@
+"""Models from scratch: how the tiny base of `--model tiny` is made."""

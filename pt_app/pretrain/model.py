@@ -1,0 +1,81 @@
+"""The tiny Qwen2: its shape, its random start, and how it is written to disk."""
+
+from pathlib import Path
+from typing import Any
+
+from pt_app.core.files import give_mode_of
+from pt_app.pretrain.tokenizer import MAX_LENGTH, TURN_END
+
+
+def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
+    """A float32 `Qwen2ForCausalLM` with random weights; embeddings and output share a matrix.
+
+    The output matrix being the embedding's spares a quarter of the parameters.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def grow(model: Any, layers: int, seed: int) -> None:
+    """Put `layers` more layers on top, in place, which at first change nothing.
+
+    Their output projections start at zero. Layers below have learned to compare word with word
+    by then; new ones above find its result ready and can gather it over a sentence.
+    """
+    import torch
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+    torch.manual_seed(seed)
+    config = model.config
+    for _ in range(layers):
+        config.layer_types.append("full_attention")
+        layer = Qwen2DecoderLayer(config, config.num_hidden_layers)
+        for name, weight in layer.named_parameters():
+            if "o_proj" in name or "down_proj" in name or name.endswith("bias"):
+                torch.nn.init.zeros_(weight)
+            elif weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=config.initializer_range)
+        model.model.layers.append(layer)
+        config.num_hidden_layers += 1
+
+
+def round_to_float16(model: Any) -> None:
+    """Round all weights, in place, to what the float16 file will hold."""
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.half().float())
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights in float16, configuration, tokenizer and chat template; greedy by default."""
+    import torch
+
+    model.generation_config.do_sample = False
+    model.to(torch.float16).save_pretrained(folder)
+    model.to(torch.float32)
+    tokenizer.save_pretrained(folder)
+    give_mode_of(folder / "config.json", folder.glob("*.safetensors"))
+
+
+def count_parameters(model: Any) -> int:
+    """Number of weights; the shared embedding and output matrix counts once."""
+    return sum(weight.numel() for weight in model.parameters())

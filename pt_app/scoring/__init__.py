@@ -1,0 +1,1 @@
+"""Reading verdicts from a model: the verdict trie, prefix trees, `JudgeScorer`, precision."""

@@ -1,0 +1,154 @@
+"""Finishes answers greedily from prompts whose keys and values are at hand.
+
+Rows are decoded in a batch, whose weights are read once for all of them; those that have ended
+leave it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from pt_app.models.tree_attention import as_attention_mask
+from pt_app.scoring.tree_reading import Part
+from pt_app.scoring.verdict_trie import VerdictTrie
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An answer's first tokens, and the keys and values of all before the last of them.
+
+    `states` has for each layer its keys and values, [G, n, D] each.
+    """
+
+    row: int
+    ids: list[int]
+    states: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def length(self) -> int:
+        """The number n of tokens whose keys are at hand: the prompt and all but one of `ids`."""
+        return self.states[0][0].shape[1]
+
+
+def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
+    """How the greedy answer of each row of a part begins, as far as the trie knows it.
+
+    The verdict's line was read with the tree already; only what follows it is left to decode.
+    """
+    opened = []
+    for i, row in enumerate(part.rows):
+        greedy = part.reading.greedy[i].tolist()
+        states = trie.greedy_states(greedy)
+        index = torch.tensor(part.paths[i] + [part.places[i][state] for state in states[1:]])
+        copies = [
+            tuple(x[0].index_select(1, index.to(x.device)) for x in (layer.keys, layer.values))
+            for layer in part.cache.layers
+        ]
+        opened.append(Opening(row, [greedy[state] for state in states], copies))
+    return opened
+
+
+def complete(
+    model: Any, opened: Sequence[Opening], end_id: int, most_tokens: int
+) -> dict[int, list[int]]:
+    """Decode each answer greedily to its end token or to `most_tokens`; ids by row, both counted.
+
+    Answers that have ended leave the batch once they are a quarter of it.
+    """
+    answers = {one.row: list(one.ids) for one in opened}
+    rows = [one.row for one in opened if not _ended(one.ids, end_id, most_tokens)]
+    alive = [one for one in opened if one.row in set(rows)]
+    if not alive:
+        return answers
+    batch = _Batch(alive, most_tokens, model.device)
+    while rows:
+        nexts = batch.step(model, [answers[row][-1] for row in rows])
+        for row, token in zip(rows, nexts, strict=True):
+            if not _ended(answers[row], end_id, most_tokens):
+                answers[row].append(token)
+        left = [i for i, r in enumerate(rows) if not _ended(answers[r], end_id, most_tokens)]
+        if len(left) <= 0.75 * len(rows):
+            batch.keep(left)
+            rows = [rows[i] for i in left]
+    return answers
+
+
+def _ended(ids: Sequence[int], end_id: int, most_tokens: int) -> bool:
+    return ids[-1] == end_id or len(ids) >= most_tokens
+
+
+class _Room(DynamicLayer):  # type: ignore[misc]
+    """A cache layer that writes into room made beforehand, where transformers' copies all of it
+    for each token."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> None:
+        super().__init__()
+        self.room = (keys, values)
+        self.used = used
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the keys and values of the newest tokens; all of them so far are given back."""
+        start, self.used = self.used, self.used + key_states.shape[2]
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start : self.used] = new
+        keys, values = (room[:, :, : self.used] for room in self.room)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """The tokens that are in it."""
+        return self.used
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows but these."""
+        keys, values = (room.index_select(0, rows) for room in self.room)
+        self.room = (keys, values)
+
+
+class _Batch:
+    """The caches of several answers, right-aligned, so that a new token is one column for all."""
+
+    def __init__(self, opened: Sequence[Opening], most_tokens: int, device: torch.device) -> None:
+        self.lengths = torch.tensor([one.length for one in opened], device=device)
+        self.width = int(self.lengths.max())
+        self.done = 0
+        room = self.width + most_tokens
+        layers = []
+        for layer in range(len(opened[0].states)):
+            made = []
+            for which in range(2):
+                like = opened[0].states[layer][which]
+                stacked = like.new_zeros(len(opened), like.shape[0], room, like.shape[2])
+                for i, one in enumerate(opened):
+                    stacked[i, :, self.width - one.length : self.width] = one.states[layer][which]
+                made.append(stacked)
+            layers.append(_Room(made[0], made[1], self.width))
+        self.cache = Cache(layers=layers)
+
+    def step(self, model: Any, tokens: list[int]) -> list[int]:
+        """The likeliest next token of each answer, `tokens` being the newest."""
+        column = torch.arange(self.width + self.done + 1, device=model.device)
+        seen = column >= self.width - self.lengths[:, None]
+        logits = model(
+            input_ids=torch.tensor(tokens, device=model.device)[:, None],
+            attention_mask=as_attention_mask(seen[:, None, None], model),
+            position_ids=(self.lengths + self.done)[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        self.done += 1
+        nexts: list[int] = logits[:, -1].argmax(dim=-1).tolist()
+        return nexts
+
+    def keep(self, left: list[int]) -> None:
+        """Go on with these of the answers."""
+        rows = torch.tensor(left, dtype=torch.long, device=self.lengths.device)
+        self.lengths = self.lengths[rows]
+        for layer in self.cache.layers:
+            layer.keep(rows)

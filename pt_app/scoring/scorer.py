@@ -1,0 +1,293 @@
+"""JudgeScorer: what a judge says of each row, as probabilities of verdicts and as an answer.
+
+The verdict is read without generating, from one forward pass over the prefix tree of all prompts
+(tree_reading); the answer's words are generated only where they are asked for.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Verdict
+from pt_app.models.contention import watched
+from pt_app.models.gemm import fast_products
+from pt_app.models.packing import Shapes
+from pt_app.models.tree_attention import core, why_no_tree
+from pt_app.scoring.completion import Opening, complete, openings
+from pt_app.scoring.tree_reading import read_parts
+from pt_app.scoring.verdict_trie import Reading, VerdictTrie, read_plain
+
+log = logging.getLogger(__name__)
+
+# Logits that one pass may hold: 2^26 floats are 256 MiB, and reading them takes as much again.
+MOST_LOGITS = 1 << 26
+# Two verdicts this close in probability are a tie: rounding decides which of them is given.
+TIE = 1e-5
+# Answers are decoded in batches that hold the keys of so many times `batch_tokens` tokens.
+DECODED = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a judge says of one row.
+
+    `verdict` is the one that the greedy answer starts with: None on a parse failure, where that
+    answer leaves the allowed verdicts. `constrained` is the likeliest allowed verdict whatever the
+    rest; `probabilities` are over the scale's values and sum to 1, `verdict_mass` is what they
+    summed to before, `expected` their mean on a scale of numbers. `raw` is the greedy answer, if
+    it was asked for. A row that is too long has none of these.
+    """
+
+    status: Literal["ok", "parse_failure", "too_long"]
+    verdict: Verdict | None = None
+    constrained: Verdict | None = None
+    probabilities: tuple[float, ...] = ()
+    verdict_mass: float | None = None
+    expected: float | None = None
+    raw: str | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The probability of the likeliest verdict."""
+        return max(self.probabilities, default=None)
+
+    @property
+    def tied(self) -> bool:
+        """Whether rounding decides which of two verdicts is the likeliest."""
+        *_, second, first = (-1.0, -1.0, *sorted(self.probabilities))
+        return first >= 0 and first - second < TIE
+
+
+class JudgeScorer:
+    """Scores rows with a causal language model, on the device where it is.
+
+    With `feedback` answers of at most `answer_tokens` are generated too. `batch_tokens` bounds the
+    newly read tokens of a forward pass, `shapes` the sizes of its tensors; without `trees` rows are
+    read one by one, as where the model cannot read them together. `name` stands before the
+    progress bar, which `progress` switches off. `shortened` and `ties` are how many rows the last
+    `score` had to shorten, and in how many two verdicts were equally likely. Raises UserError where
+    the tokenizer cannot tell the verdicts of the encoder's scale apart.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: PromptEncoder,
+        *,
+        name: str = "judge",
+        feedback: bool = False,
+        batch_tokens: int = 2048,
+        answer_tokens: int = 160,
+        progress: bool = True,
+        shapes: Shapes | None = None,
+        trees: bool = True,
+    ) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.scale = encoder.scale
+        self.name = name
+        self.feedback = feedback
+        self.batch_tokens = batch_tokens
+        self.answer_tokens = answer_tokens
+        self.progress = progress
+        self.shapes = shapes
+        self.trees = trees
+        self.shortened = self.ties = 0
+        self.trie = verdict_trie(encoder)
+
+    def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
+        """Score every row, in the order given.
+
+        A row is shortened to fit the encoder's max_seq_length; one that cannot be is "too_long".
+        Both are said in the log.
+        """
+        # No label has a say in what its judge is shown: a long one would leave the prompt less.
+        bare = [example.model_copy(update={"label": None}) for example in examples]
+        fitted, cuts = self.encoder.fit(bare, on_unfit="status")
+        self.shortened = cuts.rows_cut
+        for problem in cuts.unfit:
+            log.warning("%s", problem)
+        if cuts.rows_cut:
+            log.warning("%s: %d of %d rows shortened", self.name, cuts.rows_cut, len(examples))
+        places = [row for row, example in enumerate(fitted) if example is not None]
+        prompts = [self.encoder.prompt_ids(example) for example in fitted if example is not None]
+        scored = [Scored("too_long")] * len(examples)
+        bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
+        with _evaluating(self.model), bar:
+            for prompt, result in self._results(prompts):
+                scored[places[prompt]] = result
+                bar.update()
+        self.ties = sum(result.tied for result in scored)
+        return scored
+
+    def _results(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+        """The index of each prompt and its result, as they come."""
+        room = max((depth + 1 for depth in self.trie.depths), default=0)
+        room = max(room, self.answer_tokens) if self.feedback else room
+        why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
+        if why is None and self.trees:
+            return self._from_tree(prompts)
+        if prompts and why is not None:
+            log.warning("%s: verdicts are read row by row: %s", self.name, why)
+        return self._row_by_row(prompts)
+
+    def _from_tree(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        most_rows = max(1, MOST_LOGITS // (self.trie.states * vocabulary))
+        pad = self.encoder.end_token_id
+        waiting: dict[int, tuple[Opening, Scored]] = {}
+        for part in read_parts(
+            self.model, prompts, self.trie, self.batch_tokens, most_rows, pad, self.shapes
+        ):
+            results = zip(part.rows, self._scored(part.reading), strict=True)
+            if not self.feedback:
+                yield from results
+                continue
+            for opening, (row, result) in zip(openings(part, self.trie), results, strict=True):
+                if self._full(waiting, opening):
+                    yield from self._completed(waiting)
+                    waiting = {}
+                waiting[row] = opening, result
+        yield from self._completed(waiting)
+
+    def _full(self, waiting: dict[int, tuple[Opening, Scored]], another: Opening) -> bool:
+        lengths = [another.length, *(opening.length for opening, _ in waiting.values())]
+        tokens = len(lengths) * (max(lengths) + self.answer_tokens)
+        return len(lengths) > 1 and tokens > DECODED * self.batch_tokens
+
+    def _completed(
+        self, waiting: dict[int, tuple[Opening, Scored]]
+    ) -> Iterator[tuple[int, Scored]]:
+        opened = [opening for opening, _ in waiting.values()]
+        answers = complete(self.model, opened, self.encoder.end_token_id, self.answer_tokens)
+        for row, ids in answers.items():
+            yield row, replace(waiting[row][1], raw=self._text(ids))
+
+    def _row_by_row(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+        for row, prompt in enumerate(prompts):
+            reading = read_plain(self.model, [prompt], self.trie, self.encoder.end_token_id)
+            (result,) = self._scored(reading)
+            if self.feedback:
+                answer = greedy_answer(
+                    self.model, prompt, self.encoder.end_token_id, self.answer_tokens
+                )
+                result = replace(result, raw=self._text(answer))
+            yield row, result
+
+    def _scored(self, reading: Reading) -> Iterator[Scored]:
+        if not bool(torch.isfinite(reading.log_probabilities).all()):
+            raise UserError(f"{self.name}: the model's numbers are not finite; load it in float32")
+        mass = torch.logsumexp(reading.log_probabilities, dim=1)
+        probabilities = (reading.log_probabilities - mass[:, None]).exp()
+        values = self.scale.values
+        for row, greedy in enumerate(reading.greedy.tolist()):
+            chances = tuple(probabilities[row].tolist())
+            found = self.trie.walk(greedy)
+            yield Scored(
+                status="parse_failure" if found is None else "ok",
+                verdict=None if found is None else values[found],
+                constrained=values[chances.index(max(chances))],
+                probabilities=chances,
+                verdict_mass=math.exp(float(mass[row])),
+                expected=_expected(values, chances),
+            )
+
+    def _text(self, ids: list[int]) -> str:
+        """Decode an answer up to its end token, without what the template puts before it."""
+        end = self.encoder.end_token_id
+        answer = _decode(self.encoder, ids[: ids.index(end)] if end in ids else ids)
+        line = self.scale.lines()[0]
+        lead = _decode(self.encoder, self.encoder.answer_ids(line)).removesuffix(line)
+        return answer.removeprefix(lead)
+
+
+def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: int) -> list[int]:
+    """The ids that transformers' own `generate` answers greedily: the reference for `complete`."""
+    from transformers import GenerationConfig
+
+    plain = core(model)
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=most_tokens,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+    )
+    ids = torch.tensor([list(prompt)], device=plain.device)
+    with _without_defaults(plain):
+        answer = plain.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+        )
+    found: list[int] = answer[0, len(prompt) :].tolist()
+    return found
+
+
+def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
+    """The trie of the verdicts of an encoder's scale.
+
+    Each line is tokenised alone. Raises UserError where it does not stay so when comments follow,
+    or where the tokenizer cannot tell two verdicts apart.
+    """
+    texts = encoder.scale.lines()
+    lines = [encoder.answer_ids(line) for line in texts]
+    for line, ids in zip(texts, lines, strict=True):
+        if encoder.answer_ids(line + "Issues: none")[: len(ids)] != ids:
+            raise UserError(
+                f"this tokenizer merges the end of {line.strip()!r} with what follows, so its "
+                "verdicts cannot be read: use another model"
+            )
+    return VerdictTrie.build(lines)
+
+
+def _expected(values: Sequence[Verdict], probabilities: Sequence[float]) -> float | None:
+    total = 0.0
+    for value, probability in zip(values, probabilities, strict=True):
+        if isinstance(value, str):
+            return None
+        total += value * probability
+    return total
+
+
+def _decode(encoder: PromptEncoder, ids: list[int]) -> str:
+    text: str = encoder.tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout and gradients off and the fast products on, and all back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), fast_products(model.device), watched(model.device):
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Set a model's own generation settings aside.
+
+    transformers (5.23, generation/utils.py, _prepare_generation_config) fills every unset field
+    of a GenerationConfig from them: the repetition penalty of Qwen's would change the answers.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

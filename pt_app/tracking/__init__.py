@@ -1,0 +1,1 @@
+"""W&B and Weave around a run: online, offline or off."""

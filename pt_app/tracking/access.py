@@ -1,0 +1,103 @@
+"""Decides once whether tracking goes online, offline or nowhere, and says why."""
+
+import os
+import socket
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pt_app.core.errors import UserError
+
+Mode = Literal["auto", "online", "offline", "off"]
+MODES: tuple[Mode, ...] = ("auto", "online", "offline", "off")
+CONNECT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """What tracking may do: where it sends to, with which key, and the reason for it."""
+
+    mode: Literal["online", "offline", "off"]
+    reason: str
+    base_url: str = ""
+    key: str | None = field(default=None, repr=False)
+
+
+def resolve_access(mode: str) -> Access:
+    """Turn --tracking into what will be done; asks nothing of the user and waits 2 s at most.
+
+    `auto` goes online if there is a key and the server answers. WANDB_MODE, which users of W&B
+    know, narrows `auto`. Raises UserError for an unknown mode and for `online` without a key.
+    """
+    if mode not in MODES:
+        raise UserError(f"--tracking {mode}: choose one of {', '.join(MODES)}")
+    wish = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if wish in ("off", "disabled"):
+        return Access("off", "--tracking off" if mode == "off" else "WANDB_MODE=disabled")
+    # Both are read when wandb is imported or set up: no lines of its own, no reports of crashes.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if wish in ("offline", "dryrun"):
+        return Access(
+            "offline", "--tracking offline" if mode == "offline" else f"WANDB_MODE={wish}"
+        )
+    base_url, key, problem = find_key()
+    if key is None:
+        if mode == "online":
+            raise UserError(
+                f"--tracking online: {problem}: set WANDB_API_KEY, or run `wandb login`, "
+                "or choose --tracking offline"
+            )
+        return Access("offline", problem, base_url)
+    host = urlsplit(base_url).hostname or base_url
+    if not reachable(base_url):
+        return Access("offline", f"{host} does not answer within {CONNECT_SECONDS:.0f} s", base_url)
+    return Access("online", f"key found, {host} answers", base_url, key)
+
+
+def find_key() -> tuple[str, str | None, str]:
+    """(server address, API key or None, why there is none), by W&B's own rules, never asking."""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    base_url = str(wandb.Settings().base_url)
+    try:
+        base_url = str(wandb.sdk.wandb_setup.singleton().settings.base_url)
+        auth = wbauth.authenticate_session(
+            host=base_url, source="tracking", prompt=False, update_session=False
+        )
+    except Exception as error:  # a key of a wrong form, an unreadable settings file
+        return base_url, None, f"the W&B key cannot be used ({_first_line(error)})"
+    key = getattr(auth, "api_key", None)
+    return base_url, key, "" if key else f"no W&B key for {urlsplit(base_url).hostname}"
+
+
+def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
+    """Whether a TCP connection to the host of `url`, or to the proxy for it, opens in time.
+
+    Runs in a thread of its own, since a name look-up has no time-out.
+    """
+    address = urlsplit(url)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=seconds).close()
+            answers.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,108 @@
+"""What a run reads and checks before a model is loaded or a file written."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset, to_dataset
+from pt_app.core.formatting import number
+from pt_app.core.orders import both_orders, names_a_candidate
+from pt_app.core.prompt_templates import Template
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.settings import Settings
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.coding import headline
+from pt_app.evidence.comparison import detectable_difference
+from pt_app.models import bases
+
+log = logging.getLogger(__name__)
+
+MAX_CALIBRATION_ROWS = 1000  # validation rows that calibration is fitted on: more change it little
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is read and checked before a model is loaded or a file written."""
+
+    source: bases.ModelSource
+    data: JudgeData
+    encoder: PromptEncoder
+    train: Any
+    """A `datasets.Dataset` with input_ids and prompt_length; so is `val`."""
+    val: Any
+    test: Sequence[JudgeExample]
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Find the model, read and check the data, tokenise it."""
+    # before a model of several GB is fetched
+    data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
+    source = bases.resolve_model(settings.model)
+    tokenizer = bases.load_tokenizer(source)
+    bases.check_model(source, tokenizer)
+    encoder = PromptEncoder(
+        tokenizer,
+        Template.load(data.card.template, data.card.rubric),
+        Scale.from_name(data.card.scale),
+        settings.max_seq_length,
+    )
+    for note in data.notes:
+        log.warning("%s", note)
+    if data.leaks:
+        log.warning("LEAKS: %d texts stand on both sides: %s", len(data.leaks), data.leaks[0])
+    train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
+    val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
+    test = draw(data.test, settings.test_samples, settings.seed)
+    if not settings.skip_eval:
+        _say_what_test_rows_show(test, data)
+    return Prepared(source, data, encoder, train, val, test)
+
+
+def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> None:
+    """Say before hours of training how small a difference its test rows could tell."""
+    labels = [example.label.verdict for example in test if example.label is not None]
+    groups = [example.group for example in test]
+    smallest = detectable_difference(labels, groups, data.scale)
+    log.info(
+        "test: %d rows of %d groups; %s",
+        len(test),
+        len(set(groups)),
+        "they cannot tell two judges apart"
+        if smallest is None
+        else f"they tell two judges apart that differ by {number(smallest)} or more in "
+        f"{headline(data.scale)} (80 of 100 times, near 0.7)",
+    )
+
+
+def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
+    """Lay rows out for the trainer, pairs in both orders."""
+    if encoder.scale.task == "pairwise":
+        rows = _with_both_orders(rows, name)
+    encoded, cuts = encoder.encode(rows)
+    ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
+    supervised = sum(map(len, ids)) - sum(starts)
+    log.info(
+        "%s: %d rows, %s supervised tokens, longest %d tokens, %d rows shortened",
+        name,
+        len(rows),
+        f"{supervised:,}",
+        cuts.longest,
+        cuts.rows_cut,
+    )
+    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
+
+
+def _with_both_orders(rows: Sequence[JudgeExample], name: str) -> Sequence[JudgeExample]:
+    both = both_orders(rows)
+    bare = sum(names_a_candidate(row.label) for row in rows if row.label and row.candidates)
+    log.info(
+        "%s: %d pairs in both orders, %d rows of chat in one; %d comments that name a candidate "
+        "are not supervised in the other order",
+        name,
+        len(both) - len(rows),
+        2 * len(rows) - len(both),
+        bare,
+    )
+    return both

@@ -1,0 +1,168 @@
+"""The folder of a run: a new one, or the one to go on with, and what may have changed since."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pt_app.core import files
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_json_atomic
+from pt_app.training.checkpoints import aside, discard_after, newest_complete, read_state
+
+RUN_SETTINGS = "settings.json"
+# Two runs that differ in one of these are two runs: their order of data or weights differ.
+FIXED = (
+    "lr",
+    "warmup_steps",
+    "epochs",
+    "max_seq_length",
+    "group_variants",
+    "max_samples",
+    "seed",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+)
+# Said in other words: the base by its identity, the step by its examples over all ranks.
+SAID_APART = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
+NameAt = Callable[[datetime], str]
+log = logging.getLogger(__name__)
+
+
+def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
+    """The run folder that `--resume` means: a path, or the newest unfinished run.
+
+    `prefix` is what the names of this model's runs begin with. Raises UserError where there
+    is none.
+    """
+    if resume != "newest":
+        run = Path(resume)
+        if run.name.startswith("checkpoint-"):
+            raise UserError(
+                f"--resume {resume}: name the run's folder, {run.parent}, whose newest complete "
+                "checkpoint is taken"
+            )
+        if not run.is_dir():
+            raise UserError(f"--resume {resume}: no such folder; name a run under {output_dir}")
+        if not (run / RUN_SETTINGS).is_file():
+            raise UserError(f"--resume {resume}: no run, it has no {RUN_SETTINGS}; name another")
+        return run
+    runs = [
+        p
+        for p in output_dir.glob(f"{prefix}*")
+        if not p.name.endswith("_final")
+        and any(p.glob("checkpoint-*"))
+        and not Path(f"{p}_final/evaluation/report.html").exists()
+    ]
+    if not runs:
+        raise UserError(
+            f"--resume: no unfinished run {prefix}* with a checkpoint under {output_dir}; "
+            "start without --resume"
+        )
+    # Names end with the time of the start, so the last name is the newest run.
+    return max(runs, key=lambda p: p.name[-len("YYYYMMDD_HHMMSS") :])
+
+
+def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
+    """Make a new run's folder, named by the time, with its settings in it.
+
+    A folder that is there already is another run's, started in the same second: the next second
+    is taken. Raises UserError where it cannot be written.
+    """
+    time = datetime.now()
+    while True:
+        folder = output_dir / name_at(time)
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            time += timedelta(seconds=1)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): choose another folder with "
+                "--output_dir"
+            ) from error
+    write_json_atomic(folder / RUN_SETTINGS, about)
+    return folder
+
+
+def held(run: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a run's folder meanwhile; raises UserError where one is in it."""
+    return files.held(
+        run / ".lock", f"another process trains in {run}: wait for its end, or stop it"
+    )
+
+
+def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
+    """The newest complete checkpoint of a run to go on from (None: it is trained).
+
+    `about` are the settings, base, platform and data hashes of now. Raises UserError where there
+    is nothing to resume, or where the settings make it another run.
+    """
+    _check_same_run(run, about)
+    if Path(f"{run}_final").exists():
+        log.info("%s is trained: going on with its evaluation", run)
+        return None
+    checkpoint, passed_over = newest_complete(run)
+    for line in passed_over:
+        log.warning("%s", line)
+    shutil.rmtree(aside(run), ignore_errors=True)
+    if checkpoint is None:
+        raise UserError(f"{run} has no complete checkpoint: start without --resume")
+    discard_after(checkpoint)
+    log.info("resuming from %s", checkpoint)
+    _say_other_platform(checkpoint, about["platform"])
+    return checkpoint
+
+
+def _check_same_run(run: Path, about: dict[str, Any]) -> None:
+    try:
+        before = json.loads((run / RUN_SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
+    if before["data_sha256"] != about["data_sha256"]:
+        raise UserError(f"{run} was trained on other data: bring that back, or start anew")
+    if before["base"] != about["base"]:
+        raise UserError(
+            f"--resume: the base was {before['base']} in {run.name} and is {about['base']} now: "
+            "give the old one as --model, or start without --resume"
+        )
+    then, now = before["examples_a_step"], about["examples_a_step"]
+    if then != now:
+        raise UserError(
+            f"--resume: a step had {then} examples in {run.name} and has {now} now, over all "
+            "processes: choose --batch_size and --gradient_accumulation so that it has as many"
+        )
+    for name, now in about["settings"].items():
+        then = before["settings"].get(name)
+        if then == now or name in SAID_APART:
+            continue
+        if name in FIXED:
+            raise UserError(
+                f"--resume: {name} was {then} in {run.name} and is {now} now; a resumed run "
+                "cannot change it: give the old value, or start without --resume"
+            )
+        log.warning("%s was %s when the run began, and is %s from here on", name, then, now)
+
+
+def _say_other_platform(checkpoint: Path, platform: dict[str, Any]) -> None:
+    """Weights, step and order of data fit every platform; say what does not go on to the bit."""
+    before = read_state(checkpoint)
+    if before["weights"] != platform["weights"]:
+        log.warning(
+            "the base was held in %s and is in %s from here on",
+            before["weights"],
+            platform["weights"],
+        )
+    if before["ranks"] != platform["ranks"]:
+        log.warning(
+            "%d processes trained before and %d do now: random numbers of dropout start anew",
+            before["ranks"],
+            platform["ranks"],
+        )
