@@ -39,7 +39,6 @@ TEMPLATE = "chat_template.jinja"
 REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", TEMPLATE)
 
 # An absolute path among other words: after a blank, a quote mark or an equals sign.
-ABSOLUTE = re.compile(r"(?<![^\s='\"])(?:[A-Za-z]:[\\/]|/)[^\s'\"]+")
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,7 +15,6 @@ from pt_app.core.settings import SAMPLE
 from pt_app.models import gemm
 from pt_app.scoring.scorer import Scored
 
-Precision = Literal["float32", "bf16", "int8"]
 Score = Callable[[Any, Sequence[JudgeExample]], Sequence[Scored]]
 log = logging.getLogger(__name__)
 
