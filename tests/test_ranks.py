@@ -155,7 +155,7 @@ def test_killed_rank_ends_the_run_with_a_message_and_a_checkpoint_that_resumes(
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "one of the 2 processes that trained together is gone, in step" in output
-    assert "--resume goes on from" in output
+    assert "--resume continues from" in output
     output = run("torchrun", recipe, flags(base, uneven, cut, *more, "--resume"))
     assert "resuming from" in output
     assert weights(cut) == weights(tmp_path / "whole")
@@ -174,7 +174,7 @@ def test_interrupted_ranks_stop_after_the_same_step_and_one_process_goes_on(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    assert "interrupted; --resume goes on from the checkpoint of this step" in output
+    assert "interrupted; --resume continues from the checkpoint of this step" in output
     assert len(list(steps_done(cut))) == 1
     wrong = start("one", "mps", flags(base, uneven, cut, *two, "--resume"))
     output, _ = wrong.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""Checkpoints that count only when complete: written aside, flushed, named, with a manifest."""
+"""Checkpoints that count only when complete: staged, flushed, then renamed, with a manifest."""
 
 import json
 import os
@@ -12,22 +12,26 @@ from pt_app.core.files import give_mode_of, sha256_file, write_json_atomic
 MANIFEST = "complete.json"
 STATE = "judge_state.json"
 ASIDE = ".saving"
-KEPT = 2  # newest checkpoints that are kept, beside the best
+KEPT = 2  # newest checkpoints that are kept, in addition to the best
 
 
 def aside(run: Path) -> Path:
-    """The folder within a run in which a checkpoint is written before it counts."""
+    """Return the staging folder of a run, in which a checkpoint is written before it counts."""
     return run / ASIDE
 
 
 def publish(written: Path, run: Path) -> Path:
-    """Give a checkpoint that was written aside its place in `run`, whole or not at all.
+    """Move a staged checkpoint to its place in `run`, completely or not at all.
 
-    transformers writes a checkpoint's files in place, one after the other, and takes the highest
-    number on resume, whole or not. Here every file is flushed, a manifest of sizes and hashes is
-    added, and the folder is renamed last. Costs one reading of some MB of adapter and optimizer.
+    transformers writes the files of a checkpoint in place, one after the other, and resumes from
+    the highest number, complete or not. Here a manifest of sizes and hashes is added, every file is
+    flushed, and the folder is renamed last. It costs one read of the adapter and the optimizer, a
+    few MB.
+
+    Returns:
+        The new folder of the checkpoint.
     """
-    # The arguments are pickled, and nothing here reads them back.
+    # The arguments are pickled, and nothing reads them back.
     (written / "training_args.bin").unlink(missing_ok=True)
     files = sorted(p for p in written.rglob("*") if p.is_file())
     entries = {
@@ -39,7 +43,7 @@ def publish(written: Path, run: Path) -> Path:
     for path in [*files, written]:
         _flush(path)
     place = run / written.name
-    if place.exists():  # an incomplete one that a resumed run passed over
+    if place.exists():  # an incomplete checkpoint that a resumed run skipped
         shutil.rmtree(place)
     os.replace(written, place)
     _flush(run)
@@ -47,7 +51,7 @@ def publish(written: Path, run: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk (POSIX)."""
+    """Flush a file, or the entries of a folder, to the disk (POSIX)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +60,7 @@ def _flush(path: Path) -> None:
 
 
 def rotate(run: Path, best: int | None) -> None:
-    """Delete all checkpoints of a run but the newest two and that of step `best`."""
+    """Delete all checkpoints of a run except the newest two and that of step `best`."""
     folders = list(_newest_first(run))
     for folder in folders[KEPT:]:
         if step_of(folder) != best:
@@ -64,14 +68,14 @@ def rotate(run: Path, best: int | None) -> None:
 
 
 def discard_after(checkpoint: Path) -> None:
-    """Delete what a resumed run has passed over: else it counts among the newest two."""
+    """Delete the checkpoints that a resumed run skipped, which would count as the newest."""
     for folder in _newest_first(checkpoint.parent):
         if step_of(folder) > step_of(checkpoint):
             shutil.rmtree(folder)
 
 
 def step_of(folder: Path) -> int:
-    """The optimizer step after which a checkpoint was made."""
+    """Return the optimizer step after which a checkpoint was made."""
     return int(folder.name.split("-")[-1])
 
 
@@ -81,7 +85,7 @@ def _newest_first(run: Path) -> Iterator[Path]:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where every file is as it was written."""
+    """Return what is wrong with a checkpoint; None if every file is as it was written."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -96,19 +100,19 @@ def fault(folder: Path) -> str | None:
 
 
 def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint of a run folder, and why newer ones were passed over."""
-    passed_over = [
-        f"{folder.name} passed over: its writing was cut short" for folder in aside(run).glob("*")
+    """Return the newest complete checkpoint of a run, and why newer ones were skipped."""
+    skipped = [
+        f"{folder.name} skipped: its writing was cut short" for folder in aside(run).glob("*")
     ]
     for folder in _newest_first(run):
         wrong = fault(folder)
         if wrong is None:
-            return folder, passed_over
-        passed_over.append(f"{folder.name} passed over: {wrong}")
-    return None, passed_over
+            return folder, skipped
+        skipped.append(f"{folder.name} skipped: {wrong}")
+    return None, skipped
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `JudgeTrainer` wrote into a checkpoint of its own: optimizer, ranks, size of packs."""
+    """Read what `JudgeTrainer` adds to a checkpoint: optimizer, ranks, size of packs."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state

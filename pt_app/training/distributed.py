@@ -1,4 +1,4 @@
-"""What processes that train together share: flags, a step's gradients, a base parted over them."""
+"""What processes that train together share: flags, gradients, and a base sharded over them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,12 +8,12 @@ import torch.distributed as dist
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on this rank or on any other; every rank must ask."""
+    """Return whether `flag` is true on any rank; a collective, which every rank must call."""
     return bool(largest(int(flag), device))
 
 
 def largest(number: int, device: torch.device) -> int:
-    """The largest of all ranks' numbers; every rank must ask."""
+    """Return the maximum of `number` over the ranks; a collective, which every rank must call."""
     if not _several():
         return number
     told = torch.tensor(number, device=device)
@@ -22,18 +22,18 @@ def largest(number: int, device: torch.device) -> int:
 
 
 def same_start(model: Any) -> None:
-    """Give every rank the trainable weights of rank 0."""
+    """Broadcast the trainable weights of rank 0."""
     for parameter in model.parameters() if _several() else ():
         if parameter.requires_grad:
             dist.broadcast(parameter.data, src=0)
 
 
 def shard_base(model: Any, device: str) -> None:
-    """Part the frozen weights over the ranks (FSDP2), each layer put together when it computes.
+    """Shard the frozen weights over the ranks (FSDP2); each layer is gathered when it computes.
 
-    The adapter stays whole on every rank, so checkpoints, optimizer and adapter are those of one
-    process. Every rank must then take as many forward and backward passes as the others. A base
-    read on the CPU goes to `device` a layer at a time, and no card ever holds all of it.
+    The adapter stays whole on every rank, so that checkpoints, optimizer and adapter are those of
+    one process. Every rank must then run as many forward and backward passes as the others. A base
+    that was read on the CPU moves to `device` one layer at a time: no GPU ever holds all of it.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -42,19 +42,19 @@ def shard_base(model: Any, device: str) -> None:
     adapter = {p for p in model.parameters() if p.requires_grad}
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     for layer in [*layers, model]:
-        # torch would leave the outermost part together after a forward pass, and rank 0 parts it
-        # when it saves: the others would then wait for it in vain.
+        # torch would leave the root unsharded after a forward pass, and rank 0 would shard it again
+        # when it saves: the other ranks would then wait for it forever.
         fully_shard(layer, mesh=mesh, ignored_params=adapter, reshard_after_forward=True)
     for parameter in adapter:
         parameter.data = parameter.data.to(device)
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Put the mean of all ranks' gradients into each trainable parameter's `.grad`.
+    """Replace the `.grad` of each trainable parameter by its mean over the ranks.
 
-    One exchange of one flat tensor at the end of a step, where DDP would have one in the backward
-    passes: ranks may have different numbers of packs, or none, and one that runs out of memory
-    leaves no other waiting. An adapter's gradients are a few MB.
+    One all-reduce of one flat tensor at the end of a step, where DDP would reduce during the
+    backward passes: ranks may have different numbers of packs, or none, and a rank that runs out
+    of memory does not leave the others waiting. The gradients of an adapter are a few MB.
     """
     if not _several():
         return
@@ -72,8 +72,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether an exchange failed because another process of the training is gone."""
-    # Gloo's own errors are plain RuntimeErrors that name its source file.
+    """Return whether a collective failed because another process of the training is gone."""
+    # The errors of Gloo are plain RuntimeErrors that name its source file.
     return _several() and (
         isinstance(error, dist.DistError)
         or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

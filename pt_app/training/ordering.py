@@ -8,16 +8,19 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
-LOOKAHEAD = 64  # groups tried for the room left in a step; more cost time and gain little
+LOOKAHEAD = 64  # groups tried for the room left in a step; more take time and gain little
 
 
 class GroupedOrder(Sampler[int]):
-    """A seeded shuffle of rows in which those of one group stand in one step, where they fit.
+    """A seeded shuffle of rows that keeps the rows of a group in one step, where they fit.
 
-    `groups` has the group of each row, `size` is the examples of a rank's step. Groups are drawn
-    in random order; a group is parted only where it is larger than a step, or where no other of
-    the next ones fits into the room that is left. `set_epoch` is called by Trainer; each epoch has
-    an order of its own.
+    Groups are drawn in random order. A group is divided only if it is larger than a step, or if
+    none of the next groups fits into the room that is left. Trainer calls `set_epoch`: each epoch
+    has its own order.
+
+    Args:
+        groups: the group of each row.
+        size: examples per step of a rank.
     """
 
     def __init__(self, groups: Sequence[Hashable], size: int, seed: int) -> None:
@@ -27,7 +30,7 @@ class GroupedOrder(Sampler[int]):
         return len(self.groups)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Select the order of this epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -49,17 +52,17 @@ class GroupedOrder(Sampler[int]):
 
 
 def share(step: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """The rows of a step that a rank takes: neighbours, as many as the others, to one."""
+    """Return the contiguous rows of a step that a rank takes; counts differ by at most one."""
     first, last = (len(step) * r // ranks for r in (rank, rank + 1))
     return list(step[first:last])
 
 
 class StepSampler(Sampler[list[int]]):
-    """The rows of each optimizer step that this rank takes.
+    """Yield the rows of each optimizer step that this rank takes.
 
-    A step is the next `size` rows of `order`, parted evenly over `ranks`; the last of an epoch may
-    have fewer, and then a rank may have none. accelerate's own sharding fills that step with rows
-    from the epoch's beginning, so that several processes would not take the steps of one.
+    A step is the next `size` rows of `order`, divided evenly over `ranks`. The last step of an
+    epoch may have fewer, so that a rank may have none. accelerate would fill that step with rows
+    from the beginning of the epoch, so that several processes would not compute the steps of one.
     """
 
     def __init__(self, order: Any, size: int, rank: int = 0, ranks: int = 1) -> None:
@@ -69,8 +72,8 @@ class StepSampler(Sampler[list[int]]):
         return -(-len(self.order) // self.size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        if hasattr(self.order, "set_epoch"):  # rows in their own order have none
+        """Select the order of this epoch."""
+        if hasattr(self.order, "set_epoch"):  # a sequential sampler has none
             self.order.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -81,17 +84,17 @@ class StepSampler(Sampler[list[int]]):
 
 
 def own_process_group(_: int) -> None:
-    """Keep a signal that is sent to all processes of a run from a loader's worker.
+    """Move a loader's worker to its own process group, out of reach of signals to the run.
 
-    torchrun and GNU timeout send SIGTERM to the whole group, of which torch's workers die at once;
-    the training then ends in the error of a lost worker, before its checkpoint.
+    torchrun and GNU timeout send SIGTERM to the whole group. torch's workers die of it at once, and
+    the training would end in the error of a lost worker, before its checkpoint.
     """
     os.setpgrp()
 
 
 class StepLoader(DataLoader[Any]):
-    """A loader whose batches are steps, told by Trainer which epoch it is."""
+    """A loader whose batches are optimizer steps; Trainer tells it the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Select the order of this epoch."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a run reads and checks before a model is loaded or a file written."""
+"""What a run reads and checks before it loads a model or writes a file."""
 
 import logging
 from collections.abc import Sequence
@@ -24,20 +24,24 @@ MAX_CALIBRATION_ROWS = 1000  # validation rows that calibration is fitted on: mo
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is read and checked before a model is loaded or a file written."""
+    """The data and the base of a run, read and checked."""
 
     source: bases.ModelSource
     data: JudgeData
     encoder: PromptEncoder
     train: Any
-    """A `datasets.Dataset` with input_ids and prompt_length; so is `val`."""
+    """A `datasets.Dataset` with input_ids and prompt_length, like `val`."""
     val: Any
     test: Sequence[JudgeExample]
 
 
 def prepare(settings: Settings) -> Prepared:
-    """Find the model, read and check the data, tokenise it."""
-    # before a model of several GB is fetched
+    """Resolve the base, read and check the data, and tokenize it.
+
+    Raises:
+        UserError: for whatever the user can fix in the data, the base or the settings.
+    """
+    # The data come first: a base of several GB may have to be downloaded.
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
     source = bases.resolve_model(settings.model)
     tokenizer = bases.load_tokenizer(source)
@@ -51,7 +55,7 @@ def prepare(settings: Settings) -> Prepared:
     for note in data.notes:
         log.warning("%s", note)
     if data.leaks:
-        log.warning("LEAKS: %d texts stand on both sides: %s", len(data.leaks), data.leaks[0])
+        log.warning("LEAKS: %d texts are on both sides: %s", len(data.leaks), data.leaks[0])
     train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
     val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
     test = draw(data.test, settings.test_samples, settings.seed)
@@ -61,7 +65,7 @@ def prepare(settings: Settings) -> Prepared:
 
 
 def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> None:
-    """Say before hours of training how small a difference its test rows could tell."""
+    """Log, before hours of training, how small a difference the test rows can detect."""
     labels = [example.label.verdict for example in test if example.label is not None]
     groups = [example.group for example in test]
     smallest = detectable_difference(labels, groups, data.scale)
@@ -77,7 +81,7 @@ def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> N
 
 
 def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
-    """Lay rows out for the trainer, pairs in both orders."""
+    """Tokenize rows for the trainer, pairs in both orders."""
     if encoder.scale.task == "pairwise":
         rows = _with_both_orders(rows, name)
     encoded, cuts = encoder.encode(rows)

@@ -1,4 +1,4 @@
-"""Room on the disk, kept from a run's start for what must not be lost when the disk fills."""
+"""Disk space reserved at the start of a run for what must not be lost when the disk fills."""
 
 import os
 import tempfile
@@ -11,22 +11,27 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
 
 RESERVE = ".reserve"
-# Weights and the two moments of their gradients, in 32 bits: a checkpoint, which is larger than an
-# adapter. Beside them states, card and settings.
-BYTES_A_WEIGHT = 12
+# Weights and the two Adam moments in 32 bits: a checkpoint, which is larger than an adapter. The
+# random states, the card and the settings come on top.
+BYTES_PER_WEIGHT = 12
 OTHERS = 2**20
 PIECE = b"\0" * 2**20
 
 
 def keep(run: Path, model: Any, tokenizer: Sequence[Path]) -> None:
-    """Hold room in `run` for one more checkpoint, or for the adapter at the end.
+    """Reserve disk space in `run` for one more checkpoint, or for the adapter at the end.
 
-    The files of `tokenizer` go into both.
-    Raises UserError where there is none.
+    Args:
+        run: the folder of the run.
+        model: the model in training.
+        tokenizer: the files of the tokenizer, which both contain.
+
+    Raises:
+        UserError: if the disk has no such space.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     words = sum(file.stat().st_size for file in tokenizer)
-    size = BYTES_A_WEIGHT * trained + words + OTHERS
+    size = BYTES_PER_WEIGHT * trained + words + OTHERS
     release(run)
     try:
         with open(run / RESERVE, "wb") as file:
@@ -46,13 +51,13 @@ def keep(run: Path, model: Any, tokenizer: Sequence[Path]) -> None:
 
 
 def release(run: Path) -> None:
-    """Give the room back, so that something can be written there now."""
+    """Free the reserved space, so that something can be written now."""
     (run / RESERVE).unlink(missing_ok=True)
 
 
 @contextmanager
 def explained(folder: Path, remedy: str) -> Iterator[None]:
-    """Turn a disk that is full within into a UserError that names `folder` and the remedy."""
+    """Turn the error of a full disk into a UserError that names `folder` and the remedy."""
     try:
         yield
     except Exception as error:
@@ -62,5 +67,5 @@ def explained(folder: Path, remedy: str) -> Iterator[None]:
 
 
 def elsewhere(name: str) -> Path:
-    """A new place outside the run's disk, in the folder for temporary files."""
+    """Return a new path in the folder for temporary files, outside the disk of the run."""
     return Path(tempfile.mkdtemp(prefix="judge-")) / name

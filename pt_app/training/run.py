@@ -1,13 +1,16 @@
-"""Puts the trainer of a run together, and trains."""
+"""Build the trainer of a run, and train with it."""
 
 import logging
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import ProgressCallback, TrainingArguments, set_seed
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
@@ -20,9 +23,8 @@ from pt_app.models.packing import Shapes, StepCollator
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention, why_no_tree
 from pt_app.scoring.scorer import verdict_trie
-from pt_app.training.callbacks import StopAfterStep
 from pt_app.training.checkpoints import newest_complete
-from pt_app.training.distributed import is_lost_rank, shard_base
+from pt_app.training.distributed import any_rank, is_lost_rank, shard_base
 from pt_app.training.layout import Layout
 from pt_app.training.ordering import GroupedOrder
 from pt_app.training.preparation import Prepared
@@ -33,14 +35,17 @@ LoadBase = Callable[[ModelSource, Settings, Platform], Any]
 MakeArguments = Callable[[dict[str, Any], Platform], TrainingArguments]
 LogNumbers = Callable[[dict[str, float], int], None]
 """Takes numbers by name and the optimizer step that they are of."""
-NEVER = 2**31  # steps: more than any run has
+NEVER = 2**31  # more optimizer steps than any run has
+STOPPING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGUSR1"):  # SLURM sends it before a job's limit (sbatch --signal)
+    STOPPING.append(signal.SIGUSR1)
 log = logging.getLogger(__name__)
 
 
 def load_judge(
     settings: Settings, platform: Platform, prepared: Prepared, load_base: LoadBase
 ) -> Any:
-    """The base of a run with a fresh adapter on it, ready to be trained."""
+    """Load the base of a run and attach a fresh adapter to it."""
     set_seed(settings.seed)
     log.info("loading %s, weights in %s", prepared.source.name, platform.weights)
     model = adapters.attach_lora(
@@ -68,7 +73,7 @@ def build_trainer(
     make_arguments: MakeArguments,
     log_numbers: LogNumbers,
 ) -> JudgeTrainer:
-    """The trainer of a run: its steps, their packs and order, its validation."""
+    """Build the trainer of a run: its steps, their packs and order, and its validation."""
     metric = None
     if prepared.val is not None:
         metric = quality_metric(prepared.data.scale, prepared.data.val)
@@ -112,22 +117,20 @@ def build_trainer(
 
 
 def examples_a_step(settings: Settings) -> int:
-    """The examples of an optimizer step, over all processes that train together."""
+    """Return the number of examples per optimizer step, over all processes."""
     return settings.batch_size * settings.gradient_accumulation * console.ranks()
 
 
 def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: Any) -> Layout:
-    """How steps are computed: as packs, unless the model's attention forbids it."""
+    """Decide how steps are computed: as prefix trees, unless the attention does not allow it."""
     why = why_no_tree(model, settings.max_seq_length)
     if why is None:
-        log.info(
-            "packs: up to %d tokens, in which common beginnings stand once", settings.pack_tokens
-        )
+        log.info("packs: up to %d tokens, with each common prefix once", settings.pack_tokens)
     else:
         log.warning("packs: rows are computed one by one: %s", why)
     shapes, rows = Shapes(), settings.batch_size
     if platform.fixed_lengths:
-        # Validation reads prompts with the trie of all verdicts behind them.
+        # Validation reads each prompt with the trie of all verdicts appended.
         nodes = len(verdict_trie(prepared.encoder).tokens)
         shapes = Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
         rows = 1
@@ -143,11 +146,15 @@ def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: A
 def common_arguments(
     settings: Settings, platform: Platform, folder: Path, metric: str | None
 ) -> dict[str, Any]:
-    """The training arguments that no platform changes; `metric` is what validation is judged by."""
+    """Return the training arguments that no platform changes.
+
+    Args:
+        metric: the number of a validation whose maximum gives the best weights, if there is one.
+    """
     return {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
-        # A batch of Trainer's is a whole step; packs are laid out within it (packing.py).
+        # A batch of Trainer is a whole step, which is laid out as packs (models/packing.py).
         "per_device_train_batch_size": settings.batch_size * settings.gradient_accumulation,
         "learning_rate": settings.lr,
         "lr_scheduler_type": "cosine",
@@ -158,12 +165,12 @@ def common_arguments(
         "eval_steps": settings.eval_steps or None,
         "metric_for_best_model": f"eval_{metric}" if metric else None,
         "greater_is_better": True if metric else None,
-        # The trainer asks for a checkpoint at the best validation by itself. Trainer's own strategy
-        # for that, "best", would take back the one that a signal asks for.
+        # JudgeTrainer itself saves a checkpoint at the best validation. The strategy "best" of
+        # transformers would cancel the checkpoint that a signal asks for.
         "save_strategy": "steps" if settings.save_steps or metric else "no",
         "save_steps": settings.save_steps or NEVER,
         "logging_steps": 10,
-        # The filter would put the mean of earlier losses in place of one that is not finite.
+        # The filter would replace a loss that is not finite by the mean of earlier losses.
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "remove_unused_columns": False,
@@ -173,14 +180,14 @@ def common_arguments(
 
 
 class _Progress(ProgressCallback):  # type: ignore[misc]
-    """A bar with an ETA and one line for each log; the numbers go to `log_numbers` too."""
+    """Show a bar with an ETA and one line per log; pass the numbers to `log_numbers` too."""
 
     def __init__(self, log_numbers: LogNumbers) -> None:
         super().__init__()
         self.log_numbers = log_numbers
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Called by Trainer with the newest numbers, on every rank."""
+        """Handle the newest numbers; Trainer calls it on every rank."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         self.log_numbers(numbers, state.global_step)
         shown = ("loss", "grad_norm", "learning_rate", "train_runtime")
@@ -190,10 +197,41 @@ class _Progress(ProgressCallback):  # type: ignore[misc]
             log.info("step %d/%d: %s", state.global_step, state.max_steps, line)
 
 
-def train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
-    """Train to the end; on an interrupt, to the end of the step and a checkpoint.
+class StopAfterStep(TrainerCallback):  # type: ignore[misc]
+    """Finish the step, save a checkpoint and stop on SIGINT, SIGTERM or SIGUSR1."""
 
-    Raises UserError where another process of the training is gone.
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals within; only the main thread can, another leaves them alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self._ask) for s in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop after this optimizer step if any rank was asked to."""
+        self.asked = any_rank(self.asked, args.device)
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
+    """Train to the end, or on an interrupt to the end of the step and a checkpoint.
+
+    Raises:
+        UserError: if another process of the training is gone.
+        KeyboardInterrupt: after the checkpoint that a signal asked for.
     """
     stop = StopAfterStep()
     trainer.add_callback(stop)
@@ -204,12 +242,14 @@ def train(trainer: JudgeTrainer, checkpoint: Path | None) -> None:
         if not is_lost_rank(error):
             raise
         newest, _ = newest_complete(Path(trainer.args.output_dir))
-        kept = f"the same command with --resume goes on from {newest}" if newest else "start anew"
+        kept = (
+            f"the same command with --resume continues from {newest}" if newest else "start again"
+        )
         raise UserError(
             f"one of the {console.ranks()} processes that trained together is gone, in step "
-            f"{trainer.state.global_step + 1}; look at what it said last; {kept}"
+            f"{trainer.state.global_step + 1}; look at its last lines; {kept}"
         ) from error
     if stop.asked:
-        log.warning("interrupted; --resume goes on from the checkpoint of this step")
+        log.warning("interrupted; --resume continues from the checkpoint of this step")
         raise KeyboardInterrupt
     trainer.load_best()

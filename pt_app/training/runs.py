@@ -1,4 +1,4 @@
-"""The folder of a run: a new one, or the one to go on with, and what may have changed since."""
+"""The folder of a run: a new one or the one to resume, and what may differ from before."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from pt_app.core.files import write_json_atomic
 from pt_app.training.checkpoints import aside, discard_after, newest_complete, read_state
 
 RUN_SETTINGS = "settings.json"
-# Two runs that differ in one of these are two runs: their order of data or weights differ.
+# A resumed run cannot change these: the order of its data or its weights would differ.
 FIXED = (
     "lr",
     "warmup_steps",
@@ -29,17 +29,29 @@ FIXED = (
     "lora_dropout",
     "lora_targets",
 )
-# Said in other words: the base by its identity, the step by its examples over all ranks.
-SAID_APART = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
+# Compared in other terms: the base by its identity, the step by its examples over all ranks.
+COMPARED_OTHERWISE = (
+    "resume",
+    "model",
+    "batch_size",
+    "gradient_accumulation",
+    "output_dir",
+    "data_dir",
+)
 NameAt = Callable[[datetime], str]
 log = logging.getLogger(__name__)
 
 
 def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
-    """The run folder that `--resume` means: a path, or the newest unfinished run.
+    """Return the run folder that `--resume` means: a path, or the newest unfinished run.
 
-    `prefix` is what the names of this model's runs begin with. Raises UserError where there
-    is none.
+    Args:
+        output_dir: the folder of runs.
+        resume: the value of the flag: a run folder, or "newest".
+        prefix: what the names of the runs of this model begin with.
+
+    Raises:
+        UserError: if there is none.
     """
     if resume != "newest":
         run = Path(resume)
@@ -65,15 +77,18 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
             f"--resume: no unfinished run {prefix}* with a checkpoint under {output_dir}; "
             "start without --resume"
         )
-    # Names end with the time of the start, so the last name is the newest run.
+    # A name ends with the start time, so the last name is the newest run.
     return max(runs, key=lambda p: p.name[-len("YYYYMMDD_HHMMSS") :])
 
 
 def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
-    """Make a new run's folder, named by the time, with its settings in it.
+    """Create the folder of a new run, named by the time, with its settings in it.
 
-    A folder that is there already is another run's, started in the same second: the next second
-    is taken. Raises UserError where it cannot be written.
+    A folder that exists already belongs to a run that started in the same second: the next second
+    is used.
+
+    Raises:
+        UserError: if the folder cannot be written.
     """
     time = datetime.now()
     while True:
@@ -93,24 +108,28 @@ def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
 
 
 def held(run: Path) -> AbstractContextManager[None]:
-    """Keep other processes out of a run's folder meanwhile; raises UserError where one is in it."""
+    """Lock the folder of a run; raises UserError if another process trains in it."""
     return files.held(
-        run / ".lock", f"another process trains in {run}: wait for its end, or stop it"
+        run / ".lock", f"another process trains in {run}: wait until it ends, or stop it"
     )
 
 
 def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
-    """The newest complete checkpoint of a run to go on from (None: it is trained).
+    """Return the newest complete checkpoint of a run; None if its training is complete.
 
-    `about` are the settings, base, platform and data hashes of now. Raises UserError where there
-    is nothing to resume, or where the settings make it another run.
+    Args:
+        run: the folder of the run.
+        about: the present settings, base, platform and data hashes.
+
+    Raises:
+        UserError: if there is nothing to resume, or if the settings make it another run.
     """
     _check_same_run(run, about)
     if Path(f"{run}_final").exists():
-        log.info("%s is trained: going on with its evaluation", run)
+        log.info("%s is trained: its evaluation continues", run)
         return None
-    checkpoint, passed_over = newest_complete(run)
-    for line in passed_over:
+    checkpoint, skipped = newest_complete(run)
+    for line in skipped:
         log.warning("%s", line)
     shutil.rmtree(aside(run), ignore_errors=True)
     if checkpoint is None:
@@ -127,7 +146,7 @@ def _check_same_run(run: Path, about: dict[str, Any]) -> None:
     except (OSError, ValueError):
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
     if before["data_sha256"] != about["data_sha256"]:
-        raise UserError(f"{run} was trained on other data: bring that back, or start anew")
+        raise UserError(f"{run} was trained on other data: restore it, or start without --resume")
     if before["base"] != about["base"]:
         raise UserError(
             f"--resume: the base was {before['base']} in {run.name} and is {about['base']} now: "
@@ -141,7 +160,7 @@ def _check_same_run(run: Path, about: dict[str, Any]) -> None:
         )
     for name, now in about["settings"].items():
         then = before["settings"].get(name)
-        if then == now or name in SAID_APART:
+        if then == now or name in COMPARED_OTHERWISE:
             continue
         if name in FIXED:
             raise UserError(
@@ -152,7 +171,7 @@ def _check_same_run(run: Path, about: dict[str, Any]) -> None:
 
 
 def _say_other_platform(checkpoint: Path, platform: dict[str, Any]) -> None:
-    """Weights, step and order of data fit every platform; say what does not go on to the bit."""
+    """Log what is not bit-exact on this platform; weights, step and data order fit every one."""
     before = read_state(checkpoint)
     if before["weights"] != platform["weights"]:
         log.warning(
@@ -162,7 +181,7 @@ def _say_other_platform(checkpoint: Path, platform: dict[str, Any]) -> None:
         )
     if before["ranks"] != platform["ranks"]:
         log.warning(
-            "%d processes trained before and %d do now: random numbers of dropout start anew",
+            "%d processes trained before and %d do now: the random state of dropout is new",
             before["ranks"],
             platform["ranks"],
         )

@@ -1,4 +1,4 @@
-"""The training step: loss on the answer, divided by the supervised tokens of the step."""
+"""The training step: the loss of the answers, divided by the supervised tokens of the step."""
 
 import logging
 import math
@@ -32,11 +32,16 @@ log = logging.getLogger(__name__)
 
 
 def summed_loss(model: Any, inputs: Batch) -> torch.Tensor:
-    """Cross-entropy summed over the supervised tokens of a pack, or of a plain micro-batch.
+    """Return the cross-entropy summed over the supervised tokens of a pack or a plain micro-batch.
 
-    Logits are computed at `keep` only: elsewhere they cost as much as a fifth of a small model and
-    most of its memory. The stock loss refuses labels together with an index tensor in
-    `logits_to_keep`, hence one's own cross-entropy.
+    Logits are computed at the positions `keep` only. Elsewhere they would cost up to a fifth of the
+    time of a small model and most of its memory. The stock loss refuses labels together with an
+    index tensor in `logits_to_keep`, hence the cross-entropy here.
+
+    Args:
+        model: the model with its adapter.
+        inputs: a pack (`input_ids` [1, t], `position_ids`, `last`) or a plain micro-batch
+            (`input_ids` [b, t], `attention_mask`), with `keep` [k] and `targets`.
     """
     if "last" in inputs:
         layout = tree_inputs(model, inputs["input_ids"], inputs["position_ids"], inputs["last"])
@@ -53,13 +58,18 @@ def summed_loss(model: Any, inputs: Batch) -> torch.Tensor:
 
 
 class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
-    """transformers' Trainer with the judge's loss and with checkpoints that say they are complete.
+    """transformers' Trainer with the loss of a judge, and checkpoints known to be complete.
 
-    A batch of its loader is the whole step of a rank, from `StepCollator`; packs are a layout: the
-    loss of each is divided by the supervised tokens of the step over all ranks. `validate` gives
-    the numbers of an evaluation, among them `args.metric_for_best_model` (larger is better).
-    `order` yields the rows of an epoch, by default shuffled; `weights` says how the base is held,
-    `sharded` that it is parted over the ranks.
+    A batch of its loader is the whole step of a rank, from `StepCollator`. Packs are only a layout:
+    the loss of each is divided by the supervised tokens of the step over all ranks.
+
+    Args:
+        layout: how packs are computed.
+        validate: returns the numbers of a validation, among them `args.metric_for_best_model`
+            (larger is better).
+        order: yields the rows of an epoch; default: a seeded shuffle.
+        weights: the format in which the base is held.
+        sharded: whether the base is sharded over the ranks.
     """
 
     def __init__(
@@ -73,14 +83,14 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        # Trainer then counts the supervised tokens of a step and hands them to `compute_loss`.
+        # Trainer then counts the supervised tokens of a step and passes them to `compute_loss`.
         self.model_accepts_loss_kwargs = True
         self.layout = layout
         self.validate = validate
         self.order = order
         self.weights = weights
         self.sharded = sharded
-        # Gradients are exchanged once a step (distributed.py): DDP has nothing to do.
+        # Gradients are reduced once per step (distributed.py): DDP has nothing to do.
         self.accelerator.prepare_model = partial(
             self.accelerator.prepare_model, evaluation_mode=True
         )
@@ -97,7 +107,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Supervised cross-entropy over `num_items_in_batch`, the whole step's."""
+        """Return the cross-entropy of a pack divided by `num_items_in_batch`, those of the step."""
         self.shapes_seen.add((*inputs["input_ids"].shape, len(inputs["keep"])))
         total = summed_loss(model, inputs)
         if self.args.average_tokens_across_devices:
@@ -109,13 +119,16 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of all packs of a step; raises UserError where a loss is not finite.
+        """Run forward and backward of all packs of a step, and return the loss of the step.
 
-        Where memory runs out the step is done again in smaller packs, which leaves its examples
-        and so, without dropout, its gradients the same. Ranks may have different numbers of packs,
-        and only the one that ran out tries again: gradients are exchanged when all are done.
+        If memory runs out, the step is repeated in smaller packs of the same examples, so that its
+        gradients are the same (without dropout). Ranks may have different numbers of packs, and
+        only the rank that ran out repeats them: gradients are reduced when all are done.
+
+        Raises:
+            UserError: if a loss is not finite.
         """
-        if self._loss_before is not None:  # Trainer begins a resumed run's mean anew
+        if self._loss_before is not None:  # Trainer restarts the logged mean of a resumed run
             self._globalstep_last_logged, logged = self._loss_before
             self._tr_loss.add_(logged)
             self._loss_before = None
@@ -130,7 +143,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         return loss
 
     def _try_step(self, model: Any, packs: Sequence[Batch], count: Any) -> torch.Tensor | None:
-        """The summed loss of the packs, their gradients in the model; None: try once more."""
+        """Return the summed loss of the packs, with gradients in the model; None: try again."""
         packs = self.layout.fitting(packs)
         try:
             if self._unchecked and packs:
@@ -140,15 +153,15 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             return self._accumulate(model, batches, count)
         except (RuntimeError, MemoryError) as error:
             smaller = self.layout.smaller(packs) if is_out_of_memory(error) else None
-            if smaller is None or self.sharded:  # the others wait within a layer
+            if smaller is None or self.sharded:  # the other ranks wait within a layer
                 raise
             said = (str(error).splitlines() or ["MemoryError"])[0]
-        # Behind the handler: until its end the error's frames hold the tensors of the failed pack.
+        # After the handler: the frames of the error hold the tensors of the failed pack until then.
         model.zero_grad()
         clear_device_cache(garbage_collection=True)
         give_back_freed_memory()
         log.warning(
-            "step %d ran out of memory (%s): done again in packs of at most %s, the same step",
+            "step %d ran out of memory (%s): repeated in packs of at most %s, the same step",
             self.state.global_step + 1,
             said[:160],
             f"{smaller.budget} tokens" if smaller.trees else f"{smaller.rows} rows",
@@ -158,21 +171,21 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _accumulate(self, model: Any, batches: Sequence[Batch], count: Any) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        # A rank without rows still takes a pass: float16's scaler must see one before its step.
+        # A rank without rows still runs a pass: the scaler of float16 must see one before its step.
         batches = list(batches) or [self.layout.idle()]
-        if self.sharded:  # each rank helps the others with their layers as often as they do
+        if self.sharded:  # each rank gathers layers as often as the others
             idle = largest(len(batches), self.args.device) - len(batches)
             batches += [self.layout.idle()] * idle
         for batch in batches:
             loss = super().training_step(model, self._prepare_inputs(batch), count)
-            # Costs one wait for the device a pack, next to nothing beside its forward pass.
+            # This waits for the device once per pack: negligible next to its forward pass.
             if not math.isfinite(loss.item()):
                 raise UserError(self._diverged(f"the loss is {loss.item()}"))
             total += loss
         return total
 
     def _check_trees(self, packs: Sequence[Batch]) -> None:
-        """Compare the first step's smallest pack with its rows read one by one."""
+        """Compare the loss of the smallest pack of the first step with that of its plain rows."""
         smallest = min(packs, key=lambda packed: packed["input_ids"].numel())
         smallest = self._prepare_inputs(smallest)
         model = self.accelerator.unwrap_model(self.model)
@@ -183,7 +196,10 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self._unchecked = False
         difference = abs(tree - plain) / max(abs(plain), 1.0)
         if difference <= self.layout.tolerance:
-            log.info("packs: checked against plain rows, loss %.1e apart (relative)", difference)
+            log.info(
+                "packs: checked against plain rows, relative difference of the loss %.1e",
+                difference,
+            )
             return
         log.warning(
             "packs: the loss of a pack is %.6g and of its rows one by one %.6g, more than %.0e "
@@ -195,7 +211,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.layout = replace(self.layout, trees=False)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Log the numbers of `validate`, and save a checkpoint where they are the best so far."""
+        """Log the numbers of `validate`, and save a checkpoint if they are the best so far."""
         assert self.validate is not None
         give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
         numbers = self.validate(self.accelerator.unwrap_model(self.model), self.layout)
@@ -211,18 +227,18 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether these numbers are the best; a validation that was left out has none."""
+        """Return whether these numbers are the best; a skipped validation has none."""
         return bool(metrics) and bool(super()._determine_best_metric(metrics, trial))
 
     def load_best(self) -> None:
-        """Put back the weights of the best validation; the last ones stay where there is none."""
+        """Restore the weights of the best validation; without a validation the last ones stay."""
         best, metric = self.state.best_global_step, self.args.metric_for_best_model
         if not best or best == self.state.global_step:
             return
         folder = Path(self.args.output_dir) / f"checkpoint-{best}"
         if wrong := checkpoints.fault(folder):
             log.warning(
-                "the best weights, of step %d, are lost: %s; the last are kept", best, wrong
+                "the best weights, of step %d, are lost: %s; the last ones are kept", best, wrong
             )
             return
         model = self.accelerator.unwrap_model(self.model)
@@ -230,7 +246,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         log.info("weights of step %d: %s %.4g, the best", best, metric, self.state.best_metric)
 
     def get_train_dataloader(self) -> StepLoader:
-        """The steps of this rank; accelerate is not asked to shard them (see StepSampler)."""
+        """Return the steps of this rank; accelerate does not shard them (see StepSampler)."""
         args = self.args
         order = self.order or SeedableRandomSampler(self.train_dataset, data_seed=args.seed)
         size = self._train_batch_size * args.world_size
@@ -244,7 +260,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's estimate counts tokens of padded batches; nothing here reads it."""
+        """Return 0: Trainer would count the tokens of padded batches, and nothing reads it."""
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -255,7 +271,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         try:
             self._write_checkpoint(run, model, trial)
         except Exception as error:
-            # Ranks wait for each other while they write, so that one cannot begin again.
+            # Ranks wait for each other while they write, so that one alone cannot start again.
             if not is_full(error) or self.args.world_size > 1:
                 raise
             shutil.rmtree(checkpoints.aside(run), ignore_errors=True)
@@ -264,7 +280,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
                 self._write_checkpoint(run, model, trial)
             raise UserError(
                 f"the disk of {run} is full: the checkpoint of step {step} is written, in the room "
-                "that was kept for it: make room, then the same command with --resume"
+                "that was reserved for it: make room, then run the same command with --resume"
             ) from error
 
     def _write_checkpoint(self, run: Path, model: Any, trial: Any) -> None:
@@ -277,7 +293,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             written = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"
-            # Trainer names the folder that is about to move, and misses it in a resumed run.
+            # Trainer records the staging folder, which a resumed run would not find.
             self.state.best_model_checkpoint = None
             self.state.save_to_json(str(written / "trainer_state.json"))
             write_json_atomic(written / checkpoints.STATE, own)
@@ -289,7 +305,11 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         return str(self._writing or super()._get_output_dir(trial))
 
     def _own_state(self, loss: float) -> dict[str, Any]:
-        """What Trainer does not keep; `loss` is the sum since the last step that was logged."""
+        """Return the state that Trainer does not save.
+
+        Args:
+            loss: the sum of the losses since the last logged step.
+        """
         on_cpu = self.args.use_cpu
         return {
             "optimizer": self.args.optim.value,
@@ -304,7 +324,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load both; the optimizer starts anew, and says so, where its state is another's."""
+        """Load both; an optimizer of another kind starts with an empty state, and says so."""
         if checkpoint is None:
             return
         before = checkpoints.read_state(Path(checkpoint))
@@ -324,7 +344,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         log.warning(
-            "the optimizer was %s and is %s here, and its state does not fit: it starts anew",
+            "the optimizer was %s and is %s here: its state does not fit, and starts empty",
             before["optimizer"],
             now,
         )
@@ -332,7 +352,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         self.lr_scheduler.load_state_dict(schedule)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Load the scale of float16's losses, where this platform has one."""
+        """Load the loss scale of float16, if this platform uses one."""
         if self.accelerator.scaler is not None:
             super()._load_scaler(checkpoint)
 
@@ -340,7 +360,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         return (
             f"{what} in step {step}; {self._kept()}: try a lower --lr or more --warmup_steps, and "
-            "look at the rows with judge data"
+            "look at the rows with judge data preview"
         )
 
     def _kept(self) -> str:

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
-    """The number by which the best checkpoint is chosen; parse failures count as wrong in it.
+    """Return the metric that chooses the best checkpoint; it counts parse failures as wrong.
 
-    Labels that are all equal have no kappa: then it is the share of exact verdicts.
+    Kappa is undefined if all labels are equal; then it is the fraction of exact verdicts.
     """
     labels = {row.label.verdict for row in rows if row.label}
     if scale.task != "score":
@@ -37,10 +37,14 @@ def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores the validation rows with the model as it is; each rank takes its share.
+    """Score the validation rows with the current weights; each rank takes its shard of the rows.
 
-    `rows` are the split's, `encoded` the same for the trainer (of pairs, both orders). Of a model
-    that is `sharded` every rank scores all rows, in step with the others.
+    Attributes:
+        rows: the rows of the split.
+        encoded: the same rows as token ids, pairs in both orders.
+        encoder: encodes prompts and verdicts.
+        collate: lays rows out as packs.
+        sharded: the model is sharded; every rank then scores all rows, in step with the others.
     """
 
     rows: Sequence[JudgeExample]
@@ -50,18 +54,21 @@ class Validation:
     sharded: bool = False
 
     def __call__(self, model: Any, layout: Layout) -> dict[str, float]:
-        """The quality metric, the share of parse failures, and the loss a supervised token.
+        """Return the quality metric, the fraction of parse failures, and the loss per token.
 
-        `layout` is the trainer's of now: where trees do not hold, rows are read one by one.
+        Args:
+            model: the model in training.
+            layout: the current layout; it says whether prefix trees may be used.
 
-        Where memory runs out, smaller batches are tried; none of these numbers, and a warning,
-        where the smallest do not fit either: a validation never ends a training.
+        Returns:
+            The numbers by name. If memory runs out, smaller batches are tried; if the smallest do
+            not fit either, the result is empty with a warning: a validation never ends a training.
         """
         part = self._my_part(model, layout)
-        # Of a sharded model each rank has all; that of rank 0 counts, lest ranks decide apart.
+        # Every rank has scored all rows of a sharded model: rank 0 counts, so that all agree.
         parts = gather_object([part])[: 1 if self.sharded else None]
         if any(part is None for part in parts):
-            log.warning("this validation ran out of memory and is left out; training goes on")
+            log.warning("this validation ran out of memory and is skipped; training continues")
             return {}
         pairs = [
             (label.verdict, verdict)
@@ -79,7 +86,7 @@ class Validation:
         }
 
     def _my_part(self, model: Any, layout: Layout) -> Any:
-        """Labels with verdicts, summed loss and tokens of this rank's rows; None: no memory."""
+        """Return labels with verdicts, summed loss, tokens of this rank's rows; None: no memory."""
         rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
         budget = self.collate.budget
@@ -89,7 +96,9 @@ class Validation:
                 collate = replace(self.collate, budget=budget)
                 return (verdicts, *self._loss(model, layout, encoded, collate))
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.sharded:  # the others wait within a layer
+                if (
+                    not is_out_of_memory(error) or self.sharded
+                ):  # the other ranks wait within a layer
                     raise
             clear_device_cache(garbage_collection=True)
             if budget <= max((len(row["input_ids"]) for row in encoded), default=0):
@@ -118,7 +127,7 @@ class Validation:
         encoded: Sequence[dict[str, Any]],
         collate: StepCollator,
     ) -> tuple[float, int]:
-        """Summed cross-entropy and the number of supervised tokens."""
+        """Return the summed cross-entropy and the number of supervised tokens."""
         if not encoded:
             return 0.0, 0
         step = collate(encoded)
