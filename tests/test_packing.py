@@ -119,9 +119,9 @@ def test_loss_and_gradients_of_a_pack_are_those_of_its_rows(kind: str, attention
 @pytest.mark.parametrize(
     ("kind", "changed", "why"),
     [
-        ("Gemma2", {}, "its layers differ in what they see"),
+        ("Gemma2", {}, "its layers have different attention windows"),
         ("Gemma3Text", {"num_hidden_layers": 6}, "its layers differ"),
-        ("Mistral", {"sliding_window": 64}, "sees 64 tokens back, and rows have up to 100"),
+        ("Mistral", {"sliding_window": 64}, "window has 64 tokens, and rows have up to 100"),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, "9"),
     ],
 )

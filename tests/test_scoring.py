@@ -140,7 +140,7 @@ def test_what_prompts_share_is_read_once(chatml):
 def test_short_window_falls_back_to_the_plain_path_and_says_so(chatml, caplog):
     encoder, rows = encoder_of(chatml), examples(3)
     model = make_model(chatml, use_sliding_window=True, sliding_window=32, max_window_layers=0)
-    assert why_no_tree(model, 200) == "its attention sees 32 tokens back, and rows have up to 200"
+    assert why_no_tree(model, 200) == "its attention window has 32 tokens, and rows have up to 200"
     assert why_no_tree(model, 32) is None
     scored = scorer_of(model, encoder).score(rows)
     assert_equals_plain(scored, model, encoder, rows)

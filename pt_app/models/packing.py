@@ -1,8 +1,8 @@
-"""Lays the examples of one optimizer step into packs in which each common prefix stands once.
+"""Pack the examples of one optimizer step so that each common prefix is computed once.
 
-A pack is a prefix tree of token ids, written in depth-first order. Two numbers a token say all of
-it: its depth, which is its position, and the last token of its subtree. Token i sees token j
-exactly if j <= i <= last[j]: its own path from the root, and nothing of its siblings.
+A pack is a prefix tree of token ids in depth-first order. Two numbers per token describe it: the
+depth, which is the position, and the last token of the subtree. Token i attends to token j exactly
+if j <= i <= last[j]: to its own path from the root, and to nothing of its siblings.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 
-IGNORED = -100  # torch's cross-entropy leaves out targets of this value
+IGNORED = -100  # torch's cross-entropy ignores targets of this value
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Token sequences as a prefix tree of T tokens in depth-first order.
+    """Token sequences as a prefix tree of t tokens in depth-first order.
 
-    `ids`, `depths` (position in its sequence) and `last` (index of the last token of its subtree)
-    have an entry a token; `paths` has for each sequence the indices of its tokens.
+    Attributes:
+        ids: [t], the token ids.
+        depths: [t], the position of each token in its sequence.
+        last: [t], the index of the last token of each subtree.
+        paths: for each sequence, the indices of its tokens.
     """
 
     ids: list[int]
@@ -52,12 +55,12 @@ class Tree:
 
 
 def _sorted(sequences: Sequence[Sequence[int]]) -> list[int]:
-    """Indices in the order of the token ids, in which sequences that begin alike are neighbours."""
+    """Return the indices in the order of the token ids: common prefixes become neighbours."""
     return sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common (bisected: comparing slices is fast)."""
+    """Return the length of the common prefix (by bisection: comparing slices is fast)."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -76,12 +79,17 @@ def under_budget(
     most: int | None = None,
     cached: bool = False,
 ) -> Iterator[list[int]]:
-    """Part sequences into trees of at most `budget` tokens; gives the indices of each.
+    """Divide sequences into trees of at most `budget` tokens, and yield the indices of each tree.
 
-    They are taken in sorted order, in which those that share most stand together. A sequence
-    longer than the budget gets a tree of its own. `extra` tokens are added behind each, `most`
-    bounds the sequences of a tree, and with `cached` what a tree shares with the one before costs
-    nothing.
+    Sequences are taken in sorted order, in which those with the longest common prefixes are
+    neighbours. A sequence that is longer than the budget gets its own tree.
+
+    Args:
+        sequences: token ids.
+        budget: maximum tokens per tree.
+        extra: tokens that are appended to each sequence.
+        most: maximum sequences per tree.
+        cached: the prefix that a tree shares with the previous one costs nothing.
     """
     chosen: list[int] = []
     size = 0
@@ -100,37 +108,40 @@ def under_budget(
 
 @dataclass(frozen=True)
 class Shapes:
-    """The few sizes that a pack's tensors may have: tokens, and positions with logits.
+    """The few sizes that the tensors of a pack may have: tokens, and positions with logits.
 
-    On MPS memory grows with the number of distinct shapes (docs/PERFORMANCE.md). No sizes: each
-    pack is as long as it is.
+    On MPS memory grows with the number of distinct shapes (docs/PERFORMANCE.md). Without lengths,
+    packs are not padded.
     """
 
     lengths: tuple[int, ...] = ()
 
     @staticmethod
     def up_to(longest: int, count: int = 4) -> "Shapes":
-        """`count` evenly spaced lengths up to `longest`, each with two sizes of logits."""
+        """Return `count` evenly spaced lengths up to `longest`, each with two sizes of logits."""
         return Shapes(tuple(-(-longest * i // count) for i in range(1, count + 1)))
 
     def tokens(self, count: int) -> int:
-        """The length that `count` tokens are padded to."""
+        """Return the length to which `count` tokens are padded."""
         return next((length for length in self.lengths if length >= count), count)
 
     def kept(self, count: int, tokens: int) -> int:
-        """The number of positions that get logits, of `tokens` in all: a quarter, or all."""
+        """Return how many of `tokens` positions get logits: a quarter, or all."""
         if not self.lengths:
             return count
         return tokens // 4 if count <= tokens // 4 else tokens
 
 
 def pack(examples: Sequence[dict[str, Any]], pad_id: int, shapes: Shapes | None = None) -> Batch:
-    """One pack of examples with `input_ids` and `prompt_length`.
+    """Pack examples with `input_ids` and `prompt_length` into one prefix tree.
 
-    Gives `input_ids`, `position_ids` [1, T] and `last` [T], the tree; `keep` and `targets` [K], the
-    positions before each supervised token and that token; `paths` [N, W] with -1 behind the end,
-    and `starts` [N], from which `unpacked` makes the plain layout. A pad sees itself alone, since
-    a row of a mask without any key would give NaN (pytorch issue 156707).
+    A padding token attends to itself: a row of a mask without any key would give NaN (pytorch issue
+    156707).
+
+    Returns:
+        `input_ids`, `position_ids` [1, t] and `last` [t]: the tree. `keep` and `targets` [k]: the
+        position before each supervised token, and that token. `paths` [n, w], padded with -1, and
+        `starts` [n]: from these `unpacked` restores the plain layout.
     """
     tree = Tree.of([example["input_ids"] for example in examples])
     shapes = shapes or Shapes()
@@ -154,11 +165,13 @@ def pack(examples: Sequence[dict[str, Any]], pad_id: int, shapes: Shapes | None 
 def unpacked(
     packed: Batch, pad_id: int, rows: int = 1, shapes: Shapes | None = None
 ) -> list[Batch]:
-    """The examples of a pack as plain right-padded micro-batches of at most `rows` rows.
+    """Return the examples of a pack as plain right-padded micro-batches of at most `rows` rows.
 
-    Each has `input_ids`, `attention_mask` [B, W], and `keep` [K] with `targets` [B, K]: the columns
-    whose next token is supervised in some row. Padding stands on the right: on the left its
-    queries would see no key at all, which MPS answers with NaN.
+    Padding is on the right: on the left its queries would see no key, for which MPS returns NaN.
+
+    Returns:
+        Batches with `input_ids` and `attention_mask` [b, w], and `keep` [k] with `targets` [b, k]:
+        the columns whose next token is supervised in some row.
     """
     shapes = shapes or Shapes()
     order = packed["paths"].ge(0).sum(dim=1).argsort(stable=True).tolist()
@@ -183,7 +196,7 @@ def unpacked(
 
 
 def examples_of(packed: Batch) -> list[dict[str, Any]]:
-    """The examples that `pack` laid out, with `input_ids` and `prompt_length`."""
+    """Return the examples of a pack, with `input_ids` and `prompt_length`."""
     ids = packed["input_ids"][0]
     return [
         {"input_ids": ids[path[path >= 0]].tolist(), "prompt_length": int(start)}
@@ -193,10 +206,10 @@ def examples_of(packed: Batch) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class StepCollator:
-    """The examples of one optimizer step -> its packs, of at most `budget` tokens each.
+    """Collate the examples of one optimizer step into packs of at most `budget` tokens each.
 
     `labels` holds the supervised tokens of all packs, which Trainer counts for the divisor of the
-    step; `shift_labels` is the same, and tells it that none of them is dropped by a shift.
+    step. `shift_labels` is the same, and tells Trainer that no shift drops any of them.
     """
 
     pad_id: int
@@ -209,7 +222,7 @@ class StepCollator:
         return {"packs": packs, "labels": labels, "shift_labels": labels}
 
     def packs(self, examples: Sequence[dict[str, Any]]) -> list[Batch]:
-        """The packs of these examples; none for none."""
+        """Return the packs of these examples; an empty list for none."""
         sequences = [example["input_ids"] for example in examples]
         return [
             pack([examples[i] for i in chosen], self.pad_id, self.shapes)

@@ -1,8 +1,8 @@
-"""Attention over a prefix tree: each token sees its own path and nothing else.
+"""Attention over a prefix tree: each token attends to its own path and to nothing else.
 
-Everywhere a boolean mask says so, through transformers' own attention interface. On CPUs the mask
-is cut into blocks of queries, and each block is multiplied with the keys that it can see: on a
-rubric with four variants behind it three quarters of the full square are never computed.
+On every device a boolean mask through the attention interface of transformers does this. On CPUs
+the queries are also divided into blocks, and each block is multiplied only with the keys that it
+can see: for a rubric with four variants, three quarters of the full square are never computed.
 """
 
 import inspect
@@ -16,17 +16,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-BLOCKS = "judge_blocks"  # the name of this attention in transformers' registry
-# A block ends where a branch of the tree ends, once it has the least size, and at the most size.
-LEAST, MOST = 32, 64
+BLOCKS = "judge_blocks"  # the name of this attention in the registry of transformers
+# A block ends with a branch of the tree if it has the minimum size, and always at the maximum size.
+# Smaller blocks compute fewer invisible scores, larger ones have faster matmuls.
+MIN_BLOCK, MAX_BLOCK = 32, 64
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries `start` to `stop`, the `keys` [n] that they can see, and which sees which.
+    """A block of queries and the keys that they can see, as positions in the tree.
 
-    `mask` [queries, n] is added to the scores: 0, or minus infinity. Both counted in tokens of the
-    tree.
+    Attributes:
+        start: the first query.
+        stop: one past the last query.
+        keys: [n], the visible keys.
+        mask: [queries, n], added to the scores: 0, or minus infinity.
     """
 
     start: int
@@ -36,9 +40,11 @@ class Block:
 
 
 def tree_mask(last: torch.Tensor, known: int = 0) -> torch.Tensor:
-    """Which token sees which: [1, 1, T - known, T], true where query i sees key j <= i <= last[j].
+    """Return the mask of a tree, [1, 1, t - known, t]: query i sees key j if j <= i <= last[j].
 
-    `known` tokens at the front have their keys in a cache and ask nothing.
+    Args:
+        last: [t], the last token of the subtree of each token.
+        known: tokens at the front that are in the KV cache, and have no queries.
     """
     index = torch.arange(len(last), device=last.device)
     query = index[known:, None]
@@ -47,15 +53,15 @@ def tree_mask(last: torch.Tensor, known: int = 0) -> torch.Tensor:
 
 
 def blocks_of(last: torch.Tensor, known: int = 0) -> list[Block]:
-    """Cut the queries of a tree into blocks; those of the first `known` tokens are left out."""
+    """Divide the queries of a tree, without the first `known` tokens, into blocks."""
     blocks, ends = [], last.tolist()
     start = known
     for stop in range(known + 1, len(ends) + 1):
         size = stop - start
         branch_ends = stop == len(ends) or ends[stop - 1] == stop - 1
-        if stop < len(ends) and size < MOST and not (branch_ends and size >= LEAST):
+        if stop < len(ends) and size < MAX_BLOCK and not (branch_ends and size >= MIN_BLOCK):
             continue
-        # Of what stands before the block, it can see the ancestors of its first token.
+        # Of the tokens before it, a block can only see the ancestors of its first token.
         before = (last[:start] >= start).nonzero().flatten()
         keys = torch.cat([before, torch.arange(start, stop)])
         query = torch.arange(start, stop)[:, None]
@@ -67,11 +73,14 @@ def blocks_of(last: torch.Tensor, known: int = 0) -> list[Block]:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """softmax(query key' * scale + mask) value, block by block; probabilities are recomputed
-    in the backward pass, so that none are kept (as FlashAttention does, arXiv 2205.14135).
+    """softmax(query key' * scale + mask) value, block by block.
 
-    query [1, H, Q, D]; key and value [1, G, T, D], each for H / G heads; the last Q of the T
-    tokens ask. Products take the dtype of the inputs, the softmax is in float32.
+    The backward pass recomputes the probabilities, so that none are kept (as FlashAttention does,
+    arXiv 2205.14135).
+
+    Shapes: query [1, H, Q, D]; key and value [1, G, T, D], each for H / G heads (grouped-query
+    attention); the queries are those of the last Q of the T tokens. Matmuls have the dtype of the
+    inputs, the softmax is in float32.
     """
 
     @staticmethod
@@ -127,7 +136,7 @@ def _of_block(
 
 
 def _as_groups(heads: torch.Tensor, groups: int) -> torch.Tensor:
-    """[H, Q, D] -> [G, H / G * Q, D]: the heads of a group share their keys."""
+    """Reshape [H, Q, D] to [G, H / G * Q, D]: the heads of a group share their keys."""
     return heads.reshape(groups, -1, heads.shape[-1])
 
 
@@ -154,7 +163,7 @@ def _attend(
     blocks: Sequence[Block] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in blocks where the forward call was given some, SDPA elsewhere."""
+    """Compute attention in blocks if the forward call has some, else SDPA."""
     if blocks is None or dropout:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -172,7 +181,15 @@ AttentionMaskInterface.register(BLOCKS, sdpa_mask)
 def tree_inputs(
     model: Any, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor, known: int = 0
 ) -> dict[str, Any]:
-    """The keyword arguments with which `model` reads a tree: ids, positions [1, Q], `last` [T]."""
+    """Return the keyword arguments with which `model` reads a tree.
+
+    Args:
+        model: the model.
+        ids: [1, q], token ids without the cached ones.
+        positions: [1, q], their depths.
+        last: [t], the last token of the subtree of each token, cached ones included.
+        known: cached tokens at the front.
+    """
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "position_ids": positions,
@@ -184,7 +201,7 @@ def tree_inputs(
 
 
 def as_attention_mask(seen: torch.Tensor, model: Any) -> torch.Tensor:
-    """A boolean mask [B, 1, Q, T] as the model's attention takes it; it is passed on as it is."""
+    """Return a boolean mask [b, 1, q, t] in the form that the model's attention takes."""
     if core(model).config._attn_implementation != "eager":
         return seen
     low = torch.finfo(model.dtype).min  # eager attention adds its mask to the scores
@@ -192,9 +209,9 @@ def as_attention_mask(seen: torch.Tensor, model: Any) -> torch.Tensor:
 
 
 def use_attention(model: Any, name: str) -> None:
-    """Let the model compute its attention by this name of transformers' registry.
+    """Set the attention of a model by its name in the registry of transformers.
 
-    One that does not go through the registry, or that was loaded as "eager", keeps its own.
+    A model that does not use the registry, or that was loaded as "eager", keeps its own.
     """
     plain = core(model)
     if (
@@ -206,16 +223,16 @@ def use_attention(model: Any, name: str) -> None:
 
 @contextmanager
 def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
-    """Within, the last layer's MLP is computed at the `keep` positions alone, each named once.
+    """Compute the MLP of the last layer only at the positions `keep` (unique), within.
 
-    Nothing behind it looks at the others: their keys and values are made before it, and logits are
-    asked for at `keep`. It saves the MLP of a layer, forward and backward, exactly. Models whose
-    last layer has no `mlp`, or is checkpointed, are left as they are.
+    Nothing after it depends on the other positions: the keys and values are computed before it, and
+    logits are needed at `keep` only. The result is exact and saves the MLP of a layer, forward and
+    backward. Models whose last layer has no `mlp`, or is checkpointed, are not changed.
     """
     layers = getattr(getattr(core(model), "model", None), "layers", None)
     last = layers[-1] if layers is not None and len(layers) else None
     mlp = getattr(last, "mlp", None)
-    # A checkpointed layer is computed once more in the backward pass, outside of this.
+    # A checkpointed layer is recomputed in the backward pass, outside of this context.
     if (
         last is None
         or mlp is None
@@ -238,16 +255,16 @@ def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
 
 
 def core(model: Any) -> Any:
-    """The plain model inside a PeftModel or a launcher's wrapper."""
+    """Return the plain model inside a PeftModel or a launcher's wrapper."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def why_no_tree(model: Any, longest: int) -> str | None:
-    """Why this model cannot read trees with paths of up to `longest` tokens; None where it can.
+    """Return why a model cannot read trees with paths of up to `longest` tokens; None if it can.
 
-    It needs full attention in every layer (or a window that is no shorter), the interface that
-    takes a mask as it is, and positions that come from position_ids.
+    It needs full attention in every layer (or a window that is not shorter), an attention that
+    takes any mask, and positions that come from position_ids.
     """
     base = core(model)
     config = base.config.get_text_config()
@@ -256,13 +273,13 @@ def why_no_tree(model: Any, longest: int) -> str | None:
     if kinds - {"full_attention", "sliding_attention"}:
         return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
     if len(kinds) > 1:
-        return "its layers differ in what they see"
+        return "its layers have different attention windows"
     if window < longest:
-        return f"its attention sees {window} tokens back, and rows have up to {longest}"
+        return f"its attention window has {window} tokens, and rows have up to {longest}"
     if getattr(config, "attn_logit_softcapping", None):
-        return "it caps its attention's scores"
+        return "it caps its attention scores"
     if config._attn_implementation not in (BLOCKS, "sdpa", "eager"):
         return f"its attention, {config._attn_implementation}, takes no mask"
     if "position_ids" not in inspect.signature(base.forward).parameters:
-        return "it takes no positions"
+        return "it takes no position_ids"
     return None

@@ -1,7 +1,7 @@
-"""Finishes answers greedily from prompts whose keys and values are at hand.
+"""Complete answers greedily from the KV cache of their prompts.
 
-Rows are decoded in a batch, whose weights are read once for all of them; those that have ended
-leave it.
+Rows are decoded in batches, so that the weights are read once for all rows of a batch. Answers that
+have ended leave their batch.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,12 @@ from pt_app.scoring.verdict_trie import VerdictTrie
 
 @dataclass(frozen=True)
 class Opening:
-    """An answer's first tokens, and the keys and values of all before the last of them.
+    """The first tokens of an answer, and the KV cache of everything before the last of them.
 
-    `states` has for each layer its keys and values, [G, n, D] each.
+    Attributes:
+        row: the index of the prompt.
+        ids: the first tokens of the answer.
+        states: keys and values of each layer, [kv_heads, n, head_dim] each.
     """
 
     row: int
@@ -29,14 +32,14 @@ class Opening:
 
     @property
     def length(self) -> int:
-        """The number n of tokens whose keys are at hand: the prompt and all but one of `ids`."""
+        """The number n of cached tokens: the prompt and all but the last of `ids`."""
         return self.states[0][0].shape[1]
 
 
 def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
-    """How the greedy answer of each row of a part begins, as far as the trie knows it.
+    """Return the beginning of the greedy answer of each row of a part, as far as the trie knows it.
 
-    The verdict's line was read with the tree already; only what follows it is left to decode.
+    The line of the verdict was read with the tree already: only what follows it is left to decode.
     """
     opened = []
     for i, row in enumerate(part.rows):
@@ -54,13 +57,17 @@ def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
 def complete(
     model: Any, opened: Sequence[Opening], end_id: int, most_tokens: int
 ) -> dict[int, list[int]]:
-    """Decode each answer greedily to its end token or to `most_tokens`; ids by row, both counted.
+    """Decode each answer greedily to its end token, or to `most_tokens` tokens.
 
-    Answers that have ended leave the batch once they are a quarter of it.
+    Answers that have ended leave the batch when they are a quarter of it: each removal copies the
+    cache.
+
+    Returns:
+        The token ids of each answer by row, the end token included.
     """
-    answers = {one.row: list(one.ids) for one in opened}
-    rows = [one.row for one in opened if not _ended(one.ids, end_id, most_tokens)]
-    alive = [one for one in opened if one.row in set(rows)]
+    answers = {opening.row: list(opening.ids) for opening in opened}
+    alive = [opening for opening in opened if not _ended(opening.ids, end_id, most_tokens)]
+    rows = [opening.row for opening in alive]
     if not alive:
         return answers
     batch = _Batch(alive, most_tokens, model.device)
@@ -81,8 +88,7 @@ def _ended(ids: Sequence[int], end_id: int, most_tokens: int) -> bool:
 
 
 class _Room(DynamicLayer):  # type: ignore[misc]
-    """A cache layer that writes into room made beforehand, where transformers' copies all of it
-    for each token."""
+    """A cache layer with preallocated room; the layer of transformers copies itself per token."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> None:
         super().__init__()
@@ -93,7 +99,7 @@ class _Room(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the keys and values of the newest tokens; all of them so far are given back."""
+        """Append the keys and values of the newest tokens, and return all of them so far."""
         start, self.used = self.used, self.used + key_states.shape[2]
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, start : self.used] = new
@@ -101,20 +107,20 @@ class _Room(DynamicLayer):  # type: ignore[misc]
         return keys, values
 
     def get_seq_length(self) -> int:
-        """The tokens that are in it."""
+        """Return the number of cached tokens."""
         return self.used
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but these."""
+        """Keep only these rows."""
         keys, values = (room.index_select(0, rows) for room in self.room)
         self.room = (keys, values)
 
 
 class _Batch:
-    """The caches of several answers, right-aligned, so that a new token is one column for all."""
+    """The caches of several answers, right-aligned: a new token is one column for all of them."""
 
     def __init__(self, opened: Sequence[Opening], most_tokens: int, device: torch.device) -> None:
-        self.lengths = torch.tensor([one.length for one in opened], device=device)
+        self.lengths = torch.tensor([opening.length for opening in opened], device=device)
         self.width = int(self.lengths.max())
         self.done = 0
         room = self.width + most_tokens
@@ -124,14 +130,15 @@ class _Batch:
             for which in range(2):
                 like = opened[0].states[layer][which]
                 stacked = like.new_zeros(len(opened), like.shape[0], room, like.shape[2])
-                for i, one in enumerate(opened):
-                    stacked[i, :, self.width - one.length : self.width] = one.states[layer][which]
+                for i, opening in enumerate(opened):
+                    columns = slice(self.width - opening.length, self.width)
+                    stacked[i, :, columns] = opening.states[layer][which]
                 made.append(stacked)
             layers.append(_Room(made[0], made[1], self.width))
         self.cache = Cache(layers=layers)
 
     def step(self, model: Any, tokens: list[int]) -> list[int]:
-        """The likeliest next token of each answer, `tokens` being the newest."""
+        """Return the most likely next token of each answer, given its newest token."""
         column = torch.arange(self.width + self.done + 1, device=model.device)
         seen = column >= self.width - self.lengths[:, None]
         logits = model(
@@ -147,7 +154,7 @@ class _Batch:
         return nexts
 
     def keep(self, left: list[int]) -> None:
-        """Go on with these of the answers."""
+        """Keep only these answers."""
         rows = torch.tensor(left, dtype=torch.long, device=self.lengths.device)
         self.lengths = self.lengths[rows]
         for layer in self.cache.layers:

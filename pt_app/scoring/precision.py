@@ -1,4 +1,4 @@
-"""Coarser numbers for scoring on a CPU, and what they change before they are used."""
+"""Lower precisions for scoring, and what they change, measured before they are used."""
 
 import copy
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Change:
-    """What a precision changed on a sample of `n` rows: verdicts, and probabilities at most."""
+    """What a precision changes on `n` rows: the number of verdicts, and the largest probability."""
 
     n: int
     verdicts: int
@@ -29,31 +29,33 @@ class Change:
 
 
 def convert(model: Any, precision: str) -> Any:
-    """A float32 model in another precision; "float32" gives it back as it is.
+    """Return a float32 model in another precision; "float32" returns the model itself.
 
-    int8 is torch's dynamic quantisation of all linear layers. Raises UserError where a CPU has no
-    bfloat16 of its own.
+    int8 is the dynamic quantization of torch, for all linear layers.
+
+    Raises:
+        UserError: if the device cannot compute in this precision, or only more slowly.
     """
     if precision == "float32":
         return model
     if precision == "bf16":
         if model.device.type == "cpu" and not gemm.has_bfloat16():
             raise UserError(
-                "--score_precision bf16: this CPU has no bfloat16 of its own, and would be slower "
+                "--score_precision bf16: this CPU has no bfloat16 instructions and would be slower "
                 "with it: leave it out"
             )
         return _in_bfloat16(model)
     if model.device.type != "cpu":
         raise UserError("--score_precision int8 is for CPUs: use bf16 here")
     with warnings.catch_warnings():
-        # torch announces that these operators move to the package torchao, once a process.
+        # torch announces once per process that these operators move to the package torchao.
         warnings.simplefilter("ignore")
-        quantise: Any = torch.ao.quantization.quantize_dynamic
-        return quantise(model, {torch.nn.Linear}, dtype=torch.qint8)
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        return quantize(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 def _in_bfloat16(model: Any) -> Any:
-    """A copy with parameters in bfloat16; buffers, such as rotary frequencies, stay as they are."""
+    """Return a copy with parameters in bfloat16; buffers, such as rotary frequencies, stay."""
     memo: dict[int, Any] = {
         id(weight): torch.nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
         for weight in model.parameters()
@@ -64,15 +66,22 @@ def _in_bfloat16(model: Any) -> Any:
 def converted(
     model: Any, precision: str, sample: Sequence[JudgeExample], score: Score
 ) -> tuple[Any, Change | None]:
-    """The model in `precision`, and what that changes on up to 100 rows, which is said first.
+    """Convert a model, and measure and log what that changes on up to 100 rows.
 
-    `score` judges rows with a model. float32 is exact and changes nothing: None.
+    Args:
+        model: a model in float32.
+        precision: float32, bf16 or int8.
+        sample: rows to compare on.
+        score: scores rows with a model.
+
+    Returns:
+        The model in `precision`, and the change; None for float32, which changes nothing.
     """
-    coarse = convert(model, precision)
+    lower = convert(model, precision)
     if precision == "float32":
-        return coarse, None
+        return lower, None
     rows = sample[:SAMPLE]
-    pairs = list(zip(score(model, rows), score(coarse, rows), strict=True))
+    pairs = list(zip(score(model, rows), score(lower, rows), strict=True))
     pairs = [(one, other) for one, other in pairs if one.probabilities and other.probabilities]
     change = Change(
         n=len(pairs),
@@ -93,4 +102,4 @@ def converted(
         change.n,
         change.probability,
     )
-    return coarse, change
+    return lower, change

@@ -1,7 +1,7 @@
-"""JudgeScorer: what a judge says of each row, as probabilities of verdicts and as an answer.
+"""JudgeScorer: the verdict of a judge on each row, as probabilities and as an answer.
 
-The verdict is read without generating, from one forward pass over the prefix tree of all prompts
-(tree_reading); the answer's words are generated only where they are asked for.
+The verdict is read without generation, from a forward pass over the prefix tree of all prompts
+(tree_reading.py). The words of the answer are generated only on demand.
 """
 
 import logging
@@ -28,23 +28,27 @@ from pt_app.scoring.verdict_trie import Reading, VerdictTrie, read_plain
 
 log = logging.getLogger(__name__)
 
-# Logits that one pass may hold: 2^26 floats are 256 MiB, and reading them takes as much again.
+# Logits per forward pass: 2^26 floats are 256 MiB, and reading them takes as much again.
 MOST_LOGITS = 1 << 26
-# Two verdicts this close in probability are a tie: rounding decides which of them is given.
+# Two verdicts this close in probability are a tie: rounding decides which one is constrained.
 TIE = 1e-5
-# Answers are decoded in batches that hold the keys of so many times `batch_tokens` tokens.
+# Answers are decoded in batches whose KV cache holds this many times `batch_tokens` tokens.
 DECODED = 8
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a judge says of one row.
+    """The verdict of a judge on one row. A row that is too long has none of the values.
 
-    `verdict` is the one that the greedy answer starts with: None on a parse failure, where that
-    answer leaves the allowed verdicts. `constrained` is the likeliest allowed verdict whatever the
-    rest; `probabilities` are over the scale's values and sum to 1, `verdict_mass` is what they
-    summed to before, `expected` their mean on a scale of numbers. `raw` is the greedy answer, if
-    it was asked for. A row that is too long has none of these.
+    Attributes:
+        status: ok, parse_failure or too_long.
+        verdict: the verdict that the greedy answer starts with; None on a parse failure, where that
+            answer leaves the allowed verdicts.
+        constrained: the most likely of the allowed verdicts.
+        probabilities: over the values of the scale; they sum to 1.
+        verdict_mass: the probability of all allowed verdicts together, before that normalization.
+        expected: the mean of the probabilities on a scale of numbers.
+        raw: the greedy answer, if it was generated.
     """
 
     status: Literal["ok", "parse_failure", "too_long"]
@@ -57,25 +61,37 @@ class Scored:
 
     @property
     def confidence(self) -> float | None:
-        """The probability of the likeliest verdict."""
+        """The probability of the constrained verdict."""
         return max(self.probabilities, default=None)
 
     @property
     def tied(self) -> bool:
-        """Whether rounding decides which of two verdicts is the likeliest."""
+        """Whether rounding decides which of two verdicts is the most likely."""
         *_, second, first = (-1.0, -1.0, *sorted(self.probabilities))
         return first >= 0 and first - second < TIE
 
 
 class JudgeScorer:
-    """Scores rows with a causal language model, on the device where it is.
+    """Score rows with a causal language model, on the device of the model.
 
-    With `feedback` answers of at most `answer_tokens` are generated too. `batch_tokens` bounds the
-    newly read tokens of a forward pass, `shapes` the sizes of its tensors; without `trees` rows are
-    read one by one, as where the model cannot read them together. `name` stands before the
-    progress bar, which `progress` switches off. `shortened` and `ties` are how many rows the last
-    `score` had to shorten, and in how many two verdicts were equally likely. Raises UserError where
-    the tokenizer cannot tell the verdicts of the encoder's scale apart.
+    Args:
+        model: the model, with or without an adapter.
+        encoder: encodes prompts and verdicts.
+        name: label of the progress bar and of warnings.
+        feedback: also generate answers.
+        batch_tokens: maximum newly computed tokens per forward pass.
+        answer_tokens: maximum tokens per generated answer.
+        progress: show a progress bar.
+        shapes: the sizes to which tensors are padded; default: no padding.
+        trees: read rows together as a prefix tree; else one by one, which is the fallback for
+            models whose attention does not allow it.
+
+    Attributes:
+        shortened: rows that the last `score` had to shorten.
+        ties: rows of the last `score` with two equally likely verdicts.
+
+    Raises:
+        UserError: if the tokenizer cannot tell the verdicts of the scale apart.
     """
 
     def __init__(
@@ -105,12 +121,12 @@ class JudgeScorer:
         self.trie = verdict_trie(encoder)
 
     def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
-        """Score every row, in the order given.
+        """Score every row, in the given order.
 
-        A row is shortened to fit the encoder's max_seq_length; one that cannot be is "too_long".
-        Both are said in the log.
+        A row is shortened to fit the encoder's max_seq_length; one that cannot be has the status
+        "too_long". Both are logged.
         """
-        # No label has a say in what its judge is shown: a long one would leave the prompt less.
+        # The label must not influence the prompt: a long one would leave less room for it.
         bare = [example.model_copy(update={"label": None}) for example in examples]
         fitted, cuts = self.encoder.fit(bare, on_unfit="status")
         self.shortened = cuts.rows_cut
@@ -130,7 +146,7 @@ class JudgeScorer:
         return scored
 
     def _results(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
-        """The index of each prompt and its result, as they come."""
+        """Yield the index of each prompt and its result, in the order of computation."""
         room = max((depth + 1 for depth in self.trie.depths), default=0)
         room = max(room, self.answer_tokens) if self.feedback else room
         why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
@@ -185,16 +201,18 @@ class JudgeScorer:
 
     def _scored(self, reading: Reading) -> Iterator[Scored]:
         if not bool(torch.isfinite(reading.log_probabilities).all()):
-            raise UserError(f"{self.name}: the model's numbers are not finite; load it in float32")
+            raise UserError(
+                f"{self.name}: the logits of the model are not finite; load it in float32"
+            )
         mass = torch.logsumexp(reading.log_probabilities, dim=1)
         probabilities = (reading.log_probabilities - mass[:, None]).exp()
         values = self.scale.values
         for row, greedy in enumerate(reading.greedy.tolist()):
             chances = tuple(probabilities[row].tolist())
-            found = self.trie.walk(greedy)
+            index = self.trie.walk(greedy)
             yield Scored(
-                status="parse_failure" if found is None else "ok",
-                verdict=None if found is None else values[found],
+                status="parse_failure" if index is None else "ok",
+                verdict=None if index is None else values[index],
                 constrained=values[chances.index(max(chances))],
                 probabilities=chances,
                 verdict_mass=math.exp(float(mass[row])),
@@ -202,7 +220,7 @@ class JudgeScorer:
             )
 
     def _text(self, ids: list[int]) -> str:
-        """Decode an answer up to its end token, without what the template puts before it."""
+        """Decode an answer up to its end token, without what the chat template puts before it."""
         end = self.encoder.end_token_id
         answer = _decode(self.encoder, ids[: ids.index(end)] if end in ids else ids)
         line = self.scale.lines()[0]
@@ -211,7 +229,7 @@ class JudgeScorer:
 
 
 def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: int) -> list[int]:
-    """The ids that transformers' own `generate` answers greedily: the reference for `complete`."""
+    """Return the ids of the greedy `generate` of transformers: the reference for `complete`."""
     from transformers import GenerationConfig
 
     plain = core(model)
@@ -227,15 +245,16 @@ def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: i
         answer = plain.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
         )
-    found: list[int] = answer[0, len(prompt) :].tolist()
-    return found
+    ids_of_answer: list[int] = answer[0, len(prompt) :].tolist()
+    return ids_of_answer
 
 
 def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
-    """The trie of the verdicts of an encoder's scale.
+    """Build the trie of the verdicts of an encoder's scale; each line is tokenized alone.
 
-    Each line is tokenised alone. Raises UserError where it does not stay so when comments follow,
-    or where the tokenizer cannot tell two verdicts apart.
+    Raises:
+        UserError: if the tokens of a line change when comments follow, or if the tokenizer cannot
+            tell two verdicts apart.
     """
     texts = encoder.scale.lines()
     lines = [encoder.answer_ids(line) for line in texts]
@@ -266,7 +285,7 @@ def _decode(encoder: PromptEncoder, ids: list[int]) -> str:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout and gradients off and the fast products on, and all back afterwards."""
+    """Switch off dropout and gradients, and choose the fastest exact matmul, within."""
     training = model.training
     model.eval()
     try:
@@ -278,10 +297,10 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_defaults(model: Any) -> Iterator[None]:
-    """Set a model's own generation settings aside.
+    """Hide a model's own generation settings within.
 
     transformers (5.23, generation/utils.py, _prepare_generation_config) fills every unset field
-    of a GenerationConfig from them: the repetition penalty of Qwen's would change the answers.
+    of a GenerationConfig from them: the repetition penalty of Qwen would change the answers.
     """
     from transformers import GenerationConfig
 

@@ -1,8 +1,8 @@
-"""Reads the verdicts of a whole test set as one prefix tree, a part of it at a time.
+"""Read the verdicts of a whole test set as one prefix tree, one part of it per forward pass.
 
-Prompts are taken in sorted order. A part is the tree of some prompts with the verdict trie behind
-each; what its first prompt shares with the last one of the part before is not computed again: its
-keys and values are still at hand. So a rubric is read once a test set, a source once.
+Prompts are sorted. A part is the tree of some prompts, with the verdict trie appended to each. What
+its first prompt shares with the last prompt of the previous part is not computed again: the KV
+cache still holds it. A rubric is therefore computed once per test set, and a source once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,12 @@ from pt_app.scoring.verdict_trie import Reading, VerdictTrie, reading_of
 class Part:
     """Some prompts that were read together.
 
-    `rows` are their indices, `reading` has a line for each, `places` [rows][states] say where in
-    the tree each state stands, `paths` [rows] where the tokens of each prompt stand. `cache` holds
-    the keys and values of the whole tree (None where shapes are fixed).
+    Attributes:
+        rows: the indices of the prompts.
+        reading: the verdicts, one row per prompt.
+        places: [rows][states], the position in the tree of each state of the trie.
+        paths: [rows], the positions in the tree of the tokens of each prompt.
+        cache: keys and values of the whole tree; None if shapes are fixed.
     """
 
     rows: list[int]
@@ -41,9 +44,16 @@ def read_parts(
     pad_id: int,
     shapes: Shapes | None = None,
 ) -> Iterator[Part]:
-    """Read prompts in parts of at most `budget` newly computed tokens and `most_rows` prompts.
+    """Read prompts in parts.
 
-    With `shapes` the tensors of each part have one of a few sizes and nothing is cached.
+    Args:
+        model: the model, in evaluation mode.
+        prompts: token ids of each prompt.
+        trie: the allowed verdicts.
+        budget: maximum newly computed tokens per part.
+        most_rows: maximum prompts per part.
+        pad_id: the padding token.
+        shapes: pad the tensors of a part to one of these sizes; nothing is cached then.
     """
     from transformers import DynamicCache
 
@@ -53,7 +63,7 @@ def read_parts(
     path: list[int] = []
     for rows in under_budget(prompts, budget, extra=extra, most=most_rows, cached=not fixed):
         first = prompts[rows[0]]
-        # The last token of the first prompt is asked for its logits, known or not.
+        # The logits of the last token of the first prompt are needed, cached or not.
         known = 0 if fixed else min(common_prefix(before, first), len(first) - 1)
         tree = Tree.of([[*prompts[row], *stem] for row in rows for stem in trie.stems])
         cache = None if fixed else _kept(cache or DynamicCache(), path[:known])
@@ -64,7 +74,7 @@ def read_parts(
             for row, paths in zip(rows, of_rows, strict=True)
         ]
         keep = [place - known for of_row in places for place in of_row]
-        # Under no name here, which would hold them until the next part's are there too.
+        # The logits get no name: it would keep them alive until those of the next part exist too.
         reading = reading_of(
             _logits(model, tree, keep, known, cache, pad_id, shapes or Shapes()).view(
                 len(rows), trie.states, -1
@@ -85,7 +95,7 @@ def _logits(
     pad_id: int,
     shapes: Shapes,
 ) -> torch.Tensor:
-    """Logits [K, vocabulary] at the `keep` tokens, counted from `known`."""
+    """Return the logits [k, vocabulary] at the `keep` tokens, counted from `known`."""
     device = model.device
     size = shapes.tokens(len(tree.ids))
     pads, more = size - len(tree.ids), shapes.kept(len(keep), size) - len(keep)
@@ -108,7 +118,7 @@ def _logits(
 
 
 def _kept(cache: Any, path: list[int]) -> Any:
-    """Keep of a cache the tokens of one path, in its order."""
+    """Keep in a cache only the tokens of one path, in the order of the path."""
     for layer in cache.layers:
         index = torch.tensor(path, dtype=torch.long, device=layer.keys.device)
         layer.keys, layer.values = (x.index_select(2, index) for x in (layer.keys, layer.values))

@@ -1,8 +1,9 @@
-"""The allowed verdicts as a trie of tokens, read from a model without generating anything.
+"""The allowed verdicts as a trie of tokens, read from a model without generation.
 
-A verdict's tokens are those of its line alone, line end included ("1" begins "10", and only the
-line end tells them apart). The states of the trie are the prompt's end (0) and every inner node;
-at a state the model says which token comes next.
+The tokens of a verdict are those of its line alone, with the line end ("1" is a prefix of "10":
+only the line end tells them apart). The states of the trie are the end of the prompt (0) and every
+inner node; at a state the model predicts the next token. The log-probability of a verdict is the
+sum of those of its steps, so that one forward pass over the trie gives all of them.
 """
 
 from collections.abc import Sequence
@@ -14,16 +15,20 @@ import torch
 
 from pt_app.core.errors import UserError
 
-CACHED = 1 << 18  # logits: 1 MiB in float32
+CACHED = 1 << 18  # logits per block: 1 MiB in float32, which stays in a core's cache
 
 
 @dataclass(frozen=True)
 class VerdictTrie:
-    """Lines of verdicts as tokens; node n has state n + 1.
+    """The lines of the verdicts as tokens; node n has state n + 1.
 
-    `tokens`, `parents` (states) and `depths` have an entry for each inner node, parents first.
-    `paths` has for each verdict its (state, token) steps. `edges` leads from a step to the next
-    state, `leaves` from a last step to the verdict's index.
+    Attributes:
+        tokens: the token of each inner node, parents first.
+        parents: the state of the parent of each inner node.
+        depths: the depth of each inner node.
+        paths: the (state, token) steps of each verdict.
+        edges: from a step to the next state.
+        leaves: from a last step to the index of the verdict.
     """
 
     tokens: tuple[int, ...]
@@ -37,8 +42,9 @@ class VerdictTrie:
     def build(lines: Sequence[Sequence[int]]) -> "VerdictTrie":
         """Build the trie of the token ids of each verdict's line, in the order of the scale.
 
-        Raises UserError where one line's tokens begin or equal another's: a tokenizer that does
-        that cannot tell the two verdicts apart.
+        Raises:
+            UserError: if the tokens of a line are a prefix of those of another, or equal to them:
+                such a tokenizer cannot tell the two verdicts apart.
         """
         tokens: list[int] = []
         parents: list[int] = []
@@ -69,21 +75,21 @@ class VerdictTrie:
 
     @property
     def states(self) -> int:
-        """The number of states: the prompt's end and the inner nodes."""
+        """The number of states: the end of the prompt and the inner nodes."""
         return len(self.tokens) + 1
 
     @cached_property
     def stems(self) -> tuple[tuple[int, ...], ...]:
-        """The token sequences from the prompt's end to each inner node without inner children.
+        """The token sequences from the end of the prompt to each inner node without inner children.
 
-        One empty sequence where there are no inner nodes.
+        Without inner nodes it is one empty sequence.
         """
         ends = sorted(set(range(self.states)) - set(self.parents))
         return tuple(self._tokens_to(state) for state in ends)
 
     @cached_property
     def places(self) -> tuple[tuple[int, int], ...]:
-        """For each state a stem that leads through it, and how many of its tokens lead there."""
+        """For each state, a stem through it and how many tokens of the stem lead there."""
         paths = [self._tokens_to(state) for state in range(self.states)]
         return tuple(
             next((i, len(path)) for i, stem in enumerate(self.stems) if stem[: len(path)] == path)
@@ -98,12 +104,12 @@ class VerdictTrie:
         return tuple(reversed(tokens))
 
     def walk(self, greedy: Sequence[int]) -> int | None:
-        """Follow the likeliest token of each state; the verdict's index, or None off the trie."""
+        """Follow the most likely tokens; return the index of the verdict, None off the trie."""
         states = self.greedy_states(greedy)
         return self.leaves.get((states[-1], greedy[states[-1]]))
 
     def greedy_states(self, greedy: Sequence[int]) -> list[int]:
-        """The states that the likeliest token of each leads through, up to the last in the trie."""
+        """Return the states on the path of the most likely tokens, up to the last in the trie."""
         states = [0]
         while (step := (states[-1], greedy[states[-1]])) in self.edges:
             states.append(self.edges[step])
@@ -112,9 +118,11 @@ class VerdictTrie:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model says of a batch: log-probability of each line, likeliest token of each state.
+    """What a model predicts for some rows.
 
-    `log_probabilities` is [rows, verdicts] in float64, `greedy` is [rows, states].
+    Attributes:
+        log_probabilities: of each verdict's line, [rows, verdicts] in float64.
+        greedy: the most likely token at each state, [rows, states].
     """
 
     log_probabilities: torch.Tensor
@@ -124,7 +132,7 @@ class Reading:
 def read_plain(
     model: Any, prompts: Sequence[Sequence[int]], trie: VerdictTrie, pad: int
 ) -> Reading:
-    """Read the same with one sequence for each row and verdict, on any attention: slower."""
+    """Read the same with one sequence per row and verdict: slower, but right on any attention."""
     lines = [[token for _, token in path] for path in trie.paths]
     states = [[state for state, _ in path] for path in trie.paths]
     kept = max(map(len, lines))
@@ -150,8 +158,8 @@ def read_plain(
 
 
 def reading_of(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
-    """Reduce the logits of the states, [rows, states, vocabulary], to what is asked of them."""
-    # A few rows of the vocabulary at a time stay in a processor's cache: half the time.
+    """Reduce the logits of the states, [rows, states, vocabulary], to a `Reading`."""
+    # Blocks of a few rows stay in the cache of a core, which halves the time.
     flat = torch.split(logits.flatten(0, 1), max(1, CACHED // logits.shape[-1]))
     parts = [torch.logsumexp(rows.float(), dim=-1) for rows in flat]
     normaliser = torch.cat(parts).view(logits.shape[:2]).double().cpu()

@@ -25,7 +25,7 @@ from pt_app.models.gated_mlp import keep_less
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import (
     BLOCKS,
-    MOST,
+    MAX_BLOCK,
     Block,
     as_attention_mask,
     core,
@@ -200,9 +200,9 @@ class _Runner:
         if core(self.model).config._attn_implementation == BLOCKS:
             # Blocks are computed one after the other, so that the largest stands for all; but the
             # masks of all are held. A block sees what its tokens see and half of its own square.
-            size = min(MOST, pack.tokens)
+            size = min(MAX_BLOCK, pack.tokens)
             keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
-            area = min(pack.seen + pack.tokens * MOST // 2, pack.tokens**2)
+            area = min(pack.seen + pack.tokens * MAX_BLOCK // 2, pack.tokens**2)
             masks = torch.zeros(max(area, size * len(keys)))
             mask = masks[: size * len(keys)].view(size, len(keys))
             inputs["blocks"] = [Block(0, size, keys, mask)]
