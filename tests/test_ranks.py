@@ -103,7 +103,7 @@ def test_base_parted_over_two_processes_takes_the_steps_of_a_whole_one(
     run("one", "cuda", one)
     two = flags(base, uneven, tmp_path / "two", *more, "--gradient_accumulation=2")
     output = run("torchrun", "cuda", [*two, "--shard_base"])
-    assert "base parted (FSDP2)" in output
+    assert "base sharded (FSDP2)" in output
     (whole,), (parted,) = ((tmp_path / name).glob("*_final") for name in ("one", "two"))
     assert_same_history(whole, parted)
     assert assert_adapter_contract(whole) == assert_adapter_contract(parted)
@@ -111,7 +111,7 @@ def test_base_parted_over_two_processes_takes_the_steps_of_a_whole_one(
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [([], "a base in 4 bits cannot be parted"), (["--no_4bit"], "and this is one: start them")],
+    [([], "a base in 4 bits cannot be sharded"), (["--no_4bit"], "and this is one: start them")],
 )
 def test_base_that_cannot_be_parted_is_refused(
     base: Path, rows: Path, tmp_path: Path, flag: list[str], said: str, monkeypatch: Any

@@ -1,8 +1,8 @@
-"""A gated MLP that keeps two of its three wide tensors for the backward pass.
+"""A gated MLP that saves two of its three wide tensors for the backward pass.
 
-down(silu(gate) * up): torch keeps gate, silu(gate) and up, which are most of what a training step
-without activation checkpointing holds. silu(gate) is computed again instead: a sixth of the step's
-memory for 0.2 % of its time (docs/PERFORMANCE.md), and the same numbers to the last bit.
+For down(silu(gate) * up), torch saves gate, silu(gate) and up, which are most of the memory of a
+training step without activation checkpointing. Here silu(gate) is recomputed: it saves a sixth of
+the memory of a step for 0.2 % of its time (docs/PERFORMANCE.md), and is bit-exact.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 class _SiluTimes(torch.autograd.Function):
-    """silu(gate) * up, of which only gate and up are kept."""
+    """silu(gate) * up, for which only gate and up are saved."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -37,16 +37,16 @@ def _forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def keep_less(model: Any) -> int:
-    """Let each gated SiLU MLP of `model` keep less; gives how many there are.
+    """Replace the forward of each gated SiLU MLP of `model`, and return how many there are.
 
-    Others (another activation, other parts) are left as they are.
+    Other MLPs (another activation, other parts) are not changed.
     """
-    found = 0
+    count = 0
     for module in model.modules():
         if all(hasattr(module, part) for part in PARTS) and _is_silu(module.act_fn):
             module.forward = partial(_forward, module)
-            found += 1
-    return found
+            count += 1
+    return count
 
 
 def _is_silu(activation: Any) -> bool:

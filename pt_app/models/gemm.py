@@ -1,4 +1,4 @@
-"""Products and memory on this processor: the fastest that are exact, and which 16 bits are real."""
+"""Matmul and memory on this CPU: the fastest exact kernels, and whether bfloat16 is native."""
 
 import ctypes
 import math
@@ -13,29 +13,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-# Rounding to bfloat16 is 1e4 times coarser; a sum in another order stays within a factor of 2.
+# Rounding to bfloat16 is 1e4 times coarser; another order of summation stays within a factor of 2.
 AS_EXACT = 4.0
-FASTER = 1.3  # below it the choice would change from run to run, and with it the last digits
+FASTER = 1.3  # with less the choice could change from run to run, and with it the last digits
 TRIES = 25
-PACKED_ROWS = 512  # that a packed layout is made for; it serves any number of rows as well
+PACKED_ROWS = 512  # rows that the packed layout is made for; it works for any number of rows
 
 
 _earlier_choice: bool | None = None
 
 
 def fast_products_hold() -> bool:
-    """Whether torch's "medium" float32 products are as exact here as "highest", and faster.
+    """Return whether torch's "medium" float32 matmul is as exact here as "highest", and faster.
 
-    On AMD's processors they go through oneDNN instead of MKL, twice as fast at float32 rounding
-    (docs/PERFORMANCE.md). On processors with AMX the same switch rounds to bfloat16; hence a
-    comparison on random data, of some 100 ms.
+    On AMD CPUs it uses oneDNN instead of MKL, twice as fast with the rounding of float32
+    (docs/PERFORMANCE.md). On CPUs with AMX the same switch rounds to bfloat16; hence a comparison
+    on random data, which takes about 100 ms.
     """
     exact, faster = _compare_products()
     return exact and (faster if _earlier_choice is None else _earlier_choice)
 
 
 def take_over_products(fast: bool) -> None:
-    """Multiply as a run did that goes on here, whatever a clock says now: the same last digits."""
+    """Use the kernels of the run that is resumed, whatever is faster now: the same last digits."""
     global _earlier_choice
     _earlier_choice = fast
     torch.set_float32_matmul_precision("medium" if fast_products_hold() else "highest")
@@ -43,7 +43,7 @@ def take_over_products(fast: bool) -> None:
 
 @cache
 def _compare_products() -> tuple[bool, bool]:
-    """Whether the fast products are as exact, and whether they are faster."""
+    """Return whether "medium" is as exact as "highest", and whether it is faster."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(256, 512, generator=generator)
     weight = torch.randn(1024, 512, generator=generator)
@@ -65,10 +65,10 @@ def _compare_products() -> tuple[bool, bool]:
 
 
 def _fastest(ways: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, float]:
-    """Return the shortest time of each way, in seconds; the ways take turns.
+    """Return the shortest time in seconds of each way, measured in turns.
 
-    Between two slices of other programs at least one try of each way gets through undisturbed, so
-    that a busy machine chooses as a quiet one does.
+    Between the time slices of other programs at least one try of each way is undisturbed, so that
+    a busy machine chooses as a quiet one does.
     """
     seconds = dict.fromkeys(ways, math.inf)
     for _ in range(TRIES):
@@ -81,13 +81,13 @@ def _fastest(ways: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, float]
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """The fastest exact float32 products within, on a CPU; GPUs read the same switch otherwise.
+    """Use the fastest exact float32 matmul within, on a CPU; on GPUs the switch means TF32.
 
-    Freed memory is kept there too, within and after.
+    Freed memory is kept for reuse there too, within and after.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cpu":
-        if _most_kept is None:  # a training has chosen already
+        if _most_kept is None:  # a training has already chosen
             keep_freed_memory()
         if fast_products_hold():
             torch.set_float32_matmul_precision("medium")
@@ -98,10 +98,10 @@ def fast_products(device: torch.device) -> Iterator[None]:
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer whose weight lies as oneDNN multiplies it, for inference on a CPU.
+    """A linear layer whose weight has the layout that oneDNN multiplies with, for CPU inference.
 
-    A plain weight is laid out anew in every product: a tenth of a long prompt's time, half of a
-    generated token's (docs/PERFORMANCE.md). The operators are those of torch's own freezing.
+    A plain weight is reordered in every matmul: a tenth of the time of a long prompt, half of that
+    of a generated token (docs/PERFORMANCE.md). The operators are those of torch's freezing.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -111,7 +111,7 @@ class PackedLinear(torch.nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x weight' + bias, [..., out]."""
+        """Return x weight' + bias, [..., out]."""
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x.reshape(-1, x.shape[-1]), self.weight, self.bias, "none", [], ""
         )
@@ -120,7 +120,7 @@ class PackedLinear(torch.nn.Module):
 
 @cache
 def packing_holds() -> bool:
-    """Whether packed layers are as exact here as plain ones, and faster at 16 rows."""
+    """Return whether packed layers are as exact here as plain ones, and faster for 16 rows."""
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     with torch.random.fork_rng(devices=[]):
@@ -130,7 +130,7 @@ def packing_holds() -> bool:
         try:
             packed = PackedLinear(linear)
             plain, other = linear(x), packed(x)
-        except RuntimeError:  # an operator that this build or processor has not
+        except RuntimeError:  # this build or CPU lacks an operator
             return False
         exact = F.linear(x.double(), linear.weight.double(), linear.bias.double())
         right = (other - exact).norm() <= AS_EXACT * (plain - exact).norm() + 1e-30
@@ -139,9 +139,9 @@ def packing_holds() -> bool:
 
 
 def pack(model: Any) -> Any:
-    """Pack all linear layers of a float model on a CPU, in place, where that holds and pays.
+    """Pack all linear layers of a float model on a CPU, in place, if that is exact and faster.
 
-    The plain weights are freed, so that the model can only infer from then on.
+    The plain weights are freed: afterwards the model can only be used for inference.
     """
     if model.device.type != "cpu" or not packing_holds():
         return model
@@ -155,25 +155,25 @@ def pack(model: Any) -> Any:
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 _most_kept: int | None = None
-MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the most that glibc takes on 64 bits
-# Shapes whose kernels oneDNN keeps; a pack has some 30, which its layers share. The default, 1024,
-# held 1.3 GB more on packs of ever new lengths and was no faster (docs/ESTIMATE.md; see pytorch
+MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the maximum of glibc on 64 bits
+# Shapes whose kernels oneDNN caches; a pack has about 30, which its layers share. The default,
+# 1024, held 1.3 GB more for packs of ever new lengths and was no faster (docs/ESTIMATE.md; see pytorch
 # issue 98688).
 KERNELS_KEPT = 128
 
 
 def keep_freed_memory(most: int = MOST_KEPT) -> None:
-    """Let glibc keep freed memory instead of giving it back to the system after each tensor.
+    """Let glibc keep freed memory for reuse instead of returning it to the system.
 
-    New pages are cleared one by one as they are first touched: a twentieth of a training step at
-    the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors above `most` bytes are given back all
-    the same: kept, their holes are cut up by what lives longer. Other systems' allocators are left
-    alone. oneDNN's kernels lie between the tensors: they are bounded here too, since it reads its
-    bound at its first product.
+    The system clears new pages one by one when they are first touched: a twentieth of a training
+    step at the shape of a 0.5B model (docs/PERFORMANCE.md). Tensors of more than `most` bytes are
+    returned all the same: tensors that live longer would fragment their holes. The allocators of
+    other systems are not changed. The cached kernels of oneDNN lie between the tensors, so their
+    number is limited here too; oneDNN reads its limit at its first matmul.
     """
     global _most_kept
     _most_kept = most
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # its own, torch's
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, torch's
         os.environ.setdefault(name, str(KERNELS_KEPT))
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
@@ -183,9 +183,9 @@ def keep_freed_memory(most: int = MOST_KEPT) -> None:
 
 @contextmanager
 def weights_apart() -> Iterator[None]:
-    """Weights made within lie in pages of their own, which their end gives back whole.
+    """Give the weights that are made within their own pages, which are returned as a whole.
 
-    Among kept tensors they would leave holes as they are packed or freed.
+    Among kept tensors they would leave holes when they are packed or freed.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None or _most_kept is None:
@@ -199,14 +199,14 @@ def weights_apart() -> Iterator[None]:
 
 
 def give_back_freed_memory() -> None:
-    """Give what glibc kept back to the system, between two parts of a run."""
+    """Return the memory that glibc kept to the system, between two parts of a run."""
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def _of_glibc(name: str) -> Any:
-    """A function of the C library; None where that is not glibc."""
+    """Return a function of the C library; None if it is not glibc."""
     try:
         return getattr(ctypes.CDLL("libc.so.6"), name) if sys.platform == "linux" else None
     except (OSError, AttributeError):
@@ -214,7 +214,7 @@ def _of_glibc(name: str) -> Any:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; others convert, and are slower than float32."""
+    """Return whether this CPU multiplies bfloat16 natively; others convert, slower than float32."""
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         own = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return bool(own)

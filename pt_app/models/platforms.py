@@ -1,6 +1,6 @@
-"""The platform, decided once: device, weights, optimizer, loader, cache. And why.
+"""The platform of a run, decided once: device, weights, optimizer, loader, cache, and the reason.
 
-Nothing else in the project asks which device it runs on; it reads these values.
+Nothing else in the project asks which device it runs on: it reads these values.
 """
 
 import os
@@ -20,31 +20,31 @@ PLANNED = "planned, not this machine's"
 
 @dataclass(frozen=True)
 class Platform:
-    """What the machine changes about a run."""
+    """What the machine changes in a run."""
 
     device: str
     """Where the model is trained: "mps", "cuda" or "cpu"."""
     reason: str
     hardware: str
-    """Name and memory, for people."""
+    """Name and memory, for the log."""
     weights: Weights
-    """How the frozen base is held; nf4 means double-quantised NF4."""
+    """Format of the frozen base; nf4 means NF4 with double quantization."""
     compute_dtype: torch.dtype
-    """Of the base's matrix products."""
+    """Of the matmuls of the base."""
     optimizer: str
     empty_cache_steps: int | None
     fixed_lengths: bool
-    """Pad to a few fixed lengths: on MPS memory grows with the number of distinct shapes."""
+    """Pad to a few lengths: on MPS memory grows with the number of distinct shapes."""
     load_device: str
-    """Where the base is read: the device, or the CPU where it is then parted over several."""
+    """Where the base is loaded: the device, or the CPU if it is then sharded over several."""
     attention: str
-    """Of transformers' registry; "judge_blocks" is this project's own for packs on CPUs."""
+    """Name in the registry of transformers; "judge_blocks" is this project's, for CPUs."""
 
     @property
     def autocast(self) -> dict[str, bool]:
-        """TrainingArguments' mixed precision, which on a GPU follows the compute dtype.
+        """The mixed precision of TrainingArguments, which follows the compute dtype on a GPU.
 
-        On a CPU it would convert the adapter's weights anew in every product.
+        On a CPU it would convert the weights of the adapter again in every matmul.
         """
         return {
             "bf16": self.compute_dtype == torch.bfloat16 and not self.on_cpu,
@@ -53,11 +53,11 @@ class Platform:
 
     @property
     def loss_tolerance(self) -> float:
-        """How far the losses of two layouts of one batch may lie apart, relatively."""
+        """Maximum relative difference of the losses of two layouts of one batch."""
         return 1e-4 if self.compute_dtype == torch.float32 else 3e-2
 
     def free_memory(self) -> None:
-        """Give back what a deleted model held: allocators keep it otherwise."""
+        """Return the memory of a deleted model to the system: allocators would keep it."""
         from accelerate.utils.memory import clear_device_cache
 
         clear_device_cache(garbage_collection=True)
@@ -65,32 +65,33 @@ class Platform:
 
     @property
     def has_own_memory(self) -> bool:
-        """The device's memory is not the machine's; an Apple GPU shares it."""
+        """Whether the device has its own memory; an Apple GPU shares that of the machine."""
         return self.device.startswith("cuda")
 
     @property
     def most_kept(self) -> int:
-        """Bytes of the largest freed tensor that a process on a CPU keeps for the next ones.
+        """Bytes of the largest freed tensor that a process on a CPU keeps for reuse.
 
-        Each product of an NF4 base unpacks a weight, and what it leaves fits nothing: given back,
-        a base of 250 M weights peaks at 3.0 GiB in place of 5.1, for a fifth more time.
+        Each matmul of an NF4 base dequantizes a weight, and the hole it leaves fits nothing else.
+        If it is returned to the system, a base of 250 M weights peaks at 3.0 GiB instead of 5.1,
+        for a fifth more time.
         """
         return 2**20 if self.weights == "nf4" else gemm.MOST_KEPT
 
     @property
     def on_cpu(self) -> bool:
-        """No accelerator is used."""
+        """Whether no accelerator is used."""
         return self.device == "cpu"
 
 
 def cores() -> int:
-    """CPU cores that this process may use: a job on a cluster has few of a node's."""
-    allowed = getattr(os, "sched_getaffinity", None)  # macOS has no such bounds
+    """Return the number of cores that this process may use: a cluster job has few of a node's."""
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has no affinity
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def recipe_for_this_machine() -> Recipe:
-    """The recipe that uses what this machine has: "cuda" on NVIDIA and AMD, else "mps"."""
+    """Return the recipe that uses the hardware: "cuda" on NVIDIA and AMD, else "mps"."""
     return "cuda" if torch.cuda.is_available() else "mps"
 
 
@@ -102,18 +103,24 @@ def decide(
     sharded: bool = False,
     on_cpu: bool = False,
 ) -> Platform:
-    """The platform of a run of `recipe` on this machine.
+    """Decide the platform of a run of `recipe` on this machine.
 
-    `precision` is "auto", "float32" or "bf16" (--train_precision), `sharded` is --shard_base;
-    `on_cpu` leaves a GPU of this machine alone.
-    Raises UserError where this machine has no bfloat16 of its own, or nothing to part a base over.
+    Args:
+        recipe: "mps" or "cuda".
+        no_4bit: hold the base in 16 bits instead of NF4.
+        precision: "auto", "float32" or "bf16" (--train_precision).
+        sharded: shard the base over the processes (--shard_base).
+        on_cpu: do not use a GPU of this machine.
+
+    Raises:
+        UserError: if this machine cannot compute in this precision, or has nothing to shard over.
     """
-    # Numbers below 1e-38 are set to zero: processors take many times longer over them, and a
-    # judge that is sure of its answer makes plenty in its softmax. Costs nothing elsewhere.
+    # Numbers below 1e-38 (denormals) become zero: they take a CPU many times longer, and the
+    # softmax of a confident judge makes plenty of them. It costs nothing elsewhere.
     torch.set_flush_denormal(True)
     platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
     if on_cpu:
-        reason = f"the CPU, as asked: judge_train_{recipe}.py trains there"
+        reason = f"the CPU, as requested: judge_train_{recipe}.py trains there"
         platform = replace(platform, reason=reason)
     if precision != "auto":
         platform = _in_precision(platform, precision)
@@ -123,27 +130,27 @@ def decide(
         gemm.keep_freed_memory(platform.most_kept)
     if platform.on_cpu and gemm.fast_products_hold():
         torch.set_float32_matmul_precision("medium")
-        reason = f"{platform.reason}; float32 products through oneDNN, as exact and faster here"
+        reason = f"{platform.reason}; float32 matmuls through oneDNN, as exact and faster here"
         platform = replace(platform, reason=reason)
     return platform
 
 
 def _sharded(platform: Platform) -> Platform:
-    """The platform with its base parted over the processes."""
+    """Return the platform with its base sharded over the processes."""
     if console.ranks() == 1:
         raise UserError(
-            "--shard_base parts the base over several processes, and this is one: start them with "
+            "--shard_base shards the base over several processes, and this is one: start them with "
             "accelerate launch --config_file scripts/accelerate/sharded.yaml"
         )
     if platform.weights == "nf4":
-        raise UserError("--shard_base: a base in 4 bits cannot be parted: add --no_4bit")
-    return replace(platform, load_device="cpu", reason=f"{platform.reason}; base parted (FSDP2)")
+        raise UserError("--shard_base: a base in 4 bits cannot be sharded: add --no_4bit")
+    return replace(platform, load_device="cpu", reason=f"{platform.reason}; base sharded (FSDP2)")
 
 
 def planned(recipe: Recipe, *, no_4bit: bool, precision: str, gib: float | None) -> Platform:
-    """The platform of a run on a GPU that this machine need not have, of `gib` GiB.
+    """Return the platform of a run on a GPU of `gib` GiB that need not be present; for estimates.
 
-    "mps" is an Apple GPU, "cuda" one of NVIDIA or AMD with bfloat16. For estimates only.
+    "mps" is an Apple GPU, "cuda" an NVIDIA or AMD GPU with bfloat16.
     """
     size = "of a size not given" if gib is None else f"of {gib:g} GiB"
     if recipe == "mps":
@@ -159,7 +166,7 @@ def planned(recipe: Recipe, *, no_4bit: bool, precision: str, gib: float | None)
 
 
 def device_memory(platform: Platform) -> int | None:
-    """Bytes that this machine's accelerator can give to a run now; None on a CPU."""
+    """Return the bytes that the accelerator can give to a run now; None on a CPU."""
     if platform.has_own_memory and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(free)
@@ -169,12 +176,12 @@ def device_memory(platform: Platform) -> int | None:
 
 
 def _in_precision(platform: Platform, precision: str) -> Platform:
-    """The platform with its base held in this precision; NF4 weights stay, and compute in it."""
+    """Return the platform with its base in this precision; NF4 weights only compute in it."""
     dtype: torch.dtype = torch.float32
     if precision == "bf16":
         dtype = torch.bfloat16
         if platform.on_cpu and (platform.weights == "nf4" or not gemm.has_bfloat16()):
-            why = "with NF4 weights" if platform.weights == "nf4" else "of its own"
+            why = "with NF4 weights" if platform.weights == "nf4" else "instructions"
             remedy = "--no_4bit, or " if platform.weights == "nf4" else ""
             raise UserError(
                 f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
@@ -187,7 +194,7 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
         platform,
         compute_dtype=dtype,
         weights="nf4" if platform.weights == "nf4" else weights,
-        reason=f"{platform.reason}; in {dtype} as asked",
+        reason=f"{platform.reason}; in {dtype} as requested",
     )
 
 
@@ -221,7 +228,7 @@ def _mps(on_cpu: bool = False) -> Platform:
 def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
     on_gpu = torch.cuda.is_available() and not on_cpu
     if on_gpu:
-        # Under a launcher each process has the GPU of its own number.
+        # Under a launcher each process has the GPU of its local rank.
         device, number = "cuda", console.number("LOCAL_RANK", 0)
         if console.ranks() > 1:
             device = f"cuda:{number}"
@@ -258,11 +265,11 @@ def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
 def _gpu_compute_dtype() -> tuple[torch.dtype, str]:
     if _has_bfloat16():
         return torch.bfloat16, "it has bfloat16"
-    return torch.float16, "it has no bfloat16 of its own, so float16"
+    return torch.float16, "it has no native bfloat16, so float16"
 
 
 def _has_bfloat16() -> bool:
-    # A T4 answers that it has bfloat16 and emulates it, several times slower: ask for the real one.
+    # A T4 reports bfloat16 but emulates it, several times slower: ask for the native one.
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
