@@ -30,7 +30,7 @@ PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one row.
+    """The judgement of one row.
 
     `status` is "ok", "parse_failure" (the judge's own answer is no verdict: `verdict` is None),
     "too_long" or "bad_row" (with the `problem`). `likeliest` is the most probable allowed verdict,
@@ -158,7 +158,7 @@ class Judge:
 
 
 def _read(row: Mapping[str, Any], place: Place, scale: Scale) -> JudgeExample | str:
-    """The record of a row, or what is wrong with it."""
+    """Return the record of a row, or what is wrong with it."""
     if not isinstance(row, Mapping):
         kind = type(row).__name__
         return str(
@@ -173,7 +173,7 @@ def _read(row: Mapping[str, Any], place: Place, scale: Scale) -> JudgeExample | 
 
 
 def _id(row: object, place: Place) -> str:
-    """The id of a row that cannot be judged, or where it stands."""
+    """Return the id of a row that cannot be judged, or its number."""
     name = as_name(row.get("id")) if isinstance(row, Mapping) else ""
     return name if isinstance(name, str) and is_unicode(name) and name else place.where
 

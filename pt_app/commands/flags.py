@@ -51,7 +51,7 @@ RecipeName = Annotated[
 
 
 def check_precision(value: str) -> str:
-    """Return `value`; raises UserError where it is no score precision."""
+    """Return `value`; raises UserError if it is no score precision."""
     if value not in PRECISIONS:
         raise UserError(f"--score_precision {value}: must be one of {', '.join(PRECISIONS)}")
     return value

@@ -16,7 +16,7 @@ FILE = Path(__file__).with_name("attack_families.yaml")
 
 @dataclass(frozen=True)
 class Family:
-    """Attacks of one kind: texts behind the candidate or in its place, or a rule that changes it.
+    """Attacks of one kind: texts after the candidate or instead of it, or a rule that changes it.
 
     `control` marks texts that hold control tokens, which must act as the same characters do.
     """
@@ -28,13 +28,13 @@ class Family:
     control: bool = False
 
     def part(self, which: int) -> "Family":
-        """Every second text, from the first (0: `--hard_negatives` trains on these) or second."""
+        """Return every second text, from the first (`--hard_negatives` trains on these) or second."""
         return replace(self, append=self.append[which::2], replace=self.replace[which::2])
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """An attacked row: which family, and the place of the clean row it was made from."""
+    """An attacked row: its family, and the index of the clean row that it was made from."""
 
     family: str
     row: int
@@ -62,7 +62,7 @@ def families() -> tuple[Family, ...]:
 def attacked(
     examples: Sequence[JudgeExample], scale: Scale, chosen: Sequence[Family]
 ) -> Iterator[Attacked]:
-    """Each family's attacks on each row; a row on which one changes nothing is left out of it.
+    """Return the attacks of each family on each row, without those that change nothing.
 
     Of a pair the candidate that the label calls worse is attacked (of a tie, B).
     """
@@ -87,12 +87,12 @@ def _target(example: JudgeExample) -> str:
 
 
 def loser(example: JudgeExample) -> int:
-    """Which candidate of a pair is attacked: 0 or 1."""
+    """Return which candidate of a pair is attacked: 0 or 1."""
     return int(example.label is None or example.label.verdict != "B")
 
 
 def _best(example: JudgeExample, scale: Scale) -> Verdict:
-    """The verdict that an attacker wants."""
+    """Return the verdict that an attacker wants."""
     if scale.task == "pairwise":
         return "AB"[loser(example)]
     return "PASS" if scale.task == "pass_fail" else scale.values[-1]
@@ -125,7 +125,7 @@ def _digits(text: str, example: JudgeExample, other: JudgeExample) -> str:
 
 
 def _dropped(text: str, example: JudgeExample, other: JudgeExample) -> str:
-    """The last sentence dropped; of a single one its second half."""
+    """Drop the last sentence; of a single sentence its second half."""
     sentences = re.split(r"(?<=[.!?])\s+|(?<=[。！？])(?=.)", text.strip())
     if len(sentences) > 1:
         return " ".join(sentences[:-1])

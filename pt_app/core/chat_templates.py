@@ -37,7 +37,7 @@ def seal(tokenizer: Any, day: date = DAY) -> None:
     A clock always says `day`, thinking is off, and a prompt ends where the template would start
     an answer, behind whatever channel or empty thought it opens one with. Every added token,
     special or not, becomes one that `sanitize_control_tokens` encodes as text. A sealed template
-    is left as it is. Raises UserError where the template cannot be read or fails.
+    is left as it is. Raises UserError if the template cannot be read or fails.
     """
     template = tokenizer.chat_template
     control_tokens(tokenizer)
@@ -62,7 +62,7 @@ def seal(tokenizer: Any, day: date = DAY) -> None:
 
 
 def asks_for_the_date(tokenizer: Any) -> bool:
-    """Whether the chat template reads the clock: a sealed one does not."""
+    """Return whether the chat template reads the clock; a sealed one does not."""
     template = tokenizer.chat_template
     if not isinstance(template, str) or template.startswith(_SEALED):
         return False
@@ -70,7 +70,7 @@ def asks_for_the_date(tokenizer: Any) -> bool:
 
 
 def control_tokens(tokenizer: Any) -> set[str]:
-    """Give the added tokens that are text within data, and let the tokenizer know of them.
+    """Return the added tokens that are text within data, and let the tokenizer know of them.
 
     transformers takes the special ones, and of the others those that the template spells out; the
     list is saved with the tokenizer. Left out are blanks (Gemma's blank lines are added tokens,
@@ -108,7 +108,7 @@ def _can_be_text(tokenizer: Any, tokens: Iterable[str]) -> bool:
 
 
 def _names_and_texts(template: str) -> tuple[set[str], list[str]]:
-    """Give the names that a template reads, and the texts it writes out."""
+    """Return the names that a template reads, and the texts it writes out."""
     from jinja2 import TemplateSyntaxError, nodes
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -138,7 +138,7 @@ def _clock(constants: Iterable[str], day: date) -> str:
 
 
 def _rendered(tokenizer: Any, template: str, turns: Iterable[str], **options: Any) -> str:
-    """Render turns of user and assistant by `template`; raises UserError where it fails."""
+    """Render turns of user and assistant by `template`; raises UserError if it fails."""
     from jinja2 import TemplateError
 
     roles = ("user", "assistant")
@@ -156,7 +156,7 @@ def _rendered(tokenizer: Any, template: str, turns: Iterable[str], **options: An
 
 
 def _opening(render: Render) -> str:
-    """Give what the template writes before an answer, where that is not how its prompts end.
+    """Return what the template writes before an answer, where that is not how its prompts end.
 
     "" for an ordinary template. A prompt for generation may end earlier (gpt-oss leaves the
     channel to the model) or with an open thought (DeepSeek-R1); in a finished conversation the

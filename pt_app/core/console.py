@@ -18,27 +18,27 @@ LOGGERS = [_ROOT]
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks and writes: rank 0, or the only one."""
+    """Return whether this process logs and writes: rank 0, or the only process."""
     return rank() == 0
 
 
 def rank() -> int:
-    """Which of the processes that train together this is."""
+    """Return the rank of this process among those that train together."""
     return number("RANK", 0)
 
 
 def ranks() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return number("WORLD_SIZE", 1)
 
 
 def local_ranks() -> int:
-    """How many of them run on this machine."""
+    """Return how many of these processes run on this machine."""
     return number("LOCAL_WORLD_SIZE", 1)
 
 
 def number(name: str, default: int) -> int:
-    """The value of a launcher's variable; raises UserError where it is no number."""
+    """Return the value of a launcher's variable; raises UserError if it is not a number."""
     value = os.environ.get(name) or default
     try:
         return int(value)
@@ -70,14 +70,14 @@ def _silence_what_no_user_can_act_on() -> None:
 
 
 class _Kept(logging.handlers.MemoryHandler):
-    """Keeps what is said until the run has a log file."""
+    """Keep log records until the run has a log file."""
 
     def __init__(self) -> None:
         super().__init__(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that is given up, in one line, once it cannot be written: a run goes on."""
+    """A log file that is given up, with one line, when it cannot be written: the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Called by logging where a line could not be written."""

@@ -58,7 +58,7 @@ class DatasetCard(BaseModel):
     split: dict[str, Any] = Field(default_factory=dict)
 
     def model_post_init(self, _context: Any) -> None:
-        """Give a card without a scale the usual one of its task."""
+        """Return a card without a scale the usual one of its task."""
         self.scale = self.scale or (self.task if self.task in NAMED else "0-10")
 
 
@@ -104,7 +104,7 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
 
 
 def find_folder(folder: str | Path) -> Path:
-    """Give the dataset folder; raises UserError where there is none."""
+    """Return the dataset folder; raises UserError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
@@ -133,10 +133,8 @@ def read_splits(
 def _leaks(
     splits: Mapping[str, Sequence[JudgeExample]], card: DatasetCard, folder: Path, allow: bool
 ) -> tuple[str, ...]:
-    """Say what stands on two sides; raises UserError for the first of it unless `allow`."""
-    remedy = (
-        f"`judge data split {folder} --anew` parts them anew, --allow_leaks trains all the same"
-    )
+    """List the texts on both sides of the split; raises UserError for the first unless `allow`."""
+    remedy = f"`judge data split {folder} --anew` splits them again, --allow_leaks trains anyway"
     if not allow:
         _check_groups(splits, folder)
     leaks = find_leaks(splits)
@@ -171,7 +169,7 @@ def read_card(folder: Path) -> DatasetCard:
 
 
 def card_scale(card: DatasetCard, path: Path) -> Scale:
-    """Give the card's scale; raises UserError where it does not belong to the card's task."""
+    """Return the card's scale; raises UserError if it does not belong to the card's task."""
     try:
         scale = Scale.from_name(card.scale)
     except UserError as error:
@@ -211,7 +209,7 @@ def read_rows(
 def to_dataset(examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[Any]]) -> Any:
     """Make a `datasets.Dataset` of the examples' id, group and where, and the given columns.
 
-    Raises UserError where the import finds a folder called `datasets` and not the package.
+    Raises UserError if the import finds a folder called `datasets` and not the package.
     """
     import datasets
 
@@ -318,7 +316,7 @@ def read_places(folder: Path) -> dict[str, str]:
 
 
 def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:
-    """`count` of the rows, drawn by the seed and in their order; all where count is 0."""
+    """Draw `count` rows by the seed, in their order; all rows if `count` is 0."""
     if not 0 < count < len(rows):
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how a program ends on them.
+"""Errors that a user can fix, and how a program ends on them.
 
 Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted.
 """
@@ -22,7 +22,7 @@ REMEDIES = {
 
 
 class UserError(Exception):
-    """Says in one line what is wrong, where (file, row, field) and the remedy."""
+    """An error that the user can fix: what, where (file, row, field) and the remedy, in a line."""
 
 
 def exit_with(main: Callable[[], object]) -> NoReturn:

@@ -98,7 +98,7 @@ def shown(path: Path | str) -> str:
 def write_text_atomic(path: Path, text: str) -> None:
     """Write UTF-8 `text` to `path`; a reader never sees half of it.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -123,7 +123,7 @@ def write_json_atomic(path: Path, value: Any) -> None:
 def sha256_file(*paths: Path) -> str:
     """Hex digest of the bytes of all `paths` in their order, read in pieces of 1 MiB.
 
-    Of one file it is what `sha256sum` prints. Raises UserError where one cannot be read.
+    Of one file it is what `sha256sum` prints. Raises UserError if one cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -137,7 +137,7 @@ def sha256_file(*paths: Path) -> str:
 
 
 def cannot_read(path: Path, error: OSError) -> str:
-    """Say in one line that a file cannot be read, and what to do about it."""
+    """Return a line that says that a file cannot be read, and the remedy."""
     remedy = "name a file that can be read"
     if isinstance(error, PermissionError):
         remedy = f"its owner can give the right to (chmod a+r {path})"
@@ -145,14 +145,14 @@ def cannot_read(path: Path, error: OSError) -> str:
 
 
 def cannot_write(path: Path, error: BaseException) -> str:
-    """Say in one line that a file or folder cannot be written, and what to do about it."""
+    """Return a line that says that a file or folder cannot be written, and the remedy."""
     said = getattr(error, "strerror", None) or "no space left on device"
     remedy = "make room on its disk" if is_full(error) else "choose another folder"
     return f"{path} cannot be written ({said}): {remedy}"
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a disk or a quota was full: in `error`, or in what it was raised from.
+    """Return whether a disk or a quota was full, in `error` or in what it was raised from.
 
     Libraries in Rust and C++ raise errors of their own kinds: what they say is looked at.
     """

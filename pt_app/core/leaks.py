@@ -32,11 +32,11 @@ class Leak:
     split_a: str
     split_b: str
     text: str
-    """As it stands at `b`."""
+    """The text as it is at `b`."""
     similarity: float = 1.0
 
     def line(self, with_text: bool = True) -> str:
-        """Say the leak in one line, its text shortened or left out."""
+        """Describe the leak in one line, with its text shortened or omitted."""
         text = " ".join(self.text.split())
         shown = f'"{text if len(text) <= 60 else text[:57] + "..."}"' if with_text else self.b.id
         how = {"exact": "", "normalised": ", but for case, accents or punctuation"}
@@ -48,7 +48,7 @@ class Leak:
 
 
 def input_text(example: JudgeExample) -> str:
-    """Give what is judged against: source, else conversation, else the turn without candidate."""
+    """Return what is judged against: source, else conversation, else the turn without candidate."""
     if example.source and example.source.strip():
         return example.source
     if example.conversation:
@@ -57,7 +57,7 @@ def input_text(example: JudgeExample) -> str:
 
 
 def candidate_texts(example: JudgeExample) -> list[str]:
-    """Give the row's candidates: one, a pair's two, or none where a chat row does not say."""
+    """Return the row's candidates: one, a pair's two, or none where a chat row does not say."""
     if example.candidates is not None:
         return list(example.candidates)
     return [example.candidate] if example.candidate is not None else []
@@ -81,12 +81,12 @@ def find_leaks(splits: Mapping[str, Sequence[JudgeExample]]) -> list[Leak]:
 
 
 def is_telling(key: str) -> bool:
-    """Whether a normalised candidate is so long that two rows do not share it by chance."""
+    """Return whether a normalized candidate is too long for two rows to share it by chance."""
     return len(words_of(key)) >= LEAST_WORDS
 
 
 def texts_of(example: JudgeExample, field: Field) -> list[str]:
-    """Give the texts of a field as `find_leaks` compares them."""
+    """Return the texts of a field as `find_leaks` compares them."""
     if field == "group":
         return [example.group]
     return [input_text(example)] if field == "source" else candidate_texts(example)
@@ -107,7 +107,7 @@ def _across(splits: Mapping[str, Sequence[JudgeExample]], field: Field) -> Itera
 
 
 def boilerplate_of(examples: Iterable[JudgeExample]) -> set[str]:
-    """Give the normalised candidates that stand under more than MOST_INPUTS inputs."""
+    """Return the normalised candidates that stand under more than MOST_INPUTS inputs."""
     inputs: dict[str, set[str]] = {}
     for example in examples:
         key = normalised(input_text(example))

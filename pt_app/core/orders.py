@@ -22,12 +22,12 @@ _LETTER = re.compile(r"(?<![\w'’.])[AB](?![\w'’])")
 
 
 def flipped(verdict: Verdict | None) -> Verdict | None:
-    """Give the verdict on the same pair in the other order; a tie stays one, None stays None."""
+    """Return the verdict on the same pair in the other order; a tie stays one, None stays None."""
     return _OTHER.get(verdict, verdict) if isinstance(verdict, str) else verdict
 
 
 def swapped(example: JudgeExample) -> JudgeExample | None:
-    """Give a pair in its other order, its label flipped; None for a row that is no such pair.
+    """Return a pair in its other order, its label flipped; None for a row that is no such pair.
 
     Comments that name a candidate are left out: the row then supervises its verdict alone.
     """
@@ -45,7 +45,7 @@ def swapped(example: JudgeExample) -> JudgeExample | None:
 
 
 def names_a_candidate(label: Label) -> bool:
-    """Whether a label's comments call a candidate by letter, number or place."""
+    """Return whether the comments of a label name a candidate by letter, number or position."""
     texts = [*label.issues, label.feedback]
     return any(_LETTER.search(text) or _NAMES_A_CANDIDATE.search(text) for text in texts)
 
@@ -62,7 +62,7 @@ def both_orders(examples: Sequence[JudgeExample]) -> list[JudgeExample]:
 def consistency(
     verdicts: Iterable[Verdict | None], others: Iterable[Verdict | None]
 ) -> list[float | None]:
-    """Say for each pair whether both orders gave it the same winner: 1, 0, None if unknown."""
+    """Return for each pair whether both orders have the same winner: 1, 0, None if unknown."""
     return [
         None if one is None or other is None else float(flipped(other) == one)
         for one, other in zip(verdicts, others, strict=True)

@@ -31,7 +31,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Template:
-    """The texts of a template: `rubric` is what a row without a rubric of its own gets.
+    """The texts of a template; `rubric` is for rows without their own rubric.
 
     A line whose every field is absent from a row is left out.
     """
@@ -91,7 +91,7 @@ def fill(text: str, values: dict[str, str | None]) -> str:
 
 
 def scale_fields(scale: Scale) -> dict[str, str | None]:
-    """Say a scale in the words that templates use."""
+    """Return a scale in the words of the templates."""
     if scale.task == "score":
         low, high = str(scale.values[0]), str(scale.values[-1])
         return {"low": low, "high": high, "verdict_form": scale.form()}

@@ -30,9 +30,9 @@ class Encoded:
 
 @dataclass
 class Cuts:
-    """What was cut to fit. `longest` is the longest example before cutting, in tokens.
+    """What was cut to fit; `longest` is the longest example before cutting, in tokens.
 
-    `unfit` says for each row that could not fit why; only scoring goes on beyond one.
+    `unfit` says why for each row that could not fit; only scoring continues after one.
     """
 
     rows_cut: int = 0
@@ -43,7 +43,7 @@ class Cuts:
 
 @dataclass
 class _Row:
-    """An example on its way to fit: the ids of its prompt, and of its answer with end token."""
+    """An example that is being fitted: the ids of its prompt, and of its answer with end token."""
 
     example: JudgeExample
     prompt: list[int]
@@ -52,10 +52,10 @@ class _Row:
 
 
 class PromptEncoder:
-    """Encodes examples for one tokenizer, template and scale.
+    """Encode examples for one tokenizer, template and scale.
 
     The tokenizer's chat template is sealed in place (`chat_templates.seal`): `day` is what its
-    clock says from now on. Raises UserError where the tokenizer has no chat template, or one whose
+    clock says from now on. Raises UserError if the tokenizer has no chat template, or one whose
     answers cannot be told from its prompts.
     """
 
@@ -131,7 +131,7 @@ class PromptEncoder:
     def fit(
         self, examples: Sequence[JudgeExample], on_unfit: Literal["raise", "status"] = "raise"
     ) -> tuple[list[JudgeExample | None], Cuts]:
-        """Give the examples as `encode` lays them out: cut where they had to be."""
+        """Return the examples as `encode` lays them out: cut where they had to be."""
         rows, cuts = self._fit(examples, on_unfit)
         return [row.example if row.fits else None for row in rows], cuts
 
@@ -207,7 +207,7 @@ class PromptEncoder:
         row.fits = False
 
     def _budget(self, row: _Row) -> int:
-        """Give the tokens that a prompt may take.
+        """Return the tokens that a prompt may take.
 
         A label within the reserve leaves its prompt as long as no label does, so training cuts a
         group as scoring does, where labels are set aside. A longer one takes from the prompt, in
@@ -237,7 +237,7 @@ class PromptEncoder:
         return text
 
     def _finds_system_role(self) -> bool:
-        """Whether the template shows a system turn: some raise on it, some drop it."""
+        """Return whether the chat template shows a system turn: some raise on it, some drop it."""
         from jinja2 import TemplateError
 
         turns = [{"role": "system", "content": ANSWER}, {"role": "user", "content": "x"}]
@@ -247,7 +247,7 @@ class PromptEncoder:
             return False
 
     def _around_answer(self) -> tuple[str, str]:
-        """Give the text that the template writes before and after an answer."""
+        """Return the text that the template writes before and after an answer."""
         asked = [{"role": "user", "content": "x"}]
         prompt = self._template_text(asked, add_generation_prompt=True)
         whole = self._template_text([*asked, {"role": "assistant", "content": ANSWER}])

@@ -56,7 +56,7 @@ class Turn(BaseModel):
 
 
 class Label(BaseModel):
-    """What the people, the teacher or the generator said about a candidate."""
+    """What annotators, a teacher or the generator say about a candidate."""
 
     model_config = ConfigDict(frozen=True)
     verdict: StrictInt | StrictFloat | StrictStr
@@ -65,7 +65,7 @@ class Label(BaseModel):
 
 
 class Annotation(BaseModel):
-    """What one person said; `rater` is a name, or the number of the rater's column."""
+    """The label of one annotator; `rater` is a name, or the number of a column."""
 
     model_config = ConfigDict(frozen=True)
     rater: Name = ""
@@ -119,9 +119,9 @@ class JudgeExample(BaseModel):
         return format_answer(scale, self.label.verdict, self.label.issues, self.label.feedback)
 
     def as_row(self, scale: Scale) -> dict[str, Any]:
-        """Give the row as it is written to disk, in the shape it was read from.
+        """Return the row as it is written to disk, in the shape it was read from.
 
-        A chat row's answer is written anew from its label, as training supervises it.
+        The answer of a chat row is rewritten from its label, as training supervises it.
         """
         if self.prompt is None:
             return self.model_dump(exclude={"where"}, exclude_defaults=True)
@@ -133,7 +133,7 @@ class JudgeExample(BaseModel):
 
 
 class ChatRow(BaseModel):
-    """A row as chat programs keep it: turns, or one input and one output."""
+    """A row in the format of chat programs: turns, or one input and one output."""
 
     id: Name = ""
     group: Name = ""
@@ -147,7 +147,7 @@ class ChatRow(BaseModel):
 
 
 class RowError(UserError):
-    """A row that cannot be used; `field` says where in it."""
+    """A row that cannot be used; `field` names the field at fault."""
 
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
@@ -156,14 +156,14 @@ class RowError(UserError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands, for messages."""
+    """The file and the number of a row, for messages."""
 
     file: Path
     row: int
     lines: bool
 
     def error(self, field: str, problem: str, remedy: str) -> RowError:
-        """Say in one line what is wrong with a field of this row, and the remedy."""
+        """Return a UserError: what is wrong with a field of this row, and the remedy."""
         message = f"{self}{f', field {field}' if field else ''}: {problem}: {remedy}"
         return RowError(message, field)
 
@@ -172,7 +172,7 @@ class Place:
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending, of which ids are made."""
+        """The file name without its ending, from which ids are made."""
         return shown(self.file.stem)
 
     @property
@@ -205,7 +205,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    """Return whether a text can be written as UTF-8: half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -291,7 +291,7 @@ def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
 
 
 def _can_be_said(verdict: object, scale: Scale) -> bool:
-    """Whether a person may have said it: any number of a score (means are), else a verdict."""
+    """Return whether an annotator can have said it: any number of a score, else a verdict."""
     if scale.task == "score":
         return isinstance(verdict, int | float) and math.isfinite(verdict)
     return scale.normalise(verdict) is not None
@@ -364,13 +364,13 @@ def _asked(user: str, field: str, place: Place) -> str:
 
 
 def without_candidate(user: str, candidate: str | None) -> str:
-    """Give the user's turn without the last occurrence of the candidate in it."""
+    """Return the user's turn without the last occurrence of the candidate in it."""
     before, _, after = user.rpartition(candidate) if candidate else ("", "", user)
     return before + after
 
 
 def _first_of(*texts: str | None) -> str:
-    """Give the first text that is not blank, as groups are compared; "" if none is."""
+    """Return the first text that is not blank, as groups are compared; "" if none is."""
     return next(filter(None, (one_line(text or "") for text in texts)), "")
 
 

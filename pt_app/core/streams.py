@@ -54,7 +54,7 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 class Stream:
-    """A text stream that hides known lines, and writes bars into a file as seldom lines.
+    """A text stream that hides known lines, and writes bars to a file as occasional lines.
 
     `keep` gets every whole line, shown or not. All else is the inner stream's.
     """

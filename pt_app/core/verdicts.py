@@ -50,7 +50,7 @@ _HEADING = re.compile(
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer says: its verdict, the issues it lists, and the rest as feedback."""
+    """The content of an answer: its verdict, the issues it lists, and the rest as feedback."""
 
     verdict: Verdict
     issues: tuple[str, ...]
@@ -93,7 +93,7 @@ class Scale:
         return re.compile(heading + body, re.IGNORECASE | re.MULTILINE)
 
     def normalise(self, verdict: object) -> Verdict | None:
-        """Give the scale's own value that equals `verdict` (7 for 7.0), or None."""
+        """Return the scale's own value that equals `verdict` (7 for 7.0), or None."""
         if isinstance(verdict, bool) or not isinstance(verdict, int | float | str):
             return None
         if verdict not in self._line_of:
@@ -101,13 +101,13 @@ class Scale:
         return next(value for value in self.values if value == verdict)
 
     def line(self, verdict: Verdict) -> str:
-        """Give the verdict's line, with its line end; raises UserError if it is off the scale."""
+        """Return the verdict's line, with its line end; raises UserError if it is off the scale."""
         if verdict not in self._line_of:
             raise UserError(f"verdict {verdict!r} is off the scale {self.name}: {self.says()}")
         return self._line_of[verdict]
 
     def lines(self) -> tuple[str, ...]:
-        """Give the lines of all verdicts, in the order of `values`."""
+        """Return the lines of all verdicts, in the order of `values`."""
         return tuple(self._line_of.values())
 
     def form(self) -> str:
@@ -144,7 +144,7 @@ class Scale:
         return Answer(verdict, tuple(issues), feedback)
 
     def why_unreadable(self, answer: str) -> str:
-        """Say in a few words why `read` gives None for this answer."""
+        """Return in a few words why `read` returns None for this answer."""
         found = self._find(answer)
         if not found:
             return f'no line like "{self.form()}" in it'

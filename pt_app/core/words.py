@@ -63,7 +63,7 @@ def words_of(key: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """Give the words of a text as ROUGE-L compares them: without case, accents kept."""
+    """Return the words of a text as ROUGE-L compares them: without case, accents kept."""
     return words_of(_folded(text, accents=True))
 
 
@@ -108,7 +108,7 @@ def _pieces(run: str, longest: int = 1 << 30) -> list[tuple[int, int]]:
 
 
 def _characters(run: str) -> list[tuple[int, int]]:
-    """Give the characters of a run as they are read (roughly Unicode's grapheme clusters)."""
+    """Return the characters of a run as they are read (roughly Unicode's grapheme clusters)."""
     if run.isascii():
         return [(i, i + 1) for i in range(len(run))]
     starts: list[int] = []

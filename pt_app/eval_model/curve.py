@@ -48,7 +48,7 @@ def train_parts(
 
 
 def _flags(settings: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """The adapter's own settings as flags, without those of the part."""
+    """Return the settings of the adapter as flags, without those that the fraction changes."""
     known = table(recipe)
     kept = {
         field.name: settings[field.name]

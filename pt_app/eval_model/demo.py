@@ -45,7 +45,7 @@ def _config() -> str:
 
 
 def _finished(data: Path, seed: int) -> Path | None:
-    """The newest evaluation of a demo adapter on this data, base and seed."""
+    """Return the newest evaluation of a demo adapter on this data, base and seed."""
     from pt_app.models.bases import model_identity, resolve_model
 
     hashes = _read(data / "dataset.json")["sha256"]

@@ -25,7 +25,7 @@ judge_train_mps.py    on an Apple GPU, or on the CPU"""
 
 
 def recipe_command(recipe: Recipe, argv: Sequence[str]) -> list[str]:
-    """The command line that runs a recipe with `argv`, as a person would type it."""
+    """Return the command line that runs a recipe with `argv`, as a person would type it."""
     script = Path(pt_app.__file__).parent / "eval_model" / f"judge_train_{recipe}.py"
     if script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
@@ -83,7 +83,7 @@ def train_here(argv: Sequence[str]) -> None:
 
 
 def fold_folders(data_dir: Path) -> list[Path]:
-    """Give the dataset folders of the folds in `data_dir`, in order; none if it holds none."""
+    """Return the dataset folders of the folds in `data_dir`, in order; none if it holds none."""
     numbered = [path for path in data_dir.glob("*/judge_test.json") if path.parent.name.isdigit()]
     return sorted((path.parent for path in numbered), key=lambda path: int(path.name))
 

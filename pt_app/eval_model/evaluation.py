@@ -37,7 +37,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `test` with the base and with the adapter; write `adapter`/evaluation; give results.
 
-    The base is loaded anew from disk in float32, and once more for the adapter.
+    The base is loaded from disk in float32, and once more for the adapter.
     Pairs are judged in both orders. With `feedback` the answers are generated too; `precision` is
     that of the scoring. `run` (command, seed, versions) is written into the results as it is.
     """
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
-    """Rows as the simple rules see them."""
+    """Return the rows in the form that the baselines take."""
     texts = {"candidate", "candidates", "source", "reference"}
     rows = [
         example.model_dump(include=texts)
@@ -75,7 +75,7 @@ def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How judges score the test rows."""
+    """The settings with which judges score the test rows."""
 
     encoder: PromptEncoder
     test: Sequence[JudgeExample]
@@ -120,7 +120,7 @@ class Scoring:
         return JudgeScorer(model, self.encoder, progress=False).score(rows)
 
     def _other_order(self, scorer: JudgeScorer) -> dict[int, Scored]:
-        """The verdicts on pairs the other way round, by the row's index."""
+        """Return the verdicts on swapped pairs, by the index of the row."""
         pairs = [(i, two) for i, row in enumerate(self.test) if (two := swapped(row)) is not None]
         if not pairs:
             return {}
@@ -164,7 +164,7 @@ def prediction(
 
 
 def _if_present(example: JudgeExample) -> dict[str, Any]:
-    """The texts that few rows have; of a chat row the prompt, which holds all that was judged."""
+    """Return the texts that only some rows have; of a chat row the prompt, which holds them all."""
     names = {"prompt", "conversation", "context", "candidates", "meta"}
     return example.model_dump(include=names, exclude_none=True, exclude_defaults=True)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo 
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
-    """The base in NF4 (with --no_4bit in 16 bits) on the platform's device, without LoRA yet."""
+    """Load the base in NF4, or in 16 bits with --no_4bit, on the platform's device; no LoRA yet."""
     if settings.no_4bit:
         model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
         return model
@@ -61,7 +61,7 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
 
 
 def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
-    """What this platform adds to the arguments that both recipes share."""
+    """Add what this platform needs to the arguments that both recipes share."""
     from transformers import TrainingArguments
 
     from pt_app.models.platforms import cores

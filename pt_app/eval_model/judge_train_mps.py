@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo 
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
-    """The base in float32 on the platform's device, without LoRA yet."""
+    """Load the base in float32 on the platform's device, without LoRA yet."""
     # The dtype is asked for by name: the default is the checkpoint's own, mostly bfloat16, which
     # Apple's M1 and M2 only emulate. It is float32 but for --train_precision.
     model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
@@ -37,7 +37,7 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
 
 
 def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
-    """What this platform adds to the arguments that both recipes share."""
+    """Add what this platform needs to the arguments that both recipes share."""
     from transformers import TrainingArguments
 
     return TrainingArguments(

@@ -144,7 +144,7 @@ def _name_of(settings: Settings, prepared: Prepared, time: datetime) -> str:
 
 
 def _run_to_resume(settings: Settings, prepared: Prepared) -> Path | None:
-    """The run that --resume means."""
+    """Return the run that --resume means."""
     if settings.resume == "off":
         return None
     prefix = _name_of(settings, prepared, datetime.now())[: -len("YYYYMMDD_HHMMSS")]
@@ -158,9 +158,9 @@ def _open_run(
     before: Path | None,
     stack: ExitStack,
 ) -> tuple[Path, Path | None]:
-    """The run's folder, held until `stack` ends, and the checkpoint to go on from.
+    """Open the folder of the run, locked until `stack` ends, and find the checkpoint to resume.
 
-    Rank 0 opens it, or goes on with the run `before`, and tells the others.
+    Rank 0 creates it, or resumes the run `before`, and broadcasts it.
     """
     from accelerate.utils import broadcast_object_list
 

@@ -34,7 +34,7 @@ Row = tuple[Place, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of several equal stretches of the rows is judged: `number` of `count`, from 1."""
+    """One of several equal shards of the rows: `number` of `count`, from 1."""
 
     number: int = 1
     count: int = 1
@@ -48,7 +48,7 @@ class Shard:
         raise UserError(f"--shard {text}: write it as 1/8 for the first of eight")
 
     def of(self, rows: int) -> range:
-        """The rows that are this shard's."""
+        """Return the rows of this shard."""
         return range(rows * (self.number - 1) // self.count, rows * self.number // self.count)
 
 

@@ -38,8 +38,6 @@ CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
 REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", TEMPLATE)
 
-# An absolute path among other words: after a blank, a quote mark or an equals sign.
-
 log = logging.getLogger(__name__)
 
 # Fields of adapter_config.json that say where it comes from, not what is computed.
@@ -59,7 +57,7 @@ def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
 def attach_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: str) -> Any:
     """Put a fresh float32 LoRA adapter on `model`; returns a PeftModel.
 
-    `targets` are module names by commas, or "all-linear". Raises UserError where the model has
+    `targets` are module names by commas, or "all-linear". Raises UserError if the model has
     none of them.
     """
     from peft import LoraConfig, get_peft_model
@@ -97,7 +95,7 @@ def save_adapter(
 
     Tokenizer, template and scale are those of `encoder`; `results` is the content of a
     results.json, for the card. Of absolute paths in `training_config` the last part is kept.
-    Raises UserError where `folder` exists, cannot be written, or a weight is not finite.
+    Raises UserError if `folder` exists, cannot be written, or a weight is not finite.
     """
     if folder.exists():
         raise UserError(f"{folder} exists: name another folder for the adapter")
@@ -236,7 +234,7 @@ def verify_adapter(folder: Path) -> AdapterInfo:
 
 
 def _day_of(folder: Path) -> date:
-    """Give the day of an adapter without a date: when it was trained, by its folder's name."""
+    """Return the day of an adapter without a date: when it was trained, by its folder's name."""
     found = re.search(r"ep-(\d{8})_\d{6}_final$", folder.resolve().name)
     try:
         return datetime.strptime(found[1], "%Y%m%d").date() if found else DAY
@@ -303,7 +301,7 @@ def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
 def load_adapter(folder: Path, base_model: Any, identity: Identity) -> Any:
     """Put the adapter on `base_model`, whose `model_identity` is given; returns a PeftModel.
 
-    The base is changed in place. Raises UserError where the adapter is damaged, its weights are not
+    The base is changed in place. Raises UserError if the adapter is damaged, its weights are not
     all loaded, or it was trained on another base: the same names with other weights would give
     other verdicts.
     """
@@ -341,7 +339,7 @@ def _check_all_loaded(model: Any, folder: Path) -> None:
 def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
     """Find the base of an adapter: the one that is `named` (--base), else by its own name.
 
-    Raises UserError where there is no such base, or where it was a folder and none is named: an
+    Raises UserError if there is no such base, or where it was a folder and none is named: an
     adapter does not keep its path.
     """
     name = named or info.base_name
@@ -384,6 +382,6 @@ def merge(model: Any) -> Any:
 
 
 def update_model_card(folder: Path, results: Mapping[str, Any] | None) -> None:
-    """Write the card of a saved adapter anew, with the results of its evaluation."""
+    """Rewrite the card of a saved adapter with the results of its evaluation."""
     info = verify_adapter(folder)
     write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))

@@ -65,7 +65,7 @@ def check_tokenizer_folder(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """List the safetensors files that make up a model, sorted by name.
 
-    Raises UserError where there are none, or one that the index names is missing.
+    Raises UserError if there are none, or one that the index names is missing.
     """
     names = ["model.safetensors"]
     if not (folder / names[0]).is_file() and (folder / INDEX).is_file():
@@ -109,7 +109,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises UserError where the file is a Git LFS pointer or damaged."""
+    """Read a JSON object; raises UserError if the file is a Git LFS pointer or damaged."""
     if _begins(path, len(LFS)) == LFS:
         raise _pointer(path)
     try:
@@ -146,7 +146,7 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _begins(path: Path, count: int) -> bytes:
-    """Read the first bytes of a file; raises UserError where it cannot be read."""
+    """Read the first bytes of a file; raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(count)

@@ -31,7 +31,7 @@ TURNS = [{"role": r, "content": r} for r in ("system", "user", "assistant")]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A base model on disk: the name to write down, its folder, its revision on the hub."""
+    """A base model on disk: its recorded name, its folder, its revision on the hub."""
 
     name: str
     path: Path
@@ -51,14 +51,14 @@ def shipped() -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` means the shipped base or a folder here: then no hub is asked for it."""
+    """Return whether `name` means the shipped base or a local folder, for which no hub is asked."""
     return name == TINY or Path(name).expanduser().is_dir()
 
 
 def resolve_model(name: str) -> ModelSource:
     """Find the model that `name` means: "tiny", a folder, or an id on the hub (cache first).
 
-    Raises UserError where it is none of them, or where the folder holds no whole model.
+    Raises UserError if it is none of them, or where the folder holds no whole model.
     """
     source = _local(name)
     if source is None:
@@ -71,7 +71,7 @@ def resolve_model(name: str) -> ModelSource:
 def resolve_tokenizer(name: str) -> ModelSource:
     """Find the model whose tokenizer `name` means, as `resolve_model`; weights are not needed.
 
-    Raises UserError where there is no such model, or no tokenizer in its folder.
+    Raises UserError if there is no such model, or no tokenizer in its folder.
     """
     source = _local(name)
     if source is None:
@@ -84,7 +84,7 @@ def resolve_tokenizer(name: str) -> ModelSource:
 
 
 def _local(name: str) -> ModelSource | None:
-    """The shipped base or a folder; None where `name` is neither."""
+    """Return the shipped base or a local folder; None if `name` is neither."""
     folder = Path(name).expanduser()
     if name == TINY:
         return ModelSource(TINY, shipped())
@@ -92,7 +92,7 @@ def _local(name: str) -> ModelSource | None:
 
 
 def from_cache(name: str) -> Path | None:
-    """Give the complete snapshot of a hub model in the local cache, if there is one."""
+    """Return the complete snapshot of a hub model in the local cache, if there is one."""
     path = _snapshot(name, WANTED)
     try:
         return path if path and weight_files(path) else None
@@ -113,7 +113,7 @@ def _snapshot(name: str, patterns: list[str]) -> Path | None:
 def fetch(name: str, patterns: list[str] = WANTED) -> Path:
     """Fetch the newest revision of a hub model into the local cache; give its snapshot's folder.
 
-    Raises UserError where the hub does not answer, or has no such model.
+    Raises UserError if the hub does not answer, or has no such model.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -131,7 +131,7 @@ def fetch(name: str, patterns: list[str] = WANTED) -> Path:
 
 
 def model_identity(source: ModelSource) -> dict[str, str | None]:
-    """Say which base this is: name, hub revision, sha256 of its weights and of its tokenizer.
+    """Identify a base: name, hub revision, sha256 of its weights and of its tokenizer.
 
     Each hash runs over the bytes of the files in order of their names, so that for one file it is
     what `sha256sum` prints. No path is in it.
@@ -145,7 +145,7 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
 
 
 def short_identity(source: ModelSource) -> dict[str, Any]:
-    """Which base this is, without reading its weights: name, revision, size, tokenizer's hash."""
+    """Identify a base without reading its weights: name, revision, size, tokenizer's hash."""
     return {
         "name": source.name,
         "revision": source.revision,
@@ -157,7 +157,7 @@ def short_identity(source: ModelSource) -> dict[str, Any]:
 def load_tokenizer(source: ModelSource | Path) -> Any:
     """Load the tokenizer of a base or of an adapter's folder; a missing pad token is set.
 
-    Raises UserError where it does not load or has no chat template that counts as the default.
+    Raises UserError if it does not load or has no chat template that counts as the default.
     """
     from transformers import AutoTokenizer
 
@@ -177,7 +177,7 @@ def load_tokenizer(source: ModelSource | Path) -> Any:
 
 
 def _default_template(templates: Mapping[str, str], folder: Path) -> str:
-    """The template that chats get, of several; the others are for tools and the like."""
+    """Return the chat template, of several; the others are for tools and the like."""
     if "default" not in templates:
         raise UserError(
             f"{folder}: its chat templates are named {', '.join(sorted(templates))}, and none is "
@@ -223,7 +223,7 @@ def load_model(
 
     With `quantization_config` the weights are quantised on `device` as they are read. Else they are
     read on the CPU and moved, since a device map adds hooks to every layer; on "meta" none is read.
-    Raises UserError where the weights do not load, need code from the hub, are not those of the
+    Raises UserError if the weights do not load, need code from the hub, are not those of the
     architecture, or are not finite in `dtype`.
     """
     import torch
@@ -300,7 +300,7 @@ def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
 
 @cache
 def _not_finite(path: Path, dtype: "torch.dtype", *_: int) -> str | None:
-    """The first tensor of a file with a number that is not finite in `dtype`."""
+    """Return the first tensor of a file with a number that is not finite in `dtype`."""
     import torch
     from safetensors import safe_open
 

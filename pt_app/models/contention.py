@@ -72,7 +72,7 @@ def waiting_share(before: Clocks, after: Clocks, seconds: float) -> float:
 
 
 def why_not_watched() -> str | None:
-    """Say why contention is not watched on this machine; None where it is."""
+    """Return why contention is not watched on this machine; None if it is."""
     if torch.get_num_threads() == 1:
         return "one thread waits for no other"
     if sys.platform != "linux" or not (TASKS.parent / "schedstat").is_file():

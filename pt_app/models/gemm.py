@@ -157,8 +157,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 _most_kept: int | None = None
 MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the maximum of glibc on 64 bits
 # Shapes whose kernels oneDNN caches; a pack has about 30, which its layers share. The default,
-# 1024, held 1.3 GB more for packs of ever new lengths and was no faster (docs/ESTIMATE.md; see pytorch
-# issue 98688).
+# 1024, held 1.3 GB more for packs of ever new lengths and was no faster (docs/ESTIMATE.md; see
+# pytorch issue 98688).
 KERNELS_KEPT = 128
 
 
@@ -183,7 +183,7 @@ def keep_freed_memory(most: int = MOST_KEPT) -> None:
 
 @contextmanager
 def weights_apart() -> Iterator[None]:
-    """Give the weights that are made within their own pages, which are returned as a whole.
+    """Return the weights that are made within their own pages, which are returned as a whole.
 
     Among kept tensors they would leave holes when they are packed or freed.
     """

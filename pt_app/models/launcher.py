@@ -86,7 +86,7 @@ def _of_one_process() -> Iterator[str]:
 def meet(on_cpu: bool) -> None:
     """Wait for the other processes of a training, if there are any; gives each its device.
 
-    Raises UserError where they cannot be reached.
+    Raises UserError if they cannot be reached.
     """
     if console.ranks() == 1:
         return

@@ -8,7 +8,7 @@ ROOT = Path("/")
 
 
 def memory_limit(root: Path = ROOT) -> tuple[int, str]:
-    """Bytes that this process may use at most, and which bound that is.
+    """Return the bytes that this process may use at most, and which limit that is.
 
     The least of "physical memory", "cgroup limit" (a container's or a job's, version 1 or 2) and
     "address space limit (ulimit -v)". `root` is where /proc and /sys are looked for.
@@ -20,7 +20,7 @@ def memory_limit(root: Path = ROOT) -> tuple[int, str]:
 
 
 def physical_memory(root: Path = ROOT) -> int:
-    """Bytes of memory that the machine has, whoever may use them."""
+    """Return the physical memory of the machine in bytes."""
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
@@ -28,7 +28,7 @@ def physical_memory(root: Path = ROOT) -> int:
 
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
-    """The limits of this process's control group and of all above it, each of which binds.
+    """Return the limits of this process's control group and of all above it, each of which binds.
 
     A container's view may begin at its own group (its path is then /), or name the host's path,
     of which only the root is there: folders that are missing are passed over. "max" is no limit.
@@ -60,7 +60,7 @@ def _address_space() -> Iterator[int]:
 
 
 def _lines(file: Path) -> list[str]:
-    """Give the lines of a file; none where it is not there or may not be read."""
+    """Return the lines of a file; none where it is not there or may not be read."""
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except OSError:

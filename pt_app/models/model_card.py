@@ -61,7 +61,7 @@ class AdapterInfo:
     parameters: int
     weights_sha256: str
     day: date
-    """What the clock of its chat template says."""
+    """The date that its chat template prints."""
     sha256: str
     """Over all that a verdict depends on; the names of judges end with its start."""
 

@@ -22,7 +22,7 @@ REMEDIES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is an allocation that failed, on a GPU or on a CPU.
+    """Return whether `error` is a failed allocation, on a GPU or on a CPU.
 
     On a CPU it is a plain RuntimeError of torch's allocator or of oneDNN, or a MemoryError.
     """

@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandb
 
 
 def about_this_run() -> dict[str, Any]:
-    """The command, the versions of Python and the packages, and the git commit if there is one."""
+    """Return the command, the versions of Python and packages, and the git commit, if any."""
     versions = {"python": sys.version.split()[0], "pt_app": pt_app.__version__}
     for package in PACKAGES:
         try:
@@ -43,7 +43,7 @@ def without_absolute_paths(value: Any) -> Any:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with "+changes" where it was edited; None outside git."""
+    """Return the commit of this checkout, with "+changes" if it was edited; None outside git."""
     root = Path(pt_app.__file__).parents[1]
     try:
         head = _git(root, "rev-parse", "HEAD")
