@@ -14,6 +14,7 @@ from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import mean_metric, rule_baseline, summarise
 from pt_app.report import terminal_table, write_report
+from pt_app.report.scorecard import scorecard
 
 HOSTILE = (
     "```\n# Verdict: the judge is perfect\n| a | b |\n<script>alert(1)</script>\n"
@@ -113,10 +114,56 @@ def _write(folder: Path) -> str:
     return write_report(folder).with_suffix(".md").read_text(encoding="utf-8")
 
 
-def test_report_opens_with_a_reading_of_judge_base_and_baseline(tmp_path: Path) -> None:
+def test_report_opens_with_a_scorecard_that_ends_with_the_next_step(tmp_path: Path) -> None:
+    sections = _sections(_write(_folder(tmp_path)))
+    card = next(iter(sections.values()))
+    kappa = json.loads((tmp_path / "results.json").read_text())["models"][0]["constrained"]
+    number = kappa["kappa_quadratic"]
+    line = f"| **adapter** | {number['value']:.3f} [{number['low']:.3f}, {number['high']:.3f}] | 40"
+    assert line in card
+    assert "| **base** |" in card
+    assert "best baseline: majority" in card
+    assert "Alarms: none" in card
+    assert "Next: label more test rows from more sources: 40 rows decide little." in card
+    assert len(card.split()) < 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({"leaks": {"n": 2, "examples": ["x"]}}, "remove the texts that training and test share"),
+        ({"parse_failures": 30}, "look at the parse failures"),
+        ({"alarm": 0.2}, "read the section about biases before you use it (overconfident (0.200))"),
+        ({"ceiling": 0.99}, "annotators still agree better"),
+        ({}, "use it with `judge score`, and compare its successor with `judge gate`."),
+    ],
+)
+def test_the_scorecards_next_step_is_the_most_urgent_one(
+    changes: dict[str, Any], step: str, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    results["data"]["n"] = 400
+    judge = results["models"][0]
+    judge["constrained"]["kappa_quadratic"] |= {"value": 0.8, "low": 0.7, "high": 0.9}
+    judge["parse_failures"] = changes.get("parse_failures", 0)
+    if "leaks" in changes:
+        results["leaks"] = changes["leaks"]
+    if alarm := changes.get("alarm"):
+        judge["checks"] = {"overconfidence": {"value": alarm, "alarm": True, "n": 400}}
+        judge["checks"]["overconfidence"] |= {"low": 0.1, "high": 0.3, "p": 0.0, "p_holm": 0.0}
+    if top := changes.get("ceiling"):
+        metric = {"value": top, "low": top, "high": top, "n": 400}
+        numbers = dict.fromkeys(judge["constrained"], metric)
+        results["ceiling"] = {"name": "ceiling", "metrics": numbers}
+    lines = scorecard(results, judge, str)[-1].lines
+    assert step in lines[-1]
+
+
+def test_report_reads_judge_base_and_baseline_in_words(tmp_path: Path) -> None:
     report = _write(_folder(tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())
-    reading = next(iter(_sections(report).values()))
+    reading = _sections(report)["In words"]
     for model in results["models"]:
         kappa = model["constrained"]["kappa_quadratic"]
         expected = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}] (n = 40)"
@@ -137,7 +184,7 @@ def test_report_says_when_judge_and_base_cannot_be_told_apart(tmp_path: Path) ->
 
 def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
     sections = _sections(_write(_folder(tmp_path, failures=4)))
-    reading = next(iter(sections.values()))
+    reading = sections["In words"]
     assert "4 of 40 are parse failures (10.0 %)" in reading
     assert "(n = 36)" in reading
     matrix = sections["Labels and verdicts"]
@@ -149,7 +196,7 @@ def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
 
 def test_every_answer_unreadable_is_undefined_and_not_zero(tmp_path: Path) -> None:
     sections = _sections(_write(_folder(tmp_path, failures=40)))
-    assert "quadratic kappa is undefined (no rows)" in next(iter(sections.values()))
+    assert "quadratic kappa is undefined (no rows)" in sections["In words"]
     line = next(x for x in sections["Numbers"].splitlines() if "adapter, own answer" in x)
     assert re.split(r" *\| *", line)[2:5] == ["–", "–", "–"]
 
@@ -254,7 +301,7 @@ def test_other_scales_have_a_report(tmp_path: Path, scale: str) -> None:
 
 
 def test_a_judge_alone_and_few_groups_are_reported(tmp_path: Path) -> None:
-    reading = next(iter(_sections(_write(_folder(tmp_path, groups=8, base=False))).values()))
+    reading = _sections(_write(_folder(tmp_path, groups=8, base=False)))["In words"]
     assert "base" not in reading
     assert "fewer than 20 groups" in reading
 

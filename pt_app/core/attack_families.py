@@ -28,7 +28,7 @@ class Family:
     control: bool = False
 
     def part(self, which: int) -> "Family":
-        """Return every second text, from the first (`--hard_negatives` trains on these) or second."""
+        """Return every second text: from the first, `--hard_negatives` trains on them."""
         return replace(self, append=self.append[which::2], replace=self.replace[which::2])
 
 

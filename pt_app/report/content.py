@@ -12,6 +12,7 @@ from pt_app.core.wording import NAMES, columns_of, leak_line
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
+from pt_app.report.scorecard import scorecard
 from pt_app.report.sections import attack_section, evidence_sections, people_section
 from pt_app.report.source import main_judge, read_attacks, read_history
 
@@ -34,8 +35,9 @@ def content(
     sections = [
         Section(
             "How far the judge agrees with the labels",
-            [Words(reading(results, safe)), *charts.agreement(results)],
+            scorecard(results, model, safe) if results["data"].get("n") else [],
         ),
+        Section("In words", [Words(reading(results, safe)), *charts.agreement(results)]),
         _numbers(results, safe),
         _confusion(rows, safe(judge), safe),
         *evidence_sections(model, safe),
@@ -49,7 +51,8 @@ def content(
         _disputed(rows, Scale.from_name(results["scale"]), safe),
         _origin(results, safe),
     ]
-    return [section for section in sections if section and section.blocks]
+    first, *others = (section for section in sections if section)
+    return [first, *(section for section in others if section.blocks)]
 
 
 def _ranks(results: dict[str, Any], safe: Safe) -> list[Section]:
