@@ -18,7 +18,6 @@ from pt_app.preflight.estimate.estimate import Estimate, estimate
 from pt_app.preflight.estimate.in_run import dollars_of, time_lines
 from pt_app.preflight.estimate.memory import GIB
 from pt_app.preflight.estimate.timing import Seconds, time_run
-from pt_app.tracking.tracker import Tracker
 from pt_app.training.preparation import Prepared, prepare
 from pt_app.training.run import build_trainer, load_judge
 
@@ -85,12 +84,14 @@ def _timed(
     with TemporaryDirectory() as name:
         folder = Path(name)
         model = load_judge(settings, platform, prepared, module.load_base)
-        tracker = Tracker.start("off", "", "estimate", folder, asdict(settings), False, log.info)
-        with tracker:
-            trainer = build_trainer(
-                settings, platform, prepared, folder, model, module.training_arguments, tracker
-            )
-            return time_run(trainer, found.plan, found.cost, prepared.source)
+        trainer = build_trainer(
+            settings, platform, prepared, folder, model, module.training_arguments, _log_nowhere
+        )
+        return time_run(trainer, found.plan, found.cost, prepared.source)
+
+
+def _log_nowhere(numbers: dict[str, float], step: int) -> None:
+    """Take the numbers of a training that is only timed."""
 
 
 def as_json(found: Estimate, seconds: Seconds | None, price: float | None) -> dict[str, Any]:
