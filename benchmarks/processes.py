@@ -139,7 +139,7 @@ def _run(work: Work, link: Connection) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (to the process's end)
     try:
         work(Turns(link))
-    except BaseException:  # whatever ends a way is said; the others go on
+    except BaseException:  # whatever ends a way is reported; the others continue
         last = traceback.format_exc().strip().splitlines()
         link.send(" | ".join(last[-3:]))
         os._exit(1)
@@ -165,6 +165,6 @@ def _trim() -> None:
 
 def _reset_peak() -> None:
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew (proc_pid_clear_refs(5))
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (proc_pid_clear_refs(5))
     except OSError:
         return

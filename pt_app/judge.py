@@ -1,4 +1,4 @@
-"""Judge: a trained judge as other programs use it.
+"""Judge: a trained judge for other programs.
 
 judge = Judge.load("adapters_eval/tiny-judge-2ep-20261121_101500_final")
 for judgement in judge.score([{"source": "the house", "candidate": "a casa"}]):
@@ -25,20 +25,28 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is re
     from pt_app.scoring.scorer import Scored
 
 ROWS = Place(Path("rows"), 0, lines=False)
-PROBLEM = "problem"  # the key of a stand-in for a row that could not be read
+PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
 
 
 @dataclass(frozen=True)
 class Judgement:
     """The judgement of one row.
 
-    `status` is "ok", "parse_failure" (the judge's own answer is no verdict: `verdict` is None),
-    "too_long" or "bad_row" (with the `problem`). `likeliest` is the most probable allowed verdict,
-    `confidence` its probability, `expected` the mean score, `verdict_mass` the probability of all
-    allowed verdicts before they were made to sum to 1. `calibrated` is the share of validation rows
-    of such a confidence whose verdict was right, `abstain` whether the confidence is below the
-    threshold that training found (both None where it found none). `answer` is the judge's whole
-    answer, if it was asked for; `judge` names adapter and weights.
+    Attributes:
+        id: the id of the row, or its number.
+        status: "ok", "parse_failure" (the answer of the judge has no verdict), "too_long", or
+            "bad_row" (see `problem`).
+        judge: the adapter and the hash of all that a verdict depends on.
+        verdict: the verdict that the greedy answer starts with; None on a parse failure.
+        likeliest: the constrained verdict, which is the most likely of the allowed verdicts.
+        confidence: the probability of `likeliest`.
+        expected: the mean score, on a scale of numbers.
+        verdict_mass: the probability of all allowed verdicts together, before normalization.
+        probabilities: of each allowed verdict; they sum to 1.
+        calibrated: the accuracy on validation rows of this confidence; None if it was not fitted.
+        abstain: whether the confidence is below the fitted threshold; None if it was not fitted.
+        answer: the whole answer, if it was generated.
+        problem: what is wrong with a bad row.
     """
 
     id: str
@@ -76,7 +84,7 @@ class Judge:
         precision: str = "float32",
         sample: Sequence[Mapping[str, Any]] = (),
     ) -> Judge:
-        """Load an adapter's folder on its own base, merged.
+        """Load the adapter of a folder, and merge it into its base.
 
         `base` is needed where the base was a folder: the adapter does not keep its path. float32 is
         exact; for "bf16" and "int8" the log says what they change on the rows of `sample`. Raises

@@ -66,7 +66,7 @@ class DatasetCard(BaseModel):
 class JudgeData:
     """A dataset folder in memory. `sha256` is of each file as it was read.
 
-    `leaks` says in a line each what stands on two sides of the split, where that was allowed.
+    `leaks` has a line for each text on both sides of the split, if that was allowed.
     """
 
     path: Path
@@ -138,7 +138,7 @@ def _leaks(
     if not allow:
         _check_groups(splits, folder)
     leaks = find_leaks(splits)
-    by_row = f"{folder.name} was split by row, so that groups stand on several sides"
+    by_row = f"{folder.name} was split by row, so that groups are on several sides"
     told = [by_row] if card.split.get("by") == "row" else []
     if (leaks or told) and not allow:
         first = told[0] if told else leaks[0].line()

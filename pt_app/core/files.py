@@ -52,7 +52,7 @@ def held(lock: Path, busy: str) -> Iterator[None]:
     The lock ends with its process, however that dies; flock's would live on in loader workers. It
     has a file of its own, since closing another handle of the same file would end it. Its holder
     may remove the file: whoever opened it before then opens a new one. A file system without locks
-    has none, which is said.
+    has none, which is logged.
     """
     file = _locked(lock, busy)
     try:

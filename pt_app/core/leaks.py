@@ -1,4 +1,4 @@
-"""Texts that stand on two sides of a split, exactly or but for case, spaces, points and accents.
+"""Texts on both sides of a split, equal except for case, spaces, punctuation and accents.
 
 The cheap part of the check: training runs it on every dataset. `judge data check` adds near
 duplicates (`judge_data/duplicates.py`).
@@ -64,7 +64,7 @@ def candidate_texts(example: JudgeExample) -> list[str]:
 
 
 def find_leaks(splits: Mapping[str, Sequence[JudgeExample]]) -> list[Leak]:
-    """Find groups, inputs and long candidates that stand in two splits, but for case and the like.
+    """Find groups, inputs and long candidates that are in two splits, except for case and the like.
 
     One leak for each text of each later split, against its first row in an earlier one.
     """

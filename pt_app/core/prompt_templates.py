@@ -45,7 +45,7 @@ class Template:
     def load(name: str, rubric: str | None = None) -> "Template":
         """Read a template by its name, or from a folder with user.txt, system.txt, rubric.txt.
 
-        Only user.txt is required; `rubric`, a dataset's own, stands in for the template's. Raises
+        Only user.txt is required; `rubric`, a dataset's own, replaces the template's. Raises
         UserError for an unknown name or field, and a user.txt without a candidate.
         """
         folder = FOLDER / name if "/" not in name and (FOLDER / name).is_dir() else Path(name)

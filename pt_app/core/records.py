@@ -245,7 +245,7 @@ def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
 def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     """Make the record of a row that is to be judged; a label that it has is not looked at.
 
-    A pair may stand in `candidate_a` and `candidate_b`; of a chat the user's turn is judged, and an
+    A pair may be in `candidate_a` and `candidate_b`; of a chat the user's turn is judged, and an
     answer that follows it is not looked at. Raises UserError as `example_of` does.
     """
     about_labels = ("label", "annotators", "errors", "meta", "candidate_a", "candidate_b")

@@ -35,15 +35,27 @@ def evaluate(
     feedback: bool = False,
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """Score `test` with the base and with the adapter; write `adapter`/evaluation; give results.
+    """Score `test` with the base and with the adapter, and write `adapter`/evaluation.
 
-    The base is loaded from disk in float32, and once more for the adapter.
-    Pairs are judged in both orders. With `feedback` the answers are generated too; `precision` is
-    that of the scoring. `run` (command, seed, versions) is written into the results as it is.
+    Pairs are judged in both orders.
+
+    Args:
+        source: the base, which is loaded in float32.
+        adapter: the folder of the adapter.
+        data: the dataset; its validation rows calibrate the confidence, its training rows fit the
+            baselines.
+        test: the rows to score.
+        encoder: encodes prompts and verdicts.
+        run: what results.json records about the run (command, seed, versions).
+        feedback: also generate answers.
+        precision: of the scoring.
+
+    Returns:
+        The content of results.json.
     """
     identity = bases.model_identity(source)
     how = Scoring(encoder, test, feedback, precision)
-    # Loaded twice: a model whose weights are packed for scoring takes no adapter any more.
+    # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
     base = how.judged("base", source.name, bases.load_model(source))
     model = adapters.load_adapter(adapter, bases.load_model(source), identity)
     validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
@@ -65,7 +77,7 @@ def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
     texts = {"candidate", "candidates", "source", "reference"}
     rows = [
         example.model_dump(include=texts)
-        # a chat row has no candidate apart from its prompt
+        # the candidate of a chat row is a part of its prompt
         | ({"candidate": None} if example.prompt is not None else {})
         for example in examples
     ]
@@ -85,9 +97,9 @@ class Scoring:
     def judged(
         self, name: str, id_: str, model: Any, validation: Sequence[JudgeExample] = ()
     ) -> JudgeRows:
-        """One judge's rows; `model` is in float32, and is used up.
+        """Score the test rows with one judge, and calibrate its confidence on validation rows.
 
-        On labelled `validation` rows its confidence is calibrated.
+        `model` is in float32; its weights are packed in place.
         """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self._verdicts)

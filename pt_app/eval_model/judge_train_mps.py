@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run by path: this folder's modules must not stand on sys.path
+if not __package__:  # run by path: this folder must not be on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     import pt_app.eval_model  # noqa: F401  (as `-m` does, before any other package)
 

@@ -93,7 +93,7 @@ def run(
     )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
     if settings.tracking == "online":
-        resolve_access("online")  # a missing key is said before anything is written
+        resolve_access("online")  # a missing key is an error before anything is written
     prepared = prepare(settings)
     before = _run_to_resume(settings, prepared)
     trained = before is not None and Path(f"{before}_final").exists()

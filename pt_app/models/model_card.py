@@ -93,7 +93,7 @@ def model_card(info: AdapterInfo, results: Json | None, *, name: str | None = No
 
 def _leaks(info: AdapterInfo) -> list[str]:
     count = info.training.get("data", {}).get("leaks")
-    told = f"**LEAKS: {count} texts stand in training and test: the numbers below flatter.**"
+    told = f"**LEAKS: {count} texts are in training and test: the numbers below are too high.**"
     return [told] if count else []
 
 
