@@ -86,9 +86,15 @@ class Judge:
     ) -> Judge:
         """Load the adapter of a folder, and merge it into its base.
 
-        `base` is needed where the base was a folder: the adapter does not keep its path. float32 is
-        exact; for "bf16" and "int8" the log says what they change on the rows of `sample`. Raises
-        UserError where the adapter is damaged or the base is another one.
+        Args:
+            adapter: the folder of the adapter.
+            base: the folder of the base, if it was one: an adapter does not keep its path.
+            device: where to score: "cpu", "cuda" or "mps".
+            precision: "float32" is exact; for "bf16" and "int8" the log says what they change.
+            sample: rows on which that change is measured.
+
+        Raises:
+            UserError: if the adapter is damaged, or the base is another one.
         """
         info = adapters.verify_adapter(Path(adapter))
         from pt_app.models.gemm import pack
@@ -122,10 +128,15 @@ class Judge:
         progress: bool = False,
         places: Sequence[Place] | None = None,
     ) -> list[Judgement]:
-        """Judge rows of fields as in a dataset (docs/DATA.md), in the order given.
+        """Judge rows of fields as in a dataset (docs/DATA.md), in the given order.
 
-        A row that cannot be judged, whatever it is, gets a status of its own and stops no other.
-        `places` say where each row stands, for messages.
+        A row that cannot be judged gets the status "bad_row" and does not stop the others.
+
+        Args:
+            rows: the rows; labels in them are ignored.
+            feedback: also generate issues and feedback.
+            progress: show a progress bar.
+            places: the file and number of each row, for messages.
         """
         from pt_app.scoring.scorer import JudgeScorer
 

@@ -1,6 +1,6 @@
 """Kills a training with SIGKILL behind a checkpoint, resumes it, compares the final adapters.
 
-On a GPU two uninterrupted runs may differ too: their distance is reported beside that of the resumed one.
+On a GPU two uninterrupted runs may differ too: their distance is reported as well.
 """
 
 import signal
