@@ -120,7 +120,7 @@ def test_loss_and_gradients_of_a_pack_are_those_of_its_rows(kind: str, attention
     ("kind", "changed", "why"),
     [
         ("Gemma2", {}, "its layers have different attention windows"),
-        ("Gemma3Text", {"num_hidden_layers": 6}, "its layers differ"),
+        ("Gemma3Text", {"num_hidden_layers": 6}, "its layers have different"),
         ("Mistral", {"sliding_window": 64}, "window has 64 tokens, and rows have up to 100"),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, "9"),
     ],

@@ -144,7 +144,7 @@ def test_short_window_falls_back_to_the_plain_path_and_says_so(chatml, caplog):
     assert why_no_tree(model, 32) is None
     scored = scorer_of(model, encoder).score(rows)
     assert_equals_plain(scored, model, encoder, rows)
-    assert "row by row: its attention sees 32 tokens" in caplog.text
+    assert "row by row: its attention window has 32 tokens" in caplog.text
 
 
 def test_one_verdict_that_begins_another_is_told_apart_by_its_line_end():

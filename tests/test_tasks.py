@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pt_app.commands import train as train_command
 from pt_app.core.errors import UserError
 from pt_app.core.settings import RECIPES
+from pt_app.eval_model import dispatch
 from pt_app.eval_model.folds import join_evaluations
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.splitting import SplitPlan
@@ -141,8 +141,8 @@ def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
     def run_here(recipe: str, given: Any) -> None:
         main(recipe, list(given))
 
-    monkeypatch.setattr(train_command, "run_recipe", run_here)
-    train_command.train_here(argv)
+    monkeypatch.setattr(dispatch, "run_recipe", run_here)
+    dispatch.train_here(argv)
     root = tmp_path / "out" / "folds-of-data"
     joined = json.loads((root / "evaluation" / "results.json").read_text("utf-8"))
     assert joined["data"]["n"] == 16

@@ -29,6 +29,7 @@ ROWS = 12
 RUN = """
 import json, sys
 from pathlib import Path
+from pt_app.report import charts
 from pt_app.tracking.tracker import Tracker
 folder, mode, ending = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings = {"lr": 1e-4, "output_dir": str(folder), "api_key": "x"}
@@ -47,7 +48,7 @@ with Tracker.start(mode, "judge", "tiny-judge", folder, settings, log_texts="tex
     metrics = {"mae": number, "kappa_quadratic": number}
     results = {"task": "score", "data": {"path": "datasets/demo"}, "baselines": []}
     results["models"] = [{"name": name, "metrics": metrics} for name in ("base", "adapter")]
-    t.finish(results, folder / "predictions.jsonl", folder / "adapter")
+    t.finish(results, folder / "predictions.jsonl", folder / "adapter", charts.of_results)
 """
 
 
