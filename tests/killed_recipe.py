@@ -1,31 +1,37 @@
-"""A recipe that is killed, without warning, in the middle of a step.
+"""A recipe that is killed again and again, without warning, in the middle of a step.
 
-python -m tests.killed_recipe <recipe> <step> <where> <the recipe's flags>
+python -m tests.killed_recipe RECIPE POINTS FLAGS...
 
-`where` is the pack of the step before whose loss the process ends, or "saving": while the next
-checkpoint is written.
+POINTS is a JSON list of [step, where]. `where` is the pack of the step before whose loss the
+process ends, or "saving": while the next checkpoint is written. Each run but the first resumes the
+one before. The runs are forked from a process that has imported everything: a fresh interpreter for
+each takes ten times as long, most of it for imports.
 """
 
+import json
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
-from pt_app.eval_model import judge_train_cuda, judge_train_mps
+from pt_app.eval_model import entry, judge_train_cuda, judge_train_mps
 from pt_app.training import checkpoints
 from pt_app.training.trainer import JudgeTrainer
+
+assert entry  # which the recipes import when they run
 
 
 def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    recipe, step, where, *argv = sys.argv[1:]
+def run_until(recipe: str, step: int, where: str, argv: list[str]) -> None:
+    """Run the recipe in this process, which does not survive it."""
     compute, seen = JudgeTrainer.compute_loss, {"packs": 0}
 
     def dying(self: JudgeTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step >= int(step):
+        if self.state.global_step >= step:
             if where == "saving":
                 checkpoints.publish = die
             elif seen["packs"] >= int(where):
@@ -35,6 +41,22 @@ def main() -> None:
 
     JudgeTrainer.compute_loss = dying  # type: ignore[method-assign]
     {"mps": judge_train_mps, "cuda": judge_train_cuda}[recipe].main(argv)
+
+
+def main() -> None:
+    recipe, points, *argv = sys.argv[1:]
+    for number, (step, where) in enumerate(json.loads(points)):
+        child = os.fork()
+        if not child:
+            try:
+                run_until(recipe, step, where, [*argv, "--resume"] if number else argv)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(3)  # it came to its end, or to an error
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            sys.exit(f"the run of step {step} ({where}) was not killed: {status}")
 
 
 main()

@@ -203,7 +203,7 @@ def test_set_up_that_fails_ends_the_rental(
 def test_cap_takes_a_last_checkpoint_and_resume_goes_on_from_it(
     vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
 ) -> None:
-    caps = ["--hours=0.0001", "--max_hours", str(18 / 3600), "--gpu_ram=8"]
+    caps = ["--hours=0.0001", "--max_hours", str(36 / 3600), "--gpu_ram=8"]
     long = ["--", "--epochs=400"]
     with pytest.raises(UserError, match=r"the cap of 0\.01 hours is reached; go on from") as failed:
         main(launch_words(rows, out, *caps, *long, host=rented_host))
