@@ -23,10 +23,10 @@ Make = Callable[[Any, Workload], Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Way:
-    """One way of judging, and how its products are computed."""
+    """One way of judging, and how its matmuls are computed."""
 
     make: Make
-    products: str = SLOW
+    matmul: str = SLOW
 
 
 def _judge(
@@ -125,12 +125,12 @@ WAYS = {
     "judge, bf16": Way(partial(_judge, precision="bf16")),
     "judge, int8": Way(partial(_judge, precision="int8")),
     "generate": Way(partial(_generate, rows=1, tokens=ANSWER)),
-    "generate, fast products": Way(partial(_generate, rows=1, tokens=ANSWER), FAST),
+    "generate, fast matmul": Way(partial(_generate, rows=1, tokens=ANSWER), FAST),
     "generate to the verdict": Way(_generate_line),
     "generate, batches": Way(partial(_generate, rows=BATCH, tokens=ANSWER)),
-    "generate, batches, fast products": Way(partial(_generate, rows=BATCH, tokens=ANSWER), FAST),
+    "generate, batches, fast matmul": Way(partial(_generate, rows=BATCH, tokens=ANSWER), FAST),
     "forward, batches": Way(_forward),
-    "forward, batches, fast products": Way(_forward, FAST),
+    "forward, batches, fast matmul": Way(_forward, FAST),
     "decision pipeline": Way(_decide),
 }
 
@@ -159,7 +159,7 @@ def measure(
 
     def work(way: Way) -> Work:
         def prepare() -> Callable[[], Any]:
-            torch.set_float32_matmul_precision(way.products)
+            torch.set_float32_matmul_precision(way.matmul)
             return way.make(model, workload)
 
         return repeat(prepare)
@@ -194,11 +194,11 @@ RATIOS = {
     "ratio_vs_forward_scale_pass_fail": ("judge, scale pass_fail", "forward, batches"),
     "ratio_vs_decision": ("judge", "decision pipeline"),
     "ratio_vs_batched_generate": ("judge, with answers", "generate, batches"),
-    "ratio_vs_generate_same_products": ("judge", "generate, fast products"),
-    "ratio_vs_forward_same_products": ("judge", "forward, batches, fast products"),
-    "ratio_vs_batched_generate_same_products": (
+    "ratio_vs_generate_same_matmul": ("judge", "generate, fast matmul"),
+    "ratio_vs_forward_same_matmul": ("judge", "forward, batches, fast matmul"),
+    "ratio_vs_batched_generate_same_matmul": (
         "judge, with answers",
-        "generate, batches, fast products",
+        "generate, batches, fast matmul",
     ),
 }
 

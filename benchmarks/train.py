@@ -28,13 +28,13 @@ FAST, SLOW = "medium", "highest"  # torch.set_float32_matmul_precision
 
 @dataclass(frozen=True)
 class Way:
-    """One way of training: the loop, the step's layout, the base's dtype, the products."""
+    """One way of training: the loop, the step's layout, the base's dtype, the matmuls."""
 
     make: Callable[..., Any]
     rows: int = 4
     accumulate: int = 1
     dtype: torch.dtype = torch.float32
-    products: str = FAST
+    matmul: str = FAST
 
     @property
     def examples(self) -> int:
@@ -137,13 +137,13 @@ WAYS = {
     "TRL, bf16, padding-free": Way(
         partial(_trl, **_PLAIN_TRL, padding_free=True), dtype=torch.bfloat16
     ),
-    "TRL, its defaults": Way(_trl, rows=8, products=SLOW),
+    "TRL, its defaults": Way(_trl, rows=8, matmul=SLOW),
     "judge, rows apart": Way(partial(_judge, trees=False), rows=1, accumulate=4),
-    "judge, slow products": Way(partial(_judge, trees=True), products=SLOW),
-    "judge, rows apart, slow products": Way(
-        partial(_judge, trees=False), rows=1, accumulate=4, products=SLOW
+    "judge, slow matmul": Way(partial(_judge, trees=True), matmul=SLOW),
+    "judge, rows apart, slow matmul": Way(
+        partial(_judge, trees=False), rows=1, accumulate=4, matmul=SLOW
     ),
-    "TRL, slow products": Way(partial(_trl, **_PLAIN_TRL), products=SLOW),
+    "TRL, slow matmul": Way(partial(_trl, **_PLAIN_TRL), matmul=SLOW),
 }
 
 
@@ -197,7 +197,7 @@ def _work(model: Any, workload: Workload, way: Way, steps: int, file: Path) -> W
     def work(turns: Turns) -> None:
         from pt_app.models.adapters import attach_lora
 
-        torch.set_float32_matmul_precision(way.products)
+        torch.set_float32_matmul_precision(way.matmul)
         torch.manual_seed(0)
         judge = attach_lora(model, r=RANK, alpha=32, dropout=0.0, targets=TARGETS)
         generator = torch.Generator().manual_seed(0)
@@ -252,8 +252,8 @@ def measure(
 def best_gemm(shape: Shape) -> float:
     """The best float32 GEMM rate of this core at the shape's own sizes, in FLOPs a second."""
     before, rates = torch.get_float32_matmul_precision(), []
-    for products in (FAST, SLOW):
-        torch.set_float32_matmul_precision(products)
+    for matmul in (FAST, SLOW):
+        torch.set_float32_matmul_precision(matmul)
         for out in (shape.hidden, shape.intermediate):
             x, weight = torch.randn(1024, shape.hidden), torch.randn(out, shape.hidden)
             seconds = []
@@ -267,7 +267,7 @@ def best_gemm(shape: Shape) -> float:
 
 
 def useful_flops(shape: Shape, workload: Workload, step: int, examples: int) -> float:
-    """The least products of a step: each prefix once, the last MLP and the head where a token is
+    """The fewest multiplications of a step: each prefix once, the last MLP and the head where a token is
     supervised, forward and to the input's gradient; frozen weights have none of their own, and
     adapters and attention do not count."""
     from pt_app.models.packing import Tree
@@ -326,8 +326,8 @@ def _summary(
         "ratio_vs_trl_defaults": ratio("judge", "TRL, its defaults"),
         "ratio_vs_trainer": ratio("judge", "Trainer, padded"),
         "ratio_of_sharing": ratio("judge", "judge, rows apart"),
-        "ratio_of_products": ratio("judge", "judge, slow products"),
-        "ratio_vs_trl_slow_products": ratio("judge, slow products", "TRL, slow products"),
+        "ratio_of_matmul": ratio("judge", "judge, slow matmul"),
+        "ratio_vs_trl_slow_matmul": ratio("judge, slow matmul", "TRL, slow matmul"),
         "loss_difference": first_losses("judge", "TRL"),
         "gradient_relative_difference": _difference(gradients, "judge", "TRL"),
         "peak_memory_ratio": memory("judge", "TRL", "TRL, padding-free"),
