@@ -267,9 +267,12 @@ def best_gemm(shape: Shape) -> float:
 
 
 def useful_flops(shape: Shape, workload: Workload, step: int, examples: int) -> float:
-    """The fewest multiplications of a step: each prefix once, the last MLP and the head where a token is
-    supervised, forward and to the input's gradient; frozen weights have none of their own, and
-    adapters and attention do not count."""
+    """Return the fewest operations of a step.
+
+    Each prefix counts once, the last MLP and the head where a token is supervised; forward, and for
+    the gradient of the input. Frozen weights have no gradient of their own; adapters and attention
+    are not counted.
+    """
     from pt_app.models.packing import Tree
 
     rows = workload.encoded[step * examples : (step + 1) * examples]

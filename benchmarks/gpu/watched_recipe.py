@@ -14,7 +14,7 @@ if __name__ == "__main__":
     numbers, *flags = sys.argv[1:]
     named = [flag.partition("=")[2] for flag in flags if flag.startswith("--gradients=")]
     Watch(Path(numbers), Path(named[0]) if named else None).install()
-    # On a CPU the recipe chooses its float32 matmul kernels by a clock: runs that are compared with each
-    # other all take the plain ones.
+    # On a CPU the recipe chooses its float32 matmul by a clock: runs that are compared with each
+    # other all take the plain one.
     take_over_products(False)
     main([flag for flag in flags if not flag.startswith("--gradients=")])
