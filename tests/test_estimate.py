@@ -21,7 +21,6 @@ from pt_app.preflight.estimate.meter import Meter
 from pt_app.preflight.estimate.outline import Outline
 from pt_app.preflight.estimate.plan import Pack, Plan, Rows, plan_run
 from pt_app.preflight.estimate.timing import fit, time_run
-from pt_app.tracking.tracker import Tracker
 from pt_app.training.preparation import Prepared, prepare
 from pt_app.training.run import build_trainer, load_judge
 from pt_app.training.trainer import JudgeTrainer, summed_loss
@@ -60,10 +59,9 @@ def load(recipe: Recipe, settings: Settings, prepared: Prepared) -> Any:
 
 def trainer_of(settings: Settings, prepared: Prepared, model: Any, folder: Path) -> JudgeTrainer:
     module = importlib.import_module("pt_app.eval_model.judge_train_mps")
-    tracker = Tracker.start("off", "", "test", folder, {}, False, print)
     platform = platforms.decide("mps")
     made = module.training_arguments
-    return build_trainer(settings, platform, prepared, folder, model, made, tracker)
+    return build_trainer(settings, platform, prepared, folder, model, made, lambda *_: None)
 
 
 def plan_of(recipe: Recipe, settings: Settings, prepared: Prepared) -> tuple[Outline, Plan]:

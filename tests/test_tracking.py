@@ -33,7 +33,7 @@ from pt_app.report import charts
 from pt_app.tracking.tracker import Tracker
 folder, mode, ending = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings = {"lr": 1e-4, "output_dir": str(folder), "api_key": "x"}
-with Tracker.start(mode, "judge", "tiny-judge", folder, settings, log_texts="texts" in ending) as t:
+with Tracker(mode, "judge", "tiny-judge", folder, settings, log_texts="texts" in ending) as t:
     if "kill" in ending:
         import psutil
         [child.kill() for child in psutil.Process().children()]
@@ -326,7 +326,7 @@ def test_off_and_other_ranks_import_and_write_nothing(
 
 def test_online_needs_a_key_and_an_unknown_mode_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no W&B key.*WANDB_API_KEY.*--tracking offline"):
-        Tracker.start("online", "judge", "run", tmp_path, {})
+        Tracker("online", "judge", "run", tmp_path, {})
     with pytest.raises(UserError, match="--tracking sometimes"):
         resolve_access("sometimes")
     assert list(tmp_path.iterdir()) == []

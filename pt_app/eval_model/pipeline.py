@@ -102,7 +102,7 @@ def run(
         folder, checkpoint = _open_run(settings, platform, prepared, before, stack)
         console.also_to(folder / "train.log")
         tracker = stack.enter_context(
-            Tracker.start(
+            Tracker(
                 settings.tracking,
                 settings.project_name,
                 folder.name,

@@ -1,17 +1,17 @@
-"""Decides once whether tracking goes online, offline or nowhere, and says why."""
+"""Decide once whether tracking goes online, offline or nowhere, and why."""
 
 import os
 import socket
 import threading
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pt_app.core.errors import UserError
 
-Mode = Literal["auto", "online", "offline", "off"]
-MODES: tuple[Mode, ...] = ("auto", "online", "offline", "off")
+MODES = ("auto", "online", "offline", "off")
 CONNECT_SECONDS = 2.0
 
 
@@ -26,23 +26,27 @@ class Access:
 
 
 def resolve_access(mode: str) -> Access:
-    """Turn --tracking into what will be done; asks nothing of the user and waits 2 s at most.
+    """Turn --tracking into what will be done; never prompts, and waits for at most 2 s.
 
     `auto` goes online if there is a key and the server answers. WANDB_MODE, which users of W&B
-    know, narrows `auto`. Raises UserError for an unknown mode and for `online` without a key.
+    know, narrows `auto`.
+
+    Raises:
+        UserError: for an unknown mode, and for `online` without a key.
     """
     if mode not in MODES:
         raise UserError(f"--tracking {mode}: choose one of {', '.join(MODES)}")
-    wish = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    wish, reason = mode, f"--tracking {mode}"
+    if mode == "auto":
+        wish = os.environ.get("WANDB_MODE", "")
+        reason = f"WANDB_MODE={wish}"
     if wish in ("off", "disabled"):
-        return Access("off", "--tracking off" if mode == "off" else "WANDB_MODE=disabled")
-    # Both are read when wandb is imported or set up: no lines of its own, no reports of crashes.
+        return Access("off", reason)
+    # wandb reads both when it is imported or set up: no lines of its own, no crash reports.
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if wish in ("offline", "dryrun"):
-        return Access(
-            "offline", "--tracking offline" if mode == "offline" else f"WANDB_MODE={wish}"
-        )
+        return Access("offline", reason)
     base_url, key, problem = find_key()
     if key is None:
         if mode == "online":
@@ -58,7 +62,11 @@ def resolve_access(mode: str) -> Access:
 
 
 def find_key() -> tuple[str, str | None, str]:
-    """(server address, API key or None, why there is none), by W&B's own rules, never asking."""
+    """Find the API key by W&B's own rules, without a prompt.
+
+    Returns:
+        The server's address, the key or None, and why there is none ("" if there is one).
+    """
     import wandb
     from wandb.sdk.lib import wbauth
 
@@ -68,36 +76,35 @@ def find_key() -> tuple[str, str | None, str]:
         auth = wbauth.authenticate_session(
             host=base_url, source="tracking", prompt=False, update_session=False
         )
-    except Exception as error:  # a key of a wrong form, an unreadable settings file
-        return base_url, None, f"the W&B key cannot be used ({_first_line(error)})"
+    except Exception as error:  # a malformed key, an unreadable settings file
+        return base_url, None, f"the W&B key cannot be used ({describe(error)})"
     key = getattr(auth, "api_key", None)
     return base_url, key, "" if key else f"no W&B key for {urlsplit(base_url).hostname}"
 
 
-def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
-    """Whether a TCP connection to the host of `url`, or to the proxy for it, opens in time.
+def describe(error: Exception) -> str:
+    """Give the first line of an error's message: later ones may quote a settings file, or a key."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
-    Runs in a thread of its own, since a name look-up has no time-out.
+
+def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
+    """Return whether a TCP connection to the host of `url`, or to its proxy, opens in time.
+
+    It is tried in a thread, since a DNS lookup has no timeout.
     """
     address = urlsplit(url)
     proxy = urllib.request.getproxies().get(address.scheme)
     if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
         address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     port = address.port or (443 if address.scheme == "https" else 80)
-    answers: list[bool] = []
+    connected: list[bool] = []
 
     def connect() -> None:
-        try:
+        with suppress(OSError):
             socket.create_connection((address.hostname or "", port), timeout=seconds).close()
-            answers.append(True)
-        except OSError:
-            pass
+            connected.append(True)
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds)
-    return bool(answers)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return bool(connected)

@@ -1,7 +1,7 @@
 """What of a run's tracking is still to be sent, and the sending of it, now or by `judge sync`.
 
 `tracking.json` in a run folder names each W&B run and each file of Weave rows, relative to the
-folder, and whether it was sent. Sending is done by child processes that end at a deadline.
+folder, and whether it was sent. Child processes with a deadline do the sending.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pt_app
 from pt_app.core.errors import UserError
@@ -50,23 +50,23 @@ class SyncSummary:
     failed: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """One line for the terminal."""
-        parts = [f"sent {len(self.sent)}", f"sent before {len(self.already_sent)}"]
+        """Give one line for the terminal."""
+        line = f"sent {len(self.sent)}, sent before {len(self.already_sent)}"
         if self.failed:
-            parts.append(f"failed {len(self.failed)} (try again): {'; '.join(self.failed)}")
-        return ", ".join(parts)
+            line += f", failed {len(self.failed)} (try again): {'; '.join(self.failed)}"
+        return line
 
 
 def read_state(run_dir: Path) -> dict[Kind, dict[str, bool]]:
-    """What `tracking.json` says, by kind: name of the run or file -> sent; empty without a file.
+    """Read `tracking.json`: by kind, the name of each run or file -> whether it was sent.
 
-    Raises UserError if the file is not JSON of that form.
+    A folder without the file has sent nothing. Raises UserError if the file is damaged.
     """
     file = run_dir / STATE_FILE
     if not file.exists():
         return {"wandb": {}, "weave": {}}
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
         return {"wandb": dict(state["wandb"]), "weave": dict(state["weave"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -84,35 +84,30 @@ def note(run_dir: Path, kind: Kind, name: str, sent: bool) -> None:
 def sync(folder: Path, deadline_s: float = 600.0) -> SyncSummary:
     """Send what the run folders in `folder` (itself, or below it) have not sent yet.
 
-    For an adapter's folder (`…_final`) that is the folder of its run, beside it.
+    Sending again sends nothing twice: W&B continues a run of its own; a Weave evaluation is the
+    unit, and what a failed attempt left of one is deleted before it is sent whole.
 
-    Sending again sends nothing twice: a W&B run is continued by W&B; a Weave evaluation is the
-    unit, and what a failed attempt left of one is deleted before it is sent whole. `deadline_s`
-    bounds all of it in seconds. Raises UserError where nothing was tracked, without a key, and
-    without a network.
+    Args:
+        folder: for an adapter's folder (`…_final`), the folder of its run beside it is meant.
+        deadline_s: limit in seconds for all of it.
+
+    Raises:
+        UserError: where nothing was tracked, without a key, and without a network.
     """
     if folder.name.endswith("_final") and not list(folder.rglob(STATE_FILE)):
         folder = folder.with_name(folder.name.removesuffix("_final"))
-    states = {file.parent: read_state(file.parent) for file in sorted(folder.rglob(STATE_FILE))}
     summary = SyncSummary()
     waiting: list[tuple[Path, Kind, str]] = []
-    for run_dir, state in states.items():
-        for kind, names in state.items():
-            for name, sent in names.items():
-                if sent:
-                    summary.already_sent.append(name)
-                else:
-                    waiting.append((run_dir, kind, name))
-    if not waiting and not summary.already_sent:
-        raise UserError(f"{folder} holds no tracked run ({STATE_FILE}): name the folder of a run")
-    if waiting:
-        _send_all(waiting, summary, deadline_s)
-    return summary
-
-
-def _send_all(
-    waiting: Sequence[tuple[Path, Kind, str]], summary: SyncSummary, deadline_s: float
-) -> None:
+    for file in sorted(folder.rglob(STATE_FILE)):
+        for kind, names in read_state(file.parent).items():
+            waiting += [(file.parent, kind, name) for name, sent in names.items() if not sent]
+            summary.already_sent += [name for name, sent in names.items() if sent]
+    if not waiting:
+        if not summary.already_sent:
+            raise UserError(
+                f"{folder} holds no tracked run ({STATE_FILE}): name the folder of a run"
+            )
+        return summary
     access = resolve_access("online")
     if access.mode != "online":
         raise UserError(f"nothing was sent: {access.reason}: try again with a network")
@@ -123,15 +118,16 @@ def _send_all(
             summary.failed.append(f"{name}: {problem}")
         else:
             summary.sent.append(name)
+    return summary
 
 
 def send(run_dir: Path, kind: Kind, name: str, access: Access, deadline_s: float) -> str:
-    """Send one W&B run or file of rows within `deadline_s`; returns the problem, "" if none."""
+    """Send one W&B run or file of rows within `deadline_s`; return the problem, "" if none."""
     path = run_dir.resolve() / name
     if not path.exists():
         return "is no longer there"
     if kind == "weave":
-        command = ["-m", "pt_app.tracking.weave_rows", str(path), "--deadline", f"{deadline_s}"]
+        command = ["-m", "pt_app.tracking.weave_rows", str(path), f"{deadline_s}"]
     else:
         command = ["-m", "wandb", "sync", "--include-online", str(path)]
     problem = run_child(command, access, deadline_s)
@@ -143,7 +139,7 @@ def send(run_dir: Path, kind: Kind, name: str, access: Access, deadline_s: float
 
 
 def run_child(command: Sequence[str], access: Access, deadline_s: float) -> str:
-    """Run Python with `command`, away from the terminal; returns its last line if it failed.
+    """Run Python with `command`, away from the terminal; return its last line if it failed.
 
     The whole process group is killed at the deadline, and if this process is interrupted.
     """
@@ -171,16 +167,9 @@ def run_child(command: Sequence[str], access: Access, deadline_s: float) -> str:
         except subprocess.TimeoutExpired:
             return f"not done after {deadline_s:.0f} s"
         finally:
-            _kill_group(child)
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # all of it has ended
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
-    if code == 0:
-        return ""
-    return (lines[-1] if lines else f"exit code {code}")[:300]
-
-
-def _kill_group(child: "subprocess.Popen[bytes]") -> None:
-    """End the child and what it started; nothing happens if all of it has ended."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    return "" if code == 0 else (lines[-1] if lines else f"exit code {code}")[:300]

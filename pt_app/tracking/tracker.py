@@ -1,17 +1,16 @@
-"""W&B and Weave around a run: online, offline or off. Never slows, hangs or fails the run."""
+"""Track a run in W&B and Weave: online, offline or off. Never slows, hangs or fails the run."""
 
 import contextlib
-import os
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.tracking.access import Access, reachable, resolve_access
+from pt_app.tracking.access import Access, describe, reachable, resolve_access
 from pt_app.tracking.sync import note, read_state, send
 from pt_app.tracking.weave_rows import write_rows
 
@@ -19,42 +18,18 @@ INIT_SECONDS = 15.0  # wandb's own default of 90 s would hold up the run
 FINISH_SECONDS = 120.0  # an adapter of 70 MB at 5 Mbit/s; what is left goes with `judge sync`
 GONE_SECONDS = 5.0  # for W&B to write its file when there is nobody to send it to
 WEAVE_SECONDS = 60.0
-ROWS_FILE = "weave_rows.jsonl"
 # Files of an adapter folder that quote rows: they stay here without --log_texts.
 FILES_WITH_TEXTS = ("predictions.jsonl", "report.html", "report.md")
-
 
 Charts = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
 """Draws the content of results.json: names and SVG texts."""
 
 
 class Tracker:
-    """Logs one run; made by `start`, used in a `with`. A failure costs one line, never the run."""
+    """Tracks one run; use it in a `with`. A failure costs one line, never the run."""
 
     def __init__(
         self,
-        access: Access,
-        project: str,
-        run_name: str,
-        run_dir: Path,
-        settings: Mapping[str, Any],
-        log_texts: bool,
-        say: Callable[[str], None],
-    ) -> None:
-        self.access = access
-        self._entity, _, self._project = project.rpartition("/")
-        self._run_name = run_name
-        self._run_dir = run_dir
-        self._settings = clean_settings(settings, access.key)
-        self._log_texts = log_texts
-        self._say = say
-        self._run: Any = None
-        self._run_folder = ""
-        self._said: set[str] = set()
-
-    @classmethod
-    def start(
-        cls,
         mode: str,
         project: str,
         run_name: str,
@@ -62,27 +37,35 @@ class Tracker:
         settings: Mapping[str, Any],
         log_texts: bool = False,
         say: Callable[[str], None] = print,
-    ) -> "Tracker":
-        """Begin to track a run into `run_dir`; `project` may be "entity/project".
+    ) -> None:
+        """Begin to track a run; say in one line what is done and why, and what leaves the machine.
 
-        Says in one line what is done and why, and what leaves the machine. On ranks other than
-        0, and with `off`, the tracker does nothing and imports neither package. Raises UserError
-        for an unknown mode and for `online` without a key, and nothing else.
+        On ranks other than 0, and with `off`, it does nothing and imports neither package.
+
+        Args:
+            mode: the value of --tracking.
+            project: "project" or "entity/project".
+            run_name: name and group of the W&B run, name of the Weave evaluations.
+            run_dir: the run's folder, which keeps what is not sent.
+            settings: the run's settings; secrets and folders are taken out of them.
+            log_texts: whether the texts of rows may leave the machine.
+            say: prints a line.
+
+        Raises:
+            UserError: for an unknown mode and for `online` without a key; nothing else is raised.
         """
-        if any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK")):
-            access = Access("off", "another rank tracks")
-            return cls(access, project, run_name, run_dir, settings, log_texts, say)
-        try:
-            access = resolve_access(mode)
-        except UserError:
-            raise
-        except Exception as error:
-            access = Access("off", f"W&B does not start ({_one_line(error)})")
-        tracker = cls(access, project, run_name, run_dir, settings, log_texts, say)
-        if access.mode != "off":
-            tracker._begin()
-        say(tracker._opening_line())
-        return tracker
+        self._entity, _, self._project = project.rpartition("/")
+        self._run_name, self._run_dir = run_name, run_dir
+        self._log_texts, self._say = log_texts, say
+        self._run: Any = None
+        self._run_folder = ""
+        self._said: set[str] = set()
+        self.access = _access(mode)
+        self._settings = clean_settings(settings, self.access.key)
+        if self.access.mode != "off":
+            self._begin()
+        if console.is_main_process():
+            say(self._opening_line())
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of one optimizer step; returns at once."""
@@ -96,64 +79,69 @@ class Tracker:
         adapter: Path | None = None,
         charts: Charts | None = None,
     ) -> None:
-        """Log the content of results.json, the rows of predictions.jsonl and the adapter folder.
+        """Log what a finished run has made.
 
-        `charts` draws the charts of the results, where they are wanted.
+        It takes 2 min for W&B and 1 min for Weave at most, then leaves the rest to `judge sync`.
 
-        Takes 2 min for W&B and 1 min for Weave at most, then leaves the rest to `judge sync`.
+        Args:
+            results: the content of results.json.
+            predictions: the file predictions.jsonl.
+            adapter: the adapter's folder.
+            charts: draws the charts of the results, where they are wanted.
         """
         if self.access.mode == "off":
             return
         summary = summarize(results or {})
-        rows = ""
-        if predictions is not None and predictions.exists():  # none without an evaluation
-            rows = self._write_rows(results or {}, summary, predictions)
-        online = self.access.mode == "online" and reachable(self.access.base_url)
+        if predictions is not None and not predictions.exists():
+            predictions = None  # there was no evaluation
+        rows = self._write_rows(results or {}, summary, predictions) if predictions else ""
+        online = self.access.mode == "online"
+        lost = online and not reachable(self.access.base_url)
         if self._run is not None:
-            lost = self.access.mode == "online" and not online
-            if results and predictions is not None and predictions.exists() and not lost:
+            if results and predictions and not lost:
                 self._log_media(results, predictions, charts)
-            self._finish_wandb(summary, adapter, lost=lost)
-        if rows and self.access.mode == "online":
-            problem = self._send_rows(rows) if online else "the server is gone"
+            self._finish_wandb(summary, adapter, lost)
+        if rows and online:
+            problem = "the server is gone"
+            if not lost:
+                problem = self._try(
+                    "Weave's rows are not sent",
+                    lambda: send(self._run_dir, "weave", rows, self.access, WEAVE_SECONDS),
+                )
             if problem:
                 self._say_unsent(f"Weave's rows are not sent ({problem})")
 
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        codes = {KeyboardInterrupt: 130, UserError: 2}
-        code = 1 if error else 0
-        for error_type, its_code in codes.items():
-            code = its_code if isinstance(error, error_type) else code
-        self._close(error.code if isinstance(error, SystemExit) else code, FINISH_SECONDS)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        code: object = 1 if error else 0
+        if isinstance(error, SystemExit):
+            code = error.code
+        elif isinstance(error, KeyboardInterrupt | UserError):
+            code = 130 if isinstance(error, KeyboardInterrupt) else 2
+        self._close(code)
 
     def _begin(self) -> None:
         """Start a W&B run; where the server does not take it, an offline one."""
         try:
-            self._init_wandb(self.access)
+            self._init_wandb(self.access.mode)
             return
         except Exception as error:
-            reason = f"W&B does not start ({_one_line(error)})"
+            reason = f"W&B does not start ({describe(error)})"
         self._tear_down()
         if self.access.mode == "online":
             self.access = Access("offline", reason, self.access.base_url)
-            self._try("W&B is left out", lambda: self._init_wandb(self.access))
+            self._try("W&B is left out", lambda: self._init_wandb("offline"))
         else:
             self._say(f"tracking: {reason}")
 
-    def _init_wandb(self, access: Access) -> None:
+    def _init_wandb(self, mode: str) -> None:
         import wandb
 
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
-            mode="online" if access.mode == "online" else "offline",
+            mode=mode,
             entity=self._entity or None,
             project=self._project,
             name=self._run_name,
@@ -173,22 +161,24 @@ class Tracker:
         def log() -> None:
             from pt_app.tracking.media import media
 
-            found = media(results, predictions, charts(results) if charts else ())
-            within(FINISH_SECONDS, lambda: self._run.log(found))
+            logged = media(results, predictions, charts(results) if charts else ())
+            within(FINISH_SECONDS, lambda: self._run.log(logged))
 
         self._try("W&B lacks the results", log)
 
     def _finish_wandb(
         self, summary: Mapping[str, Mapping[str, Any]], adapter: Path | None, lost: bool
     ) -> None:
-        """Log what a finished run has; with the server `lost`, the adapter goes into a second,
-        offline run of the group, since an online run would first ask the server about it."""
+        """Log metrics and adapter, and end the run.
+
+        With the server `lost`, the adapter goes into a second, offline run of the group, since an
+        online run would first ask the server about it.
+        """
 
         def log_adapter() -> None:
             if adapter is not None:
-                self._run.log_artifact(
-                    adapter_artifact(self._run_name, adapter, texts=self._log_texts)
-                )
+                artifact = adapter_artifact(self._run_name, adapter, texts=self._log_texts)
+                self._run.log_artifact(artifact)
 
         def log_results() -> None:
             for model, metrics in summary.items():
@@ -199,18 +189,17 @@ class Tracker:
         self._try("W&B lacks the results", lambda: within(FINISH_SECONDS, log_results))
         self._close(0, GONE_SECONDS if lost else FINISH_SECONDS)
         if lost and adapter is not None:
-            offline = Access("offline", "the server is gone", self.access.base_url)
-            self._try("W&B lacks the adapter", lambda: self._init_wandb(offline))
+            self._try("W&B lacks the adapter", lambda: self._init_wandb("offline"))
             if self._run is not None:
                 self._try("W&B lacks the adapter", log_adapter)
-                self._close(0, FINISH_SECONDS)
+                self._close(0)
 
     def _write_rows(
         self, results: Mapping[str, Any], summary: Mapping[str, Any], predictions: Path
     ) -> str:
-        """Write the rows of Weave's evaluation; returns the file's name, "" if that failed."""
+        """Write the rows of Weave's evaluation; return the file's name, "" if that failed."""
         header = {
-            "entity": self._entity or (getattr(self._run, "entity", "") or ""),
+            "entity": self._entity or getattr(self._run, "entity", "") or "",
             "project": self._project,
             "evaluation": self._run_name,
             "dataset": Path(str(results.get("data", {}).get("path", "test"))).name,
@@ -219,23 +208,16 @@ class Tracker:
         }
 
         def write() -> str:
-            names = [ROWS_FILE, *(f"weave_rows-{n}.jsonl" for n in range(2, 1000))]
-            known = read_state(self._run_dir)["weave"]
-            name = next(name for name in names if name not in known)
+            written = read_state(self._run_dir)["weave"]  # before this run was resumed
+            names = ("weave_rows.jsonl", *(f"weave_rows-{n}.jsonl" for n in range(2, 1000)))
+            name = next(name for name in names if name not in written)
             write_rows(self._run_dir / name, header, predictions, self._log_texts)
             note(self._run_dir, "weave", name, sent=False)
             return name
 
         return self._try("Weave's rows are not written", write) or ""
 
-    def _send_rows(self, name: str) -> str:
-        def work() -> str:
-            return send(self._run_dir, "weave", name, self.access, WEAVE_SECONDS)
-
-        problem = self._try("Weave's rows are not sent", work)
-        return problem or ""
-
-    def _close(self, exit_code: Any, seconds: float) -> None:
+    def _close(self, exit_code: object, seconds: float = FINISH_SECONDS) -> None:
         """End the W&B run and its service process, whatever became of the run."""
         if self._run is None:
             return
@@ -247,7 +229,7 @@ class Tracker:
             if online:
                 note(self._run_dir, "wandb", self._run_folder, sent=True)
         except Exception as error:
-            self._say_unsent(f"W&B has not taken everything ({_one_line(error)})")
+            self._say_unsent(f"W&B has not taken everything ({describe(error)})")
         self._tear_down()
 
     def _tear_down(self) -> None:
@@ -263,7 +245,7 @@ class Tracker:
             return work()
         except Exception as error:
             if consequence not in self._said:
-                self._say(f"tracking: {consequence} ({_one_line(error)}); the run goes on")
+                self._say(f"tracking: {consequence} ({describe(error)}); the run goes on")
             self._said.add(consequence)
             return None
 
@@ -284,10 +266,23 @@ class Tracker:
         )
 
 
+def _access(mode: str) -> Access:
+    """Resolve --tracking; whatever else W&B raises meanwhile is a reason for `off`."""
+    if not console.is_main_process():
+        return Access("off", "rank 0 tracks")
+    try:
+        return resolve_access(mode)
+    except UserError:
+        raise
+    except Exception as error:
+        return Access("off", f"W&B does not start ({describe(error)})")
+
+
 def within(seconds: float, work: Callable[[], Any]) -> None:
     """Do `work` with W&B; kill W&B's service process if that is not done after `seconds`.
 
-    Raises TimeoutError then, and else what `work` raises.
+    Raises:
+        TimeoutError: after `seconds`; before that, whatever `work` raises.
     """
     import wandb
 
@@ -315,7 +310,7 @@ def within(seconds: float, work: Callable[[], Any]) -> None:
 
 
 def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> Any:
-    """The adapter folder as a W&B artifact, read in place: no copy goes into a cache at home.
+    """Make the adapter folder a W&B artifact, read in place: no copy goes into a cache at home.
 
     Without `texts` it leaves out the files that quote rows.
     """
@@ -331,7 +326,7 @@ def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> Any:
 
 
 def wandb_settings() -> Any:
-    """W&B without what would leak (code, git, paths, packages, host) and without long waits."""
+    """Set W&B up without what would leak (code, git, paths, packages, host) and without waits."""
     import wandb
 
     return wandb.Settings(
@@ -354,7 +349,7 @@ def wandb_settings() -> Any:
 
 
 def clean_settings(settings: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
-    """Settings as they may leave: no secrets, of absolute paths only the last part."""
+    """Give settings as they may leave: no secrets, of absolute paths only the last part."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -371,7 +366,7 @@ def clean_settings(settings: Mapping[str, Any], key: str | None = None) -> dict[
 
 
 def summarize(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Numbers of results.json by model: each metric with its interval and n, and the failures."""
+    """Give the numbers of each model: metrics with interval and n, and the parse failures."""
     summary: dict[str, dict[str, Any]] = {}
     for model in results.get("models", []):
         numbers = summary.setdefault(str(model["name"]), {})
@@ -380,7 +375,3 @@ def summarize(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             numbers |= {f"{name}_{part}": metric.get(part) for part in ("low", "high", "n")}
         numbers |= {k: model[k] for k in ("parse_failures", "verdict_mass") if k in model}
     return summary
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

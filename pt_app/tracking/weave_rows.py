@@ -1,18 +1,17 @@
 """Predictions as rows of Weave evaluations: a file that is written first, and its replay.
 
-The replay runs in a process of its own (`python -m pt_app.tracking.weave_rows FILE`), because
-weave 0.54 prompts without a key, and hangs at exit for minutes when its server goes away.
+The replay runs in a process of its own (`python -m pt_app.tracking.weave_rows FILE SECONDS`),
+because weave 0.54 prompts without a key, and hangs at exit for minutes when its server goes away.
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import math
 import os
 import re
+import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,24 +25,26 @@ SAFE_OUTPUTS = ("status", "parse_failure", "verdict_mass", "expected")
 LOST = 4  # exit code: the server refused or lost something
 
 
-def write_rows(file: Path, header: Mapping[str, Any], predictions: Path, log_texts: bool) -> int:
-    """Write the rows file from predictions.jsonl; returns the number of rows.
+def write_rows(file: Path, header: Mapping[str, Any], predictions: Path, log_texts: bool) -> None:
+    """Write the rows file: `header`, then a line for each prediction of predictions.jsonl.
 
-    The first line is `header`; then a line for each prediction, with texts only if `log_texts`.
+    The texts of rows are in it only with `log_texts`.
     """
-    rows = [as_row(json.loads(line), log_texts) for line in _lines(predictions)]
-    lines = [_dumps({"schema": SCHEMA, **header}), *map(_dumps, rows)]
+    rows: list[Mapping[str, Any]] = [{"schema": SCHEMA, **header}]
+    rows += [as_row(prediction, log_texts) for prediction in read_lines(predictions)]
+    lines = (json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in rows)
     write_text_atomic(file, "\n".join(lines) + "\n")
-    return len(rows)
 
 
 def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
-    """One prediction as {"model", "inputs", "output", "scores"}: no text unless `log_texts`."""
+    """Give one prediction as {"model", "inputs", "output", "scores"}; no text but for `log_texts`.
+
+    `log_texts` adds "texts": every field of the prediction that the others do not hold as it is.
+    """
     label, verdict = verdict_of(prediction.get("label")), verdict_of(prediction.get("verdict"))
     inputs = {name: prediction[name] for name in SAFE_INPUTS if name in prediction}
     if prediction.get("group") is not None:
-        digest = hashlib.sha256(str(prediction["group"]).encode()).hexdigest()
-        inputs["group"] = digest[:12]
+        inputs["group"] = hashlib.sha256(str(prediction["group"]).encode()).hexdigest()[:12]
     inputs["label"] = label
     output = {name: prediction[name] for name in SAFE_OUTPUTS if name in prediction}
     if "constrained" in prediction:  # the most likely of the allowed verdicts
@@ -62,7 +63,7 @@ def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
 
 
 def verdict_of(value: Any) -> int | float | str | None:
-    """The verdict alone; a label may bring issues and feedback, which are texts."""
+    """Give the verdict alone; a label may bring issues and feedback, which are texts."""
     value = value.get("verdict") if isinstance(value, Mapping) else value
     if isinstance(value, str) and not re.fullmatch(r"\w{1,8}", value):
         return None
@@ -70,7 +71,7 @@ def verdict_of(value: Any) -> int | float | str | None:
 
 
 def _probabilities(prediction: Mapping[str, Any]) -> Any:
-    """Numbers only, whether they came as a list or by verdict."""
+    """Give numbers only, whether they came as a list or by verdict."""
     value = prediction.get("probabilities")
     if isinstance(value, Mapping):
         return {str(verdict_of(k)): v for k, v in value.items() if isinstance(v, int | float)}
@@ -86,12 +87,8 @@ def _scores(verdict: Any, label: Any) -> dict[str, Any]:
     return scores
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-
-
 def _finite(value: Any) -> Any:
-    """The same value with null where JSON has no number (NaN, infinity)."""
+    """Put null where JSON has no number (NaN, infinity)."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -99,9 +96,10 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _lines(file: Path) -> Iterator[str]:
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Read the objects of a JSON Lines file."""
     with open(file, encoding="utf-8") as lines:
-        yield from (line for line in lines if line.strip())
+        yield from (json.loads(line) for line in lines if line.strip())
 
 
 def replay(file: Path) -> None:
@@ -113,7 +111,7 @@ def replay(file: Path) -> None:
     """
     import weave
 
-    header, *rows = (json.loads(line) for line in _lines(file))
+    header, *rows = read_lines(file)
     project = "/".join(name for name in (header.get("entity"), header["project"]) if name)
     client = weave.init(project)
     attempt = file.with_name(file.name + ".attempt")
@@ -121,9 +119,11 @@ def replay(file: Path) -> None:
         client.delete_calls(json.loads(attempt.read_text(encoding="utf-8")))
     calls: list[str] = []
     for model in dict.fromkeys(row["model"] for row in rows):
+        # Weave makes a Python class of a model's name.
+        class_name = re.sub(r"\W", "_", model if model[:1].isalpha() else f"judge_{model}")
         evaluation = weave.EvaluationLogger(
             name=f"{header['evaluation']} {model}",
-            model={"name": _class_name(model), "settings": header.get("settings", {})},
+            model={"name": class_name, "settings": header.get("settings", {})},
             dataset=header.get("dataset") or "test",
             trace_scores=False,  # a call for each score is most of the cost; they stay on the row
         )
@@ -145,13 +145,8 @@ def _log_row(evaluation: Any, row: Mapping[str, Any]) -> None:
     prediction.finish()
 
 
-def _class_name(model: str) -> str:
-    """Weave makes a Python class of a model's name."""
-    return re.sub(r"\W", "_", model if model[:1].isalpha() else f"judge_{model}")
-
-
 class _Losses(logging.Handler):
-    """Weave reports what it lost only in its log; a lost row ends the attempt."""
+    """Ends the attempt at a lost row, which weave reports only in its log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -166,19 +161,13 @@ def _end(code: int, line: str) -> None:
 
 
 def main() -> None:
-    """Replay one file within a deadline; exit 0 only if everything was taken."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--deadline", type=float, default=60.0, help="seconds")
-    arguments = parser.parse_args()
-    timer = threading.Timer(
-        arguments.deadline, _end, (LOST, f"not done after {arguments.deadline:.0f} s")
-    )
-    timer.daemon = True
-    timer.start()
+    """Replay one file; exit with 0 only if the server took all of it."""
+    file, seconds = sys.argv[1:]
+    # The parent kills this process at its deadline; the alarm does, should the parent be gone.
+    signal.alarm(math.ceil(float(seconds)) + 5)
     logging.getLogger("weave").addHandler(_Losses(level=logging.WARNING))
     try:
-        replay(arguments.file)
+        replay(Path(file))
     except BaseException as error:
         _end(LOST, f"{type(error).__name__}: {error}")
     _end(0, "sent")
