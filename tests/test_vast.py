@@ -16,6 +16,7 @@ pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
 from pt_app.core.errors import UserError
 from scripts.rented import work
+from scripts.rented.flags import Flags
 from scripts.rented.offers import Offer, Work
 from scripts.vast import main
 from tests.conftest import ROOT
@@ -99,7 +100,7 @@ def test_base_in_a_folder_counts_to_the_disk_where_nothing_is_estimated(
     weights = folder / "model.safetensors"
     weights.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(weights, 8 + len(header) + size)  # a hole, which takes no room
-    needed = work.estimated([f"--model={folder}"], 1.0, 8.0, None)
+    needed = work.estimated(Flags(hours=1.0, gpu_ram=8.0, recipe=[f"--model={folder}"]))
     assert needed.disk_gb == work.DISK_GB + 4
     assert needed.up_gb == pytest.approx(3.0, rel=0.01)
 

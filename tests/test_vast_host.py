@@ -182,7 +182,7 @@ def test_training_that_fails_is_said_and_destroyed_with_its_checkpoints_at_home(
 ) -> None:
     with pytest.raises(UserError, match="the host ended with train 1: see") as failed:
         main(launch_words(rows, out, "--", "--seed=13", "--epochs=9", host=rented_host))
-    assert "go on from checkpoint-3 with `python scripts/vast.py launch --resume" in str(
+    assert "resume from checkpoint-3 with `python scripts/vast.py launch --resume" in str(
         failed.value
     )
     assert "RuntimeError: the loss is no number" in capsys.readouterr().out
@@ -205,7 +205,9 @@ def test_cap_takes_a_last_checkpoint_and_resume_goes_on_from_it(
 ) -> None:
     caps = ["--hours=0.0001", "--max_hours", str(36 / 3600), "--gpu_ram=8"]
     long = ["--", "--epochs=400"]
-    with pytest.raises(UserError, match=r"the cap of 0\.01 hours is reached; go on from") as failed:
+    with pytest.raises(
+        UserError, match=r"the cap of 0\.01 hours is reached; resume from"
+    ) as failed:
         main(launch_words(rows, out, *caps, *long, host=rented_host))
     last = steps_of(out)[-1]
     assert 0 < last < 400
@@ -225,7 +227,7 @@ def test_money_that_runs_out_ends_the_rental_while_there_is_some_left(
 ) -> None:
     vast.faults.credits = [50.0, 50.0, 0.01]
     more = ["--fetch_minutes", "0.005", "--", "--epochs=400"]
-    with pytest.raises(UserError, match=r"\$0.01 of credit is left, less than .* go on from"):
+    with pytest.raises(UserError, match=r"\$0.01 of credit is left, less than .* resume from"):
         main(launch_words(rows, out, *more, host=rented_host))
     assert steps_of(out)
     assert vast.instances == {}

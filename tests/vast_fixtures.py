@@ -10,7 +10,7 @@ import pytest
 
 from pt_app.core.errors import UserError
 from scripts.rented import limits, work
-from scripts.rented.record import Launch, make_folder
+from scripts.rented.record import Launch
 from tests.rented_host import RentedHost
 from tests.vast_server import ACCOUNT_KEY, Faults, VastServer, offer
 
@@ -113,5 +113,5 @@ def a_launch(out: Path) -> Launch:
         fetch_minutes=5.0,
         eval_at_home=False,
     )
-    make_folder(launch)
+    launch.folder.mkdir(parents=True)
     return launch

@@ -1,10 +1,9 @@
 """What comes back from the host: complete checkpoints, the run's folder, the adapter."""
 
 import logging
-import math
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pt_app.training import checkpoints
@@ -17,7 +16,7 @@ log = logging.getLogger("pt_app.rented")
 def copy_back(host: Host, launch: Launch) -> None:
     """Copy what is complete on the host: checkpoints, and at the end run folder and adapter.
 
-    Checkpoints that this launch brought and the host has rotated out are dropped here too.
+    Checkpoints that this launch brought and the host has rotated out are deleted here too.
     Raises CutOffError.
     """
     output = Path(launch.output_dir)
@@ -31,7 +30,7 @@ def copy_back(host: Host, launch: Launch) -> None:
     if names := _settled(host, run, output / run):
         host.fetch(f"adapters_eval/{run}", output / run, names)
     kept = {name.split("/")[1] for name in there if name.startswith(f"{run}/checkpoint-")}
-    _fetch_checkpoints(host, launch, sorted(kept, key=_step, reverse=True))
+    _fetch_checkpoints(host, launch, kept)
     for old in sorted(set(launch.brought) - kept) if kept else ():
         shutil.rmtree(output / run / old, ignore_errors=True)
         launch.brought.remove(old)
@@ -43,25 +42,23 @@ def copy_back(host: Host, launch: Launch) -> None:
 
 
 def _run(names: Collection[str], launch: Launch) -> str | None:
-    """The launch's run among the names that the host gives, None where it has not begun.
+    """Find the launch's run among the names that the host gives; None where it has not begun.
 
     A stranger's machine could name another run of this folder: only the run that is resumed, or
-    a name that is new here, becomes the launch's. Raises CutOffError for one that is not.
+    a name that is new here, becomes the launch's. Raises CutOffError for another one.
     """
     ours = launch.run or (Path(launch.resume).name if launch.resume else None)
     if ours is not None:
         return ours if ours in names else None
-    found = sorted(name for name in names if not name.endswith("_final"))
-    for name in found:
-        if not (Path(launch.output_dir) / name).exists():
-            return name
-    if found:
-        raise CutOffError(f"{found[0]} is not this launch's run: move it out of the output folder")
-    return None
+    runs = sorted(name for name in names if not name.endswith("_final"))
+    new = [name for name in runs if not (Path(launch.output_dir) / name).exists()]
+    if runs and not new:
+        raise CutOffError(f"{runs[0]} is not this launch's run: move it out of the output folder")
+    return new[0] if new else None
 
 
 def _settled(host: Host, run: str, here: Path) -> list[str]:
-    """Entries of a run's folder that nobody writes any more and that are not here yet.
+    """List the entries of a run's folder that are no longer written and not here yet.
 
     Once the run is over these are all of them, without the checkpoints.
     """
@@ -76,7 +73,7 @@ def _settled(host: Host, run: str, here: Path) -> list[str]:
 
 
 def _folders(host: Host) -> Iterator[str]:
-    """Runs, adapters and complete checkpoints on the host, relative to its adapters_eval."""
+    """List runs, adapters and complete checkpoints, relative to the host's adapters_eval."""
     command = (
         f"cd {shlex.quote(host.remote)}/adapters_eval 2>/dev/null && "
         "ls -d [!.]*/ [!.]*/checkpoint-*/complete.json 2>/dev/null || true"
@@ -88,15 +85,14 @@ def _folders(host: Host) -> Iterator[str]:
             yield name
 
 
-def _step(name: str) -> float:
-    digits = name.rpartition("-")[2]
-    return int(digits) if digits.isdigit() else math.inf
+def _fetch_checkpoints(host: Host, launch: Launch, names: Collection[str]) -> None:
+    """Fetch the newest first, since the host may rotate out old ones meanwhile.
 
-
-def _fetch_checkpoints(host: Host, launch: Launch, names: Sequence[str]) -> None:
-    """Newest first, since the host may drop old ones meanwhile; one that fails stops no other."""
+    One that fails stops no other; raises the CutOffError of the last one that did.
+    """
     failed = None
-    for name in names:
+    # A longer name has a longer number: this is the order of the steps.
+    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
         try:
             _fetch_checkpoint(host, launch, name)
         except GoneError:
@@ -114,9 +110,8 @@ def _fetch_checkpoint(host: Host, launch: Launch, name: str) -> None:
         return
     shutil.rmtree(target, ignore_errors=True)
     host.fetch(f"adapters_eval/{launch.run}/{name}", target)
-    wrong = checkpoints.fault(target)
-    if wrong:  # rotated out on the host while it was copied
+    if fault := checkpoints.fault(target):  # rotated out on the host while it was copied
         shutil.rmtree(target)
-        raise CutOffError(f"{name}: {wrong}")
+        raise CutOffError(f"{name}: {fault}")
     launch.save(brought=[*launch.brought, name])
     log.info("copied back: %s", target)

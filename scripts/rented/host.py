@@ -5,6 +5,7 @@ taken at the other end hold. Archives from the host are unpacked with Python's "
 and without links, so that no name in them leads out of the folder.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -49,9 +50,9 @@ class GoneError(CutOffError):
 
 
 def make_key(folder: Path) -> str:
-    """A key pair for one launch alone; gives the public half.
+    """Make a key pair for one launch alone, and return its public half.
 
-    The person's own keys and agent stay out of it.
+    The user's own keys and agent stay out of it.
     """
     path = folder / "id_ed25519"
     if not path.exists():
@@ -60,7 +61,7 @@ def make_key(folder: Path) -> str:
                 raise UserError(f"{tool} is missing: install OpenSSH's client")
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", folder.name, "-f", str(path)]
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
-    return (folder / "id_ed25519.pub").read_text(encoding="utf-8").strip()
+    return path.with_suffix(".pub").read_text(encoding="utf-8").strip()
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,35 @@ class Host:
     folder: Path
     remote: str
 
-    def point_at(self, host: str, port: int) -> None:
-        """Write the SSH configuration; the user's own and the system's are not read."""
-        folder = str(self.folder.resolve()).replace("%", "%%")
-        write_text_atomic(
-            self.folder / "ssh_config", CONFIG.format(host=host, port=port, folder=folder)
-        )
+    def connect(self, addresses: Iterable[tuple[str, int]]) -> str | None:
+        """Use the first address at which SSH answers.
 
-    def forget(self) -> None:
-        """Drop the host's key: the next instance may get the same address."""
-        (self.folder / "known_hosts").unlink(missing_ok=True)
+        The SSH configuration is the launch's own; the user's and the system's are not read.
+
+        Returns:
+            None, or why the last address does not answer.
+        """
+        problem = "it has no address yet"
+        folder = str(self.folder.resolve()).replace("%", "%%")
+        for host, port in addresses:
+            config = CONFIG.format(host=host, port=port, folder=folder)
+            write_text_atomic(self.folder / "ssh_config", config)
+            try:
+                self.run("true", timeout=30)
+                return None
+            except (CutOffError, UserError) as error:
+                problem = f"{host}:{port}: {error}"
+        return problem
 
     def _words(self, command: str) -> list[str]:
         return ["ssh", "-F", str(self.folder / "ssh_config"), "rented", command]
 
     def run(self, command: str, timeout: float | None = None, data: bytes = b"") -> bytes:
-        """Run a shell command on the host with `data` as its input; gives its output.
+        """Run a shell command on the host with `data` as its input; return its output.
 
-        Raises CutOffError where SSH fails or time runs out, UserError where the command fails.
+        Raises:
+            CutOffError: where SSH fails or `timeout` (seconds) runs out.
+            UserError: where the command fails.
         """
         try:
             done = subprocess.run(
@@ -98,18 +110,36 @@ class Host:
             )
         except subprocess.TimeoutExpired:
             raise CutOffError("the host took too long over a command") from None
-        said = done.stderr.decode(errors="replace").strip().splitlines()
+        errors = plain(done.stderr.decode(errors="replace")).strip().splitlines()
         if done.returncode == 255:  # ssh's own failures
-            raise CutOffError(plain(said[-1]) if said else "ssh does not reach the host")
+            raise CutOffError(errors[-1] if errors else "ssh does not reach the host")
         if done.returncode:
-            raise UserError(f"on the host, `{command[:80]}` failed: {plain(' '.join(said[-3:]))}")
+            raise UserError(f"on the host, `{command[:80]}` failed: {' '.join(errors[-3:])}")
         return done.stdout
 
+    @contextmanager
+    def _started(
+        self, command: str, seconds: float, stdin: int | None = None, stdout: int | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a shell command on the host; kill its ssh after `seconds`.
+
+        A host that sends or takes a byte now and then would otherwise hold a copy open for ever.
+        """
+        with subprocess.Popen(
+            self._words(command), stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL
+        ) as ssh:
+            timer = threading.Timer(seconds, ssh.kill)
+            timer.start()
+            try:
+                yield ssh
+            finally:
+                timer.cancel()
+
     def send(self, files: Mapping[str, Path]) -> None:
-        """Copy files up, name in the work's folder -> file here; three attempts, then CutOffError.
+        """Copy files up, name in the work's folder -> file here, in three attempts.
 
         What is there already with the same hash is not sent again. An attempt ends after
-        LIMITS.copy and twice the time that the files need at UPLINK.
+        LIMITS.copy and twice the time that the files need at UPLINK. Raises CutOffError.
         """
         wanted = {name: sha256_file(path) for name, path in files.items()}
         for attempt in range(3):
@@ -125,13 +155,12 @@ class Host:
                 time.sleep(limits.LIMITS.poll)
         raise CutOffError("files arrive on the host other than they left")
 
-    def _hashes_of(self, names: Mapping[str, str]) -> dict[str, str]:
-        quoted = "".join(f"{name}\0" for name in names).encode()
+    def _hashes_of(self, names: Iterable[str]) -> dict[str, str]:
+        folder = shlex.quote(self.remote)
         output = self.run(
-            f"mkdir -p {shlex.quote(self.remote)} && cd {shlex.quote(self.remote)} && "
-            "xargs -0 sha256sum -- 2>/dev/null || true",
+            f"mkdir -p {folder} && cd {folder} && xargs -0 sha256sum -- 2>/dev/null || true",
             timeout=limits.LIMITS.copy,
-            data=quoted,
+            data="".join(f"{name}\0" for name in names).encode(),
         )
         return read_hashes(output)
 
@@ -140,12 +169,7 @@ class Host:
         size = sum(path.stat().st_size for path in files.values())
         seconds = limits.LIMITS.copy + 2 * 3600 * limits.upload_hours(size)
         try:
-            with (
-                subprocess.Popen(
-                    self._words(command), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-                ) as ssh,
-                _killed_after(ssh, seconds),
-            ):
+            with self._started(command, seconds, stdin=subprocess.PIPE) as ssh:
                 assert ssh.stdin is not None
                 with tarfile.open(fileobj=ssh.stdin, mode="w|", dereference=True) as archive:
                     for name, path in files.items():
@@ -161,90 +185,71 @@ class Host:
         """Copy entries `names` of the folder `source` back into `target`.
 
         A `target` that is not there yet appears whole or not at all; in one that is there each
-        file is replaced whole. Raises CutOffError where the copy was cut, took longer than
-        LIMITS.copy or is larger than LIMITS.home_bytes, or what arrived is not what the host
-        hashed. What it did not hash is left out.
+        file is replaced whole. What the host did not hash is left out.
+
+        Raises:
+            CutOffError: where the copy was cut, took longer than LIMITS.copy or is larger than
+                LIMITS.home_bytes, or what arrived is not what the host hashed.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         entries = shlex.join(f"./{name}" for name in names)
         folder = shlex.quote(f"{self.remote}/{source}")
         try:
             command = f"cd {folder} && find {entries} -type f -exec sha256sum {{}} +"
-            hashes = self._hashes(command)
-            self._unpack(f"tar -c -C {folder} -f - {entries}", aside, hashes)
+            try:
+                hashes = read_hashes(self.run(command, timeout=limits.LIMITS.copy))
+            except UserError as error:
+                raise GoneError(str(error)) from None
+            self._unpack(f"tar -c -C {folder} -f - {entries}", staged, hashes)
             for name, digest in hashes.items():
-                path = aside / name
+                path = staged / name
                 if not path.is_file() or sha256_file(path) != digest:
                     raise CutOffError(f"the copy of {source}/{name} was cut")
             if target.exists():
-                _merge(aside, target)
+                _merge(staged, target)
             else:
-                aside.rename(target)
+                staged.rename(target)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
 
-    def _hashes(self, command: str) -> dict[str, str]:
-        try:
-            return read_hashes(self.run(command, timeout=limits.LIMITS.copy))
-        except UserError as error:
-            raise GoneError(str(error)) from None
-
-    def _unpack(self, command: str, aside: Path, names: Collection[str]) -> None:
-        with (
-            subprocess.Popen(
-                self._words(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            ) as ssh,
-            _killed_after(ssh, limits.LIMITS.copy),
-        ):
+    def _unpack(self, command: str, target: Path, names: Collection[str]) -> None:
+        with self._started(command, limits.LIMITS.copy, stdout=subprocess.PIPE) as ssh:
             assert ssh.stdout is not None
             try:
                 with tarfile.open(fileobj=ssh.stdout, mode="r|") as archive:
-                    archive.extractall(aside, filter=_only(names))
+                    archive.extractall(target, filter=_only(names))
             except (tarfile.TarError, OSError, EOFError) as error:
-                raise CutOffError(f"a copy from the host was cut ({type(error).__name__})") from (
-                    None
-                )
+                why = f"a copy from the host was cut ({type(error).__name__})"
+                raise CutOffError(why) from None
             finally:
                 ssh.kill()
 
 
-@contextmanager
-def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
-    """A host that sends or takes a byte now and then would else hold a copy open for ever."""
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without the names of the person's account."""
+    """Take the names of the user's account out."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry
 
 
 def _only(names: Collection[str]) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
-    """Python's "data" filter for the files `names`, and for their sizes together.
+    """Make Python's "data" filter for the files `names`, with a limit on their sizes together.
 
     Links are left out, of which W&B makes some to absolute paths. Raises CutOffError above
-    LIMITS.home_bytes: the sizes are a stranger's word, the disk is the person's.
+    LIMITS.home_bytes: the sizes are a stranger's word, the disk is the user's.
     """
-    known = {PurePosixPath(name) for name in names}
+    wanted = {PurePosixPath(name) for name in names}
     size = 0
 
     def accept(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
         nonlocal size
-        if not (entry.isdir() or (entry.isfile() and PurePosixPath(entry.name) in known)):
+        if not (entry.isdir() or (entry.isfile() and PurePosixPath(entry.name) in wanted)):
             return None
         size += entry.size
         if size > limits.LIMITS.home_bytes:
-            raise CutOffError(
-                f"a copy from the host is larger than {limits.LIMITS.home_bytes / 1e9:.0f} GB"
-            )
+            limit = f"{limits.LIMITS.home_bytes / 1e9:.0f} GB"
+            raise CutOffError(f"a copy from the host is larger than {limit}")
         return tarfile.data_filter(entry, folder)
 
     return accept
@@ -259,15 +264,12 @@ def _merge(source: Path, target: Path) -> None:
 
 
 def read_hashes(output: bytes) -> dict[str, str]:
-    """Name -> hex digest out of what sha256sum prints."""
-    found = {}
-    for line in output.decode(errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        if len(digest) == 64 and name:
-            found[name.removeprefix("./")] = digest
-    return found
+    """Read what sha256sum prints: name -> hex digest."""
+    text = output.decode(errors="replace")
+    lines = re.findall(r"^([0-9a-f]{64})  (?:\./)?(.+)$", text, re.MULTILINE)
+    return {name: digest for digest, name in lines}
 
 
 def plain(text: str) -> str:
-    """Without control characters: what a stranger's machine says goes to a terminal."""
+    """Replace control characters: what a stranger's machine says goes to a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

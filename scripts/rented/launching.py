@@ -1,7 +1,8 @@
-"""A launch from its plan to its end, wherever it is cut: nothing paid stays behind unsaid."""
+"""A launch from its plan to its end, wherever it is cut: nothing paid for stays behind unsaid."""
 
 import logging
 import math
+import secrets
 import shlex
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from pt_app.core.errors import UserError
@@ -17,6 +18,7 @@ from pt_app.core.settings import Settings
 from pt_app.eval_model.dispatch import recipe_command
 from scripts.rented import limits, sending
 from scripts.rented.copying import copy_back
+from scripts.rented.flags import Flags
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.market import Market
 from scripts.rented.offers import Offer
@@ -31,66 +33,46 @@ from scripts.rented.provision import (
     rent,
     still_alive,
 )
-from scripts.rented.record import Launch, make_folder, new_label
+from scripts.rented.record import Launch
 from scripts.rented.training import Follower, OverError
 from scripts.rented.work import check_model, host_flags, settings_of
 
 log = logging.getLogger("pt_app.rented")
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What a person may decide of a launch, beside the recipe's flags."""
-
-    image: str
-    setup: str | None
-    remote_dir: str
-    fetch_minutes: float
-    upload_model: bool
-    resume: str | None
-    no_eval: bool
-    max_hours: float | None
-    max_dollars: float | None
-
-
-def plan(
-    settings: Settings, recipe: Sequence[str], wishes: Wishes, offer: Offer, disk_gb: int
-) -> Launch:
-    """The launch of a run on an offer, or one like it; nothing is written or rented yet.
+def plan(settings: Settings, flags: Flags, offer: Offer, disk_gb: int) -> Launch:
+    """Plan the launch of a run on an offer, or one like it; nothing is written or rented yet.
 
     Raises UserError for data, model or run that cannot be sent, and caps below the estimate.
     """
     from pt_app.core.dataset import read_dataset
 
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
-    base = check_model(settings.model, wishes.upload_model)
-    run = _run_to_resume(wishes.resume) if wishes.resume else None
+    base = check_model(settings.model, flags.upload_model)
+    run = _run_to_resume(flags.resume) if flags.resume else None
     model = settings.model
-    if base is not None and base.parent.name != "snapshots":  # a folder, none of the hub's cache
+    if base is not None and base.parent.name != "snapshots":  # a folder, not in the hub's cache
         model = f"models/{base.name}"
-    hours, dollars = _caps(offer, wishes)
+    hours, dollars = _caps(offer, flags)
+    data = f"data/{Path(settings.data_dir).resolve().name}"
+    resume = f"adapters_eval/{run.name}" if run else None
     return Launch(
-        label=new_label(),
+        label=f"judge-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         output_dir=settings.output_dir,
-        recipe=list(recipe),
-        flags=host_flags(
-            settings,
-            model=model,
-            data=f"data/{Path(settings.data_dir).resolve().name}",
-            resume=f"adapters_eval/{run.name}" if run else None,
-        ),
+        recipe=flags.recipe,
+        flags=host_flags(settings, model, data, resume),
         data_dir=settings.data_dir,
         model=settings.model,
         upload_model=str(base) if base else None,
         resume=str(run) if run else None,
-        image=wishes.image,
-        setup=f"{wishes.setup}\n" if wishes.setup is not None else sending.SETUP,
+        image=flags.image,
+        setup=f"{flags.setup}\n" if flags.setup is not None else sending.SETUP,
         disk_gb=disk_gb,
         max_hours=hours,
         max_dollars=dollars,
-        remote_dir=wishes.remote_dir,
-        fetch_minutes=wishes.fetch_minutes,
-        eval_at_home=not (wishes.no_eval or settings.skip_eval),
+        remote_dir=flags.remote_dir,
+        fetch_minutes=flags.fetch_minutes,
+        eval_at_home=not (flags.no_eval or settings.skip_eval),
     )
 
 
@@ -103,10 +85,10 @@ def _run_to_resume(name: str) -> Path:
     return run
 
 
-def _caps(offer: Offer, wishes: Wishes) -> tuple[float, float]:
-    """(hours, dollars) that end the rental: as given, else twice the estimate."""
-    hours = wishes.max_hours or max(1.0, math.ceil(8 * offer.hours) / 4)
-    dollars = wishes.max_dollars or math.ceil(100 * offer.cost(hours)) / 100
+def _caps(offer: Offer, flags: Flags) -> tuple[float, float]:
+    """Give the hours and dollars that end the rental: as given, else twice the estimate."""
+    hours = flags.max_hours or max(1.0, math.ceil(8 * offer.hours) / 4)
+    dollars = flags.max_dollars or math.ceil(100 * offer.cost(hours)) / 100
     if hours < offer.hours or dollars < offer.total:
         raise UserError(
             f"the run is estimated at {offer.hours:.2f} h and ${offer.total:.2f}, above the cap of "
@@ -116,15 +98,14 @@ def _caps(offer: Offer, wishes: Wishes) -> tuple[float, float]:
 
 
 def check_account(market: Market, launch: Launch) -> None:
-    """Raises UserError where the credit is below the cap, or the account hands out keys."""
+    """Raise UserError where the credit is below the cap, or the account hands out keys."""
     credit = market.credit()
     if credit < launch.max_dollars:
         raise UserError(
             f"${credit:.2f} of credit, and the cap is ${launch.max_dollars:.2f}: add credit at "
             "https://cloud.vast.ai/billing/, or lower --max_dollars"
         )
-    names = market.secret_variables()
-    if names:
+    if names := market.secret_variables():
         raise UserError(
             f"your Vast account gives every host the variables {', '.join(names)}: "
             "`vastai delete env-var NAME` first; keys do not belong on strangers' machines"
@@ -132,8 +113,8 @@ def check_account(market: Market, launch: Launch) -> None:
 
 
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal are taken as Ctrl-C, so that what is alive gets said."""
+def _signals_interrupt() -> Iterator[None]:
+    """Take SIGTERM and a closed terminal as Ctrl-C, so that what is alive gets said."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -147,48 +128,44 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def run_on(market: Market, launch: Launch, offers: Sequence[Offer]) -> Path | None:
-    """Rent, train, copy back, destroy; gives the adapter's folder.
+    """Rent, train, copy back, destroy; return the adapter's folder.
 
-    Raises UserError where no adapter came of it, with the command that goes on;
-    StillAliveError where an instance may be left.
+    Raises:
+        StillAliveError: where an instance may be left.
+        UserError: where no adapter came of it, with the command that resumes the run.
     """
-    make_folder(launch)
-    options = create_options(launch, market.url)
-    sending.refuse_keys(launch, options, market.key)
+    launch.folder.mkdir(mode=0o700, parents=True)  # a private key will lie in it
+    sending.refuse_keys(launch, create_options(launch, market.url), market.key)
     launch.save()
-    with signals_interrupt():
+    with _signals_interrupt():
         with _destroyed_unless_started(market, launch):
             host = rent(market, launch, offers)
             sending.start(host, launch)
         return _to_the_end(market, launch, host)
 
 
-def go_on(market: Market, launch: Launch) -> Path | None:
+def attach(market: Market, launch: Launch) -> Path | None:
     """Take up a launch wherever it was cut; as `run_on`."""
     if launch.stage == "destroyed" or launch.started is None:
         raise UserError(f"{launch.label} is over{_how_to_resume(launch)}")
-    with signals_interrupt():
+    with _signals_interrupt():
         if launch.stage in ("creating", "created"):
             with _destroyed_unless_started(market, launch):
                 if launch.instance is None:
                     adopt(market, launch)
-                host = _ready(market, launch)
+                try:
+                    host = ready(market, launch)
+                except FailedHostError as error:
+                    raise UserError(f"{launch.label}: {error}") from None
                 sending.start(host, launch)
         else:
             host = reach(market, launch)
         return _to_the_end(market, launch, host)
 
 
-def _ready(market: Market, launch: Launch) -> Host:
-    try:
-        return ready(market, launch)
-    except FailedHostError as error:
-        raise UserError(f"{launch.label}: {error}") from None
-
-
 @contextmanager
 def _destroyed_unless_started(market: Market, launch: Launch) -> Iterator[None]:
-    """Until the training runs there is nothing on the host to lose: any way out destroys it."""
+    """Destroy what was rented on any way out: before the training there is nothing to lose."""
     try:
         yield
     except StillAliveError:
@@ -198,46 +175,52 @@ def _destroyed_unless_started(market: Market, launch: Launch) -> Iterator[None]:
             raise
         if isinstance(error, KeyboardInterrupt):
             log.warning("interrupted before the training: destroying what was rented")
-        try:
-            if launch.instance is None:  # cut between a create and its answer
-                adopt(market, launch)
-            destroy(market, launch)
-        except KeyboardInterrupt:
-            raise still_alive(launch, "interrupted while destroying") from None
+        _destroy(market, launch)
         if isinstance(error, CutOffError):
             raise UserError(f"the host was lost before the training: {error}: try again") from None
         raise
 
 
+def _destroy(market: Market, launch: Launch) -> None:
+    """Destroy the launch's instance; raises StillAliveError also where that is interrupted."""
+    try:
+        if launch.instance is None:  # cut between a create and its answer
+            adopt(market, launch)
+        destroy(market, launch)
+    except KeyboardInterrupt:
+        raise still_alive(launch, "interrupted while destroying") from None
+
+
 def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
-    """Follow the training, bring it home, end the instance."""
+    """Follow the training, copy everything home, end the instance."""
     why = None
     try:
-        ended = Follower(host, market, launch).follow()
-        log.info("on the host: %s", ended)
+        Follower(host, market, launch).follow()
+        log.info("on the host: %s", launch.exit_code)
         _bring_home(host, launch)
     except OverError as error:
         why = str(error)
         log.warning("%s: ending the rental", why)
-        _try_to_bring_home(host, launch)
+        try:
+            copy_back(host, launch)
+        except (CutOffError, UserError) as problem:
+            log.warning("not all could be copied back: %s", problem)
     except BaseException:
         log.warning(
-            "%s goes on without this terminal, at $%.3f/h; at the cap its watchdog asks Vast to "
-            "end it, which is not certain: `%s` follows it, `%s` ends it",
-            f"instance {launch.instance}",
+            "instance %s goes on without this terminal, at $%.3f/h; at the cap its watchdog asks "
+            "Vast to end it, which is not certain: `%s` follows it, `%s` ends it",
+            launch.instance,
             launch.hourly,
             launch.command("attach"),
             launch.command("destroy"),
         )
         raise
     spent = launch.spent(time.time())
-    try:
-        destroy(market, launch)
-    except KeyboardInterrupt:
-        raise still_alive(launch, "interrupted while destroying") from None
+    _destroy(market, launch)
     log.info("spent about $%.2f; the log is %s", spent, launch.folder / "run.log")
     if why is None and launch.exit_code == "train 0":
-        return _adapter(launch)
+        adapter = Path(launch.output_dir) / f"{launch.run}_final"
+        return adapter if adapter.is_dir() else None
     if why is None:
         why = f"the host ended with {launch.exit_code}: see {launch.folder / 'run.log'}"
     raise UserError(f"{why}{_how_to_resume(launch)}")
@@ -260,55 +243,42 @@ def _bring_home(host: Host, launch: Launch) -> None:
     )
 
 
-def _try_to_bring_home(host: Host, launch: Launch) -> None:
-    try:
-        copy_back(host, launch)
-    except (CutOffError, UserError) as error:
-        log.warning("not all could be copied back: %s", error)
-
-
-def _adapter(launch: Launch) -> Path | None:
-    adapter = Path(launch.output_dir) / f"{launch.run}_final"
-    return adapter if adapter.is_dir() else None
-
-
 def _how_to_resume(launch: Launch) -> str:
-    """The command that goes on from the last checkpoint copied back, if there is one."""
+    """Name the command that resumes from the last checkpoint copied back, if there is one."""
     from pt_app.training.checkpoints import newest_complete
 
     run = launch.local_run
     checkpoint = newest_complete(run)[0] if run and run.is_dir() else None
     if checkpoint is None:
-        return "; no checkpoint was copied back: start anew"
+        return "; no checkpoint was copied back: start again"
     again = shlex.join(["python", "scripts/vast.py", "launch", "--resume", str(run), "--"])
-    return f"; go on from {checkpoint.name} with `{again} {shlex.join(launch.recipe)}`"
+    return f"; resume from {checkpoint.name} with `{again} {shlex.join(launch.recipe)}`"
 
 
 def reach(market: Market, launch: Launch) -> Host:
-    """The host of a launch that was left to train.
+    """Reach the host of a launch that was left to train.
 
-    Raises UserError where Vast does not list it, StillAliveError where SSH does not answer: that
-    may be this machine's network, and on the host lies what was not copied yet.
+    Raises:
+        StillAliveError: where SSH does not answer: that may be this machine's network, and on the
+            host lies what was not copied yet.
+        UserError: where Vast does not list the instance.
     """
     end = time.monotonic() + limits.LIMITS.listed
-    while (one := find(market, launch)) is None and time.monotonic() < end:
+    while (instance := find(market, launch)) is None and time.monotonic() < end:
         time.sleep(limits.LIMITS.poll)  # a list may leave out what is alive
-    if one is None:
+    if instance is None:
         launch.save(stage="destroyed")  # its number stays: `destroy` may still need it
         raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")
     host = Host(launch.folder, launch.remote_dir)
-    for address, port in one.addresses:
-        host.point_at(address, port)
-        try:
-            host.run("true", timeout=30)
-            return host
-        except CutOffError as error:
-            log.warning("%s:%d: %s", address, port, error)
-    raise still_alive(launch, f"it is {one.status or 'not ready'} and SSH does not answer")
+    if problem := host.connect(instance.addresses):
+        log.warning("%s", problem)
+        status = instance.status or "not ready"
+        raise still_alive(launch, f"it is {status} and SSH does not answer")
+    return host
 
 
 def evaluate_at_home(launch: Launch, adapter: Path) -> None:
-    """Go on with the run on this machine: trained, it is evaluated, on the CPU.
+    """Resume the run on this machine: since it is trained, it is evaluated, on the CPU.
 
     So the adapter gets what every training gives it, calibration and results in its card included.
     Raises UserError where that fails.

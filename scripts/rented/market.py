@@ -1,22 +1,25 @@
 """Vast's interface: offers, instances, the balance. Every call that can cost money is here.
 
-The package's Python functions are used rather than its command line: `vastai destroy` waits for a
-yes, ends with 0 on some failures, and both it and the SDK's default client send a create up to
-three times where no answer comes, each of which can be a paid instance.
+The package's SDK is used rather than its command line: `vastai destroy` waits for a yes, and ends
+with 0 on some failures. Both send a create up to three times where no answer comes, unless told
+otherwise, and each of these can be a paid instance.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import requests
 
 from pt_app.core.errors import UserError
 
 CONSOLE = "https://cloud.vast.ai/instances/"
 URL = "https://console.vast.ai"
+# States that never become running (SkyPilot's list); frozen is billed like running.
 ALIVE_NEVER = ("exited", "stopped", "frozen", "unknown", "offline")
-"""States that never become running (SkyPilot's list); frozen is billed like running."""
-# What a name of a variable must hold to be taken for a key.
+# A variable whose name holds one of these is taken for a key.
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -29,7 +32,7 @@ class AnswerLostError(Exception):
 
 
 class UnreachableError(UserError):
-    """Vast does not answer, or not in a form that is known."""
+    """Vast does not answer, or not in a known form."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,12 @@ class Instance:
 
     id: int
     label: str
-    status: str
-    """`actual_status`; empty where Vast has none yet."""
+    status: str  # `actual_status`; empty where Vast has none yet
     message: str
-    machine: int | None
     gpu: str
-    dph: float
-    """Dollars an hour."""
+    hourly: float  # dollars per hour
+    # Host and port for SSH: the machine itself first, then Vast's proxy.
     addresses: tuple[tuple[str, int], ...]
-    """Host and port for SSH: the machine itself first, then Vast's proxy."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Instance":
@@ -63,9 +63,8 @@ class Instance:
             label=str(row.get("label") or ""),
             status=str(row.get("actual_status") or "").lower(),
             message=" ".join(str(row.get("status_msg") or "").split())[:200],
-            machine=row.get("machine_id"),
             gpu=str(row.get("gpu_name") or "?"),
-            dph=float(row.get("dph_total") or 0.0),
+            hourly=float(row.get("dph_total") or 0.0),
             addresses=tuple(addresses),
         )
 
@@ -79,61 +78,48 @@ class Market:
     def __init__(self) -> None:
         try:
             from vastai import VastAI
-            from vastai.api.client import VastClient
         except ImportError:
             raise UserError("vastai is missing: pip install -r requirements-vast.txt") from None
         self.url = (os.environ.get("VAST_URL") or URL).rstrip("/")
         try:
-            self._client = VastAI(server_url=self.url).client
+            self._vast = VastAI(server_url=self.url)
         except RuntimeError:
             raise UserError(
                 "no Vast key: make one at https://cloud.vast.ai/manage-keys/, then "
                 "`vastai set api-key KEY` or VAST_API_KEY=KEY"
             ) from None
-        self._client.timeout = 30
-        # A create is sent once: see above.
-        self._once = VastClient(self._client.api_key, self.url, retry=1, timeout=60)
-
-    @property
-    def key(self) -> str:
-        """The account's key, to be looked for in whatever leaves this machine."""
-        return str(self._client.api_key)
+        self._vast.client.timeout = 30
+        # The account's key, to be looked for in whatever leaves this machine.
+        self.key = str(self._vast.client.api_key)
+        self._once = VastAI(self.key, self.url, retry=1)  # for a create, see above
+        self._once.client.timeout = 60
 
     def offers(self, query: Mapping[str, Any], order: str, disk_gb: float) -> list[dict[str, Any]]:
-        """At most 64 offers, prices with `disk_gb` of storage; `order` as in "dph_total asc"."""
-        from vastai.api.offers import search_offers
-
-        found: list[dict[str, Any]] = self._ask(
-            lambda: search_offers(
-                self._client,
-                query=dict(query),
-                order=[order.split()],
-                limit=64,
-                storage=disk_gb,
+        """Search at most 64 offers, priced with `disk_gb` of storage; `order`: "dph_total asc"."""
+        with _understood():
+            rows: list[dict[str, Any]] = self._vast.search_offers(
+                dict(query), order=[order.split()], limit=64, storage=disk_gb
             )
-        )
-        return found
+            return rows
 
     def create(self, offer: int, **options: Any) -> int:
-        """Rent an offer, once; gives the instance's id.
+        """Rent an offer and return the instance's id. The request is sent once.
 
-        Raises OfferGoneError where Vast refuses it, AnswerLostError where it is not known what
-        became of it, UserError where no offer would do (key, credit).
+        Raises:
+            OfferGoneError: where Vast refuses the offer.
+            AnswerLostError: where it is not known what became of the request.
+            UserError: where Vast would refuse every offer (key, credit).
         """
-        import requests
-        from vastai.api.instances import create_instance
-
         try:
-            answer = create_instance(self._once, offer, **options)
+            answer = self._once.create_instance(offer, **options)
         except requests.HTTPError as error:
-            code, said = _status(error)
+            code, text = _status(error)
             if code >= 500 or code == 408:
-                raise AnswerLostError(f"{code} {said}") from None
-            if code in (401, 403, 429) or "insufficient_credit" in said:
-                raise UserError(f"Vast refuses to rent ({code} {said}): nothing was rented") from (
-                    None
-                )
-            raise OfferGoneError(f"{code} {said}") from None
+                raise AnswerLostError(f"{code} {text}") from None
+            if code in (401, 403, 429) or "insufficient_credit" in text:
+                why = f"Vast refuses to rent ({code} {text}): nothing was rented"
+                raise UserError(why) from None
+            raise OfferGoneError(f"{code} {text}") from None
         except (requests.RequestException, ValueError) as error:
             raise AnswerLostError(type(error).__name__) from None
         if answer.get("success") is False:
@@ -143,33 +129,26 @@ class Market:
         return int(answer["new_contract"])
 
     def instances(self) -> list[Instance]:
-        """All instances of the account, in whatever state.
+        """List all instances of the account, in whatever state.
 
-        Not `show_instances`, which fails on a row that has no start date yet.
+        Not with `show_instances`, which fails on a row that has no start date yet.
         """
-        from vastai.api.instances import show_instances_v1
-
-        params: dict[str, Any] = {
-            "select_filters": {},
-            "order_by": [{"col": "id", "dir": "asc"}],
-            "limit": 25,
-        }
-        rows: list[Instance] = []
-        while True:
-            more, after = self._ask(lambda: _page(show_instances_v1(self._client, params)))
-            rows += more
-            if not after:
-                return rows
-            params["after_token"] = after
+        order = [{"col": "id", "dir": "asc"}]
+        params: dict[str, Any] = {"select_filters": {}, "order_by": order, "limit": 25}
+        instances: list[Instance] = []
+        with _understood():
+            while True:
+                page = self._vast.show_instances_v1(params)
+                instances += [Instance.of(row) for row in page["instances"]]
+                if not page.get("next_token"):
+                    return instances
+                params["after_token"] = page["next_token"]
 
     def destroy(self, instance: int) -> None:
-        """Ask for the destruction; one that Vast does not know (404) is taken as gone."""
-        import requests
-        from vastai.api.instances import destroy_instance
-
-        def ask() -> None:
+        """Ask for the destruction; an instance that Vast does not know (404) counts as gone."""
+        with _understood():
             try:
-                answer = destroy_instance(self._client, instance)
+                answer = self._vast.destroy_instance(instance)
             except requests.HTTPError as error:
                 if _status(error)[0] != 404:
                     raise
@@ -177,59 +156,45 @@ class Market:
             if isinstance(answer, dict) and answer.get("success") is False:
                 raise UnreachableError(f"Vast refuses to destroy instance {instance}")
 
-        self._ask(ask)
-
     def attach_key(self, instance: int, public_key: str) -> None:
         """Let the owner of `public_key` in, on this instance alone."""
-        from vastai.api.keys import attach_ssh
-
-        self._ask(lambda: attach_ssh(self._client, instance, public_key))
+        with _understood():
+            self._vast.attach_ssh(instance, public_key)
 
     def credit(self) -> float:
-        """Dollars that the account can still spend."""
-        from vastai.api.billing import show_user
-
-        user = self._ask(lambda: show_user(self._client))
-        return float(user.get("credit") or 0.0)
+        """Return the dollars that the account can still spend."""
+        with _understood():
+            return float(self._vast.show_user().get("credit") or 0.0)
 
     def secret_variables(self) -> list[str]:
-        """Names of the account's variables that look like keys: Vast gives them to every host."""
-        from vastai.api.auth import show_env_vars
+        """Name the account's variables that look like keys: Vast gives them to every host."""
+        with _understood():
+            names = self._vast.show_env_vars()
+            return sorted(n for n in names if any(word in n.upper() for word in SECRET_WORDS))
 
-        names = self._ask(lambda: show_env_vars(self._client))
-        return sorted(n for n in names if any(word in n.upper() for word in SECRET_WORDS))
 
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        """The answer of a call that may safely be sent again; the package sends it three times."""
-        import requests
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Turn the errors of a call that may be repeated into UserErrors.
 
-        try:
-            return call()
-        except requests.HTTPError as error:
-            code, _ = _status(error)
-            if code in (401, 403):
-                raise UserError(
-                    f"Vast refuses the key ({code}): look at `vastai show user`, or make another "
-                    "at https://cloud.vast.ai/manage-keys/"
-                ) from None
-            raise UnreachableError(f"Vast answers {code}: try again in a minute") from None
-        except (
-            requests.RequestException,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:
-            raise UnreachableError(
-                f"Vast does not answer as it should ({type(error).__name__}): try again in a minute"
+    The package itself sends such a call three times.
+    """
+    try:
+        yield
+    except requests.HTTPError as error:
+        code, _ = _status(error)
+        if code in (401, 403):
+            raise UserError(
+                f"Vast refuses the key ({code}): look at `vastai show user`, or make another "
+                "at https://cloud.vast.ai/manage-keys/"
             ) from None
-
-
-def _page(answer: Any) -> tuple[list[Instance], Any]:
-    """The instances of a page, and the token of the next one."""
-    return [Instance.of(row) for row in answer["instances"]], answer.get("next_token")
+        raise UnreachableError(f"Vast answers {code}: try again in a minute") from None
+    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreachableError(
+            f"Vast does not answer as it should ({type(error).__name__}): try again in a minute"
+        ) from None
 
 
 def _status(error: Any) -> tuple[int, str]:
-    """The status of a requests.HTTPError and the start of what the server said."""
+    """Give the status code of a requests.HTTPError and the start of what the server said."""
     return error.response.status_code, " ".join(error.response.text.split())[:200]

@@ -1,6 +1,6 @@
 """From an offer to a host that answers, and back to nothing: the states, their limits, the end.
 
-After SkyPilot's provisioner for Vast: a deadline, states from which nothing comes, a new offer
+After SkyPilot's provisioner for Vast: a deadline, states that never become running, a new offer
 only once the old instance is seen to be gone. Its one hard rule is kept: only reads are repeated,
 a create never.
 """
@@ -8,12 +8,12 @@ a create never.
 import logging
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pt_app.core.errors import UserError
 from scripts.rented import limits
-from scripts.rented.host import CutOffError, Host, make_key
+from scripts.rented.host import Host, make_key
 from scripts.rented.market import (
     ALIVE_NEVER,
     CONSOLE,
@@ -29,6 +29,17 @@ from scripts.rented.record import Launch
 WATCHDOG = Path(__file__).with_name("watchdog.sh")
 HOSTS_TRIED = 3
 REFUSALS = 10
+# What the instance runs first: the watchdog, then the launch's key for SSH.
+ONSTART = """#!/bin/bash
+cat >~/watchdog.sh <<'END_OF_WATCHDOG'
+{watchdog}
+END_OF_WATCHDOG
+setsid nohup bash ~/watchdog.sh {seconds} {url} {folder} >~/watchdog.log 2>&1 </dev/null &
+touch ~/.no_auto_tmux
+mkdir -p ~/.ssh && chmod 700 ~/.ssh
+echo '{public_key}' >>~/.ssh/authorized_keys
+chmod 600 ~/.ssh/authorized_keys
+"""
 log = logging.getLogger("pt_app.rented")
 
 
@@ -41,7 +52,7 @@ class FailedHostError(Exception):
 
 
 def still_alive(launch: Launch, why: str) -> StillAliveError:
-    """The error that names the instance, the command that ends it, and the console."""
+    """Make the error that names the instance, the command that ends it, and the console."""
     which = f"instance {launch.instance}" if launch.instance else f"an instance {launch.label}"
     return StillAliveError(
         f"{why}: {which} may be alive and billed (${launch.hourly:.3f}/h): "
@@ -49,28 +60,15 @@ def still_alive(launch: Launch, why: str) -> StillAliveError:
     )
 
 
-def onstart(launch: Launch, url: str, public_key: str) -> str:
-    """What the instance runs first: the watchdog, then the launch's key for SSH."""
-    seconds = round(launch.max_hours * 3600)
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            "cat >~/watchdog.sh <<'END_OF_WATCHDOG'",
-            WATCHDOG.read_text(encoding="utf-8").rstrip(),
-            "END_OF_WATCHDOG",
-            f"setsid nohup bash ~/watchdog.sh {seconds} {url} {shlex.quote(launch.remote_dir)} "
-            ">~/watchdog.log 2>&1 </dev/null &",
-            "touch ~/.no_auto_tmux",
-            "mkdir -p ~/.ssh && chmod 700 ~/.ssh",
-            f"echo '{public_key}' >>~/.ssh/authorized_keys",
-            "chmod 600 ~/.ssh/authorized_keys",
-            "",
-        ]
-    )
-
-
 def create_options(launch: Launch, url: str) -> dict[str, object]:
-    """What is sent to create the instance. No variable of this machine is among it."""
+    """Give what is sent to create the instance. No variable of this machine is among it."""
+    onstart = ONSTART.format(
+        watchdog=WATCHDOG.read_text(encoding="utf-8").rstrip(),
+        seconds=round(launch.max_hours * 3600),
+        url=url,
+        folder=shlex.quote(launch.remote_dir),
+        public_key=make_key(launch.folder),
+    )
     return {
         "image": launch.image,
         "disk": launch.disk_gb,
@@ -79,14 +77,16 @@ def create_options(launch: Launch, url: str) -> dict[str, object]:
         "ssh": True,
         "direct": True,
         "cancel_unavail": True,
-        "onstart_cmd": onstart(launch, url, make_key(launch.folder)),
+        "onstart_cmd": onstart,
     }
 
 
 def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
     """Create an instance from the first offer that becomes a host which answers.
 
-    Raises UserError where none of the first few does; StillAliveError where one may be left.
+    Raises:
+        StillAliveError: where an instance may be left.
+        UserError: where none of the first few offers becomes a host.
     """
     reasons: list[str] = []
     cap = launch.max_hours
@@ -101,24 +101,19 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
             reasons.append(f"offer {offer.id} cannot end within the ${left:.2f} left of the cap")
             continue
         launch.save(
-            stage="creating",
-            gpu=offer.gpu,
-            hourly=offer.hourly,
-            fixed=offer.fixed,
-            max_hours=hours,
+            stage="creating", gpu=offer.gpu, hourly=offer.hourly, fixed=offer.fixed, max_hours=hours
         )
         try:
             _create(market, launch, offer)
             return ready(market, launch)
         except OfferGoneError as error:
             reasons.append(f"offer {offer.id} is gone ({error})")
+            log.warning("%s: nothing was rented", reasons[-1])
         except FailedHostError as error:
             reasons.append(f"offer {offer.id}: {error}")
             log.warning("%s: destroying it", reasons[-1])
             launch.tried_machines.append(offer.machine)
             destroy(market, launch)  # raises where it is not seen to be gone
-            continue
-        log.warning("%s: nothing was rented", reasons[-1])
     launch.save(stage="destroyed")
     raise UserError(
         f"no machine became ready, and nothing is rented: {'; '.join(reasons)}: try again, or "
@@ -143,19 +138,16 @@ def _create(market: Market, launch: Launch, offer: Offer) -> None:
 def adopt(market: Market, launch: Launch) -> None:
     """Find the launch's instance by its label; raises StillAliveError where none is listed."""
     end = time.monotonic() + limits.LIMITS.listed
-    while True:
-        found = _listed(market, launch)
-        if found is not None:
-            log.info("instance %d is ours by its label", found.id)
-            launch.save(stage="created", instance=found.id)
-            return
+    while (instance := _listed(market, launch)) is None:
         if time.monotonic() >= end:
             raise still_alive(launch, "whether a create succeeded is not known")
         time.sleep(limits.LIMITS.poll)
+    log.info("instance %d is ours by its label", instance.id)
+    launch.save(stage="created", instance=instance.id)
 
 
 def _listed(market: Market, launch: Launch) -> Instance | None:
-    """The launch's instance as Vast lists it; None also where Vast does not answer now."""
+    """Find the launch's instance; None also where Vast does not answer now."""
     try:
         return find(market, launch)
     except UnreachableError as error:
@@ -164,44 +156,42 @@ def _listed(market: Market, launch: Launch) -> Instance | None:
 
 
 def find(market: Market, launch: Launch) -> Instance | None:
-    """The launch's instance by id or label, None where it is not listed."""
-    for one in market.instances():
-        if one.id == launch.instance or one.label == launch.label:
-            return one
-    return None
+    """Find the launch's instance by id or label; None where it is not listed."""
+    ours = (i for i in market.instances() if i.id == launch.instance or i.label == launch.label)
+    return next(ours, None)
 
 
 def ready(market: Market, launch: Launch) -> Host:
     """Wait until the instance runs and SSH answers, with a limit for each state.
 
-    Raises FailedHostError for a state from which nothing comes, or that lasts too long.
+    Raises FailedHostError for a state that never becomes running, or that lasts too long.
     """
     host = Host(launch.folder, launch.remote_dir)
     assert launch.instance is not None
     attached = False
     before, since = "?", time.monotonic()
     while True:
-        one = _listed(market, launch)
-        status = one.status if one else ""
+        instance = _listed(market, launch)
+        status = instance.status if instance else ""
         if status != before:
             before, since = status, time.monotonic()
             log.info("instance %d: %s", launch.instance, status or "no state yet")
-        if one and status in ALIVE_NEVER:
-            raise FailedHostError(f"it is {status} ({one.message})")
-        if one and not attached:
-            attached = _attach_key(market, launch)
-        if one and status == "running" and _answers(host, one.addresses):
-            return host
+        if instance:
+            if status in ALIVE_NEVER:
+                raise FailedHostError(f"it is {status} ({instance.message})")
+            attached = attached or _attach_key(market, launch)
+            if status == "running" and host.connect(instance.addresses) is None:
+                return host
         limit = limits.LIMITS.states.get(status, limits.LIMITS.states[""])
         if time.monotonic() - since >= limit:
             lasted = "SSH does not answer" if status == "running" else f"state {status or 'none'}"
-            said = one.message if one else ""
-            raise FailedHostError(f"{lasted} after {limit:.0f} s ({said})")
+            message = instance.message if instance else ""
+            raise FailedHostError(f"{lasted} after {limit:.0f} s ({message})")
         time.sleep(limits.LIMITS.poll)
 
 
 def _attach_key(market: Market, launch: Launch) -> bool:
-    """The onstart script lets the key in too; either is enough."""
+    """Have Vast let the launch's key in. The onstart script does so too; either is enough."""
     assert launch.instance is not None
     try:
         market.attach_key(launch.instance, make_key(launch.folder))
@@ -211,45 +201,30 @@ def _attach_key(market: Market, launch: Launch) -> bool:
     return True
 
 
-def _answers(host: Host, addresses: Sequence[tuple[str, int]]) -> bool:
-    for address, port in addresses:
-        host.point_at(address, port)
-        try:
-            host.run("true", timeout=30)
-        except (CutOffError, UserError):
-            continue
-        return True
-    return False
-
-
 def destroy(market: Market, launch: Launch) -> None:
     """Destroy the launch's instance and see that it is gone; raises StillAliveError if not."""
     unknown = launch.instance is None and launch.started is not None
-    end_instances(
-        market,
-        lambda one: one.id == launch.instance or one.label == launch.label,
-        lambda why: still_alive(launch, why),
-        known=() if launch.instance is None else (launch.instance,),
-        patience=limits.LIMITS.listed if unknown else 0.0,
-    )
-    Host(launch.folder, launch.remote_dir).forget()
+    ids: Collection[int] = () if launch.instance is None else (launch.instance,)
+    patience = limits.LIMITS.listed if unknown else 0.0
+    if problem := end_instances(market, launch.label, ids, patience):
+        raise still_alive(launch, problem)
+    # The host's SSH key: the next instance may get the same address.
+    (launch.folder / "known_hosts").unlink(missing_ok=True)
     log.info("%s is gone: Vast no longer lists it", launch.label)
     spent = launch.spent(time.time())
     launch.save(stage="destroyed", instance=None, started=None, spent_before=spent)
 
 
 def end_instances(
-    market: Market,
-    ours: Callable[[Instance], bool],
-    left: Callable[[str], UserError],
-    known: Sequence[int] = (),
-    patience: float = 0.0,
-) -> None:
-    """Destroy the instances that are `ours`, again and again until Vast lists none of them.
+    market: Market, label: str, ids: Collection[int], patience: float = 0.0
+) -> str | None:
+    """Destroy the instances of `label` or `ids`, again and again until Vast lists none of them.
 
-    A list may leave out what is new: those whose ids are `known` are destroyed whatever it says,
-    and where nothing was destroyed an empty list counts only after `patience` seconds. Raises
-    `left(why)` where one is still listed after the time that is given.
+    A list may leave out what is new: `ids` are destroyed whatever it says, and where nothing was
+    destroyed an empty list counts only after `patience` seconds.
+
+    Returns:
+        None once all are gone; after LIMITS.listed seconds more, why that is not seen.
     """
     start = time.monotonic()
     why = "it is still listed"
@@ -259,18 +234,18 @@ def end_instances(
         late = waited >= patience + limits.LIMITS.listed
         try:
             # Before the list, which may fail for as long as there is time.
-            first = set() if late else set(known) - asked
-            for one in sorted(first):
-                market.destroy(one)
-                asked.add(one)
-            due = {one.id for one in market.instances() if ours(one)} - first
-            if not due and not first and (asked or waited >= patience):
-                return
-            for one in () if late else sorted(due):
-                market.destroy(one)
-                asked.add(one)
+            first = set() if late else set(ids) - asked
+            for instance in sorted(first):
+                market.destroy(instance)
+                asked.add(instance)
+            listed = {i.id for i in market.instances() if i.id in ids or i.label == label} - first
+            if not listed and not first and (asked or waited >= patience):
+                return None
+            for instance in () if late else sorted(listed):
+                market.destroy(instance)
+                asked.add(instance)
         except UserError as error:
             why = str(error)
         if late:
-            raise left(f"not seen to be destroyed ({why})")
+            return f"not seen to be destroyed ({why})"
         time.sleep(min(limits.LIMITS.poll, 5.0))

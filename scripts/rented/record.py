@@ -1,9 +1,7 @@
-"""What is known of a launch, on disk before and after each step that costs money."""
+"""The record of a launch, on disk before and after each step that costs money."""
 
 import json
-import secrets
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +10,6 @@ from pt_app.core.files import write_json_atomic
 
 FOLDER = ".rented"
 FILE = "launch.json"
-PREFIX = "judge-"
 Stage = Literal["creating", "created", "training", "ended", "copied", "destroyed"]
 
 
@@ -22,16 +19,12 @@ class Launch:
 
     label: str
     output_dir: str
-    recipe: list[str]
-    """The flags behind the --, as given."""
-    flags: list[str]
-    """Those that the host's recipe gets."""
+    recipe: list[str]  # the flags behind the --, as given
+    flags: list[str]  # the flags that the host's recipe gets
     data_dir: str
     model: str
-    upload_model: str | None
-    """The base's folder here, where it must be copied up."""
-    resume: str | None
-    """The run's folder here, where one is resumed."""
+    upload_model: str | None  # the base's folder here, where it must be copied up
+    resume: str | None  # the run's folder here, where one is resumed
     image: str
     setup: str
     disk_gb: int
@@ -44,18 +37,13 @@ class Launch:
     instance: int | None = None
     gpu: str = ""
     hourly: float = 0.0
-    fixed: float = 0.0
-    """Dollars for traffic."""
-    started: float | None = None
-    """Seconds since the epoch at which the instance was created."""
-    spent_before: float = 0.0
-    """Dollars, at most, for instances of this launch that were given up."""
-    run: str | None = None
-    """The run's folder name, once the host has made it."""
+    fixed: float = 0.0  # dollars for traffic
+    started: float | None = None  # seconds since the epoch at which the instance was created
+    spent_before: float = 0.0  # dollars, at most, for instances of this launch that were given up
+    run: str | None = None  # the run's folder name, once the host has made it
+    # Checkpoints here that this launch copied back: only these may be dropped again.
     brought: list[str] = field(default_factory=list)
-    """Checkpoints here that this launch copied back: only these may be dropped again."""
-    exit_code: str | None = None
-    """What set-up or recipe ended with on the host: "train 0"."""
+    exit_code: str | None = None  # what set-up or recipe ended with on the host: "train 0"
     tried_machines: list[int] = field(default_factory=list)
 
     @property
@@ -69,45 +57,38 @@ class Launch:
         return Path(self.output_dir) / self.run if self.run else None
 
     def save(self, **changes: Any) -> None:
-        """Take the changes over and write the record whole."""
+        """Apply the changes and write the record."""
         for name, value in changes.items():
             setattr(self, name, value)
         write_json_atomic(self.folder / FILE, asdict(self))
 
     def spent(self, now: float) -> float:
-        """Dollars since the creation, an upper bound: waiting for the image is not billed."""
+        """Bound the dollars spent from above: waiting for the image is not billed."""
         if self.started is None:
             return self.spent_before
         hours = max(0.0, now - self.started) / 3600
         return self.spent_before + self.hourly * hours + self.fixed
 
     def command(self, verb: str) -> str:
-        """The command line that does `verb` to this launch."""
+        """Give the command line that does `verb` to this launch."""
         where = "" if self.output_dir == "adapters_eval" else f" --output_dir {self.output_dir}"
         return f"python scripts/vast.py {verb} {self.label}{where}"
 
 
-def new_label() -> str:
-    """A label that no other launch has: Vast lists instances by it."""
-    return f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
 def all_launches(output_dir: Path) -> list[Launch]:
-    """The launches that were made from this output folder, oldest first."""
-    found = []
+    """Read the launches that were made from this output folder, oldest first."""
+    launches = []
     for path in sorted((output_dir / FOLDER).glob(f"*/{FILE}")):
         try:
-            found.append(Launch(**json.loads(path.read_text(encoding="utf-8"))))
+            launches.append(Launch(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): move it away") from None
-    return found
+    return launches
 
 
 def the_launch(output_dir: Path, label: str | None) -> Launch:
-    """The launch of this label, or the newest; raises UserError where there is none."""
-    launches = all_launches(output_dir)
-    if label is not None:
-        launches = [one for one in launches if one.label == label]
+    """Read the launch of this label, or the newest; raises UserError where there is none."""
+    launches = [one for one in all_launches(output_dir) if label in (None, one.label)]
     if not launches:
         what = f"launch {label}" if label else "launch"
         raise UserError(
@@ -115,9 +96,3 @@ def the_launch(output_dir: Path, label: str | None) -> Launch:
             "--output_dir names the folder that it was started with"
         )
     return launches[-1]
-
-
-def make_folder(launch: Launch) -> None:
-    """Make the launch's folder, for its owner alone: a private key will lie in it."""
-    launch.folder.mkdir(parents=True)
-    launch.folder.chmod(0o700)

@@ -1,10 +1,11 @@
-"""What goes to the host, and the start of the run there. No key of the person is among it."""
+"""What goes to the host, and the start of the run there. No key of the user's is among it."""
 
 import logging
 import netrc
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pt_app
@@ -20,7 +21,7 @@ CODE = ("requirements.txt", "requirements-cuda.txt", "pyproject.toml", "README.m
 SUFFIXES = {".py", ".txt", ".tsv", ".json", ".jinja", ".yaml", ".safetensors", ".md"}
 DATA = ("judge_train.json", "judge_val.json", "judge_test.json", "dataset.json", "splits.json")
 RECIPE = "pt_app/eval_model/judge_train_cuda.py"
-# The watchdog may be at apt-get too, and a lock that is held fails it.
+# The watchdog may run apt-get too, which fails while its lock is held.
 APT = (
     "for _ in 1 2 3 4 5 6 7 8; do "
     "apt-get update -q && apt-get install -yq {} && break; sleep 5; done"
@@ -39,7 +40,7 @@ log = logging.getLogger("pt_app.rented")
 
 
 def code_files() -> dict[str, Path]:
-    """The code that the host runs: the package and its requirements, nothing else of the folder."""
+    """List the code that the host runs: the package and its requirements, nothing else."""
     files = {name: ROOT / name for name in CODE}
     for path in sorted((ROOT / "pt_app").rglob("*")):
         if path.is_file() and path.suffix in SUFFIXES and "__pycache__" not in path.parts:
@@ -48,23 +49,26 @@ def code_files() -> dict[str, Path]:
 
 
 def data_files(folder: Path) -> dict[str, Path]:
-    """A dataset's files as the host gets them: rows, card, split and a template of its own."""
+    """List a dataset's files: rows, card, split, and the template where it is the dataset's own."""
     from pt_app.core.dataset import read_card
 
-    found = [folder / name for name in DATA]
+    files = [folder / name for name in DATA]
     template = Path(read_card(folder).template)
     if template.is_absolute():
-        found += sorted(template.rglob("*.txt"))
+        files += sorted(template.rglob("*.txt"))
     name = folder.resolve().name
     return {
-        f"data/{name}/{p.relative_to(folder.absolute()).as_posix()}": p
-        for p in (one.absolute() for one in found)
-        if p.is_file()
+        f"data/{name}/{path.relative_to(folder.absolute()).as_posix()}": path
+        for path in (file.absolute() for file in files)
+        if path.is_file()
     }
 
 
 def base_files(launch: Launch) -> dict[str, Path]:
-    """The base where it is copied up: a folder as one, a hub's model as its cache would hold it."""
+    """List the files of a base that is copied up.
+
+    A folder goes up as one; a model of the hub as the hub's cache holds it.
+    """
     if launch.upload_model is None:
         return {}
     folder = Path(launch.upload_model)
@@ -75,11 +79,11 @@ def base_files(launch: Launch) -> dict[str, Path]:
 
 
 def resumed_files(run: Path) -> dict[str, Path]:
-    """What the recipe needs of a run in order to go on with it."""
+    """List what the recipe needs of a run in order to resume it."""
     files = [run / "settings.json", run / "tracking.json", run / "train.log"]
     for folder in run.glob("checkpoint-*"):
         if checkpoints.fault(folder) is None:
-            files += [path for path in folder.rglob("*") if path.is_file()]
+            files += folder.rglob("*")
     return {
         f"adapters_eval/{path.relative_to(run.parent).as_posix()}": path
         for path in files
@@ -87,57 +91,40 @@ def resumed_files(run: Path) -> dict[str, Path]:
     }
 
 
-def scripts(launch: Launch) -> dict[str, Path]:
-    """The scripts that the host runs, as files here, where they can be read too."""
-    offline = ["export HF_HUB_OFFLINE=1"] if launch.upload_model else []
-    train = [
-        "export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline",
-        'export HF_HOME="$PWD/hf"',
-        *offline,
-        "exec " + shlex.join([".venv/bin/python", RECIPE, *launch.flags]),
-        "",
-    ]
-    texts = {"setup.sh": launch.setup, "train.sh": "\n".join(train)}
-    for name, text in texts.items():
-        (launch.folder / name).write_text(text, encoding="utf-8")
-    files = {name: launch.folder / name for name in texts}
-    refs = hub_ref(launch)
-    if refs:
-        (launch.folder / "ref").write_text(refs[1], encoding="utf-8")
-        files[refs[0]] = launch.folder / "ref"
-    return files | {"run.sh": Path(__file__).with_name("run.sh")}
-
-
-def hub_ref(launch: Launch) -> tuple[str, str] | None:
-    """(name, content) of the file by which a hub's cache knows the newest revision."""
-    folder = Path(launch.upload_model or "")
-    if folder.parent.name != "snapshots":
-        return None
-    return f"hf/hub/{folder.parents[1].name}/refs/main", folder.name
-
-
-def everything(launch: Launch) -> dict[str, Path]:
-    """All files that go to the host: name there -> file here."""
+def payload(launch: Launch) -> dict[str, Path]:
+    """List what the run needs on the host, but for its scripts: name there -> file here."""
     files = code_files() | data_files(Path(launch.data_dir)) | base_files(launch)
-    if launch.resume:
-        files |= resumed_files(Path(launch.resume))
-    return files | scripts(launch)
+    return files | (resumed_files(Path(launch.resume)) if launch.resume else {})
+
+
+def scripts(launch: Launch) -> dict[str, Path]:
+    """Write the scripts that the host runs into the launch's folder, where they can be read too."""
+    offline = "export HF_HUB_OFFLINE=1\n" if launch.upload_model else ""
+    recipe = shlex.join([".venv/bin/python", RECIPE, *launch.flags])
+    texts = {
+        "setup.sh": launch.setup,
+        "train.sh": "export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline\n"
+        f'export HF_HOME="$PWD/hf"\n{offline}exec {recipe}\n',
+    }
+    base = Path(launch.upload_model or "")
+    if base.parent.name == "snapshots":  # by this file the hub's cache knows the newest revision
+        texts[f"hf/hub/{base.parents[1].name}/refs/main"] = base.name
+    files = {name: launch.folder / Path(name).name for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text, encoding="utf-8")
+    return files | {"run.sh": Path(__file__).with_name("run.sh")}
 
 
 def start(host: Host, launch: Launch) -> None:
     """Send everything, and start it in tmux; a second start does nothing."""
-    files = everything(launch)
+    files = payload(launch) | scripts(launch)
     size = sum(path.stat().st_size for path in files.values())
     log.info("copying %d files up, %.1f MB", len(files), size / 1e6)
     host.send(files)
-    remote = shlex.quote(host.remote)
+    install = f"{{ {APT.format('tmux')}; }} >/dev/null 2>&1"
+    host.run(f"command -v tmux >/dev/null || {install}; command -v tmux", timeout=600)
     host.run(
-        f"command -v tmux >/dev/null || {{ {APT.format('tmux')}; }} >/dev/null 2>&1; "
-        "command -v tmux",
-        timeout=600,
-    )
-    host.run(
-        f"cd {remote} && {{ [ -e started ] || "
+        f"cd {shlex.quote(host.remote)} && {{ [ -e started ] || "
         "tmux new-session -d -s judge 'bash run.sh >run.log 2>&1'; } && touch started"
     )
     launch.save(stage="training")
@@ -147,31 +134,32 @@ def start(host: Host, launch: Launch) -> None:
 def refuse_keys(launch: Launch, options: Mapping[str, object], account_key: str) -> None:
     """Look for this machine's keys in all that would be sent; raises UserError at the first.
 
-    Weights are not looked through.
+    Weights are not searched.
     """
     keys = {name: value.encode() for name, value in keys_here(account_key).items()}
-    for what, content in _all_sent(launch, options):
+
+    def search(what: object, content: bytes) -> None:
         for name, key in keys.items():
             if key in content:
                 raise UserError(f"{what} holds the value of {name}: take it out; it never leaves")
 
+    search("the request to create", repr(options).encode())
+    for path in (payload(launch) | scripts(launch)).values():
+        if path.suffix not in WEIGHTS:
+            search(path, path.read_bytes())
+
 
 def keys_here(account_key: str) -> dict[str, str]:
-    """Where from -> key: of Vast, of variables named like one, of W&B's netrc, of the hub."""
+    """Find this machine's keys: Vast's, the hub's, W&B's in netrc, variables named like a key.
+
+    Returns:
+        Where each comes from -> the key.
+    """
     from huggingface_hub import get_token
 
-    found = {n: v for n, v in os.environ.items() if any(word in n.upper() for word in SECRET_WORDS)}
-    found |= {"the Vast account's key": account_key, "the hub's token": get_token() or ""}
-    try:
+    keys = {n: v for n, v in os.environ.items() if any(word in n.upper() for word in SECRET_WORDS)}
+    keys |= {"the Vast account's key": account_key, "the hub's token": get_token() or ""}
+    with suppress(OSError, netrc.NetrcParseError):
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
-        found |= {f"netrc, {host}": entry[2] or "" for host, entry in hosts.items()}
-    except (OSError, netrc.NetrcParseError):
-        pass
-    return {name: value for name, value in found.items() if len(value) >= SHORTEST_KEY}
-
-
-def _all_sent(launch: Launch, options: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
-    yield "the request to create", repr(options).encode()
-    for path in everything(launch).values():
-        if path.suffix not in WEIGHTS:
-            yield str(path), path.read_bytes()
+        keys |= {f"netrc, {host}": entry[2] or "" for host, entry in hosts.items()}
+    return {name: key for name, key in keys.items() if len(key) >= SHORTEST_KEY}

@@ -13,8 +13,7 @@ from scripts.rented.market import ALIVE_NEVER, Market, UnreachableError
 from scripts.rented.provision import find
 from scripts.rented.record import Launch
 
-PIECE = 1_000_000
-"""Bytes of the log that are read at a time."""
+PIECE = 1_000_000  # bytes of the log that are read at a time
 log = logging.getLogger("pt_app.rented")
 
 
@@ -31,25 +30,24 @@ class Follower:
     launch: Launch
     offset: int = 0
     heard: float = 0.0
-    fetched: float = 0.0
     away_since: float | None = None
-    behind: bool = False
-    """The run has ended, and more of its log waits on the host."""
+    behind: bool = False  # the run has ended, and more of its log waits on the host
 
-    def follow(self) -> str:
-        """Until the host has written its exit code, which is returned: "train 0".
+    def follow(self) -> None:
+        """Follow the run until the host has written its exit code into the launch.
 
         Raises OverError where the rental must end before.
         """
-        self.heard = self.fetched = time.monotonic()
-        while True:
-            if self._look():
-                return str(self.launch.exit_code)
+        self.heard = fetched = time.monotonic()
+        while not self._look():
             self._check_machine()
-            if time.monotonic() - self.fetched >= self.launch.fetch_minutes * 60:
+            if time.monotonic() - fetched >= self.launch.fetch_minutes * 60:
                 self._check_money()
-                self.copy_back()
-                self.fetched = time.monotonic()
+                try:
+                    copy_back(self.host, self.launch)
+                except CutOffError as error:
+                    log.warning("%s: what was copied before stays; trying again later", error)
+                fetched = time.monotonic()
             self._check_cap()
             time.sleep(0 if self.behind else limits.LIMITS.poll)
 
@@ -63,11 +61,11 @@ class Follower:
             output = self.host.run(command)
         except CutOffError as error:
             if time.monotonic() - self.heard > limits.LIMITS.unheard:
-                raise OverError(f"the host is not heard any more ({error})") from None
+                raise OverError(f"the host no longer answers ({error})") from None
             return False
         self.heard = time.monotonic()
         code, _, new = output.partition(b"\n")
-        mode = "a" if self.offset else "w"  # an attach reads it anew
+        mode = "a" if self.offset else "w"  # an attach reads all of it again
         self.offset += len(new)
         text = plain(new.decode(errors="replace").replace("\r", "\n"))
         with open(self.launch.folder / "run.log", mode, encoding="utf-8") as file:
@@ -81,46 +79,43 @@ class Follower:
         return True
 
     def _check_machine(self) -> None:
-        """A machine that is gone, or in a state from which nothing comes, ends the rental."""
+        """End the rental of a machine that is gone, or in a state that never becomes running."""
         try:
-            one = find(self.market, self.launch)
+            instance = find(self.market, self.launch)
         except UnreachableError:
             return
-        if one is not None and one.status not in ALIVE_NEVER:
+        if instance is not None and instance.status not in ALIVE_NEVER:
             self.away_since = None
             return
         self.away_since = self.away_since or time.monotonic()
-        away = one is None or one.status in ("unknown", "offline")  # a list may leave one out
-        if time.monotonic() - self.away_since >= (limits.LIMITS.away if away else 0.0):
-            if one is None:
+        # A list may leave an instance out.
+        may_return = instance is None or instance.status in ("unknown", "offline")
+        if time.monotonic() - self.away_since >= (limits.LIMITS.away if may_return else 0.0):
+            if instance is None:
                 raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
-            raise OverError(f"the instance is {one.status} ({one.message})")
+            raise OverError(f"the instance is {instance.status} ({instance.message})")
 
     def _check_money(self) -> None:
-        """Ends the rental while there is still credit for a last copy."""
+        """End the rental while there is still credit for a last copy."""
         try:
             credit = self.market.credit()
         except UnreachableError:
             return
         reserve = self.launch.hourly * (self.launch.fetch_minutes / 60 + 0.1)
         if credit < reserve:
-            if self.last_checkpoint():
-                return
-            raise OverError(f"${credit:.2f} of credit is left, less than ${reserve:.2f}")
+            self._end(f"${credit:.2f} of credit is left, less than ${reserve:.2f}")
 
     def _check_cap(self) -> None:
         assert self.launch.started is not None
         cap = self.launch.max_hours * 3600
         kept = min(limits.LIMITS.last_minutes, cap / 3)
         if time.time() - self.launch.started >= cap - kept:
-            if self.last_checkpoint():
-                return
-            raise OverError(f"the cap of {self.launch.max_hours:.2f} hours is reached")
+            self._end(f"the cap of {self.launch.max_hours:.2f} hours is reached")
 
-    def last_checkpoint(self) -> bool:
+    def _end(self, why: str) -> None:
         """Ask the recipe to end after its step, and give it a minute to write a checkpoint.
 
-        True where it had ended by itself, and well.
+        Raises OverError(`why`), but where the run had ended by itself, and well.
         """
         try:
             self.host.run(f"kill -TERM $(cat {shlex.quote(self.host.remote)}/train.pid) || true")
@@ -129,11 +124,5 @@ class Follower:
                 time.sleep(min(2.0, limits.LIMITS.poll))
         except CutOffError as error:
             log.warning("no last checkpoint: %s", error)
-        return self.launch.exit_code == "train 0"
-
-    def copy_back(self) -> None:
-        """Bring checkpoints, run folder and adapter home; what fails is said and tried later."""
-        try:
-            copy_back(self.host, self.launch)
-        except CutOffError as error:
-            log.warning("%s: what was copied before stays; trying again later", error)
+        if self.launch.exit_code != "train 0":
+            raise OverError(why)

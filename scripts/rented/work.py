@@ -1,28 +1,27 @@
-"""What the run will need, as `judge estimate` says; the recipe's flags as the host gets them."""
+"""What the run will need, by `judge estimate`; the recipe's flags as the host gets them."""
 
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings, resolve
+from scripts.rented.flags import Flags
 from scripts.rented.offers import PACKAGES_GB, Work
 
 ESTIMATE = [sys.executable, "-m", "pt_app.cli", "estimate"]
-DISK_GB = 40
-"""Image, packages and their cache, beside the model and the checkpoints."""
+DISK_GB = 40  # image, packages and their cache, beside the model and the checkpoints
 # Decided by the launch, so that a run at home and on a host differ in nothing else.
 OURS = {"tracking": "offline", "skip_eval": True, "output_dir": "adapters_eval"}
 
 
 def settings_of(argv: Sequence[str]) -> Settings:
-    """The recipe's settings; raises UserError for those that a rented host cannot serve."""
+    """Resolve the recipe's settings; raises UserError for those that no rented host can serve."""
     settings = resolve("cuda", argv, "judge_train_cuda.py", "")
     if settings.seeds > 1 or settings.folds:
         raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
@@ -37,7 +36,7 @@ def settings_of(argv: Sequence[str]) -> Settings:
 
 
 def host_flags(settings: Settings, model: str, data: str, resume: str | None) -> list[str]:
-    """The recipe's flags on the host: every setting as it was resolved here, but for OURS."""
+    """Give the recipe's flags on the host: every setting as it was resolved here, but for OURS."""
     mine = asdict(settings) | OURS | {"model": model, "data_dir": data, "resume": resume or "off"}
     flags = []
     for name, value in mine.items():
@@ -47,41 +46,35 @@ def host_flags(settings: Settings, model: str, data: str, resume: str | None) ->
     return flags
 
 
-def estimated(
-    argv: Sequence[str],
-    hours: float | None,
-    gpu_ram: float | None,
-    disk_gb: int | None,
-    upload: bool = False,
-) -> Work:
-    """What the run needs; `hours` and `gpu_ram` (GiB) given by a person count before estimates.
+def estimated(flags: Flags) -> Work:
+    """Estimate what the run needs; --hours, --gpu_ram and --disk count before the estimate.
 
-    With both of them nothing is estimated, and the base's size is that of its files here.
-    `upload`: the base is copied up. Raises UserError where the estimate fails, or neither the
-    size of the base nor `disk_gb` is known.
+    With --hours and --gpu_ram nothing is estimated, and the base's size is that of its files here.
+    Raises UserError where the estimate fails, or neither the size of the base nor --disk is known.
     """
-    model = settings_of(argv).model
-    said: Mapping[str, Any]
-    if hours is None or gpu_ram is None:
-        said = _estimate(argv)
+    model = settings_of(flags.recipe).model
+    if flags.hours is None or flags.gpu_ram is None:
+        flops, memory, written, base = _estimate(flags.recipe)
     else:
         size = _size_here(model)
-        if size is None and disk_gb is None:
+        if size is None and flags.disk is None:
             raise UserError(f'the size of model "{model}" is not known here: give --disk too')
-        said = {"flops": 0, "memory": {"total": 0}, "disk_bytes": 0, "base_bytes": size or 0}
-    base_gb, written_gb = float(said["base_bytes"]) / 1e9, float(said["disk_bytes"]) / 1e9
+        flops = memory = written = 0.0
+        base = float(size or 0)
+    base_gb = base / 1e9
+    copied_up = flags.upload_model or Path(model).expanduser().is_dir()
     return Work(
-        flops=float(said["flops"]),
-        memory=float(said["memory"]["total"]) if gpu_ram is None else gpu_ram * 2**30,
-        disk_gb=disk_gb or DISK_GB + math.ceil(base_gb + written_gb),
+        flops=flops,
+        memory=memory if flags.gpu_ram is None else flags.gpu_ram * 2**30,
+        disk_gb=flags.disk or DISK_GB + math.ceil(base_gb + written / 1e9),
         down_gb=PACKAGES_GB + base_gb,
-        up_gb=base_gb if upload or Path(model).expanduser().is_dir() else 0.0,
-        hours=hours,
+        up_gb=base_gb if copied_up else 0.0,
+        hours=flags.hours,
     )
 
 
 def _size_here(model: str) -> int | None:
-    """Bytes of a base's files where it lies on this machine."""
+    """Count the bytes of a base's files where it lies on this machine."""
     from pt_app.models.base_files import wanted_files
     from pt_app.models.bases import from_cache, is_local, resolve_model
 
@@ -89,10 +82,11 @@ def _size_here(model: str) -> int | None:
     return sum(path.stat().st_size for path in wanted_files(folder)) if folder else None
 
 
-def _estimate(argv: Sequence[str]) -> Mapping[str, Any]:
-    """What `judge estimate` prints as JSON: flops of the training, sizes in bytes.
+def _estimate(argv: Sequence[str]) -> tuple[float, float, float, float]:
+    """Ask `judge estimate`; its messages are shown, since it may fetch a base of several GB.
 
-    What it says meanwhile is shown: it may fetch a base of several GB.
+    Returns:
+        FLOPs of the training, and bytes of GPU memory, of files written and of the base.
     """
     command = [*ESTIMATE, "--platform", "cuda", "--no_timing", "--json", *argv]
     errors = b""
@@ -105,20 +99,19 @@ def _estimate(argv: Sequence[str]) -> Mapping[str, Any]:
             sys.stderr.flush()
         output = done.stdout.read()  # far less than a pipe holds, so nothing waits on it
     try:
-        said: Mapping[str, Any] = json.loads(output)
-        float(said["flops"]), float(said["memory"]["total"])
-        float(said["disk_bytes"]), float(said["base_bytes"])
+        needs = json.loads(output)
+        sizes = needs["memory"]["total"], needs["disk_bytes"], needs["base_bytes"]
+        return float(needs["flops"]), float(sizes[0]), float(sizes[1]), float(sizes[2])
     except (ValueError, KeyError, TypeError):
         lines = errors.decode(errors="replace").strip().splitlines()
         why = lines[-1].removeprefix("error: ") if lines else f"exit code {done.returncode}"
         raise UserError(
             f"judge estimate failed: {why}; or give --hours and --gpu_ram yourself"
         ) from None
-    return said
 
 
 def check_model(name: str, upload: bool) -> Path | None:
-    """Where the base lies here if it must be copied up, else None: the host fetches it itself.
+    """Find the base here if it must be copied up; None where the host fetches it itself.
 
     Raises UserError where the hub asks for a token, which never goes to a host.
     """

@@ -1,0 +1,107 @@
+"""The command line of scripts/vast.py, without what stands behind the --."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
+
+from pt_app.core.errors import UserError
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    if (value := _above_zero(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number above 0")
+    return int(text)
+
+
+def _flag(default: Any, help: str, kind: Callable[[str], Any] = str) -> Any:
+    how = {"action": "store_true"} if default is False else {"type": kind, "default": default}
+    return field(default=default, metadata={"help": help, **how})
+
+
+@dataclass
+class Search:
+    """The flags of `offers` and `launch`: which offers count, and what the run needs."""
+
+    max_price: float = _flag(2.0, "dollars per hour (%(default)s)", _above_zero)
+    reliability: float = _flag(0.98, "at least (%(default)s)", _share)
+    inet_down: float = _flag(200.0, "at least, Mb/s (%(default)s)", _above_zero)
+    # torch 2.13's wheels bring CUDA 13.0, which asks for such a driver.
+    min_cuda: float = _flag(13.0, "of the driver (%(default)s)", _above_zero)
+    gpu: str = _flag("", "name as Vast has it: RTX_4090")
+    hours: float | None = _flag(None, "of the run, instead of the estimate", _above_zero)
+    gpu_ram: float | None = _flag(None, "GiB at least, instead of the estimate", _above_zero)
+    disk: int | None = _flag(None, "GB of disk to rent, instead of the estimate", _whole)
+
+
+@dataclass
+class Flags(Search):
+    """The flags of all commands; those that a command does not take have their defaults."""
+
+    offer: int | None = _flag(None, "id of the offer to take (the cheapest run)", int)
+    max_hours: float | None = _flag(None, "end after so many (twice the estimate)", _above_zero)
+    max_dollars: float | None = _flag(None, "end at so many (what those hours cost)", _above_zero)
+    yes: bool = _flag(False, "do not ask")
+    resume: str | None = _flag(None, "folder of a run to resume from its last checkpoint")
+    upload_model: bool = _flag(False, "copy the cached base up: gated models")
+    no_eval: bool = _flag(False, "leave out the evaluation on this CPU afterwards")
+    fetch_minutes: float = _flag(5.0, "between copies (%(default)s)", _above_zero)
+    # Python and CUDA come from the packages; of the image only the driver's libraries matter.
+    image: str = _flag("nvidia/cuda:12.8.1-base-ubuntu24.04", "Docker image (%(default)s)")
+    setup: str | None = _flag(None, "shell command instead of installing requirements-cuda.txt")
+    remote_dir: str = _flag("/workspace/judge", "on the host (%(default)s)")
+    # What is no flag, or no flag of these two commands.
+    verb: str = ""
+    label: str | None = None
+    output_dir: str = ""
+    recipe: list[str] = field(default_factory=list)  # the flags behind the --
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = _Parser(
+        prog="scripts/vast.py",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+    for verb, help, table in (
+        ("offers", "machines that can do the run, cheapest run first", Search),
+        ("launch", "rent, train, copy back, destroy; asks before", Flags),
+        ("attach", "follow a launch that was left", None),
+        ("fetch", "copy back what is complete now", None),
+        ("destroy", "end an instance, and check that it is gone", None),
+        ("list", "what is alive, and which runs it belongs to", None),
+    ):
+        command = verbs.add_parser(verb, help=help)
+        for flag in fields(table) if table else ():
+            if flag.metadata:
+                command.add_argument(f"--{flag.name}", **flag.metadata)
+        if not table:
+            command.add_argument("--output_dir", default="adapters_eval", metavar="DIR")
+        if verb in ("attach", "fetch", "destroy"):
+            nargs = None if verb == "destroy" else "?"
+            command.add_argument("label", nargs=nargs, help="of the launch (the newest)")
+    return parser
