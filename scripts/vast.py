@@ -4,7 +4,7 @@ python scripts/vast.py offers -- --epochs 3
 python scripts/vast.py launch -- --epochs 3      (shows offer, estimate and cap, then asks)
 python scripts/vast.py list | attach | fetch | destroy
 
-What stands behind the -- are the flags of judge_train_cuda.py.
+The flags after the -- are those of judge_train_cuda.py.
 """
 
 import sys
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cut = words.index("--") if "--" in words else len(words)
     flags = build_parser(__doc__).parse_args(words[:cut], Flags(recipe=words[cut + 1 :]))
     if flags.recipe and flags.verb not in ("offers", "launch"):
-        raise UserError(f"{flags.verb} takes no recipe flags: leave out what stands behind the --")
+        raise UserError(f"{flags.verb} takes no recipe flags: leave out the -- and what follows")
     console.start()
     verbs = {"offers": _offers, "launch": _launch, "attach": _attach, "fetch": _fetch}
     verbs |= {"destroy": _destroy, "list": _list}
@@ -117,7 +117,7 @@ def _fetch(flags: Flags) -> None:
         copy_back(host, launch)
     except CutOffError as error:
         raise UserError(f"{error}: try again") from None
-    print(f"copied back: {launch.local_run or 'nothing yet'}; the instance goes on")
+    print(f"copied back: {launch.local_run or 'nothing yet'}; the instance keeps training")
 
 
 def _destroy(flags: Flags) -> None:
@@ -126,7 +126,7 @@ def _destroy(flags: Flags) -> None:
         if launch.label == label:
             destroy(market, launch)
             return
-    # An empty name, of a variable that is not set, would be the label of every instance without.
+    # An empty label, of an unset shell variable, would match every instance without one.
     ids = [i.id for i in market.instances() if label and label in (i.label, str(i.id))]
     if not ids:
         raise UserError(f"neither Vast nor {flags.output_dir} knows {label}: see list")

@@ -172,8 +172,10 @@ def test_instances_of_others_are_listed_and_left_alone(
     main(["list", "--output_dir", str(tmp_path)])
     said = capsys.readouterr().out
     assert "a colleague's: instance 42, running, $0.400/h, not started from" in said
-    with pytest.raises(UserError, match="neither Vast nor"):
-        main(["destroy", "judge-other", "--output_dir", str(tmp_path)])
+    vast.instances[43] = offer(1) | mine | {"id": 43, "label": ""}
+    for label in ("judge-other", ""):  # the second of a variable that is not set
+        with pytest.raises(UserError, match="neither Vast nor"):
+            main(["destroy", label, "--output_dir", str(tmp_path)])
     assert vast.destroyed == []
     main(["destroy", "42", "--output_dir", str(tmp_path)])
     assert vast.destroyed == [42]

@@ -4,7 +4,7 @@ import contextlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Tracker:
         self._log_texts, self._say = log_texts, say
         self._run: Any = None
         self._run_folder = ""
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self.access = _access(mode)
         self._settings = clean_settings(settings, self.access.key)
         if self.access.mode != "off":
@@ -70,7 +70,8 @@ class Tracker:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of one optimizer step; returns at once."""
         if self._run is not None:
-            self._try("W&B stops here", lambda: self._run.log(dict(metrics), step=step))
+            with self._harmless("W&B stops here"):
+                self._run.log(dict(metrics), step=step)
 
     def finish(
         self,
@@ -99,15 +100,16 @@ class Tracker:
         lost = online and not reachable(self.access.base_url)
         if self._run is not None:
             if results and predictions and not lost:
-                self._log_media(results, predictions, charts)
+                with self._harmless("W&B lacks the results"):
+                    from pt_app.tracking.media import media
+
+                    logged = media(results, predictions, charts(results) if charts else ())
+                    within(FINISH_SECONDS, lambda: self._run.log(logged))
             self._finish_wandb(summary, adapter, lost)
         if rows and online:
-            problem = "the server is gone"
-            if not lost:
-                problem = self._try(
-                    "Weave's rows are not sent",
-                    lambda: send(self._run_dir, "weave", rows, self.access, WEAVE_SECONDS),
-                )
+            problem = "the server is gone" if lost else ""
+            with self._harmless("Weave's rows are not sent"):
+                problem = problem or send(self._run_dir, "weave", rows, self.access, WEAVE_SECONDS)
             if problem:
                 self._say_unsent(f"Weave's rows are not sent ({problem})")
 
@@ -132,7 +134,8 @@ class Tracker:
         self._tear_down()
         if self.access.mode == "online":
             self.access = Access("offline", reason, self.access.base_url)
-            self._try("W&B is left out", lambda: self._init_wandb("offline"))
+            with self._harmless("W&B is left out"):
+                self._init_wandb("offline")
         else:
             self._say(f"tracking: {reason}")
 
@@ -152,19 +155,6 @@ class Tracker:
         )
         self._run_folder = f"wandb/{Path(self._run.dir).parent.name}"
         note(self._run_dir, "wandb", self._run_folder, sent=False)
-
-    def _log_media(
-        self, results: Mapping[str, Any], predictions: Path, charts: Charts | None
-    ) -> None:
-        """Log tables and charts of the evaluation; none of them quotes a row."""
-
-        def log() -> None:
-            from pt_app.tracking.media import media
-
-            logged = media(results, predictions, charts(results) if charts else ())
-            within(FINISH_SECONDS, lambda: self._run.log(logged))
-
-        self._try("W&B lacks the results", log)
 
     def _finish_wandb(
         self, summary: Mapping[str, Mapping[str, Any]], adapter: Path | None, lost: bool
@@ -186,13 +176,14 @@ class Tracker:
             if not lost:
                 log_adapter()
 
-        self._try("W&B lacks the results", lambda: within(FINISH_SECONDS, log_results))
+        with self._harmless("W&B lacks the results"):
+            within(FINISH_SECONDS, log_results)
         self._close(0, GONE_SECONDS if lost else FINISH_SECONDS)
         if lost and adapter is not None:
-            self._try("W&B lacks the adapter", lambda: self._init_wandb("offline"))
-            if self._run is not None:
-                self._try("W&B lacks the adapter", log_adapter)
-                self._close(0)
+            with self._harmless("W&B lacks the adapter"):
+                self._init_wandb("offline")
+                log_adapter()
+            self._close(0)
 
     def _write_rows(
         self, results: Mapping[str, Any], summary: Mapping[str, Any], predictions: Path
@@ -206,16 +197,14 @@ class Tracker:
             "settings": self._settings,
             "summary": summary,
         }
-
-        def write() -> str:
+        with self._harmless("Weave's rows are not written"):
             written = read_state(self._run_dir)["weave"]  # before this run was resumed
             names = ("weave_rows.jsonl", *(f"weave_rows-{n}.jsonl" for n in range(2, 1000)))
             name = next(name for name in names if name not in written)
             write_rows(self._run_dir / name, header, predictions, self._log_texts)
             note(self._run_dir, "weave", name, sent=False)
             return name
-
-        return self._try("Weave's rows are not written", write) or ""
+        return ""
 
     def _close(self, exit_code: object, seconds: float = FINISH_SECONDS) -> None:
         """End the W&B run and its service process, whatever became of the run."""
@@ -239,15 +228,15 @@ class Tracker:
         with contextlib.suppress(Exception):
             within(GONE_SECONDS, wandb.teardown)
 
-    def _try(self, consequence: str, work: Callable[[], Any]) -> Any:
-        """Do `work`; where it fails, say so in one line, once, and return None."""
+    @contextlib.contextmanager
+    def _harmless(self, consequence: str) -> Iterator[None]:
+        """Let the run go on where something fails within; say so in one line, once."""
         try:
-            return work()
+            yield
         except Exception as error:
-            if consequence not in self._said:
+            if consequence not in self._warned:
                 self._say(f"tracking: {consequence} ({describe(error)}); the run goes on")
-            self._said.add(consequence)
-            return None
+            self._warned.add(consequence)
 
     def _say_unsent(self, what: str) -> None:
         self._say(f"tracking: {what}; send them later: judge sync {self._run_dir}")

@@ -42,7 +42,7 @@ def copy_back(host: Host, launch: Launch) -> None:
 
 
 def _run(names: Collection[str], launch: Launch) -> str | None:
-    """Find the launch's run among the names that the host gives; None where it has not begun.
+    """Find the launch's run among the names on the host; None where it has not begun.
 
     A stranger's machine could name another run of this folder: only the run that is resumed, or
     a name that is new here, becomes the launch's. Raises CutOffError for another one.

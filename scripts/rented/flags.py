@@ -1,4 +1,4 @@
-"""The command line of scripts/vast.py, without what stands behind the --."""
+"""The command line of scripts/vast.py, without the recipe's flags after the --."""
 
 import argparse
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class Flags(Search):
     verb: str = ""
     label: str | None = None
     output_dir: str = ""
-    recipe: list[str] = field(default_factory=list)  # the flags behind the --
+    recipe: list[str] = field(default_factory=list)  # the flags after the --
 
 
 class _Parser(argparse.ArgumentParser):

@@ -114,7 +114,7 @@ def check_account(market: Market, launch: Launch) -> None:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Take SIGTERM and a closed terminal as Ctrl-C, so that what is alive gets said."""
+    """Take SIGTERM and a closed terminal as Ctrl-C, so that what is alive is named."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -280,7 +280,7 @@ def reach(market: Market, launch: Launch) -> Host:
 def evaluate_at_home(launch: Launch, adapter: Path) -> None:
     """Resume the run on this machine: since it is trained, it is evaluated, on the CPU.
 
-    So the adapter gets what every training gives it, calibration and results in its card included.
+    The adapter thus gets calibration, results and a card as after any training.
     Raises UserError where that fails.
     """
     words = ["--data_dir", launch.data_dir, "--output_dir", launch.output_dir]

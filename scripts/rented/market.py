@@ -167,7 +167,7 @@ class Market:
             return float(self._vast.show_user().get("credit") or 0.0)
 
     def secret_variables(self) -> list[str]:
-        """Name the account's variables that look like keys: Vast gives them to every host."""
+        """List the account's variables that look like keys: Vast hands them to every host."""
         with _understood():
             names = self._vast.show_env_vars()
             return sorted(n for n in names if any(word in n.upper() for word in SECRET_WORDS))
@@ -196,5 +196,5 @@ def _understood() -> Iterator[None]:
 
 
 def _status(error: Any) -> tuple[int, str]:
-    """Give the status code of a requests.HTTPError and the start of what the server said."""
+    """Give the status code of a requests.HTTPError and the start of the server's message."""
     return error.response.status_code, " ".join(error.response.text.split())[:200]

@@ -130,7 +130,7 @@ def _create(market: Market, launch: Launch, offer: Offer) -> None:
     except AnswerLostError as error:
         log.warning("no answer to the create (%s): looking for %s", error, launch.label)
         adopt(market, launch)
-    except (OfferGoneError, UserError):  # Vast said no
+    except (OfferGoneError, UserError):  # Vast refused
         launch.save(started=None)
         raise
 

@@ -19,7 +19,7 @@ class Launch:
 
     label: str
     output_dir: str
-    recipe: list[str]  # the flags behind the --, as given
+    recipe: list[str]  # the flags after the --, as given
     flags: list[str]  # the flags that the host's recipe gets
     data_dir: str
     model: str

@@ -128,7 +128,9 @@ def start(host: Host, launch: Launch) -> None:
         "tmux new-session -d -s judge 'bash run.sh >run.log 2>&1'; } && touch started"
     )
     launch.save(stage="training")
-    log.info("started in tmux; this terminal may be closed: `%s` goes on", launch.command("attach"))
+    log.info(
+        "started in tmux; this terminal may be closed: `%s` follows it", launch.command("attach")
+    )
 
 
 def refuse_keys(launch: Launch, options: Mapping[str, object], account_key: str) -> None:

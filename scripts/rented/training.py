@@ -18,7 +18,7 @@ log = logging.getLogger("pt_app.rented")
 
 
 class OverError(Exception):
-    """The rental must end now: its cap, the balance, the machine. Says which."""
+    """The rental must end now; the message says whether by its cap, the balance or the machine."""
 
 
 @dataclass
