@@ -72,7 +72,7 @@ final.mkdir()
 
 
 def why_not() -> str:
-    """Why no such host can be had here; empty where it can."""
+    """Say why no such host is available here; empty where one is."""
     if SSHD is None:
         return "no sshd: Debian's openssh-server has it"
     if not shutil.which("tmux") or not shutil.which("ssh"):
@@ -132,7 +132,7 @@ class RentedHost:
             folder.mkdir(exist_ok=True)
 
     def processes(self) -> list[psutil.Process]:
-        """What runs out of this host's folder: watchdogs and recipes."""
+        """List what runs from this host's folder: watchdogs and recipes."""
         found = []
         for process in psutil.process_iter(["cmdline", "cwd"]):
             words = " ".join(process.info["cmdline"] or [])
@@ -143,20 +143,20 @@ class RentedHost:
         return [process for process in found if process.pid != os.getpid()]
 
     def setup(self) -> str:
-        """The set-up that puts the stand-in in the recipe's place."""
+        """Give the set-up that puts the stand-in in the recipe's place."""
         (self.folder / "recipe.py").write_text(RECIPE)
         words = f'#!/bin/bash\\nexec {sys.executable} {self.folder}/recipe.py "$@"\\n'
         return f"mkdir -p .venv/bin && printf '{words}' >.venv/bin/python && chmod +x .venv/bin/*"
 
 
 class Line:
-    """The way between client and sshd: it may be dead at first, and break after so many bytes."""
+    """The connection to sshd: it may be dead at first, and break after a number of bytes."""
 
     def __init__(self) -> None:
         self.dead = 0
         """Connections that are closed at once: SSH comes late."""
         self.breaks: list[int] = []
-        """Bytes from the host after which a connection is cut; each cuts one that is so long."""
+        """Bytes from the host after which a connection is cut; each cuts one connection."""
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._to = 0

@@ -1,6 +1,6 @@
 """A launch from offer to adapter, on a host that is an SSH server of the test's own.
 
-A stand-in takes the recipe's place; tests/test_vast_recipe.py trains with the real one.
+A stand-in takes the recipe's place; tests/test_vast_page.py trains with the real one.
 """
 
 import json

@@ -44,7 +44,7 @@ ESTIMATE: dict[str, Any] = {
 
 
 def stand_in_estimate(said: dict[str, Any]) -> list[str]:
-    """A command that prints what `judge estimate --json` would."""
+    """Give a command that prints what `judge estimate --json` would."""
     return [sys.executable, "-c", f"print({json.dumps(json.dumps(said))})"]
 
 
@@ -75,7 +75,7 @@ def rented_host(vast: VastServer) -> Iterator[RentedHost]:
 
 
 def launch_words(rows: Path, out: Path, *more: str, host: RentedHost | None = None) -> list[str]:
-    """The words of a launch on the tiny base; flags behind "--" in `more` are the recipe's."""
+    """Give the words of a launch on the tiny base; flags after "--" in `more` are the recipe's."""
     cut = more.index("--") if "--" in more else len(more)
     words = ["launch", "--yes", "--no_eval", *more[:cut]]
     if host is not None:
@@ -85,7 +85,7 @@ def launch_words(rows: Path, out: Path, *more: str, host: RentedHost | None = No
 
 
 def attempt(rows: Path, out: Path, *more: str) -> str:
-    """A launch that must fail in a way that a person can mend; gives what it says."""
+    """Run a launch that must fail with a UserError; return its message."""
     from scripts.vast import main as launch
 
     with pytest.raises(UserError) as failed:
@@ -94,7 +94,7 @@ def attempt(rows: Path, out: Path, *more: str) -> str:
 
 
 def a_launch(out: Path) -> Launch:
-    """A launch's record as it is on disk before anything is created."""
+    """Make a launch's record as it is on disk before anything is created."""
     launch = Launch(
         label="judge-1",
         output_dir=str(out),

@@ -46,7 +46,7 @@ def offer(id: int, **changes: Any) -> Body:
 
 @dataclass
 class Faults:
-    """What goes wrong; counts go down to nought as it does."""
+    """What goes wrong; a count goes down to 0 as it does."""
 
     gone: set[int] = field(default_factory=set)
     """Offers that somebody else has taken."""
@@ -63,9 +63,9 @@ class Faults:
     lists: int = 0
     """Lists that end with 500."""
     states: dict[int, list[str]] = field(default_factory=dict)
-    """Machine -> the states that its instance shows, one a list; the last stays."""
+    """Machine -> the states that its instance shows, one per list; the last stays."""
     credits: list[float] = field(default_factory=lambda: [50.0])
-    """The balance, one a question; the last stays."""
+    """The balance, one per request; the last stays."""
 
 
 class VastServer:
@@ -230,7 +230,7 @@ class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that hung up: some tests kill them."""
+        """Stay silent about clients that hang up: some tests kill them."""
 
 
 def _handler(server: VastServer) -> type[BaseHTTPRequestHandler]:

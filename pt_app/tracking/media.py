@@ -27,8 +27,8 @@ def media(
     comparisons = results.get("comparisons") or ()
     checks = [{**check, "check": name} for name, check in (model.get("checks") or {}).items()]
     bins = [
-        {**one["right"], "confidence": one["confidence"], "right": one["right"]["value"]}
-        for one in (model.get("calibration") or {}).get("reliability", ())
+        {**row["right"], "confidence": row["confidence"], "right": row["right"]["value"]}
+        for row in (model.get("calibration") or {}).get("reliability", ())
     ]
     curve = (model.get("selective") or {}).get("curve", ())
     tables: dict[str, tuple[Iterable[Row], list[str]]] = {

@@ -138,7 +138,7 @@ def _query(flags: Flags, disk_gb: int) -> dict[str, Any]:
         "reliability": {"gte": flags.reliability},
         "inet_down": {"gte": flags.inet_down},
         "cuda_max_good": {"gte": flags.min_cuda},
-        "compute_cap": {"gte": 750},  # the least of torch 2.13's wheels
+        "compute_cap": {"gte": 750},  # the lowest that torch 2.13's wheels support
         "direct_port_count": {"gte": 1},
         "disk_space": {"gte": disk_gb},
     }

@@ -88,7 +88,7 @@ def all_launches(output_dir: Path) -> list[Launch]:
 
 def the_launch(output_dir: Path, label: str | None) -> Launch:
     """Read the launch of this label, or the newest; raises UserError where there is none."""
-    launches = [one for one in all_launches(output_dir) if label in (None, one.label)]
+    launches = [launch for launch in all_launches(output_dir) if label in (None, launch.label)]
     if not launches:
         what = f"launch {label}" if label else "launch"
         raise UserError(
