@@ -31,6 +31,7 @@ def _whole(text: str) -> int:
 
 
 def _flag(default: Any, help: str, kind: Callable[[str], Any] = str) -> Any:
+    """Declare a field that is a flag; its metadata are the arguments of add_argument."""
     how = {"action": "store_true"} if default is False else {"type": kind, "default": default}
     return field(default=default, metadata={"help": help, **how})
 
@@ -73,6 +74,17 @@ class Flags(Search):
     recipe: list[str] = field(default_factory=list)  # the flags after the --
 
 
+COMMANDS = {
+    "offers": "machines that can do the run, cheapest run first",
+    "launch": "rent, train, copy back, destroy; asks before",
+    "attach": "follow a launch that was left",
+    "fetch": "copy back what is complete now",
+    "destroy": "end an instance, and check that it is gone",
+    "list": "what is alive, and which runs it belongs to",
+}
+TABLES: dict[str, type[Search]] = {"offers": Search, "launch": Flags}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
@@ -86,22 +98,16 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
-    for verb, help, table in (
-        ("offers", "machines that can do the run, cheapest run first", Search),
-        ("launch", "rent, train, copy back, destroy; asks before", Flags),
-        ("attach", "follow a launch that was left", None),
-        ("fetch", "copy back what is complete now", None),
-        ("destroy", "end an instance, and check that it is gone", None),
-        ("list", "what is alive, and which runs it belongs to", None),
-    ):
-        command = verbs.add_parser(verb, help=help)
-        for flag in fields(table) if table else ():
-            if flag.metadata:
-                command.add_argument(f"--{flag.name}", **flag.metadata)
-        if not table:
-            command.add_argument("--output_dir", default="adapters_eval", metavar="DIR")
-        if verb in ("attach", "fetch", "destroy"):
+    commands = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+    for verb, help in COMMANDS.items():
+        command = commands.add_parser(verb, help=help)
+        if table := TABLES.get(verb):
+            for flag in fields(table):
+                if flag.metadata:
+                    command.add_argument(f"--{flag.name}", **flag.metadata)
+            continue
+        command.add_argument("--output_dir", default="adapters_eval", metavar="DIR")
+        if verb != "list":
             nargs = None if verb == "destroy" else "?"
             command.add_argument("label", nargs=nargs, help="of the launch (the newest)")
     return parser

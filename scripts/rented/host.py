@@ -56,9 +56,8 @@ def make_key(folder: Path) -> str:
     """
     path = folder / "id_ed25519"
     if not path.exists():
-        for tool in ("ssh", "ssh-keygen"):
-            if not shutil.which(tool):
-                raise UserError(f"{tool} is missing: install OpenSSH's client")
+        if not (shutil.which("ssh") and shutil.which("ssh-keygen")):
+            raise UserError("ssh or ssh-keygen is missing: install OpenSSH's client")
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", folder.name, "-f", str(path)]
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
     return path.with_suffix(".pub").read_text(encoding="utf-8").strip()

@@ -229,6 +229,7 @@ def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
 def _bring_home(host: Host, launch: Launch) -> None:
     """Copy everything back; raises StillAliveError where it fails, so that nothing is lost."""
     for attempt in range(3):
+        time.sleep(limits.LIMITS.poll if attempt else 0)
         try:
             copy_back(host, launch)
             launch.save(stage="copied")
@@ -236,8 +237,6 @@ def _bring_home(host: Host, launch: Launch) -> None:
         except (CutOffError, UserError) as error:
             why = str(error)
             log.warning("%s: trying again", error)
-            if attempt < 2:
-                time.sleep(limits.LIMITS.poll)
     raise still_alive(
         launch, f"what the run made is not copied back ({why}); `{launch.command('fetch')}`, then"
     )
