@@ -14,7 +14,7 @@ from scripts.rented import limits
 from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.record import Launch
-from scripts.rented.sending import APT, base_files
+from scripts.rented.sending import SCRIPTS, base_files
 from scripts.rented.training import PIECE, Follower
 from tests.vast_fixtures import a_launch
 
@@ -151,7 +151,7 @@ def test_package_that_finds_the_lock_held_is_asked_for_again(tmp_path: Path) -> 
         (tmp_path / name).chmod(0o755)
     (tmp_path / "held").mkdir()
     subprocess.run(
-        ["sh", "-ec", f"{APT.format('tmux')}; touch done"],
+        ["bash", "-ec", f"bash {SCRIPTS['install.sh']} tmux; touch done"],
         cwd=tmp_path,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         check=True,

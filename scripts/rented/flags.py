@@ -1,33 +1,26 @@
 """The command line of scripts/vast.py, without the recipe's flags after the --."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, NoReturn
 
 from pt_app.core.errors import UserError
 
 
-def _above_zero(text: str) -> float:
+def _above_zero(text: str, kind: type = float, most: float = math.inf) -> float:
     try:
-        value = float(text)
+        value = kind(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+        value = 0
+    if not 0 < value < math.inf:
+        rule = f"a {'whole ' if kind is int else ''}number above 0"
+        raise argparse.ArgumentTypeError(f"{text} must be {rule}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{text} must be at most {most}")
     return value
-
-
-def _share(text: str) -> float:
-    if (value := _above_zero(text)) > 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number above 0")
-    return int(text)
 
 
 def _flag(default: Any, help: str, kind: Callable[[str], Any] = str) -> Any:
@@ -41,14 +34,14 @@ class Search:
     """The flags of `offers` and `launch`: which offers count, and what the run needs."""
 
     max_price: float = _flag(2.0, "dollars per hour (%(default)s)", _above_zero)
-    reliability: float = _flag(0.98, "at least (%(default)s)", _share)
+    reliability: float = _flag(0.98, "at least (%(default)s)", partial(_above_zero, most=1))
     inet_down: float = _flag(200.0, "at least, Mb/s (%(default)s)", _above_zero)
     # torch 2.13's wheels bring CUDA 13.0, which asks for such a driver.
     min_cuda: float = _flag(13.0, "of the driver (%(default)s)", _above_zero)
     gpu: str = _flag("", "name as Vast has it: RTX_4090")
     hours: float | None = _flag(None, "of the run, instead of the estimate", _above_zero)
     gpu_ram: float | None = _flag(None, "GiB at least, instead of the estimate", _above_zero)
-    disk: int | None = _flag(None, "GB of disk to rent, instead of the estimate", _whole)
+    disk: int | None = _flag(None, "GB, instead of the estimate", partial(_above_zero, kind=int))
 
 
 @dataclass

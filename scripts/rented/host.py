@@ -22,23 +22,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_text_atomic
 from scripts.rented import limits
 
-CONFIG = """Host rented
-  HostName {host}
-  Port {port}
-  User root
-  IdentityFile "{folder}/id_ed25519"
-  IdentitiesOnly yes
-  IdentityAgent none
-  ForwardAgent no
-  UserKnownHostsFile "{folder}/known_hosts"
-  GlobalKnownHostsFile none
-  StrictHostKeyChecking accept-new
-  BatchMode yes
-  ConnectTimeout 15
-  ServerAliveInterval 15
-  ServerAliveCountMax 4
-  LogLevel ERROR
-"""
+CONFIG = Path(__file__).with_name("ssh_config")
 
 
 class CutOffError(Exception):
@@ -81,7 +65,8 @@ class Host:
         problem = "it has no address yet"
         folder = str(self.folder.resolve()).replace("%", "%%")
         for host, port in addresses:
-            config = CONFIG.format(host=host, port=port, folder=folder)
+            config = CONFIG.read_text(encoding="utf-8")
+            config = config.format(host=host, port=port, folder=folder)
             write_text_atomic(self.folder / "ssh_config", config)
             try:
                 self.run("true", timeout=30)
@@ -140,10 +125,13 @@ class Host:
         What is there already with the same hash is not sent again. An attempt ends after
         LIMITS.copy and twice the time that the files need at UPLINK. Raises CutOffError.
         """
+        folder = shlex.quote(self.remote)
+        hashing = f"mkdir -p {folder} && cd {folder} && xargs -0 sha256sum -- 2>/dev/null || true"
+        names = "".join(f"{name}\0" for name in files).encode()
         wanted = {name: sha256_file(path) for name, path in files.items()}
         for attempt in range(3):
             try:
-                there = self._hashes_of(wanted)
+                there = read_hashes(self.run(hashing, limits.LIMITS.copy, names))
                 missing = {n: p for n, p in files.items() if there.get(n) != wanted[n]}
                 if not missing:
                     return
@@ -153,15 +141,6 @@ class Host:
                     raise
                 time.sleep(limits.LIMITS.poll)
         raise CutOffError("files arrive on the host other than they left")
-
-    def _hashes_of(self, names: Iterable[str]) -> dict[str, str]:
-        folder = shlex.quote(self.remote)
-        output = self.run(
-            f"mkdir -p {folder} && cd {folder} && xargs -0 sha256sum -- 2>/dev/null || true",
-            timeout=limits.LIMITS.copy,
-            data="".join(f"{name}\0" for name in names).encode(),
-        )
-        return read_hashes(output)
 
     def _send(self, files: Mapping[str, Path]) -> None:
         command = f"cd {shlex.quote(self.remote)} && tar -x --no-same-owner -f -"

@@ -16,23 +16,13 @@ from pathlib import Path
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
 from pt_app.eval_model.dispatch import recipe_command
-from scripts.rented import limits, sending
+from scripts.rented import limits, provision, sending
 from scripts.rented.copying import copy_back
 from scripts.rented.flags import Flags
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.market import Market
 from scripts.rented.offers import Offer
-from scripts.rented.provision import (
-    FailedHostError,
-    StillAliveError,
-    adopt,
-    create_options,
-    destroy,
-    find,
-    ready,
-    rent,
-    still_alive,
-)
+from scripts.rented.provision import FailedHostError, StillAliveError
 from scripts.rented.record import Launch
 from scripts.rented.training import Follower, OverError
 from scripts.rented.work import check_model, host_flags, settings_of
@@ -66,7 +56,7 @@ def plan(settings: Settings, flags: Flags, offer: Offer, disk_gb: int) -> Launch
         upload_model=str(base) if base else None,
         resume=str(run) if run else None,
         image=flags.image,
-        setup=f"{flags.setup}\n" if flags.setup is not None else sending.SETUP,
+        setup=f"{flags.setup}\n" if flags.setup is not None else sending.SETUP.read_text(),
         disk_gb=disk_gb,
         max_hours=hours,
         max_dollars=dollars,
@@ -135,11 +125,11 @@ def run_on(market: Market, launch: Launch, offers: Sequence[Offer]) -> Path | No
         UserError: where no adapter came of it, with the command that resumes the run.
     """
     launch.folder.mkdir(mode=0o700, parents=True)  # a private key will lie in it
-    sending.refuse_keys(launch, create_options(launch, market.url), market.key)
+    sending.refuse_keys(launch, provision.create_options(launch, market.url), market.key)
     launch.save()
     with _signals_interrupt():
         with _destroyed_unless_started(market, launch):
-            host = rent(market, launch, offers)
+            host = provision.rent(market, launch, offers)
             sending.start(host, launch)
         return _to_the_end(market, launch, host)
 
@@ -152,9 +142,9 @@ def attach(market: Market, launch: Launch) -> Path | None:
         if launch.stage in ("creating", "created"):
             with _destroyed_unless_started(market, launch):
                 if launch.instance is None:
-                    adopt(market, launch)
+                    provision.adopt(market, launch)
                 try:
-                    host = ready(market, launch)
+                    host = provision.ready(market, launch)
                 except FailedHostError as error:
                     raise UserError(f"{launch.label}: {error}") from None
                 sending.start(host, launch)
@@ -185,10 +175,10 @@ def _destroy(market: Market, launch: Launch) -> None:
     """Destroy the launch's instance; raises StillAliveError also where that is interrupted."""
     try:
         if launch.instance is None:  # cut between a create and its answer
-            adopt(market, launch)
-        destroy(market, launch)
+            provision.adopt(market, launch)
+        provision.destroy(market, launch)
     except KeyboardInterrupt:
-        raise still_alive(launch, "interrupted while destroying") from None
+        raise provision.still_alive(launch, "interrupted while destroying") from None
 
 
 def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
@@ -237,7 +227,7 @@ def _bring_home(host: Host, launch: Launch) -> None:
         except (CutOffError, UserError) as error:
             why = str(error)
             log.warning("%s: trying again", error)
-    raise still_alive(
+    raise provision.still_alive(
         launch, f"what the run made is not copied back ({why}); `{launch.command('fetch')}`, then"
     )
 
@@ -263,7 +253,7 @@ def reach(market: Market, launch: Launch) -> Host:
         UserError: where Vast does not list the instance.
     """
     end = time.monotonic() + limits.LIMITS.listed
-    while (instance := find(market, launch)) is None and time.monotonic() < end:
+    while (instance := provision.find(market, launch)) is None and time.monotonic() < end:
         time.sleep(limits.LIMITS.poll)  # a list may leave out what is alive
     if instance is None:
         launch.save(stage="destroyed")  # its number stays: `destroy` may still need it
@@ -272,7 +262,7 @@ def reach(market: Market, launch: Launch) -> Host:
     if problem := host.connect(instance.addresses):
         log.warning("%s", problem)
         status = instance.status or "not ready"
-        raise still_alive(launch, f"it is {status} and SSH does not answer")
+        raise provision.still_alive(launch, f"it is {status} and SSH does not answer")
     return host
 
 

@@ -13,33 +13,16 @@ from pathlib import Path
 
 from pt_app.core.errors import UserError
 from scripts.rented import limits
+from scripts.rented import market as vast
 from scripts.rented.host import Host, make_key
-from scripts.rented.market import (
-    ALIVE_NEVER,
-    CONSOLE,
-    AnswerLostError,
-    Instance,
-    Market,
-    OfferGoneError,
-    UnreachableError,
-)
+from scripts.rented.market import CONSOLE, Instance, Market
 from scripts.rented.offers import Offer
 from scripts.rented.record import Launch
 
 WATCHDOG = Path(__file__).with_name("watchdog.sh")
 HOSTS_TRIED = 3
 REFUSALS = 10
-# What the instance runs first: the watchdog, then the launch's key for SSH.
-ONSTART = """#!/bin/bash
-cat >~/watchdog.sh <<'END_OF_WATCHDOG'
-{watchdog}
-END_OF_WATCHDOG
-setsid nohup bash ~/watchdog.sh {seconds} {url} {folder} >~/watchdog.log 2>&1 </dev/null &
-touch ~/.no_auto_tmux
-mkdir -p ~/.ssh && chmod 700 ~/.ssh
-echo '{public_key}' >>~/.ssh/authorized_keys
-chmod 600 ~/.ssh/authorized_keys
-"""
+ONSTART = Path(__file__).with_name("onstart.sh")
 log = logging.getLogger("pt_app.rented")
 
 
@@ -62,7 +45,7 @@ def still_alive(launch: Launch, why: str) -> StillAliveError:
 
 def create_options(launch: Launch, url: str) -> dict[str, object]:
     """Give what is sent to create the instance. No variable of this machine is among it."""
-    onstart = ONSTART.format(
+    onstart = ONSTART.read_text(encoding="utf-8").format(
         watchdog=WATCHDOG.read_text(encoding="utf-8").rstrip(),
         seconds=round(launch.max_hours * 3600),
         url=url,
@@ -106,7 +89,7 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
         try:
             _create(market, launch, offer)
             return ready(market, launch)
-        except OfferGoneError as error:
+        except vast.OfferGoneError as error:
             reasons.append(f"offer {offer.id} is gone ({error})")
             log.warning("%s: nothing was rented", reasons[-1])
         except FailedHostError as error:
@@ -127,10 +110,10 @@ def _create(market: Market, launch: Launch, offer: Offer) -> None:
     launch.save(started=time.time())
     try:
         launch.save(stage="created", instance=market.create(offer.id, **options))
-    except AnswerLostError as error:
+    except vast.AnswerLostError as error:
         log.warning("no answer to the create (%s): looking for %s", error, launch.label)
         adopt(market, launch)
-    except (OfferGoneError, UserError):  # Vast refused
+    except (vast.OfferGoneError, UserError):  # Vast refused
         launch.save(started=None)
         raise
 
@@ -150,7 +133,7 @@ def _listed(market: Market, launch: Launch) -> Instance | None:
     """Find the launch's instance; None also where Vast does not answer now."""
     try:
         return find(market, launch)
-    except UnreachableError as error:
+    except vast.UnreachableError as error:
         log.warning("%s", error)
         return None
 
@@ -177,7 +160,7 @@ def ready(market: Market, launch: Launch) -> Host:
             before, since = status, time.monotonic()
             log.info("instance %d: %s", launch.instance, status or "no state yet")
         if instance:
-            if status in ALIVE_NEVER:
+            if status in vast.ALIVE_NEVER:
                 raise FailedHostError(f"it is {status} ({instance.message})")
             attached = attached or _attach_key(market, launch)
             if status == "running" and host.connect(instance.addresses) is None:

@@ -21,19 +21,8 @@ CODE = ("requirements.txt", "requirements-cuda.txt", "pyproject.toml", "README.m
 SUFFIXES = {".py", ".txt", ".tsv", ".json", ".jinja", ".yaml", ".safetensors", ".md"}
 DATA = ("judge_train.json", "judge_val.json", "judge_test.json", "dataset.json", "splits.json")
 RECIPE = "pt_app/eval_model/judge_train_cuda.py"
-# The watchdog may run apt-get too, which fails while its lock is held.
-APT = (
-    "for _ in 1 2 3 4 5 6 7 8; do "
-    "apt-get update -q && apt-get install -yq {} && break; sleep 5; done"
-)
-SETUP = f"""set -e
-if ! python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; then
-  export DEBIAN_FRONTEND=noninteractive
-  {APT.format("python3 python3-venv")}
-fi
-python3 -m venv .venv
-.venv/bin/pip install --quiet -r requirements-cuda.txt
-"""
+SCRIPTS = {name: Path(__file__).with_name(name) for name in ("run.sh", "install.sh")}
+SETUP = Path(__file__).with_name("setup.sh")
 WEIGHTS = {".safetensors", ".pt", ".bin", ".pth"}
 SHORTEST_KEY = 12
 log = logging.getLogger("pt_app.rented")
@@ -112,7 +101,7 @@ def scripts(launch: Launch) -> dict[str, Path]:
     files = {name: launch.folder / Path(name).name for name in texts}
     for name, text in texts.items():
         files[name].write_text(text, encoding="utf-8")
-    return files | {"run.sh": Path(__file__).with_name("run.sh")}
+    return files | SCRIPTS
 
 
 def start(host: Host, launch: Launch) -> None:
@@ -121,15 +110,14 @@ def start(host: Host, launch: Launch) -> None:
     size = sum(path.stat().st_size for path in files.values())
     log.info("copying %d files up, %.1f MB", len(files), size / 1e6)
     host.send(files)
-    install = f"{{ {APT.format('tmux')}; }} >/dev/null 2>&1"
+    folder = shlex.quote(host.remote)
+    install = f"bash {folder}/install.sh tmux >/dev/null 2>&1"
     host.run(f"command -v tmux >/dev/null || {install}; command -v tmux", timeout=600)
-    host.run(
-        f"cd {shlex.quote(host.remote)} && {{ [ -e started ] || "
-        "tmux new-session -d -s judge 'bash run.sh >run.log 2>&1'; } && touch started"
-    )
+    run = "tmux new-session -d -s judge 'bash run.sh >run.log 2>&1'"
+    host.run(f"cd {folder} && {{ [ -e started ] || {run}; }} && touch started")
     launch.save(stage="training")
     log.info(
-        "started in tmux; this terminal may be closed: `%s` follows it", launch.command("attach")
+        "started in tmux, without this terminal too: `%s` follows it", launch.command("attach")
     )
 
 
