@@ -129,18 +129,16 @@ def _check_public(name: str) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    remedy = (
-        f"fetch it here with `hf download {name}` and add --upload_model, which copies it up; "
-        "a token never goes to a host"
-    )
     try:
-        info = HfApi(token=False).model_info(name, timeout=10)
+        gated = HfApi(token=False).model_info(name, timeout=10).gated
+        problem = "is gated on the hub: " if gated else ""
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError):
-        raise UserError(f'model "{name}" is not public on the hub: {remedy}') from None
+        problem = "is not public on the hub: "
     except Exception as error:  # the HTTP library's own errors, which change with its version
+        kind = type(error).__name__
+        problem = f"cannot be looked up on the hub ({kind}): try again with a network, or "
+    if problem:
         raise UserError(
-            f'whether model "{name}" is public cannot be seen from here ({type(error).__name__}): '
-            f"try again with a network, or {remedy}"
-        ) from None
-    if info.gated:
-        raise UserError(f'model "{name}" is gated on the hub: {remedy}')
+            f'model "{name}" {problem}fetch it here with `hf download {name}` and add '
+            "--upload_model, which copies it up; a token never goes to a host"
+        )
