@@ -49,12 +49,9 @@ def media(
 
 def _agreement(results: Mapping[str, Any]) -> Iterator[Row]:
     """List the metrics of the judges, the baselines and the annotators (the ceiling)."""
-    ceiling = results.get("ceiling")
-    judges = [
-        *results["models"],
-        *(results.get("baselines") or []),
-        *([ceiling] if ceiling else []),
-    ]
+    judges = [*results["models"], *(results.get("baselines") or [])]
+    if ceiling := results.get("ceiling"):
+        judges.append(ceiling)
     for judge in judges:
         for reading in ("metrics", "constrained"):
             for name, number in (judge.get(reading) or {}).items():
