@@ -133,14 +133,14 @@ class RentedHost:
 
     def processes(self) -> list[psutil.Process]:
         """List what runs from this host's folder: watchdogs and recipes."""
-        found = []
+        ours = []
         for process in psutil.process_iter(["cmdline", "cwd"]):
             words = " ".join(process.info["cmdline"] or [])
             there = str(process.info["cwd"]).startswith(str(self.folder))
             # A launcher names the folder too: it is no process of the host.
             if there or ("watchdog.sh" in words and f" {self.remote}" in words[-200:]):
-                found.append(process)
-        return [process for process in found if process.pid != os.getpid()]
+                ours.append(process)
+        return [process for process in ours if process.pid != os.getpid()]
 
     def setup(self) -> str:
         """Give the set-up that puts the stand-in in the recipe's place."""
@@ -210,6 +210,6 @@ class Line:
                 target.sendall(piece)
         except OSError:
             pass
-        for one in (source, target):
+        for end in (source, target):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                end.shutdown(socket.SHUT_RDWR)

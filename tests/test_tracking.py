@@ -110,13 +110,13 @@ def track(
 
 def command_lines(session: int | None = None) -> list[str]:
     """Command lines of living processes, of one session or all."""
-    found = []
+    lines = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             mine = session is None or os.getsid(process.pid) == session
             if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
+                lines.append(" ".join(process.cmdline()))
+    return lines
 
 
 def until(condition: Callable[[], bool]) -> bool:

@@ -47,11 +47,11 @@ def test_offers_are_sorted_by_the_price_of_the_run_and_small_ones_counted(
     fast = offer(21222333, gpu_name="H100 SXM 80GB HBM3", dph_total=1.2, total_flops=800.0)
     vast.offers += [fast, offer(22, gpu_ram=6000), offer(23, dph_total=9.0)]
     main(["offers"])
-    said = capsys.readouterr().out
-    ids = [line.split()[0] for line in said.splitlines()[1:5]]
+    output = capsys.readouterr().out
+    ids = [line.split()[0] for line in output.splitlines()[1:5]]
     assert ids == ["21222333", "11", "12", "13"], "dearer an hour, cheaper for the run"
-    assert "1 offers with less memory were left out" in said
-    assert max(map(len, said.splitlines())) <= 80
+    assert "1 offers with less memory were left out" in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 def test_filters_reach_the_search_in_vasts_words(vast: VastServer) -> None:
@@ -122,9 +122,11 @@ def test_base_that_is_copied_up_takes_hours_and_is_in_the_plan(
 def test_estimate_gets_the_recipes_flags(
     vast: VastServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    said = str(ESTIMATE).replace("None", "null").replace("'", '"')
+    estimate = str(ESTIMATE).replace("None", "null").replace("'", '"')
     note = tmp_path / "words"
-    code = f"import sys; open({str(note)!r}, 'w').write(' '.join(sys.argv[1:])); print({said!r})"
+    code = (
+        f"import sys; open({str(note)!r}, 'w').write(' '.join(sys.argv[1:])); print({estimate!r})"
+    )
     monkeypatch.setattr(work, "ESTIMATE", [sys.executable, "-c", code])
     main(["offers", "--", "--epochs", "2"])
     assert note.read_text() == "--platform cuda --no_timing --json --epochs 2"
@@ -148,15 +150,15 @@ def test_nothing_is_rented_without_a_yes(
     words = launch_words(rows, out)
     words.remove("--yes")
     main(words)
-    said = capsys.readouterr().out
-    assert "nothing was rented" in said
-    assert "ends in any case at 2.75 h, $1.27" in said
+    output = capsys.readouterr().out
+    assert "nothing was rented" in output
+    assert "ends in any case at 2.75 h, $1.27" in output
     assert not vast.sent("PUT", CREATE)
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--max_hours", "0.5"], "above the cap of 0.50 h"),
         (["--max_dollars", "0.1"], r"or \$0.10: raise"),
@@ -175,9 +177,9 @@ def test_nothing_is_rented_without_a_yes(
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_rented(
-    vast: VastServer, rows: Path, out: Path, more: list[str], said: str
+    vast: VastServer, rows: Path, out: Path, more: list[str], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         main(launch_words(rows, out, *more))
     assert not vast.sent("PUT", CREATE)
 
@@ -192,9 +194,9 @@ def test_keys_that_the_account_gives_every_host_are_refused(
     vast: VastServer, rows: Path, out: Path
 ) -> None:
     vast.variables = {"TZ": "UTC", "HF_TOKEN": "hf_of_the_account"}
-    said = attempt(rows, out)
-    assert "variables HF_TOKEN: `vastai delete env-var NAME` first" in said
-    assert "hf_of_the_account" not in said
+    message = attempt(rows, out)
+    assert "variables HF_TOKEN: `vastai delete env-var NAME` first" in message
+    assert "hf_of_the_account" not in message
 
 
 def test_without_a_key_the_remedy_is_named(
@@ -216,9 +218,9 @@ def test_a_key_within_the_data_stops_the_launch(vast: VastServer, rows: Path, ou
     for file in rows.iterdir():
         text = file.read_text(encoding="utf-8")
         (leaky / file.name).write_text(text.replace("Two errors.", SECRETS["WANDB_API_KEY"]))
-    said = attempt(leaky, out)
-    assert "holds the value of WANDB_API_KEY: take it out" in said
-    assert SECRETS["WANDB_API_KEY"] not in said
+    message = attempt(leaky, out)
+    assert "holds the value of WANDB_API_KEY: take it out" in message
+    assert SECRETS["WANDB_API_KEY"] not in message
     assert not vast.sent("PUT", CREATE)
 
 
@@ -249,10 +251,10 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.removeprefix("/api/models/")
-        known = {"org/open": "false", "org/gated": '"auto"', "Qwen/Qwen2.5-3B-Instruct": "false"}
-        body = f'{{"id": "{name}", "sha": "0", "gated": {known.get(name)}, "siblings": []}}'
-        self.send_response(200 if name in known else 401)
-        if name not in known:
+        gated = {"org/open": "false", "org/gated": '"auto"', "Qwen/Qwen2.5-3B-Instruct": "false"}
+        body = f'{{"id": "{name}", "sha": "0", "gated": {gated.get(name)}, "siblings": []}}'
+        self.send_response(200 if name in gated else 401)
+        if name not in gated:
             self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -263,7 +265,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("org/gated", "gated on the hub: fetch it here with `hf download org/gated`"),
         ("org/none", "is not public on the hub"),
@@ -271,7 +273,7 @@ class Hub(BaseHTTPRequestHandler):
     ],
 )
 def test_model_that_needs_a_token_is_refused(
-    vast: VastServer, rows: Path, out: Path, model: str, said: str
+    vast: VastServer, rows: Path, out: Path, model: str, message: str
 ) -> None:
     hub = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
@@ -291,7 +293,7 @@ def test_model_that_needs_a_token_is_refused(
     )
     hub.shutdown()
     hub.server_close()
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert not vast.sent("PUT", CREATE)
 
 

@@ -69,7 +69,7 @@ def test_launch_brings_the_adapter_home_and_leaves_nothing_paid(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(launch_words(rows, out, host=rented_host))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     adapter = out / f"{RUN}_final"
     assert (adapter / "adapter_model.safetensors").read_bytes() == b"trained" * 100000
     assert (out / RUN / "train.log").read_text() == "done"
@@ -77,7 +77,7 @@ def test_launch_brings_the_adapter_home_and_leaves_nothing_paid(
     assert not (out / RUN / "wandb" / "latest-run").exists(), "W&B's link to a path of the host"
     assert steps_of(out) == [3]
     assert vast.instances == {}
-    lines = said.splitlines()
+    lines = output.splitlines()
     assert [line for line in lines if line.startswith("step ")] == ["step 1", "step 2", "step 3"]
     assert f"adapter: {adapter}" in lines
     (launch,) = all_launches(out)
@@ -145,8 +145,8 @@ def test_copies_that_are_cut_are_made_again(
     # Within a checkpoint, within the adapter; what the host sends during the upload is less.
     rented_host.line.breaks = [60_000, 300_000]
     main(launch_words(rows, out, host=rented_host))
-    said = capsys.readouterr().out
-    assert said.count("was cut") == 2, said
+    output = capsys.readouterr().out
+    assert output.count("was cut") == 2, output
     assert rented_host.line.breaks == []
     adapter = out / f"{RUN}_final" / "adapter_model.safetensors"
     assert adapter.read_bytes() == b"trained" * 100000
@@ -319,9 +319,11 @@ def test_interrupt_in_the_training_leaves_it_running_and_says_so(
     with pytest.raises(KeyboardInterrupt):
         main(launch_words(rows, out, "--", "--epochs=30", host=rented_host))
     (launch,) = all_launches(out)
-    said = capsys.readouterr().out
-    assert "instance 7000 goes on without this terminal, at $0.409/h" in said
-    assert f"`{launch.command('attach')}` follows it, `{launch.command('destroy')}` ends it" in said
+    output = capsys.readouterr().out
+    assert "instance 7000 goes on without this terminal, at $0.409/h" in output
+    assert (
+        f"`{launch.command('attach')}` follows it, `{launch.command('destroy')}` ends it" in output
+    )
     assert list(vast.instances) == [7000]
     main(["attach", launch.label, "--output_dir", str(out)])
     assert vast.instances == {}
@@ -345,7 +347,7 @@ def test_base_that_is_copied_up_is_found_by_the_host_under_its_name(
     main(launch_words(rows, out, *more, host=rented_host))
     flags = json.loads((out / RUN / "settings.json").read_text())
     assert flags["model"] == "org/gated"
-    found = subprocess.run(
+    done = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -356,7 +358,7 @@ def test_base_that_is_copied_up_is_found_by_the_host_under_its_name(
         capture_output=True,
         text=True,
     )
-    assert found.stdout.strip().endswith("hf/hub/models--org--gated/snapshots/abc123"), found.stderr
+    assert done.stdout.strip().endswith("hf/hub/models--org--gated/snapshots/abc123"), done.stderr
     assert "HF_HUB_OFFLINE=1" in (rented_host.remote / "train.sh").read_text()
 
 

@@ -34,12 +34,12 @@ def test_offer_that_is_gone_makes_way_for_the_next(
     vast: VastServer, rows: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vast.faults.gone = {11, 12, 13}
-    said = attempt(rows, out)
+    message = attempt(rows, out)
     assert [p for m, p, *_ in vast.requests if m == "PUT"] == [
         f"/api/v0/asks/{id}/" for id in (11, 12, 13)
     ]
-    assert "nothing is rented" in said
-    assert "no_such_ask" in said
+    assert "nothing is rented" in message
+    assert "no_such_ask" in message
 
 
 def test_refusal_that_no_offer_mends_ends_at_once(vast: VastServer, rows: Path, out: Path) -> None:
@@ -73,8 +73,8 @@ def test_state_that_never_runs_is_destroyed_before_another_offer_is_taken(
 def test_destroy_that_fails_once_is_asked_again(vast: VastServer, rows: Path, out: Path) -> None:
     vast.faults.states = {1011: ["exited"]}
     vast.faults.destroys = vast.faults.ignored = 1
-    said = attempt(rows, out, "--offer", "11")
-    assert "nothing is rented" in said
+    message = attempt(rows, out, "--offer", "11")
+    assert "nothing is rented" in message
     assert len(vast.sent("DELETE", "/instances/")) == 3
     assert vast.instances == {}
 
@@ -84,10 +84,10 @@ def test_instance_that_cannot_be_destroyed_is_named_and_nothing_more_is_rented(
 ) -> None:
     vast.faults.states = {1011: ["exited"]}
     vast.faults.ignored = 1000
-    said = attempt(rows, out)
+    message = attempt(rows, out)
     (launch,) = all_launches(out)
     command = f"`python scripts/vast.py destroy {launch.label} --output_dir {out}`"
-    assert f"instance 7000 may be alive and billed ($0.409/h): {command}, or https://" in said
+    assert f"instance 7000 may be alive and billed ($0.409/h): {command}, or https://" in message
     assert len(vast.sent("PUT", CREATE)) == 1
     vast.faults.ignored = 0
     main(["list", "--output_dir", str(out)])
@@ -170,8 +170,8 @@ def test_instances_of_others_are_listed_and_left_alone(
     mine: dict[str, Any] = {"label": "a colleague's", "states": ["running"], "hidden": 0}
     vast.instances[42] = offer(1) | mine | {"id": 42}
     main(["list", "--output_dir", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "a colleague's: instance 42, running, $0.400/h, not started from" in said
+    output = capsys.readouterr().out
+    assert "a colleague's: instance 42, running, $0.400/h, not started from" in output
     vast.instances[43] = offer(1) | mine | {"id": 43, "label": ""}
     for label in ("judge-other", ""):  # the second of a variable that is not set
         with pytest.raises(UserError, match="neither Vast nor"):
@@ -185,8 +185,8 @@ def test_instance_that_the_list_does_not_show_is_destroyed_by_its_id(
     vast: VastServer, rows: Path, out: Path
 ) -> None:
     vast.faults.hidden = 1000
-    said = attempt(rows, out, "--offer", "11")
-    assert "nothing is rented" in said
+    message = attempt(rows, out, "--offer", "11")
+    assert "nothing is rented" in message
     assert vast.destroyed == [7000]
     assert vast.instances == {}
 
@@ -201,9 +201,9 @@ def test_interrupt_right_after_a_create_destroys_what_is_not_listed_yet(
     assert vast.destroyed == [7000]
 
 
-def unanswered(out: Path, **known: Any) -> None:
+def unanswered(out: Path, **fields: Any) -> None:
     """The record of a launch whose create was sent."""
-    a_launch(out).save(started=time.time(), **known)
+    a_launch(out).save(started=time.time(), **fields)
 
 
 def test_destroy_waits_for_an_instance_of_which_only_the_label_is_known(
@@ -248,9 +248,9 @@ def test_caps_of_later_hosts_are_less_what_the_failed_ones_cost(
 ) -> None:
     vast.offers = [offer(11), offer(12), offer(13)]
     vast.faults.states = {machine: ["exited"] for machine in (1011, 1012, 1013)}
-    said = attempt(rows, out, "--max_dollars", "0.9")  # of which traffic is 0.14 on each
-    assert "offer 12: it is exited" in said
-    assert "offer 13 cannot end within the $0.6" in said
+    message = attempt(rows, out, "--max_dollars", "0.9")  # of which traffic is 0.14 on each
+    assert "offer 12: it is exited" in message
+    assert "offer 13 cannot end within the $0.6" in message
     assert vast.destroyed == [7000, 7001]
     seconds = [
         int(re.search(r"watchdog.sh (\d+) ", body["onstart"])[1])  # type: ignore[index]

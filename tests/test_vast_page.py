@@ -44,12 +44,12 @@ def commands() -> list[list[str]]:
     page = (ROOT / "docs" / "VAST.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
-    found = [line.split()[2:] for line in lines if line.startswith("python scripts/vast.py ")]
-    assert [words[0] for words in found] == [
+    calls = [line.split()[2:] for line in lines if line.startswith("python scripts/vast.py ")]
+    assert [words[0] for words in calls] == [
         *("launch", "offers", "launch"),
         *("list", "fetch", "attach", "destroy"),
     ], "the page has other commands than this test follows"
-    return found
+    return calls
 
 
 @pytest.fixture
@@ -96,16 +96,16 @@ def test_trial_trains_the_real_recipe_and_evaluates_at_home(
     python = f'#!/bin/bash\\nexec {sys.executable} "$@"\\n'
     setup = f"mkdir -p .venv/bin && printf '{python}' >.venv/bin/python && chmod +x .venv/bin/*"
     host = ["--remote_dir", str(rented_host.remote), "--setup", setup]
-    said = done(call(folder, commands()[0], *host))
+    output = done(call(folder, commands()[0], *host))
     assert vast.instances == {}
     (adapter,) = (folder / "adapters_eval").glob("*_final")
     assert_adapter_contract(adapter)
-    assert (adapter / "evaluation" / "results.json").is_file(), said
+    assert (adapter / "evaluation" / "results.json").is_file(), output
     assert (adapter / "calibration.json").is_file()
     run = Path(str(adapter).removesuffix("_final"))
     assert list(run.glob("wandb/offline-run-*")), "its curves came home"
-    assert f"judge sync {run.relative_to(folder)}" in said
-    assert "step 4/4" in said
+    assert f"judge sync {run.relative_to(folder)}" in output
+    assert "step 4/4" in output
 
 
 def test_the_other_commands_do_what_the_page_says(
@@ -122,7 +122,7 @@ def test_the_other_commands_do_what_the_page_says(
         time.sleep(0.1)
     killed.kill()
     killed.communicate()
-    (label,) = [one.label for one in all_launches(folder / "adapters_eval")]
+    (label,) = [launch.label for launch in all_launches(folder / "adapters_eval")]
     assert f"{label}: instance 7000, running" in done(call(folder, listed))
     # The host drops an old checkpoint now and then while it is copied: "try again", it says.
     fetched = next(f for f in (call(folder, fetch) for _ in range(5)) if f.wait() == 0)

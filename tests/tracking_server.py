@@ -80,11 +80,11 @@ class TrackingServer(ThreadingHTTPServer):
 
     def calls(self, op: str) -> list[dict[str, Any]]:
         """Finished calls of one operation, such as "Evaluation.predict_and_score"."""
-        found = []
+        calls = []
         for path, body in self.requests:
             if path.endswith("/calls/complete"):
-                found += [call for call in body["batch"] if op in call["op_name"]]
-        return found
+                calls += [call for call in body["batch"] if op in call["op_name"]]
+        return calls
 
     def text(self) -> str:
         """Everything that came, as one text."""

@@ -43,9 +43,9 @@ ESTIMATE: dict[str, Any] = {
 }
 
 
-def stand_in_estimate(said: dict[str, Any]) -> list[str]:
+def stand_in_estimate(estimate: dict[str, Any]) -> list[str]:
     """Give a command that prints what `judge estimate --json` would."""
-    return [sys.executable, "-c", f"print({json.dumps(json.dumps(said))})"]
+    return [sys.executable, "-c", f"print({json.dumps(json.dumps(estimate))})"]
 
 
 @pytest.fixture

@@ -130,25 +130,25 @@ class VastServer:
             "lte": lambda a, b: a <= b,
             "eq": lambda a, b: a == b,
         }
-        found = [
-            one
-            for one in self.offers
+        rows = [
+            row
+            for row in self.offers
             if all(
-                tests[name](one[key], value)
+                tests[name](row[key], value)
                 for key, wanted in query.items()
                 if isinstance(wanted, dict)
                 for name, value in wanted.items()
             )
         ]
         name, direction = query["order"][0]
-        found.sort(key=lambda one: one[name], reverse=direction == "desc")
-        return found[: query["limit"]]
+        rows.sort(key=lambda row: row[name], reverse=direction == "desc")
+        return rows[: query["limit"]]
 
     def _create(self, number: int, body: Body) -> tuple[int, Body] | None:
         faults = self.faults
         if faults.refuse:
             return faults.refuse[0], {"success": False, "error": faults.refuse[1]}
-        chosen = next((one for one in self.offers if one["id"] == number), None)
+        chosen = next((row for row in self.offers if row["id"] == number), None)
         if chosen is None or number in faults.gone:
             return 400, {"success": False, "error": "invalid_args", "msg": "no_such_ask"}
         if faults.no_answer == "not":
@@ -174,16 +174,20 @@ class VastServer:
             self.faults.lists -= 1
             return 500, {"success": False}
         rows = []
-        for one in self.instances.values():
-            if one["hidden"]:
-                one["hidden"] -= 1
+        for instance in self.instances.values():
+            if instance["hidden"]:
+                instance["hidden"] -= 1
                 continue
-            states = one["states"]
+            states = instance["states"]
             status = states.pop(0) if states[1:] else states[0]
             if status == "running":
-                self._start(one)
-            row = {"id": one["id"], "label": one["label"], "actual_status": status or None}
-            row |= {name: one[name] for name in ("machine_id", "gpu_name", "dph_total")}
+                self._start(instance)
+            row = {
+                "id": instance["id"],
+                "label": instance["label"],
+                "actual_status": status or None,
+            }
+            row |= {name: instance[name] for name in ("machine_id", "gpu_name", "dph_total")}
             row |= {"status_msg": "as the host says", "start_date": None, "extra_env": []}
             if status == "running" and self.address:
                 row |= {"ssh_host": self.address[0], "ssh_port": self.address[1]}
@@ -191,13 +195,13 @@ class VastServer:
         return 200, {"success": True, "instances": rows, "next_token": None}
 
     def _instance(self, method: str, path: str, number: int, body: Body) -> tuple[int, Body]:
-        one = self.instances.get(number)
-        if one is None:
+        instance = self.instances.get(number)
+        if instance is None:
             return 404, {"success": False, "error": "no_such_instance"}
         if path.endswith("/ssh/"):
             return 200, {"success": True, "msg": "attached"}
         if method == "PUT":
-            one["states"] = [body["state"]]
+            instance["states"] = [body["state"]]
             return 200, {"success": True}
         if self.faults.destroys:
             self.faults.destroys -= 1
@@ -211,15 +215,15 @@ class VastServer:
             self.on_destroy()
         return 200, {"success": True}
 
-    def _start(self, one: Body) -> None:
+    def _start(self, instance: Body) -> None:
         """Run the instance's script once, as its container would."""
-        if self.home is None or one.get("started"):
+        if self.home is None or instance.get("started"):
             return
-        one["started"] = True
-        keys = {"CONTAINER_ID": str(one["id"]), "CONTAINER_API_KEY": one["own_key"]}
+        instance["started"] = True
+        keys = {"CONTAINER_ID": str(instance["id"]), "CONTAINER_API_KEY": instance["own_key"]}
         self.started.append(
             subprocess.Popen(
-                ["bash", "-c", one["onstart"]],
+                ["bash", "-c", instance["onstart"]],
                 env={"PATH": "/usr/bin:/bin", "HOME": str(self.home)} | keys,
                 stdin=subprocess.DEVNULL,
             )
