@@ -144,7 +144,7 @@ class Tracker:
 
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
-            mode=mode,
+            mode="online" if mode == "online" else "offline",
             entity=self._entity or None,
             project=self._project,
             name=self._run_name,

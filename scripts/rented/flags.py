@@ -12,7 +12,7 @@ from pt_app.core.errors import UserError
 
 def _above_zero(text: str, kind: type = float, most: float = math.inf) -> float:
     try:
-        value = kind(text)
+        value: float = kind(text)
     except ValueError:
         value = 0
     if not 0 < value < math.inf:
