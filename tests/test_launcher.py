@@ -64,7 +64,7 @@ def test_variables_that_do_not_fit_are_named_by_training_doctor_and_estimate(
 ) -> None:
     from pt_app.models.platforms import decide
     from pt_app.preflight.doctor.machine import check_machine
-    from pt_app.preflight.estimate.command import Asked, run_estimate
+    from pt_app.preflight.estimate.command import run_estimate
 
     platform = decide("mps")
     for name, value in left.items():
@@ -77,7 +77,7 @@ def test_variables_that_do_not_fit_are_named_by_training_doctor_and_estimate(
     failed = [one for one in check_machine("mps", platform) if one.status == "fail"]
     assert [one.name for one in failed] == ["launcher"]
     with pytest.raises(UserError, match=said):
-        run_estimate(Asked(recipe="mps"), flags(base, rows, tmp_path / "out"))
+        run_estimate("mps", flags(base, rows, tmp_path / "out"), lambda _: None)
 
 
 def test_one_process_trains_the_same_beside_leftovers(

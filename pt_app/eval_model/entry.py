@@ -10,8 +10,8 @@ from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model import pipeline
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.short import check_first
-from pt_app.preflight.estimate.estimate import Estimate
-from pt_app.preflight.estimate.in_run import before_loading, before_training
+from pt_app.preflight.estimate.estimate import Estimate, before_loading
+from pt_app.preflight.estimate.timing import before_training
 from pt_app.report import charts, terminal_table, write_report
 from pt_app.training.preparation import Prepared
 from pt_app.training.run import LoadBase, MakeArguments
@@ -30,9 +30,7 @@ class ChecksAndReport:
     def before_loading(self, platform: Platform, prepared: Prepared, trained: bool) -> None:
         """Check that the device computes correctly, and that memory and disk suffice."""
         check_first(platform, prepared.source)
-        self._needs = before_loading(
-            self.recipe, self.settings, platform, prepared, trained=trained
-        )
+        self._needs = before_loading(self.settings, platform, prepared, trained=trained)
 
     def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
         """Log how long the training will take, measured on a few packs."""

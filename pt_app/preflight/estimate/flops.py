@@ -1,21 +1,32 @@
-"""Floating-point operations of a run: what other hardware's time is reckoned from."""
+"""Count the floating-point operations of a run, from which its time on other hardware follows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pt_app.models.tree_attention import core
 from pt_app.preflight.estimate.outline import Outline
-from pt_app.preflight.estimate.plan import Pack, Plan
+from pt_app.preflight.estimate.plan import Pack
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The products of a model: weights a token passes through, adapters, head, attention.
+    """The sizes of a model on which the operations of a pass depend.
 
-    A weight costs two operations a token and pass (arXiv 2001.08361, section 2.1). A frozen one has
-    a forward pass and the input's gradient, an adapter its own gradient too; with
-    `checkpointed` activations the forward pass is made twice. Attention multiplies each token with
-    the keys it sees, twice forward, five times backward (the scores are computed again).
+    A weight costs two operations per token and pass (arXiv 2001.08361, section 2.1). A frozen
+    weight takes part in the forward pass and in the gradient of the input, an adapter also in its
+    own gradient; with `checkpointed` activations the forward pass is computed twice. Attention
+    multiplies each token with the keys that it sees: twice forward, five times backward, where the
+    scores are recomputed.
+
+    Attributes:
+        body: weights of the linear layers but the head, without adapters.
+        last_mlp: those of the MLP of the last layer, computed at positions with logits only.
+        adapters: weights of the adapters.
+        head: weights of the head.
+        vocabulary: outputs of the head.
+        widest: outputs of the widest other layer.
+        attention: layers x heads x head size.
+        checkpointed: activations are recomputed in the backward pass.
     """
 
     body: int
@@ -24,14 +35,12 @@ class Cost:
     head: int
     vocabulary: int
     widest: int
-    """Outputs of the widest layer, the head apart."""
     attention: int
-    """Layers x heads x head size."""
     checkpointed: bool
 
     @staticmethod
     def of(outline: Outline) -> "Cost":
-        """Read from the model's own layers."""
+        """Read the sizes from the layers of the model."""
         config = outline.config
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -40,7 +49,7 @@ class Cost:
         inside = set(mlp.modules()) if mlp is not None else set()
         return Cost(
             body=sum(layer.weight.numel() for layer in outline.linear),
-            last_mlp=sum(one.weight.numel() for one in outline.linear if one in inside),
+            last_mlp=sum(layer.weight.numel() for layer in outline.linear if layer in inside),
             adapters=sum(outline.adapters),
             head=config.hidden_size * config.vocab_size,
             vocabulary=config.vocab_size,
@@ -49,23 +58,21 @@ class Cost:
             checkpointed=outline.checkpointed,
         )
 
-    def forward(self, pack: Pack) -> float:
-        """A pass without gradients."""
+    def forward(self, packs: Iterable[Pack]) -> float:
+        """Return the operations of passes without gradients."""
         body = self.body - self.last_mlp + self.adapters
-        products = body * pack.tokens + (self.last_mlp + self.head) * pack.kept
-        return 2.0 * products + 4.0 * self.attention * pack.seen
+        total = 0.0
+        for pack in packs:
+            multiplied = body * pack.tokens + (self.last_mlp + self.head) * pack.logit_positions
+            total += 2.0 * multiplied + 4.0 * self.attention * pack.seen
+        return total
 
-    def training(self, pack: Pack) -> float:
-        """Forward and backward."""
-        once = self.forward(pack)
-        again = once - 2.0 * self.head * pack.kept if self.checkpointed else 0.0
-        own = 2.0 * self.adapters * pack.tokens
-        return 2 * once + again + own + 6.0 * self.attention * pack.seen
-
-    def of_training(self, plan: Plan) -> float:
-        """All optimizer steps of a rank, without validations."""
-        return sum(self.training(pack) for pack in plan.packs)
-
-    def of_reading(self, packs: Sequence[Pack]) -> float:
-        """Passes without gradients."""
-        return sum(self.forward(pack) for pack in packs)
+    def training(self, packs: Iterable[Pack]) -> float:
+        """Return the operations of passes forward and backward."""
+        total = 0.0
+        for pack in packs:
+            once = self.forward([pack])
+            again = once - 2.0 * self.head * pack.logit_positions if self.checkpointed else 0.0
+            own = 2.0 * self.adapters * pack.tokens
+            total += 2 * once + again + own + 6.0 * self.attention * pack.seen
+        return total

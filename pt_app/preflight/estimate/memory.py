@@ -1,4 +1,4 @@
-"""Peak memory of a run by part, and what of it fits. docs/ESTIMATE.md has the terms."""
+"""Compute the peak memory of a run by part, and its limit; docs/ESTIMATE.md explains the parts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,24 +16,25 @@ from pt_app.preflight.estimate.plan import Pack, Plan, extremes
 
 GIB = 2**30
 FREE_ON_GPU = "free on the GPU"
-MARGIN = 0.05  # of the limit is left free
-FLOAT32 = 4
-# NF4 (QLoRA, arXiv 2305.14314, section 3): half a byte a weight; for each block of 64 a scale in
-# 8 bits, for each 256 of these one in 32; and a layer's two tables and offset.
+MARGIN = 0.05  # fraction of the limit that is left free
+FLOAT32 = 4  # bytes
+# NF4 (QLoRA, arXiv 2305.14314, section 3): half a byte per weight, an 8-bit scale per block of 64,
+# a 32-bit scale per 256 of those; and two tables and an offset per layer.
 NF4_BLOCK, NF4_SCALES, NF4_TABLES = 64, 256, (16 + 256 + 1) * FLOAT32
-# bitsandbytes' 8-bit Adam (optim/optimizer.py): two bytes a parameter and two scales for each 256;
-# tensors below 4096 parameters stay in 32 bits.
-EIGHT_BIT_BLOCK, LEAST_8_BIT = 256, 4096
-# What torch and its libraries add to a process that trains on a CPU: measured, docs/ESTIMATE.md.
-# Most are oneDNN's kernels, of which `gemm.KERNELS_KEPT` are kept, and holes between tensors.
+# The 8-bit Adam of bitsandbytes (optim/optimizer.py): two bytes per parameter and two scales per
+# 256 parameters; tensors with fewer than 4096 parameters stay in 32 bits.
+EIGHT_BIT_BLOCK, MIN_8_BIT = 256, 4096
+# What torch and its libraries add to a process that trains on a CPU, as measured in
+# docs/ESTIMATE.md: mostly the kernels of oneDNN, of which `gemm.KERNELS_KEPT` are cached, and holes
+# between tensors.
 LIBRARIES = 200 * 2**20
-# CUDA's context and cuBLAS' workspace on a GPU that is planned for: a guess, measured on no card.
+# The context of CUDA and the workspace of cuBLAS on a GPU that is not present: a guess.
 CUDA_CONTEXT = 600 * 2**20
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a part of a run."""
+    """Bytes at the peak of training or evaluation."""
 
     weights: int
     adapters: int
@@ -45,7 +46,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """The sum of all parts."""
         return sum(asdict(self).values())
 
     def __str__(self) -> str:
@@ -61,32 +62,32 @@ class Memory:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most bytes a run may hold, and who says so; None where that is not known."""
+    """The maximum bytes that a run may hold (None: unknown), and where the limit comes from."""
 
     bytes: int | None
     reason: str
 
     def fits(self, total: int) -> bool:
-        """Whether `total` stays under the limit and its margin."""
+        """Return whether `total` bytes leave the margin of the limit free."""
         return self.bytes is None or total <= self.bytes * (1 - MARGIN)
 
 
 def limit_of(platform: Platform, gpu_memory: int | None = None) -> Limit:
-    """What bounds the training on `platform`; `gpu_memory` is that of a GPU that is not here."""
+    """Return the limit of the training; `gpu_memory` is that of a GPU that is not present."""
     if gpu_memory is not None:
         return Limit(gpu_memory, "--gpu_memory")
     if not platform.on_cpu:
         free = device_memory(platform)
-        return Limit(free, "not known: say it with --gpu_memory" if free is None else FREE_ON_GPU)
+        return Limit(free, "unknown: give it with --gpu_memory" if free is None else FREE_ON_GPU)
     return host_limit()
 
 
 def host_limit() -> Limit:
-    """What bounds the process itself; of an address space, what is mapped and not held counts."""
+    """Return the limit of this process in the memory of the machine."""
     size, reason = memory_limit()
-    if "address space" in reason:
-        mine = psutil.Process().memory_info()
-        size -= mine.vms - mine.rss
+    if "address space" in reason:  # it also counts what is mapped but not resident
+        info = psutil.Process().memory_info()
+        size -= info.vms - info.rss
     elif console.local_ranks() > 1:
         size //= console.local_ranks()
         reason += f", shared by {console.local_ranks()} processes"
@@ -94,49 +95,47 @@ def host_limit() -> Limit:
 
 
 def runtime_bytes(platform: Platform, limit: Limit) -> int:
-    """Bytes on the device with no model there: this process's now, or a GPU's context.
-
-    What is free on a GPU that is here (`limit`) is measured with the context already made.
-    """
+    """Return what the device holds without a model: this process, or the context of a GPU."""
     if platform.has_own_memory:
+        # The free memory of a present GPU is measured with the context already created.
         return 0 if limit.reason == FREE_ON_GPU else CUDA_CONTEXT
-    return process_bytes()  # Apple's GPU shares the memory of its CPU
+    return process_bytes()  # an Apple GPU shares the memory of its CPU
 
 
 def process_bytes() -> int:
-    """What this process holds now, and what its libraries will add."""
+    """Return what this process holds now, and what its libraries will add."""
     return int(psutil.Process().memory_info().rss) + LIBRARIES
 
 
-def weight_bytes(outline: Outline) -> int:
-    """The frozen base as it is held."""
+def weight_bytes(outline: Outline, mapped: int = 0) -> int:
+    """Return the bytes of the frozen base; `mapped` as from `mapped_bytes`."""
     platform = outline.platform
     if platform.weights != "nf4":
         return outline.frozen * platform.compute_dtype.itemsize
-    total: int = outline.frozen * FLOAT32
-    for layer in outline.linear:
-        count = int(layer.weight.numel())
-        scales = -(-count // NF4_BLOCK)
-        held = count // 2 + scales + FLOAT32 * -(-scales // NF4_SCALES) + NF4_TABLES
-        total += held - count * FLOAT32
-    return total
+    counts = [int(layer.weight.numel()) for layer in outline.linear]
+    return (mapped or FLOAT32 * (outline.frozen - sum(counts))) + sum(map(_nf4_bytes, counts))
+
+
+def _nf4_bytes(count: int) -> int:
+    scales = -(-count // NF4_BLOCK)
+    return count // 2 + scales + FLOAT32 * -(-scales // NF4_SCALES) + NF4_TABLES
 
 
 def optimizer_bytes(platform: Platform, adapters: Sequence[int]) -> int:
-    """The state of AdamW for tensors of so many parameters: two moments each."""
+    """Return the bytes of AdamW's two moments; `adapters` are the parameters of each tensor."""
     if "8bit" not in platform.optimizer:
-        return sum(2 * FLOAT32 * count for count in adapters)
-    eight = [count for count in adapters if count >= LEAST_8_BIT]
+        return 2 * FLOAT32 * sum(adapters)
+    eight = [count for count in adapters if count >= MIN_8_BIT]
     scales = sum(-(-count // EIGHT_BIT_BLOCK) for count in eight)
     small = sum(adapters) - sum(eight)
     return 2 * sum(eight) + 2 * FLOAT32 * (scales + small)
 
 
 def mapped_bytes(source: ModelSource, platform: Platform) -> int:
-    """Bytes of the weights' files that stay mapped while an NF4 base is trained from float32 ones.
+    """Return the bytes of the weight files that stay mapped while an NF4 base is trained.
 
-    Tensors that need no conversion lie in the file's mapping, all of which stays: only then
-    are the weights of the quantised layers held twice, the second time as the file's pages.
+    Tensors that need no conversion lie in the mapping of their file, and all of it stays. Then,
+    with files in float32, the quantized layers are held twice: in NF4, and as pages of the file.
     """
     if not platform.on_cpu or platform.weights != "nf4" or not _stored_in_float32(source):
         return 0
@@ -144,45 +143,47 @@ def mapped_bytes(source: ModelSource, platform: Platform) -> int:
 
 
 def training_memory(outline: Outline, plan: Plan, runtime: int, mapped: int = 0) -> Memory:
-    """The peak of the training and its validations; before each freed memory is given back."""
+    """Return the peak of the training and its validations; freed memory is returned between them.
+
+    Args:
+        outline: the model with its adapter.
+        plan: the packs of the run.
+        runtime: bytes that the device holds without a model.
+        mapped: as from `mapped_bytes`.
+    """
     parts: list[list[tuple[Pass, Pack]]] = [[("training", p) for p in extremes(plan.packs)]]
     if plan.validations:
         reading: list[tuple[Pass, Pack]] = [("reading", p) for p in extremes(plan.validation)]
         parts.append([*reading, *(("loss", p) for p in extremes(plan.validation_loss))])
-    held = max(map(outline.held, parts), key=lambda one: _grown(one, outline.platform))
-    count = sum(outline.adapters)
+
+    def held_bytes(held: Held) -> int:
+        return held.top if outline.platform.on_cpu else held.peak
+
+    largest = max(map(outline.held, parts), key=held_bytes)
+    adapters = FLOAT32 * sum(outline.adapters)
     return Memory(
-        weights=mapped + _quantised(outline) if mapped else weight_bytes(outline),
-        adapters=count * FLOAT32,
-        gradients=count * FLOAT32,
+        weights=weight_bytes(outline, mapped),
+        adapters=adapters,
+        gradients=adapters,
         optimizer=optimizer_bytes(outline.platform, outline.adapters),
-        activations=_grown(held, outline.platform) - held.logits,
-        logits=held.logits,
+        activations=held_bytes(largest) - largest.logits,
+        logits=largest.logits,
         runtime=runtime,
     )
 
 
-def _quantised(outline: Outline) -> int:
-    plain: int = FLOAT32 * sum(layer.weight.numel() for layer in outline.linear)
-    return weight_bytes(outline) - (outline.frozen * FLOAT32 - plain)
-
-
-def _grown(held: Held, platform: Platform) -> int:
-    return held.top if platform.on_cpu else held.peak
-
-
 def evaluation_memory(outline: Outline, plan: Plan, source: ModelSource, runtime: int) -> Memory:
-    """The peak of the evaluation, which loads float32 weights on the CPU whatever trained them."""
+    """Return the peak of the evaluation, which always computes in float32 on the CPU."""
     packs = extremes([*plan.test, *plan.calibration])
     held = outline.held([("reading", pack) for pack in packs])
-    weights = outline.frozen * FLOAT32
+    weights = outline.frozen
     if packing_holds():
-        # Packed layers are new tensors, the head's too where it shares the embedding's weight.
+        # Packed layers are new tensors, and so is a head that shares the weight of the embedding.
         # The plain ones are freed, unless they lie in the mapping of a float32 file.
-        linear = sum(layer.weight.numel() for layer in outline.linear) * FLOAT32
-        weights += outline.shared_head * FLOAT32
-        weights += linear if _stored_in_float32(source) else 0
-    return Memory(weights, 0, 0, 0, held.top - held.logits, held.logits, runtime)
+        weights += outline.shared_head
+        if _stored_in_float32(source):
+            weights += sum(layer.weight.numel() for layer in outline.linear)
+    return Memory(FLOAT32 * weights, 0, 0, 0, held.top - held.logits, held.logits, runtime)
 
 
 def _stored_in_float32(source: ModelSource) -> bool:

@@ -1,14 +1,13 @@
-"""A model without its numbers: its parts in bytes, and what a forward and backward pass hold.
+"""Outline a model without its weights: the bytes of its parts, and what its passes hold.
 
-The model's own code runs, with its adapter, on tensors that have a shape and no storage (torch's
-FakeTensorMode), and every allocation is counted from its making to its end. So nothing is guessed
-of an architecture. What comes out for a Qwen2 layer without activation checkpointing is in
-docs/ESTIMATE.md, term by term, and a test adds it up.
+The code of the model itself runs, with its adapter, on tensors that have a shape but no storage
+(meta tensors, or torch's FakeTensorMode), and each allocation is counted from its creation to its
+end. So nothing about an architecture is guessed. docs/ESTIMATE.md lists what a layer of Qwen2
+keeps without activation checkpointing, and a test adds it up.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -38,16 +37,20 @@ from pt_app.preflight.estimate.plan import Pack
 
 Pass = Literal["training", "loss", "reading"]
 
-
-# Layers are alike, so what a pass holds grows by the same bytes with each: it is counted on models
-# of these depths and carried on to the real one.
+# Layers are alike, so each adds the same bytes to what a pass holds: this is counted on models of
+# these depths and extrapolated.
 DEPTHS = (2, 4)
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that passes hold beside the model at their peak, logits among them; `top` is what a
-    heap grows to that keeps the freed ones."""
+    """Bytes that passes hold beside the model.
+
+    Attributes:
+        peak: most bytes in use.
+        top: size of a heap that keeps freed tensors.
+        logits: bytes of the logits among them.
+    """
 
     peak: int
     top: int
@@ -55,10 +58,21 @@ class Held:
 
 
 class Outline:
-    """The model of a run without its numbers, as `pipeline` puts it together.
+    """The model of a run without its weights, assembled as in `training.run.load_judge`.
 
-    `adapter` off gives the plain model of the evaluation, in float32 with attention in blocks;
-    `checkpointed` keeps the inputs of layers alone, as `activation_checkpointing` does.
+    Args:
+        source: the base.
+        settings: the settings of the run.
+        platform: where it trains.
+        adapter: attach the adapter; else this is the model of the evaluation, in float32.
+        checkpointed: keep only the inputs of layers (`activation_checkpointing`).
+
+    Attributes:
+        linear: the base's linear layers but the head.
+        shared_head: weights of the head if it shares those of the embedding, else 0.
+        adapters: parameters of each tensor of the adapter.
+        frozen: parameters of the base.
+        why_no_tree: why rows cannot be packed as trees; None if they can.
     """
 
     def __init__(
@@ -73,7 +87,7 @@ class Outline:
         plain = replace(platform, compute_dtype=torch.float32, attention=BLOCKS, weights="float32")
         self.platform = platform if adapter else plain
         self.checkpointed = checkpointed
-        self._known: dict[tuple[tuple[Pass, Pack], ...], Held] = {}
+        self._counted: dict[tuple[tuple[Pass, Pack], ...], Held] = {}
         self._build = partial(_meta_model, source, settings, self.platform, adapter)
         model = self._build(None)
         self.model = model
@@ -87,37 +101,37 @@ class Outline:
         self.why_no_tree = why_no_tree(model, settings.max_seq_length)
 
     @cached_property
-    def _depths(self) -> list[tuple[int, "_Runner"]]:
+    def _runners(self) -> list[tuple[int, "_Runner"]]:
         layers = self.config.num_hidden_layers
         depths = DEPTHS if layers > max(DEPTHS) else (layers,)
         return [(n, _Runner(self._build(n), self.platform, self.checkpointed)) for n in depths]
 
     def held(self, passes: Sequence[tuple[Pass, Pack]]) -> Held:
-        """What these passes hold, one after the other in one process."""
-        if (key := tuple(passes)) not in self._known:
-            self._known[key] = self._counted(passes)
-        return self._known[key]
+        """Return what these passes hold, one after the other in one process."""
+        if (key := tuple(passes)) not in self._counted:
+            self._counted[key] = self._count(passes)
+        return self._counted[key]
 
-    def _counted(self, passes: Sequence[tuple[Pass, Pack]]) -> Held:
-        found = []
-        for depth, runner in self._depths:
+    def _count(self, passes: Sequence[tuple[Pass, Pack]]) -> Held:
+        meters = []
+        for depth, runner in self._runners:
             meter = runner.meter()
             for kind, pack in passes:
                 runner.run(pack, meter, kind)
-            found.append((depth, Held(meter.peak, meter.top, meter.logits)))
-        (deep, most), (shallow, least) = found[-1], found[0]
+            meters.append((depth, meter))
+        (shallow, low), (deep, high) = meters[0], meters[-1]
         more = (self.config.num_hidden_layers - deep) / max(deep - shallow, 1)
         return Held(
-            peak=round(most.peak + more * (most.peak - least.peak)),
-            top=round(most.top + more * (most.top - least.top)),
-            logits=most.logits,
+            peak=round(high.peak + more * (high.peak - low.peak)),
+            top=round(high.top + more * (high.top - low.top)),
+            logits=high.logits,
         )
 
 
 def _meta_model(
     source: ModelSource, settings: Settings, platform: Platform, adapter: bool, layers: int | None
 ) -> Any:
-    """The model on the meta device, all of it or its first layers."""
+    """Build the model on the meta device, with all or the first `layers` of its layers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
@@ -148,16 +162,17 @@ class _Runner:
 
     def __init__(self, model: Any, platform: Platform, checkpointed: bool) -> None:
         self.platform, self.checkpointed = platform, checkpointed
-        # Meta tensors are ten times faster; but mixed precision passes them by, and SDPA takes
-        # its plain path for them, which keeps what no device's own would.
-        plain = platform.attention == BLOCKS and not any(platform.autocast.values())
-        self.mode: Any = torch.device("meta") if plain else FakeTensorMode()
+        self.mixed = any(platform.autocast.values())
+        # Meta tensors are ten times faster. But autocast ignores them, and SDPA takes its plain
+        # path for them, which keeps more than that of any device.
+        meta = platform.attention == BLOCKS and not self.mixed
+        self.mode: Any = torch.device("meta") if meta else FakeTensorMode()
         self.model = _without_storage(model, self.mode)
         self.vocabulary = core(model).config.get_text_config().vocab_size
         if platform.weights == "nf4":
             for module in linear_layers(model):
-                module.forward = _Dequantised.of(  # type: ignore[method-assign]
-                    module, platform.compute_dtype
+                module.forward = partial(  # type: ignore[method-assign]
+                    _Dequantized.linear, module.weight.shape, platform.compute_dtype
                 )
         if checkpointed:
             self.model.activation_checkpointing_enable(
@@ -165,29 +180,37 @@ class _Runner:
             )
 
     def meter(self) -> Meter:
-        """A meter for passes of this model; its weights and their gradients are not counted."""
+        """Return a meter for passes of this model, without its weights and their gradients."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
         return Meter(weights + gradients, self.vocabulary, self.platform.most_kept)
 
     def run(self, pack: Pack, meter: Meter, kind: Pass) -> None:
-        """One pass over `pack`: a training pack forward and backward, the loss of a validation
-        pack, or verdicts read (`tree_reading`), whose keys and values are kept until its end."""
+        """Run one pass over `pack`.
+
+        Args:
+            pack: its size.
+            meter: counts what the pass holds.
+            kind: "training" is forward and backward, "loss" that of a validation, "reading" that of
+                verdicts (`tree_reading`), whose keys and values are kept until its end.
+        """
         training = kind == "training"
         self.model.train(training)
         cache = DynamicCache() if kind == "reading" else None
-        with self.mode, meter, torch.set_grad_enabled(training), self._autocast():
+        # FakeTensorMode's tensors say that they are on a CPU, also those of a GPU's autocast.
+        autocast = torch.autocast("cpu", self.platform.compute_dtype, enabled=self.mixed)
+        with self.mode, meter, torch.set_grad_enabled(training), autocast:
             inputs = self._inputs(pack)
-            kept = torch.zeros(pack.kept, dtype=torch.long)
-            with last_mlp_only_at(self.model, kept[: pack.tokens]):
+            positions = torch.zeros(pack.logit_positions, dtype=torch.long)
+            with last_mlp_only_at(self.model, positions[: pack.tokens]):
                 logits = self.model(
                     **inputs,
-                    logits_to_keep=kept,
+                    logits_to_keep=positions,
                     past_key_values=cache,
                     use_cache=cache is not None,
                 ).logits
-            if cache is None:  # as `trainer.summed_loss`
-                loss = F.cross_entropy(logits.float().flatten(0, 1), kept, reduction="sum")
+            if cache is None:  # as in `trainer.summed_loss`
+                loss = F.cross_entropy(logits.float().flatten(0, 1), positions, reduction="sum")
             if training:
                 del logits
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -198,8 +221,8 @@ class _Runner:
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": ids.clone()}
         inputs["attention_mask"] = as_attention_mask(mask, self.model)
         if core(self.model).config._attn_implementation == BLOCKS:
-            # Blocks are computed one after the other, so that the largest stands for all; but the
-            # masks of all are held. A block sees what its tokens see and half of its own square.
+            # Blocks are computed one after the other, so the largest stands for all of them; but
+            # the masks of all are held. A block sees what its tokens see, and half of its square.
             size = min(MAX_BLOCK, pack.tokens)
             keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
             area = min(pack.seen + pack.tokens * MAX_BLOCK // 2, pack.tokens**2)
@@ -208,17 +231,9 @@ class _Runner:
             inputs["blocks"] = [Block(0, size, keys, mask)]
         return inputs
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        """The mixed precision of GPUs, on tensors that say they are a CPU's."""
-        # The evaluation's outline computes in float32, which is no mixed precision anywhere.
-        mixed = any(self.platform.autocast.values())
-        with torch.autocast("cpu", self.platform.compute_dtype, enabled=mixed):
-            yield
-
 
 def linear_layers(model: Any) -> list[torch.nn.Linear]:
-    """The base's linear layers but the head: those that NF4 quantises."""
+    """Return the base's linear layers but the head, which are those that NF4 quantizes."""
     plain = core(model)
     head = plain.get_output_embeddings()
     return [
@@ -229,7 +244,7 @@ def linear_layers(model: Any) -> list[torch.nn.Linear]:
 
 
 def _shared_head(model: Any) -> int:
-    """Weights of the head where they are the embedding's too; else 0."""
+    """Return the number of weights that the head shares with the embedding; 0 if it has its own."""
     plain = core(model)
     head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
     shared = head is not None and head.weight is embedding.weight
@@ -237,7 +252,7 @@ def _shared_head(model: Any) -> int:
 
 
 def _without_storage(model: Any, mode: Any) -> Any:
-    """The model with tensors of `mode`: meta ones, or ones that say they lie on the CPU."""
+    """Replace the tensors of a model by ones of `mode`: on "meta", or fake ones on the CPU."""
     made: dict[int, torch.nn.Parameter] = {}
     with mode:
         for module in model.modules():
@@ -251,19 +266,22 @@ def _without_storage(model: Any, mode: Any) -> Any:
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         for parameter in model.parameters():
-            if parameter.requires_grad:  # counted as gradients, which outlive a pass
+            if parameter.requires_grad:  # a gradient outlives the pass, and is counted by itself
                 parameter.grad = torch.empty_like(parameter)
     return model
 
 
-class _Dequantised(torch.autograd.Function):
-    """A product with an NF4 weight, as bitsandbytes' MatMul4Bit holds it: the weight in the
-    compute dtype while it multiplies, forward and backward, and nothing in between."""
+class _Dequantized(torch.autograd.Function):
+    """A matmul with an NF4 weight, with the allocations of MatMul4Bit of bitsandbytes.
+
+    The weight exists in the compute dtype while it is multiplied, forward and backward, but not in
+    between.
+    """
 
     @staticmethod
-    def of(module: torch.nn.Linear, dtype: torch.dtype) -> Any:
-        """A forward function in place of `module`'s."""
-        return lambda x: _Dequantised.apply(x, module.weight.shape, dtype)  # type: ignore[no-untyped-call]
+    def linear(shape: torch.Size, dtype: torch.dtype, x: torch.Tensor) -> Any:
+        """Multiply `x` with a weight of this shape; a layer's forward."""
+        return _Dequantized.apply(x, shape, dtype)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:

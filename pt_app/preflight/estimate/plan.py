@@ -1,4 +1,4 @@
-"""The packs of a whole training and of its readings, laid out as the run will, without tensors."""
+"""Plan the packs of a whole run, in training and evaluation, without computing any of them."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
+from accelerate.data_loader import SeedableRandomSampler
 
 from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
@@ -18,27 +18,31 @@ from pt_app.scoring.scorer import MOST_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.training.ordering import GroupedOrder, share
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
+from pt_app.training.run import examples_a_step
 
-SCORED_TOKENS = 2048  # JudgeScorer's batch_tokens in the evaluation
+SCORED_TOKENS = 2048  # batch_tokens of the JudgeScorer in the evaluation
 
 
 @dataclass(frozen=True)
 class Pack:
     """The size of one forward pass.
 
-    `tokens` are computed, `kept` of them get logits, `longest` is the longest row, and `seen` the
-    keys that all tokens see together: the area of the attention.
+    Attributes:
+        tokens: computed tokens.
+        logit_positions: tokens that get logits.
+        longest: tokens of the longest row.
+        seen: sum over all tokens of the keys that each sees, the area of the attention.
     """
 
     tokens: int
-    kept: int
+    logit_positions: int
     longest: int
     seen: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step of a rank: its rows, and the packs they are laid into."""
+    """One optimizer step of a rank: its rows and their packs."""
 
     rows: list[int]
     packs: list[Pack]
@@ -46,11 +50,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All forward passes of a run: those of each optimizer step of one rank, of one validation
-    (verdicts read, and the loss), and of the evaluation of one judge."""
+    """All forward passes of a run.
+
+    Attributes:
+        steps: the optimizer steps of one rank.
+        validation: the passes that read the verdicts of one validation.
+        validation_loss: the passes that compute its loss.
+        validations: number of validations.
+        test: the passes over the test rows, for one judge.
+        calibration: the passes over the validation rows on which confidence is calibrated.
+    """
 
     steps: list[Step]
-    examples_a_step: int
     validation: list[Pack]
     validation_loss: list[Pack]
     validations: int
@@ -59,57 +70,65 @@ class Plan:
 
     @cached_property
     def packs(self) -> list[Pack]:
-        """Of all steps."""
+        """The packs of all steps."""
         return [pack for step in self.steps for pack in step.packs]
 
     @property
     def tokens(self) -> int:
-        """Computed in the whole training by one rank, common beginnings once a pack."""
+        """Tokens that one rank computes in the training; a common prefix counts once per pack."""
         return sum(pack.tokens for pack in self.packs)
 
 
 def plan_run(
     settings: Settings, platform: Platform, prepared: Prepared, vocabulary: int, trees: bool
 ) -> Plan:
-    """Lay out a whole run, as `training`, `validation` and `evaluation` will."""
+    """Plan a run as training, validation and evaluation will compute it.
+
+    Args:
+        settings: the settings of the run.
+        platform: where it trains.
+        prepared: its data.
+        vocabulary: words of the head.
+        trees: rows are packed as prefix trees, instead of one row per pack.
+    """
     trie = verdict_trie(prepared.encoder)
     shapes = _shapes(settings, platform, trie)
     steps = steps_of(settings, prepared, Rows(prepared.train, shapes, trees))
-    validation: list[Pack] = []
-    loss: list[Pack] = []
-    validations = 0
+    plan = Plan(steps, validation=[], validation_loss=[], validations=0, test=[], calibration=[])
     if prepared.val is not None:
         rows = Rows(prepared.val, shapes, trees)
-        loss = rows.packs(range(len(rows.ids)), settings.pack_tokens)
         prompts = [ids[:start] for ids, start in zip(rows.ids, rows.starts, strict=True)]
-        validation = readings(prompts, trie, settings.pack_tokens, vocabulary)
-        validations = math.ceil(len(steps) / settings.eval_steps)
-    test: list[Pack] = []
-    calibration: list[Pack] = []
-    if not settings.skip_eval:
-        test = _scored(prepared, prepared.test, trie, vocabulary)
-        rows_of_val = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
-        calibration = _scored(prepared, rows_of_val, trie, vocabulary)
-    examples = settings.batch_size * settings.gradient_accumulation * console.ranks()
-    return Plan(steps, examples, validation, loss, validations, test, calibration)
+        plan = replace(
+            plan,
+            validation=readings(prompts, trie, settings.pack_tokens, vocabulary),
+            validation_loss=rows.packs(settings.pack_tokens),
+            validations=math.ceil(len(steps) / settings.eval_steps),
+        )
+    if settings.skip_eval:
+        return plan
+    rows_of_val = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
+    return replace(
+        plan,
+        test=_scored(prepared, prepared.test, trie, vocabulary),
+        calibration=_scored(prepared, rows_of_val, trie, vocabulary),
+    )
 
 
 def replan(
     plan: Plan, settings: Settings, platform: Platform, prepared: Prepared, trees: bool
 ) -> Plan:
-    """The same run with another `pack_tokens`; its validation is read in fewer tokens or more."""
-    trie = verdict_trie(prepared.encoder)
-    rows = Rows(prepared.train, _shapes(settings, platform, trie), trees)
-    steps = steps_of(replace(settings, epochs=1), prepared, rows)
-    loss, reading = plan.validation_loss, plan.validation
+    """Plan one epoch with another `pack_tokens`; verdicts are read as in `plan`."""
+    shapes = _shapes(settings, platform, verdict_trie(prepared.encoder))
+    rows = Rows(prepared.train, shapes, trees)
+    loss: list[Pack] = []
     if prepared.val is not None:
-        of_val = Rows(prepared.val, rows.shapes, trees)
-        loss = of_val.packs(range(len(of_val.ids)), settings.pack_tokens)
-    return replace(plan, steps=steps, validation=reading, validation_loss=loss)
+        loss = Rows(prepared.val, shapes, trees).packs(settings.pack_tokens)
+    steps = steps_of(replace(settings, epochs=1), prepared, rows)
+    return replace(plan, steps=steps, validation_loss=loss)
 
 
 def _shapes(settings: Settings, platform: Platform, trie: VerdictTrie) -> Shapes:
-    """The sizes of packs, as `training.build_trainer` chooses them."""
+    """Choose the sizes of packs as `training.run.build_trainer` does."""
     if not platform.fixed_lengths:
         return Shapes()
     longest = max(settings.pack_tokens, settings.max_seq_length + len(trie.tokens))
@@ -119,24 +138,24 @@ def _shapes(settings: Settings, platform: Platform, trie: VerdictTrie) -> Shapes
 def _scored(
     prepared: Prepared, examples: Sequence[JudgeExample], trie: VerdictTrie, vocabulary: int
 ) -> list[Pack]:
-    """The passes in which the evaluation scores rows; pairs in both orders."""
-    found: list[Pack] = []
+    """Return the passes in which the evaluation scores rows, pairs in both orders."""
+    packs: list[Pack] = []
     for rows in (examples, [two for row in examples if (two := swapped(row)) is not None]):
         bare = [row.model_copy(update={"label": None}) for row in rows]
         fitted, _ = prepared.encoder.fit(bare, on_unfit="status")
         prompts = [prepared.encoder.prompt_ids(row) for row in fitted if row is not None]
-        found += readings(prompts, trie, SCORED_TOKENS, vocabulary)
-    return found
+        packs += readings(prompts, trie, SCORED_TOKENS, vocabulary)
+    return packs
 
 
 def extremes(packs: Sequence[Pack]) -> list[Pack]:
-    """The packs of which one needs the most memory: most tokens, most logits."""
-    measures = (lambda pack: pack.tokens, lambda pack: pack.kept)
+    """Return the packs of which one needs the most memory: most tokens, most logits."""
+    measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
     return list(dict.fromkeys(max(packs, key=measure) for measure in measures)) if packs else []
 
 
 class Rows:
-    """Encoded rows, laid into packs of any size; `trees` off: one row a pack."""
+    """Encoded rows that are divided into packs; without `trees`, one row per pack."""
 
     def __init__(self, encoded: Iterable[dict[str, Any]], shapes: Shapes, trees: bool):
         rows = list(encoded)
@@ -144,23 +163,25 @@ class Rows:
         self.starts: list[int] = [row["prompt_length"] for row in rows]
         self.shapes, self.trees = shapes, trees
 
-    def packs(self, chosen: Sequence[int], budget: int) -> list[Pack]:
-        """The packs of these rows, as `StepCollator` makes them of one step."""
-        ids = [self.ids[row] for row in chosen]
-        parts: Iterator[list[int]] | list[list[int]] = under_budget(ids, budget)
-        if not self.trees:
-            parts = [[place] for place in range(len(ids))]
+    def packs(self, budget: int, chosen: Sequence[int] | None = None) -> list[Pack]:
+        """Return the packs of the `chosen` rows (all), as `StepCollator` makes them of one step."""
+        if chosen is None:
+            chosen = range(len(self.ids))
+        parts: Iterator[list[int]] | list[list[int]] = [[place] for place in range(len(chosen))]
+        if self.trees:
+            parts = under_budget([self.ids[row] for row in chosen], budget)
         return [self._pack([chosen[place] for place in part]) for part in parts]
 
     def _pack(self, rows: Sequence[int]) -> Pack:
-        kept = sum(len(self.ids[row]) - self.starts[row] for row in rows)
+        supervised = sum(len(self.ids[row]) - self.starts[row] for row in rows)
         pack = tree_size([self.ids[row] for row in rows])
         tokens = self.shapes.tokens(pack.tokens)
-        return replace(pack, tokens=tokens, kept=self.shapes.kept(kept, tokens))
+        positions = self.shapes.kept(supervised, tokens)
+        return replace(pack, tokens=tokens, logit_positions=positions)
 
 
 def tree_size(in_order: Sequence[Sequence[int]]) -> Pack:
-    """The size of the prefix tree of sequences in sorted order; nothing is kept."""
+    """Return the size of the prefix tree of sorted sequences, without listing its tokens."""
     tokens = seen = 0
     before: Sequence[int] = ()
     for ids in in_order:
@@ -174,53 +195,39 @@ def tree_size(in_order: Sequence[Sequence[int]]) -> Pack:
 def readings(
     prompts: Sequence[Sequence[int]], trie: VerdictTrie, budget: int, vocabulary: int
 ) -> list[Pack]:
-    """The passes in which the verdicts of `prompts` are read, as `tree_reading.read_parts` does."""
-    most = max(1, MOST_LOGITS // (trie.states * vocabulary))
+    """Return the passes in which `tree_reading.read_parts` reads the verdicts of `prompts`."""
+    max_rows = max(1, MOST_LOGITS // (trie.states * vocabulary))
     extra = len(trie.tokens)
-    found: list[Pack] = []
+    packs: list[Pack] = []
     before: Sequence[int] = ()
-    for rows in under_budget(prompts, budget, extra=extra, most=most, cached=True):
+    for rows in under_budget(prompts, budget, extra=extra, most=max_rows, cached=True):
         chosen = [prompts[row] for row in rows]
         size = tree_size(chosen)
-        known = min(common_prefix(before, chosen[0]), len(chosen[0]) - 1)
-        behind = extra * sum(map(len, chosen))
-        found.append(
+        cached = min(common_prefix(before, chosen[0]), len(chosen[0]) - 1)
+        packs.append(
             Pack(
-                tokens=size.tokens - known + extra * len(rows),
-                kept=trie.states * len(rows),
-                longest=size.longest + max((d + 1 for d in trie.depths), default=0),
-                seen=size.seen - known * (known + 1) // 2 + behind,
+                tokens=size.tokens - cached + extra * len(rows),
+                logit_positions=trie.states * len(rows),
+                longest=size.longest + max((depth + 1 for depth in trie.depths), default=0),
+                seen=size.seen - cached * (cached + 1) // 2 + extra * sum(map(len, chosen)),
             )
         )
         before = chosen[-1]
-    return found
-
-
-def order(settings: Settings, prepared: Prepared, size: int, epoch: int) -> list[int]:
-    """The rows of an epoch in the order of the trainer's loader: accelerate's seeded sampler."""
-    if settings.group_variants:
-        grouped = GroupedOrder(prepared.train["group"], size, settings.seed)
-        grouped.set_epoch(epoch)
-        return list(grouped)
-    generator = torch.Generator().manual_seed(settings.seed + epoch)
-    shuffled: list[int] = torch.randperm(len(prepared.train), generator=generator).tolist()
-    return shuffled
+    return packs
 
 
 def steps_of(settings: Settings, prepared: Prepared, rows: Rows) -> list[Step]:
-    """Each optimizer step; with several ranks, of the rank that computes most tokens."""
-    ranks = console.ranks()
-    size = settings.batch_size * settings.gradient_accumulation * ranks
-    count = len(prepared.train)
-    total = math.ceil(math.ceil(count / size) * settings.epochs)
+    """Return each optimizer step; of several ranks, that of the rank with the most tokens."""
+    ranks, size, count = console.ranks(), examples_a_step(settings), len(prepared.train)
+    order: Any = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
+    if settings.group_variants:
+        order = GroupedOrder(prepared.train["group"], size, settings.seed)
     steps: list[Step] = []
     for epoch in range(math.ceil(settings.epochs)):
-        shuffled = order(settings, prepared, size, epoch)
+        order.set_epoch(epoch)
+        shuffled = list(order)
         for start in range(0, count, size):
-            if len(steps) == total:
-                break
-            whole = shuffled[start : start + size]
-            parts = [share(whole, rank, ranks) for rank in range(ranks)]
-            of_ranks = [Step(part, rows.packs(part, settings.pack_tokens)) for part in parts]
-            steps.append(max(of_ranks, key=lambda step: sum(p.tokens for p in step.packs)))
-    return steps
+            shares = [share(shuffled[start : start + size], rank, ranks) for rank in range(ranks)]
+            of_ranks = [Step(part, rows.packs(settings.pack_tokens, part)) for part in shares]
+            steps.append(max(of_ranks, key=lambda step: sum(pack.tokens for pack in step.packs)))
+    return steps[: math.ceil(math.ceil(count / size) * settings.epochs)]

@@ -1,9 +1,11 @@
-"""Seconds of a run, from a few of its own packs: computed, timed and forgotten again."""
+"""Time a few packs of a run on its own model, and forecast the seconds of the whole run."""
 
 import hashlib
+import logging
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -11,29 +13,34 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from pt_app.core import console
 from pt_app.models.base_files import weight_files
 from pt_app.models.bases import ModelSource
 from pt_app.models.gemm import fast_products
+from pt_app.models.out_of_memory import is_out_of_memory
 from pt_app.models.packing import Batch, Shapes
+from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.flops import Cost
 from pt_app.preflight.estimate.plan import Plan, Rows, Step, readings
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.trainer import JudgeTrainer, summed_loss
 from pt_app.training.validation import Validation
 
-SPREAD = (0.1, 0.5, 0.9)  # of the steps by size: one of each is timed
-SCORING = 0.8  # of the best product rate; 0.79 to 0.85 in docs/PERFORMANCE.md
-READ = 16  # validation rows whose verdicts are read once, timed
-ROWS = 512  # of the products that this rate is timed with
-HASHED = 1 << 25  # bytes that the rate of sha256 is timed with
-WORTH = 0.05  # of a training's operations that timing may take
+QUANTILES = (0.1, 0.5, 0.9)  # of the steps by size: one step at each is timed
+SCORING = 0.8  # rate of scoring relative to matmul; 0.79 to 0.85 in docs/PERFORMANCE.md
+READ = 16  # validation rows whose verdicts are read, to time it
+ROWS = 512  # of the matmul that is timed
+HASHED = 1 << 25  # bytes whose sha256 is timed
+MAX_SHARE = 0.05  # of the operations of a training that timing may take
 # Results with their intervals, charts and pages: 2 to 4 s on the machine of docs/ESTIMATE.md.
 REPORT_SECONDS = 3.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What a run takes; `packs` were timed, in `spent` seconds."""
+    """The forecast seconds of a run; `packs` were timed for it, in `spent` seconds."""
 
     training: float
     validation: float
@@ -41,33 +48,69 @@ class Seconds:
     packs: int
     spent: float
 
-    @property
-    def total(self) -> float:
-        """All together."""
-        return self.training + self.validation + self.evaluation
+    def dollars(self, price: float | None) -> float | None:
+        """Return what the run costs at `price` dollars per hour; None without a price."""
+        total = self.training + self.validation + self.evaluation
+        return None if price is None else price * total / 3600
+
+    def lines(self, price: float | None = None) -> list[str]:
+        """Return lines about the time, and about the dollars at `price` per hour."""
+        lines = [
+            f"time: about {_duration(self.training)} of training, {_duration(self.validation)} of "
+            f"validation, {_duration(self.evaluation)} of evaluation (from {self.packs} timed "
+            f"packs, which took {self.spent:.1f} s)"
+        ]
+        if (dollars := self.dollars(price)) is not None:
+            lines.append(f"price: about {dollars:.2f} dollars")
+        return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def chosen_steps(plan: Plan, cost: Cost) -> list[Step]:
-    """The steps that are timed: a small one, a middling one and a large one."""
-    by_size = sorted(plan.steps, key=lambda step: sum(map(cost.training, step.packs)))
-    return [by_size[i] for i in sorted({round(q * (len(by_size) - 1)) for q in SPREAD})]
+    """Choose the steps that are timed: a small, a medium and a large one."""
+    by_size = sorted(plan.steps, key=lambda step: cost.training(step.packs))
+    return [by_size[i] for i in sorted({round(q * (len(by_size) - 1)) for q in QUANTILES})]
 
 
 def worth_timing(plan: Plan, cost: Cost) -> bool:
-    """Whether timing takes at most a twentieth of the training; the first step counts twice."""
+    """Return whether timing is short beside the training; the first step is computed twice."""
     chosen = chosen_steps(plan, cost)
     packs = [pack for step in [chosen[0], *chosen] for pack in step.packs]
-    return sum(map(cost.training, packs)) <= WORTH * cost.of_training(plan)
+    return cost.training(packs) <= MAX_SHARE * cost.training(plan.packs)
+
+
+def before_training(needs: Estimate, trainer: JudgeTrainer, source: ModelSource) -> None:
+    """Log how long a run will take, if finding it out is short beside the training."""
+    if console.ranks() > 1:
+        return
+    if not worth_timing(needs.plan, needs.cost):
+        log.info("time: not forecast, since the training is too short for it")
+        return
+    try:
+        seconds = time_run(trainer, needs.plan, needs.cost, source)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("time: unknown, since memory ran out; training will try smaller packs")
+    else:
+        for line in seconds.lines():
+            log.info("%s", line)
+    trainer.model.zero_grad()
 
 
 def time_run(trainer: JudgeTrainer, plan: Plan, cost: Cost, source: ModelSource) -> Seconds:
-    """Time some of the run's own steps on the trainer's model and reckon the whole from them.
+    """Time some steps of the run on the model of its trainer, and forecast the whole from them.
 
-    Weights, the optimizer and the state of random numbers are as before, gradients are none.
+    Weights, optimizer and the state of the random numbers stay as they were; gradients are dropped.
     """
     began = time.perf_counter()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.args.activation_checkpointing:  # Trainer switches it on when it begins
+    if trainer.args.activation_checkpointing:  # Trainer switches it on only when it begins
         model.activation_checkpointing_enable(
             activation_checkpointing_kwargs=trainer.args.activation_checkpointing_kwargs
         )
@@ -76,24 +119,25 @@ def time_run(trainer: JudgeTrainer, plan: Plan, cost: Cost, source: ModelSource)
     training = model.training
     with _same_random_numbers(model.device):
         model.train()
-        _pass(trainer, model, batches[0])  # the very first is slower, and does not count
+        _pass(trainer, model, batches[0])  # the first pass is slower, and does not count
         seconds = [_timed(partial(_pass, trainer, model, some)) for some in batches]
         model.eval()
         with torch.no_grad():
             forward = _timed(partial(_pass, trainer, model, batches[-1]))
-        rate = sum(map(cost.forward, chosen[-1].packs)) / forward
         model.train(training)
     for parameter in model.parameters():
         parameter.grad = None
+    rate = cost.forward(chosen[-1].packs) / forward
     reading = reading_rate(trainer, model, cost) or rate
-    of_step = fit([sum(map(cost.training, step.packs)) for step in chosen], seconds)
+    of_step = fit([cost.training(step.packs) for step in chosen], seconds)
+    # The evaluation computes in float32 on the CPU: where the training does too, at the same rate.
     plain = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
     plain = plain and not getattr(model, "is_loaded_in_4bit", False)
-    once = cost.of_reading(plan.validation) / reading + cost.of_reading(plan.validation_loss) / rate
-    steps = sum(of_step(sum(map(cost.training, step.packs))) for step in plan.steps)
+    validation = cost.forward(plan.validation) / reading + cost.forward(plan.validation_loss) / rate
     return Seconds(
-        training=steps + _check_flops(trainer, plan.steps[0], cost) / rate,
-        validation=plan.validations * once,
+        training=sum(of_step(cost.training(step.packs)) for step in plan.steps)
+        + _check_flops(trainer, plan.steps[0], cost) / rate,
+        validation=plan.validations * validation,
         evaluation=evaluation_seconds(plan, cost, source, reading if plain else None),
         packs=sum(map(len, batches)),
         spent=time.perf_counter() - began,
@@ -101,18 +145,21 @@ def time_run(trainer: JudgeTrainer, plan: Plan, cost: Cost, source: ModelSource)
 
 
 def _check_flops(trainer: JudgeTrainer, first: Step, cost: Cost) -> float:
-    """Of `JudgeTrainer._check_trees`: the first step's smallest pack, and its rows one by one."""
+    """Return the operations of `JudgeTrainer._check_trees`, which compares two layouts.
+
+    They are the first step's smallest pack, and the rows of that pack one by one, whose share of
+    the step is that of its supervised tokens.
+    """
     if not trainer.layout.trees:
         return 0.0
     smallest = min(first.packs, key=lambda pack: pack.tokens)
     rows = Rows([trainer.train_dataset[row] for row in first.rows], Shapes(), trees=False)
-    apart = rows.packs(range(len(first.rows)), 0)
-    share = smallest.kept / sum(pack.kept for pack in first.packs)
-    return cost.forward(smallest) + share * cost.of_reading(apart)
+    share = smallest.logit_positions / sum(pack.logit_positions for pack in first.packs)
+    return cost.forward([smallest]) + share * cost.forward(rows.packs(0))
 
 
 def _batches(trainer: JudgeTrainer, step: Step, device: torch.device) -> list[Batch]:
-    """The packs of a step as the trainer computes them, on the model's device."""
+    """Return the batches that the trainer computes in a step, on the device of the model."""
     packs = trainer.data_collator([trainer.train_dataset[row] for row in step.rows])["packs"]
     packs = [{name: tensor.to(device) for name, tensor in pack.items()} for pack in packs]
     return packs if trainer.layout.trees else [b for p in packs for b in trainer.layout.plain(p)]
@@ -120,7 +167,7 @@ def _batches(trainer: JudgeTrainer, step: Step, device: torch.device) -> list[Ba
 
 def _pass(trainer: JudgeTrainer, model: Any, batches: Sequence[Batch]) -> None:
     for batch in batches:
-        # Trainer wraps the model in the platform's 16 bits once it trains.
+        # Trainer enters the platform's mixed precision only when it trains.
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             loss = summed_loss(model, batch)
         if loss.requires_grad:
@@ -129,7 +176,7 @@ def _pass(trainer: JudgeTrainer, model: Any, batches: Sequence[Batch]) -> None:
 
 @contextmanager
 def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Within, dropout may draw; after, the state is the one before, on the device too."""
+    """Restore the state of the random numbers afterwards, also that of the device."""
     on_device = torch.get_device_module(device) if device.type != "cpu" else None
     state = on_device.get_rng_state() if on_device else None
     with torch.random.fork_rng(devices=[]):
@@ -139,7 +186,7 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds of `work`, until a GPU has done it too."""
+    """Return the seconds of `work`, including what a GPU does asynchronously."""
     start = time.perf_counter()
     work()
     if torch.accelerator.is_available():
@@ -148,23 +195,21 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def fit(flops: Sequence[float], seconds: Sequence[float]) -> Callable[[float], float]:
-    """Seconds as a fixed part and one that grows with the operations, neither below zero."""
-    x, y = torch.tensor(flops).double(), torch.tensor(seconds).double()
-    spread = x - x.mean()
-    slope = float((spread * y).sum() / (spread**2).sum()) if float((spread**2).sum()) else 0.0
-    fixed = float(y.mean()) - slope * float(x.mean())
-    if slope <= 0 or fixed < 0:  # noise, or steps of one size
-        slope, fixed = float(y.sum() / x.sum()), 0.0
+    """Fit seconds as a fixed part and one that grows with the operations, neither negative."""
+    slope = fixed = 0.0
+    with suppress(statistics.StatisticsError):  # steps of one size, or one step
+        slope, fixed = statistics.linear_regression(flops, seconds)
+    if slope <= 0 or fixed < 0:  # noise
+        slope, fixed = sum(seconds) / sum(flops), 0.0
     return lambda of: fixed + slope * of
 
 
 def reading_rate(trainer: JudgeTrainer, model: Any, cost: Cost) -> float | None:
-    """Operations a second while verdicts are read, from READ validation rows; None without any."""
+    """Return the operations per second while verdicts of validation rows are read; None without."""
     validate = cast(Validation | None, trainer.validate)
     if validate is None:
         return None
-    rows = list(validate.rows)[:READ]
-    budget = validate.collate.budget
+    rows, budget = list(validate.rows)[:READ], validate.collate.budget
     scorer = JudgeScorer(
         model,
         validate.encoder,
@@ -172,14 +217,14 @@ def reading_rate(trainer: JudgeTrainer, model: Any, cost: Cost) -> float | None:
         progress=False,
         shapes=trainer.layout.shapes,
     )
-    scorer.score(rows[:2])
+    scorer.score(rows[:2])  # the first pass is slower
     seconds = _timed(partial(scorer.score, rows))
     prompts = [validate.encoder.prompt_ids(row) for row in rows]
-    return cost.of_reading(readings(prompts, scorer.trie, budget, cost.vocabulary)) / seconds
+    return cost.forward(readings(prompts, scorer.trie, budget, cost.vocabulary)) / seconds
 
 
-def product_rate(cost: Cost) -> float:
-    """Operations a second that scoring reaches on this CPU, from a product of the model's size."""
+def matmul_rate(cost: Cost) -> float:
+    """Return the operations per second of scoring on this CPU, from a matmul of that size."""
     weight = torch.randn(cost.widest, cost.head // max(cost.vocabulary, 1))
     x = torch.randn(ROWS, weight.shape[1])
     with torch.inference_mode(), fast_products(torch.device("cpu")):
@@ -188,17 +233,20 @@ def product_rate(cost: Cost) -> float:
 
 
 def evaluation_seconds(
-    plan: Plan, cost: Cost, source: ModelSource, reading: float | None = None
+    plan: Plan, cost: Cost, source: ModelSource, rate: float | None = None
 ) -> float:
-    """Base and adapter on the test rows, the adapter on validation rows, on this CPU in float32.
+    """Forecast the evaluation of base and adapter, in float32 on this CPU.
 
-    `reading` is the measured rate, where the training's model is in float32 on this CPU too.
+    Args:
+        plan: the packs of the run.
+        cost: their operations.
+        source: the base, whose weights are hashed.
+        rate: operations per second of scoring, if measured; else that of a matmul is.
     """
     if not plan.test:
         return 0.0
-    rate = product_rate(cost) if reading is None else reading
-    flops = 2 * cost.of_reading(plan.test) + cost.of_reading(plan.calibration)
-    files = weight_files(source.path)
-    # The weights are hashed when the adapter is saved and when it is evaluated.
-    hashed = 2 * sum(file.stat().st_size for file in files) / HASHED
-    return flops / rate + hashed * _timed(partial(hashlib.sha256, bytes(HASHED))) + REPORT_SECONDS
+    flops = 2 * cost.forward(plan.test) + cost.forward(plan.calibration)
+    # The weights are hashed when the adapter is saved, and when it is evaluated.
+    hashed = 2 * sum(file.stat().st_size for file in weight_files(source.path)) / HASHED
+    hashing = hashed * _timed(partial(hashlib.sha256, bytes(HASHED)))
+    return flops / (rate or matmul_rate(cost)) + hashing + REPORT_SECONDS
