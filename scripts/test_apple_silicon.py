@@ -16,7 +16,7 @@ if not __package__:  # run by path
 
 from pt_app.core.errors import UserError, exit_with
 from pt_app.models import platforms
-from pt_app.preflight.doctor.command import examine, of_platform, summary
+from pt_app.preflight.doctor.command import examine, of_platform
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +33,7 @@ def main() -> None:
     if platform.on_cpu and not asked.cpu:
         raise UserError("no Apple GPU here: run this on a Mac, or give --cpu for the CPU's form")
     report = examine("mps", of_platform("mps", platform))
-    print(summary(report))
+    print(report.summary())
     if report.count("fail"):
         sys.exit(2)
 

@@ -20,12 +20,12 @@ from pt_app.core.settings import RECIPES
 from pt_app.models import platforms, tree_attention
 from pt_app.models.bases import resolve_model
 from pt_app.models.platforms import Platform
-from pt_app.preflight.doctor import nf4, operations
-from pt_app.preflight.doctor.finding import Finding, found_by
+from pt_app.preflight.doctor import arithmetic, operations
+from pt_app.preflight.doctor.arithmetic import check_arithmetic, check_first, check_nf4
+from pt_app.preflight.doctor.finding import Finding, run_check
 from pt_app.preflight.doctor.needs import QWEN_WORDS
 from pt_app.preflight.doctor.operations import check_operations
 from pt_app.preflight.doctor.parity import check_training_step
-from pt_app.preflight.doctor.short import arithmetic, check_first
 from tests.conftest import ROOT
 
 Fault = Callable[..., Any]
@@ -159,7 +159,7 @@ FAULTS = {
 def test_a_right_device_passes_every_check_in_each_compute_dtype(platform: Platform) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         dressed = replace(platform, compute_dtype=dtype, weights="nf4")
-        found = by_name(arithmetic(dressed, QWEN_WORDS))
+        found = by_name(check_arithmetic(dressed, QWEN_WORDS))
         assert len(found) == len(operations.OPERATIONS) + (5 if dtype == torch.float32 else 6)
         assert {f.status for f in found.values()} == {"ok"}, found
 
@@ -245,23 +245,23 @@ def test_garbage_from_the_quantiser_and_from_the_product_are_told_apart(
     nf4_platform = replace(platform, weights="nf4")
     forward = bnb.nn.Linear4bit.forward
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: forward(self, x.flip(-1)))
-    assert failing(nf4.check_nf4(nf4_platform)) == {"NF4, products"}
+    assert failing(check_nf4(nf4_platform)) == {"NF4, matmul"}
     monkeypatch.undo()
     own = bnb.functional.dequantize_4bit
     monkeypatch.setattr(bnb.functional, "dequantize_4bit", lambda *a: own(*a).roll(1, 0))
-    found = by_name(nf4.check_nf4(nf4_platform))
-    assert found["NF4, there and back"].status == "fail"
-    assert "--no_4bit" in found["NF4, there and back"].fix
+    found = by_name(check_nf4(nf4_platform))
+    assert found["NF4, round trip"].status == "fail"
+    assert "--no_4bit" in found["NF4, round trip"].fix
 
 
 def test_without_bitsandbytes_the_fix_is_said(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    (finding,) = nf4.check_nf4(replace(platform, weights="nf4"))
+    (finding,) = check_nf4(replace(platform, weights="nf4"))
     assert (finding.status, finding.name) == ("fail", "NF4")
     assert "requirements-cuda.txt" in finding.fix
-    (finding,) = nf4.check_nf4(platform)
+    (finding,) = check_nf4(platform)
     assert finding.status == "skip"
 
 
@@ -270,7 +270,7 @@ def test_a_check_that_breaks_off_is_a_finding_and_the_others_go_on() -> None:
         yield Finding("first", "ok", "right")
         raise RuntimeError("driver\nis gone")
 
-    first, second = found_by("operations", breaking)
+    first, second = run_check("operations", breaking)
     assert first.status == "ok"
     assert second.status == "fail"
     assert "RuntimeError: driver is gone" in second.said
@@ -307,7 +307,7 @@ def test_a_fault_of_large_heads_stops_no_run_on_a_base_of_few_words(
     with caplog.at_level(logging.INFO, "pt_app"):
         check_first(gpu, tiny)
     assert "doctor: sums of 33,001 terms: " in caplog.text
-    monkeypatch.setattr("pt_app.preflight.doctor.short.words_of", lambda _: 50_257)
+    monkeypatch.setattr(arithmetic, "words_of", lambda _: 50_257)
     with pytest.raises(UserError, match="doctor: head of 50,257 words"):
         check_first(gpu, tiny)
 
@@ -324,11 +324,11 @@ def test_a_check_that_cannot_be_made_does_not_stop_a_run(
     def gone(*_: Any) -> Iterator[Finding]:
         raise RuntimeError("not implemented on this device")
 
-    monkeypatch.setattr("pt_app.preflight.doctor.short.check_training_step", gone)
+    monkeypatch.setattr(arithmetic, "check_training_step", gone)
     monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
     with caplog.at_level(logging.INFO, "pt_app"):
         check_first(platform, resolve_model("tiny"))
-    assert "the check broke off: RuntimeError: not implemented on this device" in caplog.text
+    assert "the check failed: RuntimeError: not implemented on this device" in caplog.text
     assert "doctor: 0 checks passed" in caplog.text
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pt_app.preflight.bundle.wheels import read_requirements
 from pt_app.preflight.doctor import packages
 from pt_app.preflight.doctor.command import sections_of
 from pt_app.preflight.doctor.packages import check_packages, pins_of
@@ -35,11 +36,11 @@ def test_versions_are_compared_with_the_requirements_and_those_that_they_read(
     (tmp_path / "requirements.txt").write_text("# both\nPyYAML==6.0.3\npydantic==0.0.1\n-e .\n")
     file = tmp_path / "requirements-mps.txt"
     file.write_text("-r requirements.txt\n")
-    assert pins_of(file) == {"PyYAML": "6.0.3", "pydantic": "0.0.1"}
+    assert pins_of(read_requirements(file)) == {"PyYAML": "6.0.3", "pydantic": "0.0.1"}
     found = by_name(check_packages("mps", tmp_path))["packages"]
     assert found.status == "warn"
     assert "pydantic 2." in found.said
-    assert "(named: 0.0.1)" in found.said
+    assert "(pinned: 0.0.1)" in found.said
     file.write_text("a-package-that-is-nowhere==1.0\n")
     found = by_name(check_packages("mps", tmp_path))["packages"]
     assert (found.status, found.said) == ("fail", "missing: a-package-that-is-nowhere")

@@ -9,7 +9,7 @@ from pt_app.core import console
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model import pipeline
 from pt_app.models.platforms import Platform
-from pt_app.preflight.doctor.short import check_first
+from pt_app.preflight.doctor.arithmetic import check_first
 from pt_app.preflight.estimate.estimate import Estimate, before_loading
 from pt_app.preflight.estimate.timing import before_training
 from pt_app.report import charts, terminal_table, write_report

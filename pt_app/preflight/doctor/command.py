@@ -1,4 +1,4 @@
-"""`judge doctor`: every check of a machine and a run, as lines or as JSON."""
+"""Run `judge doctor`: all checks of a machine and a run, as lines or as JSON."""
 
 import json
 import warnings
@@ -13,11 +13,11 @@ from pt_app.core.settings import Recipe, Where, recipe_of, resolve
 from pt_app.core.streams import print_json
 from pt_app.models import platforms
 from pt_app.models.platforms import Platform
-from pt_app.preflight.doctor.finding import Finding, found_by, one_line
+from pt_app.preflight.doctor.arithmetic import check_arithmetic
+from pt_app.preflight.doctor.finding import Finding, one_line, run_check
 from pt_app.preflight.doctor.machine import check_machine
 from pt_app.preflight.doctor.needs import Needs, words_of
 from pt_app.preflight.doctor.packages import check_packages
-from pt_app.preflight.doctor.short import arithmetic
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 Section = tuple[str, Callable[[], Iterator[Finding]]]
@@ -25,33 +25,40 @@ Section = tuple[str, Callable[[], Iterator[Finding]]]
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, by section."""
+    """The findings, by section."""
 
     recipe: Recipe
     sections: dict[str, list[Finding]]
 
     def count(self, status: str) -> int:
-        """How many findings have this status."""
-        return sum(f.status == status for found in self.sections.values() for f in found)
+        """Return how many findings have this status."""
+        return sum(f.status == status for findings in self.sections.values() for f in findings)
 
     def as_json(self) -> str:
-        """The report for programs."""
+        """Return the report as JSON."""
         findings = [
             {"section": name, **asdict(finding)}
-            for name, found in self.sections.items()
-            for finding in found
+            for name, section in self.sections.items()
+            for finding in section
         ]
         passed = not self.count("fail")
         about = {"schema": 1, "recipe": self.recipe, "passed": passed, "findings": findings}
         return json.dumps(about, indent=2)
 
+    def summary(self) -> str:
+        """Return the last line."""
+        ok, warned, failed = (self.count(status) for status in ("ok", "warn", "fail"))
+        end = ": fix them, then run judge doctor again" if failed else ""
+        return f"{ok} ok, {warned} warnings, {failed} failed{end}"
+
 
 def sections_of(
     recipe: Recipe, argv: Sequence[str], offline: bool, on_cpu: bool = False
 ) -> Iterator[Section]:
-    """All checks, for a run of `recipe` with the flags `argv`.
+    """Yield all checks for a run of `recipe` with the flags `argv`.
 
-    Raises UserError for flags that the recipe would refuse.
+    Raises:
+        UserError: for flags that the recipe would refuse.
     """
     settings = resolve(recipe, argv, "judge doctor", "")
     needs = Needs(settings, offline)
@@ -63,8 +70,8 @@ def sections_of(
             precision=settings.train_precision,
             on_cpu=on_cpu,
         )
-    except Exception as error:  # a wrong precision, or a driver that breaks off
-        fix = "choose other flags where it names one; else install driver and torch again"
+    except Exception as error:  # an impossible precision, or a driver that fails
+        fix = "choose other flags if it names one; else install driver and torch again"
         wrong = Finding("device", "fail", one_line(error), fix)
         yield "machine", lambda: iter([wrong])
     else:
@@ -76,7 +83,7 @@ def sections_of(
 def of_platform(
     recipe: Recipe, platform: Platform, needs: Needs | None = None
 ) -> Iterator[Section]:
-    """The checks of a device, at the size of the base that a run needs."""
+    """Yield the checks of a device, at the size of the base that a run needs."""
     yield "machine", lambda: check_machine(recipe, platform)
     yield "arithmetic", lambda: _arithmetic(platform, needs)
 
@@ -85,20 +92,20 @@ def _arithmetic(platform: Platform, needs: Needs | None) -> Iterator[Finding]:
     if platform.on_cpu:
         said = "no accelerator: the CPU's own float32 is compared with its float64"
         yield Finding("device", "skip", said)
-    yield from arithmetic(platform, words_of(needs.source()[0] if needs else None))
+    yield from check_arithmetic(platform, words_of(needs.source()[0] if needs else None))
 
 
 def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) -> Report:
-    """Make the checks, and show each section as soon as it is known."""
-    made: dict[str, list[Finding]] = {}
+    """Run the checks, and print each section when it is complete, unless `quiet`."""
+    report = Report(recipe, {})
     for name, check in sections:
         with warnings.catch_warnings():
-            # Packages' old names for things; what they say of a driver is a UserWarning.
+            # Packages' old names, which users cannot act on; warnings of drivers are UserWarnings.
             warnings.simplefilter("ignore", FutureWarning)
-            made[name] = list(found_by(name, check))
+            report.sections[name] = list(run_check(name, check))
         if not quiet:
-            console.show(_table(name, made[name]))
-    return Report(recipe, made)
+            console.show(_table(name, report.sections[name]))
+    return report
 
 
 def _table(section: str, findings: Sequence[Finding]) -> Table:
@@ -115,20 +122,13 @@ def _table(section: str, findings: Sequence[Finding]) -> Table:
     return table
 
 
-def summary(report: Report) -> str:
-    """The last line."""
-    ok, warned, failed = (report.count(status) for status in ("ok", "warn", "fail"))
-    end = "" if not failed else ": mend them, then run judge doctor again"
-    return f"{ok} ok, {warned} to know of, {failed} failed{end}"
-
-
 def run_doctor(where: Where | None, argv: Sequence[str], offline: bool, as_json: bool) -> int:
-    """Check everything and say it; gives the exit code: 2 where something failed, else 0."""
+    """Run all checks and print them; return the exit code, 2 if one failed, else 0."""
     recipe = recipe_of(where) if where else platforms.recipe_for_this_machine()
     sections = sections_of(recipe, argv, offline, on_cpu=where == "cpu")
     report = examine(recipe, sections, quiet=as_json)
     if as_json:
         print_json(report.as_json())
     else:
-        print(summary(report))
+        print(report.summary())
     return 2 if report.count("fail") else 0

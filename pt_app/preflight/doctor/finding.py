@@ -1,4 +1,4 @@
-"""What a check found: a line for people, and for each failure its fix."""
+"""What a check finds: one line, and how to fix it if something is wrong."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: what was looked at, how it stands, and what mends it."""
+    """One line of the doctor: what was checked, its status, what was found, and the fix.
+
+    The names of the fields are keys of `judge doctor --json`.
+    """
 
     name: str
     status: Status
@@ -19,28 +22,30 @@ class Finding:
     fix: str = ""
 
     def __post_init__(self) -> None:
-        assert self.fix or self.status in ("ok", "skip"), f"{self.name}: what mends it?"
+        assert self.fix or self.status in ("ok", "skip"), f"{self.name}: how is it fixed?"
+
+    @staticmethod
+    def of(name: str, right: bool, said: str, fix: str, wrong: Status = "fail") -> "Finding":
+        """Return "ok" if the check found what is `right`, else `wrong` with its fix."""
+        return Finding(name, "ok", said) if right else Finding(name, wrong, said, fix)
 
 
 Check = Callable[[], Iterator[Finding]]
 
 
-def found_by(name: str, check: Check, broken: Status = "fail") -> Iterator[Finding]:
-    """Yield the findings of a check; where it breaks off, that is one of its own (`broken`)."""
+def run_check(name: str, check: Check, broken: Status = "fail") -> Iterator[Finding]:
+    """Yield the findings of a check; if it raises, that is another finding (`broken`)."""
     try:
         yield from check()
     except UserError as error:
         yield Finding(name, "fail", one_line(error), "as the line above says")
-    except Exception as error:  # a broken driver raises whatever it likes
-        yield Finding(
-            name,
-            broken,
-            f"the check broke off: {type(error).__name__}: {one_line(error)}",
-            "this part of the installation does not work: install it again (make install)",
-        )
+    except Exception as error:  # a broken driver may raise anything
+        said = f"the check failed: {type(error).__name__}: {one_line(error)}"
+        fix = "this part of the installation does not work: install it again (make install)"
+        yield Finding(name, broken, said, fix)
 
 
-def one_line(error: Exception, most: int = 300) -> str:
-    """Give an error's message without line breaks, cut to `most` characters."""
+def one_line(error: Exception, limit: int = 300) -> str:
+    """Return an error's message without line breaks, cut to `limit` characters."""
     text = " ".join(str(error).split())
-    return text if len(text) <= most else text[:most] + "..."
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -1,7 +1,7 @@
-"""Operations that a backend has computed wrongly without a word, each against float64 on the CPU.
+"""Compare operations that a backend has computed wrongly in silence with float64 on the CPU.
 
-Every one of these was an open fault of a released PyTorch; the source stands beside it. The sizes
-are those at which the fault showed, so a check costs a few milliseconds.
+Each was a bug of a released PyTorch, whose source is named with it. The sizes are those at which
+the bug occurred, so that a check takes a few milliseconds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from pt_app.models.packing import IGNORED, Tree
 from pt_app.models.tree_attention import tree_mask
-from pt_app.preflight.doctor.finding import Finding, Status, found_by
+from pt_app.preflight.doctor.finding import Finding, Status, run_check
 from pt_app.preflight.doctor.side import TOLERANCE, Side, error_of
 
 Tensors = Sequence[torch.Tensor]
@@ -25,23 +25,30 @@ DO_NOT_TRAIN = "; until this check passes, train on another machine"
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation, what a fault in it spoils, where one was seen, and what mends it."""
+    """An operation that a backend computed wrongly.
+
+    Attributes:
+        name: for the report.
+        compute: computes it on a side.
+        source: where the bug was seen.
+        fix: what to do about it.
+        used: the training uses it, so that an error stops a run; else it is a warning.
+        bits: sizes of the formats in which it is checked.
+    """
 
     name: str
     compute: Callable[[Side], Tensors]
     source: str
     fix: str = NEWER + DO_NOT_TRAIN
     used: bool = True
-    """Training here computes it so: a fault stops a run. Else it is a warning."""
     bits: tuple[int, ...] = (16, 32)
-    """Of the formats that it is computed in."""
 
 
 def _masked_row(side: Side) -> Tensors:
     query = side.draw(1, 2, 6, 16)
     seen = torch.ones(6, 6, dtype=torch.bool).tril()
     seen[3] = False
-    with torch.no_grad():  # the fault showed without gradients only
+    with torch.no_grad():  # the bug occurs without gradients only
         return [F.scaled_dot_product_attention(query, query, query, seen.to(side.device))]
 
 
@@ -53,14 +60,14 @@ def _broadcast_mask(side: Side) -> Tensors:
 
 
 def _strided_attention(side: Side) -> Tensors:
-    """As a model calls it: heads moved by a view. Up to 8 queries have a kernel of their own."""
+    """Compute attention with transposed heads, as models do; up to 8 queries use another kernel."""
     query = side.draw(2, 8, 4, 64).transpose(1, 2)
     with torch.no_grad():
         return [F.scaled_dot_product_attention(query, query, query)]
 
 
 def _tree_attention(side: Side) -> Tensors:
-    """Attention over a pack as a model asks for it: heads moved by a view, shared keys."""
+    """Compute attention over a pack as a model does, with transposed heads and shared keys."""
     last = Tree.of([range(40), [*range(30), 50, 51, 52], [*range(30), 60]]).last
     heads = [(4, 1), (2, 2), (2, 3)]
     drawn = [side.draw(1, len(last), h, 32, seed=s, requires_grad=True) for h, s in heads]
@@ -92,9 +99,9 @@ def _same_twice(side: Side) -> Tensors:
 
 
 def _long_sum(terms: int) -> Callable[[Side], Tensors]:
-    """The gradient through a head of `terms` words: a product that sums so many terms.
+    """Compute the gradient through a head of `terms` words, a matmul that sums as many terms.
 
-    Behind the weight in memory stand large numbers, which a kernel that reads too far adds in.
+    In memory large numbers follow the weight, which a kernel that reads too far adds in.
     """
 
     def compute(side: Side) -> Tensors:
@@ -122,7 +129,7 @@ def _skipped_adam_step(side: Side) -> Tensors:
     weight = torch.nn.Parameter(side.draw(64))
     weight.grad = torch.ones_like(weight)
     adam = torch.optim.Adam([weight], fused=True)
-    # As torch's gradient scaler says that a gradient overflowed: the step must not be taken.
+    # So torch's gradient scaler reports an overflow: the step must be skipped.
     adam.found_inf = torch.ones((), device=side.device)  # type: ignore[attr-defined]
     adam.grad_scale = torch.ones((), device=side.device)  # type: ignore[attr-defined]
     adam.step()
@@ -158,28 +165,28 @@ OPERATIONS = (
         "attention, empty rows",
         _masked_row,
         "MPS: pytorch issues 156707, 167515, transformers issue 40858",
-        fix="nothing to do for training here, whose rows all see a key; " + NEWER,
+        fix="nothing to do for this training, in which each row sees a key; " + NEWER,
         used=False,
     ),
     Operation(
         "linear, strided",
         _strided_weight,
         "MPS: pytorch PR 162779, issue 162730",
-        bits=(32,),  # in bfloat16 macOS 27 ends the whole process (pytorch issue 197796)
+        bits=(32,),  # in bfloat16 macOS 27 kills the process (pytorch issue 197796)
     ),
     Operation("linear, one token", _vector_with_bias, "MPS: pytorch issue 188438, PR 188619"),
     Operation(
         "linear, twice",
         _same_twice,
         "MPS, 16 bits: pytorch issue 180776",
-        fix="leave --train_precision out: float32 does not show this fault",
+        fix="omit --train_precision: float32 does not have this bug",
         bits=(16,),
     ),
     Operation(
         "sums of 33,001 terms",
         _long_sum(33_001),
         LONG_SUMS,
-        fix="do not train a base of such a vocabulary here, or " + NEWER,
+        fix="do not train a base with such a vocabulary here, or " + NEWER,
         used=False,
     ),
     Operation("Adam's parts", _adam_parts, "MPS: pytorch issue 118115, and every Adam with it"),
@@ -187,7 +194,7 @@ OPERATIONS = (
         "fused Adam, skipped step",
         _skipped_adam_step,
         "MPS: pytorch PR 186360",
-        fix="nothing to do for training here, which uses no fused Adam; " + NEWER,
+        fix="nothing to do for this training, which uses no fused Adam; " + NEWER,
         used=False,
     ),
     Operation("loss, ignored tokens", _ignored_targets, "MPS: pytorch issue 108148"),
@@ -198,36 +205,35 @@ OPERATIONS = (
 def check_operations(
     device: str, dtype: torch.dtype, words: int, broken: Status = "fail"
 ) -> Iterator[Finding]:
-    """Compare each operation in float32, and in the compute dtype where that has 16 bits.
+    """Compare each operation in float32, and also in the compute dtype if that has 16 bits.
 
-    `words` is the size of the base's head. `broken` is what an operation counts as that the device
-    cannot compute at all.
+    Args:
+        device: the device under test.
+        dtype: the compute dtype.
+        words: the size of the base's head.
+        broken: the status of an operation that the device cannot compute at all.
     """
-    # The head's own size, since not every one is hit: some fill the kernel's tiles.
+    # At the size of this very head, since some sizes fill the tiles of the kernel and are right.
     head = Operation(f"head of {words:,} words", _long_sum(words), LONG_SUMS)
+    formats = tuple(dict.fromkeys((torch.float32, dtype)))
     for operation in (*OPERATIONS, head):
-        dtypes = [
-            d for d in dict.fromkeys((torch.float32, dtype)) if 8 * d.itemsize in operation.bits
-        ]
-        if dtypes:
-            compare = partial(_compare, operation, device, dtypes)
-            yield from found_by(operation.name, compare, broken)
+        sides = [Side.of_device(device, d) for d in formats if 8 * d.itemsize in operation.bits]
+        if sides:
+            yield from run_check(operation.name, partial(_compare, operation, sides), broken)
 
 
-def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[Finding]:
-    errors = []
-    for dtype in dtypes:
-        side = Side.of_device(device, dtype)
-        got, right = operation.compute(side), operation.compute(side.reference())
-        errors.append(max(error_of(*pair) for pair in zip(got, right, strict=True)))
-    pairs = list(zip(dtypes, errors, strict=True))
-    wrong = [pair for pair in pairs if not pair[1] <= TOLERANCE[pair[0]]]
-    if not wrong:
-        yield Finding(operation.name, "ok", f"{_said(pairs)} off float64 on the CPU")
-        return
-    said = f"{_said(wrong)} off float64 on the CPU; seen before on {operation.source}"
-    yield Finding(operation.name, "fail" if operation.used else "warn", said, operation.fix)
-
-
-def _said(pairs: Sequence[tuple[torch.dtype, float]]) -> str:
-    return ", ".join(f"{str(dtype).removeprefix('torch.')} {error:.0e}" for dtype, error in pairs)
+def _compare(operation: Operation, sides: Sequence[Side]) -> Iterator[Finding]:
+    errors: dict[torch.dtype, float] = {}
+    for side in sides:
+        pairs = zip(operation.compute(side), operation.compute(side.reference()), strict=True)
+        errors[side.dtype] = max(error_of(*pair) for pair in pairs)
+    wrong = {dtype: error for dtype, error in errors.items() if error > TOLERANCE[dtype]}
+    said = ", ".join(
+        f"{str(dtype).removeprefix('torch.')} {error:.0e}"
+        for dtype, error in (wrong or errors).items()
+    )
+    said += " off float64 on the CPU"
+    if wrong:
+        said += f"; seen before on {operation.source}"
+    status: Status = "fail" if operation.used else "warn"
+    yield Finding.of(operation.name, not wrong, said, operation.fix, status)

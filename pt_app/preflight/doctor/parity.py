@@ -1,13 +1,12 @@
-"""One training step on the device against float64 on the CPU: forward, backward, optimizer.
+"""Compare a training step on the device with float64 on the CPU: forward, backward, optimizer.
 
-The step is the project's own: packs, loss, attention and optimizer as a run on this platform has
-them, on a Qwen2 of two layers with random weights and a LoRA adapter. The reference reads the
-rows one by one, with plain attention.
+The step is that of a run on this platform, with its packs, loss, attention and optimizer, for a
+Qwen2 of two layers with random weights and a LoRA adapter. The reference reads the rows one by one,
+with plain attention.
 """
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +19,12 @@ from pt_app.models.packing import Batch, Shapes, pack, unpacked
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention
 from pt_app.preflight.doctor.finding import Finding
-from pt_app.preflight.doctor.side import TOLERANCE, Side, error_of, in_float64
+from pt_app.preflight.doctor.side import TOLERANCE, Side, compared, error_of, in_float64
 from pt_app.training.trainer import summed_loss
 
 VOCABULARY, PAD = 256, 0
-HIDDEN = RANK = 64  # so that adapter weights have the 4,096 numbers from which 8-bit states begin
-SHAPES = Shapes.up_to(64, 2)  # so that packs have pads, as on MPS
+HIDDEN = RANK = 64  # so that adapter weights have 4,096 numbers, the least for 8-bit states
+SHAPES = Shapes.up_to(64, 2)  # so that packs are padded, as on MPS
 LEARNING_RATE, DECAY = 1e-2, 0.1
 DO_NOT_TRAIN = (
     "do not train on this device with this installation: install the versions that the "
@@ -35,7 +34,7 @@ DO_NOT_TRAIN = (
 
 @dataclass(frozen=True)
 class Step:
-    """What a forward and a backward pass gave: the loss, and the gradient of each weight."""
+    """The results of a forward and a backward pass: the loss, and the gradient of each weight."""
 
     loss: torch.Tensor
     gradients: dict[str, torch.Tensor]
@@ -44,22 +43,24 @@ class Step:
 def check_training_step(platform: Platform) -> Iterator[Finding]:
     """Compare plain rows, a pack, and the update of the weights, each with the reference."""
     side = Side.of_device(platform.device, platform.compute_dtype)
-    with _own_random():
+    autocast = platform.compute_dtype if any(platform.autocast.values()) else None
+    # A fork of the random numbers: a run that is checked first draws the same ones.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model = _model()
         packed = pack(_rows(), PAD, SHAPES)
-        right = _step(_placed(model, side.reference(), "eager"), _plain(packed), None)
+        plain = unpacked(packed, PAD, rows=2, shapes=SHAPES)
+        expected = _step(_placed(model, side.reference(), "eager"), plain, None)
         device = _placed(model, side, platform.attention)
         keep_less(device)
-        tolerance = TOLERANCE[side.dtype]
-        autocast = platform.compute_dtype if any(platform.autocast.values()) else None
-        for name, batches in (("step, plain rows", _plain(packed)), ("step, pack", [packed])):
-            got = _step(device, batches, autocast)
-            yield _compare(name, got, right, tolerance)
+        for name, batches in (("step, plain rows", plain), ("step, pack", [packed])):
+            actual = _step(device, batches, autocast)
+            yield _compare(name, actual, expected, TOLERANCE[side.dtype])
         yield _check_optimizer(platform, device)
 
 
 def _rows() -> list[dict[str, Any]]:
-    """Three rows that begin alike, of unequal length, two supervised tokens or more each."""
+    """Make three rows of unequal length with a common prefix and at least two supervised tokens."""
     shared = list(range(2, 22))
     return [
         {"input_ids": [*shared, *tail], "prompt_length": len(shared) + 2}
@@ -68,7 +69,7 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _model() -> Any:
-    """A float32 LoRA model in memory; its adapter is no longer the fresh one that does nothing."""
+    """Make a float32 model with a LoRA adapter that, unlike a fresh one, has an effect."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -93,24 +94,20 @@ def _model() -> Any:
 
 
 def _placed(model: Any, side: Side, attention: str) -> Any:
-    """A copy of the model on a side: the base rounded to its dtype, the adapter kept whole."""
+    """Copy the model to a side, the base rounded to its dtype, the adapter in at least float32."""
     placed = copy.deepcopy(model).to(side.device)
-    whole = torch.promote_types(side.dtype, torch.float32)
+    of_adapter = torch.promote_types(side.dtype, torch.float32)
     for parameter in placed.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(whole)
+            parameter.data = parameter.data.to(of_adapter)
         else:
             parameter.data = parameter.data.to(side.rounded_to).to(side.dtype)
     use_attention(placed, attention)
     return placed.train()
 
 
-def _plain(packed: Batch) -> list[Batch]:
-    return unpacked(packed, PAD, rows=2, shapes=SHAPES)
-
-
 def _step(model: Any, batches: list[Batch], autocast: torch.dtype | None) -> Step:
-    """Forward and backward over all batches, on the model's device."""
+    """Compute all batches forward and backward, on the model's device."""
     device = next(model.parameters()).device
     model.zero_grad()
     total = torch.zeros((), device=device)
@@ -127,44 +124,48 @@ def _trained(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _compare(name: str, got: Step, right: Step, tolerance: float) -> Finding:
-    loss = error_of(got.loss, right.loss)
-    errors = {key: error_of(got.gradients[key], right.gradients[key]) for key in right.gradients}
-    worst = max(errors, key=lambda key: errors[key])
-    said = f"loss {loss:.0e}, gradients {errors[worst]:.0e} off float64 on the CPU"
-    if loss <= tolerance and errors[worst] <= tolerance:
-        return Finding(name, "ok", said)
-    return Finding(name, "fail", f"{said}, at most {tolerance:.0e}; {_short(worst)}", DO_NOT_TRAIN)
+def _compare(name: str, actual: Step, expected: Step, tolerance: float) -> Finding:
+    loss = error_of(actual.loss, expected.loss)
+    gradient, weight = _worst(actual.gradients, expected.gradients)
+    said = f"loss {loss:.0e}, gradients {gradient:.0e} ({weight}) off float64 on the CPU"
+    return compared(name, max(loss, gradient), tolerance, said, DO_NOT_TRAIN)
+
+
+def _worst(actual: dict[str, Any], expected: dict[str, Any]) -> tuple[float, str]:
+    """Return the largest error, and the short name of its weight."""
+    errors = {name: error_of(actual[name], expected[name]) for name in expected}
+    worst = max(errors, key=lambda name: errors[name])
+    short = worst.removeprefix("base_model.model.model.").removesuffix(".default.weight")
+    return errors[worst], short
 
 
 def _check_optimizer(platform: Platform, model: Any) -> Finding:
-    """One step of the run's optimizer against AdamW in float64, from the same gradients.
+    """Compare a step of the run's optimizer with AdamW in float64, from the same gradients.
 
-    Not from the reference's: Adam's first step is nearly the sign of a gradient, which noise turns
-    where a gradient is next to nothing.
+    Not from those of the reference: the first step of Adam is almost the sign of a gradient, which
+    noise changes if the gradient is almost zero.
     """
     weights = _trained(model)
-    right = {name: in_float64(p).clone() for name, p in weights.items()}
-    for name, p in right.items():
+    reference = {name: in_float64(p).clone() for name, p in weights.items()}
+    for name, p in reference.items():
         p.grad = in_float64(weights[name].grad)
-    before = {name: p.clone() for name, p in right.items()}
+    before = {name: p.clone() for name, p in reference.items()}
     options: dict[str, Any] = {"lr": LEARNING_RATE, "weight_decay": DECAY}
-    torch.optim.AdamW(right.values(), foreach=False, **options).step()
+    torch.optim.AdamW(reference.values(), foreach=False, **options).step()
     _optimizer(platform)(weights.values(), **options).step()
-    updates = {name: in_float64(p) - before[name] for name, p in weights.items()}
-    errors = {name: error_of(updates[name], right[name] - before[name]) for name in right}
-    worst = max(errors, key=lambda name: errors[name])
-    name, said = "step, optimizer", f"{platform.optimizer}: updates {errors[worst]:.0e} off AdamW"
-    # An update is the difference of two float32 weights that are larger; GPUs divide roughly here.
+    error, weight = _worst(
+        {name: in_float64(p) - before[name] for name, p in weights.items()},
+        {name: p - before[name] for name, p in reference.items()},
+    )
+    # An update is the difference of two larger float32 weights, and GPUs divide less exactly.
     tolerance = 10 * TOLERANCE[torch.float32]
-    if errors[worst] <= tolerance:
-        return Finding(name, "ok", said)
-    fix = f"{DO_NOT_TRAIN} (addcdiv on MPS spoiled every Adam: pytorch issue 118115)"
-    return Finding(name, "fail", f"{said}, at most {tolerance:.0e}; {_short(worst)}", fix)
+    said = f"{platform.optimizer}: updates {error:.0e} ({weight}) off AdamW"
+    fix = f"{DO_NOT_TRAIN} (addcdiv on MPS made every Adam wrong: pytorch issue 118115)"
+    return compared("step, optimizer", error, tolerance, said, fix)
 
 
 def _optimizer(platform: Platform) -> Any:
-    """The optimizer's class as transformers builds it from its name, with its own options."""
+    """Return the class of the optimizer, with the options that transformers gives it."""
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
@@ -173,15 +174,3 @@ def _optimizer(platform: Platform) -> Any:
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     del options["lr"]
     return partial(kind, **options)
-
-
-def _short(parameter: str) -> str:
-    return parameter.removeprefix("base_model.model.model.").removesuffix(".default.weight")
-
-
-@contextmanager
-def _own_random() -> Iterator[None]:
-    """Random numbers of its own within: a run that asks the doctor first draws the same ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield

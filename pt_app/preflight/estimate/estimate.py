@@ -1,7 +1,6 @@
 """Estimate what a run costs, for `judge estimate` and for the run itself."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
 from pt_app.models.base_files import tokenizer_files, weight_files
 from pt_app.models.platforms import Platform
+from pt_app.preflight.doctor.needs import free_bytes
 from pt_app.preflight.estimate.flops import Cost
 from pt_app.preflight.estimate.memory import (
     FLOAT32,
@@ -200,7 +200,7 @@ def estimate(
         host=host_limit(),
         pack_fits=fits,
         disk=_disk_bytes(settings, prepared, outline, plan),
-        free=_free_bytes(Path(settings.output_dir)),
+        free=free_bytes(Path(settings.output_dir)),
         base_bytes=sum(path.stat().st_size for path in weight_files(prepared.source.path)),
     )
 
@@ -217,14 +217,6 @@ def _disk_bytes(settings: Settings, prepared: Prepared, outline: Outline, plan: 
     if settings.save_steps or plan.validations:
         kept = min(CHECKPOINTS, len(plan.steps))
     return kept * checkpoint + adapter + tokenizer + PAGES + ROW * len(prepared.test)
-
-
-def _free_bytes(folder: Path) -> int:
-    """Return what is free on the file system where `folder` is, or will be."""
-    folder = folder.expanduser().resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def before_loading(
