@@ -14,9 +14,9 @@ import pytest
 
 from pt_app.core.errors import UserError
 from pt_app.preflight.bundle import wheels
-from pt_app.preflight.bundle.archive import write_archive
+from pt_app.preflight.bundle.command import write_archive
 from pt_app.preflight.bundle.contents import SCRIPTS, gather
-from pt_app.preflight.bundle.target import Target
+from pt_app.preflight.bundle.wheels import Target
 from tests.conftest import ROOT, without_network
 from tests.tiny_models import make_model_folder
 

@@ -34,8 +34,8 @@ def bundle(
     """Write one archive that installs and runs without network: wheels, base, data, adapters."""
     from pt_app.core.settings import recipe_of
     from pt_app.preflight.bundle.command import bundle as write
-    from pt_app.preflight.bundle.target import Target
+    from pt_app.preflight.bundle.wheels import Target
 
     target = Target(platform, python_version) if python_version else Target(platform)
-    made = write(recipe_of(recipe), config, adapter or [], out, target, wheels)
-    print(f"{made.path}: {made.size / 1e6:,.0f} MB, sha256 {made.sha256}")
+    digest = write(recipe_of(recipe), config, adapter or [], out, target, wheels)
+    print(f"{out}: {out.stat().st_size / 1e6:,.0f} MB, sha256 {digest}")

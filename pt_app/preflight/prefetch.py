@@ -1,7 +1,7 @@
-"""`judge prefetch`: fetches what a run reads, and proves that it is there by reading it.
+"""Download what a run reads, and prove that it is there by loading it with the hub off.
 
-What to fetch is what the run's own code asks for, given the run's own settings: a list written by
-hand forgets something, and the job then dies on a node without internet.
+What to download is what the code of the run asks for with the settings of the run: a list written
+by hand omits something, and the job then fails on a node without internet.
 """
 
 import logging
@@ -10,23 +10,27 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from pt_app.core import console
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError, exit_with
-from pt_app.core.settings import RECIPES, Recipe, Settings, resolve
+from pt_app.core.settings import Recipe, resolve
 from pt_app.models import bases
 
 log = logging.getLogger("pt_app.preflight.prefetch")  # also where this file is run with -m
 
 
 def prefetch(recipe: Recipe, argv: Sequence[str]) -> None:
-    """Fetch the base of a run of `recipe` with `argv`, then load all it reads with the hub off.
+    """Download the base of a run, then load all that the run reads, in a process with the hub off.
 
-    Raises UserError where data or base have a fault; ends the process where the second one finds
-    one.
+    Ends this process if that one finds a fault.
+
+    Raises:
+        UserError: if data or base have a fault.
     """
-    settings = resolve(recipe, argv, "judge prefetch", __doc__ or "")
-    # before a model of several GB is fetched
+    settings = resolve(recipe, argv, "judge prefetch", "")
+    # before a model of several GB is downloaded
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
     _fetch(settings.model)
     # huggingface_hub reads the variable when it is imported: only a new process obeys it.
@@ -39,7 +43,7 @@ def prefetch(recipe: Recipe, argv: Sequence[str]) -> None:
 
 
 def _fetch(name: str) -> None:
-    """Bring the cache up to date; a part of an earlier, broken fetch may lie there."""
+    """Update the cache, which may hold a part of an earlier, interrupted download."""
     if bases.is_local(name):
         return
     try:
@@ -49,21 +53,23 @@ def _fetch(name: str) -> None:
         log.warning("the hub does not give %s: what the cache holds is checked instead", name)
 
 
-def verify(recipe: Recipe, settings: Settings) -> None:
-    """Read data, tokenizer, templates and weights as the run does, and say what there is.
+def verify(recipe: Recipe, argv: Sequence[str]) -> None:
+    """Read data, tokenizer, templates and weights as the run does, and log their sizes.
 
-    Raises UserError for whatever the run would stop on before its first step.
+    Raises:
+        UserError: for anything that would stop the run before its first step.
     """
     import torch
 
     from pt_app.models import platforms
     from pt_app.training.preparation import prepare
 
+    console.start()
+    settings = resolve(recipe, argv, "judge prefetch", "")
     prepared = prepare(settings)
-    platform = platforms.decide(recipe, no_4bit=settings.no_4bit)
-    if platform.weights == "nf4":
-        _need_bitsandbytes()
-    # In 16 bits, which a login node has room for; the job reads the same files.
+    if platforms.decide(recipe, no_4bit=settings.no_4bit).weights == "nf4":
+        _require_bitsandbytes()
+    # In 16 bits, for which a login node has room; the job reads the same files.
     model = bases.load_model(prepared.source, dtype=torch.bfloat16)
     log.info(
         "%s: read with the hub off: %s parameters, %d rows to train on, %d to test on",
@@ -74,7 +80,7 @@ def verify(recipe: Recipe, settings: Settings) -> None:
     )
 
 
-def _need_bitsandbytes() -> None:
+def _require_bitsandbytes() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -84,14 +90,5 @@ def _need_bitsandbytes() -> None:
         ) from error
 
 
-def _verify_here() -> None:
-    from pt_app.core import console
-
-    console.start()
-    name, *argv = sys.argv[1:]
-    recipe = next(known for known in RECIPES if known == name)
-    verify(recipe, resolve(recipe, argv, "judge prefetch", __doc__ or ""))
-
-
 if __name__ == "__main__":
-    exit_with(_verify_here)
+    exit_with(lambda: verify(cast(Recipe, sys.argv[1]), sys.argv[2:]))

@@ -1,30 +1,24 @@
-"""Puts a bundle together: checks first, then wheels, then one archive."""
+"""Write a bundle: check everything first, then collect the wheels, then write one archive."""
 
+import hashlib
+import io
+import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pt_app
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite
+from pt_app.core.files import cannot_write, refuse_overwrite, sha256_file
 from pt_app.core.settings import Recipe
 from pt_app.preflight.bundle import wheels
-from pt_app.preflight.bundle.archive import write_archive
 from pt_app.preflight.bundle.contents import gather
-from pt_app.preflight.bundle.target import Target
+from pt_app.preflight.bundle.wheels import Target
 
-TOP = "judge-bundle"
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A written archive: its size in bytes and the hash of its bytes."""
-
-    path: Path
-    size: int
-    sha256: str
+TOP = "judge-bundle"  # the folder in the archive
+MANIFEST = "MANIFEST"
 
 
 def bundle(
@@ -34,23 +28,35 @@ def bundle(
     out: Path,
     target: Target,
     wheel_folder: Path | None = None,
-) -> Bundle:
-    """Write all that a run of `recipe` with `config` needs on `target` into the tar `out`.
+) -> str:
+    """Write all that a run needs on another machine into one tar.
 
-    `wheel_folder` stands in for a download. Raises UserError before anything is fetched where base,
-    data or an adapter has a fault, and where wheels cannot be had.
+    Args:
+        recipe: the recipe of the run.
+        config: its settings file.
+        adapter_folders: adapters to include.
+        out: the archive.
+        target: the other machine.
+        wheel_folder: wheels to use instead of a download.
+
+    Returns:
+        The sha256 of the archive.
+
+    Raises:
+        UserError: before anything is downloaded, if base, data or an adapter have a fault; if
+            wheels are missing, or the archive cannot be written.
     """
     root = Path(pt_app.__file__).parents[1]
     listed = root / f"requirements-{recipe}.txt"
     if not listed.is_file():
         raise UserError(f"{listed.name} is not beside pt_app: run judge bundle in the checkout")
     files = gather(recipe, config, adapter_folders, root)
-    packed = [one for one in files.values() if isinstance(one, Path)]
+    packed = [source for source in files.values() if isinstance(source, Path)]
     refuse_overwrite([out], [config, *packed, *([wheel_folder] if wheel_folder else [])])
     requirements = wheels.read_requirements(listed)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # beside the archive: wheels with CUDA are several GB, and /tmp may be small
+        # Beside the archive: wheels with CUDA are several GB, and /tmp may be small.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".judge-bundle.") as folder:
             collected = Path(folder)
             wheels.build_own_wheel(root, collected)
@@ -63,10 +69,9 @@ def bundle(
             files |= {f"wheels/{path.name}": path for path in collected.glob("*.whl")}
             files["requirements.txt"] = ("\n".join(requirements) + "\n").encode()
             files["PYTHON"] = f"{target.python}\n".encode()
-            digest = write_archive(out, TOP, files)
+            return write_archive(out, TOP, files)
     except OSError as error:
-        raise UserError(f"{out}: {error.strerror}: name another file with --out") from error
-    return Bundle(out, out.stat().st_size, digest)
+        raise UserError(cannot_write(out, error)) from error
 
 
 def _copy_wheels(source: Path, folder: Path, requirements: Sequence[str], target: Target) -> None:
@@ -77,3 +82,45 @@ def _copy_wheels(source: Path, folder: Path, requirements: Sequence[str], target
             f"--wheels {source}: no wheel for {', '.join(lacking)}: "
             "fetch them with pip download into that folder"
         )
+
+
+def write_archive(out: Path, top: str, files: Mapping[str, Path | bytes]) -> str:
+    """Write a tar whose bytes depend on its files only.
+
+    Args:
+        out: the tar, which is complete or absent.
+        top: the folder in it.
+        files: names in `top`, with the file to read or its content.
+
+    Returns:
+        The sha256 of the tar; those of its files are in MANIFEST, for `sha256sum --check`.
+    """
+    manifest = "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files))
+    staged = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with open(staged, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+                for name, source in sorted({**files, MANIFEST: manifest.encode()}.items()):
+                    _add(tar, f"{top}/{name}", source)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = sha256_file(staged)
+        os.replace(staged, out)
+    finally:
+        staged.unlink(missing_ok=True)
+    return digest
+
+
+def _add(tar: tarfile.TarFile, name: str, source: Path | bytes) -> None:
+    """Add a file without what differs between two machines: owner, time, links."""
+    entry = tarfile.TarInfo(name)
+    entry.mode = 0o755 if name.endswith(".sh") else 0o644
+    entry.size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as content:
+        tar.addfile(entry, content)
+
+
+def _sha256(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    return sha256_file(source)

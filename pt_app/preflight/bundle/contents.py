@@ -1,9 +1,11 @@
-"""What a bundle holds beside the wheels: base, adapters, data, templates, settings, scripts."""
+"""Gather what a bundle holds beside the wheels: base, adapters, data, templates, settings."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import yaml
 
 from pt_app.core.dataset import SPLITS, JudgeData, read_dataset
 from pt_app.core.errors import UserError
@@ -12,7 +14,6 @@ from pt_app.core.settings import Recipe, read_config, resolve, table
 from pt_app.models import adapters, bases
 from pt_app.models.base_files import wanted_files
 
-SETTINGS = "settings.yaml"
 SCRIPTS = {  # name in the bundle -> in the checkout
     "install.sh": "scripts/bundle/install.sh",
     "run.sh": "scripts/bundle/run.sh",
@@ -21,13 +22,21 @@ SCRIPTS = {  # name in the bundle -> in the checkout
     "scripts/slurm/sync.sh": "scripts/slurm/sync.sh",
 }
 Gathered = dict[str, Path | bytes]
+"""Name in the archive -> file, or its content."""
 
 
 def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: Path) -> Gathered:
-    """Name in the archive -> file or content, of all that a run of `config` reads.
+    """Gather all that a run of `config` reads, and the scripts that start it.
 
-    `root` is the checkout. Raises UserError for a base that is not there, data with a fault, and
-    an adapter that is damaged or belongs to another base.
+    Args:
+        recipe: the recipe of the run.
+        config: its settings file.
+        adapter_folders: adapters to include.
+        root: the checkout.
+
+    Raises:
+        UserError: for a missing base, data with a fault, and an adapter that is damaged or belongs
+            to another base.
     """
     settings = resolve(recipe, ["--config", str(config)], "judge bundle", "")
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
@@ -39,16 +48,14 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     files |= _data(data)
     for folder in adapter_folders:
         files |= _adapter(folder, source, taken=files)
-    raw = read_config(config, list(table(recipe)))
     output = Path(settings.output_dir)
-    files[SETTINGS] = _yaml(
-        {name: value for name, value in raw.items() if name != "resume"}
-        | {
-            "model": base,
-            "data_dir": f"data/{data.path.resolve().name}",
-            "output_dir": output.name if output.is_absolute() else output.as_posix(),
-        }
-    )
+    values = read_config(config, list(table(recipe))) | {
+        "model": base,
+        "data_dir": f"data/{data.path.resolve().name}",
+        "output_dir": output.name if output.is_absolute() else output.as_posix(),
+    }
+    values.pop("resume", None)
+    files["settings.yaml"] = yaml.safe_dump(values, allow_unicode=True).encode()
     files["RECIPE"] = f"{recipe}\n".encode()
     guide = (root / "scripts/bundle/README.md").read_text(encoding="utf-8")
     judges = [name for name in files if name.endswith(f"/{adapters.WEIGHTS}")]
@@ -58,7 +65,7 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
 
 
 def _data(data: JudgeData) -> Gathered:
-    """The splits as they are; a template that is a folder comes along, under a name of its own."""
+    """Gather the splits as they are, and a template that is a folder, under its own name."""
     to = f"data/{data.path.resolve().name}"
     names = [f"judge_{split}.json" for split in SPLITS] + ["splits.json", "dataset.json"]
     files: Gathered = {
@@ -79,6 +86,7 @@ def _data(data: JudgeData) -> Gathered:
 
 
 def _adapter(folder: Path, source: bases.ModelSource, taken: Mapping[str, Any]) -> Gathered:
+    """Gather the files of an adapter but hidden ones."""
     adapters.check_base(adapters.verify_adapter(folder), bases.model_identity(source))
     name = f"adapters/{folder.resolve().name}"
     if f"{name}/{adapters.WEIGHTS}" in taken:
@@ -89,9 +97,3 @@ def _adapter(folder: Path, source: bases.ModelSource, taken: Mapping[str, Any]) 
         for path in paths
         if not any(part.startswith(".") for part in path.parts)
     }
-
-
-def _yaml(values: Mapping[str, Any]) -> bytes:
-    import yaml
-
-    return yaml.safe_dump(dict(values), sort_keys=True, allow_unicode=True).encode()

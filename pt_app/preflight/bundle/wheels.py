@@ -1,4 +1,4 @@
-"""Wheels for a machine that has no network: fetched for it, and checked to be all that it needs."""
+"""Collect the wheels for a machine without a network, and check that none is missing."""
 
 import os
 import re
@@ -7,20 +7,72 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from pt_app.core.errors import UserError
-from pt_app.preflight.bundle.target import Target
 
 SOURCES = ("pt_app", "pyproject.toml", "README.md", "LICENSE")
+TAG = re.compile(r"manylinux_2_(\d+)_(\w+)|macosx_\d+_0_(arm64)")
+LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}  # older names, PEP 600
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine that a bundle is for: a platform tag of wheels ("": this one) and a Python."""
+
+    platform: str = ""
+    python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a tag or a version that no wheel can have."""
+        if self.platform and not TAG.fullmatch(self.platform):
+            raise UserError(
+                f"--platform {self.platform}: give a wheel's tag, such as manylinux_2_28_x86_64, "
+                "manylinux_2_28_aarch64 or macosx_14_0_arm64"
+            )
+        if not re.fullmatch(r"3\.\d+", self.python):
+            raise UserError(f"--python_version {self.python}: give it like 3.11")
+
+    def pip_flags(self) -> list[str]:
+        """Return the flags of `pip download` that choose the wheels of this machine."""
+        flags = ["--only-binary=:all:", f"--python-version={self.python}"]
+        if not self.platform:
+            return flags
+        return [*flags, "--implementation=cp", *(f"--platform={tag}" for tag in self._tags())]
+
+    def _tags(self) -> list[str]:
+        """Return all tags that run there: pip adds the older ones to macOS tags only."""
+        minor, machine, _ = TAG.fullmatch(self.platform).groups()  # type: ignore[union-attr]
+        if minor is None:
+            return [self.platform]
+        tags = []
+        for older in range(int(minor), 4, -1):
+            tags += [f"manylinux_2_{older}_{machine}"]
+            tags += [f"{LEGACY[older]}_{machine}"] if older in LEGACY else []
+        return [*tags, f"linux_{machine}"]
+
+    def environment(self) -> dict[str, str]:
+        """Return the values of the markers of requirements there (PEP 508)."""
+        values = {name: str(value) for name, value in default_environment().items()}
+        values |= {"python_version": self.python, "python_full_version": f"{self.python}.0"}
+        if match := TAG.fullmatch(self.platform):
+            values |= {
+                "platform_machine": match[2] or match[3],
+                "platform_system": "Darwin" if match[3] else "Linux",
+                "sys_platform": "darwin" if match[3] else "linux",
+                "os_name": "posix",
+            }
+        return values
 
 
 def read_requirements(file: Path) -> list[str]:
-    """The lines of a requirements file and of those it reads, without this project itself."""
+    """Return the requirements of a file and of those that it includes, without this project."""
     lines: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("-r "):
@@ -31,10 +83,10 @@ def read_requirements(file: Path) -> list[str]:
 
 
 def fetch_wheels(requirements: Sequence[str], folder: Path, target: Target) -> None:
-    """Fetch all wheels that `requirements` need on `target` into `folder`, by pip.
+    """Download all wheels that `requirements` need on `target` into `folder`, with pip.
 
-    pip decides by its own machine which requirements of a package hold, so that a Mac leaves out
-    the CUDA packages of torch for Linux: what is still missing is asked for by name.
+    pip evaluates the markers of requirements for its own machine, so that a Mac omits the CUDA
+    packages that torch needs on Linux: what is still missing is requested by name.
     """
     wanted = list(requirements)
     while wanted:
@@ -46,7 +98,7 @@ def fetch_wheels(requirements: Sequence[str], folder: Path, target: Target) -> N
 
 
 def missing(requirements: Sequence[str], folder: Path, target: Target) -> list[str]:
-    """Which requirements, of packages in `folder` too, no wheel in `folder` meets on `target`."""
+    """Return the requirements, also those of wheels in `folder`, that no wheel in it satisfies."""
     wheels = {parse_wheel_filename(path.name)[0]: path for path in folder.glob("*.whl")}
     environment = target.environment()
     waiting = _holding([Requirement(line) for line in requirements], environment)
@@ -59,10 +111,11 @@ def missing(requirements: Sequence[str], folder: Path, target: Target) -> list[s
             continue
         seen.add(str(requirement))
         wheel = wheels.get(canonicalize_name(requirement.name))
-        if wheel is None or not _meets(wheel, requirement):
-            lacking.add(str(requirement))
-        else:
+        version = parse_wheel_filename(wheel.name)[1] if wheel else ""
+        if wheel and requirement.specifier.contains(version, prereleases=True):
             waiting += _holding(_needs(wheel), environment, requirement.extras)
+        else:
+            lacking.add(str(requirement))
     return sorted(lacking)
 
 
@@ -71,7 +124,7 @@ def _holding(
     environment: Mapping[str, str],
     extras: Collection[str] = (),
 ) -> list[Requirement]:
-    """Those whose marker holds in `environment` with at least one of `extras`, or with none."""
+    """Return those whose marker holds in `environment`, with one of `extras` or without."""
     return [
         requirement
         for requirement in requirements
@@ -82,23 +135,18 @@ def _holding(
     ]
 
 
-def _meets(wheel: Path, requirement: Requirement) -> bool:
-    version = parse_wheel_filename(wheel.name)[1]
-    return requirement.specifier.contains(version, prereleases=True)
-
-
 def _needs(wheel: Path) -> list[Requirement]:
     with zipfile.ZipFile(wheel) as archive:
-        # At the top: setuptools carries the metadata of others within its own package.
+        # At the top level: setuptools contains the metadata of other packages in its own.
         (name,) = [n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)]
         metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
     return [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
 
 
 def build_own_wheel(root: Path, folder: Path) -> None:
-    """Build this project's wheel into `folder`; the same sources give the same bytes.
+    """Build the wheel of this project into `folder`; the same sources give the same bytes.
 
-    Built from a copy: what an earlier build left in the checkout would get into the wheel.
+    It is built from a copy, since files of an earlier build in the checkout would be included.
     """
     copy = folder / "source"
     for name in SOURCES:
@@ -120,4 +168,4 @@ def _pip(*words: str, remedy: str) -> None:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         said = errors[-1].removeprefix("ERROR: ") if errors else done.stderr.strip()[-200:]
-        raise UserError(f"pip {words[0]}: {said}: mend it, {remedy}")
+        raise UserError(f"pip {words[0]}: {said}: fix it, {remedy}")
