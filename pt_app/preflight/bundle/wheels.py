@@ -125,13 +125,11 @@ def _holding(
     extras: Collection[str] = (),
 ) -> list[Requirement]:
     """Return those whose marker holds in `environment`, with one of `extras` or without."""
+    environments = [{**environment, "extra": extra} for extra in ("", *extras)]
     return [
         requirement
         for requirement in requirements
-        if requirement.marker is None
-        or any(
-            requirement.marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras)
-        )
+        if requirement.marker is None or any(map(requirement.marker.evaluate, environments))
     ]
 
 

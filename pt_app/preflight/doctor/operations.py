@@ -75,17 +75,14 @@ def _tree_attention(side: Side) -> Tensors:
     key, value = (repeat_kv(tensor, 2) for tensor in (key, value))
     seen = tree_mask(torch.tensor(last)).to(side.device)
     out = F.scaled_dot_product_attention(query, key, value, seen)
-    torch.autograd.backward((out * side.draw(*out.shape, seed=4)).sum())
-    return [out, *(tensor.grad for tensor in drawn if tensor.grad is not None)]
+    return [out, *torch.autograd.grad((out * side.draw(*out.shape, seed=4)).sum(), drawn)]
 
 
 def _strided_weight(side: Side) -> Tensors:
     x = side.draw(3, 5, 48, requires_grad=True)
     weight = side.draw(48, 96, seed=1).t()
     out = F.linear(x, weight)
-    torch.autograd.backward(out.square().sum())
-    assert x.grad is not None
-    return [out, x.grad]
+    return [out, *torch.autograd.grad(out.square().sum(), [x])]
 
 
 def _vector_with_bias(side: Side) -> Tensors:
@@ -110,9 +107,7 @@ def _long_sum(terms: int) -> Callable[[Side], Tensors]:
         memory[: terms * 16] = torch.randn(terms * 16, generator=torch.Generator().manual_seed(1))
         weight = side.put(memory)[: terms * 16].view(terms, 16)
         upstream = side.draw(1, 16, terms, seed=2)
-        torch.autograd.backward((F.linear(hidden, weight) * upstream).sum())
-        assert hidden.grad is not None
-        return [hidden.grad]
+        return torch.autograd.grad((F.linear(hidden, weight) * upstream).sum(), [hidden])
 
     return compute
 
@@ -140,9 +135,7 @@ def _ignored_targets(side: Side) -> Tensors:
     logits = side.draw(12, 50, requires_grad=True)
     targets = torch.arange(12).masked_fill(torch.arange(12) % 3 == 0, IGNORED).to(side.device)
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-    torch.autograd.backward(loss)
-    assert logits.grad is not None
-    return [loss, logits.grad]
+    return [loss, *torch.autograd.grad(loss, [logits])]
 
 
 def _copies(side: Side) -> Tensors:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from packaging.version import Version
 
 import pt_app
 from pt_app.core.settings import Recipe
@@ -16,7 +17,7 @@ from pt_app.preflight.bundle.wheels import read_requirements
 from pt_app.preflight.doctor.finding import Finding
 
 CHECKOUT = Path(pt_app.__file__).parents[1]
-ROCM_BITSANDBYTES = (0, 50)  # the first release whose 4 bits work on AMD
+ROCM_BITSANDBYTES = Version("0.50")  # the first release whose 4 bits work on AMD
 _PIN = re.compile(r"([A-Za-z0-9._-]+)\s*==\s*([^\s;#]+)")
 
 
@@ -102,7 +103,6 @@ def _bitsandbytes_on_rocm() -> Iterator[Finding]:
     version = _version("bitsandbytes")
     if version is None:
         return  # reported as missing
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers < ROCM_BITSANDBYTES:
+    if Version(version) < ROCM_BITSANDBYTES:
         fix = "pip install 'bitsandbytes>=0.50', or train with --no_4bit"
         yield Finding("bitsandbytes", "fail", f"{version} computes NF4 wrongly on AMD", fix)

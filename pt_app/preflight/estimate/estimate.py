@@ -1,6 +1,7 @@
 """Estimate what a run costs, for `judge estimate` and for the run itself."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,14 +78,8 @@ class Estimate:
         """The largest of PACKS that fits; None if none does, or if the limit is unknown."""
         if self.limit.bytes is None:
             return None
-        low, high = 0, len(PACKS)  # all below `low` fit, none from `high` on
-        while low < high:
-            middle = (low + high) // 2
-            if self.pack_fits(PACKS[middle]):
-                low = middle + 1
-            else:
-                high = middle
-        return PACKS[low - 1] if low else None
+        fitting = bisect_left(PACKS, True, key=lambda tokens: not self.pack_fits(tokens))
+        return PACKS[fitting - 1] if fitting else None
 
     @property
     def training_fits(self) -> bool:
