@@ -1,1 +1,1 @@
-"""What is checked and forecast before a run: doctor, estimate, prefetch and bundle."""
+"""Check and forecast a run before it starts: doctor, estimate, prefetch and bundle."""

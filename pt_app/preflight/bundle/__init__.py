@@ -1,1 +1,1 @@
-"""`judge bundle`: one archive that installs and runs where there is no network at all."""
+"""Write one archive that installs and runs without any network (`judge bundle`)."""

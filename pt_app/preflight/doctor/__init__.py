@@ -1,1 +1,1 @@
-"""Does this machine compute right, and is what a run needs there (`judge doctor`)."""
+"""Check that this machine computes correctly and has what a run needs (`judge doctor`)."""

@@ -14,7 +14,7 @@ from pt_app.core.settings import Settings
 from pt_app.models import bases
 from pt_app.models.base_files import read_json, weight_files
 from pt_app.models.bases import ModelSource
-from pt_app.preflight.doctor.finding import Finding, one_line, run_check
+from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
 from pt_app.tracking import access as tracking_access
 
 GIB = 2**30
@@ -55,19 +55,11 @@ class Needs:
         from huggingface_hub import constants
 
         folder = Path(constants.HF_HUB_CACHE)
-        problem, free = _write_problem(folder), free_bytes(folder)
-        absent = "" if folder.is_dir() else ", which does not exist yet"
-        said = f"{folder}{absent}: {free / GIB:.1f} GiB free"
-        other = "choose another folder with HF_HOME"
         if self.offline or not self._to_fetch():
-            yield Finding("cache", "ok", f"{said}; read only" if problem else said)
-        elif problem:
-            said = f"{folder} cannot be written ({problem}), and the base must still be downloaded"
-            yield Finding("cache", "fail", said, other)
+            yield Finding("cache", "ok", f"{folder}: the run downloads nothing into it")
         else:
-            if free < BASE:
-                said += f", and {BASE // GIB} are assumed for a base that must still be downloaded"
-            yield Finding.of("cache", free >= BASE, said, f"make room, or {other}", "warn")
+            short = f", and {BASE // GIB} are assumed for a base that must still be downloaded"
+            yield _room("cache", folder, BASE, 0, short, "choose another folder with HF_HOME")
         if self.offline and os.environ.get("HF_HUB_OFFLINE") != "1":
             said = "HF_HUB_OFFLINE is not set: what looks for the hub waits for it"
             yield Finding("hub", "warn", said, "export HF_HUB_OFFLINE=1 in the job")
@@ -123,19 +115,10 @@ class Needs:
         yield Finding("data", "ok", f"{folder}: {rows} to test")
 
     def _output(self) -> Iterator[Finding]:
-        """Check whether the folder can be written, and how much room it has."""
         folder = Path(self.settings.output_dir)
+        short = "; judge estimate tells what the run writes"
         other = "choose another folder with --output_dir"
-        if problem := _write_problem(folder):
-            yield Finding("output", "fail", f"{folder} cannot be written: {problem}", other)
-            return
-        free = free_bytes(folder)
-        said = f"{folder}: {free / GIB:.1f} GiB free"
-        if free < MIN_ROOM:
-            yield Finding("output", "fail", f"{said}: no run fits", f"make room, or {other}")
-        else:
-            fix = f"judge estimate tells what the run writes: make room, or {other}"
-            yield Finding.of("output", free >= AMPLE_ROOM, said, fix, "warn")
+        yield _room("output", folder, AMPLE_ROOM, MIN_ROOM, short, other)
 
     def tracking(self) -> Iterator[Finding]:
         """Check where the numbers of a run go; of a key, only whether there is one."""
@@ -181,13 +164,26 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def _write_problem(folder: Path) -> str:
-    """Return why `folder` cannot be written, or made; empty if it can."""
+def _room(name: str, folder: Path, enough: float, least: float, short: str, other: str) -> Finding:
+    """Check whether `folder` can be written, or made, and has room.
+
+    Args:
+        name: of the finding.
+        folder: the folder.
+        enough: bytes; less is a warning.
+        least: bytes; less is a failure.
+        short: said of less than enough.
+        other: how to choose another folder.
+    """
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
-            return ""
+            free = free_bytes(folder)
     except OSError as error:
-        return error.strerror or str(error)
+        said = f"{folder} cannot be written: {error.strerror or error}"
+        return Finding(name, "fail", said, other)
+    said = f"{folder}: {free / GIB:.1f} GiB free" + (short if free < enough else "")
+    status: Status = "fail" if free < least else "warn"
+    return Finding.of(name, free >= enough, said, f"make room, or {other}", status)
 
 
 def _loads(source: ModelSource) -> Iterator[Finding]:

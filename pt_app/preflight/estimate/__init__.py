@@ -1,1 +1,1 @@
-"""What a run will cost, before it begins: memory, time, disk, dollars."""
+"""Forecast what a run costs before it begins: memory, time, disk, dollars."""
