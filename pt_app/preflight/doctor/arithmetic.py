@@ -90,9 +90,9 @@ def check_nf4(platform: Platform) -> Iterator[Finding]:
     worst = float(((held - original).reshape(-1, BLOCK).abs() / scales).max())
     said = f"errs by {worst:.3f} of the scale of a block, at most {MAX_NF4_ERROR:.3f} is NF4's own"
     yield Finding.of("NF4, round trip", worst <= MAX_NF4_ERROR, said, FIX)
-    error = _matmul_error(bnb, side, weight, held)
-    said = f"{error:.0e} off the matmul with its own weights"
-    yield compared("NF4, matmul", error, TOLERANCE[side.dtype], said, FIX)
+    worst = _matmul_error(bnb, side, weight, held)
+    said = f"{worst:.0e} off the matmul with its own weights"
+    yield compared("NF4, matmul", worst, TOLERANCE[side.dtype], said, FIX)
 
 
 def _matmul_error(bnb: Any, side: Side, weight: torch.Tensor, held: torch.Tensor) -> float:
