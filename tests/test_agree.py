@@ -249,7 +249,9 @@ def test_a_member_of_an_archive_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    assert "is no number" in refused(written(tmp_path / "v.csv", changed(said="high")), "--metric")
+    assert "is not a number" in refused(
+        written(tmp_path / "v.csv", changed(said="high")), "--metric"
+    )
     few = written(tmp_path / "few.csv", rows_of(3))
     assert "are of one group" in refused(few, "--metric", "--group=source")
 
@@ -264,14 +266,18 @@ def changed(**cells: Any) -> list[Row]:
     ("rows", "flags", "words"),
     [
         (changed(said=6), ["--scale=1-5"], "line 9, field said: '6' is off the scale 1-5"),
-        (changed(said="GRADE: C"), ["--scale=1-5"], "line 9, field said: 'GRADE: C' is no number"),
+        (
+            changed(said="GRADE: C"),
+            ["--scale=1-5"],
+            "line 9, field said: 'GRADE: C' is not a number",
+        ),
         (changed(human=2.5), [], "no scale is known"),
         (
             changed(chances="[0.5, 0.6, 0, 0, 0]"),
             ["--probabilities=chances"],
             "they sum to 1.1, not 1",
         ),
-        (changed(chances="often"), ["--probabilities=chances"], "is no list of numbers"),
+        (changed(chances="often"), ["--probabilities=chances"], "is not a list of numbers"),
         (
             rows_of(),
             ["--group=sauce"],

@@ -120,7 +120,7 @@ def test_a_number_that_is_none_is_refused_with_file_and_row(
     rows = coded("7", "3")
     rows[3]["said"] = word
     said = refused(written(tmp_path / "v.jsonl", rows), *flags)
-    assert f"v.jsonl, line 4, field said: '{word}' is no number" in said
+    assert f"v.jsonl, line 4, field said: '{word}' is not a number" in said
 
 
 def test_nan_in_a_parquet_column_is_empty(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_rows_without_a_group_are_groups_of_their_own(
         ([0.2, 0.6], "they sum to 0.8, not 1"),
         ([0.2, 0.2, 0.6], "3 numbers, but the scale pass_fail has 2 verdicts"),
         ([-0.2, 1.2], "a number is no probability"),
-        ([None, 1], "is no list of numbers"),
+        ([None, 1], "is not a list of numbers"),
     ],
 )
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -314,7 +314,7 @@ def test_binary_cells_are_texts_or_refused_with_their_row(tmp_path: Path) -> Non
     measured(written(tmp_path / "texts" / "v.parquet", rows), "--slice=text")
     rows[4]["text"] = b"\xff\xd8\xff"
     said = refused(written(tmp_path / "w.parquet", rows), "--slice=text")
-    assert "w.parquet, row 5, field text: it holds 3 bytes that are no UTF-8" in said
+    assert "w.parquet, row 5, field text: it holds 3 bytes that are not UTF-8" in said
 
 
 def test_the_longer_candidate_is_the_same_one_for_import_and_agree(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_labels_become_one_by_the_stated_rule(
 
 def test_a_rule_that_a_task_does_not_have_is_refused() -> None:
     with pytest.raises(
-        UserError, match="--reduce mean is no rule of the task pairwise: use majority"
+        UserError, match="--reduce mean is not a rule of the task pairwise: use majority"
     ):
         annotators.reduce(["A"], PAIRS, "mean")
 

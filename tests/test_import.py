@@ -278,10 +278,10 @@ def test_any_text_is_kept_to_the_letter_or_refused(
         ),
         ("{i}", ["--map", "sorce=src"], "no field is called sorce, the nearest is source"),
         ("{i}", ["--map", "source=src,candidate=mt"], "names no label: add label=COLUMN, one of"),
-        ("{i}", ["--map", "source"], "'source' is no pair"),
+        ("{i}", ["--map", "source"], "'source' is not a pair"),
         ("{i}", [], "has the columns src, mt, score: say what they are with --map"),
         ("11", MAP, r"line 2, field label.verdict: 11 is off the scale 0-10.*--drop_bad"),
-        ("great", MAP, "line 2, field label: 'great' is no number"),
+        ("great", MAP, "line 2, field label: 'great' is not a number"),
         (
             "great",
             [*MAP, "--labels", "good=PASS,bad=FAIL"],

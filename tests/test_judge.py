@@ -338,7 +338,7 @@ def test_file_whose_name_is_not_utf8_is_scored(adapter: Path, base: Path, tmp_pa
         assert counts["bad_row"] == 1
         assert sum(counts.values()) == 2
     imported = import_labels([str(labelled)], tmp_path / "ds", ImportOptions(), SplitPlan())
-    assert "lab" in "\n".join(imported.lines())
+    assert "lab" in "\n".join(imported)
     judged = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert judged[0]["id"] == r"lab\xe9l.jsonl:1"
 

@@ -113,14 +113,14 @@ def test_a_number_that_nothing_tells_is_refused_with_the_flag(tmp_path: Path) ->
     mixed = delimited(tmp_path, ["1,000", "7,5", "7.5"] * 4)
     with pytest.raises(UserError, match=r"line 2, field label: '1,000' may be 1000 or 1"):
         run(mixed, tmp_path / "b", *MAP, "--scale", "0-1000:2")
-    with pytest.raises(UserError, match=r"line 4, field label: '7.5' is no number"):
+    with pytest.raises(UserError, match=r"line 4, field label: '7.5' is not a number"):
         run(mixed, tmp_path / "c", *MAP, "--scale", "0-10:0.5", "--decimal", "comma")
 
 
 @pytest.mark.parametrize("written", ["inf", "nan", "1e999", "12,34,56", "3/5", "--5"])
 def test_what_is_no_number_is_refused_by_its_row(written: str, tmp_path: Path) -> None:
     file = delimited(tmp_path, ["5", written, "6"] * 4)
-    with pytest.raises(UserError, match=r"line 3, field label: .* is no number"):
+    with pytest.raises(UserError, match=r"line 3, field label: .* is not a number"):
         run(file, tmp_path / "out", *MAP)
 
 
@@ -193,7 +193,7 @@ def test_columns_are_found_whatever_blanks_stand_at_their_ends(tmp_path: Path) -
     rows = [{"source ": text(i, 1), "mt": text(i, 2), " label ": i % 11} for i in range(12)]
     run(lines(tmp_path, rows), tmp_path / "out", *MAP)
     assert verdicts(tmp_path / "out") == [i % 11 for i in range(12)]
-    with pytest.raises(UserError, match="two columns are called mt, but for blanks"):
+    with pytest.raises(UserError, match="two columns are called mt, but for spaces"):
         run(lines(tmp_path, [{"mt": "a", "mt ": "b"}]), tmp_path / "b", *MAP)
 
 

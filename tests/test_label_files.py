@@ -79,7 +79,7 @@ def test_binary_columns_of_parquet_are_texts(kind: str, tmp_path: Path) -> None:
 
 def test_binary_that_is_no_text_is_refused_where_it_is_read(tmp_path: Path) -> None:
     file = parquet_file(tmp_path, "binary", [b"\xff\xfe\x00"] * COUNT)
-    with pytest.raises(UserError, match=r"row 1, field mt: it holds 3 bytes that are no UTF-8"):
+    with pytest.raises(UserError, match=r"row 1, field mt: it holds 3 bytes that are not UTF-8"):
         run(file, tmp_path / "out", *MAP)
     run(file, tmp_path / "out", "--map", "source=source,candidate=source,label=label")
     assert len(rows_of(tmp_path / "out")) == COUNT

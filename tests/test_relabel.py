@@ -147,7 +147,7 @@ def test_a_text_that_a_spreadsheet_would_run_is_written_as_text(tmp_path: Path) 
             lambda row: 11,
             r"again.csv, line \d+, field verdict: '11' is off the scale 0-10: allowed are 0",
         ),
-        (lambda row: "good", r"line 2, field verdict: 'good' is no number"),
+        (lambda row: "good", r"line 2, field verdict: 'good' is not a number"),
         (lambda row: "", "no verdict is filled in"),
     ],
 )

@@ -188,7 +188,7 @@ def test_gzip_tar_and_zip_are_read_without_unpacking(tmp_path: Path) -> None:
         assert cells(open_table(str(tmp_path / name))) == ROWS, name
     assert "inner/LICENSE" in refusal(tmp_path / "x.tar.gz")
     assert "0 of its members fit *.csv" in refusal(tmp_path / "x.tar.gz::*.csv")
-    assert "is no .tar or .zip" in refusal(tmp_path / "x.tsv::*")
+    assert "is not a .tar or .zip" in refusal(tmp_path / "x.tsv::*")
 
 
 @pytest.mark.parametrize("kept", [0.05, 0.5, 0.99])
@@ -247,7 +247,11 @@ REFUSED: dict[str, tuple[str, str | bytes, Sequence[str]]] = {
     "half a character": ("x.jsonl", '{"a": "\\ud83d"}\n', ["line 1", "half a character"]),
     "NaN": ("x.jsonl", '{"a": NaN}\n', ["line 1", "NaN", "null"]),
     "depth": ("x.jsonl", '{"a": 1}\n' + "[" * 100_000, ["line 2"]),
-    "two lists in an object": ("x.json", '{"data": [], "rows": []}', ["no one list of rows"]),
+    "two lists in an object": (
+        "x.json",
+        '{"data": [], "rows": []}',
+        ["does not hold one list of rows"],
+    ),
     "a spreadsheet": ("x.xlsx", b"PK", ["save it as CSV"]),
     "an unknown ending": ("x.pkl", b"\x80", ["unknown ending .pkl"]),
     "no ending": ("labels", "a,b\n", ["unknown ending (none)"]),

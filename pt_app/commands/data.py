@@ -137,12 +137,13 @@ def import_(
     """Turn a file of labels into a dataset folder: split without leaks, checked and documented."""
     given = locals()
     from pt_app.judge_data.importing import ImportOptions, import_labels
+    from pt_app.judge_data.reading.tables import Reading, names_of
     from pt_app.judge_data.splitting import SplitPlan
 
     plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, into=into)
-    options = _of_flags(ImportOptions, given)
-    summary = import_labels(files, out, options, plan, append=append)
-    print("\n".join(summary.lines()))
+    reading = Reading(encoding, delimiter, quoting, names_of(header), decimal, hub_split)
+    options = _of_flags(ImportOptions, {**given, "reading": reading})
+    print("\n".join(import_labels(files, out, options, plan, append=append)))
 
 
 @data.command()

@@ -68,7 +68,7 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
     """Scores of a metric: by rank, and with a validation file as verdicts too."""
     lower = options.lower_is_better
     source = VerdictFile(file, options.columns, options.reading)
-    metrics = aligned(read_scores(source, file, lower), source, file)
+    metrics = aligned(read_scores(source, lower), source)
     _check_groups(next(iter(metrics.values())), file)
     about = _about(file)
     by_rank = rank_results(metrics, about) | {"run": {"command": list(options.command)}}
@@ -79,7 +79,7 @@ def _agree_by_rank(file: str, out: Path, options: AgreeOptions) -> tuple[dict[st
         alone = "by rank alone: verdicts need --validation, rows to map the scores on"
         return by_rank, [*source.notes(), alone]
     other = VerdictFile(options.validation, options.columns, options.reading)
-    validation = read_scores(other, options.validation, lower)
+    validation = read_scores(other, lower)
     labels = {row["label"] for rows in metrics.values() for row in rows}
     scale = Scale.from_name(options.scale) if options.scale else scale_of(labels, file)
     table = as_verdicts(metrics, validation, scale, options.validation, file)

@@ -1,4 +1,4 @@
-"""Several people's labels into one, by a rule that the dataset's card states."""
+"""Combines the labels of several annotators into one, by a rule that the dataset card states."""
 
 import math
 from collections import Counter
@@ -20,43 +20,41 @@ RULES = {
 
 
 def rule(scale: Scale, how: str = "") -> str:
-    """Say the rule in words: "mean: ..."; without `how` the task's usual one.
+    """Describe the rule in words, "mean: ..."; an empty `how` stands for the task's usual rule.
 
-    Raises UserError for a rule that the task does not have.
+    Raises:
+        UserError: The task does not have that rule.
     """
     how = how or ("mean" if scale.task == "score" else "majority")
     if scale.task not in RULES.get(how, {}):
-        known = ", ".join(name for name, tasks in RULES.items() if scale.task in tasks)
-        raise UserError(f"--reduce {how} is no rule of the task {scale.task}: use {known}")
+        allowed = ", ".join(name for name, tasks in RULES.items() if scale.task in tasks)
+        raise UserError(f"--reduce {how} is not a rule of the task {scale.task}: use {allowed}")
     return f"{how}: {RULES[how][scale.task]}"
 
 
 def reduce(verdicts: Sequence[Verdict], scale: Scale, how: str = "") -> Verdict:
-    """Make one label of at least one person's: see `RULES`.
+    """Combine the labels of at least one annotator; see `RULES`.
 
-    Raises UserError for a rule that the task does not have.
+    Raises:
+        UserError: The task does not have that rule.
     """
     how = rule(scale, how).partition(":")[0]
-    if how == "majority":
-        return _majority(verdicts, scale)
-    numbers = [float(verdict) for verdict in verdicts]
-    return nearest(fmean(numbers) if how == "mean" else median_low(numbers), scale)
-
-
-def nearest(number: float, scale: Scale) -> Verdict:
-    """Give the scale's verdict next to a number, the upper one of two equally near."""
-    low, step = float(scale.values[0]), float(scale.values[1]) - float(scale.values[0])
-    # 1e-9: a mean such as 2.4999999999999996 of 2 and 3 is a half.
-    place = math.floor((number - low) / step + 0.5 + 1e-9)
-    return scale.values[min(max(place, 0), len(scale.values) - 1)]
-
-
-def _majority(verdicts: Sequence[Verdict], scale: Scale) -> Verdict:
+    if how != "majority":
+        numbers = [float(verdict) for verdict in verdicts]
+        return nearest(fmean(numbers) if how == "mean" else median_low(numbers), scale)
     counts = Counter(verdicts)
     most = max(counts.values())
     commonest = [verdict for verdict, count in counts.items() if count == most]
     if len(commonest) == 1:
         return commonest[0]
     if scale.task == "score":
-        return nearest(float(sorted(map(float, commonest))[(len(commonest) - 1) // 2]), scale)
+        return nearest(median_low(map(float, commonest)), scale)
     return "tie" if scale.task == "pairwise" else "FAIL"
+
+
+def nearest(number: float, scale: Scale) -> Verdict:
+    """Return the verdict of the scale nearest to a number, the upper of two equally near ones."""
+    low, step = float(scale.values[0]), float(scale.values[1]) - float(scale.values[0])
+    # 1e-9: a mean such as 2.4999999999999996 of 2 and 3 is a half.
+    place = math.floor((number - low) / step + 0.5 + 1e-9)
+    return scale.values[min(max(place, 0), len(scale.values) - 1)]

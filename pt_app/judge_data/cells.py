@@ -1,4 +1,4 @@
-"""Cells of a row of any label file: found by name or path, empty or not, JSON written as text."""
+"""Cells of a row of any label file: lookup by name or path, emptiness, JSON written as text."""
 
 import difflib
 import json
@@ -9,21 +9,23 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 
 MISSING = object()
-"""What `find` gives where a row has no such cell."""
+"""What `find` returns where a row has no such cell."""
 
 
 def find(value: Any, name: str) -> Any:
-    """Look a cell up: by its column's name, else by a path (`a.0.b`).
+    """Look up a cell by the name of its column, else by a path (`a.0.b`).
 
-    In a path `*` stands for each item of a list, and a cell may hold JSON as text. Returns
-    `MISSING` where there is no such cell.
+    In a path, `*` stands for every item of a list. A cell on the way may hold JSON as text.
+
+    Returns:
+        The cell, or `MISSING` where the row has no such cell.
     """
     if isinstance(value, Mapping) and name in value:
         return value[name]
     head, _, rest = name.partition(".")
     if head == "*" and isinstance(value, list):
-        found = [find(one, rest) if rest else one for one in value]
-        return [None if one is MISSING else one for one in found]
+        cells = [find(item, rest) if rest else item for item in value]
+        return [None if cell is MISSING else cell for cell in cells]
     if isinstance(value, Mapping) and head in value:
         inner = value[head]
     elif isinstance(value, list) and head.isdigit() and int(head) < len(value):
@@ -36,7 +38,7 @@ def find(value: Any, name: str) -> Any:
 def check_column(columns: Sequence[str], name: str, file: str, flag: str) -> None:
     """Raise UserError for a column, or a path into one, that the file does not have.
 
-    The message lists the columns that the file has, those of similar names first.
+    The message lists the columns of the file, the most similar names first.
     """
     if name in columns or any(name.startswith(f"{column}.") for column in columns):
         return
@@ -45,7 +47,7 @@ def check_column(columns: Sequence[str], name: str, file: str, flag: str) -> Non
 
 
 def parsed(cell: Any) -> Any:
-    """Read a cell that holds a JSON list or object as text; return any other cell as it is."""
+    """Parse a cell that holds a JSON list or object as text; return any other cell unchanged."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(cell)
@@ -55,20 +57,17 @@ def parsed(cell: Any) -> Any:
 
 
 def refuse_bytes(cell: Any, place: Place, column: str) -> None:
-    """Raise RowError for a cell that holds binary data, which is no text."""
+    """Raise RowError for a cell that holds binary data, at any depth."""
     if isinstance(cell, bytes):
-        problem = f"it holds {len(cell):,} bytes that are no UTF-8"
+        problem = f"it holds {len(cell):,} bytes that are not UTF-8"
         raise place.error(column, problem, "decode that column, or map another")
     inner = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
-    for one in inner:
-        refuse_bytes(one, place, column)
+    for item in inner:
+        refuse_bytes(item, place, column)
 
 
 def is_empty(cell: Any) -> bool:
-    """Whether a cell says nothing: null, NaN, or blank."""
-    return (
-        cell is None
-        or cell is MISSING
-        or bool(cell != cell)
-        or (isinstance(cell, str) and not cell.strip())
-    )
+    """Return whether a cell says nothing: it is missing, null, NaN or blank."""
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or cell is MISSING or bool(cell != cell)  # NaN differs from itself

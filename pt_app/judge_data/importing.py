@@ -1,7 +1,7 @@
-"""`judge data import`: from a file of labels to a dataset folder, every row accounted for."""
+"""`judge data import`: from a file of labels to a dataset folder, with every row accounted for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,23 @@ from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
-from pt_app.judge_data.folder import FolderSummary, build_folder
+from pt_app.judge_data.folder import build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
-from pt_app.judge_data.labels import LabelReader, left_out_lines
-from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, pairs
-from pt_app.judge_data.reading.archives import is_archive
-from pt_app.judge_data.reading.tables import Quoting, Reading, Table, names_of, open_table
+from pt_app.judge_data.labels import LabelReader, Reasons
+from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, wanted_values
+from pt_app.judge_data.reading.tables import Reading, Table
 from pt_app.judge_data.rows import Converted
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES
 
-# Columns by which a file is known to hold rows as docs/DATA.md describes them.
 TEMPLATE = "template"
-OWN_SHAPES = ({"messages"}, {"input", "output"}, {"candidate", "label"}, {"candidates", "label"})
+# Columns by which rows of the shapes in docs/DATA.md are recognised.
+_OWN_SHAPES = ({"messages"}, {"input", "output"}, {"candidate", "label"}, {"candidates", "label"})
 
 
 @dataclass(frozen=True)
-class ImportOptions:
+class ImportOptions(FormatOptions):
     """The flags of `judge data import`: see its help."""
 
     format: str = ""
@@ -43,57 +42,56 @@ class ImportOptions:
     scale: str = ""
     template: str = ""
     rubric: Path | None = None
-    reduce: str = ""
-    mqm_weights: str = "google"
-    encoding: str = ""
-    delimiter: str = ""
-    quoting: Quoting = "auto"
-    header: str = ""
-    decimal: str = ""
-    hub_split: str = "train"
+    reading: Reading = field(default_factory=Reading)
     only: Sequence[str] = ()
     prefix: str = ""
     drop_bad: bool = False
     origin: str = ""
     licence: str = ""
 
-    def reading(self, known: Reading) -> Reading:
-        """How to read a file: what a flag says, else what is known of its format."""
-        given = {
-            "encoding": self.encoding,
-            "delimiter": self.delimiter,
-            "quoting": "" if self.quoting == "auto" else self.quoting,
-            "header": names_of(self.header),
-            "decimal": self.decimal,
-        }
-        changed: Any = {name: value for name, value in given.items() if value}
-        return replace(known, hub_split=self.hub_split, **changed)
+
+@dataclass(frozen=True)
+class Job:
+    """How rows of files become rows of a dataset: by a format, or else by a map."""
+
+    scale: Scale
+    options: ImportOptions
+    format: Format | None
+    map: ColumnMap
 
 
 @dataclass
 class Tally:
     """Where every row of the files went: `read` = `kept` + all of `dropped`.
 
-    `answers` counts the annotators' answers that are no labels; `said` is what was decided about
-    the cells of labels.
+    Attributes:
+        drop_bad: Whether a row that cannot be used is counted instead of raising its error.
+        dropped: Dropped rows; a reason with a problem is that of rows that cannot be used.
+        answers: Answers of annotators that do not count as labels.
+        decisions: What was decided about the cells of labels.
+        ungrouped: Kept rows whose group is empty.
     """
 
+    drop_bad: bool = False
     read: int = 0
     kept: int = 0
     examples: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-    answers: Counter[str] = field(default_factory=Counter)
-    first_answers: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
+    dropped: Reasons = field(default_factory=Reasons)
+    answers: Reasons = field(default_factory=Reasons)
+    decisions: list[str] = field(default_factory=list)
     ungrouped: int = 0
 
     def drop(self, rows: int, reason: str, problem: str = "") -> None:
-        """Count rows that are left out; the first problem of a reason is kept for the summary."""
+        """Count rows that are left out."""
         self.read += rows
-        self.dropped[reason] += rows
-        if problem:
-            self.first.setdefault(reason, problem)
+        self.dropped.add(reason, problem, rows)
+
+    def refuse(self, error: RowError, rows: int) -> None:
+        """Count rows that cannot be used; raise their error unless `drop_bad`."""
+        if not self.drop_bad:
+            hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
+            raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
+        self.drop(rows, f"{error.field or 'the row'} cannot be used", str(error))
 
     def keep(self, rows: int) -> None:
         """Count rows that make an example."""
@@ -102,48 +100,21 @@ class Tally:
         self.examples += 1
 
     def take(self, reader: LabelReader) -> None:
-        """Take over what the reader of one file's labels left out and decided."""
-        self.answers += reader.left_out
-        self.first_answers = reader.first | self.first_answers
-        self.said += [note for note in reader.decisions() if note not in self.said]
+        """Add what the label reader of one file left out and decided."""
+        self.answers.update(reader.left_out)
+        self.decisions += [note for note in reader.decisions() if note not in self.decisions]
 
     def lines(self) -> list[str]:
-        """Say the counts, reasons most frequent first."""
+        """Describe the counts, the most frequent reasons first."""
         as_examples = f" as {self.examples:,} examples" if self.examples != self.kept else ""
-        dropped = sum(self.dropped.values())
+        dropped = self.dropped.counts.total()
         lines = [f"read {self.read:,} rows: kept {self.kept:,}{as_examples}, dropped {dropped:,}"]
-        for reason, count in self.dropped.most_common():
-            first = f" (first: {self.first[reason]})" if reason in self.first else ""
-            lines.append(f"  {count:,} dropped: {reason}{first}")
+        lines += [f"  {count:,} dropped: {reason}" for count, reason in self.dropped.told()]
         if self.ungrouped:
             lines.append(
-                f"  {self.ungrouped:,} kept rows have an empty group: their texts are theirs"
+                f"  {self.ungrouped:,} kept rows have an empty group: their texts are their group"
             )
-        left_out = left_out_lines(self.answers, self.first_answers)
-        return lines + [f"  {line}" for line in (*left_out, *self.said)]
-
-
-@dataclass(frozen=True)
-class ImportSummary:
-    """What was read, and the folder that it became."""
-
-    tally: Tally
-    notes: tuple[str, ...]
-    folder: FolderSummary
-
-    def lines(self) -> list[str]:
-        """Say it all in a few lines."""
-        return [*self.notes, *self.tally.lines(), *self.folder.lines()]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """How rows of these files become rows of a dataset."""
-
-    format: Format | None
-    map: ColumnMap
-    scale: Scale
-    options: ImportOptions
+        return lines + [f"  {line}" for line in (*self.answers.as_answers(), *self.decisions)]
 
 
 def import_labels(
@@ -153,50 +124,49 @@ def import_labels(
     plan: SplitPlan,
     append: bool = False,
     progress: bool = True,
-) -> ImportSummary:
+) -> list[str]:
     """Read files of labels into the dataset folder `out`; see docs/DATA.md.
 
-    Raises UserError for whatever the user can mend, before anything is written. With
-    `options.drop_bad` a row that cannot be used is counted and left out instead.
+    With `options.drop_bad`, a row that cannot be used is counted and left out instead of raising.
+
+    Returns:
+        Lines that describe what was read, and the folder that it became.
+
+    Raises:
+        UserError: Something that the user can fix. Nothing has been written then.
     """
+    out = Path(out)
     read = [*files, *([str(options.rubric)] if options.rubric else [])]
-    refuse_overwrite([Path(out) / name for name in FILES], read)
+    refuse_overwrite([out / name for name in FILES], read)
     known = formats.get(options.format) if options.format else None
-    tables = [_open(file, options, known) for file in files]
-    if not known and not options.map:
-        options = replace(options, map=named_alike(tables))
-    known = known or _own_shape(tables, options)
-    job = _job(known, options, Path(out), append)
+    tables = [(known or formats.CHAT).open(file, options.reading) for file in files]
+    if not (known or options.map):
+        options = replace(options, map=_same_names(tables))
+        known = None if options.map else _own_shape(tables)
+    adding = append and (out / "dataset.json").exists()
+    job = _job(known, options, read_card(out).scale if adding else "")
     for table in tables:
         _check_columns(table, job)
-    tally = Tally()
-    prefixes = [options.prefix] * len(files) if options.prefix else _prefixes(files)
-    examples = [
-        one
-        for table, prefix, path in zip(tables, prefixes, _paths(files), strict=True)
-        for one in _examples(table, job, tally, (prefix, path), progress)
-    ]
+    tally = Tally(options.drop_bad)
+    examples: list[JudgeExample] = []
+    for table, names in zip(tables, _names(files, options.prefix), strict=True):
+        rows = examples_of(table, job, tally, names[0])
+        bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
+        examples += [_identified(example, one, job, tally, names) for example, one in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
     card = _card(job, tables, tally, out)
-    adding = append and (Path(out) / "dataset.json").exists()  # whose template stays
-    folder = build_folder(Path(out), examples, card, plan, append=append, progress=progress)
-    if card["template"] == TEMPLATE and not adding:
-        Template.load(options.template).save(Path(out) / TEMPLATE)
-    notes = tuple(f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes)
-    notes += (f"task {job.scale.task}, scale {job.scale.name}, template {card['template']}",)
-    return ImportSummary(tally, notes, folder)
+    folder = build_folder(out, examples, card, plan, append=append, progress=progress)
+    if card["template"] == TEMPLATE and not adding:  # a folder that is added to keeps its own
+        Template.load(options.template).save(out / TEMPLATE)
+    notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]
+    notes.append(f"task {job.scale.task}, scale {job.scale.name}, template {card['template']}")
+    return [*notes, *tally.lines(), *folder.lines()]
 
 
-def _open(file: str, options: ImportOptions, known: Format | None) -> Table:
-    if known and known.member and "::" not in file and is_archive(Path(file)):
-        file = f"{file}::{known.member}"
-    return open_table(file, options.reading(known.reading if known else Reading()))
-
-
-def named_alike(tables: Sequence[Table]) -> tuple[str, ...]:
-    """Map columns that are called as the fields are, where a label is no object of its own."""
+def _same_names(tables: Sequence[Table]) -> tuple[str, ...]:
+    """Map the columns that are named like the fields, where a label is not an object."""
     for table in tables:
         first = next(table.rows(), None)
         if first is None or isinstance(first[1].get("label"), dict | None):
@@ -206,18 +176,17 @@ def named_alike(tables: Sequence[Table]) -> tuple[str, ...]:
     return tuple(f"{name}={name}" for name in TARGETS if all(name in t.columns for t in tables))
 
 
-def _own_shape(tables: Sequence[Table], options: ImportOptions) -> Format | None:
-    """Take files of rows as docs/DATA.md describes them as they are, unless a map is given."""
-    if options.map:
-        return None
+def has_own_shape(table: Table) -> bool:
+    """Return whether the rows of a table seem to be of a shape that docs/DATA.md describes."""
+    return any(shape <= set(table.columns) for shape in _OWN_SHAPES)
+
+
+def _own_shape(tables: Sequence[Table]) -> Format:
+    """Return the format of rows as docs/DATA.md describes them; raise UserError for others."""
     for table in tables:
-        if not any(shape <= set(table.columns) for shape in OWN_SHAPES):
-            like = [
-                one.name
-                for one in formats.FORMATS.values()
-                if one.columns and one.fits(table.columns)
-            ]
-            hint = f"--format {like[0]} reads it" if like else "`judge init FILE` proposes a --map"
+        if not has_own_shape(table):
+            like = formats.fitting(table.columns)
+            hint = f"--format {like[0].name} reads it" if like else "`judge init` proposes a --map"
             raise UserError(
                 f"{table.name} has the columns {', '.join(table.columns)}: say what they are with "
                 f"--map, or name a public --format ({hint})"
@@ -225,114 +194,91 @@ def _own_shape(tables: Sequence[Table], options: ImportOptions) -> Format | None
     return formats.CHAT
 
 
-def _job(known: Format | None, options: ImportOptions, out: Path, append: bool) -> _Job:
+def _job(known: Format | None, options: ImportOptions, of_card: str) -> Job:
+    """Choose the scale: that of the flag, the format, the folder's card, or the usual one."""
     map = ColumnMap.from_flags(options.map, options.labels)
-    name = options.scale
-    if known and not name and known is not formats.CHAT:
-        name = known.scale_of(FormatOptions(options.reduce, options.mqm_weights))
-    if append and (out / "dataset.json").exists():
-        name = name or read_card(out).scale
-    if not name:
-        task = options.task or map.task()
-        name = "0-10" if task == "score" else task
-    scale = Scale.from_name(name)
+    task = options.task or map.task()
+    name = options.scale or (known.scale_of(options) if known else "") or of_card
+    scale = Scale.from_name(name or ("0-10" if task == "score" else task))
     if options.task and options.task != scale.task:
         raise UserError(f"--task {options.task} and the scale {scale.name} ({scale.task}) differ")
-    rule(scale, options.reduce)  # says what is wrong with --reduce
+    rule(scale, options.reduce)  # refuses a rule that the task does not have
     if options.template:
         Template.load(options.template)
-    return _Job(known, map, scale, options)
+    return Job(scale, options, known, map)
 
 
-def _check_columns(table: Table, job: _Job) -> None:
+def _check_columns(table: Table, job: Job) -> None:
+    columns = ", ".join(table.columns)
     if job.format is None:
         job.map.check(table.columns, table.name)
         if "label" not in job.map.columns:
-            raise UserError(
-                f"--map names no label: add label=COLUMN, one of {', '.join(table.columns)}"
-            )
+            raise UserError(f"--map names no label: add label=COLUMN, one of {columns}")
     elif not job.format.fits(table.columns):
-        missing = [name for name in job.format.columns if name not in table.columns]
+        missing = ", ".join(name for name in job.format.columns if name not in table.columns)
         raise UserError(
-            f"{table.name} is not of the format {job.format.name}: it has no column "
-            f"{', '.join(missing)}; its columns are {', '.join(table.columns)}"
+            f"{table.name} is not of the format {job.format.name}: it has no column {missing}; "
+            f"its columns are {columns}"
         )
 
 
-def _prefixes(files: Sequence[str]) -> list[str]:
-    """Give what ids made here begin with where files have one stem: their folder and it."""
-    paths = [Path(file.partition("::")[0]) for file in files]
-    count = Counter(path.stem for path in paths)
-    return [f"{path.parent.name}-{path.stem}" if count[path.stem] > 1 else "" for path in paths]
+def _names(files: Sequence[str], prefix: str) -> list[tuple[str, str]]:
+    """Return for each file what ids made here start with, and its path for messages.
 
-
-def _paths(files: Sequence[str]) -> list[str]:
-    """Give what names a file in messages where another has its name: the whole path; else ""."""
-    paths = [Path(file.partition("::")[0]) for file in files]
-    count = Counter(path.name for path in paths)
-    return [str(path) if count[path.name] > 1 else "" for path in paths]
-
-
-def _examples(
-    table: Table, job: _Job, tally: Tally, named: tuple[str, str], progress: bool
-) -> Iterator[JudgeExample]:
-    """Yield what can be used of a file; the rest is counted in `tally`.
-
-    `named` is what ids made here begin with, and what names the file, or "" for its own name.
+    A part is "" where the name of the file suffices: where no other file has the same one.
     """
-    prefix, path = named
-    bar = tqdm(
-        _converted(table, job, tally, prefix),
-        desc=f"import {table.name}",
-        unit=" rows",
-        disable=not progress,
-        delay=2,
-    )
-    for one in bar:
+    paths = [Path(file.partition("::")[0]) for file in files]
+    stems, names = Counter(path.stem for path in paths), Counter(path.name for path in paths)
+    return [
+        (
+            prefix or (f"{path.parent.name}-{path.stem}" if stems[path.stem] > 1 else ""),
+            str(path) if names[path.name] > 1 else "",
+        )
+        for path in paths
+    ]
+
+
+def examples_of(
+    table: Table, job: Job, tally: Tally, prefix: str = ""
+) -> Iterator[tuple[JudgeExample, Converted]]:
+    """Yield the labelled examples of a file, each with what it was made of.
+
+    All other rows are counted in `tally`. `prefix` is what ids made here start with.
+    """
+    for one in _converted(table, job, tally, prefix):
         if one.row is None:
             tally.drop(one.rows_read, one.reason)
             continue
         try:
             example = example_of(one.row, one.place, job.scale)
         except RowError as error:
-            _drop_or_raise(error, one.rows_read, job, tally)
+            tally.refuse(error, one.rows_read)
             continue
         if example.label is None:
             tally.drop(one.rows_read, "no label")
             continue
-        grouped = bool(str(one.row.get("group") or "").strip())
-        own = {} if grouped else {"group": group_of(example)}
-        tally.ungrouped += not grouped and "group" in job.map.columns
-        made = f"{prefix or one.place.stem}-{one.place.row}"
-        name = {} if example.id else {"id": made}
-        name |= {"where": f"{path}:{one.place.row}"} if path else {}
         tally.keep(one.rows_read)
-        yield example.model_copy(update=own | name)
+        yield example, one
 
 
-def _converted(table: Table, job: _Job, tally: Tally, prefix: str) -> Iterator[Converted]:
+def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Converted]:
+    options = job.options
     if job.format is not None:
-        chosen = FormatOptions(job.options.reduce, job.options.mqm_weights)
-        yield from job.format.convert(table.rows(), job.scale, chosen)
+        yield from job.format.convert(table.rows(), job.scale, options)
         return
-    reader = job.map.reader(table, job.scale, job.options.drop_bad)
-
-    def refuse(error: RowError, rows: int) -> None:
-        _drop_or_raise(error, rows, job, tally)
-
-    rows = _mapped(table, job, reader, prefix, refuse)
+    labels = job.map.columns.get("label", ())
+    reader = LabelReader.of(
+        table, labels, job.scale, job.map.labels, options.drop_bad, options.reduce
+    )
+    rows = _mapped(table, job, tally, reader, prefix)
     if {"id", "rater"} <= set(job.map.columns):
-        rows = merge_raters(rows, reader, job.options.reduce, refuse)
+        rows = merge_raters(rows, reader, tally.refuse)
     yield from rows
     tally.take(reader)
 
 
 def _mapped(
-    table: Table,
-    job: _Job,
-    reader: LabelReader,
-    prefix: str,
-    refuse: Callable[[RowError, int], None],
+    table: Table, job: Job, tally: Tally, reader: LabelReader, prefix: str
 ) -> Iterator[Converted]:
     wanted = wanted_values(job.options.only, table)
     for place, value in table.rows():
@@ -341,68 +287,59 @@ def _mapped(
             yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
             continue
         try:
-            yield job.map.convert(place, value, reader, job.options.reduce, prefix)
+            yield job.map.convert(place, value, reader, prefix)
         except RowError as error:
-            refuse(error, 1)
+            tally.refuse(error, 1)
 
 
-def wanted_values(only: Sequence[str], table: Table) -> dict[str, str]:
-    """Read `--only column=value`; raises UserError for a column that is not there."""
-    wanted = dict(pairs(",".join(only), "--only"))
-    for name in wanted:
-        if name not in table.columns:
-            raise UserError(
-                f"--only {name}={wanted[name]}: {table.name} has no such column; its columns are "
-                f"{', '.join(table.columns)}"
-            )
-    return wanted
+def _identified(
+    example: JudgeExample, made_of: Converted, job: Job, tally: Tally, names: tuple[str, str]
+) -> JudgeExample:
+    """Give an example the id and group that it lacks, and a place that tells its file."""
+    (prefix, path), place, row = names, made_of.place, made_of.row or {}
+    changes = {} if example.id else {"id": f"{prefix or place.stem}-{place.row}"}
+    if path:
+        changes["where"] = f"{path}:{place.row}"
+    if not str(row.get("group") or "").strip():
+        changes["group"] = group_of(example)
+        tally.ungrouped += "group" in job.map.columns
+    return example.model_copy(update=changes)
 
 
-def _drop_or_raise(error: RowError, rows: int, job: _Job, tally: Tally) -> None:
-    if not job.options.drop_bad:
-        hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
-        raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
-    tally.drop(rows, f"{error.field or 'the row'} cannot be used", str(error))
-
-
-def _card(job: _Job, tables: Sequence[Table], tally: Tally, out: Path) -> dict[str, Any]:
-    known, options = job.format, job.options
-    template = options.template or (known.template if known else default_template(job))
-    if options.template and Path(options.template).is_dir():
-        template = TEMPLATE  # its files are copied there
-    rubric = _rubric(options.rubric) or (known.rubric if known else "")
+def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> dict[str, Any]:
+    """Return what dataset.json says of the rows; flags overrule what is known of the format."""
+    options, known = job.options, job.format
+    if known is None:
+        single = job.scale.task == "score" and "source" in job.map.columns
+        template = "translation_any" if single else "response"
+        known = replace(formats.CHAT, name="", template=template)
+    rubric = _rubric(options.rubric) or known.rubric
     names = [table.name for table in tables]
+    # The files of a template of one's own are copied into the dataset.
+    own = options.template and Path(options.template).is_dir()
     card: dict[str, Any] = {
         "task": job.scale.task,
         "scale": job.scale.name,
-        "template": template,
+        "template": TEMPLATE if own else options.template or known.template,
         **({"rubric": rubric} if rubric else {}),
-        "origin": options.origin
-        or (known.origin if known else "")
-        or f"imported: {', '.join(names)}",
-        "licence": options.licence or (known.licence if known else "") or "not stated",
+        "origin": options.origin or known.origin or f"imported: {', '.join(names)}",
+        "licence": options.licence or known.licence or "not stated",
         "label_rule": rule(job.scale, options.reduce),
-        "imports": [
-            {
-                "files": names,
-                "format": known.name if known else "",
-                "map": list(options.map),
-                "labels": options.labels,
-                "read": tally.read,
-                "kept": tally.kept,
-                "dropped": dict(tally.dropped),
-                **({"answers_left_out": dict(tally.answers)} if tally.answers else {}),
-            }
-        ],
     }
+    imported: dict[str, Any] = {
+        "files": names,
+        "format": known.name,
+        "map": list(options.map),
+        "labels": options.labels,
+        "read": tally.read,
+        "kept": tally.kept,
+        "dropped": dict(tally.dropped.counts),
+    }
+    if tally.answers.counts:
+        imported["answers_left_out"] = dict(tally.answers.counts)
+    card["imports"] = [imported]
     card_scale(DatasetCard.model_validate(card), out / "dataset.json")
     return card
-
-
-def default_template(job: _Job) -> str:
-    """Choose a template for a file that no flag and no format says one for."""
-    single = job.scale.task == "score" and "source" in job.map.columns
-    return "translation_any" if single else "response"
 
 
 def _rubric(path: Path | None) -> str:

@@ -1,42 +1,76 @@
-"""One cell as a label: the one reader of import, init, agree, relabel and distil.
+"""Reads one cell as a label: the reader that import, init, agree, relabel and distil share.
 
-Names are read in any case and by --labels, numbers as their column writes them, true and 1 as PASS
-where there is pass and fail; what is no label, by --labels, is counted.
+Names are read in any case and through --labels, numbers as their column writes them, and true and 1
+as PASS where the task is pass or fail. What --labels declares to be no label is counted.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.judge_data.annotators import reduce
 from pt_app.judge_data.cells import find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
 
 AS_PASS = {"true": "false", "1": "0", "yes": "no"}
-"""What stands for PASS, and beside it for FAIL, where --labels says nothing else."""
+"""What stands for PASS, each with its counterpart for FAIL, where --labels says nothing else."""
 TWO_VALUES = dict.fromkeys(AS_PASS, "PASS") | dict.fromkeys(AS_PASS.values(), "FAIL")
+
+
+@dataclass
+class Reasons:
+    """Counts by reason, with the first problem of each reason that has one."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, problem: str = "", count: int = 1) -> None:
+        """Count a reason."""
+        self.counts[reason] += count
+        if problem:
+            self.first.setdefault(reason, problem)
+
+    def update(self, other: "Reasons") -> None:
+        """Add the counts of another, later one."""
+        self.counts += other.counts
+        self.first = other.first | self.first
+
+    def told(self) -> Iterator[tuple[int, str]]:
+        """Yield each count and its reason with the first problem, the most frequent one first."""
+        for reason, count in self.counts.most_common():
+            first = f" (first: {self.first[reason]})" if reason in self.first else ""
+            yield count, reason + first
+
+    def as_answers(self) -> list[str]:
+        """Describe counts of annotators' answers."""
+        return [f"{n:,} answer{'s' if n > 1 else ''} left out: {text}" for n, text in self.told()]
 
 
 @dataclass
 class LabelReader:
     """Reads the label cells of one file for a scale.
 
-    `meanings` are those of --labels, by `key_of`; a meaning "" is that of no label. With
-    `drop_bad` one annotator's answer that cannot be read is left out, not its row. `left_out`
-    counts answers that are no labels, by the reason; `first` has the first problem of a reason.
-    `unstated` says that responses came without the status that tells a draft.
+    Attributes:
+        meanings: Those of --labels, by `key_of`; the meaning "" declares that a value is no label.
+        numbers: Reads numbers as the label columns write them.
+        drop_bad: Whether an unreadable answer of one of several annotators is left out alone,
+            instead of its row.
+        how: The rule of `annotators.RULES` by which several labels become one; "": the usual one.
+        left_out: The answers that do not count as labels.
+        unstated: Whether responses came without the status that would tell drafts apart.
     """
 
     scale: Scale
     meanings: Mapping[str, str] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=Numbers)
     drop_bad: bool = False
-    left_out: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    how: str = ""
+    left_out: Reasons = field(default_factory=Reasons)
     unstated: bool = False
     _as_pass: set[str] = field(default_factory=set, init=False)
 
@@ -47,8 +81,9 @@ class LabelReader:
         scale: Scale,
         meanings: Mapping[str, str] | None = None,
         drop_bad: bool = False,
+        how: str = "",
     ) -> "LabelReader":
-        """Make the reader of these columns (or paths) of a file, which are written alike."""
+        """Make the reader of the columns (or paths) of a file that are written alike."""
 
         def cells() -> Iterator[Any]:
             for _, value in table.rows():
@@ -61,66 +96,68 @@ class LabelReader:
             decimal=table.decimal,
             fits=lambda number: scale.normalise(_verdict_of(number)) is not None,
         )
-        return LabelReader(scale, meanings or {}, numbers, drop_bad)
+        return LabelReader(scale, meanings or {}, numbers, drop_bad, how)
 
     def read(self, cell: Any, place: Place, column: str = "label") -> Verdict | None:
-        """Read one label to the letter: None where the cell is empty, or no label by --labels.
+        """Read one label exactly; a number may be off the scale, as a mean of several labels is.
 
-        A number may be off the scale, as a mean of several people's is. Raises RowError for what
-        is no label, and for a value that --labels does not name.
+        Returns:
+            The label; None where the cell is empty or --labels declares it to be no label.
+
+        Raises:
+            RowError: The cell holds no label, or a value that --labels does not name.
         """
         if is_empty(cell):
             return None
         refuse_bytes(cell, place, column)
         text = str(cell).strip()
-        # --labels that only say what is no label leave the others as they are.
+        # Where --labels only declares what is no label, other values keep their own meaning.
         if (key := key_of(cell)) in self.meanings or any(self.meanings.values()):
             if key not in self.meanings:
                 remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
                 raise place.error(column, f"{text!r} has no meaning", remedy)
-            if not (text := self.meanings[key]):
-                self.leave_out(f"{str(cell).strip()!r}, no label by --labels")
+            if not self.meanings[key]:
+                self.left_out.add(f"{text!r}, no label by --labels")
                 return None
-            cell = text
+            cell = self.meanings[key]
         read = self._number if self.scale.task == "score" else self._name
         return read(cell, place, column)
 
     def verdict(self, cell: Any, place: Place, column: str = "label") -> Verdict | None:
         """Read one label as a verdict of the scale; see `read`.
 
-        Raises RowError as `read` does, and for a number off the scale.
+        Raises:
+            RowError: As `read` does, and for a number off the scale.
         """
-        found = self.read(cell, place, column)
-        if found is None:
+        label = self.read(cell, place, column)
+        if label is None:
             return None
-        verdict = self.scale.normalise(found)
+        verdict = self.scale.normalise(label)
         if verdict is None:
             problem = f"{str(cell).strip()!r} is off the scale {self.scale.name}"
             raise place.error(column, problem, f"{self.scale.says()}; empty: no label")
         return verdict
 
-    def leave_out(self, reason: str, problem: str = "", count: int = 1) -> None:
-        """Count answers that are no labels."""
-        self.left_out[reason] += count
-        if problem:
-            self.first.setdefault(reason, problem)
+    def combined(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """Combine the labels of several annotators into one."""
+        return reduce(verdicts, self.scale, self.how)
 
     def decisions(self) -> list[str]:
-        """Say what was decided about cells that may be read in two ways."""
-        said = [self.numbers.note] if self.numbers.note else []
+        """Describe what was decided about cells that can be read in two ways."""
+        lines = [self.numbers.note] if self.numbers.note else []
         for yes, no in AS_PASS.items():
             if {yes, no} & self._as_pass:
-                said.append(f"{yes} is read as PASS, {no} as FAIL")
+                lines.append(f"{yes} is read as PASS, {no} as FAIL")
         if self.unstated:
-            said.append(
+            lines.append(
                 "responses carry no status, so drafts and discarded ones count too: export from "
                 "Argilla with flatten=True"
             )
-        return said
+        return lines
 
     def notes(self) -> list[str]:
-        """Say what was decided about the cells, and how many answers were left out."""
-        return [*self.decisions(), *left_out_lines(self.left_out, self.first)]
+        """Describe what was decided about the cells, and how many answers were left out."""
+        return [*self.decisions(), *self.left_out.as_answers()]
 
     def _name(self, cell: Any, place: Place, column: str) -> Verdict:
         text = str(cell).strip()
@@ -131,9 +168,9 @@ class LabelReader:
         for verdict in self.scale.values:
             if str(verdict).casefold() == name:
                 return verdict
-        known = ", ".join(map(str, self.scale.values))
+        allowed = ", ".join(map(str, self.scale.values))
         remedy = f"say what it means, such as --labels {text}={self.scale.values[0]}"
-        raise place.error(column, f"{text!r} is none of {known}", remedy)
+        raise place.error(column, f"{text!r} is none of {allowed}", remedy)
 
     def _number(self, cell: Any, place: Place, column: str) -> Verdict:
         try:
@@ -144,12 +181,12 @@ class LabelReader:
         if number is None:
             text = str(cell).strip()
             remedy = f"say what it means with --labels ({text}= if it is no label)"
-            raise place.error(column, f"{text!r} is no number", remedy)
+            raise place.error(column, f"{text!r} is not a number", remedy)
         return _verdict_of(number)
 
 
 def key_of(label: Any) -> str:
-    """Give the form by which labels are compared: 1, 1.0 and "1.00" are alike, Good and good."""
+    """Return the form by which labels are compared: 1, 1.0 and "1.00" are alike, Good and good."""
     text = str(label).strip()
     point, comma = readings(text)
     number = comma if point is None else point
@@ -158,28 +195,14 @@ def key_of(label: Any) -> str:
     return f"{number.normalize():f}" if abs(number.adjusted()) < 30 else text.casefold()
 
 
-def left_out_lines(counts: Counter[str], first: Mapping[str, str]) -> list[str]:
-    """Say which answers were left out, the most frequent reason first."""
-    return [
-        f"{count:,} answer{'s' if count > 1 else ''} left out: {reason}"
-        + (f" (first: {first[reason]})" if reason in first else "")
-        for reason, count in counts.most_common()
-    ]
-
-
 def flat(cell: Any) -> Iterator[Any]:
-    """Give the values in a cell: itself, or those of a list or an object, however deep."""
+    """Yield the values in a cell: itself, or those of a list or an object, at any depth."""
     cell = parsed(cell)
-    inner: Iterable[Any] | None = None
-    if isinstance(cell, list):
-        inner = cell
-    elif isinstance(cell, dict):
-        inner = cell.values()
-    if inner is None:
+    if not isinstance(cell, list | dict):
         yield cell
         return
-    for one in inner:
-        yield from flat(one)
+    for item in cell.values() if isinstance(cell, dict) else cell:
+        yield from flat(item)
 
 
 def _verdict_of(number: Decimal) -> Verdict:

@@ -1,11 +1,10 @@
-"""A learned metric's scores: by rank as they are, as verdicts only after a fitted mapping.
+"""Scores of a learned metric: by rank as they are, as verdicts only through a fitted mapping.
 
-COMET exceeds 1, MetricX is 25 at worst: such a score is no verdict. Kappa and what else needs
-verdicts is measured of the isotonic map of the scores to the labels of other rows.
+COMET exceeds 1, and the worst MetricX is 25: such a score is not a verdict. Kappa, and whatever
+else needs verdicts, is measured on the isotonic map of the scores to the labels of other rows.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,68 +15,53 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import source_numbers
 from pt_app.evidence.ranks import rank_agreement
-from pt_app.judge_data.cells import is_empty
-from pt_app.judge_data.labels import key_of
-from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
+from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.verdict_files import FileRow, Rows, VerdictFile, VerdictTable
 
-ANY = "any"  # the scale of labels that are numbers of no scale
+ANY = Scale("score", "any", ())  # of labels that are numbers of no scale
 
 
-def read_scores(source: VerdictFile, file: str, lower: bool) -> dict[str, Rows]:
-    """Rows of each metric with `label` and `score` (higher is better; None where absent).
+def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
+    """Read the rows of each metric, with `label` and `score` (higher is better; None if absent).
 
-    Raises UserError for what is no number.
+    Args:
+        lower: Whether lower scores are better in the file.
+
+    Raises:
+        UserError: A label or score is not a number, or no row has a label.
     """
-    columns, found = source.columns, dict[str, Rows]()
-    label_of, score_of = (_Numbers(source, name) for name in (columns.label, columns.verdict))
+    columns, metrics = source.columns, dict[str, Rows]()
+    readers = {
+        name: LabelReader(ANY, numbers=source.numbers(name))
+        for name in (columns.label, columns.verdict)
+    }
+
+    def number(row: FileRow, column: str) -> float | None:
+        value = readers[column].read(source.meant(row.cell(column)), row.place, column)
+        return None if value is None else float(value)
+
     for row in source.rows:
-        label, score = label_of(row), score_of(row)
+        label, score = number(row, columns.label), number(row, columns.verdict)
         if label is None:
             continue
         name = row.judge if columns.judge else "metric"
-        one = {"model": name, "id": row.id, "group": row.group, "label": label}
-        one["score"] = -score if lower and score is not None else score
-        found.setdefault(name, []).append(one | source.more_of(row))
-    if not found:
-        raise UserError(f"{file}: no row has a label in column {columns.label}: name another")
-    return found
-
-
-class _Numbers:
-    """Reads the numbers of a column of a file, which are of no scale."""
-
-    def __init__(self, source: VerdictFile, column: str) -> None:
-        table = source.table
-        cells = partial(source.cells, column)
-        self._read = Numbers(cells, delimiter=table.delimiter, decimal=table.decimal).read
-        self._column, self._meanings = column, source.meanings
-
-    def __call__(self, row: FileRow) -> float | None:
-        cell = row.cell(self._column)
-        cell = cell if is_empty(cell) else self._meanings.get(key_of(cell), cell)
-        if is_empty(cell):
-            return None
-        try:
-            number = self._read(cell)
-        except AmbiguousNumberError as error:
-            remedy = "name the decimal sign, --decimal point or --decimal comma"
-            raise row.place.error(self._column, str(error), remedy) from error
-        if number is None:
-            remedy = "write a number; empty: none"
-            raise row.place.error(self._column, f"{cell!r} is no number", remedy)
-        return float(number)
+        scored = {"model": name, "id": row.id, "group": row.group, "label": label}
+        scored["score"] = -score if lower and score is not None else score
+        metrics.setdefault(name, []).append(scored | source.more_of(row))
+    if not metrics:
+        raise source.unlabelled()
+    return metrics
 
 
 def rank_results(metrics: Mapping[str, Rows], about: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json of metrics by rank alone."""
+    """Return the results.json of metrics that are measured by rank alone."""
     rows = next(iter(metrics.values()))
     groups = {row["group"] for row in rows}
     return {
         "schema": 1,
         "leaks": {"n": 0, "examples": []},
         "task": "metric",
-        "scale": ANY,
+        "scale": ANY.name,
         "data": {**about, "n": len(rows), "groups": len(groups)},
         "models": [_model(name, rows) for name, rows in metrics.items()],
         "baselines": [],
@@ -89,7 +73,7 @@ def rank_results(metrics: Mapping[str, Rows], about: Mapping[str, Any]) -> dict[
 def _model(name: str, rows: Rows) -> dict[str, Any]:
     sample = Resampler([row["group"] for row in rows])
     labels, scores = _columns(rows)
-    found: dict[str, Any] = {
+    model: dict[str, Any] = {
         "id": name,
         "name": name,
         "metrics": rank_agreement(labels, scores, sample),
@@ -102,16 +86,14 @@ def _model(name: str, rows: Rows) -> dict[str, Any]:
     groups = [rows[i]["group"] for i in kept]
     if len(set(groups)) < len(groups):
         systems = [rows[i].get("system") for i in kept]
-        found |= source_numbers(labels[kept], scores[kept], systems, groups)
-    return found
+        model |= source_numbers(labels[kept], scores[kept], systems, groups)
+    return model
 
 
 def _columns(rows: Rows) -> tuple[FloatArray, FloatArray]:
-    labels = np.array([row["label"] for row in rows], dtype=np.float64)
-    scores = np.array(
-        [np.nan if r["score"] is None else r["score"] for r in rows], dtype=np.float64
-    )
-    return labels, scores
+    """Return labels and scores, [n] each; a score of None becomes NaN."""
+    labels, scores = ([row[name] for row in rows] for name in ("label", "score"))
+    return np.array(labels, dtype=np.float64), np.array(scores, dtype=np.float64)
 
 
 def as_verdicts(
@@ -121,18 +103,20 @@ def as_verdicts(
     file: str,
     measured: str,
 ) -> VerdictTable:
-    """The metrics' scores as verdicts of `scale`, by isotonic regression on validation rows.
+    """Turn the scores of metrics into verdicts by isotonic regression on validation rows.
 
-    `file` holds the validation rows, `measured` those of the metrics.
+    Args:
+        file: The file of the validation rows, for messages.
+        measured: The file of the rows of the metrics, for messages.
 
-    Raises UserError for a metric without validation rows, or labels off the scale.
+    Raises:
+        UserError: A metric has no validation rows, or a label is off the scale.
     """
     judges = {}
     for name, rows in metrics.items():
         if name not in validation:
             raise UserError(f'{file} has no rows of "{name}": give all metrics validation rows')
-        labels, scores = _columns(validation[name])
-        verdicts = _mapped(labels, scores, _columns(rows)[1], scale)
+        verdicts = _fitted_verdicts(validation[name], _columns(rows)[1], scale)
         judges[name] = [
             row | _as_verdict(row, verdict, scale, measured)
             for row, verdict in zip(rows, verdicts, strict=True)
@@ -141,15 +125,17 @@ def as_verdicts(
     return VerdictTable(scale, judges, {}, notes)
 
 
-def _mapped(labels: FloatArray, scores: FloatArray, at: FloatArray, scale: Scale) -> Sequence[Any]:
+def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list[Any]:
+    """Return the verdict nearest to the fitted value of each score; None for a score of NaN."""
     from sklearn.isotonic import IsotonicRegression
 
-    known = ~np.isnan(scores)
-    fitted = IsotonicRegression(out_of_bounds="clip").fit(scores[known], labels[known])
+    labels, known = _columns(validation)
+    scored = ~np.isnan(known)
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(known[scored], labels[scored])
     numbers = np.array(scale.values, dtype=np.float64)
-    expected = fitted.predict(np.nan_to_num(at))
+    expected = fitted.predict(np.nan_to_num(scores))
     places = np.abs(expected[:, None] - numbers).argmin(axis=1)
-    return [None if np.isnan(s) else scale.values[p] for s, p in zip(at, places, strict=True)]
+    return [None if np.isnan(s) else scale.values[p] for s, p in zip(scores, places, strict=True)]
 
 
 def _as_verdict(

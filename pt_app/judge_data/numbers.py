@@ -1,21 +1,18 @@
 """Numbers as people write them: 7.5 and 7,5, 1,000 and 1.000, decided by column, never by cell.
 
 "1,000" is 1000 in an English file and 1 in a Portuguese one. The other cells of the column decide,
-then the scale, then the file's delimiter; what none of them decides is refused.
+then the scale, then the delimiter of the file. A number that none of them decides is refused.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
-Sign = Literal["point", "comma", ""]
-
-SIGNS: tuple[Sign, ...] = ("point", "comma")
 MAX_EXPONENT = 300  # what a float holds
 _SWAPPED = str.maketrans(",.", ".,")
 _MINUS = str.maketrans("\N{MINUS SIGN}", "-")
-# Groups of three digits, after a comma, a blank of any width, or an apostrophe (as the Swiss do).
+# Groups of three digits follow a comma, any kind of space, or an apostrophe (Switzerland).
 _NUMBER = re.compile(
     r"[-+]?(?:\d+|[1-9]\d{0,2}([,\s'\N{RIGHT SINGLE QUOTATION MARK}])\d{3}(?:\1\d{3})*|(?=\.\d))"
     r"(\.\d+)?(?:[eE][-+]?\d{1,3})?"
@@ -23,9 +20,21 @@ _NUMBER = re.compile(
 
 
 def readings(text: str) -> tuple[Decimal | None, Decimal | None]:
-    """Read a number with a decimal point, and with a decimal comma; None where it is none."""
+    """Read a number with a decimal point and with a decimal comma; None where it is not one."""
     written = text.strip().translate(_MINUS)
     return _with_point(written), _with_point(written.translate(_SWAPPED))
+
+
+def as_number(text: str) -> Decimal | None:
+    """Read a number with a decimal point, else with a comma; None for any other text."""
+    point, comma = readings(text)
+    return comma if point is None else point
+
+
+def plain(number: Decimal) -> str:
+    """Write a number without an exponent and without trailing zeros."""
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _with_point(text: str) -> Decimal | None:
@@ -36,18 +45,21 @@ def _with_point(text: str) -> Decimal | None:
 
 
 class AmbiguousNumberError(ValueError):
-    """A number that reads in two ways, of which nothing in the file tells the right one."""
-
-    def __init__(self, text: str, point: Decimal, comma: Decimal) -> None:
-        super().__init__(f"{text.strip()!r} may be {_plain(point)} or {_plain(comma)}")
+    """A number that can be read in two ways, where nothing in the file tells the right one."""
 
 
 class Numbers:
-    """Reads the numbers of one column, or of several that are written alike.
+    """Reads the numbers of one column, or of several columns that are written alike.
 
-    `cells` gives all of them again; they are looked through once, and only when a number reads in
-    two ways. `fits` says whether a number is on the scale, `delimiter` is the file's, and
-    `decimal` ("point" or "comma") overrules them all. `note` says what was decided.
+    Args:
+        cells: Returns all cells of the columns. They are scanned once, and only when a number can
+            be read in two ways.
+        delimiter: The delimiter of the file, if it is a CSV file.
+        decimal: "point" or "comma"; overrules everything else.
+        fits: Whether a number is on the scale.
+
+    Attributes:
+        note: What was decided, for the summary; "" where nothing had to be decided.
     """
 
     def __init__(
@@ -56,16 +68,17 @@ class Numbers:
         *,
         delimiter: str = "",
         decimal: str = "",
-        fits: Callable[[Decimal], bool] | None = None,
+        fits: Callable[[Decimal], bool] = lambda _: True,
     ) -> None:
         self._cells, self._delimiter, self._fits = cells, delimiter, fits
-        self._given, self._sign = decimal, None if decimal == "" else decimal
+        self._given, self._sign = decimal, decimal or None
         self.note = ""
 
     def read(self, cell: Any) -> Decimal | None:
-        """Read a number, or the text of one; None for what is none.
+        """Read a number, or the text of one; return None for anything else.
 
-        Raises AmbiguousNumberError where it reads in two ways and nothing decides.
+        Raises:
+            AmbiguousNumberError: The number can be read in two ways, and nothing decides.
         """
         if isinstance(cell, bool):
             return None
@@ -77,51 +90,42 @@ class Numbers:
             return number if number.is_finite() else None
         point, comma = readings(cell)
         if point is None or comma is None or point == comma:
-            return self._sure(point, comma)
+            if self._given:  # a decimal sign that was named allows no other
+                return point if self._given == "point" else comma
+            return comma if point is None else point
         if self._sign is None:
             self._sign = self._decide()
-        if self._sign == "":
-            raise AmbiguousNumberError(cell, point, comma)
-        right, wrong = (point, comma) if self._sign == "point" else (comma, point)
-        if not self.note and not self._given:
-            other = "comma" if self._sign == "point" else "point"
-            self.note = f"{cell.strip()} is read as {_plain(right)} (--decimal {other}: "
-            self.note += f"{_plain(wrong)})"
+        if not self._sign:
+            raise AmbiguousNumberError(f"{cell.strip()!r} may be {plain(point)} or {plain(comma)}")
+        right, wrong, other = point, comma, "comma"
+        if self._sign == "comma":
+            right, wrong, other = comma, point, "point"
+        if not self._given:
+            text = f"{cell.strip()} is read as {plain(right)} (--decimal {other}: {plain(wrong)})"
+            self.note = self.note or text
         return right
 
-    def _sure(self, point: Decimal | None, comma: Decimal | None) -> Decimal | None:
-        """Give the one reading there is; a decimal sign that was named allows no other."""
-        if self._given:
-            return point if self._given == "point" else comma
-        return comma if point is None else point
+    def _decide(self) -> str:
+        """Return the decimal sign: by the unambiguous cells, the scale, then the delimiter.
 
-    def _decide(self) -> Sign:
-        """Choose by the cells that read in one way, the scale, then the file's delimiter."""
-        sure = dict.fromkeys(SIGNS, 0)
-        fit = dict.fromkeys(SIGNS, True)
+        "" stands for undecided.
+        """
+        certain: set[str] = set()
+        fit = {"point": True, "comma": True}
         points_alone = True
         for cell in self._cells():
             point, comma = readings(cell) if isinstance(cell, str) else (None, None)
             if point == comma:
                 continue
             if point is None or comma is None:
-                sure["comma" if point is None else "point"] += 1
+                certain.add("comma" if point is None else "point")
                 continue
             points_alone &= "," not in cell
-            if self._fits:
-                fit["point"] &= self._fits(point)
-                fit["comma"] &= self._fits(comma)
-        if bool(sure["point"]) != bool(sure["comma"]):
-            return "point" if sure["point"] else "comma"
-        if sure["point"]:
-            return ""
+            fit["point"] &= self._fits(point)
+            fit["comma"] &= self._fits(comma)
+        if certain:
+            return certain.pop() if len(certain) == 1 else ""
         if fit["point"] != fit["comma"]:
             return "point" if fit["point"] else "comma"
-        if self._delimiter in (",", ";"):
-            return "point" if self._delimiter == "," else "comma"
-        return "point" if points_alone else ""
-
-
-def _plain(number: Decimal) -> str:
-    text = f"{number:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        by_delimiter = {",": "point", ";": "comma"}
+        return by_delimiter.get(self._delimiter, "point" if points_alone else "")

@@ -1,4 +1,4 @@
-"""What a reader of labels hands on: rows on their way to a dataset folder."""
+"""What a reader of labels passes on: rows on their way to a dataset folder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of one or more rows of a file: a row of the dataset, or a reason for none.
+    """What became of one or more rows of a file: a row of the dataset, or the reason for none.
 
-    `rows_read` is how many rows of the file stand behind it, so that kept plus dropped equals
-    what was read.
+    `rows_read` is the number of rows of the file behind it, so that kept plus dropped equals read.
     """
 
     place: Place

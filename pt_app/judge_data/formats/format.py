@@ -1,37 +1,46 @@
 """What is known of a public format: how its file is read, and what its rows mean."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pt_app.core.records import Place
-from pt_app.core.verdicts import Scale
-from pt_app.judge_data.reading.tables import Reading
-from pt_app.judge_data.rows import Converted
-
-FileRows = Iterator[tuple[Place, dict[str, Any]]]
+from pt_app.core.verdicts import Scale, Verdict
+from pt_app.judge_data.annotators import reduce
+from pt_app.judge_data.reading.archives import is_archive
+from pt_app.judge_data.reading.tables import Reading, Rows, Table, open_table
+from pt_app.judge_data.rows import Converted, Row
 
 
 @dataclass(frozen=True)
 class FormatOptions:
-    """What a person may choose: how several labels become one, and the weights of MQM errors."""
+    """What the user may choose: the rule that combines labels, and the weights of MQM errors."""
 
     reduce: str = ""
     mqm_weights: str = "google"
 
 
+Convert = Callable[[Rows, Scale, FormatOptions], Iterator[Converted]]
+Combine = Callable[[Sequence[Verdict]], Verdict]
+
+
 @dataclass(frozen=True)
 class Format:
-    """A public format. `columns` are those it is recognised by; `member` names a packed file.
+    """A public format.
 
-    `convert` gets the rows of one file and makes rows of a dataset, or says why not.
+    Attributes:
+        columns: The columns by which it is recognised.
+        scale: The name of its scale; that of MQM scores depends on the weights.
+        convert: Makes rows of a dataset from the rows of one file, or says why not.
+        member: The member of an archive that holds the rows.
     """
 
     name: str
     about: str
     columns: tuple[str, ...]
     scale: str | Callable[[FormatOptions], str]
-    convert: Callable[[FileRows, Scale, FormatOptions], Iterator[Converted]]
+    convert: Convert
     template: str
     rubric: str = ""
     origin: str = ""
@@ -40,14 +49,50 @@ class Format:
     reading: Reading = field(default_factory=Reading)
 
     def scale_of(self, options: FormatOptions) -> str:
-        """Name the scale; that of MQM scores stands with their weights."""
+        """Return the name of the scale."""
         return self.scale if isinstance(self.scale, str) else self.scale(options)
 
     def fits(self, columns: tuple[str, ...]) -> bool:
-        """Whether a file with these columns is of this format."""
+        """Return whether a file with these columns is of this format."""
         return set(self.columns) <= set(columns)
+
+    def open(self, file: str, reading: Reading) -> Table:
+        """Open a file of this format; the settings of `reading` overrule what is known of it."""
+        if self.member and "::" not in file and is_archive(Path(file)):
+            file = f"{file}::{self.member}"
+        return open_table(file, replace(self.reading, **reading.given()))
+
+
+def row_by_row(row_of: Callable[[Place, dict[str, Any], Combine], Row | str]) -> Convert:
+    """Make the `convert` of a format whose rows stand for themselves.
+
+    Args:
+        row_of: Returns a row of the dataset, or the reason for none. It gets the place and the
+            cells of a row, and the function that combines the labels of several annotators.
+    """
+
+    def convert(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+        def combine(verdicts: Sequence[Verdict]) -> Verdict:
+            return reduce(verdicts, scale, options.reduce)
+
+        for place, value in rows:
+            made = row_of(place, value, combine)
+            yield Converted(place, None, made) if isinstance(made, str) else Converted(place, made)
+
+    return convert
+
+
+def meaning(value: dict[str, Any], column: str, meanings: dict[Any, Any], place: Place) -> Any:
+    """Return what a label of a format means; raise RowError for one that the format does not have.
+
+    Numbers are compared by their text, so that 1 and "1" are alike.
+    """
+    cell = str(value[column])
+    if cell not in meanings:
+        raise place.error(column, f"{cell!r} is none of {', '.join(meanings)}", "correct it")
+    return meanings[cell]
 
 
 def stem(place: Place) -> str:
-    """Give a file's name up to its first dot, for ids."""
+    """Return the name of a file up to its first dot, for ids."""
     return place.file.name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""WMT's MQM files: one row an error span, made into one judged translation with a score."""
+"""The MQM files of WMT: one row per error span, made into one judged translation with a score."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.annotators import nearest, reduce
-from pt_app.judge_data.formats.format import FileRows, Format, FormatOptions
-from pt_app.judge_data.reading.tables import Reading
+from pt_app.judge_data.formats.format import Format, FormatOptions
+from pt_app.judge_data.reading.tables import Reading, Rows
 from pt_app.judge_data.rows import Converted
 
 FOLDER = Path(__file__).parents[1] / "mqm_weights"
@@ -34,13 +34,12 @@ class Weights:
     def load(name: str) -> "Weights":
         """Read weights by name, or from a YAML file of the same form.
 
-        Raises UserError for a name or file that is not there, and for one that is not of the form.
+        Raises UserError for a name or file that does not exist, and for a file of another form.
         """
         import yaml
 
         path = FOLDER / f"{name}.yaml" if "/" not in name else Path(name)
         path = path if path.exists() else Path(name)
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
         try:
             read = yaml.safe_load(path.read_text(encoding="utf-8"))
             severities = {str(k): Decimal(str(v)) for k, v in read["severities"].items()}
@@ -50,7 +49,9 @@ class Weights:
             }
             scale = Scale.from_name(str(read["scale"])).name
         except OSError as error:
-            raise UserError(f"--mqm_weights {name} is none of {known} and no YAML file") from error
+            shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+            problem = f"--mqm_weights {name} is none of {shipped} and no YAML file"
+            raise UserError(problem) from error
         except (yaml.YAMLError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} holds no weights ({type(error).__name__}: {error}): write scale, "
@@ -59,68 +60,64 @@ class Weights:
         return Weights(path.stem, scale, severities, exceptions)
 
     def penalty(self, category: str, severity: str, place: Place) -> Decimal:
-        """Give the penalty of one error; raises RowError for a severity without a weight."""
+        """Return the penalty of one error; raise RowError for a severity without a weight."""
         for (of_category, of_severity), weight in self.exceptions.items():
             if category.startswith(of_category) and of_severity in ("*", severity):
                 return weight
         if severity not in self.severities:
-            raise place.error(
-                "severity", f"{severity!r} has no weight in {self.name}", "add it to the weights"
-            )
+            problem = f"{severity!r} has no weight in {self.name}"
+            raise place.error("severity", problem, "add it to the weights")
         return self.severities[severity]
 
+    def score(self, rating: Rating, scale: Scale) -> Verdict:
+        """Return the score of one rater for one translation."""
+        penalties = [self.penalty(v["category"], v["severity"], place) for place, v in rating]
+        return nearest(float(Decimal(str(scale.values[-1])) - sum(penalties, Decimal(0))), scale)
 
-def _wmt_mqm(rows: FileRows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+
+def _wmt_mqm(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
     weights = Weights.load(options.mqm_weights)
     translations: dict[tuple[str, ...], dict[str, Rating]] = {}
     for place, value in rows:
-        key = tuple(value[name] for name in ("system", "doc", "seg_id"))
+        key = (value["system"], value["doc"], value["seg_id"])
         translations.setdefault(key, {}).setdefault(value["rater"], []).append((place, value))
     for ratings in translations.values():
-        yield _translation(ratings, weights, scale, options)
+        scores = {rater: weights.score(rating, scale) for rater, rating in ratings.items()}
+        errors = [row for rating in ratings.values() for row in rating]
+        verdicts = list(scores.values())
+        verdict = verdicts[0] if len(verdicts) == 1 else reduce(verdicts, scale, options.reduce)
+        yield _translation(errors, scores, verdict)
 
 
-def _translation(
-    ratings: Mapping[str, Rating], weights: Weights, scale: Scale, options: FormatOptions
-) -> Converted:
-    place, first = next(iter(ratings.values()))[0]
-    texts = _texts(first)
-    for where, value in (one for rating in ratings.values() for one in rating):
-        if _texts(value) != texts:
-            raise where.error(
-                "target", f"is not that of {place.where}, the same segment", "correct one of them"
-            )
-    scores = {rater: _score(rating, weights, scale) for rater, rating in ratings.items()}
-    meta = {"system": first["system"], "document": first["doc"], "segment": first["seg_id"]}
-    verdicts = list(scores.values())
+def _translation(errors: Rating, scores: Mapping[str, Verdict], verdict: Verdict) -> Converted:
+    """Make the row of one translation from the rows of its error spans."""
+    place, first = errors[0]
+    source, candidate = _texts(first)
+    for where, value in errors:
+        if _texts(value) != (source, candidate):
+            problem = f"is not that of {place.where}, the same segment"
+            raise where.error("target", problem, "correct one of them")
     row = {
         "id": f"{place.stem}-{first['system']}-{first['doc']}-{first['seg_id']}",
-        "source": texts[0],
-        "candidate": texts[1],
+        "source": source,
+        "candidate": candidate,
         "label": {
-            "verdict": verdicts[0] if len(scores) == 1 else reduce(verdicts, scale, options.reduce),
-            "issues": [issue for rating in ratings.values() for issue in _issues(rating)],
-            "feedback": " ".join(
-                v["comment"] for rating in ratings.values() for _, v in rating if v.get("comment")
-            ),
+            "verdict": verdict,
+            "issues": list(_issues(errors)),
+            "feedback": " ".join(v["comment"] for _, v in errors if v.get("comment")),
         },
         "annotators": [{"rater": rater, "verdict": score} for rater, score in scores.items()],
-        "meta": meta,
+        "meta": {"system": first["system"], "document": first["doc"], "segment": first["seg_id"]},
     }
-    return Converted(place, row, rows_read=sum(map(len, ratings.values())))
+    return Converted(place, row, rows_read=len(errors))
 
 
 def _texts(value: Mapping[str, str]) -> tuple[str, str]:
-    return tuple(re.sub(r"</?v>", "", value[name]) for name in ("source", "target"))  # type: ignore[return-value]
+    return re.sub(r"</?v>", "", value["source"]), re.sub(r"</?v>", "", value["target"])
 
 
-def _score(rating: Rating, weights: Weights, scale: Scale) -> Verdict:
-    penalties = [weights.penalty(v["category"], v["severity"], place) for place, v in rating]
-    return nearest(float(Decimal(str(scale.values[-1])) - sum(penalties, Decimal(0))), scale)
-
-
-def _issues(rating: Rating) -> Iterator[str]:
-    for _, value in rating:
+def _issues(errors: Rating) -> Iterator[str]:
+    for _, value in errors:
         if value["category"].casefold() in ("no-error", "no error"):
             continue
         spans = _SPAN.findall(value["target"]) or _SPAN.findall(value["source"])
@@ -130,7 +127,7 @@ def _issues(rating: Rating) -> Iterator[str]:
 
 WMT_MQM = Format(
     name="wmt-mqm",
-    about="error spans with category and severity, one row an error",
+    about="error spans with category and severity, one row per error",
     columns=("system", "doc", "seg_id", "rater", "source", "target", "category", "severity"),
     scale=lambda options: Weights.load(options.mqm_weights).scale,
     convert=_wmt_mqm,

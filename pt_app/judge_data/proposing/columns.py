@@ -1,4 +1,4 @@
-"""What stands in the columns of a stranger's file: kinds, ranges, examples, in one pass."""
+"""Describes the columns of an unknown file in one pass: their kinds, ranges and examples."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,23 +14,29 @@ from pt_app.judge_data.reading.tables import Table
 
 Kind = Literal["empty", "number", "choice", "text", "turns", "other"]
 
-# A column of more different values, or of longer ones, holds no labels but texts.
-MOST_CHOICES = 24
-LONGEST_CHOICE = 40
-DEEPEST = 6
+# A column with more different values, or with longer ones, holds texts and no labels.
+MAX_CHOICES = 24
+MAX_CHOICE_LENGTH = 40
+MAX_DEPTH = 6
 _TICKS = 10**6
-MAX_DIGITS = 15  # of a label before its decimals; longer ones are identifiers
-# What annotation tools keep beside the answers: machines' guesses, and answers not given yet.
-NO_ANSWERS = ("predictions", "drafts", "suggestions", "suggestion")
+MAX_DIGITS = 15  # of a label before its decimals; longer numbers are identifiers
+# What annotation tools keep besides the answers: guesses of models, and unfinished answers.
+NO_ANSWERS = {"predictions", "drafts", "suggestions", "suggestion"}
 
 
 @dataclass
 class Column:
     """One column, or one path into nested JSON as --map names it (`a.b`, `a.*.b`).
 
-    `rows` say something in it, with `filled` values, at most `most` in a cell: over 1 in a list.
-    `values` are the first different ones; `seen` are the hashes of all. `written` reads its
-    numbers; `unclear` says that some read in two ways and nothing tells which.
+    Attributes:
+        written: Reads the numbers of the column.
+        unclear: Whether a number can be read in two ways, and nothing tells which.
+        rows: Rows in which the column says something.
+        filled: Values in these rows.
+        most: The most values in one cell; over 1 in a column of lists.
+        ticks: The largest step of all numbers in millionths; None if they are finer.
+        values: The first different values.
+        seen: The hashes of all values.
     """
 
     name: str
@@ -43,14 +49,14 @@ class Column:
     numbers: int = 0
     other: int = 0
     words: int = 0
-    low: Decimal = field(default_factory=lambda: Decimal("Infinity"))
-    high: Decimal = field(default_factory=lambda: Decimal("-Infinity"))
+    low: Decimal = Decimal("Infinity")
+    high: Decimal = Decimal("-Infinity")
     ticks: int | None = 0
     values: list[str] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
 
     def add(self, cell: Any) -> None:
-        """Take in the cell of one row: a value, a list of them, or turns of a conversation."""
+        """Add the cell of one row: a value, a list of values, or turns of a conversation."""
         cell = parsed(cell)
         if is_turns(cell):
             self.rows, self.turns, self.filled = self.rows + 1, self.turns + 1, self.filled + 1
@@ -59,18 +65,22 @@ class Column:
         values = [one for one in (cell if isinstance(cell, list) else [cell]) if not is_empty(one)]
         self.rows += bool(values)
         self.most = max(self.most, len(values))
-        for one in values:
-            self.filled += 1
-            self._add_value(one)
+        self.filled += len(values)
+        for value in values:
+            if isinstance(value, list | dict | bytes):
+                self.other += 1
+            else:
+                self._add_value(value)
 
     def _add_value(self, value: Any) -> None:
-        if isinstance(value, list | dict | bytes):
-            self.other += 1
-            return
         text = str(value)
         self._count(text)
         self.words += len(units(text))
-        number = self._read(value)
+        try:
+            number = self.written.read(value)
+        except AmbiguousNumberError:
+            self.unclear = True
+            number = readings(text)[0]
         if number is None or number.adjusted() >= MAX_DIGITS:
             return
         self.numbers += 1
@@ -79,22 +89,15 @@ class Column:
         exact = self.ticks is not None and scaled == scaled.to_integral_value()
         self.ticks = gcd(self.ticks or 0, int(scaled)) if exact else None
 
-    def _read(self, value: Any) -> Decimal | None:
-        try:
-            return self.written.read(value)
-        except AmbiguousNumberError:
-            self.unclear = True
-            return readings(str(value))[0]
-
     def _count(self, text: str) -> None:
-        known = len(self.seen)
+        before = self.distinct
         self.seen.add(hash(text))
-        if len(self.seen) > known and len(self.values) <= MOST_CHOICES:
+        if self.distinct > before and len(self.values) <= MAX_CHOICES:
             self.values.append(text)
 
     @property
     def kind(self) -> Kind:
-        """Of its cells: numbers, a few short values, texts, conversations, or something else."""
+        """The kind of its cells: numbers, a few short values, texts, conversations, or other."""
         if not self.filled:
             return "empty"
         if self.turns == self.filled:
@@ -107,8 +110,8 @@ class Column:
 
     @property
     def few(self) -> bool:
-        """Whether it holds a few short values, as labels are."""
-        return self.distinct <= MOST_CHOICES and max(map(len, self.values)) <= LONGEST_CHOICE
+        """Whether it holds a few short values, as a column of labels does."""
+        return self.distinct <= MAX_CHOICES and max(map(len, self.values)) <= MAX_CHOICE_LENGTH
 
     @property
     def step(self) -> Decimal | None:
@@ -117,7 +120,7 @@ class Column:
 
     @property
     def distinct(self) -> int:
-        """How many different values there are."""
+        """The number of different values."""
         return len(self.seen)
 
     @property
@@ -126,7 +129,7 @@ class Column:
 
 
 def columns_of(table: Table) -> tuple[dict[str, Column], int]:
-    """Take in all rows, in one pass, and count them; nested objects become paths as of --map."""
+    """Describe the columns of a table and count its rows; nested objects become paths of --map."""
 
     def written(name: str) -> Numbers:
         def cells() -> Iterator[Any]:
@@ -148,18 +151,21 @@ def columns_of(table: Table) -> tuple[dict[str, Column], int]:
 
 
 def flattened(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Give the leaves of a row: `a.b` of objects, `a.*.b` of a list of them, then `a.*.b.0.c`.
+    """Yield the leaves of a row: `a.b` of objects, `a.*.b` of a list of them, then `a.*.b.0.c`.
 
-    Answers that were cancelled, discarded or not given yet are left out; a result of Label Studio
-    is called after its control, `annotations.*.result.quality.value.rating`.
+    Answers that were cancelled, discarded or not given yet are left out. A result of Label Studio
+    is named after its control, `annotations.*.result.quality.value.rating`.
     """
     for name, cell in row.items():
-        if not set(name.split(".")) & set(NO_ANSWERS):
+        if not set(name.split(".")) & NO_ANSWERS:
             yield from _leaves(name, _answered(cell, row.get(f"{name}.status")), False, 0)
 
 
 def _answered(cell: Any, states: Any) -> Any:
-    """Leave out the answers of Argilla's flat export whose status, in a column beside, is none."""
+    """Remove from a cell of Argilla's flat export the answers that do not count.
+
+    Their statuses stand in a column of their own.
+    """
     cell, states = parsed(cell), parsed(states)
     if not (isinstance(cell, list) and isinstance(states, list) and len(cell) == len(states)):
         return cell
@@ -168,8 +174,9 @@ def _answered(cell: Any, states: Any) -> Any:
 
 
 def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield the leaves below a path; `starred` tells that it already passed the list of raters."""
     cell = parsed(cell)
-    if depth >= DEEPEST or is_turns(cell) or not cell:
+    if depth >= MAX_DEPTH or is_turns(cell) or not cell:
         yield name, cell
     elif isinstance(cell, dict):
         for key, inner in cell.items():
@@ -178,14 +185,13 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
         for one in cell:
             control = str(one.get("from_name") or 0) if isinstance(one, dict) else "0"
             yield from _leaves(f"{name}.{control}", one, starred, depth + 1)
-    elif isinstance(cell, list) and (starred or all(isinstance(one, dict) for one in cell)):
-        # A rater's own list: its first item. The first list on a path: one item a rater.
-        if starred:
-            yield from _leaves(f"{name}.0", cell[0], starred, depth + 1)
-            return
+    elif starred and isinstance(cell, list):  # a list of one rater: its first item
+        yield from _leaves(f"{name}.0", cell[0], starred, depth + 1)
+    elif isinstance(cell, list) and all(isinstance(one, dict) for one in cell):
+        # The first list on a path: one item per rater, whose leaves are joined.
         together: dict[str, list[Any]] = {}
-        for one in cell:
-            for path, inner in () if status_of(one) else _leaves(f"{name}.*", one, True, depth + 1):
+        for one in (one for one in cell if not status_of(one)):
+            for path, inner in _leaves(f"{name}.*", one, True, depth + 1):
                 together.setdefault(path, []).append(inner)
         yield from together.items()
     else:
@@ -193,19 +199,12 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
 
 
 def is_turns(cell: Any) -> bool:
-    """Whether a cell is a conversation: turns of role and content, or of from and value."""
+    """Return whether a cell is a conversation: turns of role and content, or of from and value."""
+    shapes = ({"role", "content"}, {"from", "value"})
     return (
         isinstance(cell, list)
         and bool(cell)
         and all(
-            isinstance(one, dict)
-            and ({"role", "content"} <= set(one) or {"from", "value"} <= set(one))
-            for one in cell
+            isinstance(one, dict) and any(shape <= set(one) for shape in shapes) for one in cell
         )
     )
-
-
-def as_number(text: str) -> Decimal | None:
-    """Read a number with decimal point, else with a comma; None for any other text."""
-    point, comma = readings(text)
-    return comma if point is None else point

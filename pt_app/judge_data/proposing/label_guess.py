@@ -1,4 +1,4 @@
-"""Guesses what labels mean: a score's scale, a pair's winner, pass or fail."""
+"""Guesses what labels mean: the scale of a score, the winner of a pair, pass or fail."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +7,10 @@ from decimal import ROUND_CEILING, Decimal
 
 from pt_app.core.verdicts import MOST_VALUES
 from pt_app.core.words import normalised
-from pt_app.judge_data.proposing.columns import Column, as_number
+from pt_app.judge_data.numbers import as_number
+from pt_app.judge_data.proposing.columns import Column
 
-# With so many labels seen, the largest is taken for the end of the scale; with fewer a usual one.
+# Of this many labels the largest one is taken for the end of the scale; of fewer, a usual end.
 ENOUGH = 50
 TOPS = (5, 10, 100)
 STEPS = tuple(map(Decimal, ("10", "5", "1", "0.5", "0.25", "0.2", "0.1", "0.05", "0.01")))
@@ -22,18 +23,23 @@ PAIR_NUMBERS = {
     ("0", "0.5", "1"): ("1", "0", "0.5"),
     ("-1", "0", "1"): ("1", "-1", "0"),
 }
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
 _FIRST = {"a", "1", "first", "left"}
 _SECOND = {"b", "2", "second", "right"}
 _TIE = {"tie", "tied", "draw", "equal", "same", "both", "neither", "none"}
-_PASS = {
-    *("pass", "passed", "good", "ok", "okay", "yes", "true", "correct", "valid", "accept", "1"),
-    *("accepted", "acceptable", "right", "positive", "success", "sim", "bom", "aprovado"),
-}
-_FAIL = {
-    *("fail", "failed", "bad", "no", "false", "incorrect", "invalid", "reject", "rejected", "0"),
-    *("unacceptable", "not acceptable", "wrong", "negative", "failure", "nao", "ruim", "reprovado"),
-    *("not ok", "poor"),
-}
+_PASS = _listed(
+    "pass, passed, good, ok, okay, yes, true, correct, valid, accept, 1, accepted, acceptable, "
+    "right, positive, success, sim, bom, aprovado"
+)
+_FAIL = _listed(
+    "fail, failed, bad, no, false, incorrect, invalid, reject, rejected, 0, unacceptable, "
+    "not acceptable, wrong, negative, failure, nao, ruim, reprovado, not ok, poor"
+)
 _GRADES = (
     ("low", "medium", "high"),
     ("incorrect", "partially correct", "correct"),
@@ -46,9 +52,13 @@ _GRADES = (
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels are: `meanings` are for --labels, `unknown` values have none that is known.
+    """What the labels are.
 
-    `scale` is "" where the numbers are too fine for one. `remark` says what to look at twice.
+    Attributes:
+        scale: The name of the scale; "" where the numbers are too fine for one.
+        meanings: Those for --labels.
+        unknown: Values without a known meaning.
+        remark: What the user should check.
     """
 
     task: str
@@ -59,9 +69,9 @@ class Labels:
 
 
 def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
-    """Tell task, scale and meanings from the columns of the labels, one or one a rater.
+    """Guess task, scale and meanings from the columns of the labels, one or one per rater.
 
-    Without any, the usual scale.
+    Without any column the usual scale is returned.
     """
     if not columns:
         return Labels("score", "0-10")
@@ -69,23 +79,26 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
     numbers = all(column.kind == "number" for column in columns)
     if pair:
         return _pair_numbers(values) if numbers else _named(values, "pairwise", _winner)
-    if numbers and {_plain(value) for value in values} == {"0", "1"}:
-        return _named(values, "pass_fail", _passes)
-    if numbers:
+    if numbers and {_plain(value) for value in values} != {"0", "1"}:
         step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
         low, high = min(c.low for c in columns), max(c.high for c in columns)
         scale = scale_of(low, high, step, sum(c.filled for c in columns))
-        return Labels("score", scale, remark="" if scale else _too_fine(low, high))
+        too_fine = (
+            f"the labels, {low} to {high}, are finer than a judge's scale ({MOST_VALUES:,} values "
+            "at most): round them in the file"
+        )
+        return Labels("score", scale, remark="" if scale else too_fine)
     folded = {value: _folded(value) for value in values}
+    words = set(folded.values())
     for grades in _GRADES:
-        if set(folded.values()) <= set(grades) and not set(folded.values()) <= _PASS | _FAIL:
+        if words <= set(grades) and not words <= {*_PASS, *_FAIL}:
             meanings = {value: str(grades.index(word) + 1) for value, word in folded.items()}
             return Labels("score", f"1-{len(grades)}", meanings)
     return _named(values, "pass_fail", _passes)
 
 
 def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> str:
-    """Name the usual scale on which numbers from `low` to `high` lie; "" if it were too fine."""
+    """Return the usual scale that holds numbers from `low` to `high`; "" if it were too fine."""
     if step is None:
         return ""
     if low < 0:
@@ -110,41 +123,35 @@ def _divides(step: Decimal, of: Decimal | None) -> bool:
     return of is not None and of % step == 0
 
 
-def _too_fine(low: Decimal, high: Decimal) -> str:
-    return (
-        f"the labels, {low} to {high}, are finer than a judge's scale ({MOST_VALUES:,} values at "
-        "most): round them in the file"
-    )
-
-
 def _pair_numbers(values: Sequence[str]) -> Labels:
-    plain = {value: _plain(value) for value in values}
-    known = PAIR_NUMBERS.get(tuple(sorted(set(plain.values()), key=Decimal)))
-    if known is None:
+    numbers = {value: _plain(value) for value in values}
+    verdicts = PAIR_NUMBERS.get(tuple(sorted(set(numbers.values()), key=Decimal)))
+    if verdicts is None:
         return Labels("pairwise", "pairwise", unknown=tuple(values))
-    named = dict(zip(known, ("A", "B", "tie"), strict=True))
-    meanings = {value: named[number] for value, number in plain.items()}
-    said = ", ".join(f"{value} is {verdict}" for value, verdict in meanings.items())
-    return Labels("pairwise", "pairwise", meanings, remark=f"by guess {said}: make sure")
+    named = dict(zip(verdicts, ("A", "B", "tie"), strict=True))
+    meanings = {value: named[number] for value, number in numbers.items()}
+    guessed = ", ".join(f"{value} is {verdict}" for value, verdict in meanings.items())
+    return Labels("pairwise", "pairwise", meanings, remark=f"by guess {guessed}: make sure")
 
 
 def _named(values: Sequence[str], task: str, meaning: Callable[[str], str]) -> Labels:
-    """Give each value its meaning; none need be said where all are verdicts as they stand."""
-    meanings = {value: meaning(value) for value in values}
-    unknown = tuple(value for value, verdict in meanings.items() if not verdict)
-    known = {value: verdict for value, verdict in meanings.items() if verdict}
-    plain = all(value.casefold() == verdict.casefold() for value, verdict in known.items())
-    return Labels(task, task, {} if plain and not unknown else known, unknown)
+    """Give each value its meaning; no meaning is needed where all values are verdicts already."""
+    meanings = {value: verdict for value in values if (verdict := meaning(value))}
+    unknown = tuple(value for value in values if value not in meanings)
+    plain = all(value.casefold() == verdict.casefold() for value, verdict in meanings.items())
+    return Labels(task, task, {} if plain and not unknown else meanings, unknown)
 
 
 def _winner(value: str) -> str:
     words = set(re.findall(r"[^\W\d_]+|\d+", value.casefold()))
-    found = [v for v, names in (("tie", _TIE), ("A", _FIRST), ("B", _SECOND)) if names & words]
-    return found[0] if found and (found[0] == "tie" or len(found) == 1) else ""
+    if _TIE & words:
+        return "tie"
+    first, second = bool(_FIRST & words), bool(_SECOND & words)
+    return "" if first == second else "A" if first else "B"
 
 
 def _passes(value: str) -> str:
-    word = _plain(value) if as_number(value) is not None else _folded(value)
+    word = _folded(value) if as_number(value) is None else _plain(value)
     return "PASS" if word in _PASS else "FAIL" if word in _FAIL else ""
 
 

@@ -1,4 +1,4 @@
-"""What `judge init` proposes, and how it says so: 80 columns, and commands to copy."""
+"""The proposal of `judge init` as text: lines of 80 columns, and commands to copy."""
 
 import itertools
 import re
@@ -12,13 +12,13 @@ from pt_app.core.wording import visible
 from pt_app.judge_data.proposing.columns import Column
 
 WIDTH = 80
-MOST_COLUMNS = 40
+MAX_COLUMNS = 40
 _NAME, _LABEL = 22, 10
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of prompt and answer for one tokenizer. `counted` rows of the file were laid out."""
+    """Tokens of prompt and answer for the tokenizer of `model`; `counted` rows were drawn."""
 
     model: str
     counted: int
@@ -29,37 +29,40 @@ class Lengths:
 
     @staticmethod
     def of(tokens: Sequence[int], drawn: int, model: str, limit: int | None) -> "Lengths":
-        """Sum up the first `drawn` counts, a draw, and the longest of all."""
+        """Summarise the first `drawn` counts, a random draw, and the longest of all."""
         fair = sorted(tokens[:drawn])
         at = (len(fair) * 95 - 1) // 100
         return Lengths(model, len(fair), fair[len(fair) // 2], fair[at], max(tokens), limit)
 
     @property
     def max_seq_length(self) -> int:
-        """The longest row, up to a multiple of 64."""
+        """The longest row, rounded up to a multiple of 64."""
         return -(-self.longest // 64) * 64
 
     def line(self) -> str:
-        """Say the lengths, and where the model takes no more."""
-        said = (
+        """Describe the lengths, and whether the model takes less."""
+        line = (
             f"prompt and answer take {self.median} (median), {self.p95} (95 %), {self.longest} "
             f"(longest) tokens of {self.model}, {self.counted:,} rows counted"
         )
-        over = self.limit is not None and self.longest > self.limit
-        return (
-            f"{said}; the model takes {self.limit:,}: source and context will be cut"
-            if over
-            else said
-        )
+        if self.limit is not None and self.longest > self.limit:
+            line += f"; the model takes {self.limit:,}: source and context will be cut"
+        return line
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """How a file becomes a dataset. `flags` are those of `judge data import`.
+    """How a file becomes a dataset.
 
-    `rows` is how many the file has, `told` what was recognised or guessed, a line for each thing;
-    `missing` are the fields that no column could be told for, so that the commands do not work
-    as they stand.
+    Attributes:
+        rows: How many rows the file has.
+        notes: How the file was read.
+        flags: Those of `judge data import`.
+        told: What was recognised or guessed, by subject.
+        missing: Fields for which no column could be told, so that the user must complete the
+            commands.
+        rubric: A stub of a rubric, or that of the format; "" for none.
+        rubric_path: Where the rubric was written.
     """
 
     file: str
@@ -75,7 +78,7 @@ class Proposal:
     out: str
 
     def lines(self) -> list[str]:
-        """Say it all, in lines of 80 columns where no name or command is longer."""
+        """Describe it all, in lines of 80 columns unless a name or command is longer."""
         lines = [f"{self.file}: {self.rows:,} rows, {', '.join(self.notes)}", ""]
         lines += [*self._table(), ""]
         for name, text in self.told.items():
@@ -87,45 +90,38 @@ class Proposal:
             lines += _paragraph("rubric", f"to complete ({at}):")
             for line in self.rubric.split("\n"):
                 lines += _paragraph("", line)
-        if self.usable:
+        if self.missing or self.lengths:  # else no row can be used, and there is no next step
             after = f", with {' and '.join(self.missing)} put in" if self.missing else ""
-            lines += ["", f"next{after}:", *self._command_lines()]
+            commands = (line for command in self._commands() for line in _command_lines(command))
+            lines += ["", f"next{after}:", *commands]
         return [visible(line) for line in lines]
 
-    @property
-    def usable(self) -> bool:
-        """Whether there is a next step: a row that can be used, or a field to name."""
-        return bool(self.missing) or self.lengths is not None
-
-    def commands(self) -> list[list[str]]:
-        """Give the next commands as words: import, check, preview, train."""
-        length = ["--max_seq_length", str(self.lengths.max_seq_length)] if self.lengths else []
-        model = ["--model", self.lengths.model if self.lengths else "tiny"]
+    def _commands(self) -> list[list[str]]:
+        """Return the next commands as words: import, check, preview, train."""
+        flags = ["--model", self.lengths.model if self.lengths else "tiny"]
+        if self.lengths:
+            flags += ["--max_seq_length", str(self.lengths.max_seq_length)]
         rubric = ["--rubric", str(self.rubric_path)] if self.rubric and self.rubric_path else []
         return [
             ["judge", "data", "import", self.file, "--out", self.out, *self.flags, *rubric],
-            ["judge", "data", "check", self.out, *model, *length],
-            ["judge", "data", "preview", self.out, *model, *length],
-            ["judge", "train", "--data_dir", self.out, *model, *length],
+            ["judge", "data", "check", self.out, *flags],
+            ["judge", "data", "preview", self.out, *flags],
+            ["judge", "train", "--data_dir", self.out, *flags],
         ]
-
-    def _command_lines(self) -> Iterator[str]:
-        for command in self.commands():
-            yield from command_lines(command)
 
     def _table(self) -> Iterator[str]:
         yield f"{'column':<{_NAME}} {'kind':<7} filled different  such as"
-        for column in list(self.columns.values())[:MOST_COLUMNS]:
-            share = f"{100 * column.rows // max(1, self.rows)} %"
-            name = _cut(_line(column.name), _NAME)
-            counts = f"{share:>6} {column.distinct:>9,}"
-            yield _cut(f"{name} {column.kind:<7} {counts}  {described(column)}", WIDTH).rstrip()
-        if len(self.columns) > MOST_COLUMNS:
-            yield f"and {len(self.columns) - MOST_COLUMNS} more"
+        for column in list(self.columns.values())[:MAX_COLUMNS]:
+            filled = f"{100 * column.rows // max(1, self.rows)} %"
+            name = _fitted(_line(column.name), _NAME)
+            counts = f"{filled:>6} {column.distinct:>9,}"
+            yield _fitted(f"{name} {column.kind:<7} {counts}  {_examples(column)}", WIDTH).rstrip()
+        if len(self.columns) > MAX_COLUMNS:
+            yield f"and {len(self.columns) - MAX_COLUMNS} more"
 
 
-def described(column: Column) -> str:
-    """Say in a few words what a column holds; texts may be long."""
+def _examples(column: Column) -> str:
+    """Describe in a few words what a column holds."""
     many = f"{column.most} in a list: " if column.most > 1 else ""
     if column.kind == "number":
         step = f" by {column.step.normalize():f}" if column.step else ""
@@ -136,39 +132,32 @@ def described(column: Column) -> str:
 
 
 def escaped(name: str) -> str:
-    """Write a column's name or a label as --map and --labels read it."""
+    """Write the name of a column or a label as --map and --labels read it."""
     return re.sub(r"([,=+])", r"\\\1", name)
 
 
 def _line(text: str) -> str:
-    """A text of the file as one line, with the width that it will have when it is shown."""
+    """Return a text of the file as one line, with the width that it has on a terminal."""
     return " ".join(visible(text[:200]).split())
 
 
-def _cut(text: str, width: int) -> str:
-    """Fill or cut to a width in cells of a terminal, of which wide characters take two."""
+def _fitted(text: str, width: int) -> str:
+    """Pad or cut to a width in cells of a terminal, of which wide characters take two."""
     from rich.cells import cell_len, set_cell_size
 
-    return (
-        set_cell_size(text, width)
-        if cell_len(text) <= width
-        else set_cell_size(text, width - 1) + "…"
-    )
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    return set_cell_size(text, width - 1) + "…"
 
 
 def _paragraph(name: str, text: str) -> list[str]:
-    indent = " " * _LABEL
-    return textwrap.wrap(
-        f"{name:<{_LABEL}}{text}",
-        WIDTH,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapper.subsequent_indent = " " * _LABEL
+    return wrapper.wrap(f"{name:<{_LABEL}}{text}")
 
 
-def command_lines(words: Sequence[str]) -> Iterator[str]:
-    """Give a command as the shell reads it, a flag and its value together on a line."""
+def _command_lines(words: Sequence[str]) -> Iterator[str]:
+    """Yield a command as the shell reads it, with a flag and its value together on a line."""
     line, lead = " ", "     "
     starts = [0, *(at for at, word in enumerate(words) if word.startswith("--")), len(words)]
     for start, end in itertools.pairwise(starts):

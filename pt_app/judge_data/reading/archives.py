@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from pt_app.core.errors import UserError
 
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _BROKEN = (
     *(EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
     *(tarfile.TarError, zipfile.BadZipFile),
@@ -21,16 +21,16 @@ _BROKEN = (
 
 
 def split_member(source: str) -> tuple[Path, str]:
-    """Split "archive.tar.gz::*.tsv" into the archive and the name of its one fitting member.
+    """Split "archive.tar.gz::*.tsv" into the archive and the name of the one member that fits.
 
-    The member is "" for a plain file. Raises UserError where none or several members fit.
+    The member is "" for a plain file. Raises UserError where no member or several members fit.
     """
     name, _, pattern = source.partition("::")
     path = Path(name)
     if not path.is_file() or not (is_archive(path) or pattern):
         return path, ""
     if not is_archive(path):
-        raise UserError(f"{path} is no .tar or .zip archive: leave ::{pattern} out")
+        raise UserError(f"{path} is not a .tar or .zip archive: leave ::{pattern} out")
     members = _members(path)
     fitting = [member for member in members if fnmatch.fnmatch(member, pattern or "*")]
     if len(fitting) != 1:
@@ -43,22 +43,22 @@ def split_member(source: str) -> tuple[Path, str]:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file holds others, by its name."""
-    return path.name.lower().endswith((*_TAR, ".zip"))
+    """Return whether a file holds others, judging by its name."""
+    return path.name.lower().endswith(_ARCHIVES)
 
 
 @contextmanager
 def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
-    """Open a file, a .gz file's content, or a member of an archive.
+    """Open a file, the content of a .gz file, or a member of an archive.
 
-    Raises UserError for a file that cannot be opened or whose archive ends too early.
+    Raises UserError for a file that cannot be opened or whose archive is truncated.
     """
     try:
         with _open(path, member) as file:
             yield file
     except _BROKEN as error:
         raise _broken(path, error) from error
-    except (RuntimeError, NotImplementedError) as error:  # zipfile, of an encrypted member
+    except (RuntimeError, NotImplementedError) as error:  # zipfile, for an encrypted member
         raise UserError(f"{path} cannot be unpacked ({error}): unpack it first") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -66,7 +66,8 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
-    if member and _is_zip(path):
+    ending = path.suffix.lower()
+    if member and ending == ".zip":
         with zipfile.ZipFile(path) as zipped, zipped.open(member) as inner:
             yield inner
     elif member:
@@ -74,27 +75,20 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
             packed = tarred.extractfile(member)
             assert packed is not None, "only plain files are listed as members"
             yield packed
-    elif path.suffix.lower() == ".gz":
-        with gzip.open(path) as unpacked:
-            yield cast(IO[bytes], unpacked)
     else:
-        with open(path, "rb") as file:
-            yield file
-
-
-def _is_zip(path: Path) -> bool:
-    return path.suffix.lower() == ".zip"
+        with gzip.open(path) if ending == ".gz" else open(path, "rb") as file:
+            yield cast(IO[bytes], file)
 
 
 def _members(path: Path) -> list[str]:
     try:
-        if _is_zip(path):
+        if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 return [name for name in archive.namelist() if not name.endswith("/")]
         with tarfile.open(path) as archive:
             names = [member.name for member in archive if member.isfile()]
             while archive.fileobj and archive.fileobj.read(1 << 20):
-                pass  # the checksum of the whole stands at its end
+                pass  # the checksum of the whole archive stands at its end
             return names
     except (*_BROKEN, OSError) as error:
         raise _broken(path, error) from error

@@ -1,4 +1,4 @@
-"""What a file holds whatever its name says, by its first bytes."""
+"""Recognises what a file holds by its first bytes, whatever its name says."""
 
 import zipfile
 from pathlib import Path
@@ -8,9 +8,10 @@ from pt_app.judge_data.reading.archives import open_bytes
 
 _START = 512
 _AS_CSV = "save it as CSV (UTF-8) and name that"
+_GZIP = b"\x1f\x8b"
 # First bytes, the ending that such a file has, what it is, the remedy.
 _KINDS = (
-    (b"\x1f\x8b", ".gz", "packed with gzip", "add .gz to its name"),
+    (_GZIP, ".gz", "packed with gzip", "add .gz to its name"),
     (b"PAR1", ".parquet", "a Parquet file", "give it the ending .parquet"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xls", "an old Excel workbook", _AS_CSV),
     (b"%PDF-", ".pdf", "a PDF", "export the labels as CSV"),
@@ -26,24 +27,26 @@ _PAGE = (b"<!doctype html", b"<html")
 
 
 def refuse_other_content(path: Path, member: str, ending: str, encoding: str) -> None:
-    """Raise UserError for a file whose content is not what its ending says, naming what it is.
+    """Raise UserError, naming what it is, for a file that does not hold what its ending says.
 
-    `encoding` is the one that a flag names; without it UTF-16 without a byte-order mark is named.
+    `encoding` is the one that a flag names; without it, UTF-16 that lacks its byte-order mark is
+    refused too.
     """
     packed = not member and path.suffix.lower() == ".gz"
-    if packed and not _first_bytes(path).startswith(b"\x1f\x8b"):
+    if packed and not _first_bytes(path).startswith(_GZIP):
         raise UserError(f"{path} is not packed with gzip: take .gz off its name")
     with open_bytes(path, member) as file:
         start = file.read(_START)
     name = f"{path}::{member}" if member else str(path)
+    expected = f"what {ending} says" if ending else "a table"
     for mark, own, what, remedy in _KINDS:
         if start.startswith(mark) and ending != own:
-            raise UserError(f"{name} is {what}, not {_said(ending)}: {remedy}")
+            raise UserError(f"{name} is {what}, not {expected}: {remedy}")
     if start.startswith(b"PK\x03\x04"):
         what, remedy = _zipped(path if not (member or packed) else None)
-        raise UserError(f"{name} is {what}, not {_said(ending)}: {remedy}")
+        raise UserError(f"{name} is {what}, not {expected}: {remedy}")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
-        raise UserError(f"{name} is a web page, not {_said(ending)}: download the file itself")
+        raise UserError(f"{name} is a web page, not {expected}: download the file itself")
     if not encoding and (wide := _wide(start)):
         raise UserError(f"{name} is {wide.upper()} without its mark: add --encoding {wide}")
 
@@ -56,12 +59,8 @@ def _first_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _said(ending: str) -> str:
-    return f"what {ending} says" if ending else "a table"
-
-
 def _zipped(path: Path | None) -> tuple[str, str]:
-    """Tell a spreadsheet from other zip archives."""
+    """Tell a spreadsheet from another zip archive; return what it is, and the remedy."""
     try:
         names = zipfile.ZipFile(path).namelist() if path else []
     except (zipfile.BadZipFile, OSError):
@@ -74,13 +73,11 @@ def _zipped(path: Path | None) -> tuple[str, str]:
 
 
 def _wide(start: bytes) -> str:
-    """Name the UTF-16 of text without a byte-order mark, whose every other byte is zero."""
+    """Return the name of UTF-16 text without a byte-order mark, whose every other byte is zero."""
     if len(start) < 4 or start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return ""
-    for name, zeros, others in (
-        ("utf-16-le", start[1::2], start[::2]),
-        ("utf-16-be", start[::2], start[1::2]),
-    ):
+    even, odd = start[::2], start[1::2]
+    for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if zeros.count(0) > 0.6 * len(zeros) and not others.count(0):
             return name
     return ""

@@ -1,6 +1,6 @@
-"""CSV and its kin as records: which delimiter, whether quote marks enclose fields, where it breaks.
+"""Reads CSV and its variants as records: which delimiter, whether quotes enclose fields, where.
 
-Everything is told from the lines themselves and said, so that a person can overrule it.
+Everything is recognised from the lines themselves and reported, so that the user can overrule it.
 """
 
 import csv
@@ -14,36 +14,39 @@ from typing import NamedTuple
 from pt_app.core.errors import UserError
 
 Lines = Callable[[], Iterator[str]]
-"""Opens the file anew and gives its lines, each with its line end."""
+"""Opens the file again and returns its lines, each with its line end."""
 
 DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 SNIFFED_LINES = 50
-LONGEST_FIELD = 1 << 30
+MAX_FIELD = 1 << 30  # characters; the default of csv, 128 KiB, is less than a long document
 _ENCLOSED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
-# Spreadsheets of countries with a decimal comma name their delimiter in a line of its own.
+# Spreadsheets in countries with a decimal comma name their delimiter in a line of its own.
 _NAMED = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+# Parts of the messages of Python's reader, and what they mean for the file.
+_PROBLEMS = {
+    "end of data": "a quote is opened and never closed",
+    "new-line character": "a carriage return stands outside quotes",
+    "expected after": "text follows a closing quote",
+}
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file's records are written. `skip` lines stand before the header."""
+    """How the records of a file are written. `skip` lines stand before the header."""
 
     delimiter: str
     quoted: bool
     line_end: str = "\n"
     skip: int = 0
 
-    @property
-    def shown(self) -> str:
-        return "tab" if self.delimiter == "\t" else self.delimiter
-
     def notes(self) -> tuple[str, str]:
-        """Say what was recognised."""
-        return f"delimiter {self.shown}", f"quoting {'on' if self.quoted else 'off'}"
+        """Describe what was recognised."""
+        shown = "tab" if self.delimiter == "\t" else self.delimiter
+        return f"delimiter {shown}", f"quoting {'on' if self.quoted else 'off'}"
 
 
 def recognise(path: Path, lines: Lines, delimiter: str, quoting: str, tab: bool) -> Dialect:
-    """Tell a file's dialect from its lines; `delimiter` and `quoting` overrule what they say.
+    """Recognise the dialect of a file from its lines; `delimiter` and `quoting` overrule them.
 
     Raises UserError for a delimiter of several characters, and for lines that end in carriage
     returns alone.
@@ -57,18 +60,17 @@ def recognise(path: Path, lines: Lines, delimiter: str, quoting: str, tab: bool)
     named = _NAMED.fullmatch(sample[0]) if sample else None
     skip = 1 if named else 0
     if not delimiter:
-        known = named.group(1) if named else "\t" if tab else ""
-        delimiter = known or sniff_delimiter(sample)
+        delimiter = named[1] if named else "\t" if tab else _sniffed(sample)
     line_end = "\r\n" if sample[skip : skip + 1] and sample[skip].endswith("\r\n") else "\n"
     quoted = quoting == "on" or (
         quoting == "auto"
-        and quotes_enclose(lambda: itertools.islice(lines(), skip, None), delimiter)
+        and _quotes_enclose(lambda: itertools.islice(lines(), skip, None), delimiter)
     )
     return Dialect(delimiter, quoted, line_end, skip)
 
 
 def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each record with the line that it starts at; an empty line is none.
+    """Yield the fields of each record with the line at which it starts; an empty line is none.
 
     Raises UserError, with that line, for a quote left open and for text after a closing one.
     """
@@ -78,7 +80,7 @@ def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tupl
             if text := line.removesuffix(dialect.line_end).removesuffix("\n"):
                 yield number, text.split(dialect.delimiter)
         return
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(kept, delimiter=dialect.delimiter, strict=True)
     while True:
         start = dialect.skip + reader.line_num + 1
@@ -87,31 +89,21 @@ def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tupl
         except StopIteration:
             return
         except csv.Error as error:
+            text = str(error)
+            problem = next((said for part, said in _PROBLEMS.items() if part in text), text)
             raise UserError(
-                f"{path}, line {start}: {_problem(error)}: correct it, or say --quoting off if "
+                f"{path}, line {start}: {problem}: correct it, or say --quoting off if "
                 "quote marks are text"
             ) from error
         if values:
             yield start, values
 
 
-def _problem(error: csv.Error) -> str:
-    """Say what Python's reader found, in words about the file."""
-    found = str(error)
-    if "end of data" in found:
-        return "a quote is opened and never closed"
-    if "new-line character" in found:
-        return "a carriage return stands outside quotes"
-    if "expected after" in found:
-        return "text follows a closing quote"
-    return found
+def _sniffed(lines: Sequence[str]) -> str:
+    """Return the delimiter with which most lines have as many fields as the first one.
 
-
-def sniff_delimiter(lines: Sequence[str]) -> str:
-    """Choose the delimiter with which most lines have as many fields as the first.
-
-    Quote marks may enclose fields or be text, whichever fits better. Of several delimiters the one
-    with most fields; a file of one column has a comma.
+    Quotes may enclose fields or be text, whichever fits better. Among equally good delimiters the
+    one with the most fields is taken; a file of one column has a comma.
     """
 
     def fitness(delimiter: str) -> tuple[float, int]:
@@ -121,13 +113,13 @@ def sniff_delimiter(lines: Sequence[str]) -> str:
     return max(DELIMITERS.values(), key=fitness)
 
 
-def quotes_enclose(lines: Lines, delimiter: str) -> bool:
-    """Whether quote marks enclose fields, rather than being part of their texts.
+def _quotes_enclose(lines: Lines, delimiter: str) -> bool:
+    """Return whether quotes enclose fields, rather than being part of their texts.
 
-    In comma and semicolon files they do (RFC 4180), and under a quoted header. Others are written
-    either way: the reading by which more records are as wide as the first is right. Where both
-    fit, marks are text if lines would be joined that are whole rows, or if one stands in a field
-    that is not enclosed; else they enclose if a program would have had a reason to write them.
+    In comma and semicolon files they do (RFC 4180), and under a quoted header. Other files are
+    written either way: the reading by which more records are as wide as the first one is right.
+    Where both fit, quotes are text if they would join lines that are whole rows, or if one stands
+    in a field that is not enclosed; else they enclose if a program had a reason to write them.
     """
     header = next(_plain(lines(), delimiter), [])
     if delimiter in ",;" or all(map(_ENCLOSED.fullmatch, header)):
@@ -169,5 +161,5 @@ def _plain(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def _quoted(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     return csv.reader(iter(lines), delimiter=delimiter, strict=True)

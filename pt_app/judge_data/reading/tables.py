@@ -1,7 +1,7 @@
 """Files of labels as rows: CSV, TSV, JSON, JSON Lines, Parquet, packed or not, or a Hub dataset.
 
-What was recognised (delimiter, byte-order mark, quoting) is noted; what cannot be read to the
-letter is refused with its place.
+What was recognised (delimiter, byte-order mark, quoting) is noted. What cannot be read exactly is
+refused with its place.
 """
 
 import codecs
@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +27,11 @@ Rows = Iterator[tuple[Place, dict[str, Any]]]
 TABLES = (".csv", ".tsv", ".txt")
 LINES = (".jsonl", ".ndjson")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
-KNOWN = (*TABLES, ".json", *LINES, ".parquet", *SPREADSHEETS, ".gz", ".zip", ".tar", ".tgz")
-# Under these names programs wrap a list of rows in an object.
+ENDINGS = (*TABLES, ".json", *LINES, ".parquet", *SPREADSHEETS, ".gz", ".zip", ".tar", ".tgz")
+# Names under which programs wrap a list of rows in an object.
 WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples")
 FIRST_ROWS = 50
-# The longer mark first: that of UTF-16 is the start of UTF-32's.
+# Longer marks first: that of UTF-16 is the start of that of UTF-32.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -42,9 +43,10 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is to be read, where that is not recognised: see `judge data import --help`.
+    """How to read a file; what is left at its default is recognised.
 
-    `stand_in` gives what stands for a row that cannot be read; without it such a row is an error.
+    See `judge data import --help`. `stand_in` returns what replaces a row that cannot be read;
+    without it such a row is an error.
     """
 
     encoding: str = ""
@@ -55,24 +57,29 @@ class Reading:
     hub_split: str = "train"
     stand_in: Callable[[UserError], dict[str, Any]] | None = None
 
+    def given(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults."""
+        return {name: value for name, value in vars(self).items() if value != vars(Reading())[name]}
+
     def refuse(self, error: UserError) -> dict[str, Any]:
-        """Raise the error of a row that cannot be read, or give its stand-in."""
+        """Raise the error of a row that cannot be read, or return what replaces the row."""
         if self.stand_in is None:
             raise error
         return self.stand_in(error)
 
 
 def names_of(header: str) -> tuple[str, ...]:
-    """Split the names of --header, by commas."""
+    """Split the names of --header at commas."""
     return tuple(name for name in header.split(",") if name)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file. `notes` say what was recognised; `rows` reads them anew, each with its place.
+    """Rows of a file; `rows` reads them again from the start, each with its place.
 
-    `columns` of JSON are the keys of its first rows. `delimiter` is that of a CSV file, `decimal`
-    the decimal sign that was named ("point" or "comma"): see `numbers.Numbers`.
+    `columns` of JSON are the keys of its first rows. `notes` describe what was recognised.
+    `delimiter` is that of a CSV file. `decimal` is the decimal sign that was named, "point" or
+    "comma": see `numbers.Numbers`.
     """
 
     name: str
@@ -86,27 +93,67 @@ class Table:
 def open_table(source: str, reading: Reading | None = None) -> Table:
     """Open a file by its ending, a member of an archive (`archive.tar.gz::*.tsv`), or a Hub id.
 
-    A Hub id is `owner/name`, or `owner/name::config`. Values of CSV files are texts, those of the
-    others what they are there. JSON Lines, CSV and Parquet stream; a JSON list is read whole.
-    Raises UserError for what cannot be read; here, or from `rows` where the fault lies further on.
+    A Hub id is `owner/name` or `owner/name::config`. Values of CSV files are texts, those of other
+    files keep their types. JSON Lines, CSV and Parquet stream; a JSON list is read whole.
+
+    Raises:
+        UserError: The file cannot be read. `rows` raises it where the problem is further on.
     """
     reading = reading or Reading()
     if reading.decimal not in ("", "point", "comma"):
         raise UserError(f"--decimal {reading.decimal}: write point (7.5) or comma (7,5)")
-    return _stripped(replace(_opened(source, reading), decimal=reading.decimal))
+    path, member = split_member(source)
+    if path.exists():
+        table = _file_table(path, member, reading)
+    elif _may_be_hub_id(source, path):
+        table = _hub_table(source, reading)
+    else:
+        raise UserError(
+            f"{path} is not there: correct the path (a Hub dataset is named owner/name)"
+        )
+    return _stripped(replace(table, decimal=reading.decimal))
+
+
+def _may_be_hub_id(source: str, path: Path) -> bool:
+    one_slash = str(path).count("/") == 1
+    return one_slash and path.suffix.lower() not in ENDINGS and source[0] not in "./~"
+
+
+def _file_table(path: Path, member: str, reading: Reading) -> Table:
+    if path.is_dir():
+        names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise UserError(f"{path} is a folder: name one or more of its files ({names})")
+    ending = Path((member or path.name).lower().removesuffix(".gz")).suffix
+    if ending in SPREADSHEETS:
+        raise UserError(f"{path} is a spreadsheet: save it as CSV (UTF-8) and import that")
+    refuse_other_content(path, member, ending, reading.encoding)
+    if ending == ".parquet":
+        table = _parquet_table(path, member)
+    elif ending in (".json", *LINES):
+        table = _json_table(path, member, reading)
+    elif ending in TABLES:
+        table = _csv_table(path, member, reading, tab=ending == ".tsv")
+    else:
+        raise UserError(
+            f"{path}: unknown ending {ending or '(none)'}: use .csv, .tsv, .json, .jsonl, "
+            ".parquet, .gz of these, or archive.tar.gz::member"
+        )
+    if not table.columns or next(table.rows(), None) is None:
+        raise UserError(f"{path} holds no rows: name a file with rows")
+    return table
 
 
 def _stripped(table: Table) -> Table:
-    """Read the names of columns without blanks around them, whatever the kind of file.
+    """Remove spaces around column names, whatever the kind of file.
 
-    Nobody sees such a blank, and no flag can name it. Raises UserError where two become one name.
+    Nobody sees such a space, and no flag can name it. Raises UserError where two names become one.
     """
     names = tuple(name.strip() or name for name in table.columns)
     if names == table.columns:
         return table
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"{table.name}: two columns are called {twice[0]}, but for blanks around the name: "
+            f"{table.name}: two columns are called {twice[0]}, but for spaces around the name: "
             "rename one"
         )
 
@@ -117,43 +164,11 @@ def _stripped(table: Table) -> Table:
     return replace(table, columns=names, rows=rows)
 
 
-def _opened(source: str, reading: Reading) -> Table:
-    path, member = split_member(source)
-    if not path.exists():
-        if _may_be_hub_id(str(path)) and source[0] not in "./~":
-            return _hub_table(source, reading)
-        raise UserError(
-            f"{path} is not there: correct the path (a Hub dataset is named owner/name)"
-        )
-    if path.is_dir():
-        names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise UserError(f"{path} is a folder: name one or more of its files ({names})")
-    name = (member or path.name).lower().removesuffix(".gz")
-    ending = Path(name).suffix
-    if ending in SPREADSHEETS:
-        raise UserError(f"{path} is a spreadsheet: save it as CSV (UTF-8) and import that")
-    refuse_other_content(path, member, ending, reading.encoding)
-    if ending == ".parquet":
-        return _parquet_table(path, member)
-    if ending in (".json", *LINES):
-        return _json_table(path, member, reading)
-    if ending in TABLES:
-        return _csv_table(path, member, reading, tab=ending == ".tsv")
-    raise UserError(
-        f"{path}: unknown ending {ending or '(none)'}: use .csv, .tsv, .json, .jsonl, .parquet, "
-        ".gz of these, or archive.tar.gz::member"
-    )
-
-
-def _may_be_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and Path(name).suffix.lower() not in KNOWN
-
-
 # --- text ---
 
 
 def _lines(path: Path, member: str, encoding: str) -> Iterator[str]:
-    """Yield the text's lines, each with its own line end: \\n alone ends one."""
+    """Yield the lines of a text, each with its own line end: \\n alone ends one."""
     with open_bytes(path, member) as binary:
         if encoding.startswith(("utf-16", "utf-32")):  # their line ends are not the byte \n
             yield from io.StringIO(_decoded(binary.read(), path, encoding, 0), newline="\n")
@@ -176,7 +191,7 @@ def _decoded(piece: bytes, path: Path, encoding: str, at: int) -> str:
 
 
 def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]]:
-    """Choose the encoding, a byte-order mark before what was given, and say it."""
+    """Return the encoding, a byte-order mark before the given one, and the note about it."""
     with open_bytes(path, member) as binary:
         start = binary.read(4)
     if not start:
@@ -187,7 +202,7 @@ def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]
     if not given:
         return "utf-8", ()
     try:
-        "".encode(given)  # refuses what is no encoding of texts, such as base64
+        "".encode(given)  # refuses a codec that does not encode text, such as base64
         name = codecs.lookup(given).name
     except (LookupError, ValueError) as error:
         raise UserError(f"--encoding {given} is not known: try utf-8, cp1252 or latin-1") from error
@@ -204,10 +219,17 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
         return _lines(path, member, encoding)
 
     dialect = recognise(path, lines, reading.delimiter, reading.quoting, tab)
-    said = " and ".join(dialect.notes())
-    first = next(records(path, lines(), dialect), (0, []))
-    names = [name.strip() for name in reading.header or first[1]]
-    _check_header(path, names, first[0])
+    recognised = dialect.notes()
+    head, first = next(records(path, lines(), dialect), (0, []))
+    names = [name.strip() for name in reading.header or first]
+    for number, name in enumerate(names):
+        if name and name not in names[:number]:
+            continue
+        problem = f"two columns are called {name}" if name else f"column {number + 1} has no name"
+        raise UserError(
+            f"{path}, line {head}: {problem}: give each a name of its own, or name all with "
+            "--header if the file has no header line"
+        )
 
     def rows() -> Rows:
         numbered = records(path, lines(), dialect)
@@ -216,31 +238,13 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
             if len(values) != len(names):
                 error = UserError(
                     f"{path}, line {line}: {len(values)} fields, but {len(names)} columns: correct "
-                    f"it, or overrule {said} with --delimiter or --quoting"
+                    f"it, or overrule {' and '.join(recognised)} with --delimiter or --quoting"
                 )
                 row = reading.refuse(error)
             yield Place(path, line, lines=True), row
 
-    if next(rows(), None) is None:
-        raise UserError(f"{path} holds no rows: name a file with a header line and rows")
-    notes = (*notes, *dialect.notes())
+    notes = (*notes, *recognised)
     return Table(shown(path.name), tuple(names), rows, notes, delimiter=dialect.delimiter)
-
-
-def _check_header(path: Path, names: Sequence[str], line: int) -> None:
-    seen = set()
-    for place, name in enumerate(names, start=1):
-        if not name:
-            raise UserError(
-                f"{path}, line {line}: column {place} has no name: give it one, or all with "
-                "--header if the file has no header line"
-            )
-        if name in seen:
-            raise UserError(
-                f"{path}, line {line}: two columns are called {name}: rename one, or name all with "
-                "--header if the file has no header line"
-            )
-        seen.add(name)
 
 
 # --- JSON ---
@@ -249,19 +253,14 @@ def _check_header(path: Path, names: Sequence[str], line: int) -> None:
 def _json_table(path: Path, member: str, reading: Reading) -> Table:
     encoding, notes = _encoding(path, member, reading.encoding)
     filled = (line for line in _lines(path, member, encoding) if line.strip())
-    start = list(itertools.islice(filled, 2))
-    if not start:
-        raise UserError(f"{path} holds no rows: name a file with rows")
-    whole = _is_whole(start)
+    whole = _is_whole(list(itertools.islice(filled, 2)))
     values = _json_list(path, "".join(_lines(path, member, encoding))) if whole else []
 
-    def numbered() -> Iterator[tuple[int, Any]]:
-        if whole:
-            return iter(enumerate(values, start=1))
-        return _json_lines(path, _lines(path, member, encoding), reading)
-
     def rows() -> Rows:
-        for number, value in numbered():
+        numbered: Iterator[tuple[int, Any]] = enumerate(values, start=1)
+        if not whole:
+            numbered = _json_lines(path, _lines(path, member, encoding), reading)
+        for number, value in numbered:
             place = Place(path, number, lines=not whole)
             if not isinstance(value, dict):
                 remedy = "write {...} for each row"
@@ -269,17 +268,14 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
             yield place, value
 
     columns = dict.fromkeys(key for _, row in itertools.islice(rows(), FIRST_ROWS) for key in row)
-    if not columns:
-        raise UserError(f"{path} holds no rows: name a file with rows")
-    return Table(
-        shown(path.name), tuple(columns), rows, (*notes, "JSON" if whole else "JSON Lines")
-    )
+    notes = (*notes, "JSON" if whole else "JSON Lines")
+    return Table(shown(path.name), tuple(columns), rows, notes)
 
 
 def _is_whole(start: Sequence[str]) -> bool:
-    """Whether the file is one JSON value, by its first two lines that are not blank."""
-    if start[0].lstrip().startswith("["):
-        return True
+    """Return whether a file is one JSON value, by its first two lines that are not blank."""
+    if not start or start[0].lstrip().startswith("["):
+        return bool(start)
     try:
         first = json.loads(start[0])
     except (ValueError, RecursionError):
@@ -296,7 +292,7 @@ def _json_list(path: Path, text: str) -> list[Any]:
         return lists[0]
     if isinstance(value, dict) and not lists:
         return [value]
-    raise UserError(f"{path} holds no one list of rows: write [{{...}}, ...] or JSON Lines")
+    raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...] or JSON Lines")
 
 
 def _wrapped(value: Any) -> list[list[Any]]:
@@ -317,10 +313,10 @@ def _json_lines(path: Path, lines: Iterator[str], reading: Reading) -> Iterator[
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
-    """Parse JSON that starts at `line`; refuses what no other program could read again."""
+    """Parse JSON that starts at `line`; refuse what no other program could read again."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is no character
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is not a character
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except json.JSONDecodeError as error:
@@ -334,48 +330,47 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         raise UserError(f"{path}, from line {line}: {error}: correct it") from error
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not in JSON, write null")
 
 
 # --- Parquet and the Hub ---
 
 
-def _parquet_table(path: Path, member: str) -> Table:
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; raise UserError where it is truncated or damaged."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
+    try:
+        # Python opens the file, because Arrow takes no path that is not UTF-8.
+        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
+            yield file
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from error
+
+
+def _parquet_table(path: Path, member: str) -> Table:
     if member or path.suffix.lower() == ".gz":
         raise UserError(f"{path}: Parquet is packed as it is: unpack it first, and name the file")
-    broken = (arrow.ArrowException, OSError, UnicodeDecodeError)
-    try:
-        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
-            names, count = file.schema_arrow.names, file.metadata.num_rows
-    except broken as error:
-        raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from error
-    if not count:
-        raise UserError(f"{path} holds no rows: name a file with rows")
 
     def rows() -> Rows:
-        number = 0
-        try:
-            with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
-                for batch in file.iter_batches(batch_size=1024):
-                    for value in batch.to_pylist():
-                        number += 1
-                        yield Place(path, number, lines=False), _decoded_cells(value)
-        except broken as error:
-            raise UserError(
-                f"{path}, after row {number}: not a whole Parquet file ({error}): fetch it again"
-            ) from error
+        number = itertools.count(1)
+        with _parquet_file(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for value in batch.to_pylist():
+                    yield Place(path, next(number), lines=False), _decoded_cells(value)
 
+    with _parquet_file(path) as file:
+        names = file.schema_arrow.names
     return Table(shown(path.name), tuple(names), rows, ("Parquet",))
 
 
 def _decoded_cells(value: Any) -> Any:
-    """Decode bytes as UTF-8, however deep: Hive, Impala and old Spark write texts as binary.
+    """Decode bytes as UTF-8 at any depth: Hive, Impala and old Spark write texts as binary.
 
-    Bytes that are no UTF-8, such as images, stay: whoever reads such a cell refuses it.
+    Bytes that are not UTF-8, such as images, stay: whoever reads such a cell refuses it.
     """
     if isinstance(value, bytes):
         try:
@@ -398,7 +393,7 @@ def _hub_table(source: str, reading: Reading) -> Table:
             name, config or None, split=reading.hub_split, streaming=True
         )
         first = next(iter(stream), None)
-    except Exception as error:  # the hub's client raises errors of every kind
+    except Exception as error:  # the client of the Hub raises errors of every kind
         problem = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name} is neither a file nor a Hub dataset that can be read ({problem}): correct the "
