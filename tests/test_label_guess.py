@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data.proposing.columns import Column
+from pt_app.judge_data.proposing.guessing import guess_labels
 from pt_app.judge_data.proposing.inspecting import inspect
-from pt_app.judge_data.proposing.label_guess import guess_labels
 from tests.strangers import answer, graded, source, translations, write
 
 

@@ -55,9 +55,9 @@ class Job:
     """How rows of files become rows of a dataset: by a format, or else by a map."""
 
     scale: Scale
-    options: ImportOptions
-    format: Format | None
-    map: ColumnMap
+    options: ImportOptions = field(default_factory=ImportOptions)
+    format: Format | None = None
+    map: ColumnMap = field(default_factory=lambda: ColumnMap({}, {}))
 
 
 @dataclass
@@ -111,9 +111,7 @@ class Tally:
         lines = [f"read {self.read:,} rows: kept {self.kept:,}{as_examples}, dropped {dropped:,}"]
         lines += [f"  {count:,} dropped: {reason}" for count, reason in self.dropped.told()]
         if self.ungrouped:
-            lines.append(
-                f"  {self.ungrouped:,} kept rows have an empty group: their texts are their group"
-            )
+            lines.append(f"  {self.ungrouped:,} kept rows have an empty group: it is their source")
         return lines + [f"  {line}" for line in (*self.answers.as_answers(), *self.decisions)]
 
 
@@ -262,34 +260,28 @@ def examples_of(
 
 
 def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Converted]:
-    options = job.options
+    map, options = job.map, job.options
     if job.format is not None:
         yield from job.format.convert(table.rows(), job.scale, options)
         return
-    labels = job.map.columns.get("label", ())
-    reader = LabelReader.of(
-        table, labels, job.scale, job.map.labels, options.drop_bad, options.reduce
-    )
-    rows = _mapped(table, job, tally, reader, prefix)
-    if {"id", "rater"} <= set(job.map.columns):
-        rows = merge_raters(rows, reader, tally.refuse)
-    yield from rows
+    labels, drop_bad = map.columns.get("label", ()), options.drop_bad
+    reader = LabelReader.of(table, labels, job.scale, map.labels, drop_bad, options.reduce)
+    wanted = wanted_values(options.only, table)
+
+    def mapped() -> Iterator[Converted]:
+        for place, value in table.rows():
+            other = [name for name, text in wanted.items() if str(value.get(name)) != text]
+            if other:
+                yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
+                continue
+            try:
+                yield map.convert(place, value, reader, prefix)
+            except RowError as error:
+                tally.refuse(error, 1)
+
+    one_per_rater = {"id", "rater"} <= set(map.columns)
+    yield from merge_raters(mapped(), reader, tally.refuse) if one_per_rater else mapped()
     tally.take(reader)
-
-
-def _mapped(
-    table: Table, job: Job, tally: Tally, reader: LabelReader, prefix: str
-) -> Iterator[Converted]:
-    wanted = wanted_values(job.options.only, table)
-    for place, value in table.rows():
-        other = [name for name, text in wanted.items() if str(value.get(name)) != text]
-        if other:
-            yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
-            continue
-        try:
-            yield job.map.convert(place, value, reader, prefix)
-        except RowError as error:
-            tally.refuse(error, 1)
 
 
 def _identified(

@@ -197,10 +197,10 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
 def _check_range(verdict: Verdict, reader: LabelReader, place: Place) -> None:
     """Raise RowError for a number beyond the scale's ends, which the mean of several would hide."""
     scale = reader.scale
-    if scale.task == "score" and not (
-        float(scale.values[0]) <= float(verdict) <= float(scale.values[-1])
-    ):
-        raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
+    if scale.task == "score":
+        low, high = float(scale.values[0]), float(scale.values[-1])
+        if not low <= float(verdict) <= high:
+            raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
 
 
 def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
@@ -209,26 +209,23 @@ def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
     Raises:
         RowError: An annotator gave two different labels, unless `reader.drop_bad`.
     """
-    first: dict[str, _Vote] = {}
-    kept: list[_Vote] = []
+    first: dict[str | int, _Vote] = {}
     disagreeing: set[str] = set()
-    for vote in votes:
-        earlier = first.setdefault(vote.rater, vote) if vote.rater else vote
+    for number, vote in enumerate(votes):
+        earlier = first.setdefault(vote.rater or number, vote)
         if earlier is vote:
-            kept.append(vote)
-        elif earlier.verdict == vote.verdict:
+            continue
+        if earlier.verdict == vote.verdict:
             reader.left_out.add("the same annotator's answer once more")
-        else:
-            problem = (
-                f"annotator {vote.rater} says {earlier.verdict} ({earlier.place.where}) "
-                f"and {vote.verdict}"
-            )
-            error = vote.place.error("label", problem, "keep one answer of each annotator")
-            if not reader.drop_bad:
-                raise error
-            reader.left_out.add("its annotator contradicts themself", str(error))
-            disagreeing.add(vote.rater)
-    return [vote for vote in kept if vote.rater not in disagreeing]
+            continue
+        before = f"{earlier.verdict} ({earlier.place.where})"
+        problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
+        error = vote.place.error("label", problem, "keep one answer of each annotator")
+        if not reader.drop_bad:
+            raise error
+        reader.left_out.add("its annotator contradicts themself", str(error))
+        disagreeing.add(vote.rater)
+    return [vote for vote in first.values() if vote.rater not in disagreeing]
 
 
 def merge_raters(
@@ -269,15 +266,13 @@ def _difference(first: Converted, other: Converted) -> RowError | None:
 
 def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
     """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
-    rows = [(one.row, one.place) for one in group if one.row]
-    votes = _one_each(
-        [
-            _Vote(str(row.get("meta", {}).get("rater", "")), row["label"]["verdict"], place)
-            for row, place in rows
-        ],
-        reader,
-    )
-    row, place = rows[0]
+    given = []
+    for one in group:
+        row = one.row or {}
+        rater = str(row.get("meta", {}).get("rater", ""))
+        given.append(_Vote(rater, row["label"]["verdict"], one.place))
+    votes = _one_each(given, reader)
+    place, row = group[0].place, group[0].row or {}
     if not votes:
         return Converted(place, None, "no label", rows_read=len(group))
     verdict = reader.combined([vote.verdict for vote in votes])

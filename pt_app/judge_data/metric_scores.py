@@ -19,6 +19,8 @@ from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.verdict_files import FileRow, Rows, VerdictFile, VerdictTable
 
 ANY = Scale("score", "any", ())  # of labels that are numbers of no scale
+Metrics = Mapping[str, Rows]
+"""The rows of each metric by its name."""
 
 
 def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
@@ -31,10 +33,8 @@ def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
         UserError: A label or score is not a number, or no row has a label.
     """
     columns, metrics = source.columns, dict[str, Rows]()
-    readers = {
-        name: LabelReader(ANY, numbers=source.numbers(name))
-        for name in (columns.label, columns.verdict)
-    }
+    names = (columns.label, columns.verdict)
+    readers = {name: LabelReader(ANY, numbers=source.numbers(name)) for name in names}
 
     def number(row: FileRow, column: str) -> float | None:
         value = readers[column].read(source.meant(row.cell(column)), row.place, column)
@@ -53,7 +53,7 @@ def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
     return metrics
 
 
-def rank_results(metrics: Mapping[str, Rows], about: Mapping[str, Any]) -> dict[str, Any]:
+def rank_results(metrics: Metrics, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results.json of metrics that are measured by rank alone."""
     rows = next(iter(metrics.values()))
     groups = {row["group"] for row in rows}
@@ -97,11 +97,7 @@ def _columns(rows: Rows) -> tuple[FloatArray, FloatArray]:
 
 
 def as_verdicts(
-    metrics: Mapping[str, Rows],
-    validation: Mapping[str, Rows],
-    scale: Scale,
-    file: str,
-    measured: str,
+    metrics: Metrics, validation: Metrics, scale: Scale, file: str, measured: str
 ) -> VerdictTable:
     """Turn the scores of metrics into verdicts by isotonic regression on validation rows.
 

@@ -6,6 +6,7 @@ then the scale, then the delimiter of the file. A number that none of them decid
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -48,31 +49,25 @@ class AmbiguousNumberError(ValueError):
     """A number that can be read in two ways, where nothing in the file tells the right one."""
 
 
+@dataclass
 class Numbers:
     """Reads the numbers of one column, or of several columns that are written alike.
 
-    Args:
+    Attributes:
         cells: Returns all cells of the columns. They are scanned once, and only when a number can
             be read in two ways.
         delimiter: The delimiter of the file, if it is a CSV file.
         decimal: "point" or "comma"; overrules everything else.
         fits: Whether a number is on the scale.
-
-    Attributes:
         note: What was decided, for the summary; "" where nothing had to be decided.
     """
 
-    def __init__(
-        self,
-        cells: Callable[[], Iterable[Any]] = tuple,
-        *,
-        delimiter: str = "",
-        decimal: str = "",
-        fits: Callable[[Decimal], bool] = lambda _: True,
-    ) -> None:
-        self._cells, self._delimiter, self._fits = cells, delimiter, fits
-        self._given, self._sign = decimal, decimal or None
-        self.note = ""
+    cells: Callable[[], Iterable[Any]] = tuple
+    delimiter: str = ""
+    decimal: str = ""
+    fits: Callable[[Decimal], bool] = lambda _: True
+    note: str = field(default="", init=False)
+    _sign: str | None = field(default=None, init=False)
 
     def read(self, cell: Any) -> Decimal | None:
         """Read a number, or the text of one; return None for anything else.
@@ -90,17 +85,17 @@ class Numbers:
             return number if number.is_finite() else None
         point, comma = readings(cell)
         if point is None or comma is None or point == comma:
-            if self._given:  # a decimal sign that was named allows no other
-                return point if self._given == "point" else comma
+            if self.decimal:  # a decimal sign that was named allows no other
+                return point if self.decimal == "point" else comma
             return comma if point is None else point
         if self._sign is None:
-            self._sign = self._decide()
+            self._sign = self.decimal or self._decide()
         if not self._sign:
             raise AmbiguousNumberError(f"{cell.strip()!r} may be {plain(point)} or {plain(comma)}")
         right, wrong, other = point, comma, "comma"
         if self._sign == "comma":
             right, wrong, other = comma, point, "point"
-        if not self._given:
+        if not self.decimal:
             text = f"{cell.strip()} is read as {plain(right)} (--decimal {other}: {plain(wrong)})"
             self.note = self.note or text
         return right
@@ -113,7 +108,7 @@ class Numbers:
         certain: set[str] = set()
         fit = {"point": True, "comma": True}
         points_alone = True
-        for cell in self._cells():
+        for cell in self.cells():
             point, comma = readings(cell) if isinstance(cell, str) else (None, None)
             if point == comma:
                 continue
@@ -121,11 +116,11 @@ class Numbers:
                 certain.add("comma" if point is None else "point")
                 continue
             points_alone &= "," not in cell
-            fit["point"] &= self._fits(point)
-            fit["comma"] &= self._fits(comma)
+            fit["point"] &= self.fits(point)
+            fit["comma"] &= self.fits(comma)
         if certain:
             return certain.pop() if len(certain) == 1 else ""
         if fit["point"] != fit["comma"]:
             return "point" if fit["point"] else "comma"
         by_delimiter = {",": "point", ";": "comma"}
-        return by_delimiter.get(self._delimiter, "point" if points_alone else "")
+        return by_delimiter.get(self.delimiter, "point" if points_alone else "")

@@ -306,13 +306,10 @@ class _Cells:
         notes = [f"{name}: {note}" for name, one in self._readers.items() for note in one.notes()]
         for column, count in self._failed.items():
             what = "no label" if column == self.columns.label else "no verdict"
-            notes.append(
-                f"{column}: {count:,} of {FAILED}, {what} (a --scale that holds it counts it)"
-            )
+            notes.append(f"{column}: {count:,} of {FAILED}, {what} (unless a --scale holds it)")
         if self._pairs:
-            notes.append(
-                f"{self.columns.probabilities}: two numbers in {self._pairs:,} rows, of A and B"
-            )
+            column = self.columns.probabilities
+            notes.append(f"{column}: two numbers in {self._pairs:,} rows, of A and B")
         return notes
 
 

@@ -1,41 +1,40 @@
-"""Public formats by name: what `judge data import --format NAME` reads."""
+"""Public formats by name: what `judge data import --format NAME` reads.
+
+`formats.yaml` describes them, and `public` and `mqm` convert their rows.
+"""
 
 import difflib
-from typing import Any
+from pathlib import Path
+
+import yaml
 
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place
-from pt_app.judge_data.formats.format import Combine, Format, FormatOptions, row_by_row
-from pt_app.judge_data.formats.mqm import WMT_MQM
-from pt_app.judge_data.formats.public import DEMETR, LLMBAR, MLQE_PE, PANDALM, PARACRAWL
-from pt_app.judge_data.rows import Row
+from pt_app.judge_data.formats import mqm, public
+from pt_app.judge_data.formats.format import Format, FormatOptions
 
 __all__ = ["CHAT", "FORMATS", "Format", "FormatOptions", "fitting", "get"]
 
-
-@row_by_row
-def _as_they_are(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
-    return value
-
-
-CHAT = Format(
-    name="chat",
-    about="rows of fields or of chat, as docs/DATA.md describes them",
-    columns=(),
-    scale="",  # rows of any scale
-    convert=_as_they_are,
-    template="translation",
-)
-FORMATS = {one.name: one for one in (MLQE_PE, WMT_MQM, PANDALM, LLMBAR, DEMETR, PARACRAWL, CHAT)}
+CONVERT = {
+    "mlqe-pe": public.mlqe_pe,
+    "wmt-mqm": mqm.wmt_mqm,
+    "pandalm": public.pandalm,
+    "llmbar": public.llmbar,
+    "demetr": public.demetr,
+    "paracrawl-human": public.paracrawl,
+    "chat": public.as_they_are,
+}
+_FILE = Path(__file__).with_name("formats.yaml")
+_ABOUT = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+FORMATS = {name: Format(name, convert=CONVERT[name], **about) for name, about in _ABOUT.items()}
+CHAT = FORMATS["chat"]
 
 
 def get(name: str) -> Format:
     """Return the format of that name; raise UserError for an unknown one."""
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"--format {name} is unknown, the nearest is {near}: use {', '.join(FORMATS)}, or --map"
-        )
+        use = f"use {', '.join(FORMATS)}, or --map"
+        raise UserError(f"--format {name} is unknown, the nearest is {near}: {use}")
     return FORMATS[name]
 
 

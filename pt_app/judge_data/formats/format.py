@@ -1,16 +1,20 @@
 """What is known of a public format: how its file is read, and what its rows mean."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.annotators import reduce
-from pt_app.judge_data.reading.archives import is_archive
+from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Reading, Rows, Table, open_table
 from pt_app.judge_data.rows import Converted, Row
+
+BY_WEIGHTS = "by mqm_weights"
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,13 @@ Convert = Callable[[Rows, Scale, FormatOptions], Iterator[Converted]]
 Combine = Callable[[Sequence[Verdict]], Verdict]
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Format:
-    """A public format.
+    """A public format, as formats.yaml describes it.
 
     Attributes:
         columns: The columns by which it is recognised.
-        scale: The name of its scale; that of MQM scores depends on the weights.
+        scale: The name of its scale, or `BY_WEIGHTS`.
         convert: Makes rows of a dataset from the rows of one file, or says why not.
         member: The member of an archive that holds the rows.
     """
@@ -39,18 +43,21 @@ class Format:
     name: str
     about: str
     columns: tuple[str, ...]
-    scale: str | Callable[[FormatOptions], str]
+    scale: str
     convert: Convert
     template: str
     rubric: str = ""
     origin: str = ""
     licence: str = ""
     member: str = ""
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading = Reading()
 
     def scale_of(self, options: FormatOptions) -> str:
-        """Return the name of the scale."""
-        return self.scale if isinstance(self.scale, str) else self.scale(options)
+        """Return the name of the scale; that of MQM scores depends on the weights."""
+        from pt_app.judge_data.formats.mqm import Weights  # it imports this module
+
+        by_weights = self.scale == BY_WEIGHTS
+        return Weights.load(options.mqm_weights).scale if by_weights else self.scale
 
     def fits(self, columns: tuple[str, ...]) -> bool:
         """Return whether a file with these columns is of this format."""
@@ -82,10 +89,10 @@ def row_by_row(row_of: Callable[[Place, dict[str, Any], Combine], Row | str]) ->
     return convert
 
 
-def meaning(value: dict[str, Any], column: str, meanings: dict[Any, Any], place: Place) -> Any:
+def meaning(value: dict[str, Any], column: str, meanings: dict[str, Any], place: Place) -> Any:
     """Return what a label of a format means; raise RowError for one that the format does not have.
 
-    Numbers are compared by their text, so that 1 and "1" are alike.
+    Labels are compared as texts, so that 1 and "1" are alike.
     """
     cell = str(value[column])
     if cell not in meanings:

@@ -11,8 +11,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.annotators import nearest, reduce
-from pt_app.judge_data.formats.format import Format, FormatOptions
-from pt_app.judge_data.reading.tables import Reading, Rows
+from pt_app.judge_data.formats.format import FormatOptions
+from pt_app.judge_data.reading.tables import Rows
 from pt_app.judge_data.rows import Converted
 
 FOLDER = Path(__file__).parents[1] / "mqm_weights"
@@ -75,7 +75,8 @@ class Weights:
         return nearest(float(Decimal(str(scale.values[-1])) - sum(penalties, Decimal(0))), scale)
 
 
-def _wmt_mqm(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+def wmt_mqm(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+    """Group the error spans by translation and rater; convert each translation."""
     weights = Weights.load(options.mqm_weights)
     translations: dict[tuple[str, ...], dict[str, Rating]] = {}
     for place, value in rows:
@@ -123,18 +124,3 @@ def _issues(errors: Rating) -> Iterator[str]:
         spans = _SPAN.findall(value["target"]) or _SPAN.findall(value["source"])
         issue = f"{value['category']} {value['severity'].lower()}"
         yield issue + "".join(f' "{span.strip()}"' for span in spans)
-
-
-WMT_MQM = Format(
-    name="wmt-mqm",
-    about="error spans with category and severity, one row per error",
-    columns=("system", "doc", "seg_id", "rater", "source", "target", "category", "severity"),
-    scale=lambda options: Weights.load(options.mqm_weights).scale,
-    convert=_wmt_mqm,
-    template="translation_any",
-    rubric="{high} is a translation without an error. Each major error costs 5, each minor one 1, "
-    "down to {low}.",
-    origin="WMT MQM human evaluation, google/wmt-mqm-human-evaluation",
-    licence="Apache-2.0",
-    reading=Reading(delimiter="tab", quoting="off"),
-)

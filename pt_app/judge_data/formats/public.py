@@ -1,12 +1,11 @@
-"""Public sets whose rows stand for themselves: single translations, and pairs of answers."""
+"""Converts public sets whose rows stand for themselves: translations, and pairs of answers."""
 
 import json
 from hashlib import sha256
 from typing import Any
 
 from pt_app.core.records import Place
-from pt_app.judge_data.formats.format import Combine, Format, meaning, row_by_row, stem
-from pt_app.judge_data.reading.tables import Reading
+from pt_app.judge_data.formats.format import Combine, meaning, row_by_row, stem
 from pt_app.judge_data.rows import Row
 
 _PANDALM = {"0": "tie", "1": "A", "2": "B"}
@@ -21,11 +20,10 @@ _PARACRAWL = {
     "L": ("FAIL", ["wrong language"]),
     "T": ("FAIL", ["wrong tokenisation"]),
 }
-_PARACRAWL_COLUMNS = ("url1", "url2", "src", "trg", "hunalign", "zipporah", "bicleaner", "label")
 
 
 @row_by_row
-def _mlqe_pe(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
+def mlqe_pe(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
     try:
         scores = [int(x) if float(x).is_integer() else x for x in json.loads(value["scores"])]
     except (ValueError, TypeError) as error:
@@ -43,7 +41,7 @@ def _mlqe_pe(place: Place, value: dict[str, Any], combine: Combine) -> Row | str
 
 
 @row_by_row
-def _paracrawl(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
+def paracrawl(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
     verdict, issues = meaning(value, "label", _PARACRAWL, place)
     return {
         "id": f"paracrawl-{place.row}",
@@ -55,7 +53,7 @@ def _paracrawl(place: Place, value: dict[str, Any], combine: Combine) -> Row | s
 
 
 @row_by_row
-def _demetr(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
+def demetr(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
     """Make a pair of the translation, which is better, and its perturbation.
 
     A hash of the id decides the order of the two, so that neither position is the better one.
@@ -81,7 +79,7 @@ def _demetr(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
 
 
 @row_by_row
-def _pandalm(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
+def pandalm(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
     answers = [value["response1"], value["response2"]]
     if not all(isinstance(answer, str) for answer in answers):
         # Whoever made the file let YAML or pandas read "True." as a truth value.
@@ -98,7 +96,7 @@ def _pandalm(place: Place, value: dict[str, Any], combine: Combine) -> Row | str
 
 
 @row_by_row
-def _llmbar(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
+def llmbar(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
     return {
         "id": f"llmbar-{stem(place)}-{place.row}",
         "source": value["input"],
@@ -108,58 +106,7 @@ def _llmbar(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
     }
 
 
-MLQE_PE = Format(
-    name="mlqe-pe",
-    about="direct assessments of translations, 0-100, by six annotators",
-    columns=("index", "original", "translation", "scores", "mean", "z_mean"),
-    scale="0-100",
-    convert=_mlqe_pe,
-    template="translation_any",
-    origin="MLQE-PE direct assessments, sheffieldnlp/mlqe-pe",
-    licence="CC0-1.0",
-    member="*.df.short.tsv",
-    reading=Reading(delimiter="tab", quoting="off"),
-)
-PARACRAWL = Format(
-    name="paracrawl-human",
-    about="sentence pairs of a web corpus, valid or not",
-    columns=_PARACRAWL_COLUMNS,
-    scale="pass_fail",
-    convert=_paracrawl,
-    template="translation_any",
-    rubric="PASS is a valid or free translation. FAIL is a translation error, machine "
-    "translation, a misaligned pair, a wrong language or wrong tokenisation.",
-    origin="ParaCrawl human evaluations, release 3, paracrawl/human-evaluations",
-    licence="CC-BY-SA-4.0",
-    reading=Reading(delimiter="tab", quoting="off", header=(*_PARACRAWL_COLUMNS, "comments")),
-)
-DEMETR = Format(
-    name="demetr",
-    about="a translation and the same with a known error",
-    columns=("src_sent", "eng_sent", "mt_sent", "pert_sent", "pert_check", "severity"),
-    scale="pairwise",
-    convert=_demetr,
-    template="translation_any",
-    origin="DEMETR, marzenakrp/demetr",
-    licence="MIT",
-)
-PANDALM = Format(
-    name="pandalm",
-    about="two responses, three annotators (the human test set of PandaLM)",
-    columns=("instruction", "response1", "response2", "annotator1", "annotator2", "annotator3"),
-    scale="pairwise",
-    convert=_pandalm,
-    template="response",
-    origin="PandaLM test set, WeOpenML/PandaLM",
-    licence="Apache-2.0",
-)
-LLMBAR = Format(
-    name="llmbar",
-    about="two outputs, one of which follows the instruction (LLMBar)",
-    columns=("input", "output_1", "output_2", "label"),
-    scale="pairwise",
-    convert=_llmbar,
-    template="response",
-    origin="LLMBar, princeton-nlp/LLMBar",
-    licence="MIT",
-)
+@row_by_row
+def as_they_are(place: Place, value: dict[str, Any], combine: Combine) -> Row | str:
+    """Take rows as they are."""
+    return value

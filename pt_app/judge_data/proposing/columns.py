@@ -200,11 +200,7 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
 
 def is_turns(cell: Any) -> bool:
     """Return whether a cell is a conversation: turns of role and content, or of from and value."""
-    shapes = ({"role", "content"}, {"from", "value"})
-    return (
-        isinstance(cell, list)
-        and bool(cell)
-        and all(
-            isinstance(one, dict) and any(shape <= set(one) for shape in shapes) for one in cell
-        )
-    )
+    if not isinstance(cell, list) or not cell:
+        return False
+    turns = [set(turn) if isinstance(turn, dict) else set() for turn in cell]
+    return all({"role", "content"} <= turn or {"from", "value"} <= turn for turn in turns)

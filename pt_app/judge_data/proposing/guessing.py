@@ -1,64 +1,50 @@
-"""Guesses what the columns of an unknown file are: which text, which label, which rater.
+"""Guesses what the columns of an unknown file are, and what its labels mean.
 
 Names decide first, since people name the same things alike; then the content of the columns.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from pt_app.core.verdicts import MOST_VALUES
+from pt_app.core.words import normalised
 from pt_app.judge_data.mapping import LISTS, TARGETS
+from pt_app.judge_data.numbers import as_number
 from pt_app.judge_data.proposing.columns import Column
 
 Columns = Mapping[str, Column]
 Names = tuple[str, ...]
 
-
-def _names(text: str) -> Names:
-    return tuple(text.split())
-
-
-# What people name the columns of each field, the most likely name first.
-NAMES: dict[str, Names] = {
-    "label": _names(
-        "orig_score label score rating overall_score grade verdict winner preference preferred "
-        "choice choices judgement judgment quality human_score overall helpfulness correct "
-        "is_correct acceptable pass passed nota avaliacao da mean value class annotation"
-    ),
-    "rubric": _names("orig_criteria rubric criteria guideline guidelines"),
-    "feedback": _names(
-        "orig_feedback feedback comment comments explanation rationale reason notes critique "
-        "justification comentario"
-    ),
-    "issues": _names("issues errors error_types error_type"),
-    "conversation": _names("conversation messages history dialogue dialog chat_history"),
-    "candidate": _names(
-        "orig_response candidate translation mt hypothesis hyp target tgt trg response answer "
-        "output completion generation prediction summary model_output reply traducao portuguese pt"
-    ),
-    "source": _names(
-        "orig_instruction source src source_text original src_sent instruction prompt question "
-        "query input request fonte english en text"
-    ),
-    "reference": _names(
-        "orig_reference_answer reference ref reference_answer gold gold_answer ground_truth "
-        "expected ideal human_translation post_edit pe"
-    ),
-    "context": _names("context contexts passage passages retrieved evidence documents"),
-    "rater": _names("rater annotator annotator_id rater_id worker worker_id reviewer"),
-    "id": _names("id idx index uid row_id example_id item_id segment_id seg_id"),
-    "group": _names("group group_id source_id prompt_id question_id instruction_id"),
-    "system": _names("system model model_name engine mt_system"),
-    "document": _names("document doc doc_id document_id"),
-    "time": _names("time timestamp created_at date created submitted_at"),
-}
+_FILE = Path(__file__).with_name("vocabulary.yaml")
+VOCABULARY: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
 PAIRS = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
-PAIRED = {*NAMES["candidate"], *NAMES["conversation"], "system_output", "assistant", "option"}
-TRANSLATED = set(_names("translation mt hypothesis hyp target tgt trg traducao pt"))
-# What the columns of several raters are named before their numbers.
-RATERS = set(_names("annotator rater r judge worker vote label rating score grade"))
+NAMES = {target: tuple(names.split()) for target, names in VOCABULARY["columns"].items()}
+PAIRED = {*NAMES["candidate"], *NAMES["conversation"], *VOCABULARY["paired"].split()}
+TRANSLATED = set(VOCABULARY["translated"].split())
+RATERS = set(VOCABULARY["raters"].split())
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 # Parts of a path that name nothing: positions in lists, and the wrappers of annotation tools.
 _STEP = re.compile(r"\d+|\*|responses|values?")
+# Of this many labels the largest one is taken for the end of the scale; of fewer, a usual end.
+ENOUGH = 50
+TOPS = (5, 10, 100)
+STEPS = tuple(map(Decimal, ("10", "5", "1", "0.5", "0.25", "0.2", "0.1", "0.05", "0.01")))
+# Numbers as verdicts of a pair: A, B and tie, in this order.
+PAIR_NUMBERS = ("1 2", "1 2 0", "1 2 3", "0 1", "1 0 0.5", "1 -1 0")
+_WINNERS, _VERDICTS = (
+    {verdict: set(words.split(", ")) for verdict, words in VOCABULARY[name].items()}
+    for name in ("winners", "verdicts")
+)
+_GRADES = [grades.split(", ") for grades in VOCABULARY["grades"]]
+
+
+# --- columns ---
 
 
 def words_of(name: str) -> Names:
@@ -203,3 +189,134 @@ def _singular(name: str) -> set[str]:
 
 def _first_text(columns: Columns) -> Names:
     return tuple(n for n, c in columns.items() if c.kind == "text" and c.most < 2)[:1]
+
+
+def guess_template(guessed: Mapping[str, Names]) -> str:
+    """Choose a template by the names of the columns: translations, or answers to requests."""
+
+    def words(field: str) -> set[str]:
+        names = [
+            name for target, names in guessed.items() if target.startswith(field) for name in names
+        ]
+        return {word for name in names for word in words_of(name)}
+
+    candidate = words("candidate")
+    if words("source") & {"en", "english"} and candidate & {"pt", "portuguese"}:
+        return "translation"
+    return "translation_any" if candidate & TRANSLATED else "response"
+
+
+# --- labels ---
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels are.
+
+    Attributes:
+        scale: The name of the scale; "" where the numbers are too fine for one.
+        meanings: Those for --labels.
+        unknown: Values without a known meaning.
+        remark: What the user should check.
+    """
+
+    task: str
+    scale: str
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    remark: str = ""
+
+
+def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
+    """Guess task, scale and meanings from the columns of the labels, one or one per rater.
+
+    Without any column the usual scale is returned.
+    """
+    if not columns:
+        return Labels("score", "0-10")
+    values = list(dict.fromkeys(value.strip() for column in columns for value in column.values))
+    numbers = all(column.kind == "number" for column in columns)
+    if pair:
+        return _pair_numbers(values) if numbers else _with_meanings(values, "pairwise", _winner)
+    if numbers and {_plain(value) for value in values} != {"0", "1"}:
+        step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
+        low, high = min(c.low for c in columns), max(c.high for c in columns)
+        scale = scale_of(low, high, step, sum(c.filled for c in columns))
+        too_fine = (
+            f"the labels, {low} to {high}, are finer than a judge's scale ({MOST_VALUES:,} values "
+            "at most): round them in the file"
+        )
+        return Labels("score", scale, remark="" if scale else too_fine)
+    folded = {value: _folded(value) for value in values}
+    words = set(folded.values())
+    for grades in _GRADES:
+        if words <= set(grades) and not words <= _VERDICTS["PASS"] | _VERDICTS["FAIL"]:
+            meanings = {value: str(grades.index(word) + 1) for value, word in folded.items()}
+            return Labels("score", f"1-{len(grades)}", meanings)
+    return _with_meanings(values, "pass_fail", _passes)
+
+
+def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> str:
+    """Return the usual scale that holds numbers from `low` to `high`; "" if it were too fine."""
+    if step is None:
+        return ""
+    if low < 0:
+        top = max(-low, high).to_integral_value(ROUND_CEILING)
+        bottom = -top
+    elif high <= 1 and step < 1:
+        bottom, top = Decimal(0), Decimal(1)
+    else:
+        usual = next((top for top in TOPS if high <= top), high)
+        exact = count >= ENOUGH and high == high.to_integral_value() and 2 <= high <= 10
+        top = Decimal(high if exact else usual)
+        bottom = Decimal(1 if low >= 1 and (top < 10 or (exact and low == 1)) else 0)
+    steps = (top - bottom) / step
+    if step > 1 and (count < ENOUGH or steps != steps.to_integral_value()):
+        step = Decimal(1)
+    if (top - bottom) / step >= MOST_VALUES:
+        return ""
+    return f"{bottom:f}-{top:f}" + (f":{step.normalize():f}" if step != 1 else "")
+
+
+def _divides(step: Decimal, of: Decimal | None) -> bool:
+    return of is not None and of % step == 0
+
+
+def _pair_numbers(values: Sequence[str]) -> Labels:
+    numbers = {value: _plain(value) for value in values}
+    usual = [known.split() for known in PAIR_NUMBERS if set(known.split()) == {*numbers.values()}]
+    if not usual:
+        return Labels("pairwise", "pairwise", unknown=tuple(values))
+    named = dict(zip(usual[0], ("A", "B", "tie"), strict=False))
+    meanings = {value: named[number] for value, number in numbers.items()}
+    guessed = ", ".join(f"{value} is {verdict}" for value, verdict in meanings.items())
+    return Labels("pairwise", "pairwise", meanings, remark=f"by guess {guessed}: make sure")
+
+
+def _with_meanings(values: Sequence[str], task: str, meaning: Callable[[str], str]) -> Labels:
+    """Give each value its meaning; no meaning is needed where all values are verdicts already."""
+    meanings = {value: verdict for value in values if (verdict := meaning(value))}
+    unknown = tuple(value for value in values if value not in meanings)
+    plain = all(value.casefold() == verdict.casefold() for value, verdict in meanings.items())
+    return Labels(task, task, {} if plain and not unknown else meanings, unknown)
+
+
+def _winner(value: str) -> str:
+    words = set(re.findall(r"[^\W\d_]+|\d+", value.casefold()))
+    meant = [verdict for verdict, names in _WINNERS.items() if names & words]
+    return meant[0] if meant and (meant[0] == "tie" or len(meant) == 1) else ""
+
+
+def _passes(value: str) -> str:
+    word = _folded(value) if as_number(value) is None else _plain(value)
+    return next((verdict for verdict, words in _VERDICTS.items() if word in words), "")
+
+
+def _folded(value: str) -> str:
+    """Write a word as the lists here do: small letters, no accents, single spaces."""
+    return normalised(value.replace("_", " "))
+
+
+def _plain(value: str) -> str:
+    number = as_number(value)
+    return value if number is None else f"{number.normalize():f}"

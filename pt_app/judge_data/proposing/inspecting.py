@@ -16,18 +16,19 @@ from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.formats import Format, FormatOptions
-from pt_app.judge_data.importing import ImportOptions, Job, Tally, examples_of, has_own_shape
+from pt_app.judge_data.importing import Job, Tally, examples_of, has_own_shape
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.proposing.columns import Column, columns_of
-from pt_app.judge_data.proposing.guessing import TRANSLATED, guess_map, words_of
-from pt_app.judge_data.proposing.label_guess import guess_labels, scale_of
+from pt_app.judge_data.proposing.guessing import guess_labels, guess_map, guess_template, scale_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
-from pt_app.judge_data.reading.archives import is_archive
+from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Reading, Table, open_table
+from pt_app.judge_data.rows import Converted
 
 # Rows that are read to recognise a shape; rows that are drawn to be tokenised, and the number of
 # the longest ones that are tokenised besides.
 FIRST, DRAWN, LONGEST = 200, 1000, 50
+Examples = list[JudgeExample]
 # More tokens than any example takes: nothing is cut where lengths are measured.
 UNCUT = 1 << 24
 STUBS = {
@@ -53,10 +54,8 @@ class _Choice:
 
     flags: tuple[str, ...]
     told: Mapping[str, str]
-    scale: str
+    job: Job
     template: str
-    format: Format | None = None
-    map: ColumnMap | None = None
     rubric: str | None = None
     missing: tuple[str, ...] = ()
 
@@ -90,20 +89,22 @@ def inspect(
     else:
         choice = _of_columns(columns, rows)
     tally = Tally(drop_bad=True)
-    drawn, longest = _sample(table, choice, tally)
+    # Without one of the fields no row can be made.
+    drawn, longest = ([], []) if choice.missing else _sample(examples_of(table, choice.job, tally))
     stub = choice.rubric
     if stub == "":
-        stub = STUBS[Scale.from_name(choice.scale).task]
+        stub = STUBS[choice.job.scale.task]
     if stub and rubric:
         write_text_atomic(rubric, stub + "\n")
     flags = [*choice.flags, *_reading_flags(reading)]
+    told = {**choice.told, **({} if choice.missing else _told_of_rows(tally))}
     return Proposal(
         file=file,
         rows=rows,
         notes=table.notes,
         columns=columns,
         flags=[*flags, "--drop_bad"] if tally.dropped.first else flags,
-        told={**choice.told, **({} if choice.missing else _told_of_rows(tally))},
+        told={subject: text for subject, text in told.items() if text},
         missing=choice.missing,
         rubric=stub or "",
         rubric_path=rubric,
@@ -146,11 +147,9 @@ def _as_format(file: str, known: Format, reading: Reading) -> Table | None:
 def _reading_flags(reading: Reading) -> list[str]:
     """Return the flags of `judge data import` that read the file as `reading` does."""
     given = reading.given()
-    names = ("encoding", "delimiter", "decimal", "quoting", "header", "hub_split")
-    flags = {name: given[name] for name in names if name in given}
-    if "header" in flags:
-        flags["header"] = ",".join(flags["header"])
-    return [word for name, text in flags.items() for word in (f"--{name}", text)]
+    if reading.header:
+        given["header"] = ",".join(reading.header)
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 def _own_scale(table: Table) -> str:
@@ -196,9 +195,8 @@ def _of_format(known: Format) -> _Choice:
     return _Choice(
         flags=("--format", known.name),
         told={"format": f"{known.name}: {known.about} ({known.licence})"},
-        scale=known.scale_of(FormatOptions()),
+        job=Job(Scale.from_name(known.scale_of(FormatOptions())), format=known),
         template=known.template,
-        format=known,
         rubric=known.rubric or None,
     )
 
@@ -214,7 +212,8 @@ def _of_own_shape(name: str, columns: Mapping[str, Column]) -> _Choice:
     if not chat:
         told["template"] = f"{template}, by guess: see judge data preview"
         flags += ("--template", template)
-    return _Choice(flags, told, name, template, formats.CHAT, rubric=None if chat else "")
+    job = Job(scale, format=formats.CHAT)
+    return _Choice(flags, told, job, template, rubric=None if chat else "")
 
 
 def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
@@ -238,7 +237,7 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
     meanings = {**labels.meanings, **dict.fromkeys(unknown, "MEANINGS")}
     labels_flag = ",".join(f"{escaped(label)}={meant}" for label, meant in meanings.items())
     unclear = [name for name in names if columns[name].unclear]
-    template = _template(guessed)
+    template = guess_template(guessed)
     flags = {
         "--map": map_flag,
         "--labels": labels_flag,
@@ -247,46 +246,25 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
         "--decimal": "point" if unclear else "",
         "--template": template,
     }
-    told = {
-        "task": _task(scale) if names else "",
-        "template": f"{template}, by the names of the columns",
-        "labels": labels.remark,
-        "decimals": f"{unclear[0]} can be read in two ways, by guess a comma groups thousands"
-        if unclear
-        else "",
-        **_told_of_map(guessed, columns, rows, scale),
-        "no label": "no column looks like labels: name one, or have a teacher label the rows with "
-        "judge data distil"
-        if "LABEL" in missing
-        else "",
-        "meanings": f"say what {', '.join(labels.unknown)} mean: a verdict for each in --labels"
-        if labels.unknown
-        else "",
-    }
+    told = {"task": _task(scale)} if names else {}
+    told["template"] = f"{template}, by the names of the columns"
+    told["labels"] = labels.remark
+    if unclear:
+        told["decimals"] = f"{unclear[0]} reads in two ways, by guess a comma groups thousands"
+    told |= _told_of_map(guessed, columns, rows, scale)
+    if "LABEL" in missing:
+        told["no label"] = "no column looks like labels: name one, or use judge data distil"
+    if unknown:
+        told["meanings"] = f"say what {', '.join(labels.unknown)} mean: a verdict each in --labels"
+    mapped = ColumnMap({}, {}) if missing else ColumnMap.from_flags([map_flag], labels_flag)
     return _Choice(
         flags=tuple(word for flag in flags.items() if flag[1] for word in flag),
-        told={subject: text for subject, text in told.items() if text},
-        scale=scale.name,
+        told=told,
+        job=Job(scale, map=mapped),
         template=template,
-        map=None if missing else ColumnMap.from_flags([map_flag], labels_flag),
         rubric=None if "rubric" in guessed else "",
         missing=missing,
     )
-
-
-def _template(guessed: Mapping[str, Sequence[str]]) -> str:
-    """Choose a template by the names of the columns: translations, or answers to requests."""
-    of_candidate = {
-        word
-        for target, names in guessed.items()
-        if target.startswith("candidate")
-        for name in names
-        for word in words_of(name)
-    }
-    of_source = {word for name in guessed.get("source", ()) for word in words_of(name)}
-    if of_source & {"en", "english"} and of_candidate & {"pt", "portuguese"}:
-        return "translation"
-    return "translation_any" if of_candidate & TRANSLATED else "response"
 
 
 def _task(scale: Scale) -> str:
@@ -314,22 +292,15 @@ def _told_of_map(
 # --- the rows of it ---
 
 
-def _sample(
-    table: Table, choice: _Choice, tally: Tally
-) -> tuple[list[JudgeExample], list[JudgeExample]]:
-    """Make examples of all rows as import would, and count the others in `tally`.
+def _sample(examples: Iterable[tuple[JudgeExample, Converted]]) -> tuple[Examples, Examples]:
+    """Return a random draw, and the longest examples.
 
-    Returns:
-        A random draw, in which each example is as likely as any other (reservoir sampling), and the
-        longest examples. Both are empty where a field is missing.
+    Every example is as likely to be drawn as any other (reservoir sampling).
     """
-    drawn: list[JudgeExample] = []
-    longest: list[JudgeExample] = []
-    if choice.missing:
-        return drawn, longest
-    scale, map, random = Scale.from_name(choice.scale), choice.map, Random(0)
-    job = Job(scale, ImportOptions(), choice.format, map or ColumnMap({}, {}))
-    for count, (example, _) in enumerate(examples_of(table, job, tally), start=1):
+    drawn: Examples = []
+    longest: Examples = []
+    random = Random(0)
+    for count, (example, _) in enumerate(examples, start=1):
         if len(drawn) < DRAWN:
             drawn.append(example)
         elif (place := random.randrange(count)) < DRAWN:
@@ -345,16 +316,13 @@ def _told_of_rows(tally: Tally) -> dict[str, str]:
     counts, first = tally.dropped.counts, tally.dropped.first  # only bad rows have a first problem
     left_out = [f"{n:,} {reason}" for reason, n in counts.most_common() if reason not in first]
     bad = sum(counts[reason] for reason in first)
-    told = {
+    problem = next(iter(first.values()), "")
+    return {
         "left out": ", ".join(left_out),
         "answers": "; ".join(tally.answers.as_answers()),
         "numbers": "; ".join(tally.decisions),
-        "unusable": f"{bad:,}, left out by --drop_bad; the first: {next(iter(first.values()), '')}",
-        "no rows": "no row of the file can be used",
-    }
-    shown = (left_out, tally.answers.counts, tally.decisions, bad, not tally.kept)
-    return {
-        subject: text for (subject, text), show in zip(told.items(), shown, strict=True) if show
+        "unusable": f"{bad:,}, left out by --drop_bad; the first: {problem}" if bad else "",
+        "no rows": "" if tally.kept else "no row of the file can be used",
     }
 
 
@@ -369,8 +337,7 @@ def _lengths(
 
     source = bases.resolve_tokenizer(model)
     template = Template.load(choice.template, choice.rubric or None)
-    scale = Scale.from_name(choice.scale)
-    encoder = PromptEncoder(bases.load_tokenizer(source), template, scale, UNCUT)
+    encoder = PromptEncoder(bases.load_tokenizer(source), template, choice.job.scale, UNCUT)
     encoded, _ = encoder.encode([*drawn, *longest])
     tokens = [len(one.input_ids) for one in encoded]
     file = source.path / "config.json"

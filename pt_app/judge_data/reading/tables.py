@@ -17,9 +17,8 @@ from typing import Any, Literal
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
 from pt_app.core.records import Place
-from pt_app.judge_data.reading.archives import open_bytes, split_member
-from pt_app.judge_data.reading.content import refuse_other_content
 from pt_app.judge_data.reading.delimited import recognise, records
+from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
 
 Quoting = Literal["auto", "on", "off"]
 Rows = Iterator[tuple[Place, dict[str, Any]]]
@@ -108,9 +107,7 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
     elif _may_be_hub_id(source, path):
         table = _hub_table(source, reading)
     else:
-        raise UserError(
-            f"{path} is not there: correct the path (a Hub dataset is named owner/name)"
-        )
+        raise UserError(f"{path} is not there: correct it (a Hub dataset is named owner/name)")
     return _stripped(replace(table, decimal=reading.decimal))
 
 
@@ -323,9 +320,8 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{path}, from line {line}: a \\ud... escape is half a character: remove it"
-        ) from error
+        problem = "a \\ud... escape is half a character: remove it"
+        raise UserError(f"{path}, from line {line}: {problem}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, from line {line}: {error}: correct it") from error
 
@@ -387,11 +383,9 @@ def _decoded_cells(value: Any) -> Any:
 def _hub_table(source: str, reading: Reading) -> Table:
     import datasets
 
-    name, _, config = source.partition("::")
+    split, (name, _, config) = reading.hub_split, source.partition("::")
     try:
-        stream = datasets.load_dataset(
-            name, config or None, split=reading.hub_split, streaming=True
-        )
+        stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
         first = next(iter(stream), None)
     except Exception as error:  # the client of the Hub raises errors of every kind
         problem = " ".join(str(error).split())[:200]
@@ -400,10 +394,10 @@ def _hub_table(source: str, reading: Reading) -> Table:
             "name or --hub_split, or download its Parquet file and import that"
         ) from error
     if first is None:
-        raise UserError(f"{name}, split {reading.hub_split}, holds no rows: choose another")
+        raise UserError(f"{name}, split {split}, holds no rows: choose another")
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):
             yield Place(Path(name), number, lines=False), _decoded_cells(dict(value))
 
-    return Table(name, tuple(first), rows, (f"Hub dataset, split {reading.hub_split}",))
+    return Table(name, tuple(first), rows, (f"Hub dataset, split {split}",))
