@@ -62,7 +62,7 @@ class Job:
 
 @dataclass
 class Tally:
-    """Where every row of the files went: `read` = `kept` + all of `dropped`.
+    """Where every row of the files went.
 
     Attributes:
         drop_bad: Whether a row that cannot be used is counted instead of raising its error.
@@ -73,7 +73,6 @@ class Tally:
     """
 
     drop_bad: bool = False
-    read: int = 0
     kept: int = 0
     examples: int = 0
     dropped: Reasons = field(default_factory=Reasons)
@@ -81,23 +80,17 @@ class Tally:
     decisions: list[str] = field(default_factory=list)
     ungrouped: int = 0
 
-    def drop(self, rows: int, reason: str, problem: str = "") -> None:
-        """Count rows that are left out."""
-        self.read += rows
-        self.dropped.add(reason, problem, rows)
+    @property
+    def read(self) -> int:
+        """The rows of the files."""
+        return self.kept + self.dropped.counts.total()
 
     def refuse(self, error: RowError, rows: int) -> None:
         """Count rows that cannot be used; raise their error unless `drop_bad`."""
         if not self.drop_bad:
             hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
             raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
-        self.drop(rows, f"{error.field or 'the row'} cannot be used", str(error))
-
-    def keep(self, rows: int) -> None:
-        """Count rows that make an example."""
-        self.read += rows
-        self.kept += rows
-        self.examples += 1
+        self.dropped.add(f"{error.field or 'the row'} cannot be used", str(error), rows)
 
     def take(self, reader: LabelReader) -> None:
         """Add what the label reader of one file left out and decided."""
@@ -107,8 +100,8 @@ class Tally:
     def lines(self) -> list[str]:
         """Describe the counts, the most frequent reasons first."""
         as_examples = f" as {self.examples:,} examples" if self.examples != self.kept else ""
-        dropped = self.dropped.counts.total()
-        lines = [f"read {self.read:,} rows: kept {self.kept:,}{as_examples}, dropped {dropped:,}"]
+        dropped = f"dropped {self.dropped.counts.total():,}"
+        lines = [f"read {self.read:,} rows: kept {self.kept:,}{as_examples}, {dropped}"]
         lines += [f"  {count:,} dropped: {reason}" for count, reason in self.dropped.told()]
         if self.ungrouped:
             lines.append(f"  {self.ungrouped:,} kept rows have an empty group: it is their source")
@@ -245,7 +238,7 @@ def examples_of(
     """
     for one in _converted(table, job, tally, prefix):
         if one.row is None:
-            tally.drop(one.rows_read, one.reason)
+            tally.dropped.add(one.reason, count=one.rows_read)
             continue
         try:
             example = example_of(one.row, one.place, job.scale)
@@ -253,9 +246,10 @@ def examples_of(
             tally.refuse(error, one.rows_read)
             continue
         if example.label is None:
-            tally.drop(one.rows_read, "no label")
+            tally.dropped.add("no label", count=one.rows_read)
             continue
-        tally.keep(one.rows_read)
+        tally.kept += one.rows_read
+        tally.examples += 1
         yield example, one
 
 

@@ -18,8 +18,8 @@ from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.importing import Job, Tally, examples_of, has_own_shape
 from pt_app.judge_data.mapping import ColumnMap
+from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
-from pt_app.judge_data.proposing.guessing import guess_labels, guess_map, guess_template, scale_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Reading, Table, open_table
@@ -31,13 +31,6 @@ FIRST, DRAWN, LONGEST = 200, 1000, 50
 Examples = list[JudgeExample]
 # More tokens than any example takes: nothing is cut where lengths are measured.
 UNCUT = 1 << 24
-STUBS = {
-    "score": "{high} is a candidate without a fault, {low} is a useless one.\n"
-    "A serious fault, such as ..., costs ...; a small one, such as ..., costs ....",
-    "pairwise": "The better candidate is the one that ...; where both do, the one that ....\n"
-    "A tie is two candidates of equal worth.",
-    "pass_fail": "PASS is a candidate that ....\nFAIL is one that ....",
-}
 _SCORE = re.compile(r"score\W{1,6}(-?\d+(?:[.,]\d+)?)(?:\s*/\s*(\d+))?", re.IGNORECASE)
 
 
@@ -93,7 +86,7 @@ def inspect(
     drawn, longest = ([], []) if choice.missing else _sample(examples_of(table, choice.job, tally))
     stub = choice.rubric
     if stub == "":
-        stub = STUBS[choice.job.scale.task]
+        stub = guessing.VOCABULARY["rubrics"][choice.job.scale.task]
     if stub and rubric:
         write_text_atomic(rubric, stub + "\n")
     flags = [*choice.flags, *_reading_flags(reading)]
@@ -182,7 +175,7 @@ def _scales_of(rows: Iterable[dict[str, Any]]) -> list[str]:
     if scores.kind != "number":
         return []
     step = f":{scores.step.normalize():f}" if scores.step and scores.step < 1 else ""
-    usual = scale_of(scores.low, scores.high, scores.step, scores.filled)
+    usual = guessing.scale_of(scores.low, scores.high, scores.step, scores.filled)
     lows = (1, 0) if scores.low >= 1 else (0,)
     written = [f"{low}-{top}{step}" for top in filter(None, tops) for low in lows]
     return [name for name in (*written, usual) if name]
@@ -218,13 +211,13 @@ def _of_own_shape(name: str, columns: Mapping[str, Column]) -> _Choice:
 
 def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
     """Guess a map, what the labels mean, and the template."""
-    guessed = guess_map(columns)
+    guessed = guessing.guess_map(columns)
     pair = "candidate_a" in guessed
     wanted = ["label", *([] if pair else ["candidate"])]
     wanted += [] if {"source", "conversation"} & set(guessed) else ["source"]
     absent = [target for target in wanted if target not in guessed]
     names = guessed.get("label", ())
-    labels = guess_labels([columns[name] for name in names], pair)
+    labels = guessing.guess_labels([columns[name] for name in names], pair)
     scale = Scale.from_name(labels.scale or "0-10")
     missing = tuple(map(str.upper, absent))
     if labels.unknown or not labels.scale:
@@ -237,7 +230,7 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
     meanings = {**labels.meanings, **dict.fromkeys(unknown, "MEANINGS")}
     labels_flag = ",".join(f"{escaped(label)}={meant}" for label, meant in meanings.items())
     unclear = [name for name in names if columns[name].unclear]
-    template = guess_template(guessed)
+    template = guessing.guess_template(guessed)
     flags = {
         "--map": map_flag,
         "--labels": labels_flag,
