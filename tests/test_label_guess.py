@@ -36,9 +36,9 @@ def test_the_scale_is_the_usual_one_that_holds_the_labels(
 ) -> None:
     rows = [{"src": source(i), "mt": answer(i), "score": n} for i, n in enumerate(labels)]
     proposal = inspect(str(write(tmp_path, "csv", rows)))
-    assert proposal.told["task"] == f"score, scale {scale}"
+    assert proposal.findings["task"] == f"score, scale {scale}"
     assert f"--scale {scale}" in " ".join(proposal.flags)
-    assert "unusable" not in proposal.told
+    assert "unusable" not in proposal.findings
 
 
 @given(st.lists(st.decimals(-50, 2000, places=1), min_size=1, max_size=80))

@@ -114,7 +114,9 @@ def _picked(item: Any, path: str, name: str, place: Place) -> Any:
     if match is None or not isinstance(results, list):
         return find(item, path) if path else item
     control, inner = match.groups()
-    fit = {i: cell for i, one in enumerate(results) if (cell := find(one, inner)) is not MISSING}
+    fit = {
+        i: cell for i, result in enumerate(results) if (cell := find(result, inner)) is not MISSING
+    }
     if not (control.isdigit() or control == "*"):
         fit = {i: cell for i, cell in fit.items() if results[i].get("from_name") == control}
     controls = {str(results[i].get("from_name", "")) for i in fit}

@@ -102,7 +102,7 @@ class Tally:
         as_examples = f" as {self.examples:,} examples" if self.examples != self.kept else ""
         dropped = f"dropped {self.dropped.counts.total():,}"
         lines = [f"read {self.read:,} rows: kept {self.kept:,}{as_examples}, {dropped}"]
-        lines += [f"  {count:,} dropped: {reason}" for count, reason in self.dropped.told()]
+        lines += [f"  {count:,} dropped: {reason}" for count, reason in self.dropped.ranked()]
         if self.ungrouped:
             lines.append(f"  {self.ungrouped:,} kept rows have an empty group: it is their source")
         return lines + [f"  {line}" for line in (*self.answers.as_answers(), *self.decisions)]
@@ -129,13 +129,13 @@ def import_labels(
     out = Path(out)
     read = [*files, *([str(options.rubric)] if options.rubric else [])]
     refuse_overwrite([out / name for name in FILES], read)
-    known = formats.get(options.format) if options.format else None
-    tables = [(known or formats.CHAT).open(file, options.reading) for file in files]
-    if not (known or options.map):
+    fmt = formats.get(options.format) if options.format else None
+    tables = [(fmt or formats.CHAT).open(file, options.reading) for file in files]
+    if not (fmt or options.map):
         options = replace(options, map=_same_names(tables))
-        known = None if options.map else _own_shape(tables)
+        fmt = None if options.map else _own_shape(tables)
     adding = append and (out / "dataset.json").exists()
-    job = _job(known, options, read_card(out).scale if adding else "")
+    job = _job(fmt, options, read_card(out).scale if adding else "")
     for table in tables:
         _check_columns(table, job)
     tally = Tally(options.drop_bad)
@@ -143,7 +143,9 @@ def import_labels(
     for table, names in zip(tables, _names(files, options.prefix), strict=True):
         rows = examples_of(table, job, tally, names[0])
         bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
-        examples += [_identified(example, one, job, tally, names) for example, one in bar]
+        examples += [
+            _identified(example, converted, job, tally, names) for example, converted in bar
+        ]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -185,18 +187,18 @@ def _own_shape(tables: Sequence[Table]) -> Format:
     return formats.CHAT
 
 
-def _job(known: Format | None, options: ImportOptions, of_card: str) -> Job:
+def _job(fmt: Format | None, options: ImportOptions, of_card: str) -> Job:
     """Choose the scale: that of the flag, the format, the folder's card, or the usual one."""
     map = ColumnMap.from_flags(options.map, options.labels)
     task = options.task or map.task()
-    name = options.scale or (known.scale_of(options) if known else "") or of_card
+    name = options.scale or (fmt.scale_of(options) if fmt else "") or of_card
     scale = Scale.from_name(name or ("0-10" if task == "score" else task))
     if options.task and options.task != scale.task:
         raise UserError(f"--task {options.task} and the scale {scale.name} ({scale.task}) differ")
     rule(scale, options.reduce)  # refuses a rule that the task does not have
     if options.template:
         Template.load(options.template)
-    return Job(scale, options, known, map)
+    return Job(scale, options, fmt, map)
 
 
 def _check_columns(table: Table, job: Job) -> None:
@@ -236,21 +238,21 @@ def examples_of(
 
     All other rows are counted in `tally`. `prefix` is what ids made here start with.
     """
-    for one in _converted(table, job, tally, prefix):
-        if one.row is None:
-            tally.dropped.add(one.reason, count=one.rows_read)
+    for converted in _converted(table, job, tally, prefix):
+        if converted.row is None:
+            tally.dropped.add(converted.reason, count=converted.rows_read)
             continue
         try:
-            example = example_of(one.row, one.place, job.scale)
+            example = example_of(converted.row, converted.place, job.scale)
         except RowError as error:
-            tally.refuse(error, one.rows_read)
+            tally.refuse(error, converted.rows_read)
             continue
         if example.label is None:
-            tally.dropped.add("no label", count=one.rows_read)
+            tally.dropped.add("no label", count=converted.rows_read)
             continue
-        tally.kept += one.rows_read
+        tally.kept += converted.rows_read
         tally.examples += 1
-        yield example, one
+        yield example, converted
 
 
 def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Converted]:
@@ -294,27 +296,27 @@ def _identified(
 
 def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> dict[str, Any]:
     """Return what dataset.json says of the rows; flags overrule what is known of the format."""
-    options, known = job.options, job.format
-    if known is None:
+    options, fmt = job.options, job.format
+    if fmt is None:
         single = job.scale.task == "score" and "source" in job.map.columns
         template = "translation_any" if single else "response"
-        known = replace(formats.CHAT, name="", template=template)
-    rubric = _rubric(options.rubric) or known.rubric
+        fmt = replace(formats.CHAT, name="", template=template)
+    rubric = _rubric(options.rubric) or fmt.rubric
     names = [table.name for table in tables]
     # The files of a template of one's own are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
     card: dict[str, Any] = {
         "task": job.scale.task,
         "scale": job.scale.name,
-        "template": TEMPLATE if own else options.template or known.template,
+        "template": TEMPLATE if own else options.template or fmt.template,
         **({"rubric": rubric} if rubric else {}),
-        "origin": options.origin or known.origin or f"imported: {', '.join(names)}",
-        "licence": options.licence or known.licence or "not stated",
+        "origin": options.origin or fmt.origin or f"imported: {', '.join(names)}",
+        "licence": options.licence or fmt.licence or "not stated",
         "label_rule": rule(job.scale, options.reduce),
     }
     imported: dict[str, Any] = {
         "files": names,
-        "format": known.name,
+        "format": fmt.name,
         "map": list(options.map),
         "labels": options.labels,
         "read": tally.read,

@@ -40,7 +40,7 @@ class Reasons:
         self.counts += other.counts
         self.first = other.first | self.first
 
-    def told(self) -> Iterator[tuple[int, str]]:
+    def ranked(self) -> Iterator[tuple[int, str]]:
         """Yield each count and its reason with the first problem, the most frequent one first."""
         for reason, count in self.counts.most_common():
             first = f" (first: {self.first[reason]})" if reason in self.first else ""
@@ -48,7 +48,7 @@ class Reasons:
 
     def as_answers(self) -> list[str]:
         """Describe counts of annotators' answers."""
-        return [f"{n:,} answer{'s' if n > 1 else ''} left out: {text}" for n, text in self.told()]
+        return [f"{n:,} answer{'s' if n > 1 else ''} left out: {text}" for n, text in self.ranked()]
 
 
 @dataclass

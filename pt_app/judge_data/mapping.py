@@ -229,7 +229,7 @@ def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
 
 
 def merge_raters(
-    converted: Iterable[Converted], reader: LabelReader, refuse: Callable[[RowError, int], None]
+    rows: Iterable[Converted], reader: LabelReader, refuse: Callable[[RowError, int], None]
 ) -> Iterator[Converted]:
     """Join the rows of one id, one row per rater, into one row with annotators.
 
@@ -238,15 +238,15 @@ def merge_raters(
             id with different texts, or with two answers of one annotator.
     """
     by_id: dict[str, list[Converted]] = {}
-    for one in converted:
-        if one.row is None:
-            yield one
+    for converted in rows:
+        if converted.row is None:
+            yield converted
             continue
-        group = by_id.setdefault(str(one.row["id"]), [])
-        if group and (error := _difference(group[0], one)):
+        group = by_id.setdefault(str(converted.row["id"]), [])
+        if group and (error := _difference(group[0], converted)):
             refuse(error, 1)
         else:
-            group.append(one)
+            group.append(converted)
     for group in by_id.values():
         try:
             yield _merged(group, reader)
@@ -256,10 +256,10 @@ def merge_raters(
 
 def _difference(first: Converted, other: Converted) -> RowError | None:
     """Return an error that names the first text in which two rows of one id differ."""
-    one, another = first.row or {}, other.row or {}
+    own, another = first.row or {}, other.row or {}
     for field in ("source", "candidate", "candidates", "conversation"):
-        if one.get(field) != another.get(field):
-            problem = f'differs from that of {first.place.where}, both of id "{one["id"]}"'
+        if own.get(field) != another.get(field):
+            problem = f'differs from that of {first.place.where}, both of id "{own["id"]}"'
             return other.place.error(field, problem, "give two candidates two ids")
     return None
 
@@ -267,10 +267,10 @@ def _difference(first: Converted, other: Converted) -> RowError | None:
 def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
     """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
     given = []
-    for one in group:
-        row = one.row or {}
+    for converted in group:
+        row = converted.row or {}
         rater = str(row.get("meta", {}).get("rater", ""))
-        given.append(_Vote(rater, row["label"]["verdict"], one.place))
+        given.append(_Vote(rater, row["label"]["verdict"], converted.place))
     votes = _one_each(given, reader)
     place, row = group[0].place, group[0].row or {}
     if not votes:

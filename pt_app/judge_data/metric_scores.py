@@ -125,9 +125,9 @@ def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list
     """Return the verdict nearest to the fitted value of each score; None for a score of NaN."""
     from sklearn.isotonic import IsotonicRegression
 
-    labels, known = _columns(validation)
-    scored = ~np.isnan(known)
-    fitted = IsotonicRegression(out_of_bounds="clip").fit(known[scored], labels[scored])
+    labels, validated = _columns(validation)
+    scored = ~np.isnan(validated)
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(validated[scored], labels[scored])
     numbers = np.array(scale.values, dtype=np.float64)
     expected = fitted.predict(np.nan_to_num(scores))
     places = np.abs(expected[:, None] - numbers).argmin(axis=1)

@@ -56,7 +56,7 @@ class Columns:
 
     def check(self, table: Table) -> None:
         """Raise UserError for a column that the file does not have."""
-        for flag in (one.name for one in fields(self)):
+        for flag in (column.name for column in fields(self)):
             names = getattr(self, flag)
             for name in filter(None, (names,) if isinstance(names, str) else names):
                 check_column(table.columns, name, table.name, f"--{flag} {name}")
@@ -303,7 +303,9 @@ class _Cells:
 
     def notes(self) -> list[str]:
         """Describe what was decided about the cells."""
-        notes = [f"{name}: {note}" for name, one in self._readers.items() for note in one.notes()]
+        notes = [
+            f"{name}: {note}" for name, reader in self._readers.items() for note in reader.notes()
+        ]
         for column, count in self._failed.items():
             what = "no label" if column == self.columns.label else "no verdict"
             notes.append(f"{column}: {count:,} of {FAILED}, {what} (unless a --scale holds it)")
@@ -340,8 +342,8 @@ def _guessed_scale(source: VerdictFile) -> Scale:
     names = (source.columns.label, source.columns.verdict)
     cells = [cell for name in names for cell in source.cells(name) if not is_empty(cell)]
     keys = {key_of(source.meant(cell)) for cell in cells} - {""}
-    said = keys - {FAILED}
-    if FAILED in keys and said and said <= {"0", "1"}:
+    verdicts = keys - {FAILED}
+    if FAILED in keys and verdicts and verdicts <= {"0", "1"}:
         raise UserError(
             f"{source.file}: labels and verdicts are {', '.join(sorted(keys))}: say what they "
             "mean, with --scale or such as --labels 1=PASS,0=FAIL,-1= (-1= declares -1 no verdict)"
@@ -349,7 +351,7 @@ def _guessed_scale(source: VerdictFile) -> Scale:
     for task, values in NAMED.items():
         own = {str(value).casefold() for value in values}
         two = TWO_VALUES.keys() if task == "pass_fail" else set()
-        if said and said <= own | two and said not in ({"0"}, {"1"}):
+        if verdicts and verdicts <= own | two and verdicts not in ({"0"}, {"1"}):
             return Scale.from_name(task)
     numbers = [number for name in names for number in _numbers(source, name)]
     if not numbers:

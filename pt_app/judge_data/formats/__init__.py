@@ -40,4 +40,4 @@ def get(name: str) -> Format:
 
 def fitting(columns: tuple[str, ...]) -> list[Format]:
     """Return the formats that a file with these columns may be of."""
-    return [one for one in FORMATS.values() if one.columns and one.fits(columns)]
+    return [fmt for fmt in FORMATS.values() if fmt.columns and fmt.fits(columns)]

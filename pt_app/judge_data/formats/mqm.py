@@ -44,8 +44,8 @@ class Weights:
             read = yaml.safe_load(path.read_text(encoding="utf-8"))
             severities = {str(k): Decimal(str(v)) for k, v in read["severities"].items()}
             exceptions = {
-                (str(one["category"]), str(one["severity"])): Decimal(str(one["weight"]))
-                for one in read.get("exceptions") or ()
+                (str(entry["category"]), str(entry["severity"])): Decimal(str(entry["weight"]))
+                for entry in read.get("exceptions") or ()
             }
             scale = Scale.from_name(str(read["scale"])).name
         except OSError as error:

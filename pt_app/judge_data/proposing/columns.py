@@ -62,7 +62,9 @@ class Column:
             self.rows, self.turns, self.filled = self.rows + 1, self.turns + 1, self.filled + 1
             self._count(str(cell[-1].get("content", cell[-1].get("value"))))
             return
-        values = [one for one in (cell if isinstance(cell, list) else [cell]) if not is_empty(one)]
+        values = [
+            value for value in (cell if isinstance(cell, list) else [cell]) if not is_empty(value)
+        ]
         self.rows += bool(values)
         self.most = max(self.most, len(values))
         self.filled += len(values)
@@ -170,7 +172,7 @@ def _answered(cell: Any, states: Any) -> Any:
     if not (isinstance(cell, list) and isinstance(states, list) and len(cell) == len(states)):
         return cell
     pairs = zip(cell, states, strict=True)
-    return [one for one, state in pairs if not status_of({"status": state})]
+    return [answer for answer, state in pairs if not status_of({"status": state})]
 
 
 def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[str, Any]]:
@@ -182,16 +184,16 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
         for key, inner in cell.items():
             yield from _leaves(f"{name}.{key}", inner, starred, depth + 1)
     elif starred and name.endswith(".result") and isinstance(cell, list):
-        for one in cell:
-            control = str(one.get("from_name") or 0) if isinstance(one, dict) else "0"
-            yield from _leaves(f"{name}.{control}", one, starred, depth + 1)
+        for answer in cell:
+            control = str(answer.get("from_name") or 0) if isinstance(answer, dict) else "0"
+            yield from _leaves(f"{name}.{control}", answer, starred, depth + 1)
     elif starred and isinstance(cell, list):  # a list of one rater: its first item
         yield from _leaves(f"{name}.0", cell[0], starred, depth + 1)
-    elif isinstance(cell, list) and all(isinstance(one, dict) for one in cell):
+    elif isinstance(cell, list) and all(isinstance(answer, dict) for answer in cell):
         # The first list on a path: one item per rater, whose leaves are joined.
         together: dict[str, list[Any]] = {}
-        for one in (one for one in cell if not status_of(one)):
-            for path, inner in _leaves(f"{name}.*", one, True, depth + 1):
+        for answer in (answer for answer in cell if not status_of(answer)):
+            for path, inner in _leaves(f"{name}.*", answer, True, depth + 1):
                 together.setdefault(path, []).append(inner)
         yield from together.items()
     else:

@@ -284,7 +284,7 @@ def _divides(step: Decimal, of: Decimal | None) -> bool:
 
 def _pair_numbers(values: Sequence[str]) -> Labels:
     numbers = {value: _plain(value) for value in values}
-    usual = [known.split() for known in PAIR_NUMBERS if set(known.split()) == {*numbers.values()}]
+    usual = [row.split() for row in PAIR_NUMBERS if set(row.split()) == {*numbers.values()}]
     if not usual:
         return Labels("pairwise", "pairwise", unknown=tuple(values))
     named = dict(zip(usual[0], ("A", "B", "tie"), strict=False))

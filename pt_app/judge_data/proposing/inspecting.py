@@ -40,13 +40,13 @@ class _Choice:
 
     Attributes:
         flags: What `judge data import` must be told of it.
-        told: What was recognised or guessed, by subject.
+        findings: What was recognised or guessed, by subject.
         rubric: That of the format; "" where a stub is wanted, None where a row has its own.
         missing: Fields for which no column could be told.
     """
 
     flags: tuple[str, ...]
-    told: Mapping[str, str]
+    findings: Mapping[str, str]
     job: Job
     template: str
     rubric: str | None = None
@@ -73,10 +73,10 @@ def inspect(
     if rubric and rubric.exists():
         raise UserError(f"{rubric} is there already: choose another name with --out")
     reading = reading or Reading()
-    table, known = _open(file, reading)
+    table, fmt = _open(file, reading)
     columns, rows = columns_of(table)
-    if known:
-        choice = _of_format(known)
+    if fmt:
+        choice = _of_format(fmt)
     elif name := _own_scale(table):
         choice = _of_own_shape(name, columns)
     else:
@@ -90,14 +90,14 @@ def inspect(
     if stub and rubric:
         write_text_atomic(rubric, stub + "\n")
     flags = [*choice.flags, *_reading_flags(reading)]
-    told = {**choice.told, **({} if choice.missing else _told_of_rows(tally))}
+    findings = {**choice.findings, **({} if choice.missing else _found_in_rows(tally))}
     return Proposal(
         file=file,
         rows=rows,
         notes=table.notes,
         columns=columns,
         flags=[*flags, "--drop_bad"] if tally.dropped.first else flags,
-        told={subject: text for subject, text in told.items() if text},
+        findings={subject: text for subject, text in findings.items() if text},
         missing=choice.missing,
         rubric=stub or "",
         rubric_path=rubric,
@@ -112,29 +112,29 @@ def inspect(
 def _open(file: str, reading: Reading) -> tuple[Table, Format | None]:
     """Open a file as of the public format to which it belongs, else as itself."""
     packed, plain = is_archive(Path(file)), Path(file).is_file()
-    for known in formats.FORMATS.values():
+    for fmt in formats.FORMATS.values():
         # These cannot be opened, or not by their columns, unless it is known what they are.
-        unnamed = known.reading.header and plain and not reading.header
-        by_name = (known.member and packed) or unnamed
-        if by_name and (table := _as_format(file, known, reading)):
-            return table, known
+        unnamed = fmt.reading.header and plain and not reading.header
+        by_name = (fmt.member and packed) or unnamed
+        if by_name and (table := _as_format(file, fmt, reading)):
+            return table, fmt
     table = open_table(file, reading)
-    for known in formats.fitting(table.columns):
-        if own := _as_format(file, known, reading):
-            return own, known
+    for fmt in formats.fitting(table.columns):
+        if own := _as_format(file, fmt, reading):
+            return own, fmt
     return table, None
 
 
-def _as_format(file: str, known: Format, reading: Reading) -> Table | None:
+def _as_format(file: str, fmt: Format, reading: Reading) -> Table | None:
     """Open a file as of a public format; None if its first rows cannot be read as such."""
     options = FormatOptions()
     try:
-        table = known.open(file, reading)
-        scale = Scale.from_name(known.scale_of(options))
-        list(known.convert(islice(table.rows(), FIRST), scale, options))
+        table = fmt.open(file, reading)
+        scale = Scale.from_name(fmt.scale_of(options))
+        list(fmt.convert(islice(table.rows(), FIRST), scale, options))
     except (UserError, KeyError, TypeError, ValueError):
         return None
-    return table if known.fits(table.columns) else None
+    return table if fmt.fits(table.columns) else None
 
 
 def _reading_flags(reading: Reading) -> list[str]:
@@ -184,13 +184,13 @@ def _scales_of(rows: Iterable[dict[str, Any]]) -> list[str]:
 # --- what import must be told ---
 
 
-def _of_format(known: Format) -> _Choice:
+def _of_format(fmt: Format) -> _Choice:
     return _Choice(
-        flags=("--format", known.name),
-        told={"format": f"{known.name}: {known.about} ({known.licence})"},
-        job=Job(Scale.from_name(known.scale_of(FormatOptions())), format=known),
-        template=known.template,
-        rubric=known.rubric or None,
+        flags=("--format", fmt.name),
+        findings={"format": f"{fmt.name}: {fmt.about} ({fmt.licence})"},
+        job=Job(Scale.from_name(fmt.scale_of(FormatOptions())), format=fmt),
+        template=fmt.template,
+        rubric=fmt.rubric or None,
     )
 
 
@@ -200,13 +200,13 @@ def _of_own_shape(name: str, columns: Mapping[str, Column]) -> _Choice:
     chat = not any(column.startswith("candidate") for column in columns)
     template = "response" if "conversation" in columns else "translation_any"
     flags: tuple[str, ...] = ("--scale", name) if scale.task == "score" else ("--task", scale.task)
-    told = {"rows": "as docs/DATA.md describes them, " + ("of chat" if chat else "of fields")}
-    told["task"] = _task(scale)
+    findings = {"rows": "as docs/DATA.md describes them, " + ("of chat" if chat else "of fields")}
+    findings["task"] = _task(scale)
     if not chat:
-        told["template"] = f"{template}, by guess: see judge data preview"
+        findings["template"] = f"{template}, by guess: see judge data preview"
         flags += ("--template", template)
     job = Job(scale, format=formats.CHAT)
-    return _Choice(flags, told, job, template, rubric=None if chat else "")
+    return _Choice(flags, findings, job, template, rubric=None if chat else "")
 
 
 def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
@@ -239,20 +239,22 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
         "--decimal": "point" if unclear else "",
         "--template": template,
     }
-    told = {"task": _task(scale)} if names else {}
-    told["template"] = f"{template}, by the names of the columns"
-    told["labels"] = labels.remark
+    findings = {"task": _task(scale)} if names else {}
+    findings["template"] = f"{template}, by the names of the columns"
+    findings["labels"] = labels.remark
     if unclear:
-        told["decimals"] = f"{unclear[0]} reads in two ways, by guess a comma groups thousands"
-    told |= _told_of_map(guessed, columns, rows, scale)
+        findings["decimals"] = f"{unclear[0]} reads in two ways, by guess a comma groups thousands"
+    findings |= _found_in_map(guessed, columns, rows, scale)
     if "LABEL" in missing:
-        told["no label"] = "no column looks like labels: name one, or use judge data distil"
+        findings["no label"] = "no column looks like labels: name one, or use judge data distil"
     if unknown:
-        told["meanings"] = f"say what {', '.join(labels.unknown)} mean: a verdict each in --labels"
+        findings["meanings"] = (
+            f"say what {', '.join(labels.unknown)} mean: a verdict each in --labels"
+        )
     mapped = ColumnMap({}, {}) if missing else ColumnMap.from_flags([map_flag], labels_flag)
     return _Choice(
         flags=tuple(word for flag in flags.items() if flag[1] for word in flag),
-        told=told,
+        findings=findings,
         job=Job(scale, map=mapped),
         template=template,
         rubric=None if "rubric" in guessed else "",
@@ -265,21 +267,21 @@ def _task(scale: Scale) -> str:
     return f"{scale.task}, {about}"
 
 
-def _told_of_map(
+def _found_in_map(
     guessed: Mapping[str, Sequence[str]], columns: Mapping[str, Column], rows: int, scale: Scale
 ) -> dict[str, str]:
     """Describe who labelled the rows, and what keeps rows together."""
-    told = {}
+    findings = {}
     labels = guessed.get("label", ())
     lists = any(columns[name].most > 1 for name in labels)
     if len(labels) > 1 or lists or "rater" in guessed:
-        told["raters"] = f"several, kept apart; their label is {rule(scale).partition(': ')[2]}"
+        findings["raters"] = f"several, kept apart; their label is {rule(scale).partition(': ')[2]}"
     groups = guessed.get("group") or guessed.get("source") or guessed.get("conversation") or ()
     if groups and groups[0] in columns:
         how = "" if "group" in guessed else ", normalised, and its near duplicates"
         distinct = columns[groups[0]].distinct
-        told["groups"] = f"by {groups[0]}{how}: {distinct:,} different in {rows:,} rows"
-    return told
+        findings["groups"] = f"by {groups[0]}{how}: {distinct:,} different in {rows:,} rows"
+    return findings
 
 
 # --- the rows of it ---
@@ -304,7 +306,7 @@ def _sample(examples: Iterable[tuple[JudgeExample, Converted]]) -> tuple[Example
     return drawn, nlargest(LONGEST, longest, key=_characters)
 
 
-def _told_of_rows(tally: Tally) -> dict[str, str]:
+def _found_in_rows(tally: Tally) -> dict[str, str]:
     """Describe which rows and answers cannot be used, and how labels are read."""
     counts, first = tally.dropped.counts, tally.dropped.first  # only bad rows have a first problem
     left_out = [f"{n:,} {reason}" for reason, n in counts.most_common() if reason not in first]
@@ -332,7 +334,7 @@ def _lengths(
     template = Template.load(choice.template, choice.rubric or None)
     encoder = PromptEncoder(bases.load_tokenizer(source), template, choice.job.scale, UNCUT)
     encoded, _ = encoder.encode([*drawn, *longest])
-    tokens = [len(one.input_ids) for one in encoded]
+    tokens = [len(prompt.input_ids) for prompt in encoded]
     file = source.path / "config.json"
     config = read_json(file) if file.is_file() else {}  # absent from the folder of a tokenizer
     return Lengths.of(tokens, len(drawn), model, config.get("max_position_embeddings"))

@@ -58,7 +58,7 @@ class Proposal:
         rows: How many rows the file has.
         notes: How the file was read.
         flags: Those of `judge data import`.
-        told: What was recognised or guessed, by subject.
+        findings: What was recognised or guessed, by subject.
         missing: Fields for which no column could be told, so that the user must complete the
             commands.
         rubric: A stub of a rubric, or that of the format; "" for none.
@@ -70,7 +70,7 @@ class Proposal:
     notes: Sequence[str]
     columns: Mapping[str, Column]
     flags: Sequence[str]
-    told: Mapping[str, str]
+    findings: Mapping[str, str]
     missing: Sequence[str]
     rubric: str
     rubric_path: Path | None
@@ -81,7 +81,7 @@ class Proposal:
         """Describe it all, in lines of 80 columns unless a name or command is longer."""
         lines = [f"{self.file}: {self.rows:,} rows, {', '.join(self.notes)}", ""]
         lines += [*self._table(), ""]
-        for name, text in self.told.items():
+        for name, text in self.findings.items():
             lines += _paragraph(name, text)
         if self.lengths:
             lines += _paragraph("lengths", self.lengths.line())

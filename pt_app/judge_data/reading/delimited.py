@@ -90,7 +90,7 @@ def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tupl
             return
         except csv.Error as error:
             text = str(error)
-            problem = next((said for part, said in _PROBLEMS.items() if part in text), text)
+            problem = next((meaning for part, meaning in _PROBLEMS.items() if part in text), text)
             raise UserError(
                 f"{path}, line {start}: {problem}: correct it, or say --quoting off if "
                 "quote marks are text"
