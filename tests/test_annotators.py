@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pt_app.core.errors import UserError
 from pt_app.core.verdicts import Scale
-from pt_app.judge_data import annotators
+from pt_app.judge_data.labels import reduce
 
 # Training flushes denormal numbers, and pytest may have trained in this process.
 NUMBERS = st.floats(-5, 120, allow_subnormal=False)
@@ -32,14 +32,14 @@ FIVE, PAIRS, PASS = (Scale.from_name(name) for name in ("1-5", "pairwise", "pass
 def test_labels_become_one_by_the_stated_rule(
     scale: Scale, how: str, labels: list[Any], expected: Any
 ) -> None:
-    assert annotators.reduce(labels, scale, how) == expected
+    assert reduce(labels, scale, how) == expected
 
 
 def test_a_rule_that_a_task_does_not_have_is_refused() -> None:
     with pytest.raises(
         UserError, match="--reduce mean is not a rule of the task pairwise: use majority"
     ):
-        annotators.reduce(["A"], PAIRS, "mean")
+        reduce(["A"], PAIRS, "mean")
 
 
 @settings(deadline=None)
@@ -50,5 +50,5 @@ def test_a_reduced_label_is_always_on_the_scale(draw: st.DataObject) -> None:
     # A label off the scale that wins is not bent onto it: the row is refused.
     one_label = st.sampled_from(scale.values) if how == "majority" else NUMBERS
     labels = draw.draw(st.lists(one_label, min_size=1, max_size=6))
-    one = annotators.reduce(labels, scale, how)
+    one = reduce(labels, scale, how)
     assert scale.normalise(one) == one

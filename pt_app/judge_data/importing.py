@@ -15,11 +15,10 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.folder import build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
-from pt_app.judge_data.labels import LabelReader, Reasons
+from pt_app.judge_data.labels import LabelReader, Reasons, rule
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, wanted_values
 from pt_app.judge_data.reading.tables import Reading, Table
 from pt_app.judge_data.rows import Converted

@@ -1,18 +1,21 @@
-"""Reads one cell as a label: the reader that import, init, agree, relabel and distil share.
+"""Reads one cell as a label, and combines the labels of several annotators into one.
 
-Names are read in any case and through --labels, numbers as their column writes them, and true and 1
-as PASS where the task is pass or fail. What --labels declares to be no label is counted.
+Import, init, agree, relabel and distil share this reader. Names are read in any case and through
+--labels, numbers as their column writes them, and true and 1 as PASS where the task is pass or
+fail. What --labels declares to be no label is counted.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from statistics import fmean, median_low
 from typing import Any
 
+from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.annotators import reduce
 from pt_app.judge_data.cells import find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
@@ -20,6 +23,16 @@ from pt_app.judge_data.reading.tables import Table
 AS_PASS = {"true": "false", "1": "0", "yes": "no"}
 """What stands for PASS, each with its counterpart for FAIL, where --labels says nothing else."""
 TWO_VALUES = dict.fromkeys(AS_PASS, "PASS") | dict.fromkeys(AS_PASS.values(), "FAIL")
+# How the labels of several annotators become one; dataset.json states the rule.
+RULES = {
+    "majority": {
+        "score": "the commonest label; of equally common ones the lower of the middle two",
+        "pairwise": "the commonest label; equally common ones make a tie",
+        "pass_fail": "the commonest label; equally common ones make FAIL",
+    },
+    "mean": {"score": "the mean label, at the scale's nearest verdict (halves go up)"},
+    "median": {"score": "the median label (of two in the middle the lower)"},
+}
 
 
 @dataclass
@@ -60,7 +73,7 @@ class LabelReader:
         numbers: Reads numbers as the label columns write them.
         drop_bad: Whether an unreadable answer of one of several annotators is left out alone,
             instead of its row.
-        how: The rule of `annotators.RULES` by which several labels become one; "": the usual one.
+        how: The rule of `RULES` by which several labels become one; "": the usual one.
         left_out: The answers that do not count as labels.
         unstated: Whether responses came without the status that would tell drafts apart.
     """
@@ -207,3 +220,47 @@ def flat(cell: Any) -> Iterator[Any]:
 
 def _verdict_of(number: Decimal) -> Verdict:
     return int(number) if number == number.to_integral_value() else float(number)
+
+
+# --- several labels ---
+
+
+def rule(scale: Scale, how: str = "") -> str:
+    """Describe the rule in words, "mean: ..."; an empty `how` stands for the task's usual rule.
+
+    Raises:
+        UserError: The task does not have that rule.
+    """
+    how = how or ("mean" if scale.task == "score" else "majority")
+    if scale.task not in RULES.get(how, {}):
+        allowed = ", ".join(name for name, tasks in RULES.items() if scale.task in tasks)
+        raise UserError(f"--reduce {how} is not a rule of the task {scale.task}: use {allowed}")
+    return f"{how}: {RULES[how][scale.task]}"
+
+
+def reduce(verdicts: Sequence[Verdict], scale: Scale, how: str = "") -> Verdict:
+    """Combine the labels of at least one annotator; see `RULES`.
+
+    Raises:
+        UserError: The task does not have that rule.
+    """
+    how = rule(scale, how).partition(":")[0]
+    if how != "majority":
+        numbers = [float(verdict) for verdict in verdicts]
+        return nearest(fmean(numbers) if how == "mean" else median_low(numbers), scale)
+    counts = Counter(verdicts)
+    most = max(counts.values())
+    commonest = [verdict for verdict, count in counts.items() if count == most]
+    if len(commonest) == 1:
+        return commonest[0]
+    if scale.task == "score":
+        return nearest(median_low(map(float, commonest)), scale)
+    return "tie" if scale.task == "pairwise" else "FAIL"
+
+
+def nearest(number: float, scale: Scale) -> Verdict:
+    """Return the verdict of the scale nearest to a number, the upper of two equally near ones."""
+    low, step = float(scale.values[0]), float(scale.values[1]) - float(scale.values[0])
+    # 1e-9: a mean such as 2.4999999999999996 of 2 and 3 is a half.
+    place = math.floor((number - low) / step + 0.5 + 1e-9)
+    return scale.values[min(max(place, 0), len(scale.values) - 1)]

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.annotators import reduce
+from pt_app.judge_data.labels import reduce
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Reading, Rows, Table, open_table
 from pt_app.judge_data.rows import Converted, Row

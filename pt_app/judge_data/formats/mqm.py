@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import BaseModel, ValidationError
+
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place
+from pt_app.core.records import Place, first_problem
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.annotators import nearest, reduce
 from pt_app.judge_data.formats.format import FormatOptions
+from pt_app.judge_data.labels import nearest, reduce
 from pt_app.judge_data.reading.tables import Rows
 from pt_app.judge_data.rows import Converted
 
@@ -21,14 +23,21 @@ Rating = list[tuple[Place, dict[str, Any]]]
 """The rows of one rater for one translation."""
 
 
-@dataclass(frozen=True)
-class Weights:
+class SpecialWeight(BaseModel):
+    """The penalty of errors whose category starts so; the severity `*` is any."""
+
+    category: str
+    severity: str
+    weight: Decimal
+
+
+class Weights(BaseModel):
     """Penalties of MQM errors. A score is the scale's top less their sum, at least its low end."""
 
-    name: str
+    name: str = ""
     scale: str
-    severities: Mapping[str, Decimal]
-    exceptions: Mapping[tuple[str, str], Decimal]
+    severities: dict[str, Decimal]
+    exceptions: list[SpecialWeight] | None = None
 
     @staticmethod
     def load(name: str) -> "Weights":
@@ -36,34 +45,27 @@ class Weights:
 
         Raises UserError for a name or file that does not exist, and for a file of another form.
         """
-        import yaml
-
         path = FOLDER / f"{name}.yaml" if "/" not in name else Path(name)
         path = path if path.exists() else Path(name)
         try:
-            read = yaml.safe_load(path.read_text(encoding="utf-8"))
-            severities = {str(k): Decimal(str(v)) for k, v in read["severities"].items()}
-            exceptions = {
-                (str(entry["category"]), str(entry["severity"])): Decimal(str(entry["weight"]))
-                for entry in read.get("exceptions") or ()
-            }
-            scale = Scale.from_name(str(read["scale"])).name
+            weights = Weights.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         except OSError as error:
             shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
             problem = f"--mqm_weights {name} is none of {shipped} and no YAML file"
             raise UserError(problem) from error
-        except (yaml.YAMLError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} holds no weights ({type(error).__name__}: {error}): write scale, "
-                f"severities and exceptions as in {FOLDER.name}/google.yaml"
-            ) from error
-        return Weights(path.stem, scale, severities, exceptions)
+        except (yaml.YAMLError, ValidationError) as error:
+            remedy = f"write scale, severities and exceptions as in {FOLDER.name}/google.yaml"
+            parts = first_problem(error) if isinstance(error, ValidationError) else ("not YAML",)
+            problem = ": ".join(filter(None, parts))
+            raise UserError(f"{path} holds no weights ({problem}): {remedy}") from error
+        Scale.from_name(weights.scale)  # refuses what is not a scale
+        return weights.model_copy(update={"name": path.stem})
 
     def penalty(self, category: str, severity: str, place: Place) -> Decimal:
         """Return the penalty of one error; raise RowError for a severity without a weight."""
-        for (of_category, of_severity), weight in self.exceptions.items():
-            if category.startswith(of_category) and of_severity in ("*", severity):
-                return weight
+        for special in self.exceptions or ():
+            if category.startswith(special.category) and special.severity in ("*", severity):
+                return special.weight
         if severity not in self.severities:
             problem = f"{severity!r} has no weight in {self.name}"
             raise place.error("severity", problem, "add it to the weights")

@@ -14,9 +14,9 @@ from pt_app.core.files import refuse_overwrite, write_text_atomic
 from pt_app.core.records import JudgeExample, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.annotators import rule
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.importing import Job, Tally, examples_of, has_own_shape
+from pt_app.judge_data.labels import rule
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
