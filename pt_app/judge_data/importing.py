@@ -259,8 +259,8 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
     if job.format is not None:
         yield from job.format.convert(table.rows(), job.scale, options)
         return
-    labels, drop_bad = map.columns.get("label", ()), options.drop_bad
-    reader = LabelReader.of(table, labels, job.scale, map.labels, drop_bad, options.reduce)
+    reader = LabelReader(job.scale, map.labels, drop_bad=options.drop_bad, how=options.reduce)
+    reader.on(table, map.columns.get("label", ()))
     wanted = wanted_values(options.only, table)
 
     def mapped() -> Iterator[Converted]:

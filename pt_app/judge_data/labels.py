@@ -87,29 +87,19 @@ class LabelReader:
     unstated: bool = False
     _as_pass: set[str] = field(default_factory=set, init=False)
 
-    @staticmethod
-    def of(
-        table: Table,
-        columns: Sequence[str],
-        scale: Scale,
-        meanings: Mapping[str, str] | None = None,
-        drop_bad: bool = False,
-        how: str = "",
-    ) -> "LabelReader":
-        """Make the reader of the columns (or paths) of a file that are written alike."""
+    def on(self, table: Table, columns: Sequence[str]) -> "LabelReader":
+        """Read numbers as these columns (or paths) of a table, which are alike, write them."""
 
         def cells() -> Iterator[Any]:
             for _, value in table.rows():
                 for name in columns:
                     yield from flat(find(value, name))
 
-        numbers = Numbers(
-            cells,
-            delimiter=table.delimiter,
-            decimal=table.decimal,
-            fits=lambda number: scale.normalise(_verdict_of(number)) is not None,
-        )
-        return LabelReader(scale, meanings or {}, numbers, drop_bad, how)
+        def fits(number: Decimal) -> bool:
+            return self.scale.normalise(_verdict_of(number)) is not None
+
+        self.numbers = Numbers(cells, table.delimiter, table.decimal, fits)
+        return self
 
     def read(self, cell: Any, place: Place, column: str = "label") -> Verdict | None:
         """Read one label exactly; a number may be off the scale, as a mean of several labels is.

@@ -16,6 +16,7 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import source_numbers
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.judge_data.labels import LabelReader
+from pt_app.judge_data.rows import Row
 from pt_app.judge_data.verdict_files import FileRow, Rows, VerdictFile, VerdictTable
 
 ANY = Scale("score", "any", ())  # of labels that are numbers of no scale
@@ -134,9 +135,7 @@ def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list
     return [None if np.isnan(s) else scale.values[p] for s, p in zip(scores, places, strict=True)]
 
 
-def _as_verdict(
-    row: Mapping[str, Any], verdict: Any, scale: Scale, measured: str
-) -> dict[str, Any]:
+def _as_verdict(row: Row, verdict: Any, scale: Scale, measured: str) -> Row:
     label = scale.normalise(row["label"])
     if label is None:
         raise UserError(

@@ -86,7 +86,7 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     filled = open_table(str(file), Reading(encoding=encoding))
     if not {"row", "verdict"} <= set(filled.columns):
         raise UserError(f"{file} has no columns row and verdict: read back the file as written")
-    reader = LabelReader.of(filled, ["verdict"], data.scale)
+    reader = LabelReader(data.scale).on(filled, ["verdict"])
     again: dict[str, tuple[JudgeExample, Verdict]] = {}
     empty = 0
     for place, value in filled.rows():

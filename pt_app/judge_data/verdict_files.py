@@ -158,8 +158,7 @@ class VerdictFile:
 
     def numbers(self, column: str) -> Numbers:
         """Return what reads the numbers of a column, of whatever scale."""
-        cells, table = partial(self.cells, column), self.table
-        return Numbers(cells, delimiter=table.delimiter, decimal=table.decimal)
+        return Numbers(partial(self.cells, column), self.table.delimiter, self.table.decimal)
 
     def where(self, judge: str, name: str) -> str:
         """Return where the row of a judge with that id stands, for messages."""
@@ -252,8 +251,8 @@ class _Cells:
             self._failed[column] += 1
             return None
         if column not in self._readers:
-            table, meanings = self.source.table, self.source.meanings
-            self._readers[column] = LabelReader.of(table, [column], self.scale, meanings)
+            reader = LabelReader(self.scale, self.source.meanings)
+            self._readers[column] = reader.on(self.source.table, [column])
         return self._readers[column].verdict(cell, place, column)
 
     def more_of(self, row: FileRow) -> dict[str, Any]:

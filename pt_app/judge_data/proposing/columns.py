@@ -139,7 +139,7 @@ def columns_of(table: Table) -> tuple[dict[str, Column], int]:
                 for cell in (cell for leaf, cell in flattened(row) if leaf == name):
                     yield from parsed(cell) if isinstance(parsed(cell), list) else [cell]
 
-        return Numbers(cells, delimiter=table.delimiter, decimal=table.decimal)
+        return Numbers(cells, table.delimiter, table.decimal)
 
     columns: dict[str, Column] = {}
     count = 0
