@@ -6,7 +6,7 @@ read in two ways, is reported.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
@@ -175,9 +175,7 @@ class VerdictFile:
         columns, more = self.columns, dict[str, Any]()
         if columns.candidates:
             more["candidates"] = [row.text(name) for name in columns.candidates]
-        for name in TEXTS:
-            if column := getattr(columns, name):
-                more[name] = row.text(column)
+        more |= {name: row.text(column) for name in TEXTS if (column := getattr(columns, name))}
         if columns.system:
             more["system"] = _text(row.cell(columns.system))
         if columns.slices:
@@ -257,21 +255,19 @@ class _Cells:
 
     def more_of(self, row: FileRow) -> dict[str, Any]:
         """Return the optional fields of a prediction row."""
-        columns, more = self.columns, dict[str, Any]()
-        if columns.probabilities:
-            probabilities = self._probabilities(row)
-            more["probabilities"] = probabilities
-            if probabilities is not None:
-                more["constrained"] = self.scale.values[probabilities.index(max(probabilities))]
-        if columns.swapped:
-            more["swapped"] = self.verdict(row, columns.swapped)
-        if columns.annotators:
-            more["annotators"] = self._annotators(row)
+        readers: dict[str, Callable[[FileRow, str], Any]] = {
+            "probabilities": self._probabilities,
+            "swapped": self.verdict,
+            "annotators": self._annotators,
+        }
+        named = {name: column for name in readers if (column := getattr(self.columns, name))}
+        more = {name: readers[name](row, column) for name, column in named.items()}
+        if probabilities := more.get("probabilities"):
+            more["constrained"] = self.scale.values[probabilities.index(max(probabilities))]
         return more | self.source.more_of(row)
 
-    def _probabilities(self, row: FileRow) -> list[float] | None:
-        column, decimal = self.columns.probabilities, self.source.table.decimal
-        cell = row.cell(column)
+    def _probabilities(self, row: FileRow, column: str) -> list[float] | None:
+        cell, decimal = row.cell(column), self.source.table.decimal
         listed = _listed(cell)
         if not listed:
             return None
@@ -289,8 +285,7 @@ class _Cells:
             raise row.place.error(column, problem, remedy)
         return probabilities
 
-    def _annotators(self, row: FileRow) -> list[dict[str, Any]]:
-        column = self.columns.annotators
+    def _annotators(self, row: FileRow, column: str) -> list[dict[str, Any]]:
         cell = row.cell(column)
         value = row.value if isinstance(parsed(cell), list) else {column: _listed(cell)}
         verdicts: dict[str, Verdict] = {}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from heapq import nlargest
 from itertools import islice
 from pathlib import Path
@@ -31,26 +31,8 @@ FIRST, DRAWN, LONGEST = 200, 1000, 50
 Examples = list[JudgeExample]
 # More tokens than any example takes: nothing is cut where lengths are measured.
 UNCUT = 1 << 24
+STUBS: dict[str, str] = guessing.VOCABULARY["rubrics"]
 _SCORE = re.compile(r"score\W{1,6}(-?\d+(?:[.,]\d+)?)(?:\s*/\s*(\d+))?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """How the rows are to be read.
-
-    Attributes:
-        flags: What `judge data import` must be told of it.
-        findings: What was recognised or guessed, by subject.
-        rubric: That of the format; "" where a stub is wanted, None where a row has its own.
-        missing: Fields for which no column could be told.
-    """
-
-    flags: tuple[str, ...]
-    findings: Mapping[str, str]
-    job: Job
-    template: str
-    rubric: str | None = None
-    missing: tuple[str, ...] = ()
 
 
 def inspect(
@@ -83,23 +65,19 @@ def inspect(
         choice = _of_columns(columns, rows)
     tally = Tally(drop_bad=True)
     # Without one of the fields no row can be made.
-    drawn, longest = ([], []) if choice.missing else _sample(examples_of(table, choice.job, tally))
-    stub = choice.rubric
-    if stub == "":
-        stub = guessing.VOCABULARY["rubrics"][choice.job.scale.task]
-    if stub and rubric:
-        write_text_atomic(rubric, stub + "\n")
+    drawn, longest = _sample(() if choice.missing else examples_of(table, choice.job, tally))
+    if rubric and choice.rubric:
+        write_text_atomic(rubric, choice.rubric + "\n")
     flags = [*choice.flags, *_reading_flags(reading)]
     findings = {**choice.findings, **({} if choice.missing else _found_in_rows(tally))}
-    return Proposal(
+    return replace(
+        choice,
+        flags=[*flags, "--drop_bad"] if tally.dropped.first else flags,
+        findings={subject: text for subject, text in findings.items() if text},
         file=file,
         rows=rows,
         notes=table.notes,
         columns=columns,
-        flags=[*flags, "--drop_bad"] if tally.dropped.first else flags,
-        findings={subject: text for subject, text in findings.items() if text},
-        missing=choice.missing,
-        rubric=stub or "",
         rubric_path=rubric,
         lengths=_lengths(drawn, longest, choice, model) if drawn else None,
         out=_free_name(file),
@@ -184,17 +162,17 @@ def _scales_of(rows: Iterable[dict[str, Any]]) -> list[str]:
 # --- what import must be told ---
 
 
-def _of_format(fmt: Format) -> _Choice:
-    return _Choice(
+def _of_format(fmt: Format) -> Proposal:
+    return Proposal(
         flags=("--format", fmt.name),
         findings={"format": f"{fmt.name}: {fmt.about} ({fmt.licence})"},
         job=Job(Scale.from_name(fmt.scale_of(FormatOptions())), format=fmt),
         template=fmt.template,
-        rubric=fmt.rubric or None,
+        rubric=fmt.rubric,
     )
 
 
-def _of_own_shape(name: str, columns: Mapping[str, Column]) -> _Choice:
+def _of_own_shape(name: str, columns: Mapping[str, Column]) -> Proposal:
     """Take rows as they are; rows of chat bring their own prompt."""
     scale = Scale.from_name(name)
     chat = not any(column.startswith("candidate") for column in columns)
@@ -206,10 +184,10 @@ def _of_own_shape(name: str, columns: Mapping[str, Column]) -> _Choice:
         findings["template"] = f"{template}, by guess: see judge data preview"
         flags += ("--template", template)
     job = Job(scale, format=formats.CHAT)
-    return _Choice(flags, findings, job, template, rubric=None if chat else "")
+    return Proposal(flags, findings, job, template, rubric="" if chat else STUBS[scale.task])
 
 
-def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
+def _of_columns(columns: Mapping[str, Column], rows: int) -> Proposal:
     """Guess a map, what the labels mean, and the template."""
     guessed = guessing.guess_map(columns)
     pair = "candidate_a" in guessed
@@ -252,12 +230,12 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> _Choice:
             f"say what {', '.join(labels.unknown)} mean: a verdict each in --labels"
         )
     mapped = ColumnMap({}, {}) if missing else ColumnMap.from_flags([map_flag], labels_flag)
-    return _Choice(
+    return Proposal(
         flags=tuple(word for flag in flags.items() if flag[1] for word in flag),
         findings=findings,
         job=Job(scale, map=mapped),
         template=template,
-        rubric=None if "rubric" in guessed else "",
+        rubric="" if "rubric" in guessed else STUBS[scale.task],
         missing=missing,
     )
 
@@ -322,7 +300,7 @@ def _found_in_rows(tally: Tally) -> dict[str, str]:
 
 
 def _lengths(
-    drawn: Sequence[JudgeExample], longest: Sequence[JudgeExample], choice: _Choice, model: str
+    drawn: Sequence[JudgeExample], longest: Sequence[JudgeExample], choice: Proposal, model: str
 ) -> Lengths:
     """Measure prompt and answer in tokens, as the proposed template lays them out."""
     from pt_app.core.prompt_templates import Template
@@ -331,7 +309,8 @@ def _lengths(
     from pt_app.models.base_files import read_json
 
     source = bases.resolve_tokenizer(model)
-    template = Template.load(choice.template, choice.rubric or None)
+    rubric = choice.job.format.rubric if choice.job.format else ""  # a stub is not complete
+    template = Template.load(choice.template, rubric or None)
     encoder = PromptEncoder(bases.load_tokenizer(source), template, choice.job.scale, UNCUT)
     encoded, _ = encoder.encode([*drawn, *longest])
     tokens = [len(prompt.input_ids) for prompt in encoded]

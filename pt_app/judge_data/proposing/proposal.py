@@ -5,10 +5,11 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pt_app.core.wording import visible
+from pt_app.judge_data.importing import Job
 from pt_app.judge_data.proposing.columns import Column
 
 WIDTH = 80
@@ -55,27 +56,31 @@ class Proposal:
     """How a file becomes a dataset.
 
     Attributes:
-        rows: How many rows the file has.
-        notes: How the file was read.
         flags: Those of `judge data import`.
         findings: What was recognised or guessed, by subject.
+        job: How the rows are converted.
+        rubric: That of the format, or a stub to complete; "" where rows have their own.
         missing: Fields for which no column could be told, so that the user must complete the
             commands.
-        rubric: A stub of a rubric, or that of the format; "" for none.
+        rows: How many rows the file has.
+        notes: How the file was read.
         rubric_path: Where the rubric was written.
+        out: The dataset folder.
     """
 
-    file: str
-    rows: int
-    notes: Sequence[str]
-    columns: Mapping[str, Column]
     flags: Sequence[str]
     findings: Mapping[str, str]
-    missing: Sequence[str]
+    job: Job
+    template: str
     rubric: str
-    rubric_path: Path | None
-    lengths: Lengths | None
-    out: str
+    missing: Sequence[str] = ()
+    file: str = ""
+    rows: int = 0
+    notes: Sequence[str] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    rubric_path: Path | None = None
+    lengths: Lengths | None = None
+    out: str = ""
 
     def lines(self) -> list[str]:
         """Describe it all, in lines of 80 columns unless a name or command is longer."""

@@ -10,9 +10,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any
 
 from pt_app.core.errors import UserError
 
@@ -74,8 +74,18 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
 
     Raises UserError for a file that cannot be opened or whose archive is truncated.
     """
+    ending = path.suffix.lower()
+    file: Any  # each of the modules has a type of its own
     try:
-        with _open(path, member) as file:
+        with ExitStack() as stack:
+            if member and ending == ".zip":
+                file = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(member))
+            elif member:
+                file = stack.enter_context(tarfile.open(path)).extractfile(member)
+            elif ending == ".gz":
+                file = stack.enter_context(gzip.open(path))
+            else:
+                file = stack.enter_context(open(path, "rb"))
             yield file
     except _BROKEN as error:
         raise _broken(path, error) from error
@@ -83,22 +93,6 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
         raise UserError(f"{path} cannot be unpacked ({error}): unpack it first") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-@contextmanager
-def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
-    ending = path.suffix.lower()
-    if member and ending == ".zip":
-        with zipfile.ZipFile(path) as zipped, zipped.open(member) as inner:
-            yield inner
-    elif member:
-        with tarfile.open(path) as tarred:
-            packed = tarred.extractfile(member)
-            assert packed is not None, "only plain files are listed as members"
-            yield packed
-    else:
-        with gzip.open(path) if ending == ".gz" else open(path, "rb") as file:
-            yield cast(IO[bytes], file)
 
 
 def _members(path: Path) -> list[str]:
