@@ -182,7 +182,7 @@ def test_only_measures_the_rows_that_have_a_value(tmp_path: Path) -> None:
     assert "note: 30 of 120 rows are measured: domain is legal" in done.output, done.exception
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["n"] == 30
     assert run(file, "--only=domain=legal", "--metric").exit_code == 0
-    assert "no such column" in str(run(file, "--only=field=legal").exception)
+    assert "no column field (--only field=legal)" in str(run(file, "--only=field=legal").exception)
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

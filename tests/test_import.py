@@ -292,7 +292,7 @@ def test_any_text_is_kept_to_the_letter_or_refused(
         ("{i}", [*MAP, "--task", "pairwise", "--scale", "0-10"], "differ"),
         ("{i}", [*MAP, "--template", "nobodys"], "template nobodys is neither"),
         ("{i}", [*MAP, "--ratios", "1,2"], "write three numbers"),
-        ("{i}", [*MAP, "--only", "nowhere=1"], "has no such column"),
+        ("{i}", [*MAP, "--only", "nowhere=1"], r"has no column nowhere \(--only nowhere=1\)"),
         (
             "{i}",
             ["--format", "pandalm"],

@@ -15,6 +15,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
+from pt_app.judge_data.cells import find
 from pt_app.judge_data.folder import build_folder
 from pt_app.judge_data.formats import Format, FormatOptions
 from pt_app.judge_data.groups import group_of
@@ -265,7 +266,7 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
 
     def mapped() -> Iterator[Converted]:
         for place, value in table.rows():
-            other = [name for name, text in wanted.items() if str(value.get(name)) != text]
+            other = [name for name, text in wanted.items() if str(find(value, name)) != text]
             if other:
                 yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
                 continue

@@ -315,12 +315,8 @@ def _as_text(cell: Any) -> str:
 def wanted_values(only: Sequence[str], table: Table) -> dict[str, str]:
     """Parse `--only column=value`; raise UserError for a column that the file does not have."""
     wanted = dict(pairs(",".join(only), "--only"))
-    for name in wanted:
-        if name not in table.columns:
-            raise UserError(
-                f"--only {name}={wanted[name]}: {table.name} has no such column; its columns are "
-                f"{', '.join(table.columns)}"
-            )
+    for name, text in wanted.items():
+        check_column(table.columns, name, table.name, f"--only {name}={text}")
     return wanted
 
 

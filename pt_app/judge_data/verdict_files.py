@@ -123,7 +123,7 @@ class VerdictFile:
         counts: Counter[str] = Counter()
         columns = self.columns
         for place, value in self.table.rows():
-            if any(str(value.get(name)) != text for name, text in self._only.items()):
+            if any(str(find(value, name)) != text for name, text in self._only.items()):
                 continue
             judge = _name(value, columns.judge, place) if columns.judge else ONLY
             counts[judge] += 1

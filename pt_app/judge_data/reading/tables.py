@@ -282,9 +282,7 @@ def _is_whole(start: Sequence[str]) -> bool:
 
 def _json_list(path: Path, text: str) -> list[Any]:
     value = _parsed(text, path, 1)
-    if isinstance(value, list):
-        return value
-    lists = _wrapped(value)
+    lists = [value] if isinstance(value, list) else _wrapped(value)
     if len(lists) == 1:
         return lists[0]
     if isinstance(value, dict) and not lists:
