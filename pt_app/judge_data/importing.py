@@ -180,10 +180,9 @@ def _own_shape(tables: Sequence[Table]) -> Format:
         if not has_own_shape(table):
             like = formats.fitting(table.columns)
             hint = f"--format {like[0].name} reads it" if like else "`judge init` proposes a --map"
-            raise UserError(
-                f"{table.name} has the columns {', '.join(table.columns)}: say what they are with "
-                f"--map, or name a public --format ({hint})"
-            )
+            problem = f"has the columns {', '.join(table.columns)}"
+            remedy = f"say what they are with --map, or name a public --format ({hint})"
+            raise UserError(f"{table.name} {problem}: {remedy}")
     return formats.CHAT
 
 
@@ -209,10 +208,8 @@ def _check_columns(table: Table, job: Job) -> None:
             raise UserError(f"--map names no label: add label=COLUMN, one of {columns}")
     elif not job.format.fits(table.columns):
         missing = ", ".join(name for name in job.format.columns if name not in table.columns)
-        raise UserError(
-            f"{table.name} is not of the format {job.format.name}: it has no column {missing}; "
-            f"its columns are {columns}"
-        )
+        problem = f"is not of the format {job.format.name}: it has no column {missing}"
+        raise UserError(f"{table.name} {problem}; its columns are {columns}")
 
 
 def _names(files: Sequence[str], prefix: str) -> list[tuple[str, str]]:

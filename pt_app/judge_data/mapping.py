@@ -47,10 +47,9 @@ class ColumnMap:
         for target, column in pairs(",".join(map), "--map"):
             if target not in TARGETS and not target.startswith("meta."):
                 near = difflib.get_close_matches(target, TARGETS, n=1, cutoff=0.0)[0]
-                raise UserError(
-                    f"--map {target}={column}: no field is called {target}, the nearest is {near}: "
-                    f"use {', '.join(TARGETS)} or meta.NAME"
-                )
+                problem = f"no field is called {target}, the nearest is {near}"
+                use = f"use {', '.join(TARGETS)} or meta.NAME"
+                raise UserError(f"--map {target}={column}: {problem}: {use}")
             if target in columns:
                 raise UserError(f"--map names the field {target} twice: join columns with +")
             columns[target] = tuple(_plain(name) for name in _split(column, "+"))

@@ -138,9 +138,7 @@ def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list
 def _as_verdict(row: Row, verdict: Any, scale: Scale, measured: str) -> Row:
     label = scale.normalise(row["label"])
     if label is None:
-        raise UserError(
-            f"{measured}, {row['id']}: label {row['label']:g} is off the scale {scale.name}: "
-            "name another --scale"
-        )
+        problem = f"label {row['label']:g} is off the scale {scale.name}"
+        raise UserError(f"{measured}, {row['id']}: {problem}: name another --scale")
     status = "parse_failure" if verdict is None else "ok"
     return {"label": label, "verdict": verdict, "constrained": None, "status": status}

@@ -391,10 +391,9 @@ def aligned(judges: Mapping[str, Rows], source: VerdictFile) -> Mapping[str, Row
             odd = next(iter(rows.keys() ^ keys))
             holder, other = (name, first) if odd in rows else (first, name)
             hint = "" if source.columns.id else ", or name the column that identifies rows (--id)"
-            raise UserError(
-                f'{source.where(holder, odd)}: judge "{holder}" judged {odd}, "{other}" did not: '
-                f"give all judges the same rows{hint}"
-            )
+            problem = f'judge "{holder}" judged {odd}, "{other}" did not'
+            remedy = f"give all judges the same rows{hint}"
+            raise UserError(f"{source.where(holder, odd)}: {problem}: {remedy}")
         rows_of[name] = [rows[key] for key in keys]
         for mine, theirs in zip(judges[first], rows_of[name], strict=True):
             if (mine["label"], mine["group"]) != (theirs["label"], theirs["group"]):
@@ -412,8 +411,7 @@ def _by_id(judge: str, rows: Rows, source: VerdictFile) -> dict[str, dict[str, A
     by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
         if by_id.setdefault(row["id"], row) is not row:
-            raise UserError(
-                f'{source.file}: judge "{judge}" judged {row["id"]} twice '
-                f"({source.where(judge, row['id'])}): correct --id, or name --judge"
-            )
+            problem = f"judged {row['id']} twice ({source.where(judge, row['id'])})"
+            remedy = "correct --id, or name --judge"
+            raise UserError(f'{source.file}: judge "{judge}" {problem}: {remedy}')
     return by_id

@@ -91,10 +91,8 @@ def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tupl
         except csv.Error as error:
             text = str(error)
             problem = next((meaning for part, meaning in _PROBLEMS.items() if part in text), text)
-            raise UserError(
-                f"{path}, line {start}: {problem}: correct it, or say --quoting off if "
-                "quote marks are text"
-            ) from error
+            remedy = "correct it, or say --quoting off if quote marks are text"
+            raise UserError(f"{path}, line {start}: {problem}: {remedy}") from error
         if values:
             yield start, values
 

@@ -131,10 +131,8 @@ def _file_table(path: Path, member: str, reading: Reading) -> Table:
     elif ending in TABLES:
         table = _csv_table(path, member, reading, tab=ending == ".tsv")
     else:
-        raise UserError(
-            f"{path}: unknown ending {ending or '(none)'}: use .csv, .tsv, .json, .jsonl, "
-            ".parquet, .gz of these, or archive.tar.gz::member"
-        )
+        use = "use .csv, .tsv, .json, .jsonl, .parquet, .gz of these, or archive.tar.gz::member"
+        raise UserError(f"{path}: unknown ending {ending or '(none)'}: {use}")
     if not table.columns or next(table.rows(), None) is None:
         raise UserError(f"{path} holds no rows: name a file with rows")
     return table
@@ -149,10 +147,8 @@ def _stripped(table: Table) -> Table:
     if names == table.columns:
         return table
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"{table.name}: two columns are called {twice[0]}, but for spaces around the name: "
-            "rename one"
-        )
+        problem = f"two columns are called {twice[0]}, but for spaces around the name"
+        raise UserError(f"{table.name}: {problem}: rename one")
 
     def rows() -> Rows:
         for place, value in table.rows():
@@ -180,11 +176,9 @@ def _decoded(piece: bytes, path: Path, encoding: str, at: int) -> str:
     try:
         return piece.decode(encoding)
     except UnicodeDecodeError as error:
-        byte = at + error.start
-        raise UserError(
-            f"{path} is not {encoding.upper()} at byte {byte} (0x{piece[error.start]:02x}): save "
-            "it as UTF-8, or name its encoding, such as --encoding cp1252"
-        ) from error
+        byte = f"byte {at + error.start} (0x{piece[error.start]:02x})"
+        remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
+        raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
 
 
 def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]]:
@@ -216,31 +210,27 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
         return _lines(path, member, encoding)
 
     dialect = recognise(path, lines, reading.delimiter, reading.quoting, tab)
-    recognised = dialect.notes()
+    recognised = " and ".join(dialect.notes())
     head, first = next(records(path, lines(), dialect), (0, []))
     names = [name.strip() for name in reading.header or first]
     for number, name in enumerate(names):
         if name and name not in names[:number]:
             continue
         problem = f"two columns are called {name}" if name else f"column {number + 1} has no name"
-        raise UserError(
-            f"{path}, line {head}: {problem}: give each a name of its own, or name all with "
-            "--header if the file has no header line"
-        )
+        remedy = "give each its own name, or name all with --header if there is no header line"
+        raise UserError(f"{path}, line {head}: {problem}: {remedy}")
 
     def rows() -> Rows:
         numbered = records(path, lines(), dialect)
         for line, values in itertools.islice(numbered, 0 if reading.header else 1, None):
             row: dict[str, Any] = dict(zip(names, values, strict=False))
             if len(values) != len(names):
-                error = UserError(
-                    f"{path}, line {line}: {len(values)} fields, but {len(names)} columns: correct "
-                    f"it, or overrule {' and '.join(recognised)} with --delimiter or --quoting"
-                )
-                row = reading.refuse(error)
+                problem = f"{len(values)} fields, but {len(names)} columns"
+                remedy = f"correct it, or overrule {recognised} with --delimiter or --quoting"
+                row = reading.refuse(UserError(f"{path}, line {line}: {problem}: {remedy}"))
             yield Place(path, line, lines=True), row
 
-    notes = (*notes, *recognised)
+    notes = (*notes, *dialect.notes())
     return Table(shown(path.name), tuple(names), rows, notes, delimiter=dialect.delimiter)
 
 
@@ -386,11 +376,9 @@ def _hub_table(source: str, reading: Reading) -> Table:
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
         first = next(iter(stream), None)
     except Exception as error:  # the client of the Hub raises errors of every kind
-        problem = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{name} is neither a file nor a Hub dataset that can be read ({problem}): correct the "
-            "name or --hub_split, or download its Parquet file and import that"
-        ) from error
+        problem = f"a Hub dataset that can be read ({' '.join(str(error).split())[:200]})"
+        remedy = "correct the name or --hub_split, or download its Parquet file and import that"
+        raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
     if first is None:
         raise UserError(f"{name}, split {split}, holds no rows: choose another")
 
