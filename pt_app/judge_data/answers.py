@@ -114,9 +114,8 @@ def _picked(item: Any, path: str, name: str, place: Place) -> Any:
     if match is None or not isinstance(results, list):
         return find(item, path) if path else item
     control, inner = match.groups()
-    fit = {
-        i: cell for i, result in enumerate(results) if (cell := find(result, inner)) is not MISSING
-    }
+    cells = {i: find(result, inner) for i, result in enumerate(results)}
+    fit = {i: cell for i, cell in cells.items() if cell is not MISSING}
     if not (control.isdigit() or control == "*"):
         fit = {i: cell for i, cell in fit.items() if results[i].get("from_name") == control}
     controls = {str(results[i].get("from_name", "")) for i in fit}

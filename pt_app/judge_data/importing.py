@@ -143,9 +143,7 @@ def import_labels(
     for table, names in zip(tables, _names(files, options.prefix), strict=True):
         rows = examples_of(table, job, tally, names[0])
         bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
-        examples += [
-            _identified(example, converted, job, tally, names) for example, converted in bar
-        ]
+        examples += [_identified(*made, job, tally, names) for made in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -212,20 +210,16 @@ def _check_columns(table: Table, job: Job) -> None:
         raise UserError(f"{table.name} {problem}; its columns are {columns}")
 
 
-def _names(files: Sequence[str], prefix: str) -> list[tuple[str, str]]:
-    """Return for each file what ids made here start with, and its path for messages.
+def _names(files: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield for each file what ids made here start with, and its path for messages.
 
     A part is "" where the name of the file suffices: where no other file has the same one.
     """
     paths = [Path(file.partition("::")[0]) for file in files]
     stems, names = Counter(path.stem for path in paths), Counter(path.name for path in paths)
-    return [
-        (
-            prefix or (f"{path.parent.name}-{path.stem}" if stems[path.stem] > 1 else ""),
-            str(path) if names[path.name] > 1 else "",
-        )
-        for path in paths
-    ]
+    for path in paths:
+        longer = f"{path.parent.name}-{path.stem}" if stems[path.stem] > 1 else ""
+        yield prefix or longer, str(path) if names[path.name] > 1 else ""
 
 
 def examples_of(

@@ -114,10 +114,8 @@ def as_verdicts(
         if name not in validation:
             raise UserError(f'{file} has no rows of "{name}": give all metrics validation rows')
         verdicts = _fitted_verdicts(validation[name], _columns(rows)[1], scale)
-        judges[name] = [
-            row | _as_verdict(row, verdict, scale, measured)
-            for row, verdict in zip(rows, verdicts, strict=True)
-        ]
+        pairs = zip(rows, verdicts, strict=True)
+        judges[name] = [row | _as_verdict(row, verdict, scale, measured) for row, verdict in pairs]
     notes = [f"scores are mapped to {scale.name} by isotonic regression on {file}"]
     return VerdictTable(scale, judges, {}, notes)
 

@@ -75,14 +75,8 @@ class Numbers:
         Raises:
             AmbiguousNumberError: The number can be read in two ways, and nothing decides.
         """
-        if isinstance(cell, bool):
-            return None
         if not isinstance(cell, str):
-            try:
-                number = Decimal(str(cell))
-            except ArithmeticError:
-                return None
-            return number if number.is_finite() else None
+            return None if isinstance(cell, bool) else _with_point(str(cell))
         point, comma = readings(cell)
         if point is None or comma is None or point == comma:
             if self.decimal:  # a decimal sign that was named allows no other

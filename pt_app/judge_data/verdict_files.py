@@ -297,9 +297,8 @@ class _Cells:
 
     def notes(self) -> list[str]:
         """Describe what was decided about the cells."""
-        notes = [
-            f"{name}: {note}" for name, reader in self._readers.items() for note in reader.notes()
-        ]
+        readers = self._readers.items()
+        notes = [f"{name}: {note}" for name, reader in readers for note in reader.notes()]
         for column, count in self._failed.items():
             what = "no label" if column == self.columns.label else "no verdict"
             notes.append(f"{column}: {count:,} of {FAILED}, {what} (unless a --scale holds it)")
@@ -338,10 +337,9 @@ def _guessed_scale(source: VerdictFile) -> Scale:
     keys = {key_of(source.meant(cell)) for cell in cells} - {""}
     verdicts = keys - {FAILED}
     if FAILED in keys and verdicts and verdicts <= {"0", "1"}:
-        raise UserError(
-            f"{source.file}: labels and verdicts are {', '.join(sorted(keys))}: say what they "
-            "mean, with --scale or such as --labels 1=PASS,0=FAIL,-1= (-1= declares -1 no verdict)"
-        )
+        problem = f"labels and verdicts are {', '.join(sorted(keys))}"
+        remedy = "with --scale or such as --labels 1=PASS,0=FAIL,-1= (-1= declares -1 no verdict)"
+        raise UserError(f"{source.file}: {problem}: say what they mean, {remedy}")
     for task, values in NAMED.items():
         own = {str(value).casefold() for value in values}
         two = TWO_VALUES.keys() if task == "pass_fail" else set()

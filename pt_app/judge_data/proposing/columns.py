@@ -62,9 +62,8 @@ class Column:
             self.rows, self.turns, self.filled = self.rows + 1, self.turns + 1, self.filled + 1
             self._count(str(cell[-1].get("content", cell[-1].get("value"))))
             return
-        values = [
-            value for value in (cell if isinstance(cell, list) else [cell]) if not is_empty(value)
-        ]
+        cells = cell if isinstance(cell, list) else [cell]
+        values = [value for value in cells if not is_empty(value)]
         self.rows += bool(values)
         self.most = max(self.most, len(values))
         self.filled += len(values)

@@ -38,10 +38,8 @@ TOPS = (5, 10, 100)
 STEPS = tuple(map(Decimal, ("10", "5", "1", "0.5", "0.25", "0.2", "0.1", "0.05", "0.01")))
 # Numbers as verdicts of a pair: A, B and tie, in this order.
 PAIR_NUMBERS = ("1 2", "1 2 0", "1 2 3", "0 1", "1 0 0.5", "1 -1 0")
-_WINNERS, _VERDICTS = (
-    {verdict: set(words.split(", ")) for verdict, words in VOCABULARY[name].items()}
-    for name in ("winners", "verdicts")
-)
+_WINNERS = {verdict: set(words.split(", ")) for verdict, words in VOCABULARY["winners"].items()}
+_VERDICTS = {verdict: set(words.split(", ")) for verdict, words in VOCABULARY["verdicts"].items()}
 _GRADES = [grades.split(", ") for grades in VOCABULARY["grades"]]
 
 
@@ -243,11 +241,9 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
         step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
         low, high = min(c.low for c in columns), max(c.high for c in columns)
         scale = scale_of(low, high, step, sum(c.filled for c in columns))
-        too_fine = (
-            f"the labels, {low} to {high}, are finer than a judge's scale ({MOST_VALUES:,} values "
-            "at most): round them in the file"
-        )
-        return Labels("score", scale, remark="" if scale else too_fine)
+        too_fine = f"are finer than a judge's scale (at most {MOST_VALUES:,} values): round them"
+        remark = "" if scale else f"the labels, {low} to {high}, {too_fine} in the file"
+        return Labels("score", scale, remark=remark)
     folded = {value: _folded(value) for value in values}
     words = set(folded.values())
     for grades in _GRADES:

@@ -226,9 +226,7 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> Proposal:
     if "LABEL" in missing:
         findings["no label"] = "no column looks like labels: name one, or use judge data distil"
     if unknown:
-        findings["meanings"] = (
-            f"say what {', '.join(labels.unknown)} mean: a verdict each in --labels"
-        )
+        findings["meanings"] = f"say what {', '.join(labels.unknown)} mean with --labels"
     mapped = ColumnMap({}, {}) if missing else ColumnMap.from_flags([map_flag], labels_flag)
     return Proposal(
         flags=tuple(word for flag in flags.items() if flag[1] for word in flag),
