@@ -14,7 +14,6 @@ import yaml
 
 from pt_app.core.verdicts import MOST_VALUES
 from pt_app.core.words import normalised
-from pt_app.judge_data.labels import key_of
 from pt_app.judge_data.mapping import LISTS, TARGETS
 from pt_app.judge_data.numbers import as_number
 from pt_app.judge_data.proposing.columns import Column
@@ -237,7 +236,7 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
     numbers = all(column.kind == "number" for column in columns)
     if pair:
         return _pair_numbers(values) if numbers else _with_meanings(values, "pairwise", _winner)
-    if numbers and {key_of(value) for value in values} != {"0", "1"}:
+    if numbers and {_plain(value) for value in values} != {"0", "1"}:
         step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
         low, high = min(c.low for c in columns), max(c.high for c in columns)
         scale = scale_of(low, high, step, sum(c.filled for c in columns))
@@ -280,7 +279,7 @@ def _divides(step: Decimal, of: Decimal | None) -> bool:
 
 
 def _pair_numbers(values: Sequence[str]) -> Labels:
-    numbers = {value: key_of(value) for value in values}
+    numbers = {value: _plain(value) for value in values}
     usual = [row.split() for row in PAIR_NUMBERS if set(row.split()) == {*numbers.values()}]
     if not usual:
         return Labels("pairwise", "pairwise", unknown=tuple(values))
@@ -305,10 +304,16 @@ def _winner(value: str) -> str:
 
 
 def _passes(value: str) -> str:
-    word = _folded(value) if as_number(value) is None else key_of(value)
+    word = _folded(value) if as_number(value) is None else _plain(value)
     return next((verdict for verdict, words in _VERDICTS.items() if word in words), "")
 
 
 def _folded(value: str) -> str:
     """Write a word as the lists here do: small letters, no accents, single spaces."""
     return normalised(value.replace("_", " "))
+
+
+def _plain(value: str) -> str:
+    """Write a number without trailing zeros, read with a decimal point where it can be: "1.000"."""
+    number = as_number(value)
+    return value if number is None else f"{number.normalize():f}"
