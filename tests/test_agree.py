@@ -115,7 +115,7 @@ def test_any_file_of_verdicts_gets_the_whole_evidence(tmp_path: Path, ending: st
     report = (tmp_path / "out" / "report.md").read_text()
     for heading in ("Confidence", "What moves the judge", "By domain", "Systems"):
         assert f"## {heading}" in report
-    assert "One person agrees with the others" in report
+    assert "One annotator agrees with the others" in report
 
 
 def test_an_empty_verdict_is_a_parse_failure_and_counts_as_wrong_beside(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_the_worst_rows_are_the_farthest_from_the_label(tmp_path: Path) -> None:
     judged[20] |= {"label": 0, "constrained": 10, "candidate": ""}
     (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, judged)))
     section = _write(folder).split("## Worst")[1]
-    heads = re.findall(r"^\*\*(row-\d+)\*\*: label (\d+), likeliest verdict (\d+)", section, re.M)
+    heads = re.findall(r"^\*\*(row-\d+)\*\*: label (\d+), constrained verdict (\d+)", section, re.M)
     wrong = [row for row in judged if row["label"] != row["constrained"]]
     assert heads[0] == ("row-20", "0", "10")
     assert len(heads) == min(20, len(wrong))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pt_app.core.errors import UserError
+from pt_app.core.formatting import visible
 from pt_app.core.records import JudgeExample
-from pt_app.core.wording import visible
 
 if TYPE_CHECKING:
     from rich.text import Text

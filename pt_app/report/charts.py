@@ -1,4 +1,4 @@
-"""Charts as inline SVG, in the page's own colours and fonts; each has its words."""
+"""Charts as inline SVG, in the page's own colours and fonts, each with a text alternative."""
 
 import io
 import re
@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pt_app.core.formatting import estimate, number
-from pt_app.core.wording import NAMES, columns_of, visible
+from pt_app.core.formatting import NAMES, columns_of, estimate, metrics_of, number, one_line
 from pt_app.report.page import Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#010203"  # stands for the page's text colour, light or dark
-BLUE, RED, GREEN, GREY = "#4477aa", "#ee6677", "#228833", "#888888"  # Paul Tol's, for all eyes
+# Paul Tol's colours, which colour-blind readers can tell apart.
+BLUE, RED, GREEN, GREY = "#4477aa", "#ee6677", "#228833", "#888888"
 WIDTH = 6.4  # inches, at 72 points each
-MOST_LINES = 24
+MAX_LINES = 24
 
 Draw = Callable[["Axes"], None]
 
@@ -24,47 +24,46 @@ Draw = Callable[["Axes"], None]
 def of_results(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and the SVG of each chart about a whole evaluation, for a dashboard."""
     first = results["models"][0]
-    charts = {"agreement": agreement(results)}
-    if first.get("calibration"):
-        charts["reliability"] = reliability(first["calibration"])
-    if first.get("selective"):
-        charts["risk_coverage"] = risk_coverage(first["selective"])
+    charts = {
+        "agreement": agreement(results),
+        "reliability": reliability(first["calibration"]) if first.get("calibration") else [],
+        "risk_coverage": risk_coverage(first["selective"]) if first.get("selective") else [],
+    }
     for name, drawn in charts.items():
         for chart in drawn:
             yield name, chart.draw()
 
 
 def agreement(results: Mapping[str, Any]) -> list[Chart]:
-    """The headline number of judges, rules and people with their intervals."""
-    head = columns_of(dict(results))[0]
-    lines = [
-        (str(one["name"]), (one.get("constrained") or one["metrics"]).get(head), BLUE)
-        for one in results["models"]
-    ]
-    lines += [(one["name"], one["metrics"].get(head), GREY) for one in results["baselines"] or []]
-    if people := results.get("ceiling"):
-        lines.append(("one person against the others", people["metrics"].get(head), GREEN))
-    return _forest(lines, NAMES[head])
+    """Show the headline number of judges, baselines and annotators with their intervals."""
+    head = columns_of(results)[0]
+    entries = [(str(model["name"]), model, BLUE) for model in results["models"]]
+    entries += [(one["name"], one, GREY) for one in results["baselines"] or []]
+    if annotators := results.get("ceiling"):
+        entries.append(("one annotator against the others", annotators, GREEN))
+    lines = [(name, metrics_of(one).get(head), colour) for name, one, colour in entries]
+    return forest(lines, NAMES[head])
 
 
-def means(found: Mapping[str, Any], what: str) -> list[Chart]:
-    """A mean for each kind of row, with its interval."""
-    return _forest([(name, one, BLUE) for name, one in found.items()], what)
+def means(by_kind: Mapping[str, Any], what: str) -> list[Chart]:
+    """Show a number of each kind of row, with its interval."""
+    return forest([(name, metric, BLUE) for name, metric in by_kind.items()], what)
 
 
-def _forest(lines: Sequence[tuple[str, Any, str]], what: str) -> list[Chart]:
-    known = [line for line in lines if line[1] and line[1]["value"] is not None][:MOST_LINES]
-    if len(known) < 2:
+def forest(lines: Sequence[tuple[str, Any, str]], what: str) -> list[Chart]:
+    """Show numbers with their intervals, as (name, number, colour); [] for fewer than two."""
+    lines = [line for line in lines if line[1] and line[1]["value"] is not None][:MAX_LINES]
+    if len(lines) < 2:
         return []
-    says = "; ".join(f"{name} {estimate(one)}" for name, one, _ in known)
-    return [_chart(partial(_draw_forest, known, what), f"{what}: {says}", 0.3 * len(known) + 0.7)]
+    says = "; ".join(f"{name} {estimate(metric)}" for name, metric, _ in lines)
+    return [_chart(partial(_draw_forest, lines, what), f"{what}: {says}", 0.3 * len(lines) + 0.7)]
 
 
 def _draw_forest(lines: Sequence[tuple[str, Any, str]], what: str, ax: "Axes") -> None:
-    for place, (_, one, colour) in enumerate(lines):
-        if one["low"] is not None:
-            ax.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=2)
-        ax.plot([one["value"]], [place], "o", color=colour, markersize=6)
+    for place, (_, metric, colour) in enumerate(lines):
+        if metric["low"] is not None:
+            ax.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
+        ax.plot([metric["value"]], [place], "o", color=colour, markersize=6)
     ax.set_yticks(range(len(lines)), [_short(name) for name, _, _ in lines])
     ax.invert_yaxis()
     ax.set_xlabel(what)
@@ -72,29 +71,27 @@ def _draw_forest(lines: Sequence[tuple[str, Any, str]], what: str, ax: "Axes") -
 
 
 def _short(name: str) -> str:
-    name = " ".join(visible(name).split())
+    name = one_line(name)
     return name if len(name) < 32 else f"{name[:30]}…"
 
 
 def verdicts_by_label(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """How the verdicts (expected scores where known) of each label's rows are spread."""
+    """Show the spread of the verdicts (expected scores if known) of each label's rows."""
     by_label: dict[float, list[float]] = {}
     for row in rows:
-        said = row.get("expected")
-        for other in (row["constrained"], row["verdict"]):
-            said = other if said is None else said
-        if isinstance(row["label"], (int, float)) and isinstance(said, (int, float)):
-            by_label.setdefault(float(row["label"]), []).append(float(said))
+        given = (row.get("expected"), row["constrained"], row["verdict"])
+        verdict = next((one for one in given if one is not None), None)
+        if isinstance(row["label"], (int, float)) and isinstance(verdict, (int, float)):
+            by_label.setdefault(float(row["label"]), []).append(float(verdict))
     if len(by_label) < 2:
         return []
     labels = sorted(by_label)
-    says = "; ".join(f"label {label:g}: {_middle(by_label[label]):.1f}" for label in labels[:30])
+    middles = [sorted(by_label[label])[len(by_label[label]) // 2] for label in labels[:30]]
+    told = [
+        f"label {label:g}: {middle:.1f}" for label, middle in zip(labels, middles, strict=False)
+    ]
     draw = partial(_draw_spread, labels, [by_label[label] for label in labels])
-    return [_chart(draw, f"Verdicts by label, medians: {says}", 3.4)]
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    return [_chart(draw, f"Verdicts by label, medians: {'; '.join(told)}", 3.4)]
 
 
 def _draw_spread(labels: Sequence[float], spread: Sequence[Sequence[float]], ax: "Axes") -> None:
@@ -116,13 +113,13 @@ def _draw_spread(labels: Sequence[float], spread: Sequence[Sequence[float]], ax:
     ax.set_ylabel("verdict")
 
 
-def reliability(found: Mapping[str, Any]) -> list[Chart]:
-    """Share right against confidence, of bins of equally many rows."""
-    bins = [one for one in found["reliability"] if one["right"]["value"] is not None]
+def reliability(calibration: Mapping[str, Any]) -> list[Chart]:
+    """Show accuracy against confidence, in bins of equally many rows."""
+    bins = [one for one in calibration["reliability"] if one["right"]["value"] is not None]
     if len(bins) < 2:
         return []
     told = (f"{number(one['confidence'])}: {estimate(one['right'])}" for one in bins)
-    says = f"Share right by mean confidence: {'; '.join(told)}"
+    says = f"Accuracy by mean confidence: {'; '.join(told)}"
     return [_chart(partial(_draw_reliability, bins), says, 3.4)]
 
 
@@ -136,47 +133,39 @@ def _draw_reliability(bins: Sequence[Mapping[str, Any]], ax: "Axes") -> None:
     xs = [one["confidence"] for one in bins]
     ax.plot(xs, [one["right"]["value"] for one in bins], "o-", color=BLUE)
     ax.set_xlabel("mean confidence (dashed: calibrated)")
-    ax.set_ylabel("share right")
+    ax.set_ylabel("accuracy")
 
 
-def risk_coverage(found: Mapping[str, Any]) -> list[Chart]:
-    """Share wrong among the surest rows, against how many these are."""
-    curve = found["curve"]
+def risk_coverage(selective: Mapping[str, Any]) -> list[Chart]:
+    """Show the error rate among the surest rows against how many these are."""
+    curve = selective["curve"]
     if len(curve) < 2:
         return []
     told = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
     says = "; ".join(f"surest {one['coverage']:.0%}: {one['risk']:.1%} wrong" for one in told)
-    return [_chart(partial(_draw_risk, found), f"Risk and coverage: {says}", 3.0)]
+    return [_chart(partial(_draw_risk, selective), f"Risk and coverage: {says}", 3.0)]
 
 
-def _draw_risk(found: Mapping[str, Any], ax: "Axes") -> None:
-    curve = found["curve"]
+def _draw_risk(selective: Mapping[str, Any], ax: "Axes") -> None:
+    curve = selective["curve"]
     ax.plot([one["coverage"] for one in curve], [one["risk"] for one in curve], color=BLUE)
     ax.axhline(curve[-1]["risk"], color=GREY, linestyle="--")
-    if found["threshold"] is not None:
-        ax.axvline(found["kept"]["value"], color=GREEN)
+    if selective["threshold"] is not None:
+        ax.axvline(selective["kept"]["value"], color=GREEN)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("share of rows judged, surest first (dashed: no use of confidence)")
-    ax.set_ylabel("share wrong")
+    ax.set_ylabel("error rate")
 
 
 def training(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Training and validation loss by step, and what the validation is judged by."""
+    """Show training and validation loss by step, and the agreement on validation rows."""
     charts = []
     losses = {name: _series(history, name) for name in ("loss", "eval_loss")}
-    quality = sorted(
-        {
-            name
-            for one in history
-            for name in one
-            if name.startswith("eval_") and name.endswith("_strict")
-        }
-    )
-    lines = (
-        {name: line for name, line in losses.items() if line},
-        *({q: _series(history, q)} for q in quality),
-    )
-    for part in lines:
+    names = {name for entry in history for name in entry}
+    quality = sorted(n for n in names if n.startswith("eval_") and n.endswith("_strict"))
+    parts = [{name: line for name, line in losses.items() if line}]
+    parts += [{name: _series(history, name)} for name in quality]
+    for part in parts:
         if any(len(line) > 1 for line in part.values()):
             last = "; ".join(f"{name} ends at {line[-1][1]:.3g}" for name, line in part.items())
             charts.append(_chart(partial(_draw_lines, part), f"By step: {last}", 2.6))
@@ -199,7 +188,7 @@ def _chart(draw: Draw, says: str, height: float) -> Chart:
 
 
 def _svg(draw: Draw, says: str, height: float) -> str:
-    """Draw into an SVG that takes the page's width, colour and font, with `says` for readers."""
+    """Draw an SVG that takes the page's width, colour and font, and `says` for screen readers."""
     from html import escape
     from zlib import crc32
 
@@ -209,8 +198,8 @@ def _svg(draw: Draw, says: str, height: float) -> str:
 
     style: Any = {
         "text.parse_math": False,  # a name may hold dollar signs
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": says,  # equal data, equal bytes
+        "svg.fonttype": "none",  # keep text as text
+        "svg.hashsalt": says,  # equal data give equal bytes
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.facecolor": "none",
@@ -227,7 +216,7 @@ def _svg(draw: Draw, says: str, height: float) -> str:
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()[buffer.getvalue().index("<svg") :].replace(INK, "currentColor")
-    # Several pictures stand on one page: each has its own names for what it refers to.
+    # A page holds several pictures, so that the ids of each need their own prefix.
     own = f"c{crc32(says.encode()):x}-"
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{own}", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What a report says, section by section; `markdown.py` and `html.py` write it down."""
+"""The sections of a report, before `markdown.py` and `html.py` write them."""
 
 import json
 from collections import Counter
@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pt_app.core.formatting import UNDEFINED, estimate
+from pt_app.core.formatting import NAMES, UNDEFINED, columns_of, estimate
 from pt_app.core.verdicts import Scale
-from pt_app.core.wording import NAMES, columns_of, leak_line
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
 from pt_app.report.reading import reading
@@ -16,9 +15,9 @@ from pt_app.report.scorecard import scorecard
 from pt_app.report.sections import attack_section, evidence_sections, people_section
 from pt_app.report.source import main_judge, read_attacks, read_history
 
-WORST = DISPUTED = 20
+MAX_ROWS = 20  # that a section shows one by one
 SURE, DOUBT = 0.9, 0.01
-WIDEST_MATRIX = 21
+MAX_COLUMNS = 21  # of the table of labels and verdicts
 
 Row = dict[str, Any]
 
@@ -26,7 +25,14 @@ Row = dict[str, Any]
 def content(
     folder: Path, results: dict[str, Any], predictions: Sequence[Row], safe: Safe
 ) -> list[Section]:
-    """All sections of a report; the first one's title is the page's."""
+    """Return all sections of a report; the first one's title is the page's.
+
+    Args:
+        folder: the evaluation folder, which may hold the results of attacks, too.
+        results: the content of results.json.
+        predictions: the rows of predictions.jsonl.
+        safe: escapes a foreign name for the page.
+    """
     judge = main_judge(results)
     if results["task"] == "metric":
         return _ranks(results, safe)
@@ -56,7 +62,7 @@ def content(
 
 
 def _ranks(results: dict[str, Any], safe: Safe) -> list[Section]:
-    """The report of metrics whose scores are no verdicts."""
+    """Return the report of metrics whose scores are not verdicts."""
     lead = Words(reading(results, safe))
     systems = (section for model in results["models"] for section in evidence_sections(model, safe))
     return [
@@ -67,72 +73,64 @@ def _ranks(results: dict[str, Any], safe: Safe) -> list[Section]:
     ]
 
 
-def warning(results: dict[str, Any]) -> str:
-    """What must be said before anything else; "" where nothing must."""
-    return leak_line(results)
-
-
 def _numbers(results: dict[str, Any], safe: Safe) -> Section:
     columns = columns_of(results)
-    header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n"]
-    paid = any(model.get("cost") for model in results["models"])
+    header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n", "$ per verdict"]
     rows = []
-    for judge in results["models"]:
-        name, metrics, failures = safe(judge["name"]), judge["metrics"], judge["parse_failures"]
-        if "constrained" in judge:
-            likeliest = judge["constrained"]
-            rows.append(_line(f"{name}, likeliest verdict", likeliest, columns, UNDEFINED))
-        rows.append(_line(f"{name}, own answer", metrics, columns, str(failures)))
-        strict = {column: metrics.get(f"{column}_strict") for column in columns}
-        rows.append(_line(f"{name}, parse failures wrong", strict, columns, str(failures)))
-    for rule in results.get("baselines") or []:
-        name, verdict = safe(rule["name"]), rule.get("verdict")
-        label = f"always {safe(verdict)} ({name})" if verdict is not None else name
-        rows.append(_line(label, rule["metrics"], columns, UNDEFINED))
-    if people := results.get("ceiling"):
-        rows.append(_line("one person against the others", people["metrics"], columns, UNDEFINED))
-    if paid:
-        header.append("$ a verdict")
-        cost = {
-            safe(m["name"]): f"{m['cost']['per_verdict']:.6f}"
-            for m in results["models"]
-            if m.get("cost")
-        }
-        for row in rows:
-            row.append(cost.get(row[0].rpartition(", ")[0], UNDEFINED))
+    for name, metrics, failures, cost in _lines(results, safe):
+        n = next((metrics[column]["n"] for column in columns if metrics.get(column)), None)
+        cells = []
+        for metric in map(metrics.get, columns):
+            other = f" (n = {metric['n']})" if metric and metric["n"] != n else ""
+            cells.append(estimate(metric) + other)
+        rows.append([name, *cells, failures, UNDEFINED if n is None else str(n), cost])
+    if not any(model.get("cost") for model in results["models"]):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return Section("Numbers", [Grid(header, rows), *map(Words, _legend(results, safe))])
 
 
-def _line(name: str, metrics: dict[str, Any], columns: Sequence[str], failures: str) -> list[str]:
-    n = next((metrics[column]["n"] for column in columns if metrics.get(column)), None)
-    cells = []
-    for column in columns:
-        metric = metrics.get(column)
-        other = f" (n = {metric['n']})" if metric and metric["n"] != n else ""
-        cells.append(estimate(metric) + other)
-    return [name, *cells, failures, UNDEFINED if n is None else str(n)]
+def _lines(results: dict[str, Any], safe: Safe) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    """Yield name, numbers, parse failures and cost per verdict of each line of the table."""
+    for model in results["models"]:
+        name, metrics, failures = (
+            safe(model["name"]),
+            model["metrics"],
+            str(model["parse_failures"]),
+        )
+        cost = f"{model['cost']['per_verdict']:.6f}" if model.get("cost") else UNDEFINED
+        strict = {column: metrics.get(f"{column}_strict") for column in metrics}
+        if "constrained" in model:
+            yield f"{name}, constrained verdict", model["constrained"], UNDEFINED, cost
+        yield f"{name}, own answer", metrics, failures, cost
+        yield f"{name}, parse failures wrong", strict, failures, cost
+    for baseline in results.get("baselines") or []:
+        name, verdict = safe(baseline["name"]), baseline.get("verdict")
+        name = name if verdict is None else f"always {safe(verdict)} ({name})"
+        yield name, baseline["metrics"], UNDEFINED, UNDEFINED
+    if annotators := results.get("ceiling"):
+        yield "one annotator against the others", annotators["metrics"], UNDEFINED, UNDEFINED
 
 
 def _legend(results: dict[str, Any], safe: Safe) -> list[str]:
     lines = [
         "95 % intervals in brackets: bootstrap over groups, so that rows of one source count as "
-        "one draw. Likeliest verdict: the most likely of the allowed verdicts, on every row. "
+        "one draw. Constrained verdict: the most likely of the allowed verdicts, on every row. "
         "Own answer: the verdict the judge writes, without parse failures. "
         "Parse failures wrong: the same with each parse failure counted as the verdict "
-        "farthest from the label (where verdicts have no order: as another, wrong one). "
+        "farthest from the label (if verdicts have no order: as another, wrong one). "
         f"{UNDEFINED}: undefined or not computed."
     ]
     fitted = {one.get("fitted") for one in results.get("baselines") or []} - {None, ""}
-    lines += [f"The rules are fitted on {safe(what)}." for what in sorted(fitted)]
+    lines += [f"The baselines are fitted on {safe(what)}." for what in sorted(fitted)]
     missing = (results.get("missing_baselines") or {}).items()
-    lines += [f"No {safe(name)} rule: {safe(reason)}." for name, reason in missing]
+    lines += [f"No {safe(name)} baseline: {safe(reason)}." for name, reason in missing]
     if "order_consistency" in columns_of(results):
         lines.append(
             "Accuracy, other order: of the verdicts on the pairs shown the other way round. Right "
             "in both orders: pairs judged right both times. "
-            "Same in both orders: pairs whose winner stays when the candidates change places. "
-            "First place: share of verdicts, ties apart, for the candidate shown first, over "
-            "both orders; 0.5 without a liking for a place."
+            "Same in both orders: pairs whose winner stays if the candidates change places. "
+            "First position: share of verdicts without ties for the candidate shown first, over "
+            "both orders; 0.5 without a position bias."
         )
     for model in results["models"]:
         lines += _notes(model, safe)
@@ -140,11 +138,11 @@ def _legend(results: dict[str, Any], safe: Safe) -> list[str]:
 
 
 def _notes(model: dict[str, Any], safe: Safe) -> Iterator[str]:
-    """What is to be said of one judge's numbers."""
+    """Yield what must be known about one judge's numbers."""
     name, mass = safe(model["name"]), model.get("verdict_mass")
     if isinstance(mass, dict):
-        told = f"{estimate(mass)} (n = {mass['n']})"
-        yield f"Probability of all allowed verdicts together, {name}: {told}."
+        value = f"{estimate(mass)} (n = {mass['n']})"
+        yield f"Probability of all allowed verdicts together, {name}: {value}."
     if cost := model.get("cost"):
         yield (
             f"{name}: ${cost['dollars']:.4f} for {cost['n']} verdicts, "
@@ -156,13 +154,13 @@ def _notes(model: dict[str, Any], safe: Safe) -> Iterator[str]:
         yield f"{model['shortened']} rows were shortened to fit the context."
     if model.get("ties"):
         yield (
-            f"{name}: in {model['ties']} rows two verdicts are equally likely to 1e-5, and "
+            f"{name}: in {model['ties']} rows two verdicts are equally likely within 1e-5, and "
             "rounding decides between them."
         )
     if change := model.get("precision_change"):
         yield (
             f"{name}, scored in {safe(model['precision'])}: {change['verdicts']} verdicts of "
-            f"{change['n']} rows are not those of float32, and a probability is off by up to "
+            f"{change['n']} rows differ from those of float32, and probabilities by up to "
             f"{change['probability']:.2g}."
         )
 
@@ -177,7 +175,7 @@ def _confusion(rows: Sequence[Row], judge: str, safe: Safe) -> Section | None:
     if not counts:
         return None
     spread = charts.verdicts_by_label(rows)
-    if len(values) > WIDEST_MATRIX:
+    if len(values) > MAX_COLUMNS:
         left_out = Words(f"{lead}left out, since {len(values)} different values occur.")
         return Section(title, [left_out, *spread])
     columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
@@ -197,8 +195,8 @@ def _by_error(results: dict[str, Any], model: dict[str, Any], safe: Safe) -> Sec
         return None
     what = "mean distance to the label" if results["task"] == "score" else "accuracy"
     body = [[safe(kind), estimate(one), str(one["n"])] for kind, one in kinds.items()]
-    note = "A row with several errors counts at each of them; none: no known error."
-    lead = Words(f"Likeliest verdict of the {safe(model['name'])}. {note}")
+    note = "A row with several errors counts for each of them; none: no known error."
+    lead = Words(f"Constrained verdict of the {safe(model['name'])}. {note}")
     return Section(
         "By kind of error in the candidate",
         [lead, Grid(["kind", what, "n"], body), *charts.means(kinds, what)],
@@ -206,20 +204,20 @@ def _by_error(results: dict[str, Any], model: dict[str, Any], safe: Safe) -> Sec
 
 
 def _curve(results: dict[str, Any], safe: Safe) -> Section | None:
-    """Whether more labels would help: the same training on fewer rows."""
+    """Show the same training on fewer rows: whether more labels would help."""
     points = results.get("curve")
     if not points:
         return None
     metric = NAMES[points[0]["metric"]]
-    rows = [[str(one["rows"]), estimate(one), str(one["n"])] for one in points]
-    told = [
+    rows = [[str(point["rows"]), estimate(point), str(point["n"])] for point in points]
+    differences = [
         f"{safe(one['a'])} - {safe(one['b'])}: {estimate(one)}"
         for one in results.get("comparisons") or []
         if one["b"] in ("quarter", "half")
     ]
     lead = "The same training on fewer rows, on the same test rows. If it still rises from half to "
-    lead += f"all, more labels are likely to help. {'; '.join(told)}."
-    by_rows = {f"{one['rows']} rows": one for one in points}
+    lead += f"all, more labels are likely to help. {'; '.join(differences)}."
+    by_rows = {f"{point['rows']} rows": point for point in points}
     grid = Grid(["training rows", metric, "n"], rows)
     return Section("Learning curve", [Words(lead), grid, *charts.means(by_rows, metric)])
 
@@ -238,13 +236,13 @@ def _leaks(results: dict[str, Any], safe: Safe) -> Section | None:
 
 
 def _worst(rows: Sequence[Row], judge: str, safe: Safe) -> Section:
-    wrong = [row for row in rows if _said(row) not in (None, row["label"])]
+    wrong = [row for row in rows if _verdict(row) not in (None, row["label"])]
     wrong.sort(key=lambda row: (*_distance(row), str(row.get("id"))))
     title = f"Worst disagreements of the {judge}"
     if not wrong:
         none = "None: the verdict equals the label in all rows that have one."
         return Section(title, [Words(none)])
-    shown = wrong[:WORST]
+    shown = wrong[:MAX_ROWS]
     lead = f"{len(shown)} of the {len(wrong)} rows whose verdict is not the label"
     lead += f" (of {len(rows)}), farthest first."
     blocks: list[Block] = [Words(lead), *(_disagreement(row, safe) for row in shown)]
@@ -252,7 +250,7 @@ def _worst(rows: Sequence[Row], judge: str, safe: Safe) -> Section:
 
 
 def _disputed(rows: Sequence[Row], scale: Scale, safe: Safe) -> Section | None:
-    """Rows whose label the judge all but rules out: people may have erred there."""
+    """List the rows whose label the judge all but rules out: the label may be wrong."""
     doubted = []
     for row in rows:
         chances = dict(zip(scale.values, row.get("probabilities") or (), strict=False))
@@ -267,20 +265,20 @@ def _disputed(rows: Sequence[Row], scale: Scale, safe: Safe) -> Section | None:
     )
     lines = [
         f"{safe(row.get('id'))}: label {safe(row['label'])} ({chance:.2g}), judge "
-        f"{safe(_said(row))} ({max(row['probabilities']):.2f})"
-        for chance, row in doubted[:DISPUTED]
+        f"{safe(_verdict(row))} ({max(row['probabilities']):.2f})"
+        for chance, row in doubted[:MAX_ROWS]
     ]
     return Section("Labels that the judge disputes", [Words(lead), Lines(lines)])
 
 
-def _said(row: Row) -> Any:
-    """The likeliest verdict, or the judge's own where none is known; None for a parse failure."""
+def _verdict(row: Row) -> Any:
+    """Return the constrained verdict, else the judge's own; None for a parse failure."""
     return row["verdict"] if row["constrained"] is None else row["constrained"]
 
 
 def _distance(row: Row) -> tuple[float, float]:
-    """Sort key: far before near, then confident before hesitant."""
-    label, verdict = row["label"], _said(row)
+    """Return a key that sorts far before near, then confident before hesitant."""
+    label, verdict = row["label"], _verdict(row)
     numeric = not isinstance(label, str) and not isinstance(verdict, str)
     confidence = max(row.get("probabilities") or [0.0])
     return (-abs(verdict - label) if numeric else 0.0), -confidence
@@ -290,7 +288,7 @@ def _disagreement(row: Row, safe: Safe) -> Texts:
     own = "parse failure" if row["verdict"] is None else row["verdict"]
     says = f"label {safe(row['label'])}"
     if row["constrained"] is not None:
-        says += f", likeliest verdict {safe(row['constrained'])}"
+        says += f", constrained verdict {safe(row['constrained'])}"
     says += f", own answer {safe(own)}"
     turns = row.get("conversation") or ()
     first, second = row.get("candidates") or (None, None)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pt_app.core.wording import LONGEST_TEXT, visible
+from pt_app.core.formatting import shortened, visible
 from pt_app.report.page import Block, Chart, Grid, Lines, Section, Texts
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def to_html(sections: Sequence[Section], warning: str) -> str:
-    """The whole page; every text of others is escaped."""
+    """Write the whole page; the template escapes every text."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -21,13 +21,8 @@ def to_html(sections: Sequence[Section], warning: str) -> str:
     return template.render(sections=page, warning=warning) + "\n"
 
 
-def plain(text: object) -> str:
-    """A foreign name on one line, control characters spelled out; the template escapes it."""
-    return " ".join(visible(str(text)).split())
-
-
 def _prepared(block: Block) -> dict[str, object]:
-    """What the template needs of a block."""
+    """Return what the template needs of a block."""
     match block:
         case Chart(draw, says):
             return {"kind": "chart", "svg": draw(), "says": says}
@@ -37,19 +32,13 @@ def _prepared(block: Block) -> dict[str, object]:
         case Lines(lines):
             return {"kind": "lines", "lines": lines}
         case Texts(name, says, fields):
-            shown = [(field, _cut(text)) for field, text in fields]
+            shown = [(field, visible(shortened(text))) for field, text in fields]
             return {"kind": "texts", "name": name, "says": says, "fields": shown}
     return {"kind": "words", "text": block.text}
 
 
-def _cut(text: str) -> str:
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
-    return visible(text)
-
-
 def _shades(rows: Sequence[Sequence[str]], heat: bool) -> list[list[float]]:
-    """How dark each cell of a matrix is, 0 to 1 by its share of the row; [] for other tables."""
+    """Return how dark each cell of a matrix is, its share of the row; [] for other tables."""
     if not heat:
         return []
     counts = [[int(cell or 0) for cell in row[1:-1]] for row in rows]

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from pt_app.core.wording import fenced, table
+from pt_app.core.formatting import fenced, table
 from pt_app.report.page import Block, Chart, Grid, Lines, Section, Texts
 
 
 def to_markdown(sections: Sequence[Section], warning: str) -> str:
-    """The whole page; `warning` comes before anything else. Charts are left to HTML."""
+    """Write the whole page, `warning` before anything else. Only HTML shows the charts."""
     parts = [f"**{warning}**"] if warning else []
     for level, section in enumerate(sections):
         parts.append(f"{'#' if level == 0 else '##'} {section.title}")
@@ -19,12 +19,12 @@ def _block(block: Block) -> str:
     match block:
         case Grid(header, rows, heat):
             bold = [[f"**{first}**", *rest] if heat else [first, *rest] for first, *rest in rows]
-            return table(list(header), bold)
+            return table(header, bold)
         case Lines(lines):
             return "\n".join(f"- {line}" for line in lines)
         case Texts(name, says, fields):
             head = f"**{name}**: {says}"
-            return f"{head}\n\n{fenced(list(fields))}" if fields else head
+            return f"{head}\n\n{fenced(fields)}" if fields else head
         case Chart():
             return ""
     return block.text

@@ -1,9 +1,9 @@
-"""What a page is made of, before it is Markdown or HTML."""
+"""The blocks of a page, before they are written as Markdown or HTML."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-# How a foreign name is written into a line, so that it reads as these characters and no markup.
+# Escapes a foreign name for a line, so that it reads as these characters and not as markup.
 Safe = Callable[[object], str]
 
 
@@ -32,7 +32,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture that only HTML shows: how its SVG is made, and what it says in words."""
+    """A picture that only HTML shows: how its SVG is drawn, and what it shows in words."""
 
     draw: Callable[[], str]
     says: str
@@ -40,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Texts:
-    """A row's own texts, by name, below a line that says which row it is."""
+    """A row's own texts by name, below a line with its name and verdicts."""
 
     name: str
     says: str
@@ -52,7 +52,7 @@ Block = Words | Lines | Grid | Chart | Texts
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what stands below it."""
+    """A title and the blocks below it."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)

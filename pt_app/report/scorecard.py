@@ -3,8 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pt_app.core.formatting import estimate, number
-from pt_app.core.wording import NAMES, best_rule, columns_of, leak_line
+from pt_app.core.formatting import (
+    NAMES,
+    best_baseline,
+    columns_of,
+    estimate,
+    leak_line,
+    metrics_of,
+    number,
+)
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe
 
@@ -29,9 +36,8 @@ def scorecard(results: Mapping[str, Any], judge: Mapping[str, Any], safe: Safe) 
         judge: the entry of `results["models"]` that the report is about.
         safe: escapes a foreign name for the page.
     """
-    head = columns_of(dict(results))[0]
+    head = columns_of(results)[0]
     entries = list(_compared(results, judge, head))
-    bars = [{"name": name, "metrics": {head: metric}} for name, metric in entries]
     rows = [
         [safe(name), estimate(metric), str(metric["n"] if metric else "")]
         for name, metric in entries
@@ -40,9 +46,10 @@ def scorecard(results: Mapping[str, Any], judge: Mapping[str, Any], safe: Safe) 
         *_calibration(judge),
         *_coverage(judge),
         f"Alarms: {', '.join(_alarms(judge)) or 'none'}",
-        f"Next: {_next_step(dict(results), judge, head, safe)}",
+        f"Next: {_next_step(results, judge, head, safe)}",
     ]
-    picture = charts.agreement({"task": results["task"], "models": bars, "baselines": []})
+    bars = [(name, metric, charts.BLUE) for name, metric in entries]
+    picture = charts.forest(bars, NAMES[head])
     return [Grid(["", NAMES[head], "n"], rows), *picture, Lines(watched)]
 
 
@@ -52,16 +59,11 @@ def _compared(
     """Yield name and headline metric of the judge, its base, the best baseline and annotators."""
     for model in results["models"]:
         if model["name"] in (judge["name"], "base"):
-            yield model["name"], _metric(model, head)
-    if baseline := best_rule(dict(results)):
+            yield model["name"], metrics_of(model).get(head)
+    if baseline := best_baseline(results):
         yield f"best baseline: {baseline['name']}", baseline["metrics"].get(head)
     if annotators := results.get("ceiling"):
         yield "one annotator against the others", annotators["metrics"].get(head)
-
-
-def _metric(model: Mapping[str, Any], head: str) -> Mapping[str, Any] | None:
-    metrics: Mapping[str, Any] = model.get("constrained") or model["metrics"]
-    return metrics.get(head)
 
 
 def _calibration(judge: Mapping[str, Any]) -> Iterator[str]:
@@ -87,27 +89,28 @@ def _coverage(judge: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _alarms(judge: Mapping[str, Any]) -> Iterator[str]:
+    """Name each bias of the judge that is beyond chance, with the size of its number."""
     for name, check in (judge.get("checks") or {}).items():
         if check["alarm"]:
             yield f"{ALARMS[name][check['value'] > 0]} ({number(abs(check['value']))})"
 
 
-def _next_step(results: dict[str, Any], judge: Mapping[str, Any], head: str, safe: Safe) -> str:
+def _next_step(results: Mapping[str, Any], judge: Mapping[str, Any], head: str, safe: Safe) -> str:
     """Return the most urgent thing to do, in one sentence."""
-    n, metric = results["data"]["n"], _metric(judge, head)
+    n, metric = results["data"]["n"], metrics_of(judge).get(head)
     if leak_line(results):
         return "remove the texts that training and test share, and train again."
     if judge.get("parse_failures", 0) > MANY_PARSE_FAILURES * n:
         return "look at the parse failures, and train longer or use another base."
     if n < FEW_ROWS or judge.get("few_groups"):
         return f"label more test rows from more sources: {n} rows decide little."
-    baseline = best_rule(results)
+    baseline = best_baseline(results)
     for difference in results.get("comparisons") or []:
         unclear = difference.get("low") is None or difference["low"] <= 0
         if baseline and difference["b"] == baseline["name"] and unclear:
             return f"do not rely on it yet: it is not shown to beat {safe(baseline['name'])}."
-    if alarms := list(_alarms(judge)):
-        return f"read the section about biases before you use it ({alarms[0]})."
+    if first := next(_alarms(judge), ""):
+        return f"read the section about biases before you use it ({first})."
     top = (results.get("ceiling") or {}).get("metrics", {}).get(head)
     if top and top["value"] and metric and metric["high"] and metric["high"] < top["value"]:
         return "annotators still agree better: `judge eval --curve` shows whether more labels help."

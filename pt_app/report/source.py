@@ -1,4 +1,4 @@
-"""What a report is made from: the two files of an evaluation folder, read and checked."""
+"""Reads and checks the files of an evaluation folder."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,18 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.gate import Judged
 
 SCHEMA = 1
-# The fields of results.json without which there is nothing to report.
+# The fields without which there is nothing to report.
 REQUIRED = ("task", "data", "scale", "models")
 ROW_REQUIRED = ("model", "status", "label", "verdict", "constrained")
 SCORED_REQUIRED = ("model", "label", "score")  # of a metric's scores
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read `folder`/results.json. Raises UserError if it is absent, broken or another schema's."""
+    """Read `folder`/results.json.
+
+    Raises:
+        UserError: if it is absent, broken or of another schema.
+    """
     path = folder / "results.json"
     results = _parsed(_text(path), f"{path}")
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
@@ -28,7 +32,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of `folder`/predictions.jsonl. Raises UserError with file and line."""
+    """Read the rows of `folder`/predictions.jsonl.
+
+    Raises:
+        UserError: with file and line, if the file is absent or a line is broken.
+    """
     path = folder / "predictions.jsonl"
     rows = []
     for number, line in enumerate(_text(path).split("\n"), 1):
@@ -44,7 +52,7 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_judged(folder: Path) -> Judged:
-    """The rows of the judge that an evaluation is about: the adapter, else the first."""
+    """Read the rows of the judge that an evaluation is about: the adapter, else the first."""
     results = read_results(folder)
     name = main_judge(results)
     rows = [row for row in read_predictions(folder) if row["model"] == name]
@@ -53,31 +61,29 @@ def read_judged(folder: Path) -> Judged:
         raise UserError(f"{folder}: field {missing[0]} is missing in a row: evaluate again")
     model = next(model for model in results["models"] if model["name"] == name)
     chosen = model.get("selective")
-    abstained = (
-        1 - chosen["kept"]["value"] if chosen and chosen["kept"]["value"] else float(bool(chosen))
-    )
+    abstained = 1 - (chosen["kept"]["value"] or 0.0) if chosen else 0.0
     return Judged(f"{folder}", Scale.from_name(results["scale"]), rows, abstained)
 
 
 def main_judge(results: dict[str, Any]) -> str:
-    """The judge that a report is about: the adapter, else the first."""
+    """Name the judge that a report is about: the adapter, else the first."""
     names = [str(model["name"]) for model in results["models"]]
     return "adapter" if "adapter" in names or not names else names[0]
 
 
 def read_attacks(folder: Path) -> dict[str, Any] | None:
-    """What `judge attack` found, where it was run."""
+    """Read what `judge attack` wrote; None if it was not run."""
     path = folder / "attacks.json"
     if not path.exists():
         return None
-    found: dict[str, Any] = _parsed(_text(path), f"{path}")
-    if found.get("schema") != SCHEMA:
+    attacks: dict[str, Any] = _parsed(_text(path), f"{path}")
+    if attacks.get("schema") != SCHEMA:
         raise UserError(f"{path}: field schema is not {SCHEMA}: attack again with this version")
-    return found
+    return attacks
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """What training logged, from the adapter that the evaluation lies in; [] elsewhere."""
+    """Read what training logged, from the adapter around the evaluation; [] elsewhere."""
     path = folder.resolve().parent / "training_config.json"
     if not path.exists():
         return []
@@ -89,7 +95,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: evaluate first, or name another folder") from error
+        raise UserError(
+            f"{path} is missing: evaluate first (without --skip_eval), or name another folder"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8: evaluate again") from error
     except OSError as error:

@@ -2,8 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pt_app.core.formatting import estimate
-from pt_app.core.wording import NAMES, best_rule, columns_of, leak_line
+from pt_app.core.formatting import (
+    NAMES,
+    best_baseline,
+    columns_of,
+    estimate,
+    leak_line,
+    metrics_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,13 +21,13 @@ SHORT_NAMES = {
     "accuracy_swapped": "acc. swapped",
     "accuracy_both_orders": "acc. both",
     "order_consistency": "same swapped",
-    "first_preference": "first place",
+    "first_preference": "first position",
     "precision_fail": "precision FAIL",
     "kendall": "Kendall tau-b",
 }
 CAPTION = (
-    "likeliest: the most likely allowed verdict, on every row; own answer: as written, parse "
-    "failures left out; strict: parse failures counted as wrong"
+    "constrained: the most likely allowed verdict, on every row; own answer: as written, without "
+    "parse failures; strict: parse failures counted as wrong"
 )
 Lines = list[tuple[str, list[str]]]
 
@@ -32,8 +38,8 @@ def terminal_table(results: dict[str, Any]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    rule = best_rule(results)
-    judges = [*results["models"], *([rule] if rule else [])]
+    baseline = best_baseline(results)
+    judges = [*results["models"], *([baseline] if baseline else [])]
     data = results["data"]
     leaks = leak_line(results)
     title = f"{leaks}\n" if leaks else ""
@@ -55,42 +61,28 @@ def terminal_table(results: dict[str, Any]) -> "Table":
 
 
 def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tuple[str, Lines]]:
-    columns = columns_of(results)
-    likeliest = [judge.get("constrained", judge["metrics"]) for judge in judges]
-    models = len(results["models"])  # a rule writes no answer of its own
-    own = [judge["metrics"] if i < models else {} for i, judge in enumerate(judges)]
-    failures = [str(one["parse_failures"]) if one in judges[:models] else "" for one in judges]
+    columns = list(columns_of(results))
+    constrained = list(map(metrics_of, judges))
+    if results["task"] == "metric":  # scores are not answers
+        return [("scores", _lines(columns, constrained))]
+    models = results["models"]  # without the baseline, which writes no answers
+    own = [model["metrics"] for model in models] + [{}] * (len(judges) - len(models))
+    failures = [str(model["parse_failures"]) for model in models]
+    failures += [""] * (len(judges) - len(models))
     strict = f"{columns[0]}_strict"
-    if results["task"] == "metric":  # scores are no answers
-        return [("scores", _lines(list(columns), likeliest))]
-    if not any("constrained" in judge for judge in judges):
-        lines = _lines([name for name in columns if name != "rouge_l"], likeliest)
-        return [
-            (
-                "own answer",
-                [
-                    *lines,
-                    ("parse failures", failures),
-                    ("strict kappa", [estimate(one[strict]) if one else "" for one in own]),
-                ],
-            )
-        ]
-    return [
-        ("likeliest", _lines([name for name in columns if name != "rouge_l"], likeliest)),
-        (
-            "own answer",
-            [
-                *_lines(list(columns), own),
-                ("parse failures", failures),
-                ("strict kappa", [estimate(one[strict]) if one else "" for one in own]),
-                ("n", _counts(strict, own)),
-            ],
-        ),
+    first = _lines([name for name in columns if name != "rouge_l"], constrained)
+    last = [
+        ("parse failures", failures),
+        ("strict kappa", [estimate(numbers[strict]) if numbers else "" for numbers in own]),
     ]
+    if not any("constrained" in judge for judge in judges):
+        return [("own answer", [*first, *last])]
+    last.append(("n", _counts(strict, own)))
+    return [("constrained", first), ("own answer", [*_lines(columns, own), *last])]
 
 
 def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
-    """A line for each number, and one of n after those that share it."""
+    """Return a line for each number, and one of n after those that share it."""
     lines: Lines = []
     names = [name for name in names if any(name in one for one in numbers)]
     for place, name in enumerate(names):
@@ -103,7 +95,7 @@ def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
 
 
 def _folded(cell: str, room: int) -> str:
-    """Put the interval below its number where both do not fit: a break inside it misleads."""
+    """Put the interval below its number if both do not fit: a break inside of it misleads."""
     return cell if len(cell) <= room else cell.replace(" [", "\n[")
 
 
@@ -111,19 +103,21 @@ def _counts(name: str, numbers: list[dict[str, Any]]) -> list[str]:
     return [str(one[name]["n"]) if name in one else "" for one in numbers]
 
 
-def attack_table(found: dict[str, Any]) -> "Table":
-    """Build the table of what each family of attacks does; five columns fit 80 characters."""
+def attack_table(attacks: dict[str, Any]) -> "Table":
+    """Build the table of what each family of attacks does, which fits 80 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     from pt_app.report.sections import attack_rows, control_line
 
-    title = f"{found['data']['rows']} test rows attacked; raised: by more than {found['step']:g}"
-    caption = control_line(found)
+    title = (
+        f"{attacks['data']['rows']} test rows attacked; raised: by more than {attacks['step']:g}"
+    )
+    caption = control_line(attacks)
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("", "shift", "raised", "n"):
         table.add_column(name, justify="right" if name else "left")
-    for name, (shift, raised, *_, count) in attack_rows(found):
+    for name, (shift, raised, *_, count) in attack_rows(attacks):
         table.add_row(Text(name), shift, raised, count)
     return table

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pt_app.core.wording import visible
+from pt_app.core.formatting import visible
 from pt_app.judge_data.importing import Job
 from pt_app.judge_data.proposing.columns import Column
 
