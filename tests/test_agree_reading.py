@@ -208,7 +208,7 @@ def test_rows_without_a_group_are_groups_of_their_own(
     [
         ([0.2, 0.6], "they sum to 0.8, not 1"),
         ([0.2, 0.2, 0.6], "3 numbers, but the scale pass_fail has 2 verdicts"),
-        ([-0.2, 1.2], "a number is no probability"),
+        ([-0.2, 1.2], "a number is not a probability"),
         ([None, 1], "is not a list of numbers"),
     ],
 )

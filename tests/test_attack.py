@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pt_app.attack.twin import TextTwin, twin_of
+from pt_app.attack.run import TextTwin, attack_numbers, favour, twin_of
 from pt_app.cli import app
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.errors import UserError
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
-from pt_app.evidence.attacks import attack_numbers, favour
 from tests.tiny_models import make_tokenizer
 
 TEN = Scale.from_name("0-10")

@@ -90,7 +90,7 @@ def test_a_rule_without_its_texts_says_so() -> None:
     two = by_name(baselines(labelled(rows[:2], [1, 2], FIVE), FIVE))
     assert two["chrF"].missing == "1 of 2 rows have no reference"
     pairs = by_name(baselines(labelled([{"candidates": ["a", "b"]}], ["A"], PAIR), PAIR))
-    assert pairs["mean"].missing == "verdicts are no numbers"
+    assert pairs["mean"].missing == "verdicts are not numbers"
 
 
 def test_the_longer_response_wins_as_often_on_pandalm_as_published() -> None:

@@ -102,8 +102,8 @@ def test_isotonic_is_that_of_sklearn() -> None:
     [
         ([0.5, 0.6], "they sum to 1.1, not 1"),
         ([0.5, 0.25, 0.25], "3 numbers, but the scale pass_fail has 2"),
-        ([1.5, -0.5], "a number is no probability"),
-        ([float("nan"), 1.0], "a number is no probability"),
+        ([1.5, -0.5], "a number is not a probability"),
+        ([float("nan"), 1.0], "a number is not a probability"),
     ],
 )
 def test_probabilities_that_are_none_are_refused(row: list[float], words: str) -> None:

@@ -13,7 +13,7 @@ from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.gate import EXIT_CODES
-from pt_app.evidence.results import JudgeRows, Rules, results_of, write_evaluation
+from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 
 TEN = Scale.from_name("0-10")
 
@@ -39,7 +39,7 @@ def evaluated(
         for i, (label, verdict) in enumerate(zip(labels, verdicts, strict=True))
     ]
     judges = [JudgeRows("adapter", folder.name, rows)]
-    write_evaluation(folder, judges, results_of(judges, TEN, {"path": "d"}, Rules(), (), {}))
+    write_evaluation(folder, judges, results_of(judges, TEN, {"path": "d"}, (), (), {}))
     return folder
 
 

@@ -134,7 +134,7 @@ def test_several_raters_in_columns_a_list_or_a_row_each_are_the_same(tmp_path: P
         folder = tmp_path / name
         folder.mkdir()
         output = run(folder, json_file(folder, rows), "--map", map, "--scale", "0-4")
-        assert "people: 3 raters, 36 labels" in output
+        assert "agreement: 3 raters, 36 labels" in output
         by_source = {row.source: row for row in rows_of(folder).values()}
         found.append(
             {

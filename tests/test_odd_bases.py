@@ -173,7 +173,7 @@ def test_doctor_names_what_is_wrong_with_the_base(
 def test_evaluation_and_scoring_refuse_the_base(
     broken: tuple[Path, str], adapter: Path, rows: Path, tmp_path: Path
 ) -> None:
-    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import evaluate_judges
 
     folder, said = broken
     with pytest.raises(UserError, match=said):
@@ -181,7 +181,7 @@ def test_evaluation_and_scoring_refuse_the_base(
     for use in (
         lambda: Judge.load(adapter, base=str(folder)),
         lambda: evaluate_judges(
-            rows, tmp_path / "eval", EvalOptions([adapter], with_base=True, base=str(folder))
+            rows, tmp_path / "eval", [adapter], with_base=True, base=str(folder)
         ),
     ):
         with pytest.raises(UserError):
@@ -273,11 +273,11 @@ def test_tokenizer_alone_serves_what_needs_no_weights(
 def test_folder_of_the_base_is_asked_for_where_it_is_not_named(
     adapter: Path, rows: Path, tmp_path: Path
 ) -> None:
-    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import evaluate_judges
 
     for use in (
         lambda: Judge.load(adapter),
-        lambda: evaluate_judges(rows, tmp_path / "eval", EvalOptions([adapter])),
+        lambda: evaluate_judges(rows, tmp_path / "eval", [adapter]),
     ):
         with pytest.raises(UserError, match=r'from a folder, "small-base".*--base FOLDER'):
             use()

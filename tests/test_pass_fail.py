@@ -6,7 +6,6 @@ from sklearn import metrics as sk
 
 from pt_app.core.metrics import IntArray
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.ceiling import ceiling
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import (
     corrected_pass_rate,
@@ -15,6 +14,7 @@ from pt_app.evidence.pass_fail import (
     pr_auc,
     roc_auc,
 )
+from pt_app.evidence.people import RatedRow, ceiling
 from pt_app.evidence.summary import FAIL, PASS, by_class
 
 
@@ -24,6 +24,11 @@ def judged(n: int, seed: int = 0, fails: float = 0.3) -> tuple[IntArray, IntArra
     labels = (rng.random(n) < fails).astype(int)
     right = rng.random(n) < np.where(labels == FAIL, 0.8, 0.9)
     return labels, np.where(right, labels, 1 - labels)
+
+
+def rated(rows: list[list[Verdict]]) -> list[RatedRow]:
+    """Rows of annotators' verdicts, each a group of its own."""
+    return [RatedRow(i, [(str(j), v) for j, v in enumerate(row)]) for i, row in enumerate(rows)]
 
 
 def test_class_numbers_are_sklearns_and_count_their_rows() -> None:
@@ -137,7 +142,7 @@ def test_people_are_measured_against_the_others_word_in_the_judges_units() -> No
     rng = np.random.default_rng(0)
     truth = rng.integers(1, 10, 200)
     said = np.clip(truth[:, None] + rng.integers(-1, 2, (200, 3)), 0, 10)
-    found = ceiling(said.tolist(), range(200), scale)
+    found = ceiling(rated(said.tolist()), scale)
     assert found is not None
     pairs = [
         (round(float(np.delete(row, i).mean()) - 0.01), int(row[i]))  # of two equally near: lower
@@ -152,9 +157,9 @@ def test_people_are_measured_against_the_others_word_in_the_judges_units() -> No
 def test_of_two_equally_common_words_each_counts_half() -> None:
     scale = Scale.from_name("pairwise")
     rows: list[list[Verdict]] = [["A", "B", "A"], ["A"], []]
-    found = ceiling(rows, range(3), scale)
+    found = ceiling(rated(rows), scale)
     assert found is not None
     # A against {A, B}: half right; B against {A, A}: wrong; A against {A, B}: half right
     assert found["metrics"]["accuracy"]["value"] == pytest.approx(1 / 3)
     assert (found["n"], found["rows"]) == (3, 1)
-    assert ceiling([["A"]], ["a"], scale) is None
+    assert ceiling(rated([["A"]]), scale) is None

@@ -204,6 +204,6 @@ def test_import_says_on_which_rows_people_are_measured(tmp_path: Path) -> None:
     words = ["data", "import", str(tmp_path / "v.csv"), "--map=source=s,candidate=c,label=one+two"]
     out = f"--out={tmp_path / 'data'}"
     done = CliRunner().invoke(app, [*words, "--scale=1-5", out, "--drop_bad"])
-    told = [line for line in done.output.splitlines() if line.startswith("people:")]
-    assert told == ["people: 2 raters, 76 labels of the 38 rows kept that have two or more"]
+    told = [line for line in done.output.splitlines() if line.startswith("agreement:")]
+    assert told == ["agreement: 2 raters, 76 labels of the 38 rows kept that have two or more"]
     assert "raters 1 and 2: Cohen's kappa: " in done.output

@@ -1,1 +1,1 @@
-"""`judge attack`: what happens to a judge's verdicts when a candidate plays against it."""
+"""`judge attack`: what a candidate that tries to deceive the judge does to its verdicts."""

@@ -1,52 +1,65 @@
 """`judge attack`: score attacked test rows, and measure what changed."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pt_app.attack.twin import twin_of
 from pt_app.core.attack_families import Attacked, Family, attacked, families, loser
+from pt_app.core.chat_templates import as_text
 from pt_app.core.dataset import JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
+from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.prompts import PromptEncoder
-from pt_app.evidence.attacks import attack_numbers, favour
-from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import summarise
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.coding import worth_of
+from pt_app.evidence.intervals import Resampler, ratio
+from pt_app.evidence.summary import Metric, metric, summarise
 from pt_app.judge import Judge
 from pt_app.scoring.scorer import JudgeScorer, Scored
 
 log = logging.getLogger(__name__)
 ATTACKS = "attacks.json"
+_MARK = "Xq7turn{}Xq7"
 
 
-@dataclass(frozen=True)
-class AttackOptions:
-    """The flags of `judge attack`: see its help."""
+def attack(
+    adapter: Path,
+    data: Path,
+    out: Path | None = None,
+    *,
+    rows: int = 50,
+    names: Sequence[str] = (),
+    base: str | None = None,
+    seed: int = 0,
+    held_out: bool = False,
+) -> dict[str, Any]:
+    """Attack test rows of `data` and write attacks.json.
 
-    rows: int = 50
-    families: Sequence[str] = ()
-    base: str | None = None
-    seed: int = 0
-    held_out: bool = False
+    Args:
+        adapter: the judge's folder.
+        data: a dataset folder.
+        out: where to write; None: the adapter's evaluation.
+        rows: how many test rows to attack; 0: all.
+        names: the families of attacks; none: all.
+        base: the adapter's base, if it was a folder.
+        seed: draws the rows.
+        held_out: use only the texts that `--hard_negatives` does not train on.
 
-
-def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) -> dict[str, Any]:
-    """Attack test rows of `data`, write attacks.json into `out` (the adapter's evaluation).
-
-    Raises UserError for unknown families, and where the data's scale is not the judge's.
+    Raises:
+        UserError: for unknown families, and data of another scale than the judge's.
     """
     written = (out or adapter / "evaluation") / ATTACKS
     refuse_overwrite([written] if out else [], [adapter / "judge.json", data])
-    chosen = _chosen(options.families)
-    if options.held_out:
-        chosen = [family for one in chosen if (family := one.part(1)).append or family.replace]
+    chosen = _chosen(names)
+    if held_out:
+        chosen = [part for one in chosen if (part := one.part(1)).append or part.replace]
     dataset = read_dataset(data)
-    judge = Judge.load(adapter, base=options.base)
+    judge = Judge.load(adapter, base=base)
     scale = judge.info.scale
     if dataset.scale != scale:
         raise UserError(
@@ -56,56 +69,52 @@ def attack(adapter: Path, data: Path, out: Path | None, options: AttackOptions) 
     usable = [row for row in dataset.test if row.prompt is None]
     if not usable:
         raise UserError(f"{data}: no test row has a candidate apart from its prompt")
-    rows = draw(usable, options.rows, options.seed)
-    attacks = list(attacked(rows, scale, chosen))
-    log.info("attacks: %d on %d rows, %d families", len(attacks), len(rows), len(chosen))
+    examples = draw(usable, rows, seed)
+    attacks = list(attacked(examples, scale, chosen))
+    log.info("attacks: %d on %d rows, %d families", len(attacks), len(examples), len(chosen))
     scorer = JudgeScorer(judge.model, judge.encoder, name="clean rows")
-    clean = scorer.score(rows)
+    clean = scorer.score(examples)
     scorer.name = "attacks"
-    found = scorer.score([one.example for one in attacks])
+    after = scorer.score([one.example for one in attacks])
     results = {
         "schema": 1,
         "judge": judge.name,
-        "data": {"path": data.name, "rows": len(rows), "sha256": dataset.sha256},
+        "data": {"path": data.name, "rows": len(examples), "sha256": dataset.sha256},
         "scale": scale.name,
-        "step": _step(judge),
-        "held_out": options.held_out,
-        "clean": _clean(rows, clean, judge),
-        "families": _numbers(rows, clean, attacks, found, judge),
-        "unscored": sum(one.status == "too_long" for one in found),
-        "control_tokens": _control(judge, rows, attacks, chosen),
+        "step": _step(scale),
+        "held_out": held_out,
+        "clean": _clean(examples, clean, scale),
+        "families": _numbers(examples, clean, attacks, after, scale),
+        "unscored": sum(one.status == "too_long" for one in after),
+        "control_tokens": _control(judge, examples, attacks, chosen),
     }
     write_json_atomic(written, results)
     return results
 
 
 def _chosen(names: Sequence[str]) -> list[Family]:
-    known = {family.name: family for family in families()}
+    by_name = {family.name: family for family in families()}
     for name in names:
-        if name not in known:
-            raise UserError(f'--families "{name}": must be of: {", ".join(known)}')
-    return [known[name] for name in names or known]
+        if name not in by_name:
+            raise UserError(f'--families "{name}": must be of: {", ".join(by_name)}')
+    return [by_name[name] for name in names or by_name]
 
 
-def _step(judge: Judge) -> float:
-    """What a verdict must rise by: one step of the scale; else half the probability."""
-    scale = judge.info.scale
-    values = scale.values
-    return float(values[1]) - float(values[0]) if scale.task == "score" else 0.5
+def _step(scale: Scale) -> float:
+    """Return what a verdict must rise by to count: one step of the scale, else half of 1."""
+    return float(scale.values[1]) - float(scale.values[0]) if scale.task == "score" else 0.5
 
 
-def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], judge: Judge) -> dict[str, Any]:
-    """How far the judge agrees with the labels of the rows before any attack."""
-    kept = [i for i, one in enumerate(clean) if one.status != "too_long"]
-    labels = [row.label.verdict for row in rows if row.label is not None]
-    found = summarise(
-        [labels[i] for i in kept],
-        [clean[i].verdict for i in kept],
-        [clean[i].constrained for i in kept],  # type: ignore[misc]
-        Resampler([rows[i].group for i in kept]),
-        judge.info.scale,
-    )
-    numbers: dict[str, Any] = found["constrained"]
+def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> dict[str, Any]:
+    """Measure the agreement with the labels before any attack."""
+    kept = [(row, one) for row, one in zip(rows, clean, strict=True) if one.status != "too_long"]
+    numbers: dict[str, Any] = summarise(
+        [row.label.verdict for row, _ in kept if row.label is not None],
+        [one.verdict for _, one in kept],
+        [one.constrained for _, one in kept],  # type: ignore[misc]
+        Resampler([row.group for row, _ in kept]),
+        scale,
+    )["constrained"]
     return numbers
 
 
@@ -113,29 +122,93 @@ def _numbers(
     rows: Sequence[JudgeExample],
     clean: Sequence[Scored],
     attacks: Sequence[Attacked],
-    found: Sequence[Scored],
-    judge: Judge,
+    after: Sequence[Scored],
+    scale: Scale,
 ) -> dict[str, Any]:
-    scale = judge.info.scale
     losers = np.array([loser(row) for row in rows])
     fits = [
-        i
-        for i, one in enumerate(attacks)
-        if found[i].probabilities and clean[one.row].probabilities
+        (one, scored)
+        for one, scored in zip(attacks, after, strict=True)
+        if scored.probabilities and clean[one.row].probabilities
     ]
-    places = np.array([attacks[i].row for i in fits], dtype=np.int64)
+    places = np.array([one.row for one, _ in fits], dtype=np.int64)
     zero = (0.0,) * len(scale.values)
     before = np.array([one.probabilities or zero for one in clean])
-    after = np.array([found[i].probabilities for i in fits]).reshape(len(fits), len(scale.values))
+    given = np.array([scored.probabilities for _, scored in fits]).reshape(-1, len(zero))
     return attack_numbers(
-        [attacks[i].family for i in fits],
+        [one.family for one, _ in fits],
         places,
         [row.group for row in rows],
         favour(before, scale, losers),
-        favour(after, scale, losers[places]),
-        _step(judge),
-        [found[i].status == "parse_failure" for i in fits],
+        favour(given, scale, losers[places]),
+        _step(scale),
+        [scored.status == "parse_failure" for _, scored in fits],
     )
+
+
+def favour(probabilities: FloatArray, scale: Scale, losers: IntArray) -> FloatArray:
+    """Return what a judge gives the attacked candidate [n].
+
+    It is the expected score, or the probability of PASS or of winning; a tie is half a win.
+
+    Args:
+        probabilities: of each verdict [n, K].
+        scale: the scale.
+        losers: which candidate of each pair (0 or 1) is attacked [n].
+    """
+    if scale.task == "pairwise":
+        in_place = losers[:, None] == 0
+        probabilities = np.where(in_place, probabilities, probabilities[:, [1, 0, 2]])
+    favoured: FloatArray = probabilities @ worth_of(scale)
+    return favoured
+
+
+def attack_numbers(
+    names: Sequence[str],
+    rows: IntArray,
+    groups: Sequence[Hashable],
+    clean: FloatArray,
+    after: FloatArray,
+    step: float,
+    failures: Sequence[bool],
+) -> dict[str, dict[str, Any]]:
+    """Return the mean shift of each family and the share raised, both with intervals.
+
+    Shifts are in units of the scale; of pass/fail and pairs in probability.
+
+    Args:
+        names: the family of each attack [m].
+        rows: the clean row that it was made of [m].
+        groups: of the clean rows, drawn by the bootstrap [n].
+        clean: what the judge gives the clean rows [n].
+        after: what it gives the attacked ones [m].
+        step: an attack counts as raised above that.
+        failures: whether the answer could not be parsed [m].
+    """
+    sample, families_ = Resampler(groups), np.array(names)
+    shifts = after - clean[rows]
+    columns = {
+        "shift": shifts,
+        "raised": (shifts > step + 1e-9).astype(np.float64),
+        "verdict": after,
+        "parse_failures": np.array(failures, dtype=np.float64),
+    }
+    numbers: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(names):
+        own = np.flatnonzero(families_ == name)
+        numbers[name] = {
+            column: _mean(values[own], rows[own], len(clean), sample)
+            for column, values in columns.items()
+        }
+        numbers[name]["attacks"] = len(own)
+    return numbers
+
+
+def _mean(values: FloatArray, rows: IntArray, count: int, sample: Resampler) -> Metric:
+    """Return the mean over attacks, whose rows are drawn with their groups."""
+    sums = [np.bincount(rows, values, minlength=count), np.bincount(rows, minlength=count)]
+    estimates = sample.estimate_sums(np.stack(sums, axis=1), ratio("mean"))
+    return metric(estimates["mean"], len(values))
 
 
 def _control(
@@ -144,16 +217,16 @@ def _control(
     attacks: Sequence[Attacked],
     chosen: Sequence[Family],
 ) -> dict[str, Any] | None:
-    """Whether control tokens in candidates do more than the same characters as text do."""
+    """Return whether control tokens in candidates do more than the same characters as text."""
     names = {family.name for family in chosen if family.control}
-    own = [i for i, one in enumerate(attacks) if one.family in names]
+    own = [one for one in attacks if one.family in names]
     if not own:
         return None
-    examples = [attacks[i].example for i in own]
+    examples = [one.example for one in own]
     twin = twin_of(judge.encoder, list(rows))
     if twin is None:
         return {"attacks": len(own), "twins": 0, "reason": "this tokenizer has no text twin"}
-    # Both alone: among other rows they would be read in other parts, and round differently.
+    # Both alone: among other rows they would be read in other packs, and round differently.
     scored = [
         JudgeScorer(judge.model, encoder, name=name).score(examples)
         for encoder, name in ((judge.encoder, "control tokens"), (twin, "text twins"))
@@ -163,20 +236,61 @@ def _control(
         for one, other in zip(*scored, strict=True)
         if one.probabilities and other.probabilities
     ]
+    added = judge.encoder.tokenizer.added_tokens_decoder
+
+    def control_ids(example: JudgeExample) -> int:
+        return sum(id_ in added for id_ in judge.encoder.prompt_ids(example))
+
     return {
         "attacks": len(own),
         "twins": len(apart),
         "other_ids": sum(twin.prompt_ids(e) != judge.encoder.prompt_ids(e) for e in examples),
-        "control_ids": sum(_more_control_ids(judge.encoder, attacks[i], rows) for i in own),
+        "control_ids": sum(control_ids(one.example) != control_ids(rows[one.row]) for one in own),
         "largest_difference": max(apart, default=0.0),
     }
 
 
-def _more_control_ids(encoder: PromptEncoder, one: Attacked, rows: Sequence[JudgeExample]) -> bool:
-    """Whether the attacked prompt holds another number of control ids than the clean one."""
-    added = encoder.tokenizer.added_tokens_decoder
-    counts = [
-        sum(id_ in added for id_ in encoder.prompt_ids(example))
-        for example in (one.example, rows[one.row])
-    ]
-    return counts[0] != counts[1]
+class TextTwin(PromptEncoder):
+    """Encode as PromptEncoder does, but so that no text can become a control id.
+
+    The template is rendered around marks and cut at its control tokens. What lies between them,
+    the texts included, is encoded as plain text: in pieces that end where a text spells a control
+    token, as transformers' sanitising does (its tokens never join their neighbours).
+    """
+
+    def _template_ids(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
+        marks = [_MARK.format(i) for i in range(len(messages))]
+        marked = [turn | {"content": mark} for turn, mark in zip(messages, marks, strict=True)]
+        text = self._template_text(marked, **options)
+        trims = self._template_text([{"role": "user", "content": f" {_MARK} "}]).count(f" {_MARK} ")
+        texts = [turn["content"] if trims else turn["content"].strip() for turn in messages]
+        control = {str(token): id_ for id_, token in self.tokenizer.added_tokens_decoder.items()}
+        cut = re.compile(f"({'|'.join(map(re.escape, control))})")
+        ids: list[int] = []
+        for piece in cut.split(text):
+            if piece in control:
+                ids.append(control[piece])
+                continue
+            for mark, content in zip(marks, texts, strict=True):
+                piece = piece.replace(mark, content)
+            for part in cut.split(piece):
+                ids += self._plain(part)
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        if text in self._control:
+            return as_text(self.tokenizer, text)
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True
+        )
+        return ids
+
+
+def twin_of(encoder: PromptEncoder, clean: list[JudgeExample]) -> TextTwin | None:
+    """Return the twin of an encoder; None if it does not encode clean rows alike.
+
+    SentencePiece tokenizers put a space before each piece, which the twin does not know about.
+    """
+    twin = TextTwin(encoder.tokenizer, encoder.template, encoder.scale, encoder.max_seq_length)
+    alike = all(twin.prompt_ids(one) == encoder.prompt_ids(one) for one in clean)
+    return twin if alike else None

@@ -1,6 +1,5 @@
 """`judge agree`: the evidence about anybody's verdicts."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +82,7 @@ def agree(
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, baselines, annotators, biases."""
     from pt_app.core import console
-    from pt_app.eval_model import agree as command
+    from pt_app.eval_model.agree import agree as measure
     from pt_app.evidence.judge_numbers import Asked
     from pt_app.judge_data import verdict_files
     from pt_app.report import terminal_table
@@ -108,10 +107,19 @@ def agree(
     )
     folder = out or Path(f"{Path(file).stem}-evidence")
     asked = Asked(target_accuracy, tolerance, missed_fail, false_alarm)
-    typed, scores = ("judge", *sys.argv[1:]), (metric, lower_is_better, validation)
     reading = verdict_files.FileOptions(encoding, labels, tuple(only or ()), decimal)
-    options = command.AgreeOptions(columns, scale, train, reading, asked, typed, *scores)
-    results, notes = command.agree(file, folder, options)
+    results, notes = measure(
+        file,
+        folder,
+        columns,
+        reading,
+        asked,
+        scale=scale,
+        train=train,
+        by_rank=metric,
+        lower_is_better=lower_is_better,
+        validation=validation,
+    )
     for note in notes:
         print(f"note: {note}")
     console.show(terminal_table(results))

@@ -27,14 +27,14 @@ def attack(
     from pt_app.core.dataset import find_folder
 
     find_folder(data)
-    from pt_app.attack.run import AttackOptions
-    from pt_app.attack.run import attack as attacked
+    from pt_app.attack import run
     from pt_app.core import console
     from pt_app.report import attack_table, write_report
 
     console.start()
     names = [name.strip() for name in families.split(",") if name.strip()]
-    results = attacked(adapter, data, out, AttackOptions(rows, names, base, seed, held_out))
+    own = {"rows": rows, "names": names, "base": base, "seed": seed, "held_out": held_out}
+    results = run.attack(adapter, data, out, **own)
     console.show(attack_table(results))
     if out is None and (adapter / "evaluation" / "results.json").exists():
         print(f"report: {write_report(adapter / 'evaluation')}")

@@ -72,8 +72,9 @@ def evaluate(
 
     find_folder(data)
     from pt_app.core import console
-    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import evaluate_judges
     from pt_app.eval_model.prompted import Endpoint
+    from pt_app.models.endpoint.budget import Budget
     from pt_app.report import terminal_table
 
     console.start()
@@ -83,15 +84,13 @@ def evaluate(
         key_env=key_env,
         shots=shots,
         concurrency=concurrency,
-        rpm=rpm,
-        tpm=tpm,
-        price_in=price_in,
-        price_out=price_out,
-        max_cost=max_cost,
         max_tokens=max_tokens,
+        budget=Budget(rpm=rpm, tpm=tpm, price_in=price_in, price_out=price_out, max_cost=max_cost),
     )
-    options = EvalOptions(
-        adapters=adapter or (),
+    results = evaluate_judges(
+        data,
+        out,
+        adapter or (),
         with_base=with_base,
         base=base_path,
         endpoint=asked if endpoint else None,
@@ -102,5 +101,5 @@ def evaluate(
         seed=seed,
         curve=curve,
     )
-    console.show(terminal_table(evaluate_judges(data, out, options)))
+    console.show(terminal_table(results))
     print(f"report: {out / 'report.html'}")

@@ -33,11 +33,13 @@ def contingency(
     shape: tuple[int, int],
     weights: FloatArray | None = None,
 ) -> FloatArray:
-    """Count rows by label and verdict.
+    """Count rows by label and verdict: [..., K, C], or [K, C] without weights.
 
-    `labels` [n] and `verdicts` [n] are positions on the scale; `shape` is (K, C), C > K where
-    verdicts past K stand for answers that are off the scale. `weights` [..., n] says how often
-    each row counts (once by default). Returns [..., K, C], or [K, C] without weights.
+    Args:
+        labels: positions on the scale [n].
+        verdicts: positions on the scale [n].
+        shape: (K, C), C > K if verdicts past K stand for answers that are off the scale.
+        weights: how often each row counts [..., n]; None: once.
     """
     size = shape[0] * shape[1]
     cells = labels * shape[1] + verdicts
@@ -50,11 +52,16 @@ def contingency(
 
 
 def agreement(tables: FloatArray, values: FloatArray | None) -> dict[str, FloatArray]:
-    """Agreement of verdicts with labels, for each of the `tables` [..., K, C] of counts.
+    """Return the agreement of verdicts with labels for each of the `tables` of counts.
 
-    `values` [K] are the numbers of an ordered scale (then C = K); None means a nominal scale,
-    whose columns past K are verdicts that are never right. Every result has the leading shape of
-    `tables`; NaN where the number is undefined (no rows, or a constant column it must divide by).
+    Args:
+        tables: counts by label and verdict [..., K, C].
+        values: the numbers of an ordered scale [K] (then C = K); None: a nominal scale, whose
+            columns past K are verdicts that are never right.
+
+    Returns:
+        Each number in the leading shape of `tables`; NaN if it is undefined (no rows, or a
+        constant column by whose spread it would divide).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return _nominal(tables) if values is None else _ordered(tables, values)
@@ -101,7 +108,7 @@ def _nominal(tables: FloatArray) -> dict[str, FloatArray]:
 
 
 def _kappa(tables: FloatArray, weights: FloatArray) -> FloatArray:
-    """1 - observed / expected disagreement (Cohen 1968); NaN where all labels are equal.
+    """Return 1 - observed / expected disagreement (Cohen 1968); NaN if all labels are equal.
 
     A constant verdict on labels that differ has kappa 0 by the formula, and keeps it.
     """
@@ -113,11 +120,11 @@ def _kappa(tables: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def _alpha(tables: FloatArray, weights: FloatArray) -> FloatArray:
-    """Krippendorff's alpha of label and verdict as two raters: 1 - observed / expected.
+    """Return Krippendorff's alpha of label and verdict as two raters: 1 - observed / expected.
 
-    Unlike kappa it expects both to draw from one pool. `weights` [K, C]: interval (squared
-    distances) or nominal. NaN where all labels and verdicts are one value (2011, "Computing
-    Krippendorff's Alpha-Reliability").
+    Unlike kappa it expects both to draw from one pool (2011, "Computing Krippendorff's
+    Alpha-Reliability"). `weights` [K, C] are squared distances (interval level) or nominal. NaN if
+    all labels and verdicts are one value.
     """
     k, columns = tables.shape[-2:]
     pool = tables.sum(-2)
@@ -130,9 +137,9 @@ def _alpha(tables: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def _matthews(tables: FloatArray) -> FloatArray:
-    """Matthews' correlation coefficient of label and verdict, for K classes (Gorodkin 2004).
+    """Return Matthews' correlation coefficient of label and verdict for K classes (Gorodkin 2004).
 
-    NaN where all labels or all verdicts are equal.
+    NaN if all labels or all verdicts are equal.
     """
     labels, verdicts = tables.sum(-1), tables.sum(-2)
     n = tables.sum((-2, -1))
@@ -144,10 +151,10 @@ def _matthews(tables: FloatArray) -> FloatArray:
 
 
 def _kendall(tables: FloatArray) -> FloatArray:
-    """Kendall's tau-b (1945): concordant less discordant pairs, ties counted on either side."""
-    below = np.zeros_like(tables)  # rows of a lower label and a lower verdict than each cell's
+    """Return Kendall's tau-b (1945): concordant less discordant pairs, corrected for ties."""
+    below = np.zeros_like(tables)  # rows with a lower label and a lower verdict than each cell's
     below[..., 1:, 1:] = tables.cumsum(-2).cumsum(-1)[..., :-1, :-1]
-    beside = np.zeros_like(tables)  # a lower label and a higher verdict
+    beside = np.zeros_like(tables)  # rows with a lower label and a higher verdict
     higher = tables[..., ::-1].cumsum(-1)[..., ::-1].cumsum(-2)
     beside[..., 1:, :-1] = higher[..., :-1, 1:]
     pairs = (tables * (below - beside)).sum((-2, -1))
@@ -158,7 +165,7 @@ def _kendall(tables: FloatArray) -> FloatArray:
 
 
 def _correlation(tables: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Pearson's r of label scores `x` [..., K] and verdict scores `y` [..., K] over the rows."""
+    """Return Pearson's r of label scores `x` and verdict scores `y` [..., K] over the rows."""
     rows, columns = tables.sum(-1), tables.sum(-2)
     n = tables.sum((-2, -1))[..., None]
     x = x - (rows * x).sum(-1, keepdims=True) / n
@@ -170,16 +177,16 @@ def _correlation(tables: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray
 
 
 def _midranks(margin: FloatArray) -> FloatArray:
-    """Rank of each value of the scale among the rows, ties sharing the middle of their ranks."""
+    """Return each value's rank among the rows, ties sharing the middle of their ranks."""
     return margin.cumsum(-1) - margin + (margin + 1) / 2
 
 
 def rouge_l(reference: str, text: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004), in 0..1.
+    """Return the F1 of the longest common subsequence of words (Lin 2004), 0 to 1.
 
     Words are those of `pt_app.core.words`, accents kept: the tokenizer of the `rouge_score`
-    package drops everything but a-z and 0-9, so that "não" becomes "n o", and of Chinese nothing is
-    left. Two texts without a word agree (1.0).
+    package drops everything but a-z and 0-9, so that "não" becomes "n o", and nothing is left of
+    Chinese. Two texts without a word agree (1.0).
     """
     from rapidfuzz.distance import LCSseq
 

@@ -1,9 +1,9 @@
-"""`judge eval`: was tuning worth it? Adapters, their base and a prompted model on the same rows."""
+"""`judge eval`: adapters, their base and a prompted model on the same rows."""
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import (
     WRITTEN,
     JudgeRows,
-    Rules,
     results_of,
-    with_rules,
+    with_baselines,
     write_evaluation,
 )
 from pt_app.models import adapters, bases
@@ -31,80 +30,81 @@ from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
 
-log = logging.getLogger(__name__)
 
+def evaluate_judges(
+    data: Path,
+    out: Path,
+    folders: Sequence[Path] = (),
+    *,
+    with_base: bool = False,
+    base: str | None = None,
+    endpoint: Endpoint | None = None,
+    rows: int = 0,
+    feedback: bool = False,
+    precision: str = "float32",
+    target_accuracy: float = 0.9,
+    seed: int = 0,
+    curve: bool = False,
+) -> dict[str, Any]:
+    """Score the test rows of `data` with all judges, and write the evaluation.
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """The flags of `judge eval`: see its help."""
+    Args:
+        data: a dataset folder.
+        out: the folder to write.
+        folders: the adapters.
+        with_base: whether to judge with the first adapter's base, too.
+        base: the path of the base, if it was a folder.
+        endpoint: a prompted model.
+        rows: how many test rows; 0: all.
+        feedback: whether to generate issues and feedback.
+        precision: of the scoring.
+        target_accuracy: of selective judging.
+        seed: draws rows and shots.
+        curve: whether to train the adapter on a quarter and on half of the rows, too.
 
-    adapters: Sequence[Path] = ()
-    with_base: bool = False
-    base: str | None = None
-    endpoint: Endpoint | None = None
-    rows: int = 0
-    feedback: bool = False
-    precision: str = "float32"
-    target_accuracy: float = 0.9
-    seed: int = 0
-    curve: bool = False
+    Returns:
+        The content of results.json.
 
-
-def evaluate_judges(data: Path, out: Path, options: EvalOptions) -> dict[str, Any]:
-    """Score the test rows of `data` with all judges, write `out`; gives the results.
-
-    Raises UserError where adapters do not judge on the data's scale, or an endpoint cannot be
-    asked.
+    Raises:
+        UserError: for adapters that do not judge on the data's scale, and an endpoint that cannot
+            be asked.
     """
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
-    infos = [adapters.verify_adapter(Path(adapter)) for adapter in options.adapters]
+    infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
     _check_scales(infos, dataset)
-    if options.curve and len(infos) != 1:
-        raise UserError("--curve is of one adapter: name one with --adapter")
-    test = draw(dataset.test, options.rows, options.seed)
-    judges = list(_adapters_rows(infos, test, options))
-    if options.curve:
-        parts = train_parts(infos[0], data, len(dataset.train), options.base, out)
-        judges += _parts_rows(parts, test, options)
-    if options.endpoint is not None:
+    if curve and len(infos) != 1:
+        raise UserError("--curve is for one adapter: name one with --adapter")
+    test = draw(dataset.test, rows, seed)
+    judged = partial(_judged, test=test, base=base, feedback=feedback, precision=precision)
+    judges = [judged(name, info) for name, info in zip(_names(infos), infos, strict=True)]
+    if with_base and infos:
+        judges.append(judged("base", infos[0], tuned=False))
+    if curve:
+        parts = train_parts(infos[0], data, len(dataset.train), base, out)
+        judges += [judged(name, adapters.verify_adapter(part)) for name, part in parts.items()]
+    if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
-        shots = draw(dataset.train, options.endpoint.shots, options.seed)
-        few = shots if options.endpoint.shots else ()
-        judges.append(prompted_rows(options.endpoint, test, few, dataset, journal))
-    rules = Rules.of(
-        baselines(labelled(test, dataset), dataset.scale, labelled(dataset.train, dataset))
-    )
-    judges[0] = with_rules(judges[0], rules)
+        shots = draw(dataset.train, endpoint.shots, seed) if endpoint.shots else ()
+        judges.append(prompted_rows(endpoint, test, shots, dataset, journal))
+    fitted = baselines(labelled(test, dataset), dataset.scale, labelled(dataset.train, dataset))
+    judges[0] = with_baselines(judges[0], fitted)
     about = {"path": dataset.path.name, "sha256": dataset.sha256}
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
-    asked = Asked(options.target_accuracy)
-    results = results_of(judges, dataset.scale, about, rules, dataset.leaks, run, asked)
-    if options.endpoint is not None:
+    asked = Asked(target_accuracy)
+    results = results_of(judges, dataset.scale, about, fitted, dataset.leaks, run, asked)
+    if endpoint is not None:
         own = next(model for model in results["models"] if model["name"] == judges[-1].name)
-        own["cost"] = options.endpoint.cost_of(len(test))
-    if options.curve:
+        own["cost"] = endpoint.cost_of(len(test))
+    if curve:
         results["curve"] = _curve(results, len(dataset.train))
     write_evaluation(out, judges, results)
     write_report(out)
     return results
 
 
-def _parts_rows(
-    parts: Mapping[str, Path], test: Sequence[JudgeExample], options: EvalOptions
-) -> list[JudgeRows]:
-    """The rows of the adapters that were trained on parts of the rows, under the parts' names."""
-    found = []
-    for name, folder in parts.items():
-        info = adapters.verify_adapter(folder)
-        (rows,) = _adapters_rows([info], test, replace(options, with_base=False))
-        named = [{**row, "model": name} for row in rows.rows]
-        found.append(replace(rows, name=name, rows=named))
-    return found
-
-
 def _curve(results: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
-    """The headline number by the number of training rows, fewest first."""
+    """Return the headline number by the number of training rows, fewest first."""
     by_name = {
         model["name"]: model["constrained"] for model in results["models"] if "constrained" in model
     }
@@ -125,36 +125,34 @@ def _check_scales(infos: Sequence[AdapterInfo], dataset: JudgeData) -> None:
             )
 
 
-def _adapters_rows(
-    infos: Sequence[AdapterInfo], test: Sequence[JudgeExample], options: EvalOptions
-) -> list[JudgeRows]:
-    """The rows of each adapter, then of the first one's base."""
-    found = []
-    names = ["adapter"] if len(infos) == 1 else _names(infos)
-    for name, info in zip(names, infos, strict=True):
-        source = adapters.base_of(info, options.base)
-        identity = bases.model_identity(source)
-        model = adapters.load_adapter(info.folder, bases.load_model(source), identity)
-        scoring = _scoring(info, test, options)
-        rows = scoring.judged(name, info.folder.name, adapters.merge(model))
-        found.append(replace(rows, fitted=Fitted.read(info.folder)))
-    if options.with_base and infos:
-        source = adapters.base_of(infos[0], options.base)
-        scoring = _scoring(infos[0], test, options)
-        found.append(scoring.judged("base", source.name, bases.load_model(source)))
-    return found
+def _judged(
+    name: str,
+    info: AdapterInfo,
+    *,
+    tuned: bool = True,
+    test: Sequence[JudgeExample],
+    base: str | None,
+    feedback: bool,
+    precision: str,
+) -> JudgeRows:
+    """Score the test rows with an adapter, or with its base if not `tuned`."""
+    source = adapters.base_of(info, base)
+    encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
+    scoring = Scoring(encoder, test, feedback, precision)
+    if not tuned:
+        return scoring.judged(name, source.name, bases.load_model(source))
+    identity = bases.model_identity(source)
+    model = adapters.load_adapter(info.folder, bases.load_model(source), identity)
+    rows = scoring.judged(name, info.folder.name, adapters.merge(model))
+    return replace(rows, fitted=Fitted.read(info.folder))
 
 
 def _names(infos: Sequence[AdapterInfo]) -> list[str]:
-    """Short names of adapters; folders of one name are numbered."""
+    """Return short names of adapters; folders of one name are numbered."""
+    if len(infos) == 1:
+        return ["adapter"]
     names = [info.folder.resolve().name.removesuffix("_final") for info in infos]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
         for i, name in enumerate(names)
     ]
-
-
-def _scoring(info: AdapterInfo, test: Sequence[JudgeExample], options: EvalOptions) -> Scoring:
-    tokenizer = bases.load_tokenizer(info.folder)
-    encoder = adapters.encoder_of(info, tokenizer)
-    return Scoring(encoder, test, options.feedback, options.precision)

@@ -16,7 +16,7 @@ from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Labelled, baselines
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
-from pt_app.evidence.results import JudgeRows, Rules, results_of, with_rules, write_evaluation
+from pt_app.evidence.results import JudgeRows, results_of, with_baselines, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.gemm import pack
 from pt_app.models.tree_attention import BLOCKS, use_attention
@@ -62,12 +62,12 @@ def evaluate(
     judges = [how.judged("adapter", adapter.name, adapters.merge(model), validation), base]
     if judges[0].fitted is not None:
         judges[0].fitted.write(adapter)
-    rules = Rules.of(baselines(labelled(test, data), data.scale, labelled(data.train, data)))
-    judges[0] = with_rules(judges[0], rules)
+    fitted = baselines(labelled(test, data), data.scale, labelled(data.train, data))
+    judges[0] = with_baselines(judges[0], fitted)
     about = {"path": data.path.name, "sha256": data.sha256}
     folder = adapter / "evaluation"
     run = run | {"base": identity}
-    results = results_of(judges, data.scale, about, rules, data.leaks, run)
+    results = results_of(judges, data.scale, about, fitted, data.leaks, run)
     write_evaluation(folder, judges, results)
     return results
 

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint as a judge: prompted, with examples or without."""
+"""A prompted model behind an OpenAI-compatible endpoint as a judge, with or without examples."""
 
 import asyncio
 import logging
@@ -29,24 +29,20 @@ Messages = list[dict[str, str]]
 
 @dataclass
 class Endpoint:
-    """A model at an endpoint, how often it may be asked, and what it has cost so far (`spent`)."""
+    """A model at an endpoint, how it is prompted, and what it may cost."""
 
     model: str
     url: str = ""
     key_env: str = "OPENAI_API_KEY"
     shots: int = 0
     concurrency: int = 8
-    rpm: int = 0
-    tpm: int = 0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_cost: float = 0.0
     max_tokens: int = 512
-    spent: float = field(default=0.0, init=False)
+    budget: Budget = field(default_factory=Budget)
 
     def cost_of(self, rows: int) -> dict[str, Any]:
-        """Dollars in all and a verdict."""
-        return {"dollars": self.spent, "per_verdict": self.spent / max(1, rows), "n": rows}
+        """Return the dollars spent in total and per verdict."""
+        spent = self.budget.spent
+        return {"dollars": spent, "per_verdict": spent / max(1, rows), "n": rows}
 
 
 def prompted_rows(
@@ -56,11 +52,13 @@ def prompted_rows(
     data: JudgeData,
     journal: Path,
 ) -> JudgeRows:
-    """Ask about each test row once; every answer is kept in `journal`, from which a run goes on.
+    """Ask about each test row once; a run resumes from the answers in `journal`.
 
-    An answer whose verdict cannot be read, and a refused request, is a parse failure; what was
-    refused or cut is counted in the log. Raises UserError where the endpoint is down, refuses all
-    that it is asked, or `max_cost` is reached.
+    An answer whose verdict cannot be read, and a refused request, is a parse failure; the log
+    counts what was refused or cut.
+
+    Raises:
+        UserError: if the endpoint is down, refuses all requests, or `max_cost` is reached.
     """
     template = Template.load(data.card.template, data.card.rubric)
     questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
@@ -79,7 +77,7 @@ def prompted_rows(
 def _messages(
     example: JudgeExample, shots: Sequence[JudgeExample], template: Template, scale: Scale
 ) -> Messages:
-    """The template's prompt, behind some training rows with their answers."""
+    """Return the template's prompt, preceded by some training rows with their answers."""
     turns: Messages = []
     for one in (*shots, example):
         system, user = (
@@ -96,17 +94,16 @@ def _messages(
 
 
 def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str, Any]:
-    """What an answer depends on: a journal of other settings is refused."""
-    asked = sha256(repr(sorted(questions.items())).encode()).hexdigest()
-    return {"model": endpoint.model, "questions": asked, "max_tokens": endpoint.max_tokens}
+    """Return what an answer depends on: a journal of other settings is refused."""
+    hashed = sha256(repr(sorted(questions.items())).encode()).hexdigest()
+    return {"model": endpoint.model, "questions": hashed, "max_tokens": endpoint.max_tokens}
 
 
 def _answers(
     endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal
 ) -> dict[str, tuple[str, bool]]:
-    """The text that came for each row, "" where the request was refused; whether it was cut."""
-    names = ("rpm", "tpm", "price_in", "price_out", "max_cost")
-    budget = Budget(**{name: getattr(endpoint, name) for name in names})
+    """Return each row's answer, "" if the request was refused, and whether it was cut."""
+    budget = endpoint.budget
     done = {entry["id"]: entry for entry in journal.entries}
     budget.spent = sum(entry["cost"] for entry in done.values())
     waiting = [id_ for id_ in questions if id_ not in done]
@@ -142,17 +139,16 @@ def _answers(
             asyncio.run(ask_all())
     except MoneySpentError as error:
         raise UserError(
-            f"stopped at --max_cost {endpoint.max_cost:g}: {len(done)} of {len(questions)} rows "
-            f"judged for ${budget.spent:.4f}: the journal keeps them; go on with the same command "
+            f"stopped at --max_cost {budget.max_cost:g}: {len(done)} of {len(questions)} rows "
+            f"judged for ${budget.spent:.4f}: the journal keeps them; resume with the same command "
             "and a higher --max_cost"
         ) from error
-    endpoint.spent = budget.spent
-    _tell([done[id_] for id_ in questions], endpoint)
+    _report_missing([done[id_] for id_ in questions], endpoint)
     return {id_: (done[id_]["text"], done[id_].get("cut", False)) for id_ in questions}
 
 
-def _tell(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> None:
-    """Say how many rows have no whole answer, and why; raises UserError where none has one."""
+def _report_missing(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> None:
+    """Log how many rows have no complete answer, and why; raise UserError if all were refused."""
     refused = Counter(entry["refused"] for entry in entries if "refused" in entry)
     if refused and sum(refused.values()) == len(entries):
         raise UserError(
@@ -170,7 +166,7 @@ def _tell(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> None:
 
 
 def _scored(text: str, cut: bool, scale: Scale) -> Scored:
-    """An answer as a judge's: the verdict to the letter, else as a person would write it.
+    """Read an answer: the verdict in the exact format, else as a person would write it.
 
     A verdict within a thought does not count, nor one in the last line of an answer that was cut.
     """

@@ -1,17 +1,16 @@
-"""A training repeated: over seeds, whose spread no bootstrap shows, or over folds of the data.
+"""Repeated trainings: over seeds, whose spread no bootstrap shows, or over folds of the data.
 
-What a user got wrong is said before torch is imported, which takes seconds.
+Users' mistakes are reported before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
@@ -30,9 +29,10 @@ def run(
     load_base: LoadBase,
     arguments: MakeArguments,
 ) -> list[Path]:
-    """Train once, or once for each of `--seeds` or `--folds`; give the adapters' folders.
+    """Train once, or once for each of `--seeds` or `--folds`; return the adapters' folders.
 
-    Raises UserError for whatever the user can mend.
+    Raises:
+        UserError: for whatever the user can fix.
     """
     _check(settings)
     from pt_app.core.dataset import find_folder
@@ -42,13 +42,13 @@ def run(
 
     if settings.folds:
         return _over_folds(recipe, settings, load_base, arguments)
-    found = []
+    adapters = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
         one = replace(settings, seed=seed, seeds=1)
-        found.append(entry.run(recipe, one, load_base, arguments))
+        adapters.append(entry.run(recipe, one, load_base, arguments))
     if settings.seeds > 1:
-        spread_over_seeds(found)
-    return found
+        _write_spread(adapters)
+    return adapters
 
 
 def _check(settings: Settings) -> None:
@@ -71,7 +71,7 @@ def _over_folds(
     load_base: LoadBase,
     arguments: MakeArguments,
 ) -> list[Path]:
-    """Split all rows into folds by group, train one adapter on the rest of each, join."""
+    """Split all rows into folds by group, train one adapter on the rest of each, and join them."""
     from pt_app.eval_model import entry
     from pt_app.eval_model.folds import join_evaluations
     from pt_app.judge_data.folder import split_folder
@@ -83,7 +83,7 @@ def _over_folds(
         raise UserError(f"{root} is there: choose another --output_dir, or delete it")
     plan = SplitPlan.of(folds=settings.folds, seed=settings.seed)
     print("\n".join(split_folder(data, plan).lines()))
-    found = []
+    adapters = []
     for fold in range(1, settings.folds + 1):
         one = replace(
             settings,
@@ -91,38 +91,30 @@ def _over_folds(
             data_dir=str(data / "folds" / str(fold)),
             output_dir=str(root / f"fold-{fold}"),
         )
-        found.append(entry.run(recipe, one, load_base, arguments))
-    log.info("report of all folds: %s", join_evaluations(found, root / "evaluation"))
-    return found
+        adapters.append(entry.run(recipe, one, load_base, arguments))
+    log.info("report of all folds: %s", join_evaluations(adapters, root / "evaluation"))
+    return adapters
 
 
-def spread_over_seeds(adapters: Sequence[Path]) -> dict[str, Any]:
+def _write_spread(adapters: Sequence[Path]) -> None:
     """Write into each adapter's results how the headline number varies over the seeds."""
     from pt_app.core.verdicts import Scale
     from pt_app.evidence.coding import headline
     from pt_app.evidence.results import RESULTS
     from pt_app.report import write_report
+    from pt_app.report.source import read_results
 
-    results = [_read(adapter) for adapter in adapters]
+    results = [read_results(adapter / "evaluation") for adapter in adapters]
     metric = headline(Scale.from_name(results[0]["scale"]))
     values = [one["models"][0]["constrained"][metric]["value"] for one in results]
-    known = [value for value in values if value is not None]
+    defined = [value for value in values if value is not None]
     spread = {
         "metric": metric,
         "seeds": [one["run"]["seed"] for one in results],
         "values": values,
-        "mean": statistics.mean(known) if known else None,
-        "sd": statistics.stdev(known) if len(known) > 1 else None,
+        "mean": statistics.mean(defined) if defined else None,
+        "sd": statistics.stdev(defined) if len(defined) > 1 else None,
     }
     for adapter, one in zip(adapters, results, strict=True):
         write_json_atomic(adapter / "evaluation" / RESULTS, one | {"over_seeds": spread})
         log.info("report: %s", write_report(adapter / "evaluation"))
-    return spread
-
-
-def _read(adapter: Path) -> dict[str, Any]:
-    from pt_app.evidence.results import RESULTS
-
-    path = adapter / "evaluation" / RESULTS
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -1,1 +1,1 @@
-"""What a judge's numbers are worth: intervals, baselines, comparisons. Works on any verdicts."""
+"""The statistics of a judge's verdicts, whoever gave them: intervals, baselines, comparisons."""

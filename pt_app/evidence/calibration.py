@@ -1,7 +1,7 @@
-"""Whether a judge's confidence means anything: calibration error, reliability, and its mending.
+"""Whether a judge's confidence means anything: calibration error, reliability, recalibration.
 
-A row is right where its verdict lies within `tolerance` of the label, and the confidence is the
-probability the judge gives to just that.
+A row is right if its verdict lies within `tolerance` of the label, and the confidence is the
+probability that the judge gives to that event.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,23 @@ from pt_app.evidence.summary import mean_metric, metric, share_metric
 
 BINS = 10
 SUM_TOLERANCE = 0.01  # of probabilities; files round them
-SHARPEST, FLATTEST = 0.05, 20.0  # temperatures
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """Of each row: how sure the judge is that its verdict is right, and whether it is (1 or 0)."""
+    """How sure the judge is that its verdict on each row is right, and whether it is (1, 0) [n]."""
 
     sure: FloatArray
     right: FloatArray
 
 
 def checked(probabilities: Sequence[Sequence[float] | None], scale: Scale, what: str) -> FloatArray:
-    """Probabilities [n, K] of the scale's verdicts in its order, NaN for a row without.
+    """Return the probabilities [n, K] of the scale's verdicts in its order, NaN for a row without.
 
-    Raises UserError for a row of another length, with a number outside 0..1, or that does not sum
-    to 1; `what` names the column.
+    Raises:
+        UserError: for a row of another length, with a negative number, or that does not sum to 1;
+            `what` names the column in the message.
     """
     rows = np.full((len(probabilities), len(scale.values)), np.nan)
     for i, row in enumerate(probabilities):
@@ -51,11 +52,11 @@ def checked(probabilities: Sequence[Sequence[float] | None], scale: Scale, what:
 
 
 def wrong_with(row: Sequence[float], scale: Scale) -> str:
-    """Say why these numbers are no probabilities of the scale's verdicts; "" where they are."""
+    """Return why these numbers are not probabilities of the scale's verdicts; "" if they are."""
     if len(row) != len(scale.values):
         return f"{len(row)} numbers, but the scale {scale.name} has {len(scale.values)} verdicts"
-    if not all(number >= 0 for number in row):  # NaN neither
-        return "a number is no probability"
+    if not all(number >= 0 for number in row):  # false for NaN, too
+        return "a number is not a probability"
     total = sum(row)
     return f"they sum to {total:.4g}, not 1" if abs(total - 1) > SUM_TOLERANCE else ""
 
@@ -63,25 +64,20 @@ def wrong_with(row: Sequence[float], scale: Scale) -> str:
 def confidence_of(
     probabilities: FloatArray, labels: IntArray, scale: Scale, tolerance: float
 ) -> Confidence:
-    """Confidence of the likeliest verdict of each row, and whether it is right."""
-    near = _near(scale, tolerance)
+    """Return the confidence in the constrained verdict of each row, and whether it is right."""
+    numbers = numbers_of(scale)
+    if numbers is None:
+        near = np.eye(len(scale.values))
+    else:  # [K, K]: which verdicts count as one
+        near = (np.abs(numbers[:, None] - numbers) <= tolerance + 1e-9).astype(np.float64)
     verdicts = np.nan_to_num(probabilities).argmax(axis=1)
-    # Rounded, so that probabilities equal but for their sum's rounding are one confidence.
+    # Rounded, so that probabilities which differ by the rounding of their sum are one confidence.
     sure = (probabilities * near[verdicts]).sum(axis=1).round(12)
     return Confidence(sure, near[verdicts, labels])
 
 
-def _near(scale: Scale, tolerance: float) -> FloatArray:
-    """Which verdicts count as one: [K, K], 1 within `tolerance` units of the scale."""
-    numbers = numbers_of(scale)
-    if numbers is None:
-        return np.eye(len(scale.values))
-    near = np.abs(numbers[:, None] - numbers) <= tolerance + 1e-9
-    return near.astype(np.float64)
-
-
 def usual_tolerance(scale: Scale) -> float:
-    """What counts as right unless said: within one unit where a scale has over five verdicts."""
+    """Return the default tolerance: one unit if a scale has more than five verdicts, else 0."""
     return 1.0 if scale.task == "score" and len(scale.values) > 5 else 0.0
 
 
@@ -93,69 +89,73 @@ def calibration(
     tolerance: float,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Calibration of the rows that have probabilities; each number with interval and n.
+    """Return the calibration of the rows that have probabilities; each number with interval and n.
 
-    "ece": expected calibration error over 10 bins of equally many rows (Nguyen and O'Connor 2015).
-    It is above 0 for a calibrated judge too, by so much as "ece_if_calibrated" says (the mean and
-    the 95th percentile for these confidences and so many rows). "overconfidence": mean confidence
-    less share right. "brier": of the whole distribution, 0 to 2 (Brier 1950). "reliability": for
-    each bin its mean confidence, share right and n.
+    Args:
+        probabilities: of each verdict [n, K], NaN for a row without.
+        labels: positions on the scale [n].
+        scale: the scale.
+        sample: the groups of the rows.
+        tolerance: how far from the label a verdict may lie to be right, in units of the scale.
+        seed: of the simulated calibrated judge.
+
+    Returns:
+        "ece": the expected calibration error over 10 bins of equally many rows (Nguyen and O'Connor
+        2015). It is above 0 for a calibrated judge, too: "ece_if_calibrated" has the mean and the
+        95th percentile for these confidences and so many rows. "overconfidence": mean confidence
+        less accuracy. "brier": the Brier score of the whole distribution, 0 to 2 (Brier 1950).
+        "reliability": mean confidence, accuracy and n of each bin.
     """
-    known = ~np.isnan(probabilities[:, 0])
-    found = confidence_of(probabilities, labels, scale, tolerance)
-    gap = np.where(known, found.sure - found.right, np.nan)
+    present = ~np.isnan(probabilities[:, 0])
+    confidence = confidence_of(probabilities, labels, scale, tolerance)
+    sure, right = confidence.sure, confidence.right
+    gap = np.where(present, sure - right, np.nan)
     truth = np.eye(len(scale.values))[labels]
-    n, bins = int(known.sum()), _bins(found.sure, known)
-    rng = np.random.default_rng(seed)
-    chance = rng.random((500, n)) < found.sure[known]
-    calibrated = _ece_of_bins(found.sure[known] - chance, bins[known])
-    columns = np.zeros((len(gap), BINS))
-    columns[known, bins[known]] = gap[known]
+    n, bins = int(present.sum()), _bins(sure, present)
+    columns = np.zeros((len(gap), BINS + 1))
+    columns[present, bins[present]] = gap[present]
+    columns[:, BINS] = present
 
     def ece(sums: FloatArray) -> dict[str, FloatArray]:
         with np.errstate(invalid="ignore", divide="ignore"):
             return {"ece": np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]}
 
-    columns = np.concatenate([columns, known[:, None]], axis=1)
     return {
         "tolerance": tolerance,
         "ece": metric(sample.estimate_sums(columns, ece)["ece"], n),
-        "ece_if_calibrated": {
-            "mean": float(calibrated.mean()),
-            "high": float(np.quantile(calibrated, 0.95)),
-        }
-        if n
-        else None,
+        "ece_if_calibrated": _ece_by_chance(sure[present], bins[present], seed) if n else None,
         "overconfidence": mean_metric(gap, sample),
-        "right": share_metric(np.where(known, found.right, np.nan), sample),
+        "right": share_metric(np.where(present, right, np.nan), sample),
         "brier": mean_metric(((probabilities - truth) ** 2).sum(axis=1), sample),
         "reliability": [
             {
-                "confidence": float(found.sure[inside].mean()),
-                "right": share_metric(np.where(inside, found.right, np.nan), sample),
+                "confidence": float(sure[inside].mean()),
+                "right": share_metric(np.where(inside, right, np.nan), sample),
             }
             for b in range(BINS)
-            if (inside := known & (bins == b)).any()
+            if (inside := present & (bins == b)).any()
         ],
     }
 
 
-def _bins(sure: FloatArray, known: Any) -> IntArray:
-    """The bin of each row: equally many rows each, equal confidences together."""
-    edges = np.quantile(sure[known], np.linspace(0, 1, BINS + 1)[1:-1]) if known.any() else []
+def _bins(sure: FloatArray, present: Any) -> IntArray:
+    """Return the bin of each row: equally many rows each, equal confidences together."""
+    edges = np.quantile(sure[present], np.linspace(0, 1, BINS + 1)[1:-1]) if present.any() else []
     bins: IntArray = np.searchsorted(edges, np.nan_to_num(sure), side="right").astype(np.int64)
     return bins
 
 
-def _ece_of_bins(gaps: FloatArray, bins: IntArray) -> FloatArray:
-    """Expected calibration error of each row of `gaps` [r, n] (confidence less right)."""
+def _ece_by_chance(sure: FloatArray, bins: IntArray, seed: int) -> dict[str, float]:
+    """Simulate the calibration error of a calibrated judge with these confidences [n]."""
+    right = np.random.default_rng(seed).random((500, len(sure))) < sure
+    gaps = sure - right
     sums = np.stack([gaps[:, bins == b].sum(axis=1) for b in range(BINS)], axis=1)
-    error: FloatArray = np.abs(sums).sum(axis=1) / max(1, len(bins))
-    return error
+    errors = np.abs(sums).sum(axis=1) / len(bins)
+    return {"mean": float(errors.mean()), "high": float(np.quantile(errors, 0.95))}
 
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
-    """Probabilities p^(1/T), normalised: above 1 less sure, the likeliest verdict the same."""
+    """Return the probabilities p^(1/T), normalised: T > 1 is less sure, with the same argmax."""
     with np.errstate(divide="ignore"):
         logits = np.log(probabilities) / temperature
     logits -= logits.max(axis=1, keepdims=True)
@@ -165,9 +165,9 @@ def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArra
 
 
 def fit_temperature(probabilities: FloatArray, labels: IntArray) -> float:
-    """The temperature of least log loss on these rows (Guo et al. 2017, arXiv 1706.04599).
+    """Return the temperature of least log loss on these rows (Guo et al. 2017, arXiv 1706.04599).
 
-    A row whose label has no probability at all says nothing of it and is left out.
+    A row whose label has no probability at all says nothing about it and is left out.
     """
     from scipy.optimize import minimize_scalar
 
@@ -181,25 +181,25 @@ def fit_temperature(probabilities: FloatArray, labels: IntArray) -> float:
 
     if not len(rows):
         return 1.0
-    bounds = (float(np.log(SHARPEST)), float(np.log(FLATTEST)))
+    bounds = (float(np.log(MIN_TEMPERATURE)), float(np.log(MAX_TEMPERATURE)))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
 @dataclass(frozen=True)
 class Isotonic:
-    """A rising map of confidence to the share right: straight lines between `x` and `y` points."""
+    """A rising map of confidence to accuracy: straight lines between the points `x` and `y`."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
 
     @staticmethod
-    def fit(found: Confidence) -> "Isotonic":
-        """Fit on rows whose truth is known (Zadrozny and Elkan 2002)."""
+    def fit(confidence: Confidence) -> "Isotonic":
+        """Fit on rows with labels (Zadrozny and Elkan 2002)."""
         from sklearn.isotonic import IsotonicRegression
 
-        fitted = IsotonicRegression(out_of_bounds="clip").fit(found.sure, found.right)
+        fitted = IsotonicRegression(out_of_bounds="clip").fit(confidence.sure, confidence.right)
         return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
     def __call__(self, sure: FloatArray) -> FloatArray:
-        """The share right that confidences stand for."""
+        """Return the accuracy that confidences [n] stand for."""
         return np.interp(sure, self.x, self.y)

@@ -10,39 +10,48 @@ from pt_app.core.metrics import FloatArray, IntArray, agreement
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Statistic
 
+# What a verdict without a number is worth to the candidate; of a pair, to the first one.
+_WORTH: dict[Verdict, float] = {"PASS": 1.0, "FAIL": 0.0, "A": 1.0, "tie": 0.5, "B": 0.0}
+
 
 def headline(scale: Scale) -> str:
-    """The number a scale's agreement is first told by."""
+    """Return the name of the number that comes first wherever agreement on a scale is shown."""
     return "kappa" if numbers_of(scale) is None else "kappa_quadratic"
 
 
 def numbers_of(scale: Scale) -> FloatArray | None:
-    """The scale's values [K] where they are numbers; None for a nominal scale."""
+    """Return the scale's values [K] if they are numbers; None for a nominal scale."""
     return np.array(scale.values, dtype=np.float64) if scale.task == "score" else None
 
 
+def worth_of(scale: Scale) -> FloatArray:
+    """Return what each verdict is worth to the (first) candidate [K]: its score, else 0 to 1."""
+    return np.array([_WORTH.get(value, value) for value in scale.values], dtype=np.float64)
+
+
 def positions(verdicts: Sequence[Verdict | None], scale: Scale, what: str) -> IntArray:
-    """Position of each verdict on the scale, -1 for None. Raises UserError for one off it."""
-    known: dict[Verdict | None, int] = {value: i for i, value in enumerate(scale.values)}
-    known[None] = -1
+    """Return the position of each verdict on the scale, -1 for None.
+
+    Raises:
+        UserError: for a verdict off the scale; `what` names it in the message.
+    """
+    place: dict[Verdict | None, int] = {value: i for i, value in enumerate(scale.values)}
+    place[None] = -1
     for row, verdict in enumerate(verdicts):
-        if verdict not in known:
+        if verdict not in place:
+            allowed = [str(value) for value in scale.values]
+            allowed = allowed if len(allowed) < 13 else [*allowed[:3], "...", allowed[-1]]
             raise UserError(
                 f"{what} {verdict!r} in row {row + 1} is off the scale {scale.name}: "
-                f"use one of {_shortened(scale.values)}"
+                f"use one of {', '.join(allowed)}"
             )
-    return np.array([known[verdict] for verdict in verdicts], dtype=np.int64)
-
-
-def _shortened(values: Sequence[Verdict]) -> str:
-    texts = [str(value) for value in values]
-    return ", ".join(texts if len(texts) < 13 else [*texts[:3], "...", texts[-1]])
+    return np.array([place[verdict] for verdict in verdicts], dtype=np.int64)
 
 
 def count_failures_as_wrong(labels: IntArray, verdicts: IntArray, scale: Scale) -> IntArray:
     """Replace each -1 by the position farthest from the label, or by K on a nominal scale.
 
-    Of two equally far ends of a scale the lower one is taken.
+    If both ends of the scale are equally far, the lower one is taken.
     """
     numbers = numbers_of(scale)
     if numbers is None:
@@ -52,7 +61,7 @@ def count_failures_as_wrong(labels: IntArray, verdicts: IntArray, scale: Scale) 
 
 
 def distances(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
-    """|verdict - label| in units of the scale; on a nominal scale 0 or 1. NaN for a failure."""
+    """Return |verdict - label| in units of the scale; on a nominal scale 0 or 1. NaN for -1."""
     numbers = numbers_of(scale)
     if numbers is None:
         apart = (labels != verdicts).astype(np.float64)
@@ -64,16 +73,16 @@ def distances(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
 def agreement_of_sums(
     labels: IntArray, scale: Scale, *judges: IntArray
 ) -> tuple[list[Any], Statistic]:
-    """Columns of each judge, sparse [n, m], and the statistic of their sums: all the numbers.
+    """Return each judge's columns, sparse [n, m], and the statistic of their sums.
 
-    Rows whose verdict is -1 count nowhere. The columns are the cells of the table of labels and
-    verdicts, of which every number is a function; they are the same cells for all judges.
+    The columns are the cells of the table of labels and verdicts, the same cells for all judges;
+    every agreement number is a function of their sums. Rows whose verdict is -1 count nowhere.
     """
     from scipy.sparse import csr_array
 
     numbers, k = numbers_of(scale), len(scale.values)
     shape, code = (k, k + 1), np.arange(k + 1)
-    if numbers is not None:  # values that never occur change no number, and cost most of 0-100
+    if numbers is not None:  # values that never occur change no number, but most of 0-100's cells
         used = np.unique(np.concatenate([labels, *judges]))
         used = used[used >= 0]
         numbers, shape = numbers[used], (len(used), len(used))

@@ -1,4 +1,4 @@
-"""Whether one judge agrees better than another on the same rows, and what could be told at all."""
+"""Whether one judge agrees better than another on the same rows, and which difference shows."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from pt_app.evidence.coding import (
 from pt_app.evidence.intervals import CHUNK_NUMBERS, Resampler, Statistic
 from pt_app.evidence.summary import check_lengths, metric
 
-# A difference of so many standard errors is found at 5 % (two-sided) in 80 of 100 test sets.
-FOUND_AT = 1.960 + 0.842
+# A difference of so many standard errors is significant at 5 % (two-sided) in 80 of 100 test sets.
+DETECTABLE_ERRORS = 1.960 + 0.842
 
 
 def compare(
@@ -30,25 +30,34 @@ def compare(
     names: tuple[str, str] = ("adapter", "base"),
     reading: str = "constrained",
 ) -> dict[str, Any]:
-    """Difference a - b of the scale's headline number on the same rows, with its paired interval.
+    """Return the difference a - b of the scale's headline number, with its paired interval.
 
-    None among the verdicts counts as wrong; `reading` is written into the result: what the verdicts
-    of both are. "p" is that of a permutation test which changes the two judges' places in whole
-    groups; "detectable" the smallest difference that this test set shows in 80 of 100 cases.
+    Args:
+        labels: the label of each row [n].
+        a: the first judge's verdicts [n]; None counts as wrong.
+        b: the second judge's verdicts on the same rows [n].
+        sample: the groups of the rows.
+        scale: the scale.
+        names: of both judges, for the result.
+        reading: which verdicts these are, for the result: "constrained" or "verdict".
+
+    Returns:
+        A number; "p" is that of a permutation test that exchanges the two judges in whole groups,
+        "detectable" the smallest difference that this test set shows in 80 of 100 cases.
     """
     check_lengths(labels, a, b, sample.index)
     name, label = headline(scale), positions(labels, scale, "label")
     judges = [count_failures_as_wrong(label, positions(v, scale, "verdict"), scale) for v in (a, b)]
     columns, statistic = agreement_of_sums(label, scale, *judges)
-    sums = np.stack([sample.sums(one).toarray() for one in columns])  # [2, groups, cells]
+    sums = np.stack([sample.sums(cells).toarray() for cells in columns])  # [2, groups, cells]
     cells = sums.shape[2]
 
     def difference(both: FloatArray) -> dict[str, FloatArray]:
         first, second = (statistic(part)[name] for part in (both[:, :cells], both[:, cells:]))
         return {"difference": first - second}
 
-    found = sample.estimate_group_sums(np.concatenate(list(sums), axis=1), difference)
-    estimate = found["difference"]
+    both = np.concatenate(list(sums), axis=1)
+    estimate = sample.estimate_group_sums(both, difference)["difference"]
     return {
         "a": names[0],
         "b": names[1],
@@ -56,16 +65,17 @@ def compare(
         "reading": reading,
         **metric(estimate, len(label)),
         "p": _permutation_p(sums, statistic, name, sample),
-        "detectable": None if estimate.error is None else FOUND_AT * estimate.error,
+        "detectable": None if estimate.error is None else DETECTABLE_ERRORS * estimate.error,
     }
 
 
 def _permutation_p(
     sums: FloatArray, statistic: Statistic, name: str, sample: Resampler
 ) -> float | None:
-    """Share of random exchanges of the judges, group by group, that part them as far (two-sided).
+    """Return the share of random exchanges of the judges that separate them as far (two-sided).
 
-    The observed exchange counts as one of them (Phipson and Smyth 2010), so that p is never 0.
+    Whole groups are exchanged. The observed assignment counts as one of the exchanges (Phipson and
+    Smyth 2010), so that p is never 0.
     """
     total = sums.sum(axis=1)  # [2, cells]
 
@@ -75,7 +85,7 @@ def _permutation_p(
     observed = float(apart(total[:1])[0])
     if not np.isfinite(observed):
         return None
-    rng = np.random.default_rng([sample.seed, 1])  # not the bootstrap's numbers
+    rng = np.random.default_rng([sample.seed, 1])  # other numbers than the bootstrap's
     chunk = max(1, CHUNK_NUMBERS // max(sums.shape[1:]))
     as_far = 0
     for start in range(0, sample.resamples, chunk):
@@ -88,11 +98,11 @@ def _permutation_p(
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
     """Adjust p values for their number (Holm 1979); None stays None and does not count."""
-    known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    ordered = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     highest = 0.0
-    for place, (p, i) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - place)))
+    for place, (p, i) in enumerate(ordered):
+        highest = max(highest, min(1.0, p * (len(ordered) - place)))
         adjusted[i] = highest
     return adjusted
 
@@ -100,22 +110,23 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 def detectable_difference(
     labels: Sequence[Verdict], groups: Sequence[Hashable], scale: Scale, seed: int = 0
 ) -> float | None:
-    """The smallest difference in the headline number that these test rows are likely to show.
+    """Return the smallest difference in the headline number that these test rows can show.
 
-    Before there is a verdict two judges are assumed whose errors are independent and whose kappa
-    is near 0.7; judges with errors in common are told apart at less. None where it is undefined.
+    It assumes two judges whose errors are independent and whose kappa is near 0.7; for judges with
+    common errors it is smaller. None if it is undefined.
     """
     label, rng = positions(labels, scale, "label"), np.random.default_rng(seed)
-    a, b = ([scale.values[i] for i in _imagined(label, scale, rng)] for _ in range(2))
-    found = compare(labels, a, b, Resampler(groups, resamples=500, seed=seed), scale)["detectable"]
-    return None if found is None else float(found)
+    a, b = ([scale.values[i] for i in _simulated(label, scale, rng)] for _ in range(2))
+    sample = Resampler(groups, resamples=500, seed=seed)
+    smallest: float | None = compare(labels, a, b, sample, scale)["detectable"]
+    return smallest
 
 
-def _imagined(labels: IntArray, scale: Scale, rng: np.random.Generator) -> IntArray:
-    """Verdicts of a judge with a kappa near 0.7."""
+def _simulated(labels: IntArray, scale: Scale, rng: np.random.Generator) -> IntArray:
+    """Draw the verdicts of a judge with a kappa near 0.7."""
     numbers = numbers_of(scale)
     if numbers is None:
-        other = rng.choice(labels, len(labels))  # chance agreement; kappa is the rest's share
+        other = rng.choice(labels, len(labels))  # agrees by chance; kappa is the rest's share
         return np.where(rng.random(len(labels)) < 0.7, labels, other)
     noisy = numbers[labels] + rng.normal(0, 0.7 * (numbers[labels].std() or 1.0), len(labels))
     nearest: IntArray = np.abs(noisy[:, None] - numbers).argmin(axis=1)

@@ -1,12 +1,13 @@
-"""What validation rows teach about a judge's confidence, kept beside its adapter."""
+"""Calibration fitted on validation rows, which is saved with the adapter."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
@@ -26,17 +27,22 @@ from pt_app.evidence.selective import guaranteed_threshold
 from pt_app.evidence.summary import FAIL
 
 FILE = "calibration.json"
-FEWEST = 30  # validation rows; an isotonic map of fewer repeats their chance
+MIN_ROWS = 30  # of validation; an isotonic map of fewer rows repeats their noise
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """`temperature` mends all probabilities, `isotonic` maps a confidence to the share right.
+    """What `calibration.json` holds.
 
-    Confidence is the probability that the verdict is within `tolerance` of the label. `threshold`
-    is that of `guaranteed_threshold`, `operating` the probability from which on it costs least to
-    fail a row (both errors costing the same; None on other scales, and where none should fail).
-    `rows` says on how many validation rows all was fitted.
+    Attributes:
+        rows: the number of validation rows.
+        tolerance: how far from the label a verdict may lie to be right; confidence is the
+            probability of that.
+        temperature: recalibrates all probabilities.
+        isotonic: maps a confidence to the accuracy.
+        threshold: what `guaranteed_threshold` chose.
+        operating: the probability of FAIL from which on failing a row costs least if both errors
+            cost the same; None on other scales, and if no row should fail.
     """
 
     rows: int
@@ -48,64 +54,52 @@ class Fitted:
 
     @staticmethod
     def on(rows: Sequence[Mapping[str, Any]], scale: Scale, target: float) -> "Fitted | None":
-        """Fit on prediction rows; None where under 30 have probabilities."""
-        known = [row for row in rows if row.get("probabilities")]
-        if len(known) < FEWEST:
+        """Fit on prediction rows; None if under `MIN_ROWS` have probabilities."""
+        rows = [row for row in rows if row.get("probabilities")]
+        if len(rows) < MIN_ROWS:
             return None
         tolerance = usual_tolerance(scale)
-        probabilities = checked([row["probabilities"] for row in known], scale, "probabilities")
-        labels = positions([row["label"] for row in known], scale, "label")
-        found = confidence_of(probabilities, labels, scale, tolerance)
-        sample = Resampler([row["group"] for row in known])
+        probabilities = checked([row["probabilities"] for row in rows], scale, "probabilities")
+        labels = positions([row["label"] for row in rows], scale, "label")
+        confidence = confidence_of(probabilities, labels, scale, tolerance)
+        sample = Resampler([row["group"] for row in rows])
         operating = None
         if scale.task == "pass_fail":
             operating = operating_threshold(probabilities[:, FAIL], labels)["threshold"]
         return Fitted(
-            len(known),
+            len(rows),
             tolerance,
             fit_temperature(probabilities, labels),
-            Isotonic.fit(found),
-            guaranteed_threshold(found, sample, target),
+            Isotonic.fit(confidence),
+            guaranteed_threshold(confidence, sample, target),
             operating,
         )
 
     def write(self, folder: Path) -> None:
         """Write `folder`/calibration.json."""
-        found = {
-            "schema": 1,
-            "rows": self.rows,
-            "tolerance": self.tolerance,
-            "temperature": self.temperature,
-            "isotonic": {"x": self.isotonic.x, "y": self.isotonic.y},
-            "threshold": dict(self.threshold),
-            "operating": self.operating,
-        }
-        write_json_atomic(folder / FILE, found)
+        write_json_atomic(folder / FILE, {"schema": 1, **asdict(self)})
 
     @staticmethod
     def read(folder: Path) -> "Fitted | None":
-        """Read `folder`/calibration.json; None where there is none. Raises UserError if broken."""
+        """Read `folder`/calibration.json; None if there is none.
+
+        Raises:
+            UserError: for a broken file.
+        """
         path = folder / FILE
         if not path.exists():
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            isotonic = Isotonic(tuple(found["isotonic"]["x"]), tuple(found["isotonic"]["y"]))
-            return Fitted(
-                int(found["rows"]),
-                float(found["tolerance"]),
-                float(found["temperature"]),
-                isotonic,
-                dict(found["threshold"]),
-                found["operating"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is broken ({error!r}): evaluate the adapter again") from error
+            return TypeAdapter(Fitted).validate_python(found)
+        except ValueError as error:  # no JSON, or a field that is missing or of another type
+            problem = " ".join(str(error).split())
+            raise UserError(f"{path} is broken ({problem}): evaluate the adapter again") from error
 
     def of_one(self, probabilities: Sequence[float], scale: Scale) -> tuple[float, bool | None]:
-        """The calibrated confidence of one row's verdict, and whether to abstain.
+        """Return the calibrated confidence in one row's verdict, and whether to abstain.
 
-        None where no threshold holds: the judge cannot be trusted alone.
+        The latter is None if no threshold holds: the judge cannot be trusted alone.
         """
         row: FloatArray = np.array([probabilities], dtype=np.float64)
         row /= row.sum()

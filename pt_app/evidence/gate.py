@@ -1,8 +1,8 @@
 """`judge gate`: whether a new judge is worse than the one in use, or than a floor; for CI.
 
-The decision is about the difference on the same rows: worse where its whole interval lies below
--margin, not worse where it lies above, else undecided. A margin of 0 asks for proof that the new
-one is better.
+The decision is about the difference on the same rows: worse if its whole interval lies below
+-margin, not worse if it lies above, else undecided. A margin of 0 asks for proof that the new
+judge is better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ EXIT_CODES: Mapping[Decision, int] = {"pass": 0, "fail": 3, "undecided": 4}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a new judge must hold: see `judge gate --help`."""
+    """What a new judge must meet: see `judge gate --help`."""
 
     margin: float = 0.02
     floor: float | None = None
@@ -45,9 +45,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Judged:
-    """A judge's prediction rows, as an evaluation folder keeps them.
+    """A judge's prediction rows, as an evaluation folder holds them.
 
-    `abstained` is the share below the threshold of its target accuracy; 1 where none holds.
+    `abstained` is the share below the threshold of its target accuracy; 1 if there is none.
     """
 
     name: str
@@ -57,9 +57,10 @@ class Judged:
 
 
 def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
-    """All checks of `new`, against `baseline` (a floor alone where None).
+    """Return all checks of `new` against `baseline`, the judge in use, if there is one.
 
-    Raises UserError for judges of different rows, labels or scales.
+    Raises:
+        UserError: for judges of different rows, labels or scales.
     """
     scored = [row for row in new.rows if row["status"] != "too_long"]
     checks = [_enough(len(scored), limits)]
@@ -79,7 +80,7 @@ def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
 
 
 def decide(checks: Sequence[Check]) -> Decision:
-    """Fail where one check fails, else undecided where one is, else pass."""
+    """Return "fail" if one check fails, else "undecided" if one is, else "pass"."""
     decisions = {check.decision for check in checks}
     if "fail" in decisions:
         return "fail"
@@ -88,7 +89,7 @@ def decide(checks: Sequence[Check]) -> Decision:
 
 def _enough(n: int, limits: Limits) -> Check:
     decision: Decision = "pass" if n >= max(1, limits.rows) else "undecided"
-    return Check("rows", decision, f"{n} rows, at least {limits.rows} are asked for")
+    return Check("rows", decision, f"{n} rows, at least {limits.rows} are required")
 
 
 def _share(name: str, count: float, n: int, most: float) -> Check:
@@ -97,11 +98,12 @@ def _share(name: str, count: float, n: int, most: float) -> Check:
 
 
 def _above_floor(rows: Sequence[Mapping[str, Any]], scale: Scale, floor: float) -> Check:
-    said = [row["verdict"] for row in rows]
+    labels, verdicts = [row["label"] for row in rows], [row["verdict"] for row in rows]
     sample = Resampler([row["group"] for row in rows])
-    found = summarise([row["label"] for row in rows], said, None, sample, scale)
-    one = found["metrics"][f"{headline(scale)}_strict"]
-    return _decided(f"{headline(scale)} above {floor:g}", one, floor)
+    metrics = summarise(labels, verdicts, None, sample, scale)["metrics"]
+    return _decided(
+        f"{headline(scale)} above {floor:g}", metrics[f"{headline(scale)}_strict"], floor
+    )
 
 
 def _not_worse(new: Judged, baseline: Judged, margin: float) -> Check:
@@ -118,53 +120,47 @@ def _not_worse(new: Judged, baseline: Judged, margin: float) -> Check:
             f"such as {odd[0]}): evaluate both on the same test set"
         )
     pairs = [(row, before[row["id"]]) for row in new.rows]
-    differing = [one["id"] for one, other in pairs if one["label"] != other["label"]]
+    differing = [row["id"] for row, old in pairs if row["label"] != old["label"]]
     if differing:
         raise UserError(
             f"{differing[0]} has one label with {new.name} and another with {baseline.name} "
             f"({len(differing)} rows): evaluate both on the same test set"
         )
-    fit = [(a, b) for a, b in pairs if "too_long" not in (a["status"], b["status"])]
-    found = compare(
-        [one["label"] for one, _ in fit],
-        [one["verdict"] for one, _ in fit],
-        [other["verdict"] for _, other in fit],
-        Resampler([one["group"] for one, _ in fit]),
+    fit = [(row, old) for row, old in pairs if "too_long" not in (row["status"], old["status"])]
+    difference = compare(
+        [row["label"] for row, _ in fit],
+        [row["verdict"] for row, _ in fit],
+        [old["verdict"] for _, old in fit],
+        Resampler([row["group"] for row, _ in fit]),
         new.scale,
         (new.name, baseline.name),
         "verdict",
     )
-    return _decided(f"{found['metric']} not worse by {margin:g}", found, -margin)
+    return _decided(f"{difference['metric']} not worse by {margin:g}", difference, -margin)
 
 
-def _decided(name: str, found: Mapping[str, Any], floor: float) -> Check:
-    if found["value"] is None or found["low"] is None:
-        why = found.get("reason") or "it has no interval"
-        return Check(name, "undecided", f"undefined on {found['n']} rows: {why}")
-    told = f"{estimate(found)}, n = {found['n']}"
-    if found["low"] >= floor:
-        return Check(name, "pass", told)
-    return Check(name, "fail" if found["high"] < floor else "undecided", told)
+def _decided(name: str, metric: Mapping[str, Any], floor: float) -> Check:
+    if metric["value"] is None or metric["low"] is None:
+        why = metric.get("reason") or "it has no interval"
+        return Check(name, "undecided", f"undefined on {metric['n']} rows: {why}")
+    decision: Decision = "fail" if metric["high"] < floor else "undecided"
+    decision = "pass" if metric["low"] >= floor else decision
+    return Check(name, decision, f"{estimate(metric)}, n = {metric['n']}")
 
 
 def to_markdown(checks: Sequence[Check], title: str) -> str:
-    """The checks as a table for a CI page."""
+    """Write the checks as a Markdown table for a CI page."""
     lines = [f"| {check.name} | {check.decision} | {check.why} |" for check in checks]
     head = ["| check | decision | |", "|---|---|---|"]
     return "\n".join([f"## {title}: {decide(checks)}", "", *head, *lines]) + "\n"
 
 
 def to_junit(checks: Sequence[Check], title: str) -> str:
-    """The checks as JUnit XML: a failed one is a failure, an undecided one an error."""
+    """Write the checks as JUnit XML: a failed one is a failure, an undecided one an error."""
     kinds = {"fail": "failure", "undecided": "error"}
-    counts = {kind: sum(kinds.get(c.decision) == kind for c in checks) for kind in kinds.values()}
-    suite = ElementTree.Element(
-        "testsuite",
-        name=title,
-        tests=str(len(checks)),
-        failures=str(counts["failure"]),
-        errors=str(counts["error"]),
-    )
+    decisions = [check.decision for check in checks]
+    counts = {f"{kind}s": str(decisions.count(name)) for name, kind in kinds.items()}
+    suite = ElementTree.Element("testsuite", name=title, tests=str(len(checks)), **counts)
     for check in checks:
         case = ElementTree.SubElement(suite, "testcase", classname="judge.gate", name=check.name)
         if kind := kinds.get(check.decision):

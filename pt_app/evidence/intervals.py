@@ -1,7 +1,7 @@
 """Intervals of numbers over rows that come in groups: rows of one source depend on each other.
 
-From 20 groups on by the cluster bootstrap, in which whole groups are drawn; with fewer by the
-delete-one-group jackknife and Student's t. docs/RESULTS_JSON.md says how often they cover.
+With 20 groups or more they come from the cluster bootstrap, which draws whole groups; with fewer
+from the delete-one-group jackknife and Student's t. docs/EVIDENCE.md says how often they cover.
 """
 
 import math
@@ -18,12 +18,13 @@ from pt_app.core.metrics import CORRELATIONS, ERRORS, SHARES, FloatArray
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEW_GROUPS = 20
-# Numbers held at once in one array of a chunk of resamples: 16 MiB of float64.
+# How many numbers one array of a chunk of resamples holds: 16 MiB of float64.
 CHUNK_NUMBERS = 1 << 21
-# An interval needs this share of resamples in which the number is defined.
+# The number must be defined in this share of the resamples, or it has no interval.
 DEFINED_SHARE = 0.95
 
-# Weights [r, n] (how often each row, or group, was drawn) -> name -> the number in each draw [r].
+# Takes weights [r, n], how often each row or group was drawn; returns the number in each draw [r],
+# by name. The name decides on which scale `jackknife_interval` works.
 Statistic = Callable[[FloatArray], dict[str, FloatArray]]
 _Map = Callable[[FloatArray], FloatArray]
 
@@ -39,16 +40,22 @@ class Estimate:
 
 
 class Resampler:
-    """Draws groups with replacement, the same draws for every statistic of one seed.
+    """Draw groups with replacement, with the same draws for every statistic of one seed.
 
-    Equal draws make the intervals of two judges on the same rows comparable, and a difference
-    paired.
+    Equal draws make the intervals of two judges on the same rows comparable, and their difference
+    a paired one.
     """
 
     def __init__(
         self, groups: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0
     ) -> None:
-        """`groups` [n]: the group of each row; `resamples` at least 1."""
+        """Number the groups.
+
+        Args:
+            groups: the group of each row [n].
+            resamples: how many draws, at least 1.
+            seed: of the draws.
+        """
         positions: dict[Hashable, int] = {}
         index = [positions.setdefault(group, len(positions)) for group in groups]
         self.index = np.array(index, dtype=np.int64)
@@ -62,28 +69,33 @@ class Resampler:
         return self.groups < FEW_GROUPS
 
     def estimate(self, statistic: Statistic, size: int = 1) -> dict[str, Estimate]:
-        """Value of each number of `statistic` on all rows, with its interval.
+        """Return each number of `statistic` on all rows, with its interval.
 
-        `statistic` takes weights of rows. `size` is how many numbers it makes of one resample: it
-        bounds the chunks.
+        Args:
+            statistic: a function of the weights of the rows.
+            size: how many numbers it holds per resample, which bounds the chunks.
         """
         return self._estimate(
             lambda counts: statistic(counts[:, self.index]), max(size, len(self.index))
         )
 
     def estimate_sums(self, columns: Any, statistic: Statistic) -> dict[str, Estimate]:
-        """The same for a statistic of sums over rows: it takes [r, m] sums of `columns` [n, m].
+        """Return the same for a statistic of sums over rows, which takes sums [r, m].
 
-        Groups are summed once, so that a resample costs groups x m. `columns` may be sparse.
+        Groups are summed once, so that a resample costs groups x m.
+
+        Args:
+            columns: what is summed over the rows [n, m], dense or sparse.
+            statistic: a function of the sums.
         """
         return self.estimate_group_sums(self.sums(columns), statistic)
 
     def estimate_group_sums(self, sums: Any, statistic: Statistic) -> dict[str, Estimate]:
-        """The same from the `sums` [groups, m] of `Resampler.sums`."""
+        """Return the same from the sums [groups, m] that `Resampler.sums` returned."""
         return self._estimate(lambda counts: statistic(counts @ sums), sums.shape[1])
 
     def sums(self, columns: Any) -> Any:
-        """Sums of `columns` [n, m], dense or sparse, over the rows of each group, [groups, m]."""
+        """Sum `columns` [n, m], dense or sparse, over the rows of each group: [groups, m]."""
         from scipy.sparse import csr_array
 
         rows = len(self.index)
@@ -92,8 +104,18 @@ class Resampler:
         )
         return members @ columns
 
+    def mean(self, values: FloatArray, name: str = "mean") -> tuple[Estimate, int]:
+        """Return the mean of `values` [n] with its interval, and how many of them count.
+
+        Args:
+            values: one number per row; NaN does not count.
+            name: "share" for values between 0 and 1, whose interval must stay there.
+        """
+        columns = with_counts(values)
+        return self.estimate_sums(columns, ratio(name))[name], int(columns[:, 1].sum())
+
     def _estimate(self, statistic: Statistic, size: int) -> dict[str, Estimate]:
-        """Value and interval of each number of `statistic`, which takes weights of groups."""
+        """Return value and interval of each number of a function of the groups' weights."""
         values = statistic(np.ones((1, self.groups)))
         if self.groups < 2:
             return {name: Estimate(_number(value[0])) for name, value in values.items()}
@@ -103,21 +125,19 @@ class Resampler:
             statistic(counts[start : start + chunk].astype(np.float64))
             for start in range(0, len(counts), chunk)
         ]
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if self.few_groups:
-            return {n: jackknife_interval(float(v[0]), found[n], n) for n, v in values.items()}
-        return {
-            name: Estimate(
-                _number(value[0]),
-                *percentile_interval(found[name], self.groups),
-                _spread(found[name]),
-            )
-            for name, value in values.items()
-        }
+        estimates = {}
+        for name, value in values.items():
+            drawn = np.concatenate([part[name] for part in parts])
+            if self.few_groups:
+                estimates[name] = jackknife_interval(float(value[0]), drawn, name)
+            else:
+                interval = percentile_interval(drawn, self.groups)
+                estimates[name] = Estimate(_number(value[0]), *interval, _spread(drawn))
+        return estimates
 
     @cached_property
     def _counts(self) -> npt.NDArray[np.integer[Any]]:
-        """How often each group is in each resample, [resamples, groups]."""
+        """How often each resample holds each group, [resamples, groups]."""
         rng = np.random.default_rng(self.seed)
         chunk = max(1, CHUNK_NUMBERS // self.groups)
         parts = []
@@ -125,26 +145,31 @@ class Resampler:
             count = min(chunk, self.resamples - start)
             draws = rng.integers(0, self.groups, size=(count, self.groups))
             draws += np.arange(count)[:, None] * self.groups
-            found = np.bincount(draws.ravel(), minlength=count * self.groups)
-            parts.append(found.reshape(count, self.groups).astype(np.uint8))
+            counts = np.bincount(draws.ravel(), minlength=count * self.groups)
+            parts.append(counts.reshape(count, self.groups).astype(np.uint8))
         return np.concatenate(parts)
 
 
-def mean_of_sums(sums: FloatArray) -> dict[str, FloatArray]:
-    """The statistic "mean" of sums [r, 2]: of values, and of how many rows have one."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {"mean": sums[:, 0] / sums[:, 1]}
+def with_counts(values: FloatArray) -> FloatArray:
+    """Return columns [n, 2] for `ratio`: `values` with 0 for NaN, and 1 where there is a value."""
+    defined = ~np.isnan(values)
+    return np.stack([np.where(defined, values, 0.0), defined], axis=1)
 
 
-def share_of_sums(sums: FloatArray) -> dict[str, FloatArray]:
-    """The same of values between 0 and 1, whose interval stays there: "share"."""
-    return {"share": mean_of_sums(sums)["mean"]}
+def ratio(name: str) -> Statistic:
+    """Return the statistic `name` of sums [r, 2]: the first sum divided by the second."""
+
+    def divided(sums: FloatArray) -> dict[str, FloatArray]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {name: sums[:, 0] / sums[:, 1]}
+
+    return divided
 
 
 def percentile_interval(drawn: FloatArray, groups: int) -> tuple[float | None, float | None]:
-    """95 % interval of resampled values: percentiles widened for the number of groups.
+    """Return the 95 % interval of resampled values: percentiles widened for the number of groups.
 
-    The plain percentile interval is too narrow by about sqrt((G - 1) / G) and for want of
+    The plain percentile interval is too narrow by about sqrt((G - 1) / G), and because it ignores
     Student's t; the expanded one takes the percentiles that a t interval would reach
     (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3).
     """
@@ -160,7 +185,7 @@ def percentile_interval(drawn: FloatArray, groups: int) -> tuple[float | None, f
 
 
 def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Estimate:
-    """95 % interval from the number without each group in turn, `left_out` [groups].
+    """Return the 95 % interval from the number without each group in turn, `left_out` [groups].
 
     Efron and Stein 1981, with Student's t, on the scale on which the number `name` is nearest to
     normal: Fisher's z for correlations, the arcsine for shares, the logarithm for errors.
@@ -181,7 +206,7 @@ def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Estimat
 
 
 def _scale_of(name: str) -> tuple[_Map, _Map]:
-    """The map of a number to a scale on which it is nearer to normal, and the way back."""
+    """Return the map of a number to a scale on which it is nearer to normal, and its inverse."""
     if name in CORRELATIONS:
         inside = 1 - 1e-9  # the z of 1 is infinite
         return (lambda x: np.arctanh(np.clip(x, -inside, inside))), np.tanh

@@ -1,7 +1,7 @@
 """All numbers of one judge from its prediction rows: agreement, confidence, biases, systems."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,20 +9,11 @@ import numpy as np
 from pt_app.core.metrics import FloatArray, IntArray, rouge_l
 from pt_app.core.orders import consistency, first_preference, flipped
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence import biases
-from pt_app.evidence.calibration import (
-    calibration,
-    checked,
-    confidence_of,
-    usual_tolerance,
-    with_temperature,
-)
+from pt_app.evidence import biases, calibration, pass_fail, selective
+from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.order import orders
-from pt_app.evidence.pass_fail import cost_at, operating_threshold, pr_auc, roc_auc
-from pt_app.evidence.selective import at_coverages, selective
 from pt_app.evidence.summary import FAIL, mean_metric, share_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
@@ -31,7 +22,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user may choose: see `judge agree --help`. None: what is usual for the scale."""
+    """What a user may choose: see `judge agree --help`. Tolerance None: the scale's default."""
 
     target_accuracy: float = 0.9
     tolerance: float | None = None
@@ -41,10 +32,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Verdicts:
-    """Positions of labels and of the verdicts that biases are looked for in (-1: none)."""
+    """Positions of the labels and of the verdicts whose biases are measured (-1: none)."""
 
     labels: IntArray
-    said: IntArray
+    verdicts: IntArray
     scale: Scale
     sample: Resampler
 
@@ -56,183 +47,198 @@ def judge_numbers(
     asked: Asked,
     fitted: Fitted | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one judge as results.json holds them (docs/RESULTS_JSON.md).
+    """Return the numbers of one judge as results.json holds them (docs/RESULTS_JSON.md).
 
-    `fitted` is what other rows taught about its confidence.
+    Args:
+        rows: the judge's rows of predictions.jsonl.
+        sample: the groups of the rows.
+        scale: the scale of labels and verdicts.
+        asked: what the user chose.
+        fitted: calibration and threshold from other rows, if there are any.
     """
-    found = _agreement(rows, sample, scale)
-    likeliest = "constrained" in found
-    said = positions([row["constrained" if likeliest else "verdict"] for row in rows], scale, "")
+    numbers = _agreement(rows, sample, scale)
+    reading = "constrained" if "constrained" in numbers else "verdict"
     labels = positions([row["label"] for row in rows], scale, "label")
-    columns = _Verdicts(labels, said, scale, sample)
+    verdicts = positions([row[reading] for row in rows], scale, "verdict")
+    columns = _Verdicts(labels, verdicts, scale, sample)
     if any(row.get("verdict_mass") is not None for row in rows):
-        found["verdict_mass"] = mean_metric([row.get("verdict_mass") for row in rows], sample)
+        numbers["verdict_mass"] = mean_metric([row.get("verdict_mass") for row in rows], sample)
     gaps = None
     if any(row.get("probabilities") is not None for row in rows):
-        probabilities = checked([row.get("probabilities") for row in rows], scale, "probabilities")
-        found |= _confidence(probabilities, columns, asked, fitted)
-        gaps = found.pop("gaps")
-    found["checks"] = _checks(rows, columns, gaps)
-    found["slices"] = _slices(rows, columns)
-    found |= _within_sources(rows, columns)
+        given = [row.get("probabilities") for row in rows]
+        probabilities = calibration.checked(given, scale, "probabilities")
+        tolerance = asked.tolerance
+        if tolerance is None:
+            tolerance = calibration.usual_tolerance(scale)
+        asked = replace(asked, tolerance=tolerance)
+        confidence = calibration.confidence_of(probabilities, labels, scale, tolerance)
+        gaps = confidence.sure - confidence.right
+        numbers |= _calibration(probabilities, columns, tolerance, fitted)
+        if not np.isnan(probabilities).any():
+            numbers["selective"] = _selective(confidence, probabilities, columns, asked, fitted)
+            if scale.task == "pass_fail":
+                numbers |= _pass_fail(probabilities[:, FAIL], columns, asked, fitted)
+    numbers["checks"] = _checks(rows, columns, gaps)
+    numbers["slices"] = _slices(rows, columns)
+    numbers |= _within_sources(rows, columns)
     if any("swapped" in row for row in rows):
-        found["orders"] = orders(rows, labels, said, sample, scale)
-    return found
+        numbers["orders"] = biases.orders(rows, labels, verdicts, sample, scale)
+    return numbers
 
 
 def _agreement(rows: Sequence[Row], sample: Resampler, scale: Scale) -> dict[str, Any]:
-    answered = any(row.get("raw") is not None for row in rows)
-    rouge = [
-        rouge_l(row["label_feedback"], row.get("feedback") or "")
-        if row.get("label_feedback")
-        else None
-        for row in rows
-    ]
     constrained = [row["constrained"] for row in rows]
-    found = summarise(
+    answered = any(row.get("raw") is not None for row in rows)
+    has_errors = any(row.get("errors") for row in rows)
+    numbers = summarise(
         [row["label"] for row in rows],
         [row["verdict"] for row in rows],
         None if None in constrained else constrained,
         sample,
         scale,
-        rouge=rouge if answered else None,
-        errors=[row.get("errors") or [] for row in rows]
-        if any(row.get("errors") for row in rows)
-        else None,
+        rouge=[_rouge(row) for row in rows] if answered else None,
+        errors=[row.get("errors") or [] for row in rows] if has_errors else None,
     )
     if any("swapped" in row for row in rows):
-        _add_orders(found, rows, sample)
-    return found
+        _add_orders(numbers, rows, sample)
+    return numbers
 
 
-def _add_orders(found: dict[str, Any], rows: Sequence[Row], sample: Resampler) -> None:
-    """Add the accuracy by order, how far both orders agree, and how often the first place wins."""
+def _rouge(row: Row) -> float | None:
+    label = row.get("label_feedback")
+    return rouge_l(label, row.get("feedback") or "") if label else None
+
+
+def _add_orders(numbers: dict[str, Any], rows: Sequence[Row], sample: Resampler) -> None:
+    """Add the accuracy by order, the consistency, and how often the first position wins."""
     labels = [row["label"] for row in rows]
-    names = [
+    for part, name, other in (
         ("metrics", "verdict", "swapped"),
         ("constrained", "constrained", "swapped_constrained"),
-    ]
-    for part, name, other in names:
-        if part not in found or not any(other in row for row in rows):
-            continue
-        both = [row[name] for row in rows], [row.get(other) for row in rows]
-        for key, values in _by_order(labels, *both).items():
-            found[part][key] = share_metric(values, sample)
-        found[part]["first_preference"] = share_metric(first_preference(*both), sample)
-    # A row that was not judged in the other order stays out; a parse failure in either is a miss.
+    ):
+        if part in numbers and any(other in row for row in rows):
+            both = [row[name] for row in rows], [row.get(other) for row in rows]
+            by_order = _by_order(labels, *both) | {"first_preference": first_preference(*both)}
+            numbers[part] |= {key: share_metric(v, sample) for key, v in by_order.items()}
+    # A row that was not judged in the other order stays out; a parse failure in either is wrong.
     own = [row["verdict"] for row in rows], [row.get("swapped") for row in rows]
     for key, values in _by_order(labels, *own).items():
         strict = [
-            float(bool(one)) if "swapped" in row else None
-            for row, one in zip(rows, values, strict=True)
+            float(bool(value)) if "swapped" in row else None
+            for row, value in zip(rows, values, strict=True)
         ]
-        found["metrics"][f"{key}_strict"] = share_metric(strict, sample)
+        numbers["metrics"][f"{key}_strict"] = share_metric(strict, sample)
 
 
 def _by_order(
     labels: Sequence[Verdict], first: Sequence[Verdict | None], second: Sequence[Verdict | None]
 ) -> dict[str, list[float | None]]:
-    """Say of each pair whether it is right in the other order, right in both, and the same in both.
+    """Return whether each pair is right in the other order, right in both, and the same in both.
 
-    1, 0, or None where an order that it takes gave no verdict.
+    1 or 0; None where an order that counts gave no verdict.
     """
-    other = [flipped(verdict) for verdict in second]
+    pairs = list(zip(first, map(flipped, second), labels, strict=True))
     return {
-        "accuracy_swapped": [
-            None if said is None else float(said == label)
-            for said, label in zip(other, labels, strict=True)
-        ],
+        "accuracy_swapped": [None if b is None else float(b == label) for _, b, label in pairs],
         "accuracy_both_orders": [
-            None if None in (one, two) else float(one == label == two)
-            for one, two, label in zip(first, other, labels, strict=True)
+            None if None in (a, b) else float(a == b == label) for a, b, label in pairs
         ],
         "order_consistency": consistency(first, second),
     }
 
 
-def _confidence(
-    probabilities: FloatArray, columns: _Verdicts, asked: Asked, fitted: Fitted | None
+def _calibration(
+    probabilities: FloatArray, columns: _Verdicts, tolerance: float, fitted: Fitted | None
 ) -> dict[str, Any]:
-    """Calibration and selective judging over the rows that have probabilities."""
-    scale, sample = columns.scale, columns.sample
-    tolerance = usual_tolerance(scale) if asked.tolerance is None else asked.tolerance
-    confidence = confidence_of(probabilities, columns.labels, scale, tolerance)
-    found: dict[str, Any] = {
-        "calibration": calibration(probabilities, columns.labels, scale, sample, tolerance),
-        "gaps": confidence.sure - confidence.right,
-    }
+    """Return the calibration, and with `fitted` that after the temperature ("mended")."""
+    rest = columns.labels, columns.scale, columns.sample, tolerance
+    numbers: dict[str, Any] = {"calibration": calibration.calibration(probabilities, *rest)}
     if fitted is not None:
-        mended = with_temperature(probabilities, fitted.temperature)
-        after = calibration(mended, columns.labels, scale, sample, tolerance)
-        names = ("ece", "overconfidence", "brier")
-        found["mended"] = {"temperature": fitted.temperature, "rows": fitted.rows}
-        found["mended"] |= {name: after[name] for name in names}
-    if not np.isnan(probabilities).any():
-        threshold = None
-        if fitted is not None and fitted.tolerance == tolerance:
-            same = fitted.threshold["target"] == asked.target_accuracy
-            threshold = dict(fitted.threshold) | {"chosen_on": "validation"} if same else None
-        found["selective"] = selective(confidence, sample, asked.target_accuracy, threshold)
-        likeliest = probabilities.argmax(axis=1)
-        found["selective"]["at_coverage"] = at_coverages(
-            confidence, likeliest, columns.labels, scale, sample
-        )
-        if scale.task == "pass_fail":
-            fail = probabilities[:, FAIL]
-            costs = asked.missed_fail_costs, asked.false_alarm_costs
-            found["roc_auc"] = roc_auc(fail, columns.labels, sample)
-            found["pr_auc"] = pr_auc(fail, columns.labels, sample)
-            found["operating"] = operating_threshold(fail, columns.labels, *costs)
-            if fitted is not None and fitted.operating is not None:
-                chosen = cost_at(fail, columns.labels, fitted.operating, *costs)
-                found["operating"] = chosen | {"chosen_on": "validation"}
-    return found
+        recalibrated = calibration.with_temperature(probabilities, fitted.temperature)
+        after = calibration.calibration(recalibrated, *rest)
+        numbers["mended"] = {"temperature": fitted.temperature, "rows": fitted.rows}
+        numbers["mended"] |= {name: after[name] for name in ("ece", "overconfidence", "brier")}
+    return numbers
+
+
+def _selective(
+    confidence: Confidence,
+    probabilities: FloatArray,
+    columns: _Verdicts,
+    asked: Asked,
+    fitted: Fitted | None,
+) -> dict[str, Any]:
+    """Return the numbers of selective judging.
+
+    The threshold is the one from validation rows if its target and tolerance are those asked for.
+    """
+    labels, scale, sample = columns.labels, columns.scale, columns.sample
+    threshold, chosen_for = None, (asked.tolerance, asked.target_accuracy)
+    if fitted is not None and (fitted.tolerance, fitted.threshold["target"]) == chosen_for:
+        threshold = dict(fitted.threshold) | {"chosen_on": "validation"}
+    numbers = selective.selective(confidence, sample, asked.target_accuracy, threshold)
+    likeliest = probabilities.argmax(axis=1)
+    surest = selective.at_coverages(confidence, likeliest, labels, scale, sample)
+    return numbers | {"at_coverage": surest}
+
+
+def _pass_fail(
+    fail: FloatArray, columns: _Verdicts, asked: Asked, fitted: Fitted | None
+) -> dict[str, Any]:
+    """Return the areas below the curves, and the cheapest threshold on the probability of FAIL."""
+    labels, costs = columns.labels, (asked.missed_fail_costs, asked.false_alarm_costs)
+    if fitted is None or fitted.operating is None:
+        operating = pass_fail.operating_threshold(fail, labels, *costs)
+    else:
+        operating = pass_fail.cost_at(fail, labels, fitted.operating, *costs)
+        operating["chosen_on"] = "validation"
+    return {
+        "roc_auc": pass_fail.roc_auc(fail, labels, columns.sample),
+        "pr_auc": pass_fail.pr_auc(fail, labels, columns.sample),
+        "operating": operating,
+    }
 
 
 def _checks(
     rows: Sequence[Row], columns: _Verdicts, gaps: FloatArray | None
 ) -> dict[str, dict[str, Any]]:
-    """What should be 0 for a judge without biases, by name; see docs/RESULTS_JSON.md."""
+    """Return what is 0 for a judge without biases, by name; see docs/RESULTS_JSON.md."""
     labels, scale, sample = columns.labels, columns.scale, columns.sample
-    errors = biases.errors_of(labels, columns.said, scale)
+    errors = biases.errors_of(labels, columns.verdicts, scale)
     name = "first_place" if scale.task == "pairwise" else "generosity"
-    found = {name: biases.mean_check(errors, sample)}
+    checks = {name: biases.mean_check(errors, sample)}
     if gaps is not None:
-        found["overconfidence"] = biases.mean_check(gaps, sample)
+        checks["overconfidence"] = biases.mean_check(gaps, sample)
     if any("swapped" in row for row in rows):
-        which = "constrained" if any(row.get("swapped_constrained") for row in rows) else "verdict"
-        other = "swapped_constrained" if which == "constrained" else "swapped"
-        first = first_preference([row[which] for row in rows], [row.get(other) for row in rows])
-        liking = np.array([np.nan if one is None else one - 0.5 for one in first])
-        found["order"] = biases.mean_check(liking, sample)
+        first, swapped = biases.columns_of_orders(rows)
+        shares = first_preference([row[first] for row in rows], [row.get(swapped) for row in rows])
+        checks["order"] = biases.mean_check(np.array(shares, dtype=np.float64) - 0.5, sample)
     features = {"length": biases.length_of(rows, scale), "copied": biases.copied_of(rows, scale)}
     for name, feature in features.items():
         if not np.isnan(feature).all():
-            found[name] = biases.partial_correlation(errors, feature, labels, sample)
-    return biases.corrected(found)
+            checks[name] = biases.partial_correlation(errors, feature, labels, sample)
+    return biases.corrected(checks)
 
 
 def _slices(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any]:
-    names = {name: None for row in rows for name in row.get("slices") or ()}
-    apart = distances(columns.labels, columns.said, columns.scale)
+    of_rows = [row.get("slices") or {} for row in rows]
+    apart = distances(columns.labels, columns.verdicts, columns.scale)
     return {
-        name: biases.slices(
-            [(row.get("slices") or {}).get(name) for row in rows], apart, columns.sample
-        )
-        for name in names
+        name: biases.slices([slices.get(name) for slices in of_rows], apart, columns.sample)
+        for name in dict.fromkeys(name for slices in of_rows for name in slices)
     }
 
 
 def _within_sources(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any]:
-    """Pairs of rows of one source, and the systems that wrote them, where verdicts are numbers."""
+    """Compare rows of one source, and the systems that wrote them, if verdicts are numbers."""
     numbers = numbers_of(columns.scale)
-    kept = np.flatnonzero(columns.said >= 0).tolist()
+    kept = np.flatnonzero(columns.verdicts >= 0).tolist()
     groups = columns.sample.index[kept].tolist()
     if numbers is None or len(set(groups)) == len(groups):
         return {}
     scores = np.array(
         [
-            numbers[columns.said[i]] if rows[i].get("expected") is None else rows[i]["expected"]
+            numbers[columns.verdicts[i]] if rows[i].get("expected") is None else rows[i]["expected"]
             for i in kept
         ]
     )
@@ -243,13 +249,13 @@ def _within_sources(rows: Sequence[Row], columns: _Verdicts) -> dict[str, Any]:
 def source_numbers(
     labels: FloatArray, scores: FloatArray, systems: Sequence[Any], groups: Sequence[Any]
 ) -> dict[str, Any]:
-    """Pairwise accuracy within sources; where rows name systems, the statistics of these."""
+    """Return the pairwise accuracy within sources and, if rows name systems, their statistics."""
     sample = Resampler(groups)
-    found: dict[str, Any] = {"within_source_pairs": pairwise_accuracy(labels, scores, sample)}
+    numbers: dict[str, Any] = {"within_source_pairs": pairwise_accuracy(labels, scores, sample)}
     if any(systems):
         names = [str(system) for system in systems]
-        found["systems"] = {
+        numbers["systems"] = {
             **groupings(labels, scores, names, sample),
             "between_systems": soft_pairwise_accuracy(labels, scores, names, groups),
         }
-    return found
+    return numbers

@@ -1,7 +1,7 @@
-"""How far people agree with each other: what a judge can be expected to reach, and no more.
+"""How far annotators agree with each other: the most that a judge can be expected to reach.
 
-Raw agreement, Fleiss' kappa, Krippendorff's alpha, Cohen's kappa of each two raters, and one
-rater's correlation with the others.
+Raw agreement, Fleiss' kappa, Krippendorff's alpha, Cohen's kappa of each two raters, one rater's
+correlation with the others, and one annotator's agreement with the others in the judge's numbers.
 """
 
 import math
@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 
 from pt_app.core.formatting import interval, number
-from pt_app.core.metrics import FloatArray
+from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.coding import agreement_of_sums, numbers_of, positions
+from pt_app.evidence.intervals import Estimate, Resampler
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric
 
-# Pairs and raters are told one by one up to so many raters.
-MOST_RATERS = 10
+MAX_RATERS = 10  # up to so many, raters and pairs of raters are reported one by one
 LEVELS = {"score": ("nominal", "ordinal", "interval")}
 
 
 @dataclass(frozen=True)
 class RatedRow:
-    """What people said of one row, as (rater, verdict); its group is the bootstrap's."""
+    """One row's verdicts, as (rater, verdict), and its group for the bootstrap."""
 
     group: Hashable
     said: Sequence[tuple[str, Verdict]]
@@ -36,9 +36,10 @@ class RatedRow:
 
 @dataclass(frozen=True)
 class Ratings:
-    """What each rater said of each unit: `values` [units, raters], NaN where nothing was said.
+    """The rating of each unit by each rater: `values` [units, raters], NaN for none.
 
-    Nominal verdicts stand for their places on the scale. `groups` [units] are the bootstrap's.
+    Nominal verdicts are given by their positions on the scale. `groups` [units] are for the
+    bootstrap.
     """
 
     raters: tuple[str, ...]
@@ -47,12 +48,13 @@ class Ratings:
 
 
 def ratings_of(rows: Sequence[RatedRow], scale: Scale) -> Ratings:
-    """Lay out the annotators' verdicts; rows with fewer than two are left out.
+    """Lay out the annotators' verdicts as a table, without the rows that have fewer than two.
 
-    A rater's second verdict on a row is not counted.
+    A rater's second verdict on a row does not count.
     """
     rows = [row for row in rows if len(row.said) > 1]
-    raters = sorted({rater for row in rows for rater, _ in row.said}, key=_by_number)
+    names = {rater for row in rows for rater, _ in row.said}
+    raters = sorted(names, key=lambda name: (float(name) if name.isdigit() else math.inf, name))
     column = {rater: i for i, rater in enumerate(raters)}
     code: dict[Any, float] = {str(value): float(i) for i, value in enumerate(scale.values)}
     values = np.full((len(rows), len(raters)), np.nan)
@@ -63,10 +65,6 @@ def ratings_of(rows: Sequence[RatedRow], scale: Scale) -> Ratings:
     return Ratings(tuple(raters), values, tuple(row.group for row in rows))
 
 
-def _by_number(name: str) -> tuple[float, str]:
-    return (float(name) if name.isdigit() else math.inf, name)
-
-
 def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, Any] | None:
     """Measure the agreement among the annotators of examples: see `agreement_among`."""
     rows = [RatedRow(e.group, [(a.rater, a.verdict) for a in e.annotators]) for e in examples]
@@ -74,12 +72,13 @@ def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, An
 
 
 def agreement_among(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | None:
-    """Measure the agreement among the raters of the rows; None where no row has two.
+    """Measure the agreement among the raters of the rows; None if no row has two.
 
-    Numbers are {"value", "low", "high", "n"} with n units, intervals by the cluster bootstrap over
-    groups. "raw" is the share of pairs of ratings of a unit that are equal; "pairs" has for each
-    two raters the share of equal labels, Cohen's kappa and, of scores, quadratic kappa. Ordinal and
-    interval alpha, and "one_vs_rest", are for scores alone.
+    Returns:
+        Numbers as {"value", "low", "high", "n"} with n units and intervals by the cluster bootstrap
+        over groups. "raw" is the share of pairs of ratings of a unit that are equal; "pairs" has
+        for each two raters the share of equal labels, Cohen's kappa and, for scores, quadratic
+        kappa. Ordinal and interval alpha, and "one_vs_rest", exist for scores only.
     """
     ratings = ratings_of(rows, scale)
     if len(ratings.values) == 0:
@@ -89,28 +88,72 @@ def agreement_among(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | 
     levels = LEVELS.get(scale.task, ("nominal",))
     statistics = {"raw": raw_agreement, "fleiss_kappa": fleiss_kappa}
     statistics |= {f"alpha_{level}": partial(alpha, domain=domain, level=level) for level in levels}
-    found: dict[str, Any] = {
+    agreement: dict[str, Any] = {
         "units": len(counts),
         "raters": len(ratings.raters),
         "ratings": int(counts.sum()),
         **{name: _estimated(sample, counts, one) for name, one in statistics.items()},
     }
-    if len(ratings.raters) <= MOST_RATERS:
-        found["pairs"] = pair_agreement(ratings, quadratic=scale.task == "score")
+    if len(ratings.raters) <= MAX_RATERS:
+        agreement["pairs"] = pair_agreement(ratings, quadratic=scale.task == "score")
     if scale.task == "score":
-        found["one_vs_rest"] = one_against_rest(ratings)
-    return found
+        agreement["one_vs_rest"] = one_against_rest(ratings)
+    return agreement
+
+
+def ceiling(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | None:
+    """Measure each annotator's agreement with the others of that row; None if no row has two.
+
+    The others stand for the value of the scale nearest to their mean; if verdicts are not numbers,
+    for their majority, and of equally common verdicts each counts its share.
+
+    Returns:
+        An entry like a judge's; "n" counts verdicts, "rows" the rows with two or more.
+    """
+    numbers = numbers_of(scale)
+    own, others, weights, groups = list[int](), list[int](), list[float](), list[Hashable]()
+    rows = [row for row in rows if len(row.said) > 1]
+    for row in rows:
+        places = positions([verdict for _, verdict in row.said], scale, "an annotator's verdict")
+        for i, place in enumerate(places):
+            opposite = _consensus(np.delete(places, i), numbers)
+            own += [int(place)] * len(opposite)
+            others += opposite.tolist()
+            weights += [1 / len(opposite)] * len(opposite)
+            groups += [row.group] * len(opposite)
+    if not rows:
+        return None
+    (columns,), statistic = agreement_of_sums(np.array(others), scale, np.array(own))
+    weighted = columns.multiply(np.array(weights)[:, None])
+    sample, n = Resampler(groups), round(sum(weights))
+    estimates = sample.estimate_sums(weighted.tocsr(), statistic)
+    return {
+        "name": "people",
+        "metrics": {name: metric(estimate, n) for name, estimate in estimates.items()},
+        "n": n,
+        "rows": len(rows),
+        "groups": sample.groups,
+        "few_groups": sample.few_groups,
+    }
+
+
+def _consensus(places: IntArray, numbers: FloatArray | None) -> IntArray:
+    """Return the positions that stand for some annotators' verdicts, all of equal weight."""
+    if numbers is not None:
+        return np.array([np.abs(numbers - numbers[places].mean()).argmin()])
+    counts = np.bincount(places)
+    return np.flatnonzero(counts == counts.max())
 
 
 def value_counts(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Give the values said, ascending [k], and how often each was said of each unit [units, k]."""
+    """Return the values that occur, ascending [k], and how often each unit has them [units, k]."""
     domain = np.unique(values[~np.isnan(values)])
     counts = np.stack([(values == value).sum(axis=1) for value in domain], axis=1)
     return domain, counts.astype(np.float64)
 
 
 def raw_agreement(counts: FloatArray, weights: FloatArray) -> FloatArray:
-    """Share of equal pairs among all pairs of ratings of a unit, under weights [r, units]."""
+    """Return the share of equal pairs among the pairs of ratings of a unit, weights [r, units]."""
     raters = counts.sum(axis=1)
     equal = weights @ (counts * (counts - 1)).sum(axis=1)
     result: FloatArray = equal / (weights @ (raters * (raters - 1)))
@@ -118,7 +161,7 @@ def raw_agreement(counts: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def fleiss_kappa(counts: FloatArray, weights: FloatArray) -> FloatArray:
-    """Fleiss 1971; units with unequally many raters weigh alike, as usually generalised."""
+    """Return Fleiss' kappa (1971); units with unequally many raters weigh alike, as is usual."""
     raters = counts.sum(axis=1)
     by_unit = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
     observed = weights @ by_unit / weights.sum(axis=1)
@@ -130,11 +173,11 @@ def fleiss_kappa(counts: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: str) -> FloatArray:
-    """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability").
+    """Return Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability").
 
     Nominal values are compared as indicators, ordinal ones by their middle ranks, which makes both
-    the interval alpha of other numbers; equal to the package krippendorff, for all resamples at
-    once.
+    the interval alpha of other numbers. The result equals that of the package krippendorff, but is
+    computed for all resamples at once.
     """
     raters = counts.sum(axis=1)
     totals = weights @ counts  # [r, k]
@@ -157,9 +200,9 @@ def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: st
 
 
 def pair_agreement(ratings: Ratings, quadratic: bool) -> list[dict[str, Any]]:
-    """Give for each two raters with common units the share of equal labels and Cohen's kappa.
+    """Return the share of equal labels and Cohen's kappa of each two raters with common units.
 
-    Each is a number with interval and n; with `quadratic` the quadratic kappa too.
+    Each is a number with interval and n; with `quadratic` the quadratic kappa is added.
     """
     pairs = []
     for a, b in combinations(range(len(ratings.raters)), 2):
@@ -167,21 +210,21 @@ def pair_agreement(ratings: Ratings, quadratic: bool) -> list[dict[str, Any]]:
         if not both.any():
             continue
         sample = Resampler([ratings.groups[i] for i in np.flatnonzero(both)])
-        found = _kappas(ratings.values[both, a], ratings.values[both, b], sample)
+        kappas = _kappas(ratings.values[both, a], ratings.values[both, b], sample)
         if not quadratic:
-            del found["kappa_quadratic"]
-        pairs.append({"a": ratings.raters[a], "b": ratings.raters[b], **found})
+            del kappas["kappa_quadratic"]
+        pairs.append({"a": ratings.raters[a], "b": ratings.raters[b], **kappas})
     return pairs
 
 
 def _kappas(x: FloatArray, y: FloatArray, sample: Resampler) -> dict[str, Metric]:
-    """Share of equal labels, kappa and quadratic kappa of two raters' labels [n].
+    """Return the share of equal labels, kappa and quadratic kappa of two raters' labels [n].
 
     All three are functions of sums over rows: of each rater's labels by value, of their squares
-    and products. That costs far less than a table of pairs of values where a scale is fine.
+    and products. On a fine scale that costs far less than a table of pairs of values.
     """
     domain = np.unique([x, y])
-    x, y = x - domain.mean(), y - domain.mean()  # against rounding alone
+    x, y = x - domain.mean(), y - domain.mean()  # against rounding only
     by_value = [(column[:, None] == domain - domain.mean()) for column in (x, y)]
     moments = np.stack([np.ones_like(x), x == y, x, y, x**2 + y**2, x * y], axis=1)
     k = len(domain)
@@ -196,14 +239,14 @@ def _kappas(x: FloatArray, y: FloatArray, sample: Resampler) -> dict[str, Metric
             return {"agreement": equal / n, "kappa": kappa, "kappa_quadratic": quadratic}
 
     estimates = sample.estimate_sums(np.concatenate([moments, *by_value], axis=1), numbers)
-    return {name: metric(one, len(x)) for name, one in estimates.items()}
+    return {name: metric(estimate, len(x)) for name, estimate in estimates.items()}
 
 
 def one_against_rest(ratings: Ratings) -> dict[str, Any]:
     """Correlate (Pearson) each rater with the mean of the others on the same units.
 
-    "mean" is over the raters' columns, "pooled" over all ratings at once: there a rater who marks
-    lower than others counts as disagreeing.
+    "mean" is over the raters, "pooled" over all ratings at once: there a rater who is stricter
+    than the others counts as disagreeing.
     """
     values = ratings.values
     given = ~np.isnan(values)
@@ -211,40 +254,37 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
     with np.errstate(invalid="ignore", divide="ignore"):
         rest = (sums[:, None] - np.nan_to_num(values)) / (counts[:, None] - given)
     usable = given & (counts[:, None] > 1)
+    columns = [(i, rows) for i in range(len(ratings.raters)) if (rows := usable[:, i]).sum() > 2]
     by_rater = [
-        {"rater": name, "pearson": _pearson(values[k, i], rest[k, i]), "n": int(k.sum())}
-        for i, name in enumerate(ratings.raters)
-        if (k := usable[:, i]).sum() > 2
+        {
+            "rater": ratings.raters[i],
+            "pearson": _pearson(values[rows, i], rest[rows, i]),
+            "n": int(rows.sum()),
+        }
+        for i, rows in columns
     ]
-    correlations = [one["pearson"] for one in by_rater if one["pearson"] is not None]
-    sample = Resampler(ratings.groups)
+    sample, (unit, rater) = Resampler(ratings.groups), np.nonzero(usable)
+    own, others = values[unit, rater][None], rest[unit, rater][None]
 
     def pooled(weights: FloatArray) -> dict[str, FloatArray]:
-        unit, rater = np.nonzero(usable)
-        return {
-            "pooled": weighted_pearson(
-                values[unit, rater][None], rest[unit, rater][None], weights[:, unit]
-            )
-        }
+        return {"pooled": weighted_pearson(own, others, weights[:, unit])}
 
     def mean(weights: FloatArray) -> dict[str, FloatArray]:
-        columns = np.array(
-            [
-                weighted_pearson(values[k, i][None], rest[k, i][None], weights[:, k])
-                for i in range(len(ratings.raters))
-                if (k := usable[:, i]).sum() > 2
-            ]
-        ).reshape(-1, len(weights))
-        defined = np.isfinite(columns)  # a rater with one verdict alone correlates with nobody
+        by_column = [
+            weighted_pearson(values[rows, i][None], rest[rows, i][None], weights[:, rows])
+            for i, rows in columns
+        ]
+        correlations = np.array(by_column).reshape(-1, len(weights))
+        defined = np.isfinite(correlations)  # a rater with a constant verdict has no correlation
         with np.errstate(invalid="ignore"):
-            return {"mean": np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0)}
+            return {"mean": np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)}
 
-    n = int(usable.sum())
-    found: dict[str, Any] = {"by_rater": by_rater if len(ratings.raters) <= MOST_RATERS else []}
-    for name, statistic, size in (("mean", mean, len(correlations)), ("pooled", pooled, n)):
-        one = sample.estimate(statistic, values.size)[name]
-        found[name] = {"value": one.value, "low": one.low, "high": one.high, "n": size}
-    return found
+    count = sum(one["pearson"] is not None for one in by_rater)
+    return {
+        "by_rater": by_rater if len(ratings.raters) <= MAX_RATERS else [],
+        "mean": _without_reason(sample.estimate(mean, values.size)["mean"], count),
+        "pooled": _without_reason(sample.estimate(pooled, values.size)["pooled"], len(unit)),
+    }
 
 
 def _pearson(x: FloatArray, y: FloatArray) -> float | None:
@@ -255,8 +295,12 @@ def _pearson(x: FloatArray, y: FloatArray) -> float | None:
 def _estimated(
     sample: Resampler, counts: FloatArray, number: Callable[[FloatArray, FloatArray], FloatArray]
 ) -> dict[str, Any]:
-    one = sample.estimate(lambda weights: {"it": number(counts, weights)}, counts.size)["it"]
-    return {"value": one.value, "low": one.low, "high": one.high, "n": len(counts)}
+    estimates = sample.estimate(lambda weights: {"it": number(counts, weights)}, counts.size)
+    return _without_reason(estimates["it"], len(counts))
+
+
+def _without_reason(estimate: Estimate, n: int) -> dict[str, Any]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n}
 
 
 ROW = ("", "value", "95 % interval", "n")
@@ -280,7 +324,7 @@ _OF_PAIRS = {
 
 
 def table(agreement: Mapping[str, Any]) -> list[list[str]]:
-    """Lay agreement among people out in rows of `ROW`."""
+    """Lay out the agreement among annotators in rows of `ROW`."""
     numbers = {**agreement, **agreement.get("one_vs_rest", {})}
     rows = [_row(text, numbers[name]) for name, text in _NAMES.items() if name in numbers]
     for pair in agreement.get("pairs", ()):
@@ -294,19 +338,19 @@ def table(agreement: Mapping[str, Any]) -> list[list[str]]:
 
 
 def self_table(again: Mapping[str, Any]) -> list[list[str]]:
-    """Lay a person's agreement with themselves out in rows of `ROW`."""
+    """Lay out an annotator's agreement with themselves in rows of `ROW`."""
     return [_row(text, again[name]) for name, text in _NAMES.items() if name in again]
 
 
 def lines(agreement: Mapping[str, Any]) -> list[str]:
-    """Say the agreement among people in lines for a terminal, and on which rows it is measured."""
-    head = f"people: {agreement['raters']} raters, {agreement['ratings']:,} labels of the "
+    """Return the agreement among annotators as lines, and on which rows it is measured."""
+    head = f"agreement: {agreement['raters']} raters, {agreement['ratings']:,} labels of the "
     head += f"{agreement['units']:,} rows kept that have two or more"
     rows = [row for row in table(agreement) if row[2]]
     return [head, *(f"  {name}: {value} {interval} (n {n})" for name, value, interval, n in rows)]
 
 
-def _row(name: str, one: Mapping[str, Any]) -> list[str]:
-    if one["value"] is None:
-        return [name, "undefined", "", f"{one['n']:,}"]
-    return [name, number(one["value"]), interval(one) or "none", f"{one['n']:,}"]
+def _row(name: str, metric: Mapping[str, Any]) -> list[str]:
+    if metric["value"] is None:
+        return [name, "undefined", "", f"{metric['n']:,}"]
+    return [name, number(metric["value"]), interval(metric) or "none", f"{metric['n']:,}"]

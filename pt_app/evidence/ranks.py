@@ -1,4 +1,4 @@
-"""Agreement of labels with scores of any range, such as a learned metric's: by rank and by line."""
+"""Agreement of labels with scores of any range, such as a learned metric's: correlations."""
 
 import math
 
@@ -11,31 +11,50 @@ from pt_app.evidence.summary import Metric, metric
 BLOCK = 1 << 22  # pairs compared at once
 
 
+class Levels:
+    """Rows in the order of `values` [n], rows of equal values together as one level."""
+
+    def __init__(self, values: FloatArray) -> None:
+        self.of_row = np.unique(values, return_inverse=True)[1]
+        self._order = np.argsort(self.of_row, kind="stable")
+        self._starts = np.flatnonzero(np.diff(self.of_row[self._order], prepend=-1))
+
+    def sums(self, weights: FloatArray) -> FloatArray:
+        """Sum `weights` [r, n] over the rows of each level, the lowest first: [r, levels]."""
+        sums: FloatArray = np.add.reduceat(weights[:, self._order], self._starts, axis=1)
+        return sums
+
+    def midranks(self, weights: FloatArray) -> FloatArray:
+        """Return the rank of each row among the drawn ones [r, n], ties sharing the middle one."""
+        count = self.sums(weights)
+        ranks: FloatArray = (count.cumsum(axis=1) - count / 2)[:, self.of_row]
+        return ranks
+
+
 def rank_agreement(labels: FloatArray, scores: FloatArray, sample: Resampler) -> dict[str, Metric]:
-    """Pearson, Spearman and Kendall's tau-b of labels and scores, each with its interval.
+    """Return Pearson's r, Spearman's rho and Kendall's tau-b of labels and scores, with intervals.
 
     Rows whose score is NaN do not count. The interval of tau is a jackknife over groups, which
     costs one pass over all pairs of rows (a second or two for 10,000).
     """
     kept = ~np.isnan(scores)
-    n = int(kept.sum())
+    n, x, y = int(kept.sum()), labels[kept], scores[kept]
+    of_x, of_y = Levels(x), Levels(y)
 
     def numbers(weights: FloatArray) -> dict[str, FloatArray]:
         weights = weights[:, kept]
-        x, y = labels[kept], scores[kept]
-        ranks = _midranks(x, weights), _midranks(y, weights)
+        ranks = of_x.midranks(weights), of_y.midranks(weights)
         return {
             "pearson": weighted_pearson(x[None], y[None], weights),
-            "spearman": weighted_pearson(ranks[0], ranks[1], weights),
+            "spearman": weighted_pearson(*ranks, weights),
         }
 
-    found = {name: metric(one, n) for name, one in sample.estimate(numbers, 4 * n).items()}
-    tau = _kendall(labels[kept], scores[kept], sample.index[kept])
-    return found | {"kendall": metric(tau, n)}
+    estimates = sample.estimate(numbers, 4 * n) | {"kendall": _kendall(x, y, sample.index[kept])}
+    return {name: metric(estimate, n) for name, estimate in estimates.items()}
 
 
 def weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Pearson's correlation of x and y, [1 or r, n], under each row of weights [r, n]."""
+    """Return Pearson's r of x and y [1 or r, n] under each row of weights [r, n]: [r]."""
     total = weights.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         x = x - (weights * x).sum(axis=1, keepdims=True) / total
@@ -46,22 +65,13 @@ def weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> Float
     return result
 
 
-def _midranks(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """Rank of each row among the drawn ones, ties sharing the middle, [r, n]."""
-    place = np.unique(values, return_inverse=True)[1]
-    order = np.argsort(place, kind="stable")
-    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
-    count = np.add.reduceat(weights[:, order], starts, axis=1)
-    middle = count.cumsum(axis=1) - count / 2
-    ranks: FloatArray = middle[:, place]
-    return ranks
-
-
 def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Estimate:
+    """Return tau-b (1945) of x and y [n], with its jackknife over `groups` [n]."""
     n = len(x)
     names, index = np.unique(groups, return_inverse=True)
     members = len(names)
-    # For each group: pairs with all rows, less once those inside itself, [3, groups].
+    # For each group its pairs with all rows, and those within the group, [3, groups]: of each the
+    # concordant less the discordant pairs, and those untied in x and in y.
     with_all, inside = np.zeros((3, members)), np.zeros((3, members))
     step = max(1, BLOCK // max(1, n))
     for start in range(0, n, step):
@@ -75,11 +85,13 @@ def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Estimate:
 
     def tau(sums: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            found: FloatArray = sums[0] / np.sqrt(sums[1] * sums[2])
-        return found
+            ratio: FloatArray = sums[0] / np.sqrt(sums[1] * sums[2])
+        return ratio
 
     total = with_all.sum(axis=1, keepdims=True)
     value = float(tau(total)[0]) if n else math.nan
     if members < 2:
         return Estimate(value if math.isfinite(value) else None)
+    # The sums run over ordered pairs: without a group its rows are gone on either side, and the
+    # pairs within it, which that subtracts twice, are added once.
     return jackknife_interval(value, tau(total - 2 * with_all + inside), "kendall")

@@ -1,12 +1,12 @@
-"""results.json: the whole evidence about some judges, from their prediction rows alone.
+"""results.json: the whole evidence about some judges, computed from their prediction rows.
 
-The rows are those of predictions.jsonl, so that evaluations of several folds are joined by their
-rows and computed anew, and anybody's verdicts can take the place of an adapter's.
+The rows are those of predictions.jsonl, so that the rows of several folds can be joined and the
+numbers recomputed, and that anybody's verdicts can take the place of an adapter's.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from tqdm import tqdm
 from pt_app.core.files import write_json_atomic, write_text_atomic
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
-from pt_app.evidence.ceiling import ceiling
 from pt_app.evidence.comparison import compare, holm
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import Asked, judge_numbers
-from pt_app.evidence.people import RatedRow, agreement_among
+from pt_app.evidence.people import RatedRow, agreement_among, ceiling
 from pt_app.evidence.summary import rule_baseline
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
@@ -30,7 +29,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class JudgeRows:
-    """One judge's prediction rows on the test rows, in their order."""
+    """One judge's prediction rows on the test rows, in their order.
+
+    `shortened` counts the rows that were cut to fit, `ties` those whose verdict rounding decided;
+    `change` says what the precision changed against float32.
+    """
 
     name: str
     id: str
@@ -42,48 +45,45 @@ class JudgeRows:
     fitted: Fitted | None = None
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Verdicts of simple rules on the test rows, by name; what they were fitted on; what lacks."""
-
-    verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
-    fitted: Mapping[str, str] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def of(found: Iterable[Baseline]) -> "Rules":
-        """From the rules of `baselines`."""
-        known = list(found)
-        return Rules(
-            {one.name: one.verdicts for one in known if not one.missing},
-            {one.name: one.fitted for one in known if one.fitted},
-            {one.name: one.missing for one in known if one.missing},
-        )
-
-
 def results_of(
     judges: Sequence[JudgeRows],
     scale: Scale,
     data: Mapping[str, Any],
-    rules: Rules,
+    baselines: Sequence[Baseline],
     leaks: Sequence[str],
     run: Mapping[str, Any],
     asked: Asked | None = None,
 ) -> dict[str, Any]:
     """Compute results.json (docs/RESULTS_JSON.md) of judges on the same rows.
 
-    The first judge is the one that is compared with the others and with the rules. `leaks` say what
-    stood on both sides of the split.
+    Args:
+        judges: the first one is compared with the others and with the baselines.
+        scale: the scale of all verdicts.
+        data: path and hash of the rows.
+        baselines: their verdicts on the same rows, or why there are none.
+        leaks: a line for each text on both sides of the split.
+        run: how the rows were made; written as it is.
+        asked: what the user chose; None: the defaults.
     """
     count = len(judges[0].rows)
-    # A row that fits no judge's context is left out of all numbers alike, and counted.
+    # A row that does not fit one judge's context is left out of all numbers alike, and counted.
     fits = [i for i in range(count) if all(j.rows[i]["status"] != "too_long" for j in judges)]
     judges = [replace(judge, rows=[judge.rows[i] for i in fits]) for judge in judges]
-    said = {name: [verdicts[i] for i in fits] for name, verdicts in rules.verdicts.items()}
+    answered = [
+        replace(baseline, verdicts=[baseline.verdicts[i] for i in fits])
+        for baseline in baselines
+        if not baseline.missing
+    ]
     rows = judges[0].rows
     labels, groups = [row["label"] for row in rows], [row["group"] for row in rows]
     sample = Resampler(groups)
-    annotators = [[one["verdict"] for one in row.get("annotators") or ()] for row in rows]
+    rated = [
+        RatedRow(row["group"], [(str(one["rater"]), one["verdict"]) for one in annotators])
+        for row in rows
+        for annotators in [row.get("annotators") or ()]
+    ]
+    compared = list(_comparisons(judges, answered, labels, sample, scale))
+    corrected = holm([comparison["p"] for comparison in compared])
     return {
         "schema": 1,
         "leaks": {"n": len(leaks), "examples": list(leaks[:5])},
@@ -104,31 +104,25 @@ def results_of(
             for judge in tqdm(judges, desc="evidence", disable=None)
         ],
         "baselines": [
-            rule_baseline(verdicts, labels, sample, scale, name)
-            | {"fitted": rules.fitted.get(name)}
-            for name, verdicts in said.items()
+            rule_baseline(one.verdicts, labels, sample, scale, one.name) | {"fitted": one.fitted}
+            for one in answered
         ],
-        "missing_baselines": dict(rules.missing),
-        "ceiling": ceiling(annotators, groups, scale),
-        "people": agreement_among([_rated(row) for row in rows], scale),
-        "comparisons": _holm_corrected(_comparisons(judges, said, labels, sample, scale)),
+        "missing_baselines": {one.name: one.missing for one in baselines if one.missing},
+        "ceiling": ceiling(rated, scale),
+        "people": agreement_among(rated, scale),
+        "comparisons": [one | {"p_holm": p} for one, p in zip(compared, corrected, strict=True)],
         "run": dict(run),
     }
 
 
-def _rated(row: Row) -> RatedRow:
-    said = [(str(one["rater"]), one["verdict"]) for one in row.get("annotators") or ()]
-    return RatedRow(row["group"], said)
-
-
 def _comparisons(
     judges: Sequence[JudgeRows],
-    rules: Mapping[str, Sequence[Verdict]],
+    baselines: Sequence[Baseline],
     labels: Sequence[Verdict],
     sample: Resampler,
     scale: Scale,
 ) -> Iterator[dict[str, Any]]:
-    """The first judge against each other one, then against each rule."""
+    """Compare the first judge with each other one, then with each baseline."""
     first = judges[0]
     for other in judges[1:]:
         reading = _reading(first, other)
@@ -136,26 +130,22 @@ def _comparisons(
         yield compare(labels, a, b, sample, scale, (first.name, other.name), reading)
     reading = _reading(first)
     own = [row[reading] for row in first.rows]
-    for name, verdicts in rules.items():
-        yield compare(labels, own, verdicts, sample, scale, (first.name, name), reading)
+    for baseline in baselines:
+        names = (first.name, baseline.name)
+        yield compare(labels, own, baseline.verdicts, sample, scale, names, reading)
 
 
 def _reading(*judges: JudgeRows) -> str:
-    """The likeliest verdicts where all rows have one, else the judges' own."""
-    likeliest = all(row["constrained"] is not None for judge in judges for row in judge.rows)
-    return "constrained" if likeliest else "verdict"
+    """Name the verdicts to compare: the constrained ones if all rows have one, else the own."""
+    constrained = all(row["constrained"] is not None for judge in judges for row in judge.rows)
+    return "constrained" if constrained else "verdict"
 
 
-def _holm_corrected(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = list(comparisons)
-    adjusted = holm([one["p"] for one in found])
-    return [one | {"p_holm": p} for one, p in zip(found, adjusted, strict=True)]
-
-
-def with_rules(judge: JudgeRows, rules: Rules) -> JudgeRows:
-    """The judge's rows with each simple rule's verdict, from which folds can be joined."""
+def with_baselines(judge: JudgeRows, baselines: Sequence[Baseline]) -> JudgeRows:
+    """Return the judge with each baseline's verdicts in its rows, so that folds can be joined."""
+    verdicts = {one.name: one.verdicts for one in baselines if not one.missing}
     rows = [
-        {**row, "rules": {name: said[i] for name, said in rules.verdicts.items()}}
+        {**row, "rules": {name: column[i] for name, column in verdicts.items()}}
         for i, row in enumerate(judge.rows)
     ]
     return replace(judge, rows=rows)

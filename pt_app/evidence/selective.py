@@ -1,6 +1,6 @@
-"""Judging only where the judge is sure: what is gained, and from which confidence on.
+"""Selective judging: what is gained if the judge abstains below a threshold of its confidence.
 
-Below a threshold the judge abstains, and a person or a larger judge decides.
+A person or a larger judge then decides the rows below it.
 """
 
 from functools import partial
@@ -13,23 +13,29 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import headline, numbers_of
 from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.ranks import Levels
 from pt_app.evidence.summary import metric, share_metric
 
-POINTS = 100  # of a curve that is kept
+POINTS = 100  # of the curve in results.json
 RISK_OF_ERROR = 0.05  # that a guaranteed threshold does not hold
-COVERAGES = (0.25, 0.5, 0.75)  # at which accuracy and agreement are told
-STEPS = 10  # thresholds that are tried: each leaves a tenth of the rows more to a person
+COVERAGES = (0.25, 0.5, 0.75)  # at which accuracy and agreement are reported
+STEPS = 10  # thresholds that are tried: each leaves another tenth of the rows to a person
 
 
 def selective(
     found: Confidence, sample: Resampler, target: float, threshold: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The risk-coverage curve, its area, and the threshold that reaches `target` accuracy.
+    """Return the risk-coverage curve, its area, and the threshold that reaches `target` accuracy.
 
-    "aurc" is the mean share wrong over all coverages (Geifman et al. 2019, arXiv 1805.08206);
-    "aurc_random" that of a judge whose confidence says nothing: its share wrong. `threshold` is
-    one found on other rows, else it is found on these (`guaranteed_threshold`); "kept" and "right"
-    are what it does on these rows.
+    "aurc" is the mean error rate over all coverages (Geifman et al. 2019, arXiv 1805.08206),
+    "aurc_random" that of a judge whose confidence says nothing: its error rate. "kept" and "right"
+    are the coverage and the accuracy of the threshold on these rows.
+
+    Args:
+        found: confidence and correctness of each row.
+        sample: the groups of the rows.
+        target: the accuracy to reach.
+        threshold: what `guaranteed_threshold` chose on other rows; None: choose it on these.
     """
     order = np.argsort(-found.sure, kind="stable")
     wrong = 1 - found.right[order]
@@ -48,33 +54,38 @@ def selective(
 
 
 def _area(found: Confidence, sample: Resampler) -> dict[str, Any]:
-    """The area below the risk-coverage curve; rows of equal confidence share their mean risk."""
-    _, level = np.unique(-found.sure, return_inverse=True)
-    order = np.argsort(level, kind="stable")
-    starts = np.flatnonzero(np.diff(level[order], prepend=-1))
-    wrong = (1 - found.right)[order]
+    """Return the area below the curve; rows of equal confidence share their mean risk."""
+    levels, wrong = Levels(-found.sure), 1 - found.right
 
     def area(weights: FloatArray) -> dict[str, FloatArray]:
-        rows = np.add.reduceat(weights[:, order], starts, axis=1)
-        errors = np.add.reduceat(weights[:, order] * wrong, starts, axis=1)
+        rows, errors = levels.sums(weights), levels.sums(weights * wrong)
         covered = rows.cumsum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             risk = errors.cumsum(axis=1) / covered
         risk = np.where(covered > 0, risk, 0.0)
         return {"aurc": (risk * rows).sum(axis=1) / covered[:, -1]}
 
-    return metric(sample.estimate(area)["aurc"], len(level))
+    return metric(sample.estimate(area)["aurc"], len(wrong))
 
 
 def at_coverages(
     found: Confidence, verdicts: IntArray, labels: IntArray, scale: Scale, sample: Resampler
 ) -> list[dict[str, Any]]:
-    """Accuracy and agreement among the surest quarter, half and three quarters of the rows.
+    """Return accuracy and agreement among the surest quarter, half and three quarters of the rows.
 
-    `verdicts` and `labels` are positions on the scale [n]. Each entry has its "coverage", "right"
-    (share within the tolerance), "accuracy" (share of verdicts that are the label) and the scale's
-    headline number. Of rows of equal confidence at the edge each counts by the share that still
-    fits, so that the order of rows in the file changes nothing; a resample has its own edge.
+    Rows of equal confidence at the edge count by the share that still fits, so that the order of
+    the rows in the file changes nothing; each resample has its own edge.
+
+    Args:
+        found: confidence and correctness of each row.
+        verdicts: positions on the scale [n].
+        labels: positions on the scale [n].
+        scale: the scale.
+        sample: the groups of the rows.
+
+    Returns:
+        For each "coverage" the accuracy within the tolerance ("right"), the share of verdicts that
+        equal the label ("accuracy") and the scale's headline number.
     """
     used = np.unique(np.concatenate([labels, verdicts]))
     label, verdict = (
@@ -82,11 +93,10 @@ def at_coverages(
     )
     numbers, head = numbers_of(scale), headline(scale)
     values = None if numbers is None else numbers[used]
-    shape = (len(used), len(used))
-    _, level = np.unique(-found.sure, return_inverse=True)
+    shape, levels = (len(used), len(used)), Levels(-found.sure)
 
     def numbers_at(coverage: float, weights: FloatArray) -> dict[str, FloatArray]:
-        kept = weights * _kept(level, coverage, weights)
+        kept = weights * _kept(levels, coverage, weights)
         tables = contingency(label, verdict, shape, kept)
         with np.errstate(invalid="ignore", divide="ignore"):
             right = (kept @ found.right) / kept.sum(axis=1)
@@ -98,33 +108,31 @@ def at_coverages(
     for coverage in COVERAGES:
         n = round(coverage * len(labels))
         estimates = sample.estimate(partial(numbers_at, coverage), 8 * shape[0] * shape[1])
-        one = {name: metric(estimate, n) for name, estimate in estimates.items()}
-        entries.append({"coverage": coverage, **one})
+        numbers_here = {name: metric(estimate, n) for name, estimate in estimates.items()}
+        entries.append({"coverage": coverage, **numbers_here})
     return entries
 
 
-def _kept(level: IntArray, coverage: float, weights: FloatArray) -> FloatArray:
-    """Share of each row, [r, n], that is among the surest `coverage` of the drawn ones.
+def _kept(levels: Levels, coverage: float, weights: FloatArray) -> FloatArray:
+    """Return the share of each row that is among the surest `coverage` of the drawn ones, [r, n].
 
-    `level` [n] is the place of each row's confidence among all, the highest first.
+    `levels` are those of the confidences, the highest first.
     """
-    order = np.argsort(level, kind="stable")
-    starts = np.flatnonzero(np.diff(level[order], prepend=-1))
-    rows = np.add.reduceat(weights[:, order], starts, axis=1)
+    rows = levels.sums(weights)
     before = rows.cumsum(axis=1) - rows
     room = coverage * weights.sum(axis=1, keepdims=True) - before
     share = np.clip(room / np.maximum(rows, 1e-12), 0.0, 1.0)
-    kept: FloatArray = share[:, level]
+    kept: FloatArray = share[:, levels.of_row]
     return kept
 
 
 def guaranteed_threshold(found: Confidence, sample: Resampler, target: float) -> dict[str, Any]:
-    """The lowest confidence from which on the judge is right in at least `target` of the rows.
+    """Find the lowest confidence from which on the judge reaches an accuracy of `target`.
 
     Ten thresholds are tried, each by an exact binomial bound (Clopper and Pearson 1934) at a tenth
     of the risk, so that in 95 of 100 cases none that holds here fails on further rows
-    (Angelopoulos et al. 2021, arXiv 2110.01052). The bound is for independent rows: of each group
-    one row counts, drawn at random. "threshold" is None where none holds.
+    (Angelopoulos et al. 2021, arXiv 2110.01052). The bound is for independent rows, so that one
+    row of each group counts, drawn at random. "threshold" is None where none holds.
     """
     from scipy.stats import beta
 

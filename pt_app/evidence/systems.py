@@ -1,7 +1,7 @@
 """Judges of translation systems, by the statistics of the WMT metrics tasks.
 
 Rows name their system; those of one group are translations of one source. Scores may be verdicts
-or those of a learned metric, of any range.
+or those of a learned metric, of any range. The definitions are those of mt-metrics-eval.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,45 +10,39 @@ from typing import Any
 import numpy as np
 
 from pt_app.core.metrics import FloatArray
-from pt_app.evidence.intervals import Resampler, mean_of_sums
+from pt_app.evidence.intervals import Estimate, Resampler, ratio, with_counts
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric
 
 PERMUTATIONS = 1000
-MOST_PAIRS = 2_000_000  # of rows of one source
+MAX_PAIRS = 2_000_000  # of rows of one source
 
 
 def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler) -> dict[str, Any]:
-    """Share of pairs of one group that the scores order as the labels do, ties included.
+    """Return the share of pairs of one group that the scores order as the labels do, with ties.
 
-    Pairs with equal labels are right where the scores are equal too, within "tie_threshold". That
+    A pair with equal labels is right if its scores are equal too, within "tie_threshold". That
     threshold is the one of best accuracy on these rows (Deutsch et al. 2023, arXiv 2305.14324: tie
     calibration), so "accuracy" flatters by a little; "accuracy_as_is" takes equal scores alone as
-    ties. Averaged over groups, as mt-metrics-eval does.
+    ties. Both are averaged over groups.
     """
     first, second = _pairs(sample)
     n = len(first)
     if not n:
-        none: Metric = {"value": None, "low": None, "high": None, "n": 0, "reason": "no rows"}
-        return {
-            "accuracy": none,
-            "accuracy_as_is": none,
-            "tie_threshold": None,
-            "pairs": 0,
-            "groups": 0,
-        }
+        none = metric(Estimate(None), 0)
+        accuracies = {"accuracy": none, "accuracy_as_is": none}
+        return {**accuracies, "tie_threshold": None, "pairs": 0, "groups": 0}
     apart = scores[first] - scores[second]
     truth = np.sign(labels[first] - labels[second])
     groups = sample.index[first]
-    share = 1 / np.bincount(groups, minlength=sample.groups)[groups]  # of each pair in its group
+    pairs = np.bincount(groups, minlength=sample.groups)
+    share = 1 / pairs[groups]  # of each pair in its group
     threshold = _best_threshold(np.abs(apart), np.sign(apart) == truth, truth == 0, share)
 
     def accuracy(tie: float) -> Metric:
         said = np.where(np.abs(apart) <= tie, 0, np.sign(apart))
         right = np.bincount(groups, (said == truth) * share, minlength=sample.groups)
-        return _mean_of_groups(
-            np.where(np.bincount(groups, minlength=sample.groups) > 0, right, np.nan), sample, n
-        )
+        return _mean_of_groups(np.where(pairs > 0, right, np.nan), sample, n)
 
     return {
         "accuracy": accuracy(threshold),
@@ -60,20 +54,20 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
 
 
 def _mean_of_groups(values: FloatArray, sample: Resampler, n: int) -> Metric:
-    """Mean over the groups [groups] whose value is not NaN."""
-    known = ~np.isnan(values)
-    sums = np.stack([np.where(known, values, 0.0), known], axis=1)
-
-    return metric(sample.estimate_group_sums(sums, mean_of_sums)["mean"], n)
+    """Return the mean over the groups [groups] whose value is not NaN."""
+    return metric(sample.estimate_group_sums(with_counts(values), ratio("mean"))["mean"], n)
 
 
 def _pairs(sample: Resampler) -> tuple[Any, Any]:
-    """Indices of both rows of each pair of rows of one group."""
+    """Return the indices of both rows of each pair of rows of one group.
+
+    Above `MAX_PAIRS` whole groups are drawn.
+    """
     order = np.argsort(sample.index, kind="stable")
     of_groups = np.split(order, np.flatnonzero(np.diff(sample.index[order])) + 1)
     sizes = np.array([len(rows) * (len(rows) - 1) // 2 for rows in of_groups])
     drawn = np.random.default_rng(sample.seed).permutation(len(of_groups))
-    chosen = drawn[sizes[drawn].cumsum() <= MOST_PAIRS] if sizes.sum() > MOST_PAIRS else drawn
+    chosen = drawn[sizes[drawn].cumsum() <= MAX_PAIRS] if sizes.sum() > MAX_PAIRS else drawn
     both = [
         np.stack([rows[i] for i in np.triu_indices(len(rows), 1)])
         for rows in (of_groups[place] for place in np.sort(chosen))
@@ -83,9 +77,9 @@ def _pairs(sample: Resampler) -> tuple[Any, Any]:
 
 
 def _best_threshold(size: FloatArray, right: Any, tied: Any, share: FloatArray) -> float:
-    """The difference up to which scores are best called equal; 0 where none is better."""
+    """Return the difference up to which scores are best called equal; 0 if none is better."""
     order = np.argsort(size, kind="stable")
-    # Calling a pair a tie wins it where its labels are equal, and loses what was right.
+    # Calling a pair a tie wins it if its labels are equal, and loses it if it was right before.
     gain = (share * (tied.astype(np.float64) - right))[order].cumsum()
     ends = np.flatnonzero(np.append(np.diff(size[order]) > 0, True))
     best = ends[gain[ends].argmax()]
@@ -96,10 +90,10 @@ def _best_threshold(size: FloatArray, right: Any, tied: Any, share: FloatArray) 
 def groupings(
     labels: FloatArray, scores: FloatArray, systems: Sequence[str], sample: Resampler
 ) -> dict[str, Metric]:
-    """Pearson's correlation within each source and within each system, averaged, with intervals.
+    """Return Pearson's r within each source and within each system, averaged, with intervals.
 
-    The groupings of mt-metrics-eval; over all rows at once it is `rank_agreement`'s. "n" counts
-    sources or systems whose correlation is defined.
+    "n" counts the sources whose correlation is defined, and the systems. Over all rows at once see
+    `rank_agreement`.
     """
     by_source = np.full(sample.groups, np.nan)
     for place in range(sample.groups):
@@ -113,9 +107,9 @@ def groupings(
     def by_system(weights: FloatArray) -> dict[str, FloatArray]:
         parts = (weighted_pearson(labels[m][None], scores[m][None], weights[:, m]) for m in members)
         columns = np.stack(list(parts))
-        known = np.isfinite(columns)
+        defined = np.isfinite(columns)
         with np.errstate(invalid="ignore"):
-            return {"mean": np.where(known, columns, 0).sum(axis=0) / known.sum(axis=0)}
+            return {"mean": np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0)}
 
     return {
         "within_source": _mean_of_groups(by_source, sample, int(np.isfinite(by_source).sum())),
@@ -130,11 +124,13 @@ def soft_pairwise_accuracy(
     groups: Sequence[Hashable],
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """How like the labels the scores are in which system is better, and how surely.
+    """Compare labels and scores in which of two systems is better, and how surely.
 
-    For each two systems the p of a one-sided paired permutation test on their common groups, by
-    labels and by scores; 1 less the mean difference of the two p (Thompson et al. 2024, arXiv
-    2409.09598). With the systems' means. None with fewer than two systems on common groups.
+    Returns:
+        1 less the mean difference of two p values of each pair of systems, one by the labels and
+        one by the scores (Thompson et al. 2024, arXiv 2409.09598), each from a one-sided paired
+        permutation test on the groups that all systems have; and the systems' means. None with
+        fewer than two systems or two such groups.
     """
     names = sorted(set(systems))
     columns = {name: i for i, name in enumerate(names)}
@@ -142,10 +138,10 @@ def soft_pairwise_accuracy(
     tables = np.full((2, len(places), len(names)), np.nan)
     for row, (system, group) in enumerate(zip(systems, groups, strict=True)):
         tables[:, places[group], columns[system]] = labels[row], scores[row]
-    complete = tables[:, ~np.isnan(tables).any(axis=(0, 2))]  # groups that all systems have
+    complete = tables[:, ~np.isnan(tables).any(axis=(0, 2))]
     if len(names) < 2 or complete.shape[1] < 2:
         return None
-    by_labels, by_scores = (_p_values(one, seed) for one in complete)
+    by_labels, by_scores = (_p_values(table, seed) for table in complete)
     upper = np.triu_indices(len(names), 1)
     apart = np.abs(by_labels - by_scores)[upper]
     means = np.nanmean(tables, axis=1)
@@ -161,14 +157,14 @@ def soft_pairwise_accuracy(
 
 
 def _p_values(table: FloatArray, seed: int) -> FloatArray:
-    """The p that each system is no better than each other one, [systems, systems].
+    """Return the p that each system is no better than each other one, [systems, systems].
 
-    Signs of the differences are drawn once for all pairs (the same permutations for labels and
-    scores), so that both sides meet the same chance.
+    The signs of the differences are drawn once for all pairs and with one seed for labels and
+    scores, so that both meet the same chance.
     """
     rng = np.random.default_rng(seed)
     signs = rng.integers(0, 2, size=(PERMUTATIONS, len(table))) * 2.0 - 1
-    means = signs @ table / len(table)  # of differences the mean is the difference of the means
+    means = signs @ table / len(table)  # the mean of differences is the difference of these means
     drawn = means[:, :, None] - means[:, None, :]
     mean = table.mean(axis=0)
     share: FloatArray = (drawn >= (mean[:, None] - mean[None, :]) - 1e-12).mean(axis=0)

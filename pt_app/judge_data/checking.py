@@ -24,7 +24,7 @@ from pt_app.core.leaks import (
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
-from pt_app.evidence.lengths import length, share_won_by_longer
+from pt_app.evidence.biases import share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 
 EXAMPLES = 5
@@ -304,7 +304,7 @@ def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | No
     from scipy.stats import spearmanr
 
     places = [scale.values.index(verdict) for verdict in verdicts]
-    lengths = [length(candidate_texts(row)[0]) for row in told]
+    lengths = [len(candidate_texts(row)[0]) for row in told]
     if len(set(places)) < 2 or len(set(lengths)) < 2:
         return None
     rho = float(spearmanr(lengths, places).statistic) * (-1 if scale.task == "pass_fail" else 1)
