@@ -17,9 +17,8 @@ def write_report(folder: Path) -> Path:
     from pt_app.core.formatting import inline, leak_line, one_line
     from pt_app.evidence.results import PREDICTIONS, RESULTS
     from pt_app.report.content import content
-    from pt_app.report.html import to_html
-    from pt_app.report.markdown import to_markdown
     from pt_app.report.source import read_predictions, read_results
+    from pt_app.report.writers import to_html, to_markdown
 
     read = [folder / RESULTS, folder / PREDICTIONS]
     refuse_overwrite([folder / "report.md", folder / "report.html"], read, "the report")

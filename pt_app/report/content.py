@@ -1,4 +1,4 @@
-"""The sections of a report, before `markdown.py` and `html.py` write them."""
+"""The sections of a report, before `writers.py` writes them."""
 
 import json
 from collections import Counter
@@ -9,9 +9,8 @@ from typing import Any
 from pt_app.core.formatting import NAMES, UNDEFINED, columns_of, estimate
 from pt_app.core.verdicts import Scale
 from pt_app.report import charts
+from pt_app.report.opening import reading, scorecard
 from pt_app.report.page import Block, Grid, Lines, Safe, Section, Texts, Words
-from pt_app.report.reading import reading
-from pt_app.report.scorecard import scorecard
 from pt_app.report.sections import attack_section, evidence_sections, people_section
 from pt_app.report.source import main_judge, read_attacks, read_history
 

@@ -1,9 +1,9 @@
-"""report.html: the report's content in one file that needs no network and no script."""
+"""Write the content of a report as one HTML file, without network or scripts, and as Markdown."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pt_app.core.formatting import shortened, visible
+from pt_app.core.formatting import fenced, shortened, table, visible
 from pt_app.report.page import Block, Chart, Grid, Lines, Section, Texts
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -43,3 +43,27 @@ def _shades(rows: Sequence[Sequence[str]], heat: bool) -> list[list[float]]:
         return []
     counts = [[int(cell or 0) for cell in row[1:-1]] for row in rows]
     return [[count / max(1, sum(row)) for count in row] for row in counts]
+
+
+def to_markdown(sections: Sequence[Section], warning: str) -> str:
+    """Write the whole page, `warning` before anything else. Only HTML shows the charts."""
+    parts = [f"**{warning}**"] if warning else []
+    for level, section in enumerate(sections):
+        parts.append(f"{'#' if level == 0 else '##'} {section.title}")
+        parts += [_in_markdown(block) for block in section.blocks if not isinstance(block, Chart)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_markdown(block: Block) -> str:
+    match block:
+        case Grid(header, rows, heat):
+            bold = [[f"**{first}**", *rest] if heat else [first, *rest] for first, *rest in rows]
+            return table(header, bold)
+        case Lines(lines):
+            return "\n".join(f"- {line}" for line in lines)
+        case Texts(name, says, fields):
+            head = f"**{name}**: {says}"
+            return f"{head}\n\n{fenced(fields)}" if fields else head
+        case Chart():
+            return ""
+    return block.text
