@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.baselines import Baseline, Labelled, baselines
+from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from tests.real_data import real
 
 FIVE = Scale.from_name("1-5")
@@ -39,7 +39,7 @@ def test_each_rule_finds_what_it_looks_for_and_nothing_else() -> None:
     ]
     for rows, name in ((by_word, "TF-IDF"), (by_length, "length"), (by_reference, "chrF")):
         found = by_name(
-            baselines(
+            fit_baselines(
                 labelled(rows[200:], labels[200:], FIVE),
                 FIVE,
                 labelled(rows[:200], labels[:200], FIVE),
@@ -48,14 +48,16 @@ def test_each_rule_finds_what_it_looks_for_and_nothing_else() -> None:
         assert right(found[name], labels[200:]) > 0.95
         assert right(found["majority"], labels[200:]) < 0.3
         assert len(set(found["mean"].verdicts)) == 1
-    assert right(by_name(baselines(labelled(by_word, labels, FIVE), FIVE))["length"], labels) < 0.5
+    assert (
+        right(by_name(fit_baselines(labelled(by_word, labels, FIVE), FIVE))["length"], labels) < 0.5
+    )
 
 
 def test_the_majority_is_the_commonest_training_label_of_equals_the_scales_first() -> None:
     test = labelled([{"candidate": "a"}] * 3, [1, 2, 3], FIVE)
     for given, majority, mean in (([3, 4, 4, 1], 4, 3), ([5, 2, 2, 5], 2, 3)):
         train = labelled([{"candidate": "a"}] * 4, given, FIVE)
-        found = by_name(baselines(test, FIVE, train))
+        found = by_name(fit_baselines(test, FIVE, train))
         assert found["majority"].verdicts == [majority] * 3
         assert found["mean"].verdicts == [mean] * 3
 
@@ -66,7 +68,7 @@ def test_pass_or_fail_is_learnt_from_words_length_and_reference() -> None:
         {"candidate": "yes of course" if v == "PASS" else "no", "reference": "yes of course"}
         for v in labels
     ]
-    found = by_name(baselines(labelled(rows, labels, PASS_FAIL), PASS_FAIL))
+    found = by_name(fit_baselines(labelled(rows, labels, PASS_FAIL), PASS_FAIL))
     for name in ("length", "chrF", "TF-IDF"):
         assert right(found[name], labels) == 1
         assert found[name].fitted == "the other rows of the file"
@@ -78,18 +80,18 @@ def test_without_training_rows_no_row_is_told_by_its_own_group() -> None:
     rows = [{"candidate": words[i // 4]} for i in range(400)]
     labels: list[Verdict] = np.repeat(rng.integers(1, 6, 100), 4).tolist()
     test = Labelled.of(rows, labels, [i // 4 for i in range(400)], FIVE)
-    assert right(by_name(baselines(test, FIVE))["TF-IDF"], labels) < 0.35
+    assert right(by_name(fit_baselines(test, FIVE))["TF-IDF"], labels) < 0.35
 
 
 def test_a_rule_without_its_texts_says_so() -> None:
     rows = [{"candidate": "a", "reference": "b"}, {"candidate": "c"}, {"prompt": "d"}]
-    found = by_name(baselines(labelled(rows, [1, 2, 3], FIVE), FIVE))
+    found = by_name(fit_baselines(labelled(rows, [1, 2, 3], FIVE), FIVE))
     assert found["chrF"].missing == "1 of 3 rows have no candidate of their own"
     assert found["TF-IDF"].missing
     assert not found["majority"].missing
-    two = by_name(baselines(labelled(rows[:2], [1, 2], FIVE), FIVE))
+    two = by_name(fit_baselines(labelled(rows[:2], [1, 2], FIVE), FIVE))
     assert two["chrF"].missing == "1 of 2 rows have no reference"
-    pairs = by_name(baselines(labelled([{"candidates": ["a", "b"]}], ["A"], PAIR), PAIR))
+    pairs = by_name(fit_baselines(labelled([{"candidates": ["a", "b"]}], ["A"], PAIR), PAIR))
     assert pairs["mean"].missing == "verdicts are not numbers"
 
 
@@ -102,7 +104,7 @@ def test_the_longer_response_wins_as_often_on_pandalm_as_published() -> None:
         if votes.count(majority) > 1 and majority != "0":
             rows.append({"candidates": [str(row["response1"]), str(row["response2"])]})
             labels.append({"1": "A", "2": "B"}[majority])
-    found = by_name(baselines(labelled(rows, labels, PAIR), PAIR))["length"].verdicts
+    found = by_name(fit_baselines(labelled(rows, labels, PAIR), PAIR))["length"].verdicts
     pairs = list(zip(found, labels, strict=True))
     assert len(pairs) == 894
     to_the_second = sum((one if one != "tie" else "B") == label for one, label in pairs)
@@ -115,5 +117,5 @@ def test_the_longer_output_wins_rarely_on_llmbars_neighbor_part() -> None:
     rows = json.loads(real("llmbar/Adversarial_Neighbor.json").read_text())
     labels: list[Verdict] = ["A" if int(row["label"]) == 1 else "B" for row in rows]
     pairs = [{"candidates": [row["output_1"], row["output_2"]]} for row in rows]
-    found = by_name(baselines(labelled(pairs, labels, PAIR), PAIR))["length"]
+    found = by_name(fit_baselines(labelled(pairs, labels, PAIR), PAIR))["length"]
     assert right(found, labels) == pytest.approx(0.12, abs=0.005)

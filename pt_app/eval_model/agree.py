@@ -10,17 +10,11 @@ import numpy as np
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.baselines import Labelled, baselines
+from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
-from pt_app.evidence.results import (
-    WRITTEN,
-    JudgeRows,
-    results_of,
-    with_baselines,
-    write_evaluation,
-)
+from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
 from pt_app.judge_data.metric_scores import as_verdicts, rank_results, read_scores
@@ -71,7 +65,8 @@ def agree(
         results = rank_results(metrics, _about(file)) | {"run": _run()}
         notes += source.notes()
         if not validation:
-            _write(out, _judges(metrics), results)
+            write_evaluation(out, _judges(metrics), results)
+            write_report(out)
             only = "by rank only: verdicts need --validation, rows to fit a map from the scores on"
             return results, [*notes, only]
         ranks = {model["name"]: model["metrics"] for model in results["models"]}
@@ -88,15 +83,15 @@ def agree(
     if train:
         same_scale = verdict_files.read_verdicts(train, columns, table.scale.name, reading)
         training = _labelled(same_scale)
-    fitted = baselines(_labelled(table), table.scale, training)
-    judges[0] = with_baselines(judges[0], fitted)
-    results = results_of(judges, table.scale, _about(file), fitted, (), _run(), asked)
+    baselines = fit_baselines(_labelled(table), table.scale, training)
+    results = results_of(judges, table.scale, _about(file), baselines, (), _run(), asked)
     for model in results["models"]:
         name = model["name"]
         model["metrics"] |= ranks.get(name, {})
         if verdicts := table.population.get(name):
             model["population"] = _population(verdicts, table.judges[name], table.scale)
-    _write(out, judges, results)
+    write_evaluation(out, judges, results, baselines)
+    write_report(out)
     return results, notes
 
 
@@ -126,11 +121,6 @@ def _scale(name: str, metrics: Mapping[str, Sequence[Mapping[str, Any]]], file: 
     if name:
         return Scale.from_name(name)
     return verdict_files.scale_of({r["label"] for rows in metrics.values() for r in rows}, file)
-
-
-def _write(out: Path, judges: Sequence[JudgeRows], results: dict[str, Any]) -> None:
-    write_evaluation(out, judges, results)
-    write_report(out)
 
 
 def _labelled(table: VerdictTable) -> Labelled:

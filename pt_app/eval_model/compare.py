@@ -14,17 +14,11 @@ from pt_app.core.verdicts import Scale
 from pt_app.eval_model.curve import SHARES, train_parts
 from pt_app.eval_model.evaluation import Scoring, labelled
 from pt_app.eval_model.prompted import Endpoint, prompted_rows
-from pt_app.evidence.baselines import baselines
+from pt_app.evidence.baselines import fit_baselines
 from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
-from pt_app.evidence.results import (
-    WRITTEN,
-    JudgeRows,
-    results_of,
-    with_baselines,
-    write_evaluation,
-)
+from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
@@ -87,18 +81,19 @@ def evaluate_judges(
         journal = out.with_name(f"{out.name}.journal.jsonl")
         shots = draw(dataset.train, endpoint.shots, seed) if endpoint.shots else ()
         judges.append(prompted_rows(endpoint, test, shots, dataset, journal))
-    fitted = baselines(labelled(test, dataset), dataset.scale, labelled(dataset.train, dataset))
-    judges[0] = with_baselines(judges[0], fitted)
+    baselines = fit_baselines(
+        labelled(test, dataset), dataset.scale, labelled(dataset.train, dataset)
+    )
     about = {"path": dataset.path.name, "sha256": dataset.sha256}
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
     asked = Asked(target_accuracy)
-    results = results_of(judges, dataset.scale, about, fitted, dataset.leaks, run, asked)
+    results = results_of(judges, dataset.scale, about, baselines, dataset.leaks, run, asked)
     if endpoint is not None:
         own = next(model for model in results["models"] if model["name"] == judges[-1].name)
         own["cost"] = endpoint.cost_of(len(test))
     if curve:
         results["curve"] = _curve(results, len(dataset.train))
-    write_evaluation(out, judges, results)
+    write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
 

@@ -13,10 +13,10 @@ from pt_app.core.dataset import JudgeData, JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Verdict, read_comments
-from pt_app.evidence.baselines import Labelled, baselines
+from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
-from pt_app.evidence.results import JudgeRows, results_of, with_baselines, write_evaluation
+from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.gemm import pack
 from pt_app.models.tree_attention import BLOCKS, use_attention
@@ -62,13 +62,12 @@ def evaluate(
     judges = [how.judged("adapter", adapter.name, adapters.merge(model), validation), base]
     if judges[0].fitted is not None:
         judges[0].fitted.write(adapter)
-    fitted = baselines(labelled(test, data), data.scale, labelled(data.train, data))
-    judges[0] = with_baselines(judges[0], fitted)
+    baselines = fit_baselines(labelled(test, data), data.scale, labelled(data.train, data))
     about = {"path": data.path.name, "sha256": data.sha256}
     folder = adapter / "evaluation"
     run = run | {"base": identity}
-    results = results_of(judges, data.scale, about, fitted, data.leaks, run)
-    write_evaluation(folder, judges, results)
+    results = results_of(judges, data.scale, about, baselines, data.leaks, run)
+    write_evaluation(folder, judges, results, baselines)
     return results
 
 

@@ -57,7 +57,7 @@ class Baseline:
     missing: str = ""
 
 
-def baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -> list[Baseline]:
+def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -> list[Baseline]:
     """Return all baselines on the test rows, fitted on `train`, or on the test's other groups."""
     shown = tqdm(RULES.items(), desc="baselines", disable=None)
     return [_answered(name, rule, test, scale, train) for name, rule in shown]

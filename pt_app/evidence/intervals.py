@@ -118,7 +118,7 @@ class Resampler:
         """Return value and interval of each number of a function of the groups' weights."""
         values = statistic(np.ones((1, self.groups)))
         if self.groups < 2:
-            return {name: Estimate(_number(value[0])) for name, value in values.items()}
+            return {name: Estimate(finite(value[0])) for name, value in values.items()}
         counts = 1 - np.eye(self.groups, dtype=np.int8) if self.few_groups else self._counts
         chunk = max(1, CHUNK_NUMBERS // max(size, self.groups))
         parts = [
@@ -132,7 +132,7 @@ class Resampler:
                 estimates[name] = jackknife_interval(float(value[0]), drawn, name)
             else:
                 interval = percentile_interval(drawn, self.groups)
-                estimates[name] = Estimate(_number(value[0]), *interval, _spread(drawn))
+                estimates[name] = Estimate(finite(value[0]), *interval, _spread(drawn))
         return estimates
 
     @cached_property
@@ -194,7 +194,7 @@ def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Estimat
 
     groups = len(left_out)
     if not math.isfinite(value) or not np.isfinite(left_out).all():
-        return Estimate(_number(value))
+        return Estimate(finite(value))
     error = _jackknife_error(left_out)
     if error == 0:
         return Estimate(value, value, value, error)
@@ -228,5 +228,6 @@ def _spread(drawn: FloatArray) -> float | None:
     return float(defined.std()) if len(defined) >= DEFINED_SHARE * len(drawn) else None
 
 
-def _number(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return a number, or None instead of NaN and infinity."""
     return float(value) if math.isfinite(value) else None

@@ -173,7 +173,8 @@ def _selective(
     The threshold is the one from validation rows if its target and tolerance are those asked for.
     """
     labels, scale, sample = columns.labels, columns.scale, columns.sample
-    threshold, chosen_for = None, (asked.tolerance, asked.target_accuracy)
+    threshold: dict[str, Any] | None = None
+    chosen_for = asked.tolerance, asked.target_accuracy
     if fitted is not None and (fitted.tolerance, fitted.threshold["target"]) == chosen_for:
         threshold = dict(fitted.threshold) | {"chosen_on": "validation"}
     numbers = selective.selective(confidence, sample, asked.target_accuracy, threshold)

@@ -18,7 +18,7 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import agreement_of_sums, numbers_of, positions
-from pt_app.evidence.intervals import Estimate, Resampler
+from pt_app.evidence.intervals import Estimate, Resampler, finite
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric
 
@@ -255,41 +255,36 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
         rest = (sums[:, None] - np.nan_to_num(values)) / (counts[:, None] - given)
     usable = given & (counts[:, None] > 1)
     columns = [(i, rows) for i in range(len(ratings.raters)) if (rows := usable[:, i]).sum() > 2]
-    by_rater = [
-        {
-            "rater": ratings.raters[i],
-            "pearson": _pearson(values[rows, i], rest[rows, i]),
-            "n": int(rows.sum()),
-        }
-        for i, rows in columns
-    ]
-    sample, (unit, rater) = Resampler(ratings.groups), np.nonzero(usable)
-    own, others = values[unit, rater][None], rest[unit, rater][None]
 
-    def pooled(weights: FloatArray) -> dict[str, FloatArray]:
-        return {"pooled": weighted_pearson(own, others, weights[:, unit])}
-
-    def mean(weights: FloatArray) -> dict[str, FloatArray]:
-        by_column = [
+    def by_column(weights: FloatArray) -> FloatArray:
+        correlations = [
             weighted_pearson(values[rows, i][None], rest[rows, i][None], weights[:, rows])
             for i, rows in columns
         ]
-        correlations = np.array(by_column).reshape(-1, len(weights))
+        return np.array(correlations).reshape(-1, len(weights))
+
+    def mean(weights: FloatArray) -> dict[str, FloatArray]:
+        correlations = by_column(weights)
         defined = np.isfinite(correlations)  # a rater with a constant verdict has no correlation
         with np.errstate(invalid="ignore"):
             return {"mean": np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)}
 
-    count = sum(one["pearson"] is not None for one in by_rater)
+    def pooled(weights: FloatArray) -> dict[str, FloatArray]:
+        own, others = values[unit, rater][None], rest[unit, rater][None]
+        return {"pooled": weighted_pearson(own, others, weights[:, unit])}
+
+    sample, (unit, rater) = Resampler(ratings.groups), np.nonzero(usable)
+    alone = [finite(r) for r in by_column(np.ones((1, len(values))))[:, 0].tolist()]
+    by_rater = [
+        {"rater": ratings.raters[i], "pearson": r, "n": int(rows.sum())}
+        for (i, rows), r in zip(columns, alone, strict=True)
+    ]
+    count = sum(r is not None for r in alone)
     return {
         "by_rater": by_rater if len(ratings.raters) <= MAX_RATERS else [],
         "mean": _without_reason(sample.estimate(mean, values.size)["mean"], count),
         "pooled": _without_reason(sample.estimate(pooled, values.size)["pooled"], len(unit)),
     }
-
-
-def _pearson(x: FloatArray, y: FloatArray) -> float | None:
-    value = float(weighted_pearson(x[None], y[None], np.ones((1, len(x))))[0])
-    return value if math.isfinite(value) else None
 
 
 def _estimated(

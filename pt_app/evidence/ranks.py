@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.evidence.intervals import Estimate, Resampler, jackknife_interval
+from pt_app.evidence.intervals import Estimate, Resampler, finite, jackknife_interval
 from pt_app.evidence.summary import Metric, metric
 
 BLOCK = 1 << 22  # pairs compared at once
@@ -91,7 +91,7 @@ def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Estimate:
     total = with_all.sum(axis=1, keepdims=True)
     value = float(tau(total)[0]) if n else math.nan
     if members < 2:
-        return Estimate(value if math.isfinite(value) else None)
+        return Estimate(finite(value))
     # The sums run over ordered pairs: without a group its rows are gone on either side, and the
     # pairs within it, which that subtracts twice, are added once.
     return jackknife_interval(value, tau(total - 2 * with_all + inside), "kendall")

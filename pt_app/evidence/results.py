@@ -141,22 +141,25 @@ def _reading(*judges: JudgeRows) -> str:
     return "constrained" if constrained else "verdict"
 
 
-def with_baselines(judge: JudgeRows, baselines: Sequence[Baseline]) -> JudgeRows:
-    """Return the judge with each baseline's verdicts in its rows, so that folds can be joined."""
+def write_evaluation(
+    folder: Path,
+    judges: Sequence[JudgeRows],
+    results: dict[str, Any],
+    baselines: Sequence[Baseline] = (),
+) -> None:
+    """Write every judge's rows, one JSON object per line, and then the results.
+
+    The first judge's rows get the verdict of each baseline ("rules"), so that folds can be joined.
+    """
     verdicts = {one.name: one.verdicts for one in baselines if not one.missing}
-    rows = [
-        {**row, "rules": {name: column[i] for name, column in verdicts.items()}}
-        for i, row in enumerate(judge.rows)
-    ]
-    return replace(judge, rows=rows)
-
-
-def write_evaluation(folder: Path, judges: Sequence[JudgeRows], results: dict[str, Any]) -> None:
-    """Write every judge's rows, one JSON object a line, and then the results."""
+    rows = [row for judge in judges for row in judge.rows]
+    if baselines:
+        rows[: len(judges[0].rows)] = [
+            {**row, "rules": {name: column[i] for name, column in verdicts.items()}}
+            for i, row in enumerate(judges[0].rows)
+        ]
     lines = (
-        json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-        for judge in judges
-        for row in judge.rows
+        json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n" for row in rows
     )
     write_text_atomic(folder / PREDICTIONS, "".join(lines))
     write_json_atomic(folder / RESULTS, results)
