@@ -64,6 +64,13 @@ def estimate(metric: Mapping[str, Any] | None) -> str:
     return f"{number(metric['value'])} {interval(metric)}".rstrip()
 
 
+def with_n(metric: Mapping[str, Any] | None) -> str:
+    """Write `0.861 [0.834, 0.886] (n = 40)`, or why the number is undefined, for a sentence."""
+    if not metric or metric.get("value") is None:
+        return f"undefined ({(metric or {}).get('reason', 'not computed')})"
+    return f"{estimate(metric)} (n = {metric['n']})"
+
+
 def p_value(item: Mapping[str, Any], name: str = "p") -> str:
     """Write `= 0.031`, or `< 0.001` below that."""
     return "< 0.001" if item[name] < 0.001 else f"= {item[name]:.3f}"

@@ -152,12 +152,12 @@ def _matthews(tables: FloatArray) -> FloatArray:
 
 def _kendall(tables: FloatArray) -> FloatArray:
     """Return Kendall's tau-b (1945): concordant less discordant pairs, corrected for ties."""
-    below = np.zeros_like(tables)  # rows with a lower label and a lower verdict than each cell's
-    below[..., 1:, 1:] = tables.cumsum(-2).cumsum(-1)[..., :-1, :-1]
-    beside = np.zeros_like(tables)  # rows with a lower label and a higher verdict
+    aligned = np.zeros_like(tables)  # rows with a lower label and a lower verdict than each cell's
+    aligned[..., 1:, 1:] = tables.cumsum(-2).cumsum(-1)[..., :-1, :-1]
+    opposed = np.zeros_like(tables)  # rows with a lower label and a higher verdict
     higher = tables[..., ::-1].cumsum(-1)[..., ::-1].cumsum(-2)
-    beside[..., 1:, :-1] = higher[..., :-1, 1:]
-    pairs = (tables * (below - beside)).sum((-2, -1))
+    opposed[..., 1:, :-1] = higher[..., :-1, 1:]
+    pairs = (tables * (aligned - opposed)).sum((-2, -1))
     n = tables.sum((-2, -1))
     untied = [n**2 - (margin**2).sum(-1) for margin in (tables.sum(-1), tables.sum(-2))]
     tau: FloatArray = 2 * pairs / np.sqrt(untied[0] * untied[1])

@@ -90,8 +90,8 @@ class Fitted:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return TypeAdapter(Fitted).validate_python(found)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return TypeAdapter(Fitted).validate_python(content)
         except ValueError as error:  # no JSON, or a field that is missing or of another type
             problem = " ".join(str(error).split())
             raise UserError(f"{path} is broken ({problem}): evaluate the adapter again") from error

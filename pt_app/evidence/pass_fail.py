@@ -77,8 +77,8 @@ def operating_threshold(
     places = np.concatenate([[0], ends])
     best = int(places[cost[places].argmin()])
     threshold = None if best == 0 else float(ordered[best - 1])
-    found = cost_at(fail, labels, threshold, missed, false_alarm)
-    return found | {"cost": float(cost[best] / len(labels))}
+    there = cost_at(fail, labels, threshold, missed, false_alarm)
+    return there | {"cost": float(cost[best] / len(labels))}
 
 
 def cost_at(
@@ -121,18 +121,18 @@ def corrected_pass_rate(
     """
     from scipy.special import ndtri
 
-    known = verdicts >= 0
-    of_pass, of_fail = known & (labels == PASS), known & (labels == FAIL)
+    parsed = verdicts >= 0
+    of_pass, of_fail = parsed & (labels == PASS), parsed & (labels == FAIL)
     m1, m0 = int(of_pass.sum()), int(of_fail.sum())
     right1, right0 = int((verdicts[of_pass] == PASS).sum()), int((verdicts[of_fail] == FAIL).sum())
-    found: dict[str, Any] = {"raw": passed / population if population else None, "n": population}
-    found |= {"value": None, "low": None, "high": None, "labelled": m1 + m0}
+    result: dict[str, Any] = {"raw": passed / population if population else None, "n": population}
+    result |= {"value": None, "low": None, "high": None, "labelled": m1 + m0}
     if not population or not m1 or not m0:
-        return found | {"reason": "no rows"}
+        return result | {"reason": "no rows"}
     chance = {"reason": "the judge tells pass from fail no better than chance"}
     q1, q0 = right1 / m1, right0 / m0
     if q1 + q0 <= 1:
-        return found | chance
+        return result | chance
     z = -float(ndtri((1 - CONFIDENCE) / 2))
     n = population + z**2
     p = (passed + z**2 / 2) / n
@@ -141,14 +141,14 @@ def corrected_pass_rate(
     s1, s0 = (right1 + 1) / m1, (right0 + 1) / m0
     slope = s1 + s0 - 1
     if slope <= 0:
-        return found | chance
+        return result | chance
     rate = (p + s0 - 1) / slope
     spread1, spread0 = s1 * (1 - s1) / m1, s0 * (1 - s0) / m0
     shift = 2 * z**2 * (rate * spread1 - (1 - rate) * spread0)
     variance = p * (1 - p) / n + (1 - rate) ** 2 * spread0 + rate**2 * spread1
     reach = z * math.sqrt(variance) / slope
     exact = (passed / population + q0 - 1) / (q1 + q0 - 1)
-    return found | {
+    return result | {
         "value": min(1.0, max(0.0, exact)),
         "low": min(1.0, max(0.0, rate + shift - reach)),
         "high": min(1.0, max(0.0, rate + shift + reach)),

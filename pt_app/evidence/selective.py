@@ -23,7 +23,10 @@ STEPS = 10  # thresholds that are tried: each leaves another tenth of the rows t
 
 
 def selective(
-    found: Confidence, sample: Resampler, target: float, threshold: dict[str, Any] | None = None
+    confidence: Confidence,
+    sample: Resampler,
+    target: float,
+    threshold: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the risk-coverage curve, its area, and the threshold that reaches `target` accuracy.
 
@@ -32,30 +35,30 @@ def selective(
     are the coverage and the accuracy of the threshold on these rows.
 
     Args:
-        found: confidence and correctness of each row.
+        confidence: confidence and correctness of each row.
         sample: the groups of the rows.
         target: the accuracy to reach.
         threshold: what `guaranteed_threshold` chose on other rows; None: choose it on these.
     """
-    order = np.argsort(-found.sure, kind="stable")
-    wrong = 1 - found.right[order]
+    order = np.argsort(-confidence.sure, kind="stable")
+    wrong = 1 - confidence.right[order]
     risk = wrong.cumsum() / np.arange(1, len(order) + 1)
-    chosen = threshold or guaranteed_threshold(found, sample, target)
-    kept = found.sure >= (np.inf if chosen["threshold"] is None else chosen["threshold"])
+    chosen = threshold or guaranteed_threshold(confidence, sample, target)
+    kept = confidence.sure >= (np.inf if chosen["threshold"] is None else chosen["threshold"])
     picked = np.unique(np.linspace(0, len(order) - 1, POINTS).round().astype(int))
     return {
         "curve": [{"coverage": (int(i) + 1) / len(order), "risk": float(risk[i])} for i in picked],
-        "aurc": _area(found, sample),
-        "aurc_random": share_metric(1 - found.right, sample),
+        "aurc": _area(confidence, sample),
+        "aurc_random": share_metric(1 - confidence.right, sample),
         **chosen,
         "kept": share_metric(kept.astype(np.float64), sample),
-        "right": share_metric(np.where(kept, found.right, np.nan), sample),
+        "right": share_metric(np.where(kept, confidence.right, np.nan), sample),
     }
 
 
-def _area(found: Confidence, sample: Resampler) -> dict[str, Any]:
+def _area(confidence: Confidence, sample: Resampler) -> dict[str, Any]:
     """Return the area below the curve; rows of equal confidence share their mean risk."""
-    levels, wrong = Levels(-found.sure), 1 - found.right
+    levels, wrong = Levels(-confidence.sure), 1 - confidence.right
 
     def area(weights: FloatArray) -> dict[str, FloatArray]:
         rows, errors = levels.sums(weights), levels.sums(weights * wrong)
@@ -69,7 +72,7 @@ def _area(found: Confidence, sample: Resampler) -> dict[str, Any]:
 
 
 def at_coverages(
-    found: Confidence, verdicts: IntArray, labels: IntArray, scale: Scale, sample: Resampler
+    confidence: Confidence, verdicts: IntArray, labels: IntArray, scale: Scale, sample: Resampler
 ) -> list[dict[str, Any]]:
     """Return accuracy and agreement among the surest quarter, half and three quarters of the rows.
 
@@ -77,7 +80,7 @@ def at_coverages(
     the rows in the file changes nothing; each resample has its own edge.
 
     Args:
-        found: confidence and correctness of each row.
+        confidence: confidence and correctness of each row.
         verdicts: positions on the scale [n].
         labels: positions on the scale [n].
         scale: the scale.
@@ -93,13 +96,13 @@ def at_coverages(
     )
     numbers, head = numbers_of(scale), headline(scale)
     values = None if numbers is None else numbers[used]
-    shape, levels = (len(used), len(used)), Levels(-found.sure)
+    shape, levels = (len(used), len(used)), Levels(-confidence.sure)
 
     def numbers_at(coverage: float, weights: FloatArray) -> dict[str, FloatArray]:
         kept = weights * _kept(levels, coverage, weights)
         tables = contingency(label, verdict, shape, kept)
         with np.errstate(invalid="ignore", divide="ignore"):
-            right = (kept @ found.right) / kept.sum(axis=1)
+            right = (kept @ confidence.right) / kept.sum(axis=1)
         agreed = agreement(tables, values)
         exact = agreed["accuracy" if values is None else "exact"]
         return {"right": right, "accuracy": exact, head: agreed[head]}
@@ -126,7 +129,9 @@ def _kept(levels: Levels, coverage: float, weights: FloatArray) -> FloatArray:
     return kept
 
 
-def guaranteed_threshold(found: Confidence, sample: Resampler, target: float) -> dict[str, Any]:
+def guaranteed_threshold(
+    confidence: Confidence, sample: Resampler, target: float
+) -> dict[str, Any]:
     """Find the lowest confidence from which on the judge reaches an accuracy of `target`.
 
     Ten thresholds are tried, each by an exact binomial bound (Clopper and Pearson 1934) at a tenth
@@ -139,7 +144,7 @@ def guaranteed_threshold(found: Confidence, sample: Resampler, target: float) ->
     rng = np.random.default_rng([sample.seed, 2])
     shuffled = rng.permutation(len(sample.index))
     rows = shuffled[np.unique(sample.index[shuffled], return_index=True)[1]]
-    sure, right = found.sure[rows], found.right[rows]
+    sure, right = confidence.sure[rows], confidence.right[rows]
     chosen: dict[str, Any] = {"threshold": None, "bound": None}
     for level in np.unique(np.quantile(sure, np.arange(STEPS) / STEPS)):
         inside = sure >= level

@@ -114,12 +114,12 @@ def agreement_metrics(
     (columns,), statistic = agreement_of_sums(labels, scale, verdicts)
     estimates = sample.estimate_sums(columns, statistic)
     n = int((verdicts >= 0).sum())
-    found = {name: metric(estimate, n) for name, estimate in estimates.items()}
+    metrics = {name: metric(estimate, n) for name, estimate in estimates.items()}
     if scale.task == "pass_fail":
-        found |= by_class(labels, verdicts, sample)
+        metrics |= by_class(labels, verdicts, sample)
     if scale.task == "pairwise":
-        found["accuracy_no_ties"] = share_metric(_without_ties(labels, verdicts, scale), sample)
-    return found
+        metrics["accuracy_no_ties"] = share_metric(_without_ties(labels, verdicts, scale), sample)
+    return metrics
 
 
 def by_class(labels: IntArray, verdicts: IntArray, sample: Resampler) -> dict[str, Metric]:
@@ -168,10 +168,10 @@ def share_metric(values: Sequence[float | None] | FloatArray, sample: Resampler)
 
 def metric(estimate: Estimate, n: int) -> Metric:
     """Return an estimate as results.json holds it."""
-    found: Metric = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n}
+    number: Metric = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n}
     if estimate.value is None:
-        found["reason"] = "no rows" if n == 0 else "all labels or all verdicts are equal"
-    return found
+        number["reason"] = "no rows" if n == 0 else "all labels or all verdicts are equal"
+    return number
 
 
 def check_lengths(*columns: Any) -> None:

@@ -40,8 +40,8 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
     threshold = _best_threshold(np.abs(apart), np.sign(apart) == truth, truth == 0, share)
 
     def accuracy(tie: float) -> Metric:
-        said = np.where(np.abs(apart) <= tie, 0, np.sign(apart))
-        right = np.bincount(groups, (said == truth) * share, minlength=sample.groups)
+        order = np.where(np.abs(apart) <= tie, 0, np.sign(apart))
+        right = np.bincount(groups, (order == truth) * share, minlength=sample.groups)
         return _mean_of_groups(np.where(pairs > 0, right, np.nan), sample, n)
 
     return {

@@ -87,11 +87,11 @@ def verdicts_by_label(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
         return []
     labels = sorted(by_label)
     middles = [sorted(by_label[label])[len(by_label[label]) // 2] for label in labels[:30]]
-    told = [
+    parts = [
         f"label {label:g}: {middle:.1f}" for label, middle in zip(labels, middles, strict=False)
     ]
     draw = partial(_draw_spread, labels, [by_label[label] for label in labels])
-    return [_chart(draw, f"Verdicts by label, medians: {'; '.join(told)}", 3.4)]
+    return [_chart(draw, f"Verdicts by label, medians: {'; '.join(parts)}", 3.4)]
 
 
 def _draw_spread(labels: Sequence[float], spread: Sequence[Sequence[float]], ax: "Axes") -> None:
@@ -118,8 +118,8 @@ def reliability(calibration: Mapping[str, Any]) -> list[Chart]:
     bins = [one for one in calibration["reliability"] if one["right"]["value"] is not None]
     if len(bins) < 2:
         return []
-    told = (f"{number(one['confidence'])}: {estimate(one['right'])}" for one in bins)
-    says = f"Accuracy by mean confidence: {'; '.join(told)}"
+    parts = (f"{number(one['confidence'])}: {estimate(one['right'])}" for one in bins)
+    says = f"Accuracy by mean confidence: {'; '.join(parts)}"
     return [_chart(partial(_draw_reliability, bins), says, 3.4)]
 
 
@@ -141,8 +141,8 @@ def risk_coverage(selective: Mapping[str, Any]) -> list[Chart]:
     curve = selective["curve"]
     if len(curve) < 2:
         return []
-    told = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
-    says = "; ".join(f"surest {one['coverage']:.0%}: {one['risk']:.1%} wrong" for one in told)
+    parts = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
+    says = "; ".join(f"surest {one['coverage']:.0%}: {one['risk']:.1%} wrong" for one in parts)
     return [_chart(partial(_draw_risk, selective), f"Risk and coverage: {says}", 3.0)]
 
 

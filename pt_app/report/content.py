@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pt_app.core.formatting import NAMES, UNDEFINED, columns_of, estimate
+from pt_app.core.formatting import NAMES, UNDEFINED, columns_of, estimate, with_n
 from pt_app.core.verdicts import Scale
 from pt_app.report import charts
 from pt_app.report.opening import reading, scorecard
@@ -140,8 +140,7 @@ def _notes(model: dict[str, Any], safe: Safe) -> Iterator[str]:
     """Yield what must be known about one judge's numbers."""
     name, mass = safe(model["name"]), model.get("verdict_mass")
     if isinstance(mass, dict):
-        value = f"{estimate(mass)} (n = {mass['n']})"
-        yield f"Probability of all allowed verdicts together, {name}: {value}."
+        yield f"Probability of all allowed verdicts together, {name}: {with_n(mass)}."
     if cost := model.get("cost"):
         yield (
             f"{name}: ${cost['dollars']:.4f} for {cost['n']} verdicts, "

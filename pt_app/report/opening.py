@@ -13,6 +13,7 @@ from pt_app.core.formatting import (
     metrics_of,
     number,
     p_value,
+    with_n,
 )
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Safe
@@ -159,9 +160,9 @@ class _Reading:
 
     def agreement(self, base: dict[str, Any] | None, rows: str) -> str:
         sentence = f"On {rows} the {self.safe(self.judge['name'])} agrees with the labels at "
-        sentence += f"{NAMES[self.head]} {_with_n(metrics_of(self.judge).get(self.head))}"
+        sentence += f"{NAMES[self.head]} {with_n(metrics_of(self.judge).get(self.head))}"
         if base is not None:
-            sentence += f", its base at {_with_n(metrics_of(base).get(self.head))}"
+            sentence += f", its base at {with_n(metrics_of(base).get(self.head))}"
         if "constrained" not in self.judge:
             return f"{sentence} (95 % intervals in brackets)."
         return (
@@ -173,7 +174,7 @@ class _Reading:
         best = best_baseline(self.results)
         if best is None:
             return
-        reached, name = _with_n(best["metrics"][self.head]), self.safe(best["name"])
+        reached, name = with_n(best["metrics"][self.head]), self.safe(best["name"])
         if best["name"] == "majority":
             always = best.get("verdict")
             label = f" {self.safe(always)}" if always is not None else ""
@@ -190,7 +191,7 @@ class _Reading:
         top = (self.results.get("ceiling") or {"metrics": {}})["metrics"].get(self.head)
         if not top or top["value"] is None:
             return
-        sentence = f"One annotator agrees with the others at {_with_n(top)}"
+        sentence = f"One annotator agrees with the others at {with_n(top)}"
         own = metrics_of(self.judge).get(self.head)
         if own and own["value"] is not None:
             apart = own["value"] - top["value"]
@@ -208,7 +209,7 @@ class _Reading:
         if item.get("value") is None:
             return f"The difference between {a} and {b} is undefined here."
         name = NAMES.get(item["metric"], item["metric"])
-        sentence = f"The difference {a} - {b} on the same rows is {_with_n(item)} in {name}"
+        sentence = f"The difference {a} - {b} on the same rows is {with_n(item)} in {name}"
         low, high = item.get("low"), item.get("high")
         if low is None or high is None:
             return f"{sentence}, without an interval."
@@ -239,13 +240,6 @@ class _Reading:
             yield (
                 f"Of the {name}'s own answers {failures} of {n} are parse failures "
                 f"({100 * failures / n:.1f} %); over the others, {NAMES[self.head]} is "
-                f"{_with_n(metrics.get(self.head))}, and with parse failures counted as wrong "
-                f"{_with_n(metrics.get(f'{self.head}_strict'))}."
+                f"{with_n(metrics.get(self.head))}, and with parse failures counted as wrong "
+                f"{with_n(metrics.get(f'{self.head}_strict'))}."
             )
-
-
-def _with_n(metric: dict[str, Any] | None) -> str:
-    if not metric or metric.get("value") is None:
-        reason = (metric or {}).get("reason", "not computed")
-        return f"undefined ({reason})"
-    return f"{estimate(metric)} (n = {metric['n']})"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pt_app.core.formatting import NAMES, UNDEFINED, estimate, number, p_value
+from pt_app.core.formatting import NAMES, UNDEFINED, estimate, number, p_value, with_n
 from pt_app.evidence import people
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Safe, Section, Words
@@ -202,13 +202,10 @@ def _operating(judge: dict[str, Any]) -> Section:
         f"{threshold} of probability of FAIL: {best['cost']:.3f} per row, against "
         f"{best['cost_of_likeliest']:.3f} by the likelier verdict (n = {best['n']}; chosen on "
         f"{where}). As a sign of FAIL that probability has an area below the ROC curve (AUC) of "
-        f"{_area(judge.get('roc_auc'))} and below precision and recall of {_area(judge['pr_auc'])}."
+        f"{with_n(judge.get('roc_auc'))} and below precision and recall of "
+        f"{with_n(judge['pr_auc'])}."
     )
     return Section("Threshold", [Words(text)])
-
-
-def _area(metric: dict[str, Any] | None) -> str:
-    return f"{estimate(metric)} (n = {metric['n']})" if metric else UNDEFINED
 
 
 def people_section(results: dict[str, Any], safe: Safe) -> Section | None:
@@ -249,7 +246,7 @@ def attack_section(attacks: dict[str, Any] | None, safe: Safe) -> Section | None
         f"({'units of the scale' if is_score else 'probability'}). Raised: share that rose by more "
         f"than {attacks['step']:g}. "
         # A defence must not cost agreement on clean rows.
-        f"On the clean rows {NAMES[head]} is {estimate(clean[head])} (n = {clean[head]['n']})."
+        f"On the clean rows {NAMES[head]} is {with_n(clean[head])}."
     )
     shifts = {name: family["shift"] for name, family in attacks["families"].items()}
     grid = Grid(["family", "shift", "raised", "given after it", "parse failures", "n"], rows)
