@@ -13,14 +13,16 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Confidence,
     Isotonic,
+    at_coverages,
     calibration,
     checked,
     confidence_of,
     fit_temperature,
+    guaranteed_threshold,
+    selective,
     with_temperature,
 )
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.selective import at_coverages, guaranteed_threshold, selective
 
 FIVE = Scale.from_name("1-5")
 TEN = Scale.from_name("0-10")

@@ -7,13 +7,7 @@ from sklearn import metrics as sk
 from pt_app.core.metrics import IntArray
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.pass_fail import (
-    corrected_pass_rate,
-    cost_at,
-    operating_threshold,
-    pr_auc,
-    roc_auc,
-)
+from pt_app.evidence.pass_fail import areas, corrected_pass_rate, cost_at, operating_threshold
 from pt_app.evidence.people import RatedRow, ceiling
 from pt_app.evidence.summary import FAIL, PASS, by_class
 
@@ -55,10 +49,10 @@ def test_pr_auc_is_sklearns_average_precision() -> None:
     labels, _ = judged(300)
     rng = np.random.default_rng(1)
     fail = np.round(np.clip(0.5 * labels + 0.6 * rng.random(300), 0, 1), 1)  # with ties
-    found = pr_auc(fail, labels, Resampler(range(300), 200))
+    found = areas(fail, labels, Resampler(range(300), 200))["pr_auc"]
     assert found["value"] == pytest.approx(sk.average_precision_score(labels, fail))
     assert found["low"] < found["value"] < found["high"]
-    flat = pr_auc(np.full(300, 0.5), labels, Resampler(range(300), 50))
+    flat = areas(np.full(300, 0.5), labels, Resampler(range(300), 50))["pr_auc"]
     assert flat["value"] == pytest.approx(labels.mean())
 
 
@@ -68,7 +62,7 @@ def test_roc_auc_is_sklearns_with_an_interval_that_is_the_bootstraps(digits: int
     rng = np.random.default_rng(1)
     fail = np.round(np.clip(0.5 * labels + 0.6 * rng.random(300), 0, 1), digits)  # ties with 1
     groups = np.arange(300) // 3
-    found = roc_auc(fail, labels, Resampler(groups.tolist(), 400))
+    found = areas(fail, labels, Resampler(groups.tolist(), 400))["roc_auc"]
     assert found["value"] == pytest.approx(sk.roc_auc_score(labels == FAIL, fail))
     draws = []
     for _ in range(400):
@@ -77,9 +71,9 @@ def test_roc_auc_is_sklearns_with_an_interval_that_is_the_bootstraps(digits: int
     low, high = np.quantile(draws, [0.025, 0.975])
     assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.012)
     assert found["n"] == 300
-    few = roc_auc(fail[:30], labels[:30], Resampler((groups[:30]).tolist()))
+    few = areas(fail[:30], labels[:30], Resampler((groups[:30]).tolist()))["roc_auc"]
     assert few["low"] < few["value"] < few["high"] <= 1
-    none = roc_auc(fail, labels * 0, Resampler(range(300), 50))
+    none = areas(fail, labels * 0, Resampler(range(300), 50))["roc_auc"]
     assert none["value"] is None
     assert none["reason"] == "all labels or all verdicts are equal"
 

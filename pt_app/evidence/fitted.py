@@ -18,12 +18,12 @@ from pt_app.evidence.calibration import (
     checked,
     confidence_of,
     fit_temperature,
+    guaranteed_threshold,
     usual_tolerance,
 )
 from pt_app.evidence.coding import positions
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import operating_threshold
-from pt_app.evidence.selective import guaranteed_threshold
 from pt_app.evidence.summary import FAIL
 
 FILE = "calibration.json"

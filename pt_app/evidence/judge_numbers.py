@@ -9,7 +9,7 @@ import numpy as np
 from pt_app.core.metrics import FloatArray, IntArray, rouge_l
 from pt_app.core.orders import consistency, first_preference, flipped
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence import biases, calibration, pass_fail, selective
+from pt_app.evidence import biases, calibration, pass_fail
 from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
@@ -177,9 +177,9 @@ def _selective(
     chosen_for = asked.tolerance, asked.target_accuracy
     if fitted is not None and (fitted.tolerance, fitted.threshold["target"]) == chosen_for:
         threshold = dict(fitted.threshold) | {"chosen_on": "validation"}
-    numbers = selective.selective(confidence, sample, asked.target_accuracy, threshold)
+    numbers = calibration.selective(confidence, sample, asked.target_accuracy, threshold)
     likeliest = probabilities.argmax(axis=1)
-    surest = selective.at_coverages(confidence, likeliest, labels, scale, sample)
+    surest = calibration.at_coverages(confidence, likeliest, labels, scale, sample)
     return numbers | {"at_coverage": surest}
 
 
@@ -193,11 +193,7 @@ def _pass_fail(
     else:
         operating = pass_fail.cost_at(fail, labels, fitted.operating, *costs)
         operating["chosen_on"] = "validation"
-    return {
-        "roc_auc": pass_fail.roc_auc(fail, labels, columns.sample),
-        "pr_auc": pass_fail.pr_auc(fail, labels, columns.sample),
-        "operating": operating,
-    }
+    return pass_fail.areas(fail, labels, columns.sample) | {"operating": operating}
 
 
 def _checks(

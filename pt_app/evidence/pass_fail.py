@@ -14,41 +14,32 @@ from pt_app.evidence.ranks import Levels
 from pt_app.evidence.summary import FAIL, PASS, Metric, metric
 
 
-def pr_auc(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metric:
-    """Return the average precision of `fail`, the probability of FAIL [n], at finding FAIL.
+def areas(fail: FloatArray, labels: IntArray, sample: Resampler) -> dict[str, Metric]:
+    """Return the areas below two curves of `fail`, the probability of FAIL [n].
 
-    It is the sum over thresholds of precision times the recall gained; rows of equal probability
-    share one threshold. A judge that knows nothing reaches the share of FAIL.
+    Rows of equal probability share one threshold.
+
+    Returns:
+        "roc_auc": the area below the ROC curve, the probability that a FAIL row has a higher one
+        than a PASS row, equal ones counted half (Hanley and McNeil 1982); undefined if all labels
+        are equal. "pr_auc": the average precision at finding FAIL, the sum over thresholds of
+        precision times the recall gained; a judge that knows nothing reaches the share of FAIL.
     """
     levels, is_fail = Levels(-fail), (labels == FAIL).astype(np.float64)
 
-    def area(weights: FloatArray) -> dict[str, FloatArray]:
-        rows = levels.sums(weights).cumsum(axis=1)
-        hits = levels.sums(weights * is_fail)
+    def of_curves(weights: FloatArray) -> dict[str, FloatArray]:
+        rows, fails = levels.sums(weights), levels.sums(weights * is_fail)
+        passes, covered, hits = rows - fails, rows.cumsum(axis=1), fails.cumsum(axis=1)
+        pairs = fails.sum(axis=1) * passes.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.where(rows > 0, hits.cumsum(axis=1) / rows, 0.0)
-            return {"pr_auc": (precision * hits).sum(axis=1) / hits.sum(axis=1)}
+            precision = np.where(covered > 0, hits / covered, 0.0)
+            return {
+                "roc_auc": (passes * (hits - fails / 2)).sum(axis=1) / pairs,
+                "pr_auc": (precision * fails).sum(axis=1) / fails.sum(axis=1),
+            }
 
-    return metric(sample.estimate(area)["pr_auc"], len(labels))
-
-
-def roc_auc(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metric:
-    """Return the area below the ROC curve of `fail`, the probability of FAIL [n].
-
-    It is the probability that a FAIL row has a higher one than a PASS row, equal ones counted half
-    (Hanley and McNeil 1982). Undefined where all labels are equal.
-    """
-    levels, is_fail = Levels(-fail), (labels == FAIL).astype(np.float64)
-
-    def area(weights: FloatArray) -> dict[str, FloatArray]:
-        fails = levels.sums(weights * is_fail)
-        passes = levels.sums(weights) - fails
-        above = fails.cumsum(axis=1) - fails / 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            pairs = fails.sum(axis=1) * passes.sum(axis=1)
-            return {"roc_auc": (passes * above).sum(axis=1) / pairs}
-
-    return metric(sample.estimate(area)["roc_auc"], len(labels))
+    estimates = sample.estimate(of_curves)
+    return {name: metric(estimate, len(labels)) for name, estimate in estimates.items()}
 
 
 def operating_threshold(

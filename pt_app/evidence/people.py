@@ -5,7 +5,7 @@ correlation with the others, and one annotator's agreement with the others in th
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -18,7 +18,7 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import agreement_of_sums, numbers_of, positions
-from pt_app.evidence.intervals import Estimate, Resampler, finite
+from pt_app.evidence.intervals import Resampler, Statistic, finite
 from pt_app.evidence.ranks import weighted_pearson
 from pt_app.evidence.summary import Metric, metric
 
@@ -88,11 +88,15 @@ def agreement_among(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | 
     levels = LEVELS.get(scale.task, ("nominal",))
     statistics = {"raw": raw_agreement, "fleiss_kappa": fleiss_kappa}
     statistics |= {f"alpha_{level}": partial(alpha, domain=domain, level=level) for level in levels}
+
+    def numbers(weights: FloatArray) -> dict[str, FloatArray]:
+        return {name: statistic(counts, weights) for name, statistic in statistics.items()}
+
     agreement: dict[str, Any] = {
         "units": len(counts),
         "raters": len(ratings.raters),
         "ratings": int(counts.sum()),
-        **{name: _estimated(sample, counts, one) for name, one in statistics.items()},
+        **_estimated(sample, numbers, counts.size, len(counts)),
     }
     if len(ratings.raters) <= MAX_RATERS:
         agreement["pairs"] = pair_agreement(ratings, quadratic=scale.task == "score")
@@ -263,39 +267,33 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
         ]
         return np.array(correlations).reshape(-1, len(weights))
 
-    def mean(weights: FloatArray) -> dict[str, FloatArray]:
+    def numbers(weights: FloatArray) -> dict[str, FloatArray]:
         correlations = by_column(weights)
         defined = np.isfinite(correlations)  # a rater with a constant verdict has no correlation
-        with np.errstate(invalid="ignore"):
-            return {"mean": np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)}
-
-    def pooled(weights: FloatArray) -> dict[str, FloatArray]:
         own, others = values[unit, rater][None], rest[unit, rater][None]
-        return {"pooled": weighted_pearson(own, others, weights[:, unit])}
+        with np.errstate(invalid="ignore"):
+            mean = np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)
+        return {"mean": mean, "pooled": weighted_pearson(own, others, weights[:, unit])}
 
-    sample, (unit, rater) = Resampler(ratings.groups), np.nonzero(usable)
+    unit, rater = np.nonzero(usable)
     alone = [finite(r) for r in by_column(np.ones((1, len(values))))[:, 0].tolist()]
     by_rater = [
         {"rater": ratings.raters[i], "pearson": r, "n": int(rows.sum())}
         for (i, rows), r in zip(columns, alone, strict=True)
     ]
-    count = sum(r is not None for r in alone)
-    return {
-        "by_rater": by_rater if len(ratings.raters) <= MAX_RATERS else [],
-        "mean": _without_reason(sample.estimate(mean, values.size)["mean"], count),
-        "pooled": _without_reason(sample.estimate(pooled, values.size)["pooled"], len(unit)),
-    }
+    means = _estimated(Resampler(ratings.groups), numbers, values.size, len(unit))
+    means["mean"]["n"] = sum(r is not None for r in alone)
+    return {"by_rater": by_rater if len(ratings.raters) <= MAX_RATERS else [], **means}
 
 
 def _estimated(
-    sample: Resampler, counts: FloatArray, number: Callable[[FloatArray, FloatArray], FloatArray]
-) -> dict[str, Any]:
-    estimates = sample.estimate(lambda weights: {"it": number(counts, weights)}, counts.size)
-    return _without_reason(estimates["it"], len(counts))
-
-
-def _without_reason(estimate: Estimate, n: int) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n}
+    sample: Resampler, statistic: Statistic, size: int, n: int
+) -> dict[str, dict[str, Any]]:
+    """Return numbers as `metric` does, but without a reason for an undefined one."""
+    return {
+        name: {"value": one.value, "low": one.low, "high": one.high, "n": n}
+        for name, one in sample.estimate(statistic, size).items()
+    }
 
 
 ROW = ("", "value", "95 % interval", "n")
