@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
 from pt_app.core.formatting import NAMES, columns_of, estimate, metrics_of, number, one_line
@@ -86,10 +87,7 @@ def verdicts_by_label(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     if len(by_label) < 2:
         return []
     labels = sorted(by_label)
-    middles = [sorted(by_label[label])[len(by_label[label]) // 2] for label in labels[:30]]
-    parts = [
-        f"label {label:g}: {middle:.1f}" for label, middle in zip(labels, middles, strict=False)
-    ]
+    parts = [f"label {label:g}: {median_high(by_label[label]):.1f}" for label in labels[:30]]
     draw = partial(_draw_spread, labels, [by_label[label] for label in labels])
     return [_chart(draw, f"Verdicts by label, medians: {'; '.join(parts)}", 3.4)]
 
