@@ -13,7 +13,7 @@ from pt_app.models.bases import load_tokenizer, resolve_model
 ANSWER = 40  # median tokens
 SPREAD = 0.4  # of the logarithm: two thirds of the texts lie between 0.67 and 1.5 of the median
 WORKLOADS = {"rubric": 1, "variants": 4}  # candidates of a source
-MOST_TOKENS = 1024
+MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def make_workload(
 
     judged = Scale.from_name(scale)
     template = Template.load("translation", text(lengths.rubric - 35, fixed=True))
-    encoder = PromptEncoder(tokenizer, template, judged, MOST_TOKENS)
+    encoder = PromptEncoder(tokenizer, template, judged, MAX_TOKENS)
     examples: list[JudgeExample] = []
     third = lengths.body // 3
     while len(examples) < rows:

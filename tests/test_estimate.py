@@ -207,9 +207,9 @@ def test_a_hole_serves_again_only_what_fits_and_neighbours_are_joined() -> None:
     heap.give(third)
 
 
-@pytest.mark.parametrize(("most_kept", "mebibytes"), [(2**20, 8), (2**25, 12)])
-def test_freed_tensors_above_the_bound_are_given_back(most_kept: int, mebibytes: int) -> None:
-    with Meter([], 0, most_kept) as meter:
+@pytest.mark.parametrize(("max_kept", "mebibytes"), [(2**20, 8), (2**25, 12)])
+def test_freed_tensors_above_the_bound_are_given_back(max_kept: int, mebibytes: int) -> None:
+    with Meter([], 0, max_kept) as meter:
         first = torch.empty(2**20)
         between = torch.empty(2)
         del first

@@ -15,7 +15,7 @@ from pt_app.core.words import normalised, words_of
 LEAST_WORDS = 8
 # A candidate under more inputs than this is boilerplate ("As an AI model I cannot ..."): to keep
 # all its inputs together would leave nothing to split.
-MOST_INPUTS = 3
+MAX_INPUTS = 3
 
 Kind = Literal["exact", "normalised", "near"]
 Field = Literal["group", "source", "candidate"]
@@ -107,10 +107,10 @@ def _across(splits: Mapping[str, Sequence[JudgeExample]], field: Field) -> Itera
 
 
 def boilerplate_of(examples: Iterable[JudgeExample]) -> set[str]:
-    """Return the normalised candidates that stand under more than MOST_INPUTS inputs."""
+    """Return the normalised candidates that stand under more than MAX_INPUTS inputs."""
     inputs: dict[str, set[str]] = {}
     for example in examples:
         key = normalised(input_text(example))
         for text in candidate_texts(example):
             inputs.setdefault(normalised(text), set()).add(key)
-    return {text for text, keys in inputs.items() if len(keys) > MOST_INPUTS}
+    return {text for text, keys in inputs.items() if len(keys) > MAX_INPUTS}

@@ -23,7 +23,7 @@ NAMED: dict[str, tuple[Verdict, ...]] = {
     "pass_fail": ("PASS", "FAIL"),
 }
 # Every verdict is a path that the scorer reads; a scale finer than this is a regression.
-MOST_VALUES = 1001
+MAX_VALUES = 1001
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})(?::({_NUMBER}))?")
@@ -207,8 +207,8 @@ def _scale(name: str) -> Scale:
         )
     low, high, step = (Decimal(part or "1") for part in match.groups())
     steps = (high - low) / step if step > 0 else Decimal(0)
-    if steps >= MOST_VALUES:
-        raise UserError(f'scale "{name}" has over {MOST_VALUES} values: widen its step')
+    if steps >= MAX_VALUES:
+        raise UserError(f'scale "{name}" has over {MAX_VALUES} values: widen its step')
     if steps <= 0 or steps != steps.to_integral_value():
         raise UserError(f'scale "{name}": the steps must lead from the low end to the high end')
     count = int(steps) + 1

@@ -9,7 +9,7 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 
-MOST_LABELS = 21
+MAX_LABELS = 21
 ONESELF = "Agreement with oneself"
 
 
@@ -85,7 +85,7 @@ def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
         for split, examples in splits.items()
     }
     values = list(scale.values)
-    step = -(-len(values) // MOST_LABELS)
+    step = -(-len(values) // MAX_LABELS)
     lines = []
     for start in range(0, len(values), step):
         part = values[start : start + step]

@@ -28,7 +28,7 @@ from pt_app.evidence.biases import share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 
 EXAMPLES = 5
-MOST_LABELS = 11  # told one by one in a line
+MAX_LABELS = 11  # told one by one in a line
 LEAST_ALIKE = 5  # rows of a split; fewer may well have one label
 # A correlation of labels with length from here on is worth a warning, if its interval lies beyond.
 TELLING_LENGTH = 0.3
@@ -385,7 +385,7 @@ def _length_line(lengths: Lengths) -> str:
 def _distribution(counts: Mapping[str, int]) -> str:
     """Say how the labels spread: each one's share, or of a fine scale the quartiles."""
     total = sum(counts.values())
-    if len(counts) <= MOST_LABELS:
+    if len(counts) <= MAX_LABELS:
         shares = ", ".join(f"{value} {n / total:.0%}" for value, n in counts.items())
         return f"{shares} (n {total:,})"
     values = sorted(float(value) for value, n in counts.items() for _ in range(n))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pt_app.core.errors import UserError
 from pt_app.core.leaks import (
-    MOST_INPUTS,
+    MAX_INPUTS,
     Field,
     boilerplate_of,
     input_text,
@@ -30,7 +30,7 @@ NEAR = 0.9
 BANDS, HASHES = 16, 4
 # In a cluster this large a further text is compared with those members and not indexed itself:
 # thousands of variants of one text would cost the square of their number.
-MOST_INDEXED = 50
+MAX_INDEXED = 50
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def near_edges(
                 clusters.join(i, j)
                 indexed[clusters.find(i)] = size
                 yield j, i, similarity
-        if indexed[clusters.find(i)] < MOST_INDEXED:
+        if indexed[clusters.find(i)] < MAX_INDEXED:
             index.insert(i, signature, check_duplication=False)
             indexed[clusters.find(i)] += 1
 
@@ -139,7 +139,7 @@ def near_pairs(
 ) -> list[NearPair]:
     """Find rows whose inputs, or whose long candidates, are near duplicates but not equal.
 
-    Candidates of a cluster that stands under more than MOST_INPUTS inputs are boilerplate, and
+    Candidates of a cluster that stands under more than MAX_INPUTS inputs are boilerplate, and
     not told. Raises UserError for a `near` that is not above 0.5 and at most 1.
     """
     if not 0.5 < near <= 1:
@@ -175,7 +175,7 @@ def _without_boilerplate(
     inputs: dict[int, set[str]] = defaultdict(set)
     for key in {end for a, b, _ in edges for end in (a, b)}:
         inputs[clusters.find(key)] |= {normalised(input_text(examples[r])) for r in rows[key]}
-    return [edge for edge in edges if len(inputs[clusters.find(edge[0])]) <= MOST_INPUTS]
+    return [edge for edge in edges if len(inputs[clusters.find(edge[0])]) <= MAX_INPUTS]
 
 
 def links(

@@ -14,7 +14,7 @@ from pt_app.core.words import normalised
 from pt_app.judge_data.duplicates import Union
 
 # Labels are balanced one by one up to so many, more of them by fifths of their order.
-MOST_STRATA = 12
+MAX_STRATA = 12
 STRATA_OF_MANY = 5
 UNLABELLED, ALL = -1, -2
 # A share may be so small that its part of the rows is no number above 0.
@@ -60,7 +60,7 @@ def strata_of(examples: Sequence[JudgeExample]) -> list[int]:
     verdicts = [example.label.verdict if example.label else None for example in examples]
     told = [verdict for verdict in verdicts if verdict is not None]
     known = {verdict: i for i, verdict in enumerate(sorted(set(told), key=str))}
-    if len(known) > MOST_STRATA:
+    if len(known) > MAX_STRATA:
         numbers = sorted(map(float, told))
         edges = [numbers[len(numbers) * i // STRATA_OF_MANY] for i in range(1, STRATA_OF_MANY)]
         known = {verdict: sum(float(verdict) >= edge for edge in edges) for verdict in known}

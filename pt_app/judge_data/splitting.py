@@ -20,7 +20,7 @@ from pt_app.judge_data.groups import (
 )
 
 By = Literal["group", "time", "row"]
-MOST_FOLDS = 100
+MAX_FOLDS = 100
 # Where a split by row, in which each row is its own group, keeps the group that the row had.
 OWN_GROUP = "group_before_split_by_row"
 
@@ -55,8 +55,8 @@ class SplitPlan:
             raise UserError(f"--ratios {ratios}: write three numbers, as 0.8,0.1,0.1") from error
         if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test >= 0):
             raise UserError(f"--ratios {ratios}: train needs a share above 0, the others 0 or more")
-        if folds and not 2 <= folds <= MOST_FOLDS:
-            raise UserError(f"--folds {folds}: choose 2 to {MOST_FOLDS}")
+        if folds and not 2 <= folds <= MAX_FOLDS:
+            raise UserError(f"--folds {folds}: choose 2 to {MAX_FOLDS}")
         if folds and by != "group":
             raise UserError(f"--folds are by group: leave out --by {by} or --folds")
         return SplitPlan(by, (train, val, test), seed, near, into, folds, anew)

@@ -87,7 +87,7 @@ def fast_products(device: torch.device) -> Iterator[None]:
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cpu":
-        if _most_kept is None:  # a training has already chosen
+        if _max_kept is None:  # a training has already chosen
             keep_freed_memory()
         if fast_products_hold():
             torch.set_float32_matmul_precision("medium")
@@ -154,15 +154,15 @@ def pack(model: Any) -> Any:
 
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
-_most_kept: int | None = None
-MOST_KEPT = 2**25  # bytes of a freed tensor that is kept: the maximum of glibc on 64 bits
+_max_kept: int | None = None
+MAX_KEPT = 2**25  # bytes of a freed tensor that is kept: the maximum of glibc on 64 bits
 # Shapes whose kernels oneDNN caches; a pack has about 30, which its layers share. The default,
 # 1024, held 1.3 GB more for packs of ever new lengths and was no faster (docs/ESTIMATE.md; see
 # pytorch issue 98688).
 KERNELS_KEPT = 128
 
 
-def keep_freed_memory(most: int = MOST_KEPT) -> None:
+def keep_freed_memory(most: int = MAX_KEPT) -> None:
     """Let glibc keep freed memory for reuse instead of returning it to the system.
 
     The system clears new pages one by one when they are first touched: a twentieth of a training
@@ -171,8 +171,8 @@ def keep_freed_memory(most: int = MOST_KEPT) -> None:
     other systems are not changed. The cached kernels of oneDNN lie between the tensors, so their
     number is limited here too; oneDNN reads its limit at its first matmul.
     """
-    global _most_kept
-    _most_kept = most
+    global _max_kept
+    _max_kept = most
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, torch's
         os.environ.setdefault(name, str(KERNELS_KEPT))
     mallopt = _of_glibc("mallopt")
@@ -188,14 +188,14 @@ def weights_apart() -> Iterator[None]:
     Among kept tensors they would leave holes when they are packed or freed.
     """
     mallopt = _of_glibc("mallopt")
-    if mallopt is None or _most_kept is None:
+    if mallopt is None or _max_kept is None:
         yield
         return
     mallopt(MMAP_THRESHOLD, 2**20)
     try:
         yield
     finally:
-        mallopt(MMAP_THRESHOLD, _most_kept)
+        mallopt(MMAP_THRESHOLD, _max_kept)
 
 
 def give_back_freed_memory() -> None:

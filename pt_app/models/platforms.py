@@ -69,14 +69,14 @@ class Platform:
         return self.device.startswith("cuda")
 
     @property
-    def most_kept(self) -> int:
+    def max_kept(self) -> int:
         """Bytes of the largest freed tensor that a process on a CPU keeps for reuse.
 
         Each matmul of an NF4 base dequantizes a weight, and the hole it leaves fits nothing else.
         If it is returned to the system, a base of 250 M weights peaks at 3.0 GiB instead of 5.1,
         for a fifth more time.
         """
-        return 2**20 if self.weights == "nf4" else gemm.MOST_KEPT
+        return 2**20 if self.weights == "nf4" else gemm.MAX_KEPT
 
     @property
     def on_cpu(self) -> bool:
@@ -127,7 +127,7 @@ def decide(
     if sharded:
         platform = _sharded(platform)
     if platform.on_cpu:
-        gemm.keep_freed_memory(platform.most_kept)
+        gemm.keep_freed_memory(platform.max_kept)
     if platform.on_cpu and gemm.fast_products_hold():
         torch.set_float32_matmul_precision("medium")
         reason = f"{platform.reason}; float32 matmuls through oneDNN, as exact and faster here"

@@ -55,9 +55,9 @@ def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
 
 
 def complete(
-    model: Any, opened: Sequence[Opening], end_id: int, most_tokens: int
+    model: Any, opened: Sequence[Opening], end_id: int, max_tokens: int
 ) -> dict[int, list[int]]:
-    """Decode each answer greedily to its end token, or to `most_tokens` tokens.
+    """Decode each answer greedily to its end token, or to `max_tokens` tokens.
 
     Answers that have ended leave the batch when they are a quarter of it: each removal copies the
     cache.
@@ -66,25 +66,25 @@ def complete(
         The token ids of each answer by row, the end token included.
     """
     answers = {opening.row: list(opening.ids) for opening in opened}
-    alive = [opening for opening in opened if not _ended(opening.ids, end_id, most_tokens)]
+    alive = [opening for opening in opened if not _ended(opening.ids, end_id, max_tokens)]
     rows = [opening.row for opening in alive]
     if not alive:
         return answers
-    batch = _Batch(alive, most_tokens, model.device)
+    batch = _Batch(alive, max_tokens, model.device)
     while rows:
         nexts = batch.step(model, [answers[row][-1] for row in rows])
         for row, token in zip(rows, nexts, strict=True):
-            if not _ended(answers[row], end_id, most_tokens):
+            if not _ended(answers[row], end_id, max_tokens):
                 answers[row].append(token)
-        left = [i for i, r in enumerate(rows) if not _ended(answers[r], end_id, most_tokens)]
+        left = [i for i, r in enumerate(rows) if not _ended(answers[r], end_id, max_tokens)]
         if len(left) <= 0.75 * len(rows):
             batch.keep(left)
             rows = [rows[i] for i in left]
     return answers
 
 
-def _ended(ids: Sequence[int], end_id: int, most_tokens: int) -> bool:
-    return ids[-1] == end_id or len(ids) >= most_tokens
+def _ended(ids: Sequence[int], end_id: int, max_tokens: int) -> bool:
+    return ids[-1] == end_id or len(ids) >= max_tokens
 
 
 class _Room(DynamicLayer):  # type: ignore[misc]
@@ -119,11 +119,11 @@ class _Room(DynamicLayer):  # type: ignore[misc]
 class _Batch:
     """The caches of several answers, right-aligned: a new token is one column for all of them."""
 
-    def __init__(self, opened: Sequence[Opening], most_tokens: int, device: torch.device) -> None:
+    def __init__(self, opened: Sequence[Opening], max_tokens: int, device: torch.device) -> None:
         self.lengths = torch.tensor([opening.length for opening in opened], device=device)
         self.width = int(self.lengths.max())
         self.done = 0
-        room = self.width + most_tokens
+        room = self.width + max_tokens
         layers = []
         for layer in range(len(opened[0].states)):
             made = []

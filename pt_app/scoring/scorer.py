@@ -29,7 +29,7 @@ from pt_app.scoring.verdict_trie import Reading, VerdictTrie, read_plain
 log = logging.getLogger(__name__)
 
 # Logits per forward pass: 2^26 floats are 256 MiB, and reading them takes as much again.
-MOST_LOGITS = 1 << 26
+MAX_LOGITS = 1 << 26
 # Two verdicts this close in probability are a tie: rounding decides which one is constrained.
 TIE = 1e-5
 # Answers are decoded in batches whose KV cache holds this many times `batch_tokens` tokens.
@@ -158,11 +158,11 @@ class JudgeScorer:
 
     def _from_tree(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
         vocabulary = self.model.config.get_text_config().vocab_size
-        most_rows = max(1, MOST_LOGITS // (self.trie.states * vocabulary))
+        max_rows = max(1, MAX_LOGITS // (self.trie.states * vocabulary))
         pad = self.encoder.end_token_id
         waiting: dict[int, tuple[Opening, Scored]] = {}
         for part in read_parts(
-            self.model, prompts, self.trie, self.batch_tokens, most_rows, pad, self.shapes
+            self.model, prompts, self.trie, self.batch_tokens, max_rows, pad, self.shapes
         ):
             results = zip(part.rows, self._scored(part.reading), strict=True)
             if not self.feedback:
@@ -228,7 +228,7 @@ class JudgeScorer:
         return answer.removeprefix(lead)
 
 
-def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: int) -> list[int]:
+def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, max_tokens: int) -> list[int]:
     """Return the ids of the greedy `generate` of transformers: the reference for `complete`."""
     from transformers import GenerationConfig
 
@@ -236,7 +236,7 @@ def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, most_tokens: i
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=most_tokens,
+        max_new_tokens=max_tokens,
         eos_token_id=end_id,
         pad_token_id=end_id,
     )

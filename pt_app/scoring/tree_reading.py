@@ -40,7 +40,7 @@ def read_parts(
     prompts: Sequence[Sequence[int]],
     trie: VerdictTrie,
     budget: int,
-    most_rows: int,
+    max_rows: int,
     pad_id: int,
     shapes: Shapes | None = None,
 ) -> Iterator[Part]:
@@ -51,7 +51,7 @@ def read_parts(
         prompts: token ids of each prompt.
         trie: the allowed verdicts.
         budget: maximum newly computed tokens per part.
-        most_rows: maximum prompts per part.
+        max_rows: maximum prompts per part.
         pad_id: the padding token.
         shapes: pad the tensors of a part to one of these sizes; nothing is cached then.
     """
@@ -61,7 +61,7 @@ def read_parts(
     extra = len(trie.tokens)
     cache, before = None, ()  # type: Any, Sequence[int]
     path: list[int] = []
-    for rows in under_budget(prompts, budget, extra=extra, most=most_rows, cached=not fixed):
+    for rows in under_budget(prompts, budget, extra=extra, most=max_rows, cached=not fixed):
         first = prompts[rows[0]]
         # The logits of the last token of the first prompt are needed, cached or not.
         known = 0 if fixed else min(common_prefix(before, first), len(first) - 1)

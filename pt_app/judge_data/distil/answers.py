@@ -15,7 +15,7 @@ from pt_app.models.endpoint.reply import answer_part, whole_characters
 PROMPTS = Path(__file__).with_name("prompts")
 _SHOWN = ("source", "conversation", "context", "reference", "rubric", "candidate")
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
-MOST_IN_ENUM = 30
+MAX_IN_ENUM = 30
 
 
 class MalformedError(Exception):
@@ -50,7 +50,7 @@ def asked_again(
 
 def schema_for(scale: Scale, write: int) -> dict[str, Any]:
     """Give the JSON schema of an answer: one judgement, or `write` candidates with theirs."""
-    if scale.task == "score" and len(scale.values) > MOST_IN_ENUM:
+    if scale.task == "score" and len(scale.values) > MAX_IN_ENUM:
         verdict: dict[str, Any] = {"type": "number"}
     else:
         verdict = {"enum": list(scale.values)}

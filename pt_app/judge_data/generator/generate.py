@@ -26,7 +26,7 @@ from pt_app.judge_data.generator.lexicon import Lexicon, Size
 ERROR_COUNTS = (20, 40, 28, 12)
 PARAPHRASES = 1 / 3
 TRIES = 30
-MOST_VARIANTS = 16
+MAX_VARIANTS = 16
 LICENCE = "Apache-2.0"
 TITLE = "Judged translations, English to Portuguese"
 ABOUT = (
@@ -167,8 +167,8 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if not isinstance(value, int) or value < least:
             raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
-    if settings.variants > MOST_VARIANTS:
-        raise UserError(f"--variants is {settings.variants}: choose 1 to {MOST_VARIANTS}")
+    if settings.variants > MAX_VARIANTS:
+        raise UserError(f"--variants is {settings.variants}: choose 1 to {MAX_VARIANTS}")
     if not 0 <= settings.hard_negatives <= 1:
         raise UserError(f"--hard_negatives is {settings.hard_negatives:g}: choose a share, 0 to 1")
     if settings.max_words is not None and settings.max_words < 3:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pt_app.core.verdicts import MOST_VALUES
+from pt_app.core.verdicts import MAX_VALUES
 from pt_app.core.words import normalised
 from pt_app.judge_data.mapping import LISTS, TARGETS
 from pt_app.judge_data.numbers import as_number
@@ -240,7 +240,7 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
         step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
         low, high = min(c.low for c in columns), max(c.high for c in columns)
         scale = scale_of(low, high, step, sum(c.filled for c in columns))
-        too_fine = f"are finer than a judge's scale (at most {MOST_VALUES:,} values): round them"
+        too_fine = f"are finer than a judge's scale (at most {MAX_VALUES:,} values): round them"
         remark = "" if scale else f"the labels, {low} to {high}, {too_fine} in the file"
         return Labels("score", scale, remark=remark)
     folded = {value: _folded(value) for value in values}
@@ -269,7 +269,7 @@ def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> s
     steps = (top - bottom) / step
     if step > 1 and (count < ENOUGH or steps != steps.to_integral_value()):
         step = Decimal(1)
-    if (top - bottom) / step >= MOST_VALUES:
+    if (top - bottom) / step >= MAX_VALUES:
         return ""
     return f"{bottom:f}-{top:f}" + (f":{step.normalize():f}" if step != 1 else "")
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from pt_app.models.gemm import MOST_KEPT
+from pt_app.models.gemm import MAX_KEPT
 
 HEADER = 16  # bytes before each chunk; the size of a chunk is a multiple of them
 # posix_memalign takes a hole only if this much room is left for the alignment; torch aligns to 64.
@@ -67,7 +67,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         uncounted: tensors that exist already, such as weights.
         vocabulary: last dimension of logits.
-        most_kept: largest freed tensor, in bytes, that the process keeps in its heap.
+        max_kept: largest freed tensor, in bytes, that the process keeps in its heap.
 
     Attributes:
         peak: most bytes in use.
@@ -76,10 +76,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(
-        self, uncounted: Sequence[torch.Tensor], vocabulary: int, most_kept: int = MOST_KEPT
+        self, uncounted: Sequence[torch.Tensor], vocabulary: int, max_kept: int = MAX_KEPT
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary, self.most_kept, self.heap = vocabulary, most_kept, Heap()
+        self.vocabulary, self.max_kept, self.heap = vocabulary, max_kept, Heap()
         self.peak = self.top = self.logits = 0
         self._now = self._logits_now = self._outside_heap = 0
         # A storage is one object for all views of it, as long as it is referenced here.
@@ -97,7 +97,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._alive:
             return
         logits = size if tensor.shape[-1:] == (self.vocabulary,) else 0
-        start = self.heap.take(size) if size <= self.most_kept else None
+        start = self.heap.take(size) if size <= self.max_kept else None
         outside = size if start is None else 0
 
         def freed(_: Any) -> None:

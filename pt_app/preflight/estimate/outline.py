@@ -183,7 +183,7 @@ class _Runner:
         """Return a meter for passes of this model, without its weights and their gradients."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
-        return Meter(weights + gradients, self.vocabulary, self.platform.most_kept)
+        return Meter(weights + gradients, self.vocabulary, self.platform.max_kept)
 
     def run(self, pack: Pack, meter: Meter, kind: Pass) -> None:
         """Run one pass over `pack`.

@@ -14,7 +14,7 @@ from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
 from pt_app.models.packing import Shapes, common_prefix, under_budget
 from pt_app.models.platforms import Platform
-from pt_app.scoring.scorer import MOST_LOGITS, verdict_trie
+from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.training.ordering import GroupedOrder, share
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
@@ -196,7 +196,7 @@ def readings(
     prompts: Sequence[Sequence[int]], trie: VerdictTrie, budget: int, vocabulary: int
 ) -> list[Pack]:
     """Return the passes in which `tree_reading.read_parts` reads the verdicts of `prompts`."""
-    max_rows = max(1, MOST_LOGITS // (trie.states * vocabulary))
+    max_rows = max(1, MAX_LOGITS // (trie.states * vocabulary))
     extra = len(trie.tokens)
     packs: list[Pack] = []
     before: Sequence[int] = ()
