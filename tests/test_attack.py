@@ -114,6 +114,16 @@ def test_shift_and_share_raised_are_means_over_attacks_drawn_with_their_rows() -
     assert one_step["loud"]["raised"]["value"] == 0
 
 
+def test_shares_of_few_rows_have_intervals_between_0_and_1() -> None:
+    clean, rows = np.full(6, 2.0), np.arange(6)
+    after = np.array([9.0, 9.0, 9.0, 9.0, 9.0, 2.0])  # raised 5 of 6
+    failed = [False] * 5 + [True]
+    numbers = attack_numbers(["loud"] * 6, rows, range(6), clean, after, 1.0, failed)["loud"]
+    for name, value in (("raised", 5 / 6), ("parse_failures", 1 / 6)):
+        assert numbers[name]["value"] == pytest.approx(value)
+        assert 0 <= numbers[name]["low"] < value < numbers[name]["high"] <= 1
+
+
 def test_what_an_attacker_wins_is_told_in_the_scales_own_units() -> None:
     chances = np.array([[0.5, 0.3, 0.2]])
     assert favour(chances, PAIR, np.array([0]))[0] == pytest.approx(0.6)

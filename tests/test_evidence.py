@@ -19,6 +19,7 @@ from pt_app.evidence.intervals import Resampler, percentile_interval
 from pt_app.evidence.summary import (
     mean_metric,
     rule_baseline,
+    share_metric,
     summarise,
 )
 
@@ -192,6 +193,16 @@ def test_one_group_has_no_interval_and_few_groups_are_flagged() -> None:
     assert (one["metrics"]["mae"]["low"], one["metrics"]["mae"]["high"]) == (None, None)
     assert _summary(groups=[i % 19 for i in range(90)])["few_groups"]
     assert not _summary(groups=[i % 20 for i in range(90)])["few_groups"]
+
+
+def test_rouge_and_verdict_mass_of_few_groups_stay_between_0_and_1() -> None:
+    sample = Resampler("abcd")
+    nearly = [1.0, 1.0, 1.0, 0.2]
+    rouge = summarise([5] * 4, [5] * 4, [5] * 4, sample, TEN, nearly)["metrics"]["rouge_l"]
+    rounded = [1.0 + 1e-12, 1.0, 1.0, 0.2]  # a sum of exponentials
+    for metric in (rouge, share_metric(nearly, sample), share_metric(rounded, sample)):
+        assert metric["value"] == pytest.approx(0.8)
+        assert 0 <= metric["low"] < 0.8 < metric["high"] <= 1
 
 
 def test_a_number_undefined_in_many_resamples_has_no_interval() -> None:

@@ -193,22 +193,25 @@ def attack_numbers(
         "verdict": after,
         "parse_failures": np.array(failures, dtype=np.float64),
     }
+    shares = {"raised", "parse_failures"}
     numbers: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(names):
         own = np.flatnonzero(families_ == name)
         numbers[name] = {
-            column: _mean(values[own], rows[own], len(clean), sample)
+            column: _mean(
+                values[own], rows[own], len(clean), sample, "share" if column in shares else "mean"
+            )
             for column, values in columns.items()
         }
         numbers[name]["attacks"] = len(own)
     return numbers
 
 
-def _mean(values: FloatArray, rows: IntArray, count: int, sample: Resampler) -> Metric:
-    """Return the mean over attacks, whose rows are drawn with their groups."""
+def _mean(values: FloatArray, rows: IntArray, count: int, sample: Resampler, kind: str) -> Metric:
+    """Return the mean or "share" (0 to 1) over attacks, drawn with the groups of their rows."""
     sums = [np.bincount(rows, values, minlength=count), np.bincount(rows, minlength=count)]
-    estimates = sample.estimate_sums(np.stack(sums, axis=1), ratio("mean"))
-    return metric(estimates["mean"], len(values))
+    estimates = sample.estimate_sums(np.stack(sums, axis=1), ratio(kind))
+    return metric(estimates[kind], len(values))
 
 
 def _control(

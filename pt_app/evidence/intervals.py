@@ -211,11 +211,16 @@ def _scale_of(name: str) -> tuple[_Map, _Map]:
         inside = 1 - 1e-9  # the z of 1 is infinite
         return (lambda x: np.arctanh(np.clip(x, -inside, inside))), np.tanh
     if name in SHARES:
-        quarter = math.pi / 2
-        return (lambda x: np.arcsin(np.sqrt(x))), (lambda z: np.sin(np.clip(z, 0, quarter)) ** 2)
+        return _angle, lambda z: np.sin(np.clip(z, 0, math.pi / 2)) ** 2
     if name in ERRORS:
         return (lambda x: np.log(np.maximum(x, 1e-9))), np.exp
     return (lambda x: x), (lambda z: z)
+
+
+def _angle(share: FloatArray) -> FloatArray:
+    """Return the arcsine of the root; rounding can take a mean of probabilities past 1."""
+    angle: FloatArray = np.arcsin(np.sqrt(np.clip(share, 0, 1)))
+    return angle
 
 
 def _jackknife_error(left_out: FloatArray) -> float:

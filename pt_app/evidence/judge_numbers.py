@@ -14,7 +14,7 @@ from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import FAIL, mean_metric, share_metric, summarise
+from pt_app.evidence.summary import FAIL, share_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
 Row = Mapping[str, Any]
@@ -62,7 +62,7 @@ def judge_numbers(
     verdicts = positions([row[reading] for row in rows], scale, "verdict")
     columns = _Verdicts(labels, verdicts, scale, sample)
     if any(row.get("verdict_mass") is not None for row in rows):
-        numbers["verdict_mass"] = mean_metric([row.get("verdict_mass") for row in rows], sample)
+        numbers["verdict_mass"] = share_metric([row.get("verdict_mass") for row in rows], sample)
     gaps = None
     if any(row.get("probabilities") is not None for row in rows):
         given = [row.get("probabilities") for row in rows]

@@ -58,9 +58,9 @@ def summarise(
     strict = agreement_metrics(sample, label, count_failures_as_wrong(label, verdict, scale), scale)
     if rouge is not None:
         values = np.array(rouge, dtype=np.float64)  # None becomes NaN
-        metrics["rouge_l"] = mean_metric(np.where(verdict < 0, np.nan, values), sample)
+        metrics["rouge_l"] = share_metric(np.where(verdict < 0, np.nan, values), sample)
         kept = np.where(np.isnan(values) | (verdict >= 0), values, 0.0)
-        strict["rouge_l"] = mean_metric(kept, sample)
+        strict["rouge_l"] = share_metric(kept, sample)
     summary: dict[str, Any] = {
         "metrics": metrics | {f"{name}_strict": value for name, value in strict.items()},
         **({"constrained": agreement_metrics(sample, label, forced, scale)} if constrained else {}),
