@@ -36,7 +36,7 @@ def _judge(
     precision: str = "float32",
     scale: str = "",
 ) -> Callable[[], Any]:
-    from pt_app.models.gemm import pack
+    from pt_app.models.gemm import pack_weights
     from pt_app.models.tree_attention import BLOCKS, use_attention
     from pt_app.scoring.precision import convert
     from pt_app.scoring.scorer import JudgeScorer
@@ -45,7 +45,7 @@ def _judge(
         rows = len(workload.examples)
         workload = make_workload(workload.name, rows, scale, workload.lengths)
     use_attention(model, BLOCKS)
-    model = pack(convert(model, precision))
+    model = pack_weights(convert(model, precision))
     scorer = JudgeScorer(
         model, workload.encoder, feedback=feedback, answer_tokens=ANSWER, progress=False
     )

@@ -97,7 +97,7 @@ class Judge:
             UserError: if the adapter is damaged, or the base is another one.
         """
         info = adapters.verify_adapter(Path(adapter))
-        from pt_app.models.gemm import pack
+        from pt_app.models.gemm import pack_weights
         from pt_app.models.tree_attention import BLOCKS, use_attention
         from pt_app.scoring.precision import converted
         from pt_app.scoring.scorer import JudgeScorer
@@ -116,7 +116,7 @@ class Judge:
         read = [_read(row, ROWS, info.scale) for row in sample]
         rows = [row for row in read if isinstance(row, JudgeExample)]
         model, change = converted(model, precision, rows, score)
-        judge = Judge(pack(model), info, encoder)
+        judge = Judge(pack_weights(model), info, encoder)
         judge.change = change
         return judge
 

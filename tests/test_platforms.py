@@ -1,4 +1,4 @@
-"""What the machine changes, decided once; and products on the CPU that are fast and still exact."""
+"""What the machine changes, decided once; and matmul on the CPU that is fast and still exact."""
 
 import subprocess
 import sys
@@ -13,24 +13,24 @@ from tests.conftest import ROOT
 
 @pytest.fixture(autouse=True)
 def fresh_choice():
-    gemm._compare_products.cache_clear()
+    gemm._compare_matmuls.cache_clear()
     yield
-    gemm._compare_products.cache_clear()
+    gemm._compare_matmuls.cache_clear()
 
 
-def test_fast_products_are_as_exact_as_the_slow_ones():
+def test_fast_matmul_is_as_exact_as_the_slow_one():
     generator = torch.Generator().manual_seed(1)
     x, weight = (torch.randn(n, 700, generator=generator) for n in (300, 900))
     exact = x.double() @ weight.double().T
-    with gemm.fast_products(torch.device("cpu")):
+    with gemm.fast_matmul(torch.device("cpu")):
         fast = torch.get_float32_matmul_precision()
         error = float((torch.nn.functional.linear(x, weight) - exact).norm() / exact.norm())
     assert error < 1e-6
-    assert fast == ("medium" if gemm.fast_products_hold() else "highest")
+    assert fast == ("medium" if gemm.should_use_fast_matmul() else "highest")
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_products_that_round_to_bfloat16_are_refused(monkeypatch):
+def test_matmul_that_rounds_to_bfloat16_is_refused(monkeypatch):
     linear = torch.nn.functional.linear
 
     def as_with_amx(x, weight):
@@ -40,19 +40,19 @@ def test_products_that_round_to_bfloat16_are_refused(monkeypatch):
 
     monkeypatch.setattr(gemm.F, "linear", as_with_amx)
     monkeypatch.setattr(gemm, "FASTER", 0.0)
-    assert not gemm.fast_products_hold()
-    with gemm.fast_products(torch.device("cpu")):
+    assert not gemm.should_use_fast_matmul()
+    with gemm.fast_matmul(torch.device("cpu")):
         assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_products_that_are_no_faster_are_left(monkeypatch):
-    monkeypatch.setattr(gemm, "_fastest", lambda ways: dict.fromkeys(ways, 1.0))
-    assert not gemm.fast_products_hold()
+def test_matmul_that_is_no_faster_is_left(monkeypatch):
+    monkeypatch.setattr(gemm, "_speedup", lambda *ways: 1.0)
+    assert not gemm.should_use_fast_matmul()
 
 
-def test_products_of_a_gpu_are_not_touched(monkeypatch):
-    monkeypatch.setattr(gemm, "fast_products_hold", lambda: True)
-    with gemm.fast_products(torch.device("meta")):
+def test_matmul_of_a_gpu_is_not_touched(monkeypatch):
+    monkeypatch.setattr(gemm, "should_use_fast_matmul", lambda: True)
+    with gemm.fast_matmul(torch.device("meta")):
         assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -105,9 +105,9 @@ print(multiply(range(1, 200)), multiply(range(200, 900)))
 
 
 @pytest.mark.skipif(
-    not gemm.fast_products_hold() or sys.platform != "linux", reason="no products through oneDNN"
+    not gemm.should_use_fast_matmul() or sys.platform != "linux", reason="no matmul through oneDNN"
 )
-def test_products_of_ever_new_shapes_do_not_fill_the_memory():
+def test_matmuls_of_ever_new_shapes_do_not_fill_the_memory():
     done = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, capture_output=True, text=True)
     before, after = map(int, done.stdout.split())
     assert after - before < 10 * 2**20  # without a bound 390 MB

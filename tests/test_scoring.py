@@ -376,10 +376,10 @@ def test_progress_can_be_switched_off(chatml, capsys):
 @pytest.mark.parametrize("feedback", [False, True])
 def test_packed_weights_read_and_write_the_same(trained, feedback, monkeypatch):
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        pytest.skip("this build of torch has no packed products")
-    monkeypatch.setattr(gemm, "packing_holds", lambda: True)
+        pytest.skip("this build of torch has no packed matmul")
+    monkeypatch.setattr(gemm, "should_pack_weights", lambda: True)
     model, encoder, rows, _ = trained
-    packed = gemm.pack(copy.deepcopy(model))
+    packed = gemm.pack_weights(copy.deepcopy(model))
     assert sum(isinstance(module, gemm.PackedLinear) for module in packed.modules()) == 15
     plain = scorer_of(model, encoder, feedback=feedback).score(rows)
     for one, other in zip(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.gpu.watch import Watch
 from pt_app.eval_model.judge_train_cuda import main
-from pt_app.models.gemm import take_over_products
+from pt_app.models.gemm import restore_matmul_choice
 
 if __name__ == "__main__":
     numbers, *flags = sys.argv[1:]
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     Watch(Path(numbers), Path(named[0]) if named else None).install()
     # On a CPU the recipe chooses its float32 matmul by a clock: runs that are compared with each
     # other all take the plain one.
-    take_over_products(False)
+    restore_matmul_choice(False)
     main([flag for flag in flags if not flag.startswith("--gradients=")])

@@ -18,7 +18,7 @@ from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases
-from pt_app.models.gemm import pack
+from pt_app.models.gemm import pack_weights
 from pt_app.models.tree_attention import BLOCKS, use_attention
 from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
@@ -102,7 +102,7 @@ class Scoring:
         """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self._verdicts)
-        model = pack(model)
+        model = pack_weights(model)
         scorer = JudgeScorer(model, self.encoder, name=name, feedback=self.feedback)
         scored = scorer.score(self.test)
         shortened, ties = scorer.shortened, scorer.ties

@@ -230,7 +230,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    from pt_app.models.gemm import weights_apart
+    from pt_app.models.gemm import weights_in_own_pages
 
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
     options: dict[str, Any] = {"dtype": dtype}
@@ -239,7 +239,7 @@ def load_model(
     if quantization_config is not None or device.type == "meta":
         options |= {"device_map": {"": device}}
     try:
-        with weights_apart(), _no_report():
+        with weights_in_own_pages(), _no_report():
             model, found = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 trust_remote_code=False,

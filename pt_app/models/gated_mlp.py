@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class _SiluTimes(torch.autograd.Function):
@@ -23,31 +23,28 @@ class _SiluTimes(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (gradient,) = gradients
         gate, up = ctx.saved_tensors
         to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
         return to_gate, F.silu(gate).mul_(gradient)
 
 
-def _forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
-    product = _SiluTimes.apply(mlp.gate_proj(hidden), mlp.up_proj(hidden))  # type: ignore[no-untyped-call]
-    out: torch.Tensor = mlp.down_proj(product)
+def _forward(mlp: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    gate, up, down = (mlp.get_submodule(name) for name in PROJECTIONS)
+    out: torch.Tensor = down(_SiluTimes.apply(gate(hidden), up(hidden)))  # type: ignore[no-untyped-call]
     return out
 
 
-def keep_less(model: Any) -> int:
+def keep_less(model: torch.nn.Module) -> int:
     """Replace the forward of each gated SiLU MLP of `model`, and return how many there are.
 
-    Other MLPs (another activation, other parts) are not changed.
+    MLPs with another activation or other layers are not changed.
     """
     count = 0
     for module in model.modules():
-        if all(hasattr(module, part) for part in PARTS) and _is_silu(module.act_fn):
+        activation = type(getattr(module, "act_fn", None)).__name__.lower()
+        if "silu" in activation and all(hasattr(module, name) for name in PROJECTIONS):
             module.forward = partial(_forward, module)
             count += 1
     return count
-
-
-def _is_silu(activation: Any) -> bool:
-    return "silu" in type(activation).__name__.lower()

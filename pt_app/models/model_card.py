@@ -1,28 +1,29 @@
 """The card of an adapter: what it is, how to load it, what it was trained on, how good it is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pt_app.core.formatting import estimate
+from pt_app.core.formatting import NAMES, estimate, table
 from pt_app.core.prompt_templates import Template
 from pt_app.core.verdicts import Scale
 
 Json = Mapping[str, Any]
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 # The numbers of a card, in this order, where an evaluation has them.
-SHOWN = {
-    "kappa_quadratic": "quadratic kappa",
-    "kappa": "kappa",
-    "mae": "MAE",
-    "exact": "exact",
-    "within_1": "within 1",
-    "accuracy": "accuracy",
-    "f1_macro": "macro F1",
-    "order_consistency": "same in both orders",
-}
+METRICS = (
+    "kappa_quadratic",
+    "kappa",
+    "mae",
+    "exact",
+    "within_1",
+    "accuracy",
+    "f1_macro",
+    "order_consistency",
+)
 SETTINGS = (
     "epochs",
     "batch_size",
@@ -35,14 +36,6 @@ SETTINGS = (
     "lora_targets",
     "seed",
 )
-LOADING = """```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained({base}, dtype="float32")
-judge = PeftModel.from_pretrained(base, {adapter}, torch_device="cpu")
-tokenizer = AutoTokenizer.from_pretrained({adapter})
-```"""
 
 
 @dataclass(frozen=True)
@@ -74,113 +67,49 @@ class AdapterInfo:
 def model_card(info: AdapterInfo, results: Json | None, *, name: str | None = None) -> str:
     """Write the card of an adapter as Markdown with YAML front matter.
 
-    `results` is the content of a results.json; each number stands with its interval and n.
+    Args:
+        info: the adapter.
+        results: the content of a results.json; each number stands with its interval and n.
+        name: the adapter's name; default: that of its folder.
     """
-    title = name or info.folder.name
-    parts = [
-        _front_matter(info),
-        *_leaks(info),
-        f"# {title}\n\nA LoRA adapter that makes `{info.base_name}` a judge of the task "
-        f"`{info.scale.task}` on the scale `{info.scale.name}`. Its answer starts with the "
-        f"verdict: `{info.scale.lines()[0].strip()}`, for example.",
-        _how_to_load(info, title),
-        _training(info),
-        _numbers(results),
-        _limits(),
-    ]
-    return "\n\n".join(parts) + "\n"
+    from jinja2 import Environment, StrictUndefined
 
-
-def _leaks(info: AdapterInfo) -> list[str]:
-    count = info.training.get("data", {}).get("leaks")
-    told = f"**LEAKS: {count} texts are in training and test: the numbers below are too high.**"
-    return [told] if count else []
-
-
-def _front_matter(info: AdapterInfo) -> str:
-    # The hub takes base_model as the id of a repository; a local base has none.
-    base = [f"base_model: {json.dumps(info.base_name)}"] if info.identity.get("revision") else []
-    lines = [
-        "---",
-        *base,
-        "library_name: peft",
-        "pipeline_tag: text-generation",
-        "tags:\n- judge\n- lora\n- evaluation",
-        "---",
-    ]
-    return "\n".join(lines)
-
-
-def _how_to_load(info: AdapterInfo, title: str) -> str:
-    known = info.identity
-    base = f"Base: `{info.base_name}`"
-    if known.get("revision"):
-        base += f", revision `{known['revision']}`"
-    elif info.base_name == "tiny":
-        base += ", which ships with pt-app (`judge base path` prints its folder)"
-    base += f". SHA-256 of its weights: `{known['weights_sha256']}`."
-    base += " On another base, or on other weights of that name, the verdicts are not the judge's."
-    where = info.base_name if known.get("revision") else f"path/to/{info.base_name}"
-    code = LOADING.format(base=json.dumps(where), adapter=json.dumps(title))
-    return f"## Loading\n\n{base}\n\n{code}\n\nPrompt template and scale are in `judge.json`."
-
-
-def _training(info: AdapterInfo) -> str:
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    environment.filters["json"] = json.dumps
     settings = info.training.get("settings", {})
-    data = info.training.get("data", {})
-    rows = [(key, settings[key]) for key in SETTINGS if key in settings]
-    rows.append(("parameters of the adapter", f"{info.parameters:,}"))
-    described = [f"- {key}: `{json.dumps(value)}`" for key, value in data.items()]
-    return "\n\n".join(
-        [
-            "## Training",
-            "\n".join(["Data:", "", *described]) if described else "Data: not recorded.",
-            _table(("setting", "value"), rows),
-            "All settings, versions and hashes are in `training_config.json`.",
-        ]
+    rows = [[key, str(settings[key])] for key in SETTINGS if key in settings]
+    rows.append(["parameters of the adapter", f"{info.parameters:,}"])
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        info=info,
+        title=name or info.folder.name,
+        # The hub takes base_model as the id of a repository; a local base has none.
+        revision=info.identity.get("revision"),
+        data=info.training.get("data", {}),
+        settings=table(("setting", "value"), rows),
+        results=results,
+        numbers=_numbers(results) if results else "",
     )
 
 
-def _numbers(results: Json | None) -> str:
-    if not results:
-        return "## Results\n\nNot evaluated."
-    data = results["data"]
+def _numbers(results: Json) -> str:
     judges = [*results["models"], *results["baselines"]]
-    # A rule such as the majority label writes no answer of its own.
-    readings = [judge.get("constrained", judge["metrics"]) for judge in judges]
-    names = [key for key in SHOWN if any(key in numbers for numbers in readings)]
-    header = ("judge", *(SHOWN[key] for key in names), "parse failures")
+    # A baseline such as the majority label writes no answer of its own.
+    metrics = [judge.get("constrained", judge["metrics"]) for judge in judges]
+    names = [name for name in METRICS if any(name in own for own in metrics)]
     rows = [
-        (
+        [
             judge["name"],
-            *(_estimate(numbers.get(key)) for key in names),
-            judge["parse_failures"] if "constrained" in judge else "-",
-        )
-        for judge, numbers in zip(judges, readings, strict=True)
+            *(_with_n(own.get(name)) for name in names),
+            str(judge["parse_failures"]) if "constrained" in judge else "-",
+        ]
+        for judge, own in zip(judges, metrics, strict=True)
     ]
-    return (
-        f"## Results\n\n{data['n']} held-out rows from {data['groups']} sources, with 95 % "
-        "intervals by bootstrap over sources. The numbers are of the most likely of the allowed "
-        "verdicts, on every row; parse failures are the judge's own answers whose verdict could "
-        "not be read.\n\n" + _table(header, rows)
-    )
+    return table(["judge", *(NAMES[name] for name in names), "parse failures"], rows)
 
 
-def _estimate(metric: Json | None) -> str:
+def _with_n(metric: Json | None) -> str:
     if not metric or metric.get("value") is None:
         return "-"
     return f"{estimate(metric)}, n = {metric['n']}"
-
-
-def _limits() -> str:
-    return (
-        "## Limits\n\nThe numbers hold for data like the data they were measured on. A judge also "
-        "learns the habits of those who gave the labels. It reads no tools and no documents "
-        "beyond its prompt, and its feedback is not checked against its verdict. Measure it on "
-        "labels of your own before a decision rests on it."
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

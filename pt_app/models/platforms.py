@@ -128,7 +128,7 @@ def decide(
         platform = _sharded(platform)
     if platform.on_cpu:
         gemm.keep_freed_memory(platform.max_kept)
-    if platform.on_cpu and gemm.fast_products_hold():
+    if platform.on_cpu and gemm.should_use_fast_matmul():
         torch.set_float32_matmul_precision("medium")
         reason = f"{platform.reason}; float32 matmuls through oneDNN, as exact and faster here"
         platform = replace(platform, reason=reason)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -39,24 +39,27 @@ class Block:
     mask: torch.Tensor
 
 
-def tree_mask(last: torch.Tensor, known: int = 0) -> torch.Tensor:
-    """Return the mask of a tree, [1, 1, t - known, t]: query i sees key j if j <= i <= last[j].
+def tree_mask(last: torch.Tensor, cached: int = 0) -> torch.Tensor:
+    """Return the mask of a tree, [1, 1, t - cached, t]: query i sees key j if j <= i <= last[j].
+
+    In depth-first order the subtree of j is the range j to last[j], and the tokens whose subtree
+    holds i are the path from the root to i.
 
     Args:
         last: [t], the last token of the subtree of each token.
-        known: tokens at the front that are in the KV cache, and have no queries.
+        cached: tokens at the front that are in the KV cache, and have no queries.
     """
     index = torch.arange(len(last), device=last.device)
-    query = index[known:, None]
+    query = index[cached:, None]
     mask: torch.Tensor = ((index <= query) & (query <= last))[None, None]
     return mask
 
 
-def blocks_of(last: torch.Tensor, known: int = 0) -> list[Block]:
-    """Divide the queries of a tree, without the first `known` tokens, into blocks."""
+def blocks_of(last: torch.Tensor, cached: int = 0) -> list[Block]:
+    """Divide the queries of a tree, without the first `cached` tokens, into blocks."""
     blocks, ends = [], last.tolist()
-    start = known
-    for stop in range(known + 1, len(ends) + 1):
+    start = cached
+    for stop in range(cached + 1, len(ends) + 1):
         size = stop - start
         branch_ends = stop == len(ends) or ends[stop - 1] == stop - 1
         if stop < len(ends) and size < MAX_BLOCK and not (branch_ends and size >= MIN_BLOCK):
@@ -76,7 +79,9 @@ class _BlockAttention(torch.autograd.Function):
     """softmax(query key' * scale + mask) value, block by block.
 
     The backward pass recomputes the probabilities, so that none are kept (as FlashAttention does,
-    arXiv 2205.14135).
+    arXiv 2205.14135): memory is linear in the length of the tree, not quadratic. The softmax's
+    gradient needs the sum of probability times gradient of each row; as in that paper it is
+    computed as sum(out * gradient), over D numbers per row and not T.
 
     Shapes: query [1, H, Q, D]; key and value [1, G, T, D], each for H / G heads (grouped-query
     attention); the queries are those of the last Q of the T tokens. Matmuls have the dtype of the
@@ -93,63 +98,60 @@ class _BlockAttention(torch.autograd.Function):
         blocks: Sequence[Block],
     ) -> torch.Tensor:
         out = torch.empty_like(query)
-        for block, asked in _queries(query, key, blocks):
-            asks, keys, values = _of_block(query, key, value, block, asked)
-            probabilities = _probabilities(asks, keys, scale, block)
-            out[0, :, asked] = _as_heads(torch.bmm(probabilities, values), out.shape[1])
+        for block in blocks:
+            rows, queries, keys, values = _of_block(query, key, value, block)
+            probabilities = _probabilities(queries, keys, scale, block)
+            out[0, :, rows] = _as_heads(torch.bmm(probabilities, values), query)
         ctx.save_for_backward(query, key, value, out)
         ctx.scale, ctx.blocks = scale, blocks
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         query, key, value, out = ctx.saved_tensors
         to_query = torch.empty_like(query)
+        # Blocks share keys, so the gradients of keys and values are sums over blocks.
         to_key, to_value = torch.zeros_like(key), torch.zeros_like(value)
-        groups = key.shape[1]
-        for block, asked in _queries(query, key, ctx.blocks):
-            asks, keys, values = _of_block(query, key, value, block, asked)
-            got, wanted = (_as_groups(x[0, :, asked], groups) for x in (out, gradient))
-            probabilities = _probabilities(asks, keys, ctx.scale, block)
-            to_value[0].index_add_(1, block.keys, torch.bmm(probabilities.transpose(1, 2), wanted))
-            rows = (wanted * got).sum(-1, keepdim=True)
-            scores = torch.bmm(wanted, values.transpose(1, 2)).sub_(rows).mul_(probabilities)
+        for block in ctx.blocks:
+            rows, queries, keys, values = _of_block(query, key, value, block)
+            outs, grads = (_as_groups(x[0, :, rows], key) for x in (out, gradient))
+            probabilities = _probabilities(queries, keys, ctx.scale, block)
+            to_value[0].index_add_(1, block.keys, torch.bmm(probabilities.transpose(1, 2), grads))
+            sums = (grads * outs).sum(-1, keepdim=True)
+            scores = torch.bmm(grads, values.transpose(1, 2)).sub_(sums).mul_(probabilities)
             scores.mul_(ctx.scale)
-            to_query[0, :, asked] = _as_heads(torch.bmm(scores, keys), query.shape[1])
-            to_key[0].index_add_(1, block.keys, torch.bmm(scores.transpose(1, 2), asks))
+            to_query[0, :, rows] = _as_heads(torch.bmm(scores, keys), query)
+            to_key[0].index_add_(1, block.keys, torch.bmm(scores.transpose(1, 2), queries))
         return to_query, to_key, to_value, None, None
 
 
-def _queries(
-    query: torch.Tensor, key: torch.Tensor, blocks: Sequence[Block]
-) -> list[tuple[Block, slice]]:
-    known = key.shape[2] - query.shape[2]
-    return [(block, slice(block.start - known, block.stop - known)) for block in blocks]
-
-
 def _of_block(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: Block, asked: slice
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    asks = _as_groups(query[0, :, asked], key.shape[1])
-    return asks, key[0].index_select(1, block.keys), value[0].index_select(1, block.keys)
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: Block
+) -> tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the rows of a block in `query`, its queries by group, and its keys and values."""
+    cached = key.shape[2] - query.shape[2]  # tokens at the front that have no queries
+    rows = slice(block.start - cached, block.stop - cached)
+    keys, values = (tensor[0].index_select(1, block.keys) for tensor in (key, value))
+    return rows, _as_groups(query[0, :, rows], key), keys, values
 
 
-def _as_groups(heads: torch.Tensor, groups: int) -> torch.Tensor:
+def _as_groups(heads: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Reshape [H, Q, D] to [G, H / G * Q, D]: the heads of a group share their keys."""
-    return heads.reshape(groups, -1, heads.shape[-1])
+    return heads.reshape(key.shape[1], -1, heads.shape[-1])
 
 
-def _as_heads(grouped: torch.Tensor, heads: int) -> torch.Tensor:
-    return grouped.view(heads, -1, grouped.shape[-1])
+def _as_heads(grouped: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Reshape [G, H / G * Q, D] back to [H, Q, D]."""
+    return grouped.view(query.shape[1], -1, grouped.shape[-1])
 
 
 def _probabilities(
-    asks: torch.Tensor, keys: torch.Tensor, scale: float, block: Block
+    queries: torch.Tensor, keys: torch.Tensor, scale: float, block: Block
 ) -> torch.Tensor:
-    scores = torch.bmm(asks, keys.transpose(1, 2)).float().mul_(scale)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale)
     scores.view(len(keys), -1, *block.mask.shape).add_(block.mask)
-    return torch.softmax(scores, dim=-1).to(asks.dtype)
+    return torch.softmax(scores, dim=-1).to(queries.dtype)
 
 
 def _attend(
@@ -161,9 +163,13 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     blocks: Sequence[Block] | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention in blocks if the forward call has some, else SDPA."""
+    """Compute attention in blocks if the forward call has some, else SDPA.
+
+    transformers hands unknown keyword arguments of a model's forward down to its attention, which
+    is how the blocks of `tree_inputs` arrive here.
+    """
     if blocks is None or dropout:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -179,8 +185,12 @@ AttentionMaskInterface.register(BLOCKS, sdpa_mask)
 
 
 def tree_inputs(
-    model: Any, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor, known: int = 0
-) -> dict[str, Any]:
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    last: torch.Tensor,
+    cached: int = 0,
+) -> dict[str, torch.Tensor | list[Block]]:
     """Return the keyword arguments with which `model` reads a tree.
 
     Args:
@@ -188,19 +198,19 @@ def tree_inputs(
         ids: [1, q], token ids without the cached ones.
         positions: [1, q], their depths.
         last: [t], the last token of the subtree of each token, cached ones included.
-        known: cached tokens at the front.
+        cached: tokens at the front that are in the KV cache.
     """
-    inputs: dict[str, Any] = {
+    inputs: dict[str, torch.Tensor | list[Block]] = {
         "input_ids": ids,
         "position_ids": positions,
-        "attention_mask": as_attention_mask(tree_mask(last, known), model),
+        "attention_mask": as_attention_mask(tree_mask(last, cached), model),
     }
     if core(model).config._attn_implementation == BLOCKS:
-        inputs["blocks"] = blocks_of(last, known)
+        inputs["blocks"] = blocks_of(last, cached)
     return inputs
 
 
-def as_attention_mask(seen: torch.Tensor, model: Any) -> torch.Tensor:
+def as_attention_mask(seen: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """Return a boolean mask [b, 1, q, t] in the form that the model's attention takes."""
     if core(model).config._attn_implementation != "eager":
         return seen
@@ -208,59 +218,53 @@ def as_attention_mask(seen: torch.Tensor, model: Any) -> torch.Tensor:
     return torch.zeros_like(seen, dtype=model.dtype).masked_fill_(~seen, low)
 
 
-def use_attention(model: Any, name: str) -> None:
+def use_attention(model: PreTrainedModel, name: str) -> None:
     """Set the attention of a model by its name in the registry of transformers.
 
     A model that does not use the registry, or that was loaded as "eager", keeps its own.
     """
     plain = core(model)
-    if (
-        plain.config._attn_implementation in ("sdpa", BLOCKS)
-        and plain._can_set_attn_implementation()
-    ):
+    own = plain.config._attn_implementation
+    if own in ("sdpa", BLOCKS) and plain._can_set_attn_implementation():
         plain.set_attn_implementation(name)
 
 
 @contextmanager
-def last_mlp_only_at(model: Any, keep: torch.Tensor) -> Iterator[None]:
-    """Compute the MLP of the last layer only at the positions `keep` (unique), within.
+def last_mlp_only_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
+    """Compute the MLP of the last layer only at `positions` (unique), within.
 
     Nothing after it depends on the other positions: the keys and values are computed before it, and
-    logits are needed at `keep` only. The result is exact and saves the MLP of a layer, forward and
-    backward. Models whose last layer has no `mlp`, or is checkpointed, are not changed.
+    logits are needed at `positions` only. The result is exact and saves the MLP of a layer, forward
+    and backward. Models whose last layer has no `mlp`, or is checkpointed, are not changed.
     """
-    layers = getattr(getattr(core(model), "model", None), "layers", None)
-    last = layers[-1] if layers is not None and len(layers) else None
-    mlp = getattr(last, "mlp", None)
+    layers = getattr(getattr(core(model), "model", None), "layers", None) or [None]
+    mlp = getattr(layers[-1], "mlp", None)
     # A checkpointed layer is recomputed in the backward pass, outside of this context.
-    if (
-        last is None
-        or mlp is None
-        or (last.training and getattr(last, "gradient_checkpointing", False))
-    ):
+    checkpointed = getattr(layers[-1], "gradient_checkpointing", False) and layers[-1].training
+    if mlp is None or checkpointed:
         yield
         return
     whole, own = mlp.forward, vars(mlp).get("forward")
 
-    def at_kept(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden).index_copy(1, keep, whole(hidden[:, keep]))
+    def at_positions(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden).index_copy(1, positions, whole(hidden[:, positions]))
 
-    mlp.forward = at_kept
+    mlp.forward = at_positions
     try:
         yield
     finally:
         del mlp.forward
-        if own is not None:
+        if own is not None:  # set on the instance, as gated_mlp.py does
             mlp.forward = own
 
 
-def core(model: Any) -> Any:
+def core(model: torch.nn.Module) -> PreTrainedModel:
     """Return the plain model inside a PeftModel or a launcher's wrapper."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def why_no_tree(model: Any, longest: int) -> str | None:
+def why_no_tree(model: PreTrainedModel, longest: int) -> str | None:
     """Return why a model cannot read trees with paths of up to `longest` tokens; None if it can.
 
     It needs full attention in every layer (or a window that is not shorter), an attention that
@@ -270,9 +274,9 @@ def why_no_tree(model: Any, longest: int) -> str | None:
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) or longest
-    if kinds - {"full_attention", "sliding_attention"}:
-        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
-    if len(kinds) > 1:
+    if others := kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {', '.join(sorted(others))}"
+    if len(kinds) > 1:  # one mask serves all layers
         return "its layers have different attention windows"
     if window < longest:
         return f"its attention window has {window} tokens, and rows have up to {longest}"

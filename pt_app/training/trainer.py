@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full, write_json_atomic
-from pt_app.models.gemm import give_back_freed_memory, take_over_products
+from pt_app.models.gemm import give_back_freed_memory, restore_matmul_choice
 from pt_app.models.out_of_memory import is_out_of_memory
 from pt_app.models.packing import IGNORED, Batch
 from pt_app.models.tree_attention import last_mlp_only_at, tree_inputs
@@ -316,7 +316,7 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             "weights": self.weights,
             "ranks": self.args.world_size,
             "max_grad_norm": self.args.max_grad_norm,
-            "fast_products": torch.get_float32_matmul_precision() != "highest" if on_cpu else None,
+            "fast_matmul": torch.get_float32_matmul_precision() != "highest" if on_cpu else None,
             "loss_since": [self._globalstep_last_logged, loss],
             "pack_tokens": self.layout.budget,
             "rows": self.layout.rows,
@@ -334,8 +334,8 @@ class JudgeTrainer(transformers.Trainer):  # type: ignore[misc]
             rows = min(before["rows"], self.layout.rows)
             self.layout = replace(self.layout, trees=trees, budget=budget, rows=rows)
         self._loss_before = before["loss_since"]
-        if self.args.use_cpu and before["fast_products"] is not None:
-            take_over_products(before["fast_products"])
+        if self.args.use_cpu and before["fast_matmul"] is not None:
+            restore_matmul_choice(before["fast_matmul"])
         if before["max_grad_norm"] != self.args.max_grad_norm:
             then, now = before["max_grad_norm"], self.args.max_grad_norm
             log.warning("gradients were clipped at %g, and are at %g from here on", then, now)

@@ -8,7 +8,7 @@ import psutil  # type: ignore[import-untyped]
 from pt_app.core import console
 from pt_app.models.base_files import weight_files
 from pt_app.models.bases import ModelSource
-from pt_app.models.gemm import packing_holds
+from pt_app.models.gemm import should_pack_weights
 from pt_app.models.memory import memory_limit
 from pt_app.models.platforms import Platform, device_memory
 from pt_app.preflight.estimate.outline import Held, Outline, Pass
@@ -25,8 +25,8 @@ NF4_BLOCK, NF4_SCALES, NF4_TABLES = 64, 256, (16 + 256 + 1) * FLOAT32
 # 256 parameters; tensors with fewer than 4096 parameters stay in 32 bits.
 EIGHT_BIT_BLOCK, MIN_8_BIT = 256, 4096
 # What torch and its libraries add to a process that trains on a CPU, as measured in
-# docs/ESTIMATE.md: mostly the kernels of oneDNN, of which `gemm.KERNELS_KEPT` are cached, and holes
-# between tensors.
+# docs/ESTIMATE.md: mostly the kernels of oneDNN, of which `gemm.MAX_CACHED_KERNELS` are cached, and
+# holes between tensors.
 LIBRARIES = 200 * 2**20
 # The context of CUDA and the workspace of cuBLAS on a GPU that is not present: a guess.
 CUDA_CONTEXT = 600 * 2**20
@@ -177,7 +177,7 @@ def evaluation_memory(outline: Outline, plan: Plan, source: ModelSource, runtime
     packs = extremes([*plan.test, *plan.calibration])
     held = outline.held([("reading", pack) for pack in packs])
     weights = outline.frozen
-    if packing_holds():
+    if should_pack_weights():
         # Packed layers are new tensors, and so is a head that shares the weight of the embedding.
         # The plain ones are freed, unless they lie in the mapping of a float32 file.
         weights += outline.shared_head

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from pt_app.core import console
 from pt_app.models.base_files import weight_files
 from pt_app.models.bases import ModelSource
-from pt_app.models.gemm import fast_products
+from pt_app.models.gemm import fast_matmul
 from pt_app.models.out_of_memory import is_out_of_memory
 from pt_app.models.packing import Batch, Shapes
 from pt_app.preflight.estimate.estimate import Estimate
@@ -227,7 +227,7 @@ def matmul_rate(cost: Cost) -> float:
     """Return the operations per second of scoring on this CPU, from a matmul of that size."""
     weight = torch.randn(cost.widest, cost.head // max(cost.vocabulary, 1))
     x = torch.randn(ROWS, weight.shape[1])
-    with torch.inference_mode(), fast_products(torch.device("cpu")):
+    with torch.inference_mode(), fast_matmul(torch.device("cpu")):
         best = min(_timed(partial(F.linear, x, weight)) for _ in range(4))
     return SCORING * 2 * ROWS * weight.numel() / best
 
