@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pt_app.core.chat_templates import DAY, asks_for_the_date
 from pt_app.core.errors import UserError
@@ -25,18 +25,22 @@ from pt_app.core.files import (
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
+from pt_app.models.base_files import ADAPTER_CONFIG as CONFIG
 from pt_app.models.base_files import read_json, tokenizer_files
-from pt_app.models.bases import TINY, ModelSource, is_local, resolve_model
+from pt_app.models.bases import TINY, Identity, ModelSource, is_local, resolve_model
 from pt_app.models.model_card import AdapterInfo, model_card
 from pt_app.models.provenance import without_absolute_paths
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 JUDGE = "judge.json"
 TRAINING = "training_config.json"
 CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
 REQUIRED = (CONFIG, WEIGHTS, JUDGE, TRAINING, CARD, "tokenizer_config.json", TEMPLATE)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ log = logging.getLogger(__name__)
 NOT_COMPUTED = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
 
-Identity = Mapping[str, str | None]
+Json = Mapping[str, Any]
+"""The content of one of the JSON files of an adapter."""
 
 
 def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
@@ -54,11 +59,15 @@ def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
     return f"{model}-judge-{epochs:g}ep-{now:%Y%m%d_%H%M%S}_final"
 
 
-def attach_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: str) -> Any:
-    """Put a fresh float32 LoRA adapter on `model`; returns a PeftModel.
+def attach_lora(
+    model: "PreTrainedModel", *, r: int, alpha: int, dropout: float, targets: str
+) -> "PeftModel":
+    """Put a fresh float32 LoRA adapter on `model`.
 
-    `targets` are module names by commas, or "all-linear". Raises UserError if the model has
-    none of them.
+    `targets` are module names by commas, or "all-linear".
+
+    Raises:
+        UserError: if the model has none of them.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -73,9 +82,7 @@ def attach_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: str)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        linear = {
-            n.split(".")[-1] for n, m in model.named_modules() if "Linear" in type(m).__name__
-        }
+        linear = {n.split(".")[-1] for n, m in model.named_modules() if "Linear" in str(type(m))}
         raise UserError(
             f"--lora_targets {targets}: the model has no such modules; it has "
             f"{', '.join(sorted(linear - {'lm_head'}))}, or use all-linear"
@@ -83,19 +90,20 @@ def attach_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: str)
 
 
 def save_adapter(
-    model: Any,
+    model: "PeftModel",
     encoder: PromptEncoder,
     folder: Path,
     *,
     identity: Identity,
-    training_config: Mapping[str, Any],
-    results: Mapping[str, Any] | None = None,
+    training_config: Json,
 ) -> AdapterInfo:
-    """Write the LoRA adapter of `model`, a PeftModel, as a complete folder or not at all.
+    """Write the LoRA adapter of `model` as a complete folder or not at all.
 
-    Tokenizer, template and scale are those of `encoder`; `results` is the content of a
-    results.json, for the card. Of absolute paths in `training_config` the last part is kept.
-    Raises UserError if `folder` exists, cannot be written, or a weight is not finite.
+    Tokenizer, template and scale are those of `encoder`. Of absolute paths in `training_config`
+    the last part is kept.
+
+    Raises:
+        UserError: if `folder` exists, cannot be written, or a weight is not finite.
     """
     if folder.exists():
         raise UserError(f"{folder} exists: name another folder for the adapter")
@@ -109,8 +117,11 @@ def save_adapter(
         write_json_atomic(aside / TRAINING, training)
         write_text_atomic(aside / CARD, "# Adapter\n")
         info = verify_adapter(aside)
-        write_text_atomic(aside / CARD, model_card(info, results, name=folder.name))
-        _flush(aside)
+        write_text_atomic(aside / CARD, model_card(info, None, name=folder.name))
+        for path in aside.rglob("*"):  # flush before the rename: files are complete or absent
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
         os.replace(aside, folder)
     except Exception as error:  # tokenizers has no kind of its own for a disk that is full
         if isinstance(error, UserError) or not (isinstance(error, OSError) or is_full(error)):
@@ -121,7 +132,7 @@ def save_adapter(
     return verify_adapter(folder)
 
 
-def _write_weights(model: Any, folder: Path, identity: Identity) -> None:
+def _write_weights(model: "PeftModel", folder: Path, identity: Identity) -> None:
     """Write weights and configuration as peft does, but float32, sorted, and without paths.
 
     PeftModel.save_pretrained would keep the base's absolute path in the card, the order of a set
@@ -161,8 +172,8 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
     write_json_atomic(folder / JUDGE, judge)
 
 
-def config_sha256(config: Mapping[str, Any]) -> str:
-    """Hash what an adapter_config.json says of the computation.
+def config_sha256(config: Json) -> str:
+    """Hash what an adapter_config.json says about the computation.
 
     Another release of peft may write it in another order, with the defaults of its new fields: what
     is empty or off, and what only says where the adapter comes from, does not count.
@@ -175,7 +186,7 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     return sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
 
-def _judge_sha256(folder: Path, identity: Identity, config: str, judge: Mapping[str, Any]) -> str:
+def _judge_sha256(folder: Path, identity: Identity, config: str, judge: Json) -> str:
     """Hash all that a verdict depends on: weights, configuration, prompts, tokenizer, base.
 
     `calibration.json` is left out: it is fitted later, and moves no verdict.
@@ -190,17 +201,11 @@ def _judge_sha256(folder: Path, identity: Identity, config: str, judge: Mapping[
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-
-
 def verify_adapter(folder: Path) -> AdapterInfo:
     """Read an adapter folder and check all of it: files, hash, keys, dtype, finite weights.
 
-    Raises UserError that names the file at fault.
+    Raises:
+        UserError: names the file at fault.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder of an adapter")
@@ -235,14 +240,14 @@ def verify_adapter(folder: Path) -> AdapterInfo:
 
 def _day_of(folder: Path) -> date:
     """Return the day of an adapter without a date: when it was trained, by its folder's name."""
-    found = re.search(r"ep-(\d{8})_\d{6}_final$", folder.resolve().name)
+    match = re.search(r"ep-(\d{8})_\d{6}_final$", folder.resolve().name)
     try:
-        return datetime.strptime(found[1], "%Y%m%d").date() if found else DAY
+        return datetime.strptime(match[1], "%Y%m%d").date() if match else DAY
     except ValueError:
         return DAY
 
 
-def encoder_of(info: AdapterInfo, tokenizer: Any) -> PromptEncoder:
+def encoder_of(info: AdapterInfo, tokenizer: "PreTrainedTokenizerBase") -> PromptEncoder:
     """Make prompts as the adapter was trained with, by the tokenizer of its folder."""
     if asks_for_the_date(tokenizer):
         log.warning(
@@ -253,30 +258,28 @@ def encoder_of(info: AdapterInfo, tokenizer: Any) -> PromptEncoder:
     return PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length, info.day)
 
 
-def _check_config(
-    folder: Path, config: Mapping[str, Any], judge: Mapping[str, Any], training: Mapping[str, Any]
-) -> None:
+def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> None:
     """Compare adapter_config.json with what the judge was saved with.
 
     Judges of version 0.1 have no hash of it; their training's own settings are compared.
     """
-    settings = training.get("settings") or {}
-    same = judge.get("config_sha256", config_sha256(config)) == config_sha256(config)
-    for name in ("r", "lora_alpha"):
-        trained = settings.get("lora_r" if name == "r" else name)
-        if trained is not None and trained != config[name]:
+    path, settings = folder / CONFIG, training.get("settings") or {}
+    for name, setting in (("r", "lora_r"), ("lora_alpha", "lora_alpha")):
+        trained = settings.get(setting)
+        if trained not in (None, config[name]):
             raise UserError(
-                f"{folder / CONFIG}: {name} is {config[name]}, and the judge was trained with "
-                f"{trained}: copy the adapter again"
+                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}: "
+                "copy the adapter again"
             )
-    if not same:
+    own = config_sha256(config)
+    if judge.get("config_sha256", own) != own:
         raise UserError(
-            f"{folder / CONFIG} is not the one that the judge was saved with, so that it would "
-            "give other verdicts: copy the adapter again"
+            f"{path} is not the one that the judge was saved with, so that it would give other "
+            "verdicts: copy the adapter again"
         )
 
 
-def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
+def _check_weights(path: Path, judge: Json) -> int:
     """Check the weights file and count its parameters."""
     import torch
     from safetensors import SafetensorError
@@ -298,49 +301,44 @@ def _check_weights(path: Path, judge: Mapping[str, Any]) -> int:
     return sum(weight.numel() for weight in weights.values())
 
 
-def load_adapter(folder: Path, base_model: Any, identity: Identity) -> Any:
-    """Put the adapter on `base_model`, whose `model_identity` is given; returns a PeftModel.
+def load_adapter(folder: Path, base_model: "PreTrainedModel", identity: Identity) -> "PeftModel":
+    """Put the adapter on `base_model`, whose `model_identity` is given; the base is changed.
 
-    The base is changed in place. Raises UserError if the adapter is damaged, its weights are not
-    all loaded, or it was trained on another base: the same names with other weights would give
-    other verdicts.
+    Raises:
+        UserError: if the adapter is damaged, its weights are not all loaded, or it was trained on
+            another base: the same names with other weights would give other verdicts.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     check_base(verify_adapter(folder), identity)
     try:
         model = PeftModel.from_pretrained(base_model, folder, torch_device="cpu")
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder / CONFIG} does not fit the weights or the base ({said}): copy the adapter "
+            f"{folder / CONFIG} does not fit the weights or the base ({reason}): copy the adapter "
             "again"
         ) from error
-    _check_all_loaded(model, folder)
-    return model.eval()
-
-
-def _check_all_loaded(model: Any, folder: Path) -> None:
-    """Compare the weights of the file with those of the model: peft drops what has no place."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # peft drops weights that have no place in the model without an error.
+    own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        given = set(file.keys())
-    for what, keys in (("has no place for", given - set(own)), ("lacks", set(own) - given)):
+        saved = set(file.keys())
+    for what, keys in (("has no place for", saved - own), ("lacks", own - saved)):
         if keys:
             raise UserError(
                 f"{folder / CONFIG} does not fit {WEIGHTS}: the adapter {what} {len(keys)} "
                 f"weights (such as {min(keys)}): copy the adapter again"
             )
+    return model.eval()
 
 
 def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
     """Find the base of an adapter: the one that is `named` (--base), else by its own name.
 
-    Raises UserError if there is no such base, or where it was a folder and none is named: an
-    adapter does not keep its path.
+    Raises:
+        UserError: if there is no such base, or where it was a folder and none is named: an adapter
+            does not keep its path.
     """
     name = named or info.base_name
     from_folder = info.identity.get("revision") is None and info.base_name != TINY
@@ -356,32 +354,30 @@ def check_base(info: AdapterInfo, identity: Identity) -> None:
     """Raise UserError where the adapter was trained on another base than that of `identity`."""
     for key in ("weights_sha256", "tokenizer_sha256"):
         if info.identity.get(key) != identity.get(key):
+            trained, given = (
+                f'"{base.get("name")}" ({key.partition("_")[0]} {str(base.get(key))[:12]})'
+                for base in (info.identity, identity)
+            )
             raise UserError(
-                f"{info.folder} was trained on {_name(info.identity, key)}, not on "
-                f"{_name(identity, key)}: load it on its own base"
+                f"{info.folder} was trained on {trained}, not on {given}: load it on its own base"
             )
 
 
-def _name(identity: Identity, key: str) -> str:
-    part = key.partition("_")[0]
-    return f'"{identity.get("name")}" ({part} {str(identity.get(key))[:12]})'
+def merge(model: "PeftModel") -> "PreTrainedModel":
+    """Merge an adapter into its base, and return the plain model.
 
-
-def merge(model: Any) -> Any:
-    """Fold the adapter of a PeftModel into its base, and return the plain model.
-
-    Raises UserError on weights other than float32: a quantised base is rounded again, which moves
-    the verdicts.
+    Raises:
+        UserError: for weights other than float32: a quantised base would be rounded again, which
+            changes the verdicts.
     """
     import torch
 
-    weights: list[torch.Tensor] = list(model.parameters())
-    if any(weight.dtype != torch.float32 for weight in weights):
+    if any(weight.dtype != torch.float32 for weight in model.parameters()):
         raise UserError("an adapter is merged into a float32 base only: load the base in float32")
     return model.merge_and_unload(safe_merge=True)
 
 
-def update_model_card(folder: Path, results: Mapping[str, Any] | None) -> None:
+def update_model_card(folder: Path, results: Json | None) -> None:
     """Rewrite the card of a saved adapter with the results of its evaluation."""
     info = verify_adapter(folder)
     write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))

@@ -1,12 +1,11 @@
 """The files of a base model's folder: which ones count, and whether they are whole. Without torch.
 
 People have all kinds of folders on disk: Git LFS pointers in place of files, halves of downloads,
-weights that are quantised already, an adapter written into the base's folder. Each is one line
-that says so, before anything is loaded.
+weights that are quantised already, an adapter written into the base's folder. Each of these is
+reported in one line before anything is loaded.
 """
 
 import json
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,24 @@ TOKENIZER = ["*.json", "*.txt", "*.jinja", "tokenizer*", "*.model"]
 WANTED = [*TOKENIZER, "model*.safetensors"]
 OLDER_TOKENIZER_FILES = ("merges.txt", "spiece.model", "tokenizer.model", "vocab.json")
 LFS = b"version https://git-lfs.github.com/spec/"
-LENGTH = 8  # bytes that say how long the header of a safetensors file is
 AGAIN = "fetch it again"
 
 
 def check_base_folder(folder: Path) -> None:
     """Check that `folder` holds one whole base model that can be loaded as it is.
 
-    Raises UserError that names the file at fault.
+    Raises:
+        UserError: names the file at fault.
     """
+    has_adapter = (folder / ADAPTER_CONFIG).is_file()
     if not (folder / CONFIG).is_file():
-        other = "name a model's folder"
-        if (folder / ADAPTER_CONFIG).is_file():
+        remedy = "name a model's folder"
+        if has_adapter:
             base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-            other = f'it holds an adapter; name its base ("{base}")'
-        raise UserError(f"{folder} has no {CONFIG}: {other}")
+            remedy = f'it holds an adapter; name its base ("{base}")'
+        raise UserError(f"{folder} has no {CONFIG}: {remedy}")
     config = read_json(folder / CONFIG)
-    if (folder / ADAPTER_CONFIG).is_file():
+    if has_adapter:
         # transformers would put the adapter on the base, and the base's hash would not say so.
         raise UserError(
             f"{folder} holds an adapter beside the base ({ADAPTER_CONFIG}), and both would be "
@@ -58,14 +58,14 @@ def check_tokenizer_folder(folder: Path) -> None:
     if not files:
         raise UserError(f"{folder} has no tokenizer.json: name a model's or a tokenizer's folder")
     for path in [*files, *folder.glob("*.json")]:
-        if _begins(path, len(LFS)) == LFS:
-            raise _pointer(path)
+        _refuse_pointer(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """List the safetensors files that make up a model, sorted by name.
 
-    Raises UserError if there are none, or one that the index names is missing.
+    Raises:
+        UserError: if there are none, or one that the index names is missing.
     """
     names = ["model.safetensors"]
     if not (folder / names[0]).is_file() and (folder / INDEX).is_file():
@@ -83,22 +83,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def wanted_files(folder: Path) -> list[Path]:
-    """List what of a model's folder is needed elsewhere: its weights, configuration, tokenizer.
+    """List what is needed elsewhere of a model's folder: its weights, configuration, tokenizer.
 
-    Whatever else lies there (.env, .git, data) stays. Raises UserError as `weight_files`.
+    Whatever else lies there (.env, .git, data) stays.
+
+    Raises:
+        UserError: as `weight_files`.
     """
-    weights = {path.name for path in weight_files(folder)}
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name in weights
-        or (
-            path.is_file()
-            and not path.name.startswith(".")
-            and not path.name.endswith(".safetensors")
-            and any(fnmatch(path.name, pattern) for pattern in WANTED)
-        )
-    )
+    others = {path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file()}
+    kept = {p for p in others if not p.name.startswith(".") and p.suffix != ".safetensors"}
+    return sorted({*weight_files(folder), *kept})
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -110,8 +104,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError if the file is a Git LFS pointer or damaged."""
-    if _begins(path, len(LFS)) == LFS:
-        raise _pointer(path)
+    _refuse_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -122,40 +115,29 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare a file's size with what its header says; costs some KB of reading.
+    """Compare a file's size with what its header says; costs some KB of reading."""
+    from safetensors import SafetensorError, safe_open
 
-    The format: 8 bytes of the header's length, the header in JSON, the numbers of all tensors.
-    """
-    size = path.stat().st_size
-    begins = _begins(path, 64)
-    if begins.startswith(LFS):
-        raise _pointer(path)
-    length = int.from_bytes(begins[:LENGTH], "little")
-    if size < LENGTH or length > size - LENGTH:
-        raise UserError(f"{path} is cut or no safetensors file ({size:,} bytes): {AGAIN}")
+    _refuse_pointer(path)
     try:
-        header = json.loads(_begins(path, LENGTH + length)[LENGTH:])
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        size = f"{path.stat().st_size:,} bytes"
         raise UserError(
-            f"{path} is no safetensors file (its header is damaged): {AGAIN}"
+            f"{path} is cut or no safetensors file ({size}; {error}): {AGAIN}"
         ) from error
-    whole = LENGTH + length + max(ends, default=0)
-    if size != whole:
-        raise UserError(f"{path} has {size:,} of {whole:,} bytes: {AGAIN}")
 
 
-def _begins(path: Path, count: int) -> bytes:
-    """Read the first bytes of a file; raises UserError if it cannot be read."""
+def _refuse_pointer(path: Path) -> None:
+    """Raise UserError if the file cannot be read, or is a Git LFS pointer in place of a file."""
     try:
         with open(path, "rb") as file:
-            return file.read(count)
+            start = file.read(len(LFS))
     except OSError as error:
         raise UserError(cannot_read(path, error)) from error
-
-
-def _pointer(path: Path) -> UserError:
-    return UserError(
-        f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository, "
-        "or fetch the model with hf download"
-    )
+    if start == LFS:
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its "
+            "repository, or fetch the model with hf download"
+        )

@@ -1,7 +1,8 @@
 """Base models: where a name leads, how a model and its tokenizer are loaded, which one it is."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,11 +23,14 @@ from pt_app.models.base_files import (
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = "tiny"
 HUB_TIMEOUT = 5.0  # seconds that a hub may take to answer before it counts as out of reach
 # A conversation as training lays it out: what its template writes must have an embedding.
-TURNS = [{"role": r, "content": r} for r in ("system", "user", "assistant")]
+TURNS = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+
+Identity = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def is_local(name: str) -> bool:
 def resolve_model(name: str) -> ModelSource:
     """Find the model that `name` means: "tiny", a folder, or an id on the hub (cache first).
 
-    Raises UserError if it is none of them, or where the folder holds no whole model.
+    Raises:
+        UserError: if it is none of them, or the folder holds no whole model.
     """
     source = _local(name)
     if source is None:
@@ -71,7 +76,8 @@ def resolve_model(name: str) -> ModelSource:
 def resolve_tokenizer(name: str) -> ModelSource:
     """Find the model whose tokenizer `name` means, as `resolve_model`; weights are not needed.
 
-    Raises UserError if there is no such model, or no tokenizer in its folder.
+    Raises:
+        UserError: if there is no such model, or no tokenizer in its folder.
     """
     source = _local(name)
     if source is None:
@@ -111,16 +117,17 @@ def _snapshot(name: str, patterns: list[str]) -> Path | None:
 
 
 def fetch(name: str, patterns: list[str] = WANTED) -> Path:
-    """Fetch the newest revision of a hub model into the local cache; give its snapshot's folder.
+    """Fetch the newest revision of a hub model into the local cache; return its folder there.
 
-    Raises UserError if the hub does not answer, or has no such model.
+    Raises:
+        UserError: if the hub does not answer, or has no such model.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)  # gives up in time where there is no hub
-        # By the branch: of a snapshot fetched by its commit the cache keeps no name, and a process
-        # with the hub off would not find it.
+        # Fetched by branch: the cache keeps no name for a snapshot that was fetched by its commit,
+        # and a process with the hub off would not find it.
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the HTTP library's own errors, which change with its version
         raise UserError(
@@ -130,7 +137,7 @@ def fetch(name: str, patterns: list[str] = WANTED) -> Path:
         ) from error
 
 
-def model_identity(source: ModelSource) -> dict[str, str | None]:
+def model_identity(source: ModelSource) -> Identity:
     """Identify a base: name, hub revision, sha256 of its weights and of its tokenizer.
 
     Each hash runs over the bytes of the files in order of their names, so that for one file it is
@@ -144,7 +151,7 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
     }
 
 
-def short_identity(source: ModelSource) -> dict[str, Any]:
+def short_identity(source: ModelSource) -> dict[str, str | int | None]:
     """Identify a base without reading its weights: name, revision, size, tokenizer's hash."""
     return {
         "name": source.name,
@@ -154,10 +161,11 @@ def short_identity(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def load_tokenizer(source: ModelSource | Path) -> Any:
+def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a base or of an adapter's folder; a missing pad token is set.
 
-    Raises UserError if it does not load or has no chat template that counts as the default.
+    Raises:
+        UserError: if it does not load or has no chat template that counts as the default.
     """
     from transformers import AutoTokenizer
 
@@ -167,8 +175,14 @@ def load_tokenizer(source: ModelSource | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
         raise UserError(f"{folder}: its tokenizer does not load ({_short(error)})") from error
-    if isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = _default_template(tokenizer.chat_template, folder)
+    if isinstance(templates := tokenizer.chat_template, dict):
+        # The others are for tools and the like.
+        if "default" not in templates:
+            raise UserError(
+                f"{folder}: its chat templates are named {', '.join(sorted(templates))}, and none "
+                "is the default: write the one to use into chat_template.jinja in that folder"
+            )
+        tokenizer.chat_template = templates["default"]
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: its tokenizer has no chat template; use an instruct model")
     if tokenizer.pad_token is None:
@@ -176,22 +190,15 @@ def load_tokenizer(source: ModelSource | Path) -> Any:
     return tokenizer
 
 
-def _default_template(templates: Mapping[str, str], folder: Path) -> str:
-    """Return the chat template, of several; the others are for tools and the like."""
-    if "default" not in templates:
-        raise UserError(
-            f"{folder}: its chat templates are named {', '.join(sorted(templates))}, and none is "
-            "the default: write the one to use into chat_template.jinja in that folder"
-        )
-    return templates["default"]
-
-
-def check_model(source: ModelSource, tokenizer: Any) -> None:
+def check_model(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Check that the weights of a base fit its architecture, and its tokens their embedding.
 
-    No weight is read: the names and shapes in the files are laid over a model without storage. It
-    costs a tenth of a second for a small base. Raises UserError as `load_model`, and for tokens
-    that a prompt can hold and that have no embedding.
+    No weight is read: the names and shapes in the files are compared with a model without storage,
+    which takes a tenth of a second for a small base.
+
+    Raises:
+        UserError: as `load_model`, and for tokens that a prompt can hold and that have no
+            embedding.
     """
     embeddings = load_model(source, device="meta").get_input_embeddings().num_embeddings
     try:
@@ -217,14 +224,16 @@ def load_model(
     source: ModelSource,
     dtype: "torch.dtype | None" = None,
     device: "str | torch.device | None" = None,
-    quantization_config: Any = None,
-) -> Any:
+    quantization_config: "BitsAndBytesConfig | None" = None,
+) -> "PreTrainedModel":
     """Load the causal language model of `source` in `dtype` (float32) on `device` (the CPU).
 
     With `quantization_config` the weights are quantised on `device` as they are read. Else they are
     read on the CPU and moved, since a device map adds hooks to every layer; on "meta" none is read.
-    Raises UserError if the weights do not load, need code from the hub, are not those of the
-    architecture, or are not finite in `dtype`.
+
+    Raises:
+        UserError: if the weights do not load, need code from the hub, are not those of the
+            architecture, or are not finite in `dtype`.
     """
     import torch
     from safetensors import SafetensorError
@@ -239,8 +248,8 @@ def load_model(
     if quantization_config is not None or device.type == "meta":
         options |= {"device_map": {"": device}}
     try:
-        with weights_in_own_pages(), _no_report():
-            model, found = AutoModelForCausalLM.from_pretrained(
+        with weights_in_own_pages(), _without_report():
+            model, report = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -249,19 +258,25 @@ def load_model(
                 **options,
             )
     except ImportError as error:
-        raise UserError(_not_installed(source, error, quantization_config)) from error
+        what = f'model "{source.name}" needs a package that is not installed: {_short(error)}'
+        if quantization_config is not None:
+            what = f"a 4-bit base needs bitsandbytes ({_short(error)}): "
+            what += "pip install -r requirements-cuda.txt"
+        raise UserError(what) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(f'model "{source.name}" does not load: {_short(error)}') from error
-    _check_names(source, type(model).__name__, found)
+    _check_names(source, type(model).__name__, report)
     if device.type != "meta":
-        # In the files, since what NF4 makes of a NaN is a number.
+        # In the files, since NF4 turns a NaN into a number.
         check_finite(source, dtype if quantization_config is None else torch.float32)
     return model if "device_map" in options else model.to(device)
 
 
-def _check_names(source: ModelSource, architecture: str, found: Mapping[str, Any]) -> None:
+def _check_names(
+    source: ModelSource, architecture: str, report: Mapping[str, Collection[Any]]
+) -> None:
     """Raise UserError where a weight of the model is random, or one of the files is not used.
 
     transformers leaves out what it knows to be harmless: tied heads, buffers, and what the
@@ -270,13 +285,13 @@ def _check_names(source: ModelSource, architecture: str, found: Mapping[str, Any
     faults = [
         f"{len(keys)} {what} (such as {min(keys)})"
         for what, keys in (
-            ("missing", found["missing_keys"]),
-            ("that it has no place for", found["unexpected_keys"]),
-            ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
+            ("missing", report["missing_keys"]),
+            ("that it has no place for", report["unexpected_keys"]),
+            ("of another shape", {key for key, *_ in report["mismatched_keys"]}),
         )
         if keys
     ]
-    faults += [_short_text(str(message)) for message in found["error_msgs"]]
+    faults += map(_short, report["error_msgs"])
     if faults:
         raise UserError(
             f'model "{source.name}": its weights are not those of {architecture}: '
@@ -287,7 +302,7 @@ def _check_names(source: ModelSource, architecture: str, found: Mapping[str, Any
 def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
     """Raise UserError for a weight of `source` that is NaN or infinite, or becomes so in `dtype`.
 
-    Costs a reading of the files, a third of a second a GB, once in a process for the same files.
+    This reads the files, at a third of a second per GB, once per process for the same files.
     """
     for path in weight_files(source.path):
         status = path.stat()
@@ -304,20 +319,20 @@ def _not_finite(path: Path, dtype: "torch.dtype", *_: int) -> str | None:
     import torch
     from safetensors import safe_open
 
-    most = torch.finfo(dtype).max
+    limit = torch.finfo(dtype).max
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  (it is no mapping)
             weight = file.get_tensor(key)
             if weight.is_floating_point() and weight.numel():
                 low, high = torch.aminmax(weight)  # NaN where there is one
-                if not (float(low) >= -most and float(high) <= most):
+                if not (float(low) >= -limit and float(high) <= limit):
                     return str(key)
     return None
 
 
 @contextmanager
-def _no_report() -> Iterator[None]:
-    """Keep transformers' table of keys off the terminal: `_check_names` says it in one line."""
+def _without_report() -> Iterator[None]:
+    """Keep transformers from logging its table of keys, which `_check_names` says in one line."""
     logger = logging.getLogger("transformers.modeling_utils")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -327,18 +342,6 @@ def _no_report() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _not_installed(source: ModelSource, error: ImportError, quantization_config: Any) -> str:
-    if quantization_config is None:
-        return f'model "{source.name}" needs a package that is not installed: {_short(error)}'
-    return (
-        f"a 4-bit base needs bitsandbytes ({_short(error)}): pip install -r requirements-cuda.txt"
-    )
-
-
-def _short(error: Exception) -> str:
-    return _short_text(str(error))
-
-
-def _short_text(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else text[:200] + "..."
+def _short(message: object) -> str:
+    """Return the text of an error in one line of at most 200 characters."""
+    return textwrap.shorten(str(message), 200, placeholder="...")
