@@ -5,7 +5,7 @@ Nothing else in the project asks which device it runs on: it reads these values.
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,9 +16,10 @@ from pt_app.models import gemm
 
 Weights = Literal["float32", "bfloat16", "float16", "nf4"]
 PLANNED = "planned, not this machine's"
+PAGED = "paged_adamw_8bit"  # its states move to the CPU when the GPU's memory is full
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Platform:
     """What the machine changes in a run."""
 
@@ -31,13 +32,13 @@ class Platform:
     """Format of the frozen base; nf4 means NF4 with double quantization."""
     compute_dtype: torch.dtype
     """Of the matmuls of the base."""
-    optimizer: str
-    empty_cache_steps: int | None
-    fixed_lengths: bool
+    optimizer: str = "adamw_torch"
+    empty_cache_steps: int | None = None
+    fixed_lengths: bool = False
     """Pad to a few lengths: on MPS memory grows with the number of distinct shapes."""
     load_device: str
     """Where the base is loaded: the device, or the CPU if it is then sharded over several."""
-    attention: str
+    attention: str = "sdpa"
     """Name in the registry of transformers; "judge_blocks" is this project's, for CPUs."""
 
     @property
@@ -152,14 +153,11 @@ def planned(recipe: Recipe, *, no_4bit: bool, precision: str, gib: float | None)
 
     "mps" is an Apple GPU, "cuda" an NVIDIA or AMD GPU with bfloat16.
     """
-    size = "of a size not given" if gib is None else f"of {gib:g} GiB"
+    hardware = f"a GPU of {'a size not given' if gib is None else f'{gib:g} GiB'}"
     if recipe == "mps":
-        platform = replace(_mps(), device="mps", empty_cache_steps=4, fixed_lengths=True)
+        platform = _apple_gpu(hardware, PLANNED)
     else:
-        plain: Weights = "bfloat16" if no_4bit else "nf4"
-        dtype = torch.bfloat16
-        platform = replace(_cuda(no_4bit), device="cuda", weights=plain, compute_dtype=dtype)
-    platform = replace(platform, attention="sdpa", hardware=f"a GPU {size}", reason=PLANNED)
+        platform = _gpu("cuda", hardware, PLANNED, torch.bfloat16, no_4bit)
     if precision == "auto":
         return platform
     return replace(_in_precision(platform, precision), reason=PLANNED)
@@ -177,77 +175,73 @@ def device_memory(platform: Platform) -> int | None:
 
 def _in_precision(platform: Platform, precision: str) -> Platform:
     """Return the platform with its base in this precision; NF4 weights only compute in it."""
-    dtype: torch.dtype = torch.float32
-    if precision == "bf16":
-        dtype = torch.bfloat16
-        if platform.on_cpu and (platform.weights == "nf4" or not gemm.has_bfloat16()):
-            why = "with NF4 weights" if platform.weights == "nf4" else "instructions"
-            remedy = "--no_4bit, or " if platform.weights == "nf4" else ""
-            raise UserError(
-                f"--train_precision bf16: this CPU has no bfloat16 {why}: {remedy}leave it out"
-            )
-        here = platform.has_own_memory and platform.reason != PLANNED
-        if here and not _has_bfloat16():
-            raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
+    nf4 = platform.weights == "nf4"
+    if precision == "bf16" and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
+        why = "with NF4 weights: --no_4bit, or" if nf4 else "instructions:"
+        raise UserError(f"--train_precision bf16: this CPU has no bfloat16 {why} leave it out")
+    present = platform.has_own_memory and platform.reason != PLANNED
+    if precision == "bf16" and present and not _has_bfloat16():
+        raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
     weights: Weights = "bfloat16" if precision == "bf16" else "float32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return replace(
         platform,
         compute_dtype=dtype,
-        weights="nf4" if platform.weights == "nf4" else weights,
+        weights="nf4" if nf4 else weights,
         reason=f"{platform.reason}; in {dtype} as requested",
     )
 
 
-def _mps(on_cpu: bool = False) -> Platform:
-    on_apple = torch.backends.mps.is_available() and not on_cpu
-    if on_apple and console.ranks() > 1:
-        raise UserError("an Apple GPU trains in one process: start the recipe without a launcher")
-    if on_apple:
-        device, reason = "mps", "Apple GPU found"
-        memory = torch.mps.recommended_max_memory() / 2**30
-        hardware = f"Apple GPU, {memory:.1f} GiB usable"
-    else:
-        device, hardware = "cpu", _cpu_name()
+def _mps(on_cpu: bool) -> Platform:
+    if on_cpu or not torch.backends.mps.is_available():
         reason = "no Apple GPU here: training on the CPU"
         if torch.cuda.is_available():
             reason += "; judge_train_cuda.py would use the GPU of this machine"
+        return _cpu(reason)
+    if console.ranks() > 1:
+        raise UserError("an Apple GPU trains in one process: start the recipe without a launcher")
+    memory = torch.mps.recommended_max_memory() / 2**30
+    return _apple_gpu(f"Apple GPU, {memory:.1f} GiB usable", "Apple GPU found")
+
+
+def _cuda(no_4bit: bool, on_cpu: bool) -> Platform:
+    if on_cpu or not torch.cuda.is_available():
+        reason = "no NVIDIA or AMD GPU here: training on the CPU, in float32, without paging"
+        platform = _cpu(reason)
+        if no_4bit:
+            return platform
+        return replace(platform, weights="nf4", optimizer=PAGED)
+    number = console.number("LOCAL_RANK", 0)  # under a launcher each process has its own GPU
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"{console.local_ranks()} processes were started for {torch.cuda.device_count()} "
+            "GPUs: give --nproc_per_node, or --num_processes, that number"
+        )
+    device = f"cuda:{number}" if console.ranks() > 1 else "cuda"
+    dtype, why = torch.bfloat16, "it has bfloat16"
+    if not _has_bfloat16():
+        dtype, why = torch.float16, "it has no native bfloat16, so float16"
+    kind = "AMD GPU (ROCm)" if torch.version.hip else "NVIDIA GPU"
+    properties = torch.cuda.get_device_properties(device)
+    hardware = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+    return _gpu(device, hardware, f"{kind} found; {why}", dtype, no_4bit)
+
+
+def _apple_gpu(hardware: str, reason: str) -> Platform:
     return Platform(
-        device=device,
-        load_device=device,
+        device="mps",
+        load_device="mps",
         reason=reason,
         hardware=hardware,
         weights="float32",
         compute_dtype=torch.float32,
-        optimizer="adamw_torch",
-        empty_cache_steps=4 if on_apple else None,
-        fixed_lengths=on_apple,
-        attention="sdpa" if on_apple else "judge_blocks",
+        empty_cache_steps=4,
+        fixed_lengths=True,
     )
 
 
-def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
-    on_gpu = torch.cuda.is_available() and not on_cpu
-    if on_gpu:
-        # Under a launcher each process has the GPU of its local rank.
-        device, number = "cuda", console.number("LOCAL_RANK", 0)
-        if console.ranks() > 1:
-            device = f"cuda:{number}"
-        if number >= torch.cuda.device_count():
-            raise UserError(
-                f"{console.local_ranks()} processes were started for {torch.cuda.device_count()} "
-                "GPUs: give --nproc_per_node, or --num_processes, that number"
-            )
-        dtype, why = _gpu_compute_dtype()
-        kind = "AMD GPU (ROCm)" if torch.version.hip else "NVIDIA GPU"
-        properties: Any = torch.cuda.get_device_properties(device)
-        hardware = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
-        reason = f"{kind} found; {why}"
-    else:
-        device, dtype, hardware = "cpu", torch.float32, _cpu_name()
-        reason = "no NVIDIA or AMD GPU here: training on the CPU, in float32, without paging"
-    plain: Weights = "float32"
-    if on_gpu:
-        plain = "bfloat16" if dtype == torch.bfloat16 else "float16"
+def _gpu(device: str, hardware: str, reason: str, dtype: torch.dtype, no_4bit: bool) -> Platform:
+    plain: Weights = "bfloat16" if dtype == torch.bfloat16 else "float16"
     return Platform(
         device=device,
         load_device=device,
@@ -255,25 +249,25 @@ def _cuda(no_4bit: bool, on_cpu: bool = False) -> Platform:
         hardware=hardware,
         weights=plain if no_4bit else "nf4",
         compute_dtype=dtype,
-        optimizer="adamw_torch" if no_4bit else "paged_adamw_8bit",
-        empty_cache_steps=None,
-        fixed_lengths=False,
-        attention="sdpa" if on_gpu else "judge_blocks",
+        optimizer=Platform.optimizer if no_4bit else PAGED,
     )
 
 
-def _gpu_compute_dtype() -> tuple[torch.dtype, str]:
-    if _has_bfloat16():
-        return torch.bfloat16, "it has bfloat16"
-    return torch.float16, "it has no native bfloat16, so float16"
+def _cpu(reason: str) -> Platform:
+    import platform
+
+    name = platform.processor() or platform.machine()
+    return Platform(
+        device="cpu",
+        load_device="cpu",
+        reason=reason,
+        hardware=f"{name} CPU, {torch.get_num_threads()} threads",
+        weights="float32",
+        compute_dtype=torch.float32,
+        attention="judge_blocks",
+    )
 
 
 def _has_bfloat16() -> bool:
     # A T4 reports bfloat16 but emulates it, several times slower: ask for the native one.
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-def _cpu_name() -> str:
-    import platform
-
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
