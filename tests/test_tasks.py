@@ -130,18 +130,13 @@ def test_a_folder_that_was_split_by_row_needs_leaks_to_be_allowed(
 
 
 def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path
 ) -> None:
     data = write_task(tmp_path / "data", "pairwise")
     split_folder(data, SplitPlan.of(folds=2), progress=False)
     argv = flags(base, data / "folds", tmp_path / "out", "--tracking=off")
     with pytest.raises(UserError, match=r"holds folds: train them all with `judge train"):
         main("mps", argv)
-
-    def run_here(recipe: str, given: Any) -> None:
-        main(recipe, list(given))
-
-    monkeypatch.setattr(dispatch, "run_recipe", run_here)
     dispatch.train_here(argv)
     root = tmp_path / "out" / "folds-of-data"
     joined = json.loads((root / "evaluation" / "results.json").read_text("utf-8"))

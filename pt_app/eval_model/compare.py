@@ -11,9 +11,9 @@ from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
 from pt_app.core.verdicts import Scale
-from pt_app.eval_model.curve import SHARES, train_parts
 from pt_app.eval_model.evaluation import Scoring, labelled
 from pt_app.eval_model.prompted import Endpoint, prompted_rows
+from pt_app.eval_model.repeats import SHARES, on_fewer_rows
 from pt_app.evidence.baselines import fit_baselines
 from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
@@ -75,7 +75,7 @@ def evaluate_judges(
     if with_base and infos:
         judges.append(judged("base", infos[0], tuned=False))
     if curve:
-        parts = train_parts(infos[0], data, len(dataset.train), base, out)
+        parts = on_fewer_rows(infos[0], data, len(dataset.train), base, out)
         judges += [judged(name, adapters.verify_adapter(part)) for name, part in parts.items()]
     if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")

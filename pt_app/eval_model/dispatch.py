@@ -1,22 +1,15 @@
-"""`judge train`: the recipe for this machine, said and run; on folds, one adapter a fold."""
+"""`judge train`: print and run the recipe for this machine; on folds, train one adapter each."""
 
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pt_app
-from pt_app.core.errors import UserError
-from pt_app.core.settings import (
-    Recipe,
-    Settings,
-    build_parser,
-    check_flags,
-    resolve,
-)
+from pt_app.core.settings import Recipe, build_parser, check_flags, resolve
+from pt_app.eval_model.repeats import fold_folders, over_folds, train_with
 
 ABOUT = """Train a judge with the recipe for this machine, whose command line is printed:
 
@@ -33,37 +26,29 @@ def recipe_command(recipe: Recipe, argv: Sequence[str]) -> list[str]:
 
 
 def run_recipe(name: Recipe, argv: Sequence[str]) -> None:
-    """Print the recipe's command line and run it; ends this process where it fails."""
+    """Print the recipe's command line and run it; exit this process where it fails."""
     command = recipe_command(name, argv)
     print(f"$ {shlex.join(command)}", flush=True)
     recipe = subprocess.Popen([sys.executable, *command[1:]])
-    with _handed_on_to(recipe):
-        try:
-            code = recipe.wait()
-        except KeyboardInterrupt:
-            code = recipe.wait()  # the terminal interrupts it too, and it ends after a checkpoint
+    # Signals that ask a recipe for a checkpoint reach it: a supervisor knows this process alone.
+    asking = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(n, lambda number, _: recipe.send_signal(number)) for n in asking]
+    try:
+        code = recipe.wait()
+    except KeyboardInterrupt:
+        code = recipe.wait()  # the terminal interrupts it too, and it ends after a checkpoint
+    finally:
+        for number, handler in zip(asking, before, strict=True):
+            signal.signal(number, handler)
     if code:
         sys.exit(code)
 
 
-@contextmanager
-def _handed_on_to(recipe: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within, signals that ask a recipe for a checkpoint reach it: a supervisor knows this process
-    alone."""
-    asking = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(n, lambda number, _: recipe.send_signal(number)) for n in asking]
-    try:
-        yield
-    finally:
-        for number, handler in zip(asking, before, strict=True):
-            signal.signal(number, handler)
-
-
 def train_here(argv: Sequence[str]) -> None:
-    """Run the recipe that uses what this machine has, once for each fold where the data has folds.
+    """Run the recipe for this machine, once for each fold where the data folder holds folds.
 
-    The folds' evaluations are then joined below the output folder. Raises UserError for wrong
-    flags and a missing dataset, mostly before torch is imported.
+    Raises:
+        UserError: for wrong flags and a missing dataset, mostly before torch is imported.
     """
     if {"--help", "-h"} & set(argv):
         build_parser(None, "judge train", ABOUT).print_help()
@@ -75,36 +60,7 @@ def train_here(argv: Sequence[str]) -> None:
 
     recipe = recipe_for_this_machine()
     settings = resolve(recipe, argv, "judge train", ABOUT)
-    folds = fold_folders(Path(settings.data_dir))
-    if folds:
-        train_folds(recipe, argv, settings, folds)
+    if folds := fold_folders(Path(settings.data_dir)):
+        over_folds(settings, folds, train_with(recipe))
     else:
         run_recipe(recipe, argv)
-
-
-def fold_folders(data_dir: Path) -> list[Path]:
-    """Return the dataset folders of the folds in `data_dir`, in order; none if it holds none."""
-    numbered = [path for path in data_dir.glob("*/judge_test.json") if path.parent.name.isdigit()]
-    return sorted((path.parent for path in numbered), key=lambda path: int(path.name))
-
-
-def train_folds(
-    recipe: Recipe, argv: Sequence[str], settings: Settings, folds: Sequence[Path]
-) -> None:
-    """Train one adapter a fold, one after the other, and join their evaluations."""
-    from pt_app.eval_model.folds import join_evaluations
-
-    if settings.skip_eval or settings.resume != "off":
-        raise UserError(
-            "folds are trained from their start and evaluated: leave out --skip_eval and --resume, "
-            f"or train one fold with --data_dir {folds[0]}"
-        )
-    root = Path(settings.output_dir) / f"folds-of-{folds[0].parents[1].name}"
-    if root.exists():
-        raise UserError(f"{root} is there: choose another --output_dir, or delete it")
-    adapters: list[Path] = []
-    for fold in folds:
-        own = ["--data_dir", str(fold), "--output_dir", str(root / f"fold-{fold.name}")]
-        run_recipe(recipe, [*argv, *own])  # of a flag given twice the last counts
-        adapters += (root / f"fold-{fold.name}").glob("*_final")
-    print(f"report of all folds: {join_evaluations(adapters, root / 'evaluation')}")

@@ -1,6 +1,7 @@
 """Adapters trained on the folds of one dataset: their evaluations joined, every row once."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +22,7 @@ from pt_app.evidence.results import (
 from pt_app.report import write_report
 from pt_app.report.source import read_predictions, read_results
 
-Results = dict[str, Any]
+Results = Mapping[str, Any]
 
 
 def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
@@ -44,27 +45,35 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     _check_same(results, adapters)
     first = results[0]
     judges = [_joined(model["name"], results, rows) for model in first["models"]]
-    _check_once(judges[0], adapters)
-    leaks = [one.get("leaks", {"n": 0, "examples": []}) for one in results]
-    examples = [line for one in leaks for line in one["examples"]]
-    hashes = json.dumps([one["data"]["sha256"] for one in results], sort_keys=True)
+    row_id, count = Counter(row["id"] for row in judges[0].rows).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f'row "{row_id}" is in the test part of two of the {len(adapters)} adapters: join '
+            "adapters of the folds that one `judge data split --folds` wrote"
+        )
+    leaks = [result.get("leaks", {"n": 0, "examples": []}) for result in results]
+    hashes = json.dumps([result["data"]["sha256"] for result in results], sort_keys=True)
     data = {
         "path": f"{first['data']['path']} and {len(adapters) - 1} more folds",
         "sha256": sha256(hashes.encode()).hexdigest(),
     }
-    run = dict(first["run"]) | {"folds": [Path(adapter).name for adapter in adapters]}
-    scale, fitted = Scale.from_name(first["scale"]), _baselines(judges[0], first)
-    joined = results_of(judges, scale, data, fitted, examples, run)
-    joined["leaks"]["n"] = sum(one["n"] for one in leaks)
+    joined = results_of(
+        judges,
+        Scale.from_name(first["scale"]),
+        data,
+        _baselines(judges[0], first),
+        [line for leak in leaks for line in leak["examples"]],
+        dict(first["run"]) | {"folds": [Path(adapter).name for adapter in adapters]},
+    )
+    joined["leaks"]["n"] = sum(leak["n"] for leak in leaks)
     write_evaluation(out, judges, joined)
     return write_report(out)
 
 
-def _joined(
-    name: str, results: Sequence[Results], predictions: Sequence[Mapping[str, Any]]
-) -> JudgeRows:
+def _joined(name: str, results: Sequence[Results], predictions: Sequence[Results]) -> JudgeRows:
+    """Return the rows of one judge over all folds."""
     rows = [row for row in predictions if row["model"] == name]
-    models = [model for one in results for model in one["models"] if model["name"] == name]
+    models = [model for result in results for model in result["models"] if model["name"] == name]
     ids, precisions = (dict.fromkeys(model[key] for model in models) for key in ("id", "precision"))
     shortened, ties = (sum(model[key] for model in models) for key in ("shortened", "ties"))
     return JudgeRows(name, ", ".join(ids), rows, shortened, ties, ", ".join(precisions))
@@ -73,7 +82,7 @@ def _joined(
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
     """Return the baselines that every fold has, each fitted on its own fold's training rows."""
     verdicts = [row.get("rules") or {} for row in judge.rows]
-    fitted = {one["name"]: one.get("fitted") or "" for one in first["baselines"]}
+    fitted = {baseline["name"]: baseline.get("fitted") or "" for baseline in first["baselines"]}
     return [
         Baseline(name, [of_row[name] for of_row in verdicts], fitted.get(name))
         for name in verdicts[0]
@@ -82,30 +91,19 @@ def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
 
 
 def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
-    def made(one: Results) -> dict[str, Any]:
-        return {
-            "task": one["task"],
-            "scale": one["scale"],
-            "base": one["run"].get("base"),
-            "judges": [model["name"] for model in one["models"]],
+    """Raise UserError for an adapter of another task, scale, base or set of judges."""
+    traits = [
+        {
+            "task": result["task"],
+            "scale": result["scale"],
+            "base": result["run"].get("base"),
+            "judges": [model["name"] for model in result["models"]],
         }
-
-    for adapter, one in zip(adapters[1:], results[1:], strict=True):
-        ours, theirs = made(results[0]), made(one)
-        differing = [what for what, value in ours.items() if value != theirs[what]]
-        if differing:
+        for result in results
+    ]
+    for adapter, own in zip(adapters, traits, strict=True):
+        if differing := [name for name in own if own[name] != traits[0][name]]:
             raise UserError(
                 f"{adapter} has another {differing[0]} than {adapters[0]}: join adapters of one "
                 "training"
             )
-
-
-def _check_once(judge: JudgeRows, adapters: Sequence[Path]) -> None:
-    seen: set[str] = set()
-    for row in judge.rows:
-        if row["id"] in seen:
-            raise UserError(
-                f'row "{row["id"]}" is in the test part of two of the {len(adapters)} adapters: '
-                "join adapters of the folds that one `judge data split --folds` wrote"
-            )
-        seen.add(row["id"])

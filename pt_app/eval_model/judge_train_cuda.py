@@ -76,10 +76,17 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
     )
 
 
+def train(settings: Settings) -> Path:
+    """Train a judge, save its adapter, evaluate it on the CPU; return the adapter's folder."""
+    from pt_app.eval_model import entry
+
+    return entry.run("cuda", settings, load_base, training_arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, save the adapter, evaluate it on the CPU."""
+    """Train once, or once for each seed or fold."""
     settings = resolve("cuda", argv, "judge_train_cuda.py", __doc__ or "")
-    repeats.run("cuda", settings, load_base, training_arguments)
+    repeats.run(settings, train)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,17 @@ def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingAr
     )
 
 
+def train(settings: Settings) -> Path:
+    """Train a judge, save its adapter, evaluate it on the CPU; return the adapter's folder."""
+    from pt_app.eval_model import entry
+
+    return entry.run("mps", settings, load_base, training_arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, save the adapter, evaluate it on the CPU."""
+    """Train once, or once for each seed or fold."""
     settings = resolve("mps", argv, "judge_train_mps.py", __doc__ or "")
-    repeats.run("mps", settings, load_base, training_arguments)
+    repeats.run(settings, train)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Repeated trainings: over seeds, whose spread no bootstrap shows, or over folds of the data.
+"""Train again: over seeds, whose spread no bootstrap shows, over folds of the data, on fewer rows.
 
-Users' mistakes are reported before torch is imported, which takes seconds.
+Each repeat is a `Settings` of its own, and all of them are trained in this process, one after the
+other. Users' mistakes are reported before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,85 +16,143 @@ from typing import TYPE_CHECKING
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
-from pt_app.core.settings import Recipe, Settings
+from pt_app.core.settings import Recipe, Settings, resolve, table
 
 if TYPE_CHECKING:
-    from pt_app.training.run import LoadBase, MakeArguments
+    from pt_app.models.model_card import AdapterInfo
 
+Train = Callable[[Settings], Path]
+"""Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe."""
+SHARES = {"quarter": 0.25, "half": 0.5}  # of the training rows, for a learning curve
+MIN_CURVE_ROWS = 8
+# What a run on fewer rows does not take from the adapter's own training.
+NOT_REPEATED = {"data_dir", "output_dir", "model", "max_samples", "skip_eval", "resume"}
+NOT_REPEATED |= {"tracking", "seeds", "folds", "log_texts", "test_samples"}
 log = logging.getLogger(__name__)
 
 
-def run(
-    recipe: Recipe,
-    settings: Settings,
-    load_base: LoadBase,
-    arguments: MakeArguments,
-) -> list[Path]:
+def train_with(recipe: Recipe) -> Train:
+    """Return the function that trains one judge in this process as a recipe does."""
+    from pt_app.eval_model import judge_train_cuda, judge_train_mps
+
+    return {"mps": judge_train_mps.train, "cuda": judge_train_cuda.train}[recipe]
+
+
+def run(settings: Settings, train: Train) -> list[Path]:
     """Train once, or once for each of `--seeds` or `--folds`; return the adapters' folders.
 
     Raises:
         UserError: for whatever the user can fix.
     """
-    _check(settings)
     from pt_app.core.dataset import find_folder
 
-    find_folder(settings.data_dir)
-    from pt_app.eval_model import entry
-
+    if settings.folds or settings.seeds > 1:
+        _check(settings, folds=bool(settings.folds))
+    data = find_folder(settings.data_dir)
     if settings.folds:
-        return _over_folds(recipe, settings, load_base, arguments)
-    adapters = []
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        one = replace(settings, seed=seed, seeds=1)
-        adapters.append(entry.run(recipe, one, load_base, arguments))
+        return _over_new_folds(settings, data, train)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    adapters = [train(replace(settings, seed=seed, seeds=1)) for seed in seeds]
     if settings.seeds > 1:
         _write_spread(adapters)
     return adapters
 
 
-def _check(settings: Settings) -> None:
-    repeated = f"--seeds {settings.seeds}" if settings.seeds > 1 else f"--folds {settings.folds}"
-    if settings.seeds == 1 and not settings.folds:
-        return
-    if settings.seeds > 1 and settings.folds:
-        raise UserError("--seeds and --folds: choose one of them")
+def _check(settings: Settings, *, folds: bool) -> None:
+    if folds and settings.seeds > 1:
+        raise UserError("--seeds and folds: choose one of them")
+    repeated = "folds" if folds else f"--seeds {settings.seeds}"
     if settings.skip_eval or settings.resume != "off":
         raise UserError(f"{repeated}: leave out --skip_eval and --resume, or train them one by one")
-    if settings.test_samples and settings.seeds > 1:
-        raise UserError(f"{repeated}: leave out --test_samples, which each seed draws anew")
+    if settings.test_samples and not folds:
+        raise UserError(f"{repeated}: leave out --test_samples, which each seed draws again")
     if console.ranks() > 1:
         raise UserError(f"{repeated}: start one run after the other under a launcher")
 
 
-def _over_folds(
-    recipe: Recipe,
-    settings: Settings,
-    load_base: LoadBase,
-    arguments: MakeArguments,
-) -> list[Path]:
-    """Split all rows into folds by group, train one adapter on the rest of each, and join them."""
-    from pt_app.eval_model import entry
-    from pt_app.eval_model.folds import join_evaluations
+def fold_folders(data_dir: Path) -> list[Path]:
+    """Return the dataset folders of the folds in `data_dir`, in order; none if it holds none."""
+    numbered = [path for path in data_dir.glob("*/judge_test.json") if path.parent.name.isdigit()]
+    return sorted((path.parent for path in numbered), key=lambda path: int(path.name))
+
+
+def _over_new_folds(settings: Settings, data: Path, train: Train) -> list[Path]:
+    """Split all rows into folds by group, and train on the rest of each."""
     from pt_app.judge_data.folder import split_folder
     from pt_app.judge_data.splitting import SplitPlan
 
-    data = Path(settings.data_dir)
-    root = Path(settings.output_dir) / f"folds-of-{data.name}"
-    if root.exists():
-        raise UserError(f"{root} is there: choose another --output_dir, or delete it")
+    folds = [data / "folds" / str(number) for number in range(1, settings.folds + 1)]
+    _output_of(settings, folds)  # refuses an old folder before the data are split
     plan = SplitPlan.of(folds=settings.folds, seed=settings.seed)
     print("\n".join(split_folder(data, plan).lines()))
-    adapters = []
-    for fold in range(1, settings.folds + 1):
-        one = replace(
-            settings,
-            folds=0,
-            data_dir=str(data / "folds" / str(fold)),
-            output_dir=str(root / f"fold-{fold}"),
-        )
-        adapters.append(entry.run(recipe, one, load_base, arguments))
+    return over_folds(replace(settings, folds=0), folds, train)
+
+
+def over_folds(settings: Settings, folds: Sequence[Path], train: Train) -> list[Path]:
+    """Train one adapter per dataset folder of `folds`, and join their evaluations.
+
+    Raises:
+        UserError: for settings that do not fit, and an output folder that exists.
+    """
+    _check(settings, folds=True)
+    root = _output_of(settings, folds)
+    adapters = [
+        train(replace(settings, data_dir=str(fold), output_dir=str(root / f"fold-{fold.name}")))
+        for fold in folds
+    ]
+    from pt_app.eval_model.folds import join_evaluations
+
     log.info("report of all folds: %s", join_evaluations(adapters, root / "evaluation"))
     return adapters
+
+
+def _output_of(settings: Settings, folds: Sequence[Path]) -> Path:
+    root = Path(settings.output_dir) / f"folds-of-{folds[0].parents[1].name}"
+    if root.exists():
+        raise UserError(f"{root} is there: choose another --output_dir, or delete it")
+    return root
+
+
+def on_fewer_rows(
+    info: AdapterInfo, data: Path, rows: int, base: str | None, out: Path
+) -> dict[str, Path]:
+    """Train as an adapter was trained, on shares of its rows: would more labels help?
+
+    Args:
+        info: the adapter, whose settings are used.
+        data: its dataset folder.
+        rows: the number of training rows there.
+        base: the path of its base, if that was a folder.
+        out: the folder below which to train; shares that are there are not trained again.
+
+    Returns:
+        The adapters' folders by the name of the share.
+
+    Raises:
+        UserError: for an adapter whose settings are not recorded, and for too few rows.
+    """
+    from pt_app.models.platforms import recipe_for_this_machine
+
+    recorded = info.training.get("settings")
+    if not recorded:
+        raise UserError(f"{info.folder} does not say how it was trained: no curve can be made")
+    if rows < MIN_CURVE_ROWS:
+        raise UserError(f"{data} has {rows} training rows: too few for a curve")
+    recipe = recipe_for_this_machine()
+    repeated = (table(recipe).keys() & recorded.keys()) - NOT_REPEATED
+    settings = replace(
+        resolve(recipe, (), "judge eval", ""),
+        **{name: recorded[name] for name in repeated},
+        data_dir=str(data),
+        model=base or info.base_name,
+        skip_eval=True,
+        tracking="off",
+    )
+    for name, share in SHARES.items():
+        count, folder = max(2, round(rows * share)), out / "curve" / name
+        if not list(folder.glob("*_final")):
+            train_with(recipe)(replace(settings, max_samples=count, output_dir=str(folder)))
+    return {name: max((out / "curve" / name).glob("*_final")) for name in SHARES}
 
 
 def _write_spread(adapters: Sequence[Path]) -> None:
@@ -106,15 +165,15 @@ def _write_spread(adapters: Sequence[Path]) -> None:
 
     results = [read_results(adapter / "evaluation") for adapter in adapters]
     metric = headline(Scale.from_name(results[0]["scale"]))
-    values = [one["models"][0]["constrained"][metric]["value"] for one in results]
+    values = [result["models"][0]["constrained"][metric]["value"] for result in results]
     defined = [value for value in values if value is not None]
     spread = {
         "metric": metric,
-        "seeds": [one["run"]["seed"] for one in results],
+        "seeds": [result["run"]["seed"] for result in results],
         "values": values,
         "mean": statistics.mean(defined) if defined else None,
         "sd": statistics.stdev(defined) if len(defined) > 1 else None,
     }
-    for adapter, one in zip(adapters, results, strict=True):
-        write_json_atomic(adapter / "evaluation" / RESULTS, one | {"over_seeds": spread})
+    for adapter, result in zip(adapters, results, strict=True):
+        write_json_atomic(adapter / "evaluation" / RESULTS, result | {"over_seeds": spread})
         log.info("report: %s", write_report(adapter / "evaluation"))
