@@ -1,4 +1,4 @@
-"""`judge score`: rows in, judgements out, in parts from which a killed run resumes."""
+"""`judge score`: judge the rows of a file, in parts from which a killed run resumes."""
 
 import contextlib
 import csv
@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,27 @@ from pt_app.core.files import (
 )
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
-from pt_app.judge import PROBLEM, Judge, Judgement
+from pt_app.judge import PROBLEM, Judge
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.reading.tables import Reading, Table, open_table
 
 ENDINGS = (".jsonl", ".csv", ".parquet")
 PART = 500  # rows; a killed run loses at most so many
 JOB = "job.json"  # in the folder of parts: whose they are
-Row = tuple[Place, dict[str, Any]]
+Json = dict[str, Any]
+Row = tuple[Place, Json]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal shards of the rows: `number` of `count`, from 1."""
+    """One of `count` equal shards of the rows; `number` counts from 1."""
 
     number: int = 1
     count: int = 1
 
     @staticmethod
     def parse(text: str) -> "Shard":
-        """Read "2/8"; raises UserError for anything else."""
+        """Read a text like "2/8"; raises UserError for anything else."""
         number, _, count = text.partition("/")
         if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
             return Shard(int(number), int(count))
@@ -66,11 +67,14 @@ class ScoreOptions:
 
 
 def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -> dict[str, int]:
-    """Judge every row of `input`, write `output`; gives how many rows have which status.
+    """Judge every row of `input`, write `output`, and return how many rows have which status.
 
     What is done so far lies in `output`.parts, and is joined at the end: the same command resumes
-    where a killed one stopped. Raises UserError for files that cannot be read or written, an output
-    that is also read or that another process writes, and where the parts are another job's.
+    where a killed one stopped.
+
+    Raises:
+        UserError: for files that cannot be read or written, an output that is also read or that
+            another process writes, and parts of another job.
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
@@ -83,7 +87,7 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
             counts = _score(adapter, input, output, parts, options)
             shutil.rmtree(parts)
         finally:
-            if not (parts / JOB).exists():  # refused before it began
+            if not (parts / JOB).exists():  # the job was refused before it began
                 lock.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     parts.rmdir()
@@ -105,20 +109,23 @@ def _score(
         precision=options.precision,
         sample=sample,
     )
-    mine = options.shard.of(sum(1 for _ in table.rows()))
+    shard = options.shard.of(sum(1 for _ in table.rows()))
     _open_parts(parts, _job(judge, input, options))
-    rows = itertools.islice(_rows(table, columns), mine.start, mine.stop)
-    written = [parts / f"{number:06}.jsonl" for number in range(-(-len(mine) // PART))]
-    for path in written:
-        _write_part(judge, list(itertools.islice(rows, PART)), path, options.feedback)
-    lines = [line for path in written for line in _lines(path)]
-    if len(lines) != len(mine):
+    rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
+    judged: list[Json] = []
+    for number in range(-(-len(shard) // PART)):
+        path, batch = parts / f"{number:06}.jsonl", list(itertools.islice(rows, PART))
+        if not path.exists():  # staged then renamed: a part that exists is whole
+            _write_part(judge, batch, path, options.feedback)
+        with open(path, encoding="utf-8", newline="\n") as file:  # texts may hold other line ends
+            judged += map(json.loads, file)
+    if len(judged) != len(shard):
         raise UserError(
-            f"{parts} holds {len(lines):,} judgements of {len(mine):,} rows: was {input} or the "
+            f"{parts} holds {len(judged):,} judgements of {len(shard):,} rows: was {input} or the "
             "folder changed meanwhile? Remove the folder, and score again"
         )
-    _write(output, lines)
-    return dict(Counter(line["status"] for line in lines))
+    _write(output, judged)
+    return dict(Counter(row["status"] for row in judged))
 
 
 def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
@@ -133,8 +140,8 @@ def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
         yield place, row
 
 
-def _job(judge: Judge, input: str, options: ScoreOptions) -> dict[str, Any]:
-    path = Path(input.partition("::")[0])
+def _job(judge: Judge, input: str, options: ScoreOptions) -> Json:
+    path = Path(input.partition("::")[0])  # a member of an archive follows its name
     return {
         "judge": judge.name,
         "input": sha256_file(path) if path.is_file() else input,
@@ -143,53 +150,37 @@ def _job(judge: Judge, input: str, options: ScoreOptions) -> dict[str, Any]:
     }
 
 
-def _open_parts(parts: Path, job: Mapping[str, Any]) -> None:
+def _open_parts(parts: Path, job: Json) -> None:
     """Make the folder of parts, or resume in one of the same job."""
-    about = parts / JOB
-    if not about.exists():
-        write_json_atomic(about, job)
+    path = parts / JOB
+    if not path.exists():
+        write_json_atomic(path, job)
         return
     try:
-        before = json.loads(about.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{about} is damaged: remove {parts}") from error
-    other = [name for name in job if before.get(name) != job[name]]
-    if other:
+        raise UserError(f"{path} is damaged: remove {parts}") from error
+    if differing := [name for name in job if before.get(name) != job[name]]:
         raise UserError(
-            f"{parts} was begun with another {other[0]}: give the former again, or remove it"
+            f"{parts} was begun with another {differing[0]}: give the former again, or remove it"
         )
 
 
 def _write_part(judge: Judge, batch: Sequence[Row], path: Path, feedback: bool) -> None:
-    if path.exists():  # staged then renamed: it is whole
-        return
-    judged = judge.score(
-        [row for _, row in batch],
-        feedback=feedback,
-        progress=True,
-        places=[place for place, _ in batch],
-    )
-    text = "".join(json.dumps(_as_row(one), ensure_ascii=False) + "\n" for one in judged)
-    write_text_atomic(path, text)
+    places, rows = [place for place, _ in batch], [row for _, row in batch]
+    judged = map(asdict, judge.score(rows, feedback=feedback, progress=True, places=places))
+    optional = ("answer", "problem")
+    kept = [{k: v for k, v in one.items() if k not in optional or v is not None} for one in judged]
+    write_text_atomic(path, _as_lines(kept))
 
 
-def _as_row(one: Judgement) -> dict[str, Any]:
-    row = asdict(one)
-    for name in ("answer", "problem"):
-        if row[name] is None:
-            del row[name]
-    return row
+def _as_lines(rows: Sequence[Json]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _lines(part: Path) -> Iterator[dict[str, Any]]:
-    with open(part, encoding="utf-8", newline="\n") as file:
-        yield from (json.loads(line) for line in file)
-
-
-def _write(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write(output: Path, rows: Sequence[Json]) -> None:
     if output.suffix == ".jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text_atomic(output, text)
+        write_text_atomic(output, _as_lines(rows))
         return
     flat = [
         {**row, "probabilities": row["probabilities"] and json.dumps(row["probabilities"])}
@@ -202,31 +193,23 @@ def _write(output: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(flat)
         write_text_atomic(output, text_file.getvalue())
-        return
-    _write_parquet(output, flat, names)
+    else:
+        _write_parquet(output, flat, names)
 
 
-def _write_parquet(output: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> None:
     """Write a table whose verdicts are texts: numbers and names may not share a column."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     numbers = ("confidence", "calibrated", "expected", "verdict_mass")
     kinds = dict.fromkeys(numbers, arrow.float64()) | {"abstain": arrow.bool_()}
-    columns = {
-        name: arrow.array(
-            [_cell(row.get(name), name in kinds) for row in rows], kinds.get(name, arrow.string())
-        )
-        for name in names
-    }
+    texts = [{k: v if k in kinds or v is None else str(v) for k, v in row.items()} for row in rows]
+    schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
     aside = output.with_name(f".{output.name}.partial")
     try:
         with open(aside, "wb") as file:  # Arrow takes no name that is not UTF-8
-            parquet.write_table(arrow.table(columns), file)
+            parquet.write_table(arrow.Table.from_pylist(texts, schema), file)
         aside.replace(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error}): choose another folder") from error
-
-
-def _cell(value: Any, number: bool) -> Any:
-    return value if number or value is None else str(value)
