@@ -10,6 +10,7 @@ from pt_app.core.dataset import read_dataset
 from pt_app.core.prompts import PromptEncoder
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.models import adapters, bases
+from pt_app.training.preparation import Prepared
 
 PAIR = {
     "id": "pair",
@@ -36,7 +37,7 @@ def evaluation(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "judge"
     identity = bases.model_identity(source)
     adapters.save_adapter(judge, encoder, folder, identity=identity, training_config={})
-    evaluate(source, folder, data, data.test, encoder, {})
+    evaluate(Prepared(source, data, encoder, None, None, data.test), folder, {})
     return folder / "evaluation"
 
 

@@ -72,7 +72,7 @@ def evaluate(
 
     find_folder(data)
     from pt_app.core import console
-    from pt_app.eval_model.compare import evaluate_judges
+    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
     from pt_app.eval_model.prompted import Endpoint
     from pt_app.models.endpoint.budget import Budget
     from pt_app.report import terminal_table
@@ -87,10 +87,7 @@ def evaluate(
         max_tokens=max_tokens,
         budget=Budget(rpm=rpm, tpm=tpm, price_in=price_in, price_out=price_out, max_cost=max_cost),
     )
-    results = evaluate_judges(
-        data,
-        out,
-        adapter or (),
+    options = EvalOptions(
         with_base=with_base,
         base=base_path,
         endpoint=asked if endpoint else None,
@@ -101,5 +98,6 @@ def evaluate(
         seed=seed,
         curve=curve,
     )
+    results = evaluate_judges(data, out, adapter or (), options)
     console.show(terminal_table(results))
     print(f"report: {out / 'report.html'}")

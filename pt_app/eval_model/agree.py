@@ -14,12 +14,16 @@ from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
-from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
+from pt_app.evidence.results import WRITTEN, JudgeRows, Row, results_of, write_evaluation
 from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
 from pt_app.judge_data.metric_scores import as_verdicts, rank_results, read_scores
 from pt_app.judge_data.verdict_files import Columns, FileOptions, VerdictFile, VerdictTable
 from pt_app.report import write_report
+
+Results = dict[str, Any]
+NOT_GROUPED = "each row counts as a source of its own (--group names the column of sources)"
+BY_RANK_ONLY = "by rank only: verdicts need --validation, rows to fit a map from the scores on"
 
 
 def agree(
@@ -34,7 +38,7 @@ def agree(
     by_rank: bool = False,
     lower_is_better: bool = False,
     validation: str = "",
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Results, list[str]]:
     """Measure the judges of a file of verdicts, and write the evaluation.
 
     Args:
@@ -57,34 +61,44 @@ def agree(
     """
     read = [name for name in (file, train, validation) if name]
     refuse_overwrite([out / name for name in WRITTEN], read)
-    notes, ranks = list[str](), dict[str, Any]()
+    notes: list[str] = []
+    ranked: Results = {"models": []}
     if by_rank or lower_is_better:
         source = VerdictFile(file, columns, reading)
-        metrics = verdict_files.aligned(read_scores(source, lower_is_better), source)
-        _check_groups(metrics, file)
-        results = rank_results(metrics, _about(file)) | {"run": _run()}
+        scores = verdict_files.aligned(read_scores(source, lower_is_better), source)
+        _check_groups(scores, file)
+        ranked = rank_results(scores, _about(file)) | {"run": _run()}
         notes += source.notes()
         if not validation:
-            write_evaluation(out, _judges(metrics), results)
+            write_evaluation(out, _judges(scores), ranked)
             write_report(out)
-            only = "by rank only: verdicts need --validation, rows to fit a map from the scores on"
-            return results, [*notes, only]
-        ranks = {model["name"]: model["metrics"] for model in results["models"]}
-        other = read_scores(VerdictFile(validation, columns, reading), lower_is_better)
-        table = as_verdicts(metrics, other, _scale(scale, metrics, file), validation, file)
+            return ranked, [*notes, BY_RANK_ONLY]
+        others = read_scores(VerdictFile(validation, columns, reading), lower_is_better)
+        table = as_verdicts(scores, others, _scale(scale, scores, file), validation, file)
     else:
         table = verdict_files.read_verdicts(file, columns, scale, reading)
-    notes += table.notes
-    if not columns.group:
-        notes.append("each row counts as a source of its own (--group names the column of sources)")
-    _check_groups(table.judges, file)
-    judges = _judges(table.judges)
+        _check_groups(table.judges, file)
     training = None
     if train:
         same_scale = verdict_files.read_verdicts(train, columns, table.scale.name, reading)
         training = _labelled(same_scale)
+    results = _evaluated(table, out, file, training, asked, ranked)
+    return results, [*notes, *table.notes, *([] if columns.group else [NOT_GROUPED])]
+
+
+def _evaluated(
+    table: VerdictTable,
+    out: Path,
+    file: str,
+    training: Labelled | None,
+    asked: Asked,
+    ranked: Results,
+) -> Results:
+    """Compute and write the results of verdicts; metrics get their rank numbers of `ranked` too."""
+    judges = _judges(table.judges)
     baselines = fit_baselines(_labelled(table), table.scale, training)
     results = results_of(judges, table.scale, _about(file), baselines, (), _run(), asked)
+    ranks = {model["name"]: model["metrics"] for model in ranked["models"]}
     for model in results["models"]:
         name = model["name"]
         model["metrics"] |= ranks.get(name, {})
@@ -92,10 +106,10 @@ def agree(
             model["population"] = _population(verdicts, table.judges[name], table.scale)
     write_evaluation(out, judges, results, baselines)
     write_report(out)
-    return results, notes
+    return results
 
 
-def _check_groups(judges: Mapping[str, Sequence[Mapping[str, Any]]], file: str) -> None:
+def _check_groups(judges: Mapping[str, Sequence[Row]], file: str) -> None:
     rows = next(iter(judges.values()))
     if len({row["group"] for row in rows}) < 2:
         raise UserError(
@@ -104,23 +118,23 @@ def _check_groups(judges: Mapping[str, Sequence[Mapping[str, Any]]], file: str) 
         )
 
 
-def _about(file: str) -> dict[str, Any]:
+def _about(file: str) -> dict[str, str | None]:
     path = Path(file.partition("::")[0])  # a member of an archive follows its name
     return {"path": Path(file).name, "sha256": sha256_file(path) if path.is_file() else None}
 
 
-def _run() -> dict[str, Any]:
+def _run() -> dict[str, list[str]]:
     return {"command": ["judge", *sys.argv[1:]]}
 
 
-def _judges(judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[JudgeRows]:
+def _judges(judges: Mapping[str, Sequence[Row]]) -> list[JudgeRows]:
     return [JudgeRows(name, name, rows) for name, rows in judges.items()]
 
 
-def _scale(name: str, metrics: Mapping[str, Sequence[Mapping[str, Any]]], file: str) -> Scale:
+def _scale(name: str, scores: Mapping[str, Sequence[Row]], file: str) -> Scale:
     if name:
         return Scale.from_name(name)
-    return verdict_files.scale_of({r["label"] for rows in metrics.values() for r in rows}, file)
+    return verdict_files.scale_of({r["label"] for rows in scores.values() for r in rows}, file)
 
 
 def _labelled(table: VerdictTable) -> Labelled:
@@ -130,8 +144,8 @@ def _labelled(table: VerdictTable) -> Labelled:
 
 
 def _population(
-    verdicts: Sequence[Verdict | None], rows: Sequence[Mapping[str, Any]], scale: Scale
-) -> dict[str, Any] | None:
+    verdicts: Sequence[Verdict | None], rows: Sequence[Row], scale: Scale
+) -> Results | None:
     """Return the pass rate of the rows without a label; None if the task is not pass or fail."""
     if scale.task != "pass_fail":
         return None

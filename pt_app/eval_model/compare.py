@@ -1,60 +1,66 @@
 """`judge eval`: adapters, their base and a prompted model on the same rows."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
-from pt_app.core.verdicts import Scale
-from pt_app.eval_model.evaluation import Scoring, labelled
+from pt_app.eval_model.evaluation import Scoring, measured
 from pt_app.eval_model.prompted import Endpoint, prompted_rows
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
-from pt_app.evidence.baselines import fit_baselines
 from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
-from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
+from pt_app.evidence.results import WRITTEN, JudgeRows, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
 
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The flags of `judge eval`: see its help.
+
+    Attributes:
+        with_base: whether to judge with the first adapter's base, too.
+        base: the path of the base, if it was a folder.
+        endpoint: a prompted model.
+        rows: the number of test rows; 0: all.
+        feedback: whether to generate issues and feedback.
+        precision: of the scoring.
+        target_accuracy: of selective judging.
+        seed: draws rows and shots.
+        curve: whether to train the adapter on a quarter and on half of the rows, too.
+    """
+
+    with_base: bool = False
+    base: str | None = None
+    endpoint: Endpoint | None = None
+    rows: int = 0
+    feedback: bool = False
+    precision: str = "float32"
+    target_accuracy: float = 0.9
+    seed: int = 0
+    curve: bool = False
+
 
 def evaluate_judges(
-    data: Path,
-    out: Path,
-    folders: Sequence[Path] = (),
-    *,
-    with_base: bool = False,
-    base: str | None = None,
-    endpoint: Endpoint | None = None,
-    rows: int = 0,
-    feedback: bool = False,
-    precision: str = "float32",
-    target_accuracy: float = 0.9,
-    seed: int = 0,
-    curve: bool = False,
-) -> dict[str, Any]:
+    data: Path, out: Path, folders: Sequence[Path] = (), options: EvalOptions | None = None
+) -> Results:
     """Score the test rows of `data` with all judges, and write the evaluation.
 
     Args:
         data: a dataset folder.
         out: the folder to write.
         folders: the adapters.
-        with_base: whether to judge with the first adapter's base, too.
-        base: the path of the base, if it was a folder.
-        endpoint: a prompted model.
-        rows: how many test rows; 0: all.
-        feedback: whether to generate issues and feedback.
-        precision: of the scoring.
-        target_accuracy: of selective judging.
-        seed: draws rows and shots.
-        curve: whether to train the adapter on a quarter and on half of the rows, too.
+        options: what else is asked for.
 
     Returns:
         The content of results.json.
@@ -63,51 +69,44 @@ def evaluate_judges(
         UserError: for adapters that do not judge on the data's scale, and an endpoint that cannot
             be asked.
     """
+    options = options or EvalOptions()
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
     infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
     _check_scales(infos, dataset)
-    if curve and len(infos) != 1:
+    if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
-    test = draw(dataset.test, rows, seed)
-    judged = partial(_judged, test=test, base=base, feedback=feedback, precision=precision)
-    judges = [judged(name, info) for name, info in zip(_names(infos), infos, strict=True)]
-    if with_base and infos:
-        judges.append(judged("base", infos[0], tuned=False))
-    if curve:
-        parts = on_fewer_rows(infos[0], data, len(dataset.train), base, out)
-        judges += [judged(name, adapters.verify_adapter(part)) for name, part in parts.items()]
-    if endpoint is not None:
+    test = draw(dataset.test, options.rows, options.seed)
+    judges = [_judged(n, info, test, options) for n, info in zip(_names(infos), infos, strict=True)]
+    if options.with_base and infos:
+        judges.append(_judged("base", infos[0], test, options, tuned=False))
+    if options.curve:
+        shares = on_fewer_rows(infos[0], data, len(dataset.train), options.base, out)
+        for name, folder in shares.items():
+            judges.append(_judged(name, adapters.verify_adapter(folder), test, options))
+    if (endpoint := options.endpoint) is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
-        shots = draw(dataset.train, endpoint.shots, seed) if endpoint.shots else ()
+        shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
         judges.append(prompted_rows(endpoint, test, shots, dataset, journal))
-    baselines = fit_baselines(
-        labelled(test, dataset), dataset.scale, labelled(dataset.train, dataset)
-    )
-    about = {"path": dataset.path.name, "sha256": dataset.sha256}
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
-    asked = Asked(target_accuracy)
-    results = results_of(judges, dataset.scale, about, baselines, dataset.leaks, run, asked)
+    results, baselines = measured(judges, dataset, test, run, Asked(options.target_accuracy))
     if endpoint is not None:
-        own = next(model for model in results["models"] if model["name"] == judges[-1].name)
-        own["cost"] = endpoint.cost_of(len(test))
-    if curve:
-        results["curve"] = _curve(results, len(dataset.train))
+        results["models"][-1]["cost"] = endpoint.cost_of(len(test))
+    if options.curve:
+        results["curve"] = _curve(results, dataset)
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
 
 
-def _curve(results: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
+def _curve(results: Results, dataset: JudgeData) -> list[dict[str, Any]]:
     """Return the headline number by the number of training rows, fewest first."""
-    by_name = {
-        model["name"]: model["constrained"] for model in results["models"] if "constrained" in model
-    }
-    metric = headline(Scale.from_name(results["scale"]))
-    shares = {**SHARES, "adapter": 1.0}
+    metric = headline(dataset.scale)
+    models, total = {model["name"]: model for model in results["models"]}, len(dataset.train)
     return [
-        {"judge": name, "rows": round(rows * share), "metric": metric, **by_name[name][metric]}
-        for name, share in shares.items()
+        {"judge": name, "rows": round(total * share), "metric": metric}
+        | models[name]["constrained"][metric]
+        for name, share in {**SHARES, "adapter": 1.0}.items()
     ]
 
 
@@ -123,17 +122,14 @@ def _check_scales(infos: Sequence[AdapterInfo], dataset: JudgeData) -> None:
 def _judged(
     name: str,
     info: AdapterInfo,
-    *,
-    tuned: bool = True,
     test: Sequence[JudgeExample],
-    base: str | None,
-    feedback: bool,
-    precision: str,
+    options: EvalOptions,
+    tuned: bool = True,
 ) -> JudgeRows:
     """Score the test rows with an adapter, or with its base if not `tuned`."""
-    source = adapters.base_of(info, base)
+    source = adapters.base_of(info, options.base)
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-    scoring = Scoring(encoder, test, feedback, precision)
+    scoring = Scoring(encoder, test, options.feedback, options.precision)
     if not tuned:
         return scoring.judged(name, source.name, bases.load_model(source))
     identity = bases.model_identity(source)

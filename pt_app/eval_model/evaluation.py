@@ -1,19 +1,21 @@
-"""Scores a test set with the base and with the adapter, on the CPU, and writes what came out.
+"""Score a test set with the base and with the adapter, on the CPU, and write the results.
 
 `predictions.jsonl` keeps every row with its raw answer, `results.json` the numbers; the report is
 made from these two alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Verdict, read_comments
-from pt_app.evidence.baselines import Labelled, fit_baselines
+from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.judge_numbers import Asked
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
@@ -22,30 +24,26 @@ from pt_app.models.gemm import pack_weights
 from pt_app.models.tree_attention import BLOCKS, use_attention
 from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
-from pt_app.training.preparation import MAX_CALIBRATION_ROWS
+from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
+
+Json = dict[str, Any]
+OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
 
 
 def evaluate(
-    source: bases.ModelSource,
+    prepared: Prepared,
     adapter: Path,
-    data: JudgeData,
-    test: Sequence[JudgeExample],
-    encoder: PromptEncoder,
-    run: dict[str, Any],
+    run: Mapping[str, object],
     feedback: bool = False,
     precision: str = "float32",
-) -> dict[str, Any]:
-    """Score `test` with the base and with the adapter, and write `adapter`/evaluation.
+) -> Json:
+    """Score the test rows with the base and with the adapter, and write `adapter`/evaluation.
 
-    Pairs are judged in both orders.
+    Pairs are judged in both orders. The validation rows calibrate the confidence.
 
     Args:
-        source: the base, which is loaded in float32.
+        prepared: the base and the data.
         adapter: the folder of the adapter.
-        data: the dataset; its validation rows calibrate the confidence, its training rows fit the
-            baselines.
-        test: the rows to score.
-        encoder: encodes prompts and verdicts.
         run: what results.json records about the run (command, seed, versions).
         feedback: also generate answers.
         precision: of the scoring.
@@ -53,35 +51,44 @@ def evaluate(
     Returns:
         The content of results.json.
     """
+    source, data = prepared.source, prepared.data
     identity = bases.model_identity(source)
-    how = Scoring(encoder, test, feedback, precision)
+    scoring = Scoring(prepared.encoder, prepared.test, feedback, precision)
     # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
-    base = how.judged("base", source.name, bases.load_model(source))
+    base = scoring.judged("base", source.name, bases.load_model(source))
     model = adapters.load_adapter(adapter, bases.load_model(source), identity)
     validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
-    judges = [how.judged("adapter", adapter.name, adapters.merge(model), validation), base]
-    if judges[0].fitted is not None:
-        judges[0].fitted.write(adapter)
+    own = scoring.judged("adapter", adapter.name, adapters.merge(model), validation)
+    if own.fitted is not None:
+        own.fitted.write(adapter)
+    run = {**run, "base": identity}
+    results, baselines = measured([own, base], data, prepared.test, run)
+    write_evaluation(adapter / "evaluation", [own, base], results, baselines)
+    return results
+
+
+def measured(
+    judges: Sequence[JudgeRows],
+    data: JudgeData,
+    test: Sequence[JudgeExample],
+    run: Mapping[str, object],
+    asked: Asked | None = None,
+) -> tuple[Json, list[Baseline]]:
+    """Compute the results of judges on test rows of a dataset, and the baselines on them."""
     baselines = fit_baselines(labelled(test, data), data.scale, labelled(data.train, data))
     about = {"path": data.path.name, "sha256": data.sha256}
-    folder = adapter / "evaluation"
-    run = run | {"base": identity}
-    results = results_of(judges, data.scale, about, baselines, data.leaks, run)
-    write_evaluation(folder, judges, results, baselines)
-    return results
+    return results_of(judges, data.scale, about, baselines, data.leaks, run, asked), baselines
 
 
 def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
     """Return the rows in the form that the baselines take."""
     texts = {"candidate", "candidates", "source", "reference"}
-    rows = [
-        example.model_dump(include=texts)
-        # the candidate of a chat row is a part of its prompt
-        | ({"candidate": None} if example.prompt is not None else {})
-        for example in examples
-    ]
-    groups = [example.group for example in examples]
-    return Labelled.of(rows, [_label(example) for example in examples], groups, data.scale)
+    rows = [example.model_dump(include=texts) for example in examples]
+    for row, example in zip(rows, examples, strict=True):
+        if example.prompt is not None:  # the candidate of a chat row is a part of its prompt
+            row["candidate"] = None
+    labels, groups = [_label(example) for example in examples], [e.group for e in examples]
+    return Labelled.of(rows, labels, groups, data.scale)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,11 @@ class Scoring:
     precision: str
 
     def judged(
-        self, name: str, id_: str, model: Any, validation: Sequence[JudgeExample] = ()
+        self,
+        name: str,
+        id_: str,
+        model: PreTrainedModel,
+        validation: Sequence[JudgeExample] = (),
     ) -> JudgeRows:
         """Score the test rows with one judge, and calibrate its confidence on validation rows.
 
@@ -102,49 +113,43 @@ class Scoring:
         """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self._verdicts)
-        model = pack_weights(model)
-        scorer = JudgeScorer(model, self.encoder, name=name, feedback=self.feedback)
+        scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, feedback=self.feedback)
         scored = scorer.score(self.test)
         shortened, ties = scorer.shortened, scorer.ties
-        others = self._other_order(scorer)
+        scorer.feedback = False
+        others = self._other_order(scorer, name)
         rows = [
             prediction(name, example, score, others.get(i))
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
         changed = asdict(change) if change else None
-        fitted = self._fitted(scorer, name, validation)
+        fitted = self._fitted(scorer, name, validation) if validation else None
         return JudgeRows(name, id_, rows, shortened, ties, self.precision, changed, fitted)
 
     def _fitted(
         self, scorer: JudgeScorer, name: str, rows: Sequence[JudgeExample]
     ) -> Fitted | None:
-        if not rows:
-            return None
-        scorer.name, scorer.feedback = f"{name}, validation rows", False
-        judged = [
-            prediction(name, row, score, None)
-            for row, score in zip(rows, scorer.score(rows), strict=True)
-        ]
+        scorer.name = f"{name}, validation rows"
+        scores = zip(rows, scorer.score(rows), strict=True)
+        judged = [prediction(name, row, score, None) for row, score in scores]
         return Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
 
-    def _verdicts(self, model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
+    def _verdicts(self, model: PreTrainedModel, rows: Sequence[JudgeExample]) -> list[Scored]:
         return JudgeScorer(model, self.encoder, progress=False).score(rows)
 
-    def _other_order(self, scorer: JudgeScorer) -> dict[int, Scored]:
+    def _other_order(self, scorer: JudgeScorer, name: str) -> dict[int, Scored]:
         """Return the verdicts on swapped pairs, by the index of the row."""
-        pairs = [(i, two) for i, row in enumerate(self.test) if (two := swapped(row)) is not None]
+        pairs = {i: two for i, row in enumerate(self.test) if (two := swapped(row)) is not None}
         if not pairs:
             return {}
-        scorer.name, scorer.feedback = f"{scorer.name}, other order", False
-        second = scorer.score([other for _, other in pairs])
-        return {i: score for (i, _), score in zip(pairs, second, strict=True)}
+        scorer.name = f"{name}, other order"
+        return dict(zip(pairs, scorer.score(list(pairs.values())), strict=True))
 
 
-def prediction(
-    name: str, example: JudgeExample, scored: Scored, other: Scored | None
-) -> dict[str, Any]:
+def prediction(name: str, example: JudgeExample, scored: Scored, other: Scored | None) -> Json:
     """Lay out one row of predictions.jsonl; `other` is the verdict on the pair the other way."""
-    row: dict[str, Any] = {
+    comments = scored.raw.partition("\n")[2] if scored.raw is not None else None
+    row: Json = {
         "model": name,
         "id": example.id,
         "group": example.group,
@@ -156,16 +161,17 @@ def prediction(
         "expected": scored.expected,
         "status": scored.status,
         "raw": scored.raw,
-        "feedback": _feedback(scored),
+        "feedback": None if comments is None else read_comments(comments)[1],
         "label_feedback": example.label.feedback if example.label else None,
         "source": example.source,
         "reference": example.reference,
         "candidate": example.candidate,
         "errors": example.errors,
-        **_if_present(example),
+        # Texts that only some rows have; of a chat row the prompt, which holds them all.
+        **example.model_dump(include=OPTIONAL, exclude_none=True, exclude_defaults=True),
     }
     if example.annotators:
-        row["annotators"] = [one.model_dump() for one in example.annotators]
+        row["annotators"] = [annotator.model_dump() for annotator in example.annotators]
     if system := (example.meta or {}).get("system"):
         row["system"] = system
     if other is not None:
@@ -174,18 +180,6 @@ def prediction(
     return row
 
 
-def _if_present(example: JudgeExample) -> dict[str, Any]:
-    """Return the texts that only some rows have; of a chat row the prompt, which holds them all."""
-    names = {"prompt", "conversation", "context", "candidates", "meta"}
-    return example.model_dump(include=names, exclude_none=True, exclude_defaults=True)
-
-
 def _label(example: JudgeExample) -> Verdict:
     assert example.label is not None, "a test row without a label passed read_dataset"
     return example.label.verdict
-
-
-def _feedback(scored: Scored) -> str | None:
-    if scored.raw is None:
-        return None
-    return read_comments(scored.raw.partition("\n")[2])[1]

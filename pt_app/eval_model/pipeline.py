@@ -7,7 +7,7 @@ platform changes is in those and in `platforms.py`.
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -94,12 +94,12 @@ def run(
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
     if settings.tracking == "online":
         resolve_access("online")  # a missing key is an error before anything is written
-    prepared = prepare(settings)
-    before = _run_to_resume(settings, prepared)
+    this = _Run(settings, platform, prepare(settings), load_base, arguments, around)
+    before = this.to_resume()
     trained = before is not None and Path(f"{before}_final").exists()
-    around.before_loading(platform, prepared, trained)
+    around.before_loading(platform, this.prepared, trained)
     with ExitStack() as stack:
-        folder, checkpoint = _open_run(settings, platform, prepared, before, stack)
+        folder, checkpoint = this.open(before, stack)
         console.also_to(folder / "train.log")
         tracker = stack.enter_context(
             Tracker(
@@ -114,147 +114,133 @@ def run(
         )
         adapter = Path(f"{folder}_final")
         if not adapter.exists():
-            with out_of_memory.explained("training"):
-                model = load_judge(settings, platform, prepared, load_base)
-                trainer = build_trainer(
-                    settings, platform, prepared, folder, model, arguments, tracker.log
-                )
-                around.before_training(trainer, prepared)
-                if console.is_main_process():
-                    room.keep(folder, model, tokenizer_files(prepared.source.path))
-                    stack.callback(room.release, folder)
-                train(trainer, checkpoint)
-            if console.is_main_process():
-                _save(settings, platform, prepared, trainer, adapter)
-            del model, trainer
+            this.train(folder, checkpoint, tracker, stack)
             platform.free_memory()
         if console.is_main_process():
-            results = None
-            if not settings.skip_eval:
-                results = _evaluate(settings, prepared, adapter, around)
+            results = None if settings.skip_eval else this.evaluate(adapter)
             predictions = adapter / "evaluation" / PREDICTIONS
             tracker.finish(results, predictions, adapter, around.charts)
             log.info("adapter: %s", adapter)
     return adapter
 
 
-def _name_of(settings: Settings, prepared: Prepared, time: datetime) -> str:
-    name = adapters.adapter_folder_name(prepared.source.name, settings.epochs, time)
-    return name.removesuffix("_final")
+@dataclass(frozen=True)
+class _Run:
+    """The parts of a run: what was asked for, and what was prepared for it."""
 
+    settings: Settings
+    platform: Platform
+    prepared: Prepared
+    load_base: LoadBase
+    arguments: MakeArguments
+    around: Surroundings
 
-def _run_to_resume(settings: Settings, prepared: Prepared) -> Path | None:
-    """Return the run that --resume means."""
-    if settings.resume == "off":
-        return None
-    prefix = _name_of(settings, prepared, datetime.now())[: -len("YYYYMMDD_HHMMSS")]
-    return runs.find_run(Path(settings.output_dir), settings.resume, prefix)
+    def name_at(self, time: datetime) -> str:
+        """Name the run's folder, which is the adapter's without "_final"."""
+        source, epochs = self.prepared.source, self.settings.epochs
+        return adapters.adapter_folder_name(source.name, epochs, time).removesuffix("_final")
 
+    def to_resume(self) -> Path | None:
+        """Return the run that --resume means."""
+        if self.settings.resume == "off":
+            return None
+        prefix = self.name_at(datetime.now())[: -len("YYYYMMDD_HHMMSS")]
+        return runs.find_run(Path(self.settings.output_dir), self.settings.resume, prefix)
 
-def _open_run(
-    settings: Settings,
-    platform: Platform,
-    prepared: Prepared,
-    before: Path | None,
-    stack: ExitStack,
-) -> tuple[Path, Path | None]:
-    """Open the folder of the run, locked until `stack` ends, and find the checkpoint to resume.
+    def open(self, before: Path | None, stack: ExitStack) -> tuple[Path, Path | None]:
+        """Open the folder of the run, locked until `stack` ends, and find the checkpoint to resume.
 
-    Rank 0 creates it, or resumes the run `before`, and broadcasts it.
-    """
-    from accelerate.utils import broadcast_object_list
+        Rank 0 creates it, or resumes the run `before`, and broadcasts it.
+        """
+        from accelerate.utils import broadcast_object_list
 
-    about = {
-        "settings": asdict(settings),
-        "base": bases.short_identity(prepared.source),
-        "data_sha256": prepared.data.sha256,
-        "examples_a_step": examples_a_step(settings),
-        "platform": {"weights": platform.weights, "ranks": console.ranks()},
-    }
+        about = {
+            "settings": asdict(self.settings),
+            "base": bases.short_identity(self.prepared.source),
+            "data_sha256": self.prepared.data.sha256,
+            "examples_a_step": examples_a_step(self.settings),
+            "platform": {"weights": self.platform.weights, "ranks": console.ranks()},
+        }
+        opened: list[tuple[Path, Path | None] | None] = [None]
+        if console.is_main_process():
+            folder = before or runs.open_run(Path(self.settings.output_dir), self.name_at, about)
+            stack.enter_context(runs.held(folder))
+            checkpoint = runs.checkpoint_to_resume(folder, about) if before else None
+            opened = [(folder, checkpoint)]
+        if console.ranks() > 1:
+            broadcast_object_list(opened)
+        assert opened[0] is not None, "rank 0 broadcast no folder"
+        return opened[0]
 
-    opened: list[Any] = [None]
-    if console.is_main_process():
-        if before is None:
-            name_at = partial(_name_of, settings, prepared)
-            before = runs.open_run(Path(settings.output_dir), name_at, about)
-            stack.enter_context(runs.held(before))
-            opened = [(before, None)]
-        else:
-            stack.enter_context(runs.held(before))
-            opened = [(before, runs.checkpoint_to_resume(before, about))]
-    if console.ranks() > 1:
-        broadcast_object_list(opened)
-    folder, checkpoint = opened[0]
-    return folder, checkpoint
+    def train(
+        self, folder: Path, checkpoint: Path | None, tracker: Tracker, stack: ExitStack
+    ) -> None:
+        """Load the model, train it, and save the adapter on rank 0.
 
+        Until `stack` ends, or the adapter is saved, rank 0 reserves room for it on the disk.
+        """
+        settings, platform, prepared = self.settings, self.platform, self.prepared
+        with out_of_memory.explained("training"):
+            model = load_judge(settings, platform, prepared, self.load_base)
+            trainer = build_trainer(
+                settings, platform, prepared, folder, model, self.arguments, tracker.log
+            )
+            self.around.before_training(trainer, prepared)
+            if console.is_main_process():
+                room.keep(folder, model, tokenizer_files(prepared.source.path))
+                stack.callback(room.release, folder)
+            train(trainer, checkpoint)
+        if console.is_main_process():
+            self.save(trainer, folder)
 
-def _save(
-    settings: Settings,
-    platform: Platform,
-    prepared: Prepared,
-    trainer: JudgeTrainer,
-    adapter: Path,
-) -> None:
-    """Save the adapter in the room that was kept for it; elsewhere where that is taken too."""
-    run = Path(str(adapter).removesuffix("_final"))
-    room.release(run)
-    identity = bases.model_identity(prepared.source)
-    write = partial(
-        adapters.save_adapter,
-        trainer.accelerator.unwrap_model(trainer.model),
-        prepared.encoder,
-        identity=identity,
-        training_config={
-            "settings": asdict(settings),
-            "platform": {k: str(v) for k, v in asdict(platform).items()},
-            "base": identity,
-            "data": {
-                "name": prepared.data.path.name,
-                "sha256": prepared.data.sha256,
-                "leaks": len(prepared.data.leaks),
+    def save(self, trainer: JudgeTrainer, folder: Path) -> None:
+        """Save the adapter in the room that was reserved; elsewhere if that is taken too."""
+        room.release(folder)
+        data, identity = self.prepared.data, bases.model_identity(self.prepared.source)
+        write = partial(
+            adapters.save_adapter,
+            trainer.accelerator.unwrap_model(trainer.model),
+            self.prepared.encoder,
+            identity=identity,
+            training_config={
+                "settings": asdict(self.settings),
+                "platform": {k: str(v) for k, v in asdict(self.platform).items()},
+                "base": identity,
+                "data": {"name": data.path.name, "sha256": data.sha256, "leaks": len(data.leaks)},
+                "steps": trainer.state.global_step,
+                "log_history": trainer.state.log_history,
+                **about_this_run(),
             },
-            "steps": trainer.state.global_step,
-            "log_history": trainer.state.log_history,
-            **about_this_run(),
-        },
-    )
-    try:
-        write(adapter)
-    except UserError as error:
-        if not is_full(error):
-            raise
-        other = room.elsewhere(adapter.name)
-        with room.explained(run, f"{other} has no room either, and the adapter is lost"):
-            write(other)
-        raise UserError(
-            f"the disk of {run} is full: the adapter is whole, and lies in {other}: move it"
-        ) from error
-
-
-def _evaluate(
-    settings: Settings, prepared: Prepared, adapter: Path, around: Surroundings
-) -> dict[str, Any]:
-    if console.ranks() > 1:
-        # torchrun gives each rank one thread; the others have ended by now.
-        torch.set_num_threads(platforms.cores())
-    log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
-    about = about_this_run() | {"seed": settings.seed}
-    remedies = f"the adapter is whole, {adapter}: --resume evaluates it, or judge eval elsewhere"
-    full = f"the adapter is whole, {adapter}: make room, then --resume evaluates it"
-    with (
-        out_of_memory.explained("the evaluation on the CPU", remedies),
-        room.explained(adapter, full),
-    ):
-        results = evaluate(
-            prepared.source,
-            adapter,
-            prepared.data,
-            prepared.test,
-            prepared.encoder,
-            about,
-            feedback=settings.feedback,
-            precision=settings.score_precision,
         )
-        adapters.update_model_card(adapter, results)
-        around.after_evaluation(adapter, results)
-    return results
+        adapter = Path(f"{folder}_final")
+        try:
+            write(adapter)
+        except UserError as error:
+            if not is_full(error):
+                raise
+            other = room.elsewhere(adapter.name)
+            with room.explained(folder, f"{other} has no room either, and the adapter is lost"):
+                write(other)
+            raise UserError(
+                f"the disk of {folder} is full: the adapter is whole, and lies in {other}: move it"
+            ) from error
+
+    def evaluate(self, adapter: Path) -> dict[str, Any]:
+        """Evaluate base and adapter on the CPU, and hand the results to the caller's report."""
+        if console.ranks() > 1:
+            # torchrun gives each rank one thread; the others have ended by now.
+            torch.set_num_threads(platforms.cores())
+        settings, prepared = self.settings, self.prepared
+        log.info("evaluating base and adapter on the CPU: %d rows", len(prepared.test))
+        about = about_this_run() | {"seed": settings.seed}
+        whole = f"the adapter is whole, {adapter}"
+        remedies = f"{whole}: --resume evaluates it, or judge eval elsewhere"
+        with (
+            out_of_memory.explained("the evaluation on the CPU", remedies),
+            room.explained(adapter, f"{whole}: make room, then --resume evaluates it"),
+        ):
+            precision = settings.score_precision
+            results = evaluate(prepared, adapter, about, settings.feedback, precision)
+            adapters.update_model_card(adapter, results)
+            self.around.after_evaluation(adapter, results)
+        return results
