@@ -1,23 +1,25 @@
 """`make demo`: data, adapter and report of a tiny judge, in folders of their own."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pt_app
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.eval_model.dispatch import run_recipe
+from pt_app.models.base_files import read_json
+from pt_app.models.bases import model_identity, resolve_model
 from pt_app.report import terminal_table
+from pt_app.report.source import read_results
 
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 12_000, 300, 400
 ADAPTERS = Path("adapters_eval/demo")
 
 
 def run_demo(seed: int = 0) -> Path:
-    """Generate, train, evaluate, and print the table; what is there already is used again.
+    """Generate, train, evaluate, and print the table; return the path of report.html.
 
-    Gives the path of report.html. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
+    What is there already is used again. Seed 0 works in datasets/demo, another one in
+    datasets/demo-SEED.
     """
     from pt_app.judge_data.generator.generate import generate
 
@@ -31,7 +33,7 @@ def run_demo(seed: int = 0) -> Path:
         assert evaluation is not None, "the recipe ended well without an evaluation"
     else:
         print(f"trained and evaluated before: {evaluation.parent}")
-        console.show(terminal_table(_read(evaluation / "results.json")))
+        console.show(terminal_table(read_results(evaluation)))
     report = evaluation / "report.html"
     print(f"report: {report}")
     return report
@@ -46,20 +48,12 @@ def _config() -> str:
 
 def _finished(data: Path, seed: int) -> Path | None:
     """Return the newest evaluation of a demo adapter on this data, base and seed."""
-    from pt_app.models.bases import model_identity, resolve_model
-
-    hashes = _read(data / "dataset.json")["sha256"]
+    hashes = read_json(data / "dataset.json")["sha256"]
     base = model_identity(resolve_model("tiny"))
     for adapter in sorted(ADAPTERS.glob("*_final"), reverse=True):
-        evaluation = adapter / "evaluation"
-        if not (evaluation / "report.html").exists():
-            continue
-        made = _read(adapter / "training_config.json")
+        made = read_json(adapter / "training_config.json")
         same_data = made["data"]["sha256"].items() <= hashes.items()
-        if same_data and made["base"] == base and made["settings"]["seed"] == seed:
-            return evaluation
+        same_run = made["base"] == base and made["settings"]["seed"] == seed
+        if same_data and same_run and (adapter / "evaluation" / "report.html").exists():
+            return adapter / "evaluation"
     return None
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

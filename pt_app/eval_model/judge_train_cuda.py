@@ -23,16 +23,15 @@ from pt_app.eval_model import repeats
 from pt_app.models.bases import ModelSource, load_model
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
-    from transformers import TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
     from pt_app.models.platforms import Platform
 
 
-def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
+def load_base(source: ModelSource, settings: Settings, platform: Platform) -> PreTrainedModel:
     """Load the base in NF4, or in 16 bits with --no_4bit, on the platform's device; no LoRA yet."""
     if settings.no_4bit:
-        model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
-        return model
+        return load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
 
     import torch
     from peft import prepare_model_for_kbit_training
@@ -44,20 +43,14 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> An
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=platform.compute_dtype,
     )
-    model = load_model(
-        source,
-        dtype=torch.float32,
-        device=platform.device,
-        quantization_config=quantization,
-    )
+    model = load_model(source, torch.float32, platform.device, quantization)
     for module in model.modules():
         # On a CPU bitsandbytes 0.50 repacks the weights in the first evaluation, for speed, and
         # the next training step then fails: "a view of a leaf Variable that requires grad".
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # Norms and embeddings to float32. Checkpointing is the Trainer's to switch on.
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return model
+    # This casts norms and embeddings to float32. The trainer switches checkpointing on.
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:

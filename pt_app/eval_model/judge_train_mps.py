@@ -23,17 +23,16 @@ from pt_app.eval_model import repeats
 from pt_app.models.bases import ModelSource, load_model
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
-    from transformers import TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
     from pt_app.models.platforms import Platform
 
 
-def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Any:
+def load_base(source: ModelSource, settings: Settings, platform: Platform) -> PreTrainedModel:
     """Load the base in float32 on the platform's device, without LoRA yet."""
-    # The dtype is asked for by name: the default is the checkpoint's own, mostly bfloat16, which
-    # Apple's M1 and M2 only emulate. It is float32 but for --train_precision.
-    model = load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
-    return model
+    # The dtype is given: the default is the checkpoint's own, mostly bfloat16, which Apple's M1 and
+    # M2 only emulate. It is float32 unless --train_precision says otherwise.
+    return load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
 
 
 def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:

@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import JudgeData, JudgeExample
 from pt_app.core.errors import UserError
@@ -16,7 +16,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
 from pt_app.evidence.results import JudgeRows
 from pt_app.models.endpoint.budget import Budget, MoneySpentError
-from pt_app.models.endpoint.journal import Journal
+from pt_app.models.endpoint.journal import Entry, Journal
 from pt_app.models.endpoint.reply import RefusedError, answer_part
 from pt_app.models.endpoint.teacher import Teacher
 from pt_app.models.endpoint.workers import in_parallel
@@ -39,7 +39,7 @@ class Endpoint:
     max_tokens: int = 512
     budget: Budget = field(default_factory=Budget)
 
-    def cost_of(self, rows: int) -> dict[str, Any]:
+    def cost_of(self, rows: int) -> dict[str, float]:
         """Return the dollars spent in total and per verdict."""
         spent = self.budget.spent
         return {"dollars": spent, "per_verdict": spent / max(1, rows), "n": rows}
@@ -62,15 +62,10 @@ def prompted_rows(
     """
     template = Template.load(data.card.template, data.card.rubric)
     questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
-    kept = Journal(journal, _settings(endpoint, questions))
-    try:
+    with closing(Journal(journal, _settings(endpoint, questions))) as kept:
         answers = _answers(endpoint, questions, kept)
-    finally:
-        kept.close()
-    rows = [
-        prediction(endpoint.model, example, _scored(*answers[example.id], data.scale), None)
-        for example in test
-    ]
+    scored = [_scored(answers[example.id], data.scale) for example in test]
+    rows = [prediction(endpoint.model, *pair, None) for pair in zip(test, scored, strict=True)]
     return JudgeRows(endpoint.model, f"{endpoint.model} at an endpoint", rows)
 
 
@@ -79,21 +74,19 @@ def _messages(
 ) -> Messages:
     """Return the template's prompt, preceded by some training rows with their answers."""
     turns: Messages = []
-    for one in (*shots, example):
-        system, user = (
-            (one.system or "", one.prompt)
-            if one.prompt is not None
-            else template.render(one, scale)
-        )
+    for row in (*shots, example):
+        system, user = row.system or "", row.prompt
+        if user is None:
+            system, user = template.render(row, scale)
         if not turns and system:
             turns.append({"role": "system", "content": system})
         turns.append({"role": "user", "content": user})
-        if one is not example:
-            turns.append({"role": "assistant", "content": one.answer(scale) or ""})
+        if row is not example:
+            turns.append({"role": "assistant", "content": row.answer(scale) or ""})
     return turns
 
 
-def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str, Any]:
+def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str, str | int]:
     """Return what an answer depends on: a journal of other settings is refused."""
     hashed = sha256(repr(sorted(questions.items())).encode()).hexdigest()
     return {"model": endpoint.model, "questions": hashed, "max_tokens": endpoint.max_tokens}
@@ -101,53 +94,55 @@ def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str
 
 def _answers(
     endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal
-) -> dict[str, tuple[str, bool]]:
-    """Return each row's answer, "" if the request was refused, and whether it was cut."""
+) -> dict[str, Entry]:
+    """Return each row's journal entry, after asking about those that have none."""
     budget = endpoint.budget
-    done = {entry["id"]: entry for entry in journal.entries}
-    budget.spent = sum(entry["cost"] for entry in done.values())
-    waiting = [id_ for id_ in questions if id_ not in done]
-
-    async def ask_all() -> None:
-        teacher = Teacher(
-            endpoint.model,
-            budget,
-            base_url=endpoint.url,
-            key_env=endpoint.key_env,
-            max_tokens=endpoint.max_tokens,
-        )
-
-        async def ask(id_: str) -> None:
-            entry: dict[str, Any] = {"id": id_, "text": "", "cost": 0.0}
-            try:
-                reply = await teacher.ask(questions[id_], None)
-                cost = budget.cost(reply.usage)
-                entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
-                entry |= {"cut": True} if reply.cut else {}
-            except RefusedError as refused:
-                entry["refused"] = str(refused)
-            journal.append(entry)
-            done[id_] = entry
-
-        try:
-            await in_parallel(waiting, ask, endpoint.concurrency, budget, "verdicts")
-        finally:
-            await teacher.close()
-
+    budget.spent = sum(entry["cost"] for entry in journal.entries)
+    done = {entry["id"] for entry in journal.entries}
+    waiting = {id_: turns for id_, turns in questions.items() if id_ not in done}
     try:
         if waiting:
-            asyncio.run(ask_all())
+            asyncio.run(_ask(endpoint, waiting, journal))
     except MoneySpentError as error:
         raise UserError(
-            f"stopped at --max_cost {budget.max_cost:g}: {len(done)} of {len(questions)} rows "
-            f"judged for ${budget.spent:.4f}: the journal keeps them; resume with the same command "
-            "and a higher --max_cost"
+            f"stopped at --max_cost {budget.max_cost:g}: {len(journal.entries)} of "
+            f"{len(questions)} rows judged for ${budget.spent:.4f}: the journal keeps them; resume "
+            "with the same command and a higher --max_cost"
         ) from error
-    _report_missing([done[id_] for id_ in questions], endpoint)
-    return {id_: (done[id_]["text"], done[id_].get("cut", False)) for id_ in questions}
+    entries = {entry["id"]: entry for entry in journal.entries}
+    _report_missing(list(entries.values()), endpoint)
+    return entries
 
 
-def _report_missing(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> None:
+async def _ask(endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal) -> None:
+    """Ask about each row once, and write each answer into the journal as it arrives."""
+    budget = endpoint.budget
+    teacher = Teacher(
+        endpoint.model,
+        budget,
+        base_url=endpoint.url,
+        key_env=endpoint.key_env,
+        max_tokens=endpoint.max_tokens,
+    )
+
+    async def ask(id_: str) -> None:
+        entry: Entry = {"id": id_, "text": "", "cost": 0.0}
+        try:
+            reply = await teacher.ask(questions[id_], None)
+            cost = budget.cost(reply.usage)
+            entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
+            entry |= {"cut": True} if reply.cut else {}
+        except RefusedError as refused:
+            entry["refused"] = str(refused)
+        journal.append(entry)
+
+    try:
+        await in_parallel(list(questions), ask, endpoint.concurrency, budget, "verdicts")
+    finally:
+        await teacher.close()
+
+
+def _report_missing(entries: Sequence[Entry], endpoint: Endpoint) -> None:
     """Log how many rows have no complete answer, and why; raise UserError if all were refused."""
     refused = Counter(entry["refused"] for entry in entries if "refused" in entry)
     if refused and sum(refused.values()) == len(entries):
@@ -158,18 +153,16 @@ def _report_missing(entries: Sequence[Mapping[str, Any]], endpoint: Endpoint) ->
     for reason, count in refused.most_common():
         log.warning("%d rows have no answer: %s", count, reason)
     if cut := sum(bool(entry.get("cut")) for entry in entries):
-        log.warning(
-            "%d answers were cut at --max_tokens %d: raise it for a model that thinks",
-            cut,
-            endpoint.max_tokens,
-        )
+        cause = f"cut at --max_tokens {endpoint.max_tokens}: raise it for a model that thinks"
+        log.warning("%d answers were %s", cut, cause)
 
 
-def _scored(text: str, cut: bool, scale: Scale) -> Scored:
+def _scored(entry: Entry, scale: Scale) -> Scored:
     """Read an answer: the verdict in the exact format, else as a person would write it.
 
     A verdict within a thought does not count, nor one in the last line of an answer that was cut.
     """
+    text, cut = entry["text"], entry.get("cut", False)
     verdict = scale.parse(text) if "\n" in text or not cut else None
     answer = answer_part(text, cut) if verdict is None else None
     if answer is not None:
