@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from pt_app.models.adapters import attach_lora
 from pt_app.models.gated_mlp import keep_less
-from pt_app.models.packing import Shapes, StepCollator, Tree, pack, under_budget, unpacked
+from pt_app.models.packing import Shapes, StepCollator, Tree, chunk_by_tokens, pack, unpacked
 from pt_app.models.tree_attention import (
     BLOCKS,
     blocks_of,
@@ -183,7 +183,7 @@ def test_long_trees_are_cut_into_several_blocks() -> None:
 def test_packs_hold_every_row_once_within_the_budget(
     sequences: list[list[int]], budget: int
 ) -> None:
-    parts = list(under_budget(sequences, budget))
+    parts = list(chunk_by_tokens(sequences, budget))
     assert sorted(i for part in parts for i in part) == list(range(len(sequences)))
     for part in parts:
         size = len(Tree.of([sequences[i] for i in part]).ids)

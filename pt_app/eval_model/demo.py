@@ -51,9 +51,10 @@ def _finished(data: Path, seed: int) -> Path | None:
     hashes = read_json(data / "dataset.json")["sha256"]
     base = model_identity(resolve_model("tiny"))
     for adapter in sorted(ADAPTERS.glob("*_final"), reverse=True):
+        if not (adapter / "evaluation" / "report.html").exists():
+            continue
         made = read_json(adapter / "training_config.json")
         same_data = made["data"]["sha256"].items() <= hashes.items()
-        same_run = made["base"] == base and made["settings"]["seed"] == seed
-        if same_data and same_run and (adapter / "evaluation" / "report.html").exists():
+        if same_data and made["base"] == base and made["settings"]["seed"] == seed:
             return adapter / "evaluation"
     return None

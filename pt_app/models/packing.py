@@ -71,12 +71,12 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-def under_budget(
+def chunk_by_tokens(
     sequences: Sequence[Sequence[int]],
     budget: int,
     *,
     extra: int = 0,
-    most: int | None = None,
+    max_rows: int | None = None,
     cached: bool = False,
 ) -> Iterator[list[int]]:
     """Divide sequences into trees of at most `budget` tokens, and yield the indices of each tree.
@@ -88,7 +88,7 @@ def under_budget(
         sequences: token ids.
         budget: maximum tokens per tree.
         extra: tokens that are appended to each sequence.
-        most: maximum sequences per tree.
+        max_rows: maximum sequences per tree.
         cached: the prefix that a tree shares with the previous one costs nothing.
     """
     chosen: list[int] = []
@@ -97,7 +97,7 @@ def under_budget(
     for index in _sorted(sequences):
         sequence = sequences[index]
         more = len(sequence) + extra - common_prefix(before, sequence)
-        if chosen and (size + more > budget or len(chosen) == most):
+        if chosen and (size + more > budget or len(chosen) == max_rows):
             yield chosen
             chosen, size, more = [], 0, more if cached else len(sequence) + extra
         chosen.append(index)
@@ -125,7 +125,7 @@ class Shapes:
         """Return the length to which `count` tokens are padded."""
         return next((length for length in self.lengths if length >= count), count)
 
-    def kept(self, count: int, tokens: int) -> int:
+    def logits(self, count: int, tokens: int) -> int:
         """Return how many of `tokens` positions get logits: a quarter, or all."""
         if not self.lengths:
             return count
@@ -149,7 +149,7 @@ def pack(examples: Sequence[dict[str, Any]], pad_id: int, shapes: Shapes | None 
     keep = [t for p, n in zip(tree.paths, starts, strict=True) for t in p[n - 1 : -1]]
     targets = [t for e, n in zip(examples, starts, strict=True) for t in e["input_ids"][n:]]
     size = shapes.tokens(len(tree.ids))
-    pads, more = size - len(tree.ids), shapes.kept(len(keep), size) - len(keep)
+    pads, more = size - len(tree.ids), shapes.logits(len(keep), size) - len(keep)
     width = max(map(len, tree.paths))
     return {
         "input_ids": torch.tensor([tree.ids + [pad_id] * pads]),
@@ -186,7 +186,7 @@ def unpacked(
         answer = real & (torch.arange(width, device=ids.device) >= starts[:, None])
         labels = ids.masked_fill(~answer, IGNORED)
         columns = answer[:, 1:].any(dim=0).nonzero().flatten()
-        more = shapes.kept(len(columns), width) - len(columns)
+        more = shapes.logits(len(columns), width) - len(columns)
         keep = torch.nn.functional.pad(columns, (0, more))
         targets = torch.nn.functional.pad(labels[:, columns + 1], (0, more), value=IGNORED)
         batches.append(
@@ -226,5 +226,5 @@ class StepCollator:
         sequences = [example["input_ids"] for example in examples]
         return [
             pack([examples[i] for i in chosen], self.pad_id, self.shapes)
-            for chosen in under_budget(sequences, self.budget)
+            for chosen in chunk_by_tokens(sequences, self.budget)
         ]

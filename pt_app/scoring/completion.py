@@ -6,9 +6,10 @@ have ended leave their batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pt_app.models.tree_attention import as_attention_mask
@@ -37,9 +38,9 @@ class Opening:
 
 
 def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
-    """Return the beginning of the greedy answer of each row of a part, as far as the trie knows it.
+    """Return the start of the greedy answer of each row of a part, as far as it is in the trie.
 
-    The line of the verdict was read with the tree already: only what follows it is left to decode.
+    The line of the verdict was read with the tree: only what follows it is left to decode.
     """
     opened = []
     for i, row in enumerate(part.rows):
@@ -55,7 +56,7 @@ def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
 
 
 def complete(
-    model: Any, opened: Sequence[Opening], end_id: int, max_tokens: int
+    model: PreTrainedModel, opened: Sequence[Opening], end_id: int, max_tokens: int
 ) -> dict[int, list[int]]:
     """Decode each answer greedily to its end token, or to `max_tokens` tokens.
 
@@ -97,7 +98,7 @@ class _Room(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the keys and values of the newest tokens, and return all of them so far."""
         start, self.used = self.used, self.used + key_states.shape[2]
@@ -123,21 +124,17 @@ class _Batch:
         self.lengths = torch.tensor([opening.length for opening in opened], device=device)
         self.width = int(self.lengths.max())
         self.done = 0
-        room = self.width + max_tokens
-        layers = []
-        for layer in range(len(opened[0].states)):
-            made = []
-            for which in range(2):
-                like = opened[0].states[layer][which]
-                stacked = like.new_zeros(len(opened), like.shape[0], room, like.shape[2])
-                for i, opening in enumerate(opened):
-                    columns = slice(self.width - opening.length, self.width)
-                    stacked[i, :, columns] = opening.states[layer][which]
-                made.append(stacked)
-            layers.append(_Room(made[0], made[1], self.width))
-        self.cache = Cache(layers=layers)
 
-    def step(self, model: Any, tokens: list[int]) -> list[int]:
+        def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+            """Stack [heads, n, dim] tensors, aligned at `width`, with room for the answer."""
+            pads = [(0, 0, self.width - tensor.shape[1], max_tokens) for tensor in tensors]
+            return torch.stack([F.pad(t, pad) for t, pad in zip(tensors, pads, strict=True)])
+
+        by_layer = zip(*(opening.states for opening in opened), strict=True)
+        layers = [map(stacked, zip(*states, strict=True)) for states in by_layer]
+        self.cache = Cache(layers=[_Room(*layer, self.width) for layer in layers])
+
+    def step(self, model: PreTrainedModel, tokens: list[int]) -> list[int]:
         """Return the most likely next token of each answer, given its newest token."""
         column = torch.arange(self.width + self.done + 1, device=model.device)
         seen = column >= self.width - self.lengths[:, None]

@@ -5,9 +5,9 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
@@ -15,7 +15,7 @@ from pt_app.core.settings import SAMPLE
 from pt_app.models import gemm
 from pt_app.scoring.scorer import Scored
 
-Score = Callable[[Any, Sequence[JudgeExample]], Sequence[Scored]]
+Score = Callable[[PreTrainedModel, Sequence[JudgeExample]], Sequence[Scored]]
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +28,7 @@ class Change:
     probability: float
 
 
-def convert(model: Any, precision: str) -> Any:
+def convert(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     """Return a float32 model in another precision; "float32" returns the model itself.
 
     int8 is the dynamic quantization of torch, for all linear layers.
@@ -38,34 +38,32 @@ def convert(model: Any, precision: str) -> Any:
     """
     if precision == "float32":
         return model
+    on_cpu = model.device.type == "cpu"
     if precision == "bf16":
-        if model.device.type == "cpu" and not gemm.has_bfloat16():
+        if on_cpu and not gemm.has_bfloat16():
             raise UserError(
                 "--score_precision bf16: this CPU has no bfloat16 instructions and would be slower "
                 "with it: leave it out"
             )
-        return _in_bfloat16(model)
-    if model.device.type != "cpu":
+        # A copy of the parameters alone: buffers, such as rotary frequencies, stay in float32.
+        memo: dict[int, object] = {
+            id(weight): torch.nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+            for weight in model.parameters()
+        }
+        return copy.deepcopy(model, memo)
+    if not on_cpu:
         raise UserError("--score_precision int8 is for CPUs: use bf16 here")
     with warnings.catch_warnings():
         # torch announces once per process that these operators move to the package torchao.
         warnings.simplefilter("ignore")
-        quantize: Any = torch.ao.quantization.quantize_dynamic
-        return quantize(model, {torch.nn.Linear}, dtype=torch.qint8)
-
-
-def _in_bfloat16(model: Any) -> Any:
-    """Return a copy with parameters in bfloat16; buffers, such as rotary frequencies, stay."""
-    memo: dict[int, Any] = {
-        id(weight): torch.nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
-        for weight in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
+        return torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+            model, {torch.nn.Linear}, dtype=torch.qint8
+        )
 
 
 def converted(
-    model: Any, precision: str, sample: Sequence[JudgeExample], score: Score
-) -> tuple[Any, Change | None]:
+    model: PreTrainedModel, precision: str, sample: Sequence[JudgeExample], score: Score
+) -> tuple[PreTrainedModel, Change | None]:
     """Convert a model, and measure and log what that changes on up to 100 rows.
 
     Args:
@@ -81,20 +79,13 @@ def converted(
     if precision == "float32":
         return lower, None
     rows = sample[:SAMPLE]
-    pairs = list(zip(score(model, rows), score(lower, rows), strict=True))
-    pairs = [(one, other) for one, other in pairs if one.probabilities and other.probabilities]
-    change = Change(
-        n=len(pairs),
-        verdicts=sum(one.verdict != other.verdict for one, other in pairs),
-        probability=max(
-            (
-                abs(p - q)
-                for one, other in pairs
-                for p, q in zip(one.probabilities, other.probabilities, strict=True)
-            ),
-            default=0.0,
-        ),
-    )
+    scored = zip(score(model, rows), score(lower, rows), strict=True)
+    pairs = [(a, b) for a, b in scored if a.probabilities and b.probabilities]
+    differences = [
+        abs(p - q) for a, b in pairs for p, q in zip(a.probabilities, b.probabilities, strict=True)
+    ]
+    verdicts = sum(a.verdict != b.verdict for a, b in pairs)
+    change = Change(len(pairs), verdicts, max(differences, default=0.0))
     log.warning(
         "%s: changes %d of %d verdicts against float32, and a probability by up to %.2g",
         precision,

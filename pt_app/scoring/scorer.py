@@ -1,7 +1,7 @@
 """JudgeScorer: the verdict of a judge on each row, as probabilities and as an answer.
 
 The verdict is read without generation, from a forward pass over the prefix tree of all prompts
-(tree_reading.py). The words of the answer are generated only on demand.
+(tree_reading.py). The text of the answer is generated only on demand.
 """
 
 import logging
@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel
 
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
@@ -34,6 +35,9 @@ MAX_LOGITS = 1 << 26
 TIE = 1e-5
 # Answers are decoded in batches whose KV cache holds this many times `batch_tokens` tokens.
 DECODED = 8
+
+Waiting = dict[int, tuple[Opening, "Scored"]]
+"""Results by row whose answers are still to be decoded."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class JudgeScorer:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         encoder: PromptEncoder,
         *,
         name: str = "judge",
@@ -107,16 +111,10 @@ class JudgeScorer:
         shapes: Shapes | None = None,
         trees: bool = True,
     ) -> None:
-        self.model = model
-        self.encoder = encoder
-        self.scale = encoder.scale
-        self.name = name
-        self.feedback = feedback
-        self.batch_tokens = batch_tokens
-        self.answer_tokens = answer_tokens
-        self.progress = progress
-        self.shapes = shapes
-        self.trees = trees
+        self.model, self.encoder, self.scale = model, encoder, encoder.scale
+        self.name, self.feedback, self.progress = name, feedback, progress
+        self.batch_tokens, self.answer_tokens = batch_tokens, answer_tokens
+        self.shapes, self.trees = shapes, trees
         self.shortened = self.ties = 0
         self.trie = verdict_trie(encoder)
 
@@ -134,21 +132,20 @@ class JudgeScorer:
             log.warning("%s", problem)
         if cuts.rows_cut:
             log.warning("%s: %d of %d rows shortened", self.name, cuts.rows_cut, len(examples))
-        places = [row for row, example in enumerate(fitted) if example is not None]
+        rows = [row for row, example in enumerate(fitted) if example is not None]
         prompts = [self.encoder.prompt_ids(example) for example in fitted if example is not None]
         scored = [Scored("too_long")] * len(examples)
         bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
         with _evaluating(self.model), bar:
             for prompt, result in self._results(prompts):
-                scored[places[prompt]] = result
+                scored[rows[prompt]] = result
                 bar.update()
         self.ties = sum(result.tied for result in scored)
         return scored
 
     def _results(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
         """Yield the index of each prompt and its result, in the order of computation."""
-        room = max((depth + 1 for depth in self.trie.depths), default=0)
-        room = max(room, self.answer_tokens) if self.feedback else room
+        room = max(self.trie.depth, self.answer_tokens if self.feedback else 0)
         why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
         if why is None and self.trees:
             return self._from_tree(prompts)
@@ -160,7 +157,7 @@ class JudgeScorer:
         vocabulary = self.model.config.get_text_config().vocab_size
         max_rows = max(1, MAX_LOGITS // (self.trie.states * vocabulary))
         pad = self.encoder.end_token_id
-        waiting: dict[int, tuple[Opening, Scored]] = {}
+        waiting: Waiting = {}
         for part in read_parts(
             self.model, prompts, self.trie, self.batch_tokens, max_rows, pad, self.shapes
         ):
@@ -169,33 +166,29 @@ class JudgeScorer:
                 yield from results
                 continue
             for opening, (row, result) in zip(openings(part, self.trie), results, strict=True):
-                if self._full(waiting, opening):
+                if self._is_full(waiting, opening):
                     yield from self._completed(waiting)
                     waiting = {}
                 waiting[row] = opening, result
         yield from self._completed(waiting)
 
-    def _full(self, waiting: dict[int, tuple[Opening, Scored]], another: Opening) -> bool:
+    def _is_full(self, waiting: Waiting, another: Opening) -> bool:
         lengths = [another.length, *(opening.length for opening, _ in waiting.values())]
         tokens = len(lengths) * (max(lengths) + self.answer_tokens)
         return len(lengths) > 1 and tokens > DECODED * self.batch_tokens
 
-    def _completed(
-        self, waiting: dict[int, tuple[Opening, Scored]]
-    ) -> Iterator[tuple[int, Scored]]:
+    def _completed(self, waiting: Waiting) -> Iterator[tuple[int, Scored]]:
         opened = [opening for opening, _ in waiting.values()]
         answers = complete(self.model, opened, self.encoder.end_token_id, self.answer_tokens)
         for row, ids in answers.items():
             yield row, replace(waiting[row][1], raw=self._text(ids))
 
     def _row_by_row(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+        end = self.encoder.end_token_id
         for row, prompt in enumerate(prompts):
-            reading = read_plain(self.model, [prompt], self.trie, self.encoder.end_token_id)
-            (result,) = self._scored(reading)
+            (result,) = self._scored(read_plain(self.model, [prompt], self.trie, end))
             if self.feedback:
-                answer = greedy_answer(
-                    self.model, prompt, self.encoder.end_token_id, self.answer_tokens
-                )
+                answer = greedy_answer(self.model, prompt, end, self.answer_tokens)
                 result = replace(result, raw=self._text(answer))
             yield row, result
 
@@ -204,19 +197,22 @@ class JudgeScorer:
             raise UserError(
                 f"{self.name}: the logits of the model are not finite; load it in float32"
             )
+        # Only the allowed verdicts count: what they lack to 1 is the mass of all other answers.
         mass = torch.logsumexp(reading.log_probabilities, dim=1)
         probabilities = (reading.log_probabilities - mass[:, None]).exp()
         values = self.scale.values
+        numbers = [value for value in values if not isinstance(value, str)]
         for row, greedy in enumerate(reading.greedy.tolist()):
             chances = tuple(probabilities[row].tolist())
             index = self.trie.walk(greedy)
+            mean = sum((n * p for n, p in zip(numbers, chances, strict=False)), 0.0)
             yield Scored(
                 status="parse_failure" if index is None else "ok",
                 verdict=None if index is None else values[index],
                 constrained=values[chances.index(max(chances))],
                 probabilities=chances,
                 verdict_mass=math.exp(float(mass[row])),
-                expected=_expected(values, chances),
+                expected=mean if len(numbers) == len(values) else None,
             )
 
     def _text(self, ids: list[int]) -> str:
@@ -228,10 +224,10 @@ class JudgeScorer:
         return answer.removeprefix(lead)
 
 
-def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, max_tokens: int) -> list[int]:
+def greedy_answer(
+    model: PreTrainedModel, prompt: Sequence[int], end_id: int, max_tokens: int
+) -> list[int]:
     """Return the ids of the greedy `generate` of transformers: the reference for `complete`."""
-    from transformers import GenerationConfig
-
     plain = core(model)
     config = GenerationConfig(
         do_sample=False,
@@ -241,10 +237,16 @@ def greedy_answer(model: Any, prompt: Sequence[int], end_id: int, max_tokens: in
         pad_token_id=end_id,
     )
     ids = torch.tensor([list(prompt)], device=plain.device)
-    with _without_defaults(plain):
+    own = plain.generation_config
+    # transformers (5.23, generation/utils.py, _prepare_generation_config) fills every unset field
+    # of `config` from the model's own: the repetition penalty of Qwen would change the answers.
+    plain.generation_config = GenerationConfig()
+    try:
         answer = plain.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
         )
+    finally:
+        plain.generation_config = own
     ids_of_answer: list[int] = answer[0, len(prompt) :].tolist()
     return ids_of_answer
 
@@ -267,15 +269,6 @@ def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
     return VerdictTrie.build(lines)
 
 
-def _expected(values: Sequence[Verdict], probabilities: Sequence[float]) -> float | None:
-    total = 0.0
-    for value, probability in zip(values, probabilities, strict=True):
-        if isinstance(value, str):
-            return None
-        total += value * probability
-    return total
-
-
 def _decode(encoder: PromptEncoder, ids: list[int]) -> str:
     text: str = encoder.tokenizer.decode(
         ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -284,7 +277,7 @@ def _decode(encoder: PromptEncoder, ids: list[int]) -> str:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Switch off dropout and gradients, and choose the fastest exact matmul, within."""
     training = model.training
     model.eval()
@@ -293,20 +286,3 @@ def _evaluating(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def _without_defaults(model: Any) -> Iterator[None]:
-    """Hide a model's own generation settings within.
-
-    transformers (5.23, generation/utils.py, _prepare_generation_config) fills every unset field
-    of a GenerationConfig from them: the repetition penalty of Qwen would change the answers.
-    """
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own

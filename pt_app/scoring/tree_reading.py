@@ -7,11 +7,11 @@ cache still holds it. A rubric is therefore computed once per test set, and a so
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from transformers import DynamicCache, PreTrainedModel
 
-from pt_app.models.packing import Shapes, Tree, common_prefix, under_budget
+from pt_app.models.packing import Shapes, Tree, chunk_by_tokens, common_prefix
 from pt_app.models.tree_attention import last_mlp_only_at, tree_inputs
 from pt_app.scoring.verdict_trie import Reading, VerdictTrie, reading_of
 
@@ -32,11 +32,11 @@ class Part:
     reading: Reading
     places: list[list[int]]
     paths: list[list[int]]
-    cache: Any
+    cache: DynamicCache | None
 
 
 def read_parts(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     trie: VerdictTrie,
     budget: int,
@@ -55,28 +55,27 @@ def read_parts(
         pad_id: the padding token.
         shapes: pad the tensors of a part to one of these sizes; nothing is cached then.
     """
-    from transformers import DynamicCache
-
     fixed = shapes is not None and bool(shapes.lengths)
     extra = len(trie.tokens)
-    cache, before = None, ()  # type: Any, Sequence[int]
+    cache: DynamicCache | None = None
+    before: Sequence[int] = ()
     path: list[int] = []
-    for rows in under_budget(prompts, budget, extra=extra, most=max_rows, cached=not fixed):
+    for rows in chunk_by_tokens(prompts, budget, extra=extra, max_rows=max_rows, cached=not fixed):
         first = prompts[rows[0]]
         # The logits of the last token of the first prompt are needed, cached or not.
-        known = 0 if fixed else min(common_prefix(before, first), len(first) - 1)
+        cached = 0 if fixed else min(common_prefix(before, first), len(first) - 1)
         tree = Tree.of([[*prompts[row], *stem] for row in rows for stem in trie.stems])
-        cache = None if fixed else _kept(cache or DynamicCache(), path[:known])
+        cache = None if fixed else _pruned(cache or DynamicCache(), path[:cached])
         per = len(trie.stems)
         of_rows = [tree.paths[i * per : (i + 1) * per] for i in range(len(rows))]
         places = [
             [paths[stem][len(prompts[row]) - 1 + depth] for stem, depth in trie.places]
             for row, paths in zip(rows, of_rows, strict=True)
         ]
-        keep = [place - known for of_row in places for place in of_row]
+        positions = [place - cached for of_row in places for place in of_row]
         # The logits get no name: it would keep them alive until those of the next part exist too.
         reading = reading_of(
-            _logits(model, tree, keep, known, cache, pad_id, shapes or Shapes()).view(
+            _logits(model, tree, positions, cached, cache, pad_id, shapes or Shapes()).view(
                 len(rows), trie.states, -1
             ),
             trie,
@@ -87,38 +86,43 @@ def read_parts(
 
 
 def _logits(
-    model: Any,
+    model: PreTrainedModel,
     tree: Tree,
-    keep: list[int],
-    known: int,
-    cache: Any,
+    positions: list[int],
+    cached: int,
+    cache: DynamicCache | None,
     pad_id: int,
     shapes: Shapes,
 ) -> torch.Tensor:
-    """Return the logits [k, vocabulary] at the `keep` tokens, counted from `known`."""
-    device = model.device
+    """Return the logits [k, vocabulary] at the tokens `positions`, counted from `cached`."""
     size = shapes.tokens(len(tree.ids))
-    pads, more = size - len(tree.ids), shapes.kept(len(keep), size) - len(keep)
-    layout = tree_inputs(
-        model,
-        torch.tensor([tree.ids[known:] + [pad_id] * pads], device=device),
-        torch.tensor([tree.depths[known:] + [0] * pads], device=device),
-        torch.tensor(tree.last + list(range(size - pads, size)), device=device),
-        known,
+    pads = size - len(tree.ids)
+    more = shapes.logits(len(positions), size) - len(positions)
+    ids, depths, last, asked = (
+        torch.tensor(numbers, device=model.device)
+        for numbers in (
+            tree.ids[cached:] + [pad_id] * pads,
+            tree.depths[cached:] + [0] * pads,
+            tree.last + list(range(size - pads, size)),
+            positions + [0] * more,
+        )
     )
-    asked = torch.tensor(keep + [0] * more, device=device)
     with last_mlp_only_at(model, torch.unique(asked)):
         logits: torch.Tensor = model(
-            **layout,
+            **tree_inputs(model, ids[None], depths[None], last, cached),
             logits_to_keep=asked,
             past_key_values=cache,
             use_cache=cache is not None,
         ).logits[0]
-    return logits[: len(keep)]
+    return logits[: len(positions)]
 
 
-def _kept(cache: Any, path: list[int]) -> Any:
-    """Keep in a cache only the tokens of one path, in the order of the path."""
+def _pruned(cache: DynamicCache, path: list[int]) -> DynamicCache:
+    """Keep in a cache only the tokens of one path, in the order of the path.
+
+    The tree of the next part begins with this path, and the siblings of its tokens are not seen
+    from there. Keys hold their rotary position already, which is the depth, so that they may move.
+    """
     for layer in cache.layers:
         index = torch.tensor(path, dtype=torch.long, device=layer.keys.device)
         layer.keys, layer.values = (x.index_select(2, index) for x in (layer.keys, layer.values))

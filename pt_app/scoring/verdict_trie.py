@@ -9,34 +9,31 @@ sum of those of its steps, so that one forward pass over the trie gives all of t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from pt_app.core.errors import UserError
 
 CACHED = 1 << 18  # logits per block: 1 MiB in float32, which stays in a core's cache
+Step = tuple[int, int]
+"""A state, and the token that leads on from it."""
 
 
 @dataclass(frozen=True)
 class VerdictTrie:
-    """The lines of the verdicts as tokens; node n has state n + 1.
+    """The lines of the verdicts as tokens.
 
     Attributes:
-        tokens: the token of each inner node, parents first.
-        parents: the state of the parent of each inner node.
-        depths: the depth of each inner node.
-        paths: the (state, token) steps of each verdict.
-        edges: from a step to the next state.
-        leaves: from a last step to the index of the verdict.
+        paths: the steps of each verdict.
+        edges: from a step to the next state, parents first; states count from 1 in this order.
+        leaves: from a last step to the index of the verdict. The last token of a line has no
+            state: nothing is predicted after it.
     """
 
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    depths: tuple[int, ...]
-    paths: tuple[tuple[tuple[int, int], ...], ...]
-    edges: dict[tuple[int, int], int]
-    leaves: dict[tuple[int, int], int]
+    paths: tuple[tuple[Step, ...], ...]
+    edges: dict[Step, int]
+    leaves: dict[Step, int]
 
     @staticmethod
     def build(lines: Sequence[Sequence[int]]) -> "VerdictTrie":
@@ -46,22 +43,14 @@ class VerdictTrie:
             UserError: if the tokens of a line are a prefix of those of another, or equal to them:
                 such a tokenizer cannot tell the two verdicts apart.
         """
-        tokens: list[int] = []
-        parents: list[int] = []
-        depths: list[int] = []
-        edges: dict[tuple[int, int], int] = {}
-        leaves: dict[tuple[int, int], int] = {}
+        edges: dict[Step, int] = {}
+        leaves: dict[Step, int] = {}
         paths = []
         for verdict, line in enumerate(lines):
             state, path = 0, []
-            for depth, token in enumerate(line[:-1]):
+            for token in line[:-1]:
                 path.append((state, token))
-                if (state, token) not in edges:
-                    tokens.append(token)
-                    parents.append(state)
-                    depths.append(depth)
-                    edges[state, token] = len(tokens)
-                state = edges[state, token]
+                state = edges.setdefault((state, token), len(edges) + 1)
             path.append((state, line[-1]))
             if path[-1] in leaves:
                 raise UserError("this tokenizer writes two verdicts alike: use another model")
@@ -69,14 +58,30 @@ class VerdictTrie:
             paths.append(tuple(path))
         if leaves.keys() & edges.keys():
             raise UserError("this tokenizer begins one verdict with another: use another model")
-        return VerdictTrie(
-            tuple(tokens), tuple(parents), tuple(depths), tuple(paths), edges, leaves
-        )
+        return VerdictTrie(tuple(paths), edges, leaves)
 
     @property
     def states(self) -> int:
         """The number of states: the end of the prompt and the inner nodes."""
-        return len(self.tokens) + 1
+        return len(self.edges) + 1
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token of each inner node, parents first."""
+        return [token for _, token in self.edges]
+
+    @property
+    def depth(self) -> int:
+        """The number of inner nodes on the longest path."""
+        return max(map(len, self.paths)) - 1
+
+    @cached_property
+    def _prefixes(self) -> list[tuple[int, ...]]:
+        """The tokens from the end of the prompt to each state."""
+        prefixes: list[tuple[int, ...]] = [()]
+        for state, token in self.edges:
+            prefixes.append((*prefixes[state], token))
+        return prefixes
 
     @cached_property
     def stems(self) -> tuple[tuple[int, ...], ...]:
@@ -84,24 +89,16 @@ class VerdictTrie:
 
         Without inner nodes it is one empty sequence.
         """
-        ends = sorted(set(range(self.states)) - set(self.parents))
-        return tuple(self._tokens_to(state) for state in ends)
+        ends = sorted(set(range(self.states)) - {state for state, _ in self.edges})
+        return tuple(self._prefixes[state] for state in ends)
 
     @cached_property
     def places(self) -> tuple[tuple[int, int], ...]:
         """For each state, a stem through it and how many tokens of the stem lead there."""
-        paths = [self._tokens_to(state) for state in range(self.states)]
         return tuple(
             next((i, len(path)) for i, stem in enumerate(self.stems) if stem[: len(path)] == path)
-            for path in paths
+            for path in self._prefixes
         )
-
-    def _tokens_to(self, state: int) -> tuple[int, ...]:
-        tokens: list[int] = []
-        while state:
-            tokens.append(self.tokens[state - 1])
-            state = self.parents[state - 1]
-        return tuple(reversed(tokens))
 
     def walk(self, greedy: Sequence[int]) -> int | None:
         """Follow the most likely tokens; return the index of the verdict, None off the trie."""
@@ -130,12 +127,10 @@ class Reading:
 
 
 def read_plain(
-    model: Any, prompts: Sequence[Sequence[int]], trie: VerdictTrie, pad: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], trie: VerdictTrie, pad: int
 ) -> Reading:
     """Read the same with one sequence per row and verdict: slower, but right on any attention."""
     lines = [[token for _, token in path] for path in trie.paths]
-    states = [[state for state, _ in path] for path in trie.paths]
-    kept = max(map(len, lines))
     rows = []
     for prompt in prompts:
         sequences = [[*prompt, *line[:-1]] for line in lines]
@@ -147,12 +142,12 @@ def read_plain(
             input_ids=ids,
             attention_mask=(column >= start).long(),
             position_ids=(column - start).clamp(min=0),
-            logits_to_keep=kept,
+            logits_to_keep=trie.depth + 1,
             use_cache=False,
         ).logits
         of_states = logits.new_zeros(trie.states, logits.shape[-1])
-        for index, path in enumerate(states):
-            of_states[path] = logits[index, -len(path) :]
+        for index, path in enumerate(trie.paths):
+            of_states[[state for state, _ in path]] = logits[index, -len(path) :]
         rows.append(of_states)
     return reading_of(torch.stack(rows), trie)
 
@@ -160,9 +155,10 @@ def read_plain(
 def reading_of(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
     """Reduce the logits of the states, [rows, states, vocabulary], to a `Reading`."""
     # Blocks of a few rows stay in the cache of a core, which halves the time.
-    flat = torch.split(logits.flatten(0, 1), max(1, CACHED // logits.shape[-1]))
-    parts = [torch.logsumexp(rows.float(), dim=-1) for rows in flat]
-    normaliser = torch.cat(parts).view(logits.shape[:2]).double().cpu()
+    blocks = torch.split(logits.flatten(0, 1), max(1, CACHED // logits.shape[-1]))
+    normalisers = [torch.logsumexp(block.float(), dim=-1) for block in blocks]
+    normaliser = torch.cat(normalisers).view(logits.shape[:2]).double().cpu()
+    # Verdicts share steps, so each step is gathered once.
     steps = sorted({step for path in trie.paths for step in path})
     where = {step: index for index, step in enumerate(steps)}
     at, token = torch.tensor(steps).T

@@ -12,7 +12,7 @@ from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
-from pt_app.models.packing import Shapes, common_prefix, under_budget
+from pt_app.models.packing import Shapes, chunk_by_tokens, common_prefix
 from pt_app.models.platforms import Platform
 from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
@@ -169,14 +169,14 @@ class Rows:
             chosen = range(len(self.ids))
         parts: Iterator[list[int]] | list[list[int]] = [[place] for place in range(len(chosen))]
         if self.trees:
-            parts = under_budget([self.ids[row] for row in chosen], budget)
+            parts = chunk_by_tokens([self.ids[row] for row in chosen], budget)
         return [self._pack([chosen[place] for place in part]) for part in parts]
 
     def _pack(self, rows: Sequence[int]) -> Pack:
         supervised = sum(len(self.ids[row]) - self.starts[row] for row in rows)
         pack = tree_size([self.ids[row] for row in rows])
         tokens = self.shapes.tokens(pack.tokens)
-        positions = self.shapes.kept(supervised, tokens)
+        positions = self.shapes.logits(supervised, tokens)
         return replace(pack, tokens=tokens, logit_positions=positions)
 
 
@@ -200,7 +200,7 @@ def readings(
     extra = len(trie.tokens)
     packs: list[Pack] = []
     before: Sequence[int] = ()
-    for rows in under_budget(prompts, budget, extra=extra, most=max_rows, cached=True):
+    for rows in chunk_by_tokens(prompts, budget, extra=extra, max_rows=max_rows, cached=True):
         chosen = [prompts[row] for row in rows]
         size = tree_size(chosen)
         cached = min(common_prefix(before, chosen[0]), len(chosen[0]) - 1)
@@ -208,7 +208,7 @@ def readings(
             Pack(
                 tokens=size.tokens - cached + extra * len(rows),
                 logit_positions=trie.states * len(rows),
-                longest=size.longest + max((depth + 1 for depth in trie.depths), default=0),
+                longest=size.longest + trie.depth,
                 seen=size.seen - cached * (cached + 1) // 2 + extra * sum(map(len, chosen)),
             )
         )
