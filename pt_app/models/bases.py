@@ -65,10 +65,7 @@ def resolve_model(name: str) -> ModelSource:
     Raises:
         UserError: if it is none of them, or the folder holds no whole model.
     """
-    source = _local(name)
-    if source is None:
-        path = from_cache(name) or fetch(name)
-        source = ModelSource(name, path, path.name)
+    source = _local(name) or _on_hub(name, WANTED)
     check_base_folder(source.path)
     return source
 
@@ -79,12 +76,7 @@ def resolve_tokenizer(name: str) -> ModelSource:
     Raises:
         UserError: if there is no such model, or no tokenizer in its folder.
     """
-    source = _local(name)
-    if source is None:
-        path = _snapshot(name, TOKENIZER)
-        if path is None or not tokenizer_files(path):
-            path = fetch(name, TOKENIZER)
-        source = ModelSource(name, path, path.name)
+    source = _local(name) or _on_hub(name, TOKENIZER)
     check_tokenizer_folder(source.path)
     return source
 
@@ -97,22 +89,21 @@ def _local(name: str) -> ModelSource | None:
     return ModelSource(folder.resolve().name, folder) if folder.is_dir() else None
 
 
-def from_cache(name: str) -> Path | None:
-    """Return the complete snapshot of a hub model in the local cache, if there is one."""
-    path = _snapshot(name, WANTED)
-    try:
-        return path if path and weight_files(path) else None
-    except UserError:
-        return None
+def _on_hub(name: str, patterns: list[str]) -> ModelSource:
+    path = from_cache(name, patterns) or fetch(name, patterns)
+    return ModelSource(name, path, path.name)
 
 
-def _snapshot(name: str, patterns: list[str]) -> Path | None:
+def from_cache(name: str, patterns: list[str] = WANTED) -> Path | None:
+    """Return the snapshot of a hub model in the local cache, if a complete one is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    complete = tokenizer_files if patterns is TOKENIZER else weight_files
     try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HFValidationError):
+        path = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+        return path if complete(path) else None
+    except (LocalEntryNotFoundError, HFValidationError, UserError):
         return None
 
 

@@ -1,4 +1,4 @@
-"""The variables that launchers set: whether they fit together, and what an earlier one left.
+"""The environment variables of launchers: whether they fit together, and what an earlier one left.
 
 accelerate and transformers act on each of them alone, so that one left behind in a shell or a
 notebook starts half of a distributed training.
@@ -6,7 +6,6 @@ notebook starts half of a distributed training.
 
 import logging
 import os
-from collections.abc import Iterator
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
@@ -28,9 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def check() -> None:
-    """Check that the launchers' variables say one thing.
+    """Check that the launchers' variables fit together.
 
-    Raises UserError that names the variable to unset.
+    Raises:
+        UserError: names the variable to unset.
     """
     for name in OTHER_WAYS:
         if os.environ.get(name, "").lower() not in OFF:
@@ -40,66 +40,57 @@ def check() -> None:
                 "GPU: sharded.yaml and --shard_base)"
             )
     ranks = console.ranks()
-    if ranks > 1:
-        _check_several(ranks)
-        return
-    for name in ("RANK", "LOCAL_RANK", *MPI):
-        alone = 1 if name in MPI else 0
-        if console.number(name, alone) > alone:
+    missing = [name for name in WHOLE if not os.environ.get(name)]
+    if ranks > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={ranks} is set and {', '.join(missing)} not, so no launcher started this "
+            f"process: unset WORLD_SIZE to train in one process, or {START}"
+        )
+    for name in ("RANK", "LOCAL_RANK"):
+        number = console.number(name, 0)
+        if number >= ranks or (ranks > 1 and number < 0):
+            raise UserError(
+                f"{name}={number} is no process of WORLD_SIZE={ranks}: unset {name} and "
+                f"WORLD_SIZE, or {START}"
+            )
+    for name in MPI:
+        if ranks == 1 and console.number(name, 1) > 1:
             raise UserError(
                 f"{name}={os.environ[name]} is set and WORLD_SIZE names no second process: unset "
                 f"{name} to train in one, or {START}"
             )
 
 
-def _check_several(ranks: int) -> None:
-    missing = [name for name in WHOLE if not os.environ.get(name)]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE={ranks} is set and {', '.join(missing)} not, so no launcher started this "
-            f"process: unset WORLD_SIZE to train in one process, or {START}"
-        )
-    for name in ("RANK", "LOCAL_RANK"):
-        if not 0 <= console.number(name, 0) < ranks:
-            raise UserError(
-                f"{name}={os.environ[name]} is no process of WORLD_SIZE={ranks}: unset {name} and "
-                f"WORLD_SIZE, or {START}"
-            )
-
-
 def settle() -> None:
     """Check the variables, and drop from this process what is not used; raises as `check`."""
     check()
-    dropped = [n for n in CHOSEN_HERE if os.environ.get(n, "").lower() not in OFF]
+    unused = [n for n in CHOSEN_HERE if os.environ.get(n, "").lower() not in OFF]
     if console.ranks() == 1:
-        dropped += [name for name in _of_one_process() if name in os.environ]
-    if dropped:
-        said = ", ".join(f"{name}={os.environ.pop(name)}" for name in dropped)
-        log.info("launcher: not used here: %s", said)
-
-
-def _of_one_process() -> Iterator[str]:
-    yield from (name for name in WHOLE if not name.startswith("MASTER"))
-    yield from ("LOCAL_WORLD_SIZE", *MPI)
+        alone = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI)
+        unused += [name for name in alone if name in os.environ]
+    if unused:
+        dropped = ", ".join(f"{name}={os.environ.pop(name)}" for name in unused)
+        log.info("launcher: not used here: %s", dropped)
 
 
 def meet(on_cpu: bool) -> None:
-    """Wait for the other processes of a training, if there are any; gives each its device.
+    """Wait for the other processes of a training, if there are any; each gets its device.
 
-    Raises UserError if they cannot be reached.
+    Raises:
+        UserError: if they cannot be reached.
     """
     if console.ranks() == 1:
         return
     from accelerate import PartialState
 
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    said = f"MASTER_ADDR, MASTER_PORT {place}; WORLD_SIZE {console.ranks()}"
-    log.info("waiting for the other processes (%s)", said)
+    where = f"MASTER_ADDR, MASTER_PORT {place}; WORLD_SIZE {console.ranks()}"
+    log.info("waiting for the other processes (%s)", where)
     try:
         PartialState(cpu=on_cpu)
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
         first = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"the other processes cannot be reached ({said}): {first}: unset WORLD_SIZE to train "
+            f"the other processes cannot be reached ({where}): {first}: unset WORLD_SIZE to train "
             f"in one process, or {START}"
         ) from error

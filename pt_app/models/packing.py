@@ -2,17 +2,25 @@
 
 A pack is a prefix tree of token ids in depth-first order. Two numbers per token describe it: the
 depth, which is the position, and the last token of the subtree. Token i attends to token j exactly
-if j <= i <= last[j]: to its own path from the root, and to nothing of its siblings.
+if j <= i <= last[j]: to its own path from the root, and to nothing of its siblings. So each token
+sees what it would see in a sequence of its own, and the loss is that of separate sequences.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 IGNORED = -100  # torch's cross-entropy ignores targets of this value
 Batch = dict[str, torch.Tensor]
+
+
+class Example(TypedDict):
+    """A tokenized row: its token ids, of which the first `prompt_length` are the prompt."""
+
+    input_ids: list[int]
+    prompt_length: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class Tree:
         paths: list[list[int]] = [[] for _ in sequences]
         before: Sequence[int] = ()
         path: list[int] = []
+        # In sorted order the longest prefix that a sequence shares with any earlier one is the
+        # prefix that it shares with the previous one: a new branch leaves the newest path.
         for index in _sorted(sequences):
             sequence = sequences[index]
             shared = common_prefix(before, sequence)
@@ -132,7 +142,7 @@ class Shapes:
         return tokens // 4 if count <= tokens // 4 else tokens
 
 
-def pack(examples: Sequence[dict[str, Any]], pad_id: int, shapes: Shapes | None = None) -> Batch:
+def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes | None = None) -> Batch:
     """Pack examples with `input_ids` and `prompt_length` into one prefix tree.
 
     A padding token attends to itself: a row of a mask without any key would give NaN (pytorch issue
@@ -195,7 +205,7 @@ def unpacked(
     return batches
 
 
-def examples_of(packed: Batch) -> list[dict[str, Any]]:
+def examples_of(packed: Batch) -> list[Example]:
     """Return the examples of a pack, with `input_ids` and `prompt_length`."""
     ids = packed["input_ids"][0]
     return [
@@ -216,12 +226,12 @@ class StepCollator:
     budget: int
     shapes: Shapes = Shapes()
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, list[Batch] | torch.Tensor]:
         packs = self.packs(examples)
         labels = torch.cat([torch.empty(0, dtype=torch.long), *(p["targets"] for p in packs)])
         return {"packs": packs, "labels": labels, "shift_labels": labels}
 
-    def packs(self, examples: Sequence[dict[str, Any]]) -> list[Batch]:
+    def packs(self, examples: Sequence[Example]) -> list[Batch]:
         """Return the packs of these examples; an empty list for none."""
         sequences = [example["input_ids"] for example in examples]
         return [

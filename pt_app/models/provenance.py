@@ -16,7 +16,7 @@ _WITHIN = re.compile(r"""(?<=[\s='"(])(?:/[\w.-]+)+/?""")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
 
-def about_this_run() -> dict[str, Any]:
+def about_this_run() -> dict[str, object]:
     """Return the command, the versions of Python and packages, and the git commit, if any."""
     versions = {"python": sys.version.split()[0], "pt_app": pt_app.__version__}
     for package in PACKAGES:
@@ -29,7 +29,7 @@ def about_this_run() -> dict[str, Any]:
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """Copy a JSON value; of an absolute path, alone or within a text, its last part is kept."""
+    """Copy a JSON value, in which only the last part of each absolute path is kept."""
     if isinstance(value, Mapping):
         return {key: without_absolute_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -39,21 +39,19 @@ def without_absolute_paths(value: Any) -> Any:
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(value).is_absolute():
             return kind(value).name
-    return _WITHIN.sub(lambda found: PurePosixPath(found[0]).name, str(value))
+    return _WITHIN.sub(lambda match: PurePosixPath(match[0]).name, str(value))
 
 
 def git_commit() -> str | None:
     """Return the commit of this checkout, with "+changes" if it was edited; None outside git."""
-    root = Path(pt_app.__file__).parents[1]
+    git = ["git", "-C", str(Path(pt_app.__file__).parents[1])]
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(root, "status", "--porcelain", "-uno") else "")
+        head, changes = (
+            subprocess.run(
+                [*git, *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()
+    return head + ("+changes" if changes else "")
