@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pt_app.core.errors import UserError
 from pt_app.core.prompts import PromptEncoder
@@ -21,11 +21,14 @@ from pt_app.models import adapters, bases
 from pt_app.models.model_card import AdapterInfo
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is refused before
+    from transformers import PreTrainedModel
+
     from pt_app.scoring.precision import Change
     from pt_app.scoring.scorer import Scored
 
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
+Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Judgement:
 class Judge:
     """A base with a judge's adapter merged into it, ready to score."""
 
-    def __init__(self, model: Any, info: AdapterInfo, encoder: PromptEncoder) -> None:
+    def __init__(self, model: PreTrainedModel, info: AdapterInfo, encoder: PromptEncoder) -> None:
         self.model = model
         self.info = info
         self.encoder = encoder
@@ -82,7 +85,7 @@ class Judge:
         base: str | None = None,
         device: str = "cpu",
         precision: str = "float32",
-        sample: Sequence[Mapping[str, Any]] = (),
+        sample: Sequence[Row] = (),
     ) -> Judge:
         """Load the adapter of a folder, and merge it into its base.
 
@@ -102,15 +105,12 @@ class Judge:
         from pt_app.scoring.precision import converted
         from pt_app.scoring.scorer import JudgeScorer
 
-        source = adapters.base_of(info, base)
-        identity = bases.model_identity(source)
-        model = adapters.load_adapter(info.folder, bases.load_model(source), identity)
-        model = _on(adapters.merge(model).eval(), device)
+        model = adapters.load_merged(info.folder, adapters.base_of(info, base))
+        model = _on(model.eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
-        tokenizer = bases.load_tokenizer(info.folder)
-        encoder = adapters.encoder_of(info, tokenizer)
+        encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
 
-        def score(model: Any, rows: Sequence[JudgeExample]) -> list[Scored]:
+        def score(model: PreTrainedModel, rows: Sequence[JudgeExample]) -> list[Scored]:
             return JudgeScorer(model, encoder, progress=False).score(rows)
 
         read = [_read(row, ROWS, info.scale) for row in sample]
@@ -122,7 +122,7 @@ class Judge:
 
     def score(
         self,
-        rows: Iterable[Mapping[str, Any]],
+        rows: Iterable[Row],
         *,
         feedback: bool = False,
         progress: bool = False,
@@ -142,16 +142,15 @@ class Judge:
 
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
-        pairs = zip(rows, places, strict=True)
+        pairs = list(zip(rows, places, strict=True))
         read = [_read(row, place, self.info.scale) for row, place in pairs]
         scorer = JudgeScorer(self.model, self.encoder, feedback=feedback, progress=progress)
-        examples = [one for one in read if isinstance(one, JudgeExample)]
-        scored = iter(scorer.score(examples))
+        scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
         return [
-            self._judgement(one.id or place.where, next(scored))
-            if isinstance(one, JudgeExample)
-            else Judgement(_id(row, place), "bad_row", self.name, problem=one)
-            for row, place, one in zip(rows, places, read, strict=True)
+            self._judgement(example.id or place.where, next(scored))
+            if isinstance(example, JudgeExample)
+            else Judgement(_id(row, place), "bad_row", self.name, problem=example)
+            for (row, place), example in zip(pairs, read, strict=True)
         ]
 
     def _judgement(self, name: str, scored: Scored) -> Judgement:
@@ -176,13 +175,11 @@ class Judge:
         )
 
 
-def _read(row: Mapping[str, Any], place: Place, scale: Scale) -> JudgeExample | str:
+def _read(row: Row, place: Place, scale: Scale) -> JudgeExample | str:
     """Return the record of a row, or what is wrong with it."""
     if not isinstance(row, Mapping):
-        kind = type(row).__name__
-        return str(
-            place.error("", f"a row must map fields to values, not be a {kind}", "give a dict")
-        )
+        what = f"a row must map fields to values, not be a {type(row).__name__}"
+        return str(place.error("", what, "give a dict"))
     if PROBLEM in row and len(row) == 1:
         return str(row[PROBLEM])
     try:
@@ -197,7 +194,7 @@ def _id(row: object, place: Place) -> str:
     return name if isinstance(name, str) and is_unicode(name) and name else place.where
 
 
-def _on(model: Any, device: str) -> Any:
+def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -132,9 +132,8 @@ def _judged(
     scoring = Scoring(encoder, test, options.feedback, options.precision)
     if not tuned:
         return scoring.judged(name, source.name, bases.load_model(source))
-    identity = bases.model_identity(source)
-    model = adapters.load_adapter(info.folder, bases.load_model(source), identity)
-    rows = scoring.judged(name, info.folder.name, adapters.merge(model))
+    model = adapters.load_merged(info.folder, source)
+    rows = scoring.judged(name, info.folder.name, model)
     return replace(rows, fitted=Fitted.read(info.folder))
 
 

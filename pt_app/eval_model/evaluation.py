@@ -52,16 +52,15 @@ def evaluate(
         The content of results.json.
     """
     source, data = prepared.source, prepared.data
-    identity = bases.model_identity(source)
     scoring = Scoring(prepared.encoder, prepared.test, feedback, precision)
     # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
     base = scoring.judged("base", source.name, bases.load_model(source))
-    model = adapters.load_adapter(adapter, bases.load_model(source), identity)
     validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
-    own = scoring.judged("adapter", adapter.name, adapters.merge(model), validation)
+    model = adapters.load_merged(adapter, source)
+    own = scoring.judged("adapter", adapter.name, model, validation)
     if own.fitted is not None:
         own.fitted.write(adapter)
-    run = {**run, "base": identity}
+    run = {**run, "base": bases.model_identity(source)}
     results, baselines = measured([own, base], data, prepared.test, run)
     write_evaluation(adapter / "evaluation", [own, base], results, baselines)
     return results

@@ -27,7 +27,15 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.models.base_files import ADAPTER_CONFIG as CONFIG
 from pt_app.models.base_files import read_json, tokenizer_files
-from pt_app.models.bases import TINY, Identity, ModelSource, is_local, resolve_model
+from pt_app.models.bases import (
+    TINY,
+    Identity,
+    ModelSource,
+    is_local,
+    load_model,
+    model_identity,
+    resolve_model,
+)
 from pt_app.models.model_card import AdapterInfo, model_card
 from pt_app.models.provenance import without_absolute_paths
 
@@ -375,6 +383,11 @@ def merge(model: "PeftModel") -> "PreTrainedModel":
     if any(weight.dtype != torch.float32 for weight in model.parameters()):
         raise UserError("an adapter is merged into a float32 base only: load the base in float32")
     return model.merge_and_unload(safe_merge=True)
+
+
+def load_merged(folder: Path, source: ModelSource) -> "PreTrainedModel":
+    """Load a base in float32, and merge the adapter of `folder` into it; raises UserError."""
+    return merge(load_adapter(folder, load_model(source), model_identity(source)))
 
 
 def update_model_card(folder: Path, results: Json | None) -> None:
