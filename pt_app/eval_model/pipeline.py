@@ -118,8 +118,7 @@ def run(
             platform.free_memory()
         if console.is_main_process():
             results = None if settings.skip_eval else this.evaluate(adapter)
-            predictions = adapter / "evaluation" / PREDICTIONS
-            tracker.finish(results, predictions, adapter, around.charts)
+            tracker.finish(results, adapter / "evaluation" / PREDICTIONS, adapter, around.charts)
             log.info("adapter: %s", adapter)
     return adapter
 
