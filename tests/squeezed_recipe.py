@@ -18,7 +18,7 @@ def main() -> None:
     recipe, mebibytes, *argv = sys.argv[1:]
     train = JudgeTrainer.train
     # oneDNN makes code for each new shape, and keeps it: once the address space is used up there is
-    # none for the shapes of smaller packs either. MKL's products need no code.
+    # none for the shapes of smaller packs either. MKL's kernels need no code.
     gemm._earlier_choice = False
 
     def squeezed(self: JudgeTrainer, *args: Any, **kwargs: Any) -> Any:
