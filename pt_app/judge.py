@@ -103,19 +103,14 @@ class Judge:
         from pt_app.models.gemm import pack_weights
         from pt_app.models.tree_attention import BLOCKS, use_attention
         from pt_app.scoring.precision import converted
-        from pt_app.scoring.scorer import JudgeScorer
 
         model = adapters.load_merged(info.folder, adapters.base_of(info, base))
         model = _on(model.eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-
-        def score(model: PreTrainedModel, rows: Sequence[JudgeExample]) -> list[Scored]:
-            return JudgeScorer(model, encoder, progress=False).score(rows)
-
         read = [_read(row, ROWS, info.scale) for row in sample]
         rows = [row for row in read if isinstance(row, JudgeExample)]
-        model, change = converted(model, precision, rows, score)
+        model, change = converted(model, precision, rows, encoder)
         judge = Judge(pack_weights(model), info, encoder)
         judge.change = change
         return judge

@@ -111,7 +111,7 @@ class Scoring:
         `model` is in float32; its weights are packed in place.
         """
         use_attention(model, BLOCKS)
-        model, change = converted(model, self.precision, self.test, self._verdicts)
+        model, change = converted(model, self.precision, self.test, self.encoder)
         scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, feedback=self.feedback)
         scored = scorer.score(self.test)
         shortened, ties = scorer.shortened, scorer.ties
@@ -132,9 +132,6 @@ class Scoring:
         scores = zip(rows, scorer.score(rows), strict=True)
         judged = [prediction(name, row, score, None) for row, score in scores]
         return Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
-
-    def _verdicts(self, model: PreTrainedModel, rows: Sequence[JudgeExample]) -> list[Scored]:
-        return JudgeScorer(model, self.encoder, progress=False).score(rows)
 
     def _other_order(self, scorer: JudgeScorer, name: str) -> dict[int, Scored]:
         """Return the verdicts on swapped pairs, by the index of the row."""

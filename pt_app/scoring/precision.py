@@ -3,19 +3,19 @@
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from pt_app.core.errors import UserError
+from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.settings import SAMPLE
 from pt_app.models import gemm
-from pt_app.scoring.scorer import Scored
+from pt_app.scoring.scorer import JudgeScorer
 
-Score = Callable[[PreTrainedModel, Sequence[JudgeExample]], Sequence[Scored]]
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +62,7 @@ def convert(model: PreTrainedModel, precision: str) -> PreTrainedModel:
 
 
 def converted(
-    model: PreTrainedModel, precision: str, sample: Sequence[JudgeExample], score: Score
+    model: PreTrainedModel, precision: str, sample: Sequence[JudgeExample], encoder: PromptEncoder
 ) -> tuple[PreTrainedModel, Change | None]:
     """Convert a model, and measure and log what that changes on up to 100 rows.
 
@@ -70,7 +70,7 @@ def converted(
         model: a model in float32.
         precision: float32, bf16 or int8.
         sample: rows to compare on.
-        score: scores rows with a model.
+        encoder: encodes prompts and verdicts.
 
     Returns:
         The model in `precision`, and the change; None for float32, which changes nothing.
@@ -78,8 +78,10 @@ def converted(
     lower = convert(model, precision)
     if precision == "float32":
         return lower, None
-    rows = sample[:SAMPLE]
-    scored = zip(score(model, rows), score(lower, rows), strict=True)
+    exact, coarse = (
+        JudgeScorer(each, encoder, progress=False).score(sample[:SAMPLE]) for each in (model, lower)
+    )
+    scored = zip(exact, coarse, strict=True)
     pairs = [(a, b) for a, b in scored if a.probabilities and b.probabilities]
     differences = [
         abs(p - q) for a, b in pairs for p, q in zip(a.probabilities, b.probabilities, strict=True)
