@@ -4,12 +4,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
-from pt_app.eval_model.evaluation import Scoring, measured
+from pt_app.eval_model.evaluation import Json, Scoring, measured
 from pt_app.eval_model.prompted import Endpoint, prompted_rows
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
 from pt_app.evidence.coding import headline
@@ -20,8 +19,6 @@ from pt_app.models import adapters, bases
 from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
-
-Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class EvalOptions:
 
 def evaluate_judges(
     data: Path, out: Path, folders: Sequence[Path] = (), options: EvalOptions | None = None
-) -> Results:
+) -> Json:
     """Score the test rows of `data` with all judges, and write the evaluation.
 
     Args:
@@ -99,7 +96,7 @@ def evaluate_judges(
     return results
 
 
-def _curve(results: Results, dataset: JudgeData) -> list[dict[str, Any]]:
+def _curve(results: Json, dataset: JudgeData) -> list[Json]:
     """Return the headline number by the number of training rows, fewest first."""
     metric = headline(dataset.scale)
     models, total = {model["name"]: model for model in results["models"]}, len(dataset.train)

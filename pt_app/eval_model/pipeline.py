@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
 from pt_app.core.settings import Recipe, Settings
-from pt_app.eval_model.evaluation import evaluate
+from pt_app.eval_model.evaluation import Json, evaluate
 from pt_app.evidence.results import PREDICTIONS
 from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
 from pt_app.models.base_files import tokenizer_files
@@ -54,10 +54,10 @@ class Surroundings(Protocol):
     def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
         """Called before the first step, with the model loaded."""
 
-    def after_evaluation(self, adapter: Path, results: dict[str, Any]) -> None:
+    def after_evaluation(self, adapter: Path, results: Json) -> None:
         """Called when results.json is written, before the tracking ends."""
 
-    def charts(self, results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    def charts(self, results: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """Draw what a dashboard shows of the results: names and SVG texts."""
 
 
@@ -224,7 +224,7 @@ class _Run:
                 f"the disk of {folder} is full: the adapter is whole, and lies in {other}: move it"
             ) from error
 
-    def evaluate(self, adapter: Path) -> dict[str, Any]:
+    def evaluate(self, adapter: Path) -> Json:
         """Evaluate base and adapter on the CPU, and hand the results to the caller's report."""
         if console.ranks() > 1:
             # torchrun gives each rank one thread; the others have ended by now.
