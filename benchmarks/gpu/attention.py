@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.gpu.bases import workload
 from benchmarks.gpu.part import Part
-from pt_app.models.packing import pack
+from pt_app.models.packing import Example, pack
 from pt_app.models.tree_attention import tree_mask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,7 +23,7 @@ REPEATS = 20 if DEVICE == "cuda" else 2
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def tree_of(rows: list[dict[str, Any]], tokens: int) -> torch.Tensor:
+def tree_of(rows: list[Example], tokens: int) -> torch.Tensor:
     """Return `last` [tokens] of the tree of as many rows as have that many tokens, cut there."""
     count = 1
     while len(last := pack(rows[:count], 0)["last"]) < tokens and count < len(rows):

@@ -8,7 +8,7 @@ sees what it would see in a sequence of its own, and the loss is that of separat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -226,7 +226,7 @@ class StepCollator:
     budget: int
     shapes: Shapes = Shapes()
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, list[Batch] | torch.Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         packs = self.packs(examples)
         labels = torch.cat([torch.empty(0, dtype=torch.long), *(p["targets"] for p in packs)])
         return {"packs": packs, "labels": labels, "shift_labels": labels}

@@ -258,7 +258,7 @@ def last_mlp_only_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterato
             mlp.forward = own
 
 
-def core(model: torch.nn.Module) -> PreTrainedModel:
+def core(model: PreTrainedModel) -> PreTrainedModel:
     """Return the plain model inside a PeftModel or a launcher's wrapper."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -42,6 +42,7 @@ def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
 
     The line of the verdict was read with the tree: only what follows it is left to decode.
     """
+    assert part.cache is not None, "parts of fixed shapes keep no cache"
     opened = []
     for i, row in enumerate(part.rows):
         greedy = part.reading.greedy[i].tolist()
@@ -130,9 +131,11 @@ class _Batch:
             pads = [(0, 0, self.width - tensor.shape[1], max_tokens) for tensor in tensors]
             return torch.stack([F.pad(t, pad) for t, pad in zip(tensors, pads, strict=True)])
 
-        by_layer = zip(*(opening.states for opening in opened), strict=True)
-        layers = [map(stacked, zip(*states, strict=True)) for states in by_layer]
-        self.cache = Cache(layers=[_Room(*layer, self.width) for layer in layers])
+        layers = []
+        for states in zip(*(opening.states for opening in opened), strict=True):
+            keys, values = map(stacked, zip(*states, strict=True))
+            layers.append(_Room(keys, values, self.width))
+        self.cache = Cache(layers=layers)
 
     def step(self, model: PreTrainedModel, tokens: list[int]) -> list[int]:
         """Return the most likely next token of each answer, given its newest token."""

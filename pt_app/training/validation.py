@@ -15,7 +15,7 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.summary import strict_agreement
 from pt_app.models.out_of_memory import is_out_of_memory
-from pt_app.models.packing import StepCollator
+from pt_app.models.packing import Example, StepCollator
 from pt_app.models.tree_attention import why_no_tree
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.layout import Layout
@@ -124,7 +124,7 @@ class Validation:
         self,
         model: Any,
         layout: Layout,
-        encoded: Sequence[dict[str, Any]],
+        encoded: Sequence[Example],
         collate: StepCollator,
     ) -> tuple[float, int]:
         """Return the summed cross-entropy and the number of supervised tokens."""

@@ -15,7 +15,7 @@ import torch
 
 from pt_app.models.adapters import attach_lora
 from pt_app.models.gated_mlp import keep_less
-from pt_app.models.packing import Batch, Shapes, pack, unpacked
+from pt_app.models.packing import Batch, Example, Shapes, pack, unpacked
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention
 from pt_app.preflight.doctor.finding import Finding
@@ -59,7 +59,7 @@ def check_training_step(platform: Platform) -> Iterator[Finding]:
         yield _check_optimizer(platform, device)
 
 
-def _rows() -> list[dict[str, Any]]:
+def _rows() -> list[Example]:
     """Make three rows of unequal length with a common prefix and at least two supervised tokens."""
     shared = list(range(2, 22))
     return [
