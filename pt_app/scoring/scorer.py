@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -75,6 +75,7 @@ class Scored:
         return first >= 0 and first - second < TIE
 
 
+@dataclass(eq=False)
 class JudgeScorer:
     """Score rows with a causal language model, on the device of the model.
 
@@ -98,25 +99,21 @@ class JudgeScorer:
         UserError: if the tokenizer cannot tell the verdicts of the scale apart.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        encoder: PromptEncoder,
-        *,
-        name: str = "judge",
-        feedback: bool = False,
-        batch_tokens: int = 2048,
-        answer_tokens: int = 160,
-        progress: bool = True,
-        shapes: Shapes | None = None,
-        trees: bool = True,
-    ) -> None:
-        self.model, self.encoder, self.scale = model, encoder, encoder.scale
-        self.name, self.feedback, self.progress = name, feedback, progress
-        self.batch_tokens, self.answer_tokens = batch_tokens, answer_tokens
-        self.shapes, self.trees = shapes, trees
+    model: PreTrainedModel
+    encoder: PromptEncoder
+    _: KW_ONLY
+    name: str = "judge"
+    feedback: bool = False
+    batch_tokens: int = 2048
+    answer_tokens: int = 160
+    progress: bool = True
+    shapes: Shapes = field(default_factory=Shapes)
+    trees: bool = True
+
+    def __post_init__(self) -> None:
+        self.trie = verdict_trie(self.encoder)
+        self.scale = self.encoder.scale
         self.shortened = self.ties = 0
-        self.trie = verdict_trie(encoder)
 
     def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
         """Score every row, in the given order.

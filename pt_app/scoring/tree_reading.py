@@ -42,7 +42,7 @@ def read_parts(
     budget: int,
     max_rows: int,
     pad_id: int,
-    shapes: Shapes | None = None,
+    shapes: Shapes,
 ) -> Iterator[Part]:
     """Read prompts in parts.
 
@@ -53,9 +53,10 @@ def read_parts(
         budget: maximum newly computed tokens per part.
         max_rows: maximum prompts per part.
         pad_id: the padding token.
-        shapes: pad the tensors of a part to one of these sizes; nothing is cached then.
+        shapes: the sizes to which the tensors of a part are padded; if there are any, nothing is
+            cached, since a cache has ever new sizes.
     """
-    fixed = shapes is not None and bool(shapes.lengths)
+    fixed = bool(shapes.lengths)
     extra = len(trie.tokens)
     cache: DynamicCache | None = None
     before: Sequence[int] = ()
@@ -75,7 +76,7 @@ def read_parts(
         positions = [place - cached for of_row in places for place in of_row]
         # The logits get no name: it would keep them alive until those of the next part exist too.
         reading = reading_of(
-            _logits(model, tree, positions, cached, cache, pad_id, shapes or Shapes()).view(
+            _logits(model, tree, positions, cached, cache, pad_id, shapes).view(
                 len(rows), trie.states, -1
             ),
             trie,
