@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,9 +22,7 @@ from pydantic import (
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
-from pt_app.core.verdicts import Scale, format_answer
-
-Task = Literal["score", "pairwise", "pass_fail"]
+from pt_app.core.verdicts import Scale, Task, format_answer
 
 
 def as_name(value: object) -> object:

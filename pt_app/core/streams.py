@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 BAR_SECONDS = 30.0
@@ -152,26 +153,28 @@ def prepare(keep: Callable[[str], None] | None = None) -> None:
 _result: TextIO | None = None
 
 
-def only_json() -> Callable[[], None]:
-    """From here on send all that is printed to stderr, by C code too, but for `print_json`.
+@contextmanager
+def only_json(wanted: bool = True) -> Iterator[None]:
+    """Within, send all that is printed to stderr, by C code too, but for `print_json`.
 
-    Gives what undoes it for sys.stdout; the process's own stdout stays sent to stderr to its end,
-    since libraries print at exit too.
+    Only sys.stdout is restored at the end: the process's own stdout stays sent to stderr, since
+    libraries print at exit too.
     """
     global _result
     before = sys.stdout
+    if not wanted:
+        yield
+        return
     before.flush()
     _result = before
     if _number(before) == 1:
         _result = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
     sys.stdout = sys.stderr
-
-    def undo() -> None:
-        global _result
+    try:
+        yield
+    finally:
         sys.stdout, _result = before, None
-
-    return undo
 
 
 def print_json(text: str) -> None:

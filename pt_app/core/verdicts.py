@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property, lru_cache
+from typing import Literal
 
 from pt_app.core.errors import UserError
 
+Task = Literal["score", "pairwise", "pass_fail"]
 Verdict = int | float | str
 
 KEYWORDS = {"score": "Score", "pairwise": "Winner", "pass_fail": "Verdict"}

@@ -75,13 +75,13 @@ def _over_folds(
     from pt_app.eval_model import entry
     from pt_app.eval_model.folds import join_evaluations
     from pt_app.judge_data.folder import split_folder
-    from pt_app.judge_data.splitting import SplitPlan
+    from pt_app.judge_data.options import SplitPlan
 
     data = Path(settings.data_dir)
     root = Path(settings.output_dir) / f"folds-of-{data.name}"
     if root.exists():
         raise UserError(f"{root} is there: choose another --output_dir, or delete it")
-    plan = SplitPlan.of(folds=settings.folds, seed=settings.seed)
+    plan = SplitPlan(folds=settings.folds, seed=settings.seed)
     print("\n".join(split_folder(data, plan).lines()))
     adapters = []
     for fold in range(1, settings.folds + 1):
