@@ -72,29 +72,31 @@ def made(page: str) -> str:
     return SECTION.sub(section, page)
 
 
+REFERENCE = """# Flags
+
+All flags of the recipes and of the `judge` commands, as `--help` shows them. This page is made of
+the code: `python -m tests.flag_tables` writes it.
+
+## Recipes
+
+`judge train` and both recipes take these; `judge doctor`, `estimate` and `prefetch` take them
+beside their own. `--config FILE` reads them from a YAML or JSON file, whose keys are the names
+without dashes or, of transformers, TRL and peft, those of the third column: `lora.lora_alpha` is a
+key of the section `lora`. A key of a section is also found by both names joined: `lora: {r: 8}` is
+`lora_r`. A file with two names of one setting is refused. The command line overrules the file.
+
+<!-- flags: recipes -->
+<!-- end of flags -->
+"""
+
+
 def reference() -> str:
     """docs/FLAGS.md: all flags."""
-    lines = [
-        "# Flags",
-        "",
-        "All flags of the recipes and of the `judge` commands, as `--help` shows them. This page is",
-        "made of the code: `python -m tests.flag_tables` writes it.",
-        "",
-        "## Recipes",
-        "",
-        "`judge train`, both recipes, and `judge doctor`, `estimate` and `prefetch` beside their own",
-        "flags. `--config FILE` reads them from a YAML or JSON file, whose keys are the names without",
-        "dashes or, of transformers, TRL and peft, those of the third column: `lora.lora_alpha` is a",
-        "key of the section `lora`. A key of a section is also found by both names joined, `lora: {r:",
-        "8}` as `lora_r`. A file with two names of one setting is refused. The command line overrules",
-        "the file.",
-        "",
-        "<!-- flags: recipes -->",
-        "<!-- end of flags -->",
-    ]
-    for name in commands():
-        lines += ["", f"## judge {name}", "", f"<!-- flags: {name} -->", "<!-- end of flags -->"]
-    return made("\n".join(lines) + "\n")
+    sections = (
+        f"\n## judge {name}\n\n<!-- flags: {name} -->\n<!-- end of flags -->\n"
+        for name in commands()
+    )
+    return made(REFERENCE + "".join(sections))
 
 
 def pages() -> dict[Path, str]:
