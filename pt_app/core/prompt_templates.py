@@ -12,21 +12,9 @@ from pt_app.core.verdicts import Scale
 FOLDER = Path(__file__).with_name("templates")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SCALE_FIELDS = ("low", "high", "verdict_form")
-_ROW_FIELDS = (
-    "rubric",
-    "source",
-    "conversation",
-    "context",
-    "reference",
-    "candidate",
-    "candidate_a",
-    "candidate_b",
-)
-FIELDS = {
-    "rubric.txt": _SCALE_FIELDS,
-    "system.txt": (*_SCALE_FIELDS, *_ROW_FIELDS),
-    "user.txt": (*_SCALE_FIELDS, *_ROW_FIELDS),
-}
+_TEXTS = ("rubric", "source", "conversation", "context", "reference")
+_ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, "candidate", "candidate_a", "candidate_b")
+FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": _ALL_FIELDS, "user.txt": _ALL_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -92,10 +80,8 @@ def fill(text: str, values: dict[str, str | None]) -> str:
 
 def scale_fields(scale: Scale) -> dict[str, str | None]:
     """Return a scale in the words of the templates."""
-    if scale.task == "score":
-        low, high = str(scale.values[0]), str(scale.values[-1])
-        return {"low": low, "high": high, "verdict_form": scale.form()}
-    return {"low": None, "high": None, "verdict_form": scale.form()}
+    ends = (str(scale.values[0]), str(scale.values[-1])) if scale.task == "score" else (None, None)
+    return dict(zip(_SCALE_FIELDS, (*ends, scale.form()), strict=True))
 
 
 def row_fields(example: JudgeExample) -> dict[str, str | None]:

@@ -24,6 +24,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import shown
 from pt_app.core.verdicts import Scale, Task, format_answer
 
+ROLES = ("system", "user", "assistant")
+
 
 def as_name(value: object) -> object:
     """Write a number as the text of a name, "" for none; anything else is left as it is.
@@ -327,32 +329,26 @@ def _turns(
             if getattr(row, name) is None:
                 raise place.error(name, "the row has none", "a row needs input and output")
         return None, _asked(row.input or "", "input", place), row.output or "", "output"
-    by_role: dict[str, list[int]] = {"system": [], "user": [], "assistant": []}
-    for index, turn in enumerate(row.messages):
-        if turn.role not in by_role:
-            raise place.error(
-                f"messages.{index}.role", f"unknown role {turn.role!r}", f"use {', '.join(by_role)}"
-            )
-        by_role[turn.role].append(index)
-    for role, at in by_role.items():
-        needed = role == "user" or (role == "assistant" and labelled)
-        if len(at) > 1 or (needed and not at):
+    roles = [turn.role for turn in row.messages]
+    for index, role in enumerate(roles):
+        if role not in ROLES:
+            field, problem = f"messages.{index}.role", f"unknown role {role!r}"
+            raise place.error(field, problem, f"use {', '.join(ROLES)}")
+    for role in ROLES:
+        count, needed = roles.count(role), role == "user" or (role == "assistant" and labelled)
+        if count > 1 or (needed and not count):
             raise place.error(
                 "messages",
-                f"{len(at) or 'no'} {role} turn{'s' if len(at) > 1 else ''}",
+                f"{count or 'no'} {role} turn{'s' if count > 1 else ''}",
                 "a row needs one user turn and one assistant turn; "
                 "a conversation to judge goes into the field conversation",
             )
-    (asked,) = by_role["user"]
-    answered = next(iter(by_role["assistant"]), None)
-    if answered is not None and answered < asked:
+    said = {turn.role: turn.content for turn in row.messages}
+    at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
+    if "assistant" in roles and roles.index("assistant") < roles.index("user"):
         raise place.error("messages", "the assistant's turn comes first", "put it last")
-    system = row.messages[by_role["system"][0]].content if by_role["system"] else None
-    turns = row.messages
-    user = _asked(turns[asked].content, f"messages.{asked}.content", place)
-    if answered is None:
-        return system, user, "", ""
-    return system, user, turns[answered].content, f"messages.{answered}.content"
+    user = _asked(said["user"], at["user"], place)
+    return said.get("system"), user, said.get("assistant", ""), at.get("assistant", "")
 
 
 def _asked(user: str, field: str, place: Place) -> str:

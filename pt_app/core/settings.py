@@ -16,7 +16,6 @@ Recipe = Literal["mps", "cuda"]
 RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
 SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
-PLATFORMS: tuple[Where, ...] = ("cpu", *RECIPES)
 Precision = Literal["float32", "bf16", "int8"]
 
 

@@ -136,8 +136,7 @@ class Scale:
         What is neither verdict nor issues becomes feedback. None where no verdict, one off the
         scale, or two different ones are found; `why_unreadable` then says which.
         """
-        found = self._find(answer)
-        verdicts = {self._value(*match.groups()) for match in found}
+        verdicts = {self._value(*match.groups()) for match in self._written.finditer(answer)}
         if len(verdicts) != 1 or None in verdicts:
             return None
         (verdict,) = verdicts
@@ -147,18 +146,14 @@ class Scale:
 
     def why_unreadable(self, answer: str) -> str:
         """Return in a few words why `read` returns None for this answer."""
-        found = self._find(answer)
+        found = list(self._written.finditer(answer))
         if not found:
             return f'no line like "{self.form()}" in it'
-        for match in found:
+        shown = [f'"{match.group(0).strip()}"' for match in found]
+        for text, match in zip(shown, found, strict=True):
             if self._value(*match.groups()) is None:
-                shown = match.group(0).strip()
-                return f'"{shown}" is off the scale {self.name} ({self.says()})'
-        shown = " and ".join(f'"{match.group(0).strip()}"' for match in found[:2])
-        return f"it gives two verdicts, {shown}"
-
-    def _find(self, answer: str) -> list[re.Match[str]]:
-        return list(self._written.finditer(answer))
+                return f"{text} is off the scale {self.name} ({self.says()})"
+        return f"it gives two verdicts, {' and '.join(shown[:2])}"
 
     def _value(self, written: str, top: str | None) -> Verdict | None:
         if self.task != "score":

@@ -357,7 +357,7 @@ def _too_long(
 
     template = Template.load(data.card.template, data.card.rubric)
     encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)
-    _, cuts = encoder.encode(rows, on_unfit="status")
+    _, cuts = encoder.fit(rows)
     return {
         "model": model,
         "max_seq_length": max_seq_length,
