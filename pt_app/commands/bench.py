@@ -24,8 +24,8 @@ def find_benchmarks() -> None:
     sys.path.insert(0, str(clone))
 
 
-ROUNDS: Any = flag("interleaved rounds; the median is reported", 3, low=1)
-JSON_FILE: Any = flag("write all numbers to this file", None, name="json")
+ROUNDS = flag("interleaved rounds; the median is reported", 3, low=1)
+JSON_FILE = flag("write all numbers to this file", None, name="json")
 
 
 @dataclass(frozen=True)

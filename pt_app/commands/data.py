@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pt_app.commands.flags import JSON, Commands
 from pt_app.core.flags import flag
@@ -18,8 +17,8 @@ from pt_app.judge_data.options import (
 
 data = Commands(help="Judge data: where labels come from.")
 
-FOLDER: Any = flag("dataset folder", positional=True)
-MAX_SEQ_LENGTH: Any = flag("maximum length of prompt and answer", 512, unit="tokens")
+FOLDER = flag("dataset folder", positional=True)
+MAX_SEQ_LENGTH = flag("maximum length of prompt and answer", 512, unit="tokens")
 
 
 @data.command()

@@ -14,8 +14,8 @@ from pt_app.core.flags import Flag, filled, flag, flags_of, named
 
 # The recipe itself reads the flags that a command does not know.
 RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-JSON: Any = flag("print JSON on stdout, and nothing else", False, name="json")
-RECIPE: Any = flag("recipe whose settings and packages count; cpu: that for Apple GPUs", "cuda")
+JSON = flag("print JSON on stdout, and nothing else", False, name="json")
+RECIPE = flag("recipe whose settings and packages count; cpu: that for Apple GPUs", "cuda")
 
 
 class Commands(typer.Typer):

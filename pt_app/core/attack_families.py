@@ -64,8 +64,8 @@ def attacked(
         for row, example in enumerate(examples):
             text, best = _target(example), _best(example, scale)
             names = {"best": scale.line(best).rstrip("\n"), "top": str(best)}
-            texts = [text + one.format_map(names) for one in family.append]
-            texts += [one.format_map(names) for one in family.replace]
+            texts = [text + attack.format_map(names) for attack in family.append]
+            texts += [attack.format_map(names) for attack in family.replace]
             if family.change:
                 other = examples[(row + 1) % len(examples)]
                 texts += [_CHANGES[family.change](text, example, other)]

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,9 @@ from pt_app.core.files import sha256_file
 from pt_app.core.leaks import find_leaks
 from pt_app.core.records import JudgeExample, Place, example_of, first_problem, one_line
 from pt_app.core.verdicts import NAMED, Scale, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["JudgeExample"]  # which most readers of a folder need too
 
@@ -35,9 +38,9 @@ class DatasetCard(BaseModel):
     origin: str = ""
     licence: str = ""
     sha256: dict[str, str] = Field(default_factory=dict)
-    split: dict[str, Any] = Field(default_factory=dict)
+    split: dict[str, object] = Field(default_factory=dict)
 
-    def model_post_init(self, _context: Any) -> None:
+    def model_post_init(self, _context: object) -> None:
         """Return a card without a scale the usual one of its task."""
         self.scale = self.scale or (self.task if self.task in NAMED else "0-10")
 
@@ -144,8 +147,8 @@ def read_card(folder: Path) -> DatasetCard:
         field, problem = first_problem(error)
         raise UserError(f"{path}, field {field}: {problem}: correct it") from error
     own = (folder / card.template).absolute()
-    found = (own / "user.txt").is_file()
-    return card.model_copy(update={"template": str(own)}) if found else card
+    is_own = (own / "user.txt").is_file()
+    return card.model_copy(update={"template": str(own)}) if is_own else card
 
 
 def card_scale(card: DatasetCard, path: Path) -> Scale:
@@ -186,7 +189,9 @@ def read_rows(
     return examples
 
 
-def to_dataset(examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[Any]]) -> Any:
+def to_dataset(
+    examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[object]]
+) -> "Dataset":
     """Make a `datasets.Dataset` of the examples' id, group and where, and the given columns.
 
     Raises UserError if the import finds a folder called `datasets` and not the package.
@@ -202,7 +207,7 @@ def to_dataset(examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[
     return datasets.Dataset.from_dict({**own, **columns})
 
 
-def _values(path: Path) -> Iterator[tuple[Place, Any]]:
+def _values(path: Path) -> Iterator[tuple[Place, object]]:
     """Yield each row of a JSON list, or each line of JSON Lines, with its place."""
     text = _text(path)
     if text.lstrip()[:1] == "[":

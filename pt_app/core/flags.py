@@ -276,13 +276,13 @@ def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
         raise UserError(f"{path} is neither YAML nor JSON: {error}") from None
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: expected lines like 'lr: 2e-4', found {type(content).__name__}")
-    known = {name: each for each in flags for name in (each.name, *each.also.split())}
+    by_name = {name: each for each in flags for name in (each.name, *each.also.split())}
     values: dict[str, object] = {}
     keys: dict[str, str] = {}
     for key, value in _entries(content or {}):
-        own = known.get(key) or known.get(key.replace(".", "_"))
+        own = by_name.get(key) or by_name.get(key.replace(".", "_"))
         if own is None:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            near = difflib.get_close_matches(key, by_name, n=1, cutoff=0.0)
             raise UserError(f"{path}: unknown key {key!r}; the nearest known one is {near[0]!r}")
         if own.name in keys:
             raise UserError(f"{path}: {keys[own.name]} and {key} are one setting: keep one of them")

@@ -179,15 +179,15 @@ class PromptEncoder:
 
     def _longest_field(self, row: Encoded) -> str:
         """Name what keeps a row from fitting, of all that is never cut."""
-        one = _shortened(row.example, 0, 1)
-        own = one.rubric or fill(self.template.rubric, scale_fields(self.scale))
+        short = _shortened(row.example, 0, 1)
+        own = short.rubric or fill(self.template.rubric, scale_fields(self.scale))
         texts = {
-            "prompt (the user's turn)": one.prompt,
-            "system": one.system,
-            "rubric": own if one.prompt is None else None,
-            "conversation": "\n".join(turn.content for turn in one.conversation or ()),
-            "candidate": one.candidate if one.prompt is None else None,
-            "candidates": "\n".join(one.candidates or ()),
+            "prompt (the user's turn)": short.prompt,
+            "system": short.system,
+            "rubric": own if short.prompt is None else None,
+            "conversation": "\n".join(turn.content for turn in short.conversation or ()),
+            "candidate": short.candidate if short.prompt is None else None,
+            "candidates": "\n".join(short.candidates or ()),
         }
         lengths = {name: len(self.answer_ids(text)) for name, text in texts.items() if text}
         return max({**lengths, "label": len(row.answer)}.items(), key=lambda item: item[1])[0]
@@ -343,10 +343,10 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 def _first_units(text: str, count: int) -> str:
-    found = units(text)
-    return text if len(found) <= count else text[: found[count - 1][1] if count else 0]
+    spans = units(text)
+    return text if len(spans) <= count else text[: spans[count - 1][1] if count else 0]
 
 
 def _last_units(text: str, count: int) -> str:
-    found = units(text)
-    return text if len(found) <= count else text[found[-count][0] if count else len(text) :]
+    spans = units(text)
+    return text if len(spans) <= count else text[spans[-count][0] if count else len(text) :]

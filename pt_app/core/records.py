@@ -5,7 +5,7 @@ Every problem is a UserError that names file, row and field.
 
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -44,6 +44,9 @@ def as_name(value: object) -> object:
     return str(math.floor(value)) if value % 1 == 0 else str(float(value))
 
 
+Cells = Mapping[str, object]
+"""A row as a file holds it: values by the names of fields."""
+
 Name = Annotated[str, BeforeValidator(as_name)]
 
 
@@ -77,9 +80,9 @@ def _by_column(annotators: object) -> object:
     if not isinstance(annotators, list):
         return annotators
     return [
-        one if isinstance(one, dict | Annotation) else {"rater": str(place), "verdict": one}
-        for place, one in enumerate(annotators, start=1)
-        if one is not None
+        label if isinstance(label, dict | Annotation) else {"rater": str(place), "verdict": label}
+        for place, label in enumerate(annotators, start=1)
+        if label is not None
     ]
 
 
@@ -87,7 +90,7 @@ class JudgeExample(BaseModel):
     """One row, whichever shape it had on disk.
 
     A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
-    a row of fields is laid out by a prompt template. `annotators` keeps what each person said,
+    a row of fields is laid out by a prompt template. `annotators` has the label of each of them,
     `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
     known to be in the candidate, where a generator put them there. `where` is "file:row", for
     messages.
@@ -128,8 +131,8 @@ class JudgeExample(BaseModel):
         turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
         row: dict[str, Any] = {"id": self.id, "group": self.group}
         row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
-        known = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
-        return row | {name: value for name, value in known.items() if value is not None}
+        others = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
+        return row | {name: value for name, value in others.items() if value is not None}
 
 
 class ChatRow(BaseModel):
@@ -183,7 +186,7 @@ class Place:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _validate(model: type[_Model], value: dict[str, Any], place: Place) -> _Model:
+def _validate(model: type[_Model], value: Cells, place: Place) -> _Model:
     try:
         validated = model.model_validate(value)
     except ValidationError as error:
@@ -221,7 +224,7 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     return ".".join(names), first["msg"][0].lower() + first["msg"][1:]
 
 
-def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def example_of(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     """Make one row's record; fields nobody knows are ignored.
 
     Raises UserError for a missing turn or field, a wrong type, a verdict that cannot be read or
@@ -242,7 +245,7 @@ def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
     return example.model_copy(update={"task": scale.task, "where": place.where})
 
 
-def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def unlabelled(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     """Make the record of a row that is to be judged; a label that it has is not looked at.
 
     A pair may be in `candidate_a` and `candidate_b`; of a chat the user's turn is judged, and an
@@ -261,7 +264,7 @@ def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
     return JudgeExample(id=chat.id, prompt=user, system=system, where=place.where)
 
 
-def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     # What only reading sets is not taken from the file.
     own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}
     row = _validate(JudgeExample, own, place)
@@ -276,10 +279,12 @@ def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
     group = _first_of(row.group, row.source, turns)
     if not _first_of(row.source, turns):
         raise place.error("source", "the row has none, and no conversation", "add one of the two")
-    for number, said in enumerate(row.annotators):
-        if not _can_be_said(said.verdict, scale):
+    for number, label in enumerate(row.annotators):
+        if not _can_be_said(label.verdict, scale):
             raise place.error(
-                f"annotators.{number}.verdict", f"{said.verdict!r} is no verdict", scale.says()
+                f"annotators.{number}.verdict",
+                f"{label.verdict!r} is no verdict",
+                scale.says(),
             )
     if row.label is not None:
         verdict = scale.normalise(row.label.verdict)
@@ -297,11 +302,11 @@ def _can_be_said(verdict: object, scale: Scale) -> bool:
     return scale.normalise(verdict) is not None
 
 
-def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     row = _validate(ChatRow, value, place)
     system, user, answer, field = _turns(row, place)
-    found = scale.read(answer)
-    if found is None:
+    read = scale.read(answer)
+    if read is None:
         raise place.error(field, scale.why_unreadable(answer), f'write it as "{scale.form()}"')
     candidate = row.translation
     return JudgeExample(
@@ -310,7 +315,7 @@ def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
         task=row.task,
         source=row.source,
         candidate=candidate,
-        label=Label(verdict=found.verdict, issues=list(found.issues), feedback=found.feedback),
+        label=Label(verdict=read.verdict, issues=list(read.issues), feedback=read.feedback),
         meta=row.meta,
         prompt=user,
         system=system,
@@ -343,12 +348,12 @@ def _turns(
                 "a row needs one user turn and one assistant turn; "
                 "a conversation to judge goes into the field conversation",
             )
-    said = {turn.role: turn.content for turn in row.messages}
+    texts = {turn.role: turn.content for turn in row.messages}
     at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
     if "assistant" in roles and roles.index("assistant") < roles.index("user"):
         raise place.error("messages", "the assistant's turn comes first", "put it last")
-    user = _asked(said["user"], at["user"], place)
-    return said.get("system"), user, said.get("assistant", ""), at.get("assistant", "")
+    user = _asked(texts["user"], at["user"], place)
+    return texts.get("system"), user, texts.get("assistant", ""), at.get("assistant", "")
 
 
 def _asked(user: str, field: str, place: Place) -> str:

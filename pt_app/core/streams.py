@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 BAR_SECONDS = 30.0
 _MOVES = re.compile(r"(\n|\x1b\[A)*")
@@ -47,11 +47,11 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     bad = error.object[error.start : error.end]
-    said = (
+    signs = (
         f"\\x{ord(sign) - 0xDC00:02x}" if "\udc80" <= sign <= "\udcff" else SIGNS.get(sign, "?")
         for sign in bad
     )
-    return "".join(said), error.end
+    return "".join(signs), error.end
 
 
 class Stream:
@@ -70,7 +70,7 @@ class Stream:
         self._bars: dict[str, tuple[float, bool]] = {}
         self._keeping = False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
     def write(self, text: str) -> int:
@@ -102,7 +102,7 @@ class Stream:
             self._partial = ""
         self._inner.flush()
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         """Write each of `lines`."""
         for line in lines:
             self.write(line)

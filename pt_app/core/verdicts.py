@@ -134,7 +134,7 @@ class Scale:
         """Read a person's answer: the verdict may start any line, in any case and spacing.
 
         What is neither verdict nor issues becomes feedback. None where no verdict, one off the
-        scale, or two different ones are found; `why_unreadable` then says which.
+        scale, or two different ones stand in it; `why_unreadable` then says which.
         """
         verdicts = {self._value(*match.groups()) for match in self._written.finditer(answer)}
         if len(verdicts) != 1 or None in verdicts:
@@ -146,11 +146,11 @@ class Scale:
 
     def why_unreadable(self, answer: str) -> str:
         """Return in a few words why `read` returns None for this answer."""
-        found = list(self._written.finditer(answer))
-        if not found:
+        matches = list(self._written.finditer(answer))
+        if not matches:
             return f'no line like "{self.form()}" in it'
-        shown = [f'"{match.group(0).strip()}"' for match in found]
-        for text, match in zip(shown, found, strict=True):
+        shown = [f'"{match.group(0).strip()}"' for match in matches]
+        for text, match in zip(shown, matches, strict=True):
             if self._value(*match.groups()) is None:
                 return f"{text} is off the scale {self.name} ({self.says()})"
         return f"it gives two verdicts, {' and '.join(shown[:2])}"
