@@ -29,9 +29,17 @@ def agree(
 
     console.start()
     folder = out or Path(f"{Path(file).stem}-evidence")
-    scores = {"by_rank": metric, "lower_is_better": lower_is_better, "validation": validation}
     results, notes = measure(
-        file, folder, columns, reading, asked, scale=scale, train=train, **scores
+        file,
+        folder,
+        columns,
+        reading,
+        asked,
+        scale=scale,
+        train=train,
+        by_rank=metric,
+        lower_is_better=lower_is_better,
+        validation=validation,
     )
     for note in notes:
         print(f"note: {note}")

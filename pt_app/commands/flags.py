@@ -27,8 +27,9 @@ class Commands(typer.Typer):
     """
 
     def __init__(self, **settings: Any) -> None:
-        look = {"add_completion": False, "pretty_exceptions_enable": False}
-        super().__init__(rich_markup_mode=None, **look, **settings)
+        super().__init__(
+            rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, **settings
+        )
 
     def command(self, *names: Any, **settings: Any) -> Callable[..., Any]:
         """Register a function as a command; it is returned as it was."""
@@ -105,7 +106,7 @@ def _typed(flag: Flag) -> Any:
     look: dict[str, Any] = {"help": flag.help, "min": flag.low, "max": flag.high}
     if flag.unit:
         look["metavar"] = f"<{flag.unit}>"
-    kind = list[flag.item] if flag.repeated else flag.type  # type: ignore[name-defined]
+    kind: Any = list[flag.item] if flag.repeated else flag.type  # type: ignore[name-defined]
     if flag.repeated and flag.default is not MISSING:
         kind = kind | None
     how = typer.Argument(**look) if flag.positional else typer.Option(flag.option, **look)

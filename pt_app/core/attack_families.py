@@ -22,8 +22,8 @@ class Family:
     """
 
     name: str
-    append: tuple[str, ...] = ()
-    replace: tuple[str, ...] = ()
+    append: Sequence[str] = ()
+    replace: Sequence[str] = ()
     change: str = ""
     control: bool = False
 
@@ -47,10 +47,7 @@ def families() -> tuple[Family, ...]:
     import yaml
 
     read = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return tuple(
-        Family(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
-        for name, about in read.items()
-    )
+    return tuple(Family(name, **about) for name, about in read.items())
 
 
 def attacked(

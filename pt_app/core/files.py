@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -114,7 +114,7 @@ def write_text_atomic(path: Path, text: str) -> None:
         raise UserError(cannot_write(path, error)) from error
 
 
-def write_json_atomic(path: Path, value: object) -> None:
+def write_json_atomic(path: Path, value: Mapping[str, object] | Sequence[object]) -> None:
     """Write `value` as indented JSON; NaN is refused, since JSON has none."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     write_text_atomic(path, text + "\n")

@@ -19,7 +19,6 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -167,7 +166,6 @@ def named(declared: object, name: str, type: object) -> Flag | None:
     return replace(own, name=own.name or name, type=type)
 
 
-@cache
 def _fields(table: type) -> dict[str, Flag | type]:
     """Return, by its name, each field of a table that is a flag, or a table of flags itself."""
     hints, kept = typing.get_type_hints(table), dict[str, Flag | type]()
@@ -208,8 +206,12 @@ class Parser(argparse.ArgumentParser):
     """A parser of flags: what is wrong is a UserError, and what is not given is absent."""
 
     def __init__(self, **options: Any) -> None:
-        look = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(argument_default=argparse.SUPPRESS, **(look | options))
+        super().__init__(
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
 
     def add_flags(self, flags: Iterable[Flag]) -> None:
         """Declare flags, whose values stay texts until `resolved` converts them."""

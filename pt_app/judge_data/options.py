@@ -17,6 +17,7 @@ from pt_app.models.endpoint.options import RequestOptions
 By = Literal["group", "time", "row"]
 LexiconSize = Literal["full", "small"]
 Quoting = Literal["auto", "on", "off"]
+Decimal = Literal["", "point", "comma"]
 Split = Literal["train", "val", "test"]
 NEAR = 0.9
 MAX_FOLDS = 100
@@ -33,9 +34,7 @@ class Reading:
     delimiter: str = flag("delimiter of a CSV file, if it is not recognised", "")
     quoting: Quoting = flag("whether quote marks enclose fields", "auto")
     header: str = flag("column names, separated by commas, for a file without a header", "")
-    decimal: Literal["", "point", "comma"] = flag(
-        "decimal separator, for a column that can be read both ways", ""
-    )
+    decimal: Decimal = flag("decimal separator, for a column that can be read both ways", "")
     hub_split: str = flag("split of a Hub dataset", "train")
     stand_in: Callable[[UserError], dict[str, Any]] | None = None
 
@@ -210,4 +209,4 @@ class FileOptions:
     encoding: str = flag("encoding of the file, if it is not UTF-8", "")
     labels: str = flag("meaning of labels and verdicts: yes=PASS,no=FAIL,unsure= (no label)", "")
     only: Sequence[str] = flag("column=value of the rows to measure", ())
-    decimal: str = flag("decimal separator of the file: point or comma", "")
+    decimal: Decimal = flag("decimal separator of the file", "")
