@@ -117,10 +117,8 @@ def _names_and_texts(template: str) -> tuple[set[str], list[str]]:
     try:  # transformers' own {% generation %} changes nothing that is looked for
         parsed = environment.parse(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
-        raise UserError(
-            f"the chat template cannot be read, line {error.lineno}: {error.message}: choose "
-            "another model"
-        ) from error
+        problem = f"line {error.lineno}: {error.message}: choose another model"
+        raise UserError(f"the chat template cannot be read, {problem}") from error
     names = {node.name for node in parsed.find_all(nodes.Name) if node.ctx == "load"}
     constants = [n.value for n in parsed.find_all(nodes.Const) if isinstance(n.value, str)]
     return names, constants
@@ -148,10 +146,9 @@ def _rendered(tokenizer: Any, template: str, turns: Iterable[str], **options: An
             messages, chat_template=template, tokenize=False, **options
         )
     except (TemplateError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the chat template fails on a user's turn ({' '.join(str(error).split())[:120]}): "
-            "choose another model"
-        ) from error
+        why = " ".join(str(error).split())[:120]
+        problem = f"the chat template fails on a user's turn ({why})"
+        raise UserError(f"{problem}: choose another model") from error
     return text
 
 

@@ -73,10 +73,8 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     card = read_card(folder)
     scale = card_scale(card, folder / "dataset.json")
     if (folder / "1" / "judge_test.json").exists():
-        raise UserError(
-            f"{folder} holds folds: train them all with `judge train --data_dir {folder}`, "
-            f"or one with --data_dir {folder / '1'}"
-        )
+        remedy = f"train them all with `judge train --data_dir {folder}`, or one, {folder / '1'}"
+        raise UserError(f"{folder} holds folds: {remedy}")
     splits = read_splits(folder, card)
     paths = [folder / f"judge_{split}.json" for split in SPLITS]
     hashes = {path.name: sha256_file(path) for path in paths if path.exists()}
@@ -90,10 +88,8 @@ def find_folder(folder: str | Path) -> Path:
     """Return the dataset folder; raises UserError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"data folder {folder} is not there: name one with --data_dir, "
-            "or make one with `judge data generate`"
-        )
+        remedy = "name one with --data_dir, or make one with `judge data generate`"
+        raise UserError(f"data folder {folder} is not there: {remedy}")
     return folder
 
 
@@ -158,10 +154,8 @@ def card_scale(card: DatasetCard, path: Path) -> Scale:
     except UserError as error:
         raise UserError(f"{path}, field scale: {error}") from error
     if scale.task != card.task:
-        raise UserError(
-            f"{path}, field scale: {card.scale} is no scale of the task {card.task}: "
-            "correct one of the two"
-        )
+        problem = f"{card.scale} is no scale of the task {card.task}"
+        raise UserError(f"{path}, field scale: {problem}: correct one of the two")
     return scale
 
 
@@ -199,10 +193,8 @@ def to_dataset(
     import datasets
 
     if not hasattr(datasets, "Dataset"):
-        raise UserError(
-            f"the package datasets is not installed, the import found {list(datasets.__path__)}: "
-            "pip install datasets"
-        )
+        problem = f"the import found {list(datasets.__path__)}"
+        raise UserError(f"the package datasets is not installed, {problem}: pip install datasets")
     own = {name: [getattr(e, name) for e in examples] for name in ("id", "group", "where")}
     return datasets.Dataset.from_dict({**own, **columns})
 
@@ -228,10 +220,8 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}): "
-            "save it as UTF-8"
-        ) from error
+        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+        raise UserError(f"{path} is not UTF-8 at {byte}: save it as UTF-8") from error
 
 
 def _json(text: str, path: Path, line: int = 1) -> Any:
@@ -253,10 +243,8 @@ def check_ids(examples: Iterable[JudgeExample]) -> None:
     seen: dict[str, str] = {}
     for example in examples:
         if example.id in seen:
-            raise UserError(
-                f'two rows have the id "{example.id}": {seen[example.id]} and {example.where}, '
-                "field id: give each its own"
-            )
+            where = f"{seen[example.id]} and {example.where}, field id"
+            raise UserError(f'two rows have the id "{example.id}": {where}: give each its own')
         seen[example.id] = example.where
 
 
@@ -269,15 +257,11 @@ def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) ->
             other, where = seen.setdefault(group, (split, example.where))
             shown = group if len(group) <= 60 else group[:57] + "..."
             if other != split:
-                raise UserError(
-                    f'group "{shown}" is in two splits: {where} and {example.where}, field group: '
-                    "move all rows of a group to one split"
-                )
+                where += f" and {example.where}, field group: move all rows of it to one split"
+                raise UserError(f'group "{shown}" is in two splits: {where}')
             if placed.get(group, split) != split:
-                raise UserError(
-                    f'{folder / "splits.json"} places group "{shown}" in {placed[group]}, '
-                    f"but it is at {example.where}: correct one of the two"
-                )
+                problem = f'places group "{shown}" in {placed[group]}, but it is at {example.where}'
+                raise UserError(f"{folder / 'splits.json'} {problem}: correct one of the two")
 
 
 def read_places(folder: Path) -> dict[str, str]:
@@ -290,9 +274,8 @@ def read_places(folder: Path) -> dict[str, str]:
         raise UserError(f"{path} must be an object of group to split: correct it")
     for group, split in placed.items():
         if split not in SPLITS:
-            raise UserError(
-                f'{path} places group "{group[:60]}" in {split!r}: use {", ".join(SPLITS)}'
-            )
+            problem = f'places group "{group[:60]}" in {split!r}'
+            raise UserError(f"{path} {problem}: use {', '.join(SPLITS)}")
     return {one_line(str(group)): split for group, split in placed.items()}
 
 

@@ -98,6 +98,9 @@ class PromptEncoder:
     def _name(self) -> str:
         return f"the tokenizer {getattr(self.tokenizer, 'name_or_path', '') or 'given'}"
 
+    def _refused(self, problem: str) -> UserError:
+        return UserError(f"{self._name}: its chat template {problem}: choose another model")
+
     def messages(self, example: JudgeExample) -> list[dict[str, str]]:
         """Lay an example out as turns; a template without a system role gets it in the user's."""
         if example.prompt is not None:
@@ -235,10 +238,7 @@ class PromptEncoder:
         whole = self._template_text([*asked, {"role": "assistant", "content": ANSWER}])
         lead, _, tail = whole[len(prompt) :].partition(ANSWER)
         if not whole.startswith(prompt) or ANSWER not in whole or lead.strip():
-            raise UserError(
-                f"{self._name}: its chat template does not continue the prompt with the answer: "
-                "choose another model"
-            )
+            raise self._refused("does not continue the prompt with the answer")
         return lead, tail
 
     def _first_control_id(self, tail: str) -> int:
@@ -247,10 +247,7 @@ class PromptEncoder:
         for id_ in self.tokenizer.encode(tail, add_special_tokens=False):
             if id_ in control:
                 return int(id_)
-        raise UserError(
-            f"{self._name}: its chat template ends an answer with no special token, so a judge "
-            "would never stop: choose another model"
-        )
+        raise self._refused("ends an answer with no special token: a judge would never stop")
 
     def _answer_encoding(self) -> Callable[[str], list[int]]:
         """Choose the encoding that gives what the template itself gives for a plain answer.
@@ -291,10 +288,7 @@ class PromptEncoder:
                 and answer[: len(verdict)] == verdict  # else its line could not be read alone
             ):
                 return lambda text, encode=encode: encode(self._lead + text)  # type: ignore[misc]
-        raise UserError(
-            f"{self._name}: prompt and answer encoded apart differ from its chat template's ids: "
-            "choose another model"
-        )
+        raise self._refused("has other ids for prompt and answer than both have when encoded apart")
 
 
 def _shortened(example: JudgeExample, context: int, others: int) -> JudgeExample:

@@ -230,19 +230,12 @@ def example_of(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     Raises UserError for a missing turn or field, a wrong type, a verdict that cannot be read or
     is off the scale, and another task than the scale's.
     """
-    chat = "messages" in value
-    pair = ("input" in value or "output" in value) and not value.keys() & {
-        "candidate",
-        "candidates",
-    }
     if value.get("task") not in (None, scale.task):
-        raise place.error(
-            "task",
-            f"{value['task']}, but the dataset's is {scale.task}",
-            "keep one task in a folder, and name it in dataset.json",
-        )
-    example = _chat(value, place, scale) if chat or pair else _fields(value, place, scale)
-    return example.model_copy(update={"task": scale.task, "where": place.where})
+        problem = f"{value['task']}, but the dataset's is {scale.task}"
+        raise place.error("task", problem, "keep one task in a folder, and name it in dataset.json")
+    named = {"candidate", "candidates"} & value.keys()
+    pair = ("input" in value or "output" in value) and not named
+    return (_chat if pair or "messages" in value else _fields)(value, place, scale)
 
 
 def unlabelled(value: Cells, place: Place, scale: Scale) -> JudgeExample:
@@ -256,9 +249,7 @@ def unlabelled(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     if "candidate_a" in value or "candidate_b" in value:
         row["candidates"] = [value.get("candidate_a"), value.get("candidate_b")]
     if "messages" not in row and not ("input" in row and "candidate" not in row):
-        return _fields(row, place, scale).model_copy(
-            update={"task": scale.task, "where": place.where}
-        )
+        return _fields(row, place, scale)
     chat = _validate(ChatRow, row, place)
     system, user, _, _ = _turns(chat, place, labelled=False)
     return JudgeExample(id=chat.id, prompt=user, system=system, where=place.where)
@@ -270,36 +261,29 @@ def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     row = _validate(JudgeExample, own, place)
     wanted = "candidates" if scale.task == "pairwise" else "candidate"
     if getattr(row, wanted) is None:
-        raise place.error(
-            wanted,
-            "the row has none",
-            f"a row of the task {scale.task} needs it (or messages, or input and output)",
-        )
+        remedy = f"a row of the task {scale.task} needs it (or messages, or input and output)"
+        raise place.error(wanted, "the row has none", remedy)
     turns = "\n".join(turn.content for turn in row.conversation or ())
-    group = _first_of(row.group, row.source, turns)
     if not _first_of(row.source, turns):
         raise place.error("source", "the row has none, and no conversation", "add one of the two")
     for number, label in enumerate(row.annotators):
-        if not _can_be_said(label.verdict, scale):
-            raise place.error(
-                f"annotators.{number}.verdict",
-                f"{label.verdict!r} is no verdict",
-                scale.says(),
-            )
+        # An annotator may have given any number as a score, and else a verdict of the scale.
+        if not _is_score(label.verdict, scale) and scale.normalise(label.verdict) is None:
+            field = f"annotators.{number}.verdict"
+            raise place.error(field, f"{label.verdict!r} is no verdict", scale.says())
+    update: dict[str, object] = {"task": scale.task, "where": place.where}
+    update["group"] = _first_of(row.group, row.source, turns)
     if row.label is not None:
         verdict = scale.normalise(row.label.verdict)
         if verdict is None:
             problem = f"{row.label.verdict!r} is off the scale {scale.name}"
             raise place.error("label.verdict", problem, scale.says())
-        row = row.model_copy(update={"label": row.label.model_copy(update={"verdict": verdict})})
-    return row.model_copy(update={"group": group})
+        update["label"] = row.label.model_copy(update={"verdict": verdict})
+    return row.model_copy(update=update)
 
 
-def _can_be_said(verdict: object, scale: Scale) -> bool:
-    """Return whether an annotator can have said it: any number of a score, else a verdict."""
-    if scale.task == "score":
-        return isinstance(verdict, int | float) and math.isfinite(verdict)
-    return scale.normalise(verdict) is not None
+def _is_score(verdict: object, scale: Scale) -> bool:
+    return scale.task == "score" and isinstance(verdict, int | float) and math.isfinite(verdict)
 
 
 def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
@@ -312,13 +296,14 @@ def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     return JudgeExample(
         id=row.id,
         group=_first_of(row.group, row.source, without_candidate(user, candidate), user),
-        task=row.task,
+        task=scale.task,
         source=row.source,
         candidate=candidate,
         label=Label(verdict=read.verdict, issues=list(read.issues), feedback=read.feedback),
         meta=row.meta,
         prompt=user,
         system=system,
+        where=place.where,
     )
 
 
@@ -342,12 +327,9 @@ def _turns(
     for role in ROLES:
         count, needed = roles.count(role), role == "user" or (role == "assistant" and labelled)
         if count > 1 or (needed and not count):
-            raise place.error(
-                "messages",
-                f"{count or 'no'} {role} turn{'s' if count > 1 else ''}",
-                "a row needs one user turn and one assistant turn; "
-                "a conversation to judge goes into the field conversation",
-            )
+            problem = f"{count or 'no'} {role} turn{'s' if count > 1 else ''}"
+            remedy = "a row needs one turn of each; a conversation to judge is a field of its own"
+            raise place.error("messages", problem, remedy)
     texts = {turn.role: turn.content for turn in row.messages}
     at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
     if "assistant" in roles and roles.index("assistant") < roles.index("user"):
