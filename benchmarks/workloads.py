@@ -2,13 +2,13 @@
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.models.bases import load_tokenizer, resolve_model
+from pt_app.models.packing import Example
 
 ANSWER = 40  # median tokens
 SPREAD = 0.4  # of the logarithm: two thirds of the texts lie between 0.67 and 1.5 of the median
@@ -37,7 +37,7 @@ class Workload:
     name: str
     encoder: PromptEncoder
     examples: list[JudgeExample]
-    encoded: list[dict[str, Any]]
+    encoded: list[Example]
     lengths: Lengths
 
     @property
@@ -75,7 +75,7 @@ def make_workload(
                 )
             )
     examples = examples[:rows]
-    encoded = [
+    encoded: list[Example] = [
         {"input_ids": one.input_ids, "prompt_length": one.prompt_length}
         for one in encoder.encode(examples)[0]
     ]

@@ -295,12 +295,12 @@ def test_evaluation_of_adapter_and_base_is_the_same_on_another_day(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pt_app.eval_model.compare import EvalOptions, evaluate_judges
+    from pt_app.eval_model.compare import evaluate_judges
+    from pt_app.eval_model.options import EvalOptions
 
     base, adapter = dated_adapter
     at(monkeypatch, 2031, 12, 24)
-    options = EvalOptions(with_base=True, base=str(base))
-    evaluate_judges(rows, tmp_path / "eval", [adapter], options)
+    evaluate_judges(rows, tmp_path / "eval", [adapter], EvalOptions(True, str(base)))
     then, now = (
         [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         for folder in (adapter / "evaluation", tmp_path / "eval")

@@ -13,6 +13,7 @@ from pt_app.judge_data.generator.errors import ERRORS, KINDS
 from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.generator.grammar import Grammar, reserved_for_judges
 from pt_app.judge_data.generator.lexicon import Lexicon
+from pt_app.judge_data.options import GenerateOptions
 
 REAL = Path(os.environ.get("JUDGE_REAL_DATA", "../shared/data")) / "tico19-en-pt"
 SMALL = {"rows": 60, "val_rows": 10, "test_rows": 10}
@@ -133,7 +134,7 @@ def test_a_broken_corpus_is_named_with_its_place_and_nothing_is_written(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        generate(tmp_path / "out", **SMALL, corpus=tmp_path / name)
+        generate(tmp_path / "out", GenerateOptions(**SMALL, corpus=tmp_path / name))
     assert not (tmp_path / "out").exists()
 
 
@@ -145,14 +146,14 @@ def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_corpus_too_small_for_the_rows_says_how_many_it_gives(tmp_path: Path) -> None:
     path = _tsv(tmp_path / "a.tsv", _sentences(60))
     with pytest.raises(UserError, match=r"no more than \d+ training.*--rows.*--variants"):
-        generate(tmp_path / "out", rows=500, val_rows=2, test_rows=2, corpus=path)
+        generate(tmp_path / "out", GenerateOptions(500, 2, 2, corpus=path))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_corpus_gives_the_same_bytes_twice_and_disjoint_splits(tmp_path: Path) -> None:
     path = _tsv(tmp_path / "a.tsv", _sentences(200))
     for name in ("a", "b"):
-        generate(tmp_path / name, **SMALL, corpus=path, max_words=20)
+        generate(tmp_path / name, GenerateOptions(**SMALL, corpus=path, max_words=20))
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

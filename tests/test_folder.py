@@ -12,7 +12,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
 from pt_app.judge_data import writing
 from pt_app.judge_data.folder import build_folder, split_folder
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.options import SplitPlan
 from tests.rows import write_rows
 from tests.test_split import example, sentence
 
@@ -31,12 +31,12 @@ def examples(count: int = 3 * GROUPS, name: str = "row") -> list[JudgeExample]:
 def build(out: Path, rows: list[JudgeExample] | None = None, **flags: Any) -> Any:
     append = flags.pop("append", False)
     card = CARD | flags.pop("card", {})
-    plan = SplitPlan.of(**flags)
+    plan = SplitPlan(**flags)
     return build_folder(out, rows or examples(), card, plan, append=append, progress=False)
 
 
 def split(folder: Path, **flags: Any) -> Any:
-    return split_folder(folder, SplitPlan.of(**flags), progress=False)
+    return split_folder(folder, SplitPlan(**flags), progress=False)
 
 
 def card_of(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pt_app.core.verdicts import Scale
 from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import place_units, strata_of, units_of
-from pt_app.judge_data.splitting import Placement, SplitPlan, place
+from pt_app.judge_data.options import SplitPlan
+from pt_app.judge_data.splitting import Placement, place
 
 SCALE = Scale.from_name("0-10")
 WORDS = ("uma", "casa", "velha", "com", "janelas", "verdes", "fica", "atrás", "da", "igreja")
@@ -57,7 +58,7 @@ ratios = st.tuples(st.floats(0.05, 1), st.floats(0, 1), st.floats(0.05, 1))
 
 
 def plan_of(shares: Sequence[float] = (0.8, 0.1, 0.1), **flags: Any) -> SplitPlan:
-    return SplitPlan.of(ratios=",".join(map(str, shares)), **flags)
+    return SplitPlan(ratios=",".join(map(str, shares)), **flags)
 
 
 def split_of(placement: Placement) -> dict[str, str]:
@@ -339,7 +340,7 @@ def test_by_row_says_what_it_leaks_and_keeps_the_groups_for_later() -> None:
 )
 def test_plans_that_make_no_split_are_refused(flags: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
-        SplitPlan.of(**flags)
+        SplitPlan(**flags)
 
 
 def test_fewer_groups_than_splits_are_refused_with_a_remedy() -> None:

@@ -2,54 +2,33 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
 from pt_app.eval_model.evaluation import Json, Scoring, measured
-from pt_app.eval_model.prompted import Endpoint, prompted_rows
+from pt_app.eval_model.options import Endpoint, EvalOptions
+from pt_app.eval_model.prompted import prompted_rows
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
 from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
-from pt_app.evidence.judge_numbers import Asked
+from pt_app.evidence.options import Asked
 from pt_app.evidence.results import WRITTEN, JudgeRows, write_evaluation
 from pt_app.models import adapters, bases
+from pt_app.models.endpoint.budget import Budget
 from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """The flags of `judge eval`: see its help.
-
-    Attributes:
-        with_base: whether to judge with the first adapter's base, too.
-        base: the path of the base, if it was a folder.
-        endpoint: a prompted model.
-        rows: the number of test rows; 0: all.
-        feedback: whether to generate issues and feedback.
-        precision: of the scoring.
-        target_accuracy: of selective judging.
-        seed: draws rows and shots.
-        curve: whether to train the adapter on a quarter and on half of the rows, too.
-    """
-
-    with_base: bool = False
-    base: str | None = None
-    endpoint: Endpoint | None = None
-    rows: int = 0
-    feedback: bool = False
-    precision: str = "float32"
-    target_accuracy: float = 0.9
-    seed: int = 0
-    curve: bool = False
-
-
 def evaluate_judges(
-    data: Path, out: Path, folders: Sequence[Path] = (), options: EvalOptions | None = None
+    data: Path,
+    out: Path,
+    folders: Sequence[Path] = (),
+    options: EvalOptions | None = None,
+    endpoint: Endpoint | None = None,
 ) -> Json:
     """Score the test rows of `data` with all judges, and write the evaluation.
 
@@ -57,7 +36,8 @@ def evaluate_judges(
         data: a dataset folder.
         out: the folder to write.
         folders: the adapters.
-        options: what else is asked for.
+        options: which rows and which other judges; None: all rows, and no other judge.
+        endpoint: a prompted model.
 
     Returns:
         The content of results.json.
@@ -81,14 +61,16 @@ def evaluate_judges(
         shares = on_fewer_rows(infos[0], data, len(dataset.train), options.base, out)
         for name, folder in shares.items():
             judges.append(_judged(name, adapters.verify_adapter(folder), test, options))
-    if (endpoint := options.endpoint) is not None:
+    if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
         shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
-        judges.append(prompted_rows(endpoint, test, shots, dataset, journal))
+        budget = Budget.of(endpoint)
+        judges.append(prompted_rows(endpoint, budget, test, shots, dataset, journal))
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
     results, baselines = measured(judges, dataset, test, run, Asked(options.target_accuracy))
     if endpoint is not None:
-        results["models"][-1]["cost"] = endpoint.cost_of(len(test))
+        cost = {"dollars": budget.spent, "per_verdict": budget.spent / max(1, len(test))}
+        results["models"][-1]["cost"] = cost | {"n": len(test)}
     if options.curve:
         results["curve"] = _curve(results, dataset)
     write_evaluation(out, judges, results, baselines)

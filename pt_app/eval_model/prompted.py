@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
+from pt_app.eval_model.options import Endpoint
 from pt_app.evidence.results import JudgeRows
 from pt_app.models.endpoint.budget import Budget, MoneySpentError
 from pt_app.models.endpoint.journal import Entry, Journal
@@ -27,26 +28,9 @@ log = logging.getLogger(__name__)
 Messages = list[dict[str, str]]
 
 
-@dataclass
-class Endpoint:
-    """A model at an endpoint, how it is prompted, and what it may cost."""
-
-    model: str
-    url: str = ""
-    key_env: str = "OPENAI_API_KEY"
-    shots: int = 0
-    concurrency: int = 8
-    max_tokens: int = 512
-    budget: Budget = field(default_factory=Budget)
-
-    def cost_of(self, rows: int) -> dict[str, float]:
-        """Return the dollars spent in total and per verdict."""
-        spent = self.budget.spent
-        return {"dollars": spent, "per_verdict": spent / max(1, rows), "n": rows}
-
-
 def prompted_rows(
     endpoint: Endpoint,
+    budget: Budget,
     test: Sequence[JudgeExample],
     shots: Sequence[JudgeExample],
     data: JudgeData,
@@ -63,7 +47,7 @@ def prompted_rows(
     template = Template.load(data.card.template, data.card.rubric)
     questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
     with closing(Journal(journal, _settings(endpoint, questions))) as kept:
-        answers = _answers(endpoint, questions, kept)
+        answers = _answers(endpoint, budget, questions, kept)
     scored = [_scored(answers[example.id], data.scale) for example in test]
     rows = [prediction(endpoint.model, *pair, None) for pair in zip(test, scored, strict=True)]
     return JudgeRows(endpoint.model, f"{endpoint.model} at an endpoint", rows)
@@ -93,16 +77,15 @@ def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str
 
 
 def _answers(
-    endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal
+    endpoint: Endpoint, budget: Budget, questions: Mapping[str, Messages], journal: Journal
 ) -> dict[str, Entry]:
     """Return each row's journal entry, after asking about those that have none."""
-    budget = endpoint.budget
     budget.spent = sum(entry["cost"] for entry in journal.entries)
     done = {entry["id"] for entry in journal.entries}
     waiting = {id_: turns for id_, turns in questions.items() if id_ not in done}
     try:
         if waiting:
-            asyncio.run(_ask(endpoint, waiting, journal))
+            asyncio.run(_ask(endpoint, budget, waiting, journal))
     except MoneySpentError as error:
         raise UserError(
             f"stopped at --max_cost {budget.max_cost:g}: {len(journal.entries)} of "
@@ -114,9 +97,10 @@ def _answers(
     return entries
 
 
-async def _ask(endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal) -> None:
+async def _ask(
+    endpoint: Endpoint, budget: Budget, questions: Mapping[str, Messages], journal: Journal
+) -> None:
     """Ask about each row once, and write each answer into the journal as it arrives."""
-    budget = endpoint.budget
     teacher = Teacher(
         endpoint.model,
         budget,

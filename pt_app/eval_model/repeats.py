@@ -79,11 +79,11 @@ def fold_folders(data_dir: Path) -> list[Path]:
 def _over_new_folds(settings: Settings, data: Path, train: Train) -> list[Path]:
     """Split all rows into folds by group, and train on the rest of each."""
     from pt_app.judge_data.folder import split_folder
-    from pt_app.judge_data.splitting import SplitPlan
+    from pt_app.judge_data.options import SplitPlan
 
     folds = [data / "folds" / str(number) for number in range(1, settings.folds + 1)]
     _output_of(settings, folds)  # refuses an old folder before the data are split
-    plan = SplitPlan.of(folds=settings.folds, seed=settings.seed)
+    plan = SplitPlan(folds=settings.folds, seed=settings.seed)
     print("\n".join(split_folder(data, plan).lines()))
     return over_folds(replace(settings, folds=0), folds, train)
 

@@ -25,7 +25,8 @@ from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
-from pt_app.judge_data.duplicates import NEAR, near_pairs
+from pt_app.judge_data.duplicates import near_pairs
+from pt_app.judge_data.options import NEAR
 
 EXAMPLES = 5
 MAX_LABELS = 11  # told one by one in a line
@@ -356,7 +357,7 @@ def _too_long(
 
     template = Template.load(data.card.template, data.card.rubric)
     encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)
-    _, cuts = encoder.encode(rows, on_unfit="status")
+    _, cuts = encoder.fit(rows)
     return {
         "model": model,
         "max_seq_length": max_seq_length,

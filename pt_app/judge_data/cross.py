@@ -13,7 +13,8 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import place_units, strata_of, units_of
-from pt_app.judge_data.splitting import SplitPlan, gap_line, with_own_group
+from pt_app.judge_data.options import SplitPlan
+from pt_app.judge_data.splitting import gap_line, with_own_group
 from pt_app.judge_data.writing import FolderSummary, replace_folder, write_folder
 
 FOLDS, TEMPLATE = "folds", "template"

@@ -23,8 +23,8 @@ from pt_app.core.leaks import (
 )
 from pt_app.core.records import JudgeExample
 from pt_app.core.words import normalised, words_of
+from pt_app.judge_data.options import NEAR
 
-NEAR = 0.9
 # 16 bands of 4 hashes over words and pairs of words: of two texts of 20 words of which one differs
 # (Jaccard 0.86) it misses 4 in a million; of two differing (0.73), half a per cent.
 BANDS, HASHES = 16, 4

@@ -20,7 +20,8 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.cross import FoldsSummary, write_folds
 from pt_app.judge_data.groups import group_of
-from pt_app.judge_data.splitting import Placement, SplitPlan, place, with_own_group
+from pt_app.judge_data.options import SplitPlan
+from pt_app.judge_data.splitting import Placement, place, with_own_group
 from pt_app.judge_data.writing import FILES, FolderSummary, keep_handmade, known_of, write_folder
 
 __all__ = ["FolderSummary", "FoldsSummary", "build_folder", "split_folder"]

@@ -25,7 +25,8 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
-from pt_app.judge_data.reading.tables import Reading, open_table
+from pt_app.judge_data.options import Reading
+from pt_app.judge_data.reading.tables import open_table
 
 TEXTS = (
     "source",

@@ -1,15 +1,12 @@
 """`judge data split`: which rows go to which part, and what stays where it was."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pt_app.core.dataset import SPLITS
-from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample, one_line
-from pt_app.judge_data.duplicates import NEAR, links
+from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import (
     Unit,
     place_by_time,
@@ -18,63 +15,10 @@ from pt_app.judge_data.groups import (
     unit_of,
     units_of,
 )
+from pt_app.judge_data.options import SplitPlan
 
-By = Literal["group", "time", "row"]
-MAX_FOLDS = 100
 # Where a split by row, in which each row is its own group, keeps the group that the row had.
 OWN_GROUP = "group_before_split_by_row"
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """How to split: see `judge data split --help`. `into` puts all new rows into one split."""
-
-    by: By = "group"
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
-    near: float = NEAR
-    into: str | None = None
-    folds: int = 0
-    anew: bool = False
-
-    @staticmethod
-    def of(
-        *,
-        by: By = "group",
-        ratios: str = "0.8,0.1,0.1",
-        seed: int = 0,
-        near: float = NEAR,
-        into: str | None = None,
-        folds: int = 0,
-        anew: bool = False,
-    ) -> "SplitPlan":
-        """Read the flags; raises UserError for ratios or folds that make no split."""
-        try:
-            train, val, test = (float(part) for part in ratios.split(","))
-        except ValueError as error:
-            raise UserError(f"--ratios {ratios}: write three numbers, as 0.8,0.1,0.1") from error
-        if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test >= 0):
-            raise UserError(f"--ratios {ratios}: train needs a share above 0, the others 0 or more")
-        if folds and not 2 <= folds <= MAX_FOLDS:
-            raise UserError(f"--folds {folds}: choose 2 to {MAX_FOLDS}")
-        if folds and by != "group":
-            raise UserError(f"--folds are by group: leave out --by {by} or --folds")
-        return SplitPlan(by, (train, val, test), seed, near, into, folds, anew)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The share of each split, train first; all of it for `into`."""
-        if self.into:
-            return {self.into: 1.0}
-        return dict(zip(SPLITS, self.ratios, strict=True))
-
-    def about(self) -> dict[str, object]:
-        """Say in dataset.json how the rows were split."""
-        if self.folds:
-            how: dict[str, object] = {"folds": self.folds}
-        else:
-            how = {"into": self.into} if self.into else {"ratios": list(self.ratios)}
-        return {"by": self.by, **how, "seed": self.seed, "near": self.near}
 
 
 @dataclass(frozen=True)

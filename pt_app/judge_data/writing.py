@@ -21,7 +21,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.card import data_card
 from pt_app.judge_data.checking import CheckReport, check_examples
-from pt_app.judge_data.duplicates import NEAR
+from pt_app.judge_data.options import NEAR
 
 FILES = (*(f"judge_{split}.json" for split in SPLITS), "splits.json", "README.md", "dataset.json")
 MEASURED = ("sha256", "split", "checks", "agreement")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
-from pt_app.judge_data.generator.lexicon import Size
+from pt_app.judge_data.options import LexiconSize
 from pt_app.pretrain.card import is_base, write_card
 from pt_app.pretrain.corpus import Corpus
 from pt_app.pretrain.model import count_parameters, new_model, save
@@ -27,7 +27,7 @@ class Settings:
     """What decides a base, to the byte on one kind of machine."""
 
     seed: int
-    lexicon: Size
+    lexicon: LexiconSize
     corpus: Path | None
     max_words: int | None
     vocab_size: int
@@ -54,7 +54,7 @@ def train_base(
     steps: int | None = None,
     quick: bool = False,
     corpus: Path | None = None,
-    lexicon: Size = "full",
+    lexicon: LexiconSize = "full",
     max_words: int | None = None,
     vocab_size: int = 2048,
     width: int = 128,

@@ -12,7 +12,7 @@ from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import Candidate
 from pt_app.judge_data.generator.generate import GrammarMaterial
 from pt_app.judge_data.generator.grammar import reserved_for_judges
-from pt_app.judge_data.generator.lexicon import Size
+from pt_app.judge_data.options import LexiconSize
 
 HELD_OUT_SHARE = 32  # one source of so many
 
@@ -38,7 +38,7 @@ class Sentences(Protocol):
 class GrammarSentences:
     """All sentences the grammar can make, but for those of judges."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: LexiconSize) -> None:
         self._material = GrammarMaterial(size)
         self.description = f"sentences of the generator's grammar, {size} lexicon"
 

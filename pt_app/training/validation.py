@@ -48,7 +48,7 @@ class Validation:
     """
 
     rows: Sequence[JudgeExample]
-    encoded: Sequence[dict[str, Any]]
+    encoded: Sequence[Example]
     encoder: PromptEncoder
     collate: StepCollator
     sharded: bool = False

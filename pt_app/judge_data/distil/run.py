@@ -11,6 +11,7 @@ from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
+from pt_app.core.flags import check
 from pt_app.core.prompt_templates import Template, fill, scale_fields
 from pt_app.core.records import JudgeExample, Place, example_of
 from pt_app.core.verdicts import Scale
@@ -24,9 +25,9 @@ from pt_app.judge_data.distil.answers import (
 from pt_app.judge_data.folder import FolderSummary, build_folder
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
+from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
-from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES
 from pt_app.models.endpoint.budget import Budget, MoneySpentError, Usage
 from pt_app.models.endpoint.journal import Journal
@@ -37,32 +38,6 @@ from pt_app.models.endpoint.workers import in_parallel
 TRIES = 2  # a malformed answer is asked for once more
 # So many requests refused, and none answered, are the endpoint's fault and not the rows'.
 REFUSED_AT_FIRST = 5
-
-
-@dataclass(frozen=True)
-class DistilOptions:
-    """The flags of `judge data distil`: see its help."""
-
-    model: str
-    map: Sequence[str] = ()
-    write: int = 0
-    task: str = "score"
-    scale: str = "0-10"
-    template: str = ""
-    rubric: Path | None = None
-    base_url: str = ""
-    key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: int = 0
-    tpm: int = 0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_cost: float = 0.0
-    max_tokens: int = 1024
-    temperature: float = 0.0
-    timeout: float = 60.0
-    retries: int = 6
-    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,9 +114,7 @@ class _Run:
     ) -> None:
         self.questions, self.options, self.scale = questions, options, scale
         self.journal, self.progress = journal, progress
-        rates = {name: getattr(options, name) for name in ("rpm", "tpm", "max_cost")}
-        prices = {name: getattr(options, name) for name in ("price_in", "price_out")}
-        self.budget = Budget(**rates, **prices)
+        self.budget = Budget.of(options)
         self.budget.spent = self.spent()
         self.done: dict[str, dict[str, Any]] = {}
         self.malformed: dict[str, list[dict[str, Any]]] = {}
@@ -267,8 +240,7 @@ class _Run:
 
 def _scale(options: DistilOptions) -> Scale:
     scale = Scale.from_name(options.scale if options.task == "score" else options.task)
-    if options.concurrency < 1 or options.write < 0 or options.retries < 0:
-        raise UserError("--concurrency must be at least 1, --write and --retries at least 0")
+    check(options)
     if options.max_cost and not (options.price_in or options.price_out):
         raise UserError("--max_cost needs the prices: give --price_in and --price_out")
     return scale

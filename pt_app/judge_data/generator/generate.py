@@ -11,6 +11,7 @@ from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
+from pt_app.core.flags import check
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised
@@ -20,13 +21,13 @@ from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
 from pt_app.judge_data.generator.hard_negatives import hard_negatives as attacked_copies
-from pt_app.judge_data.generator.lexicon import Lexicon, Size
+from pt_app.judge_data.generator.lexicon import Lexicon
+from pt_app.judge_data.options import GenerateOptions, LexiconSize
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
 ERROR_COUNTS = (20, 40, 28, 12)
 PARAPHRASES = 1 / 3
 TRIES = 30
-MAX_VARIANTS = 16
 LICENCE = "Apache-2.0"
 TITLE = "Judged translations, English to Portuguese"
 ABOUT = (
@@ -35,36 +36,6 @@ ABOUT = (
     "least 0. No person judged these rows."
 )
 NAMES = ("judge_train.json", "judge_val.json", "judge_test.json", "splits.json", "dataset.json")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the bytes of a generated folder."""
-
-    rows: int
-    val_rows: int
-    test_rows: int
-    seed: int
-    lexicon: Size
-    variants: int
-    corpus: Path | None
-    max_words: int | None
-    hard_negatives: float = 0.0
-
-    def command(self) -> str:
-        """The command that writes the same files, without folders."""
-        parts = ["judge data generate --out FOLDER"]
-        for name in ("rows", "val_rows", "test_rows", "seed", "variants"):
-            parts.append(f"--{name} {getattr(self, name)}")
-        if self.corpus is None:
-            parts.append(f"--lexicon {self.lexicon}")
-        else:
-            parts.append(f"--corpus {self.corpus.name}")
-        if self.max_words is not None:
-            parts.append(f"--max_words {self.max_words}")
-        if self.hard_negatives:
-            parts.append(f"--hard_negatives {self.hard_negatives:g}")
-        return " ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -100,7 +71,7 @@ def _all(counts: Mapping[Any, int]) -> list[tuple[Any, int]]:
 class GrammarMaterial:
     """Sources without end, from the grammar; errors that the lexicon knows."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: LexiconSize) -> None:
         self.lexicon = Lexicon.load(size)
         self.grammar = Grammar(self.lexicon)
 
@@ -117,79 +88,66 @@ class GrammarMaterial:
 Material = GrammarMaterial | CorpusMaterial
 
 
-def generate(
-    out: Path,
-    rows: int = 12000,
-    val_rows: int = 300,
-    test_rows: int = 400,
-    seed: int = 0,
-    lexicon: Size = "full",
-    variants: int = 4,
-    corpus: Path | None = None,
-    max_words: int | None = None,
-    hard_negatives: float = 0.0,
-) -> Summary:
-    """Write a dataset folder (see docs/DATA.md), the same bytes for the same arguments.
+def generate(out: Path, options: GenerateOptions) -> Summary:
+    """Write a dataset folder (see docs/DATA.md), the same bytes for the same options.
 
-    `rows` training rows hold `variants` candidates a source; validation and test rows one, so
-    that they are independent. No source is in two splits, and only sources that
-    `reserved_for_judges` gives to judges are used. `corpus` (TMX or TSV) replaces the grammar.
-    Attacked copies of the share `hard_negatives` of the training rows are added to them.
-    Raises UserError for settings out of range, for a corpus that is broken or too small, and for
-    a folder that holds other files of these names; nothing is written then.
+    The training rows hold `options.variants` candidates per source; validation and test rows one,
+    so that they are independent. No source is in two splits, and only sources that
+    `reserved_for_judges` gives to judges are used. Attacked copies of the fraction
+    `options.hard_negatives` of the training rows are added to them.
+
+    Raises:
+        UserError: for options out of range, for a corpus that is broken or too small, and for a
+            folder that holds other files of these names; nothing is written then.
     """
-    corpus = Path(corpus) if corpus is not None else None
-    settings = Settings(
-        rows, val_rows, test_rows, seed, lexicon, variants, corpus, max_words, hard_negatives
-    )
-    _check(settings)
+    check(options)
+    if options.max_words is not None and options.corpus is None:
+        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
     dropped: dict[str, int] = {}
     material: Material
-    if corpus is None:
-        material = GrammarMaterial(lexicon)
+    if options.corpus is None:
+        material = GrammarMaterial(options.lexicon)
     else:
-        refuse_overwrite([Path(out) / name for name in (*NAMES, "README.md")], [corpus])
-        pairs, dropped = read_corpus(corpus, max_words)
+        refuse_overwrite([Path(out) / name for name in (*NAMES, "README.md")], [options.corpus])
+        pairs, dropped = read_corpus(options.corpus, options.max_words)
         material = CorpusMaterial(pairs)
-    splits = _splits(material, settings)
+    splits = _splits(material, options)
     splits["train"] += attacked_copies(
-        splits["train"], hard_negatives, Scale.from_name("0-10"), seed
+        splits["train"], options.hard_negatives, Scale.from_name("0-10"), options.seed
     )
-    files = _files(splits, settings, dropped)
+    files = _files(splits, options, dropped)
     written = _write(Path(out), files)
     return _summary(Path(out), written, splits, dropped)
 
 
-def _check(settings: Settings) -> None:
-    """Raise UserError for the first setting that is out of range."""
-    lowest = {"rows": 1, "val_rows": 0, "test_rows": 1, "seed": 0, "variants": 1}
-    for name, least in lowest.items():
-        value = getattr(settings, name)
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
-    if settings.variants > MAX_VARIANTS:
-        raise UserError(f"--variants is {settings.variants}: choose 1 to {MAX_VARIANTS}")
-    if not 0 <= settings.hard_negatives <= 1:
-        raise UserError(f"--hard_negatives is {settings.hard_negatives:g}: choose a share, 0 to 1")
-    if settings.max_words is not None and settings.max_words < 3:
-        raise UserError(f"--max_words is {settings.max_words}: choose a whole number from 3 on")
-    if settings.max_words is not None and settings.corpus is None:
-        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
+def _command(options: GenerateOptions) -> str:
+    """Return the command that writes the same files, without folders."""
+    names = ["rows", "val_rows", "test_rows", "seed", "variants"]
+    parts = [f"--{name} {getattr(options, name)}" for name in names]
+    if options.corpus is None:
+        parts.append(f"--lexicon {options.lexicon}")
+    else:
+        parts.append(f"--corpus {options.corpus.name}")
+    if options.max_words is not None:
+        parts.append(f"--max_words {options.max_words}")
+    if options.hard_negatives:
+        parts.append(f"--hard_negatives {options.hard_negatives:g}")
+    return " ".join(["judge data generate --out FOLDER", *parts])
 
 
-def _splits(material: Material, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+def _splits(material: Material, options: GenerateOptions) -> dict[str, list[dict[str, Any]]]:
     """All rows by split. Test and validation are drawn first: more training rows leave them."""
-    rng = random.Random(settings.seed)
-    wanted = {"test": settings.test_rows, "val": settings.val_rows, "train": settings.rows}
+    rng = random.Random(options.seed)
+    wanted = {"test": options.test_rows, "val": options.val_rows, "train": options.rows}
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in ("train", "val", "test")}
     sources = _new_sources(material, rng)
     for split, count in wanted.items():
-        variants = settings.variants if split == "train" else 1
+        variants = options.variants if split == "train" else 1
         index = 0
         while len(made[split]) < count:
             pair = next(sources, None)
             if pair is None:
-                raise _too_small(made, settings)
+                raise _too_small(made, options)
             candidates = _candidates(material, pair, variants, rng)
             room = count - len(made[split])
             made[split] += [
@@ -216,9 +174,9 @@ def _new_sources(material: Material, rng: random.Random) -> Iterator[Any]:
         yield pair
 
 
-def _too_small(made: Mapping[str, Sequence[Any]], settings: Settings) -> UserError:
+def _too_small(made: Mapping[str, Sequence[Any]], options: GenerateOptions) -> UserError:
     rows = {name: len(found) for name, found in made.items()}
-    what = settings.corpus or f"the {settings.lexicon} lexicon"
+    what = options.corpus or f"the {options.lexicon} lexicon"
     return UserError(
         f"{what} gives no more than {rows['train']} training, {rows['val']} validation and "
         f"{rows['test']} test rows (half of its sources belong to a base's corpus): "
@@ -271,7 +229,7 @@ def _row(name: str, pair: Any, candidate: Candidate) -> dict[str, Any]:
 
 
 def _files(
-    splits: Mapping[str, list[dict[str, Any]]], settings: Settings, dropped: Mapping[str, int]
+    splits: Mapping[str, list[dict[str, Any]]], options: GenerateOptions, dropped: Mapping[str, int]
 ) -> dict[str, str]:
     """The text of every file of the folder, in the order they are written."""
     files = {
@@ -282,10 +240,10 @@ def _files(
     groups = {row["group"]: split for split, rows in splits.items() for row in rows}
     files["splits.json"] = json.dumps(groups, indent=0) + "\n"
     hashes = {name: sha256(text.encode()).hexdigest() for name, text in files.items()}
-    origin = f"generated by pt_app: {settings.command()}"
+    origin = f"generated by pt_app: {_command(options)}"
     licence = LICENCE
-    if settings.corpus is not None:
-        origin += f" (corpus sha256 {sha256_file(settings.corpus)})"
+    if options.corpus is not None:
+        origin += f" (corpus sha256 {sha256_file(options.corpus)})"
         licence = "that of the corpus"
     scale = Scale.from_name("0-10")
     examples = {

@@ -10,11 +10,11 @@ from importlib.resources import files
 from typing import Literal
 
 from pt_app.core.errors import UserError
+from pt_app.judge_data.options import LexiconSize
 
 Number = Literal["singular", "plural"]
 Gender = Literal["masculine", "feminine"]
 Tense = Literal["present", "past"]
-Size = Literal["full", "small"]
 
 NUMBERS: tuple[Number, ...] = ("singular", "plural")
 GENDERS: tuple[Gender, ...] = ("masculine", "feminine")
@@ -94,7 +94,7 @@ class Lexicon:
     synonyms: dict[str, str]
 
     @classmethod
-    def load(cls, size: Size = "full") -> "Lexicon":
+    def load(cls, size: LexiconSize = "full") -> "Lexicon":
         """The shipped tables; "small" keeps the first rows of each (see SMALL).
 
         Raises UserError for any other size.

@@ -5,6 +5,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from pt_app.models.endpoint.options import RequestOptions
+
 WINDOW = 60.0
 LONGEST_SLEEP = 0.5  # so that nobody waits on after the end
 
@@ -51,6 +53,12 @@ class Budget:
         self._paused_until = 0.0
         self._turn = asyncio.Lock()
         self._closed = False
+
+    @classmethod
+    def of(cls, options: RequestOptions) -> "Budget":
+        """Make the budget of a command's flags."""
+        names = ("rpm", "tpm", "price_in", "price_out", "max_cost")
+        return cls(**{name: getattr(options, name) for name in names})
 
     def close(self) -> None:
         """Let no further request be made; those under way come to their end."""
