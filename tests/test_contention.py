@@ -83,7 +83,7 @@ def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     monitor = contention.Monitor()
     with caplog.at_level("INFO", logger="pt_app"):
         for message in ("busy", "calm", "busy", "calm"):
-            monitor._say_once(message)
+            monitor._log_once(message)
     assert [r.getMessage() for r in caplog.records] == ["busy", "calm"]
 
 

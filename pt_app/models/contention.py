@@ -132,7 +132,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self.teams = SleepingTeams()
 
     @contextmanager
@@ -161,18 +161,18 @@ class Monitor:
             calm = calm + 1 if share < CALM else 0
             if not self.teams.exist and share > BUSY:
                 self.teams.start()
-                self._say_once(
+                self._log_once(
                     "other programs are using the CPU: while they do, threads that wait for each "
                     "other sleep (the results stay the same)"
                 )
             elif self.teams.exist and calm >= CALM_POLLS:
                 self.teams.stop()
-                self._say_once("the CPU is free again: waiting threads no longer sleep")
+                self._log_once("the CPU is free again: waiting threads no longer sleep")
 
-    def _say_once(self, message: str) -> None:
+    def _log_once(self, message: str) -> None:
         """Log a message the first time only: a neighbour may come and go all day."""
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._logged:
+            self._logged.add(message)
             log.info(message)
 
 

@@ -1,12 +1,13 @@
-"""Running out of memory: how an allocation that failed looks, and what to do about it."""
+"""Running out of memory: how to recognise a failed allocation, and what to do about it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pt_app.core.errors import UserError
 
-# oneDNN says nothing of memory where it cannot allocate; malloc's own failure is a MemoryError.
-_SAID = (
+# Parts of messages. oneDNN does not mention memory where it cannot allocate; a failure of malloc is
+# a MemoryError.
+_MESSAGES = (
     "could not create a primitive",
     "could not create a memory object",
     "could not execute a primitive",
@@ -32,8 +33,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    said = str(error).lower()
-    return bool(should_reduce_batch_size(error)) or any(text in said for text in _SAID)
+    message = str(error).lower()
+    return bool(should_reduce_batch_size(error)) or any(text in message for text in _MESSAGES)
 
 
 @contextmanager
