@@ -27,7 +27,7 @@ Json = Mapping[str, Any]
 SCHEMA = 1
 # Row fields that hold no text of a user's data. `group` may be a source sentence: it is hashed.
 SAFE_INPUTS = ("id", "task", "split")
-SAFE_OUTPUTS = ("status", "parse_failure", "verdict_mass", "expected")
+SAFE_OUTPUTS = ("status", "parse_failure", "verdict_mass", "expected", "probabilities")
 LOST = 4  # exit code: the server refused or lost something
 
 
@@ -56,7 +56,7 @@ def as_row(prediction: Json, log_texts: bool) -> dict[str, Any]:
     output = {name: prediction[name] for name in SAFE_OUTPUTS if name in prediction}
     if "constrained" in prediction:  # the most likely of the allowed verdicts
         output["constrained"] = verdict_of(prediction["constrained"])
-    output |= {"verdict": verdict, "probabilities": _probabilities(prediction)}
+    output["verdict"] = verdict
     scores: dict[str, Any] = {}
     if label is not None:
         scores = {"parsed": verdict is not None, "exact": verdict == label}
@@ -76,14 +76,6 @@ def verdict_of(value: object) -> int | float | str | None:
     if isinstance(value, str) and not re.fullmatch(r"\w{1,8}", value):
         return None
     return value if isinstance(value, int | float | str) else None
-
-
-def _probabilities(prediction: Json) -> dict[str, float] | list[float] | None:
-    """Return numbers only, whether they came as a list or by verdict."""
-    value = prediction.get("probabilities")
-    if isinstance(value, Mapping):
-        return {str(verdict_of(k)): v for k, v in value.items() if isinstance(v, int | float)}
-    return [v for v in value if isinstance(v, int | float)] if isinstance(value, list) else None
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
