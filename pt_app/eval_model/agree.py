@@ -3,26 +3,25 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file
+from pt_app.core.results import JsonObject, PassRate, Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.options import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
-from pt_app.evidence.results import WRITTEN, JudgeRows, Row, results_of, write_evaluation
+from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
 from pt_app.judge_data.metric_scores import as_verdicts, rank_results, read_scores
 from pt_app.judge_data.options import Columns, FileOptions
-from pt_app.judge_data.verdict_files import VerdictFile, VerdictTable
+from pt_app.judge_data.verdict_files import Rows, VerdictFile, VerdictTable
 from pt_app.report import write_report
 
-Results = dict[str, Any]
 NOT_GROUPED = "each row counts as a source of its own (--group names the column of sources)"
 BY_RANK_ONLY = "by rank only: verdicts need --validation, rows to fit a map from the scores on"
 
@@ -63,12 +62,13 @@ def agree(
     read = [name for name in (file, train, validation) if name]
     refuse_overwrite([out / name for name in WRITTEN], read)
     notes: list[str] = []
-    ranked: Results = {"models": []}
+    ranked: Results | None = None
     if by_rank or lower_is_better:
         source = VerdictFile(file, columns, reading)
         scores = verdict_files.aligned(read_scores(source, lower_is_better), source)
         _check_groups(scores, file)
-        ranked = rank_results(scores, _about(file)) | {"run": _run()}
+        ranked = rank_results(scores, _about(file))
+        ranked.run = _run()
         notes += source.notes()
         if not validation:
             write_evaluation(out, _judges(scores), ranked)
@@ -82,7 +82,7 @@ def agree(
     training = None
     if train:
         same_scale = verdict_files.read_verdicts(train, columns, table.scale.name, reading)
-        training = _labelled(same_scale)
+        training = _labelled(_judges(same_scale.judges)[0], table.scale)
     results = _evaluated(table, out, file, training, asked, ranked)
     return results, [*notes, *table.notes, *([] if columns.group else [NOT_GROUPED])]
 
@@ -93,24 +93,23 @@ def _evaluated(
     file: str,
     training: Labelled | None,
     asked: Asked,
-    ranked: Results,
+    ranked: Results | None,
 ) -> Results:
     """Compute and write the results of verdicts; metrics get their rank numbers of `ranked` too."""
     judges = _judges(table.judges)
-    baselines = fit_baselines(_labelled(table), table.scale, training)
+    baselines = fit_baselines(_labelled(judges[0], table.scale), table.scale, training)
     results = results_of(judges, table.scale, _about(file), baselines, (), _run(), asked)
-    ranks = {model["name"]: model["metrics"] for model in ranked["models"]}
-    for model in results["models"]:
-        name = model["name"]
-        model["metrics"] |= ranks.get(name, {})
-        if verdicts := table.population.get(name):
-            model["population"] = _population(verdicts, table.judges[name], table.scale)
+    ranks = {model.name: model.metrics for model in ranked.models} if ranked else {}
+    for model, judge in zip(results.models, judges, strict=True):
+        model.metrics |= ranks.get(model.name, {})
+        if verdicts := table.population.get(model.name):
+            model.population = _population(verdicts, judge.rows, table.scale)
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
 
 
-def _check_groups(judges: Mapping[str, Sequence[Row]], file: str) -> None:
+def _check_groups(judges: Mapping[str, Rows], file: str) -> None:
     rows = next(iter(judges.values()))
     if len({row["group"] for row in rows}) < 2:
         raise UserError(
@@ -119,39 +118,41 @@ def _check_groups(judges: Mapping[str, Sequence[Row]], file: str) -> None:
         )
 
 
-def _about(file: str) -> dict[str, str | None]:
+def _about(file: str) -> JsonObject:
     path = Path(file.partition("::")[0])  # a member of an archive follows its name
     return {"path": Path(file).name, "sha256": sha256_file(path) if path.is_file() else None}
 
 
-def _run() -> dict[str, list[str]]:
+def _run() -> JsonObject:
     return {"command": ["judge", *sys.argv[1:]]}
 
 
-def _judges(judges: Mapping[str, Sequence[Row]]) -> list[JudgeRows]:
-    return [JudgeRows(name, name, rows) for name, rows in judges.items()]
+def _judges(judges: Mapping[str, Rows]) -> list[JudgeRows]:
+    return [
+        JudgeRows(name, name, [Prediction.model_validate(row) for row in rows])
+        for name, rows in judges.items()
+    ]
 
 
-def _scale(name: str, scores: Mapping[str, Sequence[Row]], file: str) -> Scale:
+def _scale(name: str, scores: Mapping[str, Rows], file: str) -> Scale:
     if name:
         return Scale.from_name(name)
     return verdict_files.scale_of({r["label"] for rows in scores.values() for r in rows}, file)
 
 
-def _labelled(table: VerdictTable) -> Labelled:
-    rows = next(iter(table.judges.values()))
-    labels, groups = [row["label"] for row in rows], [row["group"] for row in rows]
-    return Labelled.of(rows, labels, groups, table.scale)
+def _labelled(judge: JudgeRows, scale: Scale) -> Labelled:
+    labels, groups = [row.label for row in judge.rows], [row.group for row in judge.rows]
+    return Labelled.of(judge.rows, labels, groups, scale)
 
 
 def _population(
-    verdicts: Sequence[Verdict | None], rows: Sequence[Row], scale: Scale
-) -> Results | None:
+    verdicts: Sequence[Verdict | None], rows: Sequence[Prediction], scale: Scale
+) -> PassRate | None:
     """Return the pass rate of the rows without a label; None if the task is not pass or fail."""
     if scale.task != "pass_fail":
         return None
     of_population = positions(verdicts, scale, "verdict")
-    labels = positions([row["label"] for row in rows], scale, "label")
-    own = positions([row["verdict"] for row in rows], scale, "verdict")
+    labels = positions([row.label for row in rows], scale, "label")
+    own = positions([row.verdict for row in rows], scale, "verdict")
     passed, judged = int((of_population == PASS).sum()), int(np.sum(of_population >= 0))
     return corrected_pass_rate(passed, judged, labels, own)

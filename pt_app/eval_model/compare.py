@@ -8,7 +8,8 @@ from pathlib import Path
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
-from pt_app.eval_model.evaluation import Json, Scoring, measured
+from pt_app.core.results import Cost, LearningPoint, Results
+from pt_app.eval_model.evaluation import Scoring, measured
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.prompted import prompted_rows
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
@@ -29,7 +30,7 @@ def evaluate_judges(
     folders: Sequence[Path] = (),
     options: EvalOptions | None = None,
     endpoint: Endpoint | None = None,
-) -> Json:
+) -> Results:
     """Score the test rows of `data` with all judges, and write the evaluation.
 
     Args:
@@ -69,22 +70,23 @@ def evaluate_judges(
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
     results, baselines = measured(judges, dataset, test, run, Asked(options.target_accuracy))
     if endpoint is not None:
-        cost = {"dollars": budget.spent, "per_verdict": budget.spent / max(1, len(test))}
-        results["models"][-1]["cost"] = cost | {"n": len(test)}
+        n, spent = len(test), budget.spent
+        results.models[-1].cost = Cost(dollars=spent, per_verdict=spent / max(1, n), n=n)
     if options.curve:
-        results["curve"] = _curve(results, dataset)
+        results.curve = _curve(results, dataset)
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
 
 
-def _curve(results: Json, dataset: JudgeData) -> list[Json]:
+def _curve(results: Results, dataset: JudgeData) -> list[LearningPoint]:
     """Return the headline number by the number of training rows, fewest first."""
     metric = headline(dataset.scale)
-    models, total = {model["name"]: model for model in results["models"]}, len(dataset.train)
+    numbers, rows = {model.name: model.best for model in results.models}, len(dataset.train)
     return [
-        {"judge": name, "rows": round(total * share), "metric": metric}
-        | models[name]["constrained"][metric]
+        numbers[name][metric].extended(
+            LearningPoint, judge=name, rows=round(rows * share), metric=metric
+        )
         for name, share in {**SHARES, "adapter": 1.0}.items()
     ]
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pt_app.core import console
+from pt_app.core.results import Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model import pipeline
-from pt_app.eval_model.evaluation import Json
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.arithmetic import check_first
 from pt_app.preflight.estimate.estimate import Estimate, before_loading
@@ -37,7 +37,7 @@ class ChecksAndReport:
         assert self._needs is not None, "before_loading was not called"
         before_training(self._needs, trainer, prepared.source)
 
-    def after_evaluation(self, adapter: Path, results: Json) -> None:
+    def after_evaluation(self, adapter: Path, results: Results) -> None:
         """Write the report and print its table."""
         report = write_report(adapter / "evaluation")
         console.show(terminal_table(results))

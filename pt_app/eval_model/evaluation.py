@@ -4,16 +4,16 @@
 made from these two alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.results import JsonObject, Prediction, Results
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.fitted import Fitted
@@ -26,17 +26,16 @@ from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 
-Json = dict[str, Any]
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
 
 
 def evaluate(
     prepared: Prepared,
     adapter: Path,
-    run: Mapping[str, object],
+    run: JsonObject,
     feedback: bool = False,
     precision: str = "float32",
-) -> Json:
+) -> Results:
     """Score the test rows with the base and with the adapter, and write `adapter`/evaluation.
 
     Pairs are judged in both orders. The validation rows calibrate the confidence.
@@ -60,7 +59,7 @@ def evaluate(
     own = scoring.judged("adapter", adapter.name, model, validation)
     if own.fitted is not None:
         own.fitted.write(adapter)
-    run = {**run, "base": bases.model_identity(source)}
+    run = run | {"base": bases.model_identity(source)}
     results, baselines = measured([own, base], data, prepared.test, run)
     write_evaluation(adapter / "evaluation", [own, base], results, baselines)
     return results
@@ -70,22 +69,22 @@ def measured(
     judges: Sequence[JudgeRows],
     data: JudgeData,
     test: Sequence[JudgeExample],
-    run: Mapping[str, object],
+    run: JsonObject,
     asked: Asked | None = None,
-) -> tuple[Json, list[Baseline]]:
+) -> tuple[Results, list[Baseline]]:
     """Compute the results of judges on test rows of a dataset, and the baselines on them."""
     baselines = fit_baselines(labelled(test, data), data.scale, labelled(data.train, data))
-    about = {"path": data.path.name, "sha256": data.sha256}
+    about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
     return results_of(judges, data.scale, about, baselines, data.leaks, run, asked), baselines
 
 
 def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
     """Return the rows in the form that the baselines take."""
-    texts = {"candidate", "candidates", "source", "reference"}
-    rows = [example.model_dump(include=texts) for example in examples]
-    for row, example in zip(rows, examples, strict=True):
-        if example.prompt is not None:  # the candidate of a chat row is a part of its prompt
-            row["candidate"] = None
+    # The candidate of a chat row is a part of its prompt.
+    rows = [
+        example if example.prompt is None else example.model_copy(update={"candidate": None})
+        for example in examples
+    ]
     labels, groups = [_label(example) for example in examples], [e.group for e in examples]
     return Labelled.of(rows, labels, groups, data.scale)
 
@@ -121,9 +120,8 @@ class Scoring:
             prediction(name, example, score, others.get(i))
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
-        changed = asdict(change) if change else None
         fitted = self._fitted(scorer, name, validation) if validation else None
-        return JudgeRows(name, id_, rows, shortened, ties, self.precision, changed, fitted)
+        return JudgeRows(name, id_, rows, shortened, ties, self.precision, change, fitted)
 
     def _fitted(
         self, scorer: JudgeScorer, name: str, rows: Sequence[JudgeExample]
@@ -142,10 +140,12 @@ class Scoring:
         return dict(zip(pairs, scorer.score(list(pairs.values())), strict=True))
 
 
-def prediction(name: str, example: JudgeExample, scored: Scored, other: Scored | None) -> Json:
+def prediction(
+    name: str, example: JudgeExample, scored: Scored, other: Scored | None
+) -> Prediction:
     """Lay out one row of predictions.jsonl; `other` is the verdict on the pair the other way."""
     comments = scored.raw.partition("\n")[2] if scored.raw is not None else None
-    row: Json = {
+    row: JsonObject = {
         "model": name,
         "id": example.id,
         "group": example.group,
@@ -173,7 +173,7 @@ def prediction(name: str, example: JudgeExample, scored: Scored, other: Scored |
     if other is not None:
         row |= {"swapped": other.verdict, "swapped_constrained": other.constrained}
         row["swapped_probabilities"] = other.probabilities
-    return row
+    return Prediction.model_validate(row)
 
 
 def _label(example: JudgeExample) -> Verdict:

@@ -2,27 +2,25 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
-from pt_app.core.verdicts import Scale
-from pt_app.evidence.baselines import Baseline
-from pt_app.evidence.results import (
+from pt_app.core.results import (
     PREDICTIONS,
     RESULTS,
-    WRITTEN,
-    JudgeRows,
-    results_of,
-    write_evaluation,
+    JsonObject,
+    Prediction,
+    Results,
+    read_predictions,
+    read_results,
 )
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.report import write_report
-from pt_app.report.source import read_predictions, read_results
-
-Results = Mapping[str, Any]
 
 
 def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
@@ -44,45 +42,41 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     rows = [row for folder in folders for row in read_predictions(folder)]
     _check_same(results, adapters)
     first = results[0]
-    judges = [_joined(model["name"], results, rows) for model in first["models"]]
-    row_id, count = Counter(row["id"] for row in judges[0].rows).most_common(1)[0]
+    judges = [_joined(model.name, results, rows) for model in first.models]
+    row_id, count = Counter(row.id for row in judges[0].rows).most_common(1)[0]
     if count > 1:
         raise UserError(
             f'row "{row_id}" is in the test part of two of the {len(adapters)} adapters: join '
             "adapters of the folds that one `judge data split --folds` wrote"
         )
-    leaks = [result.get("leaks", {"n": 0, "examples": []}) for result in results]
-    hashes = json.dumps([result["data"]["sha256"] for result in results], sort_keys=True)
-    data = {
-        "path": f"{first['data']['path']} and {len(adapters) - 1} more folds",
+    hashes = json.dumps([result.data.sha256 for result in results], sort_keys=True)
+    data: JsonObject = {
+        "path": f"{first.data.path} and {len(adapters) - 1} more folds",
         "sha256": sha256(hashes.encode()).hexdigest(),
     }
-    joined = results_of(
-        judges,
-        Scale.from_name(first["scale"]),
-        data,
-        _baselines(judges[0], first),
-        [line for leak in leaks for line in leak["examples"]],
-        dict(first["run"]) | {"folds": [Path(adapter).name for adapter in adapters]},
-    )
-    joined["leaks"]["n"] = sum(leak["n"] for leak in leaks)
+    run = first.run | {"folds": [Path(adapter).name for adapter in adapters]}
+    leaks = [line for result in results for line in result.leaks.examples]
+    baselines = _baselines(judges[0], first)
+    joined = results_of(judges, Scale.from_name(first.scale), data, baselines, leaks, run)
+    joined.leaks.n = sum(result.leaks.n for result in results)
     write_evaluation(out, judges, joined)
     return write_report(out)
 
 
-def _joined(name: str, results: Sequence[Results], predictions: Sequence[Results]) -> JudgeRows:
+def _joined(name: str, results: Sequence[Results], predictions: Sequence[Prediction]) -> JudgeRows:
     """Return the rows of one judge over all folds."""
-    rows = [row for row in predictions if row["model"] == name]
-    models = [model for result in results for model in result["models"] if model["name"] == name]
-    ids, precisions = (dict.fromkeys(model[key] for model in models) for key in ("id", "precision"))
-    shortened, ties = (sum(model[key] for model in models) for key in ("shortened", "ties"))
-    return JudgeRows(name, ", ".join(ids), rows, shortened, ties, ", ".join(precisions))
+    rows = [row for row in predictions if row.model == name]
+    models = [model for result in results for model in result.models if model.name == name]
+    shortened, ties = sum(m.shortened for m in models), sum(m.ties for m in models)
+    ids = ", ".join(dict.fromkeys(model.id for model in models))
+    precisions = ", ".join(dict.fromkeys(model.precision or "" for model in models))
+    return JudgeRows(name, ids, rows, shortened, ties, precisions)
 
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
     """Return the baselines that every fold has, each fitted on its own fold's training rows."""
-    verdicts = [row.get("rules") or {} for row in judge.rows]
-    fitted = {baseline["name"]: baseline.get("fitted") or "" for baseline in first["baselines"]}
+    verdicts = [row.rules or {} for row in judge.rows]
+    fitted = {baseline.name: baseline.fitted or "" for baseline in first.baselines}
     return [
         Baseline(name, [of_row[name] for of_row in verdicts], fitted.get(name))
         for name in verdicts[0]
@@ -94,10 +88,10 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
     """Raise UserError for an adapter of another task, scale, base or set of judges."""
     traits = [
         {
-            "task": result["task"],
-            "scale": result["scale"],
-            "base": result["run"].get("base"),
-            "judges": [model["name"] for model in result["models"]],
+            "task": result.task,
+            "scale": result.scale,
+            "base": result.run.get("base"),
+            "judges": [model.name for model in result.models],
         }
         for result in results
     ]

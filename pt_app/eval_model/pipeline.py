@@ -18,9 +18,9 @@ import torch
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
+from pt_app.core.results import PREDICTIONS, Results
 from pt_app.core.settings import Recipe, Settings
-from pt_app.eval_model.evaluation import Json, evaluate
-from pt_app.evidence.results import PREDICTIONS
+from pt_app.eval_model.evaluation import evaluate
 from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
 from pt_app.models.base_files import tokenizer_files
 from pt_app.models.platforms import Platform
@@ -54,7 +54,7 @@ class Surroundings(Protocol):
     def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
         """Called before the first step, with the model loaded."""
 
-    def after_evaluation(self, adapter: Path, results: Json) -> None:
+    def after_evaluation(self, adapter: Path, results: Results) -> None:
         """Called when results.json is written, before the tracking ends."""
 
     def charts(self, results: Mapping[str, object]) -> Iterable[tuple[str, str]]:
@@ -117,7 +117,7 @@ def run(
             this.train(folder, checkpoint, tracker, stack)
             platform.free_memory()
         if console.is_main_process():
-            results = None if settings.skip_eval else this.evaluate(adapter)
+            results = None if settings.skip_eval else this.evaluate(adapter).as_json()
             tracker.finish(results, adapter / "evaluation" / PREDICTIONS, adapter, around.charts)
             log.info("adapter: %s", adapter)
     return adapter
@@ -224,7 +224,7 @@ class _Run:
                 f"the disk of {folder} is full: the adapter is whole, and lies in {other}: move it"
             ) from error
 
-    def evaluate(self, adapter: Path) -> Json:
+    def evaluate(self, adapter: Path) -> Results:
         """Evaluate base and adapter on the CPU, and hand the results to the caller's report."""
         if console.ranks() > 1:
             # torchrun gives each rank one thread; the others have ended by now.

@@ -6,6 +6,7 @@ from typing import Any
 
 from pt_app.core.formatting import estimate
 from pt_app.core.records import JudgeExample
+from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 
@@ -115,9 +116,8 @@ def _checks(checks: Mapping[str, Any]) -> str:
         f"{checks['near']:.0%} of the words alike)."
     ]
     if lengths := checks.get("lengths"):
-        lines.append(
-            f"- Length and label: {lengths['name']} {estimate(lengths)}, {lengths['n']:,} groups."
-        )
+        rho = Metric.model_validate(lengths)
+        lines.append(f"- Length and label: {lengths['name']} {estimate(rho)}, {rho.n:,} groups.")
     return "\n".join(lines + [f"- {_cell(warning)}." for warning in checks.get("warnings", ())])
 
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pt_app.core.leaks import (
     input_text,
 )
 from pt_app.core.records import JudgeExample, one_line
+from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
@@ -380,7 +381,7 @@ def _token_line(too_long: Mapping[str, Any]) -> str:
 def _length_line(lengths: Lengths) -> str:
     rho = lengths.name == "spearman"
     what = "characters and label, rho" if rho else "the longer candidate (characters) wins"
-    return f"{what} {estimate(asdict(lengths))} ({lengths.n:,} groups)"
+    return f"{what} {estimate(Metric.model_validate(vars(lengths)))} ({lengths.n:,} groups)"
 
 
 def _distribution(counts: Mapping[str, int]) -> str:

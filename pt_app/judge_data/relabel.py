@@ -115,12 +115,12 @@ def self_agreement(pairs: Sequence[tuple[JudgeExample, Verdict]], scale: Scale) 
     first = [row.label.verdict for row, _ in pairs if row.label]
     second = [verdict for _, verdict in pairs]
     sample = Resampler([row.group for row, _ in pairs])
-    metrics = summarise(first, second, second, sample, scale)["metrics"]
-    exact = metrics["exact" if scale.task == "score" else "accuracy"]
-    found = {"exact": exact, "kappa": metrics["kappa"]}
+    metrics = summarise(first, second, second, sample, scale).metrics
+    exact = metrics["exact" if scale.task == "score" else "accuracy"].as_json()
+    agreement = {"exact": exact, "kappa": metrics["kappa"].as_json()}
     if scale.task == "score":
-        found["kappa_quadratic"] = metrics["kappa_quadratic"]
-    return found
+        agreement["kappa_quadratic"] = metrics["kappa_quadratic"].as_json()
+    return agreement
 
 
 def texts_of(row: JudgeExample) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pt_app.core.files import (
 )
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
 from pt_app.models.base_files import ADAPTER_CONFIG as CONFIG
 from pt_app.models.base_files import read_json, tokenizer_files
@@ -386,7 +387,7 @@ def load_merged(folder: Path, source: ModelSource) -> "PreTrainedModel":
     return merge(load_adapter(folder, load_model(source), model_identity(source)))
 
 
-def update_model_card(folder: Path, results: Json | None) -> None:
+def update_model_card(folder: Path, results: Results | None) -> None:
     """Rewrite the card of a saved adapter with the results of its evaluation."""
     info = verify_adapter(folder)
     write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))

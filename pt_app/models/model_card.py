@@ -1,7 +1,6 @@
 """The card of an adapter: what it is, how to load it, what it was trained on, how good it is."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 from pt_app.core.formatting import NAMES, estimate, table
 from pt_app.core.prompt_templates import Template
+from pt_app.core.results import Metric, Results
 from pt_app.core.verdicts import Scale
 
-Json = Mapping[str, Any]
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 # The numbers of a card, in this order, where an evaluation has them.
 METRICS = (
@@ -64,12 +63,12 @@ class AdapterInfo:
         return str(self.identity["name"])
 
 
-def model_card(info: AdapterInfo, results: Json | None, *, name: str | None = None) -> str:
+def model_card(info: AdapterInfo, results: Results | None, *, name: str | None = None) -> str:
     """Write the card of an adapter as Markdown with YAML front matter.
 
     Args:
         info: the adapter.
-        results: the content of a results.json; each number stands with its interval and n.
+        results: those of its evaluation; each number is shown with its interval and n.
         name: the adapter's name; default: that of its folder.
     """
     from jinja2 import Environment, StrictUndefined
@@ -93,23 +92,22 @@ def model_card(info: AdapterInfo, results: Json | None, *, name: str | None = No
     )
 
 
-def _numbers(results: Json) -> str:
-    judges = [*results["models"], *results["baselines"]]
-    # A baseline such as the majority label writes no answer of its own.
-    metrics = [judge.get("constrained", judge["metrics"]) for judge in judges]
-    names = [name for name in METRICS if any(name in own for own in metrics)]
+def _numbers(results: Results) -> str:
+    judges = [*results.models, *results.baselines]
+    names = [name for name in METRICS if any(name in judge.best for judge in judges)]
     rows = [
         [
-            judge["name"],
-            *(_with_n(own.get(name)) for name in names),
-            str(judge["parse_failures"]) if "constrained" in judge else "-",
+            judge.name,
+            *(_with_n(judge.best.get(name)) for name in names),
+            # A baseline such as the majority label writes no answer of its own.
+            "-" if judge.constrained is None else str(judge.parse_failures),
         ]
-        for judge, own in zip(judges, metrics, strict=True)
+        for judge in judges
     ]
     return table(["judge", *(NAMES[name] for name in names), "parse failures"], rows)
 
 
-def _with_n(metric: Json | None) -> str:
-    if not metric or metric.get("value") is None:
+def _with_n(metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
         return "-"
-    return f"{estimate(metric)}, n = {metric['n']}"
+    return f"{estimate(metric)}, n = {metric.n}"

@@ -4,7 +4,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -12,20 +11,12 @@ from transformers import PreTrainedModel
 from pt_app.core.errors import UserError
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
+from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import SAMPLE
 from pt_app.models import gemm
 from pt_app.scoring.scorer import JudgeScorer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a precision changes on `n` rows: the number of verdicts, and the largest probability."""
-
-    n: int
-    verdicts: int
-    probability: float
 
 
 def convert(model: PreTrainedModel, precision: str) -> PreTrainedModel:
@@ -63,7 +54,7 @@ def convert(model: PreTrainedModel, precision: str) -> PreTrainedModel:
 
 def converted(
     model: PreTrainedModel, precision: str, sample: Sequence[JudgeExample], encoder: PromptEncoder
-) -> tuple[PreTrainedModel, Change | None]:
+) -> tuple[PreTrainedModel, PrecisionChange | None]:
     """Convert a model, and measure and log what that changes on up to 100 rows.
 
     Args:
@@ -87,7 +78,9 @@ def converted(
         abs(p - q) for a, b in pairs for p, q in zip(a.probabilities, b.probabilities, strict=True)
     ]
     verdicts = sum(a.verdict != b.verdict for a, b in pairs)
-    change = Change(len(pairs), verdicts, max(differences, default=0.0))
+    change = PrecisionChange(
+        n=len(pairs), verdicts=verdicts, probability=max(differences, default=0.0)
+    )
     log.warning(
         "%s: changes %d of %d verdicts against float32, and a probability by up to %.2g",
         precision,
