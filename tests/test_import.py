@@ -252,7 +252,7 @@ def test_any_text_is_kept_to_the_letter_or_refused(
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     options = ImportOptions(map=(MAP[1],))
-    plan = SplitPlan.of(ratios="0.5,0,0.5")
+    plan = SplitPlan(ratios="0.5,0,0.5")
     read = json.loads(json.dumps(texts))  # two halves side by side are one character
     half = any(0xD800 <= ord(c) <= 0xDFFF for text in read for c in text)
     if half:

@@ -57,7 +57,7 @@ ratios = st.tuples(st.floats(0.05, 1), st.floats(0, 1), st.floats(0.05, 1))
 
 
 def plan_of(shares: Sequence[float] = (0.8, 0.1, 0.1), **flags: Any) -> SplitPlan:
-    return SplitPlan.of(ratios=",".join(map(str, shares)), **flags)
+    return SplitPlan(ratios=",".join(map(str, shares)), **flags)
 
 
 def split_of(placement: Placement) -> dict[str, str]:
@@ -206,7 +206,7 @@ def test_duplicates_that_were_on_two_sides_stay_until_anew() -> None:
     places = {old[0].group: "train", old[1].group: "test", old[2].group: "train"}
     placement = place(old, plan_of((0.5, 0, 0.5)), places, len(old))
     assert split_of(placement) == {"a": "train", "b": "test", "c": "train"}
-    assert any("on two sides already" in note for note in placement.notes)
+    assert any("in two splits already" in note for note in placement.notes)
     anew = split_of(place(old, plan_of((0.5, 0, 0.5))))
     assert anew["a"] == anew["b"] != anew["c"]
 
@@ -339,7 +339,7 @@ def test_by_row_says_what_it_leaks_and_keeps_the_groups_for_later() -> None:
 )
 def test_plans_that_make_no_split_are_refused(flags: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
-        SplitPlan.of(**flags)
+        SplitPlan(**flags)
 
 
 def test_fewer_groups_than_splits_are_refused_with_a_remedy() -> None:

@@ -140,7 +140,7 @@ def import_(
     from pt_app.judge_data.reading.tables import Reading, names_of
     from pt_app.judge_data.splitting import SplitPlan
 
-    plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, into=into)
+    plan = SplitPlan(by=by, ratios=ratios, seed=seed, near=near, into=into)
     reading = Reading(encoding, delimiter, quoting, names_of(header), decimal, hub_split)
     options = _of_flags(ImportOptions, {**given, "reading": reading})
     print("\n".join(import_labels(files, out, options, plan, append=append)))
@@ -167,7 +167,7 @@ def split(
     from pt_app.judge_data.folder import split_folder
     from pt_app.judge_data.splitting import SplitPlan
 
-    plan = SplitPlan.of(by=by, ratios=ratios, seed=seed, near=near, folds=folds, anew=anew)
+    plan = SplitPlan(by=by, ratios=ratios, seed=seed, near=near, folds=folds, anew=anew)
     print("\n".join(split_folder(folder, plan).lines()))
 
 
@@ -282,5 +282,5 @@ def distil(
     from pt_app.judge_data.splitting import SplitPlan
 
     options = _of_flags(DistilOptions, given)
-    summary = run(file, out, options, SplitPlan.of(ratios=ratios, seed=seed))
+    summary = run(file, out, options, SplitPlan(ratios=ratios, seed=seed))
     print("\n".join(summary.lines()))

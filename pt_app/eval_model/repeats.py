@@ -81,7 +81,7 @@ def _over_folds(
     root = Path(settings.output_dir) / f"folds-of-{data.name}"
     if root.exists():
         raise UserError(f"{root} is there: choose another --output_dir, or delete it")
-    plan = SplitPlan.of(folds=settings.folds, seed=settings.seed)
+    plan = SplitPlan(folds=settings.folds, seed=settings.seed)
     print("\n".join(split_folder(data, plan).lines()))
     adapters = []
     for fold in range(1, settings.folds + 1):

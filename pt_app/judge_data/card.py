@@ -1,4 +1,4 @@
-"""The data card: README.md beside every dataset, made from dataset.json and the rows."""
+"""Make the data card: README.md beside every dataset, from dataset.json and the rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 
-MAX_LABELS = 21
+MAX_LABELS = 21  # lines of the table of labels
+TITLE = "Judge data"
 ONESELF = "Agreement with oneself"
 
 
@@ -18,48 +19,45 @@ def data_card(
     splits: Mapping[str, Sequence[JudgeExample]],
     scale: Scale,
     sections: Sequence[str] = (),
-    title: str = "Judge data",
+    title: str = TITLE,
 ) -> str:
-    """Write the card as Markdown: a leak, if there is one, in its first line.
+    """Write the card as Markdown; a leak, if there is one, is in its first line.
 
-    `about` is dataset.json; `sections` are further parts, before the hashes.
+    `about` is dataset.json; `sections` are further parts, before the checks.
     """
     checks = about.get("checks", {})
     parts = [f"# {title}"]
-    if checks.get("by_row") or checks.get("leaks"):
-        parts.insert(0, _leak_line(checks))
-    parts.append(_facts(about))
-    parts += ["## Rows", _sizes(splits), _labels(splits, scale)]
-    if about.get("agreement") and (label_rule := about.get("label_rule")):
+    if checks.get("by_row"):
+        parts.insert(
+            0, "**LEAKS: split by row. Rows of one group stand on several sides of the split.**"
+        )
+    elif checks.get("leaks"):
+        parts.insert(0, f"**LEAKS: {checks['leaks']} texts stand on several sides of the split.**")
+    parts += [_facts(about), "## Rows", _sizes(splits), _labels(splits, scale)]
+    agreement = about.get("agreement")
+    if agreement and (label_rule := about.get("label_rule")):
         parts.append(f"Several people's labels become one by {label_rule}.")
-    parts += _imports(about)
-    if agreement := about.get("agreement"):
+    parts += [_import(imported) for imported in about.get("imports", ())]
+    if agreement:
         parts += ["## Agreement among people", table(people.ROW, people.table(agreement))]
     parts += sections
-    if again := about.get("self_agreement"):
-        parts += [f"## {ONESELF}", table(people.ROW, people.self_table(again))]
-    parts += ["## Checks", _checks(checks)]
+    if self_agreement := about.get("self_agreement"):
+        parts += [f"## {ONESELF}", table(people.ROW, people.self_table(self_agreement))]
     hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in about.get("sha256", {}).items()]
-    parts += ["## Files", table(["file", "sha256"], hashes)]
+    parts += ["## Checks", _checks(checks), "## Files", table(["file", "sha256"], hashes)]
     return "\n\n".join(parts) + "\n"
 
 
 def with_section(card: str, title: str, body: str) -> str:
-    """Put a section into a card, before its checks, in place of one of that title."""
+    """Put a section into a card: in place of the section of that title, else before its checks."""
     head = f"## {title}\n\n"
-    before, found, after = card.partition(head)
-    if found:
+    before, old, after = card.partition(head)
+    if old:
         after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
     else:
         before, checks, after = card.partition("## Checks\n")
         after = checks + after
     return f"{before}{head}{body}\n\n{after}"
-
-
-def _leak_line(checks: Mapping[str, Any]) -> str:
-    if checks.get("by_row"):
-        return "**LEAKS: split by row. Rows of one group stand on several sides of the split.**"
-    return f"**LEAKS: {checks['leaks']} texts stand on several sides of the split.**"
 
 
 def _facts(about: Mapping[str, Any]) -> str:
@@ -79,40 +77,35 @@ def _sizes(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
 
 
 def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
-    """Count the labels of each split; of a fine scale in twenty-one equal parts."""
-    counts = {
-        split: Counter(example.label.verdict for example in examples if example.label)
-        for split, examples in splits.items()
-    }
+    """Count the labels of each split; those of a fine scale in at most MAX_LABELS equal parts."""
+    counts = [
+        Counter(example.label.verdict for example in examples if example.label)
+        for examples in splits.values()
+    ]
     values = list(scale.values)
-    step = -(-len(values) // MAX_LABELS)
-    lines = []
+    step = -(-len(values) // MAX_LABELS)  # rounded up
+    lines: list[list[object]] = []
     for start in range(0, len(values), step):
         part = values[start : start + step]
         name = str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}"
-        lines.append([name, *(sum(count[v] for v in part) for count in counts.values())])
+        lines.append([name, *(sum(count[value] for value in part) for count in counts)])
     return table(["label", *splits], lines)
 
 
-def _imports(about: Mapping[str, Any]) -> list[str]:
-    parts = []
-    for one in about.get("imports", ()):
-        dropped = [f"{count:,} {reason}" for reason, count in one["dropped"].items()]
-        parts.append(
-            f"Imported from {', '.join(one['files'])}: read {one['read']:,} rows, kept "
-            f"{one['kept']:,}"
-            + (f", dropped {'; '.join(dropped)}." if dropped else ", dropped none.")
-        )
-    return parts
+def _import(imported: Mapping[str, Any]) -> str:
+    dropped = [f"{count:,} {reason}" for reason, count in imported["dropped"].items()]
+    return (
+        f"Imported from {', '.join(imported['files'])}: read {imported['read']:,} rows, kept "
+        f"{imported['kept']:,}, dropped {'; '.join(dropped) or 'none'}."
+    )
 
 
 def _checks(checks: Mapping[str, Any]) -> str:
     if not checks:
         return "Not checked."
-    found = checks["leaks"] or "No"
     lines = [
-        f"- {found} leaks between splits (exact, but for case, accents and punctuation, and near: "
-        f"{checks['near']:.0%} of the words alike)."
+        f"- {checks['leaks'] or 'No'} leaks between splits (exact, but for case, accents and "
+        f"punctuation, and near: {checks['near']:.0%} of the words alike)."
     ]
     if lengths := checks.get("lengths"):
         lines.append(

@@ -1,8 +1,8 @@
-"""`judge data split`: which rows go to which part, and what stays where it was."""
+"""`judge data split`: which split each row goes to, and which rows stay where they were."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,65 +21,64 @@ from pt_app.judge_data.groups import (
 
 By = Literal["group", "time", "row"]
 MAX_FOLDS = 100
-# Where a split by row, in which each row is its own group, keeps the group that the row had.
+# A split by row makes each row a group of its own; the row's meta keeps the group it had here.
 OWN_GROUP = "group_before_split_by_row"
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How to split: see `judge data split --help`. `into` puts all new rows into one split."""
+    """The flags of `judge data split`: see its help. `into` puts all new rows into one split.
+
+    Raises UserError for ratios or folds that make no split.
+    """
 
     by: By = "group"
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    ratios: str = "0.8,0.1,0.1"
     seed: int = 0
     near: float = NEAR
     into: str | None = None
     folds: int = 0
     anew: bool = False
 
-    @staticmethod
-    def of(
-        *,
-        by: By = "group",
-        ratios: str = "0.8,0.1,0.1",
-        seed: int = 0,
-        near: float = NEAR,
-        into: str | None = None,
-        folds: int = 0,
-        anew: bool = False,
-    ) -> "SplitPlan":
-        """Read the flags; raises UserError for ratios or folds that make no split."""
+    def __post_init__(self) -> None:
+        train, *others = self._numbers()
+        if not (math.isfinite(train + sum(others)) and train > 0 and min(others) >= 0):
+            raise UserError(
+                f"--ratios {self.ratios}: train needs a share above 0, the others 0 or more"
+            )
+        if self.folds and not 2 <= self.folds <= MAX_FOLDS:
+            raise UserError(f"--folds {self.folds}: choose 2 to {MAX_FOLDS}")
+        if self.folds and self.by != "group":
+            raise UserError(f"--folds are by group: leave out --by {self.by} or --folds")
+
+    def _numbers(self) -> list[float]:
         try:
-            train, val, test = (float(part) for part in ratios.split(","))
-        except ValueError as error:
-            raise UserError(f"--ratios {ratios}: write three numbers, as 0.8,0.1,0.1") from error
-        if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test >= 0):
-            raise UserError(f"--ratios {ratios}: train needs a share above 0, the others 0 or more")
-        if folds and not 2 <= folds <= MAX_FOLDS:
-            raise UserError(f"--folds {folds}: choose 2 to {MAX_FOLDS}")
-        if folds and by != "group":
-            raise UserError(f"--folds are by group: leave out --by {by} or --folds")
-        return SplitPlan(by, (train, val, test), seed, near, into, folds, anew)
+            numbers = [float(part) for part in self.ratios.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) != len(SPLITS):
+            raise UserError(f"--ratios {self.ratios}: write three numbers, as 0.8,0.1,0.1")
+        return numbers
 
     @property
     def shares(self) -> dict[str, float]:
         """The share of each split, train first; all of it for `into`."""
         if self.into:
             return {self.into: 1.0}
-        return dict(zip(SPLITS, self.ratios, strict=True))
+        return dict(zip(SPLITS, self._numbers(), strict=True))
 
     def about(self) -> dict[str, object]:
-        """Say in dataset.json how the rows were split."""
+        """Describe in dataset.json how the rows were split."""
         if self.folds:
             how: dict[str, object] = {"folds": self.folds}
         else:
-            how = {"into": self.into} if self.into else {"ratios": list(self.ratios)}
+            how = {"into": self.into} if self.into else {"ratios": self._numbers()}
         return {"by": self.by, **how, "seed": self.seed, "near": self.near}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The rows of each split, and those `left_out`. `placed` counts units that got a split anew.
+    """The rows of each split, and those `left_out`. `placed` counts units that are newly placed.
 
     `notes` say what a person should know.
     """
@@ -101,39 +100,34 @@ def place(
 
     `places` says where groups were placed before: they stay. The first `old` examples are a
     folder's own. Another row that is a duplicate of placed ones goes with them; rows through which
-    two splits would share a text, or `plan.into` and another split, are left out. Raises UserError
+    two splits, or `plan.into` and another split, would share a text are left out. Raises UserError
     where the rows cannot fill the splits.
     """
     places = places or {}
     rows = [_alone(row) if plan.by == "row" else with_own_group(row) for row in examples]
     left_out: list[JudgeExample] = []
     while True:
-        units = _units(rows, plan, progress)
+        units = units_of(rows, () if plan.by == "row" else links(rows, plan.near, progress))
         torn = {row for unit in units for row in _torn(rows, unit, places, old, plan.into)}
         if not torn:
             break
-        # Without these rows a text may stand under so few inputs that it is boilerplate no longer.
+        # Once more: without these rows a text may occur with so few inputs that it is no longer
+        # boilerplate, and links rows of two splits.
         left_out += [rows[row] for row in sorted(torn)]
-        rows, old = (
-            [e for i, e in enumerate(rows) if i not in torn],
-            old - sum(row < old for row in torn),
-        )
-    whole = [piece for unit in units for piece in _pieces(rows, unit, places)]
-    placed = {u.name: places[g] for u in whole for g in sorted(u.groups) if g in places}
-    where = _where(whole, rows, plan, placed)
+        old -= sum(row < old for row in torn)
+        rows = [row for i, row in enumerate(rows) if i not in torn]
+    pieces = [piece for unit in units for piece in _pieces(rows, unit, places)]
+    placed = {u.name: places[g] for u in pieces for g in sorted(u.groups) if g in places}
+    split_of = _split_of(pieces, rows, plan, placed)
     splits: dict[str, list[JudgeExample]] = {split: [] for split in SPLITS}
-    for i, split in sorted((row, where[unit.name]) for unit in whole for row in unit.rows):
+    for i, split in sorted((row, split_of[unit.name]) for unit in pieces for row in unit.rows):
         splits[split].append(rows[i])
     notes = (
-        *_notes(units, len(whole) - len(units), left_out, plan),
+        *_notes(units, len(pieces) - len(units), left_out, plan),
         *(_row_note(splits) if plan.by == "row" else ()),
         gap_line(splits),
     )
-    return Placement(splits, left_out, len(whole) - len(placed), notes)
-
-
-def _units(rows: Sequence[JudgeExample], plan: SplitPlan, progress: bool) -> list[Unit]:
-    return units_of(rows, () if plan.by == "row" else links(rows, plan.near, progress))
+    return Placement(splits, left_out, len(pieces) - len(placed), notes)
 
 
 def _torn(
@@ -143,7 +137,7 @@ def _torn(
     old: int,
     into: str | None,
 ) -> list[int]:
-    """Give the rows of a unit for which two splits would be right."""
+    """List the new rows of a unit that would have to be in two splits."""
     new = [row for row in unit.rows if row >= old or rows[row].group not in places]
     splits = {places[group] for group in unit.groups if group in places}
     if into and new:
@@ -152,21 +146,22 @@ def _torn(
 
 
 def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str]) -> list[Unit]:
-    """Part a unit that stands in several splits already, so that its groups stay there."""
-    parts: dict[str | None, list[int]] = {}
+    """Divide a unit that already is in several splits, so that its groups stay there."""
     if len({places[group] for group in unit.groups if group in places}) < 2:
         return [unit]
+    by_split: dict[str, list[int]] = defaultdict(list)
     for row in unit.rows:
-        parts.setdefault(places[rows[row].group], []).append(row)
-    return [unit_of(rows, part) for part in parts.values()]
+        by_split[places[rows[row].group]].append(row)
+    return [unit_of(rows, part) for part in by_split.values()]
 
 
-def _where(
+def _split_of(
     units: Sequence[Unit],
     rows: Sequence[JudgeExample],
     plan: SplitPlan,
     placed: Mapping[str, str],
 ) -> dict[str, str]:
+    """Choose the split of each unit, by its name."""
     if plan.into:
         return {unit.name: placed.get(unit.name, plan.into) for unit in units}
     if plan.by == "time":
@@ -187,20 +182,17 @@ def _notes(
         )
     if left_out:
         names = ", ".join(row.id for row in left_out[:3]) + (", ..." if left_out[3:] else "")
-        notes.append(
-            f"{len(left_out)} rows left out, their texts would stand on two sides of the split: "
-            + names
-        )
+        notes.append(f"{len(left_out)} rows left out, their texts would be in two splits: {names}")
     if pieces:
         notes.append(
-            f"{pieces} duplicates were on two sides already and stay there: "
-            "`judge data split --anew` parts them anew"
+            f"{pieces} duplicates were in two splits already and stay there: "
+            "`judge data split --anew` places them again"
         )
     return notes
 
 
 def _alone(row: JudgeExample) -> JudgeExample:
-    """Make a row its own group; the one it had is kept for a split by group."""
+    """Make a row a group of its own; the group it had is kept for a split by group."""
     meta = {OWN_GROUP: row.group, **row.meta}
     return row.model_copy(update={"group": one_line(row.id), "meta": meta})
 
@@ -214,32 +206,30 @@ def with_own_group(row: JudgeExample) -> JudgeExample:
 
 
 def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> list[str]:
-    """Say what a split by row leaks."""
-    sides: dict[str, set[str]] = {}
-    groups = [(row.meta[OWN_GROUP], split) for split, part in splits.items() for row in part]
+    """Say how much a split by row leaks."""
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    groups = [(row.meta[OWN_GROUP], split) for split, rows in splits.items() for row in rows]
     for group, split in groups:
-        sides.setdefault(group, set()).add(split)
-    leaked = {group for group, on in sides.items() if len(on) > 1}
+        splits_of[group].add(split)
+    leaked = {group for group, in_splits in splits_of.items() if len(in_splits) > 1}
     rows = sum(group in leaked for group, _ in groups)
     return [
-        f"--by row leaks: {len(leaked):,} of {len(sides):,} groups ({rows:,} of {len(groups):,} "
-        "rows) stand on several sides; a test on it measures memory"
+        f"--by row leaks: {len(leaked):,} of {len(splits_of):,} groups ({rows:,} of "
+        f"{len(groups):,} rows) are in several splits; a test on it measures memory"
     ]
 
 
 def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
-    """Say how far the labels of each split are from those of all rows."""
-    labels = {split: _labels(part) for split, part in splits.items() if part}
-    whole = _labels([row for part in splits.values() for row in part])
-    gaps = [f"{split} {_gap(counts, whole):.1%}" for split, counts in labels.items()]
+    """Say how far the labels of each split are from those of all rows, by total variation."""
+    verdicts = {
+        split: [row.label.verdict if row.label else None for row in rows]
+        for split, rows in splits.items()
+        if rows
+    }
+    whole = Counter(verdict for part in verdicts.values() for verdict in part)
+    gaps = []
+    for split, part in verdicts.items():
+        own = Counter(part)
+        gap = sum(abs(own[v] / len(part) - whole[v] / whole.total()) for v in whole) / 2
+        gaps.append(f"{split} {gap:.1%}")
     return f"labels that differ from those of all rows: {', '.join(gaps)}"
-
-
-def _labels(rows: Iterable[JudgeExample]) -> Counter[object]:
-    return Counter(row.label.verdict if row.label else None for row in rows)
-
-
-def _gap(counts: Counter[object], whole: Counter[object]) -> float:
-    """Give the total variation distance of two distributions, 0 to 1."""
-    n, total = counts.total(), whole.total()
-    return sum(abs(counts[label] / n - whole[label] / total) for label in whole) / 2
