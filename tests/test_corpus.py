@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pt_app.core.errors import UserError
-from pt_app.judge_data.generator.corpus import CorpusMaterial, RealPair, read_corpus
+from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS
-from pt_app.judge_data.generator.generate import generate
-from pt_app.judge_data.generator.grammar import Grammar, reserved_for_judges
+from pt_app.judge_data.generator.generate import GenerateOptions, generate
+from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
 from pt_app.judge_data.generator.lexicon import Lexicon
 
 REAL = Path(os.environ.get("JUDGE_REAL_DATA", "../shared/data")) / "tico19-en-pt"
@@ -133,7 +133,7 @@ def test_a_broken_corpus_is_named_with_its_place_and_nothing_is_written(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        generate(tmp_path / "out", **SMALL, corpus=tmp_path / name)
+        generate(tmp_path / "out", GenerateOptions(**SMALL, corpus=tmp_path / name))
     assert not (tmp_path / "out").exists()
 
 
@@ -145,14 +145,14 @@ def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_corpus_too_small_for_the_rows_says_how_many_it_gives(tmp_path: Path) -> None:
     path = _tsv(tmp_path / "a.tsv", _sentences(60))
     with pytest.raises(UserError, match=r"no more than \d+ training.*--rows.*--variants"):
-        generate(tmp_path / "out", rows=500, val_rows=2, test_rows=2, corpus=path)
+        generate(tmp_path / "out", GenerateOptions(rows=500, val_rows=2, test_rows=2, corpus=path))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_corpus_gives_the_same_bytes_twice_and_disjoint_splits(tmp_path: Path) -> None:
     path = _tsv(tmp_path / "a.tsv", _sentences(200))
     for name in ("a", "b"):
-        generate(tmp_path / name, **SMALL, corpus=path, max_words=20)
+        generate(tmp_path / name, GenerateOptions(**SMALL, corpus=path, max_words=20))
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -178,7 +178,7 @@ TEXTS = [
 
 
 def _material() -> CorpusMaterial:
-    return CorpusMaterial([RealPair(a, b) for a, b in TEXTS + _sentences(300)])
+    return CorpusMaterial([Pair(a, b) for a, b in TEXTS + _sentences(300)])
 
 
 def test_no_error_leaves_every_character_of_a_real_sentence() -> None:
@@ -187,7 +187,7 @@ def test_no_error_leaves_every_character_of_a_real_sentence() -> None:
         assert material.corrupt(pair, [], random.Random(0)).text == pair.reference
 
 
-def _check_candidates(material: CorpusMaterial, pairs: list[RealPair]) -> dict[str, int]:
+def _check_candidates(material: CorpusMaterial, pairs: list[Pair]) -> dict[str, int]:
     """Checks what must hold of each; gives how many sentences took each kind of error."""
     found = dict.fromkeys(ERRORS, 0)
     for seed, pair in enumerate(pairs):
@@ -213,7 +213,7 @@ def test_every_kind_of_error_can_be_put_into_sentences_of_a_corpus() -> None:
 
 def test_names_numbers_and_joined_words_stay_as_they_are() -> None:
     material = _material()
-    pair = RealPair(*TEXTS[2])
+    pair = Pair(*TEXTS[2])
     for seed in range(50):
         for kind in ERRORS:
             text = material.corrupt(pair, [kind], random.Random(seed)).text

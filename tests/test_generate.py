@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
-from pt_app.judge_data.generator.generate import generate
+from pt_app.judge_data.generator.generate import GenerateOptions, generate
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
 from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, Lexicon
 
@@ -45,7 +46,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("generated") / "demo"
-    generate(out, rows=1200, val_rows=100, test_rows=330, seed=3)
+    generate(out, GenerateOptions(rows=1200, val_rows=100, test_rows=330, seed=3))
     return out
 
 
@@ -197,15 +198,15 @@ def test_feedback_names_the_two_heaviest_errors() -> None:
 
 def test_the_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        generate(tmp_path / name, **SMALL, seed=4)
-    generate(tmp_path / "c", **SMALL, seed=5)
+        generate(tmp_path / name, GenerateOptions(**SMALL, seed=4))
+    generate(tmp_path / "c", GenerateOptions(**SMALL, seed=5))
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
     assert _bytes(tmp_path / "a") != _bytes(tmp_path / "c")
 
 
 def test_more_training_rows_leave_the_test_rows_as_they_are(tmp_path: Path) -> None:
-    generate(tmp_path / "a", **SMALL)
-    generate(tmp_path / "b", **(SMALL | {"rows": 90}))
+    generate(tmp_path / "a", GenerateOptions(**SMALL))
+    generate(tmp_path / "b", GenerateOptions(**(SMALL | {"rows": 90})))
     assert _rows(tmp_path / "a", "test") == _rows(tmp_path / "b", "test")
     assert _rows(tmp_path / "a", "train") == _rows(tmp_path / "b", "train")[:60]
 
@@ -251,8 +252,8 @@ def test_every_score_and_every_kind_of_error_occurs(folder: Path) -> None:
 
 def test_hard_negatives_are_attacked_copies_beside_the_rows_as_they_were(tmp_path: Path) -> None:
     counts = {"rows": 80, "val_rows": 5, "test_rows": 5}
-    generate(tmp_path / "plain", **counts)
-    generate(tmp_path / "hard", **counts, hard_negatives=0.5)
+    generate(tmp_path / "plain", GenerateOptions(**counts))
+    generate(tmp_path / "hard", GenerateOptions(**counts, hard_negatives=0.5))
     plain, hard = (
         [json.loads(line) for line in (tmp_path / name / "judge_train.json").open()]
         for name in ("plain", "hard")
@@ -278,33 +279,33 @@ def test_hard_negatives_are_attacked_copies_beside_the_rows_as_they_were(tmp_pat
 
 
 def test_a_second_call_finds_its_files_and_writes_nothing(tmp_path: Path) -> None:
-    assert generate(tmp_path, **SMALL).written
+    assert generate(tmp_path, GenerateOptions(**SMALL)).written
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert not generate(tmp_path, **SMALL).written
+    assert not generate(tmp_path, GenerateOptions(**SMALL)).written
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
 def test_a_run_that_was_killed_halfway_is_completed(tmp_path: Path) -> None:
-    generate(tmp_path / "whole", **SMALL)
-    generate(tmp_path / "cut", **SMALL)
+    generate(tmp_path / "whole", GenerateOptions(**SMALL))
+    generate(tmp_path / "cut", GenerateOptions(**SMALL))
     (tmp_path / "cut" / "dataset.json").unlink()
-    assert generate(tmp_path / "cut", **SMALL).written
+    assert generate(tmp_path / "cut", GenerateOptions(**SMALL)).written
     assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"val_rows": 0}, {"rows": 61}])
 def test_a_folder_of_another_command_is_left_alone(tmp_path: Path, change: dict[str, int]) -> None:
-    generate(tmp_path, **SMALL)
+    generate(tmp_path, GenerateOptions(**SMALL))
     before = _bytes(tmp_path)
     with pytest.raises(UserError, match=r"another command.*--out"):
-        generate(tmp_path, **(SMALL | change))
+        generate(tmp_path, GenerateOptions(**(SMALL | change)))
     assert _bytes(tmp_path) == before
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        generate(tmp_path / "out", **SMALL)
+        generate(tmp_path / "out", GenerateOptions(**SMALL))
 
 
 @pytest.mark.parametrize(
@@ -325,16 +326,16 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(
     tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        generate(tmp_path / "out", **(SMALL | arguments))
+        generate(tmp_path / "out", GenerateOptions(**(SMALL | arguments)))
     assert not (tmp_path / "out").exists()
 
 
 def test_defaults_are_those_of_the_command_line_and_of_the_docs() -> None:
     from pt_app.commands import data as cli_data
 
-    own = {name: p.default for name, p in inspect.signature(generate).parameters.items()}
+    own = {field.name: field.default for field in fields(GenerateOptions)}
     flags = {name: p.default for name, p in inspect.signature(cli_data.generate).parameters.items()}
-    assert own.pop("out") is inspect.Parameter.empty
+    assert flags.keys() - own.keys() == {"out"}
     assert {name: flags[name] for name in own} == own
     table = (COMMITTED.parent.parent / "docs" / "GENERATE.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", table, re.MULTILINE))
@@ -342,7 +343,7 @@ def test_defaults_are_those_of_the_command_line_and_of_the_docs() -> None:
 
 
 def test_the_small_lexicon_gives_small_lexicon_words(tmp_path: Path) -> None:
-    generate(tmp_path, **SMALL, lexicon="small")
+    generate(tmp_path, GenerateOptions(**SMALL, lexicon="small"))
     words = {word for row in _all_rows(tmp_path) for word in row["reference"][:-1].lower().split()}
     assert "tubarão" not in words
     assert "menina" in words or "meninas" in words
@@ -357,7 +358,7 @@ def test_the_folder_names_its_command_and_hashes(folder: Path) -> None:
 
 
 def test_the_committed_set_is_what_its_command_writes(tmp_path: Path) -> None:
-    generate(tmp_path, rows=1200, val_rows=100, test_rows=200, seed=1)
+    generate(tmp_path, GenerateOptions(rows=1200, val_rows=100, test_rows=200, seed=1))
     assert _bytes(tmp_path) == _bytes(COMMITTED)
 
 

@@ -62,21 +62,11 @@ def generate(
     ] = 0.0,
 ) -> None:
     """Generate sentence pairs with known errors; score, issues and feedback follow from them."""
-    from pt_app.judge_data.generator.generate import generate as write
+    given = locals()
+    from pt_app.judge_data.generator.generate import GenerateOptions
+    from pt_app.judge_data.generator.generate import generate as run
 
-    summary = write(
-        out,
-        rows=rows,
-        val_rows=val_rows,
-        test_rows=test_rows,
-        seed=seed,
-        lexicon=lexicon,
-        variants=variants,
-        corpus=corpus,
-        max_words=max_words,
-        hard_negatives=hard_negatives,
-    )
-    print("\n".join(summary.lines()))
+    print("\n".join(run(out, _of_flags(GenerateOptions, given)).lines()))
 
 
 @data.command("import")

@@ -19,10 +19,11 @@ def run_demo(seed: int = 0) -> Path:
 
     Gives the path of report.html. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
     """
-    from pt_app.judge_data.generator.generate import generate
+    from pt_app.judge_data.generator.generate import GenerateOptions, generate
 
     data = Path("datasets/demo" if seed == 0 else f"datasets/demo-{seed}")
-    print("\n".join(generate(data, TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed=seed).lines()))
+    options = GenerateOptions(TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed)
+    print("\n".join(generate(data, options).lines()))
     evaluation = _finished(data, seed)
     if evaluation is None:
         flags = ["--data_dir", str(data), "--output_dir", str(ADAPTERS), "--seed", str(seed)]

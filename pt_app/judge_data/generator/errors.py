@@ -7,9 +7,10 @@ import random
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pt_app.judge_data.generator.grammar import Pair, Word, sentence
-from pt_app.judge_data.generator.lexicon import OTHER_GENDER, OTHER_NUMBER, OTHER_TENSE, Lexicon
+from pt_app.judge_data.generator.lexicon import Inflected, Lexicon
 
 PARAPHRASE = "paraphrase"
 
@@ -59,30 +60,29 @@ class Issue:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A translation, the errors in it and the score that follows from them (0 to 10)."""
+    """A translation and the errors in it."""
 
     text: str
-    issues: tuple[Issue, ...]
-    score: int
+    issues: tuple[Issue, ...] = ()
     paraphrased: bool = False
+
+    @property
+    def score(self) -> int:
+        """10 less the penalties, at least 0."""
+        return max(0, 10 - sum(KINDS[issue.kind].penalty for issue in self.issues))
 
     @property
     def feedback(self) -> str:
         """One sentence that names the two heaviest kinds of error."""
         if not self.issues:
             return "No errors, another wording." if self.paraphrased else "No errors."
-        found = sorted({issue.kind for issue in self.issues}, key=list(KINDS).index)
-        text = " and ".join(KINDS[kind].remark for kind in found[:2])
+        kinds = sorted({issue.kind for issue in self.issues}, key=list(KINDS).index)
+        text = " and ".join(KINDS[kind].remark for kind in kinds[:2])
         return text[0].upper() + text[1:] + "."
 
 
-def score_of(issues: Sequence[Issue]) -> int:
-    """10 less the penalties, at least 0."""
-    return max(0, 10 - sum(KINDS[issue.kind].penalty for issue in issues))
-
-
 def strip_accents(text: str) -> str:
-    """The letters without their diacritics: "lição" becomes "licao"."""
+    """Remove the diacritics: "lição" becomes "licao"."""
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
@@ -90,33 +90,36 @@ def strip_accents(text: str) -> str:
 class Draft:
     """A translation while errors are put into it.
 
-    `texts` are its words ("" once dropped), `added` the words put behind a position, `free` the
-    positions no error has touched, `affix` the punctuation on both sides of each word,
-    `capital` whether the text opens with a capital letter.
+    `texts` are its words ("" once dropped), `affix` the punctuation on both sides of each word,
+    `free` the positions that may still be changed, `capital` whether the text opens with a capital
+    letter, `added` the words put behind a position.
     """
 
     texts: list[str]
     affix: list[tuple[str, str]]
+    free: set[int]
     capital: bool = True
-    free: set[int] = field(init=False)
-    _dropped: set[int] = field(init=False, default_factory=set)
     added: dict[int, str] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.free = set(range(len(self.texts)))
+    _dropped: set[int] = field(default_factory=set)
 
     def positions(self, accept: Callable[[int], bool]) -> list[int]:
-        """The free positions that `accept` takes, in order."""
+        """List the free positions that `accept` takes, in order."""
         return [i for i in range(len(self.texts)) if i in self.free and accept(i)]
 
-    def replace(self, kind: str, at: int, text: str) -> None:
-        """Another word in this place, as an error of this kind."""
-        right, self.texts[at] = self.texts[at], text
-        self._note(Issue(kind, text, right), [at])
+    def replace(self, kind: str, options: Sequence[Sequence[str]], rng: random.Random) -> None:
+        """Replace one free word by one of its own options, if any has some that differ from it."""
+        new = [
+            [option for option in own if option and option != text]
+            for text, own in zip(self.texts, options, strict=True)
+        ]
+        if places := self.positions(lambda i: bool(new[i])):
+            at = rng.choice(places)
+            right, self.texts[at] = self.texts[at], rng.choice(new[at])
+            self._note(Issue(kind, self.texts[at], right), [at])
 
     def drop(self, kind: str, span: Sequence[int]) -> None:
-        """No word in these neighbouring places."""
+        """Drop the words in these neighbouring places."""
         right = " ".join(self.texts[i] for i in span)
         self._dropped.update(span)
         for i in span:
@@ -124,7 +127,7 @@ class Draft:
         self._note(Issue(kind, "", right), span)
 
     def insert(self, kind: str, after: int, text: str) -> None:
-        """More words behind this place."""
+        """Put more words behind this place."""
         self.added[after] = text
         self._note(Issue(kind, text, ""), [after])
 
@@ -133,7 +136,7 @@ class Draft:
         self.free -= set(span)
 
     def render(self) -> str:
-        """The text; what stood behind a dropped word stays, and so does the opening capital."""
+        """Write the text; punctuation of a dropped word stays, and so does the opening capital."""
         pieces: list[str] = []
         for i, (text, (before, after)) in enumerate(zip(self.texts, self.affix, strict=True)):
             inner = " ".join(part for part in (text, self.added.get(i, "")) if part)
@@ -145,96 +148,99 @@ class Draft:
         return text[:1].upper() + text[1:] if self.capital else text
 
     def candidate(self) -> Candidate:
-        """The finished translation with its score."""
-        return Candidate(self.render(), tuple(self.issues), score_of(self.issues))
+        """Give the finished translation with its errors."""
+        return Candidate(self.render(), tuple(self.issues))
 
 
 def corrupt(pair: Pair, kinds: Sequence[str], lexicon: Lexicon, rng: random.Random) -> Candidate:
-    """A translation of `pair` with one error of each of these kinds, in this order.
+    """Translate `pair` with one error of each of these kinds, in this order.
 
     A kind for which no free word is left is left out: `issues` says what the candidate holds.
     No kinds: the reference itself. ["paraphrase"], alone: another correct wording, with no
     issues, or the reference where there is none. Raises ValueError for paraphrase among errors.
     """
-    if PARAPHRASE in kinds:
-        if len(kinds) > 1:
-            raise ValueError("a paraphrase holds no errors: ask for it alone")
+    if asks_paraphrase(kinds):
         return _paraphrase(pair, lexicon, rng)
     affix = [("", "")] * (len(pair.words) - 1) + [("", ".")]
-    draft = Draft([word.text for word in pair.words], affix)
+    draft = Draft([word.text for word in pair.words], affix, set(range(len(pair.words))))
     for kind in kinds:
-        _MAKERS[kind](draft, pair.words, lexicon, rng)
+        if kind in _OPTIONS:
+            draft.replace(kind, [_OPTIONS[kind](word, lexicon) for word in pair.words], rng)
+        else:
+            _SPANS[kind](draft, pair.words, lexicon, rng)
     return draft.candidate()
+
+
+def asks_paraphrase(kinds: Sequence[str]) -> bool:
+    """Whether a paraphrase is asked for; raises ValueError where errors are too."""
+    if PARAPHRASE in kinds and len(kinds) > 1:
+        raise ValueError("a paraphrase holds no errors: ask for it alone")
+    return PARAPHRASE in kinds
 
 
 Words = tuple[Word, ...]
 Options = Callable[[Word, Lexicon], list[str]]
+_FEATURES = {
+    "noun": ("number",),
+    "verb": ("tense", "number"),
+    "adj": ("gender", "number"),
+    "det": ("gender", "number"),
+}
+"""The features in which the words of a role are inflected, as the keys of their forms."""
 
 
-def _replacing(kind: str, options: Options) -> Callable[..., None]:
-    """A maker that puts one of `options` in the place of a word that has any."""
-
-    def make(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) -> None:
-        found = [options(word, lexicon) for word in words]
-        if places := draft.positions(lambda i: bool(found[i])):
-            at = rng.choice(places)
-            draft.replace(kind, at, rng.choice(found[at]))
-
-    return make
+def both_ways(pairs: str) -> dict[str, str]:
+    """Read pairs of words, "a b, c d", as a table from each word to the other of its pair."""
+    split = [(first, second) for first, second in map(str.split, pairs.split(","))]
+    return dict(split) | {second: first for first, second in split}
 
 
-def _unlike(text: str, options: list[str]) -> list[str]:
-    return [option for option in options if option != text]
+_OTHER = both_ways("singular plural, masculine feminine, present past")
+
+
+def _form(row: Inflected, word: Word, changed: str = "") -> str:
+    """Give the form of a row that agrees with `word` in all features but the one `changed`."""
+    values = [(name, getattr(word, name)) for name in _FEATURES[word.role]]
+    key = tuple(_OTHER[value] if name == changed else value for name, value in values)
+    forms: Any = row.forms
+    form: str = forms[key if len(key) > 1 else key[0]]
+    return form
+
+
+def _inflected(feature: str) -> Options:
+    """Make the options of an error in one feature: the word with the feature's other value."""
+
+    def options(word: Word, lexicon: Lexicon) -> list[str]:
+        if feature not in _FEATURES.get(word.role, ()):
+            return []
+        return [_form(lexicon.inflected(word.role)[word.lemma], word, feature)]
+
+    return options
 
 
 def _other_words(word: Word, lexicon: Lexicon) -> list[str]:
-    """Words of the same role that agree and are as fluent here."""
-    number, tense = word.number, word.tense
+    """List the words of the same role that agree and are as fluent here."""
+    rows: Sequence[Inflected]
     match word.role:
         case "noun":
             own = lexicon.nouns[word.lemma]
-            kin = [n for n in lexicon.nouns if (n.gender, n.category) == (own.gender, own.category)]
-            return _unlike(word.text, [noun.forms[number] for noun in kin])
+            rows = [
+                n for n in lexicon.nouns if (n.gender, n.category) == (own.gender, own.category)
+            ]
         case "verb":
-            verbs = [verb for verb in lexicon.verbs if verb.accepts(word.takes)]
-            return _unlike(word.text, [verb.forms[tense, number] for verb in verbs])
+            rows = [verb for verb in lexicon.verbs if verb.accepts(word.takes)]
         case "adj":
             fits = lexicon.adjectives[word.lemma].fits
             rows = [row for row in lexicon.adjectives if row.fits in ("any", fits)]
-            return _unlike(word.text, [row.forms[word.gender, number] for row in rows])
         case "adv":
-            adverbs = [row for row in lexicon.adverbs if row.tense in ("any", tense)]
-            return _unlike(word.text, [row.form for row in adverbs])
-    return []
-
-
-def _other_gender(word: Word, lexicon: Lexicon) -> list[str]:
-    if word.role not in ("det", "adj"):
-        return []
-    table = lexicon.determiners if word.role == "det" else lexicon.adjectives
-    return _unlike(word.text, [table[word.lemma].forms[OTHER_GENDER[word.gender], word.number]])
-
-
-def _other_number(word: Word, lexicon: Lexicon) -> list[str]:
-    number = OTHER_NUMBER[word.number]
-    match word.role:
-        case "det":
-            form = lexicon.determiners[word.lemma].forms[word.gender, number]
-        case "adj":
-            form = lexicon.adjectives[word.lemma].forms[word.gender, number]
-        case "noun":
-            form = lexicon.nouns[word.lemma].forms[number]
-        case "verb":
-            form = lexicon.verbs[word.lemma].forms[word.tense, number]
+            return [row.form for row in lexicon.adverbs if row.tense in ("any", word.tense)]
         case _:
             return []
-    return _unlike(word.text, [form])
+    return [_form(row, word) for row in rows]
 
 
-def _other_tense(word: Word, lexicon: Lexicon) -> list[str]:
-    if word.role != "verb":
-        return []
-    return [lexicon.verbs[word.lemma].forms[OTHER_TENSE[word.tense], word.number]]
+def _untranslated(word: Word, _lexicon: Lexicon) -> list[str]:
+    return [word.english] if word.role in ("noun", "verb", "adj", "adv") else []
 
 
 def _article(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) -> None:
@@ -275,9 +281,9 @@ def _addition(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) 
 
 
 def _paraphrase(pair: Pair, lexicon: Lexicon, rng: random.Random) -> Candidate:
-    """A synonym or an article before a possessive, an adverb or a place that leads, or both."""
-    reworded = {i: _rewordings(word, lexicon) for i, word in enumerate(pair.words)}
-    places = [i for i, options in reworded.items() if options]
+    """Use a synonym or an article before a possessive, open with an adverb or a place, or both."""
+    reworded = [_rewordings(word, lexicon) for word in pair.words]
+    places = [i for i, options in enumerate(reworded) if options]
     leads = _leading(pair, lexicon)
     texts = [word.text for word in pair.words]
     lead = rng.choice(leads) if leads and (not places or rng.random() < 0.5) else []
@@ -286,7 +292,7 @@ def _paraphrase(pair: Pair, lexicon: Lexicon, rng: random.Random) -> Candidate:
         texts[at] = rng.choice(reworded[at])
     order = [*lead, *(i for i in range(len(texts)) if i not in lead)]
     text = sentence([texts[i] for i in order])
-    return Candidate(text, (), 10, paraphrased=text != pair.reference)
+    return Candidate(text, paraphrased=text != pair.reference)
 
 
 def _rewordings(word: Word, lexicon: Lexicon) -> list[str]:
@@ -298,28 +304,22 @@ def _rewordings(word: Word, lexicon: Lexicon) -> list[str]:
 
 
 def _leading(pair: Pair, lexicon: Lexicon) -> list[list[int]]:
-    """The positions of each adverb or place that may also open the sentence."""
-    place = [i for i, word in enumerate(pair.words) if word.phrase == "place"]
-    adverb = [
-        i
-        for i, word in enumerate(pair.words)
-        if word.role == "adv" and lexicon.adverbs[word.lemma].leads
-    ]
+    """List the positions of each adverb or place that may also open the sentence."""
+    words = list(enumerate(pair.words))
+    place = [i for i, word in words if word.phrase == "place"]
+    adverb = [i for i, w in words if w.role == "adv" and lexicon.adverbs[w.lemma].leads]
     return [span for span in (place, adverb) if span]
 
 
-_MAKERS: dict[str, Callable[..., None]] = {
-    "wrong_word": _replacing("wrong_word", _other_words),
-    "gender": _replacing("gender", _other_gender),
-    "number": _replacing("number", _other_number),
-    "tense": _replacing("tense", _other_tense),
-    "diacritic": _replacing(
-        "diacritic", lambda word, _: _unlike(word.text, [strip_accents(word.text)])
-    ),
-    "untranslated": _replacing(
-        "untranslated",
-        lambda word, _: [word.english] if word.role in ("noun", "verb", "adj", "adv") else [],
-    ),
+_OPTIONS: dict[str, Options] = {
+    "wrong_word": _other_words,
+    "gender": _inflected("gender"),
+    "number": _inflected("number"),
+    "tense": _inflected("tense"),
+    "diacritic": lambda word, _: [strip_accents(word.text)],
+    "untranslated": _untranslated,
+}
+_SPANS: dict[str, Callable[[Draft, Words, Lexicon, random.Random], None]] = {
     "article": _article,
     "omission": _omission,
     "addition": _addition,

@@ -1,100 +1,99 @@
-"""Writes a dataset folder of judged translations whose labels follow from known errors."""
+"""Write a dataset folder of judged translations whose labels follow from known errors."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pt_app.core.attack_families import attacked, families
+from pt_app.core.dataset import SPLITS
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
-from pt_app.core.records import JudgeExample
+from pt_app.core.files import refuse_overwrite, sha256_file
+from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised
-from pt_app.judge_data.card import data_card, table
-from pt_app.judge_data.checking import check_examples
+from pt_app.judge_data.card import table
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.generator.hard_negatives import hard_negatives as attacked_copies
 from pt_app.judge_data.generator.lexicon import Lexicon, Size
+from pt_app.judge_data.writing import FILES, FolderSummary, write_folder
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
 ERROR_COUNTS = (20, 40, 28, 12)
 PARAPHRASES = 1 / 3
-TRIES = 30
+TRIES = 30  # per candidate: some sentences have no place for some errors
+MAX_STALE = 100_000  # sources in a row that were drawn before: a small lexicon is exhausted
 MAX_VARIANTS = 16
-LICENCE = "Apache-2.0"
+SCALE = Scale.from_name("0-10")
 TITLE = "Judged translations, English to Portuguese"
 ABOUT = (
     "Each row is an English source, a Portuguese reference and a candidate into which known errors "
     "were put; score, issues and feedback follow from them: the score is 10 less the penalties, at "
     "least 0. No person judged these rows."
 )
-NAMES = ("judge_train.json", "judge_val.json", "judge_test.json", "splits.json", "dataset.json")
+ATTACK = "attack"
+NO_TRANSLATION = {  # attacks that leave no translation
+    "master key": "The answer is no translation of the source.",
+    "null answer": "The answer is no translation of the source.",
+    "empty": "Nothing is translated.",
+    "source copied": "The source is copied, not translated.",
+    "wrong language": "The text is in another language.",
+    "reference of another row": "The text translates another source.",
+}
+Rows = list[JudgeExample]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the bytes of a generated folder."""
+class GenerateOptions:
+    """The flags of `judge data generate`: they decide the bytes of the folder."""
 
-    rows: int
-    val_rows: int
-    test_rows: int
-    seed: int
-    lexicon: Size
-    variants: int
-    corpus: Path | None
-    max_words: int | None
+    rows: int = 12000
+    val_rows: int = 300
+    test_rows: int = 400
+    seed: int = 0
+    lexicon: Size = "full"
+    variants: int = 4
+    corpus: Path | None = None
+    max_words: int | None = None
     hard_negatives: float = 0.0
 
     def command(self) -> str:
-        """The command that writes the same files, without folders."""
+        """Write the command that makes the same files, without folders."""
         parts = ["judge data generate --out FOLDER"]
         for name in ("rows", "val_rows", "test_rows", "seed", "variants"):
             parts.append(f"--{name} {getattr(self, name)}")
-        if self.corpus is None:
-            parts.append(f"--lexicon {self.lexicon}")
-        else:
-            parts.append(f"--corpus {self.corpus.name}")
+        corpus = f"--corpus {self.corpus.name}" if self.corpus else ""
+        parts.append(corpus or f"--lexicon {self.lexicon}")
         if self.max_words is not None:
             parts.append(f"--max_words {self.max_words}")
         if self.hard_negatives:
             parts.append(f"--hard_negatives {self.hard_negatives:g}")
         return " ".join(parts)
 
-
-@dataclass(frozen=True)
-class Summary:
-    """What was written. `written` is false where the folder already held the same bytes."""
-
-    out: Path
-    written: bool
-    rows: dict[str, int]
-    groups: dict[str, int]
-    scores: dict[int, int]
-    kinds: dict[str, int]
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """The summary for a terminal, a few lines of text."""
-        state = "written" if self.written else "already there, unchanged"
-        splits = ", ".join(
-            f"{n} {name} ({self.groups[name]} sources)" for name, n in _all(self.rows)
-        )
-        lines = [f"{self.out}: {state}", f"rows: {splits}"]
-        lines.append("scores: " + ", ".join(f"{k}: {n}" for k, n in _all(self.scores)))
-        lines.append("errors: " + ", ".join(f"{k} {n}" for k, n in _all(self.kinds)))
-        if self.dropped:
-            lines.append("pairs left out: " + ", ".join(f"{k} {n}" for k, n in _all(self.dropped)))
-        return lines
+    def check(self) -> None:
+        """Raise UserError for the first setting that is out of range."""
+        lowest = {"rows": 1, "val_rows": 0, "test_rows": 1, "seed": 0, "variants": 1}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
+        if self.variants > MAX_VARIANTS:
+            raise UserError(f"--variants is {self.variants}: choose 1 to {MAX_VARIANTS}")
+        if not 0 <= self.hard_negatives <= 1:
+            raise UserError(f"--hard_negatives is {self.hard_negatives:g}: choose a share, 0 to 1")
+        check_max_words(self.max_words, self.corpus)
 
 
-def _all(counts: Mapping[Any, int]) -> list[tuple[Any, int]]:
-    return list(counts.items())
+def check_max_words(max_words: int | None, corpus: Path | None) -> None:
+    """Raise UserError for a `max_words` that leaves nothing, or that no corpus needs."""
+    if max_words is not None and max_words < 3:
+        raise UserError(f"--max_words is {max_words}: choose a whole number from 3 on")
+    if max_words is not None and corpus is None:
+        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
 
 
 class GrammarMaterial:
@@ -104,10 +103,14 @@ class GrammarMaterial:
         self.lexicon = Lexicon.load(size)
         self.grammar = Grammar(self.lexicon)
 
+    def pick(self, rng: random.Random) -> Pair:
+        """Draw any sentence pair."""
+        return self.grammar.sample(rng)
+
     def draw(self, rng: random.Random) -> Iterator[Pair]:
-        """Sentence pairs; the same one may come again."""
+        """Yield sentence pairs; the same one may come again."""
         while True:
-            yield self.grammar.sample(rng)
+            yield self.pick(rng)
 
     def corrupt(self, pair: Pair, kinds: Sequence[str], rng: random.Random) -> Candidate:
         """See `errors.corrupt`."""
@@ -117,98 +120,82 @@ class GrammarMaterial:
 Material = GrammarMaterial | CorpusMaterial
 
 
-def generate(
-    out: Path,
-    rows: int = 12000,
-    val_rows: int = 300,
-    test_rows: int = 400,
-    seed: int = 0,
-    lexicon: Size = "full",
-    variants: int = 4,
-    corpus: Path | None = None,
-    max_words: int | None = None,
-    hard_negatives: float = 0.0,
-) -> Summary:
-    """Write a dataset folder (see docs/DATA.md), the same bytes for the same arguments.
+def generate(out: Path, options: GenerateOptions) -> FolderSummary:
+    """Write a dataset folder (see docs/GENERATE.md), the same bytes for the same options.
 
-    `rows` training rows hold `variants` candidates a source; validation and test rows one, so
-    that they are independent. No source is in two splits, and only sources that
-    `reserved_for_judges` gives to judges are used. `corpus` (TMX or TSV) replaces the grammar.
-    Attacked copies of the share `hard_negatives` of the training rows are added to them.
-    Raises UserError for settings out of range, for a corpus that is broken or too small, and for
-    a folder that holds other files of these names; nothing is written then.
+    Training rows hold `variants` candidates per source; validation and test rows one, so that they
+    are independent. No source is in two splits, and only sources that `reserved_for_judges` gives
+    to judges are used. A corpus (TMX or TSV) replaces the grammar. Attacked copies of the share
+    `hard_negatives` of the training rows are added to them. Raises UserError for options out of
+    range, for a corpus that is broken or too small, and for a folder that holds other files of
+    these names; nothing is written then.
     """
-    corpus = Path(corpus) if corpus is not None else None
-    settings = Settings(
-        rows, val_rows, test_rows, seed, lexicon, variants, corpus, max_words, hard_negatives
-    )
-    _check(settings)
-    dropped: dict[str, int] = {}
+    options.check()
+    corpus, licence, dropped = options.corpus, "Apache-2.0", dict[str, int]()
+    origin = f"generated by pt_app: {options.command()}"
     material: Material
     if corpus is None:
-        material = GrammarMaterial(lexicon)
+        material = GrammarMaterial(options.lexicon)
     else:
-        refuse_overwrite([Path(out) / name for name in (*NAMES, "README.md")], [corpus])
-        pairs, dropped = read_corpus(corpus, max_words)
+        refuse_overwrite([out / name for name in FILES], [corpus])
+        pairs, dropped = read_corpus(corpus, options.max_words)
         material = CorpusMaterial(pairs)
-    splits = _splits(material, settings)
-    splits["train"] += attacked_copies(
-        splits["train"], hard_negatives, Scale.from_name("0-10"), seed
+        origin += f" (corpus sha256 {sha256_file(corpus)})"
+        licence = "that of the corpus"
+    splits = _splits(material, options)
+    splits["train"] += _attacked_copies(splits["train"], options.hard_negatives, options.seed)
+    errors = Counter(kind for rows in splits.values() for row in rows for kind in row.errors or ())
+    notes = {"errors": {kind: errors[kind] for kind in KINDS if errors[kind]}}
+    notes |= {"pairs left out": dropped} if dropped else {}
+    return write_folder(
+        out,
+        {split: rows for split, rows in splits.items() if rows},
+        {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
+        | {"origin": origin, "licence": licence},
+        how={},
+        notes=tuple(
+            f"{what}: {', '.join(f'{name} {n}' for name, n in counts.items())}"
+            for what, counts in notes.items()
+        ),
+        title=TITLE,
+        sections=_sections(errors, dropped),
+        # Not `as_row`, which leaves empty lists of issues out: a reader sees that there are none.
+        as_row=lambda row: row.model_dump(exclude_unset=True),
     )
-    files = _files(splits, settings, dropped)
-    written = _write(Path(out), files)
-    return _summary(Path(out), written, splits, dropped)
 
 
-def _check(settings: Settings) -> None:
-    """Raise UserError for the first setting that is out of range."""
-    lowest = {"rows": 1, "val_rows": 0, "test_rows": 1, "seed": 0, "variants": 1}
-    for name, least in lowest.items():
-        value = getattr(settings, name)
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
-    if settings.variants > MAX_VARIANTS:
-        raise UserError(f"--variants is {settings.variants}: choose 1 to {MAX_VARIANTS}")
-    if not 0 <= settings.hard_negatives <= 1:
-        raise UserError(f"--hard_negatives is {settings.hard_negatives:g}: choose a share, 0 to 1")
-    if settings.max_words is not None and settings.max_words < 3:
-        raise UserError(f"--max_words is {settings.max_words}: choose a whole number from 3 on")
-    if settings.max_words is not None and settings.corpus is None:
-        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
-
-
-def _splits(material: Material, settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """All rows by split. Test and validation are drawn first: more training rows leave them."""
-    rng = random.Random(settings.seed)
-    wanted = {"test": settings.test_rows, "val": settings.val_rows, "train": settings.rows}
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in ("train", "val", "test")}
+def _splits(material: Material, options: GenerateOptions) -> dict[str, Rows]:
+    """Draw the rows of all splits; test and validation first, so that more rows leave them."""
+    rng = random.Random(options.seed)
+    counts = {"test": options.test_rows, "val": options.val_rows, "train": options.rows}
+    splits: dict[str, Rows] = {split: [] for split in SPLITS}
     sources = _new_sources(material, rng)
-    for split, count in wanted.items():
-        variants = settings.variants if split == "train" else 1
+    for split, count in counts.items():
+        variants = options.variants if split == "train" else 1
         index = 0
-        while len(made[split]) < count:
+        while len(splits[split]) < count:
             pair = next(sources, None)
             if pair is None:
-                raise _too_small(made, settings)
+                raise _too_small(splits, options)
             candidates = _candidates(material, pair, variants, rng)
-            room = count - len(made[split])
-            made[split] += [
+            room = count - len(splits[split])
+            splits[split] += [
                 _row(f"{split}-{index:05d}-{number}", pair, candidate)
                 for number, candidate in enumerate(candidates[:room])
             ]
             index += bool(candidates)
-    return made
+    return splits
 
 
-def _new_sources(material: Material, rng: random.Random) -> Iterator[Any]:
-    """Pairs of sources reserved for judges, each once; ends where a grammar repeats itself."""
+def _new_sources(material: Material, rng: random.Random) -> Iterator[Pair]:
+    """Yield pairs of sources reserved for judges, each once; end where a grammar repeats itself."""
     seen: set[str] = set()
     stale = 0
     for pair in material.draw(rng):
         key = normalised(pair.source)
         if key in seen or not reserved_for_judges(pair.source):
             stale += 1
-            if stale > 100_000:
+            if stale > MAX_STALE:
                 return
             continue
         stale = 0
@@ -216,9 +203,9 @@ def _new_sources(material: Material, rng: random.Random) -> Iterator[Any]:
         yield pair
 
 
-def _too_small(made: Mapping[str, Sequence[Any]], settings: Settings) -> UserError:
-    rows = {name: len(found) for name, found in made.items()}
-    what = settings.corpus or f"the {settings.lexicon} lexicon"
+def _too_small(splits: Mapping[str, Rows], options: GenerateOptions) -> UserError:
+    rows = {split: len(part) for split, part in splits.items()}
+    what = options.corpus or f"the {options.lexicon} lexicon"
     return UserError(
         f"{what} gives no more than {rows['train']} training, {rows['val']} validation and "
         f"{rows['test']} test rows (half of its sources belong to a base's corpus): "
@@ -226,131 +213,83 @@ def _too_small(made: Mapping[str, Sequence[Any]], settings: Settings) -> UserErr
     )
 
 
-def _candidates(material: Any, pair: Any, count: int, rng: random.Random) -> list[Candidate]:
-    """Up to `count` candidates of different texts; fewer where the sentence has no more."""
-    found: dict[str, Candidate] = {}
+def _candidates(material: Material, pair: Pair, count: int, rng: random.Random) -> list[Candidate]:
+    """Draw up to `count` candidates of different texts; fewer where the sentence has no more."""
+    candidates: dict[str, Candidate] = {}
     for _ in range(TRIES * count):
-        if len(found) == count:
+        if len(candidates) == count:
             break
-        candidate = _candidate(material, pair, rng)
-        if candidate is not None:
-            found.setdefault(candidate.text, candidate)
-    return list(found.values())
+        if candidate := _candidate(material, pair, rng):
+            candidates.setdefault(candidate.text, candidate)
+    return list(candidates.values())
 
 
-def _candidate(material: Any, pair: Any, rng: random.Random) -> Candidate | None:
-    """One draw; None where the errors drawn do not fit this sentence."""
+def _candidate(material: Material, pair: Pair, rng: random.Random) -> Candidate | None:
+    """Draw one candidate; None where the errors drawn do not fit this sentence."""
     count = rng.choices(range(len(ERROR_COUNTS)), ERROR_COUNTS)[0]
     if count == 0 and rng.random() < PARAPHRASES:
-        candidate: Candidate = material.corrupt(pair, [PARAPHRASE], rng)
+        candidate = material.corrupt(pair, [PARAPHRASE], rng)
         return candidate if candidate.paraphrased else None
-    chosen = rng.sample(ERRORS, count)
-    candidate = material.corrupt(pair, chosen, rng)
-    if len(candidate.issues) < len(chosen) or (chosen and candidate.text == pair.reference):
+    kinds = rng.sample(ERRORS, count)
+    candidate = material.corrupt(pair, kinds, rng)
+    if len(candidate.issues) < count or (count and candidate.text == pair.reference):
         return None
     return candidate
 
 
-def _row(name: str, pair: Any, candidate: Candidate) -> dict[str, Any]:
-    return {
-        "id": name,
-        "group": sha256(pair.source.casefold().encode()).hexdigest()[:12],
-        "task": "score",
-        "source": pair.source,
-        "reference": pair.reference,
-        "candidate": candidate.text,
-        "label": {
-            "verdict": candidate.score,
-            "issues": [issue.text for issue in candidate.issues],
-            "feedback": candidate.feedback,
-        },
-        "errors": [PARAPHRASE]
-        if candidate.paraphrased
-        else [issue.kind for issue in candidate.issues],
-    }
+def _row(name: str, pair: Pair, candidate: Candidate) -> JudgeExample:
+    issues = candidate.issues
+    label = Label(
+        verdict=candidate.score,
+        issues=[issue.text for issue in issues],
+        feedback=candidate.feedback,
+    )
+    return JudgeExample(
+        id=name,
+        group=sha256(pair.source.casefold().encode()).hexdigest()[:12],
+        task="score",
+        source=pair.source,
+        reference=pair.reference,
+        candidate=candidate.text,
+        label=label,
+        errors=[PARAPHRASE] if candidate.paraphrased else [issue.kind for issue in issues],
+    )
 
 
-def _files(
-    splits: Mapping[str, list[dict[str, Any]]], settings: Settings, dropped: Mapping[str, int]
-) -> dict[str, str]:
-    """The text of every file of the folder, in the order they are written."""
-    files = {
-        f"judge_{split}.json": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-        for split, rows in splits.items()
-        if rows
-    }
-    groups = {row["group"]: split for split, rows in splits.items() for row in rows}
-    files["splits.json"] = json.dumps(groups, indent=0) + "\n"
-    hashes = {name: sha256(text.encode()).hexdigest() for name, text in files.items()}
-    origin = f"generated by pt_app: {settings.command()}"
-    licence = LICENCE
-    if settings.corpus is not None:
-        origin += f" (corpus sha256 {sha256_file(settings.corpus)})"
-        licence = "that of the corpus"
-    scale = Scale.from_name("0-10")
-    examples = {
-        split: [JudgeExample.model_validate(row) for row in rows]
-        for split, rows in splits.items()
-        if rows
-    }
-    card = {
-        "task": scale.task,
-        "scale": scale.name,
-        "template": "translation",
-        "origin": origin,
-        "licence": licence,
-        "checks": check_examples(examples, scale).summary(),
-        "sha256": hashes,
-    }
-    files["README.md"] = data_card(card, examples, scale, _about_errors(splits, dropped), TITLE)
-    files["dataset.json"] = json.dumps(card, ensure_ascii=False, indent=2) + "\n"
-    return files
+def _attacked_copies(rows: Rows, share: float, seed: int) -> Rows:
+    """Attack copies of a share of the training rows, so that a judge learns to see through attacks.
+
+    What is put behind a candidate leaves its label as it was; what takes its place gets the lowest
+    verdict. Families whose harm depends on the row (digits, sentences) are left out. Half of each
+    family's texts are used: what a judge makes of the others shows whether it learnt the family or
+    the words.
+    """
+    rng = random.Random(seed + 1)  # the rows themselves stay those of the seed
+    usable = [
+        family.part(0) for family in families() if family.append or family.name in NO_TRANSLATION
+    ]
+    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
+    copies = []
+    for number in chosen:
+        row, other = rows[number], rows[(number + 1) % len(rows)]
+        attacks = [a for a in attacked([row, other], SCALE, [rng.choice(usable)]) if a.row == 0]
+        if not attacks:
+            continue
+        attack = rng.choice(attacks)
+        update: dict[str, Any] = {"id": f"{row.id}-attacked", "candidate": attack.example.candidate}
+        if feedback := NO_TRANSLATION.get(attack.family):
+            label = Label(verdict=SCALE.values[0], issues=[], feedback=feedback)
+            update |= {"label": label, "errors": [ATTACK]}
+        else:
+            update |= {"errors": [*(row.errors or ()), ATTACK]}
+        copies.append(row.model_copy(update=update))
+    return copies
 
 
-def _about_errors(
-    splits: Mapping[str, list[dict[str, Any]]], dropped: Mapping[str, int]
-) -> list[str]:
+def _sections(errors: Mapping[str, int], dropped: Mapping[str, int]) -> list[str]:
     """Say in the README what was put into the candidates, and what of a corpus was left out."""
-    found = Counter(kind for rows in splits.values() for row in rows for kind in row["errors"])
-    kinds = [[k.name, k.penalty, found[k.name]] for k in KINDS.values() if found[k.name]]
+    kinds = [[k.name, k.penalty, errors[k.name]] for k in KINDS.values() if errors[k.name]]
     parts = [ABOUT, table(["kind", "penalty", "rows with it"], kinds)]
     if dropped:
         parts.append(table(["pairs of the corpus left out", "n"], list(dropped.items())))
     return parts
-
-
-def _write(out: Path, files: Mapping[str, str]) -> bool:
-    """Write what is missing; raises UserError, before writing, if a file holds other bytes."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose a folder with --out")
-    missing = [name for name in files if not (out / name).exists()]
-    for name in (*NAMES, "README.md"):
-        path, text = out / name, files.get(name)
-        if path.exists() and (text is None or path.is_dir() or path.read_bytes() != text.encode()):
-            raise UserError(
-                f"{path} is there and comes from another command: "
-                "choose another folder with --out, or delete it"
-            )
-    for name in missing:
-        write_text_atomic(out / name, files[name])
-    return bool(missing)
-
-
-def _summary(
-    out: Path,
-    written: bool,
-    splits: Mapping[str, list[dict[str, Any]]],
-    dropped: dict[str, int],
-) -> Summary:
-    rows = [row for part in splits.values() for row in part]
-    scores = Counter(row["label"]["verdict"] for row in rows)
-    kinds = Counter(kind for row in rows for kind in row["errors"])
-    return Summary(
-        out,
-        written,
-        {split: len(part) for split, part in splits.items()},
-        {split: len({row["group"] for row in part}) for split, part in splits.items()},
-        {score: scores[score] for score in range(11)},
-        {kind: kinds[kind] for kind in KINDS if kinds[kind]},
-        dropped,
-    )

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,19 +45,19 @@ class Word:
 
 @dataclass(frozen=True)
 class Pair:
-    """An English sentence and the words of its reference translation, all in lower case."""
+    """An English sentence and its reference translation; of the grammar's, also its `words`."""
 
     source: str
-    words: tuple[Word, ...]
-
-    @property
-    def reference(self) -> str:
-        """The Portuguese sentence, with its capital and full stop."""
-        return sentence([word.text for word in self.words])
+    reference: str
+    words: tuple[Word, ...] = ()
 
 
-def sentence(words: list[str]) -> str:
-    """Words as a sentence: a capital at the start, a full stop at the end."""
+Phrase = tuple[list[Word], list[str]]
+"""Words in Portuguese, and in English."""
+
+
+def sentence(words: Sequence[str]) -> str:
+    """Join words to a sentence: a capital at the start, a full stop at the end."""
     text = " ".join(words)
     return text[:1].upper() + text[1:] + "."
 
@@ -81,13 +82,14 @@ class Grammar:
             self._by_category.setdefault(noun.category, []).append(index)
 
     def sample(self, rng: random.Random) -> Pair:
-        """One pair; all randomness comes from `rng`."""
+        """Draw one pair; all randomness comes from `rng`."""
         while True:
             words, english = self._clause(rng)
             if len(words) <= MAX_WORDS:
-                return Pair(sentence(english), tuple(words))
+                portuguese = sentence([word.text for word in words])
+                return Pair(sentence(english), portuguese, tuple(words))
 
-    def _clause(self, rng: random.Random) -> tuple[list[Word], list[str]]:
+    def _clause(self, rng: random.Random) -> Phrase:
         number, tense = rng.choice(NUMBERS), rng.choice(TENSES)
         lemma = rng.randrange(len(self.lexicon.verbs))
         verb = self.lexicon.verbs[lemma]
@@ -115,12 +117,13 @@ class Grammar:
         phrase: str,
         category: str,
         rng: random.Random,
-        fixed_number: Number | None = None,
-        kind: str | None = None,
-    ) -> tuple[list[Word], list[str]]:
+        number: Number | None = None,
+        kind: str = "",
+    ) -> Phrase:
+        """Draw determiner, noun and at times an adjective; number and determiner may be given."""
         lemma = rng.choice(self._by_category[category])
         noun = self.lexicon.nouns[lemma]
-        number = fixed_number if fixed_number else rng.choice(NUMBERS)
+        number = number or rng.choice(NUMBERS)
         kind = kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
         position, row = self.lexicon.determiner(kind)
         det, gloss, name = row.forms[noun.gender, number], row.english[number], noun.english[number]
@@ -132,7 +135,9 @@ class Grammar:
         if rng.random() < 0.35:
             words.append(self._adjective(noun, number, phrase, rng))
             english.insert(0, words[-1].english)
-        return words, [_article(gloss, english[0]), *english]
+        # No word of the lexicon is an exception to the spelling rule of "an".
+        article = "an" if gloss == "a" and english[0][0] in "aeiou" else gloss
+        return words, [article, *english]
 
     def _adjective(self, noun: Noun, number: Number, phrase: str, rng: random.Random) -> Word:
         fitting = [i for i, row in enumerate(self.lexicon.adjectives) if row.suits(noun.category)]
@@ -141,19 +146,14 @@ class Grammar:
         text = row.forms[noun.gender, number]
         return Word(text, "adj", row.english, phrase, lemma, number, noun.gender)
 
-    def _adverb(self, tense: Tense, rng: random.Random) -> tuple[list[Word], list[str]]:
+    def _adverb(self, tense: Tense, rng: random.Random) -> Phrase:
         rows = self.lexicon.adverbs
         lemma = rng.choice([i for i, row in enumerate(rows) if row.tense in ("any", tense)])
         row = rows[lemma]
         return [Word(row.form, "adv", row.english, "adverb", lemma, tense=tense)], [row.english]
 
-    def _prepositional(self, rng: random.Random) -> tuple[list[Word], list[str]]:
+    def _prepositional(self, rng: random.Random) -> Phrase:
         if rng.random() < 0.7:
             return self._noun_phrase("place", "place", rng, kind=CONTRACTION)
         words, english = self._noun_phrase("company", "animate", rng)
         return [Word("com", "prep", "with", "company"), *words], ["with", *english]
-
-
-def _article(english: str, following: str) -> str:
-    """ "an" before a vowel; no word of the lexicon is an exception to the spelling rule."""
-    return "an" if english == "a" and following[0] in "aeiou" else english

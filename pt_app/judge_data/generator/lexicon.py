@@ -1,9 +1,10 @@
-"""The words of the generator: tables of English and Brazilian Portuguese, one meaning a word.
+"""The words of the generator: tables of English and Brazilian Portuguese, one meaning per word.
 
 The tables are tab-separated files in `pt_app/judge_data/generator/lexicon/`, one header line each.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,9 +20,6 @@ Size = Literal["full", "small"]
 NUMBERS: tuple[Number, ...] = ("singular", "plural")
 GENDERS: tuple[Gender, ...] = ("masculine", "feminine")
 TENSES: tuple[Tense, ...] = ("present", "past")
-OTHER_NUMBER: dict[Number, Number] = {"singular": "plural", "plural": "singular"}
-OTHER_GENDER: dict[Gender, Gender] = {"masculine": "feminine", "feminine": "masculine"}
-OTHER_TENSE: dict[Tense, Tense] = {"present": "past", "past": "present"}
 SMALL = {"nouns": 40, "verbs": 12, "adjectives": 12, "adverbs": 6}
 
 
@@ -82,6 +80,9 @@ class Determiner:
     forms: dict[tuple[Gender, Number], str]
 
 
+Inflected = Noun | Verb | Adjective | Determiner
+
+
 @dataclass(frozen=True)
 class Lexicon:
     """All tables; words are referred to by their index in them."""
@@ -93,33 +94,51 @@ class Lexicon:
     determiners: tuple[Determiner, ...]
     synonyms: dict[str, str]
 
-    @classmethod
-    def load(cls, size: Size = "full") -> "Lexicon":
-        """The shipped tables; "small" keeps the first rows of each (see SMALL).
+    @staticmethod
+    @cache
+    def load(size: Size = "full") -> "Lexicon":
+        """Read the shipped tables; "small" keeps the first rows of each (see SMALL).
 
         Raises UserError for any other size.
         """
         if size not in ("full", "small"):
             raise UserError(f"lexicon {size!r} is unknown: choose full or small")
-        full = _load()
-        if size == "full":
-            return full
-        return cls(
-            full.nouns[: SMALL["nouns"]],
-            full.verbs[: SMALL["verbs"]],
-            full.adjectives[: SMALL["adjectives"]],
-            full.adverbs[: SMALL["adverbs"]],
-            full.determiners,
-            full.synonyms,
+
+        def rows(name: str) -> list[dict[str, str]]:
+            return table(name)[: SMALL.get(name) if size == "small" else None]
+
+        return Lexicon(
+            tuple(map(_noun, rows("nouns"))),
+            tuple(map(_verb, rows("verbs"))),
+            tuple(Adjective(r["english"], _agreeing(r), r["fits"]) for r in rows("adjectives")),
+            tuple(
+                Adverb(r["english"], r["portuguese"], r["tense"], r["may_lead"] == "yes")
+                for r in rows("adverbs")
+            ),
+            tuple(
+                Determiner(r["kind"], {n: r[f"english_{n}"] for n in NUMBERS}, _agreeing(r))
+                for r in rows("determiners")
+            ),
+            pairs_table("synonyms"),
         )
 
+    def inflected(self, role: str) -> Sequence[Inflected]:
+        """Give the table of a role whose words have several forms."""
+        tables: dict[str, Sequence[Inflected]] = {
+            "noun": self.nouns,
+            "verb": self.verbs,
+            "adj": self.adjectives,
+            "det": self.determiners,
+        }
+        return tables[role]
+
     def determiner(self, kind: str) -> tuple[int, Determiner]:
-        """Index and row of the determiner of this kind."""
+        """Find index and row of the determiner of this kind."""
         return next((i, row) for i, row in enumerate(self.determiners) if row.kind == kind)
 
 
 def table(name: str) -> list[dict[str, str]]:
-    """The rows of a shipped table, by column."""
+    """Read the rows of a shipped table, by column."""
     path = files("pt_app.judge_data.generator").joinpath("lexicon", f"{name}.tsv")
     with path.open("r", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
@@ -127,7 +146,7 @@ def table(name: str) -> list[dict[str, str]]:
 
 @cache
 def pairs_table(name: str) -> dict[str, str]:
-    """The table `name` of forms and their synonyms: synonyms or rewordings."""
+    """Read the table `name` of forms and their synonyms: synonyms or rewordings."""
     return {row["form"]: row["synonym"] for row in table(name)}
 
 
@@ -145,30 +164,10 @@ def _noun(row: dict[str, str]) -> Noun:
 
 
 def _verb(row: dict[str, str]) -> Verb:
-    present: dict[Number, str] = {"singular": row["english_third"], "plural": row["english_base"]}
-    return Verb(
-        {(t, n): present[n] if t == "present" else row["english_past"] for t, n in _TENSED},
-        {(t, n): row[f"{t}_{n}"] for t, n in _TENSED},
-        row["object"],
-    )
-
-
-_TENSED: tuple[tuple[Tense, Number], ...] = tuple((t, n) for t in TENSES for n in NUMBERS)
-
-
-@cache
-def _load() -> Lexicon:
-    return Lexicon(
-        tuple(map(_noun, table("nouns"))),
-        tuple(map(_verb, table("verbs"))),
-        tuple(Adjective(r["english"], _agreeing(r), r["fits"]) for r in table("adjectives")),
-        tuple(
-            Adverb(r["english"], r["portuguese"], r["tense"], r["may_lead"] == "yes")
-            for r in table("adverbs")
-        ),
-        tuple(
-            Determiner(r["kind"], {n: r[f"english_{n}"] for n in NUMBERS}, _agreeing(r))
-            for r in table("determiners")
-        ),
-        pairs_table("synonyms"),
-    )
+    english: dict[tuple[Tense, Number], str] = {
+        ("present", "singular"): row["english_third"],
+        ("present", "plural"): row["english_base"],
+        ("past", "singular"): row["english_past"],
+        ("past", "plural"): row["english_past"],
+    }
+    return Verb(english, {(t, n): row[f"{t}_{n}"] for t, n in english}, row["object"])
