@@ -40,15 +40,7 @@ def base_train(
     ] = None,
 ) -> None:
     """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
-    from pt_app.pretrain.build import train_base
+    from pt_app.pretrain.build import BaseOptions, train_base
 
-    made = train_base(
-        output,
-        seed=seed,
-        quick=quick,
-        steps=steps,
-        lexicon=lexicon,
-        corpus=corpus,
-        max_words=max_words,
-    )
-    print(f"base: {made}")
+    options = BaseOptions(seed, steps, quick, lexicon, corpus, max_words)
+    print(f"base: {train_base(output, options)}")
