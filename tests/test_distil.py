@@ -18,7 +18,7 @@ from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import DistilOptions, DistilSummary, distil
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.models.endpoint import budget as budgets
-from pt_app.models.endpoint import teacher as teachers
+from pt_app.models.endpoint import client
 from pt_app.models.endpoint.budget import Budget, Usage
 from tests.conftest import ROOT
 from tests.teacher_server import CUT, Answer, Body, TeacherServer, failure, reply
@@ -32,7 +32,7 @@ Script = Callable[[Body, int], Answer]
 def key_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(teachers, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
 
 
 def rows(folder: Path, count: int, **more: Any) -> Path:

@@ -13,7 +13,7 @@ from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import DistilOptions, distil
 from pt_app.judge_data.splitting import SplitPlan
-from pt_app.models.endpoint import teacher as teachers
+from pt_app.models.endpoint import client
 from pt_app.models.endpoint.reply import answer_part
 from tests.teacher_server import Answer, Body, TeacherServer, failure
 
@@ -24,7 +24,7 @@ GOOD = json.dumps({"verdict": 7, "issues": [], "feedback": "Fine."})
 def key_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(teachers, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
 
 
 def completion(content: Any, reason: Any = "stop", usage: Any = None, **message: Any) -> Answer:

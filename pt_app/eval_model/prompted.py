@@ -1,6 +1,5 @@
 """A prompted model behind an OpenAI-compatible endpoint as a judge, with or without examples."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,9 @@ from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
 from pt_app.evidence.results import JudgeRows
 from pt_app.models.endpoint.budget import Budget, MoneySpentError
+from pt_app.models.endpoint.client import Client, ask_all
 from pt_app.models.endpoint.journal import Journal
 from pt_app.models.endpoint.reply import RefusedError, answer_part
-from pt_app.models.endpoint.teacher import Teacher
-from pt_app.models.endpoint.workers import in_parallel
 from pt_app.scoring.scorer import Scored
 
 log = logging.getLogger(__name__)
@@ -108,35 +106,28 @@ def _answers(
     budget.spent = sum(entry["cost"] for entry in done.values())
     waiting = [id_ for id_ in questions if id_ not in done]
 
-    async def ask_all() -> None:
-        teacher = Teacher(
-            endpoint.model,
-            budget,
-            base_url=endpoint.url,
-            key_env=endpoint.key_env,
-            max_tokens=endpoint.max_tokens,
-        )
-
-        async def ask(id_: str) -> None:
-            entry: dict[str, Any] = {"id": id_, "text": "", "cost": 0.0}
-            try:
-                reply = await teacher.ask(questions[id_], None)
-                cost = budget.cost(reply.usage)
-                entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
-                entry |= {"cut": True} if reply.cut else {}
-            except RefusedError as refused:
-                entry["refused"] = str(refused)
-            journal.append(entry)
-            done[id_] = entry
-
+    async def ask(id_: str) -> None:
+        entry: dict[str, Any] = {"id": id_, "text": "", "cost": 0.0}
         try:
-            await in_parallel(waiting, ask, endpoint.concurrency, budget, "verdicts")
-        finally:
-            await teacher.close()
+            reply = await client.ask(questions[id_], None)
+            cost = budget.cost(reply.usage)
+            entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
+            entry |= {"cut": True} if reply.cut else {}
+        except RefusedError as refused:
+            entry["refused"] = str(refused)
+        journal.append(entry)
+        done[id_] = entry
 
     try:
         if waiting:
-            asyncio.run(ask_all())
+            client = Client(
+                endpoint.model,
+                budget,
+                base_url=endpoint.url,
+                key_env=endpoint.key_env,
+                max_tokens=endpoint.max_tokens,
+            )
+            ask_all(client, waiting, ask, endpoint.concurrency, "verdicts")
     except MoneySpentError as error:
         raise UserError(
             f"stopped at --max_cost {budget.max_cost:g}: {len(done)} of {len(questions)} rows "

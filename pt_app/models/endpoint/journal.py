@@ -1,4 +1,4 @@
-"""The journal of a distillation: every answer as it arrives, so that nothing is paid for twice."""
+"""The journal of what an endpoint answered: nothing is paid for twice."""
 
 import json
 import os
@@ -13,35 +13,35 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """JSON Lines: a first line of settings, then one line an answer, flushed to the disk.
+    """JSON Lines: a first line of settings, then one line per answer, flushed to the disk.
 
-    A last line cut off by a kill is taken off again: its answer is asked for once more. Raises
-    UserError for a journal of other settings, or one that another process writes.
+    A last line that a kill cut off is removed: its answer is asked for again. Raises UserError for
+    a journal of other settings, or one that another process writes.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self.entries: list[Entry] = []
         self._file: IO[bytes] = self._open()
-        whole = self._read()
-        if whole:
-            self._check(whole[0], settings)
-            self.entries = whole[1:]
+        first, *self.entries = self._read() or [{}]
+        if first:
+            self._check(first, settings)
         else:
-            self.append({"journal": 1, "settings": dict(settings)})
-            self.entries.clear()
+            self._write({"journal": 1, "settings": dict(settings)})
 
     def append(self, entry: Entry) -> None:
-        """Write one line and flush it to the disk."""
-        line = json.dumps(entry, ensure_ascii=False) + "\n"
-        self._file.write(whole_characters(line).encode("utf-8"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keep one answer, and flush it to the disk."""
+        self._write(entry)
         self.entries.append(entry)
 
     def close(self) -> None:
         """Close the file and let others write it."""
         self._file.close()
+
+    def _write(self, entry: Entry) -> None:
+        line = json.dumps(entry, ensure_ascii=False) + "\n"
+        self._file.write(whole_characters(line).encode("utf-8"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def _open(self) -> IO[bytes]:
         import fcntl
@@ -63,7 +63,7 @@ class Journal:
         if end < len(content):
             self._file.truncate(end)
         entries = []
-        for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
+        for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
                 entry = json.loads(line)
                 # Earlier versions kept halves of characters as an endpoint gave them.
@@ -77,10 +77,9 @@ class Journal:
 
     def _check(self, first: Entry, settings: Mapping[str, Any]) -> None:
         was = first.get("settings", {})
-        other = [name for name in settings if was.get(name) != settings[name]]
-        if other:
-            name = other[0]
-            raise UserError(
-                f"{self.path} was begun with {name} {was.get(name)!r}, now it is "
-                f"{settings[name]!r}: run with the same settings, or with another --out"
-            )
+        for name, value in settings.items():
+            if was.get(name) != value:
+                raise UserError(
+                    f"{self.path} was begun with {name} {was.get(name)!r}, now it is {value!r}: "
+                    "run with the same settings, or with another --out"
+                )

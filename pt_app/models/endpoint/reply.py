@@ -1,7 +1,4 @@
-"""Reads what an OpenAI-compatible endpoint answered, whatever shape it gave it.
-
-Both those who ask an endpoint use it: `judge data distil` and `judge eval --endpoint`.
-"""
+"""Read what an OpenAI-compatible endpoint answered, whatever shape it gave it."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +20,7 @@ class RefusedError(Exception):
 
 
 class AgainError(Exception):
-    """An answer that may come when asked once more, after so many seconds where they are said.
+    """An answer that may come on another try, after so many seconds where they are given.
 
     `of_row`: where it never comes, this request is at fault and not the endpoint.
     """
@@ -37,7 +34,7 @@ class AgainError(Exception):
 class Reply:
     """An answer's text and what it took; `estimated` where the endpoint did not say.
 
-    `cut`: it reached the most tokens that were asked for, so that its last line is not whole.
+    `cut`: it reached the maximum of tokens that was asked for, so its last line is not whole.
     """
 
     text: str
@@ -49,49 +46,43 @@ class Reply:
 def reply_of(body: Any, estimate: Usage) -> Reply:
     """Read the body of a chat completion.
 
-    Raises RefusedError where there is a reason for no answer, AgainError where there is neither.
+    Raises RefusedError where the endpoint gives a reason for no answer, AgainError where it gives
+    neither.
     """
-    choices = body.get("choices") if isinstance(body, Mapping) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    message = first.get("message") if isinstance(first, Mapping) else None
-    if not isinstance(first, Mapping) or not isinstance(message, Mapping):
+    choice = _first_choice(body)
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
         raise AgainError("an answer without choices", of_row=True)
     text = whole_characters(_text(message.get("content")))
-    reason = first.get("finish_reason")
+    reason = choice.get("finish_reason")
     if message.get("refusal"):
         raise RefusedError(f"refused: {one_line(message['refusal'])}")
     if reason == "content_filter":
         raise RefusedError("withheld by the endpoint's content filter")
     if not text and message.get("tool_calls"):
         raise RefusedError("a call of a tool instead of an answer")
-    said = body.get("usage")
-    counts = [
-        said.get(name) if isinstance(said, Mapping) else None
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    known = [one if isinstance(one, int) and one >= 0 else None for one in counts]
-    own = Usage(estimate.prompt, len(text.encode()) // 2 + 1)
-    prompt, answer = (
-        guess if one is None else one
-        for one, guess in zip(known, (own.prompt, own.answer), strict=True)
+    counts = body.get("usage")
+    counts = counts if isinstance(counts, Mapping) else {}
+    prompt, answer = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    usage = Usage(
+        estimate.prompt if prompt is None else prompt,
+        len(text.encode()) // 2 + 1 if answer is None else answer,
     )
-    return Reply(text, Usage(prompt, answer), None in known, reason == "length")
+    return Reply(text, usage, prompt is None or answer is None, reason == "length")
 
 
 def error_of(body: Any) -> tuple[int, str] | None:
-    """Give status (0: none said) and message of an error that came as a success, if it is one."""
+    """Give status (0: unknown) and message of an error that came with status 200, if it is one."""
     if not isinstance(body, Mapping):
         return None
-    choices = body.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    found = body.get("error") or (first.get("error") if isinstance(first, Mapping) else None)
-    if not found and body.get("object") != "error":
+    error = body.get("error") or _first_choice(body).get("error")
+    if not error and body.get("object") != "error":
         return None
-    found = found or body
-    if not isinstance(found, Mapping):
-        return 0, one_line(found)
-    code = next((found[k] for k in ("code", "status") if str(found.get(k)).isdigit()), 0)
-    return int(code), one_line(found.get("message") or found)
+    error = error or body
+    if not isinstance(error, Mapping):
+        return 0, one_line(error)
+    code = next((error[k] for k in ("code", "status") if str(error.get(k)).isdigit()), 0)
+    return int(code), one_line(error.get("message") or error)
 
 
 def answer_part(text: str, cut: bool = False) -> str | None:
@@ -124,25 +115,26 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def one_line(said: Any) -> str:
-    """Shorten what an endpoint said to a line for messages."""
-    return " ".join(whole_characters(str(said)).split())[:200]
+def one_line(message: Any) -> str:
+    """Shorten a message of the endpoint to one line."""
+    return " ".join(whole_characters(str(message)).split())[:200]
+
+
+def _first_choice(body: Any) -> Mapping[str, Any]:
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, Mapping) else {}
+
+
+def _count(tokens: Any) -> int | None:
+    return tokens if isinstance(tokens, int) and tokens >= 0 else None
 
 
 def _text(content: Any) -> str:
     """Join the texts of an answer's content: a text, or a list of parts of which some think."""
-    if isinstance(content, str):
-        return content
+    if isinstance(content, list):
+        return "".join(map(_text, content))
     if isinstance(content, Mapping):
-        content = [content]
-    parts = content if isinstance(content, list) else []
-    return "".join(
-        part
-        if isinstance(part, str)
-        else str(part["text"])
-        if isinstance(part, Mapping)
-        and part.get("type", "text") in ("text", "output_text")
-        and isinstance(part.get("text"), str)
-        else ""
-        for part in parts
-    )
+        is_text = content.get("type", "text") in ("text", "output_text")
+        content = content.get("text") if is_text else ""
+    return content if isinstance(content, str) else ""

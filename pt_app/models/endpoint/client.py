@@ -1,4 +1,4 @@
-"""Asks a model behind an OpenAI-compatible endpoint, patiently: rates, retries, what it lacks."""
+"""Ask a model behind an OpenAI-compatible endpoint: within a budget, with retries, in parallel."""
 
 import asyncio
 import json
@@ -6,13 +6,15 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 from pt_app.core.errors import UserError
-from pt_app.models.endpoint.budget import Budget, Usage
+from pt_app.models.endpoint.budget import Budget, MoneySpentError, Usage
 from pt_app.models.endpoint.reply import (
     AgainError,
     RefusedError,
@@ -25,13 +27,20 @@ from pt_app.models.endpoint.reply import (
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
-LONGEST_PAUSE = 600.0
+FIRST_WAIT, MAX_WAIT = 0.5, 60.0  # seconds before a retry, doubled each time
+MAX_PAUSE = 600.0  # seconds, where the endpoint asks for a pause
 RETRIED = (408, 409, 425, 429)
+# Options that an endpoint may not take, by the words with which it says so.
+COMPLAINTS = {
+    "max_tokens": ("max_completion_tokens",),
+    "response_format": ("response_format", "json_schema", "schema"),
+    "temperature": ("temperature",),
+}
 Messages = Sequence[Mapping[str, str]]
+Item = TypeVar("Item")
 
 
-class Teacher:
+class Client:
     """One model at one endpoint. Raises UserError where it cannot be asked at all."""
 
     def __init__(
@@ -45,7 +54,6 @@ class Teacher:
         temperature: float = 0.0,
         timeout: float = 60.0,
         retries: int = 6,
-        seed: int = 0,
     ) -> None:
         from openai import AsyncOpenAI
 
@@ -54,13 +62,12 @@ class Teacher:
         if not key and not base_url:
             raise UserError(f"{key_env} is not set: export the endpoint's key under that name")
         self.where = urlsplit(base_url or "https://api.openai.com").hostname or base_url
-        self.model, self.key_env, self.budget = model, key_env, budget
-        self.retries, self._random = retries, random.Random(seed)
-        # Waiting and trying again is done here, where the budgets are known.
+        self.model, self.key_env, self.budget, self.retries = model, key_env, budget, retries
+        # No retries of the library's own: waiting is done here, where the budget is known.
         self._client = AsyncOpenAI(
             base_url=base_url or None, api_key=key or "none", max_retries=0, timeout=timeout
         )
-        # What endpoints may not take, and is then left out: see `_without`.
+        # `_without` drops those that the endpoint does not take.
         self._options: dict[str, Any] = {
             "response_format": "json_schema",
             "max_tokens": max_tokens,
@@ -71,8 +78,8 @@ class Teacher:
     async def ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
         """Get one answer, of a JSON schema or (None) in free text.
 
-        Raises RefusedError where this request is no good, MoneySpentError at the limit, and
-        UserError where the endpoint is down or will not have us.
+        Raises RefusedError where this request cannot be answered, MoneySpentError at the limit,
+        and UserError where the endpoint is down or refuses access.
         """
         # Bytes over two is more than any tokenizer makes of a text, and counts the roles' tokens.
         prompt = sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // 2 + 50
@@ -104,38 +111,36 @@ class Teacher:
     async def _once(
         self, messages: Messages, schema: Mapping[str, Any] | None, estimate: Usage
     ) -> Reply:
+        """Make one request; raises AgainError where another try may help."""
         import openai
 
         sent = dict(self._options)
         if schema is None:
             sent.pop("response_format", None)
         elif "response_format" in sent:
-            sent["response_format"] = _format(schema)
+            judgement = {"name": "judgement", "strict": True, "schema": dict(schema)}
+            sent["response_format"] = {"type": "json_schema", "json_schema": judgement}
+        turns: Any = [{**turn, "content": whole_characters(turn["content"])} for turn in messages]
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[
-                    {"role": one["role"], "content": whole_characters(one["content"])}  # type: ignore[misc]
-                    for one in messages
-                ],
-                **sent,
+                model=self.model, messages=turns, **sent
             )
             body = json.loads(raw.text)
         except openai.APIStatusError as error:
-            said = error.body.get("message") if isinstance(error.body, dict) else None
+            message = error.body.get("message") if isinstance(error.body, dict) else None
+            problem = one_line(message or error.message)
             after = _retry_after(error.response.headers)
-            problem = one_line(said or error.message)
             raise self._status(error.status_code, problem, after, sent) from None
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             cause = error.__cause__ or error
             raise AgainError(
                 f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
             ) from None
-        except ValueError as error:  # a body that is no JSON
+        except ValueError as error:
             raise AgainError(f"an answer that is no JSON ({error})") from None
-        if found := error_of(body):
-            status, problem = found
-            if status < 400:  # no word on whether it is worth asking again
+        if failure := error_of(body):
+            status, problem = failure
+            if status < 400:  # unknown, so another try may help
                 raise AgainError(problem)
             raise self._status(status, problem, None, sent)
         return reply_of(body, estimate)
@@ -143,7 +148,7 @@ class Teacher:
     def _status(
         self, status: int, problem: str, after: float | None, sent: Mapping[str, Any]
     ) -> Exception:
-        """Say what a status means: try again, do without an option, skip the row, or give up."""
+        """Give what a status means: try again, do without an option, skip the row, or give up."""
         if status in RETRIED or status >= 500:
             return AgainError(f"status {status}: {problem}", after)
         if status in (401, 403):
@@ -156,51 +161,81 @@ class Teacher:
                 f"{self.where} knows no model {self.model} at this address (status 404): correct "
                 "--model or --base_url (it usually ends in /v1)"
             )
-        if status == 400 and (less := self._without(problem.casefold(), sent)):
-            return AgainError(f"status 400 about {less}", 0.0)
+        if status == 400 and (option := self._without(problem.casefold(), sent)):
+            return AgainError(f"status 400 about {option}", 0.0)
         return RefusedError(f"status {status}: {problem}")
 
-    def _without(self, said: str, sent: Mapping[str, Any]) -> str:
+    def _without(self, problem: str, sent: Mapping[str, Any]) -> str:
         """Drop the option of a request that a 400 complains of; "" where it is none of them."""
-        complaints = {
-            "max_tokens": ("max_completion_tokens",),
-            "response_format": ("response_format", "json_schema", "schema"),
-            "temperature": ("temperature",),
-        }
-        for name, words in complaints.items():
-            if name in sent and any(word in said for word in words):
-                if name in self._options:  # another request may have dropped it by now
-                    log.warning("%s does not take %s: asking without it", self.where, name)
-                    value = self._options.pop(name)
-                    if name == "max_tokens":
-                        self._options["max_completion_tokens"] = value
-                return name
+        for name, words in COMPLAINTS.items():
+            if name not in sent or not any(word in problem for word in words):
+                continue
+            if name in self._options:  # another request may have dropped it by now
+                log.warning("%s does not take %s: asking without it", self.where, name)
+                value = self._options.pop(name)
+                if name == "max_tokens":
+                    self._options["max_completion_tokens"] = value
+            return name
         return ""
 
-    async def _wait(self, again: "AgainError", attempt: int) -> None:
+    async def _wait(self, again: AgainError, attempt: int) -> None:
         if again.after is not None:
-            self.budget.pause(min(again.after, LONGEST_PAUSE))
+            self.budget.pause(min(again.after, MAX_PAUSE))
             return
         # Full jitter: clients that failed together do not come back together.
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
-        await asyncio.sleep(self._random.uniform(0, longest))
+        await asyncio.sleep(random.uniform(0, min(MAX_WAIT, FIRST_WAIT * 2**attempt)))
+
+
+def ask_all(
+    client: Client,
+    items: Sequence[Item],
+    ask: Callable[[Item], Awaitable[None]],
+    concurrency: int,
+    name: str,
+    progress: bool = True,
+) -> None:
+    """Call `ask` for all items, `concurrency` at a time, with a bar of that name; close the client.
+
+    Where one call raises UserError or MoneySpentError no further one begins; those in flight end,
+    since they are paid for, and the endpoint's error is raised before the money's.
+    """
+    left = iter(items)
+    bar = tqdm(total=len(items), desc=name, unit=" rows", disable=not progress)
+    failed: list[Exception] = []
+
+    async def work() -> None:
+        for item in left:
+            try:
+                await ask(item)
+            except (MoneySpentError, UserError) as error:
+                failed.append(error)
+                client.budget.close()
+                return
+            bar.set_postfix_str(f"${client.budget.spent:.4f}", refresh=False)
+            bar.update()
+
+    async def run() -> None:
+        try:
+            await asyncio.gather(*(work() for _ in range(concurrency)))
+        finally:
+            await client.close()
+
+    with bar:
+        asyncio.run(run())
+    for error in sorted(failed, key=lambda error: isinstance(error, MoneySpentError)):
+        raise error
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an endpoint asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
-    said = headers.get("retry-after")
-    if not said:
+    """Read the seconds that an endpoint asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after")
+    if not value:
         return None
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
         return None
-
-
-def _format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    about = {"name": "judgement", "strict": True, "schema": dict(schema)}
-    return {"type": "json_schema", "json_schema": about}
