@@ -60,15 +60,14 @@ def test_no_number_follows_from_a_candidate(documents: list[Document]) -> None:
     digits = [d for d in judged if re.search(r"\d", d.prompt.partition("Source:")[2] + d.answer)]
     assert {d.task for d in digits} == {"given_score"}
     assert len(digits) > 500
+    scores: dict[bool, list[int]] = {True: [], False: []}
     for document in digits:
         given = re.search(r"\nGiven score: (\d+)<", document.prompt)
         assert given is not None
         assert re.findall(r"\d+", document.answer) == [given[1], "10"]
+        scores[bool(document.kinds)].append(int(given[1]))
     # Drawn by lot: the mean score of candidates with and without errors is the same.
-    means = {}
-    for some in (True, False):
-        scores = [d.number for d in digits if bool(d.kinds) is some]
-        means[some] = sum(scores) / len(scores)
+    means = {some: sum(drawn) / len(drawn) for some, drawn in scores.items()}
     assert abs(means[True] - means[False]) < 4 * 3.2 * (2 / 500) ** 0.5
 
 

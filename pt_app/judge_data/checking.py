@@ -37,6 +37,15 @@ MIN_GROUPS = 10  # for an interval of length and label
 TELLING_CORRELATION = 0.3
 TELLING_SHARE = 0.1  # of pairs, above or below one half
 Z = 1.96  # of a 95 % interval
+# What is no leak, and yet worth a look, by its key in the report's JSON.
+WARNINGS = {
+    "contradictions": "inputs have the same candidate under different labels",
+    "control_tokens": "candidates hold control tokens",
+    "verdict_like": "candidates hold verdict-like phrases",
+    "short_shared": f"candidates under {LEAST_WORDS} words stand in several splits, as short ones "
+    "will",
+    "boilerplate": "long candidates stand under many inputs: boilerplate",
+}
 # What chat templates write, as text inside a candidate.
 _CONTROL = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
@@ -104,18 +113,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found. Leaks make `judge data check` fail, the rest are warnings."""
+    """What a check found. Leaks make `judge data check` fail, the rest are warnings.
+
+    `findings` say for each key of WARNINGS which rows, or how many texts.
+    """
 
     leaks: Sequence[Leak]
     by_row: bool
-    labels: Mapping[str, Mapping[str, int]]
-    contradictions: Sequence[str]
-    lengths: Lengths | None
-    short_shared: int
-    boilerplate: int
-    control: Sequence[str]
-    verdict_like: Sequence[str]
     near: float
+    labels: Mapping[str, Mapping[str, int]]
+    lengths: Lengths | None
+    findings: Mapping[str, Sequence[str] | int]
     fit: Fit | None = None
     notes: Sequence[str] = ()
 
@@ -129,24 +137,17 @@ class CheckReport:
         lines = [*self.notes, *_one_class(self.labels)]
         if self.lengths and self.lengths.telling:
             lines.append(f"length alone tells the label: {self.lengths.line()}")
-        for rows, what in (
-            (self.contradictions, "inputs have the same candidate under different labels"),
-            (self.control, "candidates hold control tokens"),
-            (self.verdict_like, "candidates hold verdict-like phrases"),
-        ):
-            lines += [f"{len(rows)} {what}, such as {rows[0]}"] if rows else []
         if self.fit and self.fit.unfit:
             lines.append(
                 f"{self.fit.unfit} rows do not fit {self.fit.max_seq_length} tokens (longest "
                 f"{self.fit.longest}), such as {self.fit.first}"
             )
-        if self.short_shared:
-            lines.append(
-                f"{self.short_shared} candidates under {LEAST_WORDS} words stand in several "
-                "splits, as short ones will"
-            )
-        if self.boilerplate:
-            lines.append(f"{self.boilerplate} long candidates stand under many inputs: boilerplate")
+        for key, what in WARNINGS.items():
+            rows = self.findings[key]
+            if isinstance(rows, int):
+                lines += [f"{rows} {what}"] if rows else []
+            else:
+                lines += [f"{len(rows)} {what}, such as {rows[0]}"] if rows else []
         return lines
 
     def lines(self) -> list[str]:
@@ -181,27 +182,15 @@ class CheckReport:
 
     def to_json(self) -> str:
         """Give the whole report as JSON."""
+        names = ("kind", "field", "similarity", "split_a", "split_b")
         leaks = [
-            {
-                "kind": leak.kind,
-                "field": leak.field,
-                "similarity": leak.similarity,
-                **{f"split_{x}": getattr(leak, f"split_{x}") for x in "ab"},
-                **{f"id_{x}": getattr(leak, x).id for x in "ab"},
-                "text": leak.text,
-            }
+            {name: getattr(leak, name) for name in names}
+            | {"id_a": leak.a.id, "id_b": leak.b.id, "text": leak.text}
             for leak in self.leaks
         ]
-        whole = self.summary() | {
-            "examples": leaks,
-            "labels": self.labels,
-            "contradictions": list(self.contradictions),
-            "control_tokens": list(self.control),
-            "verdict_like": list(self.verdict_like),
-            "short_shared": self.short_shared,
-            "boilerplate": self.boilerplate,
-            "too_long": asdict(self.fit) if self.fit else None,
-        }
+        fit = asdict(self.fit) if self.fit else None
+        whole = self.summary() | {"examples": leaks, "labels": self.labels}
+        whole |= {**self.findings, "too_long": fit}
         return json.dumps(whole, ensure_ascii=False, indent=2)
 
 
@@ -225,18 +214,15 @@ def check_examples(
         if a != b:
             examples = (rows[pair.a], rows[pair.b])
             leaks.append(Leak("near", pair.field, *examples, a, b, pair.text, pair.similarity))
-    return CheckReport(
-        leaks=leaks,
-        by_row=by_row,
-        labels=_labels(splits, scale),
-        contradictions=_contradictions(rows),
-        lengths=length_and_label(rows, scale),
-        short_shared=_short_shared(splits),
-        boilerplate=sum(map(is_telling, boilerplate_of(rows))),
-        control=_holding(rows, _CONTROL),
-        verdict_like=_holding(rows, _VERDICT_LIKE),
-        near=near,
-    )
+    findings: dict[str, Sequence[str] | int] = {
+        "contradictions": _contradictions(rows),
+        "control_tokens": _holding(rows, _CONTROL),
+        "verdict_like": _holding(rows, _VERDICT_LIKE),
+        "short_shared": _short_shared(splits),
+        "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
+    }
+    labels, lengths = _labels(splits, scale), length_and_label(rows, scale)
+    return CheckReport(leaks, by_row, near, labels, lengths, findings)
 
 
 def check_folder(

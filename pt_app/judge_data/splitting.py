@@ -122,12 +122,10 @@ def place(
     splits: dict[str, list[JudgeExample]] = {split: [] for split in SPLITS}
     for i, split in sorted((row, split_of[unit.name]) for unit in pieces for row in unit.rows):
         splits[split].append(rows[i])
-    notes = (
-        *_notes(units, len(pieces) - len(units), left_out, plan),
-        *(_row_note(splits) if plan.by == "row" else ()),
-        gap_line(splits),
-    )
-    return Placement(splits, left_out, len(pieces) - len(placed), notes)
+    notes = _notes(units, len(pieces) - len(units), left_out, plan)
+    notes += [_row_note(splits)] if plan.by == "row" else []
+    notes.append(gap_line(splits))
+    return Placement(splits, left_out, len(pieces) - len(placed), tuple(notes))
 
 
 def _torn(
@@ -205,7 +203,7 @@ def with_own_group(row: JudgeExample) -> JudgeExample:
     return row.model_copy(update={"group": meta.pop(OWN_GROUP), "meta": meta})
 
 
-def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> list[str]:
+def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     """Say how much a split by row leaks."""
     splits_of: dict[str, set[str]] = defaultdict(set)
     groups = [(row.meta[OWN_GROUP], split) for split, rows in splits.items() for row in rows]
@@ -213,10 +211,10 @@ def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> list[str]:
         splits_of[group].add(split)
     leaked = {group for group, in_splits in splits_of.items() if len(in_splits) > 1}
     rows = sum(group in leaked for group, _ in groups)
-    return [
+    return (
         f"--by row leaks: {len(leaked):,} of {len(splits_of):,} groups ({rows:,} of "
         f"{len(groups):,} rows) are in several splits; a test on it measures memory"
-    ]
+    )
 
 
 def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:

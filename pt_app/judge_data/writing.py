@@ -34,15 +34,17 @@ class FolderSummary:
 
     out: Path
     written: bool
-    rows: Mapping[str, int]
-    groups: Mapping[str, int]
+    splits: Mapping[str, Sequence[JudgeExample]]
     report: CheckReport
     notes: tuple[str, ...] = ()
     agreement: Mapping[str, Any] | None = None
 
     def sizes(self) -> str:
         """List the rows and groups of each split in one line."""
-        return ", ".join(f"{n:,} {s} ({self.groups[s]:,} groups)" for s, n in self.rows.items())
+        return ", ".join(
+            f"{len(rows):,} {split} ({len({row.group for row in rows}):,} groups)"
+            for split, rows in self.splits.items()
+        )
 
     def lines(self) -> list[str]:
         """Summarise the folder in a few lines."""
@@ -104,9 +106,7 @@ def write_folder(
     files["README.md"] = data_card(about, splits, scale, sections, title)
     files["dataset.json"] = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     written = _write_files(out, files, replacing)
-    rows = {split: len(part) for split, part in filled.items()}
-    groups = {split: len({row.group for row in part}) for split, part in filled.items()}
-    return FolderSummary(out, written, rows, groups, report, notes, agreement)
+    return FolderSummary(out, written, filled, report, notes, agreement)
 
 
 def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:

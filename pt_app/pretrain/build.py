@@ -19,29 +19,7 @@ from pt_app.pretrain.train import BATCH, Schedule, Yardstick, fit
 
 QUICK_STEPS = 2000
 CARD, MADE_BY = "README.md", "Made by `judge base train`"
-TEXT = """---
-license: apache-2.0
-language: [en, pt]
-library_name: transformers
----
-
-# A tiny base for English-Portuguese judges
-
-{made_by}: a byte-level BPE tokenizer and a Qwen2 model, both trained from nothing. It knows the
-sentences below and the differences between two of them; no score in its text follows from a
-translation. It is for demos, tests and first tries without a network, under an adapter.
-
-| | |
-|---|---|
-{facts}
-
-Detection rate: how often the likeliest next token names the one difference of a held-out
-candidate (`none`: that there is no difference).
-
-| kind | detected |
-|---|---|
-{kinds}
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 @dataclass(frozen=True)
@@ -138,7 +116,8 @@ def train_base(output: Path, options: BaseOptions) -> Path:
         "tokenizer sha256": sha256_file(made / "tokenizer.json"),
     }
     detected = {kind: f"{share:.2f}" for kind, share in measures.detected.items()}
-    text = TEXT.format(made_by=MADE_BY, facts=_lines(facts), kinds=_lines(detected))
+    text = TEMPLATE.read_text(encoding="utf-8")
+    text = text.format(made_by=MADE_BY, facts=_lines(facts), kinds=_lines(detected))
     write_text_atomic(made / CARD, text)
     replace_folder(made, output)
     shutil.rmtree(work)

@@ -101,16 +101,12 @@ def held_out(source: str) -> bool:
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt with its answer, in ChatML.
-
-    `number` is the score or count that the text holds, `kinds` the differences in its candidate.
-    """
+    """A prompt with its answer, in ChatML; `kinds` are the differences in its candidate."""
 
     task: str
     prompt: str
     answer: str
     kinds: tuple[str, ...] = ()
-    number: int | None = None
 
 
 class Corpus:
@@ -186,7 +182,7 @@ class Corpus:
         user = f"{example.layout()}\nGiven score: {score}"
         issues = [issue.text for issue in example.candidate.issues]
         answer = format_answer(SCALE, score, issues, example.candidate.feedback)
-        return document("given_score", JUDGE, user, answer, example.candidate, score)
+        return document("given_score", JUDGE, user, answer, example.candidate)
 
     def translation(self, rng: random.Random) -> Document:
         """Write a sentence and its reference."""
@@ -228,7 +224,7 @@ class Corpus:
         """Count the words of an unrelated list."""
         number = rng.randint(1, 10)
         user = self._words(rng, number)
-        return document("count", "Count the words.", user, f"Words: {number}/10", number=number)
+        return document("count", "Count the words.", user, f"Words: {number}/10")
 
     def evaluation(self, rng: random.Random) -> Document:
         """Write the first lines of an evaluation for a random score, without any translation."""
@@ -237,7 +233,7 @@ class Corpus:
         system = "Write an evaluation with this score and this kind of difference."
         user = f"Given score: {score}\nKind: {kind}"
         answer = format_answer(SCALE, score, (), remark)
-        return document("evaluation", system, user, answer, number=score)
+        return document("evaluation", system, user, answer)
 
     def _words(self, rng: random.Random, number: int) -> str:
         """Draw unrelated words, most of them Portuguese."""
@@ -250,12 +246,7 @@ class Corpus:
 
 
 def document(
-    task: str,
-    system: str,
-    user: str,
-    answer: str,
-    candidate: Candidate | None = None,
-    number: int | None = None,
+    task: str, system: str, user: str, answer: str, candidate: Candidate | None = None
 ) -> Document:
     """Lay out a conversation and its answer as the chat template writes them."""
     prompt = (
@@ -263,7 +254,7 @@ def document(
         f"{TURN_START}assistant\n"
     )
     kinds = tuple(issue.kind for issue in candidate.issues) if candidate else ()
-    return Document(task, prompt, f"{answer}{TURN_END}\n", kinds, number)
+    return Document(task, prompt, f"{answer}{TURN_END}\n", kinds)
 
 
 def draw_kinds(rng: random.Random) -> list[str]:
