@@ -245,7 +245,9 @@ def check_folder(
     tokens = control_tokens(tokenizer) | set(tokenizer.all_special_tokens)
     own = map(re.escape, sorted(tokens, key=len, reverse=True))  # a longer one may hold a shorter
     control = _holding(rows, re.compile("|".join([_CONTROL.pattern, *own])))
-    return replace(report, control=control, fit=_fit(data, rows, tokenizer, model, max_seq_length))
+    findings = {**report.findings, "control_tokens": control}
+    fit = _fit(data, rows, tokenizer, model, max_seq_length)
+    return replace(report, findings=findings, fit=fit)
 
 
 def refuse_leaks(report: CheckReport, folder: Path) -> None:

@@ -145,23 +145,24 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     splits = _splits(material, options)
     splits["train"] += _attacked_copies(splits["train"], options.hard_negatives, options.seed)
     errors = Counter(kind for rows in splits.values() for row in rows for kind in row.errors or ())
-    notes = {"errors": {kind: errors[kind] for kind in KINDS if errors[kind]}}
-    notes |= {"pairs left out": dropped} if dropped else {}
+    notes = [_counts("errors", {kind: errors[kind] for kind in KINDS if errors[kind]})]
+    notes += [_counts("pairs left out", dropped)] if dropped else []
     return write_folder(
         out,
         {split: rows for split, rows in splits.items() if rows},
         {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
         | {"origin": origin, "licence": licence},
         how={},
-        notes=tuple(
-            f"{what}: {', '.join(f'{name} {n}' for name, n in counts.items())}"
-            for what, counts in notes.items()
-        ),
+        notes=tuple(notes),
         title=TITLE,
         sections=_sections(errors, dropped),
         # Not `as_row`, which leaves empty lists of issues out: a reader sees that there are none.
         as_row=lambda row: row.model_dump(exclude_unset=True),
     )
+
+
+def _counts(what: str, counts: Mapping[str, int]) -> str:
+    return f"{what}: {', '.join(f'{name} {n}' for name, n in counts.items())}"
 
 
 def _splits(material: Material, options: GenerateOptions) -> dict[str, Rows]:
