@@ -32,11 +32,11 @@ def build(out: Path, rows: list[JudgeExample] | None = None, **flags: Any) -> An
     append = flags.pop("append", False)
     card = CARD | flags.pop("card", {})
     plan = SplitPlan(**flags)
-    return build_folder(out, rows or examples(), card, plan, append=append, progress=False)
+    return build_folder(out, rows or examples(), card, plan, append=append)
 
 
 def split(folder: Path, **flags: Any) -> Any:
-    return split_folder(folder, SplitPlan(**flags), progress=False)
+    return split_folder(folder, SplitPlan(**flags))
 
 
 def card_of(folder: Path) -> dict[str, Any]:

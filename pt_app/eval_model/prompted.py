@@ -15,7 +15,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
 from pt_app.evidence.results import JudgeRows
 from pt_app.models.endpoint.budget import Budget, MoneySpentError
-from pt_app.models.endpoint.client import Client, ask_all
+from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Journal
 from pt_app.models.endpoint.reply import RefusedError, answer_part
 from pt_app.scoring.scorer import Scored
@@ -127,7 +127,7 @@ def _answers(
                 key_env=endpoint.key_env,
                 max_tokens=endpoint.max_tokens,
             )
-            ask_all(client, waiting, ask, endpoint.concurrency, "verdicts")
+            client.ask_all(waiting, ask, endpoint.concurrency, "verdicts")
     except MoneySpentError as error:
         raise UserError(
             f"stopped at --max_cost {budget.max_cost:g}: {len(done)} of {len(questions)} rows "

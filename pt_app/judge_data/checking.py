@@ -195,12 +195,7 @@ class CheckReport:
 
 
 def check_examples(
-    splits: Splits,
-    scale: Scale,
-    *,
-    near: float = NEAR,
-    by_row: bool = False,
-    progress: bool = False,
+    splits: Splits, scale: Scale, *, near: float = NEAR, by_row: bool = False
 ) -> CheckReport:
     """Check rows in their splits; docs/DATA.md lists what is looked for.
 
@@ -209,7 +204,7 @@ def check_examples(
     rows = [example for examples in splits.values() for example in examples]
     split_of = [split for split, examples in splits.items() for _ in examples]
     leaks = find_leaks(splits)
-    for pair in near_pairs(rows, near, progress):
+    for pair in near_pairs(rows, near):
         a, b = split_of[pair.a], split_of[pair.b]
         if a != b:
             examples = (rows[pair.a], rows[pair.b])
@@ -236,7 +231,7 @@ def check_folder(
     splits = {"train": data.train, "val": data.val, "test": data.test}
     splits = {split: examples for split, examples in splits.items() if examples}
     by_row = data.card.split.get("by") == "row"
-    report = check_examples(splits, data.scale, near=near, by_row=by_row, progress=True)
+    report = check_examples(splits, data.scale, near=near, by_row=by_row)
     report = replace(report, notes=data.notes)
     if not model:
         return report

@@ -49,9 +49,7 @@ class NearPair:
     similarity: float
 
 
-def near_edges(
-    keys: Sequence[str], near: float, progress: bool = False, what: str = "texts"
-) -> Iterator[Edge]:
+def near_edges(keys: Sequence[str], near: float, what: str = "texts") -> Iterator[Edge]:
     """Yield pairs of near duplicates among different normalised texts, with their similarity.
 
     The pairs are the edges of a forest: each one joins two clusters, so every text ends up in the
@@ -67,9 +65,7 @@ def near_edges(
     index = MinHashLSH(num_perm=BANDS * HASHES, params=(BANDS, HASHES))
     clusters = DisjointSet(range(len(keys)))
     indexed = Counter[int]()  # by the root of a cluster
-    for i, key in enumerate(
-        tqdm(keys, desc=f"near duplicates: {what}", disable=not progress, delay=2)
-    ):
+    for i, key in enumerate(tqdm(keys, desc=f"near duplicates: {what}", delay=2)):
         words = words_of(key)
         if len(words) < min_words:
             continue
@@ -101,9 +97,7 @@ def _signature(words: Sequence[str], empty: Callable[[], Any]) -> Any:
     return signature
 
 
-def near_pairs(
-    examples: Sequence[JudgeExample], near: float = NEAR, progress: bool = False
-) -> list[NearPair]:
+def near_pairs(examples: Sequence[JudgeExample], near: float = NEAR) -> list[NearPair]:
     """Find rows whose inputs, or whose long candidates, are near duplicates but not equal.
 
     Candidates whose cluster occurs with more than MAX_INPUTS inputs are boilerplate, and left
@@ -115,7 +109,7 @@ def near_pairs(
     for field in FIELDS:
         rows = _rows_by_text(examples, field)
         keys = sorted(rows)  # so that the pairs do not depend on the order of the rows
-        edges = list(near_edges(keys, near, progress, f"{field}s"))
+        edges = list(near_edges(keys, near, f"{field}s"))
         if field == "candidate":
             edges = _without_boilerplate(edges, [rows[key] for key in keys], examples)
         pairs += [
@@ -148,9 +142,7 @@ def _without_boilerplate(
     return [edge for edge in edges if len(inputs[clusters[edge[0]]]) <= MAX_INPUTS]
 
 
-def links(
-    examples: Sequence[JudgeExample], near: float = NEAR, progress: bool = False
-) -> list[tuple[int, int]]:
+def links(examples: Sequence[JudgeExample], near: float = NEAR) -> list[tuple[int, int]]:
     """List pairs of rows that must be in one split, since a check would call them a leak.
 
     They share an input or a long candidate, exactly or but for case, accents, punctuation or a few
@@ -162,4 +154,4 @@ def links(
         for key, (first, *others) in _rows_by_text(examples, field).items():
             if field == "source" or key not in boilerplate:
                 pairs += [(first, row) for row in others if row != first]
-    return pairs + [(pair.a, pair.b) for pair in near_pairs(examples, near, progress)]
+    return pairs + [(pair.a, pair.b) for pair in near_pairs(examples, near)]

@@ -65,7 +65,6 @@ def build_folder(
     plan: SplitPlan,
     *,
     append: bool = False,
-    progress: bool = True,
 ) -> FolderSummary:
     """Split the examples, check them, and write the folder; with `append` beside its own rows.
 
@@ -83,13 +82,11 @@ def build_folder(
         _check_by(out, places, card, plan)
     rows = [*old, *(_named(e, len(old) + i) for i, e in enumerate(examples, start=1))]
     check_ids(rows)
-    placement = place(rows, plan, places, len(old), progress)
+    placement = place(rows, plan, places, len(old))
     return _write(out, placement, card, plan, notes, replacing=append)
 
 
-def split_folder(
-    folder: Path, plan: SplitPlan, progress: bool = True
-) -> FolderSummary | FoldsSummary:
+def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
     """Split a folder's rows again; groups that its splits.json names stay, unless `plan.anew`.
 
     With `plan.folds` the folder stays as it is, and `folds/1` and up are written below it. Raises
@@ -103,10 +100,10 @@ def split_folder(
     if not rows:
         raise UserError(f"{folder} holds no rows: name a folder with judge_train.json")
     if plan.folds:
-        return _write_folds(folder, rows, card, plan, progress)
+        return _write_folds(folder, rows, card, plan)
     places = {} if plan.anew else read_places(folder)
     _check_by(folder, places, card, plan)
-    placement = place(rows, plan, places, len(rows), progress)
+    placement = place(rows, plan, places, len(rows))
     if placement.left_out:
         row = placement.left_out[0]
         raise UserError(
@@ -219,11 +216,7 @@ def _write(
 
 
 def _write_folds(
-    folder: Path,
-    rows: Sequence[JudgeExample],
-    card: Mapping[str, Any],
-    plan: SplitPlan,
-    progress: bool,
+    folder: Path, rows: Sequence[JudgeExample], card: Mapping[str, Any], plan: SplitPlan
 ) -> FoldsSummary:
     """Write `folder`/folds/1 and up: a fold is the test part, all other rows the training part.
 
@@ -236,7 +229,7 @@ def _write_folds(
     if foreign or out.is_file():
         raise UserError(f"{foreign[0] if foreign else out} is no fold: move it away first")
     rows = [with_own_group(row) for row in rows]
-    units = units_of(rows, links(rows, plan.near, progress))
+    units = units_of(rows, links(rows, plan.near))
     names = [str(fold) for fold in range(1, plan.folds + 1)]
     fold_of_unit = place_units(units, strata_of(rows), dict.fromkeys(names, 1.0), plan.seed)
     fold_of = {row: fold_of_unit[unit.name] for unit in units for row in unit.rows}

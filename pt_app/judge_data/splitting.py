@@ -94,7 +94,6 @@ def place(
     plan: SplitPlan,
     places: Mapping[str, str] | None = None,
     old: int = 0,
-    progress: bool = False,
 ) -> Placement:
     """Give each row its split.
 
@@ -107,7 +106,7 @@ def place(
     rows = [_alone(row) if plan.by == "row" else with_own_group(row) for row in examples]
     left_out: list[JudgeExample] = []
     while True:
-        units = units_of(rows, () if plan.by == "row" else links(rows, plan.near, progress))
+        units = units_of(rows, () if plan.by == "row" else links(rows, plan.near))
         torn = {row for unit in units for row in _torn(rows, unit, places, old, plan.into)}
         if not torn:
             break

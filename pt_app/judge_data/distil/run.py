@@ -29,7 +29,7 @@ from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES, FolderSummary
 from pt_app.models.endpoint.budget import Budget, MoneySpentError, Usage
-from pt_app.models.endpoint.client import Client, ask_all
+from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Entry, Journal
 from pt_app.models.endpoint.reply import RefusedError
 
@@ -141,7 +141,7 @@ def distil(
             "set_aside": aside,
         },
     }
-    folder = build_folder(out, examples, card, plan, progress=progress)
+    folder = build_folder(out, examples, card, plan)
     answered = len(questions) - sum(aside.values())
     return DistilSummary(len(questions), answered, aside, usage, spent, folder)
 
@@ -175,7 +175,7 @@ class _Run:
             await self._answer(client, question)
 
         try:
-            ask_all(client, [*waiting.values()], answer, options.concurrency, "distil", progress)
+            client.ask_all([*waiting.values()], answer, options.concurrency, "distil", progress)
         except MoneySpentError as error:
             raise UserError(
                 f"stopped at --max_cost {options.max_cost:g}: {len(self.done)} of "

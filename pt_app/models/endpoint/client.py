@@ -85,7 +85,8 @@ class Client:
         # Bytes over two is more than any tokenizer makes of a text, and counts the roles' tokens.
         prompt = sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // 2 + 50
         estimate = Usage(prompt, self._max_tokens)
-        for attempt in range(self.retries + 1):
+        attempt = 0
+        while True:
             entry = await self.budget.acquire(estimate)
             usage: Usage | None = None
             try:
@@ -103,11 +104,44 @@ class Client:
                 await self._wait(again, attempt)
             finally:
                 self.budget.settle(entry, estimate, usage)
-        raise AssertionError("the last attempt returns or raises")
+            attempt += 1
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
+    def ask_all(
+        self,
+        items: Sequence[Item],
+        ask: Callable[[Item], Awaitable[None]],
+        concurrency: int,
+        name: str,
+        progress: bool = True,
+    ) -> None:
+        """Call `ask` for all items, `concurrency` at a time, with a bar of that name; then close.
+
+        Where one call raises UserError or MoneySpentError no further one begins; those in flight
+        end, since they are paid for, and the endpoint's error is raised before the money's.
+        """
+        left = iter(items)
+        bar = tqdm(total=len(items), desc=name, unit=" rows", disable=not progress)
+        failed: list[Exception] = []
+
+        async def work() -> None:
+            for item in left:
+                try:
+                    await ask(item)
+                except (MoneySpentError, UserError) as error:
+                    failed.append(error)
+                    self.budget.close()
+                    return
+                bar.set_postfix_str(f"${self.budget.spent:.4f}", refresh=False)
+                bar.update()
+
+        async def run() -> None:
+            async with self._client:
+                await asyncio.gather(*(work() for _ in range(concurrency)))
+
+        with bar:
+            asyncio.run(run())
+        for error in sorted(failed, key=lambda error: isinstance(error, MoneySpentError)):
+            raise error
 
     async def _once(
         self, messages: Messages, schema: Mapping[str, Any] | None, estimate: Usage
@@ -185,46 +219,6 @@ class Client:
             return
         # Full jitter: clients that failed together do not come back together.
         await asyncio.sleep(random.uniform(0, min(MAX_WAIT, FIRST_WAIT * 2**attempt)))
-
-
-def ask_all(
-    client: Client,
-    items: Sequence[Item],
-    ask: Callable[[Item], Awaitable[None]],
-    concurrency: int,
-    name: str,
-    progress: bool = True,
-) -> None:
-    """Call `ask` for all items, `concurrency` at a time, with a bar of that name; close the client.
-
-    Where one call raises UserError or MoneySpentError no further one begins; those in flight end,
-    since they are paid for, and the endpoint's error is raised before the money's.
-    """
-    left = iter(items)
-    bar = tqdm(total=len(items), desc=name, unit=" rows", disable=not progress)
-    failed: list[Exception] = []
-
-    async def work() -> None:
-        for item in left:
-            try:
-                await ask(item)
-            except (MoneySpentError, UserError) as error:
-                failed.append(error)
-                client.budget.close()
-                return
-            bar.set_postfix_str(f"${client.budget.spent:.4f}", refresh=False)
-            bar.update()
-
-    async def run() -> None:
-        try:
-            await asyncio.gather(*(work() for _ in range(concurrency)))
-        finally:
-            await client.close()
-
-    with bar:
-        asyncio.run(run())
-    for error in sorted(failed, key=lambda error: isinstance(error, MoneySpentError)):
-        raise error
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
