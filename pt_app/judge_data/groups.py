@@ -78,12 +78,13 @@ def place_units(
     """Choose a split for each unit, so that the splits' label counts come near their shares.
 
     The largest units go first, units of one size in the seed's order, each to the split that is
-    most short of rows and of the unit's labels (chi-square of counts against shares). `placed`
-    units stay. Neither the order of the units nor that of their rows matters. Returns the split of
-    each unit's name. Raises UserError for fewer units than splits, unless some are placed.
+    most short of rows and of the unit's labels (chi-square of counts against `shares`, which are
+    above 0). `placed` units stay. Neither the order of the units nor that of their rows matters.
+    Returns the split of each unit's name. Raises UserError for fewer units than splits, unless
+    some are placed.
     """
     placed = placed or {}
-    names = _wanted(shares)
+    names = list(shares)
     if not placed and len(units) < len(names):
         raise _too_few(len(units), names)
     counts: dict[str, Counter[int]] = defaultdict(Counter)
@@ -114,10 +115,6 @@ def _counts(rows: Iterable[int], strata: Sequence[int]) -> Counter[int]:
     return counts
 
 
-def _wanted(shares: Mapping[str, float]) -> list[str]:
-    return [name for name, share in shares.items() if share > 0]
-
-
 def _too_few(units: int, names: Sequence[str], what: str = "groups") -> UserError:
     shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
     return UserError(
@@ -128,12 +125,11 @@ def _too_few(units: int, names: Sequence[str], what: str = "groups") -> UserErro
 
 def _targets(strata: Sequence[int], shares: Mapping[str, float]) -> dict[str, dict[int, float]]:
     """Give the expected count of each stratum in each split."""
-    names = _wanted(shares)
-    total = sum(shares[name] for name in names)
+    total = sum(shares.values())
     counts = _counts(range(len(strata)), strata)
     return {
-        name: {s: max(n * (shares[name] / total), MIN_TARGET) for s, n in counts.items()}
-        for name in names
+        name: {s: max(n * (share / total), MIN_TARGET) for s, n in counts.items()}
+        for name, share in shares.items()
     }
 
 
@@ -161,14 +157,14 @@ def place_by_time(
     """
     times = _times(examples)
     newest = {unit.name: max(times[row] for row in unit.rows) for unit in units}
-    names = _wanted(shares)
     if not placed:
         return _cut(units, newest, shares)
+    *earlier, last = shares
     until: dict[str, float] = defaultdict(lambda: -math.inf)
     for name, split in placed.items():
         until[split] = max(until[split], newest[name])
     return {
-        name: placed.get(name) or next((s for s in names[:-1] if time <= until[s]), names[-1])
+        name: placed.get(name) or next((s for s in earlier if time <= until[s]), last)
         for name, time in newest.items()
     }
 
@@ -177,13 +173,13 @@ def _cut(
     units: Sequence[Unit], newest: Mapping[str, float], shares: Mapping[str, float]
 ) -> dict[str, str]:
     """Cut the ordered times where the shares of the rows end; every split gets a time."""
-    names = _wanted(shares)
+    names = list(shares)
     rows: Counter[float] = Counter()
     for unit in units:
         rows[newest[unit.name]] += len(unit.rows)
     if len(rows) < len(names):
         raise _too_few(len(rows), names, "times")
-    total, row_count = sum(shares[name] for name in names), rows.total()
+    total, row_count = sum(shares.values()), rows.total()
     split_at: dict[float, str] = {}
     at, before = 0, 0
     for i, time in enumerate(sorted(rows)):

@@ -62,10 +62,11 @@ class SplitPlan:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each split, train first; all of it for `into`."""
+        """The share of each split that has one, train first; all of it for `into`."""
         if self.into:
             return {self.into: 1.0}
-        return dict(zip(SPLITS, self._numbers(), strict=True))
+        shares = zip(SPLITS, self._numbers(), strict=True)
+        return {split: share for split, share in shares if share}
 
     def about(self) -> dict[str, object]:
         """Describe in dataset.json how the rows were split."""

@@ -19,25 +19,21 @@ PARAPHRASE = "paraphrase"
 class ErrorKind:
     """A kind of error: what it costs on the scale of 0 to 10, and how feedback names it."""
 
-    name: str
     penalty: int
     remark: str
 
 
-KINDS: dict[str, ErrorKind] = {
-    kind.name: kind
-    for kind in (
-        ErrorKind("wrong_word", 5, "a word has another meaning"),
-        ErrorKind("omission", 4, "something is left out"),
-        ErrorKind("untranslated", 3, "a word stays in English"),
-        ErrorKind("tense", 3, "the tense is wrong"),
-        ErrorKind("addition", 3, "something is added"),
-        ErrorKind("article", 2, "an article is missing"),
-        ErrorKind("gender", 2, "the gender is wrong"),
-        ErrorKind("number", 2, "the number is wrong"),
-        ErrorKind("diacritic", 1, "an accent is missing"),
-        ErrorKind(PARAPHRASE, 0, "another wording"),
-    )
+KINDS = {
+    "wrong_word": ErrorKind(5, "a word has another meaning"),
+    "omission": ErrorKind(4, "something is left out"),
+    "untranslated": ErrorKind(3, "a word stays in English"),
+    "tense": ErrorKind(3, "the tense is wrong"),
+    "addition": ErrorKind(3, "something is added"),
+    "article": ErrorKind(2, "an article is missing"),
+    "gender": ErrorKind(2, "the gender is wrong"),
+    "number": ErrorKind(2, "the number is wrong"),
+    "diacritic": ErrorKind(1, "an accent is missing"),
+    PARAPHRASE: ErrorKind(0, "another wording"),
 }
 ERRORS: tuple[str, ...] = tuple(name for name in KINDS if name != PARAPHRASE)
 

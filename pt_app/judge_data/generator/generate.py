@@ -289,7 +289,7 @@ def _attacked_copies(rows: Rows, share: float, seed: int) -> Rows:
 
 def _sections(errors: Mapping[str, int], dropped: Mapping[str, int]) -> list[str]:
     """Say in the README what was put into the candidates, and what of a corpus was left out."""
-    kinds = [[k.name, k.penalty, errors[k.name]] for k in KINDS.values() if errors[k.name]]
+    kinds = [[name, kind.penalty, errors[name]] for name, kind in KINDS.items() if errors[name]]
     parts = [ABOUT, table(["kind", "penalty", "rows with it"], kinds)]
     if dropped:
         parts.append(table(["pairs of the corpus left out", "n"], list(dropped.items())))
