@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Any
 
 from scipy.cluster.hierarchy import DisjointSet
 
@@ -157,30 +158,31 @@ def place_by_time(
     """
     times = _times(examples)
     newest = {unit.name: max(times[row] for row in unit.rows) for unit in units}
-    if not placed:
-        return _cut(units, newest, shares)
-    *earlier, last = shares
     until: dict[str, float] = defaultdict(lambda: -math.inf)
     for name, split in placed.items():
         until[split] = max(until[split], newest[name])
+    if not placed:
+        rows: Counter[float] = Counter()
+        for unit in units:
+            rows[newest[unit.name]] += len(unit.rows)
+        until = _cut(rows, shares)
+    *earlier, last = shares
     return {
         name: placed.get(name) or next((s for s in earlier if time <= until[s]), last)
         for name, time in newest.items()
     }
 
 
-def _cut(
-    units: Sequence[Unit], newest: Mapping[str, float], shares: Mapping[str, float]
-) -> dict[str, str]:
-    """Cut the ordered times where the shares of the rows end; every split gets a time."""
+def _cut(rows: Counter[float], shares: Mapping[str, float]) -> dict[str, float]:
+    """Cut the times, of so many `rows` each, where the shares end; every split gets a time.
+
+    Returns the newest time of each split.
+    """
     names = list(shares)
-    rows: Counter[float] = Counter()
-    for unit in units:
-        rows[newest[unit.name]] += len(unit.rows)
     if len(rows) < len(names):
         raise _too_few(len(rows), names, "times")
     total, row_count = sum(shares.values()), rows.total()
-    split_at: dict[float, str] = {}
+    until: dict[str, float] = {}
     at, before = 0, 0
     for i, time in enumerate(sorted(rows)):
         end = sum(shares[name] for name in names[: at + 1]) / total * row_count
@@ -188,18 +190,18 @@ def _cut(
         last_chance = len(rows) - i < len(names) - at  # as many times are left as splits
         if i and at < len(names) - 1 and (past or last_chance):
             at += 1
-        split_at[time] = names[at]
+        until[names[at]] = time
         before += rows[time]
-    return {unit.name: split_at[newest[unit.name]] for unit in units}
+    return until
 
 
 def _times(examples: Sequence[JudgeExample]) -> list[float]:
-    """Read `meta.time` of every row: numbers as they are, dates as seconds, UTC without a zone."""
+    """Read `meta.time` of every row: all are numbers, or all are dates, as the first one is."""
     times: list[float] = []
-    numeric = bool(examples) and _number(examples[0].meta.get("time")) is not None
+    numeric = bool(examples) and _time(examples[0].meta.get("time"), numeric=True) is not None
     for example in examples:
         value = example.meta.get("time")
-        time = _number(value) if numeric else _date(value)
+        time = _time(value, numeric)
         if time is None:
             kind = "number, as the first row's is" if numeric else "date"
             raise UserError(
@@ -211,17 +213,12 @@ def _times(examples: Sequence[JudgeExample]) -> list[float]:
     return times
 
 
-def _number(time: object) -> float | None:
+def _time(value: Any, numeric: bool) -> float | None:
+    """Read a number as it is, or a date as seconds, in UTC if it has no zone; else give None."""
     try:
-        number = float(time)  # type: ignore[arg-type]
+        if numeric:
+            return float(value) if math.isfinite(float(value)) else None
+        date = datetime.fromisoformat(str(value).strip())
     except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _date(time: object) -> float | None:
-    try:
-        date = datetime.fromisoformat(str(time).strip())
-    except ValueError:
         return None
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

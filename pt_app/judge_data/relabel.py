@@ -114,10 +114,9 @@ def _agreement(again: Again, scale: Scale) -> dict[str, Any]:
     second = [verdict for _, verdict in again]
     sample = Resampler([row.group for row, _ in again])
     metrics = summarise(first, second, second, sample, scale)["metrics"]
-    exact = "exact" if scale.task == "score" else "accuracy"
-    names = {"exact": exact, "kappa": "kappa"}
-    names |= {"kappa_quadratic": "kappa_quadratic"} if scale.task == "score" else {}
-    return {name: metrics[metric] for name, metric in names.items()}
+    if scale.task != "score":
+        return {"exact": metrics["accuracy"], "kappa": metrics["kappa"]}
+    return {name: metrics[name] for name in ("exact", "kappa", "kappa_quadratic")}
 
 
 def _texts(row: JudgeExample) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Ask a teacher about every row of a file, and make a dataset folder of its answers."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -157,36 +157,37 @@ class _Run:
         limits = options.picked("rpm", "tpm", "price_in", "price_out", "max_cost")
         self.budget = Budget(**limits)
         self.budget.spent = self.spent()
-        self.done: dict[str, Entry] = {}
-        self.malformed: dict[str, list[Entry]] = {}
+        self.entries: dict[str, list[Entry]] = defaultdict(list)
         for entry in journal.entries:
-            self._note(entry)
+            self.entries[entry["key"]].append(entry)
 
     def ask(self, progress: bool) -> None:
         """Ask what the journal does not answer yet."""
-        waiting = {q.key: q for q in self.questions if q.key not in self.done}
+        waiting = {q.key: q for q in self.questions if not self._answer_to(q)}
         if not waiting:
             return
         options = self.options
         names = ("base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
         client = Client(options.model, self.budget, **options.picked(*names))
 
-        async def answer(question: _Question) -> None:
-            await self._answer(client, question)
+        async def ask(question: _Question) -> None:
+            await self._ask(client, question)
 
         try:
-            client.ask_all([*waiting.values()], answer, options.concurrency, "distil", progress)
+            client.ask_all([*waiting.values()], ask, options.concurrency, "distil", progress)
         except MoneySpentError as error:
+            answered = sum(self._answer_to(question) is not None for question in self.questions)
             raise UserError(
-                f"stopped at --max_cost {options.max_cost:g}: {len(self.done)} of "
+                f"stopped at --max_cost {options.max_cost:g}: {answered} of "
                 f"{len(self.questions)} rows answered for ${self.budget.spent:.4f}: the journal "
                 "keeps them; resume with the same command and a higher --max_cost"
             ) from error
 
-    async def _answer(self, client: Client, question: _Question) -> None:
+    async def _ask(self, client: Client, question: _Question) -> None:
         """Ask until the answer can be used, at most TRIES times over all runs."""
         schema = schema_for(self.scale, self.options.write)
-        while len(tried := self.malformed.get(question.key, [])) < TRIES:
+        tried = self.entries[question.key]
+        while len(tried) < TRIES:
             messages = question.messages
             if tried:
                 messages = asked_again(messages, tried[-1]["text"], tried[-1]["reason"])
@@ -210,30 +211,27 @@ class _Run:
 
     def _keep(self, entry: Entry) -> None:
         self.journal.append(entry)
-        self._note(entry)
+        self.entries[entry["key"]].append(entry)
 
-    def _note(self, entry: Entry) -> None:
-        """Count an entry of the journal; a malformed answer is final after TRIES of them."""
-        key = entry["key"]
-        if entry["status"] == "malformed":
-            tried = self.malformed.setdefault(key, [])
-            tried.append(entry)
-            if len(tried) < TRIES:
-                return
-        self.done[key] = entry
+    def _answer_to(self, question: _Question) -> Entry | None:
+        """Give the last answer to a question; a malformed one only after TRIES of them."""
+        entries = self.entries[question.key]
+        if not entries or (entries[-1]["status"] == "malformed" and len(entries) < TRIES):
+            return None
+        return entries[-1]
 
     def _stop_if_all_refused(self) -> None:
-        statuses = Counter(entry["status"] for entry in self.done.values())
-        if statuses["refused"] >= REFUSED_AT_FIRST and len(statuses) == 1:
-            reason = next(iter(self.done.values()))["reason"]
+        refused = [e for e in self.journal.entries if e["status"] == "refused"]
+        if len(refused) == len(self.journal.entries) >= REFUSED_AT_FIRST:
+            reason = refused[0]["reason"]
             raise UserError(f"the endpoint refuses every request ({reason}): correct the settings")
 
     def examples(self) -> list[JudgeExample]:
         """Make examples of all answers that can be used, in the file's order."""
         examples = []
         for question in self.questions:
-            entry = self.done.get(question.key, {})
-            if entry.get("status") != "ok":
+            entry = self._answer_to(question)
+            if entry is None or entry["status"] != "ok":
                 continue
             for row in read_answer(entry["text"], question.row, self.scale, self.options.write):
                 example = example_of(row, question.place, self.scale)
@@ -252,7 +250,7 @@ class _Run:
 
     def set_aside(self) -> dict[str, int]:
         """Count by reason the rows without a usable answer."""
-        entries = (self.done.get(question.key) for question in self.questions)
+        entries = map(self._answer_to, self.questions)
         return dict(Counter(e["reason"] for e in entries if e and e["status"] != "ok"))
 
 
