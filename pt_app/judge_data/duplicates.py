@@ -16,14 +16,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from tqdm import tqdm
 
 from pt_app.core.errors import UserError
-from pt_app.core.leaks import (
-    MAX_INPUTS,
-    Field,
-    boilerplate_of,
-    input_text,
-    is_telling,
-    texts_of,
-)
+from pt_app.core.leaks import MAX_INPUTS, Field, boilerplate_of, input_text, is_telling, texts_of
 from pt_app.core.records import JudgeExample
 from pt_app.core.words import normalised, words_of
 

@@ -10,14 +10,7 @@ from pt_app.core.dataset import SPLITS
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.judge_data.duplicates import NEAR, links
-from pt_app.judge_data.groups import (
-    Unit,
-    place_by_time,
-    place_units,
-    strata_of,
-    unit_of,
-    units_of,
-)
+from pt_app.judge_data.groups import Unit, place_by_time, place_units, strata_of, unit_of, units_of
 
 By = Literal["group", "time", "row"]
 MAX_FOLDS = 100
@@ -129,11 +122,7 @@ def place(
 
 
 def _torn(
-    rows: Sequence[JudgeExample],
-    unit: Unit,
-    places: Mapping[str, str],
-    old: int,
-    into: str | None,
+    rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str], old: int, into: str | None
 ) -> list[int]:
     """List the new rows of a unit that would have to be in two splits."""
     new = [row for row in unit.rows if row >= old or rows[row].group not in places]
@@ -154,10 +143,7 @@ def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str])
 
 
 def _split_of(
-    units: Sequence[Unit],
-    rows: Sequence[JudgeExample],
-    plan: SplitPlan,
-    placed: Mapping[str, str],
+    units: Sequence[Unit], rows: Sequence[JudgeExample], plan: SplitPlan, placed: Mapping[str, str]
 ) -> dict[str, str]:
     """Choose the split of each unit, by its name."""
     if plan.into:

@@ -126,11 +126,7 @@ def content(word: str) -> bool:
 
 
 def corrupt_text(
-    source: str,
-    reference: str,
-    kinds: Sequence[str],
-    vocabulary: Vocabulary,
-    rng: random.Random,
+    source: str, reference: str, kinds: Sequence[str], vocabulary: Vocabulary, rng: random.Random
 ) -> Candidate:
     """Put one error of each of these kinds into a translation, as `errors.corrupt` does it.
 
