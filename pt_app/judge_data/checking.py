@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pt_app.core.chat_templates import control_tokens
-from pt_app.core.dataset import JudgeData, read_dataset
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
 from pt_app.core.leaks import (
@@ -27,6 +27,10 @@ from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs
+from pt_app.judge_data.preview import encoder_of
+
+if TYPE_CHECKING:
+    from pt_app.core.prompts import PromptEncoder
 
 Splits = Mapping[str, Sequence[JudgeExample]]
 EXAMPLES = 5
@@ -235,14 +239,13 @@ def check_folder(
     report = replace(report, notes=data.notes)
     if not model:
         return report
-    tokenizer = _tokenizer(model)
+    encoder = encoder_of(data.card, data.scale, model, max_seq_length)
     rows = [example for examples in splits.values() for example in examples]
-    tokens = control_tokens(tokenizer) | set(tokenizer.all_special_tokens)
+    tokens = control_tokens(encoder.tokenizer) | set(encoder.tokenizer.all_special_tokens)
     own = map(re.escape, sorted(tokens, key=len, reverse=True))  # a longer one may hold a shorter
     control = _holding(rows, re.compile("|".join([_CONTROL.pattern, *own])))
     findings = {**report.findings, "control_tokens": control}
-    fit = _fit(data, rows, tokenizer, model, max_seq_length)
-    return replace(report, findings=findings, fit=fit)
+    return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 
 
 def refuse_leaks(report: CheckReport, folder: Path) -> None:
@@ -347,28 +350,12 @@ def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str
     return holding
 
 
-def _tokenizer(model: str) -> Any:
-    from transformers.utils import logging
-
-    from pt_app.models import bases
-
-    logging.set_verbosity_error()  # the tokenizer warns of long rows, which the report counts
-    return bases.load_tokenizer(bases.resolve_tokenizer(model))
-
-
-def _fit(
-    data: JudgeData, rows: Sequence[JudgeExample], tokenizer: Any, model: str, max_seq_length: int
-) -> Fit:
+def _fit(rows: Sequence[JudgeExample], encoder: "PromptEncoder", model: str) -> Fit:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
-    from pt_app.core.prompt_templates import Template
-    from pt_app.core.prompts import PromptEncoder
-
-    template = Template.load(data.card.template, data.card.rubric)
-    encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)
     _, cuts = encoder.encode(rows, on_unfit="status")
     return Fit(
         model,
-        max_seq_length,
+        encoder.max_seq_length,
         longest=cuts.longest,
         cut=cuts.rows_cut,
         tokens_cut=cuts.tokens_cut,

@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_rows
 from pt_app.core.errors import UserError
-from pt_app.core.formatting import visible
+from pt_app.core.orders import both_orders
 from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
+from pt_app.core.wording import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -40,7 +43,10 @@ def preview(
 
     if n < 1:
         raise UserError(f"-n {n} shows no row: ask for 1 or more")
-    rows, encoder = _prepare(folder, model, split, max_seq_length)
+    card = read_card(folder)
+    rows = _rows_of(folder, card, split)
+    scale = card_scale(card, folder / "dataset.json")
+    encoder = encoder_of(card, scale, model, max_seq_length)
     console = Console(highlight=False)
     marked = console.color_system is None or console.no_color
     supervised = ("⟦supervised⟧" if marked else "supervised", SUPERVISED)
@@ -58,16 +64,22 @@ def preview(
             console.print(line, style=PROMPT, markup=False, soft_wrap=True)
 
 
-def _prepare(
-    folder: Path, model: str, split: str, max_seq_length: int
-) -> tuple[list[JudgeExample], "PromptEncoder"]:
-    """Read one split as training lays it out, and build the encoder that it would use."""
-    from pt_app.core.dataset import card_scale, read_card, read_rows
-    from pt_app.core.orders import both_orders
+def encoder_of(card: DatasetCard, scale: Scale, model: str, max_seq_length: int) -> "PromptEncoder":
+    """Build the encoder with which a model would be trained on a dataset."""
+    from transformers.utils import logging
+
     from pt_app.core.prompt_templates import Template
     from pt_app.core.prompts import PromptEncoder
     from pt_app.models import bases
 
+    logging.set_verbosity_error()  # the tokenizer warns of long rows, which are counted here
+    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model))
+    template = Template.load(card.template, card.rubric)
+    return PromptEncoder(tokenizer, template, scale, max_seq_length)
+
+
+def _rows_of(folder: Path, card: DatasetCard, split: str) -> list[JudgeExample]:
+    """Read one split as training reads it, pairs in both orders."""
     path = folder / f"judge_{split}.json"
     if not path.exists():
         there = ", ".join(sorted(p.name for p in folder.glob("judge_*.json"))) or "none"
@@ -75,13 +87,8 @@ def _prepare(
             f"{path} is not there (of its kind: {there}): name a dataset folder, and one of its "
             "splits with --split"
         )
-    card = read_card(folder)
     rows = read_rows(path, card, split)
-    rows = rows if split == "test" else both_orders(rows)
-    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model))
-    scale = card_scale(card, folder / "dataset.json")
-    template = Template.load(card.template, card.rubric)
-    return rows, PromptEncoder(tokenizer, template, scale, max_seq_length)
+    return rows if split == "test" else both_orders(rows)
 
 
 def _encoded(
