@@ -166,7 +166,7 @@ def test_json_holds_all_that_was_found(tmp_path: Path) -> None:
     assert found["labels"] == {"train": {"5": 1}, "test": {"5": 1}}
 
 
-def test_the_remedy_mends_the_leak(tmp_path: Path) -> None:
+def test_the_remedy_fixes_the_leak(tmp_path: Path) -> None:
     rng = random.Random(5)
     train, test = unrelated(rng, "train", 40), unrelated(rng, "test", 10)
     test[0]["source"] = train[0]["source"].upper()

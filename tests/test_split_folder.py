@@ -80,7 +80,7 @@ def test_split_loses_no_row_that_links_two_sides(tmp_path: Path) -> None:
     assert bytes_of(folder) == before
 
 
-def test_by_row_marks_the_folder_and_split_by_group_mends_it(tmp_path: Path) -> None:
+def test_by_row_marks_the_folder_and_split_by_group_fixes_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     build(folder)
     with pytest.raises(UserError, match="was split by group: add --by group, or split it again"):

@@ -28,18 +28,16 @@ def data_card(
     checks = about.get("checks", {})
     parts = [f"# {title}"]
     if checks.get("by_row"):
-        parts.insert(
-            0, "**LEAKS: split by row. Rows of one group stand on several sides of the split.**"
-        )
+        parts.insert(0, "**LEAKS: split by row. Rows of one group are in several splits.**")
     elif checks.get("leaks"):
-        parts.insert(0, f"**LEAKS: {checks['leaks']} texts stand on several sides of the split.**")
+        parts.insert(0, f"**LEAKS: {checks['leaks']} texts are in several splits.**")
     parts += [_facts(about), "## Rows", _sizes(splits), _labels(splits, scale)]
     agreement = about.get("agreement")
     if agreement and (label_rule := about.get("label_rule")):
-        parts.append(f"Several people's labels become one by {label_rule}.")
+        parts.append(f"The labels of several annotators become one by {label_rule}.")
     parts += [_import(imported) for imported in about.get("imports", ())]
     if agreement:
-        parts += ["## Agreement among people", table(people.ROW, people.table(agreement))]
+        parts += ["## Agreement among annotators", table(people.ROW, people.table(agreement))]
     parts += sections
     if self_agreement := about.get("self_agreement"):
         parts += [f"## {ONESELF}", table(people.ROW, people.self_table(self_agreement))]

@@ -37,9 +37,12 @@ EXAMPLES = 5
 MAX_LABELS = 11  # labels whose shares are listed in a line; of more, quartiles are given
 MIN_ALIKE = 5  # rows of a split; fewer rows may well have one label
 MIN_GROUPS = 10  # for an interval of length and label
-# A correlation of labels with length beyond this is worth a warning, if its interval is beyond too.
-TELLING_CORRELATION = 0.3
-TELLING_SHARE = 0.1  # of pairs, above or below one half
+# What is measured of length and label, its value where length predicts nothing, and how far from
+# that a whole interval must be for a warning.
+MEASURES = {
+    "spearman": ("characters and label, rho", 0.0, 0.3),
+    "longer wins": ("the longer candidate (characters) wins", 0.5, 0.1),
+}
 Z = 1.96  # of a 95 % interval
 # What is no leak, and yet worth a look, by its key in the report's JSON.
 WARNINGS = {
@@ -78,17 +81,13 @@ class Lengths:
 
     @property
     def telling(self) -> bool:
-        """Whether the whole interval is beyond what is worth a warning."""
-        centre, reach = (
-            (0.5, TELLING_SHARE) if self.name == "longer wins" else (0.0, TELLING_CORRELATION)
-        )
+        """Whether the whole interval is worth a warning."""
+        _, centre, reach = MEASURES[self.name]
         return self.low > centre + reach or self.high < centre - reach
 
     def line(self) -> str:
         """Write the value with its interval and n."""
-        rho = self.name == "spearman"
-        what = "characters and label, rho" if rho else "the longer candidate (characters) wins"
-        return f"{what} {estimate(asdict(self))} ({self.n:,} groups)"
+        return f"{MEASURES[self.name][0]} {estimate(asdict(self))} ({self.n:,} groups)"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
-from pt_app.judge_data.generator.generate import check_max_words
+from pt_app.judge_data.generator.generate import check_flags
 from pt_app.judge_data.generator.lexicon import Size
 from pt_app.judge_data.writing import replace_folder
 from pt_app.pretrain.corpus import Corpus, grammar_sentences, real_sentences
@@ -60,15 +60,9 @@ class BaseOptions:
     def check(self, output: Path) -> None:
         """Raise UserError for what a user can fix, before anything is written."""
         lowest = {"vocab_size": 300, "width": 32, "layers": 2, "seed": 0, "steps": 1}
-        values = asdict(self) | asdict(self.schedule)
-        for name, least in lowest.items():
-            if values[name] < least:
-                raise UserError(
-                    f"--{name} is {values[name]}: choose a whole number from {least} on"
-                )
+        check_flags(vars(self) | {"steps": self.schedule.steps}, lowest)
         if self.width % 32:
             raise UserError(f"--width is {self.width}: choose a multiple of 32")
-        check_max_words(self.max_words, self.corpus)
         if self.corpus is not None:
             refuse_overwrite([output], [self.corpus], "--output")
         card = output / CARD

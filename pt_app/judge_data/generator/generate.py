@@ -77,22 +77,19 @@ class GenerateOptions:
     def check(self) -> None:
         """Raise UserError for the first setting that is out of range."""
         lowest = {"rows": 1, "val_rows": 0, "test_rows": 1, "seed": 0, "variants": 1}
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"--{name} is {value}: choose a whole number from {least} on")
+        check_flags(vars(self), lowest)
         if self.variants > MAX_VARIANTS:
             raise UserError(f"--variants is {self.variants}: choose 1 to {MAX_VARIANTS}")
         if not 0 <= self.hard_negatives <= 1:
             raise UserError(f"--hard_negatives is {self.hard_negatives:g}: choose a share, 0 to 1")
-        check_max_words(self.max_words, self.corpus)
 
 
-def check_max_words(max_words: int | None, corpus: Path | None) -> None:
-    """Raise UserError for a `max_words` that leaves nothing, or that no corpus needs."""
-    if max_words is not None and max_words < 3:
-        raise UserError(f"--max_words is {max_words}: choose a whole number from 3 on")
-    if max_words is not None and corpus is None:
+def check_flags(flags: Mapping[str, Any], lowest: Mapping[str, int]) -> None:
+    """Raise UserError for a flag below its lowest value, and for a --max_words without a corpus."""
+    for name, least in {**lowest, "max_words": 3}.items():
+        if flags[name] is not None and flags[name] < least:
+            raise UserError(f"--{name} is {flags[name]}: choose a whole number from {least} on")
+    if flags["max_words"] is not None and flags["corpus"] is None:
         raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
 
 
