@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.cluster.hierarchy import DisjointSet
 from tqdm import tqdm
 
 from pt_app.core.errors import UserError
@@ -50,6 +49,7 @@ def near_edges(keys: Sequence[str], near: float, what: str = "texts") -> Iterato
     """
     from datasketch import MinHash, MinHashLSH
     from rapidfuzz.distance import Levenshtein
+    from scipy.cluster.hierarchy import DisjointSet
 
     # A text with fewer words than this cannot differ from another text and still be near it.
     min_words = 1 / (1 - near) - 1e-9 if near < 1 else float("inf")
@@ -126,6 +126,8 @@ def _without_boilerplate(
     edges: Sequence[Edge], rows: Sequence[Sequence[int]], examples: Sequence[JudgeExample]
 ) -> list[Edge]:
     """Drop the edges of clusters that occur with many inputs; `rows` are those of each text."""
+    from scipy.cluster.hierarchy import DisjointSet
+
     clusters = DisjointSet(range(len(rows)))
     for a, b, _ in edges:
         clusters.merge(a, b)

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from scipy.cluster.hierarchy import DisjointSet
-
 from pt_app.core.errors import UserError
 from pt_app.core.leaks import input_text
 from pt_app.core.records import JudgeExample
@@ -39,6 +37,8 @@ def group_of(example: JudgeExample) -> str:
 
 def units_of(examples: Sequence[JudgeExample], links: Iterable[tuple[int, int]] = ()) -> list[Unit]:
     """Join the rows of one group, and those that `links` connect by their positions."""
+    from scipy.cluster.hierarchy import DisjointSet  # half a second, which flags need not wait for
+
     together = DisjointSet(range(len(examples)))
     first: dict[str, int] = {}
     for row, example in enumerate(examples):

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 WINDOW = 60.0
 MAX_SLEEP = 0.5  # so that a request that waits notices soon that the budget is closed
@@ -26,6 +26,7 @@ class Usage:
         return self.prompt + self.answer
 
 
+@dataclass(kw_only=True, eq=False)
 class Budget:
     """Holds requests back until rates allow them, and ends where the money would.
 
@@ -33,24 +34,18 @@ class Budget:
     corrected by its usage. `spent` is in dollars. A limit of 0 is none.
     """
 
-    def __init__(
-        self,
-        *,
-        rpm: int = 0,
-        tpm: int = 0,
-        price_in: float = 0.0,
-        price_out: float = 0.0,
-        max_cost: float = 0.0,
-        window: float = WINDOW,
-    ) -> None:
-        self.rpm, self.tpm, self.window = rpm, tpm, window
-        self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
-        self.spent = 0.0
-        self._reserved = 0.0
-        self._asked: deque[list[float]] = deque()  # [when, tokens]
-        self._paused_until = 0.0
-        self._turn = asyncio.Lock()
-        self._closed = False
+    rpm: int = 0
+    tpm: int = 0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+    window: float = WINDOW
+    spent: float = field(default=0.0, init=False)
+    _reserved: float = field(default=0.0, init=False)
+    _asked: deque[list[float]] = field(default_factory=deque, init=False)  # [when, tokens]
+    _paused_until: float = field(default=0.0, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def close(self) -> None:
         """Let no further request be made; those in flight are finished."""
