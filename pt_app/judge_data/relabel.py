@@ -25,16 +25,6 @@ from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.reading.tables import Reading, open_table
 
-TEXTS = (
-    "source",
-    "conversation",
-    "context",
-    "reference",
-    "candidate",
-    "candidate_a",
-    "candidate_b",
-)
-HEAD = ("row", *TEXTS, "verdict", "comment")
 # A spreadsheet runs a cell that starts so as a formula (OWASP, "CSV injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 WORST = 10  # rows that are named
@@ -57,10 +47,10 @@ def write_blind(folder: Path, n: int, out: Path, seed: int = 0) -> list[str]:
         raise UserError(f"-n is {n}: choose 1 to {len(rows)}, the rows of {folder}")
     if out.exists():
         raise UserError(f"{out} is there, maybe filled in: choose another --out, or delete it")
-    cells = [{"row": opaque(row.id), **_texts(row)} for row in _evenly(rows, n, seed)]
-    used = {name for row in cells for name in row} | {"verdict", "comment"}
+    cells = [_cells(row) for row in _evenly(rows, n, seed)]
+    used = [name for name in cells[0] if any(row[name] for row in cells)]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [name for name in HEAD if name in used])
+    writer = csv.DictWriter(text, [*used, "verdict", "comment"], extrasaction="ignore")
     writer.writeheader()
     writer.writerows(cells)
     # The byte order mark makes spreadsheets read the file as UTF-8.
@@ -119,16 +109,20 @@ def _agreement(again: Again, scale: Scale) -> dict[str, Any]:
     return {name: metrics[name] for name in ("exact", "kappa", "kappa_quadratic")}
 
 
-def _texts(row: JudgeExample) -> dict[str, str]:
-    """Give a row's texts by their column, safe for a spreadsheet."""
-    first, second = row.candidates or (None, None)
-    turns = "\n".join(f"{turn.role}: {turn.content}" for turn in row.conversation or ())
-    texts = (row.source, turns, row.context, row.reference, row.candidate, first, second)
-    return {
-        name: f"'{text}" if text.startswith(_FORMULA) else text
-        for name, text in zip(TEXTS, texts, strict=True)
-        if text
+def _cells(row: JudgeExample) -> dict[str, str]:
+    """Give a row's name and texts by their columns, safe for a spreadsheet."""
+    first, second = row.candidates or ("", "")
+    texts = {
+        "row": opaque(row.id),
+        "source": row.source or "",
+        "conversation": "\n".join(f"{t.role}: {t.content}" for t in row.conversation or ()),
+        "context": row.context or "",
+        "reference": row.reference or "",
+        "candidate": row.candidate or "",
+        "candidate_a": first,
+        "candidate_b": second,
     }
+    return {name: f"'{t}" if t.startswith(_FORMULA) else t for name, t in texts.items()}
 
 
 def opaque(name: str) -> str:
