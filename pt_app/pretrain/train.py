@@ -181,7 +181,9 @@ def fit(
     # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
     torch.set_flush_denormal(True)
 
-    state = torch.load(state_file, weights_only=True) if state_file.exists() else {"step": 0}
+    state: dict[str, Any] = {"step": 0}
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
     first = int(state["step"])
     if first > schedule.grow_at:
         grow(model, seed)

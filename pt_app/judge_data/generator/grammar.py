@@ -117,13 +117,13 @@ class Grammar:
         phrase: str,
         category: str,
         rng: random.Random,
-        number: Number | None = None,
+        fixed_number: Number | None = None,
         kind: str = "",
     ) -> Phrase:
         """Draw determiner, noun and at times an adjective; number and determiner may be given."""
         lemma = rng.choice(self._by_category[category])
         noun = self.lexicon.nouns[lemma]
-        number = number or rng.choice(NUMBERS)
+        number = fixed_number if fixed_number else rng.choice(NUMBERS)
         kind = kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
         position, row = self.lexicon.determiner(kind)
         det, gloss, name = row.forms[noun.gender, number], row.english[number], noun.english[number]
