@@ -314,7 +314,7 @@ def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | No
     from scipy.stats import spearmanr
 
     places = [scale.values.index(verdict) for verdict in verdicts]
-    lengths = [length(text) for text, *_ in texts]
+    lengths = [len(text) for text, *_ in texts]
     if len(set(places)) < 2 or len(set(lengths)) < 2:
         return None
     # The scale of pass and fail lists PASS first.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_rows
 from pt_app.core.errors import UserError
+from pt_app.core.formatting import visible
 from pt_app.core.orders import both_orders
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
-from pt_app.core.wording import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
