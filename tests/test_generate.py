@@ -19,7 +19,7 @@ from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
 from pt_app.judge_data.generator.generate import GenerateOptions, generate
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, Lexicon
+from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, TENSES, Lexicon, Row
 
 FULL = Lexicon.load("full")
 SMALL = {"rows": 60, "val_rows": 20, "test_rows": 30}
@@ -59,13 +59,26 @@ def test_the_lexicon_has_its_size(size: Any, counts: tuple[int, ...]) -> None:
     assert tuple(map(len, tables)) == counts
 
 
+FORMS = {
+    "noun": NUMBERS,
+    "verb": [f"{tense}_{number}" for tense in TENSES for number in NUMBERS],
+    "adj": [f"{gender}_{number}" for gender in GENDERS.values() for number in NUMBERS],
+    "adv": ["portuguese"],
+}
+FORMS["det"] = FORMS["adj"]
+
+
+def _forms(role: str, row: Row) -> set[str]:
+    return {row[name] for name in FORMS[role]}
+
+
 def _own_words(english: bool) -> list[str]:
     """Every form of every entry once; an entry may use one form twice (o lápis, os lápis)."""
     groups: list[set[str]] = []
-    for row in (*FULL.nouns, *FULL.verbs, *FULL.determiners):
-        groups.append(set((row.english if english else row.forms).values()))  # type: ignore[attr-defined]
-    groups += [{row.english} if english else set(row.forms.values()) for row in FULL.adjectives]
-    groups += [{row.english if english else row.form} for row in FULL.adverbs]
+    for role in FORMS:
+        for row in FULL.rows(role):
+            names = {cell for name, cell in row.items() if name.startswith("english")}
+            groups.append(names if english else _forms(role, row))
     return [word for group in groups for word in group]
 
 
@@ -89,25 +102,23 @@ def test_words_of_a_noun_phrase_agree_and_so_does_the_verb(seed: int) -> None:
     numbers = {w.phrase: w.number for w in pair.words if w.role == "noun"}
     for word in pair.words:
         if word.role in ("det", "adj"):
-            table = FULL.determiners if word.role == "det" else FULL.adjectives
-            noun = nouns[word.phrase]
-            assert word.text == table[word.lemma].forms[noun.gender, numbers[word.phrase]]
+            gender = GENDERS[nouns[word.phrase]["gender"]]
+            row = FULL.rows(word.role)[word.lemma]
+            assert word.text == row[f"{gender}_{numbers[word.phrase]}"]
         if word.role == "verb":
-            form = FULL.verbs[word.lemma].forms[word.tense, numbers["subject"]]
-            assert word.text == form
+            assert word.text == FULL.verbs[word.lemma][f"{word.tense}_{numbers['subject']}"]
 
 
 def test_articles_of_some_nouns_are_those_a_speaker_uses() -> None:
-    by_noun = {noun.forms["singular"]: noun for noun in FULL.nouns}
-    article = FULL.determiner("definite")[1].forms
-    place = FULL.determiner("at_the")[1].forms
+    by_noun = {noun["singular"]: noun for noun in FULL.nouns}
+    _, article = FULL.determiner("definite")
+    _, place = FULL.determiner("at_the")
     said = {"pão": "o", "mapa": "o", "lição": "a", "criança": "a", "árvore": "a"}
     for noun, expected in said.items():
-        assert article[by_noun[noun].gender, "singular"] == expected
-    assert [place[g, n] for g in GENDERS for n in NUMBERS] == ["no", "nos", "na", "nas"]
-    assert by_noun["pão"].forms["plural"] == "pães"
-    assert by_noun["irmão"].forms["plural"] == "irmãos"
-    assert by_noun["lição"].forms["plural"] == "lições"
+        assert article[f"{GENDERS[by_noun[noun]['gender']]}_singular"] == expected
+    assert [place[name] for name in FORMS["det"]] == ["no", "nos", "na", "nas"]
+    plurals = [by_noun[noun]["plural"] for noun in ("pão", "irmão", "lição")]
+    assert plurals == ["pães", "irmãos", "lições"]
 
 
 def test_a_seed_gives_one_sequence_of_sentences() -> None:
@@ -158,8 +169,8 @@ def test_each_kind_of_error_changes_what_its_name_says(kind: str) -> None:
 
 def _same_root(wrong: str, right: str, _pair: Pair) -> bool:
     """Both are forms of one entry."""
-    rows = (*FULL.nouns, *FULL.verbs, *FULL.adjectives, *FULL.determiners)
-    return any({wrong, right} <= set(row.forms.values()) for row in rows)  # type: ignore[attr-defined]
+    roles = ("noun", "verb", "adj", "det")
+    return any({wrong, right} <= _forms(role, row) for role in roles for row in FULL.rows(role))
 
 
 CHANGES: dict[str, Callable[[str, str, Pair], bool]] = {

@@ -7,10 +7,9 @@ import random
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pt_app.judge_data.generator.grammar import Pair, Word, sentence
-from pt_app.judge_data.generator.lexicon import Inflected, Lexicon
+from pt_app.judge_data.generator.lexicon import Lexicon, Row, accepts, suits
 
 PARAPHRASE = "paraphrase"
 
@@ -182,7 +181,7 @@ _FEATURES = {
     "adj": ("gender", "number"),
     "det": ("gender", "number"),
 }
-"""The features in which the words of a role are inflected, as the keys of their forms."""
+"""The features in which the words of a role are inflected; their values name a form's column."""
 
 
 def both_ways(pairs: str) -> dict[str, str]:
@@ -194,13 +193,10 @@ def both_ways(pairs: str) -> dict[str, str]:
 _OTHER = both_ways("singular plural, masculine feminine, present past")
 
 
-def _form(row: Inflected, word: Word, changed: str = "") -> str:
-    """Give the form of a row that agrees with `word` in all features but the one `changed`."""
+def _form(row: Row, word: Word, changed: str = "") -> str:
+    """Return the form of a row that agrees with `word` in all features but the one `changed`."""
     values = [(name, getattr(word, name)) for name in _FEATURES[word.role]]
-    key = tuple(_OTHER[value] if name == changed else value for name, value in values)
-    forms: Any = row.forms
-    form: str = forms[key if len(key) > 1 else key[0]]
-    return form
+    return row["_".join(_OTHER[value] if name == changed else value for name, value in values)]
 
 
 def _inflected(feature: str) -> Options:
@@ -209,30 +205,25 @@ def _inflected(feature: str) -> Options:
     def options(word: Word, lexicon: Lexicon) -> list[str]:
         if feature not in _FEATURES.get(word.role, ()):
             return []
-        return [_form(lexicon.inflected(word.role)[word.lemma], word, feature)]
+        return [_form(lexicon.rows(word.role)[word.lemma], word, feature)]
 
     return options
 
 
 def _other_words(word: Word, lexicon: Lexicon) -> list[str]:
     """List the words of the same role that agree and are as fluent here."""
-    rows: Sequence[Inflected]
-    match word.role:
-        case "noun":
-            own = lexicon.nouns[word.lemma]
-            rows = [
-                n for n in lexicon.nouns if (n.gender, n.category) == (own.gender, own.category)
-            ]
-        case "verb":
-            rows = [verb for verb in lexicon.verbs if verb.accepts(word.takes)]
-        case "adj":
-            fits = lexicon.adjectives[word.lemma].fits
-            rows = [row for row in lexicon.adjectives if row.fits in ("any", fits)]
-        case "adv":
-            return [row.form for row in lexicon.adverbs if row.tense in ("any", word.tense)]
-        case _:
-            return []
-    return [_form(row, word) for row in rows]
+    if word.role == "adv":
+        return [row["portuguese"] for row in lexicon.adverbs if row["tense"] in ("any", word.tense)]
+    if word.role not in ("noun", "verb", "adj"):
+        return []
+    rows = lexicon.rows(word.role)
+    own = rows[word.lemma]
+    fluent: dict[str, Callable[[Row], bool]] = {
+        "noun": lambda row: (row["gender"], row["class"]) == (own["gender"], own["class"]),
+        "verb": lambda row: accepts(row, word.takes),
+        "adj": lambda row: row["fits"] in ("any", own["fits"]),
+    }
+    return [_form(row, word) for row in filter(fluent[word.role], rows)]
 
 
 def _untranslated(word: Word, _lexicon: Lexicon) -> list[str]:
@@ -267,12 +258,13 @@ def _addition(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) 
     at = rng.choice(places)
     word = words[at]
     if word.role == "noun":
-        noun = lexicon.nouns[word.lemma]
-        rows = [row for row in lexicon.adjectives if row.suits(noun.category)]
-        text = rng.choice(rows).forms[noun.gender, word.number]
+        category = lexicon.nouns[word.lemma]["class"]
+        row = rng.choice([row for row in lexicon.adjectives if suits(row, category)])
+        text = row[f"{word.gender}_{word.number}"]
     else:
         tense = next(word.tense for word in words if word.role == "verb")
-        text = rng.choice([a.form for a in lexicon.adverbs if a.tense in ("any", tense)])
+        rows = [row for row in lexicon.adverbs if row["tense"] in ("any", tense)]
+        text = rng.choice(rows)["portuguese"]
     draft.insert("addition", at, text)
 
 
@@ -293,17 +285,17 @@ def _paraphrase(pair: Pair, lexicon: Lexicon, rng: random.Random) -> Candidate:
 
 def _rewordings(word: Word, lexicon: Lexicon) -> list[str]:
     options = [lexicon.synonyms[word.text]] if word.text in lexicon.synonyms else []
-    if word.role == "det" and lexicon.determiners[word.lemma].kind in ("my", "our"):
-        article = lexicon.determiner("definite")[1].forms[word.gender, word.number]
+    if word.role == "det" and lexicon.determiners[word.lemma]["kind"] in ("my", "our"):
+        article = lexicon.determiner("definite")[1][f"{word.gender}_{word.number}"]
         options.append(f"{article} {word.text}")
     return options
 
 
 def _leading(pair: Pair, lexicon: Lexicon) -> list[list[int]]:
     """List the positions of each adverb or place that may also open the sentence."""
-    words = list(enumerate(pair.words))
-    place = [i for i, word in words if word.phrase == "place"]
-    adverb = [i for i, w in words if w.role == "adv" and lexicon.adverbs[w.lemma].leads]
+    place = [i for i, word in enumerate(pair.words) if word.phrase == "place"]
+    adverbs = [(i, word.lemma) for i, word in enumerate(pair.words) if word.role == "adv"]
+    adverb = [i for i, lemma in adverbs if lexicon.adverbs[lemma]["may_lead"] == "yes"]
     return [span for span in (place, adverb) if span]
 
 

@@ -1,10 +1,14 @@
 """The words of the generator: tables of English and Brazilian Portuguese, one meaning per word.
 
 The tables are tab-separated files in `pt_app/judge_data/generator/lexicon/`, one header line each.
+A row maps the columns to its cells; its forms are in columns such as `feminine_plural`. Of a noun
+`class` is animate, food, thing or place; of a verb `object` is the class of its object, any or
+none; an adjective `fits` animate, thing (everything else) or any; an adverb is fluent with a
+`tense` or any, and may open a sentence where `may_lead` is yes.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,86 +17,27 @@ from typing import Literal
 from pt_app.core.errors import UserError
 
 Number = Literal["singular", "plural"]
-Gender = Literal["masculine", "feminine"]
 Tense = Literal["present", "past"]
 Size = Literal["full", "small"]
+Row = Mapping[str, str]
 
 NUMBERS: tuple[Number, ...] = ("singular", "plural")
-GENDERS: tuple[Gender, ...] = ("masculine", "feminine")
 TENSES: tuple[Tense, ...] = ("present", "past")
+GENDERS = {"m": "masculine", "f": "feminine"}  # of nouns, by their cells
+TABLES = ("nouns", "verbs", "adjectives", "adverbs", "determiners")
 SMALL = {"nouns": 40, "verbs": 12, "adjectives": 12, "adverbs": 6}
-
-
-@dataclass(frozen=True)
-class Noun:
-    """A noun; `category` is animate, food, thing or place."""
-
-    english: dict[Number, str]
-    forms: dict[Number, str]
-    gender: Gender
-    category: str
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb in the third person; `takes` is the category of its object, "any" or "none"."""
-
-    english: dict[tuple[Tense, Number], str]
-    forms: dict[tuple[Tense, Number], str]
-    takes: str
-
-    def accepts(self, category: str | None) -> bool:
-        """Whether an object of this category, or none at all, is fluent."""
-        if category is None:
-            return self.takes == "none"
-        return self.takes in ("any", category) or (self.takes, category) == ("thing", "food")
-
-
-@dataclass(frozen=True)
-class Adjective:
-    """An adjective; `fits` is animate, thing (everything else) or any."""
-
-    english: str
-    forms: dict[tuple[Gender, Number], str]
-    fits: str
-
-    def suits(self, category: str) -> bool:
-        """Whether it may describe a noun of this category."""
-        return self.fits in ("any", "animate" if category == "animate" else "thing")
-
-
-@dataclass(frozen=True)
-class Adverb:
-    """An adverb; `tense` is the one it is fluent with, or any; `leads`: may open a sentence."""
-
-    english: str
-    form: str
-    tense: str
-    leads: bool
-
-
-@dataclass(frozen=True)
-class Determiner:
-    """An article, possessive or demonstrative, or the contraction of "at the"."""
-
-    kind: str
-    english: dict[Number, str]
-    forms: dict[tuple[Gender, Number], str]
-
-
-Inflected = Noun | Verb | Adjective | Determiner
 
 
 @dataclass(frozen=True)
 class Lexicon:
     """All tables; words are referred to by their index in them."""
 
-    nouns: tuple[Noun, ...]
-    verbs: tuple[Verb, ...]
-    adjectives: tuple[Adjective, ...]
-    adverbs: tuple[Adverb, ...]
-    determiners: tuple[Determiner, ...]
-    synonyms: dict[str, str]
+    nouns: Sequence[Row]
+    verbs: Sequence[Row]
+    adjectives: Sequence[Row]
+    adverbs: Sequence[Row]
+    determiners: Sequence[Row]
+    synonyms: Row
 
     @staticmethod
     @cache
@@ -103,42 +48,40 @@ class Lexicon:
         """
         if size not in ("full", "small"):
             raise UserError(f"lexicon {size!r} is unknown: choose full or small")
+        sizes = SMALL if size == "small" else {}
+        tables = [table(name)[: sizes.get(name)] for name in TABLES]
+        return Lexicon(*tables, pairs_table("synonyms"))
 
-        def rows(name: str) -> list[dict[str, str]]:
-            return table(name)[: SMALL.get(name) if size == "small" else None]
+    def rows(self, role: str) -> Sequence[Row]:
+        """Return the table of the words of a role."""
+        tables = {"noun": self.nouns, "verb": self.verbs, "adj": self.adjectives}
+        return (tables | {"adv": self.adverbs, "det": self.determiners})[role]
 
-        return Lexicon(
-            tuple(map(_noun, rows("nouns"))),
-            tuple(map(_verb, rows("verbs"))),
-            tuple(Adjective(r["english"], _agreeing(r), r["fits"]) for r in rows("adjectives")),
-            tuple(
-                Adverb(r["english"], r["portuguese"], r["tense"], r["may_lead"] == "yes")
-                for r in rows("adverbs")
-            ),
-            tuple(
-                Determiner(r["kind"], {n: r[f"english_{n}"] for n in NUMBERS}, _agreeing(r))
-                for r in rows("determiners")
-            ),
-            pairs_table("synonyms"),
-        )
-
-    def inflected(self, role: str) -> Sequence[Inflected]:
-        """Give the table of a role whose words have several forms."""
-        tables: dict[str, Sequence[Inflected]] = {
-            "noun": self.nouns,
-            "verb": self.verbs,
-            "adj": self.adjectives,
-            "det": self.determiners,
-        }
-        return tables[role]
-
-    def determiner(self, kind: str) -> tuple[int, Determiner]:
+    def determiner(self, kind: str) -> tuple[int, Row]:
         """Find index and row of the determiner of this kind."""
-        return next((i, row) for i, row in enumerate(self.determiners) if row.kind == kind)
+        return next((i, row) for i, row in enumerate(self.determiners) if row["kind"] == kind)
+
+
+def english_verb(verb: Row, tense: Tense, number: Number) -> str:
+    """Return the English form of a verb in the third person."""
+    present = "english_third" if number == "singular" else "english_base"
+    return verb["english_past" if tense == "past" else present]
+
+
+def accepts(verb: Row, category: str | None) -> bool:
+    """Return whether an object of this class, or none at all, is fluent with a verb."""
+    if category is None:
+        return verb["object"] == "none"
+    return verb["object"] in ("any", category) or (verb["object"], category) == ("thing", "food")
+
+
+def suits(adjective: Row, category: str) -> bool:
+    """Return whether an adjective may describe a noun of this class."""
+    return adjective["fits"] in ("any", "animate" if category == "animate" else "thing")
 
 
 def table(name: str) -> list[dict[str, str]]:
-    """Read the rows of a shipped table, by column."""
+    """Read the rows of a shipped table."""
     path = files("pt_app.judge_data.generator").joinpath("lexicon", f"{name}.tsv")
     with path.open("r", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
@@ -148,26 +91,3 @@ def table(name: str) -> list[dict[str, str]]:
 def pairs_table(name: str) -> dict[str, str]:
     """Read the table `name` of forms and their synonyms: synonyms or rewordings."""
     return {row["form"]: row["synonym"] for row in table(name)}
-
-
-def _agreeing(row: dict[str, str]) -> dict[tuple[Gender, Number], str]:
-    return {(g, n): row[f"{g}_{n}"] for g in GENDERS for n in NUMBERS}
-
-
-def _noun(row: dict[str, str]) -> Noun:
-    return Noun(
-        {n: row[f"english_{n}"] for n in NUMBERS},
-        {n: row[n] for n in NUMBERS},
-        "masculine" if row["gender"] == "m" else "feminine",
-        row["class"],
-    )
-
-
-def _verb(row: dict[str, str]) -> Verb:
-    english: dict[tuple[Tense, Number], str] = {
-        ("present", "singular"): row["english_third"],
-        ("present", "plural"): row["english_base"],
-        ("past", "singular"): row["english_past"],
-        ("past", "plural"): row["english_past"],
-    }
-    return Verb(english, {(t, n): row[f"{t}_{n}"] for t, n in english}, row["object"])
