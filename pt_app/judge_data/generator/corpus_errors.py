@@ -113,7 +113,8 @@ class Vocabulary:
 
 def tokens(text: str) -> list[tuple[str, str, str]]:
     """Split each space-separated piece into punctuation before, word, punctuation after."""
-    return [match.groups() for piece in text.split() if (match := _TOKEN.fullmatch(piece))]  # type: ignore[misc]
+    matches = map(_TOKEN.fullmatch, text.split())
+    return [(match[1], match[2], match[3]) for match in matches if match]
 
 
 def _plain(word: str) -> bool:
@@ -138,12 +139,10 @@ def corrupt_text(
     if paraphrase:
         return _paraphrase(draft, reference, rng)
     for kind in kinds:
-        if kind in _OPTIONS:
+        if options := _OPTIONS.get(kind):
             neighbours = zip(draft.texts, [*draft.texts[1:], ""], strict=True)
-            options = [
-                _OPTIONS[kind](text, after, source, vocabulary) for text, after in neighbours
-            ]
-            draft.replace(kind, options, rng)
+            new = [options(text, after, source, vocabulary) for text, after in neighbours]
+            draft.replace(kind, new, rng)
         else:
             _SPANS[kind](draft, vocabulary, rng)
     return draft.candidate()
@@ -163,8 +162,7 @@ def _draft(reference: str, vocabulary: Vocabulary) -> Draft:
 
 def _paraphrase(draft: Draft, reference: str, rng: random.Random) -> Candidate:
     synonyms = pairs_table("rewordings")
-    places = draft.positions(lambda i: draft.texts[i] in synonyms)
-    if places:
+    if places := draft.positions(lambda i: draft.texts[i] in synonyms):
         at = rng.choice(places)
         draft.texts[at] = synonyms[draft.texts[at]]
     text = draft.render()
@@ -232,34 +230,23 @@ def _agrees(article: str, noun: str) -> bool:
 
 
 def _article(draft: Draft, _vocabulary: Vocabulary, rng: random.Random) -> None:
-    following = [*draft.texts[1:], ""]
-    places = draft.positions(
-        lambda i: (
-            draft.affix[i] == ("", "")
-            and draft.texts[i] in ARTICLES
-            and _agrees(draft.texts[i], following[i])
-        )
-    )
-    if places:
+    articles = [
+        text in ARTICLES and affix == ("", "") and _agrees(text, after)
+        for text, affix, after in zip(draft.texts, draft.affix, [*draft.texts[1:], ""], strict=True)
+    ]
+    if places := draft.positions(articles.__getitem__):
         draft.drop("article", [rng.choice(places)])
 
 
 def _omission(draft: Draft, _vocabulary: Vocabulary, rng: random.Random) -> None:
     """Drop one to three neighbouring words that end in a content word, across no punctuation."""
-    spans = [
-        list(range(start, start + count))
-        for start in range(1, len(draft.texts))
-        for count in (1, 2, 3)
-        if start + count <= len(draft.texts)
-    ]
-    droppable = [
-        span
-        for span in spans
-        if all(draft.affix[i] == ("", "") for i in span[:-1])
-        and not draft.affix[span[-1]][0]
-        and draft.free.issuperset(span)
-        and content(draft.texts[span[-1]])
-    ]
+    droppable = []
+    for start in range(1, len(draft.texts)):
+        for end in range(start + 1, min(start + 3, len(draft.texts)) + 1):
+            *first, last = span = range(start, end)
+            bare = all(draft.affix[i] == ("", "") for i in first) and not draft.affix[last][0]
+            if bare and draft.free.issuperset(span) and content(draft.texts[last]):
+                droppable.append(span)
     if droppable:
         draft.drop("omission", rng.choice(droppable))
 

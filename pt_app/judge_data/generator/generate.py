@@ -63,16 +63,13 @@ class GenerateOptions:
 
     def command(self) -> str:
         """Write the command that makes the same files, without folders."""
-        parts = ["judge data generate --out FOLDER"]
-        for name in ("rows", "val_rows", "test_rows", "seed", "variants"):
-            parts.append(f"--{name} {getattr(self, name)}")
-        corpus = f"--corpus {self.corpus.name}" if self.corpus else ""
-        parts.append(corpus or f"--lexicon {self.lexicon}")
-        if self.max_words is not None:
-            parts.append(f"--max_words {self.max_words}")
-        if self.hard_negatives:
-            parts.append(f"--hard_negatives {self.hard_negatives:g}")
-        return " ".join(parts)
+        names = ("rows", "val_rows", "test_rows", "seed", "variants")
+        flags: dict[str, object] = {name: getattr(self, name) for name in names}
+        flags |= {"corpus": self.corpus.name} if self.corpus else {"lexicon": self.lexicon}
+        flags |= {} if self.max_words is None else {"max_words": self.max_words}
+        flags |= {"hard_negatives": f"{self.hard_negatives:g}"} if self.hard_negatives else {}
+        given = " ".join(f"--{name} {value}" for name, value in flags.items())
+        return f"judge data generate --out FOLDER {given}"
 
     def check(self) -> None:
         """Raise UserError for the first setting that is out of range."""
@@ -144,11 +141,11 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     errors = Counter(kind for rows in splits.values() for row in rows for kind in row.errors or ())
     notes = [_counts("errors", {kind: errors[kind] for kind in KINDS if errors[kind]})]
     notes += [_counts("pairs left out", dropped)] if dropped else []
+    card = {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
     return write_folder(
         out,
         {split: rows for split, rows in splits.items() if rows},
-        {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
-        | {"origin": origin, "licence": licence},
+        card | {"origin": origin, "licence": licence},
         how={},
         notes=tuple(notes),
         title=TITLE,
@@ -169,18 +166,15 @@ def _splits(material: Material, options: GenerateOptions) -> dict[str, Rows]:
     splits: dict[str, Rows] = {split: [] for split in SPLITS}
     sources = _new_sources(material, rng)
     for split, count in counts.items():
+        rows, index = splits[split], 0
         variants = options.variants if split == "train" else 1
-        index = 0
-        while len(splits[split]) < count:
+        while len(rows) < count:
             pair = next(sources, None)
             if pair is None:
                 raise _too_small(splits, options)
             candidates = _candidates(material, pair, variants, rng)
-            room = count - len(splits[split])
-            splits[split] += [
-                _row(f"{split}-{index:05d}-{number}", pair, candidate)
-                for number, candidate in enumerate(candidates[:room])
-            ]
+            for number, candidate in enumerate(candidates[: count - len(rows)]):
+                rows.append(_row(f"{split}-{index:05d}-{number}", pair, candidate))
             index += bool(candidates)
     return splits
 
@@ -191,14 +185,12 @@ def _new_sources(material: Material, rng: random.Random) -> Iterator[Pair]:
     stale = 0
     for pair in material.draw(rng):
         key = normalised(pair.source)
-        if key in seen or not reserved_for_judges(pair.source):
-            stale += 1
-            if stale > MAX_STALE:
-                return
-            continue
-        stale = 0
-        seen.add(key)
-        yield pair
+        if key not in seen and reserved_for_judges(pair.source):
+            stale = 0
+            seen.add(key)
+            yield pair
+        elif (stale := stale + 1) > MAX_STALE:
+            return
 
 
 def _too_small(splits: Mapping[str, Rows], options: GenerateOptions) -> UserError:
@@ -236,12 +228,8 @@ def _candidate(material: Material, pair: Pair, rng: random.Random) -> Candidate 
 
 
 def _row(name: str, pair: Pair, candidate: Candidate) -> JudgeExample:
-    issues = candidate.issues
-    label = Label(
-        verdict=candidate.score,
-        issues=[issue.text for issue in issues],
-        feedback=candidate.feedback,
-    )
+    kinds = [issue.kind for issue in candidate.issues]
+    issues = [issue.text for issue in candidate.issues]
     return JudgeExample(
         id=name,
         group=sha256(pair.source.casefold().encode()).hexdigest()[:12],
@@ -249,8 +237,8 @@ def _row(name: str, pair: Pair, candidate: Candidate) -> JudgeExample:
         source=pair.source,
         reference=pair.reference,
         candidate=candidate.text,
-        label=label,
-        errors=[PARAPHRASE] if candidate.paraphrased else [issue.kind for issue in issues],
+        label=Label(verdict=candidate.score, issues=issues, feedback=candidate.feedback),
+        errors=[PARAPHRASE] if candidate.paraphrased else kinds,
     )
 
 
@@ -263,24 +251,20 @@ def _attacked_copies(rows: Rows, share: float, seed: int) -> Rows:
     the words.
     """
     rng = random.Random(seed + 1)  # the rows themselves stay those of the seed
-    usable = [
-        family.part(0) for family in families() if family.append or family.name in NO_TRANSLATION
-    ]
-    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
+    usable = [f.part(0) for f in families() if f.append or f.name in NO_TRANSLATION]
     copies = []
-    for number in chosen:
+    for number in sorted(rng.sample(range(len(rows)), round(share * len(rows)))):
         row, other = rows[number], rows[(number + 1) % len(rows)]
         attacks = [a for a in attacked([row, other], SCALE, [rng.choice(usable)]) if a.row == 0]
         if not attacks:
             continue
         attack = rng.choice(attacks)
-        update: dict[str, Any] = {"id": f"{row.id}-attacked", "candidate": attack.example.candidate}
+        label, errors = row.label, [*(row.errors or ()), ATTACK]
         if feedback := NO_TRANSLATION.get(attack.family):
             label = Label(verdict=SCALE.values[0], issues=[], feedback=feedback)
-            update |= {"label": label, "errors": [ATTACK]}
-        else:
-            update |= {"errors": [*(row.errors or ()), ATTACK]}
-        copies.append(row.model_copy(update=update))
+            errors = [ATTACK]
+        update = {"id": f"{row.id}-attacked", "candidate": attack.example.candidate}
+        copies.append(row.model_copy(update={**update, "label": label, "errors": errors}))
     return copies
 
 
