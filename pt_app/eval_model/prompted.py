@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
 from pt_app.evidence.results import JudgeRows
-from pt_app.models.endpoint.budget import Budget, MoneySpentError
+from pt_app.models.endpoint.budget import Budget
 from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Journal
 from pt_app.models.endpoint.reply import RefusedError, answer_part
@@ -60,11 +61,8 @@ def prompted_rows(
     """
     template = Template.load(data.card.template, data.card.rubric)
     questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
-    kept = Journal(journal, _settings(endpoint, questions))
-    try:
+    with closing(Journal(journal, _settings(endpoint, questions))) as kept:
         answers = _answers(endpoint, questions, kept)
-    finally:
-        kept.close()
     rows = [
         prediction(endpoint.model, example, _scored(*answers[example.id], data.scale), None)
         for example in test
@@ -118,22 +116,15 @@ def _answers(
         journal.append(entry)
         done[id_] = entry
 
-    try:
-        if waiting:
-            client = Client(
-                endpoint.model,
-                budget,
-                base_url=endpoint.url,
-                key_env=endpoint.key_env,
-                max_tokens=endpoint.max_tokens,
-            )
-            client.ask_all(waiting, ask, endpoint.concurrency, "verdicts")
-    except MoneySpentError as error:
-        raise UserError(
-            f"stopped at --max_cost {budget.max_cost:g}: {len(done)} of {len(questions)} rows "
-            f"judged for ${budget.spent:.4f}: the journal keeps them; resume with the same command "
-            "and a higher --max_cost"
-        ) from error
+    if waiting:
+        client = Client(
+            model=endpoint.model,
+            budget=budget,
+            base_url=endpoint.url,
+            key_env=endpoint.key_env,
+            max_tokens=endpoint.max_tokens,
+        )
+        client.ask_all(waiting, ask, endpoint.concurrency, "verdicts")
     _report_missing([done[id_] for id_ in questions], endpoint)
     return {id_: (done[id_]["text"], done[id_].get("cut", False)) for id_ in questions}
 

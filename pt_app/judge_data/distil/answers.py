@@ -4,19 +4,21 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pt_app.core.records import Place
+from pydantic import BaseModel, ValidationError
+
+from pt_app.core.records import Place, first_problem
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.rows import Row
-from pt_app.models.endpoint.reply import answer_part, whole_characters
+from pt_app.models.endpoint.reply import answer_part, parsed_json
 
 PROMPTS = Path(__file__).with_name("prompts")
 SHOWN = ("source", "conversation", "context", "reference", "rubric", "candidate")
 MAX_IN_ENUM = 30  # endpoints limit the values of an enum
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 Turns = list[dict[str, str]]
+Schema = Mapping[str, object]
 
 
 class MalformedError(Exception):
@@ -55,18 +57,33 @@ def asked_again(messages: Turns, answer: str, reason: str) -> Turns:
     ]
 
 
-def schema_for(scale: Scale, write: int) -> dict[str, Any]:
-    """Give the JSON schema of an answer: one judgement, or `write` candidates with theirs."""
-    if scale.task == "score" and len(scale.values) > MAX_IN_ENUM:
-        verdict: dict[str, Any] = {"type": "number"}
-    else:
-        verdict = {"enum": list(scale.values)}
-    text = {"type": "string"}
+def schema_for(scale: Scale, write: int) -> Schema:
+    """Return the JSON schema of an answer: one judgement, or `write` candidates with theirs."""
+    fine = scale.task == "score" and len(scale.values) > MAX_IN_ENUM
+    verdict: Schema = {"type": "number"} if fine else {"enum": list(scale.values)}
+    text: Schema = {"type": "string"}
     judgement = {"verdict": verdict, "issues": {"type": "array", "items": text}, "feedback": text}
     if not write:
         return _object(judgement)
     graded = _object({**dict.fromkeys(_candidate_names(scale), text), **judgement})
     return _object({"candidates": {"type": "array", "items": graded}})
+
+
+class Judgement(BaseModel):
+    """An answer, or one of the candidates in it with its judgement."""
+
+    verdict: object = None
+    issues: list[str] = []
+    feedback: str = ""
+    candidate: str | None = None
+    candidate_a: str | None = None
+    candidate_b: str | None = None
+
+
+class Written(BaseModel):
+    """An answer that holds graded candidates."""
+
+    candidates: list[Judgement]
 
 
 def read_answer(text: str, row: Row, scale: Scale, write: int) -> list[Row]:
@@ -76,16 +93,16 @@ def read_answer(text: str, row: Row, scale: Scale, write: int) -> list[Row]:
         raise MalformedError("it is an unfinished thought")
     fenced = _FENCE.match(answer)
     try:
-        value = json.loads(fenced.group(1) if fenced else answer)
-        value = json.loads(whole_characters(json.dumps(value, ensure_ascii=False)))
+        value = parsed_json(fenced.group(1) if fenced else answer)
+        if not write:
+            return [row | {"label": _label(Judgement.model_validate(value), scale)}]
+        graded = Written.model_validate(value).candidates
+    except ValidationError as error:
+        raise MalformedError(": ".join(filter(None, first_problem(error)))) from error
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"it is not JSON ({' '.join(str(error).split())[:80]})") from error
-    if not write:
-        return [row | {"label": _label(value, scale)}]
-    graded = value.get("candidates") if isinstance(value, dict) else None
-    if not isinstance(graded, list) or len(graded) != write:
-        count = len(graded) if isinstance(graded, list) else "no"
-        raise MalformedError(f"it has {count} candidates, not {write}")
+    if len(graded) != write:
+        raise MalformedError(f"it has {len(graded)} candidates, not {write}")
     return [
         row | _candidates(one, scale) | {"id": f"{row['id']}-{i}", "label": _label(one, scale)}
         for i, one in enumerate(graded, start=1)
@@ -96,18 +113,16 @@ def _candidate_names(scale: Scale) -> tuple[str, ...]:
     return ("candidate_a", "candidate_b") if scale.task == "pairwise" else ("candidate",)
 
 
-def _candidates(value: Any, scale: Scale) -> Row:
+def _candidates(graded: Judgement, scale: Scale) -> Row:
     names = _candidate_names(scale)
-    texts = [value.get(name) if isinstance(value, dict) else None for name in names]
-    if not all(isinstance(text, str) for text in texts):
+    texts = [getattr(graded, name) for name in names]
+    if None in texts:
         raise MalformedError(f"a candidate has no {' or '.join(names)}")
     return {"candidates": texts} if len(texts) == 2 else {"candidate": texts[0]}
 
 
-def _label(value: Any, scale: Scale) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise MalformedError("it is no object")
-    verdict, issues = value.get("verdict"), value.get("issues", [])
+def _label(judgement: Judgement, scale: Scale) -> Row:
+    verdict = judgement.verdict
     try:
         read = LabelReader(scale).read(verdict, Place(Path("answer"), 1, lines=False))
         normal = scale.normalise(read)
@@ -115,14 +130,10 @@ def _label(value: Any, scale: Scale) -> dict[str, Any]:
         raise MalformedError(f"its verdict is {verdict!r}") from error
     if normal is None:
         raise MalformedError(f"its verdict {verdict!r} is not allowed: {scale.says()}")
-    if not isinstance(issues, list) or not all(isinstance(issue, str) for issue in issues):
-        raise MalformedError("its issues are no list of texts")
-    if not isinstance(feedback := value.get("feedback", ""), str):
-        raise MalformedError("its feedback is no text")
-    return {"verdict": normal, "issues": issues, "feedback": feedback}
+    return {"verdict": normal, "issues": judgement.issues, "feedback": judgement.feedback}
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+def _object(properties: Mapping[str, Schema]) -> Schema:
     return {
         "type": "object",
         "properties": dict(properties),

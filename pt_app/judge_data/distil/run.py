@@ -3,7 +3,9 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES, FolderSummary
-from pt_app.models.endpoint.budget import Budget, MoneySpentError, Usage
+from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Entry, Journal
 from pt_app.models.endpoint.reply import RefusedError
@@ -114,12 +116,9 @@ def distil(
     # What decides an answer: a journal of other settings is refused.
     settings = options.picked("model", "write", "temperature", "max_tokens")
     settings |= {"scale": scale.name, "rubric": sha256(rubric.encode()).hexdigest()[:12]}
-    journal = Journal(path, settings)
-    try:
+    with closing(Journal(path, settings)) as journal:
         run = _Run(questions, options, scale, journal)
         run.ask(progress)
-    finally:
-        journal.close()
     aside, usage, spent = run.set_aside(), run.usage(), run.spent()
     examples = run.examples()
     if not examples:
@@ -167,27 +166,16 @@ class _Run:
         if not waiting:
             return
         options = self.options
-        names = ("base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
-        client = Client(options.model, self.budget, **options.picked(*names))
-
-        async def ask(question: _Question) -> None:
-            await self._ask(client, question)
-
-        try:
-            client.ask_all([*waiting.values()], ask, options.concurrency, "distil", progress)
-        except MoneySpentError as error:
-            answered = sum(self._answer_to(question) is not None for question in self.questions)
-            raise UserError(
-                f"stopped at --max_cost {options.max_cost:g}: {answered} of "
-                f"{len(self.questions)} rows answered for ${self.budget.spent:.4f}: the journal "
-                "keeps them; resume with the same command and a higher --max_cost"
-            ) from error
+        names = ("model", "base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
+        client = Client(budget=self.budget, **options.picked(*names))
+        ask = partial(self._ask, client)
+        client.ask_all([*waiting.values()], ask, options.concurrency, "distil", progress)
 
     async def _ask(self, client: Client, question: _Question) -> None:
         """Ask until the answer can be used, at most TRIES times over all runs."""
         schema = schema_for(self.scale, self.options.write)
         tried = self.entries[question.key]
-        while len(tried) < TRIES:
+        while not self._answer_to(question):
             messages = question.messages
             if tried:
                 messages = asked_again(messages, tried[-1]["text"], tried[-1]["reason"])
@@ -197,17 +185,15 @@ class _Run:
                 self._keep({"key": question.key, "status": "refused", "reason": str(refused)})
                 self._stop_if_all_refused()
                 return
-            entry: Entry = {"key": question.key, "id": question.row["id"]}
+            entry: Entry = {"key": question.key, "id": question.row["id"], "status": "ok"}
             entry |= {"text": reply.text, "usage": asdict(reply.usage)}
             entry |= {"usage_estimated": True} if reply.estimated else {}
             try:
                 read_answer(reply.text, question.row, self.scale, self.options.write)
             except MalformedError as malformed:
                 reason = "it was cut at --max_tokens" if reply.cut else str(malformed)
-                self._keep(entry | {"status": "malformed", "reason": reason})
-            else:
-                self._keep(entry | {"status": "ok"})
-                return
+                entry |= {"status": "malformed", "reason": reason}
+            self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
         self.journal.append(entry)
@@ -216,9 +202,8 @@ class _Run:
     def _answer_to(self, question: _Question) -> Entry | None:
         """Give the last answer to a question; a malformed one only after TRIES of them."""
         entries = self.entries[question.key]
-        if not entries or (entries[-1]["status"] == "malformed" and len(entries) < TRIES):
-            return None
-        return entries[-1]
+        last = entries[-1] if entries else None
+        return None if last and last["status"] == "malformed" and len(entries) < TRIES else last
 
     def _stop_if_all_refused(self) -> None:
         refused = [e for e in self.journal.entries if e["status"] == "refused"]
@@ -235,8 +220,8 @@ class _Run:
                 continue
             for row in read_answer(entry["text"], question.row, self.scale, self.options.write):
                 example = example_of(row, question.place, self.scale)
-                update = {} if row.get("group") else {"group": group_of(example)}
-                examples.append(example.model_copy(update=update))
+                group = example.group if row.get("group") else group_of(example)
+                examples.append(example.model_copy(update={"group": group}))
         return examples
 
     def usage(self) -> Usage:

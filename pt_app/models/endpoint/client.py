@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -41,42 +42,39 @@ Messages = Sequence[Mapping[str, str]]
 Item = TypeVar("Item")
 
 
+@dataclass(kw_only=True, eq=False)
 class Client:
     """One model at one endpoint. Raises UserError where it cannot be asked at all."""
 
-    def __init__(
-        self,
-        model: str,
-        budget: Budget,
-        *,
-        base_url: str = "",
-        key_env: str = "OPENAI_API_KEY",
-        max_tokens: int = 1024,
-        temperature: float = 0.0,
-        timeout: float = 60.0,
-        retries: int = 6,
-    ) -> None:
+    model: str
+    budget: Budget
+    base_url: str = ""
+    key_env: str = "OPENAI_API_KEY"
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    timeout: float = 60.0
+    retries: int = 6
+
+    def __post_init__(self) -> None:
         from openai import AsyncOpenAI
 
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL", "")
-        key = os.environ.get(key_env, "")
-        if not key and not base_url:
-            raise UserError(f"{key_env} is not set: export the endpoint's key under that name")
-        self.where = urlsplit(base_url or "https://api.openai.com").hostname or base_url
-        self.model, self.key_env, self.budget, self.retries = model, key_env, budget, retries
+        url = self.base_url or os.environ.get("OPENAI_BASE_URL", "")
+        key = os.environ.get(self.key_env, "")
+        if not key and not url:
+            raise UserError(f"{self.key_env} is not set: export the endpoint's key under that name")
+        self.where = urlsplit(url or "https://api.openai.com").hostname or url
         # No retries of the library's own: waiting is done here, where the budget is known.
         self._client = AsyncOpenAI(
-            base_url=base_url or None, api_key=key or "none", max_retries=0, timeout=timeout
+            base_url=url or None, api_key=key or "none", max_retries=0, timeout=self.timeout
         )
         # `_without` drops those that the endpoint does not take.
         self._options: dict[str, Any] = {
             "response_format": "json_schema",
-            "max_tokens": max_tokens,
-            "temperature": temperature,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
         }
-        self._max_tokens = max_tokens
 
-    async def ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
+    async def ask(self, messages: Messages, schema: Mapping[str, object] | None) -> Reply:
         """Get one answer, of a JSON schema or (None) in free text.
 
         Raises RefusedError where this request cannot be answered, MoneySpentError at the limit,
@@ -84,7 +82,7 @@ class Client:
         """
         # Bytes over two is more than any tokenizer makes of a text, and counts the roles' tokens.
         prompt = sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // 2 + 50
-        estimate = Usage(prompt, self._max_tokens)
+        estimate = Usage(prompt, self.max_tokens)
         attempt = 0
         while True:
             entry = await self.budget.acquire(estimate)
@@ -116,11 +114,12 @@ class Client:
     ) -> None:
         """Call `ask` for all items, `concurrency` at a time, with a bar of that name; then close.
 
-        Where one call raises UserError or MoneySpentError no further one begins; those in flight
-        end, since they are paid for, and the endpoint's error is raised before the money's.
+        Where one call raises UserError, or the budget is spent, no further one begins; those in
+        flight end, since they are paid for. Raises UserError in both cases.
         """
         left = iter(items)
         bar = tqdm(total=len(items), desc=name, unit=" rows", disable=not progress)
+        answered = list[Item]()
         failed: list[Exception] = []
 
         async def work() -> None:
@@ -131,6 +130,7 @@ class Client:
                     failed.append(error)
                     self.budget.close()
                     return
+                answered.append(item)
                 bar.set_postfix_str(f"${self.budget.spent:.4f}", refresh=False)
                 bar.update()
 
@@ -140,11 +140,18 @@ class Client:
 
         with bar:
             asyncio.run(run())
-        for error in sorted(failed, key=lambda error: isinstance(error, MoneySpentError)):
-            raise error
+        for error in failed:
+            if isinstance(error, UserError):
+                raise error
+        if failed:
+            raise UserError(
+                f"stopped at --max_cost {self.budget.max_cost:g}: {len(answered)} of {len(items)} "
+                f"rows answered, ${self.budget.spent:.4f} spent in all: the journal keeps them; "
+                "resume with the same command and a higher --max_cost"
+            ) from failed[0]
 
     async def _once(
-        self, messages: Messages, schema: Mapping[str, Any] | None, estimate: Usage
+        self, messages: Messages, schema: Mapping[str, object] | None, estimate: Usage
     ) -> Reply:
         """Make one request; raises AgainError where another try may help."""
         import openai
@@ -181,7 +188,7 @@ class Client:
         return reply_of(body, estimate)
 
     def _status(
-        self, status: int, problem: str, after: float | None, sent: Mapping[str, Any]
+        self, status: int, problem: str, after: float | None, sent: Mapping[str, object]
     ) -> Exception:
         """Give what a status means: try again, do without an option, skip the row, or give up."""
         if status in RETRIED or status >= 500:
@@ -200,7 +207,7 @@ class Client:
             return AgainError(f"status 400 about {option}", 0.0)
         return RefusedError(f"status {status}: {problem}")
 
-    def _without(self, problem: str, sent: Mapping[str, Any]) -> str:
+    def _without(self, problem: str, sent: Mapping[str, object]) -> str:
         """Drop the option of a request that a 400 complains of; "" where it is none of them."""
         for name, words in COMPLAINTS.items():
             if name not in sent or not any(word in problem for word in words):

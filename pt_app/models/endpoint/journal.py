@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pt_app.core.errors import UserError
-from pt_app.models.endpoint.reply import whole_characters
+from pt_app.models.endpoint.reply import parsed_json, whole_characters
 
 Entry = dict[str, Any]
 
@@ -19,7 +19,7 @@ class Journal:
     a journal of other settings, or one that another process writes.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
         self.path = path
         self._file: IO[bytes] = self._open()
         first, *self.entries = self._read() or [{}]
@@ -62,12 +62,11 @@ class Journal:
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self._file.truncate(end)
-        entries = []
+        entries: list[Entry] = []
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
-                entry = json.loads(line)
                 # Earlier versions kept halves of characters as an endpoint gave them.
-                entries.append(json.loads(whole_characters(json.dumps(entry, ensure_ascii=False))))
+                entries += [parsed_json(line)]
             except ValueError as error:
                 raise UserError(
                     f"{self.path}, line {number} is no JSON: repair it, or start another journal "
@@ -75,7 +74,7 @@ class Journal:
                 ) from error
         return entries
 
-    def _check(self, first: Entry, settings: Mapping[str, Any]) -> None:
+    def _check(self, first: Entry, settings: Mapping[str, object]) -> None:
         was = first.get("settings", {})
         for name, value in settings.items():
             if was.get(name) != value:

@@ -1,9 +1,9 @@
 """Read what an OpenAI-compatible endpoint answered, whatever shape it gave it."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pt_app.models.endpoint.budget import Usage
 
@@ -43,7 +43,7 @@ class Reply:
     cut: bool = False
 
 
-def reply_of(body: Any, estimate: Usage) -> Reply:
+def reply_of(body: object, estimate: Usage) -> Reply:
     """Read the body of a chat completion.
 
     Raises RefusedError where the endpoint gives a reason for no answer, AgainError where it gives
@@ -61,8 +61,7 @@ def reply_of(body: Any, estimate: Usage) -> Reply:
         raise RefusedError("withheld by the endpoint's content filter")
     if not text and message.get("tool_calls"):
         raise RefusedError("a call of a tool instead of an answer")
-    counts = body.get("usage")
-    counts = counts if isinstance(counts, Mapping) else {}
+    counts = _mapping(_mapping(body).get("usage"))
     prompt, answer = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
     usage = Usage(
         estimate.prompt if prompt is None else prompt,
@@ -71,22 +70,20 @@ def reply_of(body: Any, estimate: Usage) -> Reply:
     return Reply(text, usage, prompt is None or answer is None, reason == "length")
 
 
-def error_of(body: Any) -> tuple[int, str] | None:
-    """Give status (0: unknown) and message of an error that came with status 200, if it is one."""
-    if not isinstance(body, Mapping):
+def error_of(body: object) -> tuple[int, str] | None:
+    """Return status (0: unknown) and message of an error that came with status 200, or None."""
+    fields = _mapping(body)
+    error = fields.get("error") or _first_choice(body).get("error")
+    error = error or (fields if fields.get("object") == "error" else None)
+    if not error:
         return None
-    error = body.get("error") or _first_choice(body).get("error")
-    if not error and body.get("object") != "error":
-        return None
-    error = error or body
-    if not isinstance(error, Mapping):
-        return 0, one_line(error)
-    code = next((error[k] for k in ("code", "status") if str(error.get(k)).isdigit()), 0)
-    return int(code), one_line(error.get("message") or error)
+    details = _mapping(error)
+    codes = (str(details.get(name)) for name in ("code", "status"))
+    return int(next(filter(str.isdigit, codes), 0)), one_line(details.get("message") or error)
 
 
 def answer_part(text: str, cut: bool = False) -> str | None:
-    """Give an answer without the thought before it, and without the last line of a cut one.
+    """Return an answer without the thought before it, and without the last line of a cut one.
 
     None where the thought never ended: a verdict in it is one that was weighed, not given.
     """
@@ -115,22 +112,31 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def one_line(message: Any) -> str:
+def parsed_json(text: str | bytes) -> object:
+    """Parse JSON as it can be written again; raises ValueError or RecursionError."""
+    value: object = json.loads(whole_characters(json.dumps(json.loads(text), ensure_ascii=False)))
+    return value
+
+
+def one_line(message: object) -> str:
     """Shorten a message of the endpoint to one line."""
     return " ".join(whole_characters(str(message)).split())[:200]
 
 
-def _first_choice(body: Any) -> Mapping[str, Any]:
-    choices = body.get("choices") if isinstance(body, Mapping) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return first if isinstance(first, Mapping) else {}
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
-def _count(tokens: Any) -> int | None:
+def _first_choice(body: object) -> Mapping[str, object]:
+    choices = _mapping(body).get("choices")
+    return _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+
+
+def _count(tokens: object) -> int | None:
     return tokens if isinstance(tokens, int) and tokens >= 0 else None
 
 
-def _text(content: Any) -> str:
+def _text(content: object) -> str:
     """Join the texts of an answer's content: a text, or a list of parts of which some think."""
     if isinstance(content, list):
         return "".join(map(_text, content))
