@@ -5,9 +5,9 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pt_app.core.chat_templates import control_tokens
 from pt_app.core.dataset import read_dataset
@@ -22,15 +22,13 @@ from pt_app.core.leaks import (
     input_text,
     is_telling,
 )
+from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 from pt_app.judge_data.preview import encoder_of
-
-if TYPE_CHECKING:
-    from pt_app.core.prompts import PromptEncoder
 
 Splits = Mapping[str, Sequence[JudgeExample]]
 EXAMPLES = 5
@@ -146,11 +144,9 @@ class CheckReport:
                 f"{self.fit.longest}), such as {self.fit.first}"
             )
         for key, what in WARNINGS.items():
-            rows = self.findings[key]
-            if isinstance(rows, int):
-                lines += [f"{rows} {what}"] if rows else []
-            else:
-                lines += [f"{len(rows)} {what}, such as {rows[0]}"] if rows else []
+            if rows := self.findings[key]:
+                such = (rows, "") if isinstance(rows, int) else (len(rows), f", such as {rows[0]}")
+                lines.append(f"{such[0]} {what}{such[1]}")
         return lines
 
     def lines(self) -> list[str]:
@@ -198,11 +194,19 @@ class CheckReport:
 
 
 def check_examples(
-    splits: Splits, scale: Scale, *, near: float = NEAR, by_row: bool = False
+    splits: Splits,
+    scale: Scale,
+    *,
+    near: float = NEAR,
+    by_row: bool = False,
+    notes: Sequence[str] = (),
+    encoder: PromptEncoder | None = None,
+    model: str = "",
 ) -> CheckReport:
     """Check rows in their splits; docs/DATA.md lists what is looked for.
 
-    Raises UserError for a `near` that makes no sense.
+    With the `encoder` of a `model` the report also says whether the rows fit, and looks for that
+    tokenizer's own control tokens. Raises UserError for a `near` that makes no sense.
     """
     rows = [example for examples in splits.values() for example in examples]
     split_of = [split for split, examples in splits.items() for _ in examples]
@@ -214,13 +218,14 @@ def check_examples(
             leaks.append(Leak("near", pair.field, *examples, a, b, pair.text, pair.similarity))
     findings: dict[str, Sequence[str] | int] = {
         "contradictions": _contradictions(rows),
-        "control_tokens": _holding(rows, _CONTROL),
+        "control_tokens": _holding(rows, _control_of(encoder) if encoder else _CONTROL),
         "verdict_like": _holding(rows, _VERDICT_LIKE),
         "short_shared": _short_shared(splits),
         "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
     }
+    fit = _fit(rows, encoder, model) if encoder else None
     labels, lengths = _labels(splits, scale), length_and_label(rows, scale)
-    return CheckReport(leaks, by_row, near, labels, lengths, findings)
+    return CheckReport(leaks, by_row, near, labels, lengths, findings, fit, notes)
 
 
 def check_folder(
@@ -232,19 +237,15 @@ def check_folder(
     """
     data = read_dataset(folder, allow_leaks=True)
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    splits = {split: examples for split, examples in splits.items() if examples}
-    by_row = data.card.split.get("by") == "row"
-    report = check_examples(splits, data.scale, near=near, by_row=by_row)
-    report = replace(report, notes=data.notes)
-    if not model:
-        return report
-    encoder = encoder_of(data.card, data.scale, model, max_seq_length)
-    rows = [example for examples in splits.values() for example in examples]
-    tokens = control_tokens(encoder.tokenizer) | set(encoder.tokenizer.all_special_tokens)
-    own = map(re.escape, sorted(tokens, key=len, reverse=True))  # a longer one may hold a shorter
-    control = _holding(rows, re.compile("|".join([_CONTROL.pattern, *own])))
-    findings = {**report.findings, "control_tokens": control}
-    return replace(report, findings=findings, fit=_fit(rows, encoder, model))
+    return check_examples(
+        {split: examples for split, examples in splits.items() if examples},
+        data.scale,
+        near=near,
+        by_row=data.card.split.get("by") == "row",
+        notes=data.notes,
+        encoder=encoder_of(data.card, data.scale, model, max_seq_length) if model else None,
+        model=model,
+    )
 
 
 def refuse_leaks(report: CheckReport, folder: Path) -> None:
@@ -268,10 +269,10 @@ def _labels(splits: Splits, scale: Scale) -> dict[str, dict[str, int]]:
 
 def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Say where every label is the same, so that a judge that always gives it is never wrong."""
-    filled = {split: counts for split, counts in labels.items() if counts}
-    alike = {split: next(iter(counts)) for split, counts in filled.items() if len(counts) == 1}
-    if len(alike) == len(filled) > 0 and len(set(alike.values())) == 1:
-        (only,) = set(alike.values())
+    filled = [split for split, counts in labels.items() if counts]
+    alike = {split: next(iter(labels[split])) for split in filled if len(labels[split]) == 1}
+    if len(alike) == len(filled) and len(set(alike.values())) == 1:
+        only = alike[filled[0]]
         return [
             f"every label is {only}: a judge can neither learn nor be tested (one that always says "
             f"{only} is right in 100 %)"
@@ -279,7 +280,7 @@ def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [
         f"every {split} label is {only}: its accuracy says nothing"
         for split, only in alike.items()
-        if filled[split][only] >= MIN_ALIKE
+        if labels[split][only] >= MIN_ALIKE
     ]
 
 
@@ -291,9 +292,9 @@ def _contradictions(rows: Sequence[JudgeExample]) -> list[str]:
             texts = [input_text(row), row.context or "", row.reference or "", *texts]
             labels[tuple(map(one_line, texts))].setdefault(str(row.label.verdict), row.id)
     return [
-        " and ".join(f"{verdict} ({name})" for verdict, name in list(verdicts.items())[:3])
-        for verdicts in labels.values()
-        if len(verdicts) > 1
+        " and ".join(f"{verdict} ({name})" for verdict, name in list(names.items())[:3])
+        for names in labels.values()
+        if len(names) > 1
     ]
 
 
@@ -331,12 +332,18 @@ def _wilson(share: float, n: int) -> Lengths:
 
 def _short_shared(splits: Splits) -> int:
     """Count the short candidates that are in several splits."""
-    in_splits: dict[str, set[str]] = defaultdict(set)
-    for split, examples in splits.items():
-        for text in (text for example in examples for text in candidate_texts(example)):
-            if 0 < len(words_of(key := normalised(text))) < LEAST_WORDS:
-                in_splits[key].add(split)
-    return sum(len(names) > 1 for names in in_splits.values())
+    splits_of = Counter[str]()
+    for examples in splits.values():
+        keys = {normalised(text) for example in examples for text in candidate_texts(example)}
+        splits_of.update(key for key in keys if 0 < len(words_of(key)) < LEAST_WORDS)
+    return sum(count > 1 for count in splits_of.values())
+
+
+def _control_of(encoder: PromptEncoder) -> re.Pattern[str]:
+    """Match what chat templates write, and the control tokens of a tokenizer."""
+    tokens = control_tokens(encoder.tokenizer) | set(encoder.tokenizer.all_special_tokens)
+    own = map(re.escape, sorted(tokens, key=len, reverse=True))  # a longer one may hold a shorter
+    return re.compile("|".join([_CONTROL.pattern, *own]))
 
 
 def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str]:
@@ -349,18 +356,12 @@ def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str
     return holding
 
 
-def _fit(rows: Sequence[JudgeExample], encoder: "PromptEncoder", model: str) -> Fit:
+def _fit(rows: Sequence[JudgeExample], encoder: PromptEncoder, model: str) -> Fit:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
     _, cuts = encoder.encode(rows, on_unfit="status")
-    return Fit(
-        model,
-        encoder.max_seq_length,
-        longest=cuts.longest,
-        cut=cuts.rows_cut,
-        tokens_cut=cuts.tokens_cut,
-        unfit=len(cuts.unfit),
-        first=next(iter(cuts.unfit), ""),
-    )
+    shortened = (cuts.longest, cuts.rows_cut, cuts.tokens_cut)
+    first = next(iter(cuts.unfit), "")
+    return Fit(model, encoder.max_seq_length, *shortened, len(cuts.unfit), first)
 
 
 def _distribution(counts: Mapping[str, int]) -> str:

@@ -3,19 +3,18 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
 
 from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_rows
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
 from pt_app.core.orders import both_orders
+from pt_app.core.prompt_templates import Template
+from pt_app.core.prompts import Encoded, PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from pt_app.core.prompts import Encoded, PromptEncoder
 
 SUPERVISED, CONTROL, PROMPT = "bold green", "cyan", "dim"
 WIDTH = 80
@@ -38,9 +37,6 @@ def preview(
     `max_seq_length` tokens as training cuts them. Escape sequences, invisible characters and these
     marks within data are shown as \\u.... Raises UserError for rows that cannot be read.
     """
-    from rich.console import Console
-    from rich.text import Text
-
     if n < 1:
         raise UserError(f"-n {n} shows no row: ask for 1 or more")
     card = read_card(folder)
@@ -64,12 +60,10 @@ def preview(
             console.print(line, style=PROMPT, markup=False, soft_wrap=True)
 
 
-def encoder_of(card: DatasetCard, scale: Scale, model: str, max_seq_length: int) -> "PromptEncoder":
+def encoder_of(card: DatasetCard, scale: Scale, model: str, max_seq_length: int) -> PromptEncoder:
     """Build the encoder with which a model would be trained on a dataset."""
     from transformers.utils import logging
 
-    from pt_app.core.prompt_templates import Template
-    from pt_app.core.prompts import PromptEncoder
     from pt_app.models import bases
 
     logging.set_verbosity_error()  # the tokenizer warns of long rows, which are counted here
@@ -92,8 +86,8 @@ def _rows_of(folder: Path, card: DatasetCard, split: str) -> list[JudgeExample]:
 
 
 def _encoded(
-    rows: Sequence[JudgeExample], n: int, encoder: "PromptEncoder"
-) -> Iterator[tuple[JudgeExample, "Encoded | str"]]:
+    rows: Sequence[JudgeExample], n: int, encoder: PromptEncoder
+) -> Iterator[tuple[JudgeExample, Encoded | str]]:
     """Yield the first `n` rows with their tokens, or with the reason why they do not fit.
 
     All rows of their groups are encoded with them, because a group is cut alike.
@@ -107,11 +101,9 @@ def _encoded(
 
 
 def _heading(
-    heading: str, row: JudgeExample, encoded: "Encoded | str", encoder: "PromptEncoder"
-) -> "Text":
+    heading: str, row: JudgeExample, encoded: Encoded | str, encoder: PromptEncoder
+) -> Text:
     """Add to a row's heading its verdict, its tokens, and whether it was cut."""
-    from rich.text import Text
-
     verdict, *_ = (row.answer(encoder.scale) or "no label").split("\n")
     heading += f", {verdict}: "
     if isinstance(encoded, str):
@@ -123,10 +115,8 @@ def _heading(
     return Text(heading, style="bold")
 
 
-def _tokens(encoded: "Encoded", encoder: "PromptEncoder", marked: bool) -> "Text":
+def _tokens(encoded: Encoded, encoder: PromptEncoder, marked: bool) -> Text:
     """Give the text of a row's tokens; Text, so that no data is taken for markup."""
-    from rich.text import Text
-
     text = Text()
     for supervised, start, end in _parts(encoded):
         text.append("⟦" if supervised and marked else "", SUPERVISED)
@@ -138,14 +128,14 @@ def _tokens(encoded: "Encoded", encoder: "PromptEncoder", marked: bool) -> "Text
     return text
 
 
-def _parts(encoded: "Encoded") -> tuple[tuple[bool, int, int], ...]:
+def _parts(encoded: Encoded) -> tuple[tuple[bool, int, int], ...]:
     """Give prompt and supervised part as (supervised, start, end)."""
     prompt = encoded.prompt_length
     return (False, 0, prompt), (True, prompt, len(encoded.input_ids))
 
 
 def _runs(
-    ids: Sequence[int], start: int, end: int, encoder: "PromptEncoder"
+    ids: Sequence[int], start: int, end: int, encoder: PromptEncoder
 ) -> Iterator[tuple[int, int, bool]]:
     """Yield runs of plain tokens, and each control token alone, as (start, end, control)."""
     control = {*encoder.tokenizer.added_tokens_decoder, *encoder.tokenizer.all_special_ids}
@@ -158,7 +148,7 @@ def _runs(
         at = stop
 
 
-def _decoded(ids: Sequence[int], start: int, end: int, encoder: "PromptEncoder") -> str:
+def _decoded(ids: Sequence[int], start: int, end: int, encoder: PromptEncoder) -> str:
     """Decode a run as it reads behind what precedes it: alone it may lose its first space."""
     decode = encoder.tokenizer.decode
     before, whole = (decode(ids[:at], clean_up_tokenization_spaces=False) for at in (start, end))
@@ -167,7 +157,7 @@ def _decoded(ids: Sequence[int], start: int, end: int, encoder: "PromptEncoder")
     return str(decode(ids[start:end], clean_up_tokenization_spaces=False))
 
 
-def _id_lines(encoded: "Encoded", encoder: "PromptEncoder") -> Iterator[str]:
+def _id_lines(encoded: Encoded, encoder: PromptEncoder) -> Iterator[str]:
     """Yield ids and texts of the tokens, in lines of at most 80 columns if no token is longer."""
     for supervised, start, end in _parts(encoded):
         line = "supervised ids:" if supervised else "prompt ids:"
