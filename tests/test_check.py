@@ -108,8 +108,8 @@ def test_short_candidates_and_boilerplate_are_warnings(tmp_path: Path) -> None:
     test = [row(f"b{i}", sentence(rng), refusal if i < 2 else "yes") for i in range(4)]
     code, output = checked(folder_of(tmp_path / "d", train, test))
     assert code == 0
-    assert "1 candidates under 8 words stand in several splits" in output
-    assert "1 long candidates stand under many inputs: boilerplate" in output
+    assert "1 candidates under 8 words are in several splits" in output
+    assert "1 long candidates occur with many inputs: boilerplate" in output
 
 
 def test_contradictions_control_tokens_and_verdicts_in_candidates_are_warned_of(

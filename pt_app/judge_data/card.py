@@ -12,10 +12,12 @@ from pt_app.evidence import people
 MAX_LABELS = 21  # lines of the table of labels
 TITLE = "Judge data"
 ONESELF = "Agreement with oneself"
+Card = dict[str, Any]
+"""What dataset.json holds, or a part of it: JSON."""
 
 
 def data_card(
-    about: Mapping[str, Any],
+    about: Card,
     splits: Mapping[str, Sequence[JudgeExample]],
     scale: Scale,
     sections: Sequence[str] = (),
@@ -58,7 +60,7 @@ def with_section(card: str, title: str, body: str) -> str:
     return f"{before}{head}{body}\n\n{after}"
 
 
-def _facts(about: Mapping[str, Any]) -> str:
+def _facts(about: Card) -> str:
     names = ("task", "scale", "template", "rubric", "origin", "licence", "fold")
     facts = [[name, _cell(about[name])] for name in names if about.get(name)]
     if how := about.get("split"):
@@ -90,7 +92,7 @@ def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
     return table(["label", *splits], lines)
 
 
-def _import(imported: Mapping[str, Any]) -> str:
+def _import(imported: Card) -> str:
     dropped = [f"{count:,} {reason}" for reason, count in imported["dropped"].items()]
     return (
         f"Imported from {', '.join(imported['files'])}: read {imported['read']:,} rows, kept "
@@ -98,7 +100,7 @@ def _import(imported: Mapping[str, Any]) -> str:
     )
 
 
-def _checks(checks: Mapping[str, Any]) -> str:
+def _checks(checks: Card) -> str:
     if not checks:
         return "Not checked."
     lines = [

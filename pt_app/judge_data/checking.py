@@ -47,9 +47,9 @@ WARNINGS = {
     "contradictions": "inputs have the same candidate under different labels",
     "control_tokens": "candidates hold control tokens",
     "verdict_like": "candidates hold verdict-like phrases",
-    "short_shared": f"candidates under {LEAST_WORDS} words stand in several splits, as short ones "
-    "will",
-    "boilerplate": "long candidates stand under many inputs: boilerplate",
+    "short_shared": f"candidates under {LEAST_WORDS} words are in several splits, as short ones "
+    "will be",
+    "boilerplate": "long candidates occur with many inputs: boilerplate",
 }
 # What chat templates write, as text inside a candidate.
 _CONTROL = re.compile(
@@ -168,7 +168,7 @@ class CheckReport:
         return lines + [f"  warning: {warning}" for warning in self.warnings()]
 
     def summary(self) -> dict[str, Any]:
-        """Give what dataset.json and its card keep of the check."""
+        """Return what dataset.json and its card keep of the check."""
         kinds = Counter(f"{leak.field} {leak.kind}" for leak in self.leaks)
         return {
             "leaks": len(self.leaks),
@@ -180,7 +180,7 @@ class CheckReport:
         }
 
     def to_json(self) -> str:
-        """Give the whole report as JSON."""
+        """Return the whole report as JSON."""
         names = ("kind", "field", "similarity", "split_a", "split_b")
         leaks = [
             {name: getattr(leak, name) for name in names}

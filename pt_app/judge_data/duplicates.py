@@ -6,10 +6,8 @@ and punctuation, is at least `near`. MinHash LSH proposes pairs; each of them is
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -53,8 +51,7 @@ def near_edges(keys: Sequence[str], near: float, what: str = "texts") -> Iterato
 
     # A text with fewer words than this cannot differ from another text and still be near it.
     min_words = 1 / (1 - near) - 1e-9 if near < 1 else float("inf")
-    empty = partial(MinHash, num_perm=BANDS * HASHES, scheme="affine32", hashfunc=int)
-    empty = partial(empty, permutations=empty().permutations)  # drawn once, which is slow
+    blank = MinHash(num_perm=BANDS * HASHES, hashfunc=int)  # copied: its permutations are slow
     index = MinHashLSH(num_perm=BANDS * HASHES, params=(BANDS, HASHES))
     clusters = DisjointSet(range(len(keys)))
     indexed = Counter[int]()  # by the root of a cluster
@@ -62,7 +59,8 @@ def near_edges(keys: Sequence[str], near: float, what: str = "texts") -> Iterato
         words = words_of(key)
         if len(words) < min_words:
             continue
-        signature = _signature(words, empty)
+        signature = blank.copy()
+        signature.update_batch(_hashes(words))
         for j in sorted(index.query(signature)):
             if clusters.connected(i, j):
                 continue
@@ -79,15 +77,13 @@ def near_edges(keys: Sequence[str], near: float, what: str = "texts") -> Iterato
             indexed[clusters[i]] += 1
 
 
-def _signature(words: Sequence[str], empty: Callable[[], Any]) -> Any:
-    """Make the MinHash of a text over its words and its pairs of neighbouring words."""
+def _hashes(words: Sequence[str]) -> list[int]:
+    """Hash the words of a text, and its pairs of neighbouring words."""
     hashes = [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words]
     single = np.array(hashes, dtype=np.uint32)
     # Odd multipliers mix the two words of a pair; the arithmetic wraps around at 2^32.
     pairs = single[:-1] * np.uint32(0x9E3779B1) + single[1:] * np.uint32(0x85EBCA77)
-    signature = empty()
-    signature.update_batch(np.concatenate([single, pairs]).tolist())
-    return signature
+    return [*single.tolist(), *pairs.tolist()]
 
 
 def near_pairs(examples: Sequence[JudgeExample], near: float = NEAR) -> list[NearPair]:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import (
     SPLITS,
@@ -22,6 +21,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
+from pt_app.judge_data.card import Card
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import group_of, place_units, strata_of, units_of
 from pt_app.judge_data.splitting import Placement, SplitPlan, gap_line, place, with_own_group
@@ -61,7 +61,7 @@ class FoldsSummary:
 def build_folder(
     out: Path,
     examples: Sequence[JudgeExample],
-    card: Mapping[str, Any],
+    card: Card,
     plan: SplitPlan,
     *,
     append: bool = False,
@@ -136,9 +136,7 @@ def _placed_rows(out: Path) -> tuple[list[JudgeExample], dict[str, str]]:
     return rows, places | read_places(out)
 
 
-def _check_by(
-    folder: Path, places: Mapping[str, str], card: Mapping[str, Any], plan: SplitPlan
-) -> None:
+def _check_by(folder: Path, places: Mapping[str, str], card: Card, plan: SplitPlan) -> None:
     """Raise UserError where groups were placed by another rule than the plan's."""
     was = card.get("split", {}).get("by", "group")
     if places and was != plan.by:
@@ -149,8 +147,8 @@ def _check_by(
 
 
 def _joined(
-    out: Path, card: Mapping[str, Any], examples: Sequence[JudgeExample]
-) -> tuple[dict[str, Any], Sequence[JudgeExample], tuple[str, ...]]:
+    out: Path, card: Card, examples: Sequence[JudgeExample]
+) -> tuple[Card, Sequence[JudgeExample], tuple[str, ...]]:
     """Join the card of new rows with the folder's own; the new rows keep their own rubric."""
     own, read = _raw_card(out), read_card(out)
     for name in ("task", "scale"):
@@ -176,22 +174,22 @@ def _joined(
     return joined, examples, notes
 
 
-def _raw_card(folder: Path) -> dict[str, Any]:
-    """Give dataset.json as it stands: `read_card` puts a template's whole path into it."""
+def _raw_card(folder: Path) -> Card:
+    """Return dataset.json as it stands: `read_card` puts a template's whole path into it."""
     path = folder / "dataset.json"
     read_card(folder)  # raises UserError where something is wrong with it
-    card: dict[str, Any] = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
+    card: Card = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
     return card
 
 
-def _scale(card: Mapping[str, Any], out: Path) -> Scale:
+def _scale(card: Card, out: Path) -> Scale:
     return card_scale(DatasetCard.model_validate(known_of(card)), out / "dataset.json")
 
 
 def _write(
     out: Path,
     placement: Placement,
-    card: Mapping[str, Any],
+    card: Card,
     plan: SplitPlan,
     notes: tuple[str, ...],
     replacing: bool,
@@ -216,7 +214,7 @@ def _write(
 
 
 def _write_folds(
-    folder: Path, rows: Sequence[JudgeExample], card: Mapping[str, Any], plan: SplitPlan
+    folder: Path, rows: Sequence[JudgeExample], card: Card, plan: SplitPlan
 ) -> FoldsSummary:
     """Write `folder`/folds/1 and up: a fold is the test part, all other rows the training part.
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.leaks import input_text
@@ -58,7 +57,7 @@ def unit_of(examples: Sequence[JudgeExample], rows: Sequence[int]) -> Unit:
 
 
 def strata_of(examples: Sequence[JudgeExample]) -> list[int]:
-    """Give each row its stratum: its label, or the label's quantile where there are many."""
+    """Return the stratum of each row: its label, or the label's quantile where there are many."""
     verdicts = [example.label.verdict if example.label else None for example in examples]
     labels = [verdict for verdict in verdicts if verdict is not None]
     strata = {verdict: i for i, verdict in enumerate(sorted(set(labels), key=str))}
@@ -125,7 +124,7 @@ def _too_few(units: int, names: Sequence[str], what: str = "groups") -> UserErro
 
 
 def _targets(strata: Sequence[int], shares: Mapping[str, float]) -> dict[str, dict[int, float]]:
-    """Give the expected count of each stratum in each split."""
+    """Return the expected count of each stratum in each split."""
     total = sum(shares.values())
     counts = _counts(range(len(strata)), strata)
     return {
@@ -135,7 +134,7 @@ def _targets(strata: Sequence[int], shares: Mapping[str, float]) -> dict[str, di
 
 
 def _cost(labels: Counter[int], counts: Counter[int], targets: Mapping[int, float]) -> float:
-    """Give the change of the sum of (count - target)^2 / target if the labels are added."""
+    """Return the change of the sum of (count - target)^2 / target if the labels are added."""
     return sum(n * (2 * (counts[s] - targets[s]) + n) / targets[s] for s, n in labels.items())
 
 
@@ -213,12 +212,13 @@ def _times(examples: Sequence[JudgeExample]) -> list[float]:
     return times
 
 
-def _time(value: Any, numeric: bool) -> float | None:
+def _time(value: object, numeric: bool) -> float | None:
     """Read a number as it is, or a date as seconds, in UTC if it has no zone; else give None."""
     try:
         if numeric:
-            return float(value) if math.isfinite(float(value)) else None
+            number = float(str(value))
+            return number if math.isfinite(number) else None
         date = datetime.fromisoformat(str(value).strip())
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -45,13 +46,12 @@ def preview(
     encoder = encoder_of(card, scale, model, max_seq_length)
     console = Console(highlight=False)
     marked = console.color_system is None or console.no_color
-    supervised = ("⟦supervised⟧" if marked else "supervised", SUPERVISED)
-    control = ("‹control token›" if marked else "control", CONTROL)
+    names = ("⟦supervised⟧", "‹control token›") if marked else ("supervised", "control")
+    supervised, control = zip(names, (SUPERVISED, CONTROL), strict=True)
     legend = Text.assemble(supervised, ", ", control, "; the rest is read, not learned")
     console.print(legend, soft_wrap=True)
     for number, (row, encoded) in enumerate(_encoded(rows, n, encoder), start=1):
-        console.print()
-        heading = f"row {number} of {len(rows)}, {' '.join(_shown(row.id).split())}"
+        heading = f"\nrow {number} of {len(rows)}, {' '.join(_shown(row.id).split())}"
         console.print(_heading(heading, row, encoded, encoder), soft_wrap=True)
         if isinstance(encoded, str):
             continue
@@ -116,20 +116,21 @@ def _heading(
 
 
 def _tokens(encoded: Encoded, encoder: PromptEncoder, marked: bool) -> Text:
-    """Give the text of a row's tokens; Text, so that no data is taken for markup."""
+    """Return the text of a row's tokens; Text, so that no data is taken for markup."""
     text = Text()
     for supervised, start, end in _parts(encoded):
-        text.append("⟦" if supervised and marked else "", SUPERVISED)
+        opening, closing = "⟦⟧" if supervised and marked else ("", "")
+        text.append(opening, SUPERVISED)
         for at, stop, control in _runs(encoded.input_ids, start, end, encoder):
             piece = _shown(_decoded(encoded.input_ids, at, stop, encoder))
             piece = f"‹{piece}›" if control and marked else piece
             text.append(piece, SUPERVISED if supervised else CONTROL if control else PROMPT)
-        text.append("⟧" if supervised and marked else "", SUPERVISED)
+        text.append(closing, SUPERVISED)
     return text
 
 
 def _parts(encoded: Encoded) -> tuple[tuple[bool, int, int], ...]:
-    """Give prompt and supervised part as (supervised, start, end)."""
+    """Return prompt and supervised part as (supervised, start, end)."""
     prompt = encoded.prompt_length
     return (False, 0, prompt), (True, prompt, len(encoded.input_ids))
 
@@ -139,13 +140,10 @@ def _runs(
 ) -> Iterator[tuple[int, int, bool]]:
     """Yield runs of plain tokens, and each control token alone, as (start, end, control)."""
     control = {*encoder.tokenizer.added_tokens_decoder, *encoder.tokenizer.all_special_ids}
-    at = start
-    while at < end:
-        stop = at + 1
-        while ids[at] not in control and stop < end and ids[stop] not in control:
-            stop += 1
-        yield at, stop, ids[at] in control
-        at = stop
+    runs = groupby(range(start, end), lambda at: at if ids[at] in control else None)
+    for control_at, run in runs:
+        first, *rest = run
+        yield first, first + len(rest) + 1, control_at is not None
 
 
 def _decoded(ids: Sequence[int], start: int, end: int, encoder: PromptEncoder) -> str:

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import JudgeData, read_dataset
 from pt_app.core.errors import UserError
@@ -20,7 +19,7 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import summarise
+from pt_app.evidence.summary import Metric, summarise
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.reading.tables import Reading, open_table
@@ -98,7 +97,7 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     ]
 
 
-def _agreement(again: Again, scale: Scale) -> dict[str, Any]:
+def _agreement(again: Again, scale: Scale) -> dict[str, Metric]:
     """Measure first against second labels: exact agreement and kappa, with intervals by group."""
     first = [row.label.verdict for row, _ in again if row.label]
     second = [verdict for _, verdict in again]
@@ -110,7 +109,7 @@ def _agreement(again: Again, scale: Scale) -> dict[str, Any]:
 
 
 def _cells(row: JudgeExample) -> dict[str, str]:
-    """Give a row's name and texts by their columns, safe for a spreadsheet."""
+    """Return a row's name and texts by their columns, safe for a spreadsheet."""
     first, second = row.candidates or ("", "")
     texts = {
         "row": opaque(row.id),
@@ -126,7 +125,7 @@ def _cells(row: JudgeExample) -> dict[str, str]:
 
 
 def opaque(name: str) -> str:
-    """Give a row's name in the file, which tells nothing of its split or label."""
+    """Return a row's name in the file, which tells nothing of its split or label."""
     return "r" + sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
 
 
@@ -148,7 +147,7 @@ def _evenly(rows: Sequence[JudgeExample], n: int, seed: int) -> list[JudgeExampl
     return rng.sample(drawn, n)
 
 
-def _keep(data: JudgeData, agreement: Mapping[str, Any]) -> None:
+def _keep(data: JudgeData, agreement: Mapping[str, Metric]) -> None:
     """Write the agreement into dataset.json and, where there is one, into the card."""
     path, page = data.path / "dataset.json", data.path / "README.md"
     about = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -163,14 +162,11 @@ def _worst(again: Again, scale: Scale) -> list[str]:
     changed = []
     for row, second in again:
         first = row.label.verdict if row.label else ""
-        distance = float(first != second)
-        if distance and scale.task == "score":
-            distance = abs(float(first) - float(second))
-        if distance:
+        if first != second:
+            distance = abs(float(first) - float(second)) if scale.task == "score" else 1.0
             line = f"  {row.id} ({row.where}): {first}, then {second}"
             changed.append((-distance, row.id, line))
-    if not changed:
-        return []
     lines = [line for _, _, line in sorted(changed)]
+    heading = [f"{len(lines)} rows to look at again, farthest first:"] if lines else []
     more = [f"  and {len(lines) - WORST} more"] if len(lines) > WORST else []
-    return [f"{len(lines)} rows to look at again, farthest first:", *lines[:WORST], *more]
+    return [*heading, *lines[:WORST], *more]

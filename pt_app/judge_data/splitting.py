@@ -111,7 +111,12 @@ def place(
         rows = [row for i, row in enumerate(rows) if i not in torn]
     pieces = [piece for unit in units for piece in _pieces(rows, unit, places)]
     placed = {u.name: places[g] for u in pieces for g in sorted(u.groups) if g in places}
-    split_of = _split_of(pieces, rows, plan, placed)
+    if plan.into:
+        split_of = {unit.name: placed.get(unit.name, plan.into) for unit in pieces}
+    elif plan.by == "time":
+        split_of = place_by_time(pieces, rows, plan.shares, placed)
+    else:
+        split_of = place_units(pieces, strata_of(rows), plan.shares, plan.seed, placed)
     splits: dict[str, list[JudgeExample]] = {split: [] for split in SPLITS}
     for i, split in sorted((row, split_of[unit.name]) for unit in pieces for row in unit.rows):
         splits[split].append(rows[i])
@@ -142,23 +147,11 @@ def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str])
     return [unit_of(rows, part) for part in by_split.values()]
 
 
-def _split_of(
-    units: Sequence[Unit], rows: Sequence[JudgeExample], plan: SplitPlan, placed: Mapping[str, str]
-) -> dict[str, str]:
-    """Choose the split of each unit, by its name."""
-    if plan.into:
-        return {unit.name: placed.get(unit.name, plan.into) for unit in units}
-    if plan.by == "time":
-        return place_by_time(units, rows, plan.shares, placed)
-    return place_units(units, strata_of(rows), plan.shares, plan.seed, placed)
-
-
 def _notes(
     units: Sequence[Unit], pieces: int, left_out: Sequence[JudgeExample], plan: SplitPlan
 ) -> list[str]:
     notes = []
-    groups = sum(len(unit.groups) for unit in units)
-    if groups > len(units):
+    if (groups := sum(len(unit.groups) for unit in units)) > len(units):
         largest = max(len(unit.groups) for unit in units)
         notes.append(
             f"{groups:,} groups in {len(units):,} units: near duplicates stay together "
@@ -191,11 +184,9 @@ def with_own_group(row: JudgeExample) -> JudgeExample:
 
 def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     """Say how much a split by row leaks."""
-    splits_of: dict[str, set[str]] = defaultdict(set)
     groups = [(row.meta[OWN_GROUP], split) for split, rows in splits.items() for row in rows]
-    for group, split in groups:
-        splits_of[group].add(split)
-    leaked = {group for group, in_splits in splits_of.items() if len(in_splits) > 1}
+    splits_of = Counter(group for group, _ in set(groups))
+    leaked = {group for group, count in splits_of.items() if count > 1}
     rows = sum(group in leaked for group, _ in groups)
     return (
         f"--by row leaks: {len(leaked):,} of {len(splits_of):,} groups ({rows:,} of "
@@ -205,15 +196,14 @@ def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
 
 def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     """Say how far the labels of each split are from those of all rows, by total variation."""
-    verdicts = {
-        split: [row.label.verdict if row.label else None for row in rows]
+    labels = {
+        split: Counter(row.label.verdict if row.label else None for row in rows)
         for split, rows in splits.items()
         if rows
     }
-    whole = Counter(verdict for part in verdicts.values() for verdict in part)
+    whole = sum(labels.values(), Counter())
     gaps = []
-    for split, part in verdicts.items():
-        own = Counter(part)
-        gap = sum(abs(own[v] / len(part) - whole[v] / whole.total()) for v in whole) / 2
+    for split, own in labels.items():
+        gap = sum(abs(own[v] / own.total() - whole[v] / whole.total()) for v in whole) / 2
         gaps.append(f"{split} {gap:.1%}")
     return f"labels that differ from those of all rows: {', '.join(gaps)}"

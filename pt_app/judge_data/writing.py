@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import SPLITS, DatasetCard, card_scale
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_write, sha256_file
 from pt_app.core.records import JudgeExample
 from pt_app.evidence import people
-from pt_app.judge_data.card import TITLE, data_card
+from pt_app.judge_data.card import TITLE, Card, data_card
 from pt_app.judge_data.checking import CheckReport, check_examples
 from pt_app.judge_data.duplicates import NEAR
 from pt_app.judge_data.rows import Row
@@ -37,7 +36,7 @@ class FolderSummary:
     splits: Mapping[str, Sequence[JudgeExample]]
     report: CheckReport
     notes: tuple[str, ...] = ()
-    agreement: Mapping[str, Any] | None = None
+    agreement: Card | None = None
 
     def sizes(self) -> str:
         """List the rows and groups of each split in one line."""
@@ -55,19 +54,19 @@ class FolderSummary:
         return [*lines, *self.report.lines()]
 
 
-def known_of(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what a card says that does not depend on the rows as they are."""
+def known_of(card: Card) -> Card:
+    """Return what a card says that does not depend on the rows as they are."""
     return {name: value for name, value in card.items() if name not in MEASURED}
 
 
 def write_folder(
     out: Path,
     splits: Mapping[str, Sequence[JudgeExample]],
-    card: Mapping[str, Any],
-    how: Mapping[str, Any],
+    card: Card,
+    how: Card,
     *,
     notes: tuple[str, ...] = (),
-    agreement: Mapping[str, Any] | None = None,
+    agreement: Card | None = None,
     replacing: bool = False,
     title: str = TITLE,
     sections: Sequence[str] = (),
@@ -151,7 +150,7 @@ def _holds(path: Path, text: str | None) -> bool:
     return text is not None and path.is_file() and path.read_bytes() == text.encode()
 
 
-def keep_handmade(out: Path, card: Mapping[str, Any]) -> tuple[str, ...]:
+def keep_handmade(out: Path, card: Card) -> tuple[str, ...]:
     """Copy files that no command wrote to a folder `before`; a note says so.
 
     A row that is written again loses its unknown fields, and a chat row the wording of its answer.
@@ -207,5 +206,5 @@ def _line(example: JudgeExample, row: Row) -> str:
     return line + "\n"
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

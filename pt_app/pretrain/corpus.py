@@ -94,7 +94,7 @@ def real_sentences(file: Path, max_words: int | None) -> Sentences:
 
 
 def held_out(source: str) -> bool:
-    """Whether a source is kept for measuring the base: never trained on, nor in judge data."""
+    """Return whether a source is kept for measuring: never trained on, nor in judge data."""
     digest = hashlib.sha256(("held out " + source.casefold()).encode()).digest()
     return digest[0] % HELD_OUT_SHARE == 0
 
@@ -273,7 +273,7 @@ def kinds_line(candidate: Candidate, rng: random.Random) -> str:
 
 
 def marks(example: Example) -> list[tuple[str, str]]:
-    """Give the candidate's words, each with `=` where it agrees, else with the kind of its error.
+    """Return the candidate's words, each with `=` where it agrees, else with the kind of its error.
 
     What is left out has its mark behind an empty word.
     """

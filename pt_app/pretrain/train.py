@@ -40,7 +40,7 @@ class Schedule:
         return self.steps * 3 // 7
 
     def rate(self, step: int) -> float:
-        """Give the share of the full learning rate: a warm-up, then flat, then linear to 0."""
+        """Return the share of the full learning rate: a warm-up, then flat, then linear to 0."""
         warm = min(1.0, (step + 1) / min(WARM_UP, self.steps))
         left = (self.steps - step) / (self.steps * (1 - DECAY_FROM))
         return min(warm, left, 1.0)
@@ -152,7 +152,7 @@ class Yardstick:
         return Measures(loss, by_task, detected)
 
     def _detected(self, model: Any, rows: Rows) -> float:
-        """Give the share of rows whose kind of difference is the likeliest next token."""
+        """Return the share of rows whose kind of difference is the likeliest next token."""
         import torch
 
         at = torch.tensor([start + self.before for _, start in rows])

@@ -66,7 +66,7 @@ class DistilOptions:
     licence: str = ""
 
     def picked(self, *names: str) -> dict[str, Any]:
-        """Give some of the flags by their names."""
+        """Return some of the flags by their names."""
         return {name: getattr(self, name) for name in names}
 
 
@@ -200,7 +200,7 @@ class _Run:
         self.entries[entry["key"]].append(entry)
 
     def _answer_to(self, question: _Question) -> Entry | None:
-        """Give the last answer to a question; a malformed one only after TRIES of them."""
+        """Return the last answer to a question; a malformed one only after TRIES of them."""
         entries = self.entries[question.key]
         last = entries[-1] if entries else None
         return None if last and last["status"] == "malformed" and len(entries) < TRIES else last
@@ -230,7 +230,7 @@ class _Run:
         return Usage(sum(u["prompt"] for u in usages), sum(u["answer"] for u in usages))
 
     def spent(self) -> float:
-        """Give the dollars of every answer in the journal, at today's prices."""
+        """Return the dollars of every answer in the journal, at today's prices."""
         return self.budget.cost(self.usage())
 
     def set_aside(self) -> dict[str, int]:
@@ -240,7 +240,7 @@ class _Run:
 
 
 def _scale(options: DistilOptions) -> Scale:
-    """Give the scale of the verdicts; raises UserError for flags out of range."""
+    """Return the scale of the verdicts; raises UserError for flags out of range."""
     scale = Scale.from_name(options.scale if options.task == "score" else options.task)
     if options.concurrency < 1 or options.write < 0 or options.retries < 0:
         raise UserError("--concurrency must be at least 1, --write and --retries at least 0")

@@ -128,7 +128,7 @@ def _read_tmx(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _unit(unit: ET.Element) -> tuple[str, str]:
-    """Give the first English and Portuguese text of a unit, Brazilian before other Portuguese."""
+    """Return the first English and Portuguese text of a unit, Brazilian before other Portuguese."""
     texts: dict[str, str] = {}
     for variant in unit:
         if _local(variant) != "tuv":

@@ -81,7 +81,7 @@ class Vocabulary:
         return [w for w in self._bands.get(self._band(word), []) if w[:3] != word[:3]]
 
     def attested(self, word: str) -> bool:
-        """Whether the corpus has the word at least twice."""
+        """Return whether the corpus has the word at least twice."""
         return self.counts[word] >= 2
 
     def translation(self, word: str, source: str) -> str:
@@ -122,7 +122,7 @@ def _plain(word: str) -> bool:
 
 
 def content(word: str) -> bool:
-    """Whether a word carries meaning: lower case, four letters or more, no function word."""
+    """Return whether a word carries meaning: lower case, four letters or more, no function word."""
     return _plain(word) and len(word) > 3 and word not in FUNCTION_WORDS
 
 
@@ -219,7 +219,7 @@ def _other_ending(word: str, endings: Sequence[tuple[str, str]], min_stem: int =
 
 
 def _agrees(article: str, noun: str) -> bool:
-    """Whether this can be the article of the next word, judged by the word's ending.
+    """Return whether this can be the article of the next word, judged by the word's ending.
 
     Tells the article "a" from the preposition, at the price of leaving out rarer nouns.
     """

@@ -143,7 +143,7 @@ class Draft:
         return text[:1].upper() + text[1:] if self.capital else text
 
     def candidate(self) -> Candidate:
-        """Give the finished translation with its errors."""
+        """Return the finished translation with its errors."""
         return Candidate(self.render(), tuple(self.issues))
 
 
@@ -167,7 +167,7 @@ def corrupt(pair: Pair, kinds: Sequence[str], lexicon: Lexicon, rng: random.Rand
 
 
 def asks_paraphrase(kinds: Sequence[str]) -> bool:
-    """Whether a paraphrase is asked for; raises ValueError where errors are too."""
+    """Return whether a paraphrase is asked for; raises ValueError where errors are too."""
     if PARAPHRASE in kinds and len(kinds) > 1:
         raise ValueError("a paraphrase holds no errors: ask for it alone")
     return PARAPHRASE in kinds

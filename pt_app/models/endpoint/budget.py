@@ -52,7 +52,7 @@ class Budget:
         self._closed = True
 
     def cost(self, usage: Usage) -> float:
-        """Give the dollars of so many tokens; prices are per million tokens."""
+        """Return the dollars of so many tokens; prices are per million tokens."""
         return (usage.prompt * self.price_in + usage.answer * self.price_out) / 1e6
 
     def pause(self, seconds: float) -> None:
@@ -81,7 +81,7 @@ class Budget:
             self.spent += self.cost(usage)
 
     def _wait(self, estimate: Usage) -> float:
-        """Give the seconds until the window has room; 0 where it has."""
+        """Return the seconds until the window has room; 0 where it has."""
         now = time.monotonic()
         while self._asked and self._asked[0][0] <= now - self.window:
             self._asked.popleft()

@@ -190,7 +190,7 @@ class Client:
     def _status(
         self, status: int, problem: str, after: float | None, sent: Mapping[str, object]
     ) -> Exception:
-        """Give what a status means: try again, do without an option, skip the row, or give up."""
+        """Return what a status means: try again, do without an option, skip the row, or give up."""
         if status in RETRIED or status >= 500:
             return AgainError(f"status {status}: {problem}", after)
         if status in (401, 403):
