@@ -6,7 +6,7 @@ from typing import Any
 
 from pt_app.core.formatting import estimate
 from pt_app.core.records import JudgeExample
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 
 MAX_LABELS = 21  # lines of the table of labels
@@ -48,6 +48,16 @@ def data_card(
     return "\n\n".join(parts) + "\n"
 
 
+def label_counts(
+    splits: Mapping[str, Sequence[JudgeExample]],
+) -> dict[str, Counter[Verdict | None]]:
+    """Count the labels of each split; rows without one are counted under None."""
+    return {
+        split: Counter(row.label.verdict if row.label else None for row in rows)
+        for split, rows in splits.items()
+    }
+
+
 def with_section(card: str, title: str, body: str) -> str:
     """Put a section into a card: in place of the section of that title, else before its checks."""
     head = f"## {title}\n\n"
@@ -78,10 +88,7 @@ def _sizes(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
 
 def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
     """Count the labels of each split; those of a fine scale in at most MAX_LABELS equal parts."""
-    counts = [
-        Counter(example.label.verdict for example in examples if example.label)
-        for examples in splits.values()
-    ]
+    counts = label_counts(splits).values()
     values = list(scale.values)
     step = -(-len(values) // MAX_LABELS)  # rounded up
     lines: list[list[object]] = []

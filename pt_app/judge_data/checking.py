@@ -27,6 +27,7 @@ from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
+from pt_app.judge_data.card import label_counts
 from pt_app.judge_data.duplicates import NEAR, near_pairs
 from pt_app.judge_data.preview import encoder_of
 
@@ -260,11 +261,10 @@ def refuse_leaks(report: CheckReport, folder: Path) -> None:
 
 def _labels(splits: Splits, scale: Scale) -> dict[str, dict[str, int]]:
     """Count the labels of each split, in the scale's order."""
-    labels = {}
-    for split, examples in splits.items():
-        count = Counter(example.label.verdict for example in examples if example.label)
-        labels[split] = {str(value): count[value] for value in scale.values if count[value]}
-    return labels
+    return {
+        split: {str(value): counts[value] for value in scale.values if counts[value]}
+        for split, counts in label_counts(splits).items()
+    }
 
 
 def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:

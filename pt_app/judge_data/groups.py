@@ -1,11 +1,13 @@
 """Units of rows that no split may divide, and which split each unit goes to."""
 
 import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import accumulate
 
 from pt_app.core.errors import UserError
 from pt_app.core.leaks import input_text
@@ -180,15 +182,13 @@ def _cut(rows: Counter[float], shares: Mapping[str, float]) -> dict[str, float]:
     names = list(shares)
     if len(rows) < len(names):
         raise _too_few(len(rows), names, "times")
-    total, row_count = sum(shares.values()), rows.total()
+    *ends, total = accumulate(shares.values())
+    ends = [end / total * rows.total() for end in ends]
     until: dict[str, float] = {}
-    at, before = 0, 0
-    for i, time in enumerate(sorted(rows)):
-        end = sum(shares[name] for name in names[: at + 1]) / total * row_count
-        past = before + rows[time] / 2 > end
-        last_chance = len(rows) - i < len(names) - at  # as many times are left as splits
-        if i and at < len(names) - 1 and (past or last_chance):
-            at += 1
+    at, before = -1, 0
+    for left, time in zip(range(len(rows), 0, -1), sorted(rows), strict=True):
+        wanted = bisect_left(ends, before + rows[time] / 2)  # of most of the rows of this time
+        at = max(at, min(wanted, at + 1), len(names) - left)  # no split is skipped
         until[names[at]] = time
         before += rows[time]
     return until

@@ -9,6 +9,8 @@ from typing import Literal
 from pt_app.core.dataset import SPLITS
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample, one_line
+from pt_app.core.verdicts import Verdict
+from pt_app.judge_data.card import label_counts
 from pt_app.judge_data.duplicates import NEAR, links
 from pt_app.judge_data.groups import Unit, place_by_time, place_units, strata_of, unit_of, units_of
 
@@ -196,12 +198,8 @@ def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
 
 def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     """Say how far the labels of each split are from those of all rows, by total variation."""
-    labels = {
-        split: Counter(row.label.verdict if row.label else None for row in rows)
-        for split, rows in splits.items()
-        if rows
-    }
-    whole = sum(labels.values(), Counter())
+    labels = label_counts({split: rows for split, rows in splits.items() if rows})
+    whole = sum(labels.values(), Counter[Verdict | None]())
     gaps = []
     for split, own in labels.items():
         gap = sum(abs(own[v] / own.total() - whole[v] / whole.total()) for v in whole) / 2
