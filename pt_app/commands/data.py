@@ -213,7 +213,7 @@ def relabel(
     ] = "",
     seed: Annotated[int, typer.Option(help="seed of the draw and the order")] = 0,
 ) -> None:
-    """Label rows again, blind, to measure how far a person agrees with themselves."""
+    """Label rows again, blind, to measure how far an annotator agrees with themselves."""
     from pt_app.judge_data.relabel import read_back, write_blind
 
     lines = read_back(folder, read, encoding) if read else write_blind(folder, n, out, seed)
@@ -262,7 +262,7 @@ def distil(
     timeout: Annotated[float, typer.Option(help="timeout of a request in seconds")] = 60.0,
     retries: Annotated[int, typer.Option(help="retries per request")] = 6,
     ratios: Ratios = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(help="seed of order, jitter and split")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the split")] = 0,
     licence: Annotated[str, typer.Option(help="licence of the rows, for the data card")] = "",
 ) -> None:
     """Ask a teacher model for labels or graded candidates; each answer is kept when it arrives."""

@@ -1,4 +1,4 @@
-"""`judge data relabel`: the same person labels rows again, blind.
+"""`judge data relabel`: the same annotator labels rows again, blind.
 
 How far they agree with themselves is as far as a judge can be expected to agree with them.
 """
