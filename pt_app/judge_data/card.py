@@ -2,7 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment
 
 from pt_app.core.formatting import estimate
 from pt_app.core.records import JudgeExample
@@ -11,6 +14,7 @@ from pt_app.evidence import people
 
 MAX_LABELS = 21  # lines of the table of labels
 TITLE = "Judge data"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 ONESELF = "Agreement with oneself"
 Card = dict[str, Any]
 """What dataset.json holds, or a part of it: JSON."""
@@ -27,25 +31,22 @@ def data_card(
 
     `about` is dataset.json; `sections` are further parts, before the checks.
     """
-    checks = about.get("checks", {})
-    parts = [f"# {title}"]
-    if checks.get("by_row"):
-        parts.insert(0, "**LEAKS: split by row. Rows of one group are in several splits.**")
-    elif checks.get("leaks"):
-        parts.insert(0, f"**LEAKS: {checks['leaks']} texts are in several splits.**")
-    parts += [_facts(about), "## Rows", _sizes(splits), _labels(splits, scale)]
-    agreement = about.get("agreement")
-    if agreement and (label_rule := about.get("label_rule")):
-        parts.append(f"The labels of several annotators become one by {label_rule}.")
-    parts += [_import(imported) for imported in about.get("imports", ())]
-    if agreement:
-        parts += ["## Agreement among annotators", table(people.ROW, people.table(agreement))]
-    parts += sections
-    if self_agreement := about.get("self_agreement"):
-        parts += [f"## {ONESELF}", table(people.ROW, people.self_table(self_agreement))]
-    hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in about.get("sha256", {}).items()]
-    parts += ["## Checks", _checks(checks), "## Files", table(["file", "sha256"], hashes)]
-    return "\n\n".join(parts) + "\n"
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.globals |= {"table": table, "cell": _cell, "estimate": estimate, "people": people}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    sizes = [[name, len(rows), len({row.group for row in rows})] for name, rows in splits.items()]
+    return template.render(
+        about=about,
+        checks=about.get("checks", {}),
+        facts=_facts(about),
+        files=[[f"`{file}`", f"`{digest}`"] for file, digest in about.get("sha256", {}).items()],
+        labels=_labels(splits, scale),
+        names=list(splits),
+        oneself=ONESELF,
+        sections=sections,
+        sizes=sizes,
+        title=title,
+    )
 
 
 def label_counts(
@@ -70,23 +71,15 @@ def with_section(card: str, title: str, body: str) -> str:
     return f"{before}{head}{body}\n\n{after}"
 
 
-def _facts(about: Card) -> str:
+def _facts(about: Card) -> list[list[str]]:
     names = ("task", "scale", "template", "rubric", "origin", "licence", "fold")
     facts = [[name, _cell(about[name])] for name in names if about.get(name)]
     if how := about.get("split"):
         facts.append(["split", ", ".join(f"{name} {_plain(value)}" for name, value in how.items())])
-    return table(["", ""], facts)
+    return facts
 
 
-def _sizes(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
-    rows = [
-        [split, len(examples), len({example.group for example in examples})]
-        for split, examples in splits.items()
-    ]
-    return table(["split", "rows", "groups"], rows)
-
-
-def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
+def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> list[list[object]]:
     """Count the labels of each split; those of a fine scale in at most MAX_LABELS equal parts."""
     counts = label_counts(splits).values()
     values = list(scale.values)
@@ -96,29 +89,7 @@ def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
         part = values[start : start + step]
         name = str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}"
         lines.append([name, *(sum(count[value] for value in part) for count in counts)])
-    return table(["label", *splits], lines)
-
-
-def _import(imported: Card) -> str:
-    dropped = [f"{count:,} {reason}" for reason, count in imported["dropped"].items()]
-    return (
-        f"Imported from {', '.join(imported['files'])}: read {imported['read']:,} rows, kept "
-        f"{imported['kept']:,}, dropped {'; '.join(dropped) or 'none'}."
-    )
-
-
-def _checks(checks: Card) -> str:
-    if not checks:
-        return "Not checked."
-    lines = [
-        f"- {checks['leaks'] or 'No'} leaks between splits (exact, but for case, accents and "
-        f"punctuation, and near: {checks['near']:.0%} of the words alike)."
-    ]
-    if lengths := checks.get("lengths"):
-        lines.append(
-            f"- Length and label: {lengths['name']} {estimate(lengths)}, {lengths['n']:,} groups."
-        )
-    return "\n".join(lines + [f"- {_cell(warning)}." for warning in checks.get("warnings", ())])
+    return lines
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
