@@ -47,7 +47,7 @@ def rows(folder: Path, count: int, **more: Any) -> Path:
 
 def run(file: Path, server: TeacherServer, **options: Any) -> DistilSummary:
     given = DistilOptions(**{"model": "m", "base_url": server.url, "timeout": 5.0, **options})
-    return distil(file, file.parent / "out", given, SplitPlan(), progress=False)
+    return distil(file, file.parent / "out", given, SplitPlan())
 
 
 def written(folder: Path) -> list[dict[str, Any]]:

@@ -97,9 +97,7 @@ class _Question:
     messages: Turns
 
 
-def distil(
-    file: Path, out: Path, options: DistilOptions, plan: SplitPlan, progress: bool = True
-) -> DistilSummary:
+def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> DistilSummary:
     """Ask a teacher about each row of `file`, and write the dataset folder `out`.
 
     Every answer is appended to `<out>.journal.jsonl` when it arrives; the same command resumes
@@ -118,7 +116,7 @@ def distil(
     settings |= {"scale": scale.name, "rubric": sha256(rubric.encode()).hexdigest()[:12]}
     with closing(Journal(path, settings)) as journal:
         run = _Run(questions, options, scale, journal)
-        run.ask(progress)
+        run.ask()
     aside, usage, spent = run.set_aside(), run.usage(), run.spent()
     examples = run.examples()
     if not examples:
@@ -160,7 +158,7 @@ class _Run:
         for entry in journal.entries:
             self.entries[entry["key"]].append(entry)
 
-    def ask(self, progress: bool) -> None:
+    def ask(self) -> None:
         """Ask what the journal does not answer yet."""
         waiting = {q.key: q for q in self.questions if not self._answer_to(q)}
         if not waiting:
@@ -169,7 +167,7 @@ class _Run:
         names = ("model", "base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
         client = Client(budget=self.budget, **options.picked(*names))
         ask = partial(self._ask, client)
-        client.ask_all([*waiting.values()], ask, options.concurrency, "distil", progress)
+        client.ask_all([*waiting.values()], ask, options.concurrency, "distil")
 
     async def _ask(self, client: Client, question: _Question) -> None:
         """Ask until the answer can be used, at most TRIES times over all runs."""

@@ -173,19 +173,6 @@ Options = Callable[[str, str, str, Vocabulary], list[str]]
 """What may take the place of a word, by it, the next word, the source and the vocabulary."""
 
 
-def _wrong_word(word: str, _after: str, _source: str, vocabulary: Vocabulary) -> list[str]:
-    return vocabulary.neighbours(word)
-
-
-def _untranslated(word: str, _after: str, source: str, vocabulary: Vocabulary) -> list[str]:
-    return [vocabulary.translation(word, source)] if content(word) else []
-
-
-def _diacritic(word: str, _after: str, _source: str, _vocabulary: Vocabulary) -> list[str]:
-    """Three letters or more: "é" without its accent is another word, and no slip."""
-    return [strip_accents(word)] if len(word) > 2 else []
-
-
 def _gender(word: str, after: str, _source: str, vocabulary: Vocabulary) -> list[str]:
     if word in GENDERS:
         return [GENDERS[word]] if _agrees(word, after) else []
@@ -260,9 +247,12 @@ def _addition(draft: Draft, vocabulary: Vocabulary, rng: random.Random) -> None:
 
 
 _OPTIONS: dict[str, Options] = {
-    "wrong_word": _wrong_word,
-    "untranslated": _untranslated,
-    "diacritic": _diacritic,
+    "wrong_word": lambda word, _after, _source, vocabulary: vocabulary.neighbours(word),
+    "untranslated": lambda word, _after, source, vocabulary: (
+        [vocabulary.translation(word, source)] if content(word) else []
+    ),
+    # Three letters or more: "é" without its accent is another word, and no slip.
+    "diacritic": lambda word, *_: [strip_accents(word)] if len(word) > 2 else [],
     "gender": _gender,
     "number": _number,
     "tense": _tense,

@@ -174,6 +174,7 @@ def asks_paraphrase(kinds: Sequence[str]) -> bool:
 
 
 Words = tuple[Word, ...]
+TRANSLATED = ("noun", "verb", "adj", "adv")
 Options = Callable[[Word, Lexicon], list[str]]
 _FEATURES = {
     "noun": ("number",),
@@ -224,10 +225,6 @@ def _other_words(word: Word, lexicon: Lexicon) -> list[str]:
         "adj": lambda row: row["fits"] in ("any", own["fits"]),
     }
     return [_form(row, word) for row in filter(fluent[word.role], rows)]
-
-
-def _untranslated(word: Word, _lexicon: Lexicon) -> list[str]:
-    return [word.english] if word.role in ("noun", "verb", "adj", "adv") else []
 
 
 def _article(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) -> None:
@@ -305,7 +302,7 @@ _OPTIONS: dict[str, Options] = {
     "number": _inflected("number"),
     "tense": _inflected("tense"),
     "diacritic": lambda word, _: [strip_accents(word.text)],
-    "untranslated": _untranslated,
+    "untranslated": lambda word, _: [word.english] if word.role in TRANSLATED else [],
 }
 _SPANS: dict[str, Callable[[Draft, Words, Lexicon, random.Random], None]] = {
     "article": _article,

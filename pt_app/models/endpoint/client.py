@@ -110,7 +110,6 @@ class Client:
         ask: Callable[[Item], Awaitable[None]],
         concurrency: int,
         name: str,
-        progress: bool = True,
     ) -> None:
         """Call `ask` for all items, `concurrency` at a time, with a bar of that name; then close.
 
@@ -118,8 +117,7 @@ class Client:
         flight end, since they are paid for. Raises UserError in both cases.
         """
         left = iter(items)
-        bar = tqdm(total=len(items), desc=name, unit=" rows", disable=not progress)
-        answered = list[Item]()
+        bar = tqdm(total=len(items), desc=name, unit=" rows")
         failed: list[Exception] = []
 
         async def work() -> None:
@@ -130,7 +128,6 @@ class Client:
                     failed.append(error)
                     self.budget.close()
                     return
-                answered.append(item)
                 bar.set_postfix_str(f"${self.budget.spent:.4f}", refresh=False)
                 bar.update()
 
@@ -145,7 +142,7 @@ class Client:
                 raise error
         if failed:
             raise UserError(
-                f"stopped at --max_cost {self.budget.max_cost:g}: {len(answered)} of {len(items)} "
+                f"stopped at --max_cost {self.budget.max_cost:g}: {bar.n} of {len(items)} "
                 f"rows answered, ${self.budget.spent:.4f} spent in all: the journal keeps them; "
                 "resume with the same command and a higher --max_cost"
             ) from failed[0]

@@ -23,10 +23,16 @@ class Journal:
         self.path = path
         self._file: IO[bytes] = self._open()
         first, *self.entries = self._read() or [{}]
-        if first:
-            self._check(first, settings)
-        else:
+        if not first:
             self._write({"journal": 1, "settings": dict(settings)})
+            return
+        was = first.get("settings", {})
+        for name, value in settings.items():
+            if was.get(name) != value:
+                raise UserError(
+                    f"{path} was begun with {name} {was.get(name)!r}, now it is {value!r}: "
+                    "run with the same settings, or with another --out"
+                )
 
     def append(self, entry: Entry) -> None:
         """Keep one answer, and flush it to the disk."""
@@ -73,12 +79,3 @@ class Journal:
                     "with another --out"
                 ) from error
         return entries
-
-    def _check(self, first: Entry, settings: Mapping[str, object]) -> None:
-        was = first.get("settings", {})
-        for name, value in settings.items():
-            if was.get(name) != value:
-                raise UserError(
-                    f"{self.path} was begun with {name} {was.get(name)!r}, now it is {value!r}: "
-                    "run with the same settings, or with another --out"
-                )
