@@ -14,8 +14,9 @@ from pt_app.judge_data.generator.generate import check_flags
 from pt_app.judge_data.generator.lexicon import Size
 from pt_app.judge_data.writing import replace_folder
 from pt_app.pretrain.corpus import Corpus, grammar_sentences, real_sentences
-from pt_app.pretrain.model import new_model, save, train_tokenizer
-from pt_app.pretrain.train import BATCH, Schedule, Yardstick, fit
+from pt_app.pretrain.model import new_model, save
+from pt_app.pretrain.tokenizer import train_tokenizer
+from pt_app.pretrain.train import Recipe, Yardstick, fit
 
 QUICK_STEPS = 2000
 CARD, MADE_BY = "README.md", "Made by `judge base train`"
@@ -42,25 +43,25 @@ class BaseOptions:
     layers: int = 5
 
     @property
-    def schedule(self) -> Schedule:
+    def recipe(self) -> Recipe:
         """The optimizer steps and what happens at which of them."""
         if self.steps is not None:
-            return Schedule(self.steps)
-        return Schedule(QUICK_STEPS) if self.quick else Schedule()
+            return Recipe(self.steps)
+        return Recipe(QUICK_STEPS) if self.quick else Recipe()
 
     def command(self) -> str:
         """Write the command that builds this base."""
         corpus = f"--corpus {self.corpus.name}" if self.corpus else f"--lexicon {self.lexicon}"
         max_words = f" --max_words {self.max_words}" if self.max_words is not None else ""
         return (
-            f"judge base train --output FOLDER --seed {self.seed} --steps {self.schedule.steps} "
+            f"judge base train --output FOLDER --seed {self.seed} --steps {self.recipe.steps} "
             f"{corpus}{max_words}"
         )
 
     def check(self, output: Path) -> None:
         """Raise UserError for what a user can fix, before anything is written."""
         lowest = {"vocab_size": 300, "width": 32, "layers": 2, "seed": 0, "steps": 1}
-        check_flags(vars(self) | {"steps": self.schedule.steps}, lowest)
+        check_flags(vars(self) | {"steps": self.recipe.steps}, lowest)
         if self.width % 32:
             raise UserError(f"--width is {self.width}: choose a multiple of 32")
         if self.corpus is not None:
@@ -82,7 +83,7 @@ def train_base(output: Path, options: BaseOptions) -> Path:
     this function.
     """
     options.check(output)
-    seed, schedule = options.seed, options.schedule
+    seed, recipe = options.seed, options.recipe
     sentences = (
         grammar_sentences(options.lexicon)
         if options.corpus is None
@@ -91,19 +92,19 @@ def train_base(output: Path, options: BaseOptions) -> Path:
     work = _work_folder(output, options)
     training, measuring = Corpus(sentences), Corpus(sentences, measuring=True)
     tokenizer = train_tokenizer(_texts(training, seed), options.vocab_size)
-    model = new_model(tokenizer, options.width, options.layers - 1, seed)  # one more grows later
+    model = new_model(tokenizer, options.width, options.layers - recipe.new_layers, seed)
     yardstick = Yardstick(measuring, tokenizer)
     from pt_app.models.contention import watched  # with torch, which `judge base path` spares
 
     with watched("cpu"):
-        measures = fit(model, tokenizer, training, yardstick, schedule, seed, work / "state.pt")
+        measures = fit(model, tokenizer, training, yardstick, recipe, seed, work / "state.pt")
     made = work / "base"
     save(model, tokenizer, made)
     facts = {
         "command": f"`{options.command()}`",
         "corpus": sentences.description,
         "seed": seed,
-        "steps": f"{schedule.steps} of {BATCH} documents",
+        "steps": f"{recipe.steps} of {recipe.batch} documents",
         "parameters": f"{model.num_parameters():,}",
         "held-out loss": f"{measures.loss:.4f} nats a token, weights rounded to float16",
         "weights sha256": sha256_file(made / "model.safetensors"),
@@ -124,7 +125,7 @@ def _lines(table: Mapping[str, object]) -> str:
 
 def _work_folder(output: Path, options: BaseOptions) -> Path:
     """Make a folder beside `output`, named by the options, for an interrupted training's state."""
-    decisive = asdict(options) | {"steps": options.schedule.steps, "quick": False}
+    decisive = asdict(options) | {"steps": options.recipe.steps, "quick": False}
     key = sha256(json.dumps(decisive, default=str).encode()).hexdigest()[:8]
     folder = output.parent / f".{output.name}-{key}.partial"
     try:

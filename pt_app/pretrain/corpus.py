@@ -19,7 +19,7 @@ from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candid
 from pt_app.judge_data.generator.generate import GrammarMaterial, Material
 from pt_app.judge_data.generator.grammar import reserved_for_judges
 from pt_app.judge_data.generator.lexicon import Size
-from pt_app.pretrain.model import TURN_END, TURN_START
+from pt_app.pretrain.tokenizer import TURN_END, TURN_START
 
 HELD_OUT_SHARE = 32  # one source of so many is kept for measuring
 # Wrong words and tenses are fluent: only a comparison shows them, so they are the hard kinds.

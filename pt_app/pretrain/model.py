@@ -1,66 +1,16 @@
-"""The tiny Qwen2 and its tokenizer: shape, random start, and how they are written to disk."""
+"""The tiny Qwen2: its shape, its random start, and how it is written to disk."""
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
 from pt_app.core.files import give_mode_of
-
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-MAX_LENGTH = 2048
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """Train a byte-level BPE: a `Qwen2Tokenizer` of at most `vocab_size` entries.
-
-    All 256 bytes are in the vocabulary, so every text can be encoded. AutoTokenizer turns each
-    tokenizer of model type qwen2 into this class, which puts its own normalizer and
-    pre-tokenizer in place of the file's: training uses the same two, so that ids agree.
-    """
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
-
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = Qwen2Tokenizer(
-        vocab=bpe.get_vocab(),
-        merges=[tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]],
-        eos_token=TURN_END,
-        pad_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        extra_special_tokens=[TURN_START],
-        model_max_length=MAX_LENGTH,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+from pt_app.pretrain.tokenizer import MAX_LENGTH, TURN_END
 
 
 def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
-    """Make a float32 `Qwen2ForCausalLM` with random weights.
+    """A float32 `Qwen2ForCausalLM` with random weights; embeddings and output share a matrix.
 
-    The output matrix is the embedding's, which saves a quarter of the parameters.
+    The output matrix being the embedding's spares a quarter of the parameters.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -83,26 +33,27 @@ def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
     return Qwen2ForCausalLM(config)
 
 
-def grow(model: Any, seed: int) -> None:
-    """Put one more layer on top, in place, which at first changes nothing.
+def grow(model: Any, layers: int, seed: int) -> None:
+    """Put `layers` more layers on top, in place, which at first change nothing.
 
-    Its output projections start at zero. The layers below have learned to compare word with word
-    by then; the new one finds their result ready and can gather it over a sentence.
+    Their output projections start at zero. Layers below have learned to compare word with word
+    by then; new ones above find its result ready and can gather it over a sentence.
     """
     import torch
     from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
     torch.manual_seed(seed)
     config = model.config
-    config.layer_types.append("full_attention")
-    layer = Qwen2DecoderLayer(config, config.num_hidden_layers)
-    for name, weight in layer.named_parameters():
-        if "o_proj" in name or "down_proj" in name or name.endswith("bias"):
-            torch.nn.init.zeros_(weight)
-        elif weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=config.initializer_range)
-    model.model.layers.append(layer)
-    config.num_hidden_layers += 1
+    for _ in range(layers):
+        config.layer_types.append("full_attention")
+        layer = Qwen2DecoderLayer(config, config.num_hidden_layers)
+        for name, weight in layer.named_parameters():
+            if "o_proj" in name or "down_proj" in name or name.endswith("bias"):
+                torch.nn.init.zeros_(weight)
+            elif weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=config.initializer_range)
+        model.model.layers.append(layer)
+        config.num_hidden_layers += 1
 
 
 def round_to_float16(model: Any) -> None:
@@ -123,3 +74,8 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.to(torch.float32)
     tokenizer.save_pretrained(folder)
     give_mode_of(folder / "config.json", folder.glob("*.safetensors"))
+
+
+def count_parameters(model: Any) -> int:
+    """Number of weights; the shared embedding and output matrix counts once."""
+    return sum(weight.numel() for weight in model.parameters())

@@ -115,7 +115,7 @@ def _read_tmx(path: Path) -> Iterator[tuple[str, str]]:
         events = ET.iterparse(path, events=("start", "end"))
         _, root = next(events)
         for event, element in events:
-            if event == "end" and _local(element) == "tu":
+            if event == "end" and element.tag.rpartition("}")[2] == "tu":
                 yield _unit(element)
                 root.clear()
     except ET.ParseError as error:
@@ -130,16 +130,9 @@ def _read_tmx(path: Path) -> Iterator[tuple[str, str]]:
 def _unit(unit: ET.Element) -> tuple[str, str]:
     """Return the first English and Portuguese text of a unit, Brazilian before other Portuguese."""
     texts: dict[str, str] = {}
-    for variant in unit:
-        if _local(variant) != "tuv":
-            continue
+    for variant in unit.iterfind("{*}tuv"):
         language = (variant.get(LANG) or variant.get("lang") or "").lower().replace("_", "-")
-        text = "".join("".join(seg.itertext()) for seg in variant if _local(seg) == "seg")
-        main = language.split("-")[0]
-        name = language if language == "pt-br" else main
+        text = "".join("".join(seg.itertext()) for seg in variant.iterfind("{*}seg"))
+        name = language if language == "pt-br" else language.split("-")[0]
         texts[name] = texts.get(name) or text
     return texts.get("en", ""), texts.get("pt-br") or texts.get("pt", "")
-
-
-def _local(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]
