@@ -32,7 +32,7 @@ def data_card(
     `about` is dataset.json; `sections` are further parts, before the checks.
     """
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.globals |= {"table": table, "cell": _cell, "estimate": estimate, "people": people}
+    environment.globals.update(table=table, cell=_cell, estimate=estimate, people=people)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     sizes = [[name, len(rows), len({row.group for row in rows})] for name, rows in splits.items()]
     return template.render(

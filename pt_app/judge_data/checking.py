@@ -145,9 +145,11 @@ class CheckReport:
                 f"{self.fit.longest}), such as {self.fit.first}"
             )
         for key, what in WARNINGS.items():
-            if rows := self.findings[key]:
-                such = (rows, "") if isinstance(rows, int) else (len(rows), f", such as {rows[0]}")
-                lines.append(f"{such[0]} {what}{such[1]}")
+            match self.findings[key]:
+                case [first, *others]:
+                    lines.append(f"{len(others) + 1} {what}, such as {first}")
+                case int(count) if count:
+                    lines.append(f"{count} {what}")
         return lines
 
     def lines(self) -> list[str]:

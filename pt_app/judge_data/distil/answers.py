@@ -104,8 +104,10 @@ def read_answer(text: str, row: Row, scale: Scale, write: int) -> list[Row]:
     if len(graded) != write:
         raise MalformedError(f"it has {len(graded)} candidates, not {write}")
     return [
-        row | _candidates(one, scale) | {"id": f"{row['id']}-{i}", "label": _label(one, scale)}
-        for i, one in enumerate(graded, start=1)
+        row
+        | _candidates(judgement, scale)
+        | {"id": f"{row['id']}-{number}", "label": _label(judgement, scale)}
+        for number, judgement in enumerate(graded, start=1)
     ]
 
 

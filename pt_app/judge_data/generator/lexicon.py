@@ -49,8 +49,8 @@ class Lexicon:
         if size not in ("full", "small"):
             raise UserError(f"lexicon {size!r} is unknown: choose full or small")
         sizes = SMALL if size == "small" else {}
-        tables = [table(name)[: sizes.get(name)] for name in TABLES]
-        return Lexicon(*tables, pairs_table("synonyms"))
+        tables = {name: table(name)[: sizes.get(name)] for name in TABLES}
+        return Lexicon(synonyms=pairs_table("synonyms"), **tables)
 
     def rows(self, role: str) -> Sequence[Row]:
         """Return the table of the words of a role."""

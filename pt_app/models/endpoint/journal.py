@@ -72,7 +72,7 @@ class Journal:
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
                 # Earlier versions kept halves of characters as an endpoint gave them.
-                entries += [parsed_json(line)]
+                entries.append(parsed_json(line))
             except ValueError as error:
                 raise UserError(
                     f"{self.path}, line {number} is no JSON: repair it, or start another journal "

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pt_app.models.endpoint.budget import Usage
 
@@ -112,10 +113,9 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def parsed_json(text: str | bytes) -> object:
+def parsed_json(text: str | bytes) -> Any:
     """Parse JSON as it can be written again; raises ValueError or RecursionError."""
-    value: object = json.loads(whole_characters(json.dumps(json.loads(text), ensure_ascii=False)))
-    return value
+    return json.loads(whole_characters(json.dumps(json.loads(text), ensure_ascii=False)))
 
 
 def one_line(message: object) -> str:
