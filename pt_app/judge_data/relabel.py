@@ -10,6 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 
 from pt_app.core.dataset import JudgeData, read_dataset
@@ -139,12 +140,9 @@ def _evenly(rows: Sequence[JudgeExample], n: int, seed: int) -> list[JudgeExampl
     by_label: dict[str, list[JudgeExample]] = defaultdict(list)
     for row in rng.sample(list(rows), len(rows)):
         by_label[str(row.label.verdict if row.label else "")].append(row)
-    drawn: list[JudgeExample] = []
-    while len(drawn) < n:
-        for left in by_label.values():
-            if left and len(drawn) < n:
-                drawn.append(left.pop())
-    return rng.sample(drawn, n)
+    turns = zip_longest(*map(reversed, by_label.values()))
+    drawn = [row for turn in turns for row in turn if row is not None]
+    return rng.sample(drawn[:n], n)
 
 
 def _keep(data: JudgeData, agreement: Mapping[str, Metric]) -> None:
