@@ -135,20 +135,27 @@ def corrupt_text(
     listed synonym. Raises ValueError for paraphrase among errors.
     """
     paraphrase = asks_paraphrase(kinds)
-    draft = _draft(reference, vocabulary)
+    draft = _draft(reference, vocabulary, rng)
     if paraphrase:
-        return _paraphrase(draft, reference, rng)
+        return _paraphrase(draft, reference)
     for kind in kinds:
-        if options := _OPTIONS.get(kind):
-            neighbours = zip(draft.texts, [*draft.texts[1:], ""], strict=True)
-            new = [options(text, after, source, vocabulary) for text, after in neighbours]
-            draft.replace(kind, new, rng)
+        followed = list(zip(draft.texts, [*draft.texts[1:], ""], strict=True))
+        if kind == "article":
+            places = [
+                i for i, words in enumerate(followed) if words[0] in ARTICLES and _agrees(*words)
+            ]
+            draft.drop(kind, [[i] for i in places if draft.affix[i] == ("", "")])
+        elif kind == "omission":
+            draft.drop(kind, _omissible(draft))
+        elif kind == "addition":
+            _add(draft, vocabulary)
         else:
-            _SPANS[kind](draft, vocabulary, rng)
+            options = _OPTIONS[kind]
+            draft.replace(kind, [options(*words, source, vocabulary) for words in followed])
     return draft.candidate()
 
 
-def _draft(reference: str, vocabulary: Vocabulary) -> Draft:
+def _draft(reference: str, vocabulary: Vocabulary, rng: random.Random) -> Draft:
     """Split a sentence into words; only plain lower-case ones are free, an opening one lowered."""
     parts = tokens(reference)
     texts = [core for _, core, _ in parts]
@@ -157,13 +164,13 @@ def _draft(reference: str, vocabulary: Vocabulary) -> Draft:
     if capital and (vocabulary.attested(lowered) or lowered in FUNCTION_WORDS):
         texts[0] = lowered
     free = {i for i, text in enumerate(texts) if _plain(text)}
-    return Draft(texts, [(before, after) for before, _, after in parts], free, capital)
+    return Draft(rng, texts, [(before, after) for before, _, after in parts], free, capital)
 
 
-def _paraphrase(draft: Draft, reference: str, rng: random.Random) -> Candidate:
+def _paraphrase(draft: Draft, reference: str) -> Candidate:
     synonyms = pairs_table("rewordings")
     if places := draft.positions(lambda i: draft.texts[i] in synonyms):
-        at = rng.choice(places)
+        at = draft.rng.choice(places)
         draft.texts[at] = synonyms[draft.texts[at]]
     text = draft.render()
     return Candidate(text, paraphrased=text != reference)
@@ -205,6 +212,10 @@ def _other_ending(word: str, endings: Sequence[tuple[str, str]], min_stem: int =
     return ""
 
 
+def _is_article(word: str, after: str) -> bool:
+    return word in ARTICLES and _agrees(word, after)
+
+
 def _agrees(article: str, noun: str) -> bool:
     """Return whether this can be the article of the next word, judged by the word's ending.
 
@@ -216,34 +227,24 @@ def _agrees(article: str, noun: str) -> bool:
     return fits and content(noun)
 
 
-def _article(draft: Draft, _vocabulary: Vocabulary, rng: random.Random) -> None:
-    articles = [
-        text in ARTICLES and affix == ("", "") and _agrees(text, after)
-        for text, affix, after in zip(draft.texts, draft.affix, [*draft.texts[1:], ""], strict=True)
-    ]
-    if places := draft.positions(articles.__getitem__):
-        draft.drop("article", [rng.choice(places)])
-
-
-def _omission(draft: Draft, _vocabulary: Vocabulary, rng: random.Random) -> None:
-    """Drop one to three neighbouring words that end in a content word, across no punctuation."""
-    droppable = []
+def _omissible(draft: Draft) -> list[range]:
+    """List one to three neighbouring words that end in a content word, across no punctuation."""
+    spans = []
     for start in range(1, len(draft.texts)):
         for end in range(start + 1, min(start + 3, len(draft.texts)) + 1):
             *first, last = span = range(start, end)
             bare = all(draft.affix[i] == ("", "") for i in first) and not draft.affix[last][0]
-            if bare and draft.free.issuperset(span) and content(draft.texts[last]):
-                droppable.append(span)
-    if droppable:
-        draft.drop("omission", rng.choice(droppable))
+            if bare and content(draft.texts[last]):
+                spans.append(span)
+    return spans
 
 
-def _addition(draft: Draft, vocabulary: Vocabulary, rng: random.Random) -> None:
+def _add(draft: Draft, vocabulary: Vocabulary) -> None:
     """Put words of another sentence behind a content word."""
     places = draft.positions(lambda i: content(draft.texts[i]))
-    text = vocabulary.snippet(rng)
+    text = vocabulary.snippet(draft.rng)
     if places and text and text not in " ".join(draft.texts):
-        draft.insert("addition", rng.choice(places), text)
+        draft.insert("addition", draft.rng.choice(places), text)
 
 
 _OPTIONS: dict[str, Options] = {
@@ -256,9 +257,4 @@ _OPTIONS: dict[str, Options] = {
     "gender": _gender,
     "number": _number,
     "tense": _tense,
-}
-_SPANS: dict[str, Callable[[Draft, Vocabulary, random.Random], None]] = {
-    "article": _article,
-    "omission": _omission,
-    "addition": _addition,
 }

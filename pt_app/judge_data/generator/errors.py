@@ -83,13 +83,14 @@ def strip_accents(text: str) -> str:
 
 @dataclass
 class Draft:
-    """A translation while errors are put into it.
+    """A translation while errors are put into it, at places that `rng` chooses.
 
     `texts` are its words ("" once dropped), `affix` the punctuation on both sides of each word,
     `free` the positions that may still be changed, `capital` whether the text opens with a capital
     letter, `added` the words put behind a position.
     """
 
+    rng: random.Random
     texts: list[str]
     affix: list[tuple[str, str]]
     free: set[int]
@@ -102,19 +103,23 @@ class Draft:
         """List the free positions that `accept` takes, in order."""
         return [i for i in range(len(self.texts)) if i in self.free and accept(i)]
 
-    def replace(self, kind: str, options: Sequence[Sequence[str]], rng: random.Random) -> None:
+    def replace(self, kind: str, options: Sequence[Sequence[str]]) -> None:
         """Replace one free word by one of its own options, if any has some that differ from it."""
         new = [
             [option for option in own if option and option != text]
             for text, own in zip(self.texts, options, strict=True)
         ]
         if places := self.positions(lambda i: bool(new[i])):
-            at = rng.choice(places)
-            right, self.texts[at] = self.texts[at], rng.choice(new[at])
+            at = self.rng.choice(places)
+            right, self.texts[at] = self.texts[at], self.rng.choice(new[at])
             self._note(Issue(kind, self.texts[at], right), [at])
 
-    def drop(self, kind: str, span: Sequence[int]) -> None:
-        """Drop the words in these neighbouring places."""
+    def drop(self, kind: str, spans: Sequence[Sequence[int]]) -> None:
+        """Drop the words of one of these spans of neighbouring places, if any is free."""
+        spans = [span for span in spans if span and self.free.issuperset(span)]
+        if not spans:
+            return
+        span = self.rng.choice(spans)
         right = " ".join(self.texts[i] for i in span)
         self._dropped.update(span)
         for i in span:
@@ -157,12 +162,16 @@ def corrupt(pair: Pair, kinds: Sequence[str], lexicon: Lexicon, rng: random.Rand
     if asks_paraphrase(kinds):
         return _paraphrase(pair, lexicon, rng)
     affix = [("", "")] * (len(pair.words) - 1) + [("", ".")]
-    draft = Draft([word.text for word in pair.words], affix, set(range(len(pair.words))))
+    draft = Draft(rng, [word.text for word in pair.words], affix, set(range(len(pair.words))))
     for kind in kinds:
-        if kind in _OPTIONS:
-            draft.replace(kind, [_OPTIONS[kind](word, lexicon) for word in pair.words], rng)
+        if kind == "article":
+            draft.drop(kind, _articles(pair.words, lexicon))
+        elif kind == "omission":
+            draft.drop(kind, _omissible(pair.words))
+        elif kind == "addition":
+            _add(draft, pair.words, lexicon)
         else:
-            _SPANS[kind](draft, pair.words, lexicon, rng)
+            draft.replace(kind, [_OPTIONS[kind](word, lexicon) for word in pair.words])
     return draft.candidate()
 
 
@@ -227,23 +236,20 @@ def _other_words(word: Word, lexicon: Lexicon) -> list[str]:
     return [_form(row, word) for row in filter(fluent[word.role], rows)]
 
 
-def _article(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) -> None:
+def _articles(words: Words, lexicon: Lexicon) -> list[list[int]]:
     articles = [lexicon.determiner(kind)[0] for kind in ("definite", "indefinite")]
-    accept = [word.role == "det" and word.lemma in articles for word in words]
-    if places := draft.positions(accept.__getitem__):
-        draft.drop("article", [rng.choice(places)])
+    return [[i] for i, word in enumerate(words) if word.role == "det" and word.lemma in articles]
 
 
-def _omission(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) -> None:
-    """Drop an adjective, an adverb, an object or a phrase of place or company."""
+def _omissible(words: Words) -> list[list[int]]:
+    """List the places of each adjective, of an adverb, an object, a place and company."""
     spans = [[i] for i, word in enumerate(words) if word.role == "adj"]
     for phrase in ("object", "adverb", "place", "company"):
         spans.append([i for i, word in enumerate(words) if word.phrase == phrase])
-    if free := [span for span in spans if span and draft.free.issuperset(span)]:
-        draft.drop("omission", rng.choice(free))
+    return spans
 
 
-def _addition(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) -> None:
+def _add(draft: Draft, words: Words, lexicon: Lexicon) -> None:
     """Add an adjective to a noun that has none, or an adverb to a clause that has none."""
     roles = [word.role for word in words] + [None]
     places = draft.positions(lambda i: roles[i] == "noun" and roles[i + 1] != "adj")
@@ -252,16 +258,16 @@ def _addition(draft: Draft, words: Words, lexicon: Lexicon, rng: random.Random) 
         places.append(core[-1])
     if not places:
         return
-    at = rng.choice(places)
+    at = draft.rng.choice(places)
     word = words[at]
     if word.role == "noun":
         category = lexicon.nouns[word.lemma]["class"]
-        row = rng.choice([row for row in lexicon.adjectives if suits(row, category)])
+        row = draft.rng.choice([row for row in lexicon.adjectives if suits(row, category)])
         text = row[f"{word.gender}_{word.number}"]
     else:
         tense = next(word.tense for word in words if word.role == "verb")
         rows = [row for row in lexicon.adverbs if row["tense"] in ("any", tense)]
-        text = rng.choice(rows)["portuguese"]
+        text = draft.rng.choice(rows)["portuguese"]
     draft.insert("addition", at, text)
 
 
@@ -303,9 +309,4 @@ _OPTIONS: dict[str, Options] = {
     "tense": _inflected("tense"),
     "diacritic": lambda word, _: [strip_accents(word.text)],
     "untranslated": lambda word, _: [word.english] if word.role in TRANSLATED else [],
-}
-_SPANS: dict[str, Callable[[Draft, Words, Lexicon, random.Random], None]] = {
-    "article": _article,
-    "omission": _omission,
-    "addition": _addition,
 }
