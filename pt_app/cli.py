@@ -1,37 +1,76 @@
-"""The `judge` command: registers its subcommands; flags have underscores, as in the recipes."""
+"""The `judge` command: its subcommands, each imported when it is used."""
 
+import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from pt_app.commands.agree import agree
-from pt_app.commands.attack import attack
-from pt_app.commands.base import base
-from pt_app.commands.bench import bench
-from pt_app.commands.bundle import bundle
-from pt_app.commands.data import data
-from pt_app.commands.demo import demo
-from pt_app.commands.doctor import doctor
-from pt_app.commands.estimate import estimate
-from pt_app.commands.eval import evaluate
-from pt_app.commands.gate import gate
-from pt_app.commands.init import init
-from pt_app.commands.join import join
-from pt_app.commands.prefetch import prefetch
-from pt_app.commands.report import report
-from pt_app.commands.score import score
-from pt_app.commands.sync import sync
-from pt_app.commands.train import train
+from pt_app.commands.flags import Commands
 from pt_app.core.errors import UserError, exit_with
 
-# The recipe itself reads the flags that a command does not know.
-RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+COMMANDS = {
+    "agree": "Measure anybody's verdicts against labels.",
+    "report": "Rewrite the pages of an evaluation.",
+    "gate": "Decide whether a new judge is worse; for CI.",
+    "attack": "Attack a judge, and measure what becomes of its verdicts.",
+    "eval": "Judge a test set with several judges.",
+    "doctor": "Check that this machine computes correctly, and what a run needs.",
+    "estimate": "Estimate memory, time, disk and price of a run.",
+    "prefetch": "Fetch what a run reads, for a machine without network.",
+    "bundle": "Write one archive that installs and runs without network.",
+    "train": "Train a judge with the recipe for this machine.",
+    "demo": "Generate data, train a tiny judge on it and evaluate it.",
+    "score": "Judge the rows of a file.",
+    "sync": "Send to W&B and Weave what offline runs kept on disk.",
+    "init": "Look at a file of labels, and propose how to import it.",
+    "join": "Join the evaluations of the folds of one dataset.",
+    "data": "Judge data: where labels come from.",
+    "bench": "Speed against other tools, and coverage of the intervals.",
+    "base": "The tiny offline base (--model tiny).",
+}
+
+
+class _Imported(Mapping[str, Any]):
+    """The subcommands by name; a module of `pt_app.commands` is imported when it is looked up.
+
+    `judge --help` needs none of them, and each takes some ten milliseconds.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return _imported(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@cache
+def _imported(name: str) -> Any:
+    """Import a subcommand, which is the one application of its module."""
+    module = importlib.import_module(f"pt_app.commands.{name}")
+    (own,) = (each for each in vars(module).values() if isinstance(each, Commands))
+    return typer.main.get_command(own)
 
 
 class _Judge(TyperGroup):
     """Shows the help of any command before typer imports pydantic, which takes half of the time."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Imported()  # type: ignore[assignment]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the subcommands without an import of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as typer does, but for a command line that asks for help, or names no command."""
@@ -49,29 +88,12 @@ class _Judge(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
-    name="judge",
-    cls=_Judge,
-    help="Fine-tune a small language model into a judge, and prove how good it is.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(data, name="data")
-app.add_typer(bench, name="bench")
-app.add_typer(base, name="base")
-app.command()(agree)
-app.command()(report)
-app.command()(gate)
-app.command()(attack)
-app.command("eval")(evaluate)
-app.command(context_settings=RECIPE_FLAGS)(doctor)
-app.command(context_settings=RECIPE_FLAGS)(estimate)
-app.command(context_settings=RECIPE_FLAGS)(prefetch)
-app.command()(bundle)
-app.command(context_settings=RECIPE_FLAGS, add_help_option=False)(train)
-for command in (demo, score, sync, init, join):
-    app.command()(command)
+app = Commands(name="judge", cls=_Judge)
+
+
+@app.callback()
+def judge() -> None:
+    """Fine-tune a small language model into a judge, and prove how good it is."""
 
 
 def main() -> None:

@@ -296,10 +296,11 @@ def test_evaluation_of_adapter_and_base_is_the_same_on_another_day(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pt_app.eval_model.compare import evaluate_judges
+    from pt_app.eval_model.options import EvalOptions
 
     base, adapter = dated_adapter
     at(monkeypatch, 2031, 12, 24)
-    evaluate_judges(rows, tmp_path / "eval", [adapter], with_base=True, base=str(base))
+    evaluate_judges(rows, tmp_path / "eval", [adapter], EvalOptions(True, str(base)))
     then, now = (
         [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         for folder in (adapter / "evaluation", tmp_path / "eval")

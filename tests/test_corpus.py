@@ -10,9 +10,10 @@ import pytest
 from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS
-from pt_app.judge_data.generator.generate import GenerateOptions, generate
+from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
 from pt_app.judge_data.generator.lexicon import Lexicon
+from pt_app.judge_data.options import GenerateOptions
 
 REAL = Path(os.environ.get("JUDGE_REAL_DATA", "../shared/data")) / "tico19-en-pt"
 SMALL = {"rows": 60, "val_rows": 10, "test_rows": 10}

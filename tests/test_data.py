@@ -231,7 +231,7 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "not utf-8": (raw(TRAIN, b'{"a": "\xe9"}'), r"judge_train.json is not UTF-8 at byte 7 .*0xe9"),
     "half a character": (
         text(TRAIN, json.dumps(fields(1, candidate="\ud800"))),
-        r"line 1.*half a char",
+        r"line 1.*surrogates not allowed",
     ),
     "deep nesting": (text(TRAIN, "[" * 100_000), r"judge_train.json"),
     "not an object": (text(TRAIN, "[1]"), r"row 1: a row must be an object"),

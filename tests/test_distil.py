@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pt_app.core.errors import UserError
-from pt_app.judge_data.distil import DistilOptions, DistilSummary, distil
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.distil import DistilSummary, distil
+from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.models.endpoint import budget as budgets
 from pt_app.models.endpoint import client
 from pt_app.models.endpoint.budget import Budget, Usage
@@ -378,7 +378,7 @@ def test_a_budget_lets_one_request_through_that_is_larger_than_all_of_it() -> No
     ("options", "message"),
     [
         ({"max_cost": 1.0}, "--max_cost needs the prices"),
-        ({"concurrency": 0}, "--concurrency must be at least 1"),
+        ({"concurrency": 0}, "--concurrency 0: must be a number at least 1"),
         ({"map": ["source=nowhere"]}, "has no column nowhere"),
         ({"task": "pairwise"}, "field candidates: the row has none"),
     ],

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
-from pt_app.judge_data.distil import DistilOptions, distil
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.distil import distil
+from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.models.endpoint import client
 from pt_app.models.endpoint.reply import answer_part
 from tests.teacher_server import Answer, Body, TeacherServer, failure

@@ -12,7 +12,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
 from pt_app.judge_data import writing
 from pt_app.judge_data.folder import build_folder, split_folder
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.options import SplitPlan
 from tests.rows import write_rows
 from tests.test_split import example, sentence
 

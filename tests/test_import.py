@@ -14,8 +14,8 @@ from pt_app.commands.data import data
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
-from pt_app.judge_data.importing import ImportOptions, import_labels
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.importing import import_labels
+from pt_app.judge_data.options import ImportOptions, SplitPlan
 from tests.conftest import run_offline
 
 MAP = ["--map", "source=src,candidate=mt,label=score"]

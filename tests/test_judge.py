@@ -18,10 +18,11 @@ import pytest
 
 from pt_app.core.errors import UserError
 from pt_app.eval_model.judge_train_mps import main as train
-from pt_app.eval_model.score_file import ScoreOptions, Shard, score_file
+from pt_app.eval_model.options import ScoreOptions
+from pt_app.eval_model.score_file import Shard, score_file
 from pt_app.judge import Judge
-from pt_app.judge_data.importing import ImportOptions, import_labels
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.importing import import_labels
+from pt_app.judge_data.options import ImportOptions, SplitPlan
 from tests.tiny_models import make_model_folder
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,7 @@ def test_shards_hold_all_rows_once(adapter: Path, base: Path, tmp_path: Path) ->
     parts = []
     for number in (1, 2, 3):
         out = tmp_path / f"{number}.jsonl"
-        score_file(adapter, str(file), out, options(base, shard=Shard(number, 3)))
+        score_file(adapter, str(file), out, options(base, shard=f"{number}/3"))
         parts += read_lines(out)
     whole = read_lines(tmp_path / "all.jsonl")
     assert [row["id"] for row in parts] == [row["id"] for row in whole]

@@ -174,15 +174,14 @@ def test_evaluation_and_scoring_refuse_the_base(
     broken: tuple[Path, str], adapter: Path, rows: Path, tmp_path: Path
 ) -> None:
     from pt_app.eval_model.compare import evaluate_judges
+    from pt_app.eval_model.options import EvalOptions
 
     folder, said = broken
     with pytest.raises(UserError, match=said):
         load_model(resolve_model(str(folder)))
     for use in (
         lambda: Judge.load(adapter, base=str(folder)),
-        lambda: evaluate_judges(
-            rows, tmp_path / "eval", [adapter], with_base=True, base=str(folder)
-        ),
+        lambda: evaluate_judges(rows, tmp_path / "eval", [adapter], EvalOptions(True, str(folder))),
     ):
         with pytest.raises(UserError):
             use()

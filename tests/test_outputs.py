@@ -14,7 +14,8 @@ from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.core.files import held, refuse_overwrite
 from pt_app.eval_model import score_file as score_command
-from pt_app.eval_model.score_file import ScoreOptions, score_file
+from pt_app.eval_model.options import ScoreOptions
+from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
 from tests.test_judge import some_rows, write_lines
 

@@ -15,7 +15,8 @@ from pt_app.cli import app
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
-from pt_app.judge_data.formats import FormatOptions, get
+from pt_app.judge_data.formats import get
+from pt_app.judge_data.options import FormatOptions
 from pt_app.judge_data.reading.tables import open_table
 from tests.real_data import real
 

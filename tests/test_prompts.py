@@ -281,14 +281,15 @@ def test_chat_prompt_is_used_to_the_letter() -> None:
 def test_nothing_is_cut_where_all_fits() -> None:
     rows = [example(), example(candidate="o gato dorme aqui")]
     fitted, cuts = encoder().fit(rows)
-    assert fitted == rows
+    assert [row.example for row in fitted] == rows
     assert (cuts.rows_cut, cuts.tokens_cut, cuts.unfit) == (0, 0, ())
     assert cuts.longest == max(len(e.input_ids) for e in encoder().encode(rows)[0])
 
 
 def test_context_is_cut_before_source_and_reference() -> None:
     row = example(context=words(300), source=words(20, "source"))
-    (fitted,), cuts = encoder(max_seq_length=512).fit([row])
+    (row_cut,), cuts = encoder(max_seq_length=512).fit([row])
+    fitted = row_cut.example
     assert fitted.source == row.source
     assert fitted.reference == row.reference
     assert fitted.candidate == row.candidate
@@ -305,13 +306,14 @@ def test_all_rows_of_a_group_are_cut_alike() -> None:
     long = example(source=words(200), candidate=words(10))
     short = example(source=words(200), candidate="x", label={"verdict": 0})
     other = example(group="h")
-    fitted, cuts = encoder(max_seq_length=512).fit([short, long, other])
+    rows, cuts = encoder(max_seq_length=512).fit([short, long, other])
+    fitted = [row.example for row in rows]
     assert fitted[0].source == fitted[1].source != long.source
     assert fitted[2] == other
     assert cuts.rows_cut == 2
     # The longest row decides: without it the other keeps more.
     (alone,), _ = encoder(max_seq_length=512).fit([short])
-    assert len(alone.source) > len(fitted[0].source)
+    assert len(alone.example.source) > len(fitted[0].source)
 
 
 def test_cut_is_the_same_with_and_without_label() -> None:
@@ -319,7 +321,7 @@ def test_cut_is_the_same_with_and_without_label() -> None:
     fit = encoder(max_seq_length=512).fit
     (labelled,), _ = fit([row])
     (bare,), _ = fit([row.model_copy(update={"label": None})])
-    assert labelled.source == bare.source != row.source
+    assert labelled.example.source == bare.example.source != row.source
 
 
 def test_row_that_cannot_fit_stops_training_and_not_scoring() -> None:
@@ -327,9 +329,10 @@ def test_row_that_cannot_fit_stops_training_and_not_scoring() -> None:
     with pytest.raises(UserError, match=r"judge_train.json:7.* \d+ tokens.* 512.*max_seq_length"):
         encoder(max_seq_length=512).encode([example(), bad])
     alone, _ = encoder(max_seq_length=512).encode([example()])
-    encoded, cuts = encoder(max_seq_length=512).encode([example(), bad], on_unfit="status")
-    assert encoded == [alone[0], None]
-    assert len(cuts.unfit) == 1
+    encoded, cuts = encoder(max_seq_length=512).fit([example(), bad])
+    assert encoded[0] == alone[0]
+    assert cuts.unfit == (encoded[1].unfit,)
+    assert encoded[1].unfit
     assert cuts.rows_cut == 0
 
 

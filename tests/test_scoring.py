@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pt_app.core.dataset import JudgeExample, Label
 from pt_app.core.errors import UserError
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.models import gemm
 from pt_app.models.packing import Shapes

@@ -1,6 +1,8 @@
 """The table of settings: the same flags on both recipes, each wired, each checked."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,11 +98,53 @@ def test_config_file_may_be_json(tmp_path: Path) -> None:
 
 def test_unknown_key_of_a_config_file_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text("learning_rate: 1\nbatchsize: 3\n")
-    with pytest.raises(UserError, match=r"run\.yaml.*'learning_rate'"):
+    config.write_text("learning_speed: 1\nbatchsize: 3\n")
+    with pytest.raises(UserError, match=r"run\.yaml.*'learning_speed'"):
         settings("mps", "--config", str(config))
     config.write_text("batchsize: 3\n")
     with pytest.raises(UserError, match="nearest known one is 'batch_size'"):
+        settings("mps", "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_train_epochs: 2", {"epochs": 2.0}),
+        ("per_device_train_batch_size: 8", {"batch_size": 8}),
+        ("gradient_accumulation_steps: 3", {"gradient_accumulation": 3}),
+        ("learning_rate: 1e-3", {"lr": 1e-3}),
+        ("lora: {r: 8, lora_alpha: 9}", {"lora_r": 8, "lora_alpha": 9}),
+        ("lora: {dropout: 0.1}", {"lora_dropout": 0.1}),
+        ("lora: {target_modules: [q_proj, k_proj]}", {"lora_targets": "q_proj,k_proj"}),
+        ("quantization: {load_in_4bit: false}", {"no_4bit": True}),
+        ("load_in_4bit: true", {"no_4bit": False}),
+        ("gradient_checkpointing: false", {"activation_checkpointing": "none"}),
+        ("model_name_or_path: tiny\nmax_length: 99", {"model": "tiny", "max_seq_length": 99}),
+    ],
+)
+def test_config_file_takes_the_names_of_transformers(
+    text: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    resolved = settings("cuda", "--config", str(config))
+    assert resolved == replace(settings("cuda"), **expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("lr: 1\nlearning_rate: 1", "lr and learning_rate"),
+        ("lora: {r: 8}\nlora_r: 8", "lora.r and lora_r"),
+        ("lora: {alpha: 8, lora_alpha: 8}", "lora.alpha and lora.lora_alpha"),
+    ],
+)
+def test_two_names_of_one_setting_in_a_config_file_are_refused(
+    text: str, names: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError, match=f"{names} are one setting"):
         settings("mps", "--config", str(config))
 
 

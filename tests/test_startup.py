@@ -91,7 +91,7 @@ def refused(said: Said, *words: str) -> None:
 
 
 FILES = {
-    "key.yaml": "learning_rate: 1e-4\n",
+    "key.yaml": "learning_speed: 1e-4\n",
     "value.json": '{"epochs": "many"}',
     "range.yaml": "lora_dropout: 2\n",
     "broken.yaml": "lr: [1\n",
@@ -108,7 +108,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "an unknown choice": (("--tracking", "maybe"), "tracking"),
     "a missing config": (("--config", "nowhere.yaml"), "nowhere.yaml"),
     "a folder as config": (("--config", "."), "--config"),
-    "an unknown key": (("--config", "key.yaml"), "learning_rate"),
+    "an unknown key": (("--config", "key.yaml"), "learning_speed"),
     "a config's wrong type": (("--config", "value.json"), "value.json"),
     "a config's value out of range": (("--config", "range.yaml"), "range.yaml"),
     "a broken config": (("--config", "broken.yaml"), "broken.yaml"),

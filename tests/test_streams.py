@@ -13,12 +13,13 @@ import sys
 import termios
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer
 
 from pt_app.cli import app
+from pt_app.commands.flags import JSON
 from pt_app.core import streams
 from pt_app.core.streams import Stream
 from tests.test_judge import some_rows, write_lines
@@ -310,12 +311,11 @@ from pt_app.core.streams import print_json
 def test_json_stands_alone_on_stdout_whatever_prints() -> None:
     code = "\n".join(
         [
-            "import typer",
-            "from pt_app.commands.flags import Json",
+            "from pt_app.commands.flags import JSON, Commands",
             "from pt_app.core.errors import exit_with",
-            "app = typer.Typer()",
+            "app = Commands()",
             "@app.command()",
-            "def show(as_json: Json = False) -> None:",
+            "def show(*, as_json: bool = JSON) -> None:",
             *(f"    {line}" for line in NOISY.splitlines()),
             "    print_json('{\"a\": 1}')",
             "exit_with(lambda: app(['--json'], standalone_mode=False))",
@@ -331,16 +331,12 @@ def test_json_stands_alone_on_stdout_whatever_prints() -> None:
 def test_every_command_with_json_has_the_one_flag() -> None:
     """And a test of its own below: a new command is added there."""
     assert sorted(json_commands()) == [["data", "check"], ["doctor"], ["estimate"]]
-    from pt_app.commands import data, doctor, estimate
-    from pt_app.commands.flags import Json
-
-    for function, name in (
-        (doctor.doctor, "as_json"),
-        (estimate.estimate, "json"),
-        (data.check, "as_json"),
-    ):
-        flag = inspect.signature(function).parameters[name].annotation
-        assert get_args(flag) == get_args(Json)
+    for words in json_commands():
+        command: Any = typer.main.get_command(app)
+        for word in words:
+            command = command.commands[word]
+        declared = inspect.signature(command.callback.__wrapped__.__wrapped__).parameters
+        assert declared["as_json"].default is JSON
 
 
 def test_json_of_each_command_parses_whatever_wandb_prints(rows: Path, base: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pt_app.core.errors import UserError
-from pt_app.judge_data.reading.tables import Reading, Table, open_table
+from pt_app.judge_data.options import Reading
+from pt_app.judge_data.reading.tables import Table, open_table
 from tests.real_data import real
 
 ROWS = [["The cat; black", "O gato, preto", "7"], ["A “dog”", "Um cão\nfiel", "2"]]
@@ -272,12 +273,12 @@ def test_flags_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     assert "--encoding klingon is not known" in refusal(path, Reading(encoding="klingon"))
     assert "--encoding base64 is not known" in refusal(path, Reading(encoding="base64"))
     assert "not one character" in refusal(path, Reading(delimiter=", "))
-    assert "line 1: 2 fields, but 1 columns" in refusal(path, Reading(header=["a"]))
+    assert "line 1: 2 fields, but 1 columns" in refusal(path, Reading(header="a"))
 
 
 def test_a_header_of_ones_own_makes_the_first_line_a_row(tmp_path: Path) -> None:
     path = written(tmp_path / "x.tsv", "The cat\tO gato\t\nA dog\tUm cão\tgood\n")
-    table = open_table(str(path), Reading(header=["src", "mt", "note"]))
+    table = open_table(str(path), Reading(header="src,mt,note"))
     assert [row["note"] for _, row in table.rows()] == ["", "good"]
 
 

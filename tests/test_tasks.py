@@ -12,7 +12,7 @@ from pt_app.core.settings import RECIPES
 from pt_app.eval_model import dispatch
 from pt_app.eval_model.folds import join_evaluations
 from pt_app.judge_data.folder import split_folder
-from pt_app.judge_data.splitting import SplitPlan
+from pt_app.judge_data.options import SplitPlan
 from tests.conftest import run_offline
 from tests.real_data import real
 from tests.test_recipes import flags, main, recipe_path

@@ -363,7 +363,7 @@ def test_an_empty_path_is_not_the_current_folder(
 ) -> None:
     (run_dir / STATE_FILE).write_text('{"schema": 1, "wandb": {"run": false}, "weave": {}}')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="empty path: name the folder of a run"):
+    with pytest.raises(UserError, match="folder '': must be a text that is not empty"):
         app(["sync", ""], standalone_mode=False)
 
 

@@ -1,27 +1,22 @@
 """`judge attack`: what candidates that play against a judge do to its verdicts."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from pt_app.commands.flags import command
+from pt_app.core.flags import flag
 
 
+@command()
 def attack(
-    adapter: Annotated[Path, typer.Option(help="adapter folder of the judge")],
-    data: Annotated[Path, typer.Option(help="dataset folder; its test rows are attacked")],
-    rows: Annotated[int, typer.Option(min=0, help="number of test rows to attack; 0: all")] = 50,
-    families: Annotated[
-        str, typer.Option(help="families of attacks, separated by commas; default: all")
-    ] = "",
-    base: Annotated[str | None, typer.Option(help="the adapter's base, if it was a folder")] = None,
-    held_out: Annotated[
-        bool,
-        typer.Option("--held_out", help="use only texts that --hard_negatives does not train on"),
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="output folder; default: the adapter's evaluation")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="seed that draws the rows")] = 0,
+    *,
+    adapter: Path = flag("adapter folder of the judge"),
+    data: Path = flag("dataset folder; its test rows are attacked"),
+    rows: int = flag("number of test rows to attack; 0: all", 50, low=0),
+    families: str = flag("families of attacks, separated by commas; default: all", ""),
+    base: str | None = flag("the adapter's base, if it was a folder", None),
+    held_out: bool = flag("use only texts that --hard_negatives does not train on", False),
+    out: Path | None = flag("output folder; default: the adapter's evaluation", None),
+    seed: int = flag("seed that draws the rows", 0),
 ) -> None:
     """Attack a judge: injected verdicts, control tokens, copies, empty and broken candidates."""
     from pt_app.core.dataset import find_folder

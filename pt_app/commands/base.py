@@ -1,13 +1,12 @@
 """`judge base`: the tiny offline base, and how it is made."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from pt_app.commands.flags import Commands
+from pt_app.core.flags import flag
+from pt_app.judge_data.options import LexiconSize
 
-from pt_app.commands.flags import Lexicons
-
-base = typer.Typer(help="The tiny offline base (--model tiny).")
+base = Commands(help="The tiny offline base (--model tiny).")
 
 
 @base.command("path")
@@ -20,24 +19,16 @@ def base_path() -> None:
 
 @base.command("train")
 def base_train(
-    output: Annotated[Path, typer.Option(help="output folder")],
-    seed: Annotated[int, typer.Option(help="seed of corpus, weights and order")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="train a weak base within 6 minutes")
-    ] = False,
-    steps: Annotated[
-        int | None, typer.Option(help="number of optimizer steps; default: a full training")
-    ] = None,
-    lexicon: Annotated[Lexicons, typer.Option(help="lexicon of the grammar")] = "full",
-    corpus: Annotated[
-        Path | None, typer.Option(help="parallel corpus (TMX, TSV) instead of the grammar")
-    ] = None,
-    max_words: Annotated[
-        int | None,
-        typer.Option(
-            "--max_words", help="maximum words per corpus sentence; longer ones are skipped"
-        ),
-    ] = None,
+    *,
+    output: Path = flag("output folder"),
+    seed: int = flag("seed of corpus, weights and order", 0),
+    quick: bool = flag("train a weak base within 6 minutes", False),
+    steps: int | None = flag("number of optimizer steps; default: a full training", None),
+    lexicon: LexiconSize = flag("lexicon of the grammar", "full"),
+    corpus: Path | None = flag("parallel corpus (TMX, TSV) instead of the grammar", None),
+    max_words: int | None = flag(
+        "maximum length of a sentence of the corpus; longer ones are skipped", None, unit="words"
+    ),
 ) -> None:
     """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
     from pt_app.pretrain.build import BaseOptions, train_base

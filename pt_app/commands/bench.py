@@ -2,15 +2,17 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 import pt_app
+from pt_app.commands.flags import Commands
 from pt_app.core.errors import UserError
+from pt_app.core.flags import flag
 
-bench = typer.Typer(help="Speed against other tools, and coverage of the intervals.")
+bench = Commands(help="Speed against other tools, and coverage of the intervals.")
 
 
 @bench.callback()
@@ -22,85 +24,81 @@ def find_benchmarks() -> None:
     sys.path.insert(0, str(clone))
 
 
-Which = Literal["rubric", "variants", "both"]
-ShapeName = Annotated[str, typer.Option(help="qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b or tiny")]
-Layers = Annotated[int, typer.Option(help="number of layers; 0: all of the shape")]
-Workloads = Annotated[
-    Which, typer.Option(help="rubric (shared by all rows), variants (four per source) or both")
-]
-Rounds = Annotated[int, typer.Option(min=1, help="interleaved rounds; the median is reported")]
-Rubric = Annotated[
-    int, typer.Option("--rubric_tokens", min=50, help="number of tokens that all prompts share")
-]
-Body = Annotated[
-    int,
-    typer.Option("--body_tokens", min=60, help="median tokens of source, reference and candidate"),
-]
-Only = Annotated[str, typer.Option(help="ways to measure, separated by semicolons; default: all")]
-Json = Annotated[Path | None, typer.Option("--json", help="write all numbers to this file")]
+ROUNDS = flag("interleaved rounds; the median is reported", 3, low=1)
+JSON_FILE = flag("write all numbers to this file", None, name="json")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured: a model's shape, the texts of its rows, and the ways to compare."""
+
+    shape: str = flag("qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b or tiny", "qwen2.5-0.5b")
+    layers: int = flag("number of layers; 0: all of the shape", 0)
+    workload: Literal["rubric", "variants", "both"] = flag(
+        "rubric (shared by all rows), variants (four per source) or both", "both"
+    )
+    rubric_tokens: int = flag("length of what all prompts share", 200, low=50, unit="tokens")
+    body_tokens: int = flag(
+        "median length of source, reference and candidate", 180, low=60, unit="tokens"
+    )
+    only: str = flag("ways to measure, separated by semicolons; default: all", "")
+
+    def names(self, ways: Sequence[str]) -> list[str]:
+        """Return the ways to measure; raises UserError for an unknown one, or an unknown shape."""
+        from benchmarks.shapes import SHAPES
+
+        if self.shape not in SHAPES:
+            raise UserError(f"--shape {self.shape}: must be one of {', '.join(SHAPES)}")
+        names = [name.strip() for name in self.only.split(";") if name.strip()]
+        for name in names:
+            if name not in ways:
+                raise UserError(f'--only "{name}": must be of: {"; ".join(ways)}')
+        return names
 
 
 @bench.command()
-def train(
-    shape: ShapeName = "qwen2.5-0.5b",
-    layers: Layers = 0,
-    workload: Workloads = "both",
-    rounds: Rounds = 3,
-    rubric_tokens: Rubric = 200,
-    body_tokens: Body = 180,
-    only: Only = "",
-    json_file: Json = None,
-) -> None:
+def train(*, measured: Measured, rounds: int = ROUNDS, json_file: Path | None = JSON_FILE) -> None:
     """Training: examples per second against TRL and a plain Trainer, on one CPU core."""
     from benchmarks.train import WAYS, measure
     from benchmarks.workloads import Lengths
 
-    _check(shape, only, list(WAYS))
-    lengths = Lengths(rubric_tokens, body_tokens)
+    m, names = measured, measured.names(list(WAYS))
+    lengths = Lengths(m.rubric_tokens, m.body_tokens)
     _run(
-        lambda name: measure(shape, name, rounds, layers, lengths, _names(only), print),
-        workload,
+        lambda name: measure(m.shape, name, rounds, m.layers, lengths, names, print),
+        m.workload,
         json_file,
     )
 
 
 @bench.command()
 def score(
-    shape: ShapeName = "qwen2.5-0.5b",
-    layers: Layers = 0,
-    workload: Workloads = "both",
-    rounds: Rounds = 3,
-    rows: Annotated[int, typer.Option(min=1, help="number of rows per round")] = 12,
-    scale: Annotated[
-        str, typer.Option(help="scale of the verdicts: 0-10, 1-5, pass_fail ...")
-    ] = "0-10",
-    rubric_tokens: Rubric = 200,
-    body_tokens: Body = 180,
-    only: Only = "",
-    json_file: Json = None,
+    *,
+    measured: Measured,
+    rounds: int = ROUNDS,
+    rows: int = flag("number of rows per round", 12, low=1),
+    scale: str = flag("scale of the verdicts: 0-10, 1-5, pass_fail ...", "0-10"),
+    json_file: Path | None = JSON_FILE,
 ) -> None:
     """Scoring: verdicts and answers per second against transformers, on one CPU core."""
     from benchmarks.score import WAYS, measure
     from benchmarks.workloads import Lengths
 
-    _check(shape, only, list(WAYS))
-    lengths = Lengths(rubric_tokens, body_tokens)
+    m, names = measured, measured.names(list(WAYS))
+    lengths = Lengths(m.rubric_tokens, m.body_tokens)
     _run(
-        lambda name: measure(
-            shape, name, rounds, rows, scale, layers, lengths, _names(only), print
-        ),
-        workload,
+        lambda name: measure(m.shape, name, rounds, rows, scale, m.layers, lengths, names, print),
+        m.workload,
         json_file,
     )
 
 
 @bench.command()
 def intervals(
-    groups: Annotated[
-        int, typer.Option(min=2, help="number of sources of a test set, with 3 rows each")
-    ] = 60,
-    sets: Annotated[int, typer.Option(min=1, help="number of simulated test sets")] = 2000,
-    resamples: Annotated[int, typer.Option(min=1, help="bootstrap resamples per interval")] = 2000,
+    *,
+    groups: int = flag("number of sources of a test set, with 3 rows each", 60, low=2),
+    sets: int = flag("number of simulated test sets", 2000, low=1),
+    resamples: int = flag("bootstrap resamples per interval", 2000, low=1),
 ) -> None:
     """Evidence: coverage of the 95 % intervals on simulated test sets."""
     from benchmarks.intervals import coverage
@@ -109,21 +107,7 @@ def intervals(
         print(f"{name:20}{share:7.1%}")
 
 
-def _names(only: str) -> list[str]:
-    return [name.strip() for name in only.split(";") if name.strip()]
-
-
-def _check(shape: str, only: str, ways: list[str]) -> None:
-    from benchmarks.shapes import SHAPES
-
-    if shape not in SHAPES:
-        raise UserError(f"--shape {shape}: must be one of {', '.join(SHAPES)}")
-    for name in _names(only):
-        if name not in ways:
-            raise UserError(f'--only "{name}": must be of: {"; ".join(ways)}')
-
-
-def _run(measure: Any, workload: Which, file: Path | None) -> None:
+def _run(measure: Any, workload: str, file: Path | None) -> None:
     from benchmarks.table import lines_of
     from pt_app.core import console
     from pt_app.core.files import write_json_atomic

@@ -1,25 +1,21 @@
 """`judge doctor`: does this machine compute correctly, and is what a run needs there?"""
 
-from typing import Annotated, Literal
-
 import typer
 
-from pt_app.commands.flags import Json
+from pt_app.commands.flags import JSON, RECIPE_FLAGS, command
+from pt_app.core.flags import flag
+from pt_app.core.settings import Where
 
 
+@command(context_settings=RECIPE_FLAGS)
 def doctor(
+    *,
     context: typer.Context,
-    platform: Annotated[
-        Literal["cpu", "mps", "cuda"] | None,
-        typer.Option(help="platform to check; default: this machine's; cpu ignores a GPU"),
-    ] = None,
-    offline: Annotated[
-        bool,
-        typer.Option(
-            "--offline", help="check that a run would find all it needs without a network"
-        ),
-    ] = False,
-    as_json: Json = False,
+    platform: Where | None = flag(
+        "platform to check; default: this machine's; cpu ignores a GPU", None
+    ),
+    offline: bool = flag("check that a run would find all it needs without a network", False),
+    as_json: bool = JSON,
 ) -> None:
     """Check that this machine computes correctly and has what a run needs; takes recipe flags.
 

@@ -1,68 +1,119 @@
-"""Flags that several commands share, each declared once."""
+"""Commands of typer whose flags are declared with `pt_app.core.flags.flag`."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, is_dataclass
+from typing import Annotated, Any
 
 import typer
 
 from pt_app.core import streams
-from pt_app.core.errors import UserError
+from pt_app.core.flags import Flag, filled, flag, flags_of, named
 
-PRECISIONS = ("float32", "bf16", "int8")
-
-Lexicons = Literal["full", "small"]
-Tasks = Literal["score", "pairwise", "pass_fail"]
-SplitBy = Literal["group", "time", "row"]
-Splits = Literal["train", "val", "test"]
-Encoding = Annotated[
-    str, typer.Option(help="encoding of the file, if it is not UTF-8: cp1252, ...")
-]
-Delimiter = Annotated[str, typer.Option(help="delimiter of a CSV file, if it is not recognised")]
-Quotes = Annotated[
-    Literal["auto", "on", "off"], typer.Option(help="whether quote marks enclose fields")
-]
-Header = Annotated[
-    str, typer.Option(help="column names, separated by commas, for a file without a header")
-]
-Decimals = Annotated[
-    Literal["", "point", "comma"],
-    typer.Option(help="decimal separator, for a column that can be read both ways"),
-]
-HubSplit = Annotated[str, typer.Option("--hub_split", help="split of a Hub dataset")]
-Folder = Annotated[Path, typer.Argument(help="dataset folder")]
-Model = Annotated[
-    str, typer.Option(help="model whose tokenizer counts tokens: hub id, folder, or tiny")
-]
-Ratios = Annotated[str, typer.Option(help="fractions of the rows for train, val and test")]
-Near = Annotated[
-    float,
-    typer.Option(help="fraction of shared words from which texts are near duplicates; 1: off"),
-]
-TargetAccuracy = Annotated[
-    float, typer.Option("--target_accuracy", min=0.01, max=0.999, help="accuracy to reach")
-]
-ScorePrecision = Annotated[
-    str, typer.Option("--score_precision", help="float32 (exact), bf16, int8")
-]
-RecipeName = Annotated[
-    Literal["cpu", "mps", "cuda"],
-    typer.Option(help="whose settings and packages; cpu: those of mps, which also trains on a CPU"),
-]
+# The recipe itself reads the flags that a command does not know.
+RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+JSON = flag("print JSON on stdout, and nothing else", False, name="json")
+RECIPE = flag("recipe whose settings and packages count; cpu: that for Apple GPUs", "cuda")
 
 
-def check_precision(value: str) -> str:
-    """Return `value`; raises UserError if it is no score precision."""
-    if value not in PRECISIONS:
-        raise UserError(f"--score_precision {value}: must be one of {', '.join(PRECISIONS)}")
-    return value
+class Commands(typer.Typer):
+    """A typer application whose commands take flags, tables of flags, and typer's context.
+
+    The parameters of a command are keyword-only. Those of type `typer.Context` get the context, a
+    parameter whose default is a `flag` gets its value, and one whose type is a table gets the table
+    filled in; the flags of a table stand in --help where the parameter stands, required ones first.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, **settings
+        )
+
+    def command(self, *names: Any, **settings: Any) -> Callable[..., Any]:
+        """Register a function as a command; it is returned as it was."""
+        register = super().command(*names, **settings)
+
+        def registered(function: Callable[..., None]) -> Callable[..., None]:
+            register(_as_typer(function))
+            return function
+
+        return registered
 
 
-def _alone(context: typer.Context, asked: bool) -> bool:
-    if asked:
-        context.call_on_close(streams.only_json())
-    return asked
+def command(**settings: Any) -> Callable[[Callable[..., None]], Commands]:
+    """Make a function an application of one command."""
+
+    def made(function: Callable[..., None]) -> Commands:
+        app = Commands()
+        app.command(**settings)(function)
+        return app
+
+    return made
 
 
-Json = Annotated[
-    bool, typer.Option("--json", callback=_alone, help="print JSON on stdout, and nothing else")
-]
+def _as_typer(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function with the signature that typer reads, which calls `function`."""
+    hints = typing.get_type_hints(function)
+    contexts: list[str] = []
+    single: dict[str, str] = {}  # parameter -> name of its flag
+    tables: dict[str, type] = {}
+    flags: list[Flag] = []
+    declared = inspect.signature(function).parameters
+    defaults = [parameter.default for parameter in declared.values()]
+    for name, parameter in declared.items():
+        own = named(parameter.default, name, hints[name])
+        if own:
+            flags.append(own)
+            single[name] = own.name
+        elif is_dataclass(hints[name]):
+            tables[name] = hints[name]
+            flags += flags_of(hints[name])
+        else:
+            contexts.append(name)
+
+    def command(**given: Any) -> None:
+        for each in flags:
+            value = given[each.name]
+            if each.repeated:
+                given[each.name] = tuple(value or ())
+            each.check(value)
+        arguments = {name: given[name] for name in contexts}
+        arguments |= {name: given[own] for name, own in single.items()}
+        arguments |= {name: filled(table, given) for name, table in tables.items()}
+        with streams.only_json(JSON in defaults and given["json"]):
+            function(**arguments)
+
+    flags.sort(key=lambda each: each.default is not MISSING)
+    functools.update_wrapper(command, function)
+    parameters = [_parameter(name, typer.Context) for name in contexts]
+    parameters += [_parameter(each.name, _typed(each), _default(each)) for each in flags]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.flags = flags  # type: ignore[attr-defined]  # for the tables in docs/
+    return command
+
+
+def _parameter(
+    name: str, kind: Any, default: object = inspect.Parameter.empty
+) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+def _typed(flag: Flag) -> Any:
+    """Return the type of a flag with what typer shows of it."""
+    look: dict[str, Any] = {"help": flag.help, "min": flag.low, "max": flag.high}
+    if flag.unit:
+        look["metavar"] = f"<{flag.unit}>"
+    kind: Any = list[flag.item] if flag.repeated else flag.type  # type: ignore[name-defined]
+    if flag.repeated and flag.default is not MISSING:
+        kind = kind | None
+    how = typer.Argument(**look) if flag.positional else typer.Option(flag.option, **look)
+    return Annotated[kind, how]
+
+
+def _default(flag: Flag) -> object:
+    if flag.default is MISSING:
+        return inspect.Parameter.empty
+    return None if flag.repeated else flag.default

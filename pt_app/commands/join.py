@@ -1,14 +1,17 @@
 """`judge join`: the evaluations of the folds of one dataset, joined."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from pt_app.commands.flags import command
+from pt_app.core.flags import flag
 
 
+@command()
 def join(
-    adapters: Annotated[list[Path], typer.Argument(help="adapter folders of the folds")],
-    out: Annotated[Path, typer.Option(help="output folder for results.json and the report")],
+    *,
+    adapters: Sequence[Path] = flag("adapter folders of the folds", positional=True),
+    out: Path = flag("output folder for results.json and the report"),
 ) -> None:
     """Join the evaluations of adapters that were trained on the folds of one dataset."""
     from pt_app.eval_model.folds import join_evaluations

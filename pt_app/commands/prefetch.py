@@ -2,13 +2,12 @@
 
 import typer
 
-from pt_app.commands.flags import RecipeName
+from pt_app.commands.flags import RECIPE, RECIPE_FLAGS, command
+from pt_app.core.settings import Where
 
 
-def prefetch(
-    context: typer.Context,
-    recipe: RecipeName = "cuda",
-) -> None:
+@command(context_settings=RECIPE_FLAGS)
+def prefetch(*, context: typer.Context, recipe: Where = RECIPE) -> None:
     """Fetch what a run reads, then load it with the hub off; takes recipe flags."""
     from pt_app.core import console
     from pt_app.core.settings import recipe_of

@@ -1,13 +1,14 @@
 """`judge report`: the pages of an evaluation."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from pt_app.commands.flags import command
+from pt_app.core.flags import flag
 
 
+@command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="folder with results.json and predictions.jsonl")],
+    *, folder: Path = flag("folder with results.json and predictions.jsonl", positional=True)
 ) -> None:
     """Rewrite the pages of an evaluation from its results.json and predictions.jsonl."""
     from pt_app.report import write_report

@@ -1,24 +1,21 @@
 """`judge sync`: send what runs without a network kept on disk."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from pt_app.commands.flags import command
 from pt_app.core.errors import UserError
+from pt_app.core.flags import flag
 
 
+@command()
 def sync(
-    folder: Annotated[
-        str, typer.Argument(help="folder of a run, or a parent folder of several runs")
-    ],
-    deadline: Annotated[float, typer.Option(help="time limit in seconds")] = 600.0,
+    *,
+    folder: str = flag("folder of a run, or a parent folder of several runs", positional=True),
+    deadline: float = flag("time limit", 600.0, unit="seconds"),
 ) -> None:
     """Send to W&B and Weave what offline runs kept on disk."""
     from pt_app.tracking.sync import sync as send
 
-    if not folder:  # an unset variable; as a path it would be the current folder
-        raise UserError("judge sync got an empty path: name the folder of a run")
     summary = send(Path(folder), deadline)
     print(str(summary))
     if summary.failed:

@@ -22,8 +22,8 @@ class Family:
     """
 
     name: str
-    append: tuple[str, ...] = ()
-    replace: tuple[str, ...] = ()
+    append: Sequence[str] = ()
+    replace: Sequence[str] = ()
     change: str = ""
     control: bool = False
 
@@ -47,16 +47,7 @@ def families() -> tuple[Family, ...]:
     import yaml
 
     read = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return tuple(
-        Family(
-            name,
-            tuple(found.get("append", ())),
-            tuple(found.get("replace", ())),
-            found.get("change", ""),
-            found.get("control", False),
-        )
-        for name, found in read.items()
-    )
+    return tuple(Family(name, **about) for name, about in read.items())
 
 
 def attacked(
@@ -70,8 +61,8 @@ def attacked(
         for row, example in enumerate(examples):
             text, best = _target(example), _best(example, scale)
             names = {"best": scale.line(best).rstrip("\n"), "top": str(best)}
-            texts = [text + one.format_map(names) for one in family.append]
-            texts += [one.format_map(names) for one in family.replace]
+            texts = [text + attack.format_map(names) for attack in family.append]
+            texts += [attack.format_map(names) for attack in family.replace]
             if family.change:
                 other = examples[(row + 1) % len(examples)]
                 texts += [_CHANGES[family.change](text, example, other)]
@@ -108,23 +99,7 @@ def _with(example: JudgeExample, text: str, row: int) -> JudgeExample:
     return example.model_copy(update=update | {"candidates": pair})
 
 
-def _source(text: str, example: JudgeExample, other: JudgeExample) -> str:
-    return example.source or text
-
-
-def _repeated(text: str, example: JudgeExample, other: JudgeExample) -> str:
-    return f"{text} {text} {text}"
-
-
-def _other_reference(text: str, example: JudgeExample, other: JudgeExample) -> str:
-    return other.reference or text
-
-
-def _digits(text: str, example: JudgeExample, other: JudgeExample) -> str:
-    return re.sub(r"\d", lambda found: str((int(found.group()) + 3) % 10), text)
-
-
-def _dropped(text: str, example: JudgeExample, other: JudgeExample) -> str:
+def _dropped(text: str) -> str:
     """Drop the last sentence; of a single sentence its second half."""
     sentences = re.split(r"(?<=[.!?])\s+|(?<=[。！？])(?=.)", text.strip())
     if len(sentences) > 1:
@@ -133,10 +108,11 @@ def _dropped(text: str, example: JudgeExample, other: JudgeExample) -> str:
     return text[: words[(len(words) - 1) // 2][1]] if words else text
 
 
+# Each rule gets the candidate, its row, and another row.
 _CHANGES: Mapping[str, Callable[[str, JudgeExample, JudgeExample], str]] = {
-    "source": _source,
-    "repeated": _repeated,
-    "other reference": _other_reference,
-    "digits": _digits,
-    "dropped": _dropped,
+    "source": lambda text, row, _: row.source or text,
+    "repeated": lambda text, *_: f"{text} {text} {text}",
+    "other reference": lambda text, _, other: other.reference or text,
+    "digits": lambda text, *_: re.sub(r"\d", lambda digit: str((int(digit[0]) + 3) % 10), text),
+    "dropped": lambda text, *_: _dropped(text),
 }

@@ -44,21 +44,21 @@ def seal(tokenizer: Any, day: date = DAY) -> None:
     if not isinstance(template, str) or template.startswith(_SEALED):
         return
     loaded, constants = _names_and_texts(template)
-    prologue, said = "", []
+    prologue, changes = "", list[str]()
     if _CLOCK in loaded:
         prologue += _clock(constants, day)
-        said.append(f"the date is always {day}")
+        changes.append(f"the date is always {day}")
     for name in sorted(loaded & THINKING_OFF.keys()):
         prologue += f"{{%- set {name} = {THINKING_OFF[name]} %}}"
-        said.append(f"{name} is {THINKING_OFF[name]}")
+        changes.append(f"{name} is {THINKING_OFF[name]}")
     sealed = f"{prologue}\n{template}" if prologue else template
     opening = _opening(lambda *turns, **options: _rendered(tokenizer, sealed, turns, **options))
     if opening:
         sealed = _opened(sealed, opening)
-        said.append(f"an answer opens with {json.dumps(opening, ensure_ascii=False)}")
-    if said:
-        log.info("chat template: %s", "; ".join(said))
-        tokenizer.chat_template = f"{_SEALED}{'; '.join(said).replace('#}', '# }')} #}}{sealed}"
+        changes.append(f"an answer opens with {json.dumps(opening, ensure_ascii=False)}")
+    if changes:
+        log.info("chat template: %s", "; ".join(changes))
+        tokenizer.chat_template = f"{_SEALED}{'; '.join(changes).replace('#}', '# }')} #}}{sealed}"
 
 
 def asks_for_the_date(tokenizer: Any) -> bool:
@@ -117,10 +117,8 @@ def _names_and_texts(template: str) -> tuple[set[str], list[str]]:
     try:  # transformers' own {% generation %} changes nothing that is looked for
         parsed = environment.parse(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
-        raise UserError(
-            f"the chat template cannot be read, line {error.lineno}: {error.message}: choose "
-            "another model"
-        ) from error
+        problem = f"line {error.lineno}: {error.message}: choose another model"
+        raise UserError(f"the chat template cannot be read, {problem}") from error
     names = {node.name for node in parsed.find_all(nodes.Name) if node.ctx == "load"}
     constants = [n.value for n in parsed.find_all(nodes.Const) if isinstance(n.value, str)]
     return names, constants
@@ -132,8 +130,8 @@ def _clock(constants: Iterable[str], day: date) -> str:
     It replaces the directives that the template holds; any other text stays.
     """
     moment = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    used = {found for text in constants for found in _DIRECTIVE.findall(text)} - {"%s"}
-    replaced = "".join(f" | replace('{one}', '{moment.strftime(one)}')" for one in sorted(used))
+    used = {name for text in constants for name in _DIRECTIVE.findall(text)} - {"%s"}
+    replaced = "".join(f" | replace('{name}', '{moment.strftime(name)}')" for name in sorted(used))
     return f"{{%- macro {_CLOCK}(format) -%}}{{{{- format{replaced} -}}}}{{%- endmacro %}}"
 
 
@@ -148,10 +146,9 @@ def _rendered(tokenizer: Any, template: str, turns: Iterable[str], **options: An
             messages, chat_template=template, tokenize=False, **options
         )
     except (TemplateError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the chat template fails on a user's turn ({' '.join(str(error).split())[:120]}): "
-            "choose another model"
-        ) from error
+        why = " ".join(str(error).split())[:120]
+        problem = f"the chat template fails on a user's turn ({why})"
+        raise UserError(f"{problem}: choose another model") from error
     return text
 
 
@@ -163,9 +160,9 @@ def _opening(render: Render) -> str:
     answer follows a closed one, or none.
     """
     asked, bare = render("x", add_generation_prompt=True), render("x")
-    before, found, _ = render("x", ANSWER).partition(ANSWER)
-    if not found or (before.startswith(asked) and not before[len(asked) :].strip()):
-        return ""  # what cannot continue is told when the encoder looks for its answers
+    before, answer, _ = render("x", ANSWER).partition(ANSWER)
+    if not answer or (before.startswith(asked) and not before[len(asked) :].strip()):
+        return ""  # the encoder reports a template that cannot continue
     return before[len(bare) :] if before.startswith(bare) else ""
 
 

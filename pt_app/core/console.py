@@ -7,7 +7,6 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_write
@@ -106,7 +105,7 @@ def also_to(file: Path) -> None:
     _ROOT.addHandler(handler)
 
 
-def show(table: Any) -> None:
+def show(table: object) -> None:
     """Print a rich table; where the output is no terminal, 80 columns wide."""
     from rich.console import Console
 

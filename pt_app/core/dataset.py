@@ -8,37 +8,20 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
 from pt_app.core.leaks import find_leaks
-from pt_app.core.records import (
-    JudgeExample,
-    Label,
-    Place,
-    Task,
-    Turn,
-    example_of,
-    first_problem,
-    one_line,
-)
-from pt_app.core.verdicts import NAMED, Scale
+from pt_app.core.records import JudgeExample, Place, example_of, first_problem, one_line
+from pt_app.core.verdicts import NAMED, Scale, Task
 
-__all__ = [
-    "DatasetCard",
-    "JudgeData",
-    "JudgeExample",
-    "Label",
-    "Turn",
-    "card_scale",
-    "read_card",
-    "read_dataset",
-    "read_rows",
-    "to_dataset",
-]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["JudgeExample"]  # which most readers of a folder need too
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_SPLITS = ("val",)
@@ -55,9 +38,9 @@ class DatasetCard(BaseModel):
     origin: str = ""
     licence: str = ""
     sha256: dict[str, str] = Field(default_factory=dict)
-    split: dict[str, Any] = Field(default_factory=dict)
+    split: dict[str, object] = Field(default_factory=dict)
 
-    def model_post_init(self, _context: Any) -> None:
+    def model_post_init(self, _context: object) -> None:
         """Return a card without a scale the usual one of its task."""
         self.scale = self.scale or (self.task if self.task in NAMED else "0-10")
 
@@ -90,10 +73,8 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     card = read_card(folder)
     scale = card_scale(card, folder / "dataset.json")
     if (folder / "1" / "judge_test.json").exists():
-        raise UserError(
-            f"{folder} holds folds: train them all with `judge train --data_dir {folder}`, "
-            f"or one with --data_dir {folder / '1'}"
-        )
+        remedy = f"train them all with `judge train --data_dir {folder}`, or one, {folder / '1'}"
+        raise UserError(f"{folder} holds folds: {remedy}")
     splits = read_splits(folder, card)
     paths = [folder / f"judge_{split}.json" for split in SPLITS]
     hashes = {path.name: sha256_file(path) for path in paths if path.exists()}
@@ -107,10 +88,8 @@ def find_folder(folder: str | Path) -> Path:
     """Return the dataset folder; raises UserError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"data folder {folder} is not there: name one with --data_dir, "
-            "or make one with `judge data generate`"
-        )
+        remedy = "name one with --data_dir, or make one with `judge data generate`"
+        raise UserError(f"data folder {folder} is not there: {remedy}")
     return folder
 
 
@@ -134,18 +113,18 @@ def _leaks(
     splits: Mapping[str, Sequence[JudgeExample]], card: DatasetCard, folder: Path, allow: bool
 ) -> tuple[str, ...]:
     """List the texts on both sides of the split; raises UserError for the first unless `allow`."""
-    remedy = f"`judge data split {folder} --anew` splits them again, --allow_leaks trains anyway"
     if not allow:
         _check_groups(splits, folder)
-    leaks = find_leaks(splits)
     by_row = f"{folder.name} was split by row, so that groups are on several sides"
-    told = [by_row] if card.split.get("by") == "row" else []
-    if (leaks or told) and not allow:
-        first = told[0] if told else leaks[0].line()
-        more = len(leaks) + len(told) - 1
-        raise UserError(f"leak: {first}{f', and {more} more' if more else ''}: {remedy}")
-    # These lines go into results.json, and with it to the tracker: no texts of rows.
-    lines = told + [leak.line(with_text=False) for leak in leaks]
+    lines = [by_row] if card.split.get("by") == "row" else []
+    # Allowed leaks go into results.json, and with it to the tracker: no texts of rows.
+    lines += [leak.line(with_text=not allow) for leak in find_leaks(splits)]
+    if lines and not allow:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise UserError(
+            f"leak: {lines[0]}{more}: `judge data split {folder} --anew` splits them again, "
+            "--allow_leaks trains anyway"
+        )
     return tuple(lines)
 
 
@@ -164,8 +143,8 @@ def read_card(folder: Path) -> DatasetCard:
         field, problem = first_problem(error)
         raise UserError(f"{path}, field {field}: {problem}: correct it") from error
     own = (folder / card.template).absolute()
-    found = (own / "user.txt").is_file()
-    return card.model_copy(update={"template": str(own)}) if found else card
+    is_own = (own / "user.txt").is_file()
+    return card.model_copy(update={"template": str(own)}) if is_own else card
 
 
 def card_scale(card: DatasetCard, path: Path) -> Scale:
@@ -175,10 +154,8 @@ def card_scale(card: DatasetCard, path: Path) -> Scale:
     except UserError as error:
         raise UserError(f"{path}, field scale: {error}") from error
     if scale.task != card.task:
-        raise UserError(
-            f"{path}, field scale: {card.scale} is no scale of the task {card.task}: "
-            "correct one of the two"
-        )
+        problem = f"{card.scale} is no scale of the task {card.task}"
+        raise UserError(f"{path}, field scale: {problem}: correct one of the two")
     return scale
 
 
@@ -206,7 +183,9 @@ def read_rows(
     return examples
 
 
-def to_dataset(examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[Any]]) -> Any:
+def to_dataset(
+    examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[object]]
+) -> "Dataset":
     """Make a `datasets.Dataset` of the examples' id, group and where, and the given columns.
 
     Raises UserError if the import finds a folder called `datasets` and not the package.
@@ -214,15 +193,13 @@ def to_dataset(examples: Sequence[JudgeExample], columns: Mapping[str, Sequence[
     import datasets
 
     if not hasattr(datasets, "Dataset"):
-        raise UserError(
-            f"the package datasets is not installed, the import found {list(datasets.__path__)}: "
-            "pip install datasets"
-        )
+        problem = f"the import found {list(datasets.__path__)}"
+        raise UserError(f"the package datasets is not installed, {problem}: pip install datasets")
     own = {name: [getattr(e, name) for e in examples] for name in ("id", "group", "where")}
     return datasets.Dataset.from_dict({**own, **columns})
 
 
-def _values(path: Path) -> Iterator[tuple[Place, Any]]:
+def _values(path: Path) -> Iterator[tuple[Place, object]]:
     """Yield each row of a JSON list, or each line of JSON Lines, with its place."""
     text = _text(path)
     if text.lstrip()[:1] == "[":
@@ -237,32 +214,26 @@ def _values(path: Path) -> Iterator[tuple[Place, Any]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there: a dataset needs it") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}): "
-            "save it as UTF-8"
-        ) from error
+        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+        raise UserError(f"{path} is not UTF-8 at {byte}: save it as UTF-8") from error
 
 
 def _json(text: str, path: Path, line: int = 1) -> Any:
     """Parse `text`, which starts at `line` of the file; raises UserError with line and column."""
     try:
         value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written or encoded
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written: ValueError
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{path}, from line {line}: a \\ud... escape is half a character: remove it"
-        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, from line {line}: {error}: correct it") from error
 
@@ -272,10 +243,8 @@ def check_ids(examples: Iterable[JudgeExample]) -> None:
     seen: dict[str, str] = {}
     for example in examples:
         if example.id in seen:
-            raise UserError(
-                f'two rows have the id "{example.id}": {seen[example.id]} and {example.where}, '
-                "field id: give each its own"
-            )
+            where = f"{seen[example.id]} and {example.where}, field id"
+            raise UserError(f'two rows have the id "{example.id}": {where}: give each its own')
         seen[example.id] = example.where
 
 
@@ -288,15 +257,11 @@ def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) ->
             other, where = seen.setdefault(group, (split, example.where))
             shown = group if len(group) <= 60 else group[:57] + "..."
             if other != split:
-                raise UserError(
-                    f'group "{shown}" is in two splits: {where} and {example.where}, field group: '
-                    "move all rows of a group to one split"
-                )
+                where += f" and {example.where}, field group: move all rows of it to one split"
+                raise UserError(f'group "{shown}" is in two splits: {where}')
             if placed.get(group, split) != split:
-                raise UserError(
-                    f'{folder / "splits.json"} places group "{shown}" in {placed[group]}, '
-                    f"but it is at {example.where}: correct one of the two"
-                )
+                problem = f'places group "{shown}" in {placed[group]}, but it is at {example.where}'
+                raise UserError(f"{folder / 'splits.json'} {problem}: correct one of the two")
 
 
 def read_places(folder: Path) -> dict[str, str]:
@@ -309,9 +274,8 @@ def read_places(folder: Path) -> dict[str, str]:
         raise UserError(f"{path} must be an object of group to split: correct it")
     for group, split in placed.items():
         if split not in SPLITS:
-            raise UserError(
-                f'{path} places group "{group[:60]}" in {split!r}: use {", ".join(SPLITS)}'
-            )
+            problem = f'places group "{group[:60]}" in {split!r}'
+            raise UserError(f"{path} {problem}: use {', '.join(SPLITS)}")
     return {one_line(str(group)): split for group, split in placed.items()}
 
 

@@ -5,10 +5,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pt_app.core.errors import UserError
 
@@ -24,12 +24,12 @@ def refuse_overwrite(
     of an archive (`archive.zip::rows.csv`), or a folder, which stands for all files in it; an
     output that is a folder is replaced as a whole. Raises UserError, which names `flag`.
     """
-    read = [Path(str(one).partition("::")[0]) for one in inputs]
+    read = [Path(str(path).partition("::")[0]) for path in inputs]
     for output in outputs:
-        for one in read:
-            if _would_overwrite(output, one):
+        for path in read:
+            if _would_overwrite(output, path):
                 raise UserError(
-                    f"{flag} {output} would overwrite {one}, which this command reads: "
+                    f"{flag} {output} would overwrite {path}, which this command reads: "
                     f"name another {flag}"
                 )
 
@@ -100,21 +100,21 @@ def write_text_atomic(path: Path, text: str) -> None:
 
     Raises UserError if the folder cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8", newline="\n") as file:
+        with open(staged, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(staged, path)
     except OSError as error:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
         raise UserError(cannot_write(path, error)) from error
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: Path, value: Mapping[str, object] | Sequence[object]) -> None:
     """Write `value` as indented JSON; NaN is refused, since JSON has none."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     write_text_atomic(path, text + "\n")
@@ -146,9 +146,9 @@ def cannot_read(path: Path, error: OSError) -> str:
 
 def cannot_write(path: Path, error: BaseException) -> str:
     """Return a line that says that a file or folder cannot be written, and the remedy."""
-    said = getattr(error, "strerror", None) or "no space left on device"
+    reason = getattr(error, "strerror", None) or "no space left on device"
     remedy = "make room on its disk" if is_full(error) else "choose another folder"
-    return f"{path} cannot be written ({said}): {remedy}"
+    return f"{path} cannot be written ({reason}): {remedy}"
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -159,8 +159,8 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        said = str(error).lower()
-        if not isinstance(error, UserError) and any(text in said for text in _FULL):
+        message = str(error).lower()
+        if not isinstance(error, UserError) and any(text in message for text in _FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -94,8 +94,8 @@ def columns_of(results: Mapping[str, Any]) -> tuple[str, ...]:
 def best_baseline(results: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the baseline without a model that agrees best; None without baselines."""
     head = columns_of(results)[0]
-    baselines = [one for one in results.get("baselines") or [] if head in one["metrics"]]
-    return max(baselines, key=lambda one: one["metrics"][head]["value"] or 0.0, default=None)
+    baselines = [rule for rule in results.get("baselines") or [] if head in rule["metrics"]]
+    return max(baselines, key=lambda rule: rule["metrics"][head]["value"] or 0.0, default=None)
 
 
 def metrics_of(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def find_leaks(splits: Mapping[str, Sequence[JudgeExample]]) -> list[Leak]:
     One leak for each text of each later split, against its first row in an earlier one.
     """
     leaks = list(_across(splits, "source"))
-    told = {(leak.b.id, leak.split_b) for leak in leaks}
-    leaks += [leak for leak in _across(splits, "group") if (leak.b.id, leak.split_b) not in told]
+    listed = {(leak.b.id, leak.split_b) for leak in leaks}
+    leaks += [leak for leak in _across(splits, "group") if (leak.b.id, leak.split_b) not in listed]
     boilerplate = boilerplate_of([e for part in splits.values() for e in part])
     leaks += [
         leak
@@ -94,14 +94,14 @@ def texts_of(example: JudgeExample, field: Field) -> list[str]:
 
 def _across(splits: Mapping[str, Sequence[JudgeExample]], field: Field) -> Iterator[Leak]:
     first: dict[str, tuple[str, JudgeExample, str]] = {}
-    told: set[tuple[str, str]] = set()
+    listed: set[tuple[str, str]] = set()
     for split, examples in splits.items():
         for example in examples:
             for text in texts_of(example, field):
                 key = text if field == "group" else normalised(text)
                 other, where, same = first.setdefault(key, (split, example, text))
-                if other != split and key and (split, key) not in told:
-                    told.add((split, key))
+                if other != split and key and (split, key) not in listed:
+                    listed.add((split, key))
                     kind: Kind = "exact" if text == same else "normalised"
                     yield Leak(kind, field, where, example, other, split, text)
 

@@ -1,4 +1,4 @@
-"""Both orders of a pair: a judge that likes the first candidate is told so, and measured.
+"""Both orders of a pair: a judge that likes the first candidate is trained otherwise, and measured.
 
 Trained on both orders (JudgeLM's swap augmentation, arXiv 2310.17631) a judge has nothing to gain
 from a candidate's place; judged in both, its verdicts show how far it goes by it.
@@ -52,11 +52,7 @@ def names_a_candidate(label: Label) -> bool:
 
 def both_orders(examples: Sequence[JudgeExample]) -> list[JudgeExample]:
     """Put after each pair its other order; rows that are no pair stay single."""
-    found: list[JudgeExample] = []
-    for example in examples:
-        other = swapped(example)
-        found += [example] if other is None else [example, other]
-    return found
+    return [row for example in examples for row in (example, swapped(example)) if row is not None]
 
 
 def consistency(
@@ -64,8 +60,8 @@ def consistency(
 ) -> list[float | None]:
     """Return for each pair whether both orders have the same winner: 1, 0, None if unknown."""
     return [
-        None if one is None or other is None else float(flipped(other) == one)
-        for one, other in zip(verdicts, others, strict=True)
+        None if verdict is None or other is None else float(flipped(other) == verdict)
+        for verdict, other in zip(verdicts, others, strict=True)
     ]
 
 

@@ -12,21 +12,9 @@ from pt_app.core.verdicts import Scale
 FOLDER = Path(__file__).with_name("templates")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SCALE_FIELDS = ("low", "high", "verdict_form")
-_ROW_FIELDS = (
-    "rubric",
-    "source",
-    "conversation",
-    "context",
-    "reference",
-    "candidate",
-    "candidate_a",
-    "candidate_b",
-)
-FIELDS = {
-    "rubric.txt": _SCALE_FIELDS,
-    "system.txt": (*_SCALE_FIELDS, *_ROW_FIELDS),
-    "user.txt": (*_SCALE_FIELDS, *_ROW_FIELDS),
-}
+_TEXTS = ("rubric", "source", "conversation", "context", "reference")
+_ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, "candidate", "candidate_a", "candidate_b")
+FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": _ALL_FIELDS, "user.txt": _ALL_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -51,16 +39,12 @@ class Template:
         folder = FOLDER / name if "/" not in name and (FOLDER / name).is_dir() else Path(name)
         if not (folder / "user.txt").is_file():
             known = ", ".join(sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
-            raise UserError(
-                f"template {name} is neither one of {known} nor a folder with a user.txt: "
-                "correct its name"
-            )
+            problem = f"is neither one of {known} nor a folder with a user.txt"
+            raise UserError(f"template {name} {problem}: correct its name")
         texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
         if not {"candidate", "candidate_a"} & set(_FIELD.findall(texts["user.txt"])):
-            raise UserError(
-                f"{folder / 'user.txt'} shows no candidate: put {{candidate}} into it, or "
-                "{candidate_a} and {candidate_b}"
-            )
+            remedy = "put {candidate} into it, or {candidate_a} and {candidate_b}"
+            raise UserError(f"{folder / 'user.txt'} shows no candidate: {remedy}")
         if rubric:
             _check_fields(rubric, FIELDS["rubric.txt"], "dataset.json, field rubric")
             texts["rubric.txt"] = rubric
@@ -92,10 +76,8 @@ def fill(text: str, values: dict[str, str | None]) -> str:
 
 def scale_fields(scale: Scale) -> dict[str, str | None]:
     """Return a scale in the words of the templates."""
-    if scale.task == "score":
-        low, high = str(scale.values[0]), str(scale.values[-1])
-        return {"low": low, "high": high, "verdict_form": scale.form()}
-    return {"low": None, "high": None, "verdict_form": scale.form()}
+    ends = (str(scale.values[0]), str(scale.values[-1])) if scale.task == "score" else (None, None)
+    return dict(zip(_SCALE_FIELDS, (*ends, scale.form()), strict=True))
 
 
 def row_fields(example: JudgeExample) -> dict[str, str | None]:
@@ -129,8 +111,6 @@ def _read(path: Path, fields: tuple[str, ...]) -> str:
 
 def _check_fields(text: str, fields: tuple[str, ...], where: str) -> None:
     for number, line in enumerate(text.split("\n"), start=1):
-        for name in _FIELD.findall(line):
-            if name not in fields:
-                raise UserError(
-                    f"{where}, line {number}, field {{{name}}}: unknown: use {', '.join(fields)}"
-                )
+        for name in set(_FIELD.findall(line)).difference(fields):
+            problem = f"line {number}, field {{{name}}}: unknown"
+            raise UserError(f"{where}, {problem}: use {', '.join(fields)}")

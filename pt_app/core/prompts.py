@@ -7,7 +7,7 @@ does not fit is cut from context, then from source and reference, alike for all 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Literal, overload
+from typing import Any
 
 from pt_app.core.chat_templates import ANSWER, DAY, as_text, control_tokens, seal
 from pt_app.core.dataset import JudgeExample
@@ -20,35 +20,45 @@ from pt_app.core.words import units
 ANSWER_RESERVE = 96
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoded:
-    """`input_ids` = prompt + answer + end token; the supervised ids start at `prompt_length`."""
+    """A row as token ids.
 
-    input_ids: list[int]
-    prompt_length: int
+    Attributes:
+        example: The row as it is laid out: cut where it had to be.
+        prompt: The ids of its prompt.
+        answer: The ids of its answer with end token; without a label, those of a verdict, for which
+            room is left.
+        unfit: Why the row cannot fit; "" for one that does.
+    """
+
+    example: JudgeExample
+    prompt: list[int]
+    answer: list[int]
+    unfit: str = ""
+
+    @property
+    def prompt_length(self) -> int:
+        """Where the supervised ids start in `input_ids`."""
+        return len(self.prompt)
+
+    @property
+    def input_ids(self) -> list[int]:
+        """What a model is trained on: prompt, answer and end token; without a label, the prompt."""
+        return [*self.prompt, *(self.answer if self.example.label is not None else ())]
 
 
 @dataclass
 class Cuts:
     """What was cut to fit; `longest` is the longest example before cutting, in tokens.
 
-    `unfit` says why for each row that could not fit; only scoring continues after one.
+    `unfit` says why for each row that could not fit.
     """
 
     rows_cut: int = 0
     tokens_cut: int = 0
     longest: int = 0
     unfit: tuple[str, ...] = ()
-
-
-@dataclass
-class _Row:
-    """An example that is being fitted: the ids of its prompt, and of its answer with end token."""
-
-    example: JudgeExample
-    prompt: list[int]
-    answer: list[int]
-    fits: bool = True
 
 
 class PromptEncoder:
@@ -88,6 +98,9 @@ class PromptEncoder:
     def _name(self) -> str:
         return f"the tokenizer {getattr(self.tokenizer, 'name_or_path', '') or 'given'}"
 
+    def _refused(self, problem: str) -> UserError:
+        return UserError(f"{self._name}: its chat template {problem}: choose another model")
+
     def messages(self, example: JudgeExample) -> list[dict[str, str]]:
         """Lay an example out as turns; a template without a system role gets it in the user's."""
         if example.prompt is not None:
@@ -108,49 +121,30 @@ class PromptEncoder:
         """Encode an answer, without its end token, as the template would after the prompt."""
         return self._encode_answer(text)
 
-    @overload
-    def encode(
-        self, examples: Sequence[JudgeExample], on_unfit: Literal["raise"] = "raise"
-    ) -> tuple[list[Encoded], Cuts]: ...
+    def encode(self, examples: Sequence[JudgeExample]) -> tuple[list[Encoded], Cuts]:
+        """Fit and encode examples, in order; raise UserError for a row that cannot fit."""
+        rows, cuts = self.fit(examples)
+        if cuts.unfit:
+            raise UserError(cuts.unfit[0])
+        return rows, cuts
 
-    @overload
-    def encode(
-        self, examples: Sequence[JudgeExample], on_unfit: Literal["status"]
-    ) -> tuple[list[Encoded | None], Cuts]: ...
+    def fit(self, examples: Sequence[JudgeExample]) -> tuple[list[Encoded], Cuts]:
+        """Cut what does not fit `max_seq_length`, alike for all rows of a group, and encode.
 
-    def encode(
-        self, examples: Sequence[JudgeExample], on_unfit: Literal["raise", "status"] = "raise"
-    ) -> tuple[Any, Cuts]:
-        """Fit and encode examples, in order; a row without a label is its prompt alone.
-
-        A row that cannot fit raises UserError, or is None with `on_unfit="status"`.
+        Label and candidate are never cut, nor is the prompt of a chat row. A row that cannot fit
+        says why in `unfit`.
         """
-        rows, cuts = self._fit(examples, on_unfit)
-        return [self._encoded(row) if row.fits else None for row in rows], cuts
-
-    def fit(
-        self, examples: Sequence[JudgeExample], on_unfit: Literal["raise", "status"] = "raise"
-    ) -> tuple[list[JudgeExample | None], Cuts]:
-        """Return the examples as `encode` lays them out: cut where they had to be."""
-        rows, cuts = self._fit(examples, on_unfit)
-        return [row.example if row.fits else None for row in rows], cuts
-
-    def _fit(self, examples: Sequence[JudgeExample], on_unfit: str) -> tuple[list[_Row], Cuts]:
-        """Cut what does not fit `max_seq_length`, alike for all rows of a group; count it.
-
-        Label and candidate are never cut, nor is the prompt of a chat row.
-        """
-        rows = [_Row(e, self.prompt_ids(e), self._answer_with_end(e)) for e in examples]
+        rows = [Encoded(e, self.prompt_ids(e), self._answer_with_end(e)) for e in examples]
         cuts = Cuts(longest=max((len(row.prompt) + len(row.answer) for row in rows), default=0))
-        groups: dict[str, list[_Row]] = {}
+        groups: dict[str, list[Encoded]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.example.group or f"\0{index}", []).append(row)
         for group in groups.values():
             if any(len(row.prompt) > self._budget(row) for row in group):
-                self._fit_group(group, cuts, on_unfit)
+                self._fit_group(group, cuts)
         return rows, cuts
 
-    def _fit_group(self, group: list[_Row], cuts: Cuts, on_unfit: str) -> None:
+    def _fit_group(self, group: list[Encoded], cuts: Cuts) -> None:
         long: list[tuple[JudgeExample, int]] = []
         for row in group:
             shortest = len(self.prompt_ids(_shortened(row.example, 0, 1)))
@@ -158,7 +152,13 @@ class PromptEncoder:
             own = self.max_seq_length - len(row.answer)
             budget = self._budget(row) if shortest <= self._budget(row) else own
             if shortest > own:
-                self._set_aside(row, shortest, cuts, on_unfit)
+                row.unfit = (
+                    f"{row.example.where}, field {self._longest_field(row)}: prompt and answer "
+                    f"take {shortest} + {len(row.answer)} tokens at the shortest, more than "
+                    f"max_seq_length {self.max_seq_length}: raise --max_seq_length or leave the "
+                    "row out"
+                )
+                cuts.unfit += (row.unfit,)
             elif len(row.prompt) > budget:
                 long.append((row.example, budget))
         if not long:
@@ -170,7 +170,7 @@ class PromptEncoder:
                 for example, budget in long
             )
 
-        kept = [row for row in group if row.fits]
+        kept = [row for row in group if not row.unfit]
         context, others = _units_to_keep([row.example for row in kept], fits)
         for row in kept:
             short = _shortened(row.example, context, others)
@@ -180,33 +180,22 @@ class PromptEncoder:
                 cuts.tokens_cut += len(row.prompt) - len(ids)
                 row.example, row.prompt = short, ids
 
-    def _longest_field(self, row: _Row) -> str:
+    def _longest_field(self, row: Encoded) -> str:
         """Name what keeps a row from fitting, of all that is never cut."""
-        one = _shortened(row.example, 0, 1)
-        own = one.rubric or fill(self.template.rubric, scale_fields(self.scale))
+        short = _shortened(row.example, 0, 1)
+        own = short.rubric or fill(self.template.rubric, scale_fields(self.scale))
         texts = {
-            "prompt (the user's turn)": one.prompt,
-            "system": one.system,
-            "rubric": own if one.prompt is None else None,
-            "conversation": "\n".join(turn.content for turn in one.conversation or ()),
-            "candidate": one.candidate if one.prompt is None else None,
-            "candidates": "\n".join(one.candidates or ()),
+            "prompt (the user's turn)": short.prompt,
+            "system": short.system,
+            "rubric": own if short.prompt is None else None,
+            "conversation": "\n".join(turn.content for turn in short.conversation or ()),
+            "candidate": short.candidate if short.prompt is None else None,
+            "candidates": "\n".join(short.candidates or ()),
         }
         lengths = {name: len(self.answer_ids(text)) for name, text in texts.items() if text}
         return max({**lengths, "label": len(row.answer)}.items(), key=lambda item: item[1])[0]
 
-    def _set_aside(self, row: _Row, shortest: int, cuts: Cuts, on_unfit: str) -> None:
-        problem = (
-            f"{row.example.where}, field {self._longest_field(row)}: prompt and answer take "
-            f"{shortest} + {len(row.answer)} tokens at the shortest, more than max_seq_length "
-            f"{self.max_seq_length}: raise --max_seq_length or leave the row out"
-        )
-        if on_unfit == "raise":
-            raise UserError(problem)
-        cuts.unfit += (problem,)
-        row.fits = False
-
-    def _budget(self, row: _Row) -> int:
+    def _budget(self, row: Encoded) -> int:
         """Return the tokens that a prompt may take.
 
         A label within the reserve leaves its prompt as long as no label does, so training cuts a
@@ -221,10 +210,6 @@ class PromptEncoder:
         """Encode the label's answer and its end; without a label, room for a verdict alone."""
         answer = example.answer(self.scale) or self.scale.lines()[-1]
         return [*self.answer_ids(answer), self.end_token_id]
-
-    def _encoded(self, row: _Row) -> Encoded:
-        answer = row.answer if row.example.label is not None else []
-        return Encoded([*row.prompt, *answer], len(row.prompt))
 
     def _template_ids(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
         ids: list[int] = self.tokenizer.apply_chat_template(
@@ -253,10 +238,7 @@ class PromptEncoder:
         whole = self._template_text([*asked, {"role": "assistant", "content": ANSWER}])
         lead, _, tail = whole[len(prompt) :].partition(ANSWER)
         if not whole.startswith(prompt) or ANSWER not in whole or lead.strip():
-            raise UserError(
-                f"{self._name}: its chat template does not continue the prompt with the answer: "
-                "choose another model"
-            )
+            raise self._refused("does not continue the prompt with the answer")
         return lead, tail
 
     def _first_control_id(self, tail: str) -> int:
@@ -265,10 +247,7 @@ class PromptEncoder:
         for id_ in self.tokenizer.encode(tail, add_special_tokens=False):
             if id_ in control:
                 return int(id_)
-        raise UserError(
-            f"{self._name}: its chat template ends an answer with no special token, so a judge "
-            "would never stop: choose another model"
-        )
+        raise self._refused("ends an answer with no special token: a judge would never stop")
 
     def _answer_encoding(self) -> Callable[[str], list[int]]:
         """Choose the encoding that gives what the template itself gives for a plain answer.
@@ -309,10 +288,7 @@ class PromptEncoder:
                 and answer[: len(verdict)] == verdict  # else its line could not be read alone
             ):
                 return lambda text, encode=encode: encode(self._lead + text)  # type: ignore[misc]
-        raise UserError(
-            f"{self._name}: prompt and answer encoded apart differ from its chat template's ids: "
-            "choose another model"
-        )
+        raise self._refused("has other ids for prompt and answer than both have when encoded apart")
 
 
 def _shortened(example: JudgeExample, context: int, others: int) -> JudgeExample:
@@ -361,10 +337,10 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 def _first_units(text: str, count: int) -> str:
-    found = units(text)
-    return text if len(found) <= count else text[: found[count - 1][1] if count else 0]
+    spans = units(text)
+    return text if len(spans) <= count else text[: spans[count - 1][1] if count else 0]
 
 
 def _last_units(text: str, count: int) -> str:
-    found = units(text)
-    return text if len(found) <= count else text[found[-count][0] if count else len(text) :]
+    spans = units(text)
+    return text if len(spans) <= count else text[spans[-count][0] if count else len(text) :]

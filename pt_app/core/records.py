@@ -5,10 +5,10 @@ Every problem is a UserError that names file, row and field.
 
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,9 +22,9 @@ from pydantic import (
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
-from pt_app.core.verdicts import Scale, format_answer
+from pt_app.core.verdicts import Scale, Task, format_answer
 
-Task = Literal["score", "pairwise", "pass_fail"]
+ROLES = ("system", "user", "assistant")
 
 
 def as_name(value: object) -> object:
@@ -43,6 +43,9 @@ def as_name(value: object) -> object:
         return ""
     return str(math.floor(value)) if value % 1 == 0 else str(float(value))
 
+
+Cells = Mapping[str, object]
+"""A row as a file holds it: values by the names of fields."""
 
 Name = Annotated[str, BeforeValidator(as_name)]
 
@@ -77,9 +80,9 @@ def _by_column(annotators: object) -> object:
     if not isinstance(annotators, list):
         return annotators
     return [
-        one if isinstance(one, dict | Annotation) else {"rater": str(place), "verdict": one}
-        for place, one in enumerate(annotators, start=1)
-        if one is not None
+        label if isinstance(label, dict | Annotation) else {"rater": str(place), "verdict": label}
+        for place, label in enumerate(annotators, start=1)
+        if label is not None
     ]
 
 
@@ -87,7 +90,7 @@ class JudgeExample(BaseModel):
     """One row, whichever shape it had on disk.
 
     A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
-    a row of fields is laid out by a prompt template. `annotators` keeps what each person said,
+    a row of fields is laid out by a prompt template. `annotators` has the label of each of them,
     `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
     known to be in the candidate, where a generator put them there. `where` is "file:row", for
     messages.
@@ -128,8 +131,8 @@ class JudgeExample(BaseModel):
         turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
         row: dict[str, Any] = {"id": self.id, "group": self.group}
         row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
-        known = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
-        return row | {name: value for name, value in known.items() if value is not None}
+        others = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
+        return row | {name: value for name, value in others.items() if value is not None}
 
 
 class ChatRow(BaseModel):
@@ -183,7 +186,7 @@ class Place:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _validate(model: type[_Model], value: dict[str, Any], place: Place) -> _Model:
+def _validate(model: type[_Model], value: Cells, place: Place) -> _Model:
     try:
         validated = model.model_validate(value)
     except ValidationError as error:
@@ -221,28 +224,21 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     return ".".join(names), first["msg"][0].lower() + first["msg"][1:]
 
 
-def example_of(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def example_of(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     """Make one row's record; fields nobody knows are ignored.
 
     Raises UserError for a missing turn or field, a wrong type, a verdict that cannot be read or
     is off the scale, and another task than the scale's.
     """
-    chat = "messages" in value
-    pair = ("input" in value or "output" in value) and not value.keys() & {
-        "candidate",
-        "candidates",
-    }
     if value.get("task") not in (None, scale.task):
-        raise place.error(
-            "task",
-            f"{value['task']}, but the dataset's is {scale.task}",
-            "keep one task in a folder, and name it in dataset.json",
-        )
-    example = _chat(value, place, scale) if chat or pair else _fields(value, place, scale)
-    return example.model_copy(update={"task": scale.task, "where": place.where})
+        problem = f"{value['task']}, but the dataset's is {scale.task}"
+        raise place.error("task", problem, "keep one task in a folder, and name it in dataset.json")
+    named = {"candidate", "candidates"} & value.keys()
+    pair = ("input" in value or "output" in value) and not named
+    return (_chat if pair or "messages" in value else _fields)(value, place, scale)
 
 
-def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def unlabelled(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     """Make the record of a row that is to be judged; a label that it has is not looked at.
 
     A pair may be in `candidate_a` and `candidate_b`; of a chat the user's turn is judged, and an
@@ -253,67 +249,61 @@ def unlabelled(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExampl
     if "candidate_a" in value or "candidate_b" in value:
         row["candidates"] = [value.get("candidate_a"), value.get("candidate_b")]
     if "messages" not in row and not ("input" in row and "candidate" not in row):
-        return _fields(row, place, scale).model_copy(
-            update={"task": scale.task, "where": place.where}
-        )
+        return _fields(row, place, scale)
     chat = _validate(ChatRow, row, place)
     system, user, _, _ = _turns(chat, place, labelled=False)
     return JudgeExample(id=chat.id, prompt=user, system=system, where=place.where)
 
 
-def _fields(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     # What only reading sets is not taken from the file.
     own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}
     row = _validate(JudgeExample, own, place)
     wanted = "candidates" if scale.task == "pairwise" else "candidate"
     if getattr(row, wanted) is None:
-        raise place.error(
-            wanted,
-            "the row has none",
-            f"a row of the task {scale.task} needs it (or messages, or input and output)",
-        )
+        remedy = f"a row of the task {scale.task} needs it (or messages, or input and output)"
+        raise place.error(wanted, "the row has none", remedy)
     turns = "\n".join(turn.content for turn in row.conversation or ())
-    group = _first_of(row.group, row.source, turns)
     if not _first_of(row.source, turns):
         raise place.error("source", "the row has none, and no conversation", "add one of the two")
-    for number, said in enumerate(row.annotators):
-        if not _can_be_said(said.verdict, scale):
-            raise place.error(
-                f"annotators.{number}.verdict", f"{said.verdict!r} is no verdict", scale.says()
-            )
+    for number, label in enumerate(row.annotators):
+        # An annotator may have given any number as a score, and else a verdict of the scale.
+        if not _is_score(label.verdict, scale) and scale.normalise(label.verdict) is None:
+            field = f"annotators.{number}.verdict"
+            raise place.error(field, f"{label.verdict!r} is no verdict", scale.says())
+    update: dict[str, object] = {"task": scale.task, "where": place.where}
+    update["group"] = _first_of(row.group, row.source, turns)
     if row.label is not None:
         verdict = scale.normalise(row.label.verdict)
         if verdict is None:
             problem = f"{row.label.verdict!r} is off the scale {scale.name}"
             raise place.error("label.verdict", problem, scale.says())
-        row = row.model_copy(update={"label": row.label.model_copy(update={"verdict": verdict})})
-    return row.model_copy(update={"group": group})
+        update["label"] = row.label.model_copy(update={"verdict": verdict})
+    return row.model_copy(update=update)
 
 
-def _can_be_said(verdict: object, scale: Scale) -> bool:
-    """Return whether an annotator can have said it: any number of a score, else a verdict."""
-    if scale.task == "score":
-        return isinstance(verdict, int | float) and math.isfinite(verdict)
-    return scale.normalise(verdict) is not None
+def _is_score(verdict: object, scale: Scale) -> bool:
+    return scale.task == "score" and isinstance(verdict, int | float) and math.isfinite(verdict)
 
 
-def _chat(value: dict[str, Any], place: Place, scale: Scale) -> JudgeExample:
+def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     row = _validate(ChatRow, value, place)
     system, user, answer, field = _turns(row, place)
-    found = scale.read(answer)
-    if found is None:
+    read = scale.read(answer)
+    if read is None:
         raise place.error(field, scale.why_unreadable(answer), f'write it as "{scale.form()}"')
     candidate = row.translation
     return JudgeExample(
         id=row.id,
         group=_first_of(row.group, row.source, without_candidate(user, candidate), user),
-        task=row.task,
+        task=scale.task,
         source=row.source,
         candidate=candidate,
-        label=Label(verdict=found.verdict, issues=list(found.issues), feedback=found.feedback),
+        label=Label(verdict=read.verdict, issues=list(read.issues), feedback=read.feedback),
         meta=row.meta,
         prompt=user,
         system=system,
+        where=place.where,
     )
 
 
@@ -329,32 +319,23 @@ def _turns(
             if getattr(row, name) is None:
                 raise place.error(name, "the row has none", "a row needs input and output")
         return None, _asked(row.input or "", "input", place), row.output or "", "output"
-    by_role: dict[str, list[int]] = {"system": [], "user": [], "assistant": []}
-    for index, turn in enumerate(row.messages):
-        if turn.role not in by_role:
-            raise place.error(
-                f"messages.{index}.role", f"unknown role {turn.role!r}", f"use {', '.join(by_role)}"
-            )
-        by_role[turn.role].append(index)
-    for role, at in by_role.items():
-        needed = role == "user" or (role == "assistant" and labelled)
-        if len(at) > 1 or (needed and not at):
-            raise place.error(
-                "messages",
-                f"{len(at) or 'no'} {role} turn{'s' if len(at) > 1 else ''}",
-                "a row needs one user turn and one assistant turn; "
-                "a conversation to judge goes into the field conversation",
-            )
-    (asked,) = by_role["user"]
-    answered = next(iter(by_role["assistant"]), None)
-    if answered is not None and answered < asked:
+    roles = [turn.role for turn in row.messages]
+    for index, role in enumerate(roles):
+        if role not in ROLES:
+            field, problem = f"messages.{index}.role", f"unknown role {role!r}"
+            raise place.error(field, problem, f"use {', '.join(ROLES)}")
+    for role in ROLES:
+        count, needed = roles.count(role), role == "user" or (role == "assistant" and labelled)
+        if count > 1 or (needed and not count):
+            problem = f"{count or 'no'} {role} turn{'s' if count > 1 else ''}"
+            remedy = "a row needs one turn of each; a conversation to judge is a field of its own"
+            raise place.error("messages", problem, remedy)
+    texts = {turn.role: turn.content for turn in row.messages}
+    at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
+    if "assistant" in roles and roles.index("assistant") < roles.index("user"):
         raise place.error("messages", "the assistant's turn comes first", "put it last")
-    system = row.messages[by_role["system"][0]].content if by_role["system"] else None
-    turns = row.messages
-    user = _asked(turns[asked].content, f"messages.{asked}.content", place)
-    if answered is None:
-        return system, user, "", ""
-    return system, user, turns[answered].content, f"messages.{answered}.content"
+    user = _asked(texts["user"], at["user"], place)
+    return texts.get("system"), user, texts.get("assistant", ""), at.get("assistant", "")
 
 
 def _asked(user: str, field: str, place: Place) -> str:

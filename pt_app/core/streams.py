@@ -12,8 +12,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 BAR_SECONDS = 30.0
 _MOVES = re.compile(r"(\n|\x1b\[A)*")
@@ -46,11 +47,11 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     bad = error.object[error.start : error.end]
-    said = (
+    signs = (
         f"\\x{ord(sign) - 0xDC00:02x}" if "\udc80" <= sign <= "\udcff" else SIGNS.get(sign, "?")
         for sign in bad
     )
-    return "".join(said), error.end
+    return "".join(signs), error.end
 
 
 class Stream:
@@ -69,7 +70,7 @@ class Stream:
         self._bars: dict[str, tuple[float, bool]] = {}
         self._keeping = False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
     def write(self, text: str) -> int:
@@ -101,7 +102,7 @@ class Stream:
             self._partial = ""
         self._inner.flush()
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         """Write each of `lines`."""
         for line in lines:
             self.write(line)
@@ -152,26 +153,28 @@ def prepare(keep: Callable[[str], None] | None = None) -> None:
 _result: TextIO | None = None
 
 
-def only_json() -> Callable[[], None]:
-    """From here on send all that is printed to stderr, by C code too, but for `print_json`.
+@contextmanager
+def only_json(wanted: bool = True) -> Iterator[None]:
+    """Within, send all that is printed to stderr, by C code too, but for `print_json`.
 
-    Gives what undoes it for sys.stdout; the process's own stdout stays sent to stderr to its end,
-    since libraries print at exit too.
+    Only sys.stdout is restored at the end: the process's own stdout stays sent to stderr, since
+    libraries print at exit too.
     """
     global _result
     before = sys.stdout
+    if not wanted:
+        yield
+        return
     before.flush()
     _result = before
     if _number(before) == 1:
         _result = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
     sys.stdout = sys.stderr
-
-    def undo() -> None:
-        global _result
+    try:
+        yield
+    finally:
         sys.stdout, _result = before, None
-
-    return undo
 
 
 def print_json(text: str) -> None:

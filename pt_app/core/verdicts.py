@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property, lru_cache
+from typing import Literal
 
 from pt_app.core.errors import UserError
 
+Task = Literal["score", "pairwise", "pass_fail"]
 Verdict = int | float | str
 
 KEYWORDS = {"score": "Score", "pairwise": "Winner", "pass_fail": "Verdict"}
@@ -132,10 +134,9 @@ class Scale:
         """Read a person's answer: the verdict may start any line, in any case and spacing.
 
         What is neither verdict nor issues becomes feedback. None where no verdict, one off the
-        scale, or two different ones are found; `why_unreadable` then says which.
+        scale, or two different ones stand in it; `why_unreadable` then says which.
         """
-        found = self._find(answer)
-        verdicts = {self._value(*match.groups()) for match in found}
+        verdicts = {self._value(*match.groups()) for match in self._written.finditer(answer)}
         if len(verdicts) != 1 or None in verdicts:
             return None
         (verdict,) = verdicts
@@ -145,18 +146,14 @@ class Scale:
 
     def why_unreadable(self, answer: str) -> str:
         """Return in a few words why `read` returns None for this answer."""
-        found = self._find(answer)
-        if not found:
+        matches = list(self._written.finditer(answer))
+        if not matches:
             return f'no line like "{self.form()}" in it'
-        for match in found:
+        shown = [f'"{match.group(0).strip()}"' for match in matches]
+        for text, match in zip(shown, matches, strict=True):
             if self._value(*match.groups()) is None:
-                shown = match.group(0).strip()
-                return f'"{shown}" is off the scale {self.name} ({self.says()})'
-        shown = " and ".join(f'"{match.group(0).strip()}"' for match in found[:2])
-        return f"it gives two verdicts, {shown}"
-
-    def _find(self, answer: str) -> list[re.Match[str]]:
-        return list(self._written.finditer(answer))
+                return f"{text} is off the scale {self.name} ({self.says()})"
+        return f"it gives two verdicts, {' and '.join(shown[:2])}"
 
     def _value(self, written: str, top: str | None) -> Verdict | None:
         if self.task != "score":

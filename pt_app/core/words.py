@@ -73,14 +73,14 @@ def units(text: str) -> list[tuple[int, int]]:
     No unit ends within a character as it is read: a letter keeps its marks, an emoji its parts. A
     run longer than LONGEST_UNIT is several units.
     """
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for match in _SPACELESS.finditer(text):
         run, start = match[0], match.start()
         if len(run) <= LONGEST_UNIT and not _ONE_UNSPACED.search(run):
-            found.append(match.span())
+            spans.append(match.span())
             continue
-        found += [(start + a, start + b) for a, b in _pieces(run, LONGEST_UNIT)]
-    return found
+        spans += [(start + a, start + b) for a, b in _pieces(run, LONGEST_UNIT)]
+    return spans
 
 
 def _folded(text: str, accents: bool) -> str:
@@ -95,16 +95,16 @@ def _folded(text: str, accents: bool) -> str:
 
 def _pieces(run: str, longest: int = 1 << 30) -> list[tuple[int, int]]:
     """Split a run without blanks: each character of a script without them, the rest together."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     whole = True  # whether the last piece takes no more
     for start, end in _characters(run):
         alone = _ONE_UNSPACED.match(run[start]) is not None
-        if alone or whole or end - found[-1][0] > longest:
-            found.append((start, end))
+        if alone or whole or end - spans[-1][0] > longest:
+            spans.append((start, end))
         else:
-            found[-1] = (found[-1][0], end)
+            spans[-1] = (spans[-1][0], end)
         whole = alone
-    return found
+    return spans
 
 
 def _characters(run: str) -> list[tuple[int, int]]:

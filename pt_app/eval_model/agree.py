@@ -12,13 +12,14 @@ from pt_app.core.files import refuse_overwrite, sha256_file
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
-from pt_app.evidence.judge_numbers import Asked
+from pt_app.evidence.options import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
 from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
 from pt_app.judge_data.metric_scores import as_verdicts, rank_results, read_scores
-from pt_app.judge_data.verdict_files import Columns, FileOptions, VerdictFile, VerdictTable
+from pt_app.judge_data.options import Columns, FileOptions
+from pt_app.judge_data.verdict_files import VerdictFile, VerdictTable
 from pt_app.report import write_report
 
 

@@ -13,13 +13,15 @@ from pt_app.core.files import refuse_overwrite
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.curve import SHARES, train_parts
 from pt_app.eval_model.evaluation import Scoring, labelled
-from pt_app.eval_model.prompted import Endpoint, prompted_rows
+from pt_app.eval_model.options import Endpoint, EvalOptions
+from pt_app.eval_model.prompted import prompted_rows
 from pt_app.evidence.baselines import fit_baselines
 from pt_app.evidence.coding import headline
 from pt_app.evidence.fitted import Fitted
-from pt_app.evidence.judge_numbers import Asked
+from pt_app.evidence.options import Asked
 from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases
+from pt_app.models.endpoint.budget import Budget
 from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
@@ -29,16 +31,8 @@ def evaluate_judges(
     data: Path,
     out: Path,
     folders: Sequence[Path] = (),
-    *,
-    with_base: bool = False,
-    base: str | None = None,
+    options: EvalOptions | None = None,
     endpoint: Endpoint | None = None,
-    rows: int = 0,
-    feedback: bool = False,
-    precision: str = "float32",
-    target_accuracy: float = 0.9,
-    seed: int = 0,
-    curve: bool = False,
 ) -> dict[str, Any]:
     """Score the test rows of `data` with all judges, and write the evaluation.
 
@@ -46,15 +40,8 @@ def evaluate_judges(
         data: a dataset folder.
         out: the folder to write.
         folders: the adapters.
-        with_base: whether to judge with the first adapter's base, too.
-        base: the path of the base, if it was a folder.
+        options: which rows and which other judges; None: all rows, and no other judge.
         endpoint: a prompted model.
-        rows: how many test rows; 0: all.
-        feedback: whether to generate issues and feedback.
-        precision: of the scoring.
-        target_accuracy: of selective judging.
-        seed: draws rows and shots.
-        curve: whether to train the adapter on a quarter and on half of the rows, too.
 
     Returns:
         The content of results.json.
@@ -63,35 +50,38 @@ def evaluate_judges(
         UserError: for adapters that do not judge on the data's scale, and an endpoint that cannot
             be asked.
     """
+    options = options or EvalOptions()
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
     infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
     _check_scales(infos, dataset)
-    if curve and len(infos) != 1:
+    if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
-    test = draw(dataset.test, rows, seed)
-    judged = partial(_judged, test=test, base=base, feedback=feedback, precision=precision)
+    test = draw(dataset.test, options.rows, options.seed)
+    judged = partial(_judged, test=test, options=options)
     judges = [judged(name, info) for name, info in zip(_names(infos), infos, strict=True)]
-    if with_base and infos:
+    if options.with_base and infos:
         judges.append(judged("base", infos[0], tuned=False))
-    if curve:
-        parts = train_parts(infos[0], data, len(dataset.train), base, out)
+    if options.curve:
+        parts = train_parts(infos[0], data, len(dataset.train), options.base, out)
         judges += [judged(name, adapters.verify_adapter(part)) for name, part in parts.items()]
     if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
-        shots = draw(dataset.train, endpoint.shots, seed) if endpoint.shots else ()
-        judges.append(prompted_rows(endpoint, test, shots, dataset, journal))
+        shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
+        budget = Budget.of(endpoint)
+        judges.append(prompted_rows(endpoint, budget, test, shots, dataset, journal))
     baselines = fit_baselines(
         labelled(test, dataset), dataset.scale, labelled(dataset.train, dataset)
     )
     about = {"path": dataset.path.name, "sha256": dataset.sha256}
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
-    asked = Asked(target_accuracy)
+    asked = Asked(options.target_accuracy)
     results = results_of(judges, dataset.scale, about, baselines, dataset.leaks, run, asked)
     if endpoint is not None:
         own = next(model for model in results["models"] if model["name"] == judges[-1].name)
-        own["cost"] = endpoint.cost_of(len(test))
-    if curve:
+        spent = budget.spent
+        own["cost"] = {"dollars": spent, "per_verdict": spent / max(1, len(test)), "n": len(test)}
+    if options.curve:
         results["curve"] = _curve(results, len(dataset.train))
     write_evaluation(out, judges, results, baselines)
     write_report(out)
@@ -126,14 +116,12 @@ def _judged(
     *,
     tuned: bool = True,
     test: Sequence[JudgeExample],
-    base: str | None,
-    feedback: bool,
-    precision: str,
+    options: EvalOptions,
 ) -> JudgeRows:
     """Score the test rows with an adapter, or with its base if not `tuned`."""
-    source = adapters.base_of(info, base)
+    source = adapters.base_of(info, options.base)
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-    scoring = Scoring(encoder, test, feedback, precision)
+    scoring = Scoring(encoder, test, options.feedback, options.precision)
     if not tuned:
         return scoring.judged(name, source.name, bases.load_model(source))
     identity = bases.model_identity(source)

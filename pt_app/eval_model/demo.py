@@ -19,7 +19,8 @@ def run_demo(seed: int = 0) -> Path:
 
     Gives the path of report.html. Seed 0 works in datasets/demo, another one in datasets/demo-SEED.
     """
-    from pt_app.judge_data.generator.generate import GenerateOptions, generate
+    from pt_app.judge_data.generator.generate import generate
+    from pt_app.judge_data.options import GenerateOptions
 
     data = Path("datasets/demo" if seed == 0 else f"datasets/demo-{seed}")
     options = GenerateOptions(TRAIN_ROWS, VAL_ROWS, TEST_ROWS, seed)

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
+from pt_app.eval_model.options import Endpoint
 from pt_app.evidence.results import JudgeRows
 from pt_app.models.endpoint.budget import Budget
 from pt_app.models.endpoint.client import Client
@@ -26,26 +27,9 @@ log = logging.getLogger(__name__)
 Messages = list[dict[str, str]]
 
 
-@dataclass
-class Endpoint:
-    """A model at an endpoint, how it is prompted, and what it may cost."""
-
-    model: str
-    url: str = ""
-    key_env: str = "OPENAI_API_KEY"
-    shots: int = 0
-    concurrency: int = 8
-    max_tokens: int = 512
-    budget: Budget = field(default_factory=Budget)
-
-    def cost_of(self, rows: int) -> dict[str, Any]:
-        """Return the dollars spent in total and per verdict."""
-        spent = self.budget.spent
-        return {"dollars": spent, "per_verdict": spent / max(1, rows), "n": rows}
-
-
 def prompted_rows(
     endpoint: Endpoint,
+    budget: Budget,
     test: Sequence[JudgeExample],
     shots: Sequence[JudgeExample],
     data: JudgeData,
@@ -62,7 +46,7 @@ def prompted_rows(
     template = Template.load(data.card.template, data.card.rubric)
     questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
     with closing(Journal(journal, _settings(endpoint, questions))) as kept:
-        answers = _answers(endpoint, questions, kept)
+        answers = _answers(endpoint, budget, questions, kept)
     rows = [
         prediction(endpoint.model, example, _scored(*answers[example.id], data.scale), None)
         for example in test
@@ -96,10 +80,9 @@ def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str
 
 
 def _answers(
-    endpoint: Endpoint, questions: Mapping[str, Messages], journal: Journal
+    endpoint: Endpoint, budget: Budget, questions: Mapping[str, Messages], journal: Journal
 ) -> dict[str, tuple[str, bool]]:
     """Return each row's answer, "" if the request was refused, and whether it was cut."""
-    budget = endpoint.budget
     done = {entry["id"]: entry for entry in journal.entries}
     budget.spent = sum(entry["cost"] for entry in done.values())
     waiting = [id_ for id_ in questions if id_ not in done]

@@ -75,7 +75,7 @@ def _over_folds(
     from pt_app.eval_model import entry
     from pt_app.eval_model.folds import join_evaluations
     from pt_app.judge_data.folder import split_folder
-    from pt_app.judge_data.splitting import SplitPlan
+    from pt_app.judge_data.options import SplitPlan
 
     data = Path(settings.data_dir)
     root = Path(settings.output_dir) / f"folds-of-{data.name}"

@@ -22,9 +22,11 @@ from pt_app.core.files import (
 )
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
+from pt_app.eval_model.options import ScoreOptions
 from pt_app.judge import PROBLEM, Judge, Judgement
 from pt_app.judge_data.mapping import ColumnMap
-from pt_app.judge_data.reading.tables import Reading, Table, open_table
+from pt_app.judge_data.options import Reading
+from pt_app.judge_data.reading.tables import Table, open_table
 
 ENDINGS = (".jsonl", ".csv", ".parquet")
 PART = 500  # rows; a killed run loses at most so many
@@ -52,19 +54,6 @@ class Shard:
         return range(rows * (self.number - 1) // self.count, rows * self.number // self.count)
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """The flags of `judge score`: see its help."""
-
-    map: Sequence[str] = ()
-    encoding: str = ""
-    base: str | None = None
-    feedback: bool = False
-    precision: str = "float32"
-    device: str = "cpu"
-    shard: Shard = Shard()
-
-
 def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -> dict[str, int]:
     """Judge every row of `input`, write `output`; gives how many rows have which status.
 
@@ -74,6 +63,7 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
+    Shard.parse(options.shard)
     parts = output.with_name(f"{output.name}.parts")
     read = [input, str(adapter), *([options.base] if options.base else [])]
     refuse_overwrite([output, parts], read, "--output")
@@ -105,7 +95,7 @@ def _score(
         precision=options.precision,
         sample=sample,
     )
-    mine = options.shard.of(sum(1 for _ in table.rows()))
+    mine = Shard.parse(options.shard).of(sum(1 for _ in table.rows()))
     _open_parts(parts, _job(judge, input, options))
     rows = itertools.islice(_rows(table, columns), mine.start, mine.stop)
     written = [parts / f"{number:06}.jsonl" for number in range(-(-len(mine) // PART))]

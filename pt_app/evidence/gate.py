@@ -16,22 +16,11 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.options import Limits
 from pt_app.evidence.summary import summarise
 
 Decision = Literal["pass", "fail", "undecided"]
 EXIT_CODES: Mapping[Decision, int] = {"pass": 0, "fail": 3, "undecided": 4}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a new judge must meet: see `judge gate --help`."""
-
-    margin: float = 0.02
-    floor: float | None = None
-    rows: int = 100
-    parse_failures: float = 0.02
-    unscored: float = 0.02
-    abstentions: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,11 @@ from pt_app.evidence.calibration import Confidence
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.options import Asked
 from pt_app.evidence.summary import FAIL, share_metric, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a user may choose: see `judge agree --help`. Tolerance None: the scale's default."""
-
-    target_accuracy: float = 0.9
-    tolerance: float | None = None
-    missed_fail_costs: float = 1.0
-    false_alarm_costs: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.comparison import compare, holm
 from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.judge_numbers import Asked, judge_numbers
+from pt_app.evidence.judge_numbers import judge_numbers
+from pt_app.evidence.options import Asked
 from pt_app.evidence.people import RatedRow, agreement_among, ceiling
 from pt_app.evidence.summary import rule_baseline
 

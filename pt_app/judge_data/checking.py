@@ -28,7 +28,8 @@ from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
 from pt_app.judge_data.card import label_counts
-from pt_app.judge_data.duplicates import NEAR, near_pairs
+from pt_app.judge_data.duplicates import near_pairs
+from pt_app.judge_data.options import NEAR
 from pt_app.judge_data.preview import encoder_of
 
 Splits = Mapping[str, Sequence[JudgeExample]]
@@ -360,7 +361,7 @@ def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str
 
 def _fit(rows: Sequence[JudgeExample], encoder: PromptEncoder, model: str) -> Fit:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
-    _, cuts = encoder.encode(rows, on_unfit="status")
+    _, cuts = encoder.fit(rows)
     shortened = (cuts.longest, cuts.rows_cut, cuts.tokens_cut)
     first = next(iter(cuts.unfit), "")
     return Fit(model, encoder.max_seq_length, *shortened, len(cuts.unfit), first)

@@ -16,8 +16,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.leaks import MAX_INPUTS, Field, boilerplate_of, input_text, is_telling, texts_of
 from pt_app.core.records import JudgeExample
 from pt_app.core.words import normalised, words_of
+from pt_app.judge_data.options import NEAR
 
-NEAR = 0.9
 FIELDS: tuple[Field, ...] = ("source", "candidate")
 # 16 bands of 4 hashes over words and pairs of words: LSH misses two texts of 20 words that differ
 # in one word (Jaccard 0.86) 4 times in a million, and in two words (0.73) in half a per cent.

@@ -24,7 +24,8 @@ from pt_app.evidence import people
 from pt_app.judge_data.card import Card
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import group_of, place_units, strata_of, units_of
-from pt_app.judge_data.splitting import Placement, SplitPlan, gap_line, place, with_own_group
+from pt_app.judge_data.options import SplitPlan
+from pt_app.judge_data.splitting import Placement, gap_line, place, with_own_group
 from pt_app.judge_data.writing import (
     FILES,
     FolderSummary,

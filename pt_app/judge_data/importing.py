@@ -17,37 +17,18 @@ from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.cells import find
 from pt_app.judge_data.folder import build_folder
-from pt_app.judge_data.formats import Format, FormatOptions
+from pt_app.judge_data.formats import Format
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, wanted_values
-from pt_app.judge_data.reading.tables import Reading, Table
+from pt_app.judge_data.options import ImportOptions, SplitPlan
+from pt_app.judge_data.reading.tables import Table
 from pt_app.judge_data.rows import Converted
-from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES
 
 TEMPLATE = "template"
 # Columns by which rows of the shapes in docs/DATA.md are recognised.
 _OWN_SHAPES = ({"messages"}, {"input", "output"}, {"candidate", "label"}, {"candidates", "label"})
-
-
-@dataclass(frozen=True)
-class ImportOptions(FormatOptions):
-    """The flags of `judge data import`: see its help."""
-
-    format: str = ""
-    map: Sequence[str] = ()
-    labels: str = ""
-    task: str | None = None
-    scale: str = ""
-    template: str = ""
-    rubric: Path | None = None
-    reading: Reading = field(default_factory=Reading)
-    only: Sequence[str] = ()
-    prefix: str = ""
-    drop_bad: bool = False
-    origin: str = ""
-    licence: str = ""
 
 
 @dataclass(frozen=True)

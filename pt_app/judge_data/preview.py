@@ -94,10 +94,10 @@ def _encoded(
     """
     groups = {row.group for row in rows[:n]}
     together = [at for at, row in enumerate(rows) if row.group in groups]
-    encoded, cuts = encoder.encode([rows[at] for at in together], on_unfit="status")
+    encoded, _ = encoder.fit([rows[at] for at in together])
     of_row = dict(zip(together, encoded, strict=True))
     for at, row in enumerate(rows[:n]):
-        yield row, of_row[at] or next(why for why in cuts.unfit if why.startswith(f"{row.where},"))
+        yield row, of_row[at].unfit or of_row[at]
 
 
 def _heading(

@@ -23,7 +23,8 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import Metric, summarise
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
-from pt_app.judge_data.reading.tables import Reading, open_table
+from pt_app.judge_data.options import Reading
+from pt_app.judge_data.reading.tables import open_table
 
 # A spreadsheet runs a cell that starts so as a formula (OWASP, "CSV injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

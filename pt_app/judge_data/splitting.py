@@ -1,75 +1,19 @@
 """`judge data split`: which split each row goes to, and which rows stay where they were."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pt_app.core.dataset import SPLITS
-from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Verdict
 from pt_app.judge_data.card import label_counts
-from pt_app.judge_data.duplicates import NEAR, links
+from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import Unit, place_by_time, place_units, strata_of, unit_of, units_of
+from pt_app.judge_data.options import SplitPlan
 
-By = Literal["group", "time", "row"]
-MAX_FOLDS = 100
 # A split by row makes each row a group of its own; the row's meta keeps the group it had here.
 OWN_GROUP = "group_before_split_by_row"
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """The flags of `judge data split`: see its help. `into` puts all new rows into one split.
-
-    Raises UserError for ratios or folds that make no split.
-    """
-
-    by: By = "group"
-    ratios: str = "0.8,0.1,0.1"
-    seed: int = 0
-    near: float = NEAR
-    into: str | None = None
-    folds: int = 0
-    anew: bool = False
-
-    def __post_init__(self) -> None:
-        train, *others = self._numbers()
-        if not (math.isfinite(train + sum(others)) and train > 0 and min(others) >= 0):
-            raise UserError(
-                f"--ratios {self.ratios}: train needs a share above 0, the others 0 or more"
-            )
-        if self.folds and not 2 <= self.folds <= MAX_FOLDS:
-            raise UserError(f"--folds {self.folds}: choose 2 to {MAX_FOLDS}")
-        if self.folds and self.by != "group":
-            raise UserError(f"--folds are by group: leave out --by {self.by} or --folds")
-
-    def _numbers(self) -> list[float]:
-        try:
-            numbers = [float(part) for part in self.ratios.split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) != len(SPLITS):
-            raise UserError(f"--ratios {self.ratios}: write three numbers, as 0.8,0.1,0.1")
-        return numbers
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The share of each split that has one, train first; all of it for `into`."""
-        if self.into:
-            return {self.into: 1.0}
-        shares = zip(SPLITS, self._numbers(), strict=True)
-        return {split: share for split, share in shares if share}
-
-    def about(self) -> dict[str, object]:
-        """Describe in dataset.json how the rows were split."""
-        if self.folds:
-            how: dict[str, object] = {"folds": self.folds}
-        else:
-            how = {"into": self.into} if self.into else {"ratios": self._numbers()}
-        return {"by": self.by, **how, "seed": self.seed, "near": self.near}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
-
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
@@ -24,52 +21,13 @@ from pt_app.judge_data.cells import MISSING, check_column, find, is_empty, parse
 from pt_app.judge_data.labels import TWO_VALUES, LabelReader, flat, key_of
 from pt_app.judge_data.mapping import ColumnMap, wanted_values
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
-from pt_app.judge_data.reading.tables import Reading, Table, open_table
+from pt_app.judge_data.options import Columns, FileOptions, Reading
+from pt_app.judge_data.reading.tables import open_table
 
 ONLY = "judge"  # the name of the one judge of a file without a column of judges
 TEXTS = ("candidate", "reference", "source")
 FAILED = "-1"  # what programs write where a judge gave no verdict
 Rows = list[dict[str, Any]]
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(str_strip_whitespace=True))
-class Columns:
-    """Which columns of the file, or paths into them, hold what; "" or empty: none does.
-
-    Spaces around a name are removed, as `open_table` does with the columns of a file.
-    """
-
-    label: str
-    verdict: str
-    id: str = ""
-    group: str = ""
-    judge: str = ""
-    system: str = ""
-    probabilities: str = ""
-    annotators: str = ""
-    swapped: str = ""
-    candidate: str = ""
-    candidates: tuple[str, ...] = ()
-    reference: str = ""
-    source: str = ""
-    slices: tuple[str, ...] = ()
-
-    def check(self, table: Table) -> None:
-        """Raise UserError for a column that the file does not have."""
-        for flag in (column.name for column in fields(self)):
-            names = getattr(self, flag)
-            for name in filter(None, (names,) if isinstance(names, str) else names):
-                check_column(table.columns, name, table.name, f"--{flag} {name}")
-
-
-@dataclass(frozen=True)
-class FileOptions:
-    """How a file of verdicts is read: see `judge agree --help`."""
-
-    encoding: str = ""
-    labels: str = ""
-    only: tuple[str, ...] = ()
-    decimal: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +65,11 @@ class VerdictFile:
         """Raise UserError for a file that cannot be read, and for columns that do not exist."""
         self.file, self.columns = file, columns
         self.table = open_table(file, Reading(options.encoding, decimal=options.decimal))
-        columns.check(self.table)
+        own = {"slices": "slice", "candidates": "candidate"}
+        for field_name, names in vars(columns).items():
+            flag = own.get(field_name, field_name)
+            for name in filter(None, (names,) if isinstance(names, str) else names):
+                check_column(self.table.columns, name, self.table.name, f"--{flag} {name}")
         meanings = ColumnMap.from_flags((), options.labels).labels
         # The other of the two columns may hold the verdicts themselves.
         themselves = {key_of(meant): meant for meant in meanings.values() if meant}

@@ -19,7 +19,7 @@ from pt_app.core.records import JudgeExample
 from pt_app.evidence import people
 from pt_app.judge_data.card import TITLE, Card, data_card
 from pt_app.judge_data.checking import CheckReport, check_examples
-from pt_app.judge_data.duplicates import NEAR
+from pt_app.judge_data.options import NEAR
 from pt_app.judge_data.rows import Row
 
 FILES = (*(f"judge_{split}.json" for split in SPLITS), "splits.json", "README.md", "dataset.json")

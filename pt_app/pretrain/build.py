@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
-from pt_app.judge_data.generator.generate import check_flags
-from pt_app.judge_data.generator.lexicon import Size
+from pt_app.core.flags import check, flag
+from pt_app.judge_data.options import LexiconSize
 from pt_app.judge_data.writing import replace_folder
 from pt_app.pretrain.corpus import Corpus, grammar_sentences, real_sentences
 from pt_app.pretrain.model import new_model, save
@@ -32,15 +32,15 @@ class BaseOptions:
     English and Portuguese, replaces the grammar's sentences.
     """
 
-    seed: int = 0
-    steps: int | None = None
+    seed: int = flag("seed of corpus, weights and order", 0, low=0)
+    steps: int | None = flag("number of optimizer steps", None, low=1)
     quick: bool = False
-    lexicon: Size = "full"
+    lexicon: LexiconSize = "full"
     corpus: Path | None = None
-    max_words: int | None = None
-    vocab_size: int = 2048
-    width: int = 128
-    layers: int = 5
+    max_words: int | None = flag("maximum length of a sentence of the corpus", None, low=3)
+    vocab_size: int = flag("entries of the vocabulary", 2048, low=300)
+    width: int = flag("hidden size", 128, low=32)
+    layers: int = flag("number of layers", 5, low=2)
 
     @property
     def recipe(self) -> Recipe:
@@ -60,8 +60,9 @@ class BaseOptions:
 
     def check(self, output: Path) -> None:
         """Raise UserError for what a user can fix, before anything is written."""
-        lowest = {"vocab_size": 300, "width": 32, "layers": 2, "seed": 0, "steps": 1}
-        check_flags(vars(self) | {"steps": self.recipe.steps}, lowest)
+        check(self)
+        if self.max_words is not None and self.corpus is None:
+            raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
         if self.width % 32:
             raise UserError(f"--width is {self.width}: choose a multiple of 32")
         if self.corpus is not None:

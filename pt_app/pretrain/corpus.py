@@ -18,7 +18,7 @@ from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate
 from pt_app.judge_data.generator.generate import GrammarMaterial, Material
 from pt_app.judge_data.generator.grammar import reserved_for_judges
-from pt_app.judge_data.generator.lexicon import Size
+from pt_app.judge_data.options import LexiconSize
 from pt_app.pretrain.tokenizer import TURN_END, TURN_START
 
 HELD_OUT_SHARE = 32  # one source of so many is kept for measuring
@@ -80,7 +80,7 @@ class Sentences:
                 return Example(pair.source, pair.reference, candidate)
 
 
-def grammar_sentences(size: Size) -> Sentences:
+def grammar_sentences(size: LexiconSize) -> Sentences:
     """Draw from all sentences that the grammar can make."""
     description = f"sentences of the generator's grammar, {size} lexicon"
     return Sentences(GrammarMaterial(size), description)

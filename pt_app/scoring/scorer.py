@@ -128,14 +128,14 @@ class JudgeScorer:
         """
         # The label must not influence the prompt: a long one would leave less room for it.
         bare = [example.model_copy(update={"label": None}) for example in examples]
-        fitted, cuts = self.encoder.fit(bare, on_unfit="status")
+        rows, cuts = self.encoder.fit(bare)
         self.shortened = cuts.rows_cut
         for problem in cuts.unfit:
             log.warning("%s", problem)
         if cuts.rows_cut:
             log.warning("%s: %d of %d rows shortened", self.name, cuts.rows_cut, len(examples))
-        places = [row for row, example in enumerate(fitted) if example is not None]
-        prompts = [self.encoder.prompt_ids(example) for example in fitted if example is not None]
+        places = [place for place, row in enumerate(rows) if not row.unfit]
+        prompts = [rows[place].prompt for place in places]
         scored = [Scored("too_long")] * len(examples)
         bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
         with _evaluating(self.model), bar:

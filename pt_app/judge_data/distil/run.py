@@ -12,6 +12,7 @@ from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
+from pt_app.core.flags import check
 from pt_app.core.prompt_templates import Template, fill, scale_fields
 from pt_app.core.records import JudgeExample, Place, example_of
 from pt_app.core.verdicts import Scale
@@ -26,9 +27,9 @@ from pt_app.judge_data.distil.answers import (
 from pt_app.judge_data.folder import build_folder
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
+from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
-from pt_app.judge_data.splitting import SplitPlan
 from pt_app.judge_data.writing import FILES, FolderSummary
 from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.client import Client
@@ -38,36 +39,6 @@ from pt_app.models.endpoint.reply import RefusedError
 TRIES = 2  # a malformed answer is asked for once more
 # So many requests refused, and none answered, are the endpoint's fault and not the rows'.
 REFUSED_AT_FIRST = 5
-
-
-@dataclass(frozen=True)
-class DistilOptions:
-    """The flags of `judge data distil`: see its help."""
-
-    model: str
-    map: Sequence[str] = ()
-    write: int = 0
-    task: str = "score"
-    scale: str = "0-10"
-    template: str = ""
-    rubric: Path | None = None
-    base_url: str = ""
-    key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: int = 0
-    tpm: int = 0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_cost: float = 0.0
-    max_tokens: int = 1024
-    temperature: float = 0.0
-    timeout: float = 60.0
-    retries: int = 6
-    licence: str = ""
-
-    def picked(self, *names: str) -> dict[str, Any]:
-        """Return some of the flags by their names."""
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -112,7 +83,7 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     rubric = _rubric(options.rubric, template)
     questions = _questions(file, options, scale, rubric)
     # What decides an answer: a journal of other settings is refused.
-    settings = options.picked("model", "write", "temperature", "max_tokens")
+    settings = _picked(options, "model", "write", "temperature", "max_tokens")
     settings |= {"scale": scale.name, "rubric": sha256(rubric.encode()).hexdigest()[:12]}
     with closing(Journal(path, settings)) as journal:
         run = _Run(questions, options, scale, journal)
@@ -132,7 +103,7 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
         "origin": f"labels by the model {options.model} on {file.name}, by no person",
         "licence": options.licence or "not stated",
         "distil": {
-            **options.picked("model", "write"),
+            **_picked(options, "model", "write"),
             "usage": asdict(usage),
             "spent": round(spent, 6),
             "set_aside": aside,
@@ -151,8 +122,7 @@ class _Run:
     ) -> None:
         self.questions, self.options, self.scale = questions, options, scale
         self.journal = journal
-        limits = options.picked("rpm", "tpm", "price_in", "price_out", "max_cost")
-        self.budget = Budget(**limits)
+        self.budget = Budget.of(options)
         self.budget.spent = self.spent()
         self.entries: dict[str, list[Entry]] = defaultdict(list)
         for entry in journal.entries:
@@ -165,7 +135,7 @@ class _Run:
             return
         options = self.options
         names = ("model", "base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
-        client = Client(budget=self.budget, **options.picked(*names))
+        client = Client(budget=self.budget, **_picked(options, *names))
         ask = partial(self._ask, client)
         client.ask_all([*waiting.values()], ask, options.concurrency, "distil")
 
@@ -237,11 +207,14 @@ class _Run:
         return dict(Counter(e["reason"] for e in entries if e and e["status"] != "ok"))
 
 
+def _picked(options: DistilOptions, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
+
+
 def _scale(options: DistilOptions) -> Scale:
     """Return the scale of the verdicts; raises UserError for flags out of range."""
     scale = Scale.from_name(options.scale if options.task == "score" else options.task)
-    if options.concurrency < 1 or options.write < 0 or options.retries < 0:
-        raise UserError("--concurrency must be at least 1, --write and --retries at least 0")
+    check(options)
     if options.max_cost and not (options.price_in or options.price_out):
         raise UserError("--max_cost needs the prices: give --price_in and --price_out")
     return scale

@@ -10,9 +10,9 @@ import yaml
 
 from pt_app.core.errors import UserError
 from pt_app.judge_data.formats import mqm, public
-from pt_app.judge_data.formats.format import Format, FormatOptions
+from pt_app.judge_data.formats.format import Format
 
-__all__ = ["CHAT", "FORMATS", "Format", "FormatOptions", "fitting", "get"]
+__all__ = ["CHAT", "FORMATS", "Format", "fitting", "get"]
 
 CONVERT = {
     "mlqe-pe": public.mlqe_pe,

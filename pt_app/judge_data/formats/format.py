@@ -1,7 +1,7 @@
 """What is known of a public format: how its file is read, and what its rows mean."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,12 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.labels import reduce
+from pt_app.judge_data.options import FormatOptions, Reading
 from pt_app.judge_data.reading.files import is_archive
-from pt_app.judge_data.reading.tables import Reading, Rows, Table, open_table
+from pt_app.judge_data.reading.tables import Rows, Table, open_table
 from pt_app.judge_data.rows import Converted, Row
 
 BY_WEIGHTS = "by mqm_weights"
-
-
-@dataclass(frozen=True)
-class FormatOptions:
-    """What the user may choose: the rule that combines labels, and the weights of MQM errors."""
-
-    reduce: str = ""
-    mqm_weights: str = "google"
 
 
 Convert = Callable[[Rows, Scale, FormatOptions], Iterator[Converted]]

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, first_problem
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.formats.format import FormatOptions
 from pt_app.judge_data.labels import nearest, reduce
+from pt_app.judge_data.options import FormatOptions
 from pt_app.judge_data.reading.tables import Rows
 from pt_app.judge_data.rows import Converted
 

@@ -3,15 +3,14 @@
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.dataset import SPLITS
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file
+from pt_app.core.flags import check
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised
@@ -19,7 +18,8 @@ from pt_app.judge_data.card import table
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.generator.lexicon import Lexicon, Size
+from pt_app.judge_data.generator.lexicon import Lexicon
+from pt_app.judge_data.options import GenerateOptions, LexiconSize
 from pt_app.judge_data.writing import FILES, FolderSummary, write_folder
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
@@ -27,7 +27,6 @@ ERROR_COUNTS = (20, 40, 28, 12)
 PARAPHRASES = 1 / 3
 TRIES = 30  # per candidate: some sentences have no place for some errors
 MAX_STALE = 100_000  # sources in a row that were drawn before: a small lexicon is exhausted
-MAX_VARIANTS = 16
 SCALE = Scale.from_name("0-10")
 TITLE = "Judged translations, English to Portuguese"
 ABOUT = (
@@ -47,53 +46,21 @@ NO_TRANSLATION = {  # attacks that leave no translation
 Rows = list[JudgeExample]
 
 
-@dataclass(frozen=True)
-class GenerateOptions:
-    """The flags of `judge data generate`: they decide the bytes of the folder."""
-
-    rows: int = 12000
-    val_rows: int = 300
-    test_rows: int = 400
-    seed: int = 0
-    lexicon: Size = "full"
-    variants: int = 4
-    corpus: Path | None = None
-    max_words: int | None = None
-    hard_negatives: float = 0.0
-
-    def command(self) -> str:
-        """Write the command that makes the same files, without folders."""
-        names = ("rows", "val_rows", "test_rows", "seed", "variants")
-        flags: dict[str, object] = {name: getattr(self, name) for name in names}
-        flags |= {"corpus": self.corpus.name} if self.corpus else {"lexicon": self.lexicon}
-        flags |= {} if self.max_words is None else {"max_words": self.max_words}
-        flags |= {"hard_negatives": f"{self.hard_negatives:g}"} if self.hard_negatives else {}
-        given = " ".join(f"--{name} {value}" for name, value in flags.items())
-        return f"judge data generate --out FOLDER {given}"
-
-    def check(self) -> None:
-        """Raise UserError for the first setting that is out of range."""
-        lowest = {"rows": 1, "val_rows": 0, "test_rows": 1, "seed": 0, "variants": 1}
-        check_flags(vars(self), lowest)
-        if self.variants > MAX_VARIANTS:
-            raise UserError(f"--variants is {self.variants}: choose 1 to {MAX_VARIANTS}")
-        if not 0 <= self.hard_negatives <= 1:
-            raise UserError(f"--hard_negatives is {self.hard_negatives:g}: choose a share, 0 to 1")
-
-
-def check_flags(flags: Mapping[str, Any], lowest: Mapping[str, int]) -> None:
-    """Raise UserError for a flag below its lowest value, and for a --max_words without a corpus."""
-    for name, least in {**lowest, "max_words": 3}.items():
-        if flags[name] is not None and flags[name] < least:
-            raise UserError(f"--{name} is {flags[name]}: choose a whole number from {least} on")
-    if flags["max_words"] is not None and flags["corpus"] is None:
-        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
+def _command(options: GenerateOptions) -> str:
+    """Return the command that makes the same files, without folders."""
+    names = ("rows", "val_rows", "test_rows", "seed", "variants")
+    flags: dict[str, object] = {name: getattr(options, name) for name in names}
+    flags |= {"corpus": options.corpus.name} if options.corpus else {"lexicon": options.lexicon}
+    flags |= {} if options.max_words is None else {"max_words": options.max_words}
+    flags |= {"hard_negatives": f"{options.hard_negatives:g}"} if options.hard_negatives else {}
+    given = " ".join(f"--{name} {value}" for name, value in flags.items())
+    return f"judge data generate --out FOLDER {given}"
 
 
 class GrammarMaterial:
     """Sources without end, from the grammar; errors that the lexicon knows."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: LexiconSize) -> None:
         self.lexicon = Lexicon.load(size)
         self.grammar = Grammar(self.lexicon)
 
@@ -124,9 +91,11 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     range, for a corpus that is broken or too small, and for a folder that holds other files of
     these names; nothing is written then.
     """
-    options.check()
+    check(options)
+    if options.max_words is not None and options.corpus is None:
+        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
     corpus, licence, dropped = options.corpus, "Apache-2.0", dict[str, int]()
-    origin = f"generated by pt_app: {options.command()}"
+    origin = f"generated by pt_app: {_command(options)}"
     material: Material
     if corpus is None:
         material = GrammarMaterial(options.lexicon)

@@ -15,10 +15,10 @@ from importlib.resources import files
 from typing import Literal
 
 from pt_app.core.errors import UserError
+from pt_app.judge_data.options import LexiconSize
 
 Number = Literal["singular", "plural"]
 Tense = Literal["present", "past"]
-Size = Literal["full", "small"]
 Row = Mapping[str, str]
 
 NUMBERS: tuple[Number, ...] = ("singular", "plural")
@@ -41,7 +41,7 @@ class Lexicon:
 
     @staticmethod
     @cache
-    def load(size: Size = "full") -> "Lexicon":
+    def load(size: LexiconSize = "full") -> "Lexicon":
         """Read the shipped tables; "small" keeps the first rows of each (see SMALL).
 
         Raises UserError for any other size.

@@ -14,15 +14,16 @@ from pt_app.core.files import refuse_overwrite, write_text_atomic
 from pt_app.core.records import JudgeExample, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.formats import Format, FormatOptions
+from pt_app.judge_data.formats import Format
 from pt_app.judge_data.importing import Job, Tally, examples_of, has_own_shape
 from pt_app.judge_data.labels import rule
 from pt_app.judge_data.mapping import ColumnMap
+from pt_app.judge_data.options import FormatOptions, Reading
 from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
 from pt_app.judge_data.reading.files import is_archive
-from pt_app.judge_data.reading.tables import Reading, Table, open_table
+from pt_app.judge_data.reading.tables import Table, open_table
 from pt_app.judge_data.rows import Converted
 
 # Rows that are read to recognise a shape; rows that are drawn to be tokenised, and the number of
@@ -117,10 +118,7 @@ def _as_format(file: str, fmt: Format, reading: Reading) -> Table | None:
 
 def _reading_flags(reading: Reading) -> list[str]:
     """Return the flags of `judge data import` that read the file as `reading` does."""
-    given = reading.given()
-    if reading.header:
-        given["header"] = ",".join(reading.header)
-    return [word for name, value in given.items() for word in (f"--{name}", value)]
+    return [word for name, value in reading.given().items() for word in (f"--{name}", value)]
 
 
 def _own_scale(table: Table) -> str:

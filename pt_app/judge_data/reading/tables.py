@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
 from pt_app.core.records import Place
+from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.delimited import recognise, records
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
 
-Quoting = Literal["auto", "on", "off"]
 Rows = Iterator[tuple[Place, dict[str, Any]]]
 
 TABLES = (".csv", ".tsv", ".txt")
@@ -38,38 +38,6 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read a file; what is left at its default is recognised.
-
-    See `judge data import --help`. `stand_in` returns what replaces a row that cannot be read;
-    without it such a row is an error.
-    """
-
-    encoding: str = ""
-    delimiter: str = ""
-    quoting: Quoting = "auto"
-    header: Sequence[str] = ()
-    decimal: str = ""
-    hub_split: str = "train"
-    stand_in: Callable[[UserError], dict[str, Any]] | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Return the settings that differ from their defaults."""
-        return {name: value for name, value in vars(self).items() if value != vars(Reading())[name]}
-
-    def refuse(self, error: UserError) -> dict[str, Any]:
-        """Raise the error of a row that cannot be read, or return what replaces the row."""
-        if self.stand_in is None:
-            raise error
-        return self.stand_in(error)
-
-
-def names_of(header: str) -> tuple[str, ...]:
-    """Split the names of --header at commas."""
-    return tuple(name for name in header.split(",") if name)
 
 
 @dataclass(frozen=True)
@@ -212,7 +180,8 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
     dialect = recognise(path, lines, reading.delimiter, reading.quoting, tab)
     recognised = " and ".join(dialect.notes())
     head, first = next(records(path, lines(), dialect), (0, []))
-    names = [name.strip() for name in reading.header or first]
+    given = [name for name in reading.header.split(",") if name]
+    names = [name.strip() for name in given or first]
     for number, name in enumerate(names):
         if name and name not in names[:number]:
             continue
@@ -222,7 +191,7 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
 
     def rows() -> Rows:
         numbered = records(path, lines(), dialect)
-        for line, values in itertools.islice(numbered, 0 if reading.header else 1, None):
+        for line, values in itertools.islice(numbered, 0 if given else 1, None):
             row: dict[str, Any] = dict(zip(names, values, strict=False))
             if len(values) != len(names):
                 problem = f"{len(values)} fields, but {len(names)} columns"

@@ -5,6 +5,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from pt_app.models.endpoint.options import RequestOptions
+
 WINDOW = 60.0
 MAX_SLEEP = 0.5  # so that a request that waits notices soon that the budget is closed
 
@@ -46,6 +48,12 @@ class Budget:
     _paused_until: float = field(default=0.0, init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _closed: bool = field(default=False, init=False)
+
+    @classmethod
+    def of(cls, options: RequestOptions) -> "Budget":
+        """Make the budget of a command's flags."""
+        names = ("rpm", "tpm", "price_in", "price_out", "max_cost")
+        return cls(**{name: getattr(options, name) for name in names})
 
     def close(self) -> None:
         """Let no further request be made; those in flight are finished."""

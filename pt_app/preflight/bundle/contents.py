@@ -9,8 +9,9 @@ import yaml
 
 from pt_app.core.dataset import SPLITS, JudgeData, read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.flags import read_config
 from pt_app.core.prompt_templates import FIELDS, FOLDER, Template
-from pt_app.core.settings import Recipe, read_config, resolve, table
+from pt_app.core.settings import Recipe, resolve, table
 from pt_app.models import adapters, bases
 from pt_app.models.base_files import wanted_files
 
@@ -49,7 +50,7 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     for folder in adapter_folders:
         files |= _adapter(folder, source, taken=files)
     output = Path(settings.output_dir)
-    values = read_config(config, list(table(recipe))) | {
+    values = read_config(config, table(recipe).values()) | {
         "model": base,
         "data_dir": f"data/{data.path.resolve().name}",
         "output_dir": output.name if output.is_absolute() else output.as_posix(),

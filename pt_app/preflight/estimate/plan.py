@@ -142,8 +142,8 @@ def _scored(
     packs: list[Pack] = []
     for rows in (examples, [two for row in examples if (two := swapped(row)) is not None]):
         bare = [row.model_copy(update={"label": None}) for row in rows]
-        fitted, _ = prepared.encoder.fit(bare, on_unfit="status")
-        prompts = [prepared.encoder.prompt_ids(row) for row in fitted if row is not None]
+        fitted, _ = prepared.encoder.fit(bare)
+        prompts = [row.prompt for row in fitted if not row.unfit]
         packs += readings(prompts, trie, SCORED_TOKENS, vocabulary)
     return packs
 

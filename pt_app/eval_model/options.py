@@ -1,0 +1,49 @@
+"""The flags of the commands that judge rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pt_app.core.flags import flag
+from pt_app.core.settings import Precision
+from pt_app.models.endpoint.options import RequestOptions
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Which judges are compared, and on which rows."""
+
+    with_base: bool = flag("also judge with the first adapter's base", False, name="base")
+    base: str | None = flag("path of the base, if it was a folder", None, name="base_path")
+    rows: int = flag("number of test rows, drawn by the seed; 0: all", 0, low=0)
+    feedback: bool = flag("also generate issues and feedback", False)
+    precision: Precision = flag(
+        "precision of the scoring; float32 is exact", "float32", name="score_precision"
+    )
+    target_accuracy: float = flag("accuracy to reach", 0.9, low=0.01, high=0.999)
+    curve: bool = flag("also train on a quarter and on half of the rows", False)
+    seed: int = flag("seed that draws rows and shots", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(RequestOptions):
+    """A model at an endpoint, how it is prompted, and what it may cost."""
+
+    url: str = flag("URL of an OpenAI-compatible endpoint", "", name="endpoint")
+    model: str = flag("name of the model at the endpoint", "", name="endpoint_model")
+    shots: int = flag("number of training rows in its prompt", 0, low=0)
+    max_tokens: int = flag("maximum length of an answer", 512, low=1, unit="tokens")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How the rows of a file are judged."""
+
+    map: Sequence[str] = flag("field=column pairs, separated by commas", ())
+    base: str | None = flag("the adapter's base, if it was a folder", None)
+    feedback: bool = flag("also generate issues and feedback", False)
+    precision: Precision = flag(
+        "precision of the scoring; float32 is exact", "float32", name="score_precision"
+    )
+    shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
+    device: str = flag("cpu, cuda or mps", "cpu")
+    encoding: str = flag("encoding of the input, if it is not UTF-8", "")
