@@ -1,0 +1,625 @@
+"""The content of results.json, predictions.jsonl and attacks.json, as pydantic models.
+
+docs/RESULTS_JSON.md describes the fields. A file of an older version lacks some of them, which then
+have their defaults; fields that this version does not know are kept. Only fields that were set are
+written, so that a file that is read and written again keeps its content.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pt_app.core.errors import UserError
+from pt_app.core.records import Annotation, Turn
+from pt_app.core.verdicts import Verdict
+
+SCHEMA = 1  # raised if the meaning of a field changes
+PREDICTIONS, RESULTS, ATTACKS = "predictions.jsonl", "results.json", "attacks.json"
+# The fields without which there is nothing to report.
+REQUIRED = ("task", "data", "scale", "models")
+ROW_REQUIRED = ("model", "status", "label", "verdict", "constrained")
+SCORED_REQUIRED = ("model", "label", "score")  # of a metric's scores
+JsonObject = dict[str, object]
+_AnyMetric = TypeVar("_AnyMetric", bound="Metric")
+
+# Numbers that are measured only where pairs were judged in both orders.
+_OF_ORDERS = ("accuracy_swapped", "accuracy_both_orders", "order_consistency", "first_preference")
+_NOMINAL = ("kappa", "mcc", "accuracy", "f1_macro")
+# The numbers that a table shows, by task, the headline number first.
+_COLUMNS = {
+    "metric": ("spearman", "pearson", "kendall"),
+    "score": ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l"),
+    "pairwise": (*_NOMINAL, "accuracy_no_ties", *_OF_ORDERS, "rouge_l"),
+    "pass_fail": (*_NOMINAL, "recall_pass", "recall_fail", "precision_fail", "rouge_l"),
+}
+
+
+class Stored(BaseModel):
+    """A part of a file; unknown fields are kept, unset ones are not written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def as_json(self) -> JsonObject:
+        """Return the fields that were set, as JSON types."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    @classmethod
+    def parse(cls, text: str, where: str, again: str = "evaluate again") -> Self:
+        """Read JSON.
+
+        Args:
+            text: the JSON.
+            where: the file, and the line in it, for messages.
+            again: the remedy, for messages.
+
+        Raises:
+            UserError: if the text is not JSON, or a field has another type.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            field = ".".join(map(str, problem["loc"]))
+            what = "not JSON" if problem["type"] == "json_invalid" else f"field {field}"
+            raise UserError(f"{where}: {what} ({problem['msg']}): {again}") from error
+
+
+class Metric(Stored):
+    """A number with its 95 % interval over `n` rows; None where it is undefined.
+
+    Attributes:
+        reason: why the number is undefined; set only then.
+        error: the standard error; not written to files.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    reason: str | None = None
+    error: float | None = Field(default=None, exclude=True)
+
+    @staticmethod
+    def of(
+        value: float,
+        n: int,
+        low: float | None = None,
+        high: float | None = None,
+        error: float | None = None,
+    ) -> "Metric":
+        """Return a number over n rows; NaN and infinity are undefined, with the reason."""
+        if math.isfinite(value):
+            return Metric(value=float(value), low=low, high=high, n=n, error=error)
+        reason = "no rows" if n == 0 else "all labels or all verdicts are equal"
+        return Metric(value=None, low=low, high=high, n=n, reason=reason, error=error)
+
+    def extended(self, kind: type[_AnyMetric], **fields: object) -> _AnyMetric:
+        """Return the same number as one of another kind, which has more fields."""
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        return kind.model_validate(own | fields)
+
+
+Metrics = dict[str, Metric]
+
+
+class Check(Metric):
+    """A number that is 0 for a judge without a bias; `p_holm` is corrected for all checks."""
+
+    p: float | None = None
+    p_holm: float | None = None
+    alarm: bool = False
+
+
+class Comparison(Metric):
+    """The difference a - b of two judges in `metric`, on the same rows and kind of verdict."""
+
+    a: str = ""
+    b: str = ""
+    metric: str = ""
+    reading: str = ""
+    p: float | None = None
+    p_holm: float | None = None
+    detectable: float | None = None
+
+
+class Range(Stored):
+    """The mean and the 95th percentile of a simulated number."""
+
+    mean: float
+    high: float
+
+
+class ReliabilityBin(Stored):
+    """Rows of similar confidence: its mean, and their accuracy."""
+
+    confidence: float
+    right: Metric
+
+
+class Recalibrated(Stored):
+    """The calibration after a temperature that was fitted on `rows` validation rows."""
+
+    temperature: float = 1.0
+    rows: int = 0
+    ece: Metric = Metric()
+    overconfidence: Metric = Metric()
+    brier: Metric = Metric()
+
+
+class Calibration(Stored):
+    """How well the confidence predicts the accuracy within `tolerance` of the label."""
+
+    tolerance: float = 0.0
+    ece: Metric = Metric()
+    ece_if_calibrated: Range | None = None
+    overconfidence: Metric = Metric()
+    right: Metric = Metric()
+    brier: Metric = Metric()
+    reliability: list[ReliabilityBin] = []
+
+
+class Threshold(Stored):
+    """The confidence from which on the judge reaches the `target` accuracy; None: no such one."""
+
+    target: float = 0.0
+    threshold: float | None = None
+    bound: float | None = None
+    rows: int = 0
+    risk_of_error: float = 0.0
+    chosen_on: str | None = None
+
+
+class RiskPoint(Stored):
+    """The error rate among the surest rows."""
+
+    coverage: float
+    risk: float
+
+
+class Coverage(Stored):
+    """Accuracy and headline kappa among the surest `coverage` of the rows."""
+
+    coverage: float
+    right: Metric = Metric()
+    accuracy: Metric = Metric()
+    kappa: Metric | None = None
+    kappa_quadratic: Metric | None = None
+
+
+class Selective(Threshold):
+    """Selective judging: risk by coverage, and what the threshold keeps."""
+
+    curve: list[RiskPoint] = []
+    aurc: Metric = Metric()
+    aurc_random: Metric = Metric()
+    kept: Metric = Metric()
+    right: Metric = Metric()
+    at_coverage: list[Coverage] = []
+
+
+class Operating(Stored):
+    """The probability of FAIL from which on failing a row costs least; None: never."""
+
+    threshold: float | None = None
+    cost: float = 0.0
+    cost_of_likeliest: float = 0.0
+    missed_fail_costs: float = 1.0
+    false_alarm_costs: float = 1.0
+    n: int = 0
+    chosen_on: str | None = None
+
+
+class PassRate(Metric):
+    """The corrected pass rate of n rows without a label; `raw`: as the judge passes them."""
+
+    raw: float | None = None
+    labelled: int = 0
+
+
+class Slice(Stored):
+    """The rows with one value of a column; compared with the others if there are enough."""
+
+    distance: Metric
+    difference: Check | None = None
+
+
+class SourcePairs(Stored):
+    """The share of pairs of rows of one source that are in the labels' order."""
+
+    accuracy: Metric = Metric()
+    accuracy_as_is: Metric = Metric()
+    tie_threshold: float | None = None
+    pairs: int = 0
+    groups: int = 0
+
+
+class SystemMeans(Stored):
+    """The mean label and verdict of one system."""
+
+    system: str
+    label: float
+    verdict: float
+
+
+class BetweenSystems(Stored):
+    """How well verdicts order systems, by soft pairwise accuracy."""
+
+    soft_pairwise_accuracy: float
+    systems: list[SystemMeans] = []
+    pairs: int = 0
+    groups: int = 0
+
+
+class Systems(Stored):
+    """Correlations within sources and within systems, and the order of systems."""
+
+    within_source: Metric = Metric()
+    within_system: Metric = Metric()
+    between_systems: BetweenSystems | None = None
+
+
+class Flip(Stored):
+    """How many pairs had these winners in the two orders, None for a parse failure."""
+
+    first: Verdict | None = None
+    swapped: Verdict | None = None
+    n: int = 0
+
+
+class Orders(Stored):
+    """Pairs judged in both orders: the winners, and the accuracy by the better one's position."""
+
+    flips: list[Flip] = []
+    right_if_better_is: Metrics = {}
+
+
+class Cost(Stored):
+    """What the verdicts of a model at an endpoint cost, in dollars."""
+
+    dollars: float
+    per_verdict: float
+    n: int
+
+
+class PrecisionChange(Stored):
+    """What a lower precision changed against float32, on a sample of n rows."""
+
+    n: int
+    verdicts: int
+    probability: float
+
+
+class Measured(Stored):
+    """A judge, a baseline or one annotator, measured against the labels."""
+
+    id: str = ""
+    name: str = ""
+    metrics: Metrics = {}
+    constrained: Metrics | None = None
+    parse_failures: int = 0
+    n: int = 0
+    groups: int = 0
+    few_groups: bool = False
+
+    @property
+    def best(self) -> Metrics:
+        """The numbers of the constrained verdicts if there are any, else of the own answers."""
+        return self.constrained or self.metrics
+
+
+class BaselineResults(Measured):
+    """A baseline; `verdict` is the one that it always answers, `fitted` on what it was fitted."""
+
+    verdict: Verdict | None = None
+    fitted: str | None = None
+
+
+class Ceiling(Measured):
+    """One annotator against the others; `rows` have two annotators or more."""
+
+    rows: int = 0
+
+
+class JudgeResults(Measured):
+    """All numbers of one judge."""
+
+    precision: str | None = None
+    precision_change: PrecisionChange | None = None
+    ties: int = 0
+    unscored: int = 0
+    shortened: int = 0
+    by_error: Metrics | None = None
+    verdict_mass: Metric | float | None = None
+    calibration: Calibration | None = None
+    mended: Recalibrated | None = None
+    selective: Selective | None = None
+    roc_auc: Metric | None = None
+    pr_auc: Metric | None = None
+    operating: Operating | None = None
+    population: PassRate | None = None
+    checks: dict[str, Check] = {}
+    slices: dict[str, dict[str, Slice]] = {}
+    within_source_pairs: SourcePairs | None = None
+    systems: Systems | None = None
+    orders: Orders | None = None
+    cost: Cost | None = None
+
+
+class RaterPair(Stored):
+    """How often two raters, or one at two times, give equal labels, and their kappa.
+
+    Older files hold bare numbers, without interval and n.
+    """
+
+    a: str = ""
+    b: str = ""
+    agreement: Metric | float | None = None
+    exact: Metric | None = None
+    kappa: Metric | float | None = None
+    kappa_quadratic: Metric | float | None = None
+
+
+class OneVersusRest(Stored):
+    """Each rater's correlation with the others: by rater, their mean, and pooled."""
+
+    by_rater: list[JsonObject] = []
+    mean: Metric = Metric()
+    pooled: Metric = Metric()
+
+
+class AnnotatorAgreement(Stored):
+    """The agreement among annotators, over the units that have two labels or more."""
+
+    units: int = 0
+    raters: int = 0
+    ratings: int = 0
+    raw: Metric | None = None
+    fleiss_kappa: Metric | None = None
+    alpha_nominal: Metric | None = None
+    alpha_ordinal: Metric | None = None
+    alpha_interval: Metric | None = None
+    pairs: list[RaterPair] = []
+    one_vs_rest: OneVersusRest | None = None
+
+
+class Leaks(Stored):
+    """How many texts are in training and test, and a line for some of them."""
+
+    n: int = 0
+    examples: list[str] = []
+
+
+class DataUsed(Stored):
+    """The file of the rows that were judged (`n`) or attacked (`rows`)."""
+
+    path: str | None = None
+    n: int | None = None
+    rows: int | None = None
+    groups: int | None = None
+    sha256: object = None
+
+
+class LearningPoint(Metric):
+    """The headline number of the judge that was trained on so many rows."""
+
+    judge: str = ""
+    rows: int = 0
+    metric: str = ""
+
+
+class SeedSpread(Stored):
+    """The headline number over training seeds."""
+
+    metric: str
+    seeds: list[object] = []
+    values: list[float | None] = []
+    mean: float | None = None
+    sd: float | None = None
+
+
+class Results(Stored):
+    """The content of results.json."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    leaks: Leaks = Leaks()
+    task: str = "score"
+    data: DataUsed = DataUsed()
+    scale: str = ""
+    models: list[JudgeResults] = []
+    baselines: list[BaselineResults] = []
+    missing_baselines: dict[str, str] = {}
+    ceiling: Ceiling | None = None
+    people: AnnotatorAgreement | None = None
+    comparisons: list[Comparison] = []
+    curve: list[LearningPoint] = []
+    over_seeds: SeedSpread | None = None
+    run: JsonObject = {}
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the numbers that a table shows, the headline number first.
+
+        ROUGE-L is among them only if answers were generated, the numbers of both orders only if
+        pairs were judged in both.
+        """
+        measured = {name for model in self.models for name in model.metrics}
+        optional = dict.fromkeys(_OF_ORDERS, "order_consistency") | {"rouge_l": "rouge_l"}
+        return tuple(
+            name for name in _COLUMNS[self.task] if optional.get(name, "") in measured | {""}
+        )
+
+    @property
+    def judge(self) -> JudgeResults | None:
+        """The judge that a report is about: the adapter, else the first."""
+        adapters = (model for model in self.models if model.name == "adapter")
+        return next(adapters, self.models[0] if self.models else None)
+
+    def best_baseline(self) -> BaselineResults | None:
+        """Return the baseline without a model that agrees best; None without baselines."""
+        head = self.columns()[0]
+        measured = [one for one in self.baselines if head in one.metrics]
+        return max(measured, key=lambda one: one.metrics[head].value or 0.0, default=None)
+
+    def leak_line(self) -> str:
+        """Return the warning that training and test share texts; "" if they do not."""
+        if not self.leaks.n:
+            return ""
+        return f"LEAKS: {self.leaks.n} texts stand in training and test: these numbers flatter."
+
+
+class Prediction(Stored):
+    """A row of predictions.jsonl: what one judge answered to one row.
+
+    Attributes:
+        score: of a metric, in place of verdicts.
+        rules: the verdict of each baseline.
+        swapped: the verdict on the pair in its other order; unset if it was judged in one only.
+    """
+
+    model: str = ""
+    id: str = ""
+    group: str | int = ""
+    label: Verdict = ""
+    score: float | None = None
+    verdict: Verdict | None = None
+    constrained: Verdict | None = None
+    probabilities: list[float] | None = None
+    verdict_mass: float | None = None
+    expected: float | None = None
+    status: str = "ok"
+    raw: str | None = None
+    feedback: str | None = None
+    label_feedback: str | None = None
+    source: str | None = None
+    reference: str | None = None
+    candidate: str | None = None
+    errors: list[str] | None = None
+    prompt: str | None = None
+    conversation: list[Turn] | None = None
+    context: str | None = None
+    candidates: list[str] | None = None
+    meta: JsonObject | None = None
+    annotators: list[Annotation] | None = None
+    system: Verdict | None = None
+    slices: dict[str, str] | None = None
+    swapped: Verdict | None = None
+    swapped_constrained: Verdict | None = None
+    swapped_probabilities: list[float] | None = None
+    rules: dict[str, Verdict] | None = None
+
+    @property
+    def in_both_orders(self) -> bool:
+        """Whether the pair was judged in its other order, too."""
+        return "swapped" in self.model_fields_set
+
+    @property
+    def forced(self) -> Verdict | None:
+        """The constrained verdict, else the judge's own; None for a parse failure."""
+        return self.verdict if self.constrained is None else self.constrained
+
+
+class AttackFamily(Stored):
+    """What the attacks of one family do to the verdicts."""
+
+    shift: Metric = Metric()
+    raised: Metric = Metric()
+    verdict: Metric = Metric()
+    parse_failures: Metric = Metric()
+    attacks: int = 0
+
+
+class ControlTokens(Stored):
+    """Whether control tokens in candidates do more than the same characters as text."""
+
+    attacks: int = 0
+    twins: int = 0
+    reason: str = ""
+    other_ids: int = 0
+    control_ids: int = 0
+    largest_difference: float = 0.0
+
+
+class AttackResults(Stored):
+    """The content of attacks.json."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    judge: str = ""
+    data: DataUsed = DataUsed()
+    scale: str = ""
+    step: float = 1.0
+    held_out: bool = False
+    clean: Metrics = {}
+    families: dict[str, AttackFamily] = {}
+    unscored: int = 0
+    control_tokens: ControlTokens | None = None
+
+
+def read_results(folder: Path) -> Results:
+    """Read `folder`/results.json.
+
+    Raises:
+        UserError: if it is absent, broken or of another schema.
+    """
+    path = folder / RESULTS
+    results = Results.parse(read_text(path), str(path))
+    _check_schema(results.schema_version, path, "evaluate again")
+    _check_fields(results, REQUIRED, str(path))
+    return results
+
+
+def read_attacks(folder: Path) -> AttackResults | None:
+    """Read `folder`/attacks.json; None if `judge attack` was not run.
+
+    Raises:
+        UserError: if it is broken or of another schema.
+    """
+    path = folder / ATTACKS
+    if not path.exists():
+        return None
+    attacks = AttackResults.parse(read_text(path), str(path), "attack again")
+    _check_schema(attacks.schema_version, path, "attack again")
+    return attacks
+
+
+def _check_schema(version: int, path: Path, again: str) -> None:
+    if version != SCHEMA:
+        raise UserError(f"{path}: field schema is not {SCHEMA}: {again} with this version")
+
+
+def read_predictions(folder: Path) -> list[Prediction]:
+    """Read the rows of `folder`/predictions.jsonl.
+
+    Raises:
+        UserError: with file and line, if the file is absent or a line is broken.
+    """
+    path = folder / PREDICTIONS
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            row = Prediction.parse(line, f"{path}:{number}")
+            scored = "score" in row.model_fields_set
+            _check_fields(row, SCORED_REQUIRED if scored else ROW_REQUIRED, f"{path}:{number}")
+            rows.append(row)
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """Read a file of an evaluation; raise UserError if it is absent or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing: evaluate first (without --skip_eval), or name another folder"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8: evaluate again") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _check_fields(part: Stored, required: Sequence[str], where: str) -> None:
+    missing = [name for name in required if name not in part.model_fields_set]
+    if missing:
+        raise UserError(f"{where}: field {missing[0]} is missing: evaluate again")
