@@ -123,7 +123,7 @@ class Grammar:
         """Draw determiner, noun and at times an adjective; number and determiner may be given."""
         lemma = rng.choice(self._by_category[category])
         noun = self.lexicon.nouns[lemma]
-        number = fixed_number or rng.choice(NUMBERS)
+        number = fixed_number if fixed_number else rng.choice(NUMBERS)
         position, row = self.lexicon.determiner(
             kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
         )
