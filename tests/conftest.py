@@ -1,5 +1,6 @@
 """What several tests share: a base, data, and a command line without network and keys."""
 
+import gc
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,9 +24,46 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take longest, longest first: two workers that take a file at a time then end at
+# about the same moment.
+LONGEST = (
+    *("test_demo", "test_gpu_benchmark", "test_estimate_measured", "test_vast_host"),
+    *("test_bundle", "test_slurm", "test_kills", "test_ranks", "test_tasks", "test_streams"),
+    *("test_recipes", "test_base_model", "test_formats", "test_agree_reading", "test_repeats"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest files; within a file, the order stays."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
+
+def slow_case(*values: Any) -> Any:
+    """Mark one case of a parametrized test as slow."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+_modules_frozen = 0
+
+
 @pytest.fixture(autouse=True)
-def floats_of_a_fresh_process() -> None:
-    """Training on a CPU flushes denormal numbers and chooses how products are computed."""
+def cheap_garbage_collection() -> None:
+    """Keep what the imports left out of later collections.
+
+    A run collects garbage when it frees memory. Beside the modules of torch and transformers that
+    takes a second each time, and a third of a short training.
+    """
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 500:
+        _modules_frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def process_wide_settings() -> None:
+    """Undo what an earlier run in this process set: training on a CPU flushes denormal numbers."""
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
         torch.set_float32_matmul_precision("highest")

@@ -89,6 +89,7 @@ def test_bad_data_gets_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_model_that_is_neither_folder_nor_reachable_names_the_way_out(
     rows: Path, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_an_annotation_marks_each_word_that_differs(documents: list[Document]) -
     assert named > 0.8 * len(marked)
 
 
+@pytest.mark.slow
 def test_auto_tokenizer_gives_the_ids_of_the_file(made: Path) -> None:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -133,6 +134,7 @@ def test_training_writes_a_base_that_transformers_loads(made: Path) -> None:
     assert not [path for path in made.parent.iterdir() if path != made]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_weights(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ def test_the_shipped_base_is_what_its_card_says() -> None:
     assert 1_000_000 <= parameters <= 3_000_000
 
 
+@pytest.mark.slow
 def test_the_figures_on_the_card_of_the_shipped_base_are_those_measured() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

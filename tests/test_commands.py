@@ -52,6 +52,7 @@ def test_flags_have_underscores() -> None:
     assert not [name for name in names if "-" in name.removeprefix("--")]
 
 
+@pytest.mark.slow
 def test_judge_train_prints_the_recipe_it_stands_for_and_passes_its_end_on(tmp_path: Path) -> None:
     done = run_offline([str(JUDGE), "train", "--data_dir", str(tmp_path)])
     assert done.returncode == 2

@@ -116,6 +116,7 @@ def test_threads_that_wait_give_the_cpu_back_while_sleeping_teams_exist() -> Non
     assert sleeping < 0.5 * spinning_again
 
 
+@pytest.mark.slow
 @watchable
 def test_a_program_beside_busy_loops_is_noticed_while_it_computes() -> None:
     with busy_loops(2):
@@ -148,6 +149,7 @@ def test_one_thread_and_other_devices_are_not_watched(monkeypatch: pytest.Monkey
     assert said.strip() == "one thread waits for no other 1"
 
 
+@pytest.mark.slow
 @watchable
 def test_switching_at_every_moment_changes_no_byte_of_the_adapter(
     base: Path, rows: Path, tmp_path: Path

@@ -328,6 +328,7 @@ def test_a_torn_last_line_is_asked_again_and_a_whole_journal_asks_nothing(tmp_pa
     assert len(journal(tmp_path)) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_without_paying_twice(tmp_path: Path) -> None:
     def answer(body: Body, n: int) -> Answer:
         time.sleep(0.05)

@@ -40,6 +40,7 @@ def needs(offline: bool, argv: list[str]) -> dict[str, Finding]:
     return by_name(Needs(settings.resolve("mps", argv, "test", ""), offline).check())
 
 
+@pytest.mark.slow
 def test_a_machine_that_has_all_a_run_needs_passes_in_80_columns(
     base: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_one_adapter_is_compared_with_its_base(
     assert "its base at" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_curve_is_the_same_training_on_fewer_rows(
     adapter: Path, base: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.judge_data.formats import FORMATS, get
 from pt_app.judge_data.formats.mqm import Weights
+from tests.conftest import slow_case
 from tests.real_data import real
 
 DOCS = Path(__file__).parents[1] / "docs" / "DATA.md"
@@ -48,7 +49,7 @@ def lines_of(path: Path) -> list[list[str]]:
 PARTS = [f"{pair}-{part}" for pair in ("en-de", "et-en", "ro-en") for part in ("dev", "test")]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [PARTS[0], *map(slow_case, PARTS[1:])])
 def test_mlqe_pe_keeps_six_labels_and_their_mean(part: str, tmp_path: Path) -> None:
     path = real(f"mlqe-pe/{part}.tar.gz")
     rows, output = imported(tmp_path / "d", [path], "--format", "mlqe-pe")
@@ -99,6 +100,7 @@ def test_llmbar_is_read_from_all_its_files(tmp_path: Path) -> None:
             assert row.candidates == (value["output_1"], value["output_2"])
 
 
+@pytest.mark.slow
 def test_demetr_becomes_pairs_of_a_translation_and_its_perturbation(tmp_path: Path) -> None:
     files = sorted(real("demetr").glob("*.json"))
     rows, output = imported(tmp_path / "d", files, "--format", "demetr")
@@ -134,7 +136,9 @@ def test_paracrawls_letters_become_pass_and_fail(tmp_path: Path) -> None:
         assert row.label.verdict == ("PASS" if line[7] in ("V", "F") else "FAIL")
 
 
-@pytest.mark.parametrize(("part", "translations"), [("mqm_ted_ende", 7406), ("mqm_ted_zhen", 7935)])
+@pytest.mark.parametrize(
+    ("part", "translations"), [("mqm_ted_ende", 7406), slow_case("mqm_ted_zhen", 7935)]
+)
 def test_wmt_mqm_errors_become_scores_and_issues(
     part: str, translations: int, tmp_path: Path
 ) -> None:

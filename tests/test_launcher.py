@@ -80,6 +80,7 @@ def test_variables_that_do_not_fit_are_named_by_training_doctor_and_estimate(
         run_estimate("mps", flags(base, rows, tmp_path / "out"), lambda _: None)
 
 
+@pytest.mark.slow
 def test_one_process_trains_the_same_beside_leftovers(
     base: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_names_have_the_numbers_of_the_evidence(metric: Any) -> None:
     same(numbers(found), {name: ours[name] for name in names})
 
 
+@pytest.mark.slow
 def test_the_folder_needs_nothing_of_this_project(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pt_app'] = None\n"

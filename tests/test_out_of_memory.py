@@ -14,7 +14,7 @@ from pt_app.models.out_of_memory import explained, is_out_of_memory
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.layout import Layout
 from pt_app.training.trainer import JudgeTrainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow_case
 from tests.rows import write_rows
 from tests.test_kills import losses
 from tests.test_recipes import flags, main
@@ -87,7 +87,7 @@ def test_an_allocation_that_failed_is_told_from_other_errors(error: BaseExceptio
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("fits", [True, slow_case(False)])
 def test_validation_that_runs_out_of_memory_never_ends_a_training(
     base: Path,
     rows: Path,

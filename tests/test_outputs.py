@@ -251,6 +251,7 @@ def _score_when_told(
     ended.put(score_file(adapter, str(rows), output, ScoreOptions(base=str(base))))
 
 
+@pytest.mark.slow
 def test_second_scoring_to_one_output_is_refused_and_every_row_is_there(
     adapter: Path, base: Path, tmp_path: Path
 ) -> None:

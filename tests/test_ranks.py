@@ -67,6 +67,7 @@ def run(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> str:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "kind"), [("mps", "torchrun"), ("cuda", "accelerate")])
 def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
     base: Path, uneven: Path, tmp_path: Path, recipe: str, kind: str

@@ -2,10 +2,12 @@
 
 import functools
 import importlib
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from pt_app.models import platforms
 from pt_app.models.gemm import has_bfloat16
 from pt_app.models.packing import StepCollator
 from pt_app.models.platforms import decide
-from tests.conftest import ROOT, run_offline, without_network
+from tests.conftest import ROOT, run_offline, slow_case, without_network
 from tests.contract import assert_adapter_contract
 from tests.rows import write_rows
 
@@ -36,6 +38,8 @@ METRICS = {
     "within_1",
     "rouge_l",
 }
+
+MORE = ["--save_steps=3", "--feedback"]
 
 
 def recipe_path(recipe: str) -> str:
@@ -54,27 +58,31 @@ def main(recipe: str, argv: list[str]) -> None:
 @pytest.fixture(scope="module")
 def runs(
     base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
-    """One run of each recipe by path, without network and keys: adapter folder and output."""
+) -> dict[str, tuple[Path, str]]:
+    """One run of each recipe without keys: adapter folder and output."""
     made = {}
     for recipe in RECIPES:
-        out, more = tmp_path_factory.mktemp(recipe), ["--save_steps=3", "--feedback"]
-        done = run_offline([recipe_path(recipe), *flags(base, rows, out, *more)])
-        assert done.returncode == 0, done.stderr
+        out = tmp_path_factory.mktemp(recipe)
+        with redirect_stdout(io.StringIO()) as output:
+            main(recipe, flags(base, rows, out, *MORE))
         (adapter,) = out.glob("*_final")
-        made[recipe] = adapter, done
+        made[recipe] = adapter, output.getvalue()
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_without_network_and_keys_ends_well_and_leaves_nothing_running(
-    runs: Any, recipe: str
+    recipe: str, base: Path, rows: Path, tmp_path: Path
 ) -> None:
     if not without_network():
         pytest.skip("network namespaces are barred on this machine: the run had its network")
-    adapter, done = runs[recipe]  # `run_offline` fails where a process is left
-    assert done.returncode == 0
+    # `run_offline` fails where a process is left
+    done = run_offline([recipe_path(recipe), *flags(base, rows, tmp_path, *MORE)])
+    assert done.returncode == 0, done.stderr
+    (adapter,) = tmp_path.glob("*_final")
     assert (adapter / "evaluation" / "report.md").exists()
+    assert done.stdout.count("judge sync") == 1
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -120,14 +128,14 @@ def test_cuda_recipe_really_quantises_to_nf4_with_double_quantisation(
     assert isinstance(linear, bitsandbytes.nn.Linear4bit)
     assert linear.weight.quant_state.quant_type == "nf4"
     assert linear.weight.quant_state.nested
-    assert "weights in nf4" in runs["cuda"][1].stdout
+    assert "weights in nf4" in runs["cuda"][1]
     training = json.loads((runs["cuda"][0] / "training_config.json").read_text())
     assert training["platform"]["optimizer"] == "paged_adamw_8bit"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_run_says_beforehand_what_it_will_do(runs: Any, recipe: str) -> None:
-    before = runs[recipe][1].stdout.partition("step 6/6")[0]
+    before = runs[recipe][1].partition("step 6/6")[0]
     for said in (
         # behind the semicolon stands what a clock has found
         f"({decide(recipe).reason.partition(';')[0]}",  # type: ignore[arg-type]
@@ -173,15 +181,15 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
 
 
 def test_before_training_it_is_said_what_the_test_rows_can_show(runs: Any) -> None:
-    assert "test: 12 rows of 6 groups; they tell two judges apart that differ by" in (
-        runs["mps"][1].stdout
+    assert (
+        "test: 12 rows of 6 groups; they tell two judges apart that differ by" in (runs["mps"][1])
     )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_without_a_key_tracking_is_kept_in_the_run_folder(runs: Any, recipe: str) -> None:
-    adapter, done = runs[recipe]
-    assert done.stdout.count("judge sync") == 1
+    adapter, output = runs[recipe]
+    assert output.count("judge sync") == 1
     run = Path(str(adapter).removesuffix("_final"))
     assert list(run.glob("wandb/offline-run-*"))
     assert list(run.glob("*.jsonl"))
@@ -201,7 +209,11 @@ def test_same_seed_gives_the_same_adapter_and_another_seed_another(
 
 @pytest.mark.parametrize(
     ("recipe", "extra"),
-    [("mps", []), ("cuda", []), ("mps", ["--group_variants", "--eval_steps=3"])],
+    [
+        ("mps", []),
+        slow_case("cuda", []),
+        slow_case("mps", ["--group_variants", "--eval_steps=3"]),
+    ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(
     base: Path,

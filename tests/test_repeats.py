@@ -10,6 +10,7 @@ import pytest
 from pt_app.core.errors import UserError
 from pt_app.eval_model.judge_train_cuda import main as train_cuda
 from pt_app.eval_model.judge_train_mps import main as train_mps
+from tests.conftest import slow_case
 from tests.rows import write_rows
 
 TRAIN = {"mps": train_mps, "cuda": train_cuda}
@@ -25,7 +26,7 @@ def results(adapter: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("recipe", sorted(TRAIN))
+@pytest.mark.parametrize("recipe", ["mps", slow_case("cuda")])
 def test_the_spread_over_seeds_is_in_every_report(
     recipe: str, base: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from pt_app.cli import app
 from pt_app.commands.flags import JSON
 from pt_app.core import streams
 from pt_app.core.streams import Stream
+from tests.conftest import slow_case
 from tests.test_judge import some_rows, write_lines
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +95,8 @@ raise UserError("field “nota” – 语: correct it")"""
     assert b"error: field" in made.stderr
 
 
-ENDS_WELL = [("preview", number) for number in (0, 2, 3)] + [
-    (command, 1) for command in ("preview", "help", "init", "check", "no such")
+ENDS_WELL = [(command, 1) for command in ("preview", "help", "init", "check", "no such")] + [
+    slow_case("preview", number) for number in (0, 2, 3)
 ]
 
 
@@ -196,6 +197,7 @@ def test_bars_within_bars_and_lines_between_them_are_seldom_and_whole(clock: lis
     assert any(line.startswith("folds") for line in lines)
 
 
+@pytest.mark.slow
 def test_training_with_its_bars_writes_no_bar_into_a_log_file(
     tmp_path: Path, base: Path, rows: Path
 ) -> None:
@@ -339,6 +341,7 @@ def test_every_command_with_json_has_the_one_flag() -> None:
         assert declared["as_json"].default is JSON
 
 
+@pytest.mark.slow
 def test_json_of_each_command_parses_whatever_wandb_prints(rows: Path, base: Path) -> None:
     flags = [f"--data_dir={rows}", f"--model={base}"]
     for words in (["data", "check", str(rows)], ["estimate", "--no_timing", *flags]):
@@ -354,6 +357,7 @@ def test_json_of_the_long_commands_parses(command: str, rows: Path, base: Path) 
     assert json.loads(made.stdout), made.stderr
 
 
+@pytest.mark.slow
 def test_scoring_says_its_last_line_on_an_ascii_terminal(
     adapter: Path, base: Path, tmp_path: Path
 ) -> None:

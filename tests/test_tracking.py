@@ -19,6 +19,7 @@ from pt_app.core.errors import UserError
 from pt_app.tracking.access import Access, reachable, resolve_access
 from pt_app.tracking.sync import STATE_FILE, read_state, run_child, sync
 from pt_app.tracking.tracker import Tracker
+from tests.conftest import slow_case
 from tests.tracking_server import TEXTS, TrackingServer, prediction
 
 ROOT = Path(__file__).parent.parent
@@ -147,7 +148,7 @@ def sync_apart(run_dir: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("log_texts", [False, True])
+@pytest.mark.parametrize("log_texts", [False, slow_case(True)])
 def test_an_online_run_reaches_both_servers(
     run_dir: Path, server: TrackingServer, log_texts: bool
 ) -> None:
@@ -205,6 +206,7 @@ def test_without_network_a_run_is_offline_and_ends_at_once(run_dir: Path) -> Non
     assert len(rows) == ROWS
 
 
+@pytest.mark.slow
 def test_an_offline_run_is_sent_later_whole(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = track(run_dir, mode="offline")
     assert (done.returncode, done.stderr) == (0, "")
@@ -220,6 +222,7 @@ def test_an_offline_run_is_sent_later_whole(run_dir: Path, monkeypatch: pytest.M
     assert str(run_dir.parent) not in came
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_costs_a_line_and_sync_sends_all(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
