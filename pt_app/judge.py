@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pt_app.core.errors import UserError
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
+from pt_app.core.results import PrecisionChange
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.fitted import Fitted
 from pt_app.models import adapters, bases
 from pt_app.models.model_card import AdapterInfo
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is refused before
-    from pt_app.scoring.precision import Change
     from pt_app.scoring.scorer import Scored
 
 ROWS = Place(Path("rows"), 0, lines=False)
@@ -71,7 +71,7 @@ class Judge:
         self.model = model
         self.info = info
         self.encoder = encoder
-        self.change: Change | None = None
+        self.change: PrecisionChange | None = None
         self.fitted = Fitted.read(info.folder)
         self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 

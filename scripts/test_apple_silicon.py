@@ -6,28 +6,23 @@ python scripts/test_apple_silicon.py --cpu     (no Apple GPU: the CPU's own arit
 Exit code 0: all checks passed. 2: one failed, or there is no Apple GPU.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 if not __package__:  # run by path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pt_app.core.errors import UserError, exit_with
+from pt_app.core.flags import Parser
 from pt_app.models import platforms
 from pt_app.preflight.doctor.command import examine, of_platform
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists the flags")
-
-
 def main() -> None:
     """Check the device and its arithmetic; packages, caches and keys are `judge doctor`'s."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu", action="store_true", help="where there is no Apple GPU, the CPU")
+    parser = Parser(description=__doc__)
+    help = "where there is no Apple GPU, check the CPU"
+    parser.add_argument("--cpu", action="store_true", default=False, help=help)
     asked = parser.parse_args()
     platform = platforms.decide("mps")
     if platform.on_cpu and not asked.cpu:

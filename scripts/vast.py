@@ -7,9 +7,10 @@ python scripts/vast.py list | attach | fetch | destroy
 The flags after the -- are those of judge_train_cuda.py.
 """
 
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run by path: this folder's modules must not stand on sys.path
@@ -17,51 +18,52 @@ if not __package__:  # run by path: this folder's modules must not stand on sys.
 
 from pt_app.core import console
 from pt_app.core.errors import UserError, exit_with
-from scripts.rented import launching, record, sending, work
-from scripts.rented.copying import copy_back
-from scripts.rented.flags import Flags, build_parser
+from scripts.rented import launching, offers, record, sending
+from scripts.rented.flags import Destroyed, Launched, Listed, Rental, Search, parse
 from scripts.rented.host import CutOffError
 from scripts.rented.limits import UPLINK, upload_hours
 from scripts.rented.market import CONSOLE, Market
-from scripts.rented.offers import Offer, find_offers, table
 from scripts.rented.provision import StillAliveError, destroy, end_instances
+from scripts.rented.training import copy_back
 
 SHOWN = 12
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; raises UserError for what a user can fix."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)
-    flags = build_parser(__doc__).parse_args(words[:cut], Flags(recipe=words[cut + 1 :]))
-    if flags.recipe and flags.verb not in ("offers", "launch"):
-        raise UserError(f"{flags.verb} takes no recipe flags: leave out the -- and what follows")
+    verb, flags = parse(sys.argv[1:] if argv is None else argv, __doc__)
     console.start()
-    verbs = {"offers": _offers, "launch": _launch, "attach": _attach, "fetch": _fetch}
-    verbs |= {"destroy": _destroy, "list": _list}
-    verbs[flags.verb](flags)
+    # SIGTERM and a closed terminal count as Ctrl-C, so that what is alive is named.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    verbs: dict[str, Callable[..., None]] = {"offers": _offers, "launch": _launch}
+    verbs |= {"attach": _attach, "fetch": _fetch, "destroy": _destroy, "list": _list}
+    verbs[verb](flags)
 
 
-def _offers(flags: Flags) -> None:
+def _offers(flags: Search) -> None:
     market = Market()
-    needed = work.estimated(flags)
-    offers, too_small = find_offers(market, flags, needed)
-    console.show(table(offers[:SHOWN]))
-    print(f"{len(offers)} offers, the {min(SHOWN, len(offers))} with the cheapest run are shown")
+    needed = offers.estimated(flags)
+    suitable, too_small = offers.find_offers(market, flags, needed)
+    offers.show(suitable[:SHOWN])
+    print(f"{len(suitable)} offers; the first {SHOWN} are shown at most, cheapest run first")
     print(
         f"the run needs {needed.memory / 2**30:.0f} GiB of GPU memory and {needed.disk_gb} GB of "
         f"disk;\n{too_small} offers with less memory were left out"
     )
 
 
-def _launch(flags: Flags) -> None:
-    settings = work.settings_of(flags.recipe)
+def _launch(flags: Rental) -> None:
+    settings = sending.settings_of(flags.recipe)
     market = Market()
-    needed = work.estimated(flags)
-    offers, too_small = find_offers(market, flags, needed)
-    launch = launching.plan(settings, flags, offers[0], needed.disk_gb)
+    suitable, too_small = offers.find_offers(market, flags, offers.estimated(flags))
+    if flags.offer is not None:
+        suitable = [offer for offer in suitable if offer.id == flags.offer]
+    if not suitable:
+        raise UserError(f"offer {flags.offer} is not among those found: scripts/vast.py offers")
+    launch = launching.plan(settings, flags, suitable[0])
     launching.check_account(market, launch)
-    within = [o for o in offers if o.total <= launch.max_dollars and o.hours <= launch.max_hours]
+    within = [o for o in suitable if o.total <= launch.max_dollars and o.hours <= launch.max_hours]
     _show_plan(launch, within, too_small)
     if not flags.yes and not _agreed():
         print("nothing was rented")
@@ -69,13 +71,12 @@ def _launch(flags: Flags) -> None:
     _finish(launch, launching.run_on(market, launch, within))
 
 
-def _show_plan(launch: record.Launch, offers: Sequence[Offer], too_small: int) -> None:
-    first = offers[0]
-    console.show(table(offers[:3]))
+def _show_plan(launch: record.Launch, within: Sequence[offers.Offer], too_small: int) -> None:
+    offers.show(within[:3])
     if too_small:
         print(f"{too_small} offers with too little memory were left out")
     print(
-        f"estimate: {first.hours:.2f} h, ${first.total:.2f} for the whole run; "
+        f"estimate: {within[0].hours:.2f} h, ${within[0].total:.2f} for the whole run; "
         f"ends in any case at {launch.max_hours:.2f} h, ${launch.max_dollars:.2f}"
     )
     size = sum(path.stat().st_size for path in sending.payload(launch).values())
@@ -88,10 +89,10 @@ def _show_plan(launch: record.Launch, offers: Sequence[Offer], too_small: int) -
 
 def _agreed() -> bool:
     try:
-        return input("rent it? [y/N] ").strip().lower() in ("y", "yes")
+        answer = input("rent it? [y/N] ")
     except EOFError:
-        print()
-        return False
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _finish(launch: record.Launch, adapter: Path | None) -> None:
@@ -105,12 +106,12 @@ def _finish(launch: record.Launch, adapter: Path | None) -> None:
         launching.evaluate_at_home(launch, adapter)
 
 
-def _attach(flags: Flags) -> None:
+def _attach(flags: Launched) -> None:
     launch = record.the_launch(Path(flags.output_dir), flags.label)
     _finish(launch, launching.attach(Market(), launch))
 
 
-def _fetch(flags: Flags) -> None:
+def _fetch(flags: Launched) -> None:
     launch = record.the_launch(Path(flags.output_dir), flags.label)
     host = launching.reach(Market(), launch)
     try:
@@ -120,14 +121,13 @@ def _fetch(flags: Flags) -> None:
     print(f"copied back: {launch.local_run or 'nothing yet'}; the instance keeps training")
 
 
-def _destroy(flags: Flags) -> None:
-    market, label = Market(), flags.label or ""
+def _destroy(flags: Destroyed) -> None:
+    market, label = Market(), flags.label
     for launch in record.all_launches(Path(flags.output_dir)):
         if launch.label == label:
             destroy(market, launch)
             return
-    # An empty label, of an unset shell variable, would match every instance without one.
-    ids = [i.id for i in market.instances() if label and label in (i.label, str(i.id))]
+    ids = [i.id for i in market.instances() if label in (i.label, str(i.id))]
     if not ids:
         raise UserError(f"neither Vast nor {flags.output_dir} knows {label}: see list")
     if problem := end_instances(market, label, ids):
@@ -135,7 +135,7 @@ def _destroy(flags: Flags) -> None:
     print(f"{label} is gone: Vast no longer lists it")
 
 
-def _list(flags: Flags) -> None:
+def _list(flags: Listed) -> None:
     launches = {launch.label: launch for launch in record.all_launches(Path(flags.output_dir))}
     alive = Market().instances()
     for instance in alive:
@@ -143,12 +143,11 @@ def _list(flags: Flags) -> None:
         status = instance.status or "no state yet"
         what = f"{instance.label or '(no label)'}: instance {instance.id}, {status}"
         if launch is None:
-            print(f"{what}, ${instance.hourly:.3f}/h, not started from {flags.output_dir}")
+            print(f"{what}, ${instance.dph_total:.3f}/h, not started from {flags.output_dir}")
             continue
-        spent = launch.spent(time.time())
         run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
-        price = f"${launch.hourly:.3f}/h, about ${spent:.2f} so far"
-        print(f"{what}, {instance.gpu}, {price}, {run}")
+        price = f"${launch.hourly:.3f}/h, about ${launch.spent(time.time()):.2f} so far"
+        print(f"{what}, {instance.gpu_name}, {price}, {run}")
     for launch in launches.values():
         if launch.stage != "destroyed" and launch.started is not None:
             print(f"{launch.label}: {launch.stage} when last seen; Vast does not list it (now)")

@@ -16,6 +16,7 @@ from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters
 from pt_app.models.adapters import (
@@ -407,16 +408,18 @@ def test_card_shows_the_likeliest_verdicts_numbers_with_interval_and_n(folder):
     zero = {"value": 0.0, "low": None, "high": None, "n": 300}
     update_model_card(
         folder,
-        {
-            "data": {"path": "judge_eval", "n": 300, "groups": 75},
-            "models": [
-                judged("adapter", kappa, 2),
-                judged("base", base, 299),
-            ],
-            "baselines": [
-                {"name": "majority", "metrics": {"kappa_quadratic": zero}, "parse_failures": 0}
-            ],
-        },
+        Results.model_validate(
+            {
+                "data": {"path": "judge_eval", "n": 300, "groups": 75},
+                "models": [
+                    judged("adapter", kappa, 2),
+                    judged("base", base, 299),
+                ],
+                "baselines": [
+                    {"name": "majority", "metrics": {"kappa_quadratic": zero}, "parse_failures": 0}
+                ],
+            }
+        ),
     )
     card = (folder / "README.md").read_text()
     assert "| adapter | 0.812 [0.770, 0.850], n = 300 | 2 |" in card

@@ -106,12 +106,12 @@ def test_shift_and_share_raised_are_means_over_attacks_drawn_with_their_rows() -
     after = clean[rows] + np.tile([3.0, 0.0], 30)
     names = ["loud"] * 60
     found = attack_numbers(names, rows, range(30), clean, after, 1.0, [False] * 60)["loud"]
-    assert found["shift"]["value"] == pytest.approx(1.5)
-    assert found["raised"]["value"] == pytest.approx(0.5)
-    assert (found["attacks"], found["shift"]["n"]) == (60, 60)
-    assert found["shift"]["low"] == pytest.approx(1.5)  # alike in every row
+    assert found.shift.value == pytest.approx(1.5)
+    assert found.raised.value == pytest.approx(0.5)
+    assert (found.attacks, found.shift.n) == (60, 60)
+    assert found.shift.low == pytest.approx(1.5)  # alike in every row
     one_step = attack_numbers(names, rows, range(30), clean, clean[rows] + 1, 1.0, [False] * 60)
-    assert one_step["loud"]["raised"]["value"] == 0
+    assert one_step["loud"].raised.value == 0
 
 
 def test_shares_of_few_rows_have_intervals_between_0_and_1() -> None:
@@ -120,8 +120,8 @@ def test_shares_of_few_rows_have_intervals_between_0_and_1() -> None:
     failed = [False] * 5 + [True]
     numbers = attack_numbers(["loud"] * 6, rows, range(6), clean, after, 1.0, failed)["loud"]
     for name, value in (("raised", 5 / 6), ("parse_failures", 1 / 6)):
-        assert numbers[name]["value"] == pytest.approx(value)
-        assert 0 <= numbers[name]["low"] < value < numbers[name]["high"] <= 1
+        assert getattr(numbers, name).value == pytest.approx(value)
+        assert 0 <= getattr(numbers, name).low < value < getattr(numbers, name).high <= 1
 
 
 def test_what_an_attacker_wins_is_told_in_the_scales_own_units() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from tests.real_data import real
@@ -15,8 +16,12 @@ PAIR = Scale.from_name("pairwise")
 PASS_FAIL = Scale.from_name("pass_fail")
 
 
+def predictions(rows: list[dict[str, Any]]) -> list[Prediction]:
+    return [Prediction.model_validate(row) for row in rows]
+
+
 def labelled(rows: list[dict[str, Any]], labels: list[Verdict], scale: Scale) -> Labelled:
-    return Labelled.of(rows, labels, range(len(rows)), scale)
+    return Labelled.of(predictions(rows), labels, range(len(rows)), scale)
 
 
 def by_name(found: list[Baseline]) -> dict[str, Baseline]:
@@ -79,7 +84,7 @@ def test_without_training_rows_no_row_is_told_by_its_own_group() -> None:
     words = [f"word{i}" for i in range(100)]  # each group's own, so that only a leak would help
     rows = [{"candidate": words[i // 4]} for i in range(400)]
     labels: list[Verdict] = np.repeat(rng.integers(1, 6, 100), 4).tolist()
-    test = Labelled.of(rows, labels, [i // 4 for i in range(400)], FIVE)
+    test = Labelled.of(predictions(rows), labels, [i // 4 for i in range(400)], FIVE)
     assert right(by_name(fit_baselines(test, FIVE))["TF-IDF"], labels) < 0.35
 
 

@@ -1,7 +1,5 @@
 """Confidence: calibration error, its mending, and judging only where the judge is sure."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
@@ -12,7 +10,6 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Confidence,
-    Isotonic,
     at_coverages,
     calibration,
     checked,
@@ -22,6 +19,7 @@ from pt_app.evidence.calibration import (
     selective,
     with_temperature,
 )
+from pt_app.evidence.fitted import Isotonic
 from pt_app.evidence.intervals import Resampler
 
 FIVE = Scale.from_name("1-5")
@@ -43,13 +41,13 @@ def test_calibration_is_that_of_its_definition() -> None:
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     order = np.argsort(sure)
     gaps = [abs((sure - right)[part].sum()) for part in np.split(order, 10)]
-    assert found["ece"]["value"] == pytest.approx(sum(gaps) / 400)
-    assert found["overconfidence"]["value"] == pytest.approx(np.mean(sure - right))
-    assert found["right"]["value"] == pytest.approx(np.mean(right))
-    assert [one["right"]["n"] for one in found["reliability"]] == [40] * 10
+    assert found.ece.value == pytest.approx(sum(gaps) / 400)
+    assert found.overconfidence.value == pytest.approx(np.mean(sure - right))
+    assert found.right.value == pytest.approx(np.mean(right))
+    assert [one.right.n for one in found.reliability] == [40] * 10
     halves, binary = judged(300, 1, k=2)
     two = calibration(halves, binary, PASS_FAIL, Resampler(range(300), 50), 0)
-    assert two["brier"]["value"] == pytest.approx(2 * brier_score_loss(binary, halves[:, 1]))
+    assert two.brier.value == pytest.approx(2 * brier_score_loss(binary, halves[:, 1]))
 
 
 def test_within_a_tolerance_the_confidence_is_of_that_event() -> None:
@@ -64,11 +62,11 @@ def test_a_calibrated_judge_is_told_so_and_one_that_is_too_sure_is_told_so() -> 
     for seed in range(100):
         sample = Resampler(range(300), 200, seed)
         fair = calibration(*judged(300, seed), FIVE, sample, 0)
-        alarms += not fair["overconfidence"]["low"] <= 0 <= fair["overconfidence"]["high"]
+        alarms += not fair.overconfidence.low <= 0 <= fair.overconfidence.high
         sharp = calibration(*judged(300, seed, 0.4), FIVE, sample, 0)
-        seen += sharp["overconfidence"]["low"] > 0
-        seen += sharp["ece"]["value"] > sharp["ece_if_calibrated"]["high"]
-        assert fair["ece"]["value"] < fair["ece_if_calibrated"]["high"] * 2
+        seen += sharp.overconfidence.low > 0
+        seen += sharp.ece.value > sharp.ece_if_calibrated.high
+        assert fair.ece.value < fair.ece_if_calibrated.high * 2
     assert alarms <= 10
     assert seen == 200
 
@@ -122,23 +120,23 @@ def test_rounded_probabilities_are_made_to_sum_to_one_and_an_absent_row_stays_ab
 def test_selective_judging_reports_curve_area_and_what_the_threshold_keeps() -> None:
     sure = np.array([0.9, 0.8, 0.7, 0.6])
     found = selective(Confidence(sure, np.array([1.0, 1, 0, 0])), Resampler(range(4), 50), 0.9)
-    assert [(p["coverage"], p["risk"]) for p in found["curve"]] == [
+    assert [(p.coverage, p.risk) for p in found.curve] == [
         (0.25, 0),
         (0.5, 0),
         (0.75, pytest.approx(1 / 3)),
         (1, 0.5),
     ]
-    assert found["aurc"]["value"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
-    assert found["aurc_random"]["value"] == 0.5
-    assert found["threshold"] is None  # four rows guarantee nothing
-    assert found["kept"]["value"] == 0
+    assert found.aurc.value == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert found.aurc_random.value == 0.5
+    assert found.threshold is None  # four rows guarantee nothing
+    assert found.kept.value == 0
 
 
 def test_rows_of_equal_confidence_share_their_risk() -> None:
     found = selective(
         Confidence(np.full(4, 0.5), np.array([1.0, 1, 0, 0])), Resampler(range(4), 50), 0.9
     )
-    assert found["aurc"]["value"] == 0.5
+    assert found.aurc.value == 0.5
 
 
 @pytest.mark.parametrize(("scale", "k"), [(FIVE, 5), (PASS_FAIL, 2)])
@@ -147,17 +145,17 @@ def test_accuracy_and_kappa_of_the_surest_rows_are_sklearns(scale: Scale, k: int
     verdicts, sample = probabilities.argmax(axis=1), Resampler([i // 2 for i in range(400)], 200)
     found = confidence_of(probabilities, labels, scale, tolerance=0)
     entries = at_coverages(found, verdicts, labels, scale, sample)
-    assert [one["coverage"] for one in entries] == [0.25, 0.5, 0.75]
+    assert [one.coverage for one in entries] == [0.25, 0.5, 0.75]
     for one in entries:
-        surest = np.argsort(-found.sure)[: int(400 * one["coverage"])]
+        surest = np.argsort(-found.sure)[: int(400 * one.coverage)]
         weights, head = ("quadratic", "kappa_quadratic") if k == 5 else (None, "kappa")
         kappa = cohen_kappa_score(labels[surest], verdicts[surest], weights=weights)
         accuracy = accuracy_score(labels[surest], verdicts[surest])
-        assert one["accuracy"]["value"] == one["right"]["value"] == pytest.approx(accuracy)
-        assert one[head]["value"] == pytest.approx(kappa)
-        for name in ("accuracy", "right", head):
-            assert one[name]["low"] < one[name]["value"] < one[name]["high"]
-            assert one[name]["n"] == len(surest)
+        assert one.accuracy.value == one.right.value == pytest.approx(accuracy)
+        assert getattr(one, head).value == pytest.approx(kappa)
+        for metric in (one.accuracy, one.right, getattr(one, head)):
+            assert metric.low < metric.value < metric.high
+            assert metric.n == len(surest)
 
 
 def test_at_a_coverage_rows_of_equal_confidence_count_by_the_share_that_fits() -> None:
@@ -169,9 +167,9 @@ def test_at_a_coverage_rows_of_equal_confidence_count_by_the_share_that_fits() -
         found = Confidence(sure[order], right[order])
         said = (1 - right[order]).astype(np.int64)
         (_, half, _) = at_coverages(found, said, labels, PASS_FAIL, Resampler(range(20), 50))
-        assert half["right"]["value"] == pytest.approx((4 + 6 / 4) / 10)
-        assert half["kappa"]["value"] is None  # all labels are equal
-        assert half["kappa"]["reason"]
+        assert half.right.value == pytest.approx((4 + 6 / 4) / 10)
+        assert half.kappa.value is None  # all labels are equal
+        assert half.kappa.reason
 
 
 def test_a_guaranteed_threshold_fails_on_further_rows_in_at_most_5_of_100_cases() -> None:
@@ -181,9 +179,9 @@ def test_a_guaranteed_threshold_fails_on_further_rows_in_at_most_5_of_100_cases(
         sure = rng.random(400)
         right = (rng.random(400) < 0.6 + 0.4 * sure).astype(float)  # true share of sure >= t
         chosen = guaranteed_threshold(Confidence(sure, right), Resampler(range(400)), 0.85)
-        if chosen["threshold"] is not None:
+        if chosen.threshold is not None:
             given += 1
-            failures += 0.6 + 0.4 * (1 + chosen["threshold"]) / 2 < 0.85
+            failures += 0.6 + 0.4 * (1 + chosen.threshold) / 2 < 0.85
     assert given > 200  # it is reached from a confidence of 0.25 on
     assert failures <= 0.05 * 300
 
@@ -191,9 +189,9 @@ def test_a_guaranteed_threshold_fails_on_further_rows_in_at_most_5_of_100_cases(
 def test_of_dependent_rows_one_a_group_counts() -> None:
     sure, right = np.full(300, 0.9), np.ones(300)
     alone = guaranteed_threshold(Confidence(sure, right), Resampler(range(300)), 0.95)
-    together: dict[str, Any] = guaranteed_threshold(
+    together = guaranteed_threshold(
         Confidence(sure, right), Resampler([i // 10 for i in range(300)]), 0.95
     )
-    assert (alone["rows"], together["rows"]) == (300, 30)
-    assert alone["threshold"] == pytest.approx(0.9)
-    assert together["threshold"] is None
+    assert (alone.rows, together.rows) == (300, 30)
+    assert alone.threshold == pytest.approx(0.9)
+    assert together.threshold is None

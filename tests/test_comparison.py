@@ -43,8 +43,8 @@ def test_p_is_the_share_of_exchanges_of_whole_groups_that_part_as_far() -> None:
         apart.append(abs(kappa(first) - kappa(second)))
     exact = np.mean(np.array(apart) >= apart[0] - 1e-12)
     found = compare(labels, a, b, Resampler(groups, 20_000), TEN)
-    assert found["value"] == pytest.approx(kappa(a) - kappa(b))
-    assert found["p"] == pytest.approx(exact, abs=0.015)
+    assert found.value == pytest.approx(kappa(a) - kappa(b))
+    assert found.p == pytest.approx(exact, abs=0.015)
 
 
 @pytest.mark.parametrize("groups", [10, 60])
@@ -63,7 +63,7 @@ def test_two_judges_alike_are_told_apart_in_5_of_100_test_sets(groups: int) -> N
         )
         sample = Resampler(index.tolist(), 200)
         found = compare(label.tolist(), a.astype(int).tolist(), b.astype(int).tolist(), sample, TEN)
-        small += found["p"] <= 0.05
+        small += found.p <= 0.05
     assert 2 <= small <= 20  # 200 at 5 %: 10 +- 3.1
 
 
@@ -72,9 +72,9 @@ def test_a_difference_of_the_detectable_size_is_found_in_80_of_100() -> None:
     labels, index = label.tolist(), np.repeat(np.arange(60), 3).tolist()
     pairs = [(_noisy(labels, 1.5, i), _noisy(labels, 1.95, 1000 + i)) for i in range(150)]
     found = [compare(labels, a, b, Resampler(index, 200), TEN) for a, b in pairs]
-    size = float(np.mean([one["value"] for one in found]))
-    detectable = float(np.median([one["detectable"] for one in found]))
-    seen = np.mean([one["low"] > 0 for one in found])
+    size = float(np.mean([one.value for one in found]))
+    detectable = float(np.median([one.detectable for one in found]))
+    seen = np.mean([one.low > 0 for one in found])
     # Power at the true size, from the size that is found in 80 of 100 (normal approximation).
     from scipy.stats import norm
 
@@ -85,14 +85,14 @@ def test_a_parse_failure_counts_as_wrong() -> None:
     labels: list[Verdict] = ["PASS", "FAIL"] * 15
     sample = Resampler(range(30), 200)
     found = compare(labels, labels, [None, *labels[1:]], sample, PASS_FAIL)
-    assert found["value"] > 0
-    assert found["n"] == 30
+    assert found.value > 0
+    assert found.n == 30
 
 
 def test_a_judge_compared_with_itself_has_p_1() -> None:
     labels: list[Verdict] = [1, 5, 7, 9] * 10
     found = compare(labels, labels, labels, Resampler(range(40), 200), TEN)
-    assert (found["value"], found["p"], found["detectable"]) == (0, 1, 0)
+    assert (found.value, found.p, found.detectable) == (0, 1, 0)
 
 
 @pytest.fixture(scope="module")

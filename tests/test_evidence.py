@@ -12,16 +12,12 @@ from sklearn import metrics as sk
 from benchmarks.intervals import coverage
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray, agreement, contingency
+from pt_app.core.results import JudgeResults
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import intervals
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler, percentile_interval
-from pt_app.evidence.summary import (
-    mean_metric,
-    rule_baseline,
-    share_metric,
-    summarise,
-)
+from pt_app.evidence.summary import rule_baseline, summarise
 
 TEN = Scale.from_name("0-10")
 PASS_FAIL = Scale.from_name("pass_fail")
@@ -47,7 +43,7 @@ def _judged(
     return label.astype(int).ravel().tolist(), verdict.astype(int).ravel().tolist(), names
 
 
-def _summary(**given: Any) -> dict[str, Any]:
+def _summary(**given: Any) -> JudgeResults:
     labels, verdicts, names = _judged(30)
     groups = given.pop("groups", names)
     rows: dict[str, Any] = {"labels": labels, "verdicts": verdicts, "constrained": verdicts}
@@ -70,7 +66,8 @@ def test_bootstrap_equals_a_loop_that_repeats_the_drawn_rows() -> None:
         rows = np.repeat(np.arange(len(labels)), one)
         loop.append(sk.cohen_kappa_score(labels[rows], verdicts[rows], weights="quadratic"))
     assert times.shape == (60, 75)
-    assert (found.low, found.high) == pytest.approx(percentile_interval(np.array(loop), 25))
+    low, high, _ = percentile_interval(np.array(loop), 25)
+    assert (found.low, found.high) == pytest.approx((low, high))
 
 
 def test_whole_groups_are_drawn() -> None:
@@ -97,16 +94,16 @@ def test_chunks_bound_memory_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
     assert _summary(seed=4) == _summary(seed=4)
-    assert _summary(seed=4)["metrics"]["mae"] != _summary(seed=5)["metrics"]["mae"]
+    assert _summary(seed=4).metrics["mae"] != _summary(seed=5).metrics["mae"]
 
 
 def test_dependent_rows_widen_the_interval() -> None:
     labels, verdicts, groups = _judged(40, rows=8)
     rows = {"labels": labels, "verdicts": verdicts, "constrained": verdicts, "scale": TEN}
-    by_group = summarise(**rows, sample=Resampler(groups))["metrics"]["bias"]
-    by_row = summarise(**rows, sample=Resampler(range(len(labels))))["metrics"]["bias"]
-    assert by_group["value"] == by_row["value"]
-    assert by_group["high"] - by_group["low"] > 1.3 * (by_row["high"] - by_row["low"])
+    by_group = summarise(**rows, sample=Resampler(groups)).metrics["bias"]
+    by_row = summarise(**rows, sample=Resampler(range(len(labels)))).metrics["bias"]
+    assert by_group.value == by_row.value
+    assert by_group.high - by_group.low > 1.3 * (by_row.high - by_row.low)
 
 
 @pytest.mark.parametrize("groups", [6, 12, 60])
@@ -120,113 +117,114 @@ def test_intervals_cover_the_truth_in_about_95_of_100_data_sets(groups: int) -> 
 
 def test_summary_gives_every_number_with_interval_and_n() -> None:
     summary = _summary(rouge=[0.5] * 90)
-    assert set(summary["constrained"]) == ORDERED
+    assert set(summary.constrained) == ORDERED
     names = ORDERED | {"rouge_l"}
-    assert set(summary["metrics"]) == names | {f"{name}_strict" for name in names}
-    for metric in [*summary["metrics"].values(), *summary["constrained"].values()]:
-        assert set(metric) == {"value", "low", "high", "n"}
-        assert metric["low"] <= metric["value"] + 1e-12
-        assert metric["value"] <= metric["high"] + 1e-12
-        assert metric["n"] == 90
-    assert (summary["n"], summary["groups"], summary["few_groups"]) == (90, 30, False)
-    json.dumps(summary, allow_nan=False)
+    assert set(summary.metrics) == names | {f"{name}_strict" for name in names}
+    for metric in [*summary.metrics.values(), *summary.constrained.values()]:
+        assert set(metric.as_json()) == {"value", "low", "high", "n"}
+        assert metric.low <= metric.value + 1e-12
+        assert metric.value <= metric.high + 1e-12
+        assert metric.n == 90
+    assert (summary.n, summary.groups, summary.few_groups) == (90, 30, False)
+    json.dumps(summary.as_json(), allow_nan=False)
 
 
 def test_a_failure_leaves_the_plain_number_and_is_the_farthest_verdict_in_the_strict_one() -> None:
     labels: list[Verdict] = [9, 2, 5, 7]
     summary = summarise(labels, [9, 3, None, None], labels, Resampler("abcd"), TEN)
-    metrics = summary["metrics"]
-    assert summary["parse_failures"] == 2
-    assert (metrics["mae"]["value"], metrics["mae"]["n"]) == (0.5, 2)
+    metrics = summary.metrics
+    assert summary.parse_failures == 2
+    assert (metrics["mae"].value, metrics["mae"].n) == (0.5, 2)
     # 5 is as far from 0 as from 10; 7 is farthest from 0
-    assert (metrics["mae_strict"]["value"], metrics["mae_strict"]["n"]) == ((0 + 1 + 5 + 7) / 4, 4)
-    assert metrics["bias_strict"]["value"] == (0 + 1 - 5 - 7) / 4
-    assert metrics["exact_strict"]["value"] == 0.25
-    assert summary["constrained"]["exact"]["value"] == 1.0
+    assert (metrics["mae_strict"].value, metrics["mae_strict"].n) == ((0 + 1 + 5 + 7) / 4, 4)
+    assert metrics["bias_strict"].value == (0 + 1 - 5 - 7) / 4
+    assert metrics["exact_strict"].value == 0.25
+    assert summary.constrained["exact"].value == 1.0
 
 
 def test_a_failure_is_never_right_on_a_nominal_scale() -> None:
     labels: list[Verdict] = ["PASS", "FAIL", "FAIL", "PASS"]
     summary = summarise(labels, ["PASS", "FAIL", None, None], labels, Resampler("abcd"), PASS_FAIL)
-    metrics = summary["metrics"]
-    assert metrics["accuracy"]["value"] == 1.0
-    assert metrics["accuracy_strict"]["value"] == 0.5
-    assert metrics["f1_macro_strict"]["value"] == pytest.approx(2 / 3)
+    metrics = summary.metrics
+    assert metrics["accuracy"].value == 1.0
+    assert metrics["accuracy_strict"].value == 0.5
+    assert metrics["f1_macro_strict"].value == pytest.approx(2 / 3)
 
 
 def test_without_ties_a_tied_verdict_counts_half() -> None:
     labels: list[Verdict] = ["A", "B", "A", "tie", "B"]
     said: list[Verdict | None] = ["A", "tie", "B", "A", None]
     summary = summarise(labels, said, None, Resampler("abcde"), Scale.from_name("pairwise"))
-    plain, strict = (summary["metrics"][f"accuracy_no_ties{end}"] for end in ("", "_strict"))
-    assert (plain["value"], plain["n"]) == (0.5, 3)
-    assert (strict["value"], strict["n"]) == (pytest.approx(1.5 / 4), 4)
+    plain, strict = (summary.metrics[f"accuracy_no_ties{end}"] for end in ("", "_strict"))
+    assert (plain.value, plain.n) == (0.5, 3)
+    assert (strict.value, strict.n) == (pytest.approx(1.5 / 4), 4)
 
 
 def test_rouge_counts_only_rows_whose_label_has_feedback_and_a_failure_as_nothing() -> None:
     metrics = summarise(
         [1, 2, 3], [1, None, 3], [1, 2, 3], Resampler("abc"), TEN, rouge=[0.8, 0.6, None]
-    )["metrics"]
-    assert (metrics["rouge_l"]["value"], metrics["rouge_l"]["n"]) == (pytest.approx(0.8), 1)
-    assert metrics["rouge_l_strict"]["value"] == pytest.approx(0.4)
-    assert metrics["rouge_l_strict"]["n"] == 2
+    ).metrics
+    assert (metrics["rouge_l"].value, metrics["rouge_l"].n) == (pytest.approx(0.8), 1)
+    assert metrics["rouge_l_strict"].value == pytest.approx(0.4)
+    assert metrics["rouge_l_strict"].n == 2
 
 
 def test_a_judge_whose_every_answer_fails_has_no_plain_number() -> None:
     summary = _summary(verdicts=[None] * 90, rouge=[0.1] * 90)
-    kappa = summary["metrics"]["kappa_quadratic"]
-    assert kappa == {"value": None, "low": None, "high": None, "n": 0, "reason": "no rows"}
-    assert summary["metrics"]["kappa_quadratic_strict"]["value"] < 0
-    assert summary["metrics"]["rouge_l_strict"]["value"] == 0
-    json.dumps(summary, allow_nan=False)
+    kappa = summary.metrics["kappa_quadratic"]
+    undefined = {"value": None, "low": None, "high": None, "n": 0, "reason": "no rows"}
+    assert kappa.as_json() == undefined
+    assert summary.metrics["kappa_quadratic_strict"].value < 0
+    assert summary.metrics["rouge_l_strict"].value == 0
+    json.dumps(summary.as_json(), allow_nan=False)
 
 
 def test_equal_labels_give_null_with_its_reason() -> None:
-    kappa = _summary(labels=[7] * 90)["metrics"]["kappa_quadratic"]
-    assert (kappa["value"], kappa["low"], kappa["n"]) == (None, None, 90)
-    assert kappa["reason"] == "all labels or all verdicts are equal"
+    kappa = _summary(labels=[7] * 90).metrics["kappa_quadratic"]
+    assert (kappa.value, kappa.low, kappa.n) == (None, None, 90)
+    assert kappa.reason == "all labels or all verdicts are equal"
 
 
 def test_one_group_has_no_interval_and_few_groups_are_flagged() -> None:
     one = _summary(groups=["a"] * 90)
-    assert one["metrics"]["mae"]["value"] > 0
-    assert (one["metrics"]["mae"]["low"], one["metrics"]["mae"]["high"]) == (None, None)
-    assert _summary(groups=[i % 19 for i in range(90)])["few_groups"]
-    assert not _summary(groups=[i % 20 for i in range(90)])["few_groups"]
+    assert one.metrics["mae"].value > 0
+    assert (one.metrics["mae"].low, one.metrics["mae"].high) == (None, None)
+    assert _summary(groups=[i % 19 for i in range(90)]).few_groups
+    assert not _summary(groups=[i % 20 for i in range(90)]).few_groups
 
 
 def test_rouge_and_verdict_mass_of_few_groups_stay_between_0_and_1() -> None:
     sample = Resampler("abcd")
     nearly = [1.0, 1.0, 1.0, 0.2]
-    rouge = summarise([5] * 4, [5] * 4, [5] * 4, sample, TEN, nearly)["metrics"]["rouge_l"]
+    rouge = summarise([5] * 4, [5] * 4, [5] * 4, sample, TEN, nearly).metrics["rouge_l"]
     rounded = [1.0 + 1e-12, 1.0, 1.0, 0.2]  # a sum of exponentials
-    for metric in (rouge, share_metric(nearly, sample), share_metric(rounded, sample)):
-        assert metric["value"] == pytest.approx(0.8)
-        assert 0 <= metric["low"] < 0.8 < metric["high"] <= 1
+    for metric in (rouge, sample.share(nearly), sample.share(rounded)):
+        assert metric.value == pytest.approx(0.8)
+        assert 0 <= metric.low < 0.8 < metric.high <= 1
 
 
 def test_a_number_undefined_in_many_resamples_has_no_interval() -> None:
     # One row of three groups has another label: 30 % of the resamples lack it.
     summary = summarise([7, 7, 3], [7, 6, 3], [7, 6, 3], Resampler("abc"), TEN)
-    kappa = summary["metrics"]["kappa_quadratic"]
-    assert kappa["value"] is not None
-    assert kappa["low"] is None
+    kappa = summary.metrics["kappa_quadratic"]
+    assert kappa.value is not None
+    assert kappa.low is None
 
 
 def test_error_kinds_have_their_own_mean_and_n() -> None:
     errors = [["gender"], ["gender", "tense"], []]
     summary = summarise([5, 5, 10], [5, 5, 10], [7, 4, 10], Resampler("abc"), TEN, errors=errors)
-    found = {kind: (one["value"], one["n"]) for kind, one in summary["by_error"].items()}
+    found = {kind: (one.value, one.n) for kind, one in summary.by_error.items()}
     assert found == {"gender": (1.5, 2), "tense": (1.0, 1), "none": (0.0, 1)}
 
 
 def test_a_rule_has_the_numbers_of_a_judge() -> None:
     labels, _, groups = _judged(30)
     rule = rule_baseline([7] * len(labels), labels, Resampler(groups), TEN)
-    assert rule["verdict"] == 7
-    assert rule["metrics"]["kappa_quadratic"]["value"] == pytest.approx(0, abs=1e-12)
+    assert rule.verdict == 7
+    assert rule.metrics["kappa_quadratic"].value == pytest.approx(0, abs=1e-12)
     expected = np.mean(np.abs(np.array(labels) - 7))
-    assert rule["metrics"]["mae"]["value"] == pytest.approx(expected)
+    assert rule.metrics["mae"].value == pytest.approx(expected)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
@@ -234,33 +232,33 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
     b = [value if i % 5 else (10 if value < 5 else 0) for i, value in enumerate(map(int, a))]
     found = compare(labels, a, b, Resampler(groups), TEN, names=("tuned", "stock"))
     single = {
-        name: summarise(labels, v, v, Resampler(groups), TEN)["constrained"]["kappa_quadratic"]
+        name: summarise(labels, v, v, Resampler(groups), TEN).constrained["kappa_quadratic"]
         for name, v in (("a", a), ("b", b))
     }
-    assert found["value"] == pytest.approx(single["a"]["value"] - single["b"]["value"])
-    assert (found["a"], found["b"], found["metric"]) == ("tuned", "stock", "kappa_quadratic")
-    assert (found["reading"], found["n"]) == ("constrained", 180)
-    assert found["low"] > 0
-    assert found["high"] - found["low"] < (
-        single["a"]["high"] - single["b"]["low"] - (single["a"]["low"] - single["b"]["high"])
+    assert found.value == pytest.approx(single["a"].value - single["b"].value)
+    assert (found.a, found.b, found.metric) == ("tuned", "stock", "kappa_quadratic")
+    assert (found.reading, found.n) == ("constrained", 180)
+    assert found.low > 0
+    assert found.high - found.low < (
+        single["a"].high - single["b"].low - (single["a"].low - single["b"].high)
     )
 
 
 def test_a_judge_does_not_differ_from_itself() -> None:
     labels, verdicts, groups = _judged(30)
     found = compare(labels, verdicts, verdicts, Resampler(groups), TEN)
-    assert (found["value"], found["low"], found["high"]) == (0, 0, 0)
+    assert (found.value, found.low, found.high) == (0, 0, 0)
     nominal: list[Verdict] = ["PASS", "FAIL"] * 20
-    assert compare(nominal, nominal, nominal, Resampler(range(40)), PASS_FAIL)["metric"] == "kappa"
+    assert compare(nominal, nominal, nominal, Resampler(range(40)), PASS_FAIL).metric == "kappa"
 
 
 def test_mean_has_the_interval_of_a_normal_mean() -> None:
     values = np.random.default_rng(0).normal(5, 2, 400)
-    found = mean_metric([*values.tolist(), None], Resampler(range(401)))
-    assert (found["value"], found["n"]) == (pytest.approx(values.mean()), 400)
+    found = Resampler(range(401)).mean([*values.tolist(), None])
+    assert (found.value, found.n) == (pytest.approx(values.mean()), 400)
     half = 1.96 * values.std() / 20
-    assert found["high"] - found["value"] == pytest.approx(half, rel=0.1)
-    assert found["value"] - found["low"] == pytest.approx(half, rel=0.1)
+    assert found.high - found.value == pytest.approx(half, rel=0.1)
+    assert found.value - found.low == pytest.approx(half, rel=0.1)
 
 
 def test_a_verdict_off_the_scale_names_row_and_scale() -> None:
@@ -280,7 +278,7 @@ def test_other_scales_agree_with_sklearn(name: str) -> None:
     picks[1, ::2] = picks[0, ::2]
     labels, verdicts = ([scale.values[i] for i in column] for column in picks)
     summary = summarise(labels, verdicts, verdicts, Resampler(range(60), 50), scale)
-    assert summary["constrained"]["kappa"]["value"] == pytest.approx(sk.cohen_kappa_score(*picks))
+    assert summary.constrained["kappa"].value == pytest.approx(sk.cohen_kappa_score(*picks))
 
 
 def test_two_people_of_pandalm_agree_as_sklearn_says() -> None:
@@ -292,7 +290,7 @@ def test_two_people_of_pandalm_agree_as_sklearn_says() -> None:
     first, second = ([names[int(row[f"annotator{i}"])] for row in rows] for i in (1, 2))
     groups = [(row["instruction"], row["input"]) for row in rows]
     summary = summarise(first, second, second, Resampler(groups), Scale.from_name("pairwise"))
-    kappa = summary["constrained"]["kappa"]
-    assert (summary["n"], summary["groups"]) == (999, 170)
-    assert kappa["value"] == pytest.approx(sk.cohen_kappa_score(first, second))
-    assert 0 < kappa["low"] < kappa["value"] < kappa["high"] < 1
+    kappa = summary.constrained["kappa"]
+    assert (summary.n, summary.groups) == (999, 170)
+    assert kappa.value == pytest.approx(sk.cohen_kappa_score(first, second))
+    assert 0 < kappa.low < kappa.value < kappa.high < 1

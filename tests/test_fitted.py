@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pt_app.core.errors import UserError
+from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.evidence.calibration import with_temperature
@@ -18,14 +18,14 @@ from tests.rows import write_rows
 FIVE = Scale.from_name("1-5")
 
 
-def judged(n: int, temperature: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
+def judged(n: int, temperature: float = 1.0, seed: int = 0) -> list[Prediction]:
     """Rows of a judge that is calibrated at temperature 1 and too sure below."""
     rng = np.random.default_rng(seed)
     truth = rng.dirichlet(np.full(5, 0.3), n)
     labels = (truth.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
     said = with_temperature(truth, temperature)
     return [
-        {"label": int(label) + 1, "group": i, "probabilities": tuple(chances)}
+        Prediction(label=int(label) + 1, group=i, probabilities=chances)
         for i, (label, chances) in enumerate(zip(labels, said.tolist(), strict=True))
     ]
 
@@ -44,13 +44,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_few_rows_teach_nothing() -> None:
     assert Fitted.on(judged(29), FIVE, 0.9) is None
-    assert Fitted.on([{"label": 1, "group": 1, "probabilities": None}] * 50, FIVE, 0.9) is None
+    assert Fitted.on([Prediction(label=1, group=1)] * 50, FIVE, 0.9) is None
 
 
 def test_a_row_below_the_threshold_is_left_to_people() -> None:
     found = Fitted.on(judged(3000), FIVE, 0.9)
     assert found is not None
-    assert found.threshold["threshold"] is not None
+    assert found.threshold.threshold is not None
     sure, abstains = found.of_one((0.99, 0.01, 0, 0, 0), FIVE)
     assert (abstains, sure > 0.9) == (False, True)
     unsure, abstains = found.of_one((0.3, 0.3, 0.2, 0.1, 0.1), FIVE)

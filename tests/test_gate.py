@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
+from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.gate import EXIT_CODES
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
@@ -38,7 +39,7 @@ def evaluated(
         | change
         for i, (label, verdict) in enumerate(zip(labels, verdicts, strict=True))
     ]
-    judges = [JudgeRows("adapter", folder.name, rows)]
+    judges = [JudgeRows("adapter", folder.name, list(map(Prediction.model_validate, rows)))]
     write_evaluation(folder, judges, results_of(judges, TEN, {"path": "d"}, (), (), {}))
     return folder
 

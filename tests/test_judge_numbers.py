@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pt_app.core.results import Check, Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import with_temperature
 from pt_app.evidence.intervals import Resampler
@@ -14,7 +15,7 @@ FIVE = Scale.from_name("1-5")
 PAIR = Scale.from_name("pairwise")
 
 
-def scored(seed: int, bias: float = 0.0, temperature: float = 1.0) -> list[dict[str, Any]]:
+def scored(seed: int, bias: float = 0.0, temperature: float = 1.0) -> list[Prediction]:
     """Rows of a judge that says what it believes, is right as often as it believes, or is not."""
     rng = np.random.default_rng(seed)
     belief = rng.dirichlet(np.full(5, 0.4), 300)
@@ -24,19 +25,19 @@ def scored(seed: int, bias: float = 0.0, temperature: float = 1.0) -> list[dict[
     verdicts = (belief.cumsum(axis=1) > rng.random((300, 1))).argmax(axis=1)
     verdicts = np.clip(verdicts + (rng.random(300) < bias), 0, 4)
     return [
-        {
-            "label": int(labels[i]) + 1,
-            "verdict": int(verdicts[i]) + 1,
-            "constrained": int(verdicts[i]) + 1,
-            "probabilities": said[i].tolist(),
-            "candidate": "word " * int(rng.integers(1, 20)),
-            "source": "a source of words",
-        }
+        Prediction(
+            label=int(labels[i]) + 1,
+            verdict=int(verdicts[i]) + 1,
+            constrained=int(verdicts[i]) + 1,
+            probabilities=said[i].tolist(),
+            candidate="word " * int(rng.integers(1, 20)),
+            source="a source of words",
+        )
         for i in range(300)
     ]
 
 
-def compared(seed: int, liking: float = 0.0) -> list[dict[str, Any]]:
+def compared(seed: int, liking: float = 0.0) -> list[Prediction]:
     """Pairs in both orders of a judge that goes by the place in a share of the cases."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -47,24 +48,20 @@ def compared(seed: int, liking: float = 0.0) -> list[dict[str, Any]]:
             for right, other in ((better, "AB"[better == "A"]), ("AB"[better == "A"], better))
         )
         texts = ["x" * int(rng.integers(1, 90)) for _ in range(2)]
-        rows.append(
-            {"label": better, "verdict": first, "constrained": None, "swapped": second}
-            | {"candidates": texts}
-        )
+        rows.append(Prediction(label=better, verdict=first, swapped=second, candidates=texts))
     return rows
 
 
-def checks(rows: list[dict[str, Any]], scale: Scale, seed: int) -> dict[str, Any]:
+def checks(rows: list[Prediction], scale: Scale, seed: int) -> dict[str, Check]:
     sample = Resampler(range(len(rows)), 100, seed)
-    found: dict[str, Any] = judge_numbers(rows, sample, scale, Asked())["checks"]
-    return found
+    return judge_numbers(rows, sample, scale, Asked()).checks
 
 
 def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:
     alarms = []
     for seed in range(100):
         found = checks(scored(seed), FIVE, seed) if seed % 2 else checks(compared(seed), PAIR, seed)
-        alarms += [name for name, one in found.items() if one["alarm"]]
+        alarms += [name for name, one in found.items() if one.alarm]
     assert len(alarms) <= 10, alarms
 
 
@@ -80,4 +77,4 @@ def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:
 def test_a_known_fault_is_reported_as_such(name: str, rows: Any) -> None:
     for seed in range(10):
         scale = PAIR if name == "order" else FIVE
-        assert checks(rows(seed), scale, seed)[name]["alarm"]
+        assert checks(rows(seed), scale, seed)[name].alarm

@@ -45,10 +45,7 @@ def test_alpha_is_the_packages_for_any_ratings_and_resample(
     rows: list[list[int | None]], level: str, seed: int
 ) -> None:
     ratings = people.ratings_of(
-        [
-            people.RatedRow(i, [(str(j), v) for j, v in enumerate(row) if v is not None])
-            for i, row in enumerate(rows)
-        ],
+        [JudgeExample(group=str(i), annotators=row) for i, row in enumerate(rows)],
         TEN,
     )
     if len(ratings.values) < 2 or len(np.unique(ratings.values[~np.isnan(ratings.values)])) < 2:

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from pt_app.core.errors import UserError
+from pt_app.core.results import DataUsed, JudgeResults, Results
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import mean_metric, rule_baseline, summarise
+from pt_app.evidence.summary import rule_baseline, summarise
 from pt_app.report import terminal_table, write_report
 from pt_app.report.opening import scorecard
 
@@ -79,28 +80,25 @@ def _results(
     both = [(judges["adapter"], judges["base"])] if "base" in judges else []
     errors = [["gender"] if i % 2 else [] for i in range(40)]
     sample = Resampler(groups, 200)
-    return {
-        "schema": 1,
-        "task": scale.task,
-        "data": {"path": "demo|set", "n": 40, "groups": len(set(groups)), "sha256": "ab12"},
-        "scale": scale.name,
-        "models": [
-            {
-                "id": f"{name}_final",
-                "name": name,
-                "precision": "float32",
-                "unscored": 0,
-                "shortened": 0,
-                "verdict_mass": mean_metric([0.97] * 40, sample),
-                **summarise(labels, own[name], judges[name], sample, scale, [0.5] * 40, errors),
-            }
-            for name in judges
-        ],
-        "baselines": [rule_baseline([max(labels, key=labels.count)] * 40, labels, sample, scale)],
-        "ceiling": None,
-        "comparisons": [compare(labels, a, b, sample, scale) for a, b in both],
-        "run": {"command": ["judge", "train"], "versions": {"torch": "2.9"}},
-    }
+
+    def judge(name: str) -> JudgeResults:
+        numbers = summarise(labels, own[name], judges[name], sample, scale, [0.5] * 40, errors)
+        numbers.id, numbers.name, numbers.precision = f"{name}_final", name, "float32"
+        numbers.unscored, numbers.shortened = 0, 0
+        numbers.verdict_mass = sample.mean([0.97] * 40)
+        return numbers
+
+    return Results(
+        schema=1,
+        task=scale.task,
+        data=DataUsed(path="demo|set", n=40, groups=len(set(groups)), sha256="ab12"),
+        scale=scale.name,
+        models=[judge(name) for name in judges],
+        baselines=[rule_baseline([max(labels, key=labels.count)] * 40, labels, sample, scale)],
+        ceiling=None,
+        comparisons=[compare(labels, a, b, sample, scale) for a, b in both],
+        run={"command": ["judge", "train"], "versions": {"torch": "2.9"}},
+    ).as_json()
 
 
 def _sections(report: str) -> dict[str, str]:
@@ -156,8 +154,21 @@ def test_the_scorecards_next_step_is_the_most_urgent_one(
         metric = {"value": top, "low": top, "high": top, "n": 400}
         numbers = dict.fromkeys(judge["constrained"], metric)
         results["ceiling"] = {"name": "ceiling", "metrics": numbers}
-    lines = scorecard(results, judge, str)[-1].lines
+    typed = Results.model_validate(results)
+    lines = scorecard(typed, typed.models[0])[-1].lines
     assert step in lines[-1]
+
+
+def test_the_html_page_renders_code_and_shows_names_as_they_are(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, id="a_b `x` <i>")
+    results = json.loads((folder / "results.json").read_text())
+    results["data"]["n"] = 400
+    results["comparisons"] = []
+    (folder / "results.json").write_text(json.dumps(results))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "use it with <code>judge score</code>" in page
+    assert "<strong>a_b `x` &lt;i&gt;</strong>" in page
+    assert "\\" not in page.partition("<h1>")[2].partition("<h2>Worst")[0]
 
 
 def test_report_reads_judge_base_and_baseline_in_words(tmp_path: Path) -> None:
@@ -319,7 +330,7 @@ def test_terminal_table_fits_80_columns(tmp_path: Path, scale: str) -> None:
         metric = model["metrics"]["kappa_strict"]
         metric |= {"value": -0.55, "low": -0.65, "high": -0.45}
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    console.print(terminal_table(results))
+    console.print(terminal_table(Results.model_validate(results)))
     lines = console.export_text().splitlines()
     kappa = results["models"][0]["constrained"]["kappa"]
     found = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}]"

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from pt_app.core.metrics import FloatArray
+from pt_app.core.results import Metrics
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
@@ -27,24 +28,24 @@ def test_rank_numbers_are_scipys(seed: int) -> None:
     labels, scores, _, groups = scored(40, 3, seed)
     scores[seed::7] = scores[0]  # ties
     found = rank_agreement(labels, scores, Resampler(groups, 50))
-    assert found["pearson"]["value"] == pytest.approx(stats.pearsonr(labels, scores)[0])
-    assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(labels, scores)[0])
-    assert found["kendall"]["value"] == pytest.approx(stats.kendalltau(labels, scores)[0])
+    assert found["pearson"].value == pytest.approx(stats.pearsonr(labels, scores)[0])
+    assert found["spearman"].value == pytest.approx(stats.spearmanr(labels, scores)[0])
+    assert found["kendall"].value == pytest.approx(stats.kendalltau(labels, scores)[0])
     for one in found.values():
-        assert one["low"] < one["value"] < one["high"]
-        assert one["n"] == 120
+        assert one.low < one.value < one.high
+        assert one.n == 120
 
 
 def test_rank_intervals_cover_the_truth() -> None:
-    truth = {n: m["value"] for n, m in _numbers(3000, 99).items()}
+    truth = {n: m.value for n, m in _numbers(3000, 99).items()}
     covered = dict.fromkeys(truth, 0)
     for seed in range(200):
         for name, one in _numbers(40, seed).items():
-            covered[name] += one["low"] <= truth[name] <= one["high"]
+            covered[name] += one.low <= truth[name] <= one.high
     assert all(180 <= count <= 198 for count in covered.values()), covered
 
 
-def _numbers(groups: int, seed: int) -> dict[str, dict[str, float]]:
+def _numbers(groups: int, seed: int) -> Metrics:
     labels, scores, _, of_groups = scored(groups, 3, seed)
     return rank_agreement(labels, scores, Resampler(of_groups, 300 if groups < 100 else 2, seed))
 
@@ -53,10 +54,10 @@ def test_rows_without_a_score_do_not_count_and_constant_scores_have_no_rank() ->
     labels, scores, _, groups = scored(30, 3)
     scores[:10] = np.nan
     found = rank_agreement(labels, scores, Resampler(groups, 50))
-    assert found["kendall"]["n"] == 80
-    assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(labels[10:], scores[10:])[0])
+    assert found["kendall"].n == 80
+    assert found["spearman"].value == pytest.approx(stats.spearmanr(labels[10:], scores[10:])[0])
     same = rank_agreement(labels, np.full(90, 0.7), Resampler(groups, 50))
-    assert [one["value"] for one in same.values()] == [None, None, None]
+    assert [one.value for one in same.values()] == [None, None, None]
 
 
 def test_pairs_of_one_source_are_counted_as_in_the_wmt_metrics_task() -> None:
@@ -79,41 +80,41 @@ def test_pairs_of_one_source_are_counted_as_in_the_wmt_metrics_task() -> None:
 
     sizes = np.abs(table["score"][:, :, None] - table["score"][:, None, :]).ravel()
     best = max(accuracy(tie) for tie in [0.0, *np.unique(sizes)])
-    assert found["accuracy"]["value"] == pytest.approx(best)
-    assert found["accuracy_as_is"]["value"] == pytest.approx(accuracy(0.0))
-    assert accuracy(found["tie_threshold"]) == pytest.approx(best)
-    assert (found["pairs"], found["groups"]) == (250, 25)
+    assert found.accuracy.value == pytest.approx(best)
+    assert found.accuracy_as_is.value == pytest.approx(accuracy(0.0))
+    assert accuracy(found.tie_threshold) == pytest.approx(best)
+    assert (found.pairs, found.groups) == (250, 25)
 
 
 def test_rows_without_a_fellow_have_no_pairs() -> None:
     found = pairwise_accuracy(np.arange(5.0), np.arange(5.0), Resampler(range(5), 50))
-    assert found["pairs"] == 0
-    assert found["accuracy"]["reason"] == "no rows"
+    assert found.pairs == 0
+    assert found.accuracy.reason == "no rows"
 
 
 def test_groupings_are_means_of_correlations() -> None:
     labels, scores, systems, groups = scored(30, 4)
-    found = groupings(labels, scores, systems, Resampler(groups, 50))
+    within_source, within_system = groupings(labels, scores, systems, Resampler(groups, 50))
     label, score = labels.reshape(30, 4), scores.reshape(30, 4)
     spread = [i for i in range(30) if len(set(label[i])) > 1]
     within = [stats.pearsonr(label[i], score[i])[0] for i in spread]
-    assert found["within_source"]["value"] == pytest.approx(np.mean(within))
-    assert found["within_source"]["n"] == len(spread)
+    assert within_source.value == pytest.approx(np.mean(within))
+    assert within_source.n == len(spread)
     by_system = [stats.pearsonr(label[:, i], score[:, i])[0] for i in range(4)]
-    assert found["within_system"]["value"] == pytest.approx(np.mean(by_system))
+    assert within_system.value == pytest.approx(np.mean(by_system))
 
 
 def test_soft_pairwise_accuracy_compares_how_surely_systems_differ() -> None:
     labels, scores, systems, groups = scored(60, 3, noise=0.1)
     found = soft_pairwise_accuracy(labels, scores, systems, groups)
     assert found is not None
-    assert found["soft_pairwise_accuracy"] > 0.95
+    assert found.soft_pairwise_accuracy > 0.95
     against = soft_pairwise_accuracy(labels, -scores, systems, groups)
     assert against is not None
-    assert against["soft_pairwise_accuracy"] < 0.3
+    assert against.soft_pairwise_accuracy < 0.3
     same = soft_pairwise_accuracy(labels, labels, systems, groups)
     assert same is not None
-    assert same["soft_pairwise_accuracy"] == 1
+    assert same.soft_pairwise_accuracy == 1
     # The p of two systems is that of the paired permutation test.
     table = labels.reshape(60, 3)
     from pt_app.evidence.systems import _p_values

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
 from pt_app.core.errors import UserError
-from scripts.rented import work
-from scripts.rented.flags import Flags
+from scripts.rented import offers
+from scripts.rented.flags import Search
 from scripts.rented.offers import Offer, Work
 from scripts.vast import main
 from tests.conftest import ROOT
@@ -34,7 +34,7 @@ def out(tmp_path: Path) -> Path:
 def test_total_counts_hours_disk_and_traffic_both_ways() -> None:
     row = offer(1, total_flops=82.0, inet_down=1000.0)
     work = Work(flops=FLOPS, memory=0, disk_gb=73, down_gb=10)
-    priced = Offer.of(row, work)
+    priced = Offer(**row, work=work)
     # one hour of work, 80 s of downloads, a quarter of an hour of set-up
     assert priced.hours == pytest.approx(1 + 80 / 3600 + 0.25)
     by_hand = priced.hours * (0.4 + 0.15 * 73 / 730) + 10 * 0.01 + 2 * 0.02
@@ -77,17 +77,18 @@ def test_no_offer_says_what_to_widen(vast: VastServer) -> None:
 
 
 def test_hours_and_memory_given_by_hand_need_no_estimate(
-    vast: VastServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    vast: VastServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(work, "ESTIMATE", [sys.executable, "-c", "raise SystemExit('no model')"])
-    with pytest.raises(UserError, match="judge estimate failed: no model; or give --hours"):
+    code = "raise SystemExit('no model')"
+    monkeypatch.setattr(offers, "ESTIMATE", [sys.executable, "-c", code])
+    with pytest.raises(UserError, match="judge estimate failed, see above; or give --hours"):
         main(["offers"])
-    assert "no model" in capsys.readouterr().err, "what it says is shown meanwhile"
+    assert "no model" in capfd.readouterr().err, "what it says is shown meanwhile"
     given = ["offers", "--hours", "2.5", "--gpu_ram", "20"]
     with pytest.raises(UserError, match='size of model "org/none" is not known here: give --disk'):
         main([*given, "--", "--model=org/none"])
     main([*given, "--disk", "60", "--", "--model=org/none"])
-    assert "2.50" in capsys.readouterr().out
+    assert "2.50" in capfd.readouterr().out
 
 
 def test_base_in_a_folder_counts_to_the_disk_where_nothing_is_estimated(
@@ -100,8 +101,8 @@ def test_base_in_a_folder_counts_to_the_disk_where_nothing_is_estimated(
     weights = folder / "model.safetensors"
     weights.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(weights, 8 + len(header) + size)  # a hole, which takes no room
-    needed = work.estimated(Flags(hours=1.0, gpu_ram=8.0, recipe=[f"--model={folder}"]))
-    assert needed.disk_gb == work.DISK_GB + 4
+    needed = offers.estimated(Search(hours=1.0, gpu_ram=8.0, recipe=[f"--model={folder}"]))
+    assert needed.disk_gb == offers.DISK_GB + 4
     assert needed.up_gb == pytest.approx(3.0, rel=0.01)
 
 
@@ -110,7 +111,7 @@ def test_base_that_is_copied_up_takes_hours_and_is_in_the_plan(
 ) -> None:
     sent = Work(flops=FLOPS, memory=0, disk_gb=73, down_gb=10, up_gb=4.5)
     row = offer(1, total_flops=82.0, inet_down=1000.0)
-    hours = Offer.of(row, sent).hours  # 4.5 GB at 10 Mb/s are an hour
+    hours = Offer(**row, work=sent).hours  # 4.5 GB at 10 Mb/s are an hour
     assert hours == pytest.approx(1 + 44 / 3600 + 1 + 0.25)
     words = launch_words(rows, out, "--", f"--model={base}")
     vast.faults.gone = {11, 12, 13}
@@ -127,7 +128,7 @@ def test_estimate_gets_the_recipes_flags(
     code = (
         f"import sys; open({str(note)!r}, 'w').write(' '.join(sys.argv[1:])); print({estimate!r})"
     )
-    monkeypatch.setattr(work, "ESTIMATE", [sys.executable, "-c", code])
+    monkeypatch.setattr(offers, "ESTIMATE", [sys.executable, "-c", code])
     main(["offers", "--", "--epochs", "2"])
     assert note.read_text() == "--platform cuda --no_timing --json --epochs 2"
 
@@ -169,11 +170,12 @@ def test_nothing_is_rented_without_a_yes(
         (["--", "--lerning_rate=1"], "unrecognized arguments: --lerning_rate=1"),
         (["--resume", "nowhere"], "no run with a complete checkpoint"),
         (["--offer", "99"], "offer 99 is not among those found"),
-        (["--max_price", "-1"], "must be a number above 0"),
-        (["--max_price", "x"], "x must be a number above 0"),
-        (["--disk", "0"], "0 must be a whole number above 0"),
-        (["--reliability", "98"], "98 must be at most 1"),
-        (["--inet_down", "nan"], "nan must be a number above 0"),
+        (["--max_price", "-1"], "max_price is -1, must be a number above 0"),
+        (["--max_price", "x"], "max_price is 'x', expected float"),
+        (["--disk", "0"], "disk is 0, must be a number at least 1"),
+        (["--disk", "1.5"], "disk is '1.5', expected int"),
+        (["--reliability", "98"], "reliability is 98, must be a number above 0 and at most 1"),
+        (["--inet_down", "nan"], "inet_down is nan, must be a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_rented(

@@ -11,11 +11,10 @@ import pytest
 
 from pt_app.training.checkpoints import aside, publish
 from scripts.rented import limits
-from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.record import Launch
 from scripts.rented.sending import SCRIPTS, base_files
-from scripts.rented.training import PIECE, Follower
+from scripts.rented.training import PIECE, Follower, copy_back
 from tests.vast_fixtures import a_launch
 
 
@@ -118,7 +117,7 @@ def test_end_of_a_long_log_is_read_before_the_run_counts_as_ended(
     there = Path(host.remote)
     (there / "run.log").write_text("x" * (PIECE + 10) + "\nthe error\n")
     (there / "exit_code").write_text("train 1\n")
-    for _ in range(2):  # an attach reads it anew
+    for _ in range(2):  # an attach reads it again
         follower = Follower(host, market=None, launch=launch)  # type: ignore[arg-type]
         assert not follower._look()
         assert follower._look()

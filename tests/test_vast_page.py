@@ -30,11 +30,11 @@ pytestmark = [
 # other tests: each look is an SSH connection, and takes a small machine's time from the training.
 DRIVER = """
 from pt_app.core.errors import exit_with
-from scripts.rented import limits, work
+from scripts.rented import limits, offers
 from tests.vast_fixtures import ESTIMATE, stand_in_estimate
 from scripts.vast import main
 limits.LIMITS = limits.Limits(poll=1.5, listed=10.0)
-work.ESTIMATE = stand_in_estimate(ESTIMATE)
+offers.ESTIMATE = stand_in_estimate(ESTIMATE)
 exit_with(main)
 """
 
@@ -112,7 +112,7 @@ def test_the_other_commands_do_what_the_page_says(
     vast: VastServer, rented_host: RentedHost, folder: Path
 ) -> None:
     _, offers, launch, listed, fetch, attach, destroy = commands()
-    assert "11     RTX 4090" in done(call(folder, offers))
+    assert "11         RTX 4090" in done(call(folder, offers))
     host = ["--remote_dir", str(rented_host.remote), "--setup", rented_host.setup()]
     words = [*launch[:1], "--no_eval", *launch[1:], "--epochs=100"]
     killed = call(folder, words, *host)

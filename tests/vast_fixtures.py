@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pt_app.core.errors import UserError
-from scripts.rented import limits, work
+from scripts.rented import limits, offers
 from scripts.rented.record import Launch
 from tests.rented_host import RentedHost
 from tests.vast_server import ACCOUNT_KEY, Faults, VastServer, offer
@@ -54,14 +54,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in (SECRETS | {"HOME": str(tmp_path), "NETRC": "/dev/null"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(limits, "LIMITS", QUICK)
-    monkeypatch.setattr(work, "ESTIMATE", stand_in_estimate(ESTIMATE))
+    monkeypatch.setattr(offers, "ESTIMATE", stand_in_estimate(ESTIMATE))
 
 
 @pytest.fixture
 def vast(quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[VastServer]:
     """Vast with three offers on three machines, cheapest first."""
-    offers = [offer(11), offer(12, dph_total=0.5), offer(13, dph_total=0.6)]
-    with VastServer(*offers, faults=Faults()) as server:
+    rows = [offer(11), offer(12, dph_total=0.5), offer(13, dph_total=0.6)]
+    with VastServer(*rows, faults=Faults()) as server:
         monkeypatch.setenv("VAST_URL", server.url)
         yield server
 
@@ -101,9 +101,6 @@ def a_launch(out: Path) -> Launch:
         recipe=[],
         flags=[],
         data_dir="data",
-        model="tiny",
-        upload_model=None,
-        resume=None,
         image="",
         setup="",
         disk_gb=40,

@@ -15,15 +15,24 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.results import (
+    ATTACKS,
+    SCHEMA,
+    AttackFamily,
+    AttackResults,
+    ControlTokens,
+    DataUsed,
+    Metric,
+    Metrics,
+)
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import worth_of
 from pt_app.evidence.intervals import Resampler, ratio
-from pt_app.evidence.summary import Metric, metric, summarise
+from pt_app.evidence.summary import summarise
 from pt_app.judge import Judge
 from pt_app.scoring.scorer import JudgeScorer, Scored
 
 log = logging.getLogger(__name__)
-ATTACKS = "attacks.json"
 _MARK = "Xq7turn{}Xq7"
 
 
@@ -37,7 +46,7 @@ def attack(
     base: str | None = None,
     seed: int = 0,
     held_out: bool = False,
-) -> dict[str, Any]:
+) -> AttackResults:
     """Attack test rows of `data` and write attacks.json.
 
     Args:
@@ -76,19 +85,19 @@ def attack(
     clean = scorer.score(examples)
     scorer.name = "attacks"
     after = scorer.score([one.example for one in attacks])
-    results = {
-        "schema": 1,
-        "judge": judge.name,
-        "data": {"path": data.name, "rows": len(examples), "sha256": dataset.sha256},
-        "scale": scale.name,
-        "step": _step(scale),
-        "held_out": held_out,
-        "clean": _clean(examples, clean, scale),
-        "families": _numbers(examples, clean, attacks, after, scale),
-        "unscored": sum(one.status == "too_long" for one in after),
-        "control_tokens": _control(judge, examples, attacks, chosen),
-    }
-    write_json_atomic(written, results)
+    results = AttackResults(
+        schema=SCHEMA,
+        judge=judge.name,
+        data=DataUsed(path=data.name, rows=len(examples), sha256=dataset.sha256),
+        scale=scale.name,
+        step=_step(scale),
+        held_out=held_out,
+        clean=_clean(examples, clean, scale),
+        families=_numbers(examples, clean, attacks, after, scale),
+        unscored=sum(one.status == "too_long" for one in after),
+        control_tokens=_control(judge, examples, attacks, chosen),
+    )
+    write_json_atomic(written, results.as_json())
     return results
 
 
@@ -105,17 +114,17 @@ def _step(scale: Scale) -> float:
     return float(scale.values[1]) - float(scale.values[0]) if scale.task == "score" else 0.5
 
 
-def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> dict[str, Any]:
+def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> Metrics:
     """Measure the agreement with the labels before any attack."""
-    kept = [(row, one) for row, one in zip(rows, clean, strict=True) if one.status != "too_long"]
-    numbers: dict[str, Any] = summarise(
-        [row.label.verdict for row, _ in kept if row.label is not None],
-        [one.verdict for _, one in kept],
-        [one.constrained for _, one in kept],  # type: ignore[misc]
-        Resampler([row.group for row, _ in kept]),
-        scale,
-    )["constrained"]
-    return numbers
+    kept = [
+        (row, row.label.verdict, one.constrained)
+        for row, one in zip(rows, clean, strict=True)
+        if row.label is not None and one.constrained is not None
+    ]
+    constrained = [verdict for _, _, verdict in kept]
+    sample = Resampler([row.group for row, _, _ in kept])
+    numbers = summarise([label for _, label, _ in kept], constrained, constrained, sample, scale)
+    return numbers.best
 
 
 def _numbers(
@@ -124,7 +133,7 @@ def _numbers(
     attacks: Sequence[Attacked],
     after: Sequence[Scored],
     scale: Scale,
-) -> dict[str, Any]:
+) -> dict[str, AttackFamily]:
     losers = np.array([loser(row) for row in rows])
     fits = [
         (one, scored)
@@ -171,7 +180,7 @@ def attack_numbers(
     after: FloatArray,
     step: float,
     failures: Sequence[bool],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, AttackFamily]:
     """Return the mean shift of each family and the share raised, both with intervals.
 
     Shifts are in units of the scale; of pass/fail and pairs in probability.
@@ -193,25 +202,22 @@ def attack_numbers(
         "verdict": after,
         "parse_failures": np.array(failures, dtype=np.float64),
     }
-    shares = {"raised", "parse_failures"}
-    numbers: dict[str, dict[str, Any]] = {}
+    kinds = {"raised": "share", "parse_failures": "share"}
+    numbers = {}
     for name in dict.fromkeys(names):
         own = np.flatnonzero(families_ == name)
-        numbers[name] = {
-            column: _mean(
-                values[own], rows[own], len(clean), sample, "share" if column in shares else "mean"
-            )
+        metrics = {
+            column: _mean(values[own], rows[own], len(clean), sample, kinds.get(column, "mean"))
             for column, values in columns.items()
         }
-        numbers[name]["attacks"] = len(own)
+        numbers[name] = AttackFamily.model_validate({**metrics, "attacks": len(own)})
     return numbers
 
 
 def _mean(values: FloatArray, rows: IntArray, count: int, sample: Resampler, kind: str) -> Metric:
     """Return the mean or "share" (0 to 1) over attacks, drawn with the groups of their rows."""
     sums = [np.bincount(rows, values, minlength=count), np.bincount(rows, minlength=count)]
-    estimates = sample.estimate_sums(np.stack(sums, axis=1), ratio(kind))
-    return metric(estimates[kind], len(values))
+    return sample.estimate_sums(np.stack(sums, axis=1), ratio(kind), len(values))[kind]
 
 
 def _control(
@@ -219,7 +225,7 @@ def _control(
     rows: Sequence[JudgeExample],
     attacks: Sequence[Attacked],
     chosen: Sequence[Family],
-) -> dict[str, Any] | None:
+) -> ControlTokens | None:
     """Return whether control tokens in candidates do more than the same characters as text."""
     names = {family.name for family in chosen if family.control}
     own = [one for one in attacks if one.family in names]
@@ -228,7 +234,8 @@ def _control(
     examples = [one.example for one in own]
     twin = twin_of(judge.encoder, list(rows))
     if twin is None:
-        return {"attacks": len(own), "twins": 0, "reason": "this tokenizer has no text twin"}
+        reason = "this tokenizer has no text twin"
+        return ControlTokens(attacks=len(own), twins=0, reason=reason)
     # Both alone: among other rows they would be read in other packs, and round differently.
     scored = [
         JudgeScorer(judge.model, encoder, name=name).score(examples)
@@ -244,13 +251,13 @@ def _control(
     def control_ids(example: JudgeExample) -> int:
         return sum(id_ in added for id_ in judge.encoder.prompt_ids(example))
 
-    return {
-        "attacks": len(own),
-        "twins": len(apart),
-        "other_ids": sum(twin.prompt_ids(e) != judge.encoder.prompt_ids(e) for e in examples),
-        "control_ids": sum(control_ids(one.example) != control_ids(rows[one.row]) for one in own),
-        "largest_difference": max(apart, default=0.0),
-    }
+    return ControlTokens(
+        attacks=len(own),
+        twins=len(apart),
+        other_ids=sum(twin.prompt_ids(e) != judge.encoder.prompt_ids(e) for e in examples),
+        control_ids=sum(control_ids(one.example) != control_ids(rows[one.row]) for one in own),
+        largest_difference=max(apart, default=0.0),
+    )
 
 
 class TextTwin(PromptEncoder):

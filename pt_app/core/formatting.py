@@ -2,8 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pt_app.core.results import Metric
 
 DIGITS = 3  # two would hide differences that intervals show: 0.955 and 0.949 are both 0.95
 UNDEFINED = "–"
@@ -35,14 +38,6 @@ NAMES = {
     "order_consistency": "same in both orders",
     "first_preference": "first position",
 }
-_OF_ORDERS = ("accuracy_swapped", "accuracy_both_orders", "order_consistency", "first_preference")
-_NOMINAL = ("kappa", "mcc", "accuracy", "f1_macro")
-_COLUMNS = {
-    "metric": ("spearman", "pearson", "kendall"),
-    "score": ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l"),
-    "pairwise": (*_NOMINAL, "accuracy_no_ties", *_OF_ORDERS, "rouge_l"),
-    "pass_fail": (*_NOMINAL, "recall_pass", "recall_fail", "precision_fail", "rouge_l"),
-}
 
 
 def number(value: float | None) -> str:
@@ -50,66 +45,30 @@ def number(value: float | None) -> str:
     return UNDEFINED if value is None else f"{round(value, DIGITS) + 0.0:.{DIGITS}f}"
 
 
-def interval(metric: Mapping[str, Any]) -> str:
+def interval(metric: "Metric") -> str:
     """Write `[0.834, 0.886]`; "" where no interval exists."""
-    if metric.get("low") is None or metric.get("high") is None:
+    if metric.low is None or metric.high is None:
         return ""
-    return f"[{number(metric['low'])}, {number(metric['high'])}]"
+    return f"[{number(metric.low)}, {number(metric.high)}]"
 
 
-def estimate(metric: Mapping[str, Any] | None) -> str:
+def estimate(metric: "Metric | None") -> str:
     """Write `0.861 [0.834, 0.886]`; a dash where undefined; the value alone without interval."""
-    if not metric or metric.get("value") is None:
+    if metric is None or metric.value is None:
         return UNDEFINED
-    return f"{number(metric['value'])} {interval(metric)}".rstrip()
+    return f"{number(metric.value)} {interval(metric)}".rstrip()
 
 
-def with_n(metric: Mapping[str, Any] | None) -> str:
+def with_n(metric: "Metric | None") -> str:
     """Write `0.861 [0.834, 0.886] (n = 40)`, or why the number is undefined, for a sentence."""
-    if not metric or metric.get("value") is None:
-        return f"undefined ({(metric or {}).get('reason', 'not computed')})"
-    return f"{estimate(metric)} (n = {metric['n']})"
+    if metric is None or metric.value is None:
+        return f"undefined ({(metric and metric.reason) or 'not computed'})"
+    return f"{estimate(metric)} (n = {metric.n})"
 
 
-def p_value(item: Mapping[str, Any], name: str = "p") -> str:
+def p_value(p: float) -> str:
     """Write `= 0.031`, or `< 0.001` below that."""
-    return "< 0.001" if item[name] < 0.001 else f"= {item[name]:.3f}"
-
-
-def columns_of(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the numbers that a table of `results` shows, the headline number first.
-
-    ROUGE-L is among them only where answers were generated, the numbers of both orders only where
-    pairs were judged in both.
-    """
-    metrics = [model["metrics"] for model in results["models"]]
-
-    def occurs(name: str) -> bool:
-        return any(name in numbers for numbers in metrics)
-
-    shown = dict.fromkeys(_OF_ORDERS, occurs("order_consistency")) | {"rouge_l": occurs("rouge_l")}
-    return tuple(name for name in _COLUMNS[results["task"]] if shown.get(name, True))
-
-
-def best_baseline(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the baseline without a model that agrees best; None without baselines."""
-    head = columns_of(results)[0]
-    baselines = [rule for rule in results.get("baselines") or [] if head in rule["metrics"]]
-    return max(baselines, key=lambda rule: rule["metrics"][head]["value"] or 0.0, default=None)
-
-
-def metrics_of(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of the constrained verdicts if there are any, else of the own answers."""
-    metrics: dict[str, Any] = model.get("constrained") or model["metrics"]
-    return metrics
-
-
-def leak_line(results: Mapping[str, Any]) -> str:
-    """Return the warning that training and test share texts; "" where they do not."""
-    count = (results.get("leaks") or {}).get("n")
-    return (
-        f"LEAKS: {count} texts stand in training and test: these numbers flatter." if count else ""
-    )
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def visible(text: str) -> str:
@@ -158,7 +117,11 @@ def fenced(fields: Sequence[tuple[str, str]]) -> str:
     return f"{fence}text\n{block}\n{fence}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table of cells that are already safe, numbers aligned to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], bold: bool = False) -> str:
+    """Lay out a Markdown table of cells that are already safe, numbers aligned to the right.
+
+    `bold`: the first column names the rows in bold type.
+    """
     rule = ["---"] + ["---:"] * (len(header) - 1)
+    rows = [[f"**{first}**", *rest] for first, *rest in rows] if bold else rows
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])

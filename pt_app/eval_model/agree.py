@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file
+from pt_app.core.results import JsonObject, Metrics, PassRate, Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
@@ -19,7 +19,7 @@ from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
 from pt_app.judge_data.metric_scores import as_verdicts, rank_results, read_scores
 from pt_app.judge_data.options import Columns, FileOptions
-from pt_app.judge_data.verdict_files import VerdictFile, VerdictTable
+from pt_app.judge_data.verdict_files import Rows, VerdictFile
 from pt_app.report import write_report
 
 
@@ -35,7 +35,7 @@ def agree(
     by_rank: bool = False,
     lower_is_better: bool = False,
     validation: str = "",
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Results, list[str]]:
     """Measure the judges of a file of verdicts, and write the evaluation.
 
     Args:
@@ -58,19 +58,20 @@ def agree(
     """
     read = [name for name in (file, train, validation) if name]
     refuse_overwrite([out / name for name in WRITTEN], read)
-    notes, ranks = list[str](), dict[str, Any]()
+    notes, ranks = list[str](), dict[str, Metrics]()
     if by_rank or lower_is_better:
         source = VerdictFile(file, columns, reading)
         metrics = verdict_files.aligned(read_scores(source, lower_is_better), source)
         _check_groups(metrics, file)
-        results = rank_results(metrics, _about(file)) | {"run": _run()}
+        results = rank_results(metrics, _about(file))
+        results.run = _run()
         notes += source.notes()
         if not validation:
             write_evaluation(out, _judges(metrics), results)
             write_report(out)
             only = "by rank only: verdicts need --validation, rows to fit a map from the scores on"
             return results, [*notes, only]
-        ranks = {model["name"]: model["metrics"] for model in results["models"]}
+        ranks = {model.name: model.metrics for model in results.models}
         other = read_scores(VerdictFile(validation, columns, reading), lower_is_better)
         table = as_verdicts(metrics, other, _scale(scale, metrics, file), validation, file)
     else:
@@ -83,20 +84,19 @@ def agree(
     training = None
     if train:
         same_scale = verdict_files.read_verdicts(train, columns, table.scale.name, reading)
-        training = _labelled(same_scale)
-    baselines = fit_baselines(_labelled(table), table.scale, training)
+        training = _labelled(_judges(same_scale.judges)[0], table.scale)
+    baselines = fit_baselines(_labelled(judges[0], table.scale), table.scale, training)
     results = results_of(judges, table.scale, _about(file), baselines, (), _run(), asked)
-    for model in results["models"]:
-        name = model["name"]
-        model["metrics"] |= ranks.get(name, {})
-        if verdicts := table.population.get(name):
-            model["population"] = _population(verdicts, table.judges[name], table.scale)
+    for model, judge in zip(results.models, judges, strict=True):
+        model.metrics |= ranks.get(model.name, {})
+        if verdicts := table.population.get(model.name):
+            model.population = _population(verdicts, judge.rows, table.scale)
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results, notes
 
 
-def _check_groups(judges: Mapping[str, Sequence[Mapping[str, Any]]], file: str) -> None:
+def _check_groups(judges: Mapping[str, Rows], file: str) -> None:
     rows = next(iter(judges.values()))
     if len({row["group"] for row in rows}) < 2:
         raise UserError(
@@ -105,39 +105,41 @@ def _check_groups(judges: Mapping[str, Sequence[Mapping[str, Any]]], file: str) 
         )
 
 
-def _about(file: str) -> dict[str, Any]:
+def _about(file: str) -> JsonObject:
     path = Path(file.partition("::")[0])  # a member of an archive follows its name
     return {"path": Path(file).name, "sha256": sha256_file(path) if path.is_file() else None}
 
 
-def _run() -> dict[str, Any]:
+def _run() -> JsonObject:
     return {"command": ["judge", *sys.argv[1:]]}
 
 
-def _judges(judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[JudgeRows]:
-    return [JudgeRows(name, name, rows) for name, rows in judges.items()]
+def _judges(judges: Mapping[str, Rows]) -> list[JudgeRows]:
+    return [
+        JudgeRows(name, name, [Prediction.model_validate(row) for row in rows])
+        for name, rows in judges.items()
+    ]
 
 
-def _scale(name: str, metrics: Mapping[str, Sequence[Mapping[str, Any]]], file: str) -> Scale:
+def _scale(name: str, metrics: Mapping[str, Rows], file: str) -> Scale:
     if name:
         return Scale.from_name(name)
     return verdict_files.scale_of({r["label"] for rows in metrics.values() for r in rows}, file)
 
 
-def _labelled(table: VerdictTable) -> Labelled:
-    rows = next(iter(table.judges.values()))
-    labels, groups = [row["label"] for row in rows], [row["group"] for row in rows]
-    return Labelled.of(rows, labels, groups, table.scale)
+def _labelled(judge: JudgeRows, scale: Scale) -> Labelled:
+    labels, groups = [row.label for row in judge.rows], [row.group for row in judge.rows]
+    return Labelled.of(judge.rows, labels, groups, scale)
 
 
 def _population(
-    verdicts: Sequence[Verdict | None], rows: Sequence[Mapping[str, Any]], scale: Scale
-) -> dict[str, Any] | None:
+    verdicts: Sequence[Verdict | None], rows: Sequence[Prediction], scale: Scale
+) -> PassRate | None:
     """Return the pass rate of the rows without a label; None if the task is not pass or fail."""
     if scale.task != "pass_fail":
         return None
     of_population = positions(verdicts, scale, "verdict")
-    labels = positions([row["label"] for row in rows], scale, "label")
-    own = positions([row["verdict"] for row in rows], scale, "verdict")
+    labels = positions([row.label for row in rows], scale, "label")
+    own = positions([row.verdict for row in rows], scale, "verdict")
     passed, judged = int((of_population == PASS).sum()), int(np.sum(of_population >= 0))
     return corrected_pass_rate(passed, judged, labels, own)

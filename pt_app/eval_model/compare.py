@@ -1,15 +1,15 @@
 """`judge eval`: adapters, their base and a prompted model on the same rows."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
+from pt_app.core.results import Cost, LearningPoint, Results
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.curve import SHARES, train_parts
 from pt_app.eval_model.evaluation import Scoring, labelled
@@ -33,7 +33,7 @@ def evaluate_judges(
     folders: Sequence[Path] = (),
     options: EvalOptions | None = None,
     endpoint: Endpoint | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Score the test rows of `data` with all judges, and write the evaluation.
 
     Args:
@@ -78,25 +78,25 @@ def evaluate_judges(
     asked = Asked(options.target_accuracy)
     results = results_of(judges, dataset.scale, about, baselines, dataset.leaks, run, asked)
     if endpoint is not None:
-        own = next(model for model in results["models"] if model["name"] == judges[-1].name)
         spent = budget.spent
-        own["cost"] = {"dollars": spent, "per_verdict": spent / max(1, len(test)), "n": len(test)}
+        per_verdict = spent / max(1, len(test))
+        results.models[-1].cost = Cost(dollars=spent, per_verdict=per_verdict, n=len(test))
     if options.curve:
-        results["curve"] = _curve(results, len(dataset.train))
+        results.curve = _curve(results, len(dataset.train))
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
 
 
-def _curve(results: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
+def _curve(results: Results, rows: int) -> list[LearningPoint]:
     """Return the headline number by the number of training rows, fewest first."""
-    by_name = {
-        model["name"]: model["constrained"] for model in results["models"] if "constrained" in model
-    }
-    metric = headline(Scale.from_name(results["scale"]))
+    by_name = {model.name: model.best for model in results.models}
+    metric = headline(Scale.from_name(results.scale))
     shares = {**SHARES, "adapter": 1.0}
     return [
-        {"judge": name, "rows": round(rows * share), "metric": metric, **by_name[name][metric]}
+        by_name[name][metric].extended(
+            LearningPoint, judge=name, rows=round(rows * share), metric=metric
+        )
         for name, share in shares.items()
     ]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pt_app
 from pt_app.core import console
 from pt_app.core.errors import UserError
+from pt_app.core.results import read_results
 from pt_app.eval_model.dispatch import run_recipe
 from pt_app.report import terminal_table
 
@@ -33,7 +34,7 @@ def run_demo(seed: int = 0) -> Path:
         assert evaluation is not None, "the recipe ended well without an evaluation"
     else:
         print(f"trained and evaluated before: {evaluation.parent}")
-        console.show(terminal_table(_read(evaluation / "results.json")))
+        console.show(terminal_table(read_results(evaluation)))
     report = evaluation / "report.html"
     print(f"report: {report}")
     return report

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pt_app.core import console
+from pt_app.core.results import Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model import pipeline
 from pt_app.models.platforms import Platform
@@ -37,13 +37,13 @@ class ChecksAndReport:
         assert self._needs is not None, "before_loading was not called"
         before_training(self._needs, trainer, prepared.source)
 
-    def after_evaluation(self, adapter: Path, results: dict[str, Any]) -> None:
+    def after_evaluation(self, adapter: Path, results: Results) -> None:
         """Write the report and print its table."""
         report = write_report(adapter / "evaluation")
         console.show(terminal_table(results))
         log.info("report: %s", report)
 
-    def charts(self, results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    def charts(self, results: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """Draw the charts of the results for a dashboard."""
         return charts.of_results(results)
 

@@ -5,13 +5,14 @@ made from these two alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.results import JsonObject, Prediction, Results
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.fitted import Fitted
@@ -31,10 +32,10 @@ def evaluate(
     data: JudgeData,
     test: Sequence[JudgeExample],
     encoder: PromptEncoder,
-    run: dict[str, Any],
+    run: JsonObject,
     feedback: bool = False,
     precision: str = "float32",
-) -> dict[str, Any]:
+) -> Results:
     """Score `test` with the base and with the adapter, and write `adapter`/evaluation.
 
     Pairs are judged in both orders.
@@ -73,11 +74,9 @@ def evaluate(
 
 def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
     """Return the rows in the form that the baselines take."""
-    texts = {"candidate", "candidates", "source", "reference"}
+    # The candidate of a chat row is a part of its prompt.
     rows = [
-        example.model_dump(include=texts)
-        # the candidate of a chat row is a part of its prompt
-        | ({"candidate": None} if example.prompt is not None else {})
+        example if example.prompt is None else example.model_copy(update={"candidate": None})
         for example in examples
     ]
     groups = [example.group for example in examples]
@@ -111,9 +110,8 @@ class Scoring:
             prediction(name, example, score, others.get(i))
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
-        changed = asdict(change) if change else None
         fitted = self._fitted(scorer, name, validation)
-        return JudgeRows(name, id_, rows, shortened, ties, self.precision, changed, fitted)
+        return JudgeRows(name, id_, rows, shortened, ties, self.precision, change, fitted)
 
     def _fitted(
         self, scorer: JudgeScorer, name: str, rows: Sequence[JudgeExample]
@@ -142,9 +140,9 @@ class Scoring:
 
 def prediction(
     name: str, example: JudgeExample, scored: Scored, other: Scored | None
-) -> dict[str, Any]:
+) -> Prediction:
     """Lay out one row of predictions.jsonl; `other` is the verdict on the pair the other way."""
-    row: dict[str, Any] = {
+    row: JsonObject = {
         "model": name,
         "id": example.id,
         "group": example.group,
@@ -171,10 +169,10 @@ def prediction(
     if other is not None:
         row |= {"swapped": other.verdict, "swapped_constrained": other.constrained}
         row["swapped_probabilities"] = other.probabilities
-    return row
+    return Prediction.model_validate(row)
 
 
-def _if_present(example: JudgeExample) -> dict[str, Any]:
+def _if_present(example: JudgeExample) -> JsonObject:
     """Return the texts that only some rows have; of a chat row the prompt, which holds them all."""
     names = {"prompt", "conversation", "context", "candidates", "meta"}
     return example.model_dump(include=names, exclude_none=True, exclude_defaults=True)

@@ -1,27 +1,25 @@
 """Adapters trained on the folds of one dataset: their evaluations joined, every row once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
-from pt_app.core.verdicts import Scale
-from pt_app.evidence.baselines import Baseline
-from pt_app.evidence.results import (
+from pt_app.core.results import (
     PREDICTIONS,
     RESULTS,
-    WRITTEN,
-    JudgeRows,
-    results_of,
-    write_evaluation,
+    JsonObject,
+    Prediction,
+    Results,
+    read_predictions,
+    read_results,
 )
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.report import write_report
-from pt_app.report.source import read_predictions, read_results
-
-Results = dict[str, Any]
 
 
 def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
@@ -43,37 +41,35 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     rows = [row for folder in folders for row in read_predictions(folder)]
     _check_same(results, adapters)
     first = results[0]
-    judges = [_joined(model["name"], results, rows) for model in first["models"]]
+    judges = [_joined(model.name, results, rows) for model in first.models]
     _check_once(judges[0], adapters)
-    leaks = [one.get("leaks", {"n": 0, "examples": []}) for one in results]
-    examples = [line for one in leaks for line in one["examples"]]
-    hashes = json.dumps([one["data"]["sha256"] for one in results], sort_keys=True)
-    data = {
-        "path": f"{first['data']['path']} and {len(adapters) - 1} more folds",
+    examples = [line for one in results for line in one.leaks.examples]
+    hashes = json.dumps([one.data.sha256 for one in results], sort_keys=True)
+    data: JsonObject = {
+        "path": f"{first.data.path} and {len(adapters) - 1} more folds",
         "sha256": sha256(hashes.encode()).hexdigest(),
     }
-    run = dict(first["run"]) | {"folds": [Path(adapter).name for adapter in adapters]}
-    scale, fitted = Scale.from_name(first["scale"]), _baselines(judges[0], first)
+    run = first.run | {"folds": [Path(adapter).name for adapter in adapters]}
+    scale, fitted = Scale.from_name(first.scale), _baselines(judges[0], first)
     joined = results_of(judges, scale, data, fitted, examples, run)
-    joined["leaks"]["n"] = sum(one["n"] for one in leaks)
+    joined.leaks.n = sum(one.leaks.n for one in results)
     write_evaluation(out, judges, joined)
     return write_report(out)
 
 
-def _joined(
-    name: str, results: Sequence[Results], predictions: Sequence[Mapping[str, Any]]
-) -> JudgeRows:
-    rows = [row for row in predictions if row["model"] == name]
-    models = [model for one in results for model in one["models"] if model["name"] == name]
-    ids, precisions = (dict.fromkeys(model[key] for model in models) for key in ("id", "precision"))
-    shortened, ties = (sum(model[key] for model in models) for key in ("shortened", "ties"))
-    return JudgeRows(name, ", ".join(ids), rows, shortened, ties, ", ".join(precisions))
+def _joined(name: str, results: Sequence[Results], predictions: Sequence[Prediction]) -> JudgeRows:
+    rows = [row for row in predictions if row.model == name]
+    models = [model for one in results for model in one.models if model.name == name]
+    shortened, ties = sum(m.shortened for m in models), sum(m.ties for m in models)
+    ids = ", ".join(dict.fromkeys(model.id for model in models))
+    precisions = ", ".join(dict.fromkeys(model.precision or "" for model in models))
+    return JudgeRows(name, ids, rows, shortened, ties, precisions)
 
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
     """Return the baselines that every fold has, each fitted on its own fold's training rows."""
-    verdicts = [row.get("rules") or {} for row in judge.rows]
-    fitted = {one["name"]: one.get("fitted") or "" for one in first["baselines"]}
+    verdicts = [row.rules or {} for row in judge.rows]
+    fitted = {one.name: one.fitted or "" for one in first.baselines}
     return [
         Baseline(name, [of_row[name] for of_row in verdicts], fitted.get(name))
         for name in verdicts[0]
@@ -82,12 +78,12 @@ def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
 
 
 def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
-    def made(one: Results) -> dict[str, Any]:
+    def made(one: Results) -> JsonObject:
         return {
-            "task": one["task"],
-            "scale": one["scale"],
-            "base": one["run"].get("base"),
-            "judges": [model["name"] for model in one["models"]],
+            "task": one.task,
+            "scale": one.scale,
+            "base": one.run.get("base"),
+            "judges": [model.name for model in one.models],
         }
 
     for adapter, one in zip(adapters[1:], results[1:], strict=True):
@@ -103,9 +99,9 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
 def _check_once(judge: JudgeRows, adapters: Sequence[Path]) -> None:
     seen: set[str] = set()
     for row in judge.rows:
-        if row["id"] in seen:
+        if row.id in seen:
             raise UserError(
-                f'row "{row["id"]}" is in the test part of two of the {len(adapters)} adapters: '
+                f'row "{row.id}" is in the test part of two of the {len(adapters)} adapters: '
                 "join adapters of the folds that one `judge data split --folds` wrote"
             )
-        seen.add(row["id"])
+        seen.add(row.id)

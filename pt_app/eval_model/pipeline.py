@@ -18,9 +18,9 @@ import torch
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
+from pt_app.core.results import PREDICTIONS, Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model.evaluation import evaluate
-from pt_app.evidence.results import PREDICTIONS
 from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
 from pt_app.models.base_files import tokenizer_files
 from pt_app.models.platforms import Platform
@@ -54,10 +54,10 @@ class Surroundings(Protocol):
     def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
         """Called before the first step, with the model loaded."""
 
-    def after_evaluation(self, adapter: Path, results: dict[str, Any]) -> None:
+    def after_evaluation(self, adapter: Path, results: Results) -> None:
         """Called when results.json is written, before the tracking ends."""
 
-    def charts(self, results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    def charts(self, results: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """Draw what a dashboard shows of the results: names and SVG texts."""
 
 
@@ -133,7 +133,8 @@ def run(
             if not settings.skip_eval:
                 results = _evaluate(settings, prepared, adapter, around)
             predictions = adapter / "evaluation" / PREDICTIONS
-            tracker.finish(results, predictions, adapter, around.charts)
+            numbers = results.as_json() if results else None
+            tracker.finish(numbers, predictions, adapter, around.charts)
             log.info("adapter: %s", adapter)
     return adapter
 
@@ -233,7 +234,7 @@ def _save(
 
 def _evaluate(
     settings: Settings, prepared: Prepared, adapter: Path, around: Surroundings
-) -> dict[str, Any]:
+) -> Results:
     if console.ranks() > 1:
         # torchrun gives each rank one thread; the others have ended by now.
         torch.set_num_threads(platforms.cores())

@@ -98,23 +98,21 @@ def _over_folds(
 
 def _write_spread(adapters: Sequence[Path]) -> None:
     """Write into each adapter's results how the headline number varies over the seeds."""
-    from pt_app.core.verdicts import Scale
-    from pt_app.evidence.coding import headline
-    from pt_app.evidence.results import RESULTS
+    from pt_app.core.results import RESULTS, SeedSpread, read_results
     from pt_app.report import write_report
-    from pt_app.report.source import read_results
 
     results = [read_results(adapter / "evaluation") for adapter in adapters]
-    metric = headline(Scale.from_name(results[0]["scale"]))
-    values = [one["models"][0]["constrained"][metric]["value"] for one in results]
+    metric = results[0].columns()[0]
+    values = [one.models[0].best[metric].value for one in results]
     defined = [value for value in values if value is not None]
-    spread = {
-        "metric": metric,
-        "seeds": [one["run"]["seed"] for one in results],
-        "values": values,
-        "mean": statistics.mean(defined) if defined else None,
-        "sd": statistics.stdev(defined) if len(defined) > 1 else None,
-    }
+    spread = SeedSpread(
+        metric=metric,
+        seeds=[one.run["seed"] for one in results],
+        values=values,
+        mean=statistics.mean(defined) if defined else None,
+        sd=statistics.stdev(defined) if len(defined) > 1 else None,
+    )
     for adapter, one in zip(adapters, results, strict=True):
-        write_json_atomic(adapter / "evaluation" / RESULTS, one | {"over_seeds": spread})
+        one.over_seeds = spread
+        write_json_atomic(adapter / "evaluation" / RESULTS, one.as_json())
         log.info("report: %s", write_report(adapter / "evaluation"))

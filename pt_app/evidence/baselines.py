@@ -1,38 +1,43 @@
 """Baselines without a language model that a judge must beat: constants, length, chrF, TF-IDF.
 
-A fine-tuned judge may be no more than one of them (arXiv 2403.02839). Rows are mappings with
-`candidate` or `candidates` (a pair), `source`, `reference`, `context`.
+A fine-tuned judge may be no more than one of them (arXiv 2403.02839).
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
 from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.records import JudgeExample
+from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import numbers_of, positions
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 FOLDS = 5
 MAX_TRAINING_ROWS = 5000  # chrF takes about a millisecond per row
 SEED = 0
 
-Row = Mapping[str, Any]
+Texts = JudgeExample | Prediction
+Features: TypeAlias = "FloatArray | csr_array"  # [n, features]
 
 
 @dataclass(frozen=True)
 class Labelled:
     """Rows with the positions of their labels on the scale, and their groups."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Texts]
     labels: IntArray
     groups: Sequence[Hashable]
 
     @staticmethod
     def of(
-        rows: Sequence[Row], labels: Sequence[Verdict], groups: Sequence[Hashable], scale: Scale
+        rows: Sequence[Texts], labels: Sequence[Verdict], groups: Sequence[Hashable], scale: Scale
     ) -> "Labelled":
         """Make them of labels that are verdicts of the scale."""
         return Labelled(rows, positions(labels, scale, "label"), groups)
@@ -119,9 +124,11 @@ class _Rule:
         if "numbers" in self.needs and scale.task != "score":
             return "verdicts are not numbers"
         name = "candidates" if pairs else "candidate"
-        if "candidate" in self.needs and (n := sum(row.get(name) is None for row in test.rows)):
+        if "candidate" in self.needs and (
+            n := sum(getattr(row, name) is None for row in test.rows)
+        ):
             return f"{n} of {count} rows have no {name} of their own"
-        if "reference" in self.needs and (n := sum(not row.get("reference") for row in test.rows)):
+        if "reference" in self.needs and (n := sum(not row.reference for row in test.rows)):
             return f"{n} of {count} rows have no reference"
         return ""
 
@@ -144,7 +151,7 @@ def _length(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
     return _regressed(features[0], train.labels, features[1], scale)
 
 
-def _lengths(rows: Sequence[Row], scale: Scale) -> FloatArray:
+def _lengths(rows: Sequence[Texts], scale: Scale) -> FloatArray:
     """Count the characters of each row's `_texts`, [n, 2]."""
     return np.array([[len(text) for text in _texts(row, scale)] for row in rows], dtype=np.float64)
 
@@ -162,18 +169,14 @@ def _chrf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
     return _nearest(fitted.fit(scores[0][:, 0], target).predict(scores[1][:, 0]), scale)
 
 
-def _chrf_scores(rows: Sequence[Row], scale: Scale) -> FloatArray:
+def _chrf_scores(rows: Sequence[Texts], scale: Scale) -> FloatArray:
     """Return the chrF2 of both candidates of a pair [n, 2], else of the candidate [n, 1]."""
     from sacrebleu.metrics.chrf import CHRF
 
-    chrf = CHRF()  # chrF2, as in the shared tasks (Popovic 2015)
+    score = CHRF().sentence_score  # chrF2, as in the shared tasks (Popovic 2015)
     count = 2 if scale.task == "pairwise" else 1
-    return np.array(
-        [
-            [chrf.sentence_score(t, [row["reference"]]).score for t in _texts(row, scale)[:count]]
-            for row in rows
-        ]
-    )
+    texts = [(_texts(row, scale)[:count], [row.reference or ""]) for row in rows]
+    return np.array([[score(text, reference).score for text in own] for own, reference in texts])
 
 
 def _tfidf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
@@ -191,7 +194,7 @@ def _tfidf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
     return _regressed(features[:count], train.labels, features[count:], scale)
 
 
-def _vectors(texts: Sequence[str], to_fit: int) -> Any:
+def _vectors(texts: Sequence[str], to_fit: int) -> "csr_array":
     """Return the TF-IDF vectors [n, words] of texts, with the words of the first `to_fit`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -200,7 +203,7 @@ def _vectors(texts: Sequence[str], to_fit: int) -> Any:
     return vectorizer.transform(texts)
 
 
-def _regressed(x: Any, labels: IntArray, at: Any, scale: Scale) -> IntArray:
+def _regressed(x: Features, labels: IntArray, at: Features, scale: Scale) -> IntArray:
     """Predict positions by ridge regression of scores, or logistic regression of other verdicts."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -228,11 +231,11 @@ def _higher(pairs: FloatArray, scale: Scale) -> IntArray:
     return np.where(pairs[:, 0] > pairs[:, 1], a, np.where(pairs[:, 0] < pairs[:, 1], b, tie))
 
 
-def _texts(row: Row, scale: Scale) -> Sequence[str]:
+def _texts(row: Texts, scale: Scale) -> Sequence[str]:
     """Return both candidates of a pair, else the candidate and its source."""
     if scale.task == "pairwise":
-        return row.get("candidates") or ("", "")
-    return row.get("candidate") or "", row.get("source") or ""
+        return row.candidates or ("", "")
+    return row.candidate or "", row.source or ""
 
 
 RULES = {

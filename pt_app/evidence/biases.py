@@ -5,42 +5,41 @@ for the number of checks (Holm): a judge without any bias is accused of one in 5
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import compress
 
 import numpy as np
+import numpy.typing as npt
 
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.orders import flipped
-from pt_app.core.verdicts import Scale
+from pt_app.core.results import Check, Flip, Metric, Orders, Prediction, Slice
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.core.words import words
 from pt_app.evidence.coding import worth_of
 from pt_app.evidence.comparison import holm
-from pt_app.evidence.intervals import Estimate, Resampler
-from pt_app.evidence.summary import Metric, mean_metric, metric, share_metric
+from pt_app.evidence.intervals import Resampler, ratio, with_counts
 
 ALARM = 0.05  # of the corrected p
 MIN_SLICE = 10  # rows; a smaller slice is not tested
-Row = Mapping[str, Any]
 
 
-def check(estimate: Estimate, n: int, sample: Resampler) -> Metric:
+def corrected(checks: dict[str, Check]) -> dict[str, Check]:
+    """Set the corrected p and the alarm of each check, and return the checks."""
+    adjusted = holm([check.p for check in checks.values()])
+    for check, p in zip(checks.values(), adjusted, strict=True):
+        check.p_holm, check.alarm = p, p is not None and p <= ALARM
+    return checks
+
+
+def _check(metric: Metric, sample: Resampler) -> Check:
     """Return a number that should be 0, with its p by Student's t over groups (None: undefined)."""
     from scipy.special import stdtr
 
     p = None
-    if estimate.value is not None and estimate.error:
-        p = 2 * float(stdtr(sample.groups - 1, -abs(estimate.value) / estimate.error))
-    return metric(estimate, n) | {"p": p}
-
-
-def corrected(checks: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Add "p_holm" and "alarm" to each check."""
-    adjusted = holm([check["p"] for check in checks.values()])
-    return {
-        name: check | {"p_holm": p, "alarm": p is not None and p <= ALARM}
-        for (name, check), p in zip(checks.items(), adjusted, strict=True)
-    }
+    if metric.value is not None and metric.error:
+        p = 2 * float(stdtr(sample.groups - 1, -abs(metric.value) / metric.error))
+    return metric.extended(Check, p=p)
 
 
 def errors_of(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
@@ -53,14 +52,14 @@ def errors_of(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
     return np.where(verdicts < 0, np.nan, worth[verdicts] - worth[labels])
 
 
-def mean_check(values: FloatArray, sample: Resampler) -> Metric:
+def mean_check(values: FloatArray, sample: Resampler) -> Check:
     """Check whether the mean of `values` (NaN does not count) is 0."""
-    return check(*sample.mean(values), sample)
+    return _check(sample.mean(values), sample)
 
 
 def partial_correlation(
     errors: FloatArray, feature: FloatArray, labels: IntArray, sample: Resampler
-) -> Metric:
+) -> Check:
     """Check the correlation of error and feature among rows of one label, pooled over the labels.
 
     Rows with NaN do not count. What a feature rightly says about the label has no effect here.
@@ -74,26 +73,25 @@ def partial_correlation(
 
     def correlation(sums: FloatArray) -> dict[str, FloatArray]:
         n, e, f, ee, ff, ef = np.split(sums, 6, axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            e_mean, f_mean = np.where(n > 0, e / n, 0), np.where(n > 0, f / n, 0)
-            both = (ef - e * f_mean).sum(axis=1)
-            spread = (ee - e * e_mean).sum(axis=1) * (ff - f * f_mean).sum(axis=1)
-            return {"pearson": both / np.sqrt(np.where(spread > 1e-9, spread, np.nan))}
+        e_mean, f_mean = np.where(n > 0, e / n, 0), np.where(n > 0, f / n, 0)
+        both = (ef - e * f_mean).sum(axis=1)
+        spread = (ee - e * e_mean).sum(axis=1) * (ff - f * f_mean).sum(axis=1)
+        return {"pearson": both / np.sqrt(np.where(spread > 1e-9, spread, np.nan))}
 
-    estimate = sample.estimate_sums(columns, correlation)["pearson"]
-    return check(estimate, int(counted.sum()), sample)
+    metrics = sample.estimate_sums(columns, correlation, int(counted.sum()))
+    return _check(metrics["pearson"], sample)
 
 
-def length_of(rows: Sequence[Row], scale: Scale) -> FloatArray:
+def length_of(rows: Sequence[Prediction], scale: Scale) -> FloatArray:
     """Return log(1 + characters) of each candidate; of a pair the first's less the second's."""
     return np.array([_of_candidates(row, scale, lambda text: np.log1p(len(text))) for row in rows])
 
 
-def copied_of(rows: Sequence[Row], scale: Scale) -> FloatArray:
+def copied_of(rows: Sequence[Prediction], scale: Scale) -> FloatArray:
     """Return the share of each candidate's words that occur in the source; NaN without a source."""
 
-    def share(row: Row) -> float:
-        source = set(words(row.get("source") or ""))
+    def share(row: Prediction) -> float:
+        source = set(words(row.source or ""))
 
         def copied(text: str) -> float:
             own = words(text)
@@ -104,12 +102,11 @@ def copied_of(rows: Sequence[Row], scale: Scale) -> FloatArray:
     return np.array([share(row) for row in rows])
 
 
-def _of_candidates(row: Row, scale: Scale, feature: Callable[[str], float]) -> float:
+def _of_candidates(row: Prediction, scale: Scale, feature: Callable[[str], float]) -> float:
     if scale.task == "pairwise":
-        pair = row.get("candidates")
-        return float(feature(pair[0]) - feature(pair[1])) if pair else float("nan")
-    text = row.get("candidate")
-    return float("nan") if text is None else float(feature(text))
+        pair = row.candidates
+        return float(feature(pair[0]) - feature(pair[1])) if pair else np.nan
+    return np.nan if row.candidate is None else float(feature(row.candidate))
 
 
 def share_won_by_longer(pairs: Sequence[Sequence[str]], verdicts: Sequence[object]) -> float:
@@ -127,7 +124,7 @@ def share_won_by_longer(pairs: Sequence[Sequence[str]], verdicts: Sequence[objec
     return won / len(pairs)
 
 
-def slices(names: Sequence[Any], apart: FloatArray, sample: Resampler) -> dict[str, dict[str, Any]]:
+def slices(names: Sequence[str | None], apart: FloatArray, sample: Resampler) -> dict[str, Slice]:
     """Return the mean distance to the label for each value of a column, and compare it.
 
     The difference to all other rows is tested and corrected for the number of slices, except for
@@ -139,58 +136,65 @@ def slices(names: Sequence[Any], apart: FloatArray, sample: Resampler) -> dict[s
         sample: the groups of the rows.
     """
     by_name, tests = {}, {}
-    for name in sorted({str(name) for name in names}):
-        inside = np.array([str(other) == name for other in names])
-        by_name[name] = {"distance": mean_metric(np.where(inside, apart, np.nan), sample)}
+    column = [str(name) for name in names]
+    for name in sorted(set(column)):
+        inside = np.array([other == name for other in column])
+        by_name[name] = Slice(distance=sample.mean(np.where(inside, apart, np.nan)))
         if inside.sum() >= MIN_SLICE and (~inside).sum() >= MIN_SLICE:
             tests[name] = _difference_of_means(apart, inside, sample)
     for name, test in corrected(tests).items():
-        by_name[name]["difference"] = test
+        by_name[name].difference = test
     return by_name
 
 
-def _difference_of_means(values: FloatArray, inside: Any, sample: Resampler) -> Metric:
-    defined = ~np.isnan(values)
-    filled = np.where(defined, values, 0.0)
-    columns = [filled * inside, defined & inside, filled * ~inside, defined & ~inside]
+def _difference_of_means(
+    values: FloatArray, inside: npt.NDArray[np.bool_], sample: Resampler
+) -> Check:
+    parts = [with_counts(np.where(rows, values, np.nan)) for rows in (inside, ~inside)]
 
     def difference(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {"difference": sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]}
+        first, second = (ratio("mean")(part)["mean"] for part in (sums[:, :2], sums[:, 2:]))
+        return {"difference": first - second}
 
-    estimates = sample.estimate_sums(np.stack(columns, axis=1).astype(np.float64), difference)
-    return check(estimates["difference"], int((defined & inside).sum()), sample)
+    n = int(parts[0][:, 1].sum())
+    columns = np.concatenate(parts, axis=1)
+    return _check(sample.estimate_sums(columns, difference, n)["difference"], sample)
 
 
-def columns_of_orders(rows: Sequence[Row]) -> tuple[str, str]:
-    """Name the columns of the verdicts in both orders: the constrained ones where they exist."""
-    if any(row.get("swapped_constrained") is not None for row in rows):
-        return "constrained", "swapped_constrained"
-    return "verdict", "swapped"
+def verdicts_of_orders(
+    rows: Sequence[Prediction],
+) -> tuple[list[Verdict | None], list[Verdict | None]]:
+    """Return the verdicts in both orders: the constrained ones where they exist."""
+    if any(row.swapped_constrained is not None for row in rows):
+        return [row.constrained for row in rows], [row.swapped_constrained for row in rows]
+    return [row.verdict for row in rows], [row.swapped for row in rows]
 
 
 def orders(
-    rows: Sequence[Row], labels: IntArray, verdicts: IntArray, sample: Resampler, scale: Scale
-) -> dict[str, Any]:
+    rows: Sequence[Prediction],
+    labels: IntArray,
+    verdicts: IntArray,
+    sample: Resampler,
+    scale: Scale,
+) -> Orders:
     """Count which winner each order of a pair gave; and the accuracy by the better one's position.
 
     Returns:
-        "flips" has entries of "first", "swapped" (both as the winner in the first order; null: a
-        parse failure) and "n". "right_if_better_is" has the accuracy among the pairs whose label
-        is A (shown first), and among those whose label is B.
+        The flips have both winners as in the first order (None: a parse failure). The accuracy is
+        that among the pairs whose label is A (shown first), and among those whose label is B.
     """
-    first, swapped = columns_of_orders(rows)
-    pairs = [(row[first], flipped(row.get(swapped))) for row in rows if swapped in row]
-    right = (labels == verdicts).astype(np.float64)
+    first, swapped = verdicts_of_orders(rows)
+    pairs = zip(first, map(flipped, swapped), strict=True)
+    counts = Counter(compress(pairs, [row.in_both_orders for row in rows]))
+    right = np.where(verdicts >= 0, labels == verdicts, np.nan)
 
     def accuracy(better: str) -> Metric:
-        counted = (labels == scale.values.index(better)) & (verdicts >= 0)
-        return share_metric(np.where(counted, right, np.nan), sample)
+        return sample.share(np.where(labels == scale.values.index(better), right, np.nan))
 
-    return {
-        "flips": [
-            {"first": winner, "swapped": other, "n": n}
-            for (winner, other), n in sorted(Counter(pairs).items(), key=str)
+    return Orders(
+        flips=[
+            Flip(first=winner, swapped=other, n=n)
+            for (winner, other), n in sorted(counts.items(), key=str)
         ],
-        "right_if_better_is": {better: accuracy(better) for better in ("A", "B")},
-    }
+        right_if_better_is={better: accuracy(better) for better in ("A", "B")},
+    )

@@ -8,17 +8,17 @@ threshold of its confidence, and a person or a larger judge decides those rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pt_app.core import results
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray, IntArray, agreement, contingency
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline, numbers_of
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import Levels
-from pt_app.evidence.summary import mean_metric, metric, share_metric
 
 BINS = 10
 SUM_TOLERANCE = 0.01  # of probabilities; files round them
@@ -95,7 +95,7 @@ def calibration(
     sample: Resampler,
     tolerance: float,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> results.Calibration:
     """Return the calibration of the rows that have probabilities; each number with interval and n.
 
     Args:
@@ -107,11 +107,11 @@ def calibration(
         seed: of the simulated calibrated judge.
 
     Returns:
-        "ece": the expected calibration error over 10 bins of equally many rows (Nguyen and O'Connor
-        2015). It is above 0 for a calibrated judge, too: "ece_if_calibrated" has the mean and the
-        95th percentile for these confidences and so many rows. "overconfidence": mean confidence
-        less accuracy. "brier": the Brier score of the whole distribution, 0 to 2 (Brier 1950).
-        "reliability": mean confidence, accuracy and n of each bin.
+        `ece`: the expected calibration error over 10 bins of equally many rows (Nguyen and O'Connor
+        2015). It is above 0 for a calibrated judge, too: `ece_if_calibrated` has the mean and the
+        95th percentile for these confidences and so many rows. `overconfidence`: mean confidence
+        less accuracy. `brier`: the Brier score of the whole distribution, 0 to 2 (Brier 1950).
+        `reliability`: mean confidence, accuracy and n of each bin.
     """
     present = ~np.isnan(probabilities[:, 0])
     confidence = confidence_of(probabilities, labels, scale, tolerance)
@@ -124,41 +124,40 @@ def calibration(
     columns[:, BINS] = present
 
     def ece(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {"ece": np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]}
+        return {"ece": np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]}
 
-    return {
-        "tolerance": tolerance,
-        "ece": metric(sample.estimate_sums(columns, ece)["ece"], n),
-        "ece_if_calibrated": _ece_by_chance(sure[present], bins[present], seed) if n else None,
-        "overconfidence": mean_metric(gap, sample),
-        "right": share_metric(np.where(present, right, np.nan), sample),
-        "brier": mean_metric(((probabilities - truth) ** 2).sum(axis=1), sample),
-        "reliability": [
-            {
-                "confidence": float(sure[inside].mean()),
-                "right": share_metric(np.where(inside, right, np.nan), sample),
-            }
-            for b in range(BINS)
-            if (inside := present & (bins == b)).any()
-        ],
-    }
+    def bin_of(rows: npt.NDArray[np.bool_]) -> results.ReliabilityBin:
+        accuracy = sample.share(np.where(rows, right, np.nan))
+        return results.ReliabilityBin(confidence=float(sure[rows].mean()), right=accuracy)
+
+    inside = [present & (bins == b) for b in range(BINS)]
+    return results.Calibration(
+        tolerance=tolerance,
+        ece=sample.estimate_sums(columns, ece, n)["ece"],
+        ece_if_calibrated=_ece_by_chance(sure[present], bins[present], seed) if n else None,
+        overconfidence=sample.mean(gap),
+        right=sample.share(np.where(present, right, np.nan)),
+        brier=sample.mean(((probabilities - truth) ** 2).sum(axis=1)),
+        reliability=[bin_of(rows) for rows in inside if rows.any()],
+    )
 
 
-def _bins(sure: FloatArray, present: Any) -> IntArray:
+def _bins(sure: FloatArray, present: npt.NDArray[np.bool_]) -> IntArray:
     """Return the bin of each row: equally many rows each, equal confidences together."""
-    edges = np.quantile(sure[present], np.linspace(0, 1, BINS + 1)[1:-1]) if present.any() else []
+    edges: FloatArray = np.zeros(0)
+    if present.any():
+        edges = np.quantile(sure[present], np.linspace(0, 1, BINS + 1)[1:-1])
     bins: IntArray = np.searchsorted(edges, np.nan_to_num(sure), side="right").astype(np.int64)
     return bins
 
 
-def _ece_by_chance(sure: FloatArray, bins: IntArray, seed: int) -> dict[str, float]:
+def _ece_by_chance(sure: FloatArray, bins: IntArray, seed: int) -> results.Range:
     """Simulate the calibration error of a calibrated judge with these confidences [n]."""
     right = np.random.default_rng(seed).random((500, len(sure))) < sure
     gaps = sure - right
     sums = np.stack([gaps[:, bins == b].sum(axis=1) for b in range(BINS)], axis=1)
     errors = np.abs(sums).sum(axis=1) / len(bins)
-    return {"mean": float(errors.mean()), "high": float(np.quantile(errors, 0.95))}
+    return results.Range(mean=float(errors.mean()), high=float(np.quantile(errors, 0.95)))
 
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
@@ -192,36 +191,16 @@ def fit_temperature(probabilities: FloatArray, labels: IntArray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
-@dataclass(frozen=True)
-class Isotonic:
-    """A rising map of confidence to accuracy: straight lines between the points `x` and `y`."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-
-    @staticmethod
-    def fit(confidence: Confidence) -> "Isotonic":
-        """Fit on rows with labels (Zadrozny and Elkan 2002)."""
-        from sklearn.isotonic import IsotonicRegression
-
-        fitted = IsotonicRegression(out_of_bounds="clip").fit(confidence.sure, confidence.right)
-        return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
-
-    def __call__(self, sure: FloatArray) -> FloatArray:
-        """Return the accuracy that confidences [n] stand for."""
-        return np.interp(sure, self.x, self.y)
-
-
 def selective(
     confidence: Confidence,
     sample: Resampler,
     target: float,
-    threshold: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    threshold: results.Threshold | None = None,
+) -> results.Selective:
     """Return the risk-coverage curve, its area, and the threshold that reaches `target` accuracy.
 
-    "aurc" is the mean error rate over all coverages (Geifman et al. 2019, arXiv 1805.08206),
-    "aurc_random" that of a judge whose confidence says nothing: its error rate. "kept" and "right"
+    `aurc` is the mean error rate over all coverages (Geifman et al. 2019, arXiv 1805.08206),
+    `aurc_random` that of a judge whose confidence says nothing: its error rate. `kept` and `right`
     are the coverage and the accuracy of the threshold on these rows.
 
     Args:
@@ -231,39 +210,39 @@ def selective(
         threshold: what `guaranteed_threshold` chose on other rows; None: choose it on these.
     """
     order = np.argsort(-confidence.sure, kind="stable")
-    wrong = 1 - confidence.right[order]
-    risk = wrong.cumsum() / np.arange(1, len(order) + 1)
+    wrong = 1 - confidence.right
+    risk = wrong[order].cumsum() / np.arange(1, len(order) + 1)
     chosen = threshold or guaranteed_threshold(confidence, sample, target)
-    kept = confidence.sure >= (np.inf if chosen["threshold"] is None else chosen["threshold"])
-    picked = np.unique(np.linspace(0, len(order) - 1, POINTS).round().astype(int))
-    return {
-        "curve": [{"coverage": (int(i) + 1) / len(order), "risk": float(risk[i])} for i in picked],
-        "aurc": _area(confidence, sample),
-        "aurc_random": share_metric(1 - confidence.right, sample),
-        **chosen,
-        "kept": share_metric(kept.astype(np.float64), sample),
-        "right": share_metric(np.where(kept, confidence.right, np.nan), sample),
-    }
+    kept = confidence.sure >= (np.inf if chosen.threshold is None else chosen.threshold)
+    picked = np.unique(np.linspace(0, len(order) - 1, POINTS).round().astype(int)).tolist()
+    numbers = results.Selective(
+        curve=[
+            results.RiskPoint(coverage=(i + 1) / len(order), risk=float(risk[i])) for i in picked
+        ],
+        aurc=_area(confidence, sample),
+        aurc_random=sample.share(wrong),
+        kept=sample.share(kept.astype(np.float64)),
+        right=sample.share(np.where(kept, confidence.right, np.nan)),
+    )
+    return numbers.model_copy(update=chosen.as_json())
 
 
-def _area(confidence: Confidence, sample: Resampler) -> dict[str, Any]:
+def _area(confidence: Confidence, sample: Resampler) -> results.Metric:
     """Return the area below the curve; rows of equal confidence share their mean risk."""
     levels, wrong = Levels(-confidence.sure), 1 - confidence.right
 
     def area(weights: FloatArray) -> dict[str, FloatArray]:
         rows, errors = levels.sums(weights), levels.sums(weights * wrong)
         covered = rows.cumsum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            risk = errors.cumsum(axis=1) / covered
-        risk = np.where(covered > 0, risk, 0.0)
+        risk = np.where(covered > 0, errors.cumsum(axis=1) / covered, 0.0)
         return {"aurc": (risk * rows).sum(axis=1) / covered[:, -1]}
 
-    return metric(sample.estimate(area)["aurc"], len(wrong))
+    return sample.estimate(area)["aurc"]
 
 
 def at_coverages(
     confidence: Confidence, verdicts: IntArray, labels: IntArray, scale: Scale, sample: Resampler
-) -> list[dict[str, Any]]:
+) -> list[results.Coverage]:
     """Return accuracy and agreement among the surest quarter, half and three quarters of the rows.
 
     Rows of equal confidence at the edge count by the share that still fits, so that the order of
@@ -277,32 +256,29 @@ def at_coverages(
         sample: the groups of the rows.
 
     Returns:
-        For each "coverage" the accuracy within the tolerance ("right"), the share of verdicts that
-        equal the label ("accuracy") and the scale's headline number.
+        For each `coverage` the accuracy within the tolerance (`right`), the share of verdicts that
+        equal the label (`accuracy`) and the scale's headline number.
     """
-    used = np.unique(np.concatenate([labels, verdicts]))
-    label, verdict = (
-        np.searchsorted(used, column).astype(np.int64) for column in (labels, verdicts)
-    )
+    used, codes = np.unique(np.stack([labels, verdicts]), return_inverse=True)
+    label, verdict = codes.reshape(2, -1)
     numbers, head = numbers_of(scale), headline(scale)
     values = None if numbers is None else numbers[used]
     shape, levels = (len(used), len(used)), Levels(-confidence.sure)
 
     def numbers_at(coverage: float, weights: FloatArray) -> dict[str, FloatArray]:
         kept = weights * _kept(levels, coverage, weights)
-        tables = contingency(label, verdict, shape, kept)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            right = (kept @ confidence.right) / kept.sum(axis=1)
-        agreed = agreement(tables, values)
-        exact = agreed["accuracy" if values is None else "exact"]
-        return {"right": right, "accuracy": exact, head: agreed[head]}
+        agreed = agreement(contingency(label, verdict, shape, kept), values)
+        return {
+            "right": (kept @ confidence.right) / kept.sum(axis=1),
+            "accuracy": agreed["accuracy" if values is None else "exact"],
+            head: agreed[head],
+        }
 
     entries = []
     for coverage in COVERAGES:
-        n = round(coverage * len(labels))
-        estimates = sample.estimate(partial(numbers_at, coverage), 8 * shape[0] * shape[1])
-        numbers_here = {name: metric(estimate, n) for name, estimate in estimates.items()}
-        entries.append({"coverage": coverage, **numbers_here})
+        statistic, n = partial(numbers_at, coverage), round(coverage * len(labels))
+        metrics = sample.estimate(statistic, n, 8 * shape[0] * shape[1])
+        entries.append(results.Coverage.model_validate({"coverage": coverage, **metrics}))
     return entries
 
 
@@ -321,13 +297,13 @@ def _kept(levels: Levels, coverage: float, weights: FloatArray) -> FloatArray:
 
 def guaranteed_threshold(
     confidence: Confidence, sample: Resampler, target: float
-) -> dict[str, Any]:
+) -> results.Threshold:
     """Find the lowest confidence from which on the judge reaches an accuracy of `target`.
 
     Ten thresholds are tried, each by an exact binomial bound (Clopper and Pearson 1934) at a tenth
     of the risk, so that in 95 of 100 cases none that holds here fails on further rows
     (Angelopoulos et al. 2021, arXiv 2110.01052). The bound is for independent rows, so that one
-    row of each group counts, drawn at random. "threshold" is None where none holds.
+    row of each group counts, drawn at random. The threshold is None if none holds.
     """
     from scipy.stats import beta
 
@@ -335,12 +311,14 @@ def guaranteed_threshold(
     shuffled = rng.permutation(len(sample.index))
     rows = shuffled[np.unique(sample.index[shuffled], return_index=True)[1]]
     sure, right = confidence.sure[rows], confidence.right[rows]
-    chosen: dict[str, Any] = {"threshold": None, "bound": None}
-    for level in np.unique(np.quantile(sure, np.arange(STEPS) / STEPS)):
+    chosen = results.Threshold(
+        target=target, threshold=None, bound=None, rows=len(rows), risk_of_error=RISK_OF_ERROR
+    )
+    for level in np.unique(np.quantile(sure, np.arange(STEPS) / STEPS)).tolist():
         inside = sure >= level
         n, hits = int(inside.sum()), int(right[inside].sum())
         bound = float(beta.ppf(RISK_OF_ERROR / STEPS, hits, n - hits + 1)) if hits else 0.0
         if bound >= target:
-            chosen = {"threshold": float(level), "bound": bound}
+            chosen.threshold, chosen.bound = level, bound
             break
-    return {"target": target, **chosen, "rows": len(rows), "risk_of_error": RISK_OF_ERROR}
+    return chosen

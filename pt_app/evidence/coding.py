@@ -1,7 +1,7 @@
 """Verdicts as positions on their scale, and their agreement as a function of sums over rows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,6 +9,9 @@ from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray, IntArray, agreement
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Statistic
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # What a verdict without a number is worth to the candidate; of a pair, to the first one.
 _WORTH: dict[Verdict, float] = {"PASS": 1.0, "FAIL": 0.0, "A": 1.0, "tie": 0.5, "B": 0.0}
@@ -48,6 +51,13 @@ def positions(verdicts: Sequence[Verdict | None], scale: Scale, what: str) -> In
     return np.array([place[verdict] for verdict in verdicts], dtype=np.int64)
 
 
+def coded(
+    labels: Sequence[Verdict], verdicts: Sequence[Verdict | None], scale: Scale
+) -> tuple[IntArray, IntArray]:
+    """Return the positions of labels and verdicts, as `positions` does."""
+    return positions(labels, scale, "label"), positions(verdicts, scale, "verdict")
+
+
 def count_failures_as_wrong(labels: IntArray, verdicts: IntArray, scale: Scale) -> IntArray:
     """Replace each -1 by the position farthest from the label, or by K on a nominal scale.
 
@@ -72,7 +82,7 @@ def distances(labels: IntArray, verdicts: IntArray, scale: Scale) -> FloatArray:
 
 def agreement_of_sums(
     labels: IntArray, scale: Scale, *judges: IntArray
-) -> tuple[list[Any], Statistic]:
+) -> tuple[list["csr_array"], Statistic]:
     """Return each judge's columns, sparse [n, m], and the statistic of their sums.
 
     The columns are the cells of the table of labels and verdicts, the same cells for all judges;

@@ -1,21 +1,15 @@
 """Whether one judge agrees better than another on the same rows, and which difference shows."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
 from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.results import Comparison
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.coding import (
-    agreement_of_sums,
-    count_failures_as_wrong,
-    headline,
-    numbers_of,
-    positions,
-)
+from pt_app.evidence import coding
 from pt_app.evidence.intervals import CHUNK_NUMBERS, Resampler, Statistic
-from pt_app.evidence.summary import check_lengths, metric
+from pt_app.evidence.summary import check_lengths
 
 # A difference of so many standard errors is significant at 5 % (two-sided) in 80 of 100 test sets.
 DETECTABLE_ERRORS = 1.960 + 0.842
@@ -29,7 +23,7 @@ def compare(
     scale: Scale,
     names: tuple[str, str] = ("adapter", "base"),
     reading: str = "constrained",
-) -> dict[str, Any]:
+) -> Comparison:
     """Return the difference a - b of the scale's headline number, with its paired interval.
 
     Args:
@@ -42,13 +36,16 @@ def compare(
         reading: which verdicts these are, for the result: "constrained" or "verdict".
 
     Returns:
-        A number; "p" is that of a permutation test that exchanges the two judges in whole groups,
-        "detectable" the smallest difference that this test set shows in 80 of 100 cases.
+        The difference; `p` is that of a permutation test that exchanges the two judges in whole
+        groups, `detectable` the smallest difference that this test set shows in 80 of 100 cases.
     """
     check_lengths(labels, a, b, sample.index)
-    name, label = headline(scale), positions(labels, scale, "label")
-    judges = [count_failures_as_wrong(label, positions(v, scale, "verdict"), scale) for v in (a, b)]
-    columns, statistic = agreement_of_sums(label, scale, *judges)
+    name, label = coding.headline(scale), coding.positions(labels, scale, "label")
+    judges = [
+        coding.count_failures_as_wrong(label, coding.positions(v, scale, "verdict"), scale)
+        for v in (a, b)
+    ]
+    columns, statistic = coding.agreement_of_sums(label, scale, *judges)
     sums = np.stack([sample.sums(cells).toarray() for cells in columns])  # [2, groups, cells]
     cells = sums.shape[2]
 
@@ -57,16 +54,16 @@ def compare(
         return {"difference": first - second}
 
     both = np.concatenate(list(sums), axis=1)
-    estimate = sample.estimate_group_sums(both, difference)["difference"]
-    return {
-        "a": names[0],
-        "b": names[1],
-        "metric": name,
-        "reading": reading,
-        **metric(estimate, len(label)),
-        "p": _permutation_p(sums, statistic, name, sample),
-        "detectable": None if estimate.error is None else DETECTABLE_ERRORS * estimate.error,
-    }
+    metric = sample.estimate_group_sums(both, difference)["difference"]
+    return metric.extended(
+        Comparison,
+        a=names[0],
+        b=names[1],
+        metric=name,
+        reading=reading,
+        p=_permutation_p(sums, statistic, name, sample),
+        detectable=None if metric.error is None else DETECTABLE_ERRORS * metric.error,
+    )
 
 
 def _permutation_p(
@@ -115,16 +112,15 @@ def detectable_difference(
     It assumes two judges whose errors are independent and whose kappa is near 0.7; for judges with
     common errors it is smaller. None if it is undefined.
     """
-    label, rng = positions(labels, scale, "label"), np.random.default_rng(seed)
+    label, rng = coding.positions(labels, scale, "label"), np.random.default_rng(seed)
     a, b = ([scale.values[i] for i in _simulated(label, scale, rng)] for _ in range(2))
     sample = Resampler(groups, resamples=500, seed=seed)
-    smallest: float | None = compare(labels, a, b, sample, scale)["detectable"]
-    return smallest
+    return compare(labels, a, b, sample, scale).detectable
 
 
 def _simulated(labels: IntArray, scale: Scale, rng: np.random.Generator) -> IntArray:
     """Draw the verdicts of a judge with a kappa near 0.7."""
-    numbers = numbers_of(scale)
+    numbers = coding.numbers_of(scale)
     if numbers is None:
         other = rng.choice(labels, len(labels))  # agrees by chance; kappa is the rest's share
         return np.where(rng.random(len(labels)) < 0.7, labels, other)

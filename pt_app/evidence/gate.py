@@ -7,11 +7,13 @@ judge is better.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
+from pt_app.core.results import Metric, Prediction, read_predictions, read_results
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import compare
@@ -41,8 +43,22 @@ class Judged:
 
     name: str
     scale: Scale
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Prediction]
     abstained: float = 0.0
+
+    @staticmethod
+    def read(folder: Path) -> "Judged":
+        """Read the rows of the judge that an evaluation is about: the adapter, else the first."""
+        results = read_results(folder)
+        judge = results.judge
+        if judge is None:
+            raise UserError(f"{folder}: nothing was judged: evaluate again")
+        rows = [row for row in read_predictions(folder) if row.model == judge.name]
+        for field in ("id", "group"):
+            if any(field not in row.model_fields_set for row in rows):
+                raise UserError(f"{folder}: field {field} is missing in a row: evaluate again")
+        abstained = 1 - (judge.selective.kept.value or 0.0) if judge.selective else 0.0
+        return Judged(f"{folder}", Scale.from_name(results.scale), rows, abstained)
 
 
 def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
@@ -51,11 +67,11 @@ def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
     Raises:
         UserError: for judges of different rows, labels or scales.
     """
-    scored = [row for row in new.rows if row["status"] != "too_long"]
+    scored = [row for row in new.rows if row.status != "too_long"]
     checks = [_enough(len(scored), limits)]
     if not scored:
         return [*checks, Check("agreement", "undecided", "no row was scored")]
-    failures = sum(row["verdict"] is None for row in scored)
+    failures = sum(row.verdict is None for row in scored)
     checks += [
         _share("parse failures", failures, len(scored), limits.parse_failures),
         _share("abstentions", new.abstained * len(scored), len(scored), limits.abstentions),
@@ -86,55 +102,55 @@ def _share(name: str, count: float, n: int, most: float) -> Check:
     return Check(name, decision, f"{count:.0f} of {n}, at most {most:.1%} are allowed")
 
 
-def _above_floor(rows: Sequence[Mapping[str, Any]], scale: Scale, floor: float) -> Check:
-    labels, verdicts = [row["label"] for row in rows], [row["verdict"] for row in rows]
-    sample = Resampler([row["group"] for row in rows])
-    metrics = summarise(labels, verdicts, None, sample, scale)["metrics"]
-    return _decided(
-        f"{headline(scale)} above {floor:g}", metrics[f"{headline(scale)}_strict"], floor
-    )
+def _above_floor(rows: Sequence[Prediction], scale: Scale, floor: float) -> Check:
+    labels, verdicts = [row.label for row in rows], [row.verdict for row in rows]
+    sample = Resampler([row.group for row in rows])
+    metrics = summarise(labels, verdicts, None, sample, scale).metrics
+    head = headline(scale)
+    return _decided(f"{head} above {floor:g}", metrics[f"{head}_strict"], floor)
 
 
 def _not_worse(new: Judged, baseline: Judged, margin: float) -> Check:
-    if new.scale != baseline.scale:
-        raise UserError(
-            f"{new.name} judges on {new.scale.name}, {baseline.name} on {baseline.scale.name}: "
-            "compare judges of one scale"
-        )
-    before = {row["id"]: row for row in baseline.rows}
-    if before.keys() != {row["id"] for row in new.rows}:
-        odd = sorted(before.keys() ^ {row["id"] for row in new.rows})
-        raise UserError(
-            f"{new.name} and {baseline.name} judged different rows ({len(odd)} are in one alone, "
-            f"such as {odd[0]}): evaluate both on the same test set"
-        )
-    pairs = [(row, before[row["id"]]) for row in new.rows]
-    differing = [row["id"] for row, old in pairs if row["label"] != old["label"]]
-    if differing:
-        raise UserError(
-            f"{differing[0]} has one label with {new.name} and another with {baseline.name} "
-            f"({len(differing)} rows): evaluate both on the same test set"
-        )
-    fit = [(row, old) for row, old in pairs if "too_long" not in (row["status"], old["status"])]
+    pairs = _same_rows(new, baseline)
+    fit = [(row, old) for row, old in pairs if "too_long" not in (row.status, old.status)]
     difference = compare(
-        [row["label"] for row, _ in fit],
-        [row["verdict"] for row, _ in fit],
-        [old["verdict"] for _, old in fit],
-        Resampler([row["group"] for row, _ in fit]),
+        [row.label for row, _ in fit],
+        [row.verdict for row, _ in fit],
+        [old.verdict for _, old in fit],
+        Resampler([row.group for row, _ in fit]),
         new.scale,
         (new.name, baseline.name),
         "verdict",
     )
-    return _decided(f"{difference['metric']} not worse by {margin:g}", difference, -margin)
+    return _decided(f"{difference.metric} not worse by {margin:g}", difference, -margin)
 
 
-def _decided(name: str, metric: Mapping[str, Any], floor: float) -> Check:
-    if metric["value"] is None or metric["low"] is None:
-        why = metric.get("reason") or "it has no interval"
-        return Check(name, "undecided", f"undefined on {metric['n']} rows: {why}")
-    decision: Decision = "fail" if metric["high"] < floor else "undecided"
-    decision = "pass" if metric["low"] >= floor else decision
-    return Check(name, decision, f"{estimate(metric)}, n = {metric['n']}")
+def _same_rows(new: Judged, baseline: Judged) -> list[tuple[Prediction, Prediction]]:
+    """Return each row with its counterpart; raise UserError if the judges' rows differ."""
+    names = f"{new.name} and {baseline.name}"
+    if new.scale != baseline.scale:
+        raise UserError(
+            f"{names} judge on {new.scale.name} and on {baseline.scale.name}: compare judges of "
+            "one scale"
+        )
+    before, after = ({row.id: row for row in judged.rows} for judged in (baseline, new))
+    if odd := sorted(before.keys() ^ after.keys()):
+        problem = f"judged different rows ({len(odd)} are in one alone, such as {odd[0]})"
+        raise UserError(f"{names} {problem}: evaluate both on the same test set")
+    pairs = [(row, before[row.id]) for row in new.rows]
+    if odd := [row.id for row, old in pairs if row.label != old.label]:
+        problem = f"have more than one label for {len(odd)} rows, such as {odd[0]}"
+        raise UserError(f"{names} {problem}: evaluate both on the same test set")
+    return pairs
+
+
+def _decided(name: str, metric: Metric, floor: float) -> Check:
+    if metric.value is None or metric.low is None or metric.high is None:
+        why = metric.reason or "it has no interval"
+        return Check(name, "undecided", f"undefined on {metric.n} rows: {why}")
+    decision: Decision = "fail" if metric.high < floor else "undecided"
+    decision = "pass" if metric.low >= floor else decision
+    return Check(name, decision, f"{estimate(metric)}, n = {metric.n}")
 
 
 def to_markdown(checks: Sequence[Check], title: str) -> str:

@@ -6,14 +6,17 @@ from the delete-one-group jackknife and Student's t. docs/EVIDENCE.md says how o
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pt_app.core.metrics import CORRELATIONS, ERRORS, SHARES, FloatArray
+from pt_app.core.results import Metric, Metrics
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -23,27 +26,21 @@ CHUNK_NUMBERS = 1 << 21
 # The number must be defined in this share of the resamples, or it has no interval.
 DEFINED_SHARE = 0.95
 
+Columns: TypeAlias = "FloatArray | csr_array"
+_Columns = TypeVar("_Columns", bound=Columns)
 # Takes weights [r, n], how often each row or group was drawn; returns the number in each draw [r],
-# by name. The name decides on which scale `jackknife_interval` works.
+# by name. The name decides on which scale `jackknife_interval` works. Divisions by 0 are silent.
 Statistic = Callable[[FloatArray], dict[str, FloatArray]]
+# Both ends of an interval, and the standard error; None where they are undefined.
+Spread = tuple[float | None, float | None, float | None]
 _Map = Callable[[FloatArray], FloatArray]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number, its 95 % interval and standard error; None where undefined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    error: float | None = None
 
 
 class Resampler:
     """Draw groups with replacement, with the same draws for every statistic of one seed.
 
     Equal draws make the intervals of two judges on the same rows comparable, and their difference
-    a paired one.
+    a paired one. In all methods `n` is how many rows count, for the result; None: all.
     """
 
     def __init__(
@@ -68,18 +65,20 @@ class Resampler:
         """Whether there are too few groups (under 20) for a bootstrap."""
         return self.groups < FEW_GROUPS
 
-    def estimate(self, statistic: Statistic, size: int = 1) -> dict[str, Estimate]:
+    def estimate(self, statistic: Statistic, n: int | None = None, size: int = 1) -> Metrics:
         """Return each number of `statistic` on all rows, with its interval.
 
         Args:
             statistic: a function of the weights of the rows.
-            size: how many numbers it holds per resample, which bounds the chunks.
+            n: how many rows count.
+            size: how many numbers the statistic holds per resample, which bounds the chunks.
         """
-        return self._estimate(
-            lambda counts: statistic(counts[:, self.index]), max(size, len(self.index))
-        )
+        size = max(size, len(self.index))
+        return self._estimate(lambda counts: statistic(counts[:, self.index]), size, n)
 
-    def estimate_sums(self, columns: Any, statistic: Statistic) -> dict[str, Estimate]:
+    def estimate_sums(
+        self, columns: Columns, statistic: Statistic, n: int | None = None
+    ) -> Metrics:
         """Return the same for a statistic of sums over rows, which takes sums [r, m].
 
         Groups are summed once, so that a resample costs groups x m.
@@ -87,14 +86,17 @@ class Resampler:
         Args:
             columns: what is summed over the rows [n, m], dense or sparse.
             statistic: a function of the sums.
+            n: how many rows count.
         """
-        return self.estimate_group_sums(self.sums(columns), statistic)
+        return self.estimate_group_sums(self.sums(columns), statistic, n)
 
-    def estimate_group_sums(self, sums: Any, statistic: Statistic) -> dict[str, Estimate]:
+    def estimate_group_sums(
+        self, sums: Columns, statistic: Statistic, n: int | None = None
+    ) -> Metrics:
         """Return the same from the sums [groups, m] that `Resampler.sums` returned."""
-        return self._estimate(lambda counts: statistic(counts @ sums), sums.shape[1])
+        return self._estimate(lambda counts: statistic(counts @ sums), sums.shape[1], n)
 
-    def sums(self, columns: Any) -> Any:
+    def sums(self, columns: _Columns) -> _Columns:
         """Sum `columns` [n, m], dense or sparse, over the rows of each group: [groups, m]."""
         from scipy.sparse import csr_array
 
@@ -102,41 +104,43 @@ class Resampler:
         members = csr_array(
             (np.ones(rows), (self.index, np.arange(rows))), shape=(self.groups, rows)
         )
-        return members @ columns
+        sums: _Columns = members @ columns
+        return sums
 
-    def mean(self, values: FloatArray, name: str = "mean") -> tuple[Estimate, int]:
-        """Return the mean of `values` [n] with its interval, and how many of them count.
+    def mean(self, values: Sequence[float | None] | FloatArray, name: str = "mean") -> Metric:
+        """Return the mean of `values` [n] with its interval; None and NaN do not count."""
+        columns = with_counts(np.array(values, dtype=np.float64))
+        return self.estimate_sums(columns, ratio(name), int(columns[:, 1].sum()))[name]
 
-        Args:
-            values: one number per row; NaN does not count.
-            name: "share" for values between 0 and 1, whose interval must stay there.
-        """
-        columns = with_counts(values)
-        return self.estimate_sums(columns, ratio(name))[name], int(columns[:, 1].sum())
+    def share(self, values: Sequence[float | None] | FloatArray) -> Metric:
+        """Return the mean of `values` between 0 and 1, whose interval stays there."""
+        return self.mean(values, "share")
 
-    def _estimate(self, statistic: Statistic, size: int) -> dict[str, Estimate]:
+    def _estimate(self, statistic: Statistic, size: int, n: int | None) -> Metrics:
         """Return value and interval of each number of a function of the groups' weights."""
-        values = statistic(np.ones((1, self.groups)))
-        if self.groups < 2:
-            return {name: Estimate(finite(value[0])) for name, value in values.items()}
-        counts = 1 - np.eye(self.groups, dtype=np.int8) if self.few_groups else self._counts
-        chunk = max(1, CHUNK_NUMBERS // max(size, self.groups))
-        parts = [
-            statistic(counts[start : start + chunk].astype(np.float64))
-            for start in range(0, len(counts), chunk)
-        ]
-        estimates = {}
-        for name, value in values.items():
+        n = len(self.index) if n is None else n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = statistic(np.ones((1, self.groups)))
+            if self.groups < 2:
+                return {name: Metric.of(float(value[0]), n) for name, value in values.items()}
+            counts = 1 - np.eye(self.groups, dtype=np.int8) if self.few_groups else self._counts
+            chunk = max(1, CHUNK_NUMBERS // max(size, self.groups))
+            parts = [
+                statistic(counts[start : start + chunk].astype(np.float64))
+                for start in range(0, len(counts), chunk)
+            ]
+        metrics = {}
+        for name, (value,) in values.items():
             drawn = np.concatenate([part[name] for part in parts])
             if self.few_groups:
-                estimates[name] = jackknife_interval(float(value[0]), drawn, name)
+                spread = jackknife_interval(float(value), drawn, name)
             else:
-                interval = percentile_interval(drawn, self.groups)
-                estimates[name] = Estimate(finite(value[0]), *interval, _spread(drawn))
-        return estimates
+                spread = percentile_interval(drawn, self.groups)
+            metrics[name] = Metric.of(float(value), n, *spread)
+        return metrics
 
     @cached_property
-    def _counts(self) -> npt.NDArray[np.integer[Any]]:
+    def _counts(self) -> npt.NDArray[np.uint8]:
         """How often each resample holds each group, [resamples, groups]."""
         rng = np.random.default_rng(self.seed)
         chunk = max(1, CHUNK_NUMBERS // self.groups)
@@ -159,15 +163,11 @@ def with_counts(values: FloatArray) -> FloatArray:
 def ratio(name: str) -> Statistic:
     """Return the statistic `name` of sums [r, 2]: the first sum divided by the second."""
 
-    def divided(sums: FloatArray) -> dict[str, FloatArray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {name: sums[:, 0] / sums[:, 1]}
-
-    return divided
+    return lambda sums: {name: sums[:, 0] / sums[:, 1]}
 
 
-def percentile_interval(drawn: FloatArray, groups: int) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of resampled values: percentiles widened for the number of groups.
+def percentile_interval(drawn: FloatArray, groups: int) -> Spread:
+    """Return the 95 % interval of resampled values and their standard deviation.
 
     The plain percentile interval is too narrow by about sqrt((G - 1) / G), and because it ignores
     Student's t; the expanded one takes the percentiles that a t interval would reach
@@ -177,32 +177,37 @@ def percentile_interval(drawn: FloatArray, groups: int) -> tuple[float | None, f
 
     defined = drawn[np.isfinite(drawn)]
     if len(defined) < max(1.0, DEFINED_SHARE * len(drawn)):
-        return None, None
+        return None, None, None
     tail = (1 - CONFIDENCE) / 2
     tail = float(ndtr(math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, tail)))
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = np.quantile(defined, [tail, 1 - tail]).tolist()
+    return low, high, float(defined.std())
 
 
-def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Estimate:
-    """Return the 95 % interval from the number without each group in turn, `left_out` [groups].
+def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Spread:
+    """Return the 95 % interval and the standard error; None if they are undefined.
 
     Efron and Stein 1981, with Student's t, on the scale on which the number `name` is nearest to
     normal: Fisher's z for correlations, the arcsine for shares, the logarithm for errors.
+
+    Args:
+        value: the number on all rows.
+        left_out: the number without each group in turn [groups].
+        name: of the number.
     """
     from scipy.special import stdtrit
 
     groups = len(left_out)
     if not math.isfinite(value) or not np.isfinite(left_out).all():
-        return Estimate(finite(value))
+        return None, None, None
     error = _jackknife_error(left_out)
     if error == 0:
-        return Estimate(value, value, value, error)
+        return value, value, error
     there, back = _scale_of(name)
     middle = float(there(np.array(value)))
     reach = -stdtrit(groups - 1, (1 - CONFIDENCE) / 2) * _jackknife_error(there(left_out))
     low, high = back(np.array([middle - reach, middle + reach])).tolist()
-    return Estimate(value, low, high, error)
+    return low, high, error
 
 
 def _scale_of(name: str) -> tuple[_Map, _Map]:
@@ -226,13 +231,3 @@ def _angle(share: FloatArray) -> FloatArray:
 def _jackknife_error(left_out: FloatArray) -> float:
     groups = len(left_out)
     return math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
-
-
-def _spread(drawn: FloatArray) -> float | None:
-    defined = drawn[np.isfinite(drawn)]
-    return float(defined.std()) if len(defined) >= DEFINED_SHARE * len(drawn) else None
-
-
-def finite(value: float) -> float | None:
-    """Return a number, or None instead of NaN and infinity."""
-    return float(value) if math.isfinite(value) else None

@@ -4,17 +4,18 @@ FAIL is the class that a judge is there to find.
 """
 
 import math
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.results import Metrics, Operating, PassRate
 from pt_app.evidence.intervals import CONFIDENCE, Resampler
 from pt_app.evidence.ranks import Levels
-from pt_app.evidence.summary import FAIL, PASS, Metric, metric
+from pt_app.evidence.summary import FAIL, PASS
 
 
-def areas(fail: FloatArray, labels: IntArray, sample: Resampler) -> dict[str, Metric]:
+def areas(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metrics:
     """Return the areas below two curves of `fail`, the probability of FAIL [n].
 
     Rows of equal probability share one threshold.
@@ -30,21 +31,20 @@ def areas(fail: FloatArray, labels: IntArray, sample: Resampler) -> dict[str, Me
     def of_curves(weights: FloatArray) -> dict[str, FloatArray]:
         rows, fails = levels.sums(weights), levels.sums(weights * is_fail)
         passes, covered, hits = rows - fails, rows.cumsum(axis=1), fails.cumsum(axis=1)
-        pairs = fails.sum(axis=1) * passes.sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.where(covered > 0, hits / covered, 0.0)
-            return {
-                "roc_auc": (passes * (hits - fails / 2)).sum(axis=1) / pairs,
-                "pr_auc": (precision * fails).sum(axis=1) / fails.sum(axis=1),
-            }
+        precision = np.where(covered > 0, hits / covered, 0.0)
+        all_fails = fails.sum(axis=1)
+        ordered = (passes * (hits - fails / 2)).sum(axis=1)
+        return {
+            "roc_auc": ordered / (all_fails * passes.sum(axis=1)),
+            "pr_auc": (precision * fails).sum(axis=1) / all_fails,
+        }
 
-    estimates = sample.estimate(of_curves)
-    return {name: metric(estimate, len(labels)) for name, estimate in estimates.items()}
+    return sample.estimate(of_curves)
 
 
 def operating_threshold(
     fail: FloatArray, labels: IntArray, missed: float = 1.0, false_alarm: float = 1.0
-) -> dict[str, Any]:
+) -> Operating:
     """Find the probability of FAIL from which on failing a row costs least on these rows.
 
     Args:
@@ -54,22 +54,12 @@ def operating_threshold(
         false_alarm: the cost of failing a PASS.
 
     Returns:
-        "threshold" (None: fail no row), "cost", the mean cost per row there, and
-        "cost_of_likeliest", that of failing what is more likely a FAIL; the two costs and n.
+        The threshold (None: fail no row), the mean cost per row there, and that of failing what is
+        more likely a FAIL.
     """
-    order = np.argsort(-fail, kind="stable")
-    is_fail = (labels[order] == FAIL).astype(np.float64)
-    failed = np.concatenate([[0.0], is_fail.cumsum()])
-    alarms = np.concatenate([[0.0], (1 - is_fail).cumsum()])
-    cost = missed * (is_fail.sum() - failed) + false_alarm * alarms
-    ordered = fail[order]
-    # A threshold cannot separate rows of equal probability.
-    ends = np.flatnonzero(np.append(np.diff(ordered) != 0, True)) + 1
-    places = np.concatenate([[0], ends])
-    best = int(places[cost[places].argmin()])
-    threshold = None if best == 0 else float(ordered[best - 1])
-    there = cost_at(fail, labels, threshold, missed, false_alarm)
-    return there | {"cost": float(cost[best] / len(labels))}
+    thresholds = [None, *np.unique(fail)[::-1].tolist()]
+    choices = (cost_at(fail, labels, threshold, missed, false_alarm) for threshold in thresholds)
+    return min(choices, key=lambda choice: choice.cost)  # of equally cheap ones the highest
 
 
 def cost_at(
@@ -78,31 +68,31 @@ def cost_at(
     threshold: float | None,
     missed: float = 1.0,
     false_alarm: float = 1.0,
-) -> dict[str, Any]:
+) -> Operating:
     """Return what a threshold from other rows costs on these, as `operating_threshold` does."""
 
-    def cost(failed: Any) -> float:
+    def cost(failed: npt.NDArray[np.bool_]) -> float:
         wrong = missed * ((labels == FAIL) & ~failed) + false_alarm * ((labels == PASS) & failed)
         return float(wrong.mean())
 
-    return {
-        "threshold": threshold,
-        "cost": cost(fail >= (np.inf if threshold is None else threshold)),
-        "cost_of_likeliest": cost(fail >= 0.5),
-        "missed_fail_costs": missed,
-        "false_alarm_costs": false_alarm,
-        "n": len(labels),
-    }
+    return Operating(
+        threshold=threshold,
+        cost=cost(fail >= (np.inf if threshold is None else threshold)),
+        cost_of_likeliest=cost(fail >= 0.5),
+        missed_fail_costs=missed,
+        false_alarm_costs=false_alarm,
+        n=len(labels),
+    )
 
 
 def corrected_pass_rate(
     passed: int, population: int, labels: IntArray, verdicts: IntArray
-) -> dict[str, Any]:
+) -> PassRate:
     """Estimate the share of a population that annotators would pass, from a judge's verdicts.
 
     The estimate is Rogan and Gladen's (1978), the interval Lang and Reiczigel's (2014), which
     covers both uncertainties, as in arXiv 2511.21140, "How to correctly report LLM-as-a-judge
-    evaluations". Rows count as independent. Null if the judge is no better than chance.
+    evaluations". Rows count as independent. It is undefined if the judge is no better than chance.
 
     Args:
         passed: how many of the population's rows the judge passed.
@@ -116,14 +106,12 @@ def corrected_pass_rate(
     of_pass, of_fail = parsed & (labels == PASS), parsed & (labels == FAIL)
     m1, m0 = int(of_pass.sum()), int(of_fail.sum())
     right1, right0 = int((verdicts[of_pass] == PASS).sum()), int((verdicts[of_fail] == FAIL).sum())
-    result: dict[str, Any] = {"raw": passed / population if population else None, "n": population}
-    result |= {"value": None, "low": None, "high": None, "labelled": m1 + m0}
+    rate = PassRate(value=None, low=None, high=None, n=population, labelled=m1 + m0)
+    rate.raw = passed / population if population else None
     if not population or not m1 or not m0:
-        return result | {"reason": "no rows"}
-    chance = {"reason": "the judge tells pass from fail no better than chance"}
+        rate.reason = "no rows"
+        return rate
     q1, q0 = right1 / m1, right0 / m0
-    if q1 + q0 <= 1:
-        return result | chance
     z = -float(ndtri((1 - CONFIDENCE) / 2))
     n = population + z**2
     p = (passed + z**2 / 2) / n
@@ -131,16 +119,15 @@ def corrected_pass_rate(
     m1, m0 = m1 + 2, m0 + 2
     s1, s0 = (right1 + 1) / m1, (right0 + 1) / m0
     slope = s1 + s0 - 1
-    if slope <= 0:
-        return result | chance
-    rate = (p + s0 - 1) / slope
+    if q1 + q0 <= 1 or slope <= 0:
+        rate.reason = "the judge tells pass from fail no better than chance"
+        return rate
+    middle = (p + s0 - 1) / slope
     spread1, spread0 = s1 * (1 - s1) / m1, s0 * (1 - s0) / m0
-    shift = 2 * z**2 * (rate * spread1 - (1 - rate) * spread0)
-    variance = p * (1 - p) / n + (1 - rate) ** 2 * spread0 + rate**2 * spread1
+    shift = 2 * z**2 * (middle * spread1 - (1 - middle) * spread0)
+    variance = p * (1 - p) / n + (1 - middle) ** 2 * spread0 + middle**2 * spread1
     reach = z * math.sqrt(variance) / slope
     exact = (passed / population + q0 - 1) / (q1 + q0 - 1)
-    return result | {
-        "value": min(1.0, max(0.0, exact)),
-        "low": min(1.0, max(0.0, rate + shift - reach)),
-        "high": min(1.0, max(0.0, rate + shift + reach)),
-    }
+    bounds = np.clip([exact, middle + shift - reach, middle + shift + reach], 0, 1)
+    rate.value, rate.low, rate.high = bounds.tolist()
+    return rate

@@ -9,29 +9,21 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
+from pt_app.core import results
 from pt_app.core.formatting import interval, number
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.core.records import JudgeExample
-from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.records import Annotation, JudgeExample
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import agreement_of_sums, numbers_of, positions
-from pt_app.evidence.intervals import Resampler, Statistic, finite
+from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import weighted_pearson
-from pt_app.evidence.summary import Metric, metric
 
 MAX_RATERS = 10  # up to so many, raters and pairs of raters are reported one by one
+Rated = JudgeExample | results.Prediction
 LEVELS = {"score": ("nominal", "ordinal", "interval")}
-
-
-@dataclass(frozen=True)
-class RatedRow:
-    """One row's verdicts, as (rater, verdict), and its group for the bootstrap."""
-
-    group: Hashable
-    said: Sequence[tuple[str, Verdict]]
 
 
 @dataclass(frozen=True)
@@ -47,44 +39,43 @@ class Ratings:
     groups: tuple[Hashable, ...]
 
 
-def ratings_of(rows: Sequence[RatedRow], scale: Scale) -> Ratings:
+def _rated_twice(rows: Sequence[Rated]) -> list[tuple[Hashable, Sequence[Annotation]]]:
+    """Return group and labels of the rows that have two labels or more."""
+    rated = [(row.group, row.annotators or []) for row in rows]
+    return [(group, labels) for group, labels in rated if len(labels) > 1]
+
+
+def ratings_of(rows: Sequence[Rated], scale: Scale) -> Ratings:
     """Lay out the annotators' verdicts as a table, without the rows that have fewer than two.
 
     A rater's second verdict on a row does not count.
     """
-    rows = [row for row in rows if len(row.said) > 1]
-    names = {rater for row in rows for rater, _ in row.said}
+    rated = _rated_twice(rows)
+    names = {label.rater for _, labels in rated for label in labels}
     raters = sorted(names, key=lambda name: (float(name) if name.isdigit() else math.inf, name))
     column = {rater: i for i, rater in enumerate(raters)}
-    code: dict[Any, float] = {str(value): float(i) for i, value in enumerate(scale.values)}
-    values = np.full((len(rows), len(raters)), np.nan)
-    for i, row in enumerate(rows):
-        for rater, verdict in reversed(row.said):
-            place = verdict if scale.task == "score" else code[str(verdict)]
-            values[i, column[rater]] = float(place)
-    return Ratings(tuple(raters), values, tuple(row.group for row in rows))
+    numbers = numbers_of(scale)
+    values = np.full((len(rated), len(raters)), np.nan)
+    for i, (_, labels) in enumerate(rated):
+        for label in reversed(labels):
+            place = scale.values.index(label.verdict) if numbers is None else label.verdict
+            values[i, column[label.rater]] = float(place)
+    return Ratings(tuple(raters), values, tuple(group for group, _ in rated))
 
 
-def agreement_of(examples: Sequence[JudgeExample], scale: Scale) -> dict[str, Any] | None:
-    """Measure the agreement among the annotators of examples: see `agreement_among`."""
-    rows = [RatedRow(e.group, [(a.rater, a.verdict) for a in e.annotators]) for e in examples]
-    return agreement_among(rows, scale)
-
-
-def agreement_among(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | None:
+def agreement_among(rows: Sequence[Rated], scale: Scale) -> results.AnnotatorAgreement | None:
     """Measure the agreement among the raters of the rows; None if no row has two.
 
     Returns:
-        Numbers as {"value", "low", "high", "n"} with n units and intervals by the cluster bootstrap
-        over groups. "raw" is the share of pairs of ratings of a unit that are equal; "pairs" has
-        for each two raters the share of equal labels, Cohen's kappa and, for scores, quadratic
-        kappa. Ordinal and interval alpha, and "one_vs_rest", exist for scores only.
+        Numbers with n units and intervals by the cluster bootstrap over groups. `raw` is the share
+        of pairs of ratings of a unit that are equal; `pairs` has for each two raters the share of
+        equal labels, Cohen's kappa and, for scores, quadratic kappa. Ordinal and interval alpha,
+        and `one_vs_rest`, exist for scores only.
     """
     ratings = ratings_of(rows, scale)
     if len(ratings.values) == 0:
         return None
     domain, counts = value_counts(ratings.values)
-    sample = Resampler(ratings.groups)
     levels = LEVELS.get(scale.task, ("nominal",))
     statistics = {"raw": raw_agreement, "fleiss_kappa": fleiss_kappa}
     statistics |= {f"alpha_{level}": partial(alpha, domain=domain, level=level) for level in levels}
@@ -92,53 +83,54 @@ def agreement_among(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | 
     def numbers(weights: FloatArray) -> dict[str, FloatArray]:
         return {name: statistic(counts, weights) for name, statistic in statistics.items()}
 
-    agreement: dict[str, Any] = {
-        "units": len(counts),
-        "raters": len(ratings.raters),
-        "ratings": int(counts.sum()),
-        **_estimated(sample, numbers, counts.size, len(counts)),
-    }
+    metrics = Resampler(ratings.groups).estimate(numbers, size=counts.size)
+    about = {"units": len(counts), "raters": len(ratings.raters), "ratings": int(counts.sum())}
+    agreement = results.AnnotatorAgreement.model_validate(about | _without_reasons(metrics))
     if len(ratings.raters) <= MAX_RATERS:
-        agreement["pairs"] = pair_agreement(ratings, quadratic=scale.task == "score")
+        agreement.pairs = pair_agreement(ratings, quadratic=scale.task == "score")
     if scale.task == "score":
-        agreement["one_vs_rest"] = one_against_rest(ratings)
+        agreement.one_vs_rest = one_against_rest(ratings)
     return agreement
 
 
-def ceiling(rows: Sequence[RatedRow], scale: Scale) -> dict[str, Any] | None:
+def agreement_of(rows: Sequence[Rated], scale: Scale) -> results.JsonObject | None:
+    """Measure the same as `agreement_among`, for dataset.json."""
+    agreement = agreement_among(rows, scale)
+    return agreement.as_json() if agreement else None
+
+
+def ceiling(rows: Sequence[Rated], scale: Scale) -> results.Ceiling | None:
     """Measure each annotator's agreement with the others of that row; None if no row has two.
 
     The others stand for the value of the scale nearest to their mean; if verdicts are not numbers,
     for their majority, and of equally common verdicts each counts its share.
 
     Returns:
-        An entry like a judge's; "n" counts verdicts, "rows" the rows with two or more.
+        An entry like a judge's; `n` counts verdicts, `rows` the rows with two or more.
     """
-    numbers = numbers_of(scale)
+    numbers, rated = numbers_of(scale), _rated_twice(rows)
     own, others, weights, groups = list[int](), list[int](), list[float](), list[Hashable]()
-    rows = [row for row in rows if len(row.said) > 1]
-    for row in rows:
-        places = positions([verdict for _, verdict in row.said], scale, "an annotator's verdict")
-        for i, place in enumerate(places):
+    for group, labels in rated:
+        places = positions([label.verdict for label in labels], scale, "an annotator's verdict")
+        for i, place in enumerate(places.tolist()):
             opposite = _consensus(np.delete(places, i), numbers)
-            own += [int(place)] * len(opposite)
+            own += [place] * len(opposite)
             others += opposite.tolist()
             weights += [1 / len(opposite)] * len(opposite)
-            groups += [row.group] * len(opposite)
-    if not rows:
+            groups += [group] * len(opposite)
+    if not rated:
         return None
     (columns,), statistic = agreement_of_sums(np.array(others), scale, np.array(own))
     weighted = columns.multiply(np.array(weights)[:, None])
     sample, n = Resampler(groups), round(sum(weights))
-    estimates = sample.estimate_sums(weighted.tocsr(), statistic)
-    return {
-        "name": "people",
-        "metrics": {name: metric(estimate, n) for name, estimate in estimates.items()},
-        "n": n,
-        "rows": len(rows),
-        "groups": sample.groups,
-        "few_groups": sample.few_groups,
-    }
+    return results.Ceiling(
+        name="people",
+        metrics=sample.estimate_sums(weighted.tocsr(), statistic, n),
+        n=n,
+        rows=len(rated),
+        groups=sample.groups,
+        few_groups=sample.few_groups,
+    )
 
 
 def _consensus(places: IntArray, numbers: FloatArray | None) -> IntArray:
@@ -171,8 +163,7 @@ def fleiss_kappa(counts: FloatArray, weights: FloatArray) -> FloatArray:
     observed = weights @ by_unit / weights.sum(axis=1)
     shares = weights @ counts / (weights @ raters)[:, None]
     chance = (shares**2).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        result: FloatArray = (observed - chance) / (1 - chance)
+    result: FloatArray = (observed - chance) / (1 - chance)
     return result
 
 
@@ -198,12 +189,11 @@ def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: st
         observed = (weights * within.T).sum(axis=1)
         all_squares = (totals * numbers**2).sum(axis=1)
         expected = (n * all_squares - (totals * numbers).sum(axis=1) ** 2) / (n - 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        result: FloatArray = 1 - observed / expected
+    result: FloatArray = 1 - observed / expected
     return result
 
 
-def pair_agreement(ratings: Ratings, quadratic: bool) -> list[dict[str, Any]]:
+def pair_agreement(ratings: Ratings, quadratic: bool) -> list[results.RaterPair]:
     """Return the share of equal labels and Cohen's kappa of each two raters with common units.
 
     Each is a number with interval and n; with `quadratic` the quadratic kappa is added.
@@ -217,11 +207,12 @@ def pair_agreement(ratings: Ratings, quadratic: bool) -> list[dict[str, Any]]:
         kappas = _kappas(ratings.values[both, a], ratings.values[both, b], sample)
         if not quadratic:
             del kappas["kappa_quadratic"]
-        pairs.append({"a": ratings.raters[a], "b": ratings.raters[b], **kappas})
+        names = {"a": ratings.raters[a], "b": ratings.raters[b]}
+        pairs.append(results.RaterPair.model_validate({**names, **kappas}))
     return pairs
 
 
-def _kappas(x: FloatArray, y: FloatArray, sample: Resampler) -> dict[str, Metric]:
+def _kappas(x: FloatArray, y: FloatArray, sample: Resampler) -> results.Metrics:
     """Return the share of equal labels, kappa and quadratic kappa of two raters' labels [n].
 
     All three are functions of sums over rows: of each rater's labels by value, of their squares
@@ -237,19 +228,17 @@ def _kappas(x: FloatArray, y: FloatArray, sample: Resampler) -> dict[str, Metric
         n, equal, of_x, of_y, squares, products = sums[:, :6].T
         chance = (sums[:, 6 : 6 + k] * sums[:, 6 + k :]).sum(axis=1)
         apart, expected = squares - 2 * products, squares - 2 * of_x * of_y / n
-        with np.errstate(invalid="ignore", divide="ignore"):
-            kappa = np.where(chance < n**2, (n * equal - chance) / (n**2 - chance), np.nan)
-            quadratic = np.where(expected > 1e-9 * n, 1 - apart / expected, np.nan)
-            return {"agreement": equal / n, "kappa": kappa, "kappa_quadratic": quadratic}
+        kappa = np.where(chance < n**2, (n * equal - chance) / (n**2 - chance), np.nan)
+        quadratic = np.where(expected > 1e-9 * n, 1 - apart / expected, np.nan)
+        return {"agreement": equal / n, "kappa": kappa, "kappa_quadratic": quadratic}
 
-    estimates = sample.estimate_sums(np.concatenate([moments, *by_value], axis=1), numbers)
-    return {name: metric(estimate, len(x)) for name, estimate in estimates.items()}
+    return sample.estimate_sums(np.concatenate([moments, *by_value], axis=1), numbers)
 
 
-def one_against_rest(ratings: Ratings) -> dict[str, Any]:
+def one_against_rest(ratings: Ratings) -> results.OneVersusRest:
     """Correlate (Pearson) each rater with the mean of the others on the same units.
 
-    "mean" is over the raters, "pooled" over all ratings at once: there a rater who is stricter
+    `mean` is over the raters, `pooled` over all ratings at once: there a rater who is stricter
     than the others counts as disagreeing.
     """
     values = ratings.values
@@ -258,6 +247,7 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
     with np.errstate(invalid="ignore", divide="ignore"):
         rest = (sums[:, None] - np.nan_to_num(values)) / (counts[:, None] - given)
     usable = given & (counts[:, None] > 1)
+    unit, rater = np.nonzero(usable)
     columns = [(i, rows) for i in range(len(ratings.raters)) if (rows := usable[:, i]).sum() > 2]
 
     def by_column(weights: FloatArray) -> FloatArray:
@@ -270,29 +260,26 @@ def one_against_rest(ratings: Ratings) -> dict[str, Any]:
     def numbers(weights: FloatArray) -> dict[str, FloatArray]:
         correlations = by_column(weights)
         defined = np.isfinite(correlations)  # a rater with a constant verdict has no correlation
+        mean = np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)
         own, others = values[unit, rater][None], rest[unit, rater][None]
-        with np.errstate(invalid="ignore"):
-            mean = np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)
         return {"mean": mean, "pooled": weighted_pearson(own, others, weights[:, unit])}
 
-    unit, rater = np.nonzero(usable)
-    alone = [finite(r) for r in by_column(np.ones((1, len(values))))[:, 0].tolist()]
+    alone = by_column(np.ones((1, len(values))))[:, 0].tolist()
     by_rater = [
-        {"rater": ratings.raters[i], "pearson": r, "n": int(rows.sum())}
+        {"rater": ratings.raters[i], "pearson": r if np.isfinite(r) else None, "n": int(rows.sum())}
         for (i, rows), r in zip(columns, alone, strict=True)
     ]
-    means = _estimated(Resampler(ratings.groups), numbers, values.size, len(unit))
-    means["mean"]["n"] = sum(r is not None for r in alone)
-    return {"by_rater": by_rater if len(ratings.raters) <= MAX_RATERS else [], **means}
+    metrics = Resampler(ratings.groups).estimate(numbers, len(unit), values.size)
+    metrics["mean"].n = int(np.isfinite(alone).sum())
+    shown = by_rater if len(ratings.raters) <= MAX_RATERS else []
+    return results.OneVersusRest.model_validate({"by_rater": shown, **_without_reasons(metrics)})
 
 
-def _estimated(
-    sample: Resampler, statistic: Statistic, size: int, n: int
-) -> dict[str, dict[str, Any]]:
-    """Return numbers as `metric` does, but without a reason for an undefined one."""
+def _without_reasons(metrics: results.Metrics) -> results.JsonObject:
+    """Return the numbers without the reason for an undefined one, which is not told here."""
     return {
-        name: {"value": one.value, "low": one.low, "high": one.high, "n": n}
-        for name, one in sample.estimate(statistic, size).items()
+        name: metric.model_dump(exclude={"reason"}, exclude_unset=True)
+        for name, metric in metrics.items()
     }
 
 
@@ -305,45 +292,44 @@ _NAMES = {
     "alpha_interval": "Krippendorff's alpha, interval",
     "mean": "one rater and the others' mean, Pearson (mean over raters)",
     "pooled": "one rater and the others' mean, Pearson (pooled)",
+    "agreement": "equal labels",
     "exact": "exact agreement",
     "kappa": "Cohen's kappa",
     "kappa_quadratic": "quadratic kappa",
 }
-_OF_PAIRS = {
-    "agreement": "equal labels",
-    "kappa": "Cohen's kappa",
-    "kappa_quadratic": "quadratic kappa",
-}
 
 
-def table(agreement: Mapping[str, Any]) -> list[list[str]]:
-    """Lay out the agreement among annotators in rows of `ROW`."""
-    numbers = {**agreement, **agreement.get("one_vs_rest", {})}
-    rows = [_row(text, numbers[name]) for name, text in _NAMES.items() if name in numbers]
-    for pair in agreement.get("pairs", ()):
-        raters = f"raters {pair['a']} and {pair['b']}"
-        rows += [
-            _row(f"{raters}: {text}", pair[name])
-            for name, text in _OF_PAIRS.items()
-            if isinstance(pair.get(name), Mapping)
-        ]
+def table(agreement: results.AnnotatorAgreement | Mapping[str, object]) -> list[list[str]]:
+    """Lay out the agreement among annotators, or the same as JSON, in rows of `ROW`."""
+    measured = results.AnnotatorAgreement.model_validate(agreement)
+    rows = _rows(measured) + _rows(measured.one_vs_rest)
+    for pair in measured.pairs:
+        rows += _rows(pair, f"raters {pair.a} and {pair.b}: ")
     return rows
 
 
-def self_table(again: Mapping[str, Any]) -> list[list[str]]:
+def self_table(again: Mapping[str, object]) -> list[list[str]]:
     """Lay out an annotator's agreement with themselves in rows of `ROW`."""
-    return [_row(text, again[name]) for name, text in _NAMES.items() if name in again]
+    return _rows(results.RaterPair.model_validate(again))
 
 
-def lines(agreement: Mapping[str, Any]) -> list[str]:
+def lines(agreement: Mapping[str, object]) -> list[str]:
     """Return the agreement among annotators as lines, and on which rows it is measured."""
-    head = f"agreement: {agreement['raters']} raters, {agreement['ratings']:,} labels of the "
-    head += f"{agreement['units']:,} rows kept that have two or more"
-    rows = [row for row in table(agreement) if row[2]]
+    measured = results.AnnotatorAgreement.model_validate(agreement)
+    head = f"agreement: {measured.raters} raters, {measured.ratings:,} labels of the "
+    head += f"{measured.units:,} rows kept that have two or more"
+    rows = [row for row in table(measured) if row[2]]
     return [head, *(f"  {name}: {value} {interval} (n {n})" for name, value, interval, n in rows)]
 
 
-def _row(name: str, metric: Mapping[str, Any]) -> list[str]:
-    if metric["value"] is None:
-        return [name, "undefined", "", f"{metric['n']:,}"]
-    return [name, number(metric["value"]), interval(metric) or "none", f"{metric['n']:,}"]
+def _rows(numbers: results.Stored | None, prefix: str = "") -> list[list[str]]:
+    """Return a row for each number that has a name; bare numbers of older files have no row."""
+    rows = []
+    for name, text in _NAMES.items():
+        metric = getattr(numbers, name, None)
+        if isinstance(metric, results.Metric):
+            cells = ["undefined", ""]
+            if metric.value is not None:
+                cells = [number(metric.value), interval(metric) or "none"]
+            rows.append([f"{prefix}{text}", *cells, f"{metric.n:,}"])
+    return rows

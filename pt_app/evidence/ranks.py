@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.evidence.intervals import Estimate, Resampler, finite, jackknife_interval
-from pt_app.evidence.summary import Metric, metric
+from pt_app.core.results import Metric, Metrics
+from pt_app.evidence.intervals import Resampler, jackknife_interval
 
 BLOCK = 1 << 22  # pairs compared at once
 
@@ -31,7 +31,7 @@ class Levels:
         return ranks
 
 
-def rank_agreement(labels: FloatArray, scores: FloatArray, sample: Resampler) -> dict[str, Metric]:
+def rank_agreement(labels: FloatArray, scores: FloatArray, sample: Resampler) -> Metrics:
     """Return Pearson's r, Spearman's rho and Kendall's tau-b of labels and scores, with intervals.
 
     Rows whose score is NaN do not count. The interval of tau is a jackknife over groups, which
@@ -49,8 +49,7 @@ def rank_agreement(labels: FloatArray, scores: FloatArray, sample: Resampler) ->
             "spearman": weighted_pearson(*ranks, weights),
         }
 
-    estimates = sample.estimate(numbers, 4 * n) | {"kendall": _kendall(x, y, sample.index[kept])}
-    return {name: metric(estimate, n) for name, estimate in estimates.items()}
+    return sample.estimate(numbers, n, 4 * n) | {"kendall": _kendall(x, y, sample.index[kept])}
 
 
 def weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
@@ -65,7 +64,7 @@ def weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> Float
     return result
 
 
-def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Estimate:
+def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Metric:
     """Return tau-b (1945) of x and y [n], with its jackknife over `groups` [n]."""
     n = len(x)
     names, index = np.unique(groups, return_inverse=True)
@@ -91,7 +90,8 @@ def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Estimate:
     total = with_all.sum(axis=1, keepdims=True)
     value = float(tau(total)[0]) if n else math.nan
     if members < 2:
-        return Estimate(finite(value))
+        return Metric.of(value, n)
     # The sums run over ordered pairs: without a group its rows are gone on either side, and the
     # pairs within it, which that subtracts twice, are added once.
-    return jackknife_interval(value, tau(total - 2 * with_all + inside), "kendall")
+    interval = jackknife_interval(value, tau(total - 2 * with_all + inside), "kendall")
+    return Metric.of(value, n, *interval)

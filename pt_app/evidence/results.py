@@ -8,11 +8,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from pt_app.core.files import write_json_atomic, write_text_atomic
+from pt_app.core.results import (
+    PREDICTIONS,
+    RESULTS,
+    SCHEMA,
+    Comparison,
+    DataUsed,
+    JsonObject,
+    JudgeResults,
+    Leaks,
+    PrecisionChange,
+    Prediction,
+    Results,
+)
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.comparison import compare, holm
@@ -20,12 +32,10 @@ from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import judge_numbers
 from pt_app.evidence.options import Asked
-from pt_app.evidence.people import RatedRow, agreement_among, ceiling
+from pt_app.evidence.people import agreement_among, ceiling
 from pt_app.evidence.summary import rule_baseline
 
-PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 WRITTEN = (PREDICTIONS, RESULTS, "report.html", "report.md")  # the files of an evaluation
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,23 +48,23 @@ class JudgeRows:
 
     name: str
     id: str
-    rows: Sequence[Row]
+    rows: Sequence[Prediction]
     shortened: int = 0
     ties: int = 0
     precision: str = "float32"
-    change: Mapping[str, Any] | None = None
+    change: PrecisionChange | None = None
     fitted: Fitted | None = None
 
 
 def results_of(
     judges: Sequence[JudgeRows],
     scale: Scale,
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     baselines: Sequence[Baseline],
     leaks: Sequence[str],
-    run: Mapping[str, Any],
+    run: JsonObject,
     asked: Asked | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Compute results.json (docs/RESULTS_JSON.md) of judges on the same rows.
 
     Args:
@@ -68,7 +78,7 @@ def results_of(
     """
     count = len(judges[0].rows)
     # A row that does not fit one judge's context is left out of all numbers alike, and counted.
-    fits = [i for i in range(count) if all(j.rows[i]["status"] != "too_long" for j in judges)]
+    fits = [i for i in range(count) if all(j.rows[i].status != "too_long" for j in judges)]
     judges = [replace(judge, rows=[judge.rows[i] for i in fits]) for judge in judges]
     answered = [
         replace(baseline, verdicts=[baseline.verdicts[i] for i in fits])
@@ -76,44 +86,37 @@ def results_of(
         if not baseline.missing
     ]
     rows = judges[0].rows
-    labels, groups = [row["label"] for row in rows], [row["group"] for row in rows]
+    labels, groups = [row.label for row in rows], [row.group for row in rows]
     sample = Resampler(groups)
-    rated = [
-        RatedRow(row["group"], [(str(one["rater"]), one["verdict"]) for one in annotators])
-        for row in rows
-        for annotators in [row.get("annotators") or ()]
-    ]
-    compared = list(_comparisons(judges, answered, labels, sample, scale))
-    corrected = holm([comparison["p"] for comparison in compared])
-    return {
-        "schema": 1,
-        "leaks": {"n": len(leaks), "examples": list(leaks[:5])},
-        "task": scale.task,
-        "data": {**data, "n": len(rows), "groups": len(set(groups))},
-        "scale": scale.name,
-        "models": [
-            {
-                "id": judge.id,
-                "name": judge.name,
-                "precision": judge.precision,
-                "precision_change": judge.change,
-                "ties": judge.ties,
-                **judge_numbers(judge.rows, sample, scale, asked or Asked(), judge.fitted),
-                "unscored": count - len(rows),
-                "shortened": judge.shortened,
-            }
-            for judge in tqdm(judges, desc="evidence", disable=None)
-        ],
-        "baselines": [
-            rule_baseline(one.verdicts, labels, sample, scale, one.name) | {"fitted": one.fitted}
+
+    def numbers(judge: JudgeRows) -> JudgeResults:
+        measured = judge_numbers(judge.rows, sample, scale, asked or Asked(), judge.fitted)
+        measured.id, measured.name = judge.id, judge.name
+        measured.precision, measured.precision_change = judge.precision, judge.change
+        measured.ties, measured.shortened = judge.ties, judge.shortened
+        measured.unscored = count - len(rows)
+        return measured
+
+    comparisons = list(_comparisons(judges, answered, labels, sample, scale))
+    for comparison, p in zip(comparisons, holm([one.p for one in comparisons]), strict=True):
+        comparison.p_holm = p
+    return Results(
+        schema=SCHEMA,
+        leaks=Leaks(n=len(leaks), examples=list(leaks[:5])),
+        task=scale.task,
+        data=DataUsed.model_validate({**data, "n": len(rows), "groups": len(set(groups))}),
+        scale=scale.name,
+        models=[numbers(judge) for judge in tqdm(judges, desc="evidence", disable=None)],
+        baselines=[
+            rule_baseline(one.verdicts, labels, sample, scale, one.name, one.fitted)
             for one in answered
         ],
-        "missing_baselines": {one.name: one.missing for one in baselines if one.missing},
-        "ceiling": ceiling(rated, scale),
-        "people": agreement_among(rated, scale),
-        "comparisons": [one | {"p_holm": p} for one, p in zip(compared, corrected, strict=True)],
-        "run": dict(run),
-    }
+        missing_baselines={one.name: one.missing for one in baselines if one.missing},
+        ceiling=ceiling(rows, scale),
+        people=agreement_among(rows, scale),
+        comparisons=comparisons,
+        run=run,
+    )
 
 
 def _comparisons(
@@ -122,45 +125,46 @@ def _comparisons(
     labels: Sequence[Verdict],
     sample: Resampler,
     scale: Scale,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Comparison]:
     """Compare the first judge with each other one, then with each baseline."""
     first = judges[0]
     for other in judges[1:]:
-        reading = _reading(first, other)
-        a, b = ([row[reading] for row in judge.rows] for judge in (first, other))
+        reading, (a, b) = _same_reading(first, other)
         yield compare(labels, a, b, sample, scale, (first.name, other.name), reading)
-    reading = _reading(first)
-    own = [row[reading] for row in first.rows]
+    reading, (own,) = _same_reading(first)
     for baseline in baselines:
         names = (first.name, baseline.name)
         yield compare(labels, own, baseline.verdicts, sample, scale, names, reading)
 
 
-def _reading(*judges: JudgeRows) -> str:
-    """Name the verdicts to compare: the constrained ones if all rows have one, else the own."""
-    constrained = all(row["constrained"] is not None for judge in judges for row in judge.rows)
-    return "constrained" if constrained else "verdict"
+def _same_reading(*judges: JudgeRows) -> tuple[str, list[list[Verdict | None]]]:
+    """Return the constrained verdicts of judges if all rows have one, else the own ones."""
+    constrained = [[row.constrained for row in judge.rows] for judge in judges]
+    if not any(None in verdicts for verdicts in constrained):
+        return "constrained", constrained
+    return "verdict", [[row.verdict for row in judge.rows] for judge in judges]
 
 
 def write_evaluation(
     folder: Path,
     judges: Sequence[JudgeRows],
-    results: dict[str, Any],
+    results: Results,
     baselines: Sequence[Baseline] = (),
 ) -> None:
     """Write every judge's rows, one JSON object per line, and then the results.
 
-    The first judge's rows get the verdict of each baseline ("rules"), so that folds can be joined.
+    The first judge's rows get the verdict of each baseline (`rules`), so that folds can be joined.
     """
     verdicts = {one.name: one.verdicts for one in baselines if not one.missing}
     rows = [row for judge in judges for row in judge.rows]
     if baselines:
         rows[: len(judges[0].rows)] = [
-            {**row, "rules": {name: column[i] for name, column in verdicts.items()}}
+            row.model_copy(update={"rules": {name: own[i] for name, own in verdicts.items()}})
             for i, row in enumerate(judges[0].rows)
         ]
     lines = (
-        json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n" for row in rows
+        json.dumps(row.as_json(), ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        for row in rows
     )
     write_text_atomic(folder / PREDICTIONS, "".join(lines))
-    write_json_atomic(folder / RESULTS, results)
+    write_json_atomic(folder / RESULTS, results.as_json())

@@ -5,33 +5,35 @@ or those of a learned metric, of any range. The definitions are those of mt-metr
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pt_app.core.metrics import FloatArray
-from pt_app.evidence.intervals import Estimate, Resampler, ratio, with_counts
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.results import BetweenSystems, Metric, SourcePairs, SystemMeans
+from pt_app.evidence.intervals import Resampler, ratio, with_counts
 from pt_app.evidence.ranks import weighted_pearson
-from pt_app.evidence.summary import Metric, metric
 
+Flags = npt.NDArray[np.bool_]
 PERMUTATIONS = 1000
 MAX_PAIRS = 2_000_000  # of rows of one source
 
 
-def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler) -> dict[str, Any]:
+def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler) -> SourcePairs:
     """Return the share of pairs of one group that the scores order as the labels do, with ties.
 
-    A pair with equal labels is right if its scores are equal too, within "tie_threshold". That
+    A pair with equal labels is right if its scores are equal too, within `tie_threshold`. That
     threshold is the one of best accuracy on these rows (Deutsch et al. 2023, arXiv 2305.14324: tie
-    calibration), so "accuracy" flatters by a little; "accuracy_as_is" takes equal scores alone as
+    calibration), so `accuracy` flatters by a little; `accuracy_as_is` takes equal scores alone as
     ties. Both are averaged over groups.
     """
     first, second = _pairs(sample)
     n = len(first)
     if not n:
-        none = metric(Estimate(None), 0)
-        accuracies = {"accuracy": none, "accuracy_as_is": none}
-        return {**accuracies, "tie_threshold": None, "pairs": 0, "groups": 0}
+        none = Metric.of(np.nan, 0)
+        return SourcePairs(
+            accuracy=none, accuracy_as_is=none, tie_threshold=None, pairs=0, groups=0
+        )
     apart = scores[first] - scores[second]
     truth = np.sign(labels[first] - labels[second])
     groups = sample.index[first]
@@ -44,21 +46,21 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
         right = np.bincount(groups, (order == truth) * share, minlength=sample.groups)
         return _mean_of_groups(np.where(pairs > 0, right, np.nan), sample, n)
 
-    return {
-        "accuracy": accuracy(threshold),
-        "accuracy_as_is": accuracy(0.0),
-        "tie_threshold": threshold,
-        "pairs": n,
-        "groups": len(np.unique(groups)),
-    }
+    return SourcePairs(
+        accuracy=accuracy(threshold),
+        accuracy_as_is=accuracy(0.0),
+        tie_threshold=threshold,
+        pairs=n,
+        groups=len(np.unique(groups)),
+    )
 
 
 def _mean_of_groups(values: FloatArray, sample: Resampler, n: int) -> Metric:
     """Return the mean over the groups [groups] whose value is not NaN."""
-    return metric(sample.estimate_group_sums(with_counts(values), ratio("mean"))["mean"], n)
+    return sample.estimate_group_sums(with_counts(values), ratio("mean"), n)["mean"]
 
 
-def _pairs(sample: Resampler) -> tuple[Any, Any]:
+def _pairs(sample: Resampler) -> tuple[IntArray, IntArray]:
     """Return the indices of both rows of each pair of rows of one group.
 
     Above `MAX_PAIRS` whole groups are drawn.
@@ -76,7 +78,7 @@ def _pairs(sample: Resampler) -> tuple[Any, Any]:
     return first, second
 
 
-def _best_threshold(size: FloatArray, right: Any, tied: Any, share: FloatArray) -> float:
+def _best_threshold(size: FloatArray, right: Flags, tied: Flags, share: FloatArray) -> float:
     """Return the difference up to which scores are best called equal; 0 if none is better."""
     order = np.argsort(size, kind="stable")
     # Calling a pair a tie wins it if its labels are equal, and loses it if it was right before.
@@ -89,10 +91,10 @@ def _best_threshold(size: FloatArray, right: Any, tied: Any, share: FloatArray) 
 
 def groupings(
     labels: FloatArray, scores: FloatArray, systems: Sequence[str], sample: Resampler
-) -> dict[str, Metric]:
+) -> tuple[Metric, Metric]:
     """Return Pearson's r within each source and within each system, averaged, with intervals.
 
-    "n" counts the sources whose correlation is defined, and the systems. Over all rows at once see
+    `n` counts the sources whose correlation is defined, and the systems. Over all rows at once see
     `rank_agreement`.
     """
     by_source = np.full(sample.groups, np.nan)
@@ -108,13 +110,12 @@ def groupings(
         parts = (weighted_pearson(labels[m][None], scores[m][None], weights[:, m]) for m in members)
         columns = np.stack(list(parts))
         defined = np.isfinite(columns)
-        with np.errstate(invalid="ignore"):
-            return {"mean": np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0)}
+        return {"mean": np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0)}
 
-    return {
-        "within_source": _mean_of_groups(by_source, sample, int(np.isfinite(by_source).sum())),
-        "within_system": metric(sample.estimate(by_system)["mean"], len(members)),
-    }
+    return (
+        _mean_of_groups(by_source, sample, int(np.isfinite(by_source).sum())),
+        sample.estimate(by_system, len(members))["mean"],
+    )
 
 
 def soft_pairwise_accuracy(
@@ -123,7 +124,7 @@ def soft_pairwise_accuracy(
     systems: Sequence[str],
     groups: Sequence[Hashable],
     seed: int = 0,
-) -> dict[str, Any] | None:
+) -> BetweenSystems | None:
     """Compare labels and scores in which of two systems is better, and how surely.
 
     Returns:
@@ -145,15 +146,15 @@ def soft_pairwise_accuracy(
     upper = np.triu_indices(len(names), 1)
     apart = np.abs(by_labels - by_scores)[upper]
     means = np.nanmean(tables, axis=1)
-    return {
-        "soft_pairwise_accuracy": float(1 - apart.mean()),
-        "systems": [
-            {"system": name, "label": float(means[0, i]), "verdict": float(means[1, i])}
-            for i, name in enumerate(names)
+    return BetweenSystems(
+        soft_pairwise_accuracy=float(1 - apart.mean()),
+        systems=[
+            SystemMeans(system=name, label=label, verdict=verdict)
+            for name, (label, verdict) in zip(names, means.T.tolist(), strict=True)
         ],
-        "pairs": len(apart),
-        "groups": complete.shape[1],
-    }
+        pairs=len(apart),
+        groups=complete.shape[1],
+    )
 
 
 def _p_values(table: FloatArray, seed: int) -> FloatArray:

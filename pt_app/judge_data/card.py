@@ -9,6 +9,7 @@ from jinja2 import Environment
 
 from pt_app.core.formatting import estimate
 from pt_app.core.records import JudgeExample
+from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 
@@ -32,7 +33,7 @@ def data_card(
     `about` is dataset.json; `sections` are further parts, before the checks.
     """
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.globals.update(table=table, cell=_cell, estimate=estimate, people=people)
+    environment.globals.update(table=table, cell=_cell, estimate=_estimate, people=people)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     sizes = [[name, len(rows), len({row.group for row in rows})] for name, rows in splits.items()]
     return template.render(
@@ -96,6 +97,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Lay out a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _estimate(metric: Card) -> str:
+    return estimate(Metric.model_validate(metric))
 
 
 def _cell(text: object) -> str:

@@ -24,6 +24,7 @@ from pt_app.core.leaks import (
 )
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, one_line
+from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
@@ -87,7 +88,8 @@ class Lengths:
 
     def line(self) -> str:
         """Write the value with its interval and n."""
-        return f"{MEASURES[self.name][0]} {estimate(asdict(self))} ({self.n:,} groups)"
+        metric = Metric(value=self.value, low=self.low, high=self.high, n=self.n)
+        return f"{MEASURES[self.name][0]} {estimate(metric)} ({self.n:,} groups)"
 
 
 @dataclass(frozen=True)

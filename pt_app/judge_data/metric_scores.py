@@ -11,9 +11,10 @@ import numpy as np
 
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray
+from pt_app.core.results import SCHEMA, DataUsed, JsonObject, JudgeResults, Leaks, Results
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.judge_numbers import source_numbers
+from pt_app.evidence.judge_numbers import add_sources
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.rows import Row
@@ -54,40 +55,40 @@ def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
     return metrics
 
 
-def rank_results(metrics: Metrics, about: Mapping[str, Any]) -> dict[str, Any]:
+def rank_results(metrics: Metrics, about: JsonObject) -> Results:
     """Return the results.json of metrics that are measured by rank alone."""
     rows = next(iter(metrics.values()))
     groups = {row["group"] for row in rows}
-    return {
-        "schema": 1,
-        "leaks": {"n": 0, "examples": []},
-        "task": "metric",
-        "scale": ANY.name,
-        "data": {**about, "n": len(rows), "groups": len(groups)},
-        "models": [_model(name, rows) for name, rows in metrics.items()],
-        "baselines": [],
-        "ceiling": None,
-        "comparisons": [],
-    }
+    return Results(
+        schema=SCHEMA,
+        leaks=Leaks(n=0, examples=[]),
+        task="metric",
+        scale=ANY.name,
+        data=DataUsed.model_validate({**about, "n": len(rows), "groups": len(groups)}),
+        models=[_model(name, rows) for name, rows in metrics.items()],
+        baselines=[],
+        ceiling=None,
+        comparisons=[],
+    )
 
 
-def _model(name: str, rows: Rows) -> dict[str, Any]:
+def _model(name: str, rows: Rows) -> JudgeResults:
     sample = Resampler([row["group"] for row in rows])
     labels, scores = _columns(rows)
-    model: dict[str, Any] = {
-        "id": name,
-        "name": name,
-        "metrics": rank_agreement(labels, scores, sample),
-        "parse_failures": int(np.isnan(scores).sum()),
-        "n": len(rows),
-        "groups": sample.groups,
-        "few_groups": sample.few_groups,
-    }
+    model = JudgeResults(
+        id=name,
+        name=name,
+        metrics=rank_agreement(labels, scores, sample),
+        parse_failures=int(np.isnan(scores).sum()),
+        n=len(rows),
+        groups=sample.groups,
+        few_groups=sample.few_groups,
+    )
     kept = [i for i in range(len(rows)) if not np.isnan(scores[i])]
     groups = [rows[i]["group"] for i in kept]
     if len(set(groups)) < len(groups):
         systems = [rows[i].get("system") for i in kept]
-        model |= source_numbers(labels[kept], scores[kept], systems, groups)
+        add_sources(model, labels[kept], scores[kept], systems, groups)
     return model
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
@@ -17,10 +17,11 @@ from pt_app.core.dataset import JudgeData, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic, write_text_atomic
 from pt_app.core.records import JudgeExample
+from pt_app.core.results import JsonObject
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import Metric, summarise
+from pt_app.evidence.summary import summarise
 from pt_app.judge_data.card import ONESELF, table, with_section
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.options import Reading
@@ -99,15 +100,17 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     ]
 
 
-def _agreement(again: Again, scale: Scale) -> dict[str, Metric]:
+def _agreement(again: Again, scale: Scale) -> JsonObject:
     """Measure first against second labels: exact agreement and kappa, with intervals by group."""
     first = [row.label.verdict for row, _ in again if row.label]
     second = [verdict for _, verdict in again]
     sample = Resampler([row.group for row, _ in again])
-    metrics = summarise(first, second, second, sample, scale)["metrics"]
-    if scale.task != "score":
-        return {"exact": metrics["accuracy"], "kappa": metrics["kappa"]}
-    return {name: metrics[name] for name in ("exact", "kappa", "kappa_quadratic")}
+    metrics = summarise(first, second, second, sample, scale).metrics
+    exact = metrics["exact" if scale.task == "score" else "accuracy"].as_json()
+    agreement: JsonObject = {"exact": exact, "kappa": metrics["kappa"].as_json()}
+    if scale.task == "score":
+        agreement["kappa_quadratic"] = metrics["kappa_quadratic"].as_json()
+    return agreement
 
 
 def _cells(row: JudgeExample) -> dict[str, str]:
@@ -146,14 +149,14 @@ def _evenly(rows: Sequence[JudgeExample], n: int, seed: int) -> list[JudgeExampl
     return rng.sample(drawn[:n], n)
 
 
-def _keep(data: JudgeData, agreement: Mapping[str, Metric]) -> None:
+def _keep(data: JudgeData, agreement: JsonObject) -> None:
     """Write the agreement into dataset.json and, where there is one, into the card."""
     path, page = data.path / "dataset.json", data.path / "README.md"
     about = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if page.exists():
         body = table(people.ROW, people.self_table(agreement))
         write_text_atomic(page, with_section(page.read_text("utf-8"), ONESELF, body))
-    write_json_atomic(path, about | {"self_agreement": dict(agreement)})
+    write_json_atomic(path, about | {"self_agreement": agreement})
 
 
 def _worst(again: Again, scale: Scale) -> list[str]:

@@ -24,6 +24,7 @@ from pt_app.core.files import (
 )
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
 from pt_app.models.base_files import read_json, tokenizer_files
 from pt_app.models.bases import TINY, ModelSource, is_local, resolve_model
@@ -89,12 +90,12 @@ def save_adapter(
     *,
     identity: Identity,
     training_config: Mapping[str, Any],
-    results: Mapping[str, Any] | None = None,
+    results: Results | None = None,
 ) -> AdapterInfo:
     """Write the LoRA adapter of `model`, a PeftModel, as a complete folder or not at all.
 
-    Tokenizer, template and scale are those of `encoder`; `results` is the content of a
-    results.json, for the card. Of absolute paths in `training_config` the last part is kept.
+    Tokenizer, template and scale are those of `encoder`; `results` are those
+    of its evaluation, for the card. Of absolute paths in `training_config` the last part is kept.
     Raises UserError if `folder` exists, cannot be written, or a weight is not finite.
     """
     if folder.exists():
@@ -381,7 +382,7 @@ def merge(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True)
 
 
-def update_model_card(folder: Path, results: Mapping[str, Any] | None) -> None:
+def update_model_card(folder: Path, results: Results | None) -> None:
     """Rewrite the card of a saved adapter with the results of its evaluation."""
     info = verify_adapter(folder)
     write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))

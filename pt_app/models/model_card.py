@@ -1,7 +1,7 @@
 """The card of an adapter: what it is, how to load it, what it was trained on, how good it is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import Any
 
 from pt_app.core.formatting import estimate
 from pt_app.core.prompt_templates import Template
+from pt_app.core.results import Metric, Results
 from pt_app.core.verdicts import Scale
 
-Json = Mapping[str, Any]
 # The numbers of a card, in this order, where an evaluation has them.
 SHOWN = {
     "kappa_quadratic": "quadratic kappa",
@@ -71,10 +71,10 @@ class AdapterInfo:
         return str(self.identity["name"])
 
 
-def model_card(info: AdapterInfo, results: Json | None, *, name: str | None = None) -> str:
+def model_card(info: AdapterInfo, results: Results | None, *, name: str | None = None) -> str:
     """Write the card of an adapter as Markdown with YAML front matter.
 
-    `results` is the content of a results.json; each number stands with its interval and n.
+    Each number of the `results` is shown with its interval and n.
     """
     title = name or info.folder.name
     parts = [
@@ -141,35 +141,33 @@ def _training(info: AdapterInfo) -> str:
     )
 
 
-def _numbers(results: Json | None) -> str:
+def _numbers(results: Results | None) -> str:
     if not results:
         return "## Results\n\nNot evaluated."
-    data = results["data"]
-    judges = [*results["models"], *results["baselines"]]
-    # A rule such as the majority label writes no answer of its own.
-    readings = [judge.get("constrained", judge["metrics"]) for judge in judges]
-    names = [key for key in SHOWN if any(key in numbers for numbers in readings)]
+    data, judges = results.data, [*results.models, *results.baselines]
+    names = [key for key in SHOWN if any(key in judge.best for judge in judges)]
     header = ("judge", *(SHOWN[key] for key in names), "parse failures")
     rows = [
         (
-            judge["name"],
-            *(_estimate(numbers.get(key)) for key in names),
-            judge["parse_failures"] if "constrained" in judge else "-",
+            judge.name,
+            *(_estimate(judge.best.get(key)) for key in names),
+            # A baseline writes no answer of its own.
+            "-" if judge.constrained is None else judge.parse_failures,
         )
-        for judge, numbers in zip(judges, readings, strict=True)
+        for judge in judges
     ]
     return (
-        f"## Results\n\n{data['n']} held-out rows from {data['groups']} sources, with 95 % "
+        f"## Results\n\n{data.n} held-out rows from {data.groups} sources, with 95 % "
         "intervals by bootstrap over sources. The numbers are of the most likely of the allowed "
         "verdicts, on every row; parse failures are the judge's own answers whose verdict could "
         "not be read.\n\n" + _table(header, rows)
     )
 
 
-def _estimate(metric: Json | None) -> str:
-    if not metric or metric.get("value") is None:
+def _estimate(metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
         return "-"
-    return f"{estimate(metric)}, n = {metric['n']}"
+    return f"{estimate(metric)}, n = {metric.n}"
 
 
 def _limits() -> str:

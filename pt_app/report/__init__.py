@@ -14,18 +14,14 @@ def write_report(folder: Path) -> Path:
         UserError: if either file is missing or broken.
     """
     from pt_app.core.files import refuse_overwrite, write_text_atomic
-    from pt_app.core.formatting import inline, leak_line, one_line
-    from pt_app.evidence.results import PREDICTIONS, RESULTS
+    from pt_app.core.results import PREDICTIONS, RESULTS, read_predictions, read_results
     from pt_app.report.content import content
-    from pt_app.report.source import read_predictions, read_results
-    from pt_app.report.writers import to_html, to_markdown
+    from pt_app.report.page import written
 
     read = [folder / RESULTS, folder / PREDICTIONS]
     refuse_overwrite([folder / "report.md", folder / "report.html"], read, "the report")
-    results, predictions = read_results(folder), read_predictions(folder)
-    warning = leak_line(results)
-    markdown = to_markdown(content(folder, results, predictions, inline), warning)
-    html = to_html(content(folder, results, predictions, one_line), warning)
-    write_text_atomic(folder / "report.md", markdown)
-    write_text_atomic(folder / "report.html", html)
+    results = read_results(folder)
+    sections, warning = content(folder, results, read_predictions(folder)), results.leak_line()
+    for page in ("report.md", "report.html"):
+        write_text_atomic(folder / page, written(sections, warning, f"{page}.jinja"))
     return folder / "report.html"

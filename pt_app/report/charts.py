@@ -4,67 +4,78 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import median_high
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pt_app.core.formatting import NAMES, columns_of, estimate, metrics_of, number, one_line
+from pt_app.core.formatting import NAMES, estimate, number, one_line
+from pt_app.core.results import (
+    Calibration,
+    Metric,
+    Prediction,
+    ReliabilityBin,
+    Results,
+    Selective,
+)
 from pt_app.report.page import Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#010203"  # stands for the page's text colour, light or dark
+STYLE = Path(__file__).with_name("charts.mplstyle")
+INK = "#010203"  # of the style; stands for the page's text colour, light or dark
 # Paul Tol's colours, which colour-blind readers can tell apart.
 BLUE, RED, GREEN, GREY = "#4477aa", "#ee6677", "#228833", "#888888"
 WIDTH = 6.4  # inches, at 72 points each
 MAX_LINES = 24
 
 Draw = Callable[["Axes"], None]
+Line = tuple[str, Metric, str]  # name, number, colour
+Point = tuple[float, float]
 
 
-def of_results(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the name and the SVG of each chart about a whole evaluation, for a dashboard."""
-    first = results["models"][0]
+def of_results(results: Results | Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Draw the charts about a whole evaluation, for a dashboard: names and SVG texts."""
+    results = Results.model_validate(results)
+    first = results.models[0]
     charts = {
         "agreement": agreement(results),
-        "reliability": reliability(first["calibration"]) if first.get("calibration") else [],
-        "risk_coverage": risk_coverage(first["selective"]) if first.get("selective") else [],
+        "reliability": reliability(first.calibration),
+        "risk_coverage": risk_coverage(first.selective),
     }
-    for name, drawn in charts.items():
-        for chart in drawn:
-            yield name, chart.draw()
+    return ((name, chart.draw()) for name, drawn in charts.items() for chart in drawn)
 
 
-def agreement(results: Mapping[str, Any]) -> list[Chart]:
+def agreement(results: Results) -> list[Chart]:
     """Show the headline number of judges, baselines and annotators with their intervals."""
-    head = columns_of(results)[0]
-    entries = [(str(model["name"]), model, BLUE) for model in results["models"]]
-    entries += [(one["name"], one, GREY) for one in results["baselines"] or []]
-    if annotators := results.get("ceiling"):
-        entries.append(("one annotator against the others", annotators, GREEN))
-    lines = [(name, metrics_of(one).get(head), colour) for name, one, colour in entries]
-    return forest(lines, NAMES[head])
+    head = results.columns()[0]
+    entries = [(model.name, model.best.get(head), BLUE) for model in results.models]
+    entries += [(one.name, one.best.get(head), GREY) for one in results.baselines]
+    if results.ceiling:
+        top = results.ceiling.metrics.get(head)
+        entries.append(("one annotator against the others", top, GREEN))
+    return forest(entries, NAMES[head])
 
 
-def means(by_kind: Mapping[str, Any], what: str) -> list[Chart]:
+def means(by_kind: Mapping[str, Metric], what: str) -> list[Chart]:
     """Show a number of each kind of row, with its interval."""
     return forest([(name, metric, BLUE) for name, metric in by_kind.items()], what)
 
 
-def forest(lines: Sequence[tuple[str, Any, str]], what: str) -> list[Chart]:
+def forest(entries: Sequence[tuple[str, Metric | None, str]], what: str) -> list[Chart]:
     """Show numbers with their intervals, as (name, number, colour); [] for fewer than two."""
-    lines = [line for line in lines if line[1] and line[1]["value"] is not None][:MAX_LINES]
+    lines = [(n, m, c) for n, m, c in entries if m and m.value is not None][:MAX_LINES]
     if len(lines) < 2:
         return []
     says = "; ".join(f"{name} {estimate(metric)}" for name, metric, _ in lines)
     return [_chart(partial(_draw_forest, lines, what), f"{what}: {says}", 0.3 * len(lines) + 0.7)]
 
 
-def _draw_forest(lines: Sequence[tuple[str, Any, str]], what: str, ax: "Axes") -> None:
+def _draw_forest(lines: Sequence[Line], what: str, ax: "Axes") -> None:
     for place, (_, metric, colour) in enumerate(lines):
-        if metric["low"] is not None:
-            ax.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
-        ax.plot([metric["value"]], [place], "o", color=colour, markersize=6)
+        if metric.low is not None and metric.high is not None:
+            ax.plot([metric.low, metric.high], [place, place], color=colour, linewidth=2)
+        ax.plot([metric.value or 0.0], [place], "o", color=colour, markersize=6)
     ax.set_yticks(range(len(lines)), [_short(name) for name, _, _ in lines])
     ax.invert_yaxis()
     ax.set_xlabel(what)
@@ -76,14 +87,13 @@ def _short(name: str) -> str:
     return name if len(name) < 32 else f"{name[:30]}…"
 
 
-def verdicts_by_label(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def verdicts_by_label(rows: Sequence[Prediction]) -> list[Chart]:
     """Show the spread of the verdicts (expected scores if known) of each label's rows."""
     by_label: dict[float, list[float]] = {}
     for row in rows:
-        given = (row.get("expected"), row["constrained"], row["verdict"])
-        verdict = next((one for one in given if one is not None), None)
-        if isinstance(row["label"], (int, float)) and isinstance(verdict, (int, float)):
-            by_label.setdefault(float(row["label"]), []).append(float(verdict))
+        verdict = row.forced if row.expected is None else row.expected
+        if isinstance(row.label, (int, float)) and isinstance(verdict, (int, float)):
+            by_label.setdefault(float(row.label), []).append(float(verdict))
     if len(by_label) < 2:
         return []
     labels = sorted(by_label)
@@ -111,70 +121,68 @@ def _draw_spread(labels: Sequence[float], spread: Sequence[Sequence[float]], ax:
     ax.set_ylabel("verdict")
 
 
-def reliability(calibration: Mapping[str, Any]) -> list[Chart]:
+def reliability(calibration: Calibration | None) -> list[Chart]:
     """Show accuracy against confidence, in bins of equally many rows."""
-    bins = [one for one in calibration["reliability"] if one["right"]["value"] is not None]
+    every = calibration.reliability if calibration else []
+    bins = [one for one in every if one.right.value is not None]
     if len(bins) < 2:
         return []
-    parts = (f"{number(one['confidence'])}: {estimate(one['right'])}" for one in bins)
+    parts = (f"{number(one.confidence)}: {estimate(one.right)}" for one in bins)
     says = f"Accuracy by mean confidence: {'; '.join(parts)}"
     return [_chart(partial(_draw_reliability, bins), says, 3.4)]
 
 
-def _draw_reliability(bins: Sequence[Mapping[str, Any]], ax: "Axes") -> None:
-    low = min(0.5, *(one["confidence"] for one in bins), *(one["right"]["value"] for one in bins))
+def _draw_reliability(bins: Sequence[ReliabilityBin], ax: "Axes") -> None:
+    xs, ys = [one.confidence for one in bins], [one.right.value or 0.0 for one in bins]
+    low = min(0.5, *xs, *ys)
     ax.plot([low, 1], [low, 1], color=GREY, linestyle="--")
     for one in bins:
-        right = one["right"]
-        if right["low"] is not None:
-            ax.plot([one["confidence"]] * 2, [right["low"], right["high"]], color=BLUE)
-    xs = [one["confidence"] for one in bins]
-    ax.plot(xs, [one["right"]["value"] for one in bins], "o-", color=BLUE)
+        if one.right.low is not None and one.right.high is not None:
+            ax.plot([one.confidence] * 2, [one.right.low, one.right.high], color=BLUE)
+    ax.plot(xs, ys, "o-", color=BLUE)
     ax.set_xlabel("mean confidence (dashed: calibrated)")
     ax.set_ylabel("accuracy")
 
 
-def risk_coverage(selective: Mapping[str, Any]) -> list[Chart]:
+def risk_coverage(selective: Selective | None) -> list[Chart]:
     """Show the error rate among the surest rows against how many these are."""
-    curve = selective["curve"]
-    if len(curve) < 2:
+    if selective is None or len(selective.curve) < 2:
         return []
+    curve = selective.curve
     parts = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
-    says = "; ".join(f"surest {one['coverage']:.0%}: {one['risk']:.1%} wrong" for one in parts)
+    says = "; ".join(f"surest {one.coverage:.0%}: {one.risk:.1%} wrong" for one in parts)
     return [_chart(partial(_draw_risk, selective), f"Risk and coverage: {says}", 3.0)]
 
 
-def _draw_risk(selective: Mapping[str, Any], ax: "Axes") -> None:
-    curve = selective["curve"]
-    ax.plot([one["coverage"] for one in curve], [one["risk"] for one in curve], color=BLUE)
-    ax.axhline(curve[-1]["risk"], color=GREY, linestyle="--")
-    if selective["threshold"] is not None:
-        ax.axvline(selective["kept"]["value"], color=GREEN)
+def _draw_risk(selective: Selective, ax: "Axes") -> None:
+    curve = selective.curve
+    ax.plot([one.coverage for one in curve], [one.risk for one in curve], color=BLUE)
+    ax.axhline(curve[-1].risk, color=GREY, linestyle="--")
+    if selective.threshold is not None:
+        ax.axvline(selective.kept.value or 0.0, color=GREEN)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("share of rows judged, surest first (dashed: no use of confidence)")
     ax.set_ylabel("error rate")
 
 
-def training(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def training(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     """Show training and validation loss by step, and the agreement on validation rows."""
+    names = sorted({name for entry in history for name in entry})
+    quality = [name for name in names if name.startswith("eval_") and name.endswith("_strict")]
     charts = []
-    losses = {name: _series(history, name) for name in ("loss", "eval_loss")}
-    names = {name for entry in history for name in entry}
-    quality = sorted(n for n in names if n.startswith("eval_") and n.endswith("_strict"))
-    parts = [{name: line for name, line in losses.items() if line}]
-    parts += [{name: _series(history, name)} for name in quality]
-    for part in parts:
-        if any(len(line) > 1 for line in part.values()):
-            last = "; ".join(f"{name} ends at {line[-1][1]:.3g}" for name, line in part.items())
-            charts.append(_chart(partial(_draw_lines, part), f"By step: {last}", 2.6))
+    for group in (["loss", "eval_loss"], *([name] for name in quality)):
+        lines = {name: line for name in group if (line := _series(history, name))}
+        if any(len(line) > 1 for line in lines.values()):
+            last = "; ".join(f"{name} ends at {line[-1][1]:.3g}" for name, line in lines.items())
+            charts.append(_chart(partial(_draw_lines, lines), f"By step: {last}", 2.6))
     return charts
 
 
-def _series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+def _series(history: Sequence[Mapping[str, float]], name: str) -> list[Point]:
     return [(one["step"], one[name]) for one in history if name in one and "step" in one]
 
 
-def _draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], ax: "Axes") -> None:
+def _draw_lines(lines: Mapping[str, Sequence[Point]], ax: "Axes") -> None:
     for (name, line), colour in zip(lines.items(), (BLUE, RED), strict=False):
         ax.plot(*zip(*line, strict=True), color=colour, label=name, marker="o", markersize=2)
     ax.set_xlabel("step")
@@ -194,19 +202,7 @@ def _svg(draw: Draw, says: str, height: float) -> str:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    style: Any = {
-        "text.parse_math": False,  # a name may hold dollar signs
-        "svg.fonttype": "none",  # keep text as text
-        "svg.hashsalt": says,  # equal data give equal bytes
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.facecolor": "none",
-        "font.size": 10,
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
-    }
-    with rc_context(style):
+    with rc_context({"svg.hashsalt": says}, STYLE):  # equal data give equal bytes
         room = ConstrainedLayoutEngine(w_pad=0.12)  # inches: browsers set text a little wider
         figure = Figure(figsize=(WIDTH, height), layout=room)
         draw(figure.add_subplot())

@@ -1,10 +1,51 @@
-"""The blocks of a page, before they are written as Markdown or HTML."""
+"""The blocks of a page, and how a page is written: as Markdown, and as one HTML file.
 
+Texts are lines of Markdown; `formatting.inline` escapes what is not the report's own. The HTML page
+needs neither network nor scripts.
+"""
+
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from html import unescape
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-# Escapes a foreign name for a line, so that it reads as these characters and not as markup.
-Safe = Callable[[object], str]
+from pydantic import BaseModel
+
+from pt_app.core.formatting import fenced, shortened, table, visible
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+FOLDER = Path(__file__).parent
+_ESCAPED_OR_CODE = re.compile(r"\\([^A-Za-z0-9])|`([^`]+)`")
+
+
+class Prose(BaseModel):
+    """The fixed texts of texts.yaml."""
+
+    alarms: dict[str, tuple[str, str]]
+    checks: dict[str, str]
+    short_names: dict[str, str]
+    caption: str
+    legend: str
+    legend_of_orders: str
+    few_groups: str
+    about_checks: str
+    about_orders: str
+    about_pairs: str
+    about_errors: str
+    about_curve: str
+
+
+@cache
+def prose() -> Prose:
+    """Read texts.yaml."""
+    import yaml
+
+    return Prose.model_validate(yaml.safe_load((FOLDER / "texts.yaml").read_text("utf-8")))
 
 
 @dataclass(frozen=True)
@@ -29,10 +70,18 @@ class Grid:
     rows: Sequence[Sequence[str]]
     heat: bool = False
 
+    @property
+    def shades(self) -> list[list[float]]:
+        """How dark each cell of a matrix is, its share of the row; [] for other tables."""
+        if not self.heat:
+            return []
+        counts = [[int(cell or 0) for cell in row[1:-1]] for row in self.rows]
+        return [[count / max(1, sum(row)) for count in row] for row in counts]
+
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture that only HTML shows: how its SVG is drawn, and what it shows in words."""
+    """A picture that only HTML shows: how its SVG is drawn, and what it shows in plain words."""
 
     draw: Callable[[], str]
     says: str
@@ -56,3 +105,41 @@ class Section:
 
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
+
+
+def written(sections: Sequence[Section], warning: str, template: str) -> str:
+    """Write the whole page, `warning` before anything else.
+
+    Args:
+        sections: of the page; the first one's title is the page's.
+        warning: a line of plain text; "" for none.
+        template: the name of the template, report.html.jinja or report.md.jinja. The former escapes
+            every text; it alone shows the charts.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"line": _line_to_html, "fenced": fenced, "cells": table}
+    environment.filters["text"] = lambda text: visible(shortened(text))
+    environment.tests["block"] = lambda block, name: type(block).__name__ == name
+    page = environment.get_template(template).render(sections=sections, warning=warning)
+    return page.rstrip("\n") + "\n"
+
+
+def _line_to_html(line: str) -> "Markup":
+    """Render a line of Markdown that holds escaped characters and `code`, but no other markup."""
+    from markupsafe import Markup, escape
+
+    html, end = Markup(), 0
+    line = unescape(line)
+    for match in _ESCAPED_OR_CODE.finditer(line):
+        shown = match[1] if match[1] else Markup("<code>{}</code>").format(match[2])
+        html += escape(line[end : match.start()]) + shown
+        end = match.end()
+    return html + line[end:]

@@ -1,58 +1,43 @@
 """The results as a table for a terminal of 80 columns: numbers down, judges across."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from pt_app.core.formatting import (
-    NAMES,
-    best_baseline,
-    columns_of,
-    estimate,
-    leak_line,
-    metrics_of,
-)
+from pt_app.core.formatting import NAMES, estimate
+from pt_app.report.page import prose
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pt_app.core.results import AttackResults, Metric, Results
+
 WIDTH, NAME_WIDTH = 80, 14
-SHORT_NAMES = {
-    "kappa_quadratic": "quadr. kappa",
-    "accuracy_no_ties": "acc. no ties",
-    "accuracy_swapped": "acc. swapped",
-    "accuracy_both_orders": "acc. both",
-    "order_consistency": "same swapped",
-    "first_preference": "first position",
-    "precision_fail": "precision FAIL",
-    "kendall": "Kendall tau-b",
-}
-CAPTION = (
-    "constrained: the most likely allowed verdict, on every row; own answer: as written, without "
-    "parse failures; strict: parse failures counted as wrong"
-)
 Lines = list[tuple[str, list[str]]]
+Columns = Sequence["Mapping[str, Metric]"]  # the numbers of each judge
 
 
-def terminal_table(results: dict[str, Any]) -> "Table":
+def terminal_table(results: "Results") -> "Table":
     """Build the table of every judge's numbers with interval and n; three fit 80 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    baseline = best_baseline(results)
-    judges = [*results["models"], *([baseline] if baseline else [])]
-    data = results["data"]
-    leaks = leak_line(results)
+    baseline = results.best_baseline()
+    names = [model.name for model in results.models] + ([baseline.name] if baseline else [])
+    leaks = results.leak_line()
     title = f"{leaks}\n" if leaks else ""
-    title += f"{data['n']} rows of {data['groups']} groups, scale {results['scale']}; "
+    title += f"{results.data.n} rows of {results.data.groups} groups, scale {results.scale}; "
     title += "95 % intervals by group"
-    table = Table(title=title, caption=CAPTION, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(
+        title=title, caption=prose().caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     table.collapse_padding = True
     table.add_column("")
-    for judge in judges:
+    for name in names:
         # Text, not markup: a judge's name may hold brackets.
-        table.add_column(Text(judge["name"]), justify="right")
-    room = (WIDTH - NAME_WIDTH) // len(judges) - 2
-    for section, lines in _sections(results, judges):
+        table.add_column(Text(name), justify="right")
+    room = (WIDTH - NAME_WIDTH) // len(names) - 2
+    for section, lines in _sections(results):
         table.add_row(Text(section, style="bold"))
         for name, cells in lines:
             table.add_row(name, *(Text(_folded(cell, room)) for cell in cells))
@@ -60,37 +45,35 @@ def terminal_table(results: dict[str, Any]) -> "Table":
     return table
 
 
-def _sections(results: dict[str, Any], judges: list[dict[str, Any]]) -> list[tuple[str, Lines]]:
-    columns = list(columns_of(results))
-    constrained = list(map(metrics_of, judges))
-    if results["task"] == "metric":  # scores are not answers
-        return [("scores", _lines(columns, constrained))]
-    models = results["models"]  # without the baseline, which writes no answers
-    own = [model["metrics"] for model in models] + [{}] * (len(judges) - len(models))
-    failures = [str(model["parse_failures"]) for model in models]
-    failures += [""] * (len(judges) - len(models))
+def _sections(results: "Results") -> list[tuple[str, Lines]]:
+    columns, models, baseline = list(results.columns()), results.models, results.best_baseline()
+    # The best baseline is the last column; it writes no answers.
+    best = [model.best for model in models] + ([baseline.metrics] if baseline else [])
+    if results.task == "metric":  # scores are not answers
+        return [("scores", _lines(columns, best))]
+    empty = [""] * len(best[len(models) :])
+    own = [model.metrics for model in models] + [{} for _ in empty]
     strict = f"{columns[0]}_strict"
-    first = _lines([name for name in columns if name != "rouge_l"], constrained)
+    first = _lines([name for name in columns if name != "rouge_l"], best)
     last = [
-        ("parse failures", failures),
+        ("parse failures", [str(model.parse_failures) for model in models] + empty),
         ("strict kappa", [estimate(numbers[strict]) if numbers else "" for numbers in own]),
     ]
-    if not any("constrained" in judge for judge in judges):
+    if not any(model.constrained for model in models):
         return [("own answer", [*first, *last])]
     last.append(("n", _counts(strict, own)))
     return [("constrained", first), ("own answer", [*_lines(columns, own), *last])]
 
 
-def _lines(names: list[str], numbers: list[dict[str, Any]]) -> Lines:
+def _lines(names: Sequence[str], judges: Columns) -> Lines:
     """Return a line for each number, and one of n after those that share it."""
     lines: Lines = []
-    names = [name for name in names if any(name in one for one in numbers)]
-    for place, name in enumerate(names):
-        title = SHORT_NAMES.get(name, NAMES[name])
-        lines.append((title, [estimate(one.get(name)) if one else "" for one in numbers]))
-        following = names[place + 1] if place + 1 < len(names) else None
-        if following is None or _counts(following, numbers) != _counts(name, numbers):
-            lines.append(("n", _counts(name, numbers)))
+    names = [name for name in names if any(name in numbers for numbers in judges)]
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        title = prose().short_names.get(name, NAMES[name])
+        lines.append((title, [estimate(one.get(name)) if one else "" for one in judges]))
+        if _counts(following, judges) != _counts(name, judges):
+            lines.append(("n", _counts(name, judges)))
     return lines
 
 
@@ -99,11 +82,11 @@ def _folded(cell: str, room: int) -> str:
     return cell if len(cell) <= room else cell.replace(" [", "\n[")
 
 
-def _counts(name: str, numbers: list[dict[str, Any]]) -> list[str]:
-    return [str(one[name]["n"]) if name in one else "" for one in numbers]
+def _counts(name: str, judges: Columns) -> list[str]:
+    return [str(numbers[name].n) if name in numbers else "" for numbers in judges]
 
 
-def attack_table(attacks: dict[str, Any]) -> "Table":
+def attack_table(attacks: "AttackResults") -> "Table":
     """Build the table of what each family of attacks does, which fits 80 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -111,9 +94,7 @@ def attack_table(attacks: dict[str, Any]) -> "Table":
 
     from pt_app.report.sections import attack_rows, control_line
 
-    title = (
-        f"{attacks['data']['rows']} test rows attacked; raised: by more than {attacks['step']:g}"
-    )
+    title = f"{attacks.data.rows} test rows attacked; raised: by more than {attacks.step:g}"
     caption = control_line(attacks)
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("", "shift", "raised", "n"):

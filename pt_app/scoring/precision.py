@@ -4,28 +4,19 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
+from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import SAMPLE
 from pt_app.models import gemm
 from pt_app.scoring.scorer import Scored
 
 Score = Callable[[Any, Sequence[JudgeExample]], Sequence[Scored]]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a precision changes on `n` rows: the number of verdicts, and the largest probability."""
-
-    n: int
-    verdicts: int
-    probability: float
 
 
 def convert(model: Any, precision: str) -> Any:
@@ -65,7 +56,7 @@ def _in_bfloat16(model: Any) -> Any:
 
 def converted(
     model: Any, precision: str, sample: Sequence[JudgeExample], score: Score
-) -> tuple[Any, Change | None]:
+) -> tuple[Any, PrecisionChange | None]:
     """Convert a model, and measure and log what that changes on up to 100 rows.
 
     Args:
@@ -83,7 +74,7 @@ def converted(
     rows = sample[:SAMPLE]
     pairs = list(zip(score(model, rows), score(lower, rows), strict=True))
     pairs = [(one, other) for one, other in pairs if one.probabilities and other.probabilities]
-    change = Change(
+    change = PrecisionChange(
         n=len(pairs),
         verdicts=sum(one.verdict != other.verdict for one, other in pairs),
         probability=max(

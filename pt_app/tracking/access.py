@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import urllib.request
+from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,7 +27,7 @@ class Access:
 
 
 def resolve_access(mode: str) -> Access:
-    """Turn --tracking into what will be done; never prompts, and waits for at most 2 s.
+    """Turn --tracking into what will be done; never prompts, and waits for at most 4 s.
 
     `auto` goes online if there is a key and the server answers. WANDB_MODE, which users of W&B
     know, narrows `auto`.
@@ -48,16 +49,18 @@ def resolve_access(mode: str) -> Access:
     if wish in ("offline", "dryrun"):
         return Access("offline", reason)
     base_url, key, problem = find_key()
-    if key is None:
-        if mode == "online":
-            raise UserError(
-                f"--tracking online: {problem}: set WANDB_API_KEY, or run `wandb login`, "
-                "or choose --tracking offline"
-            )
-        return Access("offline", problem, base_url)
+    if key is None and mode == "online":
+        raise UserError(
+            f"--tracking online: {problem}: set WANDB_API_KEY, or run `wandb login`, "
+            "or choose --tracking offline"
+        )
     host = urlsplit(base_url).hostname or base_url
-    if not reachable(base_url):
-        return Access("offline", f"{host} does not answer within {CONNECT_SECONDS:.0f} s", base_url)
+    if key and not reachable(base_url):
+        problem = f"{host} does not answer within {CONNECT_SECONDS:.0f} s"
+    elif key and _is_refused(base_url, key):
+        problem = f"{host} refuses the key"
+    if problem:
+        return Access("offline", problem, base_url)
     return Access("online", f"key found, {host} answers", base_url, key)
 
 
@@ -67,11 +70,12 @@ def find_key() -> tuple[str, str | None, str]:
     Returns:
         The server's address, the key or None, and why there is none ("" if there is one).
     """
-    import wandb
-    from wandb.sdk.lib import wbauth
-
-    base_url = str(wandb.Settings().base_url)
+    base_url = ""
     try:
+        import wandb
+        from wandb.sdk.lib import wbauth
+
+        base_url = str(wandb.Settings().base_url)
         base_url = str(wandb.sdk.wandb_setup.singleton().settings.base_url)
         auth = wbauth.authenticate_session(
             host=base_url, source="tracking", prompt=False, update_session=False
@@ -82,8 +86,20 @@ def find_key() -> tuple[str, str | None, str]:
     return base_url, key, "" if key else f"no W&B key for {urlsplit(base_url).hostname}"
 
 
+def _is_refused(base_url: str, key: str) -> bool:
+    """Return whether the server refuses the key; no other answer, nor a lack of one, counts."""
+    headers = {"Content-Type": "application/json"}
+    headers["Authorization"] = f"Basic {b64encode(f'api:{key}'.encode()).decode()}"
+    question = urllib.request.Request(f"{base_url}/graphql", b'{"query": "{viewer{id}}"}', headers)
+    try:
+        urllib.request.urlopen(question, timeout=CONNECT_SECONDS).close()
+    except Exception as error:
+        return getattr(error, "code", 0) in (401, 403)
+    return False
+
+
 def describe(error: Exception) -> str:
-    """Give the first line of an error's message: later ones may quote a settings file, or a key."""
+    """Return the first line of an error's message: later ones may quote settings, or a key."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -97,14 +113,12 @@ def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
     if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
         address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     port = address.port or (443 if address.scheme == "https" else 80)
-    connected: list[bool] = []
+    connected = threading.Event()
 
     def connect() -> None:
         with suppress(OSError):
             socket.create_connection((address.hostname or "", port), timeout=seconds).close()
-            connected.append(True)
+            connected.set()
 
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(connected)
+    threading.Thread(target=connect, daemon=True).start()
+    return connected.wait(seconds)

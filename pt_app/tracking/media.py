@@ -1,19 +1,15 @@
 """What a dashboard shows of an evaluation: tables of numbers and charts, without rows' texts."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from pt_app.tracking.weave_rows import read_lines, verdict_of
+from pt_app.tracking.weave_rows import Json, read_lines, verdict_of
 
-Row = Mapping[str, Any]
 NUMBER = ("value", "low", "high", "n")
 
 
-def media(
-    results: Mapping[str, Any], predictions: Path, charts: Iterable[tuple[str, str]]
-) -> dict[str, Any]:
+def media(results: Json, predictions: Path, charts: Iterable[tuple[str, str]]) -> dict[str, object]:
     """Make W&B tables and charts, by name.
 
     Args:
@@ -31,7 +27,7 @@ def media(
         for row in (model.get("calibration") or {}).get("reliability", ())
     ]
     curve = (model.get("selective") or {}).get("curve", ())
-    tables: dict[str, tuple[Iterable[Row], list[str]]] = {
+    tables: dict[str, tuple[Iterable[Json], list[str]]] = {
         "agreement": (_agreement(results), ["judge", "reading", "number", *NUMBER]),
         "comparisons": (comparisons, ["a", "b", "metric", *NUMBER, "p", "p_holm"]),
         "checks": (checks, ["check", *NUMBER, "p_holm", "alarm"]),
@@ -39,7 +35,7 @@ def media(
         "risk_coverage": (curve, ["coverage", "risk"]),
         "confusion": (_confusion(predictions, model["name"]), ["label", "verdict", "rows"]),
     }
-    logged: dict[str, Any] = {}
+    logged: dict[str, object] = {}
     for name, (rows, columns) in tables.items():
         data = [[row.get(column) for column in columns] for row in rows]
         if data:
@@ -47,7 +43,7 @@ def media(
     return logged | {f"charts/{name}": wandb.Html(svg, inject=False) for name, svg in charts}
 
 
-def _agreement(results: Mapping[str, Any]) -> Iterator[Row]:
+def _agreement(results: Json) -> Iterator[Json]:
     """List the metrics of the judges, the baselines and the annotators (the ceiling)."""
     judges = [*results["models"], *(results.get("baselines") or [])]
     if ceiling := results.get("ceiling"):
@@ -58,7 +54,7 @@ def _agreement(results: Mapping[str, Any]) -> Iterator[Row]:
                 yield {**number, "judge": str(judge["name"]), "reading": reading, "number": name}
 
 
-def _confusion(predictions: Path, judge: str) -> Iterator[Row]:
+def _confusion(predictions: Path, judge: str) -> Iterator[Json]:
     """Count how often each verdict met each label; as texts, since a column has one type."""
     counts: Counter[tuple[str, str]] = Counter()
     for row in read_lines(predictions):

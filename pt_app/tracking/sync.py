@@ -43,15 +43,15 @@ CHILD_ENVIRONMENT = {
 
 @dataclass
 class SyncSummary:
-    """What one `sync` did: names of what was sent, of what was sent before, and failures."""
+    """What one `sync` did: how much was sent, how much was sent before, and the failures."""
 
-    sent: list[str] = field(default_factory=list)
-    already_sent: list[str] = field(default_factory=list)
+    sent: int = 0
+    sent_before: int = 0
     failed: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Give one line for the terminal."""
-        line = f"sent {len(self.sent)}, sent before {len(self.already_sent)}"
+        """Return one line for the terminal."""
+        line = f"sent {self.sent}, sent before {self.sent_before}"
         if self.failed:
             line += f", failed {len(self.failed)} (try again): {'; '.join(self.failed)}"
         return line
@@ -69,16 +69,16 @@ def read_state(run_dir: Path) -> dict[Kind, dict[str, bool]]:
         state = json.loads(file.read_text(encoding="utf-8"))
         return {"wandb": dict(state["wandb"]), "weave": dict(state["weave"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is damaged ({error}): delete it to forget what is unsent"
-        ) from error
+        why = f"{file} is damaged ({error}): delete it to forget what is unsent"
+        raise UserError(why) from error
 
 
 def note(run_dir: Path, kind: Kind, name: str, sent: bool) -> None:
     """Record in `tracking.json` whether `name` (relative to `run_dir`) was sent."""
     state = read_state(run_dir)
     state[kind][name] = sent
-    write_json_atomic(run_dir / STATE_FILE, {"schema": 1, **state})
+    content = {"schema": 1, "wandb": state["wandb"], "weave": state["weave"]}
+    write_json_atomic(run_dir / STATE_FILE, content)
 
 
 def sync(folder: Path, deadline_s: float = 600.0) -> SyncSummary:
@@ -96,41 +96,49 @@ def sync(folder: Path, deadline_s: float = 600.0) -> SyncSummary:
     """
     if folder.name.endswith("_final") and not list(folder.rglob(STATE_FILE)):
         folder = folder.with_name(folder.name.removesuffix("_final"))
-    summary = SyncSummary()
-    waiting: list[tuple[Path, Kind, str]] = []
-    for file in sorted(folder.rglob(STATE_FILE)):
-        for kind, names in read_state(file.parent).items():
-            waiting += [(file.parent, kind, name) for name, sent in names.items() if not sent]
-            summary.already_sent += [name for name, sent in names.items() if sent]
-    if not waiting:
-        if not summary.already_sent:
-            raise UserError(
-                f"{folder} holds no tracked run ({STATE_FILE}): name the folder of a run"
-            )
+    runs = [file.parent for file in sorted(folder.rglob(STATE_FILE))]
+    items = [
+        (run, kind, name, sent)
+        for run in runs
+        for kind, names in read_state(run).items()
+        for name, sent in names.items()
+    ]
+    if not items:
+        raise UserError(f"{folder} holds no tracked run ({STATE_FILE}): name the folder of a run")
+    summary = SyncSummary(sent_before=sum(sent for *_, sent in items))
+    if summary.sent_before == len(items):
         return summary
     access = resolve_access("online")
     if access.mode != "online":
         raise UserError(f"nothing was sent: {access.reason}: try again with a network")
     end = time.monotonic() + deadline_s
-    for run_dir, kind, name in waiting:
-        problem = send(run_dir, kind, name, access, max(1.0, end - time.monotonic()))
-        if problem:
-            summary.failed.append(f"{name}: {problem}")
-        else:
-            summary.sent.append(name)
+    for run, kind, name, sent in items:
+        if not sent:
+            problem = send(run, kind, name, access, max(1.0, end - time.monotonic()))
+            summary.sent += not problem
+            summary.failed += [f"{name}: {problem}"] if problem else []
     return summary
 
 
-def send(run_dir: Path, kind: Kind, name: str, access: Access, deadline_s: float) -> str:
-    """Send one W&B run or file of rows within `deadline_s`; return the problem, "" if none."""
+def send(
+    run_dir: Path,
+    kind: Kind,
+    name: str,
+    access: Access,
+    deadline_s: float,
+    child: "Child | None" = None,
+) -> str:
+    """Send one W&B run or file of rows within `deadline_s`; return the problem, "" if none.
+
+    `child` is the one that has been sending it, if there is one.
+    """
     path = run_dir.resolve() / name
     if not path.exists():
         return "is no longer there"
-    if kind == "weave":
-        command = ["-m", "pt_app.tracking.weave_rows", str(path), f"{deadline_s}"]
-    else:
-        command = ["-m", "wandb", "sync", "--include-online", str(path)]
-    problem = run_child(command, access, deadline_s)
+    if child is None:
+        weave, wandb = ["pt_app.tracking.weave_rows"], ["wandb", "sync", "--include-online"]
+        child = Child([*(weave if kind == "weave" else wandb), str(path)], access)
+    problem = child.wait(deadline_s)
     if kind == "wandb" and not problem and not list(path.glob("*.synced")):
         problem = "W&B did not confirm it"
     if not problem:
@@ -138,38 +146,51 @@ def send(run_dir: Path, kind: Kind, name: str, access: Access, deadline_s: float
     return problem
 
 
-def run_child(command: Sequence[str], access: Access, deadline_s: float) -> str:
-    """Run Python with `command`, away from the terminal; return its last line if it failed.
+class Child:
+    """A process that sends to W&B or Weave, away from the terminal, in a group of its own."""
 
-    The whole process group is killed at the deadline, and if this process is interrupted.
-    """
-    root = str(Path(pt_app.__file__).parent.parent)
-    environment = {
-        **os.environ,
-        **CHILD_ENVIRONMENT,
-        "WANDB_API_KEY": access.key or "",
-        "WANDB_BASE_URL": access.base_url,
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
-    }
-    environment.pop("WANDB_MODE", None)
-    with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log", "w+b") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-P", *command],
-            cwd=scratch,  # weave writes what it drops into the working folder
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def __init__(self, command: Sequence[str], access: Access) -> None:
+        """Start Python's module `command[0]` with the other words as its arguments."""
+        root = str(Path(pt_app.__file__).parent.parent)
+        environment = {
+            **os.environ,
+            **CHILD_ENVIRONMENT,
+            "WANDB_API_KEY": access.key or "",
+            "WANDB_BASE_URL": access.base_url,
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        }
+        for name in ("WANDB_MODE", "WANDB_SERVICE"):  # of this process alone
+            environment.pop(name, None)
+        self._folder = tempfile.TemporaryDirectory()
+        self._log = Path(self._folder.name, "log")
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pt_app.tracking.child", str(os.getpid()), *command],
+                cwd=self._folder.name,  # weave writes what it drops into the working folder
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def has_ended(self) -> bool:
+        """Return whether the process has ended by itself."""
+        return self._process.poll() is not None
+
+    def wait(self, seconds: float) -> str:
+        """Wait for the end; return the last line of what failed, "" if nothing did.
+
+        The whole process group is killed after `seconds`, and if this process is interrupted.
+        """
         try:
-            code = child.wait(deadline_s + 1.0)
+            code = self._process.wait(seconds)
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            return "" if code == 0 else (lines[-1] if lines else f"exit code {code}")[:300]
         except subprocess.TimeoutExpired:
-            return f"not done after {deadline_s:.0f} s"
+            return f"not done after {seconds:.0f} s"
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # all of it has ended
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        log.seek(0)
-        lines = log.read().decode(errors="replace").strip().splitlines()
-    return "" if code == 0 else (lines[-1] if lines else f"exit code {code}")[:300]
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._folder.cleanup()

@@ -1,27 +1,34 @@
-"""Track a run in W&B and Weave: online, offline or off. Never slows, hangs or fails the run."""
+"""Track a run in W&B and Weave: online, offline or off. Never slows, hangs or fails the run.
+
+The W&B run is an offline one in any case: a file in the run's folder, which no server can hold up.
+Online, a child process sends the file while it grows, and is killed at a deadline.
+"""
 
 import contextlib
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pt_app.core import console
-from pt_app.core.errors import UserError
 from pt_app.tracking.access import Access, describe, reachable, resolve_access
-from pt_app.tracking.sync import note, read_state, send
-from pt_app.tracking.weave_rows import write_rows
+from pt_app.tracking.sync import Child, note, read_state, send
+from pt_app.tracking.weave_rows import Json, write_rows
 
-INIT_SECONDS = 15.0  # wandb's own default of 90 s would hold up the run
+if TYPE_CHECKING:
+    import wandb
+
 FINISH_SECONDS = 120.0  # an adapter of 70 MB at 5 Mbit/s; what is left goes with `judge sync`
-GONE_SECONDS = 5.0  # for W&B to write its file when there is nobody to send it to
+GONE_SECONDS = 5.0  # for W&B to give up when there is nobody to send to
 WEAVE_SECONDS = 60.0
+# W&B's settings for what would leak, and for its own lines.
+DISABLED = ["disable_code", "disable_git", "disable_job_creation", "x_disable_machine_info"]
+DISABLED += ["x_disable_meta", "x_disable_stats", "silent", "finish_timeout_raises"]
 # Files of an adapter folder that quote rows: they stay here without --log_texts.
 FILES_WITH_TEXTS = ("predictions.jsonl", "report.html", "report.md")
 
-Charts = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
+Charts = Callable[[Json], Iterable[tuple[str, str]]]
 """Draws the content of results.json: names and SVG texts."""
 
 
@@ -34,7 +41,7 @@ class Tracker:
         project: str,
         run_name: str,
         run_dir: Path,
-        settings: Mapping[str, Any],
+        settings: Json,
         log_texts: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -57,25 +64,50 @@ class Tracker:
         self._entity, _, self._project = project.rpartition("/")
         self._run_name, self._run_dir = run_name, run_dir
         self._log_texts, self._say = log_texts, say
-        self._run: Any = None
+        self._run: wandb.Run | None = None
         self._run_folder = ""
+        self._sender: Child | None = None
         self._warned: set[str] = set()
-        self.access = _access(mode)
+        main = console.is_main_process()
+        self.access = resolve_access(mode) if main else Access("off", "rank 0 tracks")
         self._settings = clean_settings(settings, self.access.key)
         if self.access.mode != "off":
-            self._begin()
-        if console.is_main_process():
+            with self._harmless("W&B is left out"):
+                self._begin()
+        if main:
             say(self._opening_line())
+
+    def _begin(self) -> None:
+        import wandb
+
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            mode="offline",
+            entity=self._entity or None,
+            project=self._project,
+            name=self._run_name,
+            group=self._run_name,  # a resumed run is a second W&B run of the same group
+            dir=str(self._run_dir),
+            config=self._settings,
+            settings=wandb_settings(),
+        )
+        folder = Path(self._run.dir).parent
+        self._run_folder = f"wandb/{folder.name}"
+        note(self._run_dir, "wandb", self._run_folder, sent=False)
+        if self.access.mode == "online":
+            self._sender = Child(["wandb", "beta", "sync", "--live", str(folder)], self.access)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of one optimizer step; returns at once."""
         if self._run is not None:
             with self._harmless("W&B stops here"):
                 self._run.log(dict(metrics), step=step)
+        if self._sender is not None and self._sender.has_ended():
+            self._await_sender()
 
     def finish(
         self,
-        results: Mapping[str, Any] | None = None,
+        results: Json | None = None,
         predictions: Path | None = None,
         adapter: Path | None = None,
         charts: Charts | None = None,
@@ -92,24 +124,28 @@ class Tracker:
         """
         if self.access.mode == "off":
             return
-        summary = summarize(results or {})
+        results = results or {}
+        summary = summarize(results)
         if predictions is not None and not predictions.exists():
             predictions = None  # there was no evaluation
-        rows = self._write_rows(results or {}, summary, predictions) if predictions else ""
-        online = self.access.mode == "online"
-        lost = online and not reachable(self.access.base_url)
+        rows = self._write_rows(results, summary, predictions) if predictions else ""
         if self._run is not None:
-            if results and predictions and not lost:
-                with self._harmless("W&B lacks the results"):
+            with self._harmless("W&B lacks the results"):
+                if results and predictions:
                     from pt_app.tracking.media import media
 
-                    logged = media(results, predictions, charts(results) if charts else ())
-                    within(FINISH_SECONDS, lambda: self._run.log(logged))
-            self._finish_wandb(summary, adapter, lost)
-        if rows and online:
-            problem = "the server is gone" if lost else ""
+                    self._run.log(media(results, predictions, charts(results) if charts else ()))
+                for model, metrics in summary.items():
+                    self._run.summary.update({f"{model}/{name}": v for name, v in metrics.items()})
+                if adapter is not None:
+                    artifact = adapter_artifact(self._run_name, adapter, texts=self._log_texts)
+                    self._run.log_artifact(artifact)
+        self._close(0)
+        if rows and self.access.mode == "online":
+            problem = "the server is gone"
             with self._harmless("Weave's rows are not sent"):
-                problem = problem or send(self._run_dir, "weave", rows, self.access, WEAVE_SECONDS)
+                if reachable(self.access.base_url):
+                    problem = send(self._run_dir, "weave", rows, self.access, WEAVE_SECONDS)
             if problem:
                 self._say_unsent(f"Weave's rows are not sent ({problem})")
 
@@ -117,80 +153,14 @@ class Tracker:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        code: object = 1 if error else 0
-        if isinstance(error, SystemExit):
-            code = error.code
-        elif isinstance(error, KeyboardInterrupt | UserError):
-            code = 130 if isinstance(error, KeyboardInterrupt) else 2
-        self._close(code)
-
-    def _begin(self) -> None:
-        """Start a W&B run; where the server does not take it, an offline one."""
-        try:
-            self._init_wandb(self.access.mode)
-            return
-        except Exception as error:
-            reason = f"W&B does not start ({describe(error)})"
-        self._tear_down()
-        if self.access.mode == "online":
-            self.access = Access("offline", reason, self.access.base_url)
-            with self._harmless("W&B is left out"):
-                self._init_wandb("offline")
-        else:
-            self._say(f"tracking: {reason}")
-
-    def _init_wandb(self, mode: str) -> None:
-        import wandb
-
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            mode="online" if mode == "online" else "offline",
-            entity=self._entity or None,
-            project=self._project,
-            name=self._run_name,
-            group=self._run_name,  # a resumed run is a second W&B run of the same group
-            dir=str(self._run_dir),
-            config=self._settings,
-            settings=wandb_settings(),
-        )
-        self._run_folder = f"wandb/{Path(self._run.dir).parent.name}"
-        note(self._run_dir, "wandb", self._run_folder, sent=False)
-
-    def _finish_wandb(
-        self, summary: Mapping[str, Mapping[str, Any]], adapter: Path | None, lost: bool
-    ) -> None:
-        """Log metrics and adapter, and end the run.
-
-        With the server `lost`, the adapter goes into a second, offline run of the group, since an
-        online run would first ask the server about it.
-        """
-
-        def log_adapter() -> None:
-            if adapter is not None:
-                artifact = adapter_artifact(self._run_name, adapter, texts=self._log_texts)
-                self._run.log_artifact(artifact)
-
-        def log_results() -> None:
-            for model, metrics in summary.items():
-                self._run.summary.update({f"{model}/{name}": v for name, v in metrics.items()})
-            if not lost:
-                log_adapter()
-
-        with self._harmless("W&B lacks the results"):
-            within(FINISH_SECONDS, log_results)
-        self._close(0, GONE_SECONDS if lost else FINISH_SECONDS)
-        if lost and adapter is not None:
-            with self._harmless("W&B lacks the adapter"):
-                self._init_wandb("offline")
-                log_adapter()
-            self._close(0)
+        self._close(1 if error else 0)
 
     def _write_rows(
-        self, results: Mapping[str, Any], summary: Mapping[str, Any], predictions: Path
+        self, results: Json, summary: Mapping[str, Mapping[str, object]], predictions: Path
     ) -> str:
         """Write the rows of Weave's evaluation; return the file's name, "" if that failed."""
         header = {
-            "entity": self._entity or getattr(self._run, "entity", "") or "",
+            "entity": self._entity,
             "project": self._project,
             "evaluation": self._run_name,
             "dataset": Path(str(results.get("data", {}).get("path", "test"))).name,
@@ -199,34 +169,36 @@ class Tracker:
         }
         with self._harmless("Weave's rows are not written"):
             written = read_state(self._run_dir)["weave"]  # before this run was resumed
-            names = ("weave_rows.jsonl", *(f"weave_rows-{n}.jsonl" for n in range(2, 1000)))
-            name = next(name for name in names if name not in written)
+            name = f"weave_rows-{len(written) + 1}.jsonl" if written else "weave_rows.jsonl"
             write_rows(self._run_dir / name, header, predictions, self._log_texts)
             note(self._run_dir, "weave", name, sent=False)
             return name
         return ""
 
-    def _close(self, exit_code: object, seconds: float = FINISH_SECONDS) -> None:
+    def _close(self, exit_code: int) -> None:
         """End the W&B run and its service process, whatever became of the run."""
         if self._run is None:
             return
-        run, self._run = self._run, None
-        online = not run.settings._offline
-        try:
-            code = exit_code if isinstance(exit_code, int) else 1
-            within(seconds, lambda: run.finish(exit_code=code))
-            if online:
-                note(self._run_dir, "wandb", self._run_folder, sent=True)
-        except Exception as error:
-            self._say_unsent(f"W&B has not taken everything ({describe(error)})")
-        self._tear_down()
-
-    def _tear_down(self) -> None:
-        """End W&B's service process; that it was killed before is no news."""
         import wandb
 
-        with contextlib.suppress(Exception):
-            within(GONE_SECONDS, wandb.teardown)
+        run, self._run = self._run, None
+        with self._harmless("W&B's run is not complete"):
+            run.finish(exit_code=exit_code)
+        with contextlib.suppress(Exception):  # that the service was killed before is no news
+            wandb.teardown()
+        if self._sender is not None:
+            self._await_sender()
+
+    def _await_sender(self) -> None:
+        """Wait until the run is sent; give up soon if the server is gone."""
+        child, self._sender = self._sender, None
+        problem = "not sent"
+        with self._harmless("W&B has not taken everything"):
+            seconds = FINISH_SECONDS if reachable(self.access.base_url) else GONE_SECONDS
+            name = self._run_folder
+            problem = send(self._run_dir, "wandb", name, self.access, seconds, child)
+        if problem:
+            self._say_unsent(f"W&B has not taken everything ({problem})")
 
     @contextlib.contextmanager
     def _harmless(self, consequence: str) -> Iterator[None]:
@@ -255,50 +227,7 @@ class Tracker:
         )
 
 
-def _access(mode: str) -> Access:
-    """Resolve --tracking; whatever else W&B raises meanwhile is a reason for `off`."""
-    if not console.is_main_process():
-        return Access("off", "rank 0 tracks")
-    try:
-        return resolve_access(mode)
-    except UserError:
-        raise
-    except Exception as error:
-        return Access("off", f"W&B does not start ({describe(error)})")
-
-
-def within(seconds: float, work: Callable[[], Any]) -> None:
-    """Do `work` with W&B; kill W&B's service process if that is not done after `seconds`.
-
-    Raises:
-        TimeoutError: after `seconds`; before that, whatever `work` raises.
-    """
-    import wandb
-
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    connection = getattr(wandb.sdk.wandb_setup.singleton(), "_connection", None)
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        service = getattr(getattr(connection, "_proc", None), "_process", None)
-        if service is not None:
-            service.kill()
-            service.wait()
-        thread.join(GONE_SECONDS)
-        raise TimeoutError(f"not done after {seconds:.0f} s")
-    if failures:
-        raise failures[0]
-
-
-def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> Any:
+def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> "wandb.Artifact":
     """Make the adapter folder a W&B artifact, read in place: no copy goes into a cache at home.
 
     Without `texts` it leaves out the files that quote rows.
@@ -314,49 +243,40 @@ def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> Any:
     return artifact
 
 
-def wandb_settings() -> Any:
+def wandb_settings() -> "wandb.Settings":
     """Set W&B up without what would leak (code, git, paths, packages, host) and without waits."""
     import wandb
 
     return wandb.Settings(
+        **dict.fromkeys(DISABLED, True),
+        **dict.fromkeys(("save_code", "x_save_requirements"), False),
         console="off",
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
         finish_timeout=FINISH_SECONDS,
-        finish_timeout_raises=True,
-        init_timeout=INIT_SECONDS,
         program=Path(sys.argv[0]).name,
-        save_code=False,
-        silent=True,
-        x_disable_machine_info=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
         x_transaction_log_flush_interval=1.0,  # a killed service loses no more than that
     )
 
 
-def clean_settings(settings: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
-    """Give settings as they may leave: no secrets, of absolute paths only the last part."""
+def clean_settings(settings: Json, key: str | None = None) -> dict[str, object]:
+    """Return settings as they may leave: no secrets, of absolute paths only the last part."""
 
-    def clean(value: Any) -> Any:
+    def clean(value: object) -> object:
         if isinstance(value, Mapping):
             return clean_settings(value, key)
         if isinstance(value, list | tuple):
             return [clean(item) for item in value]
-        if isinstance(value, str | Path):
-            text = str(value).replace(key, "***") if key else str(value)
-            return Path(text).name if Path(text).is_absolute() else text
-        return value if isinstance(value, int | float | None) else str(value)
+        if isinstance(value, int | float | None):
+            return value
+        text = str(value).replace(key, "***") if key else str(value)
+        return Path(text).name if Path(text).is_absolute() else text
 
     secret = re.compile(r"(?i)(api_?key|password|secret|(^|_)token)$")
     return {str(k): clean(v) for k, v in settings.items() if not secret.search(str(k))}
 
 
-def summarize(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Give the numbers of each model: metrics with interval and n, and the parse failures."""
-    summary: dict[str, dict[str, Any]] = {}
+def summarize(results: Json) -> dict[str, dict[str, object]]:
+    """Return the numbers of each model: metrics with interval and n, and the parse failures."""
+    summary: dict[str, dict[str, object]] = {}
     for model in results.get("models", []):
         numbers = summary.setdefault(str(model["name"]), {})
         for name, metric in model.get("metrics", {}).items():

@@ -1,43 +1,50 @@
 """Predictions as rows of Weave evaluations: a file that is written first, and its replay.
 
-The replay runs in a process of its own (`python -m pt_app.tracking.weave_rows FILE SECONDS`),
-because weave 0.54 prompts without a key, and hangs at exit for minutes when its server goes away.
+The replay runs in a process of its own (`python -m pt_app.tracking.weave_rows FILE`), because
+weave 0.54 prompts without a key, and hangs at exit for minutes when its server goes away.
 """
 
 import hashlib
 import json
 import logging
-import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
 
 from pt_app.core.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from weave import EvaluationLogger
+
+Json = Mapping[str, Any]
+"""An object of a JSON file."""
 
 SCHEMA = 1
 # Row fields that hold no text of a user's data. `group` may be a source sentence: it is hashed.
 SAFE_INPUTS = ("id", "task", "split")
-SAFE_OUTPUTS = ("status", "parse_failure", "verdict_mass", "expected")
+SAFE_OUTPUTS = ("status", "parse_failure", "verdict_mass", "expected", "probabilities")
 LOST = 4  # exit code: the server refused or lost something
 
 
-def write_rows(file: Path, header: Mapping[str, Any], predictions: Path, log_texts: bool) -> None:
+def write_rows(file: Path, header: Json, predictions: Path, log_texts: bool) -> None:
     """Write the rows file: `header`, then a line for each prediction of predictions.jsonl.
 
-    The texts of rows are in it only with `log_texts`.
+    The texts of rows are in it only with `log_texts`. NaN and infinity become null.
     """
-    rows: list[Mapping[str, Any]] = [{"schema": SCHEMA, **header}]
+    rows: list[Json] = [{"schema": SCHEMA, **header}]
     rows += [as_row(prediction, log_texts) for prediction in read_lines(predictions)]
-    lines = (json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in rows)
-    write_text_atomic(file, "\n".join(lines) + "\n")
+    write_text_atomic(
+        file, "".join(f"{to_json(row, inf_nan_mode='null').decode()}\n" for row in rows)
+    )
 
 
-def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
-    """Give one prediction as {"model", "inputs", "output", "scores"}; no text but for `log_texts`.
+def as_row(prediction: Json, log_texts: bool) -> dict[str, Any]:
+    """Return a prediction as {"model", "inputs", "output", "scores"}, without texts.
 
     `log_texts` adds "texts": every field of the prediction that the others do not hold as it is.
     """
@@ -49,51 +56,26 @@ def as_row(prediction: Mapping[str, Any], log_texts: bool) -> dict[str, Any]:
     output = {name: prediction[name] for name in SAFE_OUTPUTS if name in prediction}
     if "constrained" in prediction:  # the most likely of the allowed verdicts
         output["constrained"] = verdict_of(prediction["constrained"])
-    output |= {"verdict": verdict, "probabilities": _probabilities(prediction)}
-    row = {
-        "model": str(prediction.get("model", "judge")),
-        "inputs": inputs,
-        "output": output,
-        "scores": _scores(verdict, label),
-    }
+    output["verdict"] = verdict
+    scores: dict[str, Any] = {}
+    if label is not None:
+        scores = {"parsed": verdict is not None, "exact": verdict == label}
+        if isinstance(verdict, int | float) and isinstance(label, int | float):
+            scores["absolute_error"] = abs(verdict - label)
+    model = str(prediction.get("model", "judge"))
+    row = {"model": model, "inputs": inputs, "output": output, "scores": scores}
     if log_texts:
         sent = inputs | output
         row["texts"] = {k: v for k, v in prediction.items() if k not in sent or v != sent[k]}
     return row
 
 
-def verdict_of(value: Any) -> int | float | str | None:
-    """Give the verdict alone; a label may bring issues and feedback, which are texts."""
+def verdict_of(value: object) -> int | float | str | None:
+    """Return the verdict alone; a label may bring issues and feedback, which are texts."""
     value = value.get("verdict") if isinstance(value, Mapping) else value
     if isinstance(value, str) and not re.fullmatch(r"\w{1,8}", value):
         return None
     return value if isinstance(value, int | float | str) else None
-
-
-def _probabilities(prediction: Mapping[str, Any]) -> Any:
-    """Give numbers only, whether they came as a list or by verdict."""
-    value = prediction.get("probabilities")
-    if isinstance(value, Mapping):
-        return {str(verdict_of(k)): v for k, v in value.items() if isinstance(v, int | float)}
-    return [v for v in value if isinstance(v, int | float)] if isinstance(value, list) else None
-
-
-def _scores(verdict: Any, label: Any) -> dict[str, Any]:
-    if label is None:
-        return {}
-    scores: dict[str, Any] = {"parsed": verdict is not None, "exact": verdict == label}
-    if isinstance(verdict, int | float) and isinstance(label, int | float):
-        scores["absolute_error"] = abs(verdict - label)
-    return scores
-
-
-def _finite(value: Any) -> Any:
-    """Put null where JSON has no number (NaN, infinity)."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -112,8 +94,7 @@ def replay(file: Path) -> None:
     import weave
 
     header, *rows = read_lines(file)
-    project = "/".join(name for name in (header.get("entity"), header["project"]) if name)
-    client = weave.init(project)
+    client = weave.init("/".join(filter(None, [header.get("entity"), header["project"]])))
     attempt = file.with_name(file.name + ".attempt")
     if attempt.exists():
         client.delete_calls(json.loads(attempt.read_text(encoding="utf-8")))
@@ -137,7 +118,7 @@ def replay(file: Path) -> None:
     attempt.unlink(missing_ok=True)
 
 
-def _log_row(evaluation: Any, row: Mapping[str, Any]) -> None:
+def _log_row(evaluation: "EvaluationLogger", row: Json) -> None:
     inputs = {**row["inputs"], **row.get("texts", {})}
     prediction = evaluation.log_prediction(inputs=inputs, output=row["output"])
     for name, value in row["scores"].items():
@@ -162,12 +143,9 @@ def _end(code: int, line: str) -> None:
 
 def main() -> None:
     """Replay one file; exit with 0 only if the server took all of it."""
-    file, seconds = sys.argv[1:]
-    # The parent kills this process at its deadline; the alarm does, should the parent be gone.
-    signal.alarm(math.ceil(float(seconds)) + 5)
     logging.getLogger("weave").addHandler(_Losses(level=logging.WARNING))
     try:
-        replay(Path(file))
+        replay(Path(sys.argv[1]))
     except BaseException as error:
         _end(LOST, f"{type(error).__name__}: {error}")
     _end(0, "sent")

@@ -1,106 +1,100 @@
 """The command line of scripts/vast.py, without the recipe's flags after the --."""
 
-import argparse
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pt_app.core.errors import UserError
+from pt_app.core.flags import Parser, filled, flag, flags_of, resolved
 
 
-def _above_zero(text: str, kind: type = float, most: float = math.inf) -> float:
-    try:
-        value: float = kind(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        rule = f"a {'whole ' if kind is int else ''}number above 0"
-        raise argparse.ArgumentTypeError(f"{text} must be {rule}")
-    if value > most:
-        raise argparse.ArgumentTypeError(f"{text} must be at most {most}")
-    return value
-
-
-def _flag(default: Any, help: str, kind: Callable[[str], Any] = str) -> Any:
-    """Declare a field that is a flag; its metadata are the arguments of add_argument."""
-    how = {"action": "store_true"} if default is False else {"type": kind, "default": default}
-    return field(default=default, metadata={"help": help, **how})
-
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """The flags of `offers` and `launch`: which offers count, and what the run needs."""
 
-    max_price: float = _flag(2.0, "dollars per hour (%(default)s)", _above_zero)
-    reliability: float = _flag(0.98, "at least (%(default)s)", partial(_above_zero, most=1))
-    inet_down: float = _flag(200.0, "at least, Mb/s (%(default)s)", _above_zero)
+    max_price: float = flag("highest price of an offer", 2.0, above=0, unit="dollars per hour")
+    reliability: float = flag("lowest reliability of a machine", 0.98, above=0, high=1)
+    inet_down: float = flag("lowest speed of downloads", 200.0, above=0, unit="Mb/s")
     # torch 2.13's wheels bring CUDA 13.0, which asks for such a driver.
-    min_cuda: float = _flag(13.0, "of the driver (%(default)s)", _above_zero)
-    gpu: str = _flag("", "name as Vast has it: RTX_4090")
-    hours: float | None = _flag(None, "of the run, instead of the estimate", _above_zero)
-    gpu_ram: float | None = _flag(None, "GiB at least, instead of the estimate", _above_zero)
-    disk: int | None = _flag(None, "GB, instead of the estimate", partial(_above_zero, kind=int))
-
-
-@dataclass
-class Flags(Search):
-    """The flags of all commands; those that a command does not take have their defaults."""
-
-    offer: int | None = _flag(None, "id of the offer to take (the cheapest run)", int)
-    max_hours: float | None = _flag(None, "end after so many (twice the estimate)", _above_zero)
-    max_dollars: float | None = _flag(None, "end at so many (what those hours cost)", _above_zero)
-    yes: bool = _flag(False, "do not ask")
-    resume: str | None = _flag(None, "folder of a run to resume from its last checkpoint")
-    upload_model: bool = _flag(False, "copy the cached base up: gated models")
-    no_eval: bool = _flag(False, "leave out the evaluation on this CPU afterwards")
-    fetch_minutes: float = _flag(5.0, "between copies (%(default)s)", _above_zero)
-    # Python and CUDA come from the packages; of the image only the driver's libraries matter.
-    image: str = _flag("nvidia/cuda:12.8.1-base-ubuntu24.04", "Docker image (%(default)s)")
-    setup: str | None = _flag(None, "shell command instead of installing requirements-cuda.txt")
-    remote_dir: str = _flag("/workspace/judge", "on the host (%(default)s)")
-    # What is no flag, or no flag of these two commands.
-    verb: str = ""
-    label: str | None = None
-    output_dir: str = ""
-    recipe: list[str] = field(default_factory=list)  # the flags after the --
-
-
-COMMANDS = {
-    "offers": "machines that can do the run, cheapest run first",
-    "launch": "rent, train, copy back, destroy; asks before",
-    "attach": "follow a launch that was left",
-    "fetch": "copy back what is complete now",
-    "destroy": "end an instance, and check that it is gone",
-    "list": "what is alive, and which runs it belongs to",
-}
-TABLES: dict[str, type[Search]] = {"offers": Search, "launch": Flags}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists the flags")
-
-
-def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """Build the parser of all commands."""
-    parser = _Parser(
-        prog="scripts/vast.py",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    min_cuda: float = flag("lowest CUDA version of the driver", 13.0, above=0, unit="version")
+    gpu: str = flag("GPU with the name that Vast gives it, such as RTX_4090", "")
+    hours: float | None = flag(
+        "time of the run, in place of the estimate", None, above=0, unit="hours"
     )
-    commands = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
-    for verb, help in COMMANDS.items():
-        command = commands.add_parser(verb, help=help)
-        if table := TABLES.get(verb):
-            for flag in fields(table):
-                if flag.metadata:
-                    command.add_argument(f"--{flag.name}", **flag.metadata)
-            continue
-        command.add_argument("--output_dir", default="adapters_eval", metavar="DIR")
-        if verb != "list":
-            nargs = None if verb == "destroy" else "?"
-            command.add_argument("label", nargs=nargs, help="of the launch (the newest)")
-    return parser
+    gpu_ram: float | None = flag("GPU memory, in place of the estimate", None, above=0, unit="GiB")
+    disk: int | None = flag("size of the disk, in place of the estimate", None, low=1, unit="GB")
+    recipe: Sequence[str] = ()  # no flag: the flags after the --
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rental(Search):
+    """The flags of `launch`."""
+
+    offer: int | None = flag("id of the offer to take; by default the cheapest run", None)
+    max_hours: float | None = flag(
+        "cap of the time; by default twice the estimate", None, above=0, unit="hours"
+    )
+    max_dollars: float | None = flag(
+        "cap of the price; by default that of --max_hours", None, above=0, unit="dollars"
+    )
+    yes: bool = flag("do not ask", False)
+    resume: str | None = flag("folder of a run to resume from its last checkpoint", None)
+    upload_model: bool = flag("copy the cached base up, for gated models", False)
+    no_eval: bool = flag("skip the evaluation on this CPU afterwards", False)
+    fetch_minutes: float = flag("time between copies home", 5.0, above=0, unit="minutes")
+    # Python and CUDA come from the packages; of the image only the driver's libraries matter.
+    image: str = flag("Docker image", "nvidia/cuda:12.8.1-base-ubuntu24.04")
+    setup: str | None = flag("shell command instead of installing the packages", None)
+    remote_dir: str = flag("folder on the host", "/workspace/judge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """The flags of `list`."""
+
+    output_dir: str = flag("folder for runs and adapters of the launch", "adapters_eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched(Listed):
+    """The flags of the commands that take up a launch."""
+
+    label: str | None = flag(
+        "label of the launch; by default the newest", None, positional=True, unit="label"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destroyed(Listed):
+    """The flags of `destroy`."""
+
+    # Not empty, as an unset shell variable is: it would match every instance without a label.
+    label: str = flag("label of the launch, or id of an instance", positional=True, unit="label")
+
+
+Flags = Search | Listed
+COMMANDS: dict[str, tuple[type[Flags], str]] = {
+    "offers": (Search, "machines that can do the run, cheapest run first"),
+    "launch": (Rental, "rent, train, copy back, destroy; asks before"),
+    "attach": (Launched, "follow a launch that was left"),
+    "fetch": (Launched, "copy back what is complete now"),
+    "destroy": (Destroyed, "end an instance, and check that it is gone"),
+    "list": (Listed, "what is alive, and which runs it belongs to"),
+}
+
+
+def parse(words: Sequence[str], description: str | None) -> tuple[str, Flags]:
+    """Parse the command line into the command and its flags; raises UserError for a wrong flag."""
+    cut = words.index("--") if "--" in words else len(words)
+    parser = Parser(prog="scripts/vast.py", description=description)
+    commands = parser.add_subparsers(dest="verb", required=True)
+    for verb, (table, help) in COMMANDS.items():
+        commands.add_parser(verb, help=help).add_flags(flags_of(table))
+    given = vars(parser.parse_args(words[:cut]))
+    verb = given.pop("verb")
+    table, recipe = COMMANDS[verb][0], words[cut + 1 :]
+    flags = filled(table, resolved(flags_of(table), ("command line", given)))
+    if isinstance(flags, Search):
+        return verb, replace(flags, recipe=recipe)
+    if recipe:
+        raise UserError(f"{verb} takes no recipe flags: leave out the -- and what follows")
+    return verb, flags

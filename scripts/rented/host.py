@@ -5,6 +5,7 @@ taken at the other end hold. Archives from the host are unpacked with Python's "
 and without links, so that no name in them leads out of the folder.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -13,7 +14,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,11 +27,7 @@ CONFIG = Path(__file__).with_name("ssh_config")
 
 
 class CutOffError(Exception):
-    """SSH does not reach the host, or a copy was cut."""
-
-
-class GoneError(CutOffError):
-    """What was to be copied is no longer on the host."""
+    """SSH does not reach the host, a command failed there, or a copy was cut."""
 
 
 def make_key(folder: Path) -> str:
@@ -40,8 +37,8 @@ def make_key(folder: Path) -> str:
     """
     path = folder / "id_ed25519"
     if not path.exists():
-        if not (shutil.which("ssh") and shutil.which("ssh-keygen")):
-            raise UserError("ssh or ssh-keygen is missing: install OpenSSH's client")
+        if not shutil.which("ssh-keygen"):
+            raise UserError("ssh-keygen is missing: install OpenSSH's client")
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", folder.name, "-f", str(path)]
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
     return path.with_suffix(".pub").read_text(encoding="utf-8").strip()
@@ -71,53 +68,55 @@ class Host:
             try:
                 self.run("true", timeout=30)
                 return None
-            except (CutOffError, UserError) as error:
+            except CutOffError as error:
                 problem = f"{host}:{port}: {error}"
         return problem
 
-    def _words(self, command: str) -> list[str]:
+    def _ssh(self, command: str) -> list[str]:
         return ["ssh", "-F", str(self.folder / "ssh_config"), "rented", command]
 
     def run(self, command: str, timeout: float | None = None, data: bytes = b"") -> bytes:
         """Run a shell command on the host with `data` as its input; return its output.
 
-        Raises:
-            CutOffError: where SSH fails or `timeout` (seconds) runs out.
-            UserError: where the command fails.
+        Raises CutOffError where SSH or the command fails, or `timeout` (seconds) runs out.
         """
+        timeout = timeout or limits.LIMITS.command
         try:
             done = subprocess.run(
-                self._words(command),
-                input=data,
-                capture_output=True,
-                timeout=timeout or limits.LIMITS.command,
+                self._ssh(command), input=data, capture_output=True, timeout=timeout
             )
         except subprocess.TimeoutExpired:
             raise CutOffError("the host took too long over a command") from None
-        errors = plain(done.stderr.decode(errors="replace")).strip().splitlines()
+        errors = plain(done.stderr).strip().splitlines()
         if done.returncode == 255:  # ssh's own failures
             raise CutOffError(errors[-1] if errors else "ssh does not reach the host")
         if done.returncode:
-            raise UserError(f"on the host, `{command[:80]}` failed: {' '.join(errors[-3:])}")
+            raise CutOffError(f"on the host, `{command[:80]}` failed: {' '.join(errors[-3:])}")
         return done.stdout
 
     @contextmanager
-    def _started(
-        self, command: str, seconds: float, stdin: int | None = None, stdout: int | None = None
-    ) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a shell command on the host; kill its ssh after `seconds`.
+    def _copying(self, command: str, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a shell command on the host, which reads or writes an archive.
 
-        A host that sends or takes a byte now and then would otherwise hold a copy open for ever.
+        Its ssh is killed after `seconds`: a host that sends or takes a byte now and then would
+        otherwise hold a copy open for ever. Raises CutOffError for what fails within.
         """
-        with subprocess.Popen(
-            self._words(command), stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL
-        ) as ssh:
-            timer = threading.Timer(seconds, ssh.kill)
-            timer.start()
-            try:
-                yield ssh
-            finally:
-                timer.cancel()
+        try:
+            with subprocess.Popen(
+                self._ssh(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            ) as ssh:
+                timer = threading.Timer(seconds, ssh.kill)
+                timer.start()
+                try:
+                    yield ssh
+                finally:
+                    timer.cancel()
+                    ssh.kill()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise CutOffError(f"a copy was cut ({type(error).__name__})") from None
 
     def send(self, files: Mapping[str, Path]) -> None:
         """Copy files up, name in the work's folder -> file here, in three attempts.
@@ -128,36 +127,31 @@ class Host:
         folder = shlex.quote(self.remote)
         hashing = f"mkdir -p {folder} && cd {folder} && xargs -0 sha256sum -- 2>/dev/null || true"
         names = "".join(f"{name}\0" for name in files).encode()
-        wanted = {name: sha256_file(path) for name, path in files.items()}
-        for attempt in range(3):
+        hashes = {name: sha256_file(path) for name, path in files.items()}
+        problem = CutOffError("the files on the host differ from those that were sent")
+        for _ in range(3):
             try:
                 there = read_hashes(self.run(hashing, limits.LIMITS.copy, names))
-                missing = {n: p for n, p in files.items() if there.get(n) != wanted[n]}
+                missing = {name: files[name] for name in files if there.get(name) != hashes[name]}
                 if not missing:
                     return
                 self._send(missing)
-            except CutOffError:
-                if attempt == 2:
-                    raise
+            except CutOffError as error:
+                problem = error
                 time.sleep(limits.LIMITS.poll)
-        raise CutOffError("files arrive on the host other than they left")
+        raise problem
 
     def _send(self, files: Mapping[str, Path]) -> None:
         command = f"cd {shlex.quote(self.remote)} && tar -x --no-same-owner -f -"
         size = sum(path.stat().st_size for path in files.values())
         seconds = limits.LIMITS.copy + 2 * 3600 * limits.upload_hours(size)
-        try:
-            with self._started(command, seconds, stdin=subprocess.PIPE) as ssh:
-                assert ssh.stdin is not None
-                with tarfile.open(fileobj=ssh.stdin, mode="w|", dereference=True) as archive:
-                    for name, path in files.items():
-                        archive.add(path, name, recursive=False, filter=_anonymous)
-                ssh.stdin.close()
-                code = ssh.wait()  # ssh itself gives up on a host that is silent for a minute
-        except BrokenPipeError:
-            code = 255
-        if code:
-            raise CutOffError("a copy to the host was cut")
+        with self._copying(command, seconds) as ssh:
+            with tarfile.open(fileobj=ssh.stdin, mode="w|", dereference=True) as archive:
+                for name, path in files.items():
+                    archive.add(path, name, recursive=False, filter=_anonymous)
+            ssh.communicate()  # ssh itself gives up on a host that is silent for a minute
+            if ssh.returncode:
+                raise CutOffError("a copy to the host was cut")
 
     def fetch(self, source: str, target: Path, names: Sequence[str] = (".",)) -> None:
         """Copy entries `names` of the folder `source` back into `target`.
@@ -170,38 +164,41 @@ class Host:
                 LIMITS.home_bytes, or what arrived is not what the host hashed.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         entries = shlex.join(f"./{name}" for name in names)
         folder = shlex.quote(f"{self.remote}/{source}")
-        try:
-            command = f"cd {folder} && find {entries} -type f -exec sha256sum {{}} +"
-            try:
-                hashes = read_hashes(self.run(command, timeout=limits.LIMITS.copy))
-            except UserError as error:
-                raise GoneError(str(error)) from None
+        command = f"cd {folder} && find {entries} -type f -exec sha256sum {{}} +"
+        hashes = read_hashes(self.run(command, limits.LIMITS.copy))
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as staging:
+            staged = Path(staging) / target.name
+            staged.mkdir()
             self._unpack(f"tar -c -C {folder} -f - {entries}", staged, hashes)
             for name, digest in hashes.items():
                 path = staged / name
                 if not path.is_file() or sha256_file(path) != digest:
                     raise CutOffError(f"the copy of {source}/{name} was cut")
             if target.exists():
-                _merge(staged, target)
+                shutil.copytree(staged, target, dirs_exist_ok=True, copy_function=os.replace)
             else:
                 staged.rename(target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
 
-    def _unpack(self, command: str, target: Path, names: Collection[str]) -> None:
-        with self._started(command, limits.LIMITS.copy, stdout=subprocess.PIPE) as ssh:
-            assert ssh.stdout is not None
-            try:
-                with tarfile.open(fileobj=ssh.stdout, mode="r|") as archive:
-                    archive.extractall(target, filter=_only(names))
-            except (tarfile.TarError, OSError, EOFError) as error:
-                why = f"a copy from the host was cut ({type(error).__name__})"
-                raise CutOffError(why) from None
-            finally:
-                ssh.kill()
+    def _unpack(self, command: str, target: Path, names: Iterable[str]) -> None:
+        """Unpack the files `names` of the archive that a command on the host writes.
+
+        Links are left out, of which W&B makes some to absolute paths. Raises CutOffError above
+        LIMITS.home_bytes: the sizes are a stranger's word, the disk is the user's.
+        """
+        wanted = {PurePosixPath(name) for name in names}
+        left = limits.LIMITS.home_bytes
+        with (
+            self._copying(command, limits.LIMITS.copy) as ssh,
+            tarfile.open(fileobj=ssh.stdout, mode="r|") as archive,
+        ):
+            for entry in archive:
+                if entry.isfile() and PurePosixPath(entry.name) in wanted:
+                    left -= entry.size
+                    if left < 0:
+                        raise CutOffError("a copy from the host is larger than the limit")
+                    archive.extract(entry, target, filter="data")
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -211,36 +208,6 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _only(names: Collection[str]) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
-    """Make Python's "data" filter for the files `names`, with a limit on their sizes together.
-
-    Links are left out, of which W&B makes some to absolute paths. Raises CutOffError above
-    LIMITS.home_bytes: the sizes are a stranger's word, the disk is the user's.
-    """
-    wanted = {PurePosixPath(name) for name in names}
-    size = 0
-
-    def accept(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        nonlocal size
-        if not (entry.isdir() or (entry.isfile() and PurePosixPath(entry.name) in wanted)):
-            return None
-        size += entry.size
-        if size > limits.LIMITS.home_bytes:
-            limit = f"{limits.LIMITS.home_bytes / 1e9:.0f} GB"
-            raise CutOffError(f"a copy from the host is larger than {limit}")
-        return tarfile.data_filter(entry, folder)
-
-    return accept
-
-
-def _merge(source: Path, target: Path) -> None:
-    """Put each file of `source` in its place below `target`, whole."""
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(place)
-
-
 def read_hashes(output: bytes) -> dict[str, str]:
     """Read what sha256sum prints: name -> hex digest."""
     text = output.decode(errors="replace")
@@ -248,6 +215,7 @@ def read_hashes(output: bytes) -> dict[str, str]:
     return {name: digest for digest, name in lines}
 
 
-def plain(text: str) -> str:
+def plain(output: bytes) -> str:
     """Replace control characters: what a stranger's machine says goes to a terminal."""
+    text = output.decode(errors="replace").replace("\r", "\n")
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

@@ -4,7 +4,6 @@ import logging
 import math
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -13,51 +12,45 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
 from pt_app.eval_model.dispatch import recipe_command
+from pt_app.training.checkpoints import newest_complete
 from scripts.rented import limits, provision, sending
-from scripts.rented.copying import copy_back
-from scripts.rented.flags import Flags
+from scripts.rented.flags import Rental
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.market import Market
 from scripts.rented.offers import Offer
 from scripts.rented.provision import FailedHostError, StillAliveError
 from scripts.rented.record import Launch
-from scripts.rented.training import Follower, OverError
-from scripts.rented.work import check_model, host_flags, settings_of
+from scripts.rented.training import Follower, OverError, copy_back
 
 log = logging.getLogger("pt_app.rented")
 
 
-def plan(settings: Settings, flags: Flags, offer: Offer, disk_gb: int) -> Launch:
+def plan(settings: Settings, flags: Rental, offer: Offer) -> Launch:
     """Plan the launch of a run on an offer, or one like it; nothing is written or rented yet.
 
     Raises UserError for data, model or run that cannot be sent, and caps below the estimate.
     """
-    from pt_app.core.dataset import read_dataset
-
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
-    base = check_model(settings.model, flags.upload_model)
-    run = _run_to_resume(flags.resume) if flags.resume else None
-    model = settings.model
-    if base is not None and base.parent.name != "snapshots":  # a folder, not in the hub's cache
-        model = f"models/{base.name}"
+    base = sending.base_to_send(settings.model, flags.upload_model)
+    run = Path(flags.resume) if flags.resume else None
+    if run is not None and (not run.is_dir() or newest_complete(run)[0] is None):
+        raise UserError(f"--resume {run}: no run with a complete checkpoint: leave out --resume")
     hours, dollars = _caps(offer, flags)
-    data = f"data/{Path(settings.data_dir).resolve().name}"
-    resume = f"adapters_eval/{run.name}" if run else None
     return Launch(
         label=f"judge-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         output_dir=settings.output_dir,
-        recipe=flags.recipe,
-        flags=host_flags(settings, model, data, resume),
+        recipe=list(flags.recipe),
+        flags=sending.host_flags(settings, base, run),
         data_dir=settings.data_dir,
-        model=settings.model,
         upload_model=str(base) if base else None,
-        resume=str(run) if run else None,
+        resume=flags.resume,
         image=flags.image,
-        setup=f"{flags.setup}\n" if flags.setup is not None else sending.SETUP.read_text(),
-        disk_gb=disk_gb,
+        setup=sending.SETUP.read_text() if flags.setup is None else f"{flags.setup}\n",
+        disk_gb=offer.work.disk_gb,
         max_hours=hours,
         max_dollars=dollars,
         remote_dir=flags.remote_dir,
@@ -66,17 +59,8 @@ def plan(settings: Settings, flags: Flags, offer: Offer, disk_gb: int) -> Launch
     )
 
 
-def _run_to_resume(name: str) -> Path:
-    from pt_app.training.checkpoints import newest_complete
-
-    run = Path(name)
-    if not run.is_dir() or newest_complete(run)[0] is None:
-        raise UserError(f"--resume {name}: no run with a complete checkpoint: leave out --resume")
-    return run
-
-
-def _caps(offer: Offer, flags: Flags) -> tuple[float, float]:
-    """Give the hours and dollars that end the rental: as given, else twice the estimate."""
+def _caps(offer: Offer, flags: Rental) -> tuple[float, float]:
+    """Return the hours and dollars that end the rental: as given, else twice the estimate."""
     hours = flags.max_hours or max(1.0, math.ceil(8 * offer.hours) / 4)
     dollars = flags.max_dollars or math.ceil(100 * offer.cost(hours)) / 100
     if hours < offer.hours or dollars < offer.total:
@@ -102,21 +86,6 @@ def check_account(market: Market, launch: Launch) -> None:
         )
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Take SIGTERM and a closed terminal as Ctrl-C, so that what is alive is named."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_on(market: Market, launch: Launch, offers: Sequence[Offer]) -> Path | None:
     """Rent, train, copy back, destroy; return the adapter's folder.
 
@@ -127,30 +96,24 @@ def run_on(market: Market, launch: Launch, offers: Sequence[Offer]) -> Path | No
     launch.folder.mkdir(mode=0o700, parents=True)  # a private key will lie in it
     sending.refuse_keys(launch, provision.create_options(launch, market.url), market.key)
     launch.save()
-    with _signals_interrupt():
-        with _destroyed_unless_started(market, launch):
-            host = provision.rent(market, launch, offers)
-            sending.start(host, launch)
-        return _to_the_end(market, launch, host)
+    with _destroyed_unless_started(market, launch):
+        host = provision.rent(market, launch, offers)
+        sending.start(host, launch)
+    return _to_the_end(market, launch, host)
 
 
 def attach(market: Market, launch: Launch) -> Path | None:
-    """Take up a launch wherever it was cut; as `run_on`."""
+    """Resume a launch wherever it was cut; as `run_on`."""
     if launch.stage == "destroyed" or launch.started is None:
         raise UserError(f"{launch.label} is over{_how_to_resume(launch)}")
-    with _signals_interrupt():
-        if launch.stage in ("creating", "created"):
-            with _destroyed_unless_started(market, launch):
-                if launch.instance is None:
-                    provision.adopt(market, launch)
-                try:
-                    host = provision.ready(market, launch)
-                except FailedHostError as error:
-                    raise UserError(f"{launch.label}: {error}") from None
-                sending.start(host, launch)
-        else:
-            host = reach(market, launch)
-        return _to_the_end(market, launch, host)
+    if launch.stage not in ("creating", "created"):
+        return _to_the_end(market, launch, reach(market, launch))
+    with _destroyed_unless_started(market, launch):
+        if launch.instance is None:
+            provision.adopt(market, launch)
+        host = provision.ready(market, launch)
+        sending.start(host, launch)
+    return _to_the_end(market, launch, host)
 
 
 @contextmanager
@@ -161,13 +124,12 @@ def _destroyed_unless_started(market: Market, launch: Launch) -> Iterator[None]:
     except StillAliveError:
         raise
     except BaseException as error:
-        if launch.stage == "destroyed" or launch.started is None:
-            raise
-        if isinstance(error, KeyboardInterrupt):
-            log.warning("interrupted before the training: destroying what was rented")
-        _destroy(market, launch)
-        if isinstance(error, CutOffError):
-            raise UserError(f"the host was lost before the training: {error}: try again") from None
+        if launch.stage != "destroyed" and launch.started is not None:
+            log.warning("the training has not begun: destroying what was rented")
+            _destroy(market, launch)
+        if isinstance(error, CutOffError | FailedHostError):
+            why = f"the host was lost before the training: {error}: try again"
+            raise UserError(why) from None
         raise
 
 
@@ -183,7 +145,7 @@ def _destroy(market: Market, launch: Launch) -> None:
 
 def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
     """Follow the training, copy everything home, end the instance."""
-    why = None
+    why = ""
     try:
         Follower(host, market, launch).follow()
         log.info("on the host: %s", launch.exit_code)
@@ -199,21 +161,18 @@ def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
         log.warning(
             "instance %s goes on without this terminal, at $%.3f/h; at the cap its watchdog asks "
             "Vast to end it, which is not certain: `%s` follows it, `%s` ends it",
-            launch.instance,
-            launch.hourly,
-            launch.command("attach"),
-            launch.command("destroy"),
+            *(launch.instance, launch.hourly, launch.command("attach"), launch.command("destroy")),
         )
         raise
-    spent = launch.spent(time.time())
+    spent, run_log = launch.spent(time.time()), launch.folder / "run.log"
     _destroy(market, launch)
-    log.info("spent about $%.2f; the log is %s", spent, launch.folder / "run.log")
-    if why is None and launch.exit_code == "train 0":
-        adapter = Path(launch.output_dir) / f"{launch.run}_final"
-        return adapter if adapter.is_dir() else None
-    if why is None:
-        why = f"the host ended with {launch.exit_code}: see {launch.folder / 'run.log'}"
-    raise UserError(f"{why}{_how_to_resume(launch)}")
+    log.info("spent about $%.2f; the log is %s", spent, run_log)
+    if not why and launch.exit_code != "train 0":
+        why = f"the host ended with {launch.exit_code}: see {run_log}"
+    if why:
+        raise UserError(f"{why}{_how_to_resume(launch)}")
+    adapter = Path(launch.output_dir) / f"{launch.run}_final"
+    return adapter if adapter.is_dir() else None
 
 
 def _bring_home(host: Host, launch: Launch) -> None:
@@ -234,14 +193,12 @@ def _bring_home(host: Host, launch: Launch) -> None:
 
 def _how_to_resume(launch: Launch) -> str:
     """Name the command that resumes from the last checkpoint copied back, if there is one."""
-    from pt_app.training.checkpoints import newest_complete
-
     run = launch.local_run
     checkpoint = newest_complete(run)[0] if run and run.is_dir() else None
     if checkpoint is None:
         return "; no checkpoint was copied back: start again"
-    again = shlex.join(["python", "scripts/vast.py", "launch", "--resume", str(run), "--"])
-    return f"; resume from {checkpoint.name} with `{again} {shlex.join(launch.recipe)}`"
+    again = ["python", "scripts/vast.py", "launch", "--resume", str(run), "--", *launch.recipe]
+    return f"; resume from {checkpoint.name} with `{shlex.join(again)}`"
 
 
 def reach(market: Market, launch: Launch) -> Host:
@@ -252,9 +209,7 @@ def reach(market: Market, launch: Launch) -> Host:
             host lies what was not copied yet.
         UserError: where Vast does not list the instance.
     """
-    end = time.monotonic() + limits.LIMITS.listed
-    while (instance := provision.find(market, launch)) is None and time.monotonic() < end:
-        time.sleep(limits.LIMITS.poll)  # a list may leave out what is alive
+    instance = provision.wait_until_listed(market, launch) or provision.find(market, launch)
     if instance is None:
         launch.save(stage="destroyed")  # its number stays: `destroy` may still need it
         raise UserError(f"Vast no longer lists {launch.label}{_how_to_resume(launch)}")
@@ -272,9 +227,9 @@ def evaluate_at_home(launch: Launch, adapter: Path) -> None:
     The adapter thus gets calibration, results and a card as after any training.
     Raises UserError where that fails.
     """
+    tracking = "off" if sending.settings_of(launch.recipe).tracking == "off" else "offline"
     words = ["--data_dir", launch.data_dir, "--output_dir", launch.output_dir]
-    words += ["--resume", str(launch.local_run)]
-    words += ["--tracking", "off" if settings_of(launch.recipe).tracking == "off" else "offline"]
+    words += ["--resume", str(launch.local_run), "--tracking", tracking]
     command = recipe_command("cuda", [*launch.recipe, *words])  # the last of a flag counts
     print(f"$ {shlex.join(command)}", flush=True)
     if subprocess.run([sys.executable, *command[1:]]).returncode:

@@ -8,10 +8,9 @@ otherwise, and each of these can be a paid instance.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import requests
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from pt_app.core.errors import UserError
 
@@ -19,8 +18,8 @@ CONSOLE = "https://cloud.vast.ai/instances/"
 URL = "https://console.vast.ai"
 # States that never become running (SkyPilot's list); frozen is billed like running.
 ALIVE_NEVER = ("exited", "stopped", "frozen", "unknown", "offline")
-# A variable whose name holds one of these is taken for a key.
-SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+# No answer, or one in another form than the package's documentation has it.
+MALFORMED = (requests.RequestException, ValueError, KeyError, TypeError, AttributeError)
 
 
 class OfferGoneError(Exception):
@@ -28,45 +27,60 @@ class OfferGoneError(Exception):
 
 
 class AnswerLostError(Exception):
-    """Create was sent and no answer came: an instance may be there."""
+    """The create was sent and no answer came: an instance may be there."""
 
 
 class UnreachableError(UserError):
     """Vast does not answer, or not in a known form."""
 
 
-@dataclass(frozen=True)
-class Instance:
-    """What Vast says of an instance."""
+class Row(BaseModel):
+    """A row of Vast's answers; a field that is missing or null has its default."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, row: Mapping[str, object]) -> dict[str, object]:
+        return {name: value for name, value in row.items() if value is not None}
+
+
+class Port(Row):
+    """A port of the machine that leads to one of the container, as Docker describes it."""
+
+    HostPort: int = 0
+
+
+class Instance(Row):
+    """An instance, with the names that Vast gives its fields."""
 
     id: int
-    label: str
-    status: str  # `actual_status`; empty where Vast has none yet
-    message: str
-    gpu: str
-    hourly: float  # dollars per hour
-    # Host and port for SSH: the machine itself first, then Vast's proxy.
-    addresses: tuple[tuple[str, int], ...]
+    label: str = ""
+    actual_status: str = ""
+    status_msg: str = ""
+    gpu_name: str = "?"
+    dph_total: float = 0.0  # dollars per hour
+    public_ipaddr: str = ""
+    ports: dict[str, list[Port] | None] = {}
+    ssh_host: str = ""
+    ssh_port: int = 0
 
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "Instance":
-        """Read a row of the list; fields that are not there yet are empty."""
-        addresses = []
-        ports = row.get("ports")
-        mapped = ports.get("22/tcp") if isinstance(ports, dict) else None
-        if mapped and row.get("public_ipaddr"):
-            addresses.append((str(row["public_ipaddr"]).strip(), int(mapped[0]["HostPort"])))
-        if row.get("ssh_host") and row.get("ssh_port"):
-            addresses.append((str(row["ssh_host"]).strip(), int(row["ssh_port"])))
-        return cls(
-            id=int(row["id"]),
-            label=str(row.get("label") or ""),
-            status=str(row.get("actual_status") or "").lower(),
-            message=" ".join(str(row.get("status_msg") or "").split())[:200],
-            gpu=str(row.get("gpu_name") or "?"),
-            hourly=float(row.get("dph_total") or 0.0),
-            addresses=tuple(addresses),
-        )
+    @property
+    def status(self) -> str:
+        """The state in lower case; empty where Vast has none yet."""
+        return self.actual_status.lower()
+
+    @property
+    def message(self) -> str:
+        """What Vast says of the state, on one line."""
+        return " ".join(self.status_msg.split())[:200]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port for SSH: the machine itself first, then Vast's proxy."""
+        direct = [(self.public_ipaddr, port.HostPort) for port in self.ports.get("22/tcp") or ()]
+        addresses = [*direct[:1], (self.ssh_host, self.ssh_port)]
+        return [(host.strip(), port) for host, port in addresses if host and port]
 
 
 class Market:
@@ -88,21 +102,22 @@ class Market:
                 "no Vast key: make one at https://cloud.vast.ai/manage-keys/, then "
                 "`vastai set api-key KEY` or VAST_API_KEY=KEY"
             ) from None
-        self._vast.client.timeout = 30
         # The account's key, to be looked for in whatever leaves this machine.
         self.key = str(self._vast.client.api_key)
         self._once = VastAI(self.key, self.url, retry=1)  # for a create, see above
-        self._once.client.timeout = 60
+        self._vast.client.timeout, self._once.client.timeout = 30, 60  # seconds
 
-    def offers(self, query: Mapping[str, Any], order: str, disk_gb: float) -> list[dict[str, Any]]:
+    def offers(
+        self, query: Mapping[str, object], order: str, disk_gb: float
+    ) -> list[dict[str, object]]:
         """Search at most 64 offers, priced with `disk_gb` of storage; `order`: "dph_total asc"."""
         with _understood():
-            rows: list[dict[str, Any]] = self._vast.search_offers(
+            rows: list[dict[str, object]] = self._vast.search_offers(
                 dict(query), order=[order.split()], limit=64, storage=disk_gb
             )
             return rows
 
-    def create(self, offer: int, **options: Any) -> int:
+    def create(self, offer: int, **options: object) -> int:
         """Rent an offer and return the instance's id. The request is sent once.
 
         Raises:
@@ -112,21 +127,16 @@ class Market:
         """
         try:
             answer = self._once.create_instance(offer, **options)
-        except requests.HTTPError as error:
+            if answer.get("success") is False:
+                raise OfferGoneError(str(answer.get("msg") or answer.get("error"))[:200])
+            return int(answer["new_contract"])
+        except MALFORMED as error:
             code, text = _status(error)
-            if code >= 500 or code == 408:
-                raise AnswerLostError(f"{code} {text}") from None
             if code in (401, 403, 429) or "insufficient_credit" in text:
-                why = f"Vast refuses to rent ({code} {text}): nothing was rented"
-                raise UserError(why) from None
-            raise OfferGoneError(f"{code} {text}") from None
-        except (requests.RequestException, ValueError) as error:
-            raise AnswerLostError(type(error).__name__) from None
-        if answer.get("success") is False:
-            raise OfferGoneError(str(answer.get("msg") or answer.get("error"))[:200])
-        if not isinstance(answer.get("new_contract"), int):
-            raise AnswerLostError("no id in the answer")
-        return int(answer["new_contract"])
+                raise UserError(f"Vast refuses to rent ({text}): nothing was rented") from None
+            if 400 <= code < 500 and code != 408:
+                raise OfferGoneError(text) from None
+            raise AnswerLostError(text) from None
 
     def instances(self) -> list[Instance]:
         """List all instances of the account, in whatever state.
@@ -134,12 +144,12 @@ class Market:
         Not with `show_instances`, which fails on a row that has no start date yet.
         """
         order = [{"col": "id", "dir": "asc"}]
-        params: dict[str, Any] = {"select_filters": {}, "order_by": order, "limit": 25}
+        params: dict[str, object] = {"select_filters": {}, "order_by": order, "limit": 25}
         instances: list[Instance] = []
         with _understood():
             while True:
                 page = self._vast.show_instances_v1(params)
-                instances += [Instance.of(row) for row in page["instances"]]
+                instances += [Instance.model_validate(row) for row in page["instances"]]
                 if not page.get("next_token"):
                     return instances
                 params["after_token"] = page["next_token"]
@@ -169,32 +179,36 @@ class Market:
     def secret_variables(self) -> list[str]:
         """List the account's variables that look like keys: Vast hands them to every host."""
         with _understood():
-            names = self._vast.show_env_vars()
-            return sorted(n for n in names if any(word in n.upper() for word in SECRET_WORDS))
+            return sorted(filter(is_secret, self._vast.show_env_vars()))
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the name of a variable says that it holds a key."""
+    return any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
 
 
 @contextmanager
 def _understood() -> Iterator[None]:
     """Turn the errors of a call that may be repeated into UserErrors.
 
-    The package itself sends such a call three times.
+    The package itself sends such a call up to three times.
     """
     try:
         yield
-    except requests.HTTPError as error:
-        code, _ = _status(error)
+    except MALFORMED as error:
+        code, text = _status(error)
         if code in (401, 403):
             raise UserError(
                 f"Vast refuses the key ({code}): look at `vastai show user`, or make another "
                 "at https://cloud.vast.ai/manage-keys/"
             ) from None
-        raise UnreachableError(f"Vast answers {code}: try again in a minute") from None
-    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreachableError(
-            f"Vast does not answer as it should ({type(error).__name__}): try again in a minute"
-        ) from None
+        why = f"Vast does not answer as it should ({text}): try again in a minute"
+        raise UnreachableError(why) from None
 
 
-def _status(error: Any) -> tuple[int, str]:
-    """Give the status code of a requests.HTTPError and the start of the server's message."""
-    return error.response.status_code, " ".join(error.response.text.split())[:200]
+def _status(error: Exception) -> tuple[int, str]:
+    """Return the status code of an answer, 0 where none came, and the start of what it says."""
+    if not isinstance(error, requests.HTTPError) or error.response is None:
+        return 0, type(error).__name__
+    code = error.response.status_code
+    return code, f"{code} {' '.join(error.response.text.split())[:200]}"

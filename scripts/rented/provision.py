@@ -8,7 +8,8 @@ a create never.
 import logging
 import shlex
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pt_app.core.errors import UserError
@@ -20,9 +21,9 @@ from scripts.rented.offers import Offer
 from scripts.rented.record import Launch
 
 WATCHDOG = Path(__file__).with_name("watchdog.sh")
-HOSTS_TRIED = 3
-REFUSALS = 10
 ONSTART = Path(__file__).with_name("onstart.sh")
+MAX_HOSTS = 3
+MAX_REFUSALS = 10
 log = logging.getLogger("pt_app.rented")
 
 
@@ -44,7 +45,7 @@ def still_alive(launch: Launch, why: str) -> StillAliveError:
 
 
 def create_options(launch: Launch, url: str) -> dict[str, object]:
-    """Give what is sent to create the instance. No variable of this machine is among it."""
+    """Return what is sent to create the instance. No variable of this machine is among it."""
     onstart = ONSTART.read_text(encoding="utf-8").format(
         watchdog=WATCHDOG.read_text(encoding="utf-8").rstrip(),
         seconds=round(launch.max_hours * 3600),
@@ -52,16 +53,9 @@ def create_options(launch: Launch, url: str) -> dict[str, object]:
         folder=shlex.quote(launch.remote_dir),
         public_key=make_key(launch.folder),
     )
-    return {
-        "image": launch.image,
-        "disk": launch.disk_gb,
-        "label": launch.label,
-        "env": {},
-        "ssh": True,
-        "direct": True,
-        "cancel_unavail": True,
-        "onstart_cmd": onstart,
-    }
+    options: dict[str, object] = {"image": launch.image, "disk": launch.disk_gb}
+    options |= {"label": launch.label, "env": {}, "onstart_cmd": onstart}
+    return options | {"ssh": True, "direct": True, "cancel_unavail": True}
 
 
 def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
@@ -72,20 +66,19 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
         UserError: where none of the first few offers becomes a host.
     """
     reasons: list[str] = []
+    failed: set[int] = set()  # machines
     cap = launch.max_hours
     for offer in offers:
-        if offer.machine in launch.tried_machines:
+        if offer.machine_id in failed:
             continue
-        if len(launch.tried_machines) == HOSTS_TRIED or len(reasons) == REFUSALS:
+        if len(failed) == MAX_HOSTS or len(reasons) == MAX_REFUSALS:
             break
         left = launch.max_dollars - launch.spent_before
         hours = min(cap, (left - offer.fixed) / offer.hourly)
         if hours < offer.hours:
             reasons.append(f"offer {offer.id} cannot end within the ${left:.2f} left of the cap")
             continue
-        launch.save(
-            stage="creating", gpu=offer.gpu, hourly=offer.hourly, fixed=offer.fixed, max_hours=hours
-        )
+        launch.save(stage="creating", hourly=offer.hourly, fixed=offer.fixed, max_hours=hours)
         try:
             _create(market, launch, offer)
             return ready(market, launch)
@@ -95,7 +88,7 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
         except FailedHostError as error:
             reasons.append(f"offer {offer.id}: {error}")
             log.warning("%s: destroying it", reasons[-1])
-            launch.tried_machines.append(offer.machine)
+            failed.add(offer.machine_id)
             destroy(market, launch)  # raises where it is not seen to be gone
     launch.save(stage="destroyed")
     raise UserError(
@@ -105,7 +98,7 @@ def rent(market: Market, launch: Launch, offers: Sequence[Offer]) -> Host:
 
 
 def _create(market: Market, launch: Launch, offer: Offer) -> None:
-    log.info("renting offer %d: %s, $%.3f/h", offer.id, offer.gpu, offer.hourly)
+    log.info("renting offer %d: %s, $%.3f/h", offer.id, offer.gpu_name, offer.hourly)
     options = create_options(launch, market.url)
     launch.save(started=time.time())
     try:
@@ -120,13 +113,19 @@ def _create(market: Market, launch: Launch, offer: Offer) -> None:
 
 def adopt(market: Market, launch: Launch) -> None:
     """Find the launch's instance by its label; raises StillAliveError where none is listed."""
-    end = time.monotonic() + limits.LIMITS.listed
-    while (instance := _listed(market, launch)) is None:
-        if time.monotonic() >= end:
-            raise still_alive(launch, "whether a create succeeded is not known")
-        time.sleep(limits.LIMITS.poll)
+    instance = wait_until_listed(market, launch)
+    if instance is None:
+        raise still_alive(launch, "whether a create succeeded is not known")
     log.info("instance %d is ours by its label", instance.id)
     launch.save(stage="created", instance=instance.id)
+
+
+def wait_until_listed(market: Market, launch: Launch) -> Instance | None:
+    """Look for the launch's instance for LIMITS.listed: a list may leave out what is alive."""
+    end = time.monotonic() + limits.LIMITS.listed
+    while (instance := _listed(market, launch)) is None and time.monotonic() < end:
+        time.sleep(limits.LIMITS.poll)
+    return instance
 
 
 def _listed(market: Market, launch: Launch) -> Instance | None:
@@ -151,43 +150,30 @@ def ready(market: Market, launch: Launch) -> Host:
     """
     host = Host(launch.folder, launch.remote_dir)
     assert launch.instance is not None
-    attached = False
     before, since = "?", time.monotonic()
     while True:
         instance = _listed(market, launch)
-        status = instance.status if instance else ""
+        status, message = (instance.status, instance.message) if instance else ("", "")
         if status != before:
             before, since = status, time.monotonic()
-            log.info("instance %d: %s", launch.instance, status or "no state yet")
-        if instance:
-            if status in vast.ALIVE_NEVER:
-                raise FailedHostError(f"it is {status} ({instance.message})")
-            attached = attached or _attach_key(market, launch)
-            if status == "running" and host.connect(instance.addresses) is None:
-                return host
+            log.info("instance %s: %s", launch.instance, status or "no state yet")
+            with suppress(UserError):  # the onstart script lets the key in too; either is enough
+                market.attach_key(launch.instance, make_key(launch.folder))
+        if status in vast.ALIVE_NEVER:
+            raise FailedHostError(f"it is {status} ({message})")
+        if instance and status == "running" and host.connect(instance.addresses) is None:
+            return host
         limit = limits.LIMITS.states.get(status, limits.LIMITS.states[""])
         if time.monotonic() - since >= limit:
             lasted = "SSH does not answer" if status == "running" else f"state {status or 'none'}"
-            message = instance.message if instance else ""
             raise FailedHostError(f"{lasted} after {limit:.0f} s ({message})")
         time.sleep(limits.LIMITS.poll)
-
-
-def _attach_key(market: Market, launch: Launch) -> bool:
-    """Have Vast let the launch's key in. The onstart script does so too; either is enough."""
-    assert launch.instance is not None
-    try:
-        market.attach_key(launch.instance, make_key(launch.folder))
-    except UserError as error:
-        log.warning("the SSH key is not attached yet: %s", error)
-        return False
-    return True
 
 
 def destroy(market: Market, launch: Launch) -> None:
     """Destroy the launch's instance and see that it is gone; raises StillAliveError if not."""
     unknown = launch.instance is None and launch.started is not None
-    ids: Collection[int] = () if launch.instance is None else (launch.instance,)
+    ids = () if launch.instance is None else (launch.instance,)
     patience = limits.LIMITS.listed if unknown else 0.0
     if problem := end_instances(market, launch.label, ids, patience):
         raise still_alive(launch, problem)
@@ -199,9 +185,9 @@ def destroy(market: Market, launch: Launch) -> None:
 
 
 def end_instances(
-    market: Market, label: str, ids: Collection[int], patience: float = 0.0
+    market: Market, label: str, ids: Iterable[int], patience: float = 0.0
 ) -> str | None:
-    """Destroy the instances of `label` or `ids`, again and again until Vast lists none of them.
+    """Destroy the instances of `label` or `ids`, until Vast lists none of them.
 
     A list may leave out what is new: `ids` are destroyed whatever it says, and where nothing was
     destroyed an empty list counts only after `patience` seconds.
@@ -209,26 +195,22 @@ def end_instances(
     Returns:
         None once all are gone; after LIMITS.listed seconds more, why that is not seen.
     """
-    start = time.monotonic()
-    why = "it is still listed"
-    asked: set[int] = set()
+    start, pause = time.monotonic(), min(limits.LIMITS.poll, 5.0)
+    ours, asked, why = set(ids), False, "it is still listed"
+    alive = set(ours)
     while True:
         waited = time.monotonic() - start  # taken before the list, which then has the last word
-        late = waited >= patience + limits.LIMITS.listed
         try:
-            # Before the list, which may fail for as long as there is time.
-            first = set() if late else set(ids) - asked
-            for instance in sorted(first):
+            for instance in sorted(alive):
                 market.destroy(instance)
-                asked.add(instance)
-            listed = {i.id for i in market.instances() if i.id in ids or i.label == label} - first
-            if not listed and not first and (asked or waited >= patience):
+            if alive:
+                asked = True
+                time.sleep(pause)
+            alive = {i.id for i in market.instances() if i.id in ours or i.label == label}
+            if not alive and (asked or waited >= patience):
                 return None
-            for instance in () if late else sorted(listed):
-                market.destroy(instance)
-                asked.add(instance)
         except UserError as error:
             why = str(error)
-        if late:
+        if waited >= patience + limits.LIMITS.listed:
             return f"not seen to be destroyed ({why})"
-        time.sleep(min(limits.LIMITS.poll, 5.0))
+        time.sleep(pause)

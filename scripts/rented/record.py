@@ -1,20 +1,19 @@
 """The record of a launch, on disk before and after each step that costs money."""
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import BaseModel
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import write_json_atomic
+from pt_app.core.files import write_text_atomic
 
 FOLDER = ".rented"
 FILE = "launch.json"
 Stage = Literal["creating", "created", "training", "ended", "copied", "destroyed"]
 
 
-@dataclass
-class Launch:
+class Launch(BaseModel):
     """One rental: made before anything is created, saved at each stage."""
 
     label: str
@@ -22,9 +21,8 @@ class Launch:
     recipe: list[str]  # the flags after the --, as given
     flags: list[str]  # the flags that the host's recipe gets
     data_dir: str
-    model: str
-    upload_model: str | None  # the base's folder here, where it must be copied up
-    resume: str | None  # the run's folder here, where one is resumed
+    upload_model: str | None = None  # the base's folder here, where it must be copied up
+    resume: str | None = None  # the run's folder here, where one is resumed
     image: str
     setup: str
     disk_gb: int
@@ -35,16 +33,14 @@ class Launch:
     eval_at_home: bool
     stage: Stage = "creating"
     instance: int | None = None
-    gpu: str = ""
-    hourly: float = 0.0
+    hourly: float = 0.0  # dollars
     fixed: float = 0.0  # dollars for traffic
     started: float | None = None  # seconds since the epoch at which the instance was created
     spent_before: float = 0.0  # dollars, at most, for instances of this launch that were given up
-    run: str | None = None  # the run's folder name, once the host has made it
-    # Checkpoints here that this launch copied back: only these may be dropped again.
-    brought: list[str] = field(default_factory=list)
-    exit_code: str | None = None  # what set-up or recipe ended with on the host: "train 0"
-    tried_machines: list[int] = field(default_factory=list)
+    run: str | None = None  # the name of the run's folder, once the host has made it
+    # Checkpoints here that this launch copied back: only these may be deleted again.
+    brought: list[str] = []
+    exit_code: str | None = None  # what the set-up or the recipe ended with: "train 0"
 
     @property
     def folder(self) -> Path:
@@ -56,21 +52,21 @@ class Launch:
         """The run's folder here, once its name is known."""
         return Path(self.output_dir) / self.run if self.run else None
 
-    def save(self, **changes: Any) -> None:
+    def save(self, **changes: object) -> None:
         """Apply the changes and write the record."""
         for name, value in changes.items():
             setattr(self, name, value)
-        write_json_atomic(self.folder / FILE, asdict(self))
+        write_text_atomic(self.folder / FILE, self.model_dump_json(indent=2) + "\n")
 
     def spent(self, now: float) -> float:
-        """Bound the dollars spent from above: waiting for the image is not billed."""
+        """Return an upper bound of the dollars spent: waiting for the image is not billed."""
         if self.started is None:
             return self.spent_before
         hours = max(0.0, now - self.started) / 3600
         return self.spent_before + self.hourly * hours + self.fixed
 
     def command(self, verb: str) -> str:
-        """Give the command line that does `verb` to this launch."""
+        """Return the command line that does `verb` to this launch."""
         where = "" if self.output_dir == "adapters_eval" else f" --output_dir {self.output_dir}"
         return f"python scripts/vast.py {verb} {self.label}{where}"
 
@@ -80,8 +76,8 @@ def all_launches(output_dir: Path) -> list[Launch]:
     launches = []
     for path in sorted((output_dir / FOLDER).glob(f"*/{FILE}")):
         try:
-            launches.append(Launch(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError) as error:
+            launches.append(Launch.model_validate_json(path.read_bytes()))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}): move it away") from None
     return launches
 
@@ -90,9 +86,8 @@ def the_launch(output_dir: Path, label: str | None) -> Launch:
     """Read the launch of this label, or the newest; raises UserError where there is none."""
     launches = [launch for launch in all_launches(output_dir) if label in (None, launch.label)]
     if not launches:
-        what = f"launch {label}" if label else "launch"
         raise UserError(
-            f"no {what} under {output_dir / FOLDER}: scripts/vast.py list shows what is alive; "
-            "--output_dir names the folder that it was started with"
+            f"no launch {label or ''} under {output_dir / FOLDER}: scripts/vast.py list shows what "
+            "is alive; --output_dir names the folder that it was started with"
         )
     return launches[-1]

@@ -4,16 +4,19 @@ import logging
 import netrc
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import pt_app
 from pt_app.core.errors import UserError
+from pt_app.core.settings import Settings, resolve
 from pt_app.models.base_files import wanted_files
 from pt_app.training import checkpoints
 from scripts.rented.host import Host
-from scripts.rented.market import SECRET_WORDS
+from scripts.rented.market import is_secret
 from scripts.rented.record import Launch
 
 ROOT = Path(pt_app.__file__).parents[1]
@@ -24,33 +27,106 @@ RECIPE = "pt_app/eval_model/judge_train_cuda.py"
 SCRIPTS = {name: Path(__file__).with_name(name) for name in ("run.sh", "install.sh")}
 SETUP = Path(__file__).with_name("setup.sh")
 WEIGHTS = {".safetensors", ".pt", ".bin", ".pth"}
-SHORTEST_KEY = 12
+MIN_KEY_LENGTH = 12
+# Decided by the launch, so that a run at home and on a host differ in nothing else.
+OURS = {"tracking": "offline", "skip_eval": True, "output_dir": "adapters_eval"}
 log = logging.getLogger("pt_app.rented")
 
 
-def code_files() -> dict[str, Path]:
-    """List the code that the host runs: the package and its requirements, nothing else."""
-    files = {name: ROOT / name for name in CODE}
-    for path in sorted((ROOT / "pt_app").rglob("*")):
-        if path.is_file() and path.suffix in SUFFIXES and "__pycache__" not in path.parts:
-            files[path.relative_to(ROOT).as_posix()] = path
+def settings_of(argv: Sequence[str]) -> Settings:
+    """Resolve the recipe's settings; raises UserError for those that no rented host can serve."""
+    settings = resolve("cuda", argv, "judge_train_cuda.py", "")
+    if settings.seeds > 1 or settings.folds:
+        raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
+    if settings.resume != "off":
+        raise UserError("--resume belongs before the --, to `launch`: it copies the run up")
+    if settings.tracking == "online":
+        raise UserError(
+            "--tracking online would need your W&B key on a stranger's machine: leave it out; the "
+            "run is kept offline, copied back, and `judge sync` sends it from here"
+        )
+    return settings
+
+
+def host_flags(settings: Settings, base: Path | None, resume: Path | None) -> list[str]:
+    """Return the recipe's flags on the host: every setting as it was resolved here, but for OURS.
+
+    Args:
+        settings: the recipe's settings.
+        base: the base's folder here, where it is copied up.
+        resume: the run's folder here, where one is resumed.
+    """
+    changes: dict[str, object] = {"data_dir": f"data/{Path(settings.data_dir).resolve().name}"}
+    if base is not None and not _is_cached(base):
+        changes["model"] = f"models/{base.name}"
+    changes["resume"] = f"adapters_eval/{resume.name}" if resume else False
+    changes |= OURS | {"seeds": False, "folds": False}  # these two are their defaults
+    values = asdict(settings) | changes
+    flags = {f"--{name}": value for name, value in values.items() if value is not False}
+    return [name if value is True else f"{name}={value}" for name, value in flags.items()]
+
+
+def base_to_send(name: str, upload: bool) -> Path | None:
+    """Find the base here if it must be copied up; None where the host fetches it itself.
+
+    Raises UserError where the hub asks for a token, which never goes to a host.
+    """
+    from huggingface_hub import HfApi
+
+    from pt_app.models.bases import TINY, resolve_model
+
+    if name == TINY:
+        return None
+    if upload or Path(name).expanduser().is_dir():
+        return resolve_model(name).path.resolve()
+    try:
+        gated = HfApi(token=False).model_info(name, timeout=10).gated
+        problem = "is gated on the hub" if gated else ""
+    except Exception as error:  # the HTTP library's own errors, which change with its version
+        problem = f"is not public on the hub, or the hub does not answer ({type(error).__name__})"
+    if problem:
+        raise UserError(
+            f'model "{name}" {problem}: fetch it here with `hf download {name}` and add '
+            "--upload_model, which copies it up; a token never goes to a host"
+        )
+    return None
+
+
+def _is_cached(base: Path) -> bool:
+    """Return whether a base's folder is a snapshot in the hub's cache."""
+    return base.parent.name == "snapshots"
+
+
+def payload(launch: Launch) -> dict[str, Path]:
+    """List what the run needs on the host, but for its scripts: name there -> file here."""
+    code = [path for path in (ROOT / "pt_app").rglob("*") if path.suffix in SUFFIXES]
+    code = [path for path in code if "__pycache__" not in path.parts]
+    files = _named("", ROOT, [*code, *(ROOT / name for name in CODE)])
+    files |= _data_files(Path(launch.data_dir).absolute()) | base_files(launch)
+    if launch.resume is not None:
+        run = Path(launch.resume)
+        kept = [run / "settings.json", run / "tracking.json", run / "train.log"]
+        for folder in run.glob("checkpoint-*"):
+            kept += folder.rglob("*") if checkpoints.fault(folder) is None else ()
+        files |= _named("adapters_eval/", run.parent, kept)
     return files
 
 
-def data_files(folder: Path) -> dict[str, Path]:
+def _named(prefix: str, folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Name the files among `paths` by their place in `folder`, which is `prefix` on the host."""
+    files = sorted(path for path in paths if path.is_file())
+    return {prefix + path.relative_to(folder).as_posix(): path for path in files}
+
+
+def _data_files(folder: Path) -> dict[str, Path]:
     """List a dataset's files: rows, card, split, and the template where it is the dataset's own."""
     from pt_app.core.dataset import read_card
 
     files = [folder / name for name in DATA]
     template = Path(read_card(folder).template)
     if template.is_absolute():
-        files += sorted(template.rglob("*.txt"))
-    name = folder.resolve().name
-    return {
-        f"data/{name}/{path.relative_to(folder.absolute()).as_posix()}": path
-        for path in (file.absolute() for file in files)
-        if path.is_file()
-    }
+        files += template.rglob("*.txt")
+    return _named(f"data/{folder.resolve().name}/", folder, files)
 
 
 def base_files(launch: Launch) -> dict[str, Path]:
@@ -61,29 +137,10 @@ def base_files(launch: Launch) -> dict[str, Path]:
     if launch.upload_model is None:
         return {}
     folder = Path(launch.upload_model)
-    there = "models/" + folder.name
-    if folder.parent.name == "snapshots":
-        there = f"hf/hub/{folder.parents[1].name}/snapshots/{folder.name}"
-    return {f"{there}/{path.name}": path for path in wanted_files(folder)}
-
-
-def resumed_files(run: Path) -> dict[str, Path]:
-    """List what the recipe needs of a run in order to resume it."""
-    files = [run / "settings.json", run / "tracking.json", run / "train.log"]
-    for folder in run.glob("checkpoint-*"):
-        if checkpoints.fault(folder) is None:
-            files += folder.rglob("*")
-    return {
-        f"adapters_eval/{path.relative_to(run.parent).as_posix()}": path
-        for path in files
-        if path.is_file()
-    }
-
-
-def payload(launch: Launch) -> dict[str, Path]:
-    """List what the run needs on the host, but for its scripts: name there -> file here."""
-    files = code_files() | data_files(Path(launch.data_dir)) | base_files(launch)
-    return files | (resumed_files(Path(launch.resume)) if launch.resume else {})
+    place = f"models/{folder.name}/"
+    if _is_cached(folder):
+        place = f"hf/hub/{folder.parents[1].name}/snapshots/{folder.name}/"
+    return _named(place, folder, wanted_files(folder))
 
 
 def scripts(launch: Launch) -> dict[str, Path]:
@@ -96,7 +153,7 @@ def scripts(launch: Launch) -> dict[str, Path]:
         f'export HF_HOME="$PWD/hf"\n{offline}exec {recipe}\n',
     }
     base = Path(launch.upload_model or "")
-    if base.parent.name == "snapshots":  # by this file the hub's cache knows the newest revision
+    if _is_cached(base):  # by this file the hub's cache knows the newest revision
         texts[f"hf/hub/{base.parents[1].name}/refs/main"] = base.name
     files = {name: launch.folder / Path(name).name for name in texts}
     for name, text in texts.items():
@@ -116,40 +173,26 @@ def start(host: Host, launch: Launch) -> None:
     run = "tmux new-session -d -s judge 'bash run.sh >run.log 2>&1'"
     host.run(f"cd {folder} && {{ [ -e started ] || {run}; }} && touch started")
     launch.save(stage="training")
-    log.info(
-        "started in tmux, without this terminal too: `%s` follows it", launch.command("attach")
-    )
+    follow = launch.command("attach")
+    log.info("started in tmux, which does not need this terminal: `%s` follows it", follow)
 
 
 def refuse_keys(launch: Launch, options: Mapping[str, object], account_key: str) -> None:
-    """Look for this machine's keys in all that would be sent; raises UserError at the first.
+    """Search all that would be sent for this machine's keys; raises UserError at the first.
 
-    Weights are not searched.
-    """
-    keys = {name: value.encode() for name, value in keys_here(account_key).items()}
-
-    def search(what: object, content: bytes) -> None:
-        for name, key in keys.items():
-            if key in content:
-                raise UserError(f"{what} holds the value of {name}: take it out; it never leaves")
-
-    search("the request to create", repr(options).encode())
-    for path in (payload(launch) | scripts(launch)).values():
-        if path.suffix not in WEIGHTS:
-            search(path, path.read_bytes())
-
-
-def keys_here(account_key: str) -> dict[str, str]:
-    """Find this machine's keys: Vast's, the hub's, W&B's in netrc, variables named like a key.
-
-    Returns:
-        Where each comes from -> the key.
+    Keys are Vast's, the hub's, W&B's in netrc, and variables with the name of a key. Weights are
+    not searched.
     """
     from huggingface_hub import get_token
 
-    keys = {n: v for n, v in os.environ.items() if any(word in n.upper() for word in SECRET_WORDS)}
+    keys = {name: value for name, value in os.environ.items() if is_secret(name)}
     keys |= {"the Vast account's key": account_key, "the hub's token": get_token() or ""}
     with suppress(OSError, netrc.NetrcParseError):
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
         keys |= {f"netrc, {host}": entry[2] or "" for host, entry in hosts.items()}
-    return {name: key for name, key in keys.items() if len(key) >= SHORTEST_KEY}
+    files = (payload(launch) | scripts(launch)).values()
+    contents = ((str(path), path.read_bytes()) for path in files if path.suffix not in WEIGHTS)
+    for what, content in chain([("the request to create", repr(options).encode())], contents):
+        for name, key in keys.items():
+            if len(key) >= MIN_KEY_LENGTH and key.encode() in content:
+                raise UserError(f"{what} holds the value of {name}: take it out; it never leaves")

@@ -1,13 +1,16 @@
-"""The run on the host, watched from here: its log, its checkpoints, the machine, the money."""
+"""The run on the host, watched from here: its log, the machine, the money, and what it made."""
 
 import logging
 import shlex
-import sys
+import shutil
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from pt_app.training import checkpoints
 from scripts.rented import limits
-from scripts.rented.copying import copy_back
 from scripts.rented.host import CutOffError, Host, plain
 from scripts.rented.market import ALIVE_NEVER, Market, UnreachableError
 from scripts.rented.provision import find
@@ -21,6 +24,97 @@ class OverError(Exception):
     """The rental must end now; the message says whether by its cap, the balance or the machine."""
 
 
+def copy_back(host: Host, launch: Launch) -> None:
+    """Copy what is complete on the host: checkpoints, and at the end run folder and adapter.
+
+    Checkpoints that this launch brought and the host has rotated out are deleted here too.
+    Raises CutOffError.
+    """
+    names = _complete(host)
+    run = _run_of(launch, {name.split("/")[0] for name in names})
+    if run is None:
+        return
+    here = Path(launch.output_dir) / run
+    launch.save(run=run)
+    here.mkdir(parents=True, exist_ok=True)
+    entries = {name.split("/")[1] for name in names if name.startswith(f"{run}/")}
+    kept = {name for name in entries if name.startswith("checkpoint-")}
+    others = sorted(entries - kept)
+    if others and (others != ["settings.json"] or not (here / "settings.json").exists()):
+        host.fetch(f"adapters_eval/{run}", here, others)
+    _fetch_checkpoints(host, launch, here, kept)
+    rotated = set(launch.brought) - kept if kept else set()
+    for name in rotated:
+        shutil.rmtree(here / name, ignore_errors=True)
+    launch.save(brought=[name for name in launch.brought if name not in rotated])
+    adapter = here.with_name(f"{run}_final")
+    if adapter.name in names and not adapter.exists():
+        host.fetch(f"adapters_eval/{adapter.name}", adapter)
+        log.info("copied back: %s", adapter)
+
+
+def _complete(host: Host) -> list[str]:
+    """List what is no longer written, by its name below the host's adapters_eval.
+
+    These are adapters, a run's complete checkpoints and its settings, at the end all of a run.
+    """
+    command = (
+        f"(cd {shlex.quote(host.remote)}/adapters_eval || exit; "
+        "ls -d [!.]*_final [!.]*/checkpoint-*/complete.json [!.]*/settings.json; "
+        "[ ! -e ../exit_code ] || ls -d [!.]*/*) 2>/dev/null || true"
+    )
+    lines = host.run(command).decode(errors="replace").splitlines()
+    names = {
+        line.removesuffix("/complete.json")
+        for line in lines
+        if "/checkpoint-" not in line or line.endswith("/complete.json")
+    }
+    # Names become paths here: only such as the recipe makes.
+    parts = {name: name.split("/") for name in sorted(names)}
+    return [n for n, p in parts.items() if len(p) < 3 and all(x and x[0] != "." for x in p)]
+
+
+def _run_of(launch: Launch, names: Collection[str]) -> str | None:
+    """Find the launch's run among the names on the host; None where it has not begun.
+
+    A stranger's machine could name another run of this folder: only the run that is resumed, or
+    a name that is new here, becomes the launch's. Raises CutOffError for another one.
+    """
+    ours = launch.run or (Path(launch.resume).name if launch.resume else None)
+    if ours is not None:
+        return ours if ours in names else None
+    runs = sorted(name for name in names if not name.endswith("_final"))
+    new = [name for name in runs if not (Path(launch.output_dir) / name).exists()]
+    if runs and not new:
+        raise CutOffError(f"{runs[0]} is not this launch's run: move it out of the output folder")
+    return new[0] if new else None
+
+
+def _fetch_checkpoints(host: Host, launch: Launch, run: Path, names: Collection[str]) -> None:
+    """Fetch the newest first, since the host may rotate out old ones meanwhile.
+
+    One that fails stops no other; raises the CutOffError of the last one that did.
+    """
+    failed = None
+    # A longer name has a longer number: this is the order of the steps.
+    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
+        target = run / name
+        if target.exists() and checkpoints.fault(target) is None:
+            continue
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            host.fetch(f"adapters_eval/{run.name}/{name}", target)
+            if fault := checkpoints.fault(target):  # rotated out on the host while it was copied
+                shutil.rmtree(target)
+                raise CutOffError(f"{name}: {fault}")
+            launch.save(brought=[*launch.brought, name])
+            log.info("copied back: %s", target)
+        except CutOffError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
 @dataclass
 class Follower:
     """Watches a run to its end: its log, its checkpoints, the machine, the money."""
@@ -28,8 +122,8 @@ class Follower:
     host: Host
     market: Market
     launch: Launch
-    offset: int = 0
-    heard: float = 0.0
+    offset: int = 0  # bytes of the log that are read
+    heard: float = 0.0  # when the host last answered, by time.monotonic()
     away_since: float | None = None
     behind: bool = False  # the run has ended, and more of its log waits on the host
 
@@ -40,9 +134,11 @@ class Follower:
         """
         self.heard = fetched = time.monotonic()
         while not self._look():
-            self._check_machine()
+            with suppress(UnreachableError):
+                self._check_machine()
             if time.monotonic() - fetched >= self.launch.fetch_minutes * 60:
-                self._check_money()
+                with suppress(UnreachableError):
+                    self._check_money()
                 try:
                     copy_back(self.host, self.launch)
                 except CutOffError as error:
@@ -67,40 +163,33 @@ class Follower:
         code, _, new = output.partition(b"\n")
         mode = "a" if self.offset else "w"  # an attach reads all of it again
         self.offset += len(new)
-        text = plain(new.decode(errors="replace").replace("\r", "\n"))
         with open(self.launch.folder / "run.log", mode, encoding="utf-8") as file:
-            file.write(text)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+            file.write(plain(new))
+        print(plain(new), end="", flush=True)
         self.behind = bool(code.strip()) and len(new) == PIECE
         if not code.strip() or self.behind:
             return False
-        self.launch.save(stage="ended", exit_code=plain(code.decode(errors="replace")).strip())
+        self.launch.save(stage="ended", exit_code=plain(code).strip())
         return True
 
     def _check_machine(self) -> None:
-        """End the rental of a machine that is gone, or in a state that never becomes running."""
-        try:
-            instance = find(self.market, self.launch)
-        except UnreachableError:
-            return
+        """End the rental of a machine that is gone, or in a state that never becomes running.
+
+        Neither counts at once: a list may leave an instance out, and a machine may come back.
+        """
+        instance = find(self.market, self.launch)
         if instance is not None and instance.status not in ALIVE_NEVER:
             self.away_since = None
             return
         self.away_since = self.away_since or time.monotonic()
-        # A list may leave an instance out.
-        may_return = instance is None or instance.status in ("unknown", "offline")
-        if time.monotonic() - self.away_since >= (limits.LIMITS.away if may_return else 0.0):
+        if time.monotonic() - self.away_since >= limits.LIMITS.away:
             if instance is None:
                 raise OverError("Vast no longer lists the instance: it was destroyed elsewhere")
             raise OverError(f"the instance is {instance.status} ({instance.message})")
 
     def _check_money(self) -> None:
         """End the rental while there is still credit for a last copy."""
-        try:
-            credit = self.market.credit()
-        except UnreachableError:
-            return
+        credit = self.market.credit()
         reserve = self.launch.hourly * (self.launch.fetch_minutes / 60 + 0.1)
         if credit < reserve:
             self._end(f"${credit:.2f} of credit is left, less than ${reserve:.2f}")

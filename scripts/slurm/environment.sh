@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Where things are on this cluster; the login node's scripts and the job read the same lines.
-# Each name can be set beforehand, best in the file that the shell reads at login.
+# The folders of this cluster; the login node's scripts and the job both read this file.
+# Each variable can be set beforehand, best in the file that the shell reads at login.
 
 JUDGE_ENV=${JUDGE_ENV:-$PWD/.venv} # of Python
-# Home folders are small and slow on many clusters: what is fetched or cached lies on scratch.
+# Home folders are small and slow on many clusters: downloads and caches are kept on scratch.
 JUDGE_SCRATCH=${JUDGE_SCRATCH:-${SCRATCH:-$HOME/.cache}/judge}
-# Said rather than found out: a login node has no GPU, and each recipe has a base of its own.
+# It is stated, not detected: a login node has no GPU, and each recipe has a base of its own.
 [ ! -e RECIPE ] || JUDGE_RECIPE=${JUDGE_RECIPE:-$(cat RECIPE)} # of a bundle
 JUDGE_RECIPE=${JUDGE_RECIPE:-cuda}
 
@@ -16,7 +16,7 @@ export TRITON_HOME=${TRITON_HOME:-$JUDGE_SCRATCH}
 
 python=$JUDGE_ENV/bin/python
 
-# Print the output_dir that the recipe's flags given, --config FILE among them, come to.
+# Print the output_dir that results from the recipe's flags, which may include --config FILE.
 output_dir() {
   "$python" -c '
 import sys

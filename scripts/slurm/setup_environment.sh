@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On the login node, from the checkout: the Python environment that the jobs run in.
+# Run it on the login node, in the checkout: it makes the Python environment of the jobs.
 #
 #   scripts/slurm/setup_environment.sh [TARGET]     of make: install (default), install-cpu, install-rocm
 set -euo pipefail

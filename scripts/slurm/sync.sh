@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On the login node, after the jobs: sends to W&B and Weave what they kept on disk.
+# Run it on the login node, after the jobs: it sends to W&B and Weave what they kept on disk.
 #
 #   scripts/slurm/sync.sh FILE...
 set -euo pipefail
