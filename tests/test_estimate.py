@@ -242,6 +242,17 @@ def test_memory_grows_with_each_knob_that_costs_some(
     assert other.evaluation is None
 
 
+def test_other_packs_are_planned_for_training_and_validation_alike(
+    base: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows", train=4, val=60)
+    usual = wanted(base, data, tmp_path, "--epochs=1", "--pack_tokens=2048")
+    small = wanted(base, data, tmp_path, "--epochs=1", "--pack_tokens=128")
+    replanned = usual.memory_at(128)
+    assert replanned.activations == small.memory.activations < usual.memory.activations
+    assert replanned.logits == small.memory.logits
+
+
 def test_a_run_that_cannot_fit_stops_before_anything_is_written(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +274,7 @@ def test_where_no_pack_fits_the_remedies_are_named_in_order(
     base: Path, rows: Path, tmp_path: Path
 ) -> None:
     found = wanted(base, rows, tmp_path)
-    tiny = replace(found, limit=memory.Limit(2**20, "cgroup limit"), pack_fits=lambda _: False)
+    tiny = replace(found, limit=memory.Limit(2**20, "cgroup limit"))
     with pytest.raises(UserError) as error:
         tiny.check()
     said = str(error.value)

@@ -54,7 +54,7 @@ class Estimate:
         limit: its limit.
         evaluation: the peak of the evaluation; None without one.
         host: the limit of the evaluation.
-        pack_fits: whether the training fits with other --pack_tokens.
+        memory_at: returns the peak of the training with other --pack_tokens.
         disk: what the run writes.
         free: what its output folder has room for.
         base_bytes: the weight files of the base, which another machine must fetch.
@@ -68,7 +68,7 @@ class Estimate:
     limit: Limit
     evaluation: Memory | None
     host: Limit
-    pack_fits: Callable[[int], bool]
+    memory_at: Callable[[int], Memory]
     disk: int
     free: int
     base_bytes: int
@@ -78,7 +78,11 @@ class Estimate:
         """The largest of PACKS that fits; None if none does, or if the limit is unknown."""
         if self.limit.bytes is None:
             return None
-        fitting = bisect_left(PACKS, True, key=lambda tokens: not self.pack_fits(tokens))
+
+        def exceeds(tokens: int) -> bool:
+            return not self.limit.fits(self.memory_at(tokens).total)
+
+        fitting = bisect_left(PACKS, True, key=exceeds)
         return PACKS[fitting - 1] if fitting else None
 
     @property
@@ -175,10 +179,11 @@ def estimate(
     limit = limit_of(platform, gpu_memory)
     runtime = runtime_bytes(platform, limit)
 
-    def fits(pack_tokens: int) -> bool:
+    def memory_at(pack_tokens: int) -> Memory:
         other = replace(settings, pack_tokens=pack_tokens)
-        replanned = replan(plan, other, platform, prepared, trees)
-        return limit.fits(training_memory(outline, replanned, runtime, mapped).total)
+        words = outline.config.vocab_size
+        replanned = replan(plan, other, platform, prepared, words, trees)
+        return training_memory(outline, replanned, runtime, mapped)
 
     evaluation = None
     if not settings.skip_eval:
@@ -193,7 +198,7 @@ def estimate(
         limit=limit,
         evaluation=evaluation,
         host=host_limit(),
-        pack_fits=fits,
+        memory_at=memory_at,
         disk=_disk_bytes(settings, prepared, outline, plan),
         free=free_bytes(Path(settings.output_dir)),
         base_bytes=sum(path.stat().st_size for path in weight_files(prepared.source.path)),

@@ -115,16 +115,17 @@ def plan_run(
 
 
 def replan(
-    plan: Plan, settings: Settings, platform: Platform, prepared: Prepared, trees: bool
+    plan: Plan,
+    settings: Settings,
+    platform: Platform,
+    prepared: Prepared,
+    vocabulary: int,
+    trees: bool,
 ) -> Plan:
-    """Plan one epoch with another `pack_tokens`; verdicts are read as in `plan`."""
-    shapes = _shapes(settings, platform, verdict_trie(prepared.encoder))
-    rows = Rows(prepared.train, shapes, trees)
-    loss: list[Pack] = []
-    if prepared.val is not None:
-        loss = Rows(prepared.val, shapes, trees).packs(settings.pack_tokens)
-    steps = steps_of(replace(settings, epochs=1), prepared, rows)
-    return replace(plan, steps=steps, validation_loss=loss)
+    """Plan one epoch and its validations with another `pack_tokens`; the evaluation stays."""
+    once = replace(settings, epochs=1, skip_eval=True)
+    other = plan_run(once, platform, prepared, vocabulary, trees)
+    return replace(other, test=plan.test, calibration=plan.calibration)
 
 
 def _shapes(settings: Settings, platform: Platform, trie: VerdictTrie) -> Shapes:
