@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from types import ModuleType
 
 from pt_app.core import console
 from pt_app.core.settings import Recipe, Settings, resolve
@@ -15,26 +15,13 @@ from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.memory import GIB
 from pt_app.preflight.estimate.timing import Seconds, time_run
 from pt_app.training.preparation import prepare
-from pt_app.training.run import (
-    LoadBase,
-    MakeArguments,
-    build_trainer,
-    examples_a_step,
-    load_judge,
-)
-
-
-class RecipeModule(Protocol):
-    """The module of a recipe."""
-
-    load_base: LoadBase
-    training_arguments: MakeArguments
+from pt_app.training.run import build_trainer, examples_a_step, load_judge
 
 
 def run_estimate(
     recipe: Recipe | None,
     argv: Sequence[str],
-    module_of: Callable[[Recipe], RecipeModule],
+    module_of: Callable[[Recipe], ModuleType],
     *,
     device: str = "auto",
     gpu_memory: float | None = None,
@@ -97,7 +84,7 @@ def _platform(
     return platforms.planned(recipe, no_4bit=no_4bit, precision=precision, gib=gpu_memory)
 
 
-def _time(module: RecipeModule, needs: Estimate) -> Seconds:
+def _time(module: ModuleType, needs: Estimate) -> Seconds:
     """Load the model as the run would, and time some of its steps."""
     with TemporaryDirectory() as folder:
         trainer = build_trainer(
