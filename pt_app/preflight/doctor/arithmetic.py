@@ -192,13 +192,15 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
         assert p.grad is not None
         reference[name].grad = in_float64(p.grad)
     before = {name: p.clone() for name, p in reference.items()}
-    options = {"lr": LEARNING_RATE, "weight_decay": DECAY}
-    torch.optim.AdamW(reference.values(), foreach=False, **options).step()
+    torch.optim.AdamW(
+        reference.values(), lr=LEARNING_RATE, weight_decay=DECAY, foreach=False
+    ).step()
     arguments = TrainingArguments(
         output_dir="unused", optim=platform.optimizer, use_cpu=platform.on_cpu, report_to="none"
     )
-    optimizer, its_options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    optimizer(weights.values(), **(its_options | options)).step()
+    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    options |= {"lr": LEARNING_RATE, "weight_decay": DECAY}
+    optimizer(weights.values(), **options).step()
     error, weight = _worst(
         {name: in_float64(p) - before[name] for name, p in weights.items()},
         {name: p - before[name] for name, p in reference.items()},

@@ -16,7 +16,7 @@ from pt_app.core.settings import Settings
 from pt_app.models import bases
 from pt_app.models.base_files import read_json, weight_files
 from pt_app.models.bases import ModelSource
-from pt_app.preflight.doctor.finding import Finding, one_line, run_check
+from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
 from pt_app.tracking import access as tracking_access
 
 GIB = 2**30
@@ -178,7 +178,7 @@ def _room(name: str, folder: Path, enough: float, least: float, short: str, othe
         said = f"{folder} cannot be written: {error.strerror or error}"
         return Finding(name, "fail", said, other)
     said = f"{folder}: {free / GIB:.1f} GiB free" + (short if free < enough else "")
-    wrong = "fail" if free < least else "warn"
+    wrong: Status = "fail" if free < least else "warn"
     return Finding.of(name, free >= enough, said, f"make room, or {other}", wrong)
 
 

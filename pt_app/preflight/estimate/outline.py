@@ -118,14 +118,14 @@ class Outline:
         plain = core(model)
         self.config = plain.config.get_text_config()
         head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
-        self.linear = [
+        self.linear: list[int] = [
             layer.weight.numel()
             for name, layer in plain.named_modules()
             if type(layer) is torch.nn.Linear and layer is not head and "lora_" not in name
         ]
         shared = head is not None and head.weight is embedding.weight
         self.shared_head: int = head.weight.numel() if shared else 0
-        self.adapters = [p.numel() for p in model.parameters() if p.requires_grad]
+        self.adapters: list[int] = [p.numel() for p in model.parameters() if p.requires_grad]
         self.frozen: int = sum(p.numel() for p in model.parameters()) - sum(self.adapters)
         self.why_no_tree = why_no_tree(model, settings.max_seq_length)
         layers = self.config.num_hidden_layers
