@@ -356,7 +356,8 @@ def test_operations_are_those_that_torch_counts(
     checkpointing: str, rows: Path, tmp_path: Path
 ) -> None:
     # So many layers that the last MLP, which is computed at supervised positions only, is few.
-    base = make_model_folder(tmp_path / "deep", hidden_size=128, num_hidden_layers=12)
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12}
+    base = make_model_folder(tmp_path / "deep", **sizes)
     settings = settings_of(
         "mps", base, rows, tmp_path, f"--activation_checkpointing={checkpointing}"
     )

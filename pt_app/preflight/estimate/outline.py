@@ -143,10 +143,20 @@ class Outline:
             counted.append((depth, meter))
         (shallow, low), (deep, high) = counted[0], counted[-1]
         more = (self.config.num_hidden_layers - deep) / max(deep - shallow, 1)
-        # Of an NF4 base, one weight at a time exists in the compute dtype (MatMul4Bit).
-        weight = max(self.linear) * self.platform.compute_dtype.itemsize
-        dequantized = weight if self.platform.weights == "nf4" else 0
-        return Held(high.peak + round(more * (high.peak - low.peak)) + dequantized, high.logits)
+        peak = high.peak + round(more * (high.peak - low.peak))
+        return Held(peak + self._more_in_nf4(pack), high.logits)
+
+    def _more_in_nf4(self, pack: Pack) -> int:
+        """Return the bytes that a pass holds besides if the base is in NF4.
+
+        One weight at a time exists in the compute dtype (MatMul4Bit). Embeddings and norms have
+        float32 (`prepare_model_for_kbit_training`), and so do the inputs of layers.
+        """
+        if self.platform.weights != "nf4":
+            return 0
+        dtype, config = self.platform.compute_dtype, self.config
+        inputs = config.num_hidden_layers * config.hidden_size * pack.tokens
+        return max(self.linear) * dtype.itemsize + inputs * (4 - dtype.itemsize)
 
 
 def _build(
@@ -161,10 +171,9 @@ def _build(
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:layers]
-    dtype = torch.float32 if platform.weights == "nf4" else platform.compute_dtype
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=platform.compute_dtype)
         model = assemble(model, settings, platform)
         # On meta tensors SDPA takes its plain path, which keeps more than that of any device; this
         # attention keeps the same tensors as a fused kernel.
@@ -173,23 +182,12 @@ def _build(
             model.activation_checkpointing_enable(
                 activation_checkpointing_kwargs={"use_reentrant": False}
             )
-        if any(platform.autocast.values()):
-            _compute_linear_layers_in(platform.compute_dtype, model)
+        if any(platform.autocast.values()):  # autocast ignores meta tensors
+            model = model.to(platform.compute_dtype)
         for parameter in model.parameters():
             if parameter.requires_grad:  # a gradient outlives the pass, and is counted by itself
                 parameter.grad = torch.empty_like(parameter)
     return model
-
-
-def _compute_linear_layers_in(dtype: torch.dtype, model: PreTrainedModel) -> None:
-    """Convert the weights and inputs of linear layers, as autocast does, which ignores meta.
-
-    The head stays: it may share its weight with the embedding, which autocast does not convert.
-    """
-    head = core(model).get_output_embeddings()
-    for layer in model.modules():
-        if type(layer) is torch.nn.Linear and layer is not head:
-            layer.to(dtype).register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
 
 
 def _run_pass(model: PreTrainedModel, kind: Pass, pack: Pack) -> None:
