@@ -146,18 +146,22 @@ def _rows_of_steps(settings: Settings, prepared: Prepared) -> list[list[list[int
 def _evaluation(prepared: Prepared, trie: VerdictTrie, vocabulary: int) -> list[Pack]:
     """Return the passes in which base and adapter are scored, and the calibration is fitted."""
 
-    def scored(examples: Sequence[JudgeExample]) -> list[Pack]:
-        packs: list[Pack] = []
-        other_order = [other for row in examples if (other := swapped(row)) is not None]
-        for rows in (examples, other_order):  # pairs are scored in both orders
-            bare = [row.model_copy(update={"label": None}) for row in rows]
-            fitted, _ = prepared.encoder.fit(bare)
-            prompts = [row.prompt for row in fitted if not row.unfit]
-            packs += reading_passes(prompts, trie, SCORED_TOKENS, vocabulary)
-        return packs
+    def scored(rows: Sequence[JudgeExample]) -> list[Pack]:
+        other_order = [other for row in rows if (other := swapped(row)) is not None]
+        both = (rows, other_order)  # pairs are scored in both orders
+        return [p for order in both for p in scoring_passes(prepared, order, trie, vocabulary)]
 
     calibration = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
     return 2 * scored(prepared.test) + scored(calibration)
+
+
+def scoring_passes(
+    prepared: Prepared, rows: Sequence[JudgeExample], trie: VerdictTrie, vocabulary: int
+) -> list[Pack]:
+    """Return the passes in which a JudgeScorer scores `rows`."""
+    fitted, _ = prepared.encoder.fit([row.model_copy(update={"label": None}) for row in rows])
+    prompts = [row.prompt for row in fitted if not row.unfit]
+    return reading_passes(prompts, trie, SCORED_TOKENS, vocabulary)
 
 
 def reading_passes(

@@ -16,11 +16,13 @@ from pt_app.models.gemm import fast_products
 from pt_app.models.out_of_memory import is_out_of_memory
 from pt_app.models.packing import Batch
 from pt_app.preflight.estimate.estimate import Estimate
-from pt_app.preflight.estimate.plan import Plan, Step
+from pt_app.preflight.estimate.plan import Plan, Step, scoring_passes
+from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.trainer import JudgeTrainer, summed_loss
 
 QUANTILES = (0.1, 0.5, 0.9)  # of the steps by size: one step at each is timed
 SCORING = 0.8  # rate of scoring relative to matmul; 0.79 to 0.85 in docs/PERFORMANCE.md
+SCORED = 16  # rows that are scored, to time it
 MATMUL = 512, 1024, 4096  # rows, inputs and outputs of the matmul that is timed
 MAX_SHARE = 0.05  # of the operations of a training that timing may take
 # Results with their intervals, charts and pages: 2 to 4 s on the machine of docs/ESTIMATE.md.
@@ -110,13 +112,14 @@ def time_run(trainer: JudgeTrainer, needs: Estimate) -> Seconds:
     for parameter in model.parameters():
         parameter.grad = None
     rate = cost.training([pack for step in chosen for pack in step.packs]) / seconds
+    scoring = _scoring_rate(trainer, model, needs)
     validation = plan.validations * cost.forward([*plan.validation, *plan.validation_loss])
     # The evaluation computes in float32 on the CPU: where the training does too, at the same rate.
     plain = needs.platform.on_cpu and needs.platform.weights == "float32"
     return Seconds(
         training=cost.training(plan.packs) / rate,
-        validation=validation / rate,
-        evaluation=_evaluation_seconds(needs, rate if plain else None),
+        validation=validation / scoring,
+        evaluation=_evaluation_seconds(needs, scoring if plain else None),
         packs=len(batches),
         spent=time.perf_counter() - began,
     )
@@ -157,12 +160,28 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def _scoring_rate(trainer: JudgeTrainer, model: PreTrainedModel, needs: Estimate) -> float:
+    """Return the operations per second while a few rows are scored.
+
+    The rate of training is another one: scoring normalizes logits, and has no backward pass.
+    """
+    encoder, data, layout = needs.prepared.encoder, needs.prepared.data, trainer.layout
+    rows = list(data.val or data.train)[:SCORED]
+    scorer = JudgeScorer(model, encoder, progress=False, shapes=layout.shapes, trees=layout.trees)
+    scorer.score(rows[:2])  # the first pass is slower
+    seconds = _timed(partial(scorer.score, rows))
+    passes = scoring_passes(
+        needs.prepared, rows, scorer.trie, model.config.get_text_config().vocab_size
+    )
+    return needs.cost.forward(passes) / seconds
+
+
 def _evaluation_seconds(needs: Estimate, rate: float | None) -> float:
     """Forecast the evaluation of base and adapter, in float32 on this CPU.
 
     Args:
         needs: the estimate of the run.
-        rate: operations per second, if measured here in float32; else those of a matmul are.
+        rate: operations per second of scoring, if measured in float32; else those of a matmul are.
     """
     if needs.evaluation is None:
         return 0.0
