@@ -155,7 +155,7 @@ class Outline:
         if self.platform.weights != "nf4":
             return 0
         dtype, config = self.platform.compute_dtype, self.config
-        inputs = config.num_hidden_layers * config.hidden_size * pack.tokens
+        inputs: int = config.num_hidden_layers * config.hidden_size * pack.tokens
         return max(self.linear) * dtype.itemsize + inputs * (4 - dtype.itemsize)
 
 
