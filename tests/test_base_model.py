@@ -14,10 +14,8 @@ from pt_app.core.files import sha256_file
 from pt_app.judge_data.generator.grammar import reserved_for_judges
 from pt_app.models.bases import shipped
 from pt_app.pretrain import train
-from pt_app.pretrain.build import train_base
-from pt_app.pretrain.card import read_card
-from pt_app.pretrain.corpus import Corpus, Document
-from pt_app.pretrain.sentences import GrammarSentences, RealSentences
+from pt_app.pretrain.build import CARD, BaseOptions, train_base
+from pt_app.pretrain.corpus import Corpus, Document, grammar_sentences, real_sentences
 from pt_app.pretrain.tokenizer import train_tokenizer
 
 MAX_BYTES = 4_000_000
@@ -30,17 +28,23 @@ SMALL: dict[str, Any] = {
 }
 
 
+def read_card(folder: Path) -> dict[str, str]:
+    """The facts of a base's card by name, and the detection rate of each kind."""
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", (folder / CARD).read_text("utf-8"), re.MULTILINE)
+    return dict(rows)
+
+
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
     rng = random.Random(3)
-    corpus = Corpus(GrammarSentences("full"))
+    corpus = Corpus(grammar_sentences("full"))
     return [corpus.sample(rng) for _ in range(6000)]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bases") / "small"
-    return train_base(output, **SMALL)
+    return train_base(output, BaseOptions(**SMALL))
 
 
 def test_the_corpus_holds_no_source_of_judge_data(documents: list[Document]) -> None:
@@ -56,21 +60,20 @@ def test_no_number_follows_from_a_candidate(documents: list[Document]) -> None:
     digits = [d for d in judged if re.search(r"\d", d.prompt.partition("Source:")[2] + d.answer)]
     assert {d.task for d in digits} == {"given_score"}
     assert len(digits) > 500
+    scores: dict[bool, list[int]] = {True: [], False: []}
     for document in digits:
         given = re.search(r"\nGiven score: (\d+)<", document.prompt)
         assert given is not None
         assert re.findall(r"\d+", document.answer) == [given[1], "10"]
+        scores[bool(document.kinds)].append(int(given[1]))
     # Drawn by lot: the mean score of candidates with and without errors is the same.
-    means = {}
-    for some in (True, False):
-        scores = [d.number for d in digits if bool(d.kinds) is some]
-        means[some] = sum(scores) / len(scores)
+    means = {some: sum(drawn) / len(drawn) for some, drawn in scores.items()}
     assert abs(means[True] - means[False]) < 4 * 3.2 * (2 / 500) ** 0.5
 
 
 def test_the_first_phase_holds_unrelated_words_only() -> None:
     rng = random.Random(3)
-    corpus = Corpus(GrammarSentences("small"))
+    corpus = Corpus(grammar_sentences("small"))
     tasks = Counter(corpus.sample(rng, first_phase=True).task for _ in range(200))
     assert set(tasks) == {"repetition", "unrelated", "changes"}
 
@@ -147,9 +150,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         patch.setattr(train, "SNAPSHOT_EVERY", 5)
         patch.setattr(train, "loss_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_base(tmp_path / "base", **SMALL)
+            train_base(tmp_path / "base", BaseOptions(**SMALL))
     assert not (tmp_path / "base").exists()
-    again = train_base(tmp_path / "base", **SMALL)
+    again = train_base(tmp_path / "base", BaseOptions(**SMALL))
     assert read_card(again)["weights sha256"] == read_card(made)["weights sha256"]
 
 
@@ -158,7 +161,7 @@ def test_a_base_is_replaced_but_no_other_folder(made: Path, tmp_path: Path) -> N
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="no base that this command made"):
-        train_base(other, steps=1)
+        train_base(other, BaseOptions(steps=1))
     assert [path.name for path in other.iterdir()] == ["notes.txt"]
 
 
@@ -170,7 +173,7 @@ def test_settings_out_of_range_are_named(
     settings: dict[str, int], named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=named):
-        train_base(tmp_path / "base", **settings)  # type: ignore[arg-type]
+        train_base(tmp_path / "base", BaseOptions(**settings))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -180,7 +183,7 @@ def test_a_parallel_corpus_replaces_the_grammar(tmp_path: Path) -> None:
         f"The small dog number {i} sleeps.\tO cão pequeno número {i} dorme." for i in range(200)
     ]
     file.write_text("\n".join(rows), encoding="utf-8")
-    sentences = RealSentences(file, None)
+    sentences = real_sentences(file, None)
     rng = random.Random(1)
     shown = {sentences.sample(rng, ()).source for _ in range(400)}
     assert 50 < len(shown) < 150
@@ -214,7 +217,7 @@ def test_the_figures_on_the_card_of_the_shipped_base_are_those_measured() -> Non
     facts = read_card(shipped())
     tokenizer = AutoTokenizer.from_pretrained(shipped())
     model = AutoModelForCausalLM.from_pretrained(shipped(), dtype=torch.float32).eval()
-    corpus = Corpus(GrammarSentences("full"), measuring=True)
+    corpus = Corpus(grammar_sentences("full"), measuring=True)
     measured = train.Yardstick(corpus, tokenizer).measure(model)
     assert measured.loss == pytest.approx(float(facts["held-out loss"].split()[0]), abs=1e-3)
     for kind, share in measured.detected.items():
@@ -225,7 +228,7 @@ def test_the_figures_on_the_card_of_the_shipped_base_are_those_measured() -> Non
 
 def test_words_of_the_grammar_are_one_token_each() -> None:
     rng = random.Random(5)
-    corpus = Corpus(GrammarSentences("small"))
+    corpus = Corpus(grammar_sentences("small"))
     tokenizer = train_tokenizer(
         (d.prompt + d.answer for d in (corpus.sample(rng) for _ in range(3000))), 2048
     )

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from pt_app.core.errors import UserError
-from pt_app.preflight.bundle import wheels
-from pt_app.preflight.bundle.command import write_archive
-from pt_app.preflight.bundle.contents import SCRIPTS, gather
-from pt_app.preflight.bundle.wheels import Target
+from pt_app.preflight import wheels
+from pt_app.preflight.bundle import SCRIPTS, gather, write_archive
+from pt_app.preflight.wheels import Target
 from tests.conftest import ROOT, without_network
 from tests.tiny_models import make_model_folder
 

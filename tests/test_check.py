@@ -108,8 +108,8 @@ def test_short_candidates_and_boilerplate_are_warnings(tmp_path: Path) -> None:
     test = [row(f"b{i}", sentence(rng), refusal if i < 2 else "yes") for i in range(4)]
     code, output = checked(folder_of(tmp_path / "d", train, test))
     assert code == 0
-    assert "1 candidates under 8 words stand in several splits" in output
-    assert "1 long candidates stand under many inputs: boilerplate" in output
+    assert "1 candidates under 8 words are in several splits" in output
+    assert "1 long candidates occur with many inputs: boilerplate" in output
 
 
 def test_contradictions_control_tokens_and_verdicts_in_candidates_are_warned_of(
@@ -166,7 +166,7 @@ def test_json_holds_all_that_was_found(tmp_path: Path) -> None:
     assert found["labels"] == {"train": {"5": 1}, "test": {"5": 1}}
 
 
-def test_the_remedy_mends_the_leak(tmp_path: Path) -> None:
+def test_the_remedy_fixes_the_leak(tmp_path: Path) -> None:
     rng = random.Random(5)
     train, test = unrelated(rng, "train", 40), unrelated(rng, "test", 10)
     test[0]["source"] = train[0]["source"].upper()

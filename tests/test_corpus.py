@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pt_app.core.errors import UserError
-from pt_app.judge_data.generator.corpus import CorpusMaterial, RealPair, read_corpus
+from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS
 from pt_app.judge_data.generator.generate import generate
-from pt_app.judge_data.generator.grammar import Grammar, reserved_for_judges
+from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
 from pt_app.judge_data.generator.lexicon import Lexicon
 from pt_app.judge_data.options import GenerateOptions
 
@@ -146,7 +146,7 @@ def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_corpus_too_small_for_the_rows_says_how_many_it_gives(tmp_path: Path) -> None:
     path = _tsv(tmp_path / "a.tsv", _sentences(60))
     with pytest.raises(UserError, match=r"no more than \d+ training.*--rows.*--variants"):
-        generate(tmp_path / "out", GenerateOptions(500, 2, 2, corpus=path))
+        generate(tmp_path / "out", GenerateOptions(rows=500, val_rows=2, test_rows=2, corpus=path))
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +179,7 @@ TEXTS = [
 
 
 def _material() -> CorpusMaterial:
-    return CorpusMaterial([RealPair(a, b) for a, b in TEXTS + _sentences(300)])
+    return CorpusMaterial([Pair(a, b) for a, b in TEXTS + _sentences(300)])
 
 
 def test_no_error_leaves_every_character_of_a_real_sentence() -> None:
@@ -188,7 +188,7 @@ def test_no_error_leaves_every_character_of_a_real_sentence() -> None:
         assert material.corrupt(pair, [], random.Random(0)).text == pair.reference
 
 
-def _check_candidates(material: CorpusMaterial, pairs: list[RealPair]) -> dict[str, int]:
+def _check_candidates(material: CorpusMaterial, pairs: list[Pair]) -> dict[str, int]:
     """Checks what must hold of each; gives how many sentences took each kind of error."""
     found = dict.fromkeys(ERRORS, 0)
     for seed, pair in enumerate(pairs):
@@ -214,7 +214,7 @@ def test_every_kind_of_error_can_be_put_into_sentences_of_a_corpus() -> None:
 
 def test_names_numbers_and_joined_words_stay_as_they_are() -> None:
     material = _material()
-    pair = RealPair(*TEXTS[2])
+    pair = Pair(*TEXTS[2])
     for seed in range(50):
         for kind in ERRORS:
             text = material.corrupt(pair, [kind], random.Random(seed)).text

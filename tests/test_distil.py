@@ -18,8 +18,9 @@ from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import DistilSummary, distil
 from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.models.endpoint import budget as budgets
-from pt_app.models.endpoint import teacher as teachers
+from pt_app.models.endpoint import client
 from pt_app.models.endpoint.budget import Budget, Usage
+from pt_app.models.endpoint.options import RequestOptions
 from tests.conftest import ROOT
 from tests.teacher_server import CUT, Answer, Body, TeacherServer, failure, reply
 
@@ -32,7 +33,7 @@ Script = Callable[[Body, int], Answer]
 def key_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(teachers, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
 
 
 def rows(folder: Path, count: int, **more: Any) -> Path:
@@ -47,7 +48,7 @@ def rows(folder: Path, count: int, **more: Any) -> Path:
 
 def run(file: Path, server: TeacherServer, **options: Any) -> DistilSummary:
     given = DistilOptions(**{"model": "m", "base_url": server.url, "timeout": 5.0, **options})
-    return distil(file, file.parent / "out", given, SplitPlan(), progress=False)
+    return distil(file, file.parent / "out", given, SplitPlan())
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -185,12 +186,14 @@ def test_no_more_requests_are_under_way_than_asked_for(tmp_path: Path) -> None:
 def test_requests_and_tokens_a_minute_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def small(**given: Any) -> Budget:
-        return Budget(**given, window=0.5)
+    of = Budget.of
 
-    from pt_app.judge_data.distil import run as runs
+    def small(options: RequestOptions) -> Budget:
+        budget = of(options)
+        budget.window = 0.5
+        return budget
 
-    monkeypatch.setattr(runs, "Budget", small)
+    monkeypatch.setattr(Budget, "of", small)
     with TeacherServer(lambda body, n: reply(GOOD, prompt=100, answer=0)) as server:
         run(rows(tmp_path, 15), server, rpm=5, concurrency=15)
         at = [when for when, _ in server.requests]

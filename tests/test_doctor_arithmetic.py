@@ -21,11 +21,15 @@ from pt_app.models import platforms, tree_attention
 from pt_app.models.bases import resolve_model
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor import arithmetic, operations
-from pt_app.preflight.doctor.arithmetic import check_arithmetic, check_first, check_nf4
+from pt_app.preflight.doctor.arithmetic import (
+    check_arithmetic,
+    check_first,
+    check_nf4,
+    check_training_step,
+)
 from pt_app.preflight.doctor.finding import Finding, run_check
 from pt_app.preflight.doctor.needs import QWEN_WORDS
 from pt_app.preflight.doctor.operations import check_operations
-from pt_app.preflight.doctor.parity import check_training_step
 from tests.conftest import ROOT
 
 Fault = Callable[..., Any]

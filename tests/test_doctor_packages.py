@@ -5,26 +5,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from pt_app.preflight.bundle.wheels import read_requirements
-from pt_app.preflight.doctor import packages
+from pt_app.preflight.doctor import machine
 from pt_app.preflight.doctor.command import sections_of
-from pt_app.preflight.doctor.packages import check_packages, pins_of
+from pt_app.preflight.doctor.machine import check_packages, pins_of
+from pt_app.preflight.wheels import read_requirements
 from tests.test_doctor import by_name
 
 
 def test_a_package_that_the_settings_do_not_use_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = packages.importlib.metadata.version
+    own = machine.importlib.metadata.version
 
     def version(name: str) -> str:
         if name == "bitsandbytes":
-            raise packages.importlib.metadata.PackageNotFoundError(name)
+            raise machine.importlib.metadata.PackageNotFoundError(name)
         return own(name)
 
-    monkeypatch.setattr(packages.importlib.metadata, "version", version)
+    monkeypatch.setattr(machine.importlib.metadata, "version", version)
     (tmp_path / "requirements-cuda.txt").write_text("bitsandbytes==0.50.2\nPyYAML==6.0.3\n")
-    monkeypatch.setattr(packages, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(machine, "CHECKOUT", tmp_path)
     for more, status in ([], "fail"), (["--no_4bit"], "ok"):
         sections = dict(sections_of("cuda", ["--model", "tiny", *more], offline=True))
         assert by_name(sections["packages"]())["packages"].status == status
@@ -54,16 +54,16 @@ def test_the_builds_of_a_version_are_that_version(tmp_path: Path) -> None:
 
 
 def test_a_package_that_fetches_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: name == "kernels")
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name == "kernels")
     found = by_name(check_packages("mps"))["hidden downloads"]
     assert (found.status, found.fix) == ("warn", "pip uninstall kernels")
 
 
 def test_an_old_bitsandbytes_on_amd_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = packages.importlib.metadata.version
+    own = machine.importlib.metadata.version
     monkeypatch.setattr(torch.version, "hip", "7.2")
     monkeypatch.setattr(
-        packages.importlib.metadata,
+        machine.importlib.metadata,
         "version",
         lambda name: "0.49.1" if name == "bitsandbytes" else own(name),
     )

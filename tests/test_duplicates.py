@@ -5,12 +5,13 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import DisjointSet
 
 from pt_app.core.errors import UserError
 from pt_app.core.leaks import find_leaks, input_text
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.words import normalised, words_of
-from pt_app.judge_data.duplicates import Union, links, near_edges, near_pairs
+from pt_app.judge_data.duplicates import links, near_edges, near_pairs
 from pt_app.judge_data.generator.grammar import Grammar
 from pt_app.judge_data.generator.lexicon import Lexicon
 
@@ -80,10 +81,10 @@ def test_thousands_of_variants_of_one_text_end_in_one_cluster() -> None:
     rng = random.Random(4)
     words = some_words(rng, 40)
     keys = sorted({" ".join([*words[:20], f"order{i}", *words[21:]]) for i in range(2000)})
-    clusters = Union(len(keys))
+    clusters = DisjointSet(range(len(keys)))
     for a, b, _ in near_edges(keys, 0.9):
-        assert clusters.join(a, b), "a pair that joins nothing was told"
-    assert len({clusters.find(i) for i in range(len(keys))}) == 1
+        assert clusters.merge(a, b), "a pair that joins nothing was told"
+    assert len({clusters[i] for i in range(len(keys))}) == 1
 
 
 def test_rows_that_share_a_long_candidate_stay_together_unless_it_is_boilerplate() -> None:
@@ -111,12 +112,12 @@ def test_rows_split_along_their_links_show_no_leak(data: st.DataObject) -> None:
         example(data.draw(st.sampled_from(texts)), data.draw(st.sampled_from(texts)), id=str(i))
         for i in range(12)
     ]
-    units = Union(len(rows))
+    units = DisjointSet(range(len(rows)))
     for a, b in links(rows):
-        units.join(a, b)
-    sides = {unit: data.draw(st.booleans()) for unit in {units.find(i) for i in range(len(rows))}}
+        units.merge(a, b)
+    sides = {unit: data.draw(st.booleans()) for unit in {units[i] for i in range(len(rows))}}
     splits = {
-        name: [row for i, row in enumerate(rows) if sides[units.find(i)] is side]
+        name: [row for i, row in enumerate(rows) if sides[units[i]] is side]
         for name, side in (("train", True), ("test", False))
     }
     assert find_leaks(splits) == []

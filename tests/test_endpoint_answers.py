@@ -13,7 +13,7 @@ from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import distil
 from pt_app.judge_data.options import DistilOptions, SplitPlan
-from pt_app.models.endpoint import teacher as teachers
+from pt_app.models.endpoint import client
 from pt_app.models.endpoint.reply import answer_part
 from tests.teacher_server import Answer, Body, TeacherServer, failure
 
@@ -24,7 +24,7 @@ GOOD = json.dumps({"verdict": 7, "issues": [], "feedback": "Fine."})
 def key_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(teachers, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
 
 
 def completion(content: Any, reason: Any = "stop", usage: Any = None, **message: Any) -> Answer:
@@ -180,7 +180,7 @@ def test_distil_reads_the_same_answers(content: Any, tmp_path: Path) -> None:
     with TeacherServer(lambda body, number: completion(content, usage=usage)) as server:
         options = DistilOptions(model="m", base_url=server.url, retries=1)
         for _ in range(2):  # the same command again reads its own journal
-            summary = distil(file, tmp_path / "out", options, SplitPlan(), progress=False)
+            summary = distil(file, tmp_path / "out", options, SplitPlan())
             assert (summary.answered, summary.set_aside) == (3, {})
         assert server.answered == 3
 
@@ -204,7 +204,7 @@ def test_distil_sets_aside_what_it_cannot_read_and_says_why(
         options = DistilOptions(model="m", base_url=server.url, retries=1)
         for _ in range(2):
             with pytest.raises(UserError, match="none of 3 rows was answered usably") as told:
-                distil(file, tmp_path / "out", options, SplitPlan(), progress=False)
+                distil(file, tmp_path / "out", options, SplitPlan())
             assert f"3 {reason}" in str(told.value)
 
 
@@ -212,11 +212,11 @@ def test_a_journal_with_half_a_character_goes_on(tmp_path: Path) -> None:
     file = three_rows(tmp_path)
     with TeacherServer(lambda body, number: completion(GOOD)) as server:
         options = DistilOptions(model="m", base_url=server.url, retries=1)
-        distil(file, tmp_path / "out", options, SplitPlan(), progress=False)
+        distil(file, tmp_path / "out", options, SplitPlan())
         journal = tmp_path / "out.journal.jsonl"
         journal.write_text(journal.read_text().replace("Fine.", "\\\\ud83d \\ud83d"))
         shutil.rmtree(tmp_path / "out")
-        summary = distil(file, tmp_path / "out", options, SplitPlan(), progress=False)
+        summary = distil(file, tmp_path / "out", options, SplitPlan())
     assert summary.answered == 3
 
 

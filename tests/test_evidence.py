@@ -235,11 +235,13 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
         name: summarise(labels, v, v, Resampler(groups), TEN).constrained["kappa_quadratic"]
         for name, v in (("a", a), ("b", b))
     }
-    assert found.value == pytest.approx(single.a.value - single.b.value)
+    assert found.value == pytest.approx(single["a"].value - single["b"].value)
     assert (found.a, found.b, found.metric) == ("tuned", "stock", "kappa_quadratic")
     assert (found.reading, found.n) == ("constrained", 180)
     assert found.low > 0
-    assert found.high - found.low < (single.a.high - single.b.low - (single.a.low - single.b.high))
+    assert found.high - found.low < (
+        single["a"].high - single["b"].low - (single["a"].low - single["b"].high)
+    )
 
 
 def test_a_judge_does_not_differ_from_itself() -> None:

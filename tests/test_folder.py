@@ -32,11 +32,11 @@ def build(out: Path, rows: list[JudgeExample] | None = None, **flags: Any) -> An
     append = flags.pop("append", False)
     card = CARD | flags.pop("card", {})
     plan = SplitPlan(**flags)
-    return build_folder(out, rows or examples(), card, plan, append=append, progress=False)
+    return build_folder(out, rows or examples(), card, plan, append=append)
 
 
 def split(folder: Path, **flags: Any) -> Any:
-    return split_folder(folder, SplitPlan(**flags), progress=False)
+    return split_folder(folder, SplitPlan(**flags))
 
 
 def card_of(folder: Path) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def test_rows_are_added_to_a_folder_made_by_hand_and_its_files_kept(tmp_path: Pa
     [
         ({"scale": "1-5"}, {}, "field scale: 0-10, but that of the new rows is 1-5"),
         ({"task": "pairwise"}, {}, "field task: score, but that of the new rows is pairwise"),
-        ({}, {"by": "row"}, "was split by group: add --by group, or part it anew"),
+        ({}, {"by": "row"}, "was split by group: add --by group, or split it again"),
     ],
 )
 def test_rows_of_another_make_are_not_added(
@@ -261,5 +261,5 @@ def test_a_folder_with_a_group_on_two_sides_takes_no_more_rows(tmp_path: Path) -
     row = json.loads(text) | {"id": "again"}
     with open(folder / "judge_test.json", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=r"judge_test.json:13, field group: it stands in train too"):
+    with pytest.raises(UserError, match=r"judge_test.json:13, field group: it is in train too"):
         build(folder, append=True)

@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
-from pt_app.judge_data.generator.generate import Summary
-from pt_app.judge_data.generator.generate import generate as write
+from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, Lexicon
+from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, TENSES, Lexicon, Row
 from pt_app.judge_data.options import GenerateOptions
 
 FULL = Lexicon.load("full")
 SMALL = {"rows": 60, "val_rows": 20, "test_rows": 30}
 COMMITTED = Path(__file__).parent.parent / "datasets" / "judge_eval"
-
-
-def generate(out: Path, **options: Any) -> Summary:
-    return write(out, GenerateOptions(**options))
 
 
 def _pair(seed: int) -> Pair:
@@ -49,7 +44,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("generated") / "demo"
-    generate(out, rows=1200, val_rows=100, test_rows=330, seed=3)
+    generate(out, GenerateOptions(rows=1200, val_rows=100, test_rows=330, seed=3))
     return out
 
 
@@ -62,13 +57,26 @@ def test_the_lexicon_has_its_size(size: Any, counts: tuple[int, ...]) -> None:
     assert tuple(map(len, tables)) == counts
 
 
+FORMS = {
+    "noun": NUMBERS,
+    "verb": [f"{tense}_{number}" for tense in TENSES for number in NUMBERS],
+    "adj": [f"{gender}_{number}" for gender in GENDERS.values() for number in NUMBERS],
+    "adv": ["portuguese"],
+}
+FORMS["det"] = FORMS["adj"]
+
+
+def _forms(role: str, row: Row) -> set[str]:
+    return {row[name] for name in FORMS[role]}
+
+
 def _own_words(english: bool) -> list[str]:
     """Every form of every entry once; an entry may use one form twice (o lápis, os lápis)."""
     groups: list[set[str]] = []
-    for row in (*FULL.nouns, *FULL.verbs, *FULL.determiners):
-        groups.append(set((row.english if english else row.forms).values()))  # type: ignore[attr-defined]
-    groups += [{row.english} if english else set(row.forms.values()) for row in FULL.adjectives]
-    groups += [{row.english if english else row.form} for row in FULL.adverbs]
+    for role in FORMS:
+        for row in FULL.rows(role):
+            names = {cell for name, cell in row.items() if name.startswith("english")}
+            groups.append(names if english else _forms(role, row))
     return [word for group in groups for word in group]
 
 
@@ -92,25 +100,23 @@ def test_words_of_a_noun_phrase_agree_and_so_does_the_verb(seed: int) -> None:
     numbers = {w.phrase: w.number for w in pair.words if w.role == "noun"}
     for word in pair.words:
         if word.role in ("det", "adj"):
-            table = FULL.determiners if word.role == "det" else FULL.adjectives
-            noun = nouns[word.phrase]
-            assert word.text == table[word.lemma].forms[noun.gender, numbers[word.phrase]]
+            gender = GENDERS[nouns[word.phrase]["gender"]]
+            row = FULL.rows(word.role)[word.lemma]
+            assert word.text == row[f"{gender}_{numbers[word.phrase]}"]
         if word.role == "verb":
-            form = FULL.verbs[word.lemma].forms[word.tense, numbers["subject"]]
-            assert word.text == form
+            assert word.text == FULL.verbs[word.lemma][f"{word.tense}_{numbers['subject']}"]
 
 
 def test_articles_of_some_nouns_are_those_a_speaker_uses() -> None:
-    by_noun = {noun.forms["singular"]: noun for noun in FULL.nouns}
-    article = FULL.determiner("definite")[1].forms
-    place = FULL.determiner("at_the")[1].forms
+    by_noun = {noun["singular"]: noun for noun in FULL.nouns}
+    _, article = FULL.determiner("definite")
+    _, place = FULL.determiner("at_the")
     said = {"pão": "o", "mapa": "o", "lição": "a", "criança": "a", "árvore": "a"}
     for noun, expected in said.items():
-        assert article[by_noun[noun].gender, "singular"] == expected
-    assert [place[g, n] for g in GENDERS for n in NUMBERS] == ["no", "nos", "na", "nas"]
-    assert by_noun["pão"].forms["plural"] == "pães"
-    assert by_noun["irmão"].forms["plural"] == "irmãos"
-    assert by_noun["lição"].forms["plural"] == "lições"
+        assert article[f"{GENDERS[by_noun[noun]['gender']]}_singular"] == expected
+    assert [place[name] for name in FORMS["det"]] == ["no", "nos", "na", "nas"]
+    plurals = [by_noun[noun]["plural"] for noun in ("pão", "irmão", "lição")]
+    assert plurals == ["pães", "irmãos", "lições"]
 
 
 def test_a_seed_gives_one_sequence_of_sentences() -> None:
@@ -161,8 +167,8 @@ def test_each_kind_of_error_changes_what_its_name_says(kind: str) -> None:
 
 def _same_root(wrong: str, right: str, _pair: Pair) -> bool:
     """Both are forms of one entry."""
-    rows = (*FULL.nouns, *FULL.verbs, *FULL.adjectives, *FULL.determiners)
-    return any({wrong, right} <= set(row.forms.values()) for row in rows)  # type: ignore[attr-defined]
+    roles = ("noun", "verb", "adj", "det")
+    return any({wrong, right} <= _forms(role, row) for role in roles for row in FULL.rows(role))
 
 
 CHANGES: dict[str, Callable[[str, str, Pair], bool]] = {
@@ -201,15 +207,15 @@ def test_feedback_names_the_two_heaviest_errors() -> None:
 
 def test_the_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        generate(tmp_path / name, **SMALL, seed=4)
-    generate(tmp_path / "c", **SMALL, seed=5)
+        generate(tmp_path / name, GenerateOptions(**SMALL, seed=4))
+    generate(tmp_path / "c", GenerateOptions(**SMALL, seed=5))
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
     assert _bytes(tmp_path / "a") != _bytes(tmp_path / "c")
 
 
 def test_more_training_rows_leave_the_test_rows_as_they_are(tmp_path: Path) -> None:
-    generate(tmp_path / "a", **SMALL)
-    generate(tmp_path / "b", **(SMALL | {"rows": 90}))
+    generate(tmp_path / "a", GenerateOptions(**SMALL))
+    generate(tmp_path / "b", GenerateOptions(**(SMALL | {"rows": 90})))
     assert _rows(tmp_path / "a", "test") == _rows(tmp_path / "b", "test")
     assert _rows(tmp_path / "a", "train") == _rows(tmp_path / "b", "train")[:60]
 
@@ -255,8 +261,8 @@ def test_every_score_and_every_kind_of_error_occurs(folder: Path) -> None:
 
 def test_hard_negatives_are_attacked_copies_beside_the_rows_as_they_were(tmp_path: Path) -> None:
     counts = {"rows": 80, "val_rows": 5, "test_rows": 5}
-    generate(tmp_path / "plain", **counts)
-    generate(tmp_path / "hard", **counts, hard_negatives=0.5)
+    generate(tmp_path / "plain", GenerateOptions(**counts))
+    generate(tmp_path / "hard", GenerateOptions(**counts, hard_negatives=0.5))
     plain, hard = (
         [json.loads(line) for line in (tmp_path / name / "judge_train.json").open()]
         for name in ("plain", "hard")
@@ -282,33 +288,33 @@ def test_hard_negatives_are_attacked_copies_beside_the_rows_as_they_were(tmp_pat
 
 
 def test_a_second_call_finds_its_files_and_writes_nothing(tmp_path: Path) -> None:
-    assert generate(tmp_path, **SMALL).written
+    assert generate(tmp_path, GenerateOptions(**SMALL)).written
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert not generate(tmp_path, **SMALL).written
+    assert not generate(tmp_path, GenerateOptions(**SMALL)).written
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
 def test_a_run_that_was_killed_halfway_is_completed(tmp_path: Path) -> None:
-    generate(tmp_path / "whole", **SMALL)
-    generate(tmp_path / "cut", **SMALL)
+    generate(tmp_path / "whole", GenerateOptions(**SMALL))
+    generate(tmp_path / "cut", GenerateOptions(**SMALL))
     (tmp_path / "cut" / "dataset.json").unlink()
-    assert generate(tmp_path / "cut", **SMALL).written
+    assert generate(tmp_path / "cut", GenerateOptions(**SMALL)).written
     assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"val_rows": 0}, {"rows": 61}])
 def test_a_folder_of_another_command_is_left_alone(tmp_path: Path, change: dict[str, int]) -> None:
-    generate(tmp_path, **SMALL)
+    generate(tmp_path, GenerateOptions(**SMALL))
     before = _bytes(tmp_path)
     with pytest.raises(UserError, match=r"another command.*--out"):
-        generate(tmp_path, **(SMALL | change))
+        generate(tmp_path, GenerateOptions(**(SMALL | change)))
     assert _bytes(tmp_path) == before
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        generate(tmp_path / "out", **SMALL)
+        generate(tmp_path / "out", GenerateOptions(**SMALL))
 
 
 @pytest.mark.parametrize(
@@ -329,12 +335,12 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(
     tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        generate(tmp_path / "out", **(SMALL | arguments))
+        generate(tmp_path / "out", GenerateOptions(**(SMALL | arguments)))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_small_lexicon_gives_small_lexicon_words(tmp_path: Path) -> None:
-    generate(tmp_path, **SMALL, lexicon="small")
+    generate(tmp_path, GenerateOptions(**SMALL, lexicon="small"))
     words = {word for row in _all_rows(tmp_path) for word in row["reference"][:-1].lower().split()}
     assert "tubarão" not in words
     assert "menina" in words or "meninas" in words
@@ -349,7 +355,7 @@ def test_the_folder_names_its_command_and_hashes(folder: Path) -> None:
 
 
 def test_the_committed_set_is_what_its_command_writes(tmp_path: Path) -> None:
-    generate(tmp_path, rows=1200, val_rows=100, test_rows=200, seed=1)
+    generate(tmp_path, GenerateOptions(rows=1200, val_rows=100, test_rows=200, seed=1))
     assert _bytes(tmp_path) == _bytes(COMMITTED)
 
 

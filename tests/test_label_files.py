@@ -339,9 +339,7 @@ def test_train_and_val_of_one_file_and_the_official_test_set_of_another(tmp_path
     test = [{"source": f"{text(i, 4)} q", "mt": f"{text(i, 5)} q", "label": 3} for i in range(9)]
     test.append(rows[0])  # which training has: it would leak
     second = run(lines(tmp_path, test, "official.jsonl"), out, *MAP, "--append", "--into", "test")
-    assert (
-        "1 rows left out, their texts would stand on two sides of the split: official-10" in second
-    )
+    assert "1 rows left out, their texts would be in two splits: official-10" in second
     found = read_dataset(out)
     assert len(found.train) + len(found.val) == 40
     assert len(found.train) > 30 > len(found.val) > 0

@@ -207,7 +207,7 @@ def test_duplicates_that_were_on_two_sides_stay_until_anew() -> None:
     places = {old[0].group: "train", old[1].group: "test", old[2].group: "train"}
     placement = place(old, plan_of((0.5, 0, 0.5)), places, len(old))
     assert split_of(placement) == {"a": "train", "b": "test", "c": "train"}
-    assert any("on two sides already" in note for note in placement.notes)
+    assert any("in two splits already" in note for note in placement.notes)
     anew = split_of(place(old, plan_of((0.5, 0, 0.5))))
     assert anew["a"] == anew["b"] != anew["c"]
 

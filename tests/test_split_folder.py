@@ -75,15 +75,15 @@ def test_split_loses_no_row_that_links_two_sides(tmp_path: Path) -> None:
     with open(folder / "judge_train.json", "a", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
     before = bytes_of(folder)
-    with pytest.raises(UserError, match=r"judge_train.json:2: .*part them anew with .*--anew"):
+    with pytest.raises(UserError, match=r"judge_train.json:2: .*split them again with .*--anew"):
         split(folder)
     assert bytes_of(folder) == before
 
 
-def test_by_row_marks_the_folder_and_split_by_group_mends_it(tmp_path: Path) -> None:
+def test_by_row_marks_the_folder_and_split_by_group_fixes_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     build(folder)
-    with pytest.raises(UserError, match="was split by group: add --by group, or part it anew"):
+    with pytest.raises(UserError, match="was split by group: add --by group, or split it again"):
         split(folder, by="row")
     summary = split(folder, by="row", anew=True)
     assert any(line.startswith("--by row leaks: ") for line in summary.lines())

@@ -124,7 +124,7 @@ def test_a_folder_that_was_split_by_row_needs_leaks_to_be_allowed(
     base: Path, tmp_path: Path
 ) -> None:
     data = write_task(tmp_path / "data", "score")
-    split_folder(data, SplitPlan(by="row"), progress=False)
+    split_folder(data, SplitPlan(by="row"))
     with pytest.raises(UserError, match="was split by row"):
         main("mps", flags(base, data, tmp_path / "out", "--tracking=off"))
 
@@ -133,7 +133,7 @@ def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
     base: Path, tmp_path: Path
 ) -> None:
     data = write_task(tmp_path / "data", "pairwise")
-    split_folder(data, SplitPlan(folds=2), progress=False)
+    split_folder(data, SplitPlan(folds=2))
     argv = flags(base, data / "folds", tmp_path / "out", "--tracking=off")
     with pytest.raises(UserError, match=r"holds folds: train them all with `judge train"):
         main("mps", argv)

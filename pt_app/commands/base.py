@@ -31,6 +31,7 @@ def base_train(
     ),
 ) -> None:
     """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
-    from pt_app.pretrain.build import train_base
+    from pt_app.pretrain.build import BaseOptions, train_base
 
-    print(f"base: {train_base(output, seed, steps, quick, corpus, lexicon, max_words)}")
+    options = BaseOptions(seed, steps, quick, lexicon, corpus, max_words)
+    print(f"base: {train_base(output, options)}")

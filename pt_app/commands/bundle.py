@@ -23,8 +23,8 @@ def bundle(
 ) -> None:
     """Write one archive that installs and runs without network: wheels, base, data, adapters."""
     from pt_app.core.settings import recipe_of
-    from pt_app.preflight.bundle.command import bundle as write
-    from pt_app.preflight.bundle.wheels import Target
+    from pt_app.preflight.bundle import bundle as write
+    from pt_app.preflight.wheels import Target
 
     target = Target(platform, python_version) if python_version else Target(platform)
     digest = write(recipe_of(recipe), config, adapter, out, target, wheels)

@@ -112,7 +112,7 @@ def relabel(
     encoding: str = flag("encoding of the filled-in file, if it is not UTF-8", ""),
     seed: int = flag("seed of the draw and the order", 0),
 ) -> None:
-    """Label rows again, blind, to measure how far a person agrees with themselves."""
+    """Label rows again, blind, to measure how far an annotator agrees with themselves."""
     from pt_app.judge_data.relabel import read_back, write_blind
 
     lines = read_back(folder, read, encoding) if read else write_blind(folder, n, out, seed)
@@ -126,7 +126,7 @@ def distil(
     out: Path = flag("dataset folder to write; the journal is written next to it"),
     options: DistilOptions,
     ratios: str = flag("fractions of the rows for train, val and test", "0.8,0.1,0.1"),
-    seed: int = flag("seed of order, jitter and split", 0),
+    seed: int = flag("seed of the split", 0),
 ) -> None:
     """Ask a teacher model for labels or graded candidates; each answer is kept when it arrives."""
     from pt_app.judge_data.distil import distil as run

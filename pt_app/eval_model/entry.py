@@ -35,7 +35,7 @@ class ChecksAndReport:
     def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
         """Log how long the training will take, measured on a few packs."""
         assert self._needs is not None, "before_loading was not called"
-        before_training(self._needs, trainer, prepared.source)
+        before_training(self._needs, trainer)
 
     def after_evaluation(self, adapter: Path, results: Results) -> None:
         """Write the report and print its table."""

@@ -1,6 +1,5 @@
 """A prompted model behind an OpenAI-compatible endpoint as a judge, with or without examples."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,10 @@ from pt_app.core.verdicts import Scale
 from pt_app.eval_model.evaluation import prediction
 from pt_app.eval_model.options import Endpoint
 from pt_app.evidence.results import JudgeRows
-from pt_app.models.endpoint.budget import Budget, MoneySpentError
+from pt_app.models.endpoint.budget import Budget
+from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Entry, Journal
 from pt_app.models.endpoint.reply import RefusedError, answer_part
-from pt_app.models.endpoint.teacher import Teacher
-from pt_app.models.endpoint.workers import in_parallel
 from pt_app.scoring.scorer import Scored
 
 log = logging.getLogger(__name__)
@@ -79,51 +77,34 @@ def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str
 def _answers(
     endpoint: Endpoint, budget: Budget, questions: Mapping[str, Messages], journal: Journal
 ) -> dict[str, Entry]:
-    """Return each row's journal entry, after asking about those that have none."""
-    budget.spent = sum(entry["cost"] for entry in journal.entries)
-    done = {entry["id"] for entry in journal.entries}
-    waiting = {id_: turns for id_, turns in questions.items() if id_ not in done}
-    try:
-        if waiting:
-            asyncio.run(_ask(endpoint, budget, waiting, journal))
-    except MoneySpentError as error:
-        raise UserError(
-            f"stopped at --max_cost {budget.max_cost:g}: {len(journal.entries)} of "
-            f"{len(questions)} rows judged for ${budget.spent:.4f}: the journal keeps them; resume "
-            "with the same command and a higher --max_cost"
-        ) from error
-    entries = {entry["id"]: entry for entry in journal.entries}
-    _report_missing(list(entries.values()), endpoint)
-    return entries
-
-
-async def _ask(
-    endpoint: Endpoint, budget: Budget, questions: Mapping[str, Messages], journal: Journal
-) -> None:
-    """Ask about each row once, and write each answer into the journal as it arrives."""
-    teacher = Teacher(
-        endpoint.model,
-        budget,
-        base_url=endpoint.url,
-        key_env=endpoint.key_env,
-        max_tokens=endpoint.max_tokens,
-    )
+    """Return each row's journal entry, after asking about the rows that have none."""
+    done = {entry["id"]: entry for entry in journal.entries}
+    budget.spent = sum(entry["cost"] for entry in done.values())
+    waiting = [id_ for id_ in questions if id_ not in done]
 
     async def ask(id_: str) -> None:
         entry: Entry = {"id": id_, "text": "", "cost": 0.0}
         try:
-            reply = await teacher.ask(questions[id_], None)
+            reply = await client.ask(questions[id_], None)
             cost = budget.cost(reply.usage)
             entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
             entry |= {"cut": True} if reply.cut else {}
         except RefusedError as refused:
             entry["refused"] = str(refused)
         journal.append(entry)
+        done[id_] = entry
 
-    try:
-        await in_parallel(list(questions), ask, endpoint.concurrency, budget, "verdicts")
-    finally:
-        await teacher.close()
+    if waiting:
+        client = Client(
+            model=endpoint.model,
+            budget=budget,
+            base_url=endpoint.url,
+            key_env=endpoint.key_env,
+            max_tokens=endpoint.max_tokens,
+        )
+        client.ask_all(waiting, ask, endpoint.concurrency, "verdicts")
+    _report_missing([done[id_] for id_ in questions], endpoint)
+    return done
 
 
 def _report_missing(entries: Sequence[Entry], endpoint: Endpoint) -> None:

@@ -1,55 +1,70 @@
-"""The data card: README.md beside every dataset, made from dataset.json and the rows."""
+"""Make the data card: README.md beside every dataset, from dataset.json and the rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment
 
 from pt_app.core.formatting import estimate
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import Metric
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 
-MAX_LABELS = 21
+MAX_LABELS = 21  # lines of the table of labels
+TITLE = "Judge data"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 ONESELF = "Agreement with oneself"
+Card = dict[str, Any]
+"""What dataset.json holds, or a part of it: JSON."""
 
 
 def data_card(
-    about: Mapping[str, Any],
+    about: Card,
     splits: Mapping[str, Sequence[JudgeExample]],
     scale: Scale,
     sections: Sequence[str] = (),
-    title: str = "Judge data",
+    title: str = TITLE,
 ) -> str:
-    """Write the card as Markdown: a leak, if there is one, in its first line.
+    """Write the card as Markdown; a leak, if there is one, is in its first line.
 
-    `about` is dataset.json; `sections` are further parts, before the hashes.
+    `about` is dataset.json; `sections` are further parts, before the checks.
     """
-    checks = about.get("checks", {})
-    parts = [f"# {title}"]
-    if checks.get("by_row") or checks.get("leaks"):
-        parts.insert(0, _leak_line(checks))
-    parts.append(_facts(about))
-    parts += ["## Rows", _sizes(splits), _labels(splits, scale)]
-    if about.get("agreement") and (label_rule := about.get("label_rule")):
-        parts.append(f"Several people's labels become one by {label_rule}.")
-    parts += _imports(about)
-    if agreement := about.get("agreement"):
-        parts += ["## Agreement among people", table(people.ROW, people.table(agreement))]
-    parts += sections
-    if again := about.get("self_agreement"):
-        parts += [f"## {ONESELF}", table(people.ROW, people.self_table(again))]
-    parts += ["## Checks", _checks(checks)]
-    hashes = [[f"`{name}`", f"`{digest}`"] for name, digest in about.get("sha256", {}).items()]
-    parts += ["## Files", table(["file", "sha256"], hashes)]
-    return "\n\n".join(parts) + "\n"
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.globals.update(table=table, cell=_cell, estimate=_estimate, people=people)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    sizes = [[name, len(rows), len({row.group for row in rows})] for name, rows in splits.items()]
+    return template.render(
+        about=about,
+        checks=about.get("checks", {}),
+        facts=_facts(about),
+        files=[[f"`{file}`", f"`{digest}`"] for file, digest in about.get("sha256", {}).items()],
+        labels=_labels(splits, scale),
+        names=list(splits),
+        oneself=ONESELF,
+        sections=sections,
+        sizes=sizes,
+        title=title,
+    )
+
+
+def label_counts(
+    splits: Mapping[str, Sequence[JudgeExample]],
+) -> dict[str, Counter[Verdict | None]]:
+    """Count the labels of each split; rows without one are counted under None."""
+    return {
+        split: Counter(row.label.verdict if row.label else None for row in rows)
+        for split, rows in splits.items()
+    }
 
 
 def with_section(card: str, title: str, body: str) -> str:
-    """Put a section into a card, before its checks, in place of one of that title."""
+    """Put a section into a card: in place of the section of that title, else before its checks."""
     head = f"## {title}\n\n"
-    before, found, after = card.partition(head)
-    if found:
+    before, old, after = card.partition(head)
+    if old:
         after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
     else:
         before, checks, after = card.partition("## Checks\n")
@@ -57,74 +72,35 @@ def with_section(card: str, title: str, body: str) -> str:
     return f"{before}{head}{body}\n\n{after}"
 
 
-def _leak_line(checks: Mapping[str, Any]) -> str:
-    if checks.get("by_row"):
-        return "**LEAKS: split by row. Rows of one group stand on several sides of the split.**"
-    return f"**LEAKS: {checks['leaks']} texts stand on several sides of the split.**"
-
-
-def _facts(about: Mapping[str, Any]) -> str:
+def _facts(about: Card) -> list[list[str]]:
     names = ("task", "scale", "template", "rubric", "origin", "licence", "fold")
     facts = [[name, _cell(about[name])] for name in names if about.get(name)]
     if how := about.get("split"):
         facts.append(["split", ", ".join(f"{name} {_plain(value)}" for name, value in how.items())])
-    return table(["", ""], facts)
+    return facts
 
 
-def _sizes(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
-    rows = [
-        [split, len(examples), len({example.group for example in examples})]
-        for split, examples in splits.items()
-    ]
-    return table(["split", "rows", "groups"], rows)
-
-
-def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> str:
-    """Count the labels of each split; of a fine scale in twenty-one equal parts."""
-    counts = {
-        split: Counter(example.label.verdict for example in examples if example.label)
-        for split, examples in splits.items()
-    }
+def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> list[list[object]]:
+    """Count the labels of each split; those of a fine scale in at most MAX_LABELS equal parts."""
+    counts = label_counts(splits).values()
     values = list(scale.values)
-    step = -(-len(values) // MAX_LABELS)
-    lines = []
+    step = -(-len(values) // MAX_LABELS)  # rounded up
+    lines: list[list[object]] = []
     for start in range(0, len(values), step):
         part = values[start : start + step]
         name = str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}"
-        lines.append([name, *(sum(count[v] for v in part) for count in counts.values())])
-    return table(["label", *splits], lines)
-
-
-def _imports(about: Mapping[str, Any]) -> list[str]:
-    parts = []
-    for one in about.get("imports", ()):
-        dropped = [f"{count:,} {reason}" for reason, count in one["dropped"].items()]
-        parts.append(
-            f"Imported from {', '.join(one['files'])}: read {one['read']:,} rows, kept "
-            f"{one['kept']:,}"
-            + (f", dropped {'; '.join(dropped)}." if dropped else ", dropped none.")
-        )
-    return parts
-
-
-def _checks(checks: Mapping[str, Any]) -> str:
-    if not checks:
-        return "Not checked."
-    found = checks["leaks"] or "No"
-    lines = [
-        f"- {found} leaks between splits (exact, but for case, accents and punctuation, and near: "
-        f"{checks['near']:.0%} of the words alike)."
-    ]
-    if lengths := checks.get("lengths"):
-        rho = Metric.model_validate(lengths)
-        lines.append(f"- Length and label: {lengths['name']} {estimate(rho)}, {rho.n:,} groups.")
-    return "\n".join(lines + [f"- {_cell(warning)}." for warning in checks.get("warnings", ())])
+        lines.append([name, *(sum(count[value] for value in part) for count in counts)])
+    return lines
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Lay out a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _estimate(metric: Card) -> str:
+    return estimate(Metric.model_validate(metric))
 
 
 def _cell(text: object) -> str:

@@ -1,16 +1,16 @@
-"""`judge data check`: what stands on two sides of a split, and what else makes labels doubtful."""
+"""`judge data check`: what is in two splits, and what else makes labels doubtful."""
 
 import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pt_app.core.chat_templates import control_tokens
-from pt_app.core.dataset import JudgeData, read_dataset
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
 from pt_app.core.leaks import (
@@ -20,20 +20,40 @@ from pt_app.core.leaks import (
     candidate_texts,
     find_leaks,
     input_text,
+    is_telling,
 )
+from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
+from pt_app.judge_data.card import label_counts
 from pt_app.judge_data.duplicates import near_pairs
 from pt_app.judge_data.options import NEAR
+from pt_app.judge_data.preview import encoder_of
 
+Splits = Mapping[str, Sequence[JudgeExample]]
 EXAMPLES = 5
-MAX_LABELS = 11  # told one by one in a line
-LEAST_ALIKE = 5  # rows of a split; fewer may well have one label
-# A correlation of labels with length from here on is worth a warning, if its interval lies beyond.
-TELLING_LENGTH = 0.3
+MAX_LABELS = 11  # labels whose shares are listed in a line; of more, quartiles are given
+MIN_ALIKE = 5  # rows of a split; fewer rows may well have one label
+MIN_GROUPS = 10  # for an interval of length and label
+# What is measured of length and label, its value where length predicts nothing, and how far from
+# that a whole interval must be for a warning.
+MEASURES = {
+    "spearman": ("characters and label, rho", 0.0, 0.3),
+    "longer wins": ("the longer candidate (characters) wins", 0.5, 0.1),
+}
+Z = 1.96  # of a 95 % interval
+# What is no leak, and yet worth a look, by its key in the report's JSON.
+WARNINGS = {
+    "contradictions": "inputs have the same candidate under different labels",
+    "control_tokens": "candidates hold control tokens",
+    "verdict_like": "candidates hold verdict-like phrases",
+    "short_shared": f"candidates under {LEAST_WORDS} words are in several splits, as short ones "
+    "will be",
+    "boilerplate": "long candidates occur with many inputs: boilerplate",
+}
 # What chat templates write, as text inside a candidate.
 _CONTROL = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
@@ -48,7 +68,7 @@ _VERDICT_LIKE = re.compile(
 
 @dataclass(frozen=True)
 class Lengths:
-    """How far the length of a candidate alone tells its label.
+    """How far the length of a candidate alone predicts its label.
 
     `name` is "spearman" (characters against label), or "longer wins" (share of pairs, ties as
     halves); [low, high] is its 95 % interval over `n` groups.
@@ -62,162 +82,156 @@ class Lengths:
 
     @property
     def telling(self) -> bool:
-        """Whether the interval lies beyond what is worth a warning."""
-        centre = 0.5 if self.name == "longer wins" else 0.0
-        reach = 0.1 if self.name == "longer wins" else TELLING_LENGTH
+        """Whether the whole interval is worth a warning."""
+        _, centre, reach = MEASURES[self.name]
         return self.low > centre + reach or self.high < centre - reach
+
+    def line(self) -> str:
+        """Write the value with its interval and n."""
+        metric = Metric(value=self.value, low=self.low, high=self.high, n=self.n)
+        return f"{MEASURES[self.name][0]} {estimate(metric)} ({self.n:,} groups)"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the rows fit `max_seq_length` tokens of a model's tokenizer; `first` is one that cannot.
+
+    `cut` rows are shortened by `tokens_cut` tokens in all, `unfit` rows cannot be.
+    """
+
+    model: str
+    max_seq_length: int
+    longest: int
+    cut: int
+    tokens_cut: int
+    unfit: int
+    first: str
+
+    def line(self) -> str:
+        """Write the counts in one line."""
+        return (
+            f"longest row {self.longest:,} of {self.max_seq_length:,} ({self.model}), "
+            f"{self.cut:,} rows would be shortened by {self.tokens_cut:,} tokens in all, "
+            f"{self.unfit:,} cannot fit"
+        )
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found. Leaks make `judge data check` fail, the rest are warnings."""
+    """What a check found. Leaks make `judge data check` fail, the rest are warnings.
+
+    `findings` say for each key of WARNINGS which rows, or how many texts.
+    """
 
     leaks: Sequence[Leak]
     by_row: bool
-    labels: Mapping[str, Mapping[str, int]]
-    contradictions: Sequence[str]
-    lengths: Lengths | None
-    short_shared: int
-    boilerplate: int
-    control: Sequence[str]
-    verdict_like: Sequence[str]
     near: float
-    too_long: Mapping[str, Any] | None = None
-    notes: Sequence[str] = field(default=())
+    labels: Mapping[str, Mapping[str, int]]
+    lengths: Lengths | None
+    findings: Mapping[str, Sequence[str] | int]
+    fit: Fit | None = None
+    notes: Sequence[str] = ()
 
     @property
     def failed(self) -> bool:
-        """Whether something stands on two sides of the split."""
+        """Whether something is in two splits."""
         return bool(self.leaks) or self.by_row
 
     def warnings(self) -> list[str]:
         """Say in a line each what is no leak, and yet worth a look."""
-        found = [*self.notes, *_one_class(self.labels)]
-        if self.contradictions:
-            found.append(
-                f"{len(self.contradictions)} inputs have the same candidate under different "
-                f"labels, such as {self.contradictions[0]}"
-            )
+        lines = [*self.notes, *_one_class(self.labels)]
         if self.lengths and self.lengths.telling:
-            found.append(f"length alone tells the label: {_length_line(self.lengths)}")
-        for what, rows in (
-            ("control tokens", self.control),
-            ("verdict-like phrases", self.verdict_like),
-        ):
-            if rows:
-                found.append(f"{len(rows)} candidates hold {what}, such as {rows[0]}")
-        if self.too_long and self.too_long["unfit"]:
-            found.append(
-                f"{self.too_long['unfit']} rows do not fit {self.too_long['max_seq_length']} "
-                f"tokens (longest {self.too_long['longest']}), such as {self.too_long['first']}"
+            lines.append(f"length alone tells the label: {self.lengths.line()}")
+        if self.fit and self.fit.unfit:
+            lines.append(
+                f"{self.fit.unfit} rows do not fit {self.fit.max_seq_length} tokens (longest "
+                f"{self.fit.longest}), such as {self.fit.first}"
             )
-        if self.short_shared:
-            found.append(
-                f"{self.short_shared} candidates under {LEAST_WORDS} words stand in several "
-                "splits, as short ones will"
-            )
-        if self.boilerplate:
-            found.append(f"{self.boilerplate} long candidates stand under many inputs: boilerplate")
-        return found
+        for key, what in WARNINGS.items():
+            match self.findings[key]:
+                case [first, *others]:
+                    lines.append(f"{len(others) + 1} {what}, such as {first}")
+                case int(count) if count:
+                    lines.append(f"{count} {what}")
+        return lines
 
     def lines(self) -> list[str]:
-        """Say it in lines for a terminal, the verdict first."""
-        kinds = Counter((leak.field, leak.kind) for leak in self.leaks)
+        """Write the report in lines for a terminal, the verdict first."""
         lines = [f"check: {'LEAK' if self.failed else 'no leak'}"]
         if self.by_row:
-            lines.append("  the folder was split by row: groups stand on several sides")
-        for (what, kind), count in kinds.items():
-            lines.append(f"  {count} {what} leaks ({kind}):")
-            told = [leak for leak in self.leaks if (leak.field, leak.kind) == (what, kind)]
-            lines += [f"    {leak.line()}" for leak in told[:EXAMPLES]]
+            lines.append("  the folder was split by row: groups are in several splits")
+        kinds: dict[str, list[Leak]] = defaultdict(list)
+        for leak in self.leaks:
+            kinds[f"{leak.field} leaks ({leak.kind})"].append(leak)
+        for kind, leaks in kinds.items():
+            lines += [f"  {len(leaks)} {kind}:", *(f"    {e.line()}" for e in leaks[:EXAMPLES])]
         for split, counts in self.labels.items():
-            if counts:
-                lines.append(f"  {split} labels: {_distribution(counts)}")
+            lines += [f"  {split} labels: {_distribution(counts)}"] if counts else []
         if self.lengths:
-            lines.append(f"  length: {_length_line(self.lengths)}")
-        if self.too_long:
-            lines.append("  tokens: " + _token_line(self.too_long))
+            lines.append(f"  length: {self.lengths.line()}")
+        if self.fit:
+            lines.append(f"  tokens: {self.fit.line()}")
         return lines + [f"  warning: {warning}" for warning in self.warnings()]
 
     def summary(self) -> dict[str, Any]:
-        """Give what dataset.json and its card keep of the check."""
+        """Return what dataset.json and its card keep of the check."""
         kinds = Counter(f"{leak.field} {leak.kind}" for leak in self.leaks)
-        found: dict[str, Any] = {
+        return {
             "leaks": len(self.leaks),
             "by_row": self.by_row,
             "kinds": dict(kinds),
             "near": self.near,
             "warnings": self.warnings(),
+            **({"lengths": asdict(self.lengths)} if self.lengths else {}),
         }
-        if self.lengths:
-            found["lengths"] = vars(self.lengths)
-        return found
 
     def to_json(self) -> str:
-        """Give the whole report as JSON."""
+        """Return the whole report as JSON."""
+        names = ("kind", "field", "similarity", "split_a", "split_b")
         leaks = [
-            {
-                "kind": leak.kind,
-                "field": leak.field,
-                "similarity": leak.similarity,
-                **{f"split_{x}": getattr(leak, f"split_{x}") for x in "ab"},
-                **{f"id_{x}": getattr(leak, x).id for x in "ab"},
-                "text": leak.text,
-            }
+            {name: getattr(leak, name) for name in names}
+            | {"id_a": leak.a.id, "id_b": leak.b.id, "text": leak.text}
             for leak in self.leaks
         ]
-        whole = self.summary() | {
-            "examples": leaks,
-            "labels": self.labels,
-            "contradictions": list(self.contradictions),
-            "control_tokens": list(self.control),
-            "verdict_like": list(self.verdict_like),
-            "short_shared": self.short_shared,
-            "boilerplate": self.boilerplate,
-            "too_long": self.too_long,
-        }
+        fit = asdict(self.fit) if self.fit else None
+        whole = self.summary() | {"examples": leaks, "labels": self.labels}
+        whole |= {**self.findings, "too_long": fit}
         return json.dumps(whole, ensure_ascii=False, indent=2)
-
-    def remedy(self, folder: Path) -> str:
-        """Say in one line what is wrong and what mends it."""
-        what = self.leaks[0].line() if self.leaks else "the folder was split by row"
-        more = f" and {len(self.leaks) - 1} more" if len(self.leaks) > 1 else ""
-        return f"{folder} leaks: {what}{more}: part it anew with `judge data split {folder} --anew`"
 
 
 def check_examples(
-    splits: Mapping[str, Sequence[JudgeExample]],
+    splits: Splits,
     scale: Scale,
     *,
     near: float = NEAR,
     by_row: bool = False,
-    progress: bool = False,
+    notes: Sequence[str] = (),
+    encoder: PromptEncoder | None = None,
+    model: str = "",
 ) -> CheckReport:
-    """Check rows in their splits; see docs/DATA.md for what is looked for.
+    """Check rows in their splits; docs/DATA.md lists what is looked for.
 
-    Raises UserError for a `near` that makes no sense.
+    With the `encoder` of a `model` the report also says whether the rows fit, and looks for that
+    tokenizer's own control tokens. Raises UserError for a `near` that makes no sense.
     """
     rows = [example for examples in splits.values() for example in examples]
-    side = [split for split, examples in splits.items() for _ in examples]
+    split_of = [split for split, examples in splits.items() for _ in examples]
     leaks = find_leaks(splits)
-    for pair in near_pairs(rows, near, progress):
-        if side[pair.a] != side[pair.b]:
-            a, b = rows[pair.a], rows[pair.b]
-            where = (side[pair.a], side[pair.b])
-            leaks.append(Leak("near", pair.field, a, b, *where, pair.text, pair.similarity))
-    boilerplate = {key for key in boilerplate_of(rows) if len(words_of(key)) >= LEAST_WORDS}
-    return CheckReport(
-        leaks=leaks,
-        by_row=by_row,
-        labels=_labels(splits, scale),
-        contradictions=_contradictions(rows),
-        lengths=length_and_label(rows, scale),
-        short_shared=_short_shared(splits),
-        boilerplate=len(boilerplate),
-        control=_holding(rows, _CONTROL),
-        verdict_like=_holding(rows, _VERDICT_LIKE),
-        near=near,
-    )
+    for pair in near_pairs(rows, near):
+        a, b = split_of[pair.a], split_of[pair.b]
+        if a != b:
+            examples = (rows[pair.a], rows[pair.b])
+            leaks.append(Leak("near", pair.field, *examples, a, b, pair.text, pair.similarity))
+    findings: dict[str, Sequence[str] | int] = {
+        "contradictions": _contradictions(rows),
+        "control_tokens": _holding(rows, _control_of(encoder) if encoder else _CONTROL),
+        "verdict_like": _holding(rows, _VERDICT_LIKE),
+        "short_shared": _short_shared(splits),
+        "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
+    }
+    fit = _fit(rows, encoder, model) if encoder else None
+    labels, lengths = _labels(splits, scale), length_and_label(rows, scale)
+    return CheckReport(leaks, by_row, near, labels, lengths, findings, fit, notes)
 
 
 def check_folder(
@@ -227,45 +241,43 @@ def check_folder(
 
     Raises UserError for a folder that cannot be read.
     """
-    folder = Path(folder)
     data = read_dataset(folder, allow_leaks=True)
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    splits = {split: examples for split, examples in splits.items() if examples}
-    by_row = data.card.split.get("by") == "row"
-    report = check_examples(splits, data.scale, near=near, by_row=by_row, progress=True)
-    if not model:
-        return replace(report, notes=data.notes)
-    tokenizer = _tokenizer(model)
-    rows = [example for examples in splits.values() for example in examples]
-    tokens = control_tokens(tokenizer) | set(tokenizer.all_special_tokens)
-    own = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
-    return replace(
-        report,
+    return check_examples(
+        {split: examples for split, examples in splits.items() if examples},
+        data.scale,
+        near=near,
+        by_row=data.card.split.get("by") == "row",
         notes=data.notes,
-        too_long=_too_long(data, rows, tokenizer, model, max_seq_length),
-        control=_holding(rows, re.compile(f"{_CONTROL.pattern}|{own}" if own else _CONTROL)),
+        encoder=encoder_of(data.card, data.scale, model, max_seq_length) if model else None,
+        model=model,
     )
 
 
-def _labels(
-    splits: Mapping[str, Sequence[JudgeExample]], scale: Scale
-) -> dict[str, dict[str, int]]:
-    counts = {
-        split: Counter(example.label.verdict for example in examples if example.label)
-        for split, examples in splits.items()
-    }
+def refuse_leaks(report: CheckReport, folder: Path) -> None:
+    """Raise UserError, with the remedy, if the report has a leak."""
+    if not report.failed:
+        return
+    what = report.leaks[0].line() if report.leaks else "the folder was split by row"
+    more = f" and {len(report.leaks) - 1} more" if len(report.leaks) > 1 else ""
+    remedy = f"split it again with `judge data split {folder} --anew`"
+    raise UserError(f"{folder} leaks: {what}{more}: {remedy}")
+
+
+def _labels(splits: Splits, scale: Scale) -> dict[str, dict[str, int]]:
+    """Count the labels of each split, in the scale's order."""
     return {
-        split: {str(value): count[value] for value in scale.values if count[value]}
-        for split, count in counts.items()
+        split: {str(value): counts[value] for value in scale.values if counts[value]}
+        for split, counts in label_counts(splits).items()
     }
 
 
 def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Say where every label is the same, so that a judge that always gives it is never wrong."""
-    filled = {split: counts for split, counts in labels.items() if counts}
-    alike = {split: next(iter(counts)) for split, counts in filled.items() if len(counts) == 1}
-    if len(alike) == len(filled) > 0 and len(set(alike.values())) == 1:
-        (only,) = set(alike.values())
+    filled = [split for split, counts in labels.items() if counts]
+    alike = {split: next(iter(labels[split])) for split in filled if len(labels[split]) == 1}
+    if len(alike) == len(filled) and len(set(alike.values())) == 1:
+        only = alike[filled[0]]
         return [
             f"every label is {only}: a judge can neither learn nor be tested (one that always says "
             f"{only} is right in 100 %)"
@@ -273,119 +285,92 @@ def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [
         f"every {split} label is {only}: its accuracy says nothing"
         for split, only in alike.items()
-        if filled[split][only] >= LEAST_ALIKE
+        if labels[split][only] >= MIN_ALIKE
     ]
 
 
 def _contradictions(rows: Sequence[JudgeExample]) -> list[str]:
+    """Name the rows that have different labels for the same input and candidate."""
     labels: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for row in rows:
         if row.label is not None and (texts := candidate_texts(row)):
             texts = [input_text(row), row.context or "", row.reference or "", *texts]
             labels[tuple(map(one_line, texts))].setdefault(str(row.label.verdict), row.id)
     return [
-        " and ".join(f"{verdict} ({name})" for verdict, name in list(said.items())[:3])
-        for said in labels.values()
-        if len(said) > 1
+        " and ".join(f"{verdict} ({name})" for verdict, name in list(names.items())[:3])
+        for names in labels.values()
+        if len(names) > 1
     ]
 
 
 def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | None:
-    """Measure how far the candidates' lengths in characters alone tell the labels.
+    """Measure how far the candidates' lengths in characters alone predict the labels.
 
-    None under 10 rows. The interval takes each group for one row: Fisher's z for a correlation,
-    Wilson's for a share.
+    Returns None with under MIN_GROUPS groups, or where all lengths or all labels are equal. The
+    interval counts each group as one row: Fisher's z for a correlation, Wilson's for a share.
     """
-    told = [row for row in rows if row.label is not None and candidate_texts(row)]
-    groups = len({row.group for row in told})
-    verdicts = [row.label.verdict for row in told if row.label]
-    if groups < 10:
+    labelled = [row for row in rows if row.label is not None and candidate_texts(row)]
+    groups = len({row.group for row in labelled})
+    verdicts = [row.label.verdict for row in labelled if row.label]
+    texts = [candidate_texts(row) for row in labelled]
+    if groups < MIN_GROUPS:
         return None
     if scale.task == "pairwise":
-        return _share(share_won_by_longer([candidate_texts(row) for row in told], verdicts), groups)
+        return _wilson(share_won_by_longer(texts, verdicts), groups)
     from scipy.stats import spearmanr
 
     places = [scale.values.index(verdict) for verdict in verdicts]
-    lengths = [len(candidate_texts(row)[0]) for row in told]
+    lengths = [len(text) for text, *_ in texts]
     if len(set(places)) < 2 or len(set(lengths)) < 2:
         return None
+    # The scale of pass and fail lists PASS first.
     rho = float(spearmanr(lengths, places).statistic) * (-1 if scale.task == "pass_fail" else 1)
-    z, error = math.atanh(max(-0.999999, min(rho, 0.999999))), 1.96 / math.sqrt(groups - 3)
+    z, error = math.atanh(max(-0.999999, min(rho, 0.999999))), Z / math.sqrt(groups - 3)
     return Lengths("spearman", rho, math.tanh(z - error), math.tanh(z + error), groups)
 
 
-def _share(share: float, n: int) -> Lengths:
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+def _wilson(share: float, n: int) -> Lengths:
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return Lengths("longer wins", share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def _short_shared(splits: Mapping[str, Sequence[JudgeExample]]) -> int:
-    sides: dict[str, set[str]] = defaultdict(set)
-    for split, examples in splits.items():
-        for text in (text for example in examples for text in candidate_texts(example)):
-            if 0 < len(words_of(key := normalised(text))) < LEAST_WORDS:
-                sides[key].add(split)
-    return sum(len(where) > 1 for where in sides.values())
+def _short_shared(splits: Splits) -> int:
+    """Count the short candidates that are in several splits."""
+    splits_of = Counter[str]()
+    for examples in splits.values():
+        keys = {normalised(text) for example in examples for text in candidate_texts(example)}
+        splits_of.update(key for key in keys if 0 < len(words_of(key)) < LEAST_WORDS)
+    return sum(count > 1 for count in splits_of.values())
+
+
+def _control_of(encoder: PromptEncoder) -> re.Pattern[str]:
+    """Match what chat templates write, and the control tokens of a tokenizer."""
+    tokens = control_tokens(encoder.tokenizer) | set(encoder.tokenizer.all_special_tokens)
+    own = map(re.escape, sorted(tokens, key=len, reverse=True))  # a longer one may hold a shorter
+    return re.compile("|".join([_CONTROL.pattern, *own]))
 
 
 def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str]:
-    """Name the rows whose candidates hold the pattern, with what was found."""
-    found = []
+    """Name the rows whose candidates match the pattern, with what matches."""
+    holding = []
     for row in rows:
         matches = (pattern.search(text) for text in candidate_texts(row))
         if match := next(filter(None, matches), None):
-            found.append(f"{row.id} ({one_line(match.group(0))})")
-    return found
+            holding.append(f"{row.id} ({one_line(match.group(0))})")
+    return holding
 
 
-def _tokenizer(model: str) -> Any:
-    from transformers.utils import logging
-
-    from pt_app.models import bases
-
-    logging.set_verbosity_error()  # the tokenizer too speaks of rows that are too long
-    return bases.load_tokenizer(bases.resolve_tokenizer(model))
-
-
-def _too_long(
-    data: JudgeData, rows: Sequence[JudgeExample], tokenizer: Any, model: str, max_seq_length: int
-) -> dict[str, Any]:
+def _fit(rows: Sequence[JudgeExample], encoder: PromptEncoder, model: str) -> Fit:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
-    from pt_app.core.prompt_templates import Template
-    from pt_app.core.prompts import PromptEncoder
-
-    template = Template.load(data.card.template, data.card.rubric)
-    encoder = PromptEncoder(tokenizer, template, data.scale, max_seq_length)
     _, cuts = encoder.fit(rows)
-    return {
-        "model": model,
-        "max_seq_length": max_seq_length,
-        "longest": cuts.longest,
-        "cut": cuts.rows_cut,
-        "tokens_cut": cuts.tokens_cut,
-        "unfit": len(cuts.unfit),
-        "first": cuts.unfit[0] if cuts.unfit else "",
-    }
-
-
-def _token_line(too_long: Mapping[str, Any]) -> str:
-    return (
-        f"longest row {too_long['longest']:,} of {too_long['max_seq_length']:,} "
-        f"({too_long['model']}), {too_long['cut']:,} rows would be shortened by "
-        f"{too_long['tokens_cut']:,} tokens in all, {too_long['unfit']:,} cannot fit"
-    )
-
-
-def _length_line(lengths: Lengths) -> str:
-    rho = lengths.name == "spearman"
-    what = "characters and label, rho" if rho else "the longer candidate (characters) wins"
-    return f"{what} {estimate(Metric.model_validate(vars(lengths)))} ({lengths.n:,} groups)"
+    shortened = (cuts.longest, cuts.rows_cut, cuts.tokens_cut)
+    first = next(iter(cuts.unfit), "")
+    return Fit(model, encoder.max_seq_length, *shortened, len(cuts.unfit), first)
 
 
 def _distribution(counts: Mapping[str, int]) -> str:
-    """Say how the labels spread: each one's share, or of a fine scale the quartiles."""
+    """Say how the labels spread: the share of each, or of a fine scale the quartiles."""
     total = sum(counts.values())
     if len(counts) <= MAX_LABELS:
         shares = ", ".join(f"{value} {n / total:.0%}" for value, n in counts.items())
@@ -393,9 +378,3 @@ def _distribution(counts: Mapping[str, int]) -> str:
     values = sorted(float(value) for value, n in counts.items() for _ in range(n))
     quartiles = ", ".join(f"{values[total * i // 4]:g}" for i in (1, 2, 3))
     return f"{values[0]:g} to {values[-1]:g}, quartiles {quartiles} (n {total:,})"
-
-
-def refuse_leaks(report: CheckReport, folder: Path) -> None:
-    """Raise UserError if the report has a leak."""
-    if report.failed:
-        raise UserError(report.remedy(folder))

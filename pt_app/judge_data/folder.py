@@ -1,9 +1,11 @@
-"""Dataset folders made of examples: new ones, longer ones, and ones that are split anew."""
+"""Dataset folders made of examples: new ones, longer ones, split again, and folds."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pt_app.core.dataset import (
     SPLITS,
@@ -15,29 +17,55 @@ from pt_app.core.dataset import (
     read_splits,
 )
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
-from pt_app.judge_data.cross import FoldsSummary, write_folds
-from pt_app.judge_data.groups import group_of
+from pt_app.judge_data.card import Card
+from pt_app.judge_data.duplicates import links
+from pt_app.judge_data.groups import group_of, place_units, strata_of, units_of
 from pt_app.judge_data.options import SplitPlan
-from pt_app.judge_data.splitting import Placement, place, with_own_group
-from pt_app.judge_data.writing import FILES, FolderSummary, keep_handmade, known_of, write_folder
+from pt_app.judge_data.splitting import Placement, gap_line, place, with_own_group
+from pt_app.judge_data.writing import (
+    FILES,
+    FolderSummary,
+    keep_handmade,
+    known_of,
+    replace_folder,
+    write_folder,
+)
 
 __all__ = ["FolderSummary", "FoldsSummary", "build_folder", "split_folder"]
 
-# What several imports into one folder may differ in; the card then tells all.
+# What several imports into one folder may differ in; the card then lists all of them.
 JOINED = ("origin", "licence", "label_rule")
+FOLDS, TEMPLATE = "folds", "template"
+
+
+@dataclass(frozen=True)
+class FoldsSummary:
+    """What was written below `out`, one folder per fold, for a terminal."""
+
+    out: Path
+    folds: Sequence[FolderSummary]
+    gap: str
+
+    def lines(self) -> list[str]:
+        """Say in a line each what a fold tests, and whether it leaks."""
+        lines = [f"{self.out}: {len(self.folds)} folds; train one with --data_dir {self.out / '1'}"]
+        for number, fold in enumerate(self.folds, start=1):
+            state = "LEAK" if fold.report.failed else "no leak"
+            lines.append(f"  {number}: {fold.sizes()}, {state}")
+        return [*lines, self.gap]
 
 
 def build_folder(
     out: Path,
     examples: Sequence[JudgeExample],
-    card: Mapping[str, Any],
+    card: Card,
     plan: SplitPlan,
     *,
     append: bool = False,
-    progress: bool = True,
 ) -> FolderSummary:
     """Split the examples, check them, and write the folder; with `append` beside its own rows.
 
@@ -46,7 +74,6 @@ def build_folder(
     another command wrote (unless `append`), rows that cannot be split, and a card of another task
     or scale than the folder's.
     """
-    out = Path(out)
     old: list[JudgeExample] = []
     places: dict[str, str] = {}
     notes: tuple[str, ...] = ()
@@ -56,19 +83,16 @@ def build_folder(
         _check_by(out, places, card, plan)
     rows = [*old, *(_named(e, len(old) + i) for i, e in enumerate(examples, start=1))]
     check_ids(rows)
-    placement = place(rows, plan, places, len(old), progress)
+    placement = place(rows, plan, places, len(old))
     return _write(out, placement, card, plan, notes, replacing=append)
 
 
-def split_folder(
-    folder: Path, plan: SplitPlan, progress: bool = True
-) -> FolderSummary | FoldsSummary:
-    """Split a folder's rows anew; groups that its splits.json names stay, unless `plan.anew`.
+def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
+    """Split a folder's rows again; groups that its splits.json names stay, unless `plan.anew`.
 
-    With `plan.folds` the folder stays as it is, and `folds/1` on are written below it. Raises
+    With `plan.folds` the folder stays as it is, and `folds/1` and up are written below it. Raises
     UserError as `build_folder` does, and for rows that would have to be left out.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not there: make a dataset folder with `judge data import`")
     card = _raw_card(folder)
@@ -77,18 +101,17 @@ def split_folder(
     if not rows:
         raise UserError(f"{folder} holds no rows: name a folder with judge_train.json")
     if plan.folds:
-        agreement = people.agreement_of(rows, _scale(card, folder))
-        return write_folds(folder, rows, card, plan, agreement, progress)
+        return _write_folds(folder, rows, card, plan)
     places = {} if plan.anew else read_places(folder)
     _check_by(folder, places, card, plan)
-    placement = place(rows, plan, places, len(rows), progress)
+    placement = place(rows, plan, places, len(rows))
     if placement.left_out:
         row = placement.left_out[0]
         raise UserError(
-            f"{row.where or row.id}: its texts stand in groups that splits.json places in two "
-            f"splits: part them anew with `judge data split {folder} --anew`"
+            f"{row.where or row.id}: its texts are in groups that splits.json places in two "
+            f"splits: split them again with `judge data split {folder} --anew`"
         )
-    stay = ("every group stays where splits.json has it; --anew parts them anew",)
+    stay = ("every group stays where splits.json has it; --anew places them again",)
     notes = () if placement.placed else stay
     return _write(folder, placement, card, plan, notes, replacing=True)
 
@@ -102,31 +125,31 @@ def _named(example: JudgeExample, number: int) -> JudgeExample:
 def _placed_rows(out: Path) -> tuple[list[JudgeExample], dict[str, str]]:
     """Read a folder's rows, and the split of each of their groups."""
     parts = read_splits(out, read_card(out), optional=SPLITS)
-    found: dict[str, str] = {}
+    rows = [row for part in parts.values() for row in part]
+    places: dict[str, str] = {}
     for split, part in parts.items():
         for row in part:
-            if found.setdefault(row.group, split) != split:
+            if places.setdefault(row.group, split) != split:
                 raise UserError(
-                    f"{row.where}, field group: it stands in {found[row.group]} too: part the "
-                    f"rows anew with `judge data split {out} --anew` before you add others"
+                    f"{row.where}, field group: it is in {places[row.group]} too: split the "
+                    f"rows again with `judge data split {out} --anew` before you add others"
                 )
-    return [row for part in parts.values() for row in part], found | read_places(out)
+    return rows, places | read_places(out)
 
 
-def _check_by(
-    folder: Path, places: Mapping[str, str], card: Mapping[str, Any], plan: SplitPlan
-) -> None:
+def _check_by(folder: Path, places: Mapping[str, str], card: Card, plan: SplitPlan) -> None:
+    """Raise UserError where groups were placed by another rule than the plan's."""
     was = card.get("split", {}).get("by", "group")
     if places and was != plan.by:
         raise UserError(
-            f"{folder} was split by {was}: add --by {was}, or part it anew with "
+            f"{folder} was split by {was}: add --by {was}, or split it again with "
             f"`judge data split {folder} --by {plan.by} --anew`"
         )
 
 
 def _joined(
-    out: Path, card: Mapping[str, Any], examples: Sequence[JudgeExample]
-) -> tuple[dict[str, Any], list[JudgeExample], tuple[str, ...]]:
+    out: Path, card: Card, examples: Sequence[JudgeExample]
+) -> tuple[Card, Sequence[JudgeExample], tuple[str, ...]]:
     """Join the card of new rows with the folder's own; the new rows keep their own rubric."""
     own, read = _raw_card(out), read_card(out)
     for name in ("task", "scale"):
@@ -135,11 +158,10 @@ def _joined(
                 f"{out / 'dataset.json'}, field {name}: {getattr(read, name)}, but that of the new "
                 f"rows is {card[name]}: add them to a folder of their own"
             )
-    told = {
-        name: "; ".join(dict.fromkeys(filter(None, (own.get(name, ""), card.get(name, "")))))
-        for name in JOINED
-    }
-    joined = dict(card) | own | {name: text for name, text in told.items() if text}
+    joined = dict(card) | own
+    for name in JOINED:
+        texts = filter(None, (own.get(name, ""), card.get(name, "")))
+        joined |= {name: text} if (text := "; ".join(dict.fromkeys(texts))) else {}
     joined["imports"] = [*own.get("imports", ()), *card.get("imports", ())]
     rubric = card.get("rubric")
     if rubric and rubric != own.get("rubric"):
@@ -147,35 +169,34 @@ def _joined(
             e if e.rubric or e.prompt is not None else e.model_copy(update={"rubric": rubric})
             for e in examples
         ]
-    template = own.get("template", read.template)
-    joined["template"] = template
+    template = joined["template"] = own.get("template", read.template)
     other = card.get("template", template)
     notes = (f"template stays {template}, not {other}",) if other != template else ()
-    return joined, list(examples), notes
+    return joined, examples, notes
 
 
-def _raw_card(folder: Path) -> dict[str, Any]:
-    """Give dataset.json as it stands: `read_card` puts a template's whole path into it."""
+def _raw_card(folder: Path) -> Card:
+    """Return dataset.json as it stands: `read_card` puts a template's whole path into it."""
     path = folder / "dataset.json"
-    read_card(folder)  # says what is wrong with it
-    card: dict[str, Any] = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
+    read_card(folder)  # raises UserError where something is wrong with it
+    card: Card = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
     return card
 
 
-def _scale(card: Mapping[str, Any], out: Path) -> Scale:
+def _scale(card: Card, out: Path) -> Scale:
     return card_scale(DatasetCard.model_validate(known_of(card)), out / "dataset.json")
 
 
 def _write(
     out: Path,
     placement: Placement,
-    card: Mapping[str, Any],
+    card: Card,
     plan: SplitPlan,
     notes: tuple[str, ...],
     replacing: bool,
 ) -> FolderSummary:
-    """Write the placed rows; what is said of how they were split stays true of all of them."""
-    # People agree within the groups that there are, however the rows were split.
+    """Write the placed rows; dataset.json goes on to say how those placed before were split."""
+    # Agreement is measured within the rows' own groups, however the rows were split.
     rows = [with_own_group(row) for part in placement.splits.values() for row in part]
     before = card.get("split", {})
     how = plan.about() if placement.placed or not before else dict(before)
@@ -191,3 +212,46 @@ def _write(
         agreement=people.agreement_of(rows, _scale(card, out)),
         replacing=replacing,
     )
+
+
+def _write_folds(
+    folder: Path, rows: Sequence[JudgeExample], card: Card, plan: SplitPlan
+) -> FoldsSummary:
+    """Write `folder`/folds/1 and up: a fold is the test part, all other rows the training part.
+
+    Folds that were there are replaced, all or none. Raises UserError for fewer groups than folds,
+    and where `folds` holds something else.
+    """
+    agreement = people.agreement_of(rows, _scale(card, folder))
+    out = folder / FOLDS
+    foreign = [path for path in sorted(out.glob("*")) if not path.name.isdigit()]
+    if foreign or out.is_file():
+        raise UserError(f"{foreign[0] if foreign else out} is no fold: move it away first")
+    rows = [with_own_group(row) for row in rows]
+    units = units_of(rows, links(rows, plan.near))
+    names = [str(fold) for fold in range(1, plan.folds + 1)]
+    fold_of_unit = place_units(units, strata_of(rows), dict.fromkeys(names, 1.0), plan.seed)
+    fold_of = {row: fold_of_unit[unit.name] for unit in units for row in unit.rows}
+    tests = {name: [row for i, row in enumerate(rows) if fold_of[i] == name] for name in names}
+    staged = folder / f".{FOLDS}.{os.getpid()}.partial"
+    try:
+        made = []
+        for name, test in tests.items():
+            train = [row for i, row in enumerate(rows) if fold_of[i] != name]
+            own = dict(card) | {"fold": f"{name}/{plan.folds}"} | _template(folder, staged / name)
+            splits = {"train": train, "val": [], "test": test}
+            fold = write_folder(staged / name, splits, own, plan.about(), agreement=agreement)
+            made.append(fold)
+        replace_folder(staged, out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return FoldsSummary(out, made, gap_line({f"fold {name}": tests[name] for name in names}))
+
+
+def _template(folder: Path, fold: Path) -> dict[str, str]:
+    """Copy a template that is a folder, and name it for the card: a fold needs no other folder."""
+    name = read_card(folder).template
+    if not Path(name).is_dir():
+        return {}
+    Template.load(name).save(fold / TEMPLATE)
+    return {"template": TEMPLATE}

@@ -129,7 +129,7 @@ def import_labels(
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
     card = _card(job, tables, tally, out)
-    folder = build_folder(out, examples, card, plan, append=append, progress=progress)
+    folder = build_folder(out, examples, card, plan, append=append)
     if card["template"] == TEMPLATE and not adding:  # a folder that is added to keeps its own
         Template.load(options.template).save(out / TEMPLATE)
     notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]

@@ -115,10 +115,11 @@ class SplitPlan:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each split, train first; all of it for `into`."""
+        """The share of each split that has one, train first; all of it for `into`."""
         if self.into:
             return {self.into: 1.0}
-        return dict(zip(("train", "val", "test"), self.fractions(), strict=True))
+        shares = zip(("train", "val", "test"), self.fractions(), strict=True)
+        return {split: share for split, share in shares if share}
 
     def about(self) -> dict[str, object]:
         """Say in dataset.json how the rows were split."""

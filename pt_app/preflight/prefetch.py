@@ -68,7 +68,13 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
     settings = resolve(recipe, argv, "judge prefetch", "")
     prepared = prepare(settings)
     if platforms.decide(recipe, no_4bit=settings.no_4bit).weights == "nf4":
-        _require_bitsandbytes()
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"a base in 4 bits needs bitsandbytes ({error}): pip install -r "
+                "requirements-cuda.txt, or train with no_4bit: true"
+            ) from error
     # In 16 bits, for which a login node has room; the job reads the same files.
     model = bases.load_model(prepared.source, dtype=torch.bfloat16)
     log.info(
@@ -78,16 +84,6 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
         len(prepared.train),
         len(prepared.test),
     )
-
-
-def _require_bitsandbytes() -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"a 4-bit base needs bitsandbytes ({error}): pip install -r requirements-cuda.txt, "
-            "or train with no_4bit: true"
-        ) from error
 
 
 if __name__ == "__main__":

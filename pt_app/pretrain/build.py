@@ -1,86 +1,99 @@
-"""Build a base: tokenizer, training, and the folder that holds the result."""
+"""`judge base train`: tokenizer, training, and the folder that holds the result with its card."""
 
 import json
-import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite
+from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
+from pt_app.core.flags import check, flag
 from pt_app.judge_data.options import LexiconSize
-from pt_app.pretrain.card import is_base, write_card
-from pt_app.pretrain.corpus import Corpus
-from pt_app.pretrain.model import count_parameters, new_model, save
-from pt_app.pretrain.sentences import GrammarSentences, RealSentences, Sentences
+from pt_app.judge_data.writing import replace_folder
+from pt_app.pretrain.corpus import Corpus, grammar_sentences, real_sentences
+from pt_app.pretrain.model import new_model, save
 from pt_app.pretrain.tokenizer import train_tokenizer
 from pt_app.pretrain.train import Recipe, Yardstick, fit
 
 QUICK_STEPS = 2000
+CARD, MADE_BY = "README.md", "Made by `judge base train`"
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides a base, to the byte on one kind of machine."""
+class BaseOptions:
+    """The flags of `judge base train`, and the model's size: they decide a base.
 
-    seed: int
-    lexicon: LexiconSize
-    corpus: Path | None
-    max_words: int | None
-    vocab_size: int
-    width: int
-    layers: int
-    recipe: Recipe
+    On one kind of machine they decide it to the byte. `steps` is by default a full training's (at
+    most 2 hours on 2 cores), or with `quick` a seventh of it. `corpus`, a TMX or TSV file of
+    English and Portuguese, replaces the grammar's sentences.
+    """
+
+    seed: int = flag("seed of corpus, weights and order", 0, low=0)
+    steps: int | None = flag("number of optimizer steps", None, low=1)
+    quick: bool = False
+    lexicon: LexiconSize = "full"
+    corpus: Path | None = None
+    max_words: int | None = flag("maximum length of a sentence of the corpus", None, low=3)
+    vocab_size: int = flag("entries of the vocabulary", 2048, low=300)
+    width: int = flag("hidden size", 128, low=32)
+    layers: int = flag("number of layers", 5, low=2)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The optimizer steps and what happens at which of them."""
+        if self.steps is not None:
+            return Recipe(self.steps)
+        return Recipe(QUICK_STEPS) if self.quick else Recipe()
 
     def command(self) -> str:
-        """The command that builds this base."""
-        parts = ["judge base train --output FOLDER", f"--seed {self.seed}"]
-        parts.append(f"--steps {self.recipe.steps}")
-        if self.corpus is None:
-            parts.append(f"--lexicon {self.lexicon}")
-        else:
-            parts.append(f"--corpus {self.corpus.name}")
-        if self.max_words is not None:
-            parts.append(f"--max_words {self.max_words}")
-        return " ".join(parts)
+        """Write the command that builds this base."""
+        corpus = f"--corpus {self.corpus.name}" if self.corpus else f"--lexicon {self.lexicon}"
+        max_words = f" --max_words {self.max_words}" if self.max_words is not None else ""
+        return (
+            f"judge base train --output FOLDER --seed {self.seed} --steps {self.recipe.steps} "
+            f"{corpus}{max_words}"
+        )
+
+    def check(self, output: Path) -> None:
+        """Raise UserError for what a user can fix, before anything is written."""
+        check(self)
+        if self.max_words is not None and self.corpus is None:
+            raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
+        if self.width % 32:
+            raise UserError(f"--width is {self.width}: choose a multiple of 32")
+        if self.corpus is not None:
+            refuse_overwrite([output], [self.corpus], "--output")
+        card = output / CARD
+        made = card.is_file() and MADE_BY in card.read_text(encoding="utf-8", errors="replace")
+        if output.exists() and not made:
+            raise UserError(
+                f"{output} is there and is no base that this command made: "
+                "choose another folder with --output"
+            )
 
 
-def train_base(
-    output: Path,
-    seed: int = 0,
-    steps: int | None = None,
-    quick: bool = False,
-    corpus: Path | None = None,
-    lexicon: LexiconSize = "full",
-    max_words: int | None = None,
-    vocab_size: int = 2048,
-    width: int = 128,
-    layers: int = 5,
-    batch: int = 16,
-) -> Path:
+def train_base(output: Path, options: BaseOptions) -> Path:
     """Train a tokenizer and a tiny model from random weights into the folder `output`.
 
-    `steps` by default is the full setting (at most 2 hours on 2 cores), or with `quick` a tenth
-    of it. `corpus`, a TMX or TSV file of English and Portuguese, replaces the grammar's
-    sentences. An interrupted training is taken up where the same command is given again.
-    Raises UserError for settings out of range, a broken corpus, and an `output` that holds
-    anything but a base made by this function.
+    An interrupted training resumes where the same command is given again. Raises UserError for
+    options out of range, a broken corpus, and an `output` that holds anything but a base made by
+    this function.
     """
-    recipe = Recipe(steps=_steps(steps, quick), batch=batch)
-    corpus = Path(corpus) if corpus is not None else None
-    settings = Settings(seed, lexicon, corpus, max_words, vocab_size, width, layers, recipe)
-    output = Path(output)
-    _check(settings, output)
-    sentences: Sentences = (
-        GrammarSentences(lexicon) if corpus is None else RealSentences(corpus, max_words)
+    options.check(output)
+    seed, recipe = options.seed, options.recipe
+    sentences = (
+        grammar_sentences(options.lexicon)
+        if options.corpus is None
+        else real_sentences(options.corpus, options.max_words)
     )
-    work = _work_folder(output, settings)
+    work = _work_folder(output, options)
     training, measuring = Corpus(sentences), Corpus(sentences, measuring=True)
-    tokenizer = train_tokenizer(_texts(training, seed), vocab_size)
-    model = new_model(tokenizer, width, layers - recipe.new_layers, seed)
+    tokenizer = train_tokenizer(_texts(training, seed), options.vocab_size)
+    model = new_model(tokenizer, options.width, options.layers - recipe.new_layers, seed)
     yardstick = Yardstick(measuring, tokenizer)
     from pt_app.models.contention import watched  # with torch, which `judge base path` spares
 
@@ -89,48 +102,32 @@ def train_base(
     made = work / "base"
     save(model, tokenizer, made)
     facts = {
-        "command": f"`{settings.command()}`",
+        "command": f"`{options.command()}`",
         "corpus": sentences.description,
         "seed": seed,
         "steps": f"{recipe.steps} of {recipe.batch} documents",
-        "parameters": f"{count_parameters(model):,}",
+        "parameters": f"{model.num_parameters():,}",
         "held-out loss": f"{measures.loss:.4f} nats a token, weights rounded to float16",
+        "weights sha256": sha256_file(made / "model.safetensors"),
+        "tokenizer sha256": sha256_file(made / "tokenizer.json"),
     }
-    write_card(made, facts, measures.detected)
-    _put_in_place(made, output)
+    detected = {kind: f"{share:.2f}" for kind, share in measures.detected.items()}
+    text = TEMPLATE.read_text(encoding="utf-8")
+    text = text.format(made_by=MADE_BY, facts=_lines(facts), kinds=_lines(detected))
+    write_text_atomic(made / CARD, text)
+    replace_folder(made, output)
     shutil.rmtree(work)
     return output
 
 
-def _steps(steps: int | None, quick: bool) -> int:
-    if steps is not None:
-        return steps
-    return QUICK_STEPS if quick else Recipe().steps
+def _lines(table: Mapping[str, object]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in table.items())
 
 
-def _check(settings: Settings, output: Path) -> None:
-    """Raise UserError for what a user can mend, before anything is written."""
-    lowest = {"vocab_size": 300, "width": 32, "layers": 2, "seed": 0}
-    values = asdict(settings) | asdict(settings.recipe)
-    for name, least in (lowest | {"steps": 1, "batch": 1}).items():
-        if values[name] < least:
-            raise UserError(f"--{name} is {values[name]}: choose a whole number from {least} on")
-    if settings.width % 32:
-        raise UserError(f"--width is {settings.width}: choose a multiple of 32")
-    if settings.max_words is not None and settings.corpus is None:
-        raise UserError("--max_words filters a corpus: name one with --corpus, or leave it out")
-    if settings.corpus is not None:
-        refuse_overwrite([output], [settings.corpus], "--output")
-    if output.exists() and not is_base(output):
-        raise UserError(
-            f"{output} is there and is no base that this command made: "
-            "choose another folder with --output"
-        )
-
-
-def _work_folder(output: Path, settings: Settings) -> Path:
-    """A folder beside `output` for what an interrupted training leaves; named by its settings."""
-    key = sha256(json.dumps(asdict(settings), default=str).encode()).hexdigest()[:8]
+def _work_folder(output: Path, options: BaseOptions) -> Path:
+    """Make a folder beside `output`, named by the options, for an interrupted training's state."""
+    decisive = asdict(options) | {"steps": options.recipe.steps, "quick": False}
+    key = sha256(json.dumps(decisive, default=str).encode()).hexdigest()[:8]
     folder = output.parent / f".{output.name}-{key}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,17 +137,8 @@ def _work_folder(output: Path, settings: Settings) -> Path:
 
 
 def _texts(corpus: Corpus, seed: int, documents: int = 20_000) -> Iterator[str]:
-    """What the tokenizer learns from: documents like those of the training."""
+    """Yield what the tokenizer learns from: documents like those of the training."""
     rng = random.Random(f"{seed} tokenizer")
     for _ in range(documents):
         document = corpus.sample(rng)
         yield document.prompt + document.answer
-
-
-def _put_in_place(made: Path, output: Path) -> None:
-    """Rename the finished folder; an older base of that name goes once the new one is whole."""
-    old = output.with_name(f".{output.name}.old")
-    if output.exists():
-        os.replace(output, old)
-    os.replace(made, output)
-    shutil.rmtree(old, ignore_errors=True)

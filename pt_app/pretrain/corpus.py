@@ -1,24 +1,45 @@
 """The text a base learns from: sentences, translations and the differences between two of them.
 
-No document holds a score, a count of errors or a verdict that follows from a translation: a
-score is there only where it was drawn by lot. What judging a base learns, it learns from an
-adapter. Sources that belong to judge data are left out.
+No document holds a score, a count of errors or a verdict that follows from a translation: a score
+appears only where it was drawn at random. What judging a base learns, it learns from an adapter.
+Sources that belong to judge data are left out.
 """
 
 import difflib
+import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from pt_app.core.files import sha256_file
 from pt_app.core.verdicts import Scale, format_answer
+from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate
-from pt_app.pretrain.sentences import Example, Sentences, held_out
+from pt_app.judge_data.generator.generate import GrammarMaterial, Material
+from pt_app.judge_data.generator.grammar import reserved_for_judges
+from pt_app.judge_data.options import LexiconSize
 from pt_app.pretrain.tokenizer import TURN_END, TURN_START
 
+HELD_OUT_SHARE = 32  # one source of so many is kept for measuring
 # Wrong words and tenses are fluent: only a comparison shows them, so they are the hard kinds.
 WEIGHTS = {"wrong_word": 3.0, "tense": 2.5, "number": 1.5, "addition": 1.5, "omission": 1.5}
 ERRORS_IN_CANDIDATE = (0, 1, 2, 3, 4)
 ERRORS_WEIGHTS = (2, 4, 3, 2, 1)
+# How often each kind of document is drawn, by the method of `Corpus` that writes it.
+FIRST_PHASE = {"unrelated": 0.5, "repetition": 0.35, "changes": 0.15}
+DOCUMENTS = {
+    "differences": 0.3,
+    "reading": 0.18,
+    "annotation": 0.15,
+    "given_score": 0.11,
+    "changes": 0.08,
+    "unrelated": 0.08,
+    "translation": 0.04,
+    "repetition": 0.02,
+    "evaluation": 0.02,
+    "count": 0.02,
+}
 JUDGE = (
     "You judge translations from English to Portuguese.\n10 is perfect, 0 is useless.\n"
     "Answer with Score: N/10, then Issues and Feedback."
@@ -30,35 +51,62 @@ SCALE = Scale.from_name("0-10")
 
 
 @dataclass(frozen=True)
+class Example:
+    """A source, its reference and a candidate with known differences."""
+
+    source: str
+    reference: str
+    candidate: Candidate
+
+    def layout(self) -> str:
+        """Write the lines of a judge's prompt."""
+        return (
+            f"Source: {self.source}\nReference: {self.reference}\nCandidate: {self.candidate.text}"
+        )
+
+
+class Sentences:
+    """Sentences of the base's half, with errors put into them; `description` is one line."""
+
+    def __init__(self, material: Material, description: str) -> None:
+        self.material, self.description = material, description
+
+    def sample(self, rng: random.Random, kinds: Sequence[str]) -> Example:
+        """Draw a sentence that is not reserved for judges, with errors as far as they fit."""
+        while True:
+            pair = self.material.pick(rng)
+            if not reserved_for_judges(pair.source):
+                candidate = self.material.corrupt(pair, kinds, rng)
+                return Example(pair.source, pair.reference, candidate)
+
+
+def grammar_sentences(size: LexiconSize) -> Sentences:
+    """Draw from all sentences that the grammar can make."""
+    description = f"sentences of the generator's grammar, {size} lexicon"
+    return Sentences(GrammarMaterial(size), description)
+
+
+def real_sentences(file: Path, max_words: int | None) -> Sentences:
+    """Draw from the pairs of a parallel corpus."""
+    pairs, _ = read_corpus(file, max_words, base=True)
+    description = f"{file.name}, sha256 {sha256_file(file)}, {len(pairs)} pairs"
+    return Sentences(CorpusMaterial(pairs), description)
+
+
+def held_out(source: str) -> bool:
+    """Return whether a source is kept for measuring: never trained on, nor in judge data."""
+    digest = hashlib.sha256(("held out " + source.casefold()).encode()).digest()
+    return digest[0] % HELD_OUT_SHARE == 0
+
+
+@dataclass(frozen=True)
 class Document:
-    """A prompt with its answer, in ChatML; `source` is the English sentence ("" for none).
+    """A prompt with its answer, in ChatML; `kinds` are the differences in its candidate."""
 
-    `number` is the score or count that the text holds, `kinds` the differences in its candidate.
-    """
-
+    task: str
     prompt: str
     answer: str
-    source: str = ""
-    task: str = ""
     kinds: tuple[str, ...] = ()
-    number: int | None = None
-
-
-def chat(system: str, user: str) -> str:
-    """A conversation up to the start of the answer, as the chat template writes it."""
-    turns = f"{TURN_START}system\n{system}{TURN_END}\n{TURN_START}user\n{user}{TURN_END}\n"
-    return f"{turns}{TURN_START}assistant\n"
-
-
-def layout(example: Example) -> str:
-    """The lines of a judge's prompt."""
-    return (
-        f"Source: {example.source}\nReference: {example.reference}\n"
-        f"Candidate: {example.candidate.text}"
-    )
-
-
-Writers = tuple[tuple[Callable[[random.Random], Document], float], ...]
 
 
 class Corpus:
@@ -67,32 +115,16 @@ class Corpus:
     def __init__(self, sentences: Sentences, measuring: bool = False) -> None:
         self.sentences = sentences
         self.measuring = measuring
-        self._first_phase: Writers = (
-            (self.unrelated, 0.5),
-            (self.repetition, 0.35),
-            (self.changes, 0.15),
-        )
-        self._writers: Writers = (
-            (self.differences, 0.3),
-            (self.reading, 0.18),
-            (self.annotation, 0.15),
-            (self.given_score, 0.11),
-            (self.changes, 0.08),
-            (self.unrelated, 0.08),
-            (self.translation, 0.04),
-            (self.repetition, 0.02),
-            (self.evaluation, 0.02),
-            (self.count, 0.02),
-        )
 
     def sample(self, rng: random.Random, first_phase: bool = False) -> Document:
-        """One document; in the first phase only words, to repeat, to compare or to relate."""
-        writers, shares = zip(*(self._first_phase if first_phase else self._writers), strict=True)
-        write: Callable[[random.Random], Document] = rng.choices(writers, shares)[0]
-        return write(rng)
+        """Draw a document; in the first phase only words, to repeat, to compare or to relate."""
+        shares = FIRST_PHASE if first_phase else DOCUMENTS
+        (task,) = rng.choices(list(shares), list(shares.values()))
+        document: Document = getattr(self, task)(rng)
+        return document
 
     def example(self, rng: random.Random, kinds: Sequence[str] | None = None) -> Example:
-        """A sentence of the base's half, with errors of these kinds or of some drawn by lot."""
+        """Draw a sentence of the base's half, with errors of these kinds or of random ones."""
         drawn = draw_kinds(rng) if kinds is None else kinds
         while True:
             example = self.sentences.sample(rng, drawn)
@@ -100,33 +132,34 @@ class Corpus:
                 return example
 
     def differences(self, rng: random.Random, kinds: Sequence[str] | None = None) -> Document:
-        """The kinds of difference, in any order, then each difference.
+        """Name the kinds of difference, in any order, then each difference.
 
         An answer that may start with any of them makes the first token's distribution a summary
         of all differences, which is what a judge needs in one place.
         """
         example = self.example(rng, kinds)
-        answer = f"{kinds_line(example.candidate, rng)}\n{issues_line(example.candidate)}"
-        prompt = chat(TASK + "Name the kinds of difference, then each difference.", layout(example))
-        return self._document("differences", prompt, answer, example)
+        issues = "; ".join(issue.text for issue in example.candidate.issues)
+        answer = f"{kinds_line(example.candidate, rng)}\nIssues: {issues or NONE}"
+        system = TASK + "Name the kinds of difference, then each difference."
+        return document("differences", system, example.layout(), answer, example.candidate)
 
     def single(self, rng: random.Random, kind: str) -> Document:
-        """A document of differences whose candidate holds this kind alone (or none)."""
+        """Draw a document of differences whose candidate holds this kind alone (or none)."""
         wanted = () if kind == NONE else (kind,)
         while True:
-            document = self.differences(rng, wanted)
-            if document.kinds == wanted:
-                return document
+            drawn = self.differences(rng, wanted)
+            if drawn.kinds == wanted:
+                return drawn
 
     def annotation(self, rng: random.Random) -> Document:
-        """The candidate word by word, each followed by what is wrong with it."""
+        """Write the candidate word by word, each followed by what is wrong with it."""
         example = self.example(rng)
-        prompt = chat(TASK + "Annotate each word of the candidate.", layout(example))
         answer = "".join(f" {word} {mark}" if word else f" {mark}" for word, mark in marks(example))
-        return self._document("annotation", prompt, answer, example)
+        system = TASK + "Annotate each word of the candidate."
+        return document("annotation", system, example.layout(), answer, example.candidate)
 
     def reading(self, rng: random.Random) -> Document:
-        """The candidate, with marks behind some of its words, then the kinds of difference.
+        """Write the candidate, with marks behind some words, then the kinds of difference.
 
         With few marks or none the words themselves must carry what the kinds are read from: the
         way from annotating to seeing a whole candidate.
@@ -138,36 +171,32 @@ class Corpus:
             text += f" {word}" if word else ""
             text += f" {mark}" if rng.random() < share else ""
         answer = f"Candidate:{text}\n{kinds_line(example.candidate, rng)}"
-        prompt = chat(
-            TASK + "Read a candidate, then name the kinds of difference.",
-            f"Source: {example.source}\nReference: {example.reference}",
-        )
-        return self._document("reading", prompt, answer, example)
+        system = TASK + "Read a candidate, then name the kinds of difference."
+        user = f"Source: {example.source}\nReference: {example.reference}"
+        return document("reading", system, user, answer, example.candidate)
 
     def given_score(self, rng: random.Random) -> Document:
-        """An evaluation under a score that was drawn before the candidate was."""
+        """Write an evaluation for a score that was drawn before the candidate was."""
         score = rng.randint(0, 10)
         example = self.example(rng)
-        prompt = chat(JUDGE, f"{layout(example)}\nGiven score: {score}")
+        user = f"{example.layout()}\nGiven score: {score}"
         issues = [issue.text for issue in example.candidate.issues]
         answer = format_answer(SCALE, score, issues, example.candidate.feedback)
-        return self._document("given_score", prompt, answer, example, score)
+        return document("given_score", JUDGE, user, answer, example.candidate)
 
     def translation(self, rng: random.Random) -> Document:
-        """A sentence and its reference."""
+        """Write a sentence and its reference."""
         example = self.example(rng, ())
-        prompt = chat(TASK + "Translate the source.", f"Source: {example.source}")
-        return self._document("translation", prompt, example.reference, example, with_kinds=False)
+        system = TASK + "Translate the source."
+        return document("translation", system, f"Source: {example.source}", example.reference)
 
     def repetition(self, rng: random.Random) -> Document:
-        """Unrelated words of both languages, twice."""
-        words = self._words(rng, rng.randint(3, 12))
-        return Document(
-            chat("Repeat the words.", words), words + TURN_END + "\n", task="repetition"
-        )
+        """Write unrelated words of both languages, twice."""
+        drawn = self._words(rng, rng.randint(3, 12))
+        return document("repetition", "Repeat the words.", drawn, drawn)
 
     def unrelated(self, rng: random.Random) -> Document:
-        """Two lists of unrelated words, the second annotated: only comparing tells them apart."""
+        """Annotate one of two lists of unrelated words: only comparing tells them apart."""
         right = self._words(rng, rng.randint(3, 9)).split()
         spare = self._words(rng, len(right)).split()
         wrong, marked = [], []
@@ -177,65 +206,59 @@ class Corpus:
             wrong += shown
             marked += [f"{old} ="] if kind == "addition" else []
             marked.append(" ".join([*shown[-1:], kind]))
-        prompt = chat(
-            "Annotate each word of the candidate.",
-            f"Reference: {' '.join(right)}\nCandidate: {' '.join(wrong)}",
-        )
-        return Document(prompt, f" {' '.join(marked)}{TURN_END}\n", task="unrelated")
+        user = f"Reference: {' '.join(right)}\nCandidate: {' '.join(wrong)}"
+        system = "Annotate each word of the candidate."
+        return document("unrelated", system, user, f" {' '.join(marked)}")
 
     def changes(self, rng: random.Random) -> Document:
-        """Pairs of words with the kind of the change: what two forms are to each other."""
+        """Write pairs of words with the kind of the change: how two forms relate."""
         lines: list[str] = []
         while len(lines) < 6:
             for issue in self.example(rng).candidate.issues:
                 if issue.wrong and issue.right:
                     lines.append(f" {issue.wrong} {issue.right} {issue.kind}")
-        return Document(
-            chat("Write pairs of words and the kind of change.", "Pairs of words."),
-            f"{''.join(lines)}{TURN_END}\n",
-            task="changes",
-        )
+        system = "Write pairs of words and the kind of change."
+        return document("changes", system, "Pairs of words.", "".join(lines))
 
     def count(self, rng: random.Random) -> Document:
-        """How many words there are in an unrelated list."""
+        """Count the words of an unrelated list."""
         number = rng.randint(1, 10)
-        prompt = chat("Count the words.", self._words(rng, number))
-        return Document(prompt, f"Words: {number}/10{TURN_END}\n", task="count", number=number)
+        user = self._words(rng, number)
+        return document("count", "Count the words.", user, f"Words: {number}/10")
 
     def evaluation(self, rng: random.Random) -> Document:
-        """The first lines of an evaluation for a score drawn by lot, without any translation."""
+        """Write the first lines of an evaluation for a random score, without any translation."""
         score, kind = rng.randint(0, 10), rng.choice([*ERRORS, NONE])
         remark = "No errors." if kind == NONE else KINDS[kind].remark.capitalize() + "."
-        prompt = chat(
-            "Write an evaluation with this score and this kind of difference.",
-            f"Given score: {score}\nKind: {kind}",
-        )
+        system = "Write an evaluation with this score and this kind of difference."
+        user = f"Given score: {score}\nKind: {kind}"
         answer = format_answer(SCALE, score, (), remark)
-        return Document(prompt, f"{answer}{TURN_END}\n", task="evaluation", number=score)
+        return document("evaluation", system, user, answer)
 
     def _words(self, rng: random.Random, number: int) -> str:
-        words: list[str] = []
-        while len(words) < number:
+        """Draw unrelated words, most of them Portuguese."""
+        drawn: list[str] = []
+        while len(drawn) < number:
             example = self.example(rng, ())
-            words += (example.reference if rng.random() < 0.7 else example.source).split()
-        rng.shuffle(words)
-        return " ".join(word.strip(".").lower() for word in words[:number])
+            drawn += (example.reference if rng.random() < 0.7 else example.source).split()
+        rng.shuffle(drawn)
+        return " ".join(word.strip(".").lower() for word in drawn[:number])
 
-    @staticmethod
-    def _document(
-        task: str,
-        prompt: str,
-        answer: str,
-        example: Example,
-        number: int | None = None,
-        with_kinds: bool = True,
-    ) -> Document:
-        kinds = tuple(i.kind for i in example.candidate.issues) if with_kinds else ()
-        return Document(prompt, f"{answer}{TURN_END}\n", example.source, task, kinds, number)
+
+def document(
+    task: str, system: str, user: str, answer: str, candidate: Candidate | None = None
+) -> Document:
+    """Lay out a conversation and its answer as the chat template writes them."""
+    prompt = (
+        f"{TURN_START}system\n{system}{TURN_END}\n{TURN_START}user\n{user}{TURN_END}\n"
+        f"{TURN_START}assistant\n"
+    )
+    kinds = tuple(issue.kind for issue in candidate.issues) if candidate else ()
+    return Document(task, prompt, f"{answer}{TURN_END}\n", kinds)
 
 
 def draw_kinds(rng: random.Random) -> list[str]:
-    """Kinds of error for a candidate, fluent ones more often."""
+    """Draw kinds of error for a candidate, fluent ones more often."""
     number = rng.choices(ERRORS_IN_CANDIDATE, ERRORS_WEIGHTS)[0]
     if number == 0 and rng.random() < 0.5:
         return [PARAPHRASE]
@@ -243,19 +266,14 @@ def draw_kinds(rng: random.Random) -> list[str]:
 
 
 def kinds_line(candidate: Candidate, rng: random.Random) -> str:
-    """The kinds of all differences in random order."""
+    """List the kinds of all differences in random order."""
     names = [issue.kind for issue in candidate.issues]
     rng.shuffle(names)
     return f"Kinds: {', '.join(names) or NONE}"
 
 
-def issues_line(candidate: Candidate) -> str:
-    """The line of an answer that lists the differences."""
-    return f"Issues: {'; '.join(issue.text for issue in candidate.issues) or NONE}"
-
-
 def marks(example: Example) -> list[tuple[str, str]]:
-    """The candidate's words, each with `=` where it agrees, else with the kind of its error.
+    """Return the candidate's words, each with `=` where it agrees, else with the kind of its error.
 
     What is left out has its mark behind an empty word.
     """
@@ -283,5 +301,5 @@ def marks(example: Example) -> list[tuple[str, str]]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without the punctuation around them."""
+    """Split into lower-case words without the punctuation around them."""
     return [bare for word in text.split() if (bare := word.strip(".,;:!?\"'()").casefold())]

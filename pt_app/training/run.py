@@ -48,8 +48,18 @@ def load_judge(
     """Load the base of a run and attach a fresh adapter to it."""
     set_seed(settings.seed)
     log.info("loading %s, weights in %s", prepared.source.name, platform.weights)
+    model = assemble(load_base(prepared.source, settings, platform), settings, platform)
+    if settings.shard_base:
+        shard_base(model, platform.device)
+    trainable, total = model.get_nb_trainable_parameters()
+    log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
+    return model
+
+
+def assemble(base: Any, settings: Settings, platform: Platform) -> Any:
+    """Attach a fresh adapter to a base, and choose how its attention and MLPs are computed."""
     model = adapters.attach_lora(
-        load_base(prepared.source, settings, platform),
+        base,
         r=settings.lora_r,
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
@@ -57,10 +67,6 @@ def load_judge(
     )
     use_attention(model, platform.attention)
     keep_less(model)
-    if settings.shard_base:
-        shard_base(model, platform.device)
-    trainable, total = model.get_nb_trainable_parameters()
-    log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{total:,}")
     return model
 
 
@@ -128,19 +134,22 @@ def _layout(settings: Settings, platform: Platform, prepared: Prepared, model: A
         log.info("packs: up to %d tokens, with each common prefix once", settings.pack_tokens)
     else:
         log.warning("packs: rows are computed one by one: %s", why)
-    shapes, rows = Shapes(), settings.batch_size
-    if platform.fixed_lengths:
-        # Validation reads each prompt with the trie of all verdicts appended.
-        nodes = len(verdict_trie(prepared.encoder).tokens)
-        shapes = Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
-        rows = 1
     return Layout(
         pad_id=prepared.encoder.tokenizer.pad_token_id,
-        rows=rows,
-        shapes=shapes,
+        rows=1 if platform.fixed_lengths else settings.batch_size,
+        shapes=fixed_shapes(settings, platform, prepared),
         trees=why is None,
         tolerance=platform.loss_tolerance,
     )
+
+
+def fixed_shapes(settings: Settings, platform: Platform, prepared: Prepared) -> Shapes:
+    """Return the few sizes that the tensors of a run have, if its platform asks for that."""
+    if not platform.fixed_lengths:
+        return Shapes()
+    # Validation reads each prompt with the trie of all verdicts appended.
+    nodes = len(verdict_trie(prepared.encoder).tokens)
+    return Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
 
 
 def common_arguments(

@@ -4,67 +4,61 @@ import random
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pt_app.core.errors import UserError
 from pt_app.judge_data.generator.corpus_errors import Vocabulary, corrupt_text
 from pt_app.judge_data.generator.errors import Candidate
-from pt_app.judge_data.generator.grammar import reserved_for_judges
+from pt_app.judge_data.generator.grammar import Pair, reserved_for_judges
 
-FEWEST_WORDS = 3
+MIN_WORDS = 3
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
 
-@dataclass(frozen=True)
-class RealPair:
-    """A source and its translation, spaces collapsed."""
-
-    source: str
-    reference: str
-
-
 class CorpusMaterial:
-    """The sources of a corpus, in random order; errors made without a lexicon of its words."""
+    """The sentence pairs of a corpus; errors are made without a lexicon of its words."""
 
-    def __init__(self, pairs: Sequence[RealPair]) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = list(pairs)
         self.vocabulary = Vocabulary([(p.source, p.reference) for p in self.pairs])
 
-    def draw(self, rng: random.Random) -> Iterator[RealPair]:
-        """Every pair once."""
+    def pick(self, rng: random.Random) -> Pair:
+        """Draw any of the pairs."""
+        return rng.choice(self.pairs)
+
+    def draw(self, rng: random.Random) -> Iterator[Pair]:
+        """Yield every pair once, in random order."""
         yield from rng.sample(self.pairs, len(self.pairs))
 
-    def corrupt(self, pair: RealPair, kinds: Sequence[str], rng: random.Random) -> Candidate:
+    def corrupt(self, pair: Pair, kinds: Sequence[str], rng: random.Random) -> Candidate:
         """See `corpus_errors.corrupt_text`."""
         return corrupt_text(pair.source, pair.reference, kinds, self.vocabulary, rng)
 
 
 def read_corpus(
     path: Path, max_words: int | None = None, base: bool = False
-) -> tuple[list[RealPair], dict[str, int]]:
-    """The pairs reserved for judges (`base`: the others), and how many were left out, by reason.
+) -> tuple[list[Pair], dict[str, int]]:
+    """Read the pairs reserved for judges (`base`: the others), and count the rest by reason.
 
     Pairs longer than `max_words` on either side are left out, as are those under 3 words and
-    sources that were there before. Raises UserError for a file that is missing, neither TMX nor
-    TSV, not well-formed (file and line), not UTF-8 (byte), of a row without two columns, or
-    without a usable pair.
+    repeated sources; spaces are collapsed. Raises UserError for a file that is missing, neither
+    TMX nor TSV, not well-formed (file and line), not UTF-8 (byte), of a row without two columns,
+    or without a usable pair.
     """
     readers = {".tmx": _read_tmx, ".tsv": _read_tsv}
     if path.suffix.lower() not in readers:
         raise UserError(f"corpus {path} is neither .tmx nor .tsv: convert it to one of them")
     if not path.is_file():
         raise UserError(f"corpus {path} is not there: name a TMX or TSV file with --corpus")
-    kept: list[RealPair] = []
+    kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
     for source, target in readers[path.suffix.lower()](path):
-        pair = RealPair(" ".join(source.split()), " ".join(target.split()))
-        reason = _reason(pair, seen, max_words, base)
-        if reason:
+        pair = Pair(" ".join(source.split()), " ".join(target.split()))
+        if reason := _reason(pair, seen, max_words, base):
             dropped[reason] += 1
-            continue
-        kept.append(pair)
+        else:
+            kept.append(pair)
     if not kept:
         counts = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items())) or "no rows"
         raise UserError(
@@ -73,13 +67,13 @@ def read_corpus(
     return kept, dict(sorted(dropped.items()))
 
 
-def _reason(pair: RealPair, seen: set[str], max_words: int | None, base: bool) -> str:
-    """Why a pair is left out, or ""; notes its source in `seen`."""
+def _reason(pair: Pair, seen: set[str], max_words: int | None, base: bool) -> str:
+    """Say why a pair is left out, or ""; its source is added to `seen`."""
     if not pair.source or not pair.reference:
         return "one side missing"
     lengths = [len(text.split()) for text in (pair.source, pair.reference)]
-    if min(lengths) < FEWEST_WORDS:
-        return f"under {FEWEST_WORDS} words"
+    if min(lengths) < MIN_WORDS:
+        return f"under {MIN_WORDS} words"
     if max_words is not None and max(lengths) > max_words:
         return f"over {max_words} words"
     key = pair.source.casefold()
@@ -94,11 +88,12 @@ def _reason(pair: RealPair, seen: set[str], max_words: int | None, base: bool) -
 
 
 def _read_tsv(path: Path) -> Iterator[tuple[str, str]]:
-    """English, tab, Portuguese on each line; empty lines are passed over."""
+    """Yield English and Portuguese, with a tab between, of each line; empty lines are skipped."""
     try:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, byte {error.start}: not UTF-8: convert it") from error
+    # Only "\n" ends a row: a text may hold U+2028 and its like, where splitlines would cut.
     for row, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
         if not line.strip():
             continue
@@ -112,12 +107,15 @@ def _read_tsv(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_tmx(path: Path) -> Iterator[tuple[str, str]]:
-    """The English and Portuguese of each unit, "" where it has none; memory stays small."""
+    """Yield English and Portuguese of each unit, "" where it has none.
+
+    Each unit is dropped from the tree once it is read, so that memory stays small.
+    """
     try:
         events = ET.iterparse(path, events=("start", "end"))
         _, root = next(events)
         for event, element in events:
-            if event == "end" and _local(element) == "tu":
+            if event == "end" and element.tag.rpartition("}")[2] == "tu":
                 yield _unit(element)
                 root.clear()
     except ET.ParseError as error:
@@ -130,20 +128,11 @@ def _read_tmx(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _unit(unit: ET.Element) -> tuple[str, str]:
-    english, portuguese, brazilian = "", "", ""
-    for variant in unit:
-        if _local(variant) != "tuv":
-            continue
+    """Return the first English and Portuguese text of a unit, Brazilian before other Portuguese."""
+    texts: dict[str, str] = {}
+    for variant in unit.iterfind("{*}tuv"):
         language = (variant.get(LANG) or variant.get("lang") or "").lower().replace("_", "-")
-        text = "".join("".join(seg.itertext()) for seg in variant if _local(seg) == "seg")
-        if language.split("-")[0] == "en":
-            english = english or text
-        elif language == "pt-br":
-            brazilian = brazilian or text
-        elif language.split("-")[0] == "pt":
-            portuguese = portuguese or text
-    return english, brazilian or portuguese
-
-
-def _local(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]
+        text = "".join("".join(seg.itertext()) for seg in variant.iterfind("{*}seg"))
+        name = language if language == "pt-br" else language.split("-")[0]
+        texts[name] = texts.get(name) or text
+    return texts.get("en", ""), texts.get("pt-br") or texts.get("pt", "")

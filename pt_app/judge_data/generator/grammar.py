@@ -2,22 +2,24 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pt_app.judge_data.generator.lexicon import (
+    GENDERS,
     NUMBERS,
     TENSES,
-    Gender,
     Lexicon,
-    Noun,
     Number,
+    Row,
     Tense,
+    english_verb,
+    suits,
 )
 
 Role = Literal["det", "noun", "adj", "verb", "adv", "prep"]
 MAX_WORDS = 9
-
 DETERMINERS = ("definite", "indefinite", "my", "our", "this", "that")
 DETERMINER_WEIGHTS = (8, 4, 1, 1, 1, 1)
 CONTRACTION = "at_the"
@@ -28,7 +30,7 @@ class Word:
     """A Portuguese word and what an error needs to know about it.
 
     `lemma` indexes the lexicon's table for the role (-1: none); `phrase` is one of subject,
-    verb, object, adverb, place, company; a verb's `takes` is the category of its object.
+    verb, object, adverb, place, company; a verb's `takes` is the class of its object.
     """
 
     text: str
@@ -37,32 +39,32 @@ class Word:
     phrase: str
     lemma: int = -1
     number: Number = "singular"
-    gender: Gender = "masculine"
+    gender: str = "masculine"
     tense: Tense = "present"
     takes: str | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An English sentence and the words of its reference translation, all in lower case."""
+    """An English sentence and its reference translation; of the grammar's, also its `words`."""
 
     source: str
-    words: tuple[Word, ...]
-
-    @property
-    def reference(self) -> str:
-        """The Portuguese sentence, with its capital and full stop."""
-        return sentence([word.text for word in self.words])
+    reference: str
+    words: tuple[Word, ...] = ()
 
 
-def sentence(words: list[str]) -> str:
-    """Words as a sentence: a capital at the start, a full stop at the end."""
+Phrase = tuple[list[Word], list[str]]
+"""Words in Portuguese, and in English."""
+
+
+def sentence(words: Sequence[str]) -> str:
+    """Join words to a sentence: a capital at the start, a full stop at the end."""
     text = " ".join(words)
     return text[:1].upper() + text[1:] + "."
 
 
 def reserved_for_judges(source: str) -> bool:
-    """Whether a source belongs to judge data: a hash of its text gives half of all to it.
+    """Return whether a source belongs to judge data: a hash of its text gives half of all to it.
 
     The other half is for the text a base is trained on, so no base ever saw a source of any
     judge set, whatever the seed. Case and spacing do not count.
@@ -78,22 +80,22 @@ class Grammar:
         self.lexicon = lexicon
         self._by_category: dict[str, list[int]] = {}
         for index, noun in enumerate(lexicon.nouns):
-            self._by_category.setdefault(noun.category, []).append(index)
+            self._by_category.setdefault(noun["class"], []).append(index)
 
     def sample(self, rng: random.Random) -> Pair:
-        """One pair; all randomness comes from `rng`."""
+        """Draw one pair; all randomness comes from `rng`."""
         while True:
             words, english = self._clause(rng)
             if len(words) <= MAX_WORDS:
-                return Pair(sentence(english), tuple(words))
+                portuguese = sentence([word.text for word in words])
+                return Pair(sentence(english), portuguese, tuple(words))
 
-    def _clause(self, rng: random.Random) -> tuple[list[Word], list[str]]:
+    def _clause(self, rng: random.Random) -> Phrase:
         number, tense = rng.choice(NUMBERS), rng.choice(TENSES)
         lemma = rng.randrange(len(self.lexicon.verbs))
         verb = self.lexicon.verbs[lemma]
-        takes = self._object_category(verb.takes, rng)
-        english = verb.english[tense, number]
-        text = verb.forms[tense, number]
+        takes = self._object_category(verb["object"], rng)
+        english, text = english_verb(verb, tense, number), verb[f"{tense}_{number}"]
         word = Word(text, "verb", english, "verb", lemma, number, tense=tense, takes=takes)
         parts = [self._noun_phrase("subject", "animate", rng, number), ([word], [english])]
         if takes:
@@ -116,44 +118,43 @@ class Grammar:
         category: str,
         rng: random.Random,
         fixed_number: Number | None = None,
-        kind: str | None = None,
-    ) -> tuple[list[Word], list[str]]:
+        kind: str = "",
+    ) -> Phrase:
+        """Draw determiner, noun and at times an adjective; number and determiner may be given."""
         lemma = rng.choice(self._by_category[category])
         noun = self.lexicon.nouns[lemma]
         number = fixed_number if fixed_number else rng.choice(NUMBERS)
-        kind = kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
-        position, row = self.lexicon.determiner(kind)
-        det, gloss, name = row.forms[noun.gender, number], row.english[number], noun.english[number]
+        position, row = self.lexicon.determiner(
+            kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
+        )
+        gender, gloss = GENDERS[noun["gender"]], row[f"english_{number}"]
+        det, english = row[f"{gender}_{number}"], [noun[f"english_{number}"]]
         words = [
-            Word(det, "det", gloss, phrase, position, number, noun.gender),
-            Word(noun.forms[number], "noun", name, phrase, lemma, number, noun.gender),
+            Word(det, "det", gloss, phrase, position, number, gender),
+            Word(noun[number], "noun", english[0], phrase, lemma, number, gender),
         ]
-        english = [name]
         if rng.random() < 0.35:
             words.append(self._adjective(noun, number, phrase, rng))
             english.insert(0, words[-1].english)
-        return words, [_article(gloss, english[0]), *english]
+        # No word of the lexicon is an exception to the spelling rule of "an".
+        article = "an" if gloss == "a" and english[0][0] in "aeiou" else gloss
+        return words, [article, *english]
 
-    def _adjective(self, noun: Noun, number: Number, phrase: str, rng: random.Random) -> Word:
-        fitting = [i for i, row in enumerate(self.lexicon.adjectives) if row.suits(noun.category)]
-        lemma = rng.choice(fitting)
-        row = self.lexicon.adjectives[lemma]
-        text = row.forms[noun.gender, number]
-        return Word(text, "adj", row.english, phrase, lemma, number, noun.gender)
-
-    def _adverb(self, tense: Tense, rng: random.Random) -> tuple[list[Word], list[str]]:
-        rows = self.lexicon.adverbs
-        lemma = rng.choice([i for i, row in enumerate(rows) if row.tense in ("any", tense)])
+    def _adjective(self, noun: Row, number: Number, phrase: str, rng: random.Random) -> Word:
+        rows, gender = self.lexicon.adjectives, GENDERS[noun["gender"]]
+        lemma = rng.choice([i for i, row in enumerate(rows) if suits(row, noun["class"])])
         row = rows[lemma]
-        return [Word(row.form, "adv", row.english, "adverb", lemma, tense=tense)], [row.english]
+        text = row[f"{gender}_{number}"]
+        return Word(text, "adj", row["english"], phrase, lemma, number, gender)
 
-    def _prepositional(self, rng: random.Random) -> tuple[list[Word], list[str]]:
+    def _adverb(self, tense: Tense, rng: random.Random) -> Phrase:
+        rows = self.lexicon.adverbs
+        lemma = rng.choice([i for i, row in enumerate(rows) if row["tense"] in ("any", tense)])
+        text, english = rows[lemma]["portuguese"], rows[lemma]["english"]
+        return [Word(text, "adv", english, "adverb", lemma, tense=tense)], [english]
+
+    def _prepositional(self, rng: random.Random) -> Phrase:
         if rng.random() < 0.7:
             return self._noun_phrase("place", "place", rng, kind=CONTRACTION)
         words, english = self._noun_phrase("company", "animate", rng)
         return [Word("com", "prep", "with", "company"), *words], ["with", *english]
-
-
-def _article(english: str, following: str) -> str:
-    """ "an" before a vowel; no word of the lexicon is an exception to the spelling rule."""
-    return "an" if english == "a" and following[0] in "aeiou" else english

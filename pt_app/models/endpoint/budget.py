@@ -1,18 +1,18 @@
-"""What a teacher may be asked: requests and tokens a minute, and dollars in all."""
+"""What an endpoint may be asked: requests and tokens per minute, and dollars in all."""
 
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pt_app.models.endpoint.options import RequestOptions
 
 WINDOW = 60.0
-LONGEST_SLEEP = 0.5  # so that nobody waits on after the end
+MAX_SLEEP = 0.5  # so that a request that waits notices soon that the budget is closed
 
 
 class MoneySpentError(Exception):
-    """The next request could cost more than what is left, or none is to be made any more."""
+    """The next request could cost more than what is left, or no further one is to be made."""
 
 
 @dataclass
@@ -24,35 +24,30 @@ class Usage:
 
     @property
     def total(self) -> int:
-        """Both together, as tokens a minute are counted."""
+        """Both together, as tokens per minute are counted."""
         return self.prompt + self.answer
 
 
+@dataclass(kw_only=True, eq=False)
 class Budget:
     """Holds requests back until rates allow them, and ends where the money would.
 
     Rates are over a sliding window (`window` seconds); tokens are estimated before a request and
-    corrected by its usage. `spent` is in dollars. 0 is no limit.
+    corrected by its usage. `spent` is in dollars. A limit of 0 is none.
     """
 
-    def __init__(
-        self,
-        *,
-        rpm: int = 0,
-        tpm: int = 0,
-        price_in: float = 0.0,
-        price_out: float = 0.0,
-        max_cost: float = 0.0,
-        window: float = WINDOW,
-    ) -> None:
-        self.rpm, self.tpm, self.window = rpm, tpm, window
-        self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
-        self.spent = 0.0
-        self._reserved = 0.0
-        self._asked: deque[list[float]] = deque()  # [when, tokens]
-        self._paused_until = 0.0
-        self._turn = asyncio.Lock()
-        self._closed = False
+    rpm: int = 0
+    tpm: int = 0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+    window: float = WINDOW
+    spent: float = field(default=0.0, init=False)
+    _reserved: float = field(default=0.0, init=False)
+    _asked: deque[list[float]] = field(default_factory=deque, init=False)  # [when, tokens]
+    _paused_until: float = field(default=0.0, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _closed: bool = field(default=False, init=False)
 
     @classmethod
     def of(cls, options: RequestOptions) -> "Budget":
@@ -61,25 +56,25 @@ class Budget:
         return cls(**{name: getattr(options, name) for name in names})
 
     def close(self) -> None:
-        """Let no further request be made; those under way come to their end."""
+        """Let no further request be made; those in flight are finished."""
         self._closed = True
 
     def cost(self, usage: Usage) -> float:
-        """Dollars of a request; prices are per million tokens."""
+        """Return the dollars of so many tokens; prices are per million tokens."""
         return (usage.prompt * self.price_in + usage.answer * self.price_out) / 1e6
 
     def pause(self, seconds: float) -> None:
-        """Let nobody ask for so long: the endpoint said so to one for all."""
+        """Hold all requests back for so long: the endpoint asked one of them to wait."""
         self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
     async def acquire(self, estimate: Usage) -> list[float]:
         """Wait until such a request may be made; raises MoneySpentError if it may never be."""
         async with self._turn:  # first come, first served
             while (wait := self._wait(estimate)) > 0 and not self._closed:
-                await asyncio.sleep(min(wait, LONGEST_SLEEP))
+                await asyncio.sleep(min(wait, MAX_SLEEP))
             cost = self.cost(estimate)
-            whole = self.spent + self._reserved + cost
-            if self._closed or (self.max_cost and whole > self.max_cost):
+            total = self.spent + self._reserved + cost
+            if self._closed or (self.max_cost and total > self.max_cost):
                 raise MoneySpentError
             self._reserved += cost
             entry = [time.monotonic(), float(estimate.total)]
@@ -94,14 +89,14 @@ class Budget:
             self.spent += self.cost(usage)
 
     def _wait(self, estimate: Usage) -> float:
-        """Seconds until the window has room; 0 where it has."""
+        """Return the seconds until the window has room; 0 where it has."""
         now = time.monotonic()
         while self._asked and self._asked[0][0] <= now - self.window:
             self._asked.popleft()
         until = [self._paused_until - now]
         if self.rpm and len(self._asked) >= self.rpm:
             until.append(self._asked[len(self._asked) - self.rpm][0] + self.window - now)
-        # A request larger than the whole budget goes when nothing else is in the window.
+        # A request larger than the whole budget is made when nothing else is in the window.
         if self.tpm and self._asked:
             over = sum(tokens for _, tokens in self._asked) + estimate.total - self.tpm
             for when, tokens in self._asked:

@@ -1,4 +1,4 @@
-"""The journal of a distillation: every answer as it arrives, so that nothing is paid for twice."""
+"""The journal of what an endpoint answered: nothing is paid for twice."""
 
 import json
 import os
@@ -7,41 +7,47 @@ from pathlib import Path
 from typing import IO, Any
 
 from pt_app.core.errors import UserError
-from pt_app.models.endpoint.reply import whole_characters
+from pt_app.models.endpoint.reply import parsed_json, whole_characters
 
 Entry = dict[str, Any]
 
 
 class Journal:
-    """JSON Lines: a first line of settings, then one line an answer, flushed to the disk.
+    """JSON Lines: a first line of settings, then one line per answer, flushed to the disk.
 
-    A last line cut off by a kill is taken off again: its answer is asked for once more. Raises
-    UserError for a journal of other settings, or one that another process writes.
+    A last line that a kill cut off is removed: its answer is asked for again. Raises UserError for
+    a journal of other settings, or one that another process writes.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
         self.path = path
-        self.entries: list[Entry] = []
         self._file: IO[bytes] = self._open()
-        whole = self._read()
-        if whole:
-            self._check(whole[0], settings)
-            self.entries = whole[1:]
-        else:
-            self.append({"journal": 1, "settings": dict(settings)})
-            self.entries.clear()
+        first, *self.entries = self._read() or [{}]
+        if not first:
+            self._write({"journal": 1, "settings": dict(settings)})
+            return
+        was = first.get("settings", {})
+        for name, value in settings.items():
+            if was.get(name) != value:
+                raise UserError(
+                    f"{path} was begun with {name} {was.get(name)!r}, now it is {value!r}: "
+                    "run with the same settings, or with another --out"
+                )
 
     def append(self, entry: Entry) -> None:
-        """Write one line and flush it to the disk."""
-        line = json.dumps(entry, ensure_ascii=False) + "\n"
-        self._file.write(whole_characters(line).encode("utf-8"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keep one answer, and flush it to the disk."""
+        self._write(entry)
         self.entries.append(entry)
 
     def close(self) -> None:
         """Close the file and let others write it."""
         self._file.close()
+
+    def _write(self, entry: Entry) -> None:
+        line = json.dumps(entry, ensure_ascii=False) + "\n"
+        self._file.write(whole_characters(line).encode("utf-8"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def _open(self) -> IO[bytes]:
         import fcntl
@@ -62,25 +68,14 @@ class Journal:
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self._file.truncate(end)
-        entries = []
-        for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
+        entries: list[Entry] = []
+        for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
-                entry = json.loads(line)
                 # Earlier versions kept halves of characters as an endpoint gave them.
-                entries.append(json.loads(whole_characters(json.dumps(entry, ensure_ascii=False))))
+                entries.append(parsed_json(line))
             except ValueError as error:
                 raise UserError(
                     f"{self.path}, line {number} is no JSON: repair it, or start another journal "
                     "with another --out"
                 ) from error
         return entries
-
-    def _check(self, first: Entry, settings: Mapping[str, Any]) -> None:
-        was = first.get("settings", {})
-        other = [name for name in settings if was.get(name) != settings[name]]
-        if other:
-            name = other[0]
-            raise UserError(
-                f"{self.path} was begun with {name} {was.get(name)!r}, now it is "
-                f"{settings[name]!r}: run with the same settings, or with another --out"
-            )

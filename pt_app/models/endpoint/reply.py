@@ -1,8 +1,6 @@
-"""Reads what an OpenAI-compatible endpoint answered, whatever shape it gave it.
+"""Read what an OpenAI-compatible endpoint answered, whatever shape it gave it."""
 
-Both those who ask an endpoint use it: `judge data distil` and `judge eval --endpoint`.
-"""
-
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ class RefusedError(Exception):
 
 
 class AgainError(Exception):
-    """An answer that may come when asked once more, after so many seconds where they are said.
+    """An answer that may come on another try, after so many seconds where they are given.
 
     `of_row`: where it never comes, this request is at fault and not the endpoint.
     """
@@ -37,7 +35,7 @@ class AgainError(Exception):
 class Reply:
     """An answer's text and what it took; `estimated` where the endpoint did not say.
 
-    `cut`: it reached the most tokens that were asked for, so that its last line is not whole.
+    `cut`: it reached the maximum of tokens that was asked for, so its last line is not whole.
     """
 
     text: str
@@ -46,56 +44,47 @@ class Reply:
     cut: bool = False
 
 
-def reply_of(body: Any, estimate: Usage) -> Reply:
+def reply_of(body: object, estimate: Usage) -> Reply:
     """Read the body of a chat completion.
 
-    Raises RefusedError where there is a reason for no answer, AgainError where there is neither.
+    Raises RefusedError where the endpoint gives a reason for no answer, AgainError where it gives
+    neither.
     """
-    choices = body.get("choices") if isinstance(body, Mapping) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    message = first.get("message") if isinstance(first, Mapping) else None
-    if not isinstance(first, Mapping) or not isinstance(message, Mapping):
+    choice = _first_choice(body)
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
         raise AgainError("an answer without choices", of_row=True)
     text = whole_characters(_text(message.get("content")))
-    reason = first.get("finish_reason")
+    reason = choice.get("finish_reason")
     if message.get("refusal"):
         raise RefusedError(f"refused: {one_line(message['refusal'])}")
     if reason == "content_filter":
         raise RefusedError("withheld by the endpoint's content filter")
     if not text and message.get("tool_calls"):
         raise RefusedError("a call of a tool instead of an answer")
-    said = body.get("usage")
-    counts = [
-        said.get(name) if isinstance(said, Mapping) else None
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    known = [one if isinstance(one, int) and one >= 0 else None for one in counts]
-    own = Usage(estimate.prompt, len(text.encode()) // 2 + 1)
-    prompt, answer = (
-        guess if one is None else one
-        for one, guess in zip(known, (own.prompt, own.answer), strict=True)
+    counts = _mapping(_mapping(body).get("usage"))
+    prompt, answer = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    usage = Usage(
+        estimate.prompt if prompt is None else prompt,
+        len(text.encode()) // 2 + 1 if answer is None else answer,
     )
-    return Reply(text, Usage(prompt, answer), None in known, reason == "length")
+    return Reply(text, usage, prompt is None or answer is None, reason == "length")
 
 
-def error_of(body: Any) -> tuple[int, str] | None:
-    """Give status (0: none said) and message of an error that came as a success, if it is one."""
-    if not isinstance(body, Mapping):
+def error_of(body: object) -> tuple[int, str] | None:
+    """Return status (0: unknown) and message of an error that came with status 200, or None."""
+    fields = _mapping(body)
+    error = fields.get("error") or _first_choice(body).get("error")
+    error = error or (fields if fields.get("object") == "error" else None)
+    if not error:
         return None
-    choices = body.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    found = body.get("error") or (first.get("error") if isinstance(first, Mapping) else None)
-    if not found and body.get("object") != "error":
-        return None
-    found = found or body
-    if not isinstance(found, Mapping):
-        return 0, one_line(found)
-    code = next((found[k] for k in ("code", "status") if str(found.get(k)).isdigit()), 0)
-    return int(code), one_line(found.get("message") or found)
+    details = _mapping(error)
+    codes = (str(details.get(name)) for name in ("code", "status"))
+    return int(next(filter(str.isdigit, codes), 0)), one_line(details.get("message") or error)
 
 
 def answer_part(text: str, cut: bool = False) -> str | None:
-    """Give an answer without the thought before it, and without the last line of a cut one.
+    """Return an answer without the thought before it, and without the last line of a cut one.
 
     None where the thought never ended: a verdict in it is one that was weighed, not given.
     """
@@ -124,25 +113,34 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def one_line(said: Any) -> str:
-    """Shorten what an endpoint said to a line for messages."""
-    return " ".join(whole_characters(str(said)).split())[:200]
+def parsed_json(text: str | bytes) -> Any:
+    """Parse JSON as it can be written again; raises ValueError or RecursionError."""
+    return json.loads(whole_characters(json.dumps(json.loads(text), ensure_ascii=False)))
 
 
-def _text(content: Any) -> str:
+def one_line(message: object) -> str:
+    """Shorten a message of the endpoint to one line."""
+    return " ".join(whole_characters(str(message)).split())[:200]
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _first_choice(body: object) -> Mapping[str, object]:
+    choices = _mapping(body).get("choices")
+    return _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+
+
+def _count(tokens: object) -> int | None:
+    return tokens if isinstance(tokens, int) and tokens >= 0 else None
+
+
+def _text(content: object) -> str:
     """Join the texts of an answer's content: a text, or a list of parts of which some think."""
-    if isinstance(content, str):
-        return content
+    if isinstance(content, list):
+        return "".join(map(_text, content))
     if isinstance(content, Mapping):
-        content = [content]
-    parts = content if isinstance(content, list) else []
-    return "".join(
-        part
-        if isinstance(part, str)
-        else str(part["text"])
-        if isinstance(part, Mapping)
-        and part.get("type", "text") in ("text", "output_text")
-        and isinstance(part.get("text"), str)
-        else ""
-        for part in parts
-    )
+        is_text = content.get("type", "text") in ("text", "output_text")
+        content = content.get("text") if is_text else ""
+    return content if isinstance(content, str) else ""

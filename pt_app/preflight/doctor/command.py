@@ -2,8 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
 from rich.table import Table
 from rich.text import Text
@@ -14,23 +14,22 @@ from pt_app.core.streams import print_json
 from pt_app.models import platforms
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.arithmetic import check_arithmetic
-from pt_app.preflight.doctor.finding import Finding, one_line, run_check
-from pt_app.preflight.doctor.machine import check_machine
+from pt_app.preflight.doctor.finding import Check, Finding, Status, one_line, run_check
+from pt_app.preflight.doctor.machine import check_machine, check_packages
 from pt_app.preflight.doctor.needs import Needs, words_of
-from pt_app.preflight.doctor.packages import check_packages
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-Section = tuple[str, Callable[[], Iterator[Finding]]]
+Section = tuple[str, Check]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """The findings, by section."""
 
     recipe: Recipe
-    sections: dict[str, list[Finding]]
+    sections: dict[str, list[Finding]] = field(default_factory=dict)
 
-    def count(self, status: str) -> int:
+    def count(self, status: Status) -> int:
         """Return how many findings have this status."""
         return sum(f.status == status for findings in self.sections.values() for f in findings)
 
@@ -47,8 +46,8 @@ class Report:
 
     def summary(self) -> str:
         """Return the last line."""
-        ok, warned, failed = (self.count(status) for status in ("ok", "warn", "fail"))
-        end = ": fix them, then run judge doctor again" if failed else ""
+        end = ": fix them, then run judge doctor again" if self.count("fail") else ""
+        ok, warned, failed = self.count("ok"), self.count("warn"), self.count("fail")
         return f"{ok} ok, {warned} warnings, {failed} failed{end}"
 
 
@@ -61,14 +60,11 @@ def sections_of(
         UserError: for flags that the recipe would refuse.
     """
     settings = resolve(recipe, argv, "judge doctor", "")
-    needs = Needs(settings, offline)
-    yield "packages", lambda: check_packages(recipe, no_4bit=settings.no_4bit)
+    needs, no_4bit = Needs(settings, offline), settings.no_4bit
+    yield "packages", lambda: check_packages(recipe, no_4bit=no_4bit)
     try:
         platform = platforms.decide(
-            recipe,
-            no_4bit=settings.no_4bit,
-            precision=settings.train_precision,
-            on_cpu=on_cpu,
+            recipe, no_4bit=no_4bit, precision=settings.train_precision, on_cpu=on_cpu
         )
     except Exception as error:  # an impossible precision, or a driver that fails
         fix = "choose other flags if it names one; else install driver and torch again"
@@ -97,7 +93,7 @@ def _arithmetic(platform: Platform, needs: Needs | None) -> Iterator[Finding]:
 
 def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) -> Report:
     """Run the checks, and print each section when it is complete, unless `quiet`."""
-    report = Report(recipe, {})
+    report = Report(recipe)
     for name, check in sections:
         with warnings.catch_warnings():
             # Packages' old names, which users cannot act on; warnings of drivers are UserWarnings.
@@ -110,13 +106,12 @@ def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) ->
 
 def _table(section: str, findings: Sequence[Finding]) -> Table:
     table = Table.grid(padding=(0, 1))
-    for width in (4, 24):
-        table.add_column(width=width)
-    table.add_column(overflow="fold")
+    for width in (4, 24, None):
+        table.add_column(width=width, overflow="fold")
     table.add_row("", Text(section, style="bold"))
     for finding in findings:
-        mark = Text(finding.status, style=STYLES[finding.status])
-        table.add_row(mark, Text(finding.name), Text(finding.said))
+        mark = Text(finding.status, STYLES[finding.status])
+        table.add_row(mark, finding.name, Text(finding.said))
         if finding.fix:
             table.add_row("", "", Text(f"fix: {finding.fix}", style="bold"))
     return table

@@ -1,26 +1,109 @@
-"""Check the device of a run and its limits: drivers, formats, memory."""
+"""Check the machine of a run: its packages, its device with drivers and formats, its memory."""
 
+import importlib.metadata
+import importlib.util
 import os
 import platform as system
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 
+import pt_app
 from pt_app.core.settings import Recipe
 from pt_app.models import contention, launcher
 from pt_app.models.memory import ROOT, memory_limit
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
+from pt_app.preflight.wheels import read_requirements
 
 GIB = 2**30
+CHECKOUT = Path(pt_app.__file__).parents[1]
+ROCM_BITSANDBYTES = Version("0.50")  # the first release whose 4 bits work on AMD
 START = 'use the command that the page "Get started" of pytorch.org shows for'
 DRIVERS = {"NVIDIA": "proc/driver/nvidia/version", "AMD": "sys/module/amdgpu/version"}
 # Chips of a family run each other's code, but AMD supports only those that torch names.
 ROCM_FAMILIES = {"gfx103": "10.3.0", "gfx110": "11.0.0", "gfx115": "11.5.1"}
+
+
+def check_packages(
+    recipe: Recipe, folder: Path | None = None, *, no_4bit: bool = False
+) -> Iterator[Finding]:
+    """Check Python, the build of torch, the pinned versions, and packages that download code."""
+    yield _python()
+    yield Finding("torch", "ok", f"{torch.__version__}, built for {_built_for()}")
+    yield _pinned(recipe, folder or CHECKOUT, no_4bit)
+    version = _version("bitsandbytes")
+    if torch.version.hip and not no_4bit and version and Version(version) < ROCM_BITSANDBYTES:
+        # NaN or garbage: bitsandbytes PRs 1856, 1885, 1887, 1979, 2012
+        fix = "pip install 'bitsandbytes>=0.50', or train with --no_4bit"
+        yield Finding("bitsandbytes", "fail", f"{version} computes NF4 wrongly on AMD", fix)
+    # bitsandbytes downloads kernels from the hub when it is imported, if `kernels` is installed.
+    absent = importlib.util.find_spec("kernels") is None
+    said = "none: the package kernels is not installed"
+    if not absent:
+        said = "kernels is installed: bitsandbytes downloads code from the hub when imported"
+    yield Finding.of("hidden downloads", absent, said, "pip uninstall kernels", "warn")
+
+
+def _python() -> Finding:
+    said = f"{system.python_version()} on {sys.platform}, {system.machine()}"
+    on_mac = sys.platform == "darwin"
+    if on_mac and sys.version_info >= (3, 12):
+        # jingyaogong/minimind PR 852
+        said += "; loader workers would hang here, and the recipe for Apple uses none"
+    fix = "install a Python for Apple silicon (arm64): this one is for Intel and sees no GPU"
+    return Finding.of("python", not on_mac or system.machine() != "x86_64", said, fix, "warn")
+
+
+def _built_for() -> str:
+    if torch.version.hip or torch.version.cuda:
+        return f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+    return "Apple GPUs" if torch.backends.mps.is_built() else "CPUs only"
+
+
+def _pinned(recipe: Recipe, folder: Path, no_4bit: bool) -> Finding:
+    """Compare with the requirements file of a checkout, else with what the package declares."""
+    file = folder / f"requirements-{recipe}.txt"
+    pins = pins_of(read_requirements(file) if file.is_file() else _declared())
+    if not pins:
+        return Finding("packages", "skip", "no checkout, and no pins in the installed package")
+    if no_4bit:
+        pins.pop("bitsandbytes", None)  # the recipe uses it for 4 bits only
+    fix = f"pip install -r {file.name} (make install)"
+    if missing := [name for name in pins if _version(name) is None]:
+        return Finding("packages", "fail", f"missing: {', '.join(missing)}", fix)
+    other = [
+        f"{name} {_version(name)} (pinned: {pin})"
+        for name, pin in pins.items()
+        if str(_version(name)).split("+")[0] != pin  # +cpu and the like name a build
+    ]
+    said = f"not as pinned: {', '.join(other)}" if other else f"{len(pins)} as in {file.name}"
+    return Finding.of("packages", not other, said, fix, "warn")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def pins_of(lines: Iterable[str]) -> dict[str, str]:
+    """Return package -> version of the requirements that pin one."""
+    requirements = map(Requirement, lines)
+    return {r.name: s.version for r in requirements for s in r.specifier if s.operator == "=="}
+
+
+def _declared() -> list[str]:
+    try:
+        return importlib.metadata.requires("pt-app") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iterator[Finding]:
@@ -53,7 +136,7 @@ def _cpu_threads() -> Finding:
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     variables = "".join(f"; {name}={os.environ[name]}" for name in names if name in os.environ)
     why = contention.why_not_watched()
-    wait = "they sleep while other programs use the CPU" if why is None else f"not watched: {why}"
+    wait = f"not watched: {why}" if why else "they sleep while other programs use the CPU"
     return Finding("CPU threads", "ok", f"{torch.get_num_threads()}; {wait}{variables}")
 
 
@@ -62,17 +145,17 @@ def _unseen(recipe: Recipe, platform: Platform, root: Path) -> Iterator[Finding]
     if not platform.on_cpu:
         return
     status: Status = "fail" if recipe == "cuda" else "warn"
+    kfd, apple = root / "dev/kfd", sys.platform == "darwin" and system.machine() == "arm64"
     if not torch.cuda.is_available():
         if (root / DRIVERS["NVIDIA"]).exists():
             fix = f"{START} CUDA; if this is one, update the driver"
             yield Finding("NVIDIA GPU", status, f"present, unseen by torch: {_why()}", fix)
-        kfd = root / "dev/kfd"
         if kfd.exists():
             fix = f"make install-rocm: {START} ROCm"
             if not os.access(kfd, os.R_OK | os.W_OK):
                 fix = "sudo usermod -aG render,video $USER, and log in again, to open /dev/kfd"
             yield Finding("AMD GPU", status, f"present, unseen by torch: {_why()}", fix)
-    if recipe == "mps" and sys.platform == "darwin" and system.machine() == "arm64":
+    if recipe == "mps" and apple:
         fix = "make install-mps, on macOS 14 or newer"
         yield Finding("Apple GPU", "fail", "torch does not see it", fix)
 
@@ -88,8 +171,8 @@ def _why() -> str:
 
 def _gpu() -> Iterator[Finding]:
     """Check whether torch has code for a GPU, native bfloat16, and its free memory."""
-    properties: Any = torch.cuda.get_device_properties(0)
-    built: list[str] = torch.cuda.get_arch_list()
+    properties = torch.cuda.get_device_properties(0)
+    built = torch.cuda.get_arch_list()
     if torch.version.hip:
         yield _rocm_chip(properties.gcnArchName.split(":")[0], built)
     else:
@@ -105,7 +188,7 @@ def _gpu() -> Iterator[Finding]:
     yield Finding.of("GPU memory", free >= 0.8 * total, said, fix, "warn")
 
 
-def _cuda_chip(major: int, minor: int, built: list[str]) -> Finding:
+def _cuda_chip(major: int, minor: int, built: Sequence[str]) -> Finding:
     """Check whether a build in this torch runs on a chip of this compute capability."""
 
     def runs(build: str) -> bool:
@@ -114,14 +197,12 @@ def _cuda_chip(major: int, minor: int, built: list[str]) -> Finding:
         made_for = int(number.rstrip("af"))
         return made_for <= 10 * major + minor and (kind != "sm" or made_for // 10 == major)
 
-    said = f"compute capability {major}.{minor}"
-    right = any(map(runs, built))
-    if not right:
-        said += f", and this torch has code for {', '.join(built) or 'none'}"
-    return Finding.of("GPU code", right, said, f"{START} an older CUDA (GPUs before Turing: 12.6)")
+    said = f"compute capability {major}.{minor}; this torch has code for {', '.join(built)}"
+    fix = f"{START} an older CUDA (GPUs before Turing: 12.6)"
+    return Finding.of("GPU code", any(map(runs, built)), said, fix)
 
 
-def _rocm_chip(chip: str, built: list[str]) -> Finding:
+def _rocm_chip(chip: str, built: Sequence[str]) -> Finding:
     """Check whether this torch has code for an AMD chip."""
     forced = os.environ.get("HSA_OVERRIDE_GFX_VERSION")
     said = chip + (f", by HSA_OVERRIDE_GFX_VERSION={forced}" if forced else "")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from huggingface_hub import constants
+
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
@@ -52,8 +54,6 @@ class Needs:
             yield Finding("remote code", "warn", said, fix)
 
     def _cache(self) -> Iterator[Finding]:
-        from huggingface_hub import constants
-
         folder = Path(constants.HF_HUB_CACHE)
         if self.offline or not self._to_fetch():
             yield Finding("cache", "ok", f"{folder}: the run downloads nothing into it")
@@ -73,33 +73,33 @@ class Needs:
         """Find the base as `resolve_model` does, but download nothing."""
         name = self.settings.model
         if self._to_fetch():
-            return None, self._missing(name)
+            return None, self._missing()
         try:
             source = bases.resolve_model(name)
         except UserError as error:
             return None, Finding("base", "fail", one_line(error), "choose another --model")
         size = sum(file.stat().st_size for file in weight_files(source.path))
-        here = "a folder" if bases.is_local(name) else "in the local cache"
-        where = "shipped" if name == bases.TINY else here
+        where = "a folder" if bases.is_local(name) else "in the local cache"
+        where = "shipped" if name == bases.TINY else where
         return source, Finding("base", "ok", f"{name}: {where}, {size / 1e9:.2f} GB")
 
-    def _missing(self, name: str) -> Finding:
-        """Check whether a run could download a base of the hub."""
-        from huggingface_hub import constants
-
-        said = f"{name} is not in the local cache, or incomplete"
-        fetch = f"hf download {name}"
+    def _missing(self) -> Finding:
+        """Check whether the run could download its base from the hub."""
+        fetch = f"hf download {self.settings.model}"
+        said = f"{self.settings.model} is not in the local cache, or incomplete"
+        host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
         if self.offline:
             fix = f"on a machine with a network and this cache (the login node): {fetch}"
-            return Finding("base", "fail", said, fix)
-        if constants.HF_HUB_OFFLINE:
+        elif constants.HF_HUB_OFFLINE:
+            said += ", and HF_HUB_OFFLINE is set"
             fix = f"HF_HUB_OFFLINE=0 {fetch}, or --model tiny"
-            return Finding("base", "fail", f"{said}, and HF_HUB_OFFLINE is set", fix)
-        host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
-        if not tracking_access.reachable(constants.ENDPOINT, bases.HUB_TIMEOUT):
-            said = f"{said}, and {host} does not answer within {bases.HUB_TIMEOUT:.0f} s"
-            return Finding("base", "fail", said, f"{fetch}, where there is a network; --model tiny")
-        return Finding("base", "warn", f"{said}; {host} answers: the run would fetch it", fetch)
+        elif tracking_access.reachable(constants.ENDPOINT, bases.HUB_TIMEOUT):
+            said += f"; {host} answers: the run would fetch it"
+            return Finding("base", "warn", said, fetch)
+        else:
+            said += f", and {host} does not answer within {bases.HUB_TIMEOUT:.0f} s"
+            fix = f"{fetch}, where there is a network; --model tiny"
+        return Finding("base", "fail", said, fix)
 
     def _data(self) -> Iterator[Finding]:
         folder = Path(self.settings.data_dir)
@@ -128,15 +128,13 @@ class Needs:
             return
         address, key, problem = tracking_access.find_key()
         host = urlsplit(address).hostname or address
-        if key is None:
-            fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
-            if mode == "online":
-                yield Finding("tracking", "fail", problem, fix)
-            elif problem.startswith("no W&B key"):
-                said = f"{problem}: the run is kept in its folder for judge sync"
-                yield Finding("tracking", "ok", said)
-            else:  # there is one, which cannot be used
-                yield Finding("tracking", "warn", problem, fix)
+        fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
+        if key is None and mode == "online":
+            yield Finding("tracking", "fail", problem, fix)
+        elif key is None and problem.startswith("no W&B key"):
+            yield Finding("tracking", "ok", f"{problem}: kept for judge sync")
+        elif key is None:  # there is one, which cannot be used
+            yield Finding("tracking", "warn", problem, fix)
         elif self.offline:
             yield Finding("tracking", "ok", f"a key for {host}; kept for judge sync without it")
         else:
@@ -146,9 +144,7 @@ class Needs:
 
 def words_of(source: ModelSource | None) -> int:
     """Return the size of a base's head by its config.json; without one, that of Qwen2's."""
-    if source is None:
-        return QWEN_WORDS
-    config = read_json(source.path / "config.json")
+    config = read_json(source.path / "config.json") if source else {}
     words = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     return int(words or QWEN_WORDS)
 
@@ -182,8 +178,8 @@ def _room(name: str, folder: Path, enough: float, least: float, short: str, othe
         said = f"{folder} cannot be written: {error.strerror or error}"
         return Finding(name, "fail", said, other)
     said = f"{folder}: {free / GIB:.1f} GiB free" + (short if free < enough else "")
-    status: Status = "fail" if free < least else "warn"
-    return Finding.of(name, free >= enough, said, f"make room, or {other}", status)
+    wrong: Status = "fail" if free < least else "warn"
+    return Finding.of(name, free >= enough, said, f"make room, or {other}", wrong)
 
 
 def _loads(source: ModelSource) -> Iterator[Finding]:

@@ -5,26 +5,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import ModuleType
 
 from pt_app.core import console
 from pt_app.core.settings import Recipe, Settings, resolve
 from pt_app.core.streams import print_json
 from pt_app.models import launcher, platforms
-from pt_app.preflight.estimate.estimate import Estimate, estimate
+from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.memory import GIB
 from pt_app.preflight.estimate.timing import Seconds, time_run
-from pt_app.training.preparation import Prepared, prepare
+from pt_app.training.preparation import prepare
 from pt_app.training.run import build_trainer, examples_a_step, load_judge
-
-RecipeModule = Callable[[Recipe], Any]
-"""Returns the module of a recipe, with its `load_base` and `training_arguments`."""
 
 
 def run_estimate(
     recipe: Recipe | None,
     argv: Sequence[str],
-    module_of: RecipeModule,
+    module_of: Callable[[Recipe], ModuleType],
     *,
     device: str = "auto",
     gpu_memory: float | None = None,
@@ -37,7 +34,7 @@ def run_estimate(
     Args:
         recipe: the recipe of the run; None: that of this machine.
         argv: its flags.
-        module_of: gives the module of the recipe.
+        module_of: returns the module of the recipe.
         device: "auto" (this machine's), "cpu", "mps" or "cuda".
         gpu_memory: GiB of a GPU that is not present.
         price: dollars per hour.
@@ -52,14 +49,12 @@ def run_estimate(
     console.start()
     launcher.settle()
     platform = _platform(recipe, settings, device, gpu_memory)
-    prepared = prepare(settings)
-    needs = estimate(
-        settings, platform, prepared, None if gpu_memory is None else round(gpu_memory * GIB)
-    )
+    gpu_bytes = None if gpu_memory is None else round(gpu_memory * GIB)
+    needs = Estimate(settings, platform, prepare(settings), gpu_bytes)
     seconds = None
     can_run = platform.reason != platforms.PLANNED and needs.training_fits
     if timing and can_run:
-        seconds = _timed(module_of(recipe), settings, platform, prepared, needs)
+        seconds = _time(module_of(recipe), needs)
     if as_json:
         about = {"recipe": recipe, "device": platform.device}
         print_json(json.dumps(about | _as_json(needs, seconds, price), indent=2))
@@ -89,33 +84,31 @@ def _platform(
     return platforms.planned(recipe, no_4bit=no_4bit, precision=precision, gib=gpu_memory)
 
 
-def _timed(
-    module: Any,
-    settings: Settings,
-    platform: platforms.Platform,
-    prepared: Prepared,
-    needs: Estimate,
-) -> Seconds:
+def _time(module: ModuleType, needs: Estimate) -> Seconds:
     """Load the model as the run would, and time some of its steps."""
     with TemporaryDirectory() as folder:
-        model = load_judge(settings, platform, prepared, module.load_base)
-        arguments = module.training_arguments
         trainer = build_trainer(
-            settings, platform, prepared, Path(folder), model, arguments, lambda *_: None
+            needs.settings,
+            needs.platform,
+            needs.prepared,
+            Path(folder),
+            load_judge(needs.settings, needs.platform, needs.prepared, module.load_base),
+            module.training_arguments,
+            lambda *_: None,
         )
-        return time_run(trainer, needs.plan, needs.cost, prepared.source)
+        return time_run(trainer, needs)
 
 
-def _as_json(needs: Estimate, seconds: Seconds | None, price: float | None) -> dict[str, Any]:
+def _as_json(needs: Estimate, seconds: Seconds | None, price: float | None) -> dict[str, object]:
     """Return the estimate with sizes in bytes, and `dollars` for the time at `price` per hour."""
-    evaluation, parts = needs.evaluation, ("training", "validation", "evaluation")
+    parts = ("training", "validation", "evaluation")
     return {
         "steps": len(needs.plan.steps),
         "examples_a_step": examples_a_step(needs.settings),
         "tokens": needs.plan.tokens,
         "flops": needs.cost.training(needs.plan.packs),
         "memory": asdict(needs.memory) | {"total": needs.memory.total},
-        "evaluation_memory": evaluation.total if evaluation else None,
+        "evaluation_memory": needs.evaluation.total if needs.evaluation else None,
         "limit": asdict(needs.limit),
         "fits": needs.training_fits and needs.evaluation_fits,
         "pack_tokens_that_fit": needs.pack_tokens_that_fit,

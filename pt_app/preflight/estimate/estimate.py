@@ -2,34 +2,21 @@
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
 from pt_app.models.base_files import tokenizer_files, weight_files
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.needs import free_bytes
-from pt_app.preflight.estimate.flops import Cost
-from pt_app.preflight.estimate.memory import (
-    FLOAT32,
-    GIB,
-    MARGIN,
-    Limit,
-    Memory,
-    evaluation_memory,
-    host_limit,
-    limit_of,
-    mapped_bytes,
-    optimizer_bytes,
-    process_bytes,
-    runtime_bytes,
-    training_memory,
-)
-from pt_app.preflight.estimate.outline import Outline
-from pt_app.preflight.estimate.plan import Plan, plan_run, replan
+from pt_app.preflight.estimate import memory
+from pt_app.preflight.estimate.memory import FLOAT32, GIB, MARGIN, Limit, Memory
+from pt_app.preflight.estimate.outline import Cost, Outline
+from pt_app.preflight.estimate.plan import Plan, plan_run
 from pt_app.training.preparation import Prepared
 
 PACKS = [2**power for power in range(7, 16)]  # --pack_tokens that are tried: 128 to 32768
@@ -41,44 +28,71 @@ ROW = 8192  # bytes of a test row in predictions.jsonl, for both judges and in t
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Estimate:
-    """What a run needs, and what there is; sizes in bytes.
+    """What a run needs, and what there is; made before its model is loaded, in some seconds.
+
+    Args:
+        settings: the settings of the run.
+        platform: where it trains.
+        prepared: its base and data.
+        gpu_memory: bytes of a GPU that is not present.
 
     Attributes:
-        settings: the settings of the run.
-        plan: its forward passes.
+        plan: the forward passes of the run.
         cost: their operations.
-        nf4: the base is held in 4 bits.
-        memory: the peak of the training.
+        memory: the peak of the training, in bytes.
         limit: its limit.
-        evaluation: the peak of the evaluation; None without one.
+        evaluation: the peak of the evaluation, in bytes; None without one.
         host: the limit of the evaluation.
-        pack_fits: whether the training fits with other --pack_tokens.
-        disk: what the run writes.
-        free: what its output folder has room for.
+        disk: bytes that the run writes.
+        free: bytes that its output folder has room for.
         base_bytes: the weight files of the base, which another machine must fetch.
     """
 
-    settings: Settings
-    plan: Plan
-    cost: Cost
-    nf4: bool
-    memory: Memory
-    limit: Limit
-    evaluation: Memory | None
-    host: Limit
-    pack_fits: Callable[[int], bool]
-    disk: int
-    free: int
-    base_bytes: int
+    def __init__(
+        self,
+        settings: Settings,
+        platform: Platform,
+        prepared: Prepared,
+        gpu_memory: int | None = None,
+    ) -> None:
+        self.settings, self.platform, self.prepared = settings, platform, prepared
+        process, source = memory.process_bytes(), prepared.source
+        self._outline = Outline(source, settings, platform)
+        self.limit, self.host = memory.limit_of(platform, gpu_memory), memory.host_limit()
+        self._runtime = memory.runtime_bytes(platform, self.limit)
+        self.plan = self._planned(settings)
+        self.cost = Cost.of(self._outline, settings.activation_checkpointing == "full")
+        self.memory = memory.training_memory(self._outline, self.plan, source, self._runtime)
+        self.evaluation: Memory | None = None
+        if not settings.skip_eval:
+            plain = replace(platform, device="cpu", weights="float32", compute_dtype=torch.float32)
+            outline = Outline(source, settings, plain)
+            self.evaluation = memory.evaluation_memory(outline, self.plan, source, process)
+        self.disk = _disk_bytes(settings, prepared, self._outline, self.plan)
+        self.free = free_bytes(Path(settings.output_dir))
+        self.base_bytes = sum(path.stat().st_size for path in weight_files(source.path))
+
+    def _planned(self, settings: Settings) -> Plan:
+        words, trees = self._outline.config.vocab_size, self._outline.why_no_tree is None
+        return plan_run(settings, self.platform, self.prepared, words, trees)
+
+    def memory_at(self, pack_tokens: int) -> Memory:
+        """Return the peak of the training with another --pack_tokens."""
+        other = replace(self.settings, pack_tokens=pack_tokens, epochs=1, skip_eval=True)
+        plan = self._planned(other)
+        return memory.training_memory(self._outline, plan, self.prepared.source, self._runtime)
 
     @cached_property
     def pack_tokens_that_fit(self) -> int | None:
         """The largest of PACKS that fits; None if none does, or if the limit is unknown."""
         if self.limit.bytes is None:
             return None
-        fitting = bisect_left(PACKS, True, key=lambda tokens: not self.pack_fits(tokens))
+
+        def exceeds(tokens: int) -> bool:
+            return not self.limit.fits(self.memory_at(tokens).total)
+
+        fitting = bisect_left(PACKS, True, key=exceeds)
         return PACKS[fitting - 1] if fitting else None
 
     @property
@@ -93,23 +107,21 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return lines about memory and disk."""
-        lines = [f"memory: {_of(self.memory, self.limit)}"]
+        lines = [f"memory: {_described(self.memory, self.limit)}"]
         if self.evaluation is not None:
-            lines.append(f"memory of the evaluation, on the CPU: {_of(self.evaluation, self.host)}")
-        lines.append(
-            f"disk: {self.disk / GIB:.2f} GiB of {self.free / GIB:.1f} GiB free in "
-            f"{self.settings.output_dir}"
-        )
-        return lines
+            evaluation = _described(self.evaluation, self.host)
+            lines.append(f"memory of the evaluation, on the CPU: {evaluation}")
+        room = f"{self.free / GIB:.1f} GiB free in {self.settings.output_dir}"
+        return [*lines, f"disk: {self.disk / GIB:.2f} GiB of {room}"]
 
     def what_fits(self) -> str:
         """Return a line about the largest packs that fit, which takes seconds to find out."""
         if self.limit.bytes is None:
             return "whether it fits is unknown: give the GPU's memory with --gpu_memory"
-        best, own = self.pack_tokens_that_fit, self.settings.pack_tokens
-        if self.training_fits:
-            return f"fits; the maximum is --pack_tokens {max(best or 0, own)}"
-        return "does not fit" + (f": --pack_tokens {best} would" if best and best < own else "")
+        if not self.training_fits:
+            return f"does not fit: {self._remedy()}"
+        most = max(self.pack_tokens_that_fit or 0, self.settings.pack_tokens)
+        return f"fits; the maximum is --pack_tokens {most}"
 
     def check(self, training: bool = True) -> None:
         """Check that the run can complete; without `training`, that its evaluation can.
@@ -118,15 +130,16 @@ class Estimate:
             UserError: if memory or disk do not suffice.
         """
         if training and not self.training_fits:
+            largest, _ = self.memory.by_size[0]
             raise UserError(
-                f"this run needs {_of(self.memory, self.limit, margin=True)}; the largest part is "
-                f"{self.memory.largest}: {self._remedy()}"
+                f"this run needs {_described(self.memory, self.limit, margin=True)}; the largest "
+                f"part is {largest}: {self._remedy()}"
             )
         if not self.evaluation_fits and self.evaluation is not None:
             raise UserError(
                 "the evaluation after training loads the base in float32 on the CPU and needs "
-                f"{_of(self.evaluation, self.host, margin=True)}: train with --skip_eval and "
-                "evaluate on a larger machine (judge eval), or use a smaller --model"
+                f"{_described(self.evaluation, self.host, margin=True)}: train with --skip_eval "
+                "and evaluate on a larger machine (judge eval), or use a smaller --model"
             )
         if self.disk > self.free:
             raise UserError(
@@ -140,64 +153,19 @@ class Estimate:
             return f"--pack_tokens {best} would fit"
         longest = max(pack.longest for pack in self.plan.packs)
         ways = [f"a --max_seq_length below {longest}", "a lower --lora_r"]
-        if not self.cost.checkpointed:
+        if self.settings.activation_checkpointing != "full":
             ways.append("--activation_checkpointing full")
-        if not self.nf4:
+        if self.platform.weights != "nf4":
             ways.append("4 bits (judge_train_cuda.py without --no_4bit)")
         return f"no --pack_tokens fits; try {', '.join(ways)}, or a smaller --model"
 
 
-def _of(memory: Memory, limit: Limit, margin: bool = False) -> str:
+def _described(memory: Memory, limit: Limit, margin: bool = False) -> str:
     size = f"{memory.total / GIB:.2f} GiB"
     if limit.bytes is not None:
-        size += f" of {limit.bytes / GIB:.1f} GiB ({limit.reason}"
-        size += f", of which {MARGIN:.0%} is left free)" if margin else ")"
+        left = f", of which {MARGIN:.0%} is left free" if margin else ""
+        size += f" of {limit.bytes / GIB:.1f} GiB ({limit.reason}{left})"
     return f"{size}: {memory}"
-
-
-def estimate(
-    settings: Settings, platform: Platform, prepared: Prepared, gpu_memory: int | None = None
-) -> Estimate:
-    """Estimate a run before its model is loaded, which takes seconds and little memory.
-
-    Args:
-        settings: the settings of the run.
-        platform: where it trains.
-        prepared: its base and data.
-        gpu_memory: bytes of a GPU that is not present.
-    """
-    process = process_bytes()
-    checkpointed = settings.activation_checkpointing == "full"
-    outline = Outline(prepared.source, settings, platform, checkpointed=checkpointed)
-    trees = outline.why_no_tree is None
-    plan = plan_run(settings, platform, prepared, outline.config.vocab_size, trees)
-    mapped = mapped_bytes(prepared.source, platform)
-    limit = limit_of(platform, gpu_memory)
-    runtime = runtime_bytes(platform, limit)
-
-    def fits(pack_tokens: int) -> bool:
-        other = replace(settings, pack_tokens=pack_tokens)
-        replanned = replan(plan, other, platform, prepared, trees)
-        return limit.fits(training_memory(outline, replanned, runtime, mapped).total)
-
-    evaluation = None
-    if not settings.skip_eval:
-        plain = Outline(prepared.source, settings, platform, adapter=False)
-        evaluation = evaluation_memory(plain, plan, prepared.source, process)
-    return Estimate(
-        settings=settings,
-        plan=plan,
-        cost=Cost.of(outline),
-        nf4=platform.weights == "nf4",
-        memory=training_memory(outline, plan, runtime, mapped),
-        limit=limit,
-        evaluation=evaluation,
-        host=host_limit(),
-        pack_fits=fits,
-        disk=_disk_bytes(settings, prepared, outline, plan),
-        free=free_bytes(Path(settings.output_dir)),
-        base_bytes=sum(path.stat().st_size for path in weight_files(prepared.source.path)),
-    )
 
 
 def _disk_bytes(settings: Settings, prepared: Prepared, outline: Outline, plan: Plan) -> int:
@@ -207,10 +175,9 @@ def _disk_bytes(settings: Settings, prepared: Prepared, outline: Outline, plan: 
     """
     adapter = sum(outline.adapters) * FLOAT32
     tokenizer = sum(file.stat().st_size for file in tokenizer_files(prepared.source.path))
-    checkpoint = adapter + optimizer_bytes(outline.platform, outline.adapters) + tokenizer
-    kept = 0
-    if settings.save_steps or plan.validations:
-        kept = min(CHECKPOINTS, len(plan.steps))
+    checkpoint = adapter + memory.optimizer_bytes(outline.platform, outline.adapters) + tokenizer
+    saves = settings.save_steps or plan.validations
+    kept = min(CHECKPOINTS, len(plan.steps)) if saves else 0
     return kept * checkpoint + adapter + tokenizer + PAGES + ROW * len(prepared.test)
 
 
@@ -222,7 +189,7 @@ def before_loading(
     Raises:
         UserError: if the run cannot complete.
     """
-    needs = estimate(settings, platform, prepared)
+    needs = Estimate(settings, platform, prepared)
     for line in needs.lines():
         log.info("%s", line)
     if settings.shard_base:

@@ -11,8 +11,8 @@ from pt_app.models.bases import ModelSource
 from pt_app.models.gemm import should_pack_weights
 from pt_app.models.memory import memory_limit
 from pt_app.models.platforms import Platform, device_memory
-from pt_app.preflight.estimate.outline import Held, Outline, Pass
-from pt_app.preflight.estimate.plan import Pack, Plan, extremes
+from pt_app.preflight.estimate.outline import Outline
+from pt_app.preflight.estimate.plan import Plan, extremes
 
 GIB = 2**30
 FREE_ON_GPU = "free on the GPU"
@@ -34,7 +34,7 @@ CUDA_CONTEXT = 600 * 2**20
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of training or evaluation."""
+    """Bytes at the peak of training or evaluation; keys of `judge estimate --json`."""
 
     weights: int
     adapters: int
@@ -49,15 +49,14 @@ class Memory:
         """The sum of all parts."""
         return sum(asdict(self).values())
 
-    def __str__(self) -> str:
-        parts = sorted(asdict(self).items(), key=lambda part: -part[1])
-        return ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts if size >= GIB / 200)
-
     @property
-    def largest(self) -> str:
-        """The name of the largest part."""
-        parts = asdict(self)
-        return max(parts, key=lambda name: parts[name])
+    def by_size(self) -> list[tuple[str, int]]:
+        """The names of the parts with their bytes, the largest first."""
+        return sorted(asdict(self).items(), key=lambda part: -part[1])
+
+    def __str__(self) -> str:
+        shown = [(name, size) for name, size in self.by_size if size >= GIB / 200]
+        return ", ".join(f"{name} {size / GIB:.2f}" for name, size in shown)
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ def limit_of(platform: Platform, gpu_memory: int | None = None) -> Limit:
     """Return the limit of the training; `gpu_memory` is that of a GPU that is not present."""
     if gpu_memory is not None:
         return Limit(gpu_memory, "--gpu_memory")
-    if not platform.on_cpu:
-        free = device_memory(platform)
-        return Limit(free, "unknown: give it with --gpu_memory" if free is None else FREE_ON_GPU)
-    return host_limit()
+    if platform.on_cpu:
+        return host_limit()
+    free = device_memory(platform)
+    return Limit(free, "unknown: give it with --gpu_memory" if free is None else FREE_ON_GPU)
 
 
 def host_limit() -> Limit:
@@ -107,18 +106,24 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss) + LIBRARIES
 
 
-def weight_bytes(outline: Outline, mapped: int = 0) -> int:
-    """Return the bytes of the frozen base; `mapped` as from `mapped_bytes`."""
-    platform = outline.platform
-    if platform.weights != "nf4":
-        return outline.frozen * platform.compute_dtype.itemsize
-    counts = [int(layer.weight.numel()) for layer in outline.linear]
-    return (mapped or FLOAT32 * (outline.frozen - sum(counts))) + sum(map(_nf4_bytes, counts))
+def weight_bytes(outline: Outline) -> int:
+    """Return the bytes of the frozen base."""
+    if outline.platform.weights != "nf4":
+        return outline.frozen * outline.platform.compute_dtype.itemsize
+    others = FLOAT32 * (outline.frozen - sum(outline.linear))
+    return others + sum(map(_nf4_bytes, outline.linear))
 
 
 def _nf4_bytes(count: int) -> int:
     scales = -(-count // NF4_BLOCK)
     return count // 2 + scales + FLOAT32 * -(-scales // NF4_SCALES) + NF4_TABLES
+
+
+def _stored_in_float32(source: ModelSource) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(weight_files(source.path)[0], framework="pt") as file:
+        return bool(file.get_slice(next(iter(file.keys()))).get_dtype() == "F32")
 
 
 def optimizer_bytes(platform: Platform, adapters: Sequence[int]) -> int:
@@ -131,42 +136,31 @@ def optimizer_bytes(platform: Platform, adapters: Sequence[int]) -> int:
     return 2 * sum(eight) + 2 * FLOAT32 * (scales + small)
 
 
-def mapped_bytes(source: ModelSource, platform: Platform) -> int:
-    """Return the bytes of the weight files that stay mapped while an NF4 base is trained.
-
-    Tensors that need no conversion lie in the mapping of their file, and all of it stays. Then,
-    with files in float32, the quantized layers are held twice: in NF4, and as pages of the file.
-    """
-    if not platform.on_cpu or platform.weights != "nf4" or not _stored_in_float32(source):
-        return 0
-    return sum(file.stat().st_size for file in weight_files(source.path))
-
-
-def training_memory(outline: Outline, plan: Plan, runtime: int, mapped: int = 0) -> Memory:
-    """Return the peak of the training and its validations; freed memory is returned between them.
+def training_memory(outline: Outline, plan: Plan, source: ModelSource, runtime: int) -> Memory:
+    """Return the peak of the training and its validations.
 
     Args:
         outline: the model with its adapter.
         plan: the packs of the run.
+        source: the base.
         runtime: bytes that the device holds without a model.
-        mapped: as from `mapped_bytes`.
     """
-    parts: list[list[tuple[Pass, Pack]]] = [[("training", p) for p in extremes(plan.packs)]]
-    if plan.validations:
-        reading: list[tuple[Pass, Pack]] = [("reading", p) for p in extremes(plan.validation)]
-        parts.append([*reading, *(("loss", p) for p in extremes(plan.validation_loss))])
-
-    def held_bytes(held: Held) -> int:
-        return held.top if outline.platform.on_cpu else held.peak
-
-    largest = max(map(outline.held, parts), key=held_bytes)
-    adapters = FLOAT32 * sum(outline.adapters)
+    held = [outline.held("training", pack) for pack in extremes(plan.packs)]
+    held += [outline.held("reading", pack) for pack in extremes(plan.validation)]
+    held += [outline.held("loss", pack) for pack in extremes(plan.validation_loss)]
+    largest = max(held, key=lambda held: held.peak)
+    platform, adapters = outline.platform, FLOAT32 * sum(outline.adapters)
+    weights = weight_bytes(outline)
+    if platform.on_cpu and platform.weights == "nf4" and _stored_in_float32(source):
+        # Tensors that need no conversion lie in the mapping of their file, and all of it stays:
+        # quantized layers are held twice, in NF4 and as pages of the file.
+        weights += FLOAT32 * sum(outline.linear)
     return Memory(
-        weights=weight_bytes(outline, mapped),
+        weights=weights,
         adapters=adapters,
         gradients=adapters,
-        optimizer=optimizer_bytes(outline.platform, outline.adapters),
-        activations=held_bytes(largest) - largest.logits,
+        optimizer=optimizer_bytes(platform, outline.adapters),
+        activations=largest.peak - largest.logits,
         logits=largest.logits,
         runtime=runtime,
     )
@@ -174,20 +168,14 @@ def training_memory(outline: Outline, plan: Plan, runtime: int, mapped: int = 0)
 
 def evaluation_memory(outline: Outline, plan: Plan, source: ModelSource, runtime: int) -> Memory:
     """Return the peak of the evaluation, which always computes in float32 on the CPU."""
-    packs = extremes([*plan.test, *plan.calibration])
-    held = outline.held([("reading", pack) for pack in packs])
+    held = [outline.held("reading", pack) for pack in extremes(plan.evaluation)]
+    largest = max(held, key=lambda held: held.peak)
     weights = outline.frozen
     if should_pack_weights():
         # Packed layers are new tensors, and so is a head that shares the weight of the embedding.
         # The plain ones are freed, unless they lie in the mapping of a float32 file.
         weights += outline.shared_head
         if _stored_in_float32(source):
-            weights += sum(layer.weight.numel() for layer in outline.linear)
-    return Memory(FLOAT32 * weights, 0, 0, 0, held.top - held.logits, held.logits, runtime)
-
-
-def _stored_in_float32(source: ModelSource) -> bool:
-    from safetensors import safe_open
-
-    with safe_open(weight_files(source.path)[0], framework="pt") as file:
-        return bool(file.get_slice(next(iter(file.keys()))).get_dtype() == "F32")
+            weights += sum(outline.linear)
+    activations = largest.peak - largest.logits
+    return Memory(FLOAT32 * weights, 0, 0, 0, activations, largest.logits, runtime)

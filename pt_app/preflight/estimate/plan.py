@@ -1,8 +1,8 @@
 """Plan the packs of a whole run, in training and evaluation, without computing any of them."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,13 @@ from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
-from pt_app.models.packing import Shapes, chunk_by_tokens, common_prefix
+from pt_app.models.packing import Batch, StepCollator, Tree, chunk_by_tokens, common_prefix
 from pt_app.models.platforms import Platform
 from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.training.ordering import GroupedOrder, share
+from pt_app.training.ordering import GroupedOrder, StepSampler
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
-from pt_app.training.run import examples_a_step
+from pt_app.training.run import examples_a_step, fixed_shapes
 
 SCORED_TOKENS = 2048  # batch_tokens of the JudgeScorer in the evaluation
 
@@ -39,13 +39,29 @@ class Pack:
     longest: int
     seen: int
 
+    @staticmethod
+    def of(batch: Batch) -> "Pack":
+        """Return the size of a pack of the training; a token sees as many keys as it is deep."""
+        depths = batch["position_ids"]
+        return Pack(
+            tokens=depths.numel(),
+            logit_positions=len(batch["keep"]),
+            longest=batch["paths"].shape[1],
+            seen=int(depths.sum()) + depths.numel(),
+        )
+
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step of a rank: its rows and their packs."""
+    """One optimizer step of a rank: the indices of its rows, and their packs."""
 
     rows: list[int]
     packs: list[Pack]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed in the step; a common prefix counts once per pack."""
+        return sum(pack.tokens for pack in self.packs)
 
 
 @dataclass(frozen=True)
@@ -57,16 +73,14 @@ class Plan:
         validation: the passes that read the verdicts of one validation.
         validation_loss: the passes that compute its loss.
         validations: number of validations.
-        test: the passes over the test rows, for one judge.
-        calibration: the passes over the validation rows on which confidence is calibrated.
+        evaluation: the passes of the evaluation; empty if it is skipped.
     """
 
     steps: list[Step]
     validation: list[Pack]
     validation_loss: list[Pack]
     validations: int
-    test: list[Pack]
-    calibration: list[Pack]
+    evaluation: list[Pack]
 
     @cached_property
     def packs(self) -> list[Pack]:
@@ -75,8 +89,8 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens that one rank computes in the training; a common prefix counts once per pack."""
-        return sum(pack.tokens for pack in self.packs)
+        """Tokens that one rank computes in the training."""
+        return sum(step.tokens for step in self.steps)
 
 
 def plan_run(
@@ -88,63 +102,89 @@ def plan_run(
         settings: the settings of the run.
         platform: where it trains.
         prepared: its data.
-        vocabulary: words of the head.
+        vocabulary: number of logits per position.
         trees: rows are packed as prefix trees, instead of one row per pack.
     """
+    collate = StepCollator(0, settings.pack_tokens, fixed_shapes(settings, platform, prepared))
+
+    def packs_of(rows: Sequence[dict[str, Any]]) -> list[Pack]:
+        together = [rows] if trees else [[row] for row in rows]
+        return [Pack.of(batch) for chosen in together for batch in collate.packs(chosen)]
+
+    train, val = list(prepared.train), list(prepared.val or ())
+    steps = []
+    for of_ranks in _rows_of_steps(settings, prepared):
+        shares = [Step(rows, packs_of([train[row] for row in rows])) for rows in of_ranks]
+        steps.append(max(shares, key=lambda step: step.tokens))
     trie = verdict_trie(prepared.encoder)
-    shapes = _shapes(settings, platform, trie)
-    steps = steps_of(settings, prepared, Rows(prepared.train, shapes, trees))
-    plan = Plan(steps, validation=[], validation_loss=[], validations=0, test=[], calibration=[])
-    if prepared.val is not None:
-        rows = Rows(prepared.val, shapes, trees)
-        prompts = [ids[:start] for ids, start in zip(rows.ids, rows.starts, strict=True)]
-        plan = replace(
-            plan,
-            validation=readings(prompts, trie, settings.pack_tokens, vocabulary),
-            validation_loss=rows.packs(settings.pack_tokens),
-            validations=math.ceil(len(steps) / settings.eval_steps),
-        )
-    if settings.skip_eval:
-        return plan
-    rows_of_val = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
-    return replace(
-        plan,
-        test=_scored(prepared, prepared.test, trie, vocabulary),
-        calibration=_scored(prepared, rows_of_val, trie, vocabulary),
+    prompts = [row["input_ids"][: row["prompt_length"]] for row in val]
+    return Plan(
+        steps=steps,
+        validation=reading_passes(prompts, trie, settings.pack_tokens, vocabulary),
+        validation_loss=packs_of(val),
+        validations=math.ceil(len(steps) / settings.eval_steps) if val else 0,
+        evaluation=[] if settings.skip_eval else _evaluation(prepared, trie, vocabulary),
     )
 
 
-def replan(
-    plan: Plan, settings: Settings, platform: Platform, prepared: Prepared, trees: bool
-) -> Plan:
-    """Plan one epoch with another `pack_tokens`; verdicts are read as in `plan`."""
-    shapes = _shapes(settings, platform, verdict_trie(prepared.encoder))
-    rows = Rows(prepared.train, shapes, trees)
-    loss: list[Pack] = []
-    if prepared.val is not None:
-        loss = Rows(prepared.val, shapes, trees).packs(settings.pack_tokens)
-    steps = steps_of(replace(settings, epochs=1), prepared, rows)
-    return replace(plan, steps=steps, validation_loss=loss)
+def _rows_of_steps(settings: Settings, prepared: Prepared) -> list[list[list[int]]]:
+    """Return the rows that each rank takes of each step, as the loaders of the ranks yield them."""
+    train, size, ranks = prepared.train, examples_a_step(settings), console.ranks()
+    order: GroupedOrder | SeedableRandomSampler = SeedableRandomSampler(
+        train, data_seed=settings.seed
+    )
+    if settings.group_variants:
+        order = GroupedOrder(train["group"], size, settings.seed)
+    samplers = [StepSampler(order, size, rank, ranks) for rank in range(ranks)]
+    steps: list[list[list[int]]] = []
+    for epoch in range(math.ceil(settings.epochs)):
+        order.set_epoch(epoch)
+        steps += map(list, zip(*samplers, strict=True))
+    return steps[: math.ceil(len(samplers[0]) * settings.epochs)]
 
 
-def _shapes(settings: Settings, platform: Platform, trie: VerdictTrie) -> Shapes:
-    """Choose the sizes of packs as `training.run.build_trainer` does."""
-    if not platform.fixed_lengths:
-        return Shapes()
-    longest = max(settings.pack_tokens, settings.max_seq_length + len(trie.tokens))
-    return Shapes.up_to(longest)
+def _evaluation(prepared: Prepared, trie: VerdictTrie, vocabulary: int) -> list[Pack]:
+    """Return the passes in which base and adapter are scored, and the calibration is fitted."""
+
+    def scored(rows: Sequence[JudgeExample]) -> list[Pack]:
+        other_order = [other for row in rows if (other := swapped(row)) is not None]
+        both = (rows, other_order)  # pairs are scored in both orders
+        return [p for order in both for p in scoring_passes(prepared, order, trie, vocabulary)]
+
+    calibration = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
+    return 2 * scored(prepared.test) + scored(calibration)
 
 
-def _scored(
-    prepared: Prepared, examples: Sequence[JudgeExample], trie: VerdictTrie, vocabulary: int
+def scoring_passes(
+    prepared: Prepared, rows: Sequence[JudgeExample], trie: VerdictTrie, vocabulary: int
 ) -> list[Pack]:
-    """Return the passes in which the evaluation scores rows, pairs in both orders."""
+    """Return the passes in which a JudgeScorer scores `rows`."""
+    fitted, _ = prepared.encoder.fit([row.model_copy(update={"label": None}) for row in rows])
+    prompts = [row.prompt for row in fitted if not row.unfit]
+    return reading_passes(prompts, trie, SCORED_TOKENS, vocabulary)
+
+
+def reading_passes(
+    prompts: Sequence[Sequence[int]], trie: VerdictTrie, budget: int, vocabulary: int
+) -> list[Pack]:
+    """Return the passes in which `tree_reading.read_parts` reads the verdicts of `prompts`."""
+    max_rows = max(1, MAX_LOGITS // (trie.states * vocabulary))
+    extra, depth = len(trie.tokens), trie.depth
     packs: list[Pack] = []
-    for rows in (examples, [two for row in examples if (two := swapped(row)) is not None]):
-        bare = [row.model_copy(update={"label": None}) for row in rows]
-        fitted, _ = prepared.encoder.fit(bare)
-        prompts = [row.prompt for row in fitted if not row.unfit]
-        packs += readings(prompts, trie, SCORED_TOKENS, vocabulary)
+    before: Sequence[int] = ()
+    for rows in chunk_by_tokens(prompts, budget, extra=extra, max_rows=max_rows, cached=True):
+        chosen = [prompts[row] for row in rows]
+        cached = min(common_prefix(before, chosen[0]), len(chosen[0]) - 1)
+        depths = Tree.of(chosen).depths[cached:]
+        packs.append(
+            Pack(
+                tokens=len(depths) + extra * len(rows),
+                logit_positions=trie.states * len(rows),
+                longest=max(map(len, chosen)) + depth,
+                seen=sum(depths) + len(depths) + extra * sum(map(len, chosen)),
+            )
+        )
+        before = chosen[-1]
     return packs
 
 
@@ -152,82 +192,3 @@ def extremes(packs: Sequence[Pack]) -> list[Pack]:
     """Return the packs of which one needs the most memory: most tokens, most logits."""
     measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
     return list(dict.fromkeys(max(packs, key=measure) for measure in measures)) if packs else []
-
-
-class Rows:
-    """Encoded rows that are divided into packs; without `trees`, one row per pack."""
-
-    def __init__(self, encoded: Iterable[dict[str, Any]], shapes: Shapes, trees: bool):
-        rows = list(encoded)
-        self.ids: list[list[int]] = [row["input_ids"] for row in rows]
-        self.starts: list[int] = [row["prompt_length"] for row in rows]
-        self.shapes, self.trees = shapes, trees
-
-    def packs(self, budget: int, chosen: Sequence[int] | None = None) -> list[Pack]:
-        """Return the packs of the `chosen` rows (all), as `StepCollator` makes them of one step."""
-        if chosen is None:
-            chosen = range(len(self.ids))
-        parts: Iterator[list[int]] | list[list[int]] = [[place] for place in range(len(chosen))]
-        if self.trees:
-            parts = chunk_by_tokens([self.ids[row] for row in chosen], budget)
-        return [self._pack([chosen[place] for place in part]) for part in parts]
-
-    def _pack(self, rows: Sequence[int]) -> Pack:
-        supervised = sum(len(self.ids[row]) - self.starts[row] for row in rows)
-        pack = tree_size([self.ids[row] for row in rows])
-        tokens = self.shapes.tokens(pack.tokens)
-        positions = self.shapes.logits(supervised, tokens)
-        return replace(pack, tokens=tokens, logit_positions=positions)
-
-
-def tree_size(in_order: Sequence[Sequence[int]]) -> Pack:
-    """Return the size of the prefix tree of sorted sequences, without listing its tokens."""
-    tokens = seen = 0
-    before: Sequence[int] = ()
-    for ids in in_order:
-        shared = common_prefix(before, ids)
-        tokens += len(ids) - shared
-        seen += (len(ids) * (len(ids) + 1) - shared * (shared + 1)) // 2
-        before = ids
-    return Pack(tokens, 0, max(map(len, in_order)), seen)
-
-
-def readings(
-    prompts: Sequence[Sequence[int]], trie: VerdictTrie, budget: int, vocabulary: int
-) -> list[Pack]:
-    """Return the passes in which `tree_reading.read_parts` reads the verdicts of `prompts`."""
-    max_rows = max(1, MAX_LOGITS // (trie.states * vocabulary))
-    extra = len(trie.tokens)
-    packs: list[Pack] = []
-    before: Sequence[int] = ()
-    for rows in chunk_by_tokens(prompts, budget, extra=extra, max_rows=max_rows, cached=True):
-        chosen = [prompts[row] for row in rows]
-        size = tree_size(chosen)
-        cached = min(common_prefix(before, chosen[0]), len(chosen[0]) - 1)
-        packs.append(
-            Pack(
-                tokens=size.tokens - cached + extra * len(rows),
-                logit_positions=trie.states * len(rows),
-                longest=size.longest + trie.depth,
-                seen=size.seen - cached * (cached + 1) // 2 + extra * sum(map(len, chosen)),
-            )
-        )
-        before = chosen[-1]
-    return packs
-
-
-def steps_of(settings: Settings, prepared: Prepared, rows: Rows) -> list[Step]:
-    """Return each optimizer step; of several ranks, that of the rank with the most tokens."""
-    ranks, size, count = console.ranks(), examples_a_step(settings), len(prepared.train)
-    order: Any = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
-    if settings.group_variants:
-        order = GroupedOrder(prepared.train["group"], size, settings.seed)
-    steps: list[Step] = []
-    for epoch in range(math.ceil(settings.epochs)):
-        order.set_epoch(epoch)
-        shuffled = list(order)
-        for start in range(0, count, size):
-            shares = [share(shuffled[start : start + size], rank, ranks) for rank in range(ranks)]
-            of_ranks = [Step(part, rows.packs(settings.pack_tokens, part)) for part in shares]
-            steps.append(max(of_ranks, key=lambda step: sum(pack.tokens for pack in step.packs)))
-    return steps[: math.ceil(math.ceil(count / size) * settings.epochs)]

@@ -1,1 +1,0 @@
-"""Write one archive that installs and runs without any network (`judge bundle`)."""
