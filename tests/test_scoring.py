@@ -321,12 +321,15 @@ def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, 
     labelled = with_feedback(row, encoder, 150)
     scorer = scorer_of(model, encoder)
     prompts = []
-    scorer.encoder = SimpleNamespace(**{
-        **vars(encoder),
-        "fit": encoder.fit,
-        "answer_ids": encoder.answer_ids,
-        "prompt_ids": lambda example: prompts.append(encoder.prompt_ids(example)) or prompts[-1],
-    })  # fmt: skip
+
+    def fit(rows):
+        fitted, cuts = encoder.fit(rows)
+        prompts.append(fitted[0].prompt)
+        return fitted, cuts
+
+    scorer.encoder = SimpleNamespace(
+        **{**vars(encoder), "fit": fit, "answer_ids": encoder.answer_ids}
+    )
     scores = [scorer.score([one]) for one in (row, labelled)]
     assert scores[0] == scores[1]
     assert scores[0][0].status != "too_long"
