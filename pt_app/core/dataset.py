@@ -241,7 +241,7 @@ def parse_json(
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
     except UnicodeEncodeError as error:
-        problem = "a \\ud... escape is half a character"
+        problem = f"a \\ud... escape is half a character ({error.reason})"
         raise UserError(f"{path}, from line {line}: {problem}: remove it") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, from line {line}: {error}: correct it") from error

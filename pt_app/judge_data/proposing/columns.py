@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pt_app.core.words import units
 from pt_app.judge_data.answers import status_of
-from pt_app.judge_data.cells import is_empty, parsed
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.rows import is_empty, parsed
 
 Kind = Literal["empty", "number", "choice", "text", "turns", "other"]
 
