@@ -77,9 +77,9 @@ def guess_map(columns: Columns) -> dict[str, Names]:
         take("source", _first_text(free))
     take("candidate", _first_text(free))
     # An id names one row, or one row for each rater; a group has several rows.
-    name, rater = _exactly("id", free), _exactly("rater", free)
-    unique = all(free[n].distinct == free[n].rows for n in name)
-    take("id", name if unique or rater else ())
+    ids, rater = _exactly("id", free), _exactly("rater", free)
+    unique = all(free[n].distinct == free[n].rows for n in ids)
+    take("id", ids if unique or rater else ())
     take("rater", () if unique else rater)
     groups = _exactly("group", free) or _exactly("id", free)
     take("group", tuple(n for n in groups if free[n].distinct < free[n].rows))

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -298,28 +298,30 @@ def _parquet_table(path: Path, member: str) -> Table:
         with _parquet_file(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
-                    yield Place(path, next(number), lines=False), _decoded_cells(value)
+                    yield Place(path, next(number), lines=False), _decoded(value)
 
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
     return Table(shown(path.name), tuple(names), rows, ("Parquet",))
 
 
-def _decoded_cells(value: object) -> object:
+def _decoded(row: Row) -> Row:
     """Decode bytes as UTF-8 at any depth: Hive, Impala and old Spark write texts as binary.
 
     Bytes that are not UTF-8, such as images, stay: whoever reads such a cell refuses it.
     """
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return value
-    if isinstance(value, dict):
-        return {name: _decoded_cells(cell) for name, cell in value.items()}
-    if isinstance(value, list | tuple):  # a map is a list of pairs
-        return [_decoded_cells(cell) for cell in value]
-    return value
+    return {name: _decoded_cell(cell) for name, cell in row.items()}
+
+
+def _decoded_cell(cell: object) -> object:
+    if isinstance(cell, bytes):
+        with suppress(UnicodeDecodeError):
+            return cell.decode("utf-8")
+    if isinstance(cell, dict):
+        return _decoded(cell)
+    if isinstance(cell, list | tuple):  # a map is a list of pairs
+        return [_decoded_cell(inner) for inner in cell]
+    return cell
 
 
 def _hub_table(source: str, reading: Reading) -> Table:
@@ -338,6 +340,6 @@ def _hub_table(source: str, reading: Reading) -> Table:
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):
-            yield Place(Path(name), number, lines=False), _decoded_cells(dict(value))
+            yield Place(Path(name), number, lines=False), _decoded(value)
 
     return Table(name, tuple(first), rows, (f"Hub dataset, split {split}",))
