@@ -115,10 +115,12 @@ def import_labels(
     tally = Tally(options.drop_bad)
     examples: list[JudgeExample] = []
     paths = [file.partition("::")[0] for file in files]
+    alike = Counter(Path(path).name for path in paths)
     for table, path, prefix in zip(tables, paths, _prefixes(paths, options.prefix), strict=True):
+        file = path if alike[Path(path).name] > 1 else Path(path).name
         rows = examples_of(table, job, tally, prefix)
         bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
-        examples += [_identified(*made, job, tally, path, prefix) for made in bar]
+        examples += [_identified(*made, job, tally, file, prefix) for made in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -243,11 +245,11 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
 
 
 def _identified(
-    example: JudgeExample, made_of: Converted, job: Job, tally: Tally, path: str, prefix: str
+    example: JudgeExample, made_of: Converted, job: Job, tally: Tally, file: str, prefix: str
 ) -> JudgeExample:
     """Give an example the id and group that it lacks, and a place that tells its file."""
     place, row = made_of.place, made_of.row or {}
-    changes = {"where": f"{shown(path)}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
+    changes = {"where": f"{shown(file)}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
     if not str(row.get("group") or "").strip():
         changes["group"] = group_of(example)
         tally.ungrouped += "group" in job.map.columns

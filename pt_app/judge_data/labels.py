@@ -114,7 +114,7 @@ class LabelReader:
                 remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
                 raise place.error(column, f"{text!r} has no meaning", remedy)
             if not self.meanings[key]:
-                self.left_out.add(f"{text!r} stands for no label")
+                self.left_out.add(f"{text!r} means no answer")
                 return None
             cell = self.meanings[key]
         read = self._number if self.scale.task == "score" else self._name
