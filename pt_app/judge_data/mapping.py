@@ -337,7 +337,7 @@ def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
 
 
 def _split(text: str, by: str) -> list[str]:
-    """Split at `by` where no backslash stands before it; backslashes stay."""
+    """Split at `by` where no backslash precedes it; backslashes are kept."""
     return re.split(rf"(?<!\\){re.escape(by)}", text)
 
 

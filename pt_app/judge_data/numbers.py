@@ -45,7 +45,7 @@ def _with_point(text: str) -> Decimal | None:
 
 
 class AmbiguousNumberError(ValueError):
-    """A number that can be read in two ways, where nothing in the file tells the right one."""
+    """A number that can be read in two ways, where nothing in the file decides between them."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Numbers:
     def _decide(self) -> str:
         """Return the decimal sign: by the unambiguous cells, the scale, then the delimiter.
 
-        "" stands for undecided.
+        Returns "" where none of these decides.
         """
         read = [(*readings(cell), cell) for cell in self.cells() if isinstance(cell, str)]
         points = [(point, cell) for point, comma, cell in read if point != comma]

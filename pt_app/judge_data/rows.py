@@ -79,7 +79,7 @@ def refuse_bytes(cell: object, place: Place, column: str) -> None:
 
 
 def is_empty(cell: object) -> bool:
-    """Return whether a cell says nothing: it is null, NaN or blank."""
+    """Return whether a cell has no value: it is null, NaN or blank."""
     if isinstance(cell, str):
         return not cell.strip()
     return cell is None or bool(cell != cell)  # NaN differs from itself

@@ -58,7 +58,7 @@ class FileRow:
 
 
 Judged = Sequence[tuple[FileRow, Row]]
-"""Rows of a judge: where each stands in the file, and the prediction row that was made of it."""
+"""Rows of a judge: the row of the file, and the prediction row that was made of it."""
 
 
 class VerdictFile:
@@ -333,7 +333,11 @@ def aligned(judges: Mapping[str, Judged], source: VerdictFile) -> dict[str, Rows
     by_id = {judge: _by_id(rows, source) for judge, rows in judges.items()}
     first, reference = next(iter(by_id.items()))
     column = source.columns.id
-    by = f"by --id {column}" if column else "by their order (--id names the column that tells them)"
+    by = (
+        f"by --id {column}"
+        if column
+        else "by their order (--id names a column that identifies them)"
+    )
     for judge, rows in by_id.items():
         if odd := reference.keys() ^ rows.keys():
             name = next(name for name in [*reference, *rows] if name in odd)

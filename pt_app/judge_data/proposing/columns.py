@@ -28,14 +28,14 @@ class Column:
 
     Attributes:
         kind: Numbers, a few short values (choice), texts, conversations (turns), or other.
-        rows: Rows in which the column says something.
-        filled: Values in these rows.
+        rows: The number of rows in which the column has a value.
+        filled: The number of values in these rows.
         most: The most values in one cell; over 1 in a column of lists.
         distinct: The number of different values.
         values: The first different values.
         few: Whether it holds a few short values, as a column of labels does.
         numbers: Its numbers.
-        unclear: Whether a number can be read in two ways, and nothing tells which.
+        unclear: Whether a number can be read in two ways, and nothing decides between them.
         step: The largest step of which all numbers are multiples; None if finer than a millionth.
     """
 
@@ -122,7 +122,7 @@ def flattened(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 def _answered(cell: object, states: object) -> object:
     """Remove from a cell of Argilla's flat export the answers that do not count.
 
-    Their statuses stand in a column of their own.
+    Their statuses are in a column of their own.
     """
     cell, states = parsed(cell), parsed(states)
     if not (isinstance(cell, list) and isinstance(states, list) and len(cell) == len(states)):
@@ -132,7 +132,7 @@ def _answered(cell: object, states: object) -> object:
 
 
 def _leaves(name: str, cell: object, starred: bool, depth: int) -> Iterator[tuple[str, object]]:
-    """Yield the leaves below a path; `starred` tells that it already passed the list of raters."""
+    """Yield the leaves below a path; `starred`: it has passed the list of raters."""
     cell = parsed(cell)
     if depth >= MAX_DEPTH or is_turns(cell) or not cell:
         yield name, cell

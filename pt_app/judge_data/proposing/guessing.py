@@ -1,6 +1,6 @@
 """Guesses what the columns of an unknown file are, and what its labels mean.
 
-Names decide first, since people name the same things alike; then the content of the columns.
+The names decide first, since most files use the same ones; then the content of the columns.
 """
 
 import re
@@ -52,7 +52,7 @@ def words_of(name: str) -> Names:
 
 
 def guess_map(columns: Columns) -> dict[str, Names]:
-    """Return the columns of each field of --map that can be told; a column serves one field."""
+    """Return the columns of each field of --map that are recognised; each serves one field."""
     usable = {n: c for n, c in columns.items() if c.kind != "empty" and _typable(n)}
     # A row may have a label from each of a list of raters, but only one text of each kind.
     free = {name: column for name, column in usable.items() if "*" not in name}
@@ -97,7 +97,7 @@ def _pair(columns: Columns) -> tuple[Names, dict[str, Names]]:
     """Return the columns of two candidates, and what --map reads of them.
 
     These are two columns with the most words (response_a and response_b), or one column of lists of
-    two texts, unless another one is called as a candidate.
+    two texts, unless another column has the name of a candidate.
     """
     texts = {words_of(n): n for n, c in columns.items() if c.kind in ("text", "choice", "turns")}
     pairs = [

@@ -90,7 +90,7 @@ def _open(file: str, reading: Reading) -> tuple[Table, Format | None]:
     """Open a file as of the public format to which it belongs, else as itself."""
     packed, plain = is_archive(Path(file)), Path(file).is_file()
     for fmt in formats.FORMATS.values():
-        # These cannot be opened, or not by their columns, unless it is known what they are.
+        # An archive with a known member and a file without a header show no columns by themselves.
         unnamed = fmt.reading.header and plain and not reading.header
         by_name = (fmt.member and packed) or unnamed
         if by_name and (table := _as_format(file, fmt, reading)):
@@ -152,7 +152,7 @@ def _scales_of(rows: Iterable[Row]) -> list[str]:
     return [*written, *filter(None, [guessing.scale_of(scores.numbers, scores.step)])]
 
 
-# --- what import must be told ---
+# --- the flags of import ---
 
 
 def _of_format(fmt: Format) -> Proposal:

@@ -49,7 +49,7 @@ class Proposal:
         findings: What was recognised or guessed, by subject.
         job: How the rows are converted.
         rubric: That of the format, or a stub to complete; "" where rows have their own.
-        missing: Fields for which no column could be told, so that the user must complete the
+        missing: Fields for which no column was recognised, so that the user must complete the
             commands.
         rows: How many rows the file has.
         notes: How the file was read.

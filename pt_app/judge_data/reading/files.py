@@ -1,4 +1,4 @@
-"""Opens files as bytes, packed or not, and recognises what they hold whatever their name says.
+"""Opens files as bytes, packed or not, and recognises what they hold, whatever their names are.
 
 A .gz file is unpacked, and one member of a .tar or .zip archive is read.
 """
@@ -104,7 +104,7 @@ def _members(path: Path) -> list[str]:
         with tarfile.open(path) as archive:
             names = [member.name for member in archive if member.isfile()]
             while archive.fileobj and archive.fileobj.read(1 << 20):
-                pass  # the checksum of the whole archive stands at its end
+                pass  # the checksum of the whole archive is at its end
             return names
     except (*_BROKEN, OSError) as error:
         raise _broken(path, error) from error
