@@ -67,7 +67,7 @@ def test_labels_say_what_words_mean_and_which_are_none(tmp_path: Path, flags: li
     rows[0]["human"] = rows[1]["said"] = "unsure"
     meanings = "--labels=OK=PASS,broken=FAIL,good=PASS,bad=FAIL,unsure="
     done = run(written(tmp_path / "v.jsonl", rows), meanings, *flags)
-    assert "1 answer left out: 'unsure', no label by --labels" in done.output, done.exception
+    assert "1 answer left out: 'unsure' means no answer" in done.output, done.exception
     (judge,) = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
     assert (judge["n"], judge["parse_failures"]) == (39, 1)
 
@@ -88,7 +88,8 @@ def test_minus_one_is_an_unreadable_verdict_and_it_is_said(
         row["said"] = failed
     rows = [row | {"said": str(row["said"])} for row in rows]
     done = run(written(tmp_path / "v.jsonl", rows), "--group=g", *flags)
-    assert "note: said: 4 of -1, no verdict" in done.output, done.exception
+    said = f"note: said: 4 answers left out: '{failed}' means no answer"
+    assert said in done.output, done.exception
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["scale"] == "0-10"
     assert results["models"][0]["parse_failures"] == 4

@@ -159,7 +159,7 @@ def test_a_label_that_is_none_is_said_with_an_empty_meaning(tmp_path: Path) -> N
         ("3", "FAIL"),
         ("4", "PASS"),
     ]
-    assert "kept 12, dropped 0 12 answers left out: 'Unsure', no label by --labels" in said
+    assert "kept 12, dropped 0 12 answers left out: 'Unsure' means no answer" in said
 
 
 def test_a_row_of_no_label_alone_is_dropped_and_counted(tmp_path: Path) -> None:

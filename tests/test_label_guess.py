@@ -43,10 +43,7 @@ def test_the_scale_is_the_usual_one_that_holds_the_labels(
 
 @given(st.lists(st.decimals(-50, 2000, places=1), min_size=1, max_size=80))
 def test_a_proposed_scale_holds_every_label(labels: list[Any]) -> None:
-    column = Column("score")
-    for label in labels:
-        column.add(str(label))
-    guess = guess_labels([column], pair=False)
+    guess = guess_labels([Column("score", map(str, labels))], pair=False)
     if guess.task != "score" or not guess.scale:
         assert guess.remark or guess.task == "pass_fail"
         return
@@ -70,10 +67,7 @@ def test_a_proposed_scale_holds_every_label(labels: list[Any]) -> None:
     ],
 )
 def test_usual_labels_get_their_meanings(labels: str, pair: bool, meanings: dict[str, str]) -> None:
-    column = Column("label")
-    for label in labels.split():
-        column.add(label)
-    guess = guess_labels([column], pair)
+    guess = guess_labels([Column("label", labels.split())], pair)
     assert guess.meanings == meanings
     assert not guess.unknown
 

@@ -146,7 +146,9 @@ def test_labels_are_balanced_and_the_seed_decides() -> None:
         assert all(abs(counts[v] - len(part) * n / 2000) <= 2 for v, n in whole.items())
     assert split_of(one) == split_of(place(examples, plan_of()))
     assert split_of(one) != split_of(place(examples, plan_of(seed=1)))
-    assert one.notes[-1].startswith("labels that differ from those of all rows: train 0.")
+    assert one.notes[-1].startswith(
+        "labels that would have to change to match the distribution over all rows: train 0."
+    )
 
 
 @pytest.mark.parametrize("val", [5e-324, 1e-300, 1e300])

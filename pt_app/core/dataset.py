@@ -5,7 +5,7 @@ Every problem is a UserError with file, row and field; nothing is dropped or rep
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,7 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / "dataset.json"
     if not path.exists():
         return DatasetCard()
-    value = _json(_text(path), path)
+    value = parse_json(read_utf8(path), path)
     try:
         card = DatasetCard.model_validate(value)
     except ValidationError as error:
@@ -201,22 +201,23 @@ def to_dataset(
 
 def _values(path: Path) -> Iterator[tuple[Place, object]]:
     """Yield each row of a JSON list, or each line of JSON Lines, with its place."""
-    text = _text(path)
+    text = read_utf8(path)
     if text.lstrip()[:1] == "[":
-        for row, value in enumerate(_json(text, path), start=1):
+        for row, value in enumerate(parse_json(text, path), start=1):
             yield Place(path, row, lines=False), value
         return
     # Only "\n" ends a line of JSON Lines: a text may hold U+2028 and its like.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield Place(path, number, lines=True), _json(line, path, number)
+            yield Place(path, number, lines=True), parse_json(line, path, number)
 
 
-def _text(path: Path) -> str:
+def read_utf8(path: Path) -> str:
+    """Read a text without its byte-order mark; raise UserError where that cannot be done."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not there: a dataset needs it") from error
+        raise UserError(f"{path} is not there: make it, or correct its path") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -224,16 +225,24 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 at {byte}: save it as UTF-8") from error
 
 
-def _json(text: str, path: Path, line: int = 1) -> Any:
-    """Parse `text`, which starts at `line` of the file; raises UserError with line and column."""
+def parse_json(
+    text: str, path: Path, line: int = 1, constant: Callable[[str], object] | None = None
+) -> Any:
+    """Parse `text`, which starts at `line` of the file; raise UserError with line and column.
+
+    `constant` makes a value of NaN and the infinities, or refuses them with a ValueError.
+    """
     try:
-        value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written: ValueError
+        value = json.loads(text, parse_constant=constant)
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
+    except UnicodeEncodeError as error:
+        problem = f"a \\ud... escape is half a character ({error.reason})"
+        raise UserError(f"{path}, from line {line}: {problem}: remove it") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, from line {line}: {error}: correct it") from error
 
@@ -269,7 +278,7 @@ def read_places(folder: Path) -> dict[str, str]:
     path = folder / "splits.json"
     if not path.exists():
         return {}
-    placed = _json(_text(path), path)
+    placed = parse_json(read_utf8(path), path)
     if not isinstance(placed, dict):
         raise UserError(f"{path} must be an object of group to split: correct it")
     for group, split in placed.items():

@@ -64,22 +64,19 @@ class Baseline:
 
 def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -> list[Baseline]:
     """Return all baselines on the test rows, fitted on `train`, or on the test's other groups."""
-    shown = tqdm(RULES.items(), desc="baselines", disable=None)
-    return [_answered(name, rule, test, scale, train) for name, rule in shown]
-
-
-def _answered(
-    name: str, rule: "_Rule", test: Labelled, scale: Scale, train: Labelled | None
-) -> Baseline:
-    missing = rule.missing(test, scale) or (train is not None and rule.missing(train, scale))
-    if missing:
-        return Baseline(name, missing=missing)
-    if train is not None:
-        places, fitted = rule.predict(_sampled(train), test, scale), "the training rows"
-    else:
-        places, fitted = _cross_predicted(rule, test, scale), "the other rows of the file"
-    verdicts = [scale.values[place] for place in places]
-    return Baseline(name, verdicts, fitted if rule.fits(scale) else None)
+    baselines = []
+    for name, rule in tqdm(RULES.items(), desc="baselines", disable=None):
+        missing = rule.missing(test, scale) or (rule.missing(train, scale) if train else "")
+        if missing:
+            baselines.append(Baseline(name, missing=missing))
+            continue
+        if train is not None:
+            places, fitted = rule.predict(_sampled(train), test, scale), "the training rows"
+        else:
+            places, fitted = _cross_predicted(rule, test, scale), "the other rows of the file"
+        verdicts = [scale.values[place] for place in places]
+        baselines.append(Baseline(name, verdicts, fitted if rule.fits(scale) else None))
+    return baselines
 
 
 def _sampled(train: Labelled) -> Labelled:

@@ -9,10 +9,9 @@ or flattened into `quality.responses`, `quality.responses.users` and `quality.re
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pt_app.core.records import Place
-from pt_app.judge_data.cells import MISSING, find, is_empty, parsed
+from pt_app.judge_data.rows import Row, find, is_empty, parsed
 
 RATERS = (
     *("completed_by", "user_id", "rater", "rater_id", "annotator", "annotator_id"),
@@ -37,13 +36,13 @@ class Answer:
     `unstated` is true for an Argilla response whose export omits its status.
     """
 
-    cell: Any
+    cell: object
     rater: str = ""
     out: str = ""
     unstated: bool = False
 
 
-def answers_of(value: Mapping[str, Any], names: Sequence[str], place: Place) -> list[Answer]:
+def answers_of(value: Row, names: Sequence[str], place: Place) -> list[Answer]:
     """Return the answers in the label columns: one per column, or one per item of a list.
 
     Raises:
@@ -52,37 +51,26 @@ def answers_of(value: Mapping[str, Any], names: Sequence[str], place: Place) -> 
     return [answer for name in names for answer in _answers(value, name, place)]
 
 
-def _answers(value: Mapping[str, Any], name: str, place: Place) -> Iterator[Answer]:
+def _answers(value: Row, name: str, place: Place) -> Iterator[Answer]:
     head, star, rest = name.partition(".*")
-    if name not in value and star and (not rest or rest.startswith(".")):
-        items = parsed(find(value, head))
-        for item in items if isinstance(items, list) else []:
-            yield _answer(item, _picked(item, rest.removeprefix("."), name, place), place)
-        return
-    cell = parsed(find(value, name))
-    if not isinstance(cell, list):
-        yield Answer(_unwrapped(cell, place))
+    if name in value or (rest and not rest.startswith(".")):
+        head, star, rest = name, "", ""
+    cells = parsed(find(value, head))
+    if not star and not isinstance(cells, list):
+        yield Answer(_unwrapped(cells, place))
         return
     raters, states = (parsed(value.get(f"{name}.{part}")) for part in ("users", "status"))
-    for i, item in enumerate(cell):
-        yield _answer(item, item, place, _item(raters, i), _item(states, i))
+    for i, item in enumerate(cells if isinstance(cells, list) else []):
+        rater, status = find(raters, str(i)), find(states, str(i))
+        yield Answer(
+            _unwrapped(_picked(item, rest.removeprefix("."), name, place), place),
+            _rater_of(item) if is_empty(rater) else str(rater),
+            status_of(item if is_empty(status) else {"status": status}),
+            isinstance(item, Mapping) and "user_id" in item and is_empty(item.get("status")),
+        )
 
 
-def _answer(item: Any, cell: Any, place: Place, rater: Any = None, status: Any = None) -> Answer:
-    """Make the answer of an item whose value is `cell`; named rater and status take precedence."""
-    return Answer(
-        _unwrapped(cell, place),
-        _rater_of(item) if is_empty(rater) else str(rater),
-        status_of(item if is_empty(status) else {"status": status}),
-        isinstance(item, Mapping) and "user_id" in item and is_empty(item.get("status")),
-    )
-
-
-def _item(cell: Any, index: int) -> Any:
-    return cell[index] if isinstance(cell, list) and index < len(cell) else None
-
-
-def _rater_of(item: Any) -> str:
+def _rater_of(item: object) -> str:
     """Return the id of the annotator of an answer; "" where it names nobody."""
     if not isinstance(item, Mapping):
         return ""
@@ -92,7 +80,7 @@ def _rater_of(item: Any) -> str:
     return str(rater)
 
 
-def status_of(item: Any) -> str:
+def status_of(item: object) -> str:
     """Return why an answer does not count, such as "cancelled" or "draft"; "" where it counts."""
     if not isinstance(item, Mapping):
         return ""
@@ -104,7 +92,7 @@ def status_of(item: Any) -> str:
     return status if status in NO_ANSWER else ""
 
 
-def _picked(item: Any, path: str, name: str, place: Place) -> Any:
+def _picked(item: object, path: str, name: str, place: Place) -> object:
     """Return the value of an answer; that of a Label Studio result by its control.
 
     The order of the results in an annotation is not fixed, so a position means nothing.
@@ -114,22 +102,23 @@ def _picked(item: Any, path: str, name: str, place: Place) -> Any:
     if match is None or not isinstance(results, list):
         return find(item, path) if path else item
     control, inner = match.groups()
-    cells = {i: find(result, inner) for i, result in enumerate(results)}
-    fit = {i: cell for i, cell in cells.items() if cell is not MISSING}
-    if not (control.isdigit() or control == "*"):
-        fit = {i: cell for i, cell in fit.items() if results[i].get("from_name") == control}
-    controls = {str(results[i].get("from_name", "")) for i in fit}
-    if len(controls) > 1:
-        example = f"label={name.removesuffix(path)}result.{min(controls)}.{inner}"
-        problem = f"several results fit {name}: {', '.join(sorted(controls))}"
-        raise place.error("label", problem, f"name one of them, such as {example}")
-    if len(fit) > 1:
-        problem = f"{len(fit)} results of {''.join(controls) or 'one control'} in one annotation"
-        raise place.error("label", problem, "a label is one value: leave all but one out")
-    return next(iter(fit.values()), MISSING)
+    any_control = control.isdigit() or control == "*"
+    values = [
+        (str(result.get("from_name", "")), value)
+        for result in results
+        if (value := find(result, inner)) is not None
+        and (any_control or result.get("from_name") == control)
+    ]
+    if len(values) > 1:
+        controls = sorted({control for control, _ in values})
+        example = f"label={name.removesuffix(path)}result.{controls[0]}.{inner}"
+        problem = f"{len(values)} results fit {name}: {', '.join(controls)}"
+        remedy = f"name one of them, such as {example}, and keep one result of it"
+        raise place.error("label", problem, remedy)
+    return values[0][1] if values else None
 
 
-def _unwrapped(cell: Any, place: Place) -> Any:
+def _unwrapped(cell: object, place: Place) -> object:
     """Return the single value that an annotation tool wrapped: ["good"], [{"rating": 4}]."""
     cell = parsed(cell)
     if isinstance(cell, list):
@@ -137,4 +126,4 @@ def _unwrapped(cell: Any, place: Place) -> Any:
             raise place.error("label", f"{len(cell)} values in one answer", "a label is one value")
         return _unwrapped(cell[0], place) if cell else None
     keys = [key for key in _WRAPPED if key in cell] if isinstance(cell, Mapping) else []
-    return _unwrapped(cell[keys[0]], place) if keys else cell
+    return _unwrapped(cell[keys[0]], place) if isinstance(cell, Mapping) and keys else cell

@@ -4,26 +4,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from pt_app.core.dataset import DatasetCard, card_scale, read_card
+from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_utf8
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite
+from pt_app.core.files import refuse_overwrite, shown
 from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.cells import find
 from pt_app.judge_data.folder import build_folder
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
-from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, wanted_values
+from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, unwanted, wanted_values
 from pt_app.judge_data.options import ImportOptions, SplitPlan
 from pt_app.judge_data.reading.tables import Table
-from pt_app.judge_data.rows import Converted
+from pt_app.judge_data.rows import Converted, Row
 from pt_app.judge_data.writing import FILES
 
 TEMPLATE = "template"
@@ -73,11 +71,6 @@ class Tally:
             raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
         self.dropped.add(f"{error.field or 'the row'} cannot be used", str(error), rows)
 
-    def take(self, reader: LabelReader) -> None:
-        """Add what the label reader of one file left out and decided."""
-        self.answers.update(reader.left_out)
-        self.decisions += [note for note in reader.decisions() if note not in self.decisions]
-
     def lines(self) -> list[str]:
         """Describe the counts, the most frequent reasons first."""
         as_examples = f" as {self.examples:,} examples" if self.examples != self.kept else ""
@@ -121,10 +114,13 @@ def import_labels(
         _check_columns(table, job)
     tally = Tally(options.drop_bad)
     examples: list[JudgeExample] = []
-    for table, names in zip(tables, _names(files, options.prefix), strict=True):
-        rows = examples_of(table, job, tally, names[0])
+    paths = [file.partition("::")[0] for file in files]
+    alike = Counter(Path(path).name for path in paths)
+    for table, path, prefix in zip(tables, paths, _prefixes(paths, options.prefix), strict=True):
+        file = path if alike[Path(path).name] > 1 else Path(path).name
+        rows = examples_of(table, job, tally, prefix)
         bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
-        examples += [_identified(*made, job, tally, names) for made in bar]
+        examples += [_identified(*made, job, tally, file, prefix) for made in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -191,16 +187,14 @@ def _check_columns(table: Table, job: Job) -> None:
         raise UserError(f"{table.name} {problem}; its columns are {columns}")
 
 
-def _names(files: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield for each file what ids made here start with, and its path for messages.
+def _prefixes(paths: Sequence[str], prefix: str) -> list[str]:
+    """Return what the ids made here start with, for each file: `prefix`, else the file's name.
 
-    A part is "" where the name of the file suffices: where no other file has the same one.
+    Files of one name have that of their folder before it.
     """
-    paths = [Path(file.partition("::")[0]) for file in files]
-    stems, names = Counter(path.stem for path in paths), Counter(path.name for path in paths)
-    for path in paths:
-        longer = f"{path.parent.name}-{path.stem}" if stems[path.stem] > 1 else ""
-        yield prefix or longer, str(path) if names[path.name] > 1 else ""
+    stems = Counter(Path(path).stem for path in paths)
+    own = [(Path(path).stem, f"{Path(path).parent.name}-{Path(path).stem}") for path in paths]
+    return [prefix or shown(longer if stems[stem] > 1 else stem) for stem, longer in own]
 
 
 def examples_of(
@@ -211,18 +205,16 @@ def examples_of(
     All other rows are counted in `tally`. `prefix` is what ids made here start with.
     """
     for converted in _converted(table, job, tally, prefix):
-        if converted.row is None:
-            tally.dropped.add(converted.reason, count=converted.rows_read)
-            continue
+        row, count = converted.row, converted.rows_read
         try:
-            example = example_of(converted.row, converted.place, job.scale)
+            example = None if row is None else example_of(row, converted.place, job.scale)
         except RowError as error:
-            tally.refuse(error, converted.rows_read)
+            tally.refuse(error, count)
             continue
-        if example.label is None:
-            tally.dropped.add("no label", count=converted.rows_read)
+        if example is None or example.label is None:
+            tally.dropped.add(converted.reason or "no label", count=count)
             continue
-        tally.kept += converted.rows_read
+        tally.kept += count
         tally.examples += 1
         yield example, converted
 
@@ -233,14 +225,14 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
         yield from job.format.convert(table.rows(), job.scale, options)
         return
     reader = LabelReader(job.scale, map.labels, drop_bad=options.drop_bad, how=options.reduce)
+    reader.left_out = tally.answers
     reader.on(table, map.columns.get("label", ()))
     wanted = wanted_values(options.only, table)
 
     def mapped() -> Iterator[Converted]:
         for place, value in table.rows():
-            other = [name for name, text in wanted.items() if str(find(value, name)) != text]
-            if other:
-                yield Converted(place, None, f"{other[0]} is not {wanted[other[0]]}")
+            if reason := unwanted(value, wanted):
+                yield Converted(place, None, reason)
                 continue
             try:
                 yield map.convert(place, value, reader, prefix)
@@ -249,46 +241,33 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
 
     one_per_rater = {"id", "rater"} <= set(map.columns)
     yield from merge_raters(mapped(), reader, tally.refuse) if one_per_rater else mapped()
-    tally.take(reader)
+    tally.decisions += [note for note in reader.decisions() if note not in tally.decisions]
 
 
 def _identified(
-    example: JudgeExample, made_of: Converted, job: Job, tally: Tally, names: tuple[str, str]
+    example: JudgeExample, made_of: Converted, job: Job, tally: Tally, file: str, prefix: str
 ) -> JudgeExample:
     """Give an example the id and group that it lacks, and a place that tells its file."""
-    (prefix, path), place, row = names, made_of.place, made_of.row or {}
-    changes = {} if example.id else {"id": f"{prefix or place.stem}-{place.row}"}
-    if path:
-        changes["where"] = f"{path}:{place.row}"
+    place, row = made_of.place, made_of.row or {}
+    changes = {"where": f"{shown(file)}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
     if not str(row.get("group") or "").strip():
         changes["group"] = group_of(example)
         tally.ungrouped += "group" in job.map.columns
     return example.model_copy(update=changes)
 
 
-def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> dict[str, Any]:
+def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     """Return what dataset.json says of the rows; flags overrule what is known of the format."""
     options, fmt = job.options, job.format
-    if fmt is None:
-        single = job.scale.task == "score" and "source" in job.map.columns
-        template = "translation_any" if single else "response"
-        fmt = replace(formats.CHAT, name="", template=template)
-    rubric = _rubric(options.rubric) or fmt.rubric
     names = [table.name for table in tables]
+    single = job.scale.task == "score" and "source" in job.map.columns
+    template = fmt.template if fmt else "translation_any" if single else "response"
     # The files of a template of one's own are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
-    card: dict[str, Any] = {
-        "task": job.scale.task,
-        "scale": job.scale.name,
-        "template": TEMPLATE if own else options.template or fmt.template,
-        **({"rubric": rubric} if rubric else {}),
-        "origin": options.origin or fmt.origin or f"imported: {', '.join(names)}",
-        "licence": options.licence or fmt.licence or "not stated",
-        "label_rule": rule(job.scale, options.reduce),
-    }
-    imported: dict[str, Any] = {
+    rubric = read_utf8(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
+    imported: Row = {
         "files": names,
-        "format": fmt.name,
+        "format": fmt.name if fmt else "",
         "map": list(options.map),
         "labels": options.labels,
         "read": tally.read,
@@ -297,15 +276,15 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> dict[st
     }
     if tally.answers.counts:
         imported["answers_left_out"] = dict(tally.answers.counts)
-    card["imports"] = [imported]
+    card: Row = {
+        "task": job.scale.task,
+        "scale": job.scale.name,
+        "template": TEMPLATE if own else options.template or template,
+        **({"rubric": rubric} if rubric else {}),
+        "origin": options.origin or (fmt and fmt.origin) or f"imported: {', '.join(names)}",
+        "licence": options.licence or (fmt and fmt.licence) or "not stated",
+        "label_rule": rule(job.scale, options.reduce),
+        "imports": [imported],
+    }
     card_scale(DatasetCard.model_validate(card), out / "dataset.json")
     return card
-
-
-def _rubric(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--rubric {path} cannot be read as UTF-8 text: {error}") from error

@@ -10,18 +10,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from statistics import fmean, median_low
-from typing import Any
+from statistics import fmean, median_low, multimode
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.cells import find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.rows import find, is_empty, parsed, refuse_bytes
 
 AS_PASS = {"true": "false", "1": "0", "yes": "no"}
-"""What stands for PASS, each with its counterpart for FAIL, where --labels says nothing else."""
+"""Labels that are read as PASS, each with its counterpart for FAIL, unless --labels has them."""
 TWO_VALUES = dict.fromkeys(AS_PASS, "PASS") | dict.fromkeys(AS_PASS.values(), "FAIL")
 # How the labels of several annotators become one; dataset.json states the rule.
 RULES = {
@@ -48,11 +47,6 @@ class Reasons:
         if problem:
             self.first.setdefault(reason, problem)
 
-    def update(self, other: "Reasons") -> None:
-        """Add the counts of another, later one."""
-        self.counts += other.counts
-        self.first = other.first | self.first
-
     def ranked(self) -> Iterator[tuple[int, str]]:
         """Yield each count and its reason with the first problem, the most frequent one first."""
         for reason, count in self.counts.most_common():
@@ -73,7 +67,7 @@ class LabelReader:
         numbers: Reads numbers as the label columns write them.
         drop_bad: Whether an unreadable answer of one of several annotators is left out alone,
             instead of its row.
-        how: The rule of `RULES` by which several labels become one; "": the usual one.
+        how: The rule of `RULES` by which several labels become one; "": the task's default rule.
         left_out: The answers that do not count as labels.
         unstated: Whether responses came without the status that would tell drafts apart.
     """
@@ -90,7 +84,7 @@ class LabelReader:
     def on(self, table: Table, columns: Sequence[str]) -> "LabelReader":
         """Read numbers as these columns (or paths) of a table, which are alike, write them."""
 
-        def cells() -> Iterator[Any]:
+        def cells() -> Iterator[object]:
             for _, value in table.rows():
                 for name in columns:
                     yield from flat(find(value, name))
@@ -101,7 +95,7 @@ class LabelReader:
         self.numbers = Numbers(cells, table.delimiter, table.decimal, fits)
         return self
 
-    def read(self, cell: Any, place: Place, column: str = "label") -> Verdict | None:
+    def read(self, cell: object, place: Place, column: str = "label") -> Verdict | None:
         """Read one label exactly; a number may be off the scale, as a mean of several labels is.
 
         Returns:
@@ -120,13 +114,13 @@ class LabelReader:
                 remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
                 raise place.error(column, f"{text!r} has no meaning", remedy)
             if not self.meanings[key]:
-                self.left_out.add(f"{text!r}, no label by --labels")
+                self.left_out.add(f"{text!r} means no answer")
                 return None
             cell = self.meanings[key]
         read = self._number if self.scale.task == "score" else self._name
         return read(cell, place, column)
 
-    def verdict(self, cell: Any, place: Place, column: str = "label") -> Verdict | None:
+    def verdict(self, cell: object, place: Place, column: str = "label") -> Verdict | None:
         """Read one label as a verdict of the scale; see `read`.
 
         Raises:
@@ -147,40 +141,36 @@ class LabelReader:
 
     def decisions(self) -> list[str]:
         """Describe what was decided about cells that can be read in two ways."""
-        lines = [self.numbers.note] if self.numbers.note else []
-        for yes, no in AS_PASS.items():
-            if {yes, no} & self._as_pass:
-                lines.append(f"{yes} is read as PASS, {no} as FAIL")
-        if self.unstated:
-            lines.append(
-                "responses carry no status, so drafts and discarded ones count too: export from "
-                "Argilla with flatten=True"
-            )
-        return lines
+        used = [(yes, no) for yes, no in AS_PASS.items() if {yes, no} & self._as_pass]
+        unstated = "responses carry no status, so drafts and discarded ones count too: export from "
+        return [
+            *([self.numbers.note] if self.numbers.note else []),
+            *(f"{yes} is read as PASS, {no} as FAIL" for yes, no in used),
+            *([f"{unstated}Argilla with flatten=True"] if self.unstated else []),
+        ]
 
     def notes(self) -> list[str]:
         """Describe what was decided about the cells, and how many answers were left out."""
         return [*self.decisions(), *self.left_out.as_answers()]
 
-    def _name(self, cell: Any, place: Place, column: str) -> Verdict:
+    def _name(self, cell: object, place: Place, column: str) -> Verdict:
         text = str(cell).strip()
-        name = text.casefold()
+        name = text
         if self.scale.task == "pass_fail" and (key := key_of(cell)) in TWO_VALUES:
             self._as_pass.add(key)
-            name = TWO_VALUES[key].casefold()
+            name = TWO_VALUES[key]
         for verdict in self.scale.values:
-            if str(verdict).casefold() == name:
+            if str(verdict).casefold() == name.casefold():
                 return verdict
         allowed = ", ".join(map(str, self.scale.values))
         remedy = f"say what it means, such as --labels {text}={self.scale.values[0]}"
         raise place.error(column, f"{text!r} is none of {allowed}", remedy)
 
-    def _number(self, cell: Any, place: Place, column: str) -> Verdict:
+    def _number(self, cell: object, place: Place, column: str) -> Verdict:
         try:
             number = self.numbers.read(cell)
         except AmbiguousNumberError as error:
-            remedy = "name the decimal sign, --decimal point or --decimal comma"
-            raise place.error(column, str(error), remedy) from error
+            raise place.error(column, str(error), "name its decimal sign, --decimal") from error
         if number is None:
             text = str(cell).strip()
             remedy = f"say what it means with --labels ({text}= if it is no label)"
@@ -188,7 +178,7 @@ class LabelReader:
         return _verdict_of(number)
 
 
-def key_of(label: Any) -> str:
+def key_of(label: object) -> str:
     """Return the form by which labels are compared: 1, 1.0 and "1.00" are alike, Good and good."""
     text = str(label).strip()
     point, comma = readings(text)
@@ -198,7 +188,7 @@ def key_of(label: Any) -> str:
     return f"{number.normalize():f}" if abs(number.adjusted()) < 30 else text.casefold()
 
 
-def flat(cell: Any) -> Iterator[Any]:
+def flat(cell: object) -> Iterator[object]:
     """Yield the values in a cell: itself, or those of a list or an object, at any depth."""
     cell = parsed(cell)
     if not isinstance(cell, list | dict):
@@ -216,7 +206,7 @@ def _verdict_of(number: Decimal) -> Verdict:
 
 
 def rule(scale: Scale, how: str = "") -> str:
-    """Describe the rule in words, "mean: ..."; an empty `how` stands for the task's usual rule.
+    """Describe the rule in words, "mean: ..."; an empty `how` is the task's default rule.
 
     Raises:
         UserError: The task does not have that rule.
@@ -235,17 +225,14 @@ def reduce(verdicts: Sequence[Verdict], scale: Scale, how: str = "") -> Verdict:
         UserError: The task does not have that rule.
     """
     how = rule(scale, how).partition(":")[0]
-    if how != "majority":
-        numbers = [float(verdict) for verdict in verdicts]
-        return nearest(fmean(numbers) if how == "mean" else median_low(numbers), scale)
-    counts = Counter(verdicts)
-    most = max(counts.values())
-    commonest = [verdict for verdict, count in counts.items() if count == most]
-    if len(commonest) == 1:
-        return commonest[0]
-    if scale.task == "score":
-        return nearest(median_low(map(float, commonest)), scale)
-    return "tie" if scale.task == "pairwise" else "FAIL"
+    if how == "majority":
+        verdicts = multimode(verdicts)
+        if len(verdicts) == 1:
+            return verdicts[0]
+        if scale.task != "score":
+            return "tie" if scale.task == "pairwise" else "FAIL"
+    numbers = [float(verdict) for verdict in verdicts]
+    return nearest(fmean(numbers) if how == "mean" else median_low(numbers), scale)
 
 
 def nearest(number: float, scale: Scale) -> Verdict:

@@ -5,16 +5,17 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Verdict
 from pt_app.judge_data.answers import Answer, answers_of
-from pt_app.judge_data.cells import MISSING, check_column, find, parsed, refuse_bytes
 from pt_app.judge_data.labels import LabelReader, key_of
 from pt_app.judge_data.reading.tables import Table
-from pt_app.judge_data.rows import Converted, Row
+from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 
 TEXTS = ("group", "source", "context", "reference", "candidate", "rubric")
 META = ("system", "document", "time")
@@ -25,6 +26,16 @@ TARGETS = (
 LISTS = ("context", "issues", "feedback")
 """Fields whose cell may be a list: of passages, or of remarks."""
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+
+
+class _Turn(BaseModel):
+    """A turn of a conversation, also as ShareGPT names its parts."""
+
+    role: StrictStr = Field(validation_alias=AliasChoices("role", "from"))
+    content: StrictStr = Field(validation_alias=AliasChoices("content", "value"))
+
+
+_TURNS = TypeAdapter(Annotated[list[_Turn], Field(min_length=1)])
 
 
 @dataclass(frozen=True)
@@ -73,9 +84,7 @@ class ColumnMap:
             for name in names:
                 check_column(columns, name, file, f"--map {target}={name}")
 
-    def convert(
-        self, place: Place, value: Mapping[str, Any], reader: LabelReader, prefix: str = ""
-    ) -> Converted:
+    def convert(self, place: Place, value: Row, reader: LabelReader, prefix: str = "") -> Converted:
         """Make a row of fields with its label from a row of the file.
 
         Answers that do not count are counted in `reader`.
@@ -101,38 +110,40 @@ class ColumnMap:
         }
         return Converted(place, row)
 
-    def fields(self, place: Place, value: Mapping[str, Any], prefix: str = "") -> Row:
+    def fields(self, place: Place, value: Row, prefix: str = "") -> Row:
         """Make a row of fields without a label; raise RowError where a value cannot be used."""
         name = self._text("id", value, place)
         row: Row = {"id": name or f"{prefix or place.stem}-{place.row}"}
-        for name in TEXTS:
-            if (text := self._text(name, value, place)) is not None:
-                row[name] = text
+        texts = {name: self._text(name, value, place) for name in TEXTS}
+        row |= {name: text for name, text in texts.items() if text is not None}
         if self.pair:
             row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
         if (turns := self._one("conversation", value, place)) not in (None, ""):
             row["conversation"] = _conversation(turns, place)
-        meta = {name: self._one(name, value, place) for name in (*META, "rater")}
-        meta |= {n[5:]: self._one(n, value, place) for n in self.columns if n.startswith("meta.")}
+        known = [*META, "rater", *(name for name in self.columns if name.startswith("meta."))]
+        meta = {name.removeprefix("meta."): self._one(name, value, place) for name in known}
         if meta := {name: cell for name, cell in meta.items() if cell not in (None, "")}:
             row["meta"] = meta
         return row
 
-    def _cells(self, target: str, value: Mapping[str, Any], place: Place) -> list[Any]:
-        """Return the cells of a field that exist; raise RowError for bytes that are not text."""
-        cells = []
-        for name in self.columns.get(target, ()):
-            cells.append(find(value, name))
-            refuse_bytes(cells[-1], place, name)
-        return [cell for cell in cells if cell is not MISSING]
+    def _cells(self, target: str, value: Row, place: Place) -> list[object]:
+        """Return the cells of a field that hold something; raise RowError for binary data."""
+        names = self.columns.get(target, ())
+        cells = {name: find(value, name) for name in names}
+        for name, cell in cells.items():
+            refuse_bytes(cell, place, name)
+        # NaN, which differs from itself, is what pandas leaves where nothing was written.
+        return [
+            cells[name] for name in names if cells[name] is not None and cells[name] == cells[name]
+        ]
 
-    def _one(self, target: str, value: Mapping[str, Any], place: Place) -> Any:
+    def _one(self, target: str, value: Row, place: Place) -> object:
+        """Return the cell of a field; those of several columns are joined as texts."""
         cells = self._cells(target, value, place)
         return cells[0] if len(cells) == 1 else ("\n\n".join(map(_as_text, cells)) or None)
 
-    def _text(self, target: str, value: Mapping[str, Any], place: Place) -> str | None:
-        # NaN, which differs from itself, is what pandas leaves where nothing was written.
-        cells = [c for c in self._cells(target, value, place) if c is not None and c == c]
+    def _text(self, target: str, value: Row, place: Place) -> str | None:
+        cells = self._cells(target, value, place)
         for cell in cells:
             if isinstance(cell, bool):  # YAML and pandas read the text "True" as a truth value
                 raise place.error(target, f"{cell} is not text", "write it in quotes")
@@ -145,7 +156,7 @@ class ColumnMap:
         texts = [_as_text(cell) for cell in cells]
         if len(texts) < 2:
             return texts[0] if texts else None
-        return "\n\n".join(text for text in texts if text)
+        return "\n\n".join(filter(None, texts))
 
 
 class _Vote(NamedTuple):
@@ -178,15 +189,13 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
             if verdict is not None and len(answers) > 1:
                 _check_range(verdict, reader, place)
         except RowError as error:
-            if not reader.drop_bad:
-                raise
             bad.append(error)
             continue
         if verdict is not None:
             unnamed = f"answer {number}" if named else str(number)
             votes.append(_Vote(answer.rater or unnamed, verdict, place))
     votes = _one_each(votes, reader)
-    if bad and not votes:
+    if bad and not (votes and reader.drop_bad):
         raise bad[0]
     for problem in bad:
         reader.left_out.add("it cannot be read", str(problem))
@@ -265,47 +274,34 @@ def _difference(first: Converted, other: Converted) -> RowError | None:
 
 def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
     """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
-    given = []
-    for converted in group:
-        row = converted.row or {}
-        rater = str(row.get("meta", {}).get("rater", ""))
-        given.append(_Vote(rater, row["label"]["verdict"], converted.place))
-    votes = _one_each(given, reader)
-    place, row = group[0].place, group[0].row or {}
+    rows = [(converted.place, converted.row or {}) for converted in group]
+    raters = [str(row.get("meta", {}).pop("rater", "")) for _, row in rows]
+    given = zip(raters, rows, strict=True)
+    votes = _one_each([_Vote(r, row["label"]["verdict"], p) for r, (p, row) in given], reader)
+    place, row = rows[0]
     if not votes:
         return Converted(place, None, "no label", rows_read=len(group))
-    verdict = reader.combined([vote.verdict for vote in votes])
-    merged = {
-        **{name: cell for name, cell in row.items() if name != "meta"},
-        "label": {**row["label"], "verdict": verdict},
-        "annotators": [vote.as_row() for vote in votes],
-    }
-    meta = {name: cell for name, cell in row.get("meta", {}).items() if name != "rater"}
-    return Converted(place, merged | ({"meta": meta} if meta else {}), rows_read=len(group))
+    row["label"]["verdict"] = reader.combined([vote.verdict for vote in votes])
+    row["annotators"] = [vote.as_row() for vote in votes]
+    return Converted(place, row, rows_read=len(group))
 
 
-def _conversation(cell: Any, place: Place) -> list[dict[str, str]]:
-    turns = parsed(cell)
-    remedy = 'write [{"role": "user", "content": "..."}, ...] (or "from" and "value")'
-    if not isinstance(turns, list) or not turns:
-        raise place.error("conversation", "it is not a list of turns", remedy)
-    read = []
-    for turn in turns:
-        turn = turn if isinstance(turn, dict) else {}
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise place.error("conversation", "a turn has no role or no text", remedy)
-        read.append({"role": _ROLES.get(role, role), "content": content})
-    return read
+def _conversation(cell: object, place: Place) -> list[dict[str, str]]:
+    try:
+        turns = _TURNS.validate_python(parsed(cell))
+    except ValidationError as error:
+        remedy = 'write [{"role": "user", "content": "..."}, ...] (or "from" and "value")'
+        raise place.error("conversation", "it is not a list of turns", remedy) from error
+    return [{"role": _ROLES.get(turn.role, turn.role), "content": turn.content} for turn in turns]
 
 
-def _issues(cell: Any) -> list[str]:
+def _issues(cell: object) -> list[str]:
     cell = parsed(cell)
     parts = cell if isinstance(cell, list) else str(cell or "").split(";")
-    return [str(part).strip() for part in parts if str(part).strip()]
+    return [text for part in parts if (text := str(part).strip())]
 
 
-def _as_text(cell: Any) -> str:
+def _as_text(cell: object) -> str:
     if isinstance(cell, list) and all(isinstance(item, str) for item in cell):
         return "\n\n".join(cell)
     return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else str(cell)
@@ -317,6 +313,12 @@ def wanted_values(only: Sequence[str], table: Table) -> dict[str, str]:
     for name, text in wanted.items():
         check_column(table.columns, name, table.name, f"--only {name}={text}")
     return wanted
+
+
+def unwanted(value: Row, wanted: Mapping[str, str]) -> str:
+    """Return why --only leaves a row out; "" where it does not."""
+    other = [name for name, text in wanted.items() if str(find(value, name)) != text]
+    return f"{other[0]} is not {wanted[other[0]]}" if other else ""
 
 
 def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
@@ -335,7 +337,7 @@ def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
 
 
 def _split(text: str, by: str) -> list[str]:
-    """Split at `by` where no backslash stands before it; backslashes stay."""
+    """Split at `by` where no backslash precedes it; backslashes are kept."""
     return re.split(rf"(?<!\\){re.escape(by)}", text)
 
 

@@ -5,27 +5,26 @@ else needs verdicts, is measured on the isotonic map of the scores to the labels
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray
 from pt_app.core.results import SCHEMA, DataUsed, JsonObject, JudgeResults, Leaks, Results
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import add_sources
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.rows import Row
-from pt_app.judge_data.verdict_files import FileRow, Rows, VerdictFile, VerdictTable
+from pt_app.judge_data.verdict_files import FileRow, Judged, Rows, VerdictFile, VerdictTable
 
 ANY = Scale("score", "any", ())  # of labels that are numbers of no scale
 Metrics = Mapping[str, Rows]
 """The rows of each metric by its name."""
 
 
-def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
+def read_scores(source: VerdictFile, lower: bool) -> dict[str, list[tuple[FileRow, Row]]]:
     """Read the rows of each metric, with `label` and `score` (higher is better; None if absent).
 
     Args:
@@ -34,22 +33,19 @@ def read_scores(source: VerdictFile, lower: bool) -> dict[str, Rows]:
     Raises:
         UserError: A label or score is not a number, or no row has a label.
     """
-    columns, metrics = source.columns, dict[str, Rows]()
+    columns = source.columns
+    metrics: dict[str, list[tuple[FileRow, Row]]] = {}
     names = (columns.label, columns.verdict)
-    readers = {name: LabelReader(ANY, numbers=source.numbers(name)) for name in names}
-
-    def number(row: FileRow, column: str) -> float | None:
-        value = readers[column].read(source.meant(row.cell(column)), row.place, column)
-        return None if value is None else float(value)
-
+    readers = [(name, LabelReader(ANY, numbers=source.numbers(name))) for name in names]
     for row in source.rows:
-        label, score = number(row, columns.label), number(row, columns.verdict)
+        read = [r.read(source.meant(row.cell(name)), row.place, name) for name, r in readers]
+        label, score = (None if number is None else float(number) for number in read)
         if label is None:
             continue
         name = row.judge if columns.judge else "metric"
         scored = {"model": name, "id": row.id, "group": row.group, "label": label}
         scored["score"] = -score if lower and score is not None else score
-        metrics.setdefault(name, []).append(scored | source.more_of(row))
+        metrics.setdefault(name, []).append((row, scored | source.more_of(row)))
     if not metrics:
         raise source.unlabelled()
     return metrics
@@ -99,7 +95,7 @@ def _columns(rows: Rows) -> tuple[FloatArray, FloatArray]:
 
 
 def as_verdicts(
-    metrics: Metrics, validation: Metrics, scale: Scale, file: str, measured: str
+    metrics: Metrics, validation: Mapping[str, Judged], scale: Scale, file: str, measured: str
 ) -> VerdictTable:
     """Turn the scores of metrics into verdicts by isotonic regression on validation rows.
 
@@ -114,14 +110,15 @@ def as_verdicts(
     for name, rows in metrics.items():
         if name not in validation:
             raise UserError(f'{file} has no rows of "{name}": give all metrics validation rows')
-        verdicts = _fitted_verdicts(validation[name], _columns(rows)[1], scale)
+        fitted = [row for _, row in validation[name]]
+        verdicts = _fitted_verdicts(fitted, _columns(rows)[1], scale)
         pairs = zip(rows, verdicts, strict=True)
         judges[name] = [row | _as_verdict(row, verdict, scale, measured) for row, verdict in pairs]
     notes = [f"scores are mapped to {scale.name} by isotonic regression on {file}"]
     return VerdictTable(scale, judges, {}, notes)
 
 
-def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list[Any]:
+def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list[Verdict | None]:
     """Return the verdict nearest to the fitted value of each score; None for a score of NaN."""
     from sklearn.isotonic import IsotonicRegression
 
@@ -134,7 +131,7 @@ def _fitted_verdicts(validation: Rows, scores: FloatArray, scale: Scale) -> list
     return [None if np.isnan(s) else scale.values[p] for s, p in zip(scores, places, strict=True)]
 
 
-def _as_verdict(row: Row, verdict: Any, scale: Scale, measured: str) -> Row:
+def _as_verdict(row: Row, verdict: Verdict | None, scale: Scale, measured: str) -> Row:
     label = scale.normalise(row["label"])
     if label is None:
         problem = f"label {row['label']:g} is off the scale {scale.name}"

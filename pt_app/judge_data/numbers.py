@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 
 MAX_EXPONENT = 300  # what a float holds
 _SWAPPED = str.maketrans(",.", ".,")
@@ -46,7 +45,7 @@ def _with_point(text: str) -> Decimal | None:
 
 
 class AmbiguousNumberError(ValueError):
-    """A number that can be read in two ways, where nothing in the file tells the right one."""
+    """A number that can be read in two ways, where nothing in the file decides between them."""
 
 
 @dataclass
@@ -62,14 +61,14 @@ class Numbers:
         note: What was decided, for the summary; "" where nothing had to be decided.
     """
 
-    cells: Callable[[], Iterable[Any]] = tuple
+    cells: Callable[[], Iterable[object]] = tuple
     delimiter: str = ""
     decimal: str = ""
     fits: Callable[[Decimal], bool] = lambda _: True
     note: str = field(default="", init=False)
     _sign: str | None = field(default=None, init=False)
 
-    def read(self, cell: Any) -> Decimal | None:
+    def read(self, cell: object) -> Decimal | None:
         """Read a number, or the text of one; return None for anything else.
 
         Raises:
@@ -86,35 +85,27 @@ class Numbers:
             self._sign = self.decimal or self._decide()
         if not self._sign:
             raise AmbiguousNumberError(f"{cell.strip()!r} may be {plain(point)} or {plain(comma)}")
-        right, wrong, other = point, comma, "comma"
-        if self._sign == "comma":
-            right, wrong, other = comma, point, "point"
-        if not self.decimal:
-            text = f"{cell.strip()} is read as {plain(right)} (--decimal {other}: {plain(wrong)})"
-            self.note = self.note or text
+        right, wrong = (point, comma) if self._sign == "point" else (comma, point)
+        if not (self.decimal or self.note):
+            other = f"--decimal {'comma' if right is point else 'point'}: {plain(wrong)}"
+            self.note = f"{cell.strip()} is read as {plain(right)} ({other})"
         return right
 
     def _decide(self) -> str:
         """Return the decimal sign: by the unambiguous cells, the scale, then the delimiter.
 
-        "" stands for undecided.
+        Returns "" where none of these decides.
         """
-        certain: set[str] = set()
-        fit = {"point": True, "comma": True}
-        points_alone = True
-        for cell in self.cells():
-            point, comma = readings(cell) if isinstance(cell, str) else (None, None)
-            if point == comma:
-                continue
-            if point is None or comma is None:
-                certain.add("comma" if point is None else "point")
-                continue
-            points_alone &= "," not in cell
-            fit["point"] &= self.fits(point)
-            fit["comma"] &= self.fits(comma)
+        read = [(*readings(cell), cell) for cell in self.cells() if isinstance(cell, str)]
+        points = [(point, cell) for point, comma, cell in read if point != comma]
+        commas = [comma for point, comma, _ in read if point != comma]
+        certain = {"comma" for point, _ in points if point is None}
+        certain |= {"point" for comma in commas if comma is None}
         if certain:
             return certain.pop() if len(certain) == 1 else ""
-        if fit["point"] != fit["comma"]:
-            return "point" if fit["point"] else "comma"
-        by_delimiter = {",": "point", ";": "comma"}
-        return by_delimiter.get(self.delimiter, "point" if points_alone else "")
+        fits_point = all(point is not None and self.fits(point) for point, _ in points)
+        fits_comma = all(comma is not None and self.fits(comma) for comma in commas)
+        if fits_point != fits_comma:
+            return "point" if fits_point else "comma"
+        undecided = "" if any("," in cell for _, cell in points) else "point"
+        return {",": "point", ";": "comma"}.get(self.delimiter, undecided)

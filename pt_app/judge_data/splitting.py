@@ -141,11 +141,16 @@ def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
 
 
 def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
-    """Say how far the labels of each split are from those of all rows, by total variation."""
+    """Compare the label distribution of each split with that of all rows.
+
+    The number is their total variation distance: the least share of a split's labels that would
+    have to change for the two distributions to be equal.
+    """
     labels = label_counts({split: rows for split, rows in splits.items() if rows})
     whole = sum(labels.values(), Counter[Verdict | None]())
     gaps = []
     for split, own in labels.items():
         gap = sum(abs(own[v] / own.total() - whole[v] / whole.total()) for v in whole) / 2
         gaps.append(f"{split} {gap:.1%}")
-    return f"labels that differ from those of all rows: {', '.join(gaps)}"
+    what = "labels that would have to change to match the distribution over all rows"
+    return f"{what}: {', '.join(gaps)}"

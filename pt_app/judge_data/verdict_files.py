@@ -6,28 +6,27 @@ read in two ways, is reported.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.evidence.calibration import wrong_with
 from pt_app.judge_data.answers import answers_of
-from pt_app.judge_data.cells import MISSING, check_column, find, is_empty, parsed, refuse_bytes
 from pt_app.judge_data.labels import TWO_VALUES, LabelReader, flat, key_of
-from pt_app.judge_data.mapping import ColumnMap, wanted_values
+from pt_app.judge_data.mapping import ColumnMap, unwanted, wanted_values
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
 from pt_app.judge_data.options import Columns, FileOptions, Reading
 from pt_app.judge_data.reading.tables import open_table
+from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed, refuse_bytes
 
 ONLY = "judge"  # the name of the one judge of a file without a column of judges
 TEXTS = ("candidate", "reference", "source")
 FAILED = "-1"  # what programs write where a judge gave no verdict
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class FileRow:
     """A row of the file: its place and cells, its judge, its id and its group."""
 
     place: Place
-    value: Mapping[str, Any]
+    value: Row
     judge: str
     id: str
     group: str
 
-    def cell(self, column: str) -> Any:
+    def cell(self, column: str) -> object:
         """Return the cell of a column, or of a path; raise RowError for binary data."""
         cell = find(self.value, column)
         refuse_bytes(cell, self.place, column)
@@ -56,6 +55,10 @@ class FileRow:
             remedy = f"name one of its {len(cell)} items, such as {column}.{inner}"
             raise self.place.error(column, "it is a list or an object", remedy)
         return _text(cell)
+
+
+Judged = Sequence[tuple[FileRow, Row]]
+"""Rows of a judge: the row of the file, and the prediction row that was made of it."""
 
 
 class VerdictFile:
@@ -79,13 +82,9 @@ class VerdictFile:
     @cached_property
     def rows(self) -> Sequence[FileRow]:
         """The rows that --only keeps."""
-        return list(self._rows())
-
-    def _rows(self) -> Iterator[FileRow]:
-        counts: Counter[str] = Counter()
-        columns = self.columns
+        rows, counts, columns = list[FileRow](), Counter[str](), self.columns
         for place, value in self.table.rows():
-            if any(str(find(value, name)) != text for name, text in self._only.items()):
+            if unwanted(value, self._only):
                 continue
             judge = _name(value, columns.judge, place) if columns.judge else ONLY
             counts[judge] += 1
@@ -95,7 +94,8 @@ class VerdictFile:
             name = _name(value, columns.id, place) if columns.id else unnamed
             cell = find(value, columns.group) if columns.group else name
             group = f"(no group) {name}" if is_empty(cell) else str(cell).strip()
-            yield FileRow(place, value, judge, name, group)
+            rows.append(FileRow(place, value, judge, name, group))
+        return rows
 
     def notes(self) -> list[str]:
         """Describe which rows --only leaves out, and which have no group."""
@@ -109,12 +109,12 @@ class VerdictFile:
             notes.append(f"{alone:,} rows have an empty {column}: each is a group of its own")
         return notes
 
-    def cells(self, column: str) -> Iterator[Any]:
+    def cells(self, column: str) -> Iterator[object]:
         """Yield all values in the cells of a column, those of lists one by one."""
         for row in self.rows:
             yield from flat(row.cell(column))
 
-    def meant(self, cell: Any) -> Any:
+    def meant(self, cell: object) -> object:
         """Return what --labels says that a cell means, else the cell itself."""
         return cell if is_empty(cell) else self.meanings.get(key_of(cell), cell)
 
@@ -122,19 +122,14 @@ class VerdictFile:
         """Return what reads the numbers of a column, of whatever scale."""
         return Numbers(partial(self.cells, column), self.table.delimiter, self.table.decimal)
 
-    def where(self, judge: str, name: str) -> str:
-        """Return where the row of a judge with that id stands, for messages."""
-        rows = (row for row in self.rows if (row.judge, row.id) == (judge, name))
-        return " and ".join(row.place.where for row in rows)
-
     def unlabelled(self) -> UserError:
         """Return the error of a file in which no row has a label."""
         column = self.columns.label
         return UserError(f"{self.file}: no row has a label in column {column}: name another")
 
-    def more_of(self, row: FileRow) -> dict[str, Any]:
+    def more_of(self, row: FileRow) -> Row:
         """Return the texts of a row, its system and its slices."""
-        columns, more = self.columns, dict[str, Any]()
+        columns, more = self.columns, Row()
         if columns.candidates:
             more["candidates"] = [row.text(name) for name in columns.candidates]
         more |= {name: row.text(column) for name in TEXTS if (column := getattr(columns, name))}
@@ -170,18 +165,17 @@ def read_verdicts(
     source = VerdictFile(file, columns, options or FileOptions())
     chosen = Scale.from_name(scale) if scale else _guessed_scale(source)
     cells = _Cells(source, chosen)
-    judges: dict[str, Rows] = {}
+    judges: dict[str, list[tuple[FileRow, Row]]] = {}
     population: dict[str, list[Verdict | None]] = {}
     for row in source.rows:
-        label = cells.verdict(row, columns.label)
-        verdict = cells.verdict(row, columns.verdict)
+        label, verdict = (cells.verdict(row, name) for name in (columns.label, columns.verdict))
         if label is None:
             population.setdefault(row.judge, []).append(verdict)
             continue
         status = "ok" if verdict is not None else "parse_failure"
-        judged: dict[str, Any] = {"model": row.judge, "id": row.id, "group": row.group}
-        judged |= {"label": label, "verdict": verdict, "constrained": None, "status": status}
-        judges.setdefault(row.judge, []).append(judged | cells.more_of(row))
+        judged: Row = {"model": row.judge, "id": row.id, "group": row.group, "label": label}
+        judged |= {"verdict": verdict, "constrained": None, "status": status}
+        judges.setdefault(row.judge, []).append((row, judged | cells.more_of(row)))
     if not judges:
         raise source.unlabelled()
     notes = [] if scale else [f"scale {chosen.name}, by labels and verdicts (--scale overrules)"]
@@ -196,36 +190,33 @@ class _Cells:
 
     def __init__(self, source: VerdictFile, scale: Scale) -> None:
         self.source, self.columns, self.scale = source, source.columns, scale
-        self._failed: Counter[str] = Counter()
         self._pairs = 0  # rows whose probabilities omit the tie
         self._readers: dict[str, LabelReader] = {}
         # In a file whose scale holds -1, it is a verdict.
-        self._means_failed = FAILED not in source.meanings and scale.normalise(int(FAILED)) is None
+        means_none = {} if scale.normalise(int(FAILED)) is not None else {FAILED: ""}
+        self._meanings = means_none | dict(source.meanings)
 
     def verdict(self, row: FileRow, column: str) -> Verdict | None:
         """Read a cell as a verdict of the scale; None where it holds none."""
         return self._read(row.cell(column), row.place, column)
 
-    def _read(self, cell: Any, place: Place, column: str) -> Verdict | None:
-        if self._means_failed and not is_empty(cell) and key_of(cell) == FAILED:
-            self._failed[column] += 1
-            return None
+    def _read(self, cell: object, place: Place, column: str) -> Verdict | None:
         if column not in self._readers:
-            reader = LabelReader(self.scale, self.source.meanings)
+            reader = LabelReader(self.scale, self._meanings)
             self._readers[column] = reader.on(self.source.table, [column])
         return self._readers[column].verdict(cell, place, column)
 
-    def more_of(self, row: FileRow) -> dict[str, Any]:
+    def more_of(self, row: FileRow) -> Row:
         """Return the optional fields of a prediction row."""
-        readers: dict[str, Callable[[FileRow, str], Any]] = {
-            "probabilities": self._probabilities,
-            "swapped": self.verdict,
-            "annotators": self._annotators,
-        }
-        named = {name: column for name in readers if (column := getattr(self.columns, name))}
-        more = {name: readers[name](row, column) for name, column in named.items()}
-        if probabilities := more.get("probabilities"):
-            more["constrained"] = self.scale.values[probabilities.index(max(probabilities))]
+        columns, more = self.columns, Row()
+        if columns.probabilities:
+            more["probabilities"] = numbers = self._probabilities(row, columns.probabilities)
+            if numbers:
+                more["constrained"] = self.scale.values[numbers.index(max(numbers))]
+        if columns.swapped:
+            more["swapped"] = self.verdict(row, columns.swapped)
+        if columns.annotators:
+            more["annotators"] = self._annotators(row, columns.annotators)
         return more | self.source.more_of(row)
 
     def _probabilities(self, row: FileRow, column: str) -> list[float] | None:
@@ -247,7 +238,7 @@ class _Cells:
             raise row.place.error(column, problem, remedy)
         return probabilities
 
-    def _annotators(self, row: FileRow, column: str) -> list[dict[str, Any]]:
+    def _annotators(self, row: FileRow, column: str) -> Rows:
         cell = row.cell(column)
         value = row.value if isinstance(parsed(cell), list) else {column: _listed(cell)}
         verdicts: dict[str, Verdict] = {}
@@ -261,27 +252,24 @@ class _Cells:
         """Describe what was decided about the cells."""
         readers = self._readers.items()
         notes = [f"{name}: {note}" for name, reader in readers for note in reader.notes()]
-        for column, count in self._failed.items():
-            what = "no label" if column == self.columns.label else "no verdict"
-            notes.append(f"{column}: {count:,} of {FAILED}, {what} (unless a --scale holds it)")
         if self._pairs:
             column = self.columns.probabilities
             notes.append(f"{column}: two numbers in {self._pairs:,} rows, of A and B")
         return notes
 
 
-def _name(value: Mapping[str, Any], column: str, place: Place) -> str:
+def _name(value: Row, column: str, place: Place) -> str:
     cell = find(value, column)
     if is_empty(cell):
         raise place.error(column, "it is empty", "name the row, or leave that flag out")
     return str(cell).strip()
 
 
-def _text(cell: Any) -> str:
-    return "" if cell is MISSING or cell is None or cell != cell else str(cell)
+def _text(cell: object) -> str:
+    return "" if cell is None or cell != cell else str(cell)
 
 
-def _listed(cell: Any) -> list[Any]:
+def _listed(cell: object) -> list[object]:
     """Return the items of a list, of its JSON, or of text with spaces, ";" or else commas."""
     cell = parsed(cell)
     if isinstance(cell, list):
@@ -340,38 +328,41 @@ def _no_scale(file: str, example: str) -> UserError:
     return UserError(f"{file}: no scale is known for labels such as {example}: name it, --scale")
 
 
-def aligned(judges: Mapping[str, Rows], source: VerdictFile) -> Mapping[str, Rows]:
+def aligned(judges: Mapping[str, Judged], source: VerdictFile) -> dict[str, Rows]:
     """Bring the rows of all judges into the order of the first; raise UserError if they differ."""
-    first = next(iter(judges))
-    by_id = {name: _by_id(name, rows, source) for name, rows in judges.items()}
-    keys = by_id[first].keys()
-    rows_of = {}
-    for name, rows in by_id.items():
-        if rows.keys() != keys:
-            odd = next(iter(rows.keys() ^ keys))
-            holder, other = (name, first) if odd in rows else (first, name)
-            hint = "" if source.columns.id else ", or name the column that identifies rows (--id)"
-            problem = f'judge "{holder}" judged {odd}, "{other}" did not'
-            remedy = f"give all judges the same rows{hint}"
-            raise UserError(f"{source.where(holder, odd)}: {problem}: {remedy}")
-        rows_of[name] = [rows[key] for key in keys]
-        for mine, theirs in zip(judges[first], rows_of[name], strict=True):
-            if (mine["label"], mine["group"]) != (theirs["label"], theirs["group"]):
-                here, there = (source.where(judge, mine["id"]) for judge in (first, name))
-                by = f"--id {source.columns.id}" if source.columns.id else "their order; name --id"
-                raise UserError(
-                    f'{here}: {mine["id"]} has label {mine["label"]} with judge "{first}" and '
-                    f'{theirs["label"]} with "{name}" ({there}; or another group): rows are '
-                    f"matched by {by}"
+    by_id = {judge: _by_id(rows, source) for judge, rows in judges.items()}
+    first, reference = next(iter(by_id.items()))
+    column = source.columns.id
+    by = (
+        f"by --id {column}"
+        if column
+        else "by their order (--id names a column that identifies them)"
+    )
+    for judge, rows in by_id.items():
+        if odd := reference.keys() ^ rows.keys():
+            name = next(name for name in [*reference, *rows] if name in odd)
+            judged, other = (first, judge) if name in reference else (judge, first)
+            problem = f'judge "{judged}" judged {name}, "{other}" did not'
+            remedy = f"give all judges the same rows, which are matched {by}"
+            raise UserError(f"{by_id[judged][name][0].place.where}: {problem}: {remedy}")
+        for name, (here, own) in reference.items():
+            there, theirs = rows[name]
+            if (own["label"], own["group"]) != (theirs["label"], theirs["group"]):
+                of_first = f'{name} has label {own["label"]} with judge "{first}"'
+                of_other = (
+                    f'{theirs["label"]} with "{judge}" ({there.place.where}; or other groups)'
                 )
-    return rows_of
+                matched = f"rows are matched {by}"
+                raise UserError(f"{here.place.where}: {of_first} and {of_other}: {matched}")
+    return {judge: [rows[name][1] for name in reference] for judge, rows in by_id.items()}
 
 
-def _by_id(judge: str, rows: Rows, source: VerdictFile) -> dict[str, dict[str, Any]]:
-    by_id: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if by_id.setdefault(row["id"], row) is not row:
-            problem = f"judged {row['id']} twice ({source.where(judge, row['id'])})"
-            remedy = "correct --id, or name --judge"
-            raise UserError(f'{source.file}: judge "{judge}" {problem}: {remedy}')
+def _by_id(rows: Judged, source: VerdictFile) -> dict[str, tuple[FileRow, Row]]:
+    by_id: dict[str, tuple[FileRow, Row]] = {}
+    for row, judged in rows:
+        first, _ = by_id.setdefault(row.id, (row, judged))
+        if first is not row:
+            places = f"({first.place.where} and {row.place.where})"
+            problem = f'judge "{row.judge}" judged {row.id} twice {places}'
+            raise UserError(f"{source.file}: {problem}: correct --id, or name --judge")
     return by_id

@@ -159,7 +159,8 @@ def _confusion(rows: Sequence[Prediction], judge: JudgeResults) -> Section | Non
         left_out = Words(f"{lead}left out, since {len(values)} different values occur.")
         return Section(title, [left_out, *spread])
     columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
-    grid = parts.matrix("label", values, columns, counts)
+    labels = [value for value in values if any(value == label for label, _ in counts)]
+    grid = parts.matrix("label", labels, columns, counts)
     return Section(title, [Words(f"{lead}n = {len(rows)}."), grid, *spread])
 
 

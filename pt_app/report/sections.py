@@ -134,16 +134,14 @@ def matrix(
     columns: Sequence[Verdict | None],
     counts: Mapping[tuple[Verdict | None, Verdict | None], int],
 ) -> Grid:
-    """Lay out counts of pairs of verdicts (None: a parse failure), without empty rows."""
+    """Lay out counts of pairs of verdicts (None: a parse failure)."""
 
     def named(verdict: Verdict | None) -> str:
         return "parse failure" if verdict is None else inline(verdict)
 
     lines = [(row, [counts.get((row, column), 0) for column in columns]) for row in rows]
     body = [
-        [named(row), *(str(count or "") for count in line), str(sum(line))]
-        for row, line in lines
-        if sum(line)
+        [named(row), *(str(count or "") for count in line), str(sum(line))] for row, line in lines
     ]
     return Grid([corner, *map(named, columns), "n"], body, heat=True)
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,11 +14,11 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.labels import nearest, reduce
 from pt_app.judge_data.options import FormatOptions
 from pt_app.judge_data.reading.tables import Rows
-from pt_app.judge_data.rows import Converted
+from pt_app.judge_data.rows import Converted, Row
 
 FOLDER = Path(__file__).parents[1] / "mqm_weights"
 _SPAN = re.compile(r"<v>(.*?)</v>", re.DOTALL)
-Rating = list[tuple[Place, dict[str, Any]]]
+Rating = list[tuple[Place, Row]]
 """The rows of one rater for one translation."""
 
 
@@ -45,14 +44,13 @@ class Weights(BaseModel):
 
         Raises UserError for a name or file that does not exist, and for a file of another form.
         """
-        path = FOLDER / f"{name}.yaml" if "/" not in name else Path(name)
-        path = path if path.exists() else Path(name)
+        shipped = {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+        path = shipped.get(name, Path(name))
         try:
             weights = Weights.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         except OSError as error:
-            shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-            problem = f"--mqm_weights {name} is none of {shipped} and no YAML file"
-            raise UserError(problem) from error
+            problem = f"is none of {', '.join(shipped)} and no YAML file: name one that exists"
+            raise UserError(f"--mqm_weights {name} {problem}") from error
         except (yaml.YAMLError, ValidationError) as error:
             remedy = f"write scale, severities and exceptions as in {FOLDER.name}/google.yaml"
             parts = first_problem(error) if isinstance(error, ValidationError) else ("not YAML",)
@@ -87,9 +85,7 @@ def wmt_mqm(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Conver
     for ratings in translations.values():
         scores = {rater: weights.score(rating, scale) for rater, rating in ratings.items()}
         errors = [row for rating in ratings.values() for row in rating]
-        verdicts = list(scores.values())
-        verdict = verdicts[0] if len(verdicts) == 1 else reduce(verdicts, scale, options.reduce)
-        yield _translation(errors, scores, verdict)
+        yield _translation(errors, scores, reduce([*scores.values()], scale, options.reduce))
 
 
 def _translation(errors: Rating, scores: Mapping[str, Verdict], verdict: Verdict) -> Converted:

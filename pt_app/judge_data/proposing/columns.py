@@ -1,16 +1,15 @@
-"""Describes the columns of an unknown file in one pass: their kinds, ranges and examples."""
+"""Describes the columns of an unknown file: their kinds, ranges and examples."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from math import gcd
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
 from pt_app.core.words import units
 from pt_app.judge_data.answers import status_of
-from pt_app.judge_data.cells import is_empty, parsed
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.rows import is_empty, parsed
 
 Kind = Literal["empty", "number", "choice", "text", "turns", "other"]
 
@@ -24,134 +23,92 @@ MAX_DIGITS = 15  # of a label before its decimals; longer numbers are identifier
 NO_ANSWERS = {"predictions", "drafts", "suggestions", "suggestion"}
 
 
-@dataclass
 class Column:
     """One column, or one path into nested JSON as --map names it (`a.b`, `a.*.b`).
 
     Attributes:
-        written: Reads the numbers of the column.
-        unclear: Whether a number can be read in two ways, and nothing tells which.
-        rows: Rows in which the column says something.
-        filled: Values in these rows.
+        kind: Numbers, a few short values (choice), texts, conversations (turns), or other.
+        rows: The number of rows in which the column has a value.
+        filled: The number of values in these rows.
         most: The most values in one cell; over 1 in a column of lists.
-        ticks: The largest step of all numbers in millionths; None if they are finer.
+        distinct: The number of different values.
         values: The first different values.
-        seen: The hashes of all values.
+        few: Whether it holds a few short values, as a column of labels does.
+        numbers: Its numbers.
+        unclear: Whether a number can be read in two ways, and nothing decides between them.
+        step: The largest step of which all numbers are multiples; None if finer than a millionth.
     """
 
-    name: str
-    written: Numbers = field(default_factory=Numbers)
-    unclear: bool = False
-    rows: int = 0
-    filled: int = 0
-    most: int = 0
-    turns: int = 0
-    numbers: int = 0
-    other: int = 0
-    words: int = 0
-    low: Decimal = Decimal("Infinity")
-    high: Decimal = Decimal("-Infinity")
-    ticks: int | None = 0
-    values: list[str] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
+    def __init__(
+        self, name: str, cells: Iterable[object], delimiter: str = "", decimal: str = ""
+    ) -> None:
+        """Describe a column from its cells: values, lists of values, or conversations.
 
-    def add(self, cell: Any) -> None:
-        """Add the cell of one row: a value, a list of values, or turns of a conversation."""
-        cell = parsed(cell)
-        if is_turns(cell):
-            self.rows, self.turns, self.filled = self.rows + 1, self.turns + 1, self.filled + 1
-            self._count(str(cell[-1].get("content", cell[-1].get("value"))))
-            return
-        cells = cell if isinstance(cell, list) else [cell]
-        values = [value for value in cells if not is_empty(value)]
-        self.rows += bool(values)
-        self.most = max(self.most, len(values))
-        self.filled += len(values)
-        for value in values:
-            if isinstance(value, list | dict | bytes):
-                self.other += 1
-            else:
-                self._add_value(value)
+        `delimiter` and `decimal` are those of the file: see `numbers.Numbers`.
+        """
+        read = [parsed(cell) for cell in cells]
+        turns = [_last_turn(cell) for cell in read if is_turns(cell)]
+        lists = [_values_in(cell) for cell in read if not is_turns(cell)]
+        values = [value for listed in lists for value in listed]
+        scalars = [value for value in values if not isinstance(value, list | dict | bytes)]
+        texts = [str(value) for value in scalars]
+        different = list(dict.fromkeys([*texts, *turns]))
+        longest = max(map(len, different), default=0)
+        self.name = name
+        self.rows = len(turns) + sum(map(bool, lists))
+        self.filled = len(values) + len(turns)
+        self.most = max(map(len, lists), default=0)
+        self.distinct = len(different)
+        self.values = different[: MAX_CHOICES + 1]
+        self.few = self.distinct <= MAX_CHOICES and longest <= MAX_CHOICE_LENGTH
+        self.mean_words = sum(len(units(text)) for text in texts) / max(1, self.filled)
+        self.numbers, self.unclear = _numbers(scalars, Numbers(lambda: scalars, delimiter, decimal))
+        ticks = [number * _TICKS for number in self.numbers]
+        exact = all(tick == tick.to_integral_value() for tick in ticks)
+        self.step = Decimal(gcd(*map(int, ticks))) / _TICKS if exact else None
+        self.kind: Kind = "choice" if self.few and self.distinct < self.filled else "text"
+        if len(turns) == self.filled:
+            self.kind = "turns" if turns else "empty"
+        elif len(scalars) < len(values):
+            self.kind = "other"
+        elif len(self.numbers) == self.filled:
+            self.kind = "number"
 
-    def _add_value(self, value: Any) -> None:
-        text = str(value)
-        self._count(text)
-        self.words += len(units(text))
+
+def _last_turn(turns: list[dict[str, object]]) -> str:
+    return str(turns[-1].get("content", turns[-1].get("value")))
+
+
+def _values_in(cell: object) -> list[object]:
+    return [value for value in (cell if isinstance(cell, list) else [cell]) if not is_empty(value)]
+
+
+def _numbers(values: Iterable[object], reader: Numbers) -> tuple[list[Decimal], bool]:
+    """Return the numbers among values, and whether one of them can be read in two ways."""
+    numbers, unclear = list[Decimal](), False
+    for value in values:
         try:
-            number = self.written.read(value)
+            number = reader.read(value)
         except AmbiguousNumberError:
-            self.unclear = True
-            number = readings(text)[0]
-        if number is None or number.adjusted() >= MAX_DIGITS:
-            return
-        self.numbers += 1
-        self.low, self.high = min(self.low, number), max(self.high, number)
-        scaled = number * _TICKS
-        exact = self.ticks is not None and scaled == scaled.to_integral_value()
-        self.ticks = gcd(self.ticks or 0, int(scaled)) if exact else None
-
-    def _count(self, text: str) -> None:
-        before = self.distinct
-        self.seen.add(hash(text))
-        if self.distinct > before and len(self.values) <= MAX_CHOICES:
-            self.values.append(text)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of its cells: numbers, a few short values, texts, conversations, or other."""
-        if not self.filled:
-            return "empty"
-        if self.turns == self.filled:
-            return "turns"
-        if self.other:
-            return "other"
-        if self.numbers == self.filled:
-            return "number"
-        return "choice" if self.few and self.distinct < self.filled else "text"
-
-    @property
-    def few(self) -> bool:
-        """Whether it holds a few short values, as a column of labels does."""
-        return self.distinct <= MAX_CHOICES and max(map(len, self.values)) <= MAX_CHOICE_LENGTH
-
-    @property
-    def step(self) -> Decimal | None:
-        """The largest step of which all numbers are multiples; None if finer than a millionth."""
-        return None if self.ticks is None else Decimal(self.ticks) / _TICKS
-
-    @property
-    def distinct(self) -> int:
-        """The number of different values."""
-        return len(self.seen)
-
-    @property
-    def mean_words(self) -> float:
-        return self.words / max(1, self.filled)
+            number, unclear = readings(str(value))[0], True
+        if number is not None and number.adjusted() < MAX_DIGITS:
+            numbers.append(number)
+    return numbers, unclear
 
 
 def columns_of(table: Table) -> tuple[dict[str, Column], int]:
     """Describe the columns of a table and count its rows; nested objects become paths of --map."""
-
-    def written(name: str) -> Numbers:
-        def cells() -> Iterator[Any]:
-            for _, row in table.rows():
-                for cell in (cell for leaf, cell in flattened(row) if leaf == name):
-                    yield from parsed(cell) if isinstance(parsed(cell), list) else [cell]
-
-        return Numbers(cells, table.delimiter, table.decimal)
-
-    columns: dict[str, Column] = {}
+    cells: dict[str, list[object]] = {}
     count = 0
     for _, row in table.rows():
         count += 1
         for name, cell in flattened(row):
-            if name not in columns:
-                columns[name] = Column(name, written(name))
-            columns[name].add(cell)
-    return columns, count
+            cells.setdefault(name, []).append(cell)
+    how = (table.delimiter, table.decimal)
+    return {name: Column(name, column, *how) for name, column in cells.items()}, count
 
 
-def flattened(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def flattened(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the leaves of a row: `a.b` of objects, `a.*.b` of a list of them, then `a.*.b.0.c`.
 
     Answers that were cancelled, discarded or not given yet are left out. A result of Label Studio
@@ -162,10 +119,10 @@ def flattened(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(name, _answered(cell, row.get(f"{name}.status")), False, 0)
 
 
-def _answered(cell: Any, states: Any) -> Any:
+def _answered(cell: object, states: object) -> object:
     """Remove from a cell of Argilla's flat export the answers that do not count.
 
-    Their statuses stand in a column of their own.
+    Their statuses are in a column of their own.
     """
     cell, states = parsed(cell), parsed(states)
     if not (isinstance(cell, list) and isinstance(states, list) and len(cell) == len(states)):
@@ -174,8 +131,8 @@ def _answered(cell: Any, states: Any) -> Any:
     return [answer for answer, state in pairs if not status_of({"status": state})]
 
 
-def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves below a path; `starred` tells that it already passed the list of raters."""
+def _leaves(name: str, cell: object, starred: bool, depth: int) -> Iterator[tuple[str, object]]:
+    """Yield the leaves below a path; `starred`: it has passed the list of raters."""
     cell = parsed(cell)
     if depth >= MAX_DEPTH or is_turns(cell) or not cell:
         yield name, cell
@@ -190,7 +147,7 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
         yield from _leaves(f"{name}.0", cell[0], starred, depth + 1)
     elif isinstance(cell, list) and all(isinstance(answer, dict) for answer in cell):
         # The first list on a path: one item per rater, whose leaves are joined.
-        together: dict[str, list[Any]] = {}
+        together: dict[str, list[object]] = {}
         for answer in (answer for answer in cell if not status_of(answer)):
             for path, inner in _leaves(f"{name}.*", answer, True, depth + 1):
                 together.setdefault(path, []).append(inner)
@@ -199,7 +156,7 @@ def _leaves(name: str, cell: Any, starred: bool, depth: int) -> Iterator[tuple[s
         yield name, cell
 
 
-def is_turns(cell: Any) -> bool:
+def is_turns(cell: object) -> TypeGuard[list[dict[str, object]]]:
     """Return whether a cell is a conversation: turns of role and content, or of from and value."""
     if not isinstance(cell, list) or not cell:
         return False

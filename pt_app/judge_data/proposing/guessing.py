@@ -1,14 +1,13 @@
 """Guesses what the columns of an unknown file are, and what its labels mean.
 
-Names decide first, since people name the same things alike; then the content of the columns.
+The names decide first, since most files use the same ones; then the content of the columns.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -22,7 +21,7 @@ Columns = Mapping[str, Column]
 Names = tuple[str, ...]
 
 _FILE = Path(__file__).with_name("vocabulary.yaml")
-VOCABULARY: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+VOCABULARY = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
 PAIRS = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
 NAMES = {target: tuple(names.split()) for target, names in VOCABULARY["columns"].items()}
 PAIRED = {*NAMES["candidate"], *NAMES["conversation"], *VOCABULARY["paired"].split()}
@@ -53,44 +52,37 @@ def words_of(name: str) -> Names:
 
 
 def guess_map(columns: Columns) -> dict[str, Names]:
-    """Return the columns of each field of --map that can be told; a column serves one field."""
+    """Return the columns of each field of --map that are recognised; each serves one field."""
     usable = {n: c for n, c in columns.items() if c.kind != "empty" and _typable(n)}
     # A row may have a label from each of a list of raters, but only one text of each kind.
     free = {name: column for name, column in usable.items() if "*" not in name}
-    guessed: dict[str, Names] = {}
+    pair, guessed = _pair(free)
 
-    def take(target: str, names: Iterable[str], read: Sequence[str] = ()) -> None:
-        """Give `target` these columns, or the paths `read` into them."""
-        taken = tuple(names)
-        if taken and target not in guessed:
-            guessed[target] = tuple(read) or taken
-            for name in taken:
+    def take(target: str, names: Names) -> None:
+        if names and target not in guessed and not (pair and target == "candidate"):
+            guessed[target] = names
+            for name in names:
                 free.pop(name, None)
 
-    pair = _pair(free)
-    turns = bool(pair) and free[pair[0]].kind == "turns"
-    if turns:
-        take("source", [""], [f"{pair[0]}.0.content"])
-    for target, name in zip(("candidate_a", "candidate_b"), pair, strict=False):
-        take(target, [name], [f"{name}.1.content"] if turns else ())
-    if not pair and not _named("candidate", free) and (listed := _listed_pair(free)):
-        take("candidate_a", [listed], [f"{listed}.0"])
-        take("candidate_b", [""], [f"{listed}.1"])
-        pair = (listed,)
+    for name in pair:
+        del free[name]
     take("label", _label({n: column for n, column in usable.items() if n in free or "*" in n}))
-    for target in ("rubric", "feedback", "issues", "conversation"):
+    for target in ("rubric", "feedback", "issues", "conversation", "candidate"):
         take(target, _named(target, free))
-    if not pair:
-        take("candidate", _named("candidate", free))
-    instruction = [name for name in ("instruction", "input") if name in free]
-    take("source", instruction if len(instruction) == 2 else _named("source", free))
-    for target in ("reference", "context"):
+    instruction = tuple(name for name in ("instruction", "input") if name in free)
+    take("source", instruction if len(instruction) == 2 else ())
+    for target in ("source", "reference", "context"):
         take(target, _named(target, free))
     if "conversation" not in guessed:
         take("source", _first_text(free))
-    if not pair:
-        take("candidate", _first_text(free))
-    _take_ids(free, take)
+    take("candidate", _first_text(free))
+    # An id names one row, or one row for each rater; a group has several rows.
+    ids, rater = _exactly("id", free), _exactly("rater", free)
+    unique = all(free[n].distinct == free[n].rows for n in ids)
+    take("id", ids if unique or rater else ())
+    take("rater", () if unique else rater)
+    groups = _exactly("group", free) or _exactly("id", free)
+    take("group", tuple(n for n in groups if free[n].distinct < free[n].rows))
     for target in ("system", "document", "time"):
         take(target, _exactly(target, free))
     return {target: guessed[target] for target in TARGETS if target in guessed}
@@ -101,20 +93,12 @@ def _typable(name: str) -> bool:
     return name.isprintable() and all(part.strip() == part != "" for part in name.split("."))
 
 
-def _take_ids(free: Columns, take: Callable[[str, Iterable[str]], None]) -> None:
-    """Take id, group and rater by their values: an id names one row, or one for each rater."""
-    name, rater = _exactly("id", free), _exactly("rater", free)
-    if name and free[name[0]].distinct == free[name[0]].rows:
-        take("id", name)
-    elif name and rater:
-        take("id", name)
-        take("rater", rater)
-    groups = _exactly("group", free) or _exactly("id", free)
-    take("group", [group for group in groups if free[group].distinct < free[group].rows])
+def _pair(columns: Columns) -> tuple[Names, dict[str, Names]]:
+    """Return the columns of two candidates, and what --map reads of them.
 
-
-def _pair(columns: Columns) -> Names:
-    """Return two columns of candidates, those with the most words: response_a and response_b."""
+    These are two columns with the most words (response_a and response_b), or one column of lists of
+    two texts, unless another column has the name of a candidate.
+    """
     texts = {words_of(n): n for n, c in columns.items() if c.kind in ("text", "choice", "turns")}
     pairs = [
         (name, texts[other])
@@ -124,16 +108,17 @@ def _pair(columns: Columns) -> Names:
         for other in [tuple(second if word == first else word for word in words)]
         if other in texts
     ]
-    return max(pairs, key=lambda pair: columns[pair[0]].mean_words, default=())
-
-
-def _listed_pair(columns: Columns) -> str:
-    """Return a column whose cells are lists of both candidates, as `outputs` may be; "": none."""
-    for name, c in columns.items():
+    if pairs:
+        a, b = pair = max(pairs, key=lambda pair: columns[pair[0]].mean_words)
+        if columns[a].kind != "turns":
+            return pair, {"candidate_a": (a,), "candidate_b": (b,)}
+        answers = {"candidate_a": (f"{a}.1.content",), "candidate_b": (f"{b}.1.content",)}
+        return pair, {"source": (f"{a}.0.content",), **answers}
+    for name, c in () if _named("candidate", columns) else columns.items():
         two = c.kind in ("text", "choice") and c.most == 2 and c.filled == 2 * c.rows
         if two and _singular(name) & PAIRED:
-            return name
-    return ""
+            return (name,), {"candidate_a": (f"{name}.0",), "candidate_b": (f"{name}.1",)}
+    return (), {}
 
 
 def _label(columns: Columns) -> Names:
@@ -191,15 +176,10 @@ def _first_text(columns: Columns) -> Names:
 
 def guess_template(guessed: Mapping[str, Names]) -> str:
     """Choose a template by the names of the columns: translations, or answers to requests."""
-
-    def words(field: str) -> set[str]:
-        names = [
-            name for target, names in guessed.items() if target.startswith(field) for name in names
-        ]
-        return {word for name in names for word in words_of(name)}
-
-    candidate = words("candidate")
-    if words("source") & {"en", "english"} and candidate & {"pt", "portuguese"}:
+    source = {word for name in guessed.get("source", ()) for word in words_of(name)}
+    candidates = [*guessed.get("candidate", ()), *guessed.get("candidate_a", ())]
+    candidate = {word for name in candidates for word in words_of(name)}
+    if source & {"en", "english"} and candidate & {"pt", "portuguese"}:
         return "translation"
     return "translation_any" if candidate & TRANSLATED else "response"
 
@@ -237,12 +217,11 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
     if pair:
         return _pair_numbers(values) if numbers else _with_meanings(values, "pairwise", _winner)
     if numbers and {_plain(value) for value in values} != {"0", "1"}:
-        step = next((s for s in STEPS if all(_divides(s, c.step) for c in columns)), None)
-        low, high = min(c.low for c in columns), max(c.high for c in columns)
-        scale = scale_of(low, high, step, sum(c.filled for c in columns))
+        steps = [column.step for column in columns]
+        fit = (s for s in STEPS if all(step is not None and step % s == 0 for step in steps))
+        scale = scale_of([n for column in columns for n in column.numbers], next(fit, None))
         too_fine = f"are finer than a judge's scale (at most {MAX_VALUES:,} values): round them"
-        remark = "" if scale else f"the labels, {low} to {high}, {too_fine} in the file"
-        return Labels("score", scale, remark=remark)
+        return Labels("score", scale, remark="" if scale else f"the labels {too_fine}")
     folded = {value: _folded(value) for value in values}
     words = set(folded.values())
     for grades in _GRADES:
@@ -252,10 +231,11 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
     return _with_meanings(values, "pass_fail", _passes)
 
 
-def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> str:
-    """Return the usual scale that holds numbers from `low` to `high`; "" if it were too fine."""
+def scale_of(numbers: Sequence[Decimal], step: Decimal | None) -> str:
+    """Return the usual scale that holds the numbers; "" if it were too fine."""
     if step is None:
         return ""
+    low, high, count = min(numbers), max(numbers), len(numbers)
     if low < 0:
         top = max(-low, high).to_integral_value(ROUND_CEILING)
         bottom = -top
@@ -272,10 +252,6 @@ def scale_of(low: Decimal, high: Decimal, step: Decimal | None, count: int) -> s
     if (top - bottom) / step >= MAX_VALUES:
         return ""
     return f"{bottom:f}-{top:f}" + (f":{step.normalize():f}" if step != 1 else "")
-
-
-def _divides(step: Decimal, of: Decimal | None) -> bool:
-    return of is not None and of % step == 0
 
 
 def _pair_numbers(values: Sequence[str]) -> Labels:

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, write_text_atomic
+from pt_app.core.files import write_text_atomic
 from pt_app.core.records import JudgeExample, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
@@ -24,12 +24,11 @@ from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Table, open_table
-from pt_app.judge_data.rows import Converted
+from pt_app.judge_data.rows import Row
 
 # Rows that are read to recognise a shape; rows that are drawn to be tokenised, and the number of
 # the longest ones that are tokenised besides.
 FIRST, DRAWN, LONGEST = 200, 1000, 50
-Examples = list[JudgeExample]
 # More tokens than any example takes: nothing is cut where lengths are measured.
 UNCUT = 1 << 24
 STUBS: dict[str, str] = guessing.VOCABULARY["rubrics"]
@@ -51,8 +50,6 @@ def inspect(
     Raises:
         UserError: The file cannot be read, or `rubric` exists.
     """
-    if rubric:
-        refuse_overwrite([rubric], [file])
     if rubric and rubric.exists():
         raise UserError(f"{rubric} is there already: choose another name with --out")
     reading = reading or Reading()
@@ -63,10 +60,11 @@ def inspect(
     elif name := _own_scale(table):
         choice = _of_own_shape(name, columns)
     else:
-        choice = _of_columns(columns, rows)
+        choice = _of_columns(columns)
     tally = Tally(drop_bad=True)
     # Without one of the fields no row can be made.
-    drawn, longest = _sample(() if choice.missing else examples_of(table, choice.job, tally))
+    made = () if choice.missing else examples_of(table, choice.job, tally)
+    examples = [example for example, _ in made]
     if rubric and choice.rubric:
         write_text_atomic(rubric, choice.rubric + "\n")
     flags = [*choice.flags, *_reading_flags(reading)]
@@ -80,7 +78,7 @@ def inspect(
         notes=table.notes,
         columns=columns,
         rubric_path=rubric,
-        lengths=_lengths(drawn, longest, choice, model) if drawn else None,
+        lengths=_lengths(examples, choice, model) if examples else None,
         out=_free_name(file),
     )
 
@@ -92,7 +90,7 @@ def _open(file: str, reading: Reading) -> tuple[Table, Format | None]:
     """Open a file as of the public format to which it belongs, else as itself."""
     packed, plain = is_archive(Path(file)), Path(file).is_file()
     for fmt in formats.FORMATS.values():
-        # These cannot be opened, or not by their columns, unless it is known what they are.
+        # An archive with a known member and a file without a header show no columns by themselves.
         unnamed = fmt.reading.header and plain and not reading.header
         by_name = (fmt.member and packed) or unnamed
         if by_name and (table := _as_format(file, fmt, reading)):
@@ -127,37 +125,34 @@ def _own_scale(table: Table) -> str:
         return ""
     rows = list(islice(table.rows(), FIRST))
     for name in ("pairwise", "pass_fail", *_scales_of(value for _, value in rows)):
-        try:
+        with suppress(UserError):
             for place, value in rows:
                 example_of(value, place, Scale.from_name(name))
             return name
-        except UserError:
-            continue
     return ""
 
 
-def _scales_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+def _scales_of(rows: Iterable[Row]) -> list[str]:
     """Return scales to which the scores of such rows may belong, the usual ones first."""
-    scores = Column("verdict")
+    cells: list[object] = []
     tops = set()
     for row in rows:
-        label = row.get("label")
-        if isinstance(label, dict):
-            scores.add(label.get("verdict"))
+        if isinstance(label := row.get("label"), dict):
+            cells.append(label.get("verdict"))
             continue
         for score, top in _SCORE.findall(str(row.get("output") or row.get("messages") or "")):
-            scores.add(score)
+            cells.append(score)
             tops.add(top)
+    scores = Column("verdict", cells)
     if scores.kind != "number":
         return []
     step = f":{scores.step.normalize():f}" if scores.step and scores.step < 1 else ""
-    usual = guessing.scale_of(scores.low, scores.high, scores.step, scores.filled)
-    lows = (1, 0) if scores.low >= 1 else (0,)
+    lows = (1, 0) if min(scores.numbers) >= 1 else (0,)
     written = [f"{low}-{top}{step}" for top in filter(None, tops) for low in lows]
-    return [name for name in (*written, usual) if name]
+    return [*written, *filter(None, [guessing.scale_of(scores.numbers, scores.step)])]
 
 
-# --- what import must be told ---
+# --- the flags of import ---
 
 
 def _of_format(fmt: Format) -> Proposal:
@@ -185,7 +180,7 @@ def _of_own_shape(name: str, columns: Mapping[str, Column]) -> Proposal:
     return Proposal(flags, findings, job, template, rubric="" if chat else STUBS[scale.task])
 
 
-def _of_columns(columns: Mapping[str, Column], rows: int) -> Proposal:
+def _of_columns(columns: Mapping[str, Column]) -> Proposal:
     """Guess a map, what the labels mean, and the template."""
     guessed = guessing.guess_map(columns)
     pair = "candidate_a" in guessed
@@ -200,32 +195,37 @@ def _of_columns(columns: Mapping[str, Column], rows: int) -> Proposal:
         missing += ("MEANINGS" if labels.unknown else "SCALE",)
     pairs = {target: "+".join(map(escaped, paths)) for target, paths in guessed.items()}
     pairs |= {target: target.upper() for target in absent}
-    map_flag = ",".join(f"{target}={paths}" for target, paths in pairs.items())
     # A label of several lines, or with invisible characters, cannot be typed.
     unknown = [label if label.isprintable() else "LABEL" for label in labels.unknown]
     meanings = {**labels.meanings, **dict.fromkeys(unknown, "MEANINGS")}
-    labels_flag = ",".join(f"{escaped(label)}={meant}" for label, meant in meanings.items())
     unclear = [name for name in names if columns[name].unclear]
     template = guessing.guess_template(guessed)
     flags = {
-        "--map": map_flag,
-        "--labels": labels_flag,
+        "--map": ",".join(f"{target}={paths}" for target, paths in pairs.items()),
+        "--labels": ",".join(f"{escaped(label)}={meant}" for label, meant in meanings.items()),
         "--scale": (labels.scale or "SCALE") if scale.task == "score" else "",
         "--task": scale.task if scale.task == "pass_fail" else "",
         "--decimal": "point" if unclear else "",
         "--template": template,
     }
-    findings = {"task": _task(scale)} if names else {}
-    findings["template"] = f"{template}, by the names of the columns"
-    findings["labels"] = labels.remark
-    if unclear:
-        findings["decimals"] = f"{unclear[0]} reads in two ways, by guess a comma groups thousands"
-    findings |= _found_in_map(guessed, columns, rows, scale)
-    if "LABEL" in missing:
-        findings["no label"] = "no column looks like labels: name one, or use judge data distil"
-    if unknown:
-        findings["meanings"] = f"say what {', '.join(labels.unknown)} mean with --labels"
-    mapped = ColumnMap({}, {}) if missing else ColumnMap.from_flags([map_flag], labels_flag)
+    by_guess = (
+        f"{unclear[0]} reads in two ways, by guess a comma groups thousands" if unclear else ""
+    )
+    several = len(names) > 1 or "rater" in guessed or any(columns[n].most > 1 for n in names)
+    of_several = rule(scale).partition(": ")[2]
+    no_label = "no column looks like labels: name one, or use judge data distil"
+    findings = {
+        "task": _task(scale) if names else "",
+        "template": f"{template}, by the names of the columns",
+        "labels": labels.remark,
+        "decimals": by_guess,
+        "raters": f"several, kept apart; their label is {of_several}" if several else "",
+        "no label": "" if names else no_label,
+        "meanings": f"say what {', '.join(labels.unknown)} mean with --labels" if unknown else "",
+    }
+    # Without one of the fields no row can be made.
+    typed = {} if missing else flags
+    mapped = ColumnMap.from_flags([typed.get("--map", "")], typed.get("--labels", ""))
     return Proposal(
         flags=tuple(word for flag in flags.items() if flag[1] for word in flag),
         findings=findings,
@@ -241,43 +241,7 @@ def _task(scale: Scale) -> str:
     return f"{scale.task}, {about}"
 
 
-def _found_in_map(
-    guessed: Mapping[str, Sequence[str]], columns: Mapping[str, Column], rows: int, scale: Scale
-) -> dict[str, str]:
-    """Describe who labelled the rows, and what keeps rows together."""
-    findings = {}
-    labels = guessed.get("label", ())
-    lists = any(columns[name].most > 1 for name in labels)
-    if len(labels) > 1 or lists or "rater" in guessed:
-        findings["raters"] = f"several, kept apart; their label is {rule(scale).partition(': ')[2]}"
-    groups = guessed.get("group") or guessed.get("source") or guessed.get("conversation") or ()
-    if groups and groups[0] in columns:
-        how = "" if "group" in guessed else ", normalised, and its near duplicates"
-        distinct = columns[groups[0]].distinct
-        findings["groups"] = f"by {groups[0]}{how}: {distinct:,} different in {rows:,} rows"
-    return findings
-
-
 # --- the rows of it ---
-
-
-def _sample(examples: Iterable[tuple[JudgeExample, Converted]]) -> tuple[Examples, Examples]:
-    """Return a random draw, and the longest examples.
-
-    Every example is as likely to be drawn as any other (reservoir sampling).
-    """
-    drawn: Examples = []
-    longest: Examples = []
-    random = Random(0)
-    for count, (example, _) in enumerate(examples, start=1):
-        if len(drawn) < DRAWN:
-            drawn.append(example)
-        elif (place := random.randrange(count)) < DRAWN:
-            drawn[place] = example
-        longest.append(example)
-        if len(longest) > 4 * LONGEST:
-            longest = nlargest(LONGEST, longest, key=_characters)
-    return drawn, nlargest(LONGEST, longest, key=_characters)
 
 
 def _found_in_rows(tally: Tally) -> dict[str, str]:
@@ -295,31 +259,32 @@ def _found_in_rows(tally: Tally) -> dict[str, str]:
     }
 
 
-def _lengths(
-    drawn: Sequence[JudgeExample], longest: Sequence[JudgeExample], choice: Proposal, model: str
-) -> Lengths:
-    """Measure prompt and answer in tokens, as the proposed template lays them out."""
+def _lengths(examples: Sequence[JudgeExample], choice: Proposal, model: str) -> Lengths:
+    """Count the tokens of prompt and answer, as the proposed template lays them out.
+
+    A random draw is counted, and the examples of the most characters besides.
+    """
     from pt_app.core.prompt_templates import Template
     from pt_app.core.prompts import PromptEncoder
     from pt_app.models import bases
-    from pt_app.models.base_files import read_json
 
-    source = bases.resolve_tokenizer(model)
     rubric = choice.job.format.rubric if choice.job.format else ""  # a stub is not complete
     template = Template.load(choice.template, rubric or None)
-    encoder = PromptEncoder(bases.load_tokenizer(source), template, choice.job.scale, UNCUT)
+    drawn = Random(0).sample(examples, min(DRAWN, len(examples)))
+    longest = nlargest(LONGEST, examples, key=_characters)
+    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model))
+    encoder = PromptEncoder(tokenizer, template, choice.job.scale, UNCUT)
     encoded, _ = encoder.encode([*drawn, *longest])
     tokens = [len(prompt.input_ids) for prompt in encoded]
-    file = source.path / "config.json"
-    config = read_json(file) if file.is_file() else {}  # absent from the folder of a tokenizer
-    return Lengths.of(tokens, len(drawn), model, config.get("max_position_embeddings"))
+    fair = sorted(tokens[: len(drawn)])
+    median, p95 = fair[len(fair) // 2], fair[(len(fair) * 95 - 1) // 100]
+    return Lengths(model, len(fair), median, p95, longest=max(tokens))
 
 
 def _characters(example: JudgeExample) -> int:
-    texts = (example.source, example.context, example.reference, example.candidate, example.prompt)
-    turns = [turn.content for turn in example.conversation or ()]
-    own = [example.rubric, example.label.feedback if example.label else "", *turns]
-    return sum(len(text) for text in (*texts, *own, *(example.candidates or ())) if text)
+    """Return about how long an example is, to find the longest ones before they are tokenised."""
+    not_laid_out = {"id", "group", "annotators", "errors", "meta", "where"}
+    return len(example.model_dump_json(exclude=not_laid_out))
 
 
 def _free_name(file: str) -> str:

@@ -26,14 +26,6 @@ class Lengths:
     median: int
     p95: int
     longest: int
-    limit: int | None = None
-
-    @staticmethod
-    def of(tokens: Sequence[int], drawn: int, model: str, limit: int | None) -> "Lengths":
-        """Summarise the first `drawn` counts, a random draw, and the longest of all."""
-        fair = sorted(tokens[:drawn])
-        at = (len(fair) * 95 - 1) // 100
-        return Lengths(model, len(fair), fair[len(fair) // 2], fair[at], max(tokens), limit)
 
     @property
     def max_seq_length(self) -> int:
@@ -41,14 +33,11 @@ class Lengths:
         return -(-self.longest // 64) * 64
 
     def line(self) -> str:
-        """Describe the lengths, and whether the model takes less."""
-        line = (
+        """Describe the lengths."""
+        return (
             f"prompt and answer take {self.median} (median), {self.p95} (95 %), {self.longest} "
             f"(longest) tokens of {self.model}, {self.counted:,} rows counted"
         )
-        if self.limit is not None and self.longest > self.limit:
-            line += f"; the model takes {self.limit:,}: source and context will be cut"
-        return line
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Proposal:
         findings: What was recognised or guessed, by subject.
         job: How the rows are converted.
         rubric: That of the format, or a stub to complete; "" where rows have their own.
-        missing: Fields for which no column could be told, so that the user must complete the
+        missing: Fields for which no column was recognised, so that the user must complete the
             commands.
         rows: How many rows the file has.
         notes: How the file was read.
@@ -130,7 +119,7 @@ def _examples(column: Column) -> str:
     many = f"{column.most} in a list: " if column.most > 1 else ""
     if column.kind == "number":
         step = f" by {column.step.normalize():f}" if column.step else ""
-        return f"{many}{column.low:f} to {column.high:f}{step}"
+        return f"{many}{min(column.numbers):f} to {max(column.numbers):f}{step}"
     if column.kind == "choice":
         return many + ", ".join(map(_line, column.values))
     return many + " ".join(f'"{_line(value)}"' for value in column.values[:2])

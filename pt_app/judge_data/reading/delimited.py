@@ -25,14 +25,14 @@ _NAMED = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 # Parts of the messages of Python's reader, and what they mean for the file.
 _PROBLEMS = {
     "end of data": "a quote is opened and never closed",
-    "new-line character": "a carriage return stands outside quotes",
+    "new-line character": "a carriage return is outside quotes",
     "expected after": "text follows a closing quote",
 }
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the records of a file are written. `skip` lines stand before the header."""
+    """How the records of a file are written. `skip` lines precede the header."""
 
     delimiter: str
     quoted: bool

@@ -1,4 +1,4 @@
-"""Opens files as bytes, packed or not, and recognises what they hold whatever their name says.
+"""Opens files as bytes, packed or not, and recognises what they hold, whatever their names are.
 
 A .gz file is unpacked, and one member of a .tar or .zip archive is read.
 """
@@ -12,9 +12,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, cast
 
 from pt_app.core.errors import UserError
+from pt_app.core.files import cannot_read
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _BROKEN = (
@@ -23,10 +24,9 @@ _BROKEN = (
 )
 _START = 512
 _AS_CSV = "save it as CSV (UTF-8) and name that"
-_GZIP = b"\x1f\x8b"
 # First bytes, the ending that such a file has, what it is, the remedy.
 _KINDS = (
-    (_GZIP, ".gz", "packed with gzip", "add .gz to its name"),
+    (b"\x1f\x8b", ".gz", "packed with gzip", "add .gz to its name"),
     (b"PAR1", ".parquet", "a Parquet file", "give it the ending .parquet"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xls", "an old Excel workbook", _AS_CSV),
     (b"%PDF-", ".pdf", "a PDF", "export the labels as CSV"),
@@ -75,7 +75,7 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
     Raises UserError for a file that cannot be opened or whose archive is truncated.
     """
     ending = path.suffix.lower()
-    file: Any  # each of the modules has a type of its own
+    file: IO[bytes] | None
     try:
         with ExitStack() as stack:
             if member and ending == ".zip":
@@ -83,16 +83,17 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
             elif member:
                 file = stack.enter_context(tarfile.open(path)).extractfile(member)
             elif ending == ".gz":
-                file = stack.enter_context(gzip.open(path))
+                file = cast(IO[bytes], stack.enter_context(gzip.open(path)))
             else:
                 file = stack.enter_context(open(path, "rb"))
+            assert file is not None, "only members that are files are named"
             yield file
     except _BROKEN as error:
         raise _broken(path, error) from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile, for an encrypted member
         raise UserError(f"{path} cannot be unpacked ({error}): unpack it first") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UserError(cannot_read(path, error)) from error
 
 
 def _members(path: Path) -> list[str]:
@@ -103,13 +104,15 @@ def _members(path: Path) -> list[str]:
         with tarfile.open(path) as archive:
             names = [member.name for member in archive if member.isfile()]
             while archive.fileobj and archive.fileobj.read(1 << 20):
-                pass  # the checksum of the whole archive stands at its end
+                pass  # the checksum of the whole archive is at its end
             return names
     except (*_BROKEN, OSError) as error:
         raise _broken(path, error) from error
 
 
 def _broken(path: Path, error: Exception) -> UserError:
+    if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
+        return UserError(f"{path} is not packed with gzip: take .gz off its name")
     return UserError(f"{path} is not a whole archive ({error}): fetch it again")
 
 
@@ -122,44 +125,32 @@ def refuse_other_content(path: Path, member: str, ending: str, encoding: str) ->
     `encoding` is the one that a flag names; without it, UTF-16 that lacks its byte-order mark is
     refused too.
     """
-    packed = not member and path.suffix.lower() == ".gz"
-    if packed and not _first_bytes(path).startswith(_GZIP):
-        raise UserError(f"{path} is not packed with gzip: take .gz off its name")
     with open_bytes(path, member) as file:
         start = file.read(_START)
-    name = f"{path}::{member}" if member else str(path)
-    expected = f"what {ending} says" if ending else "a table"
-    for mark, own, what, remedy in _KINDS:
-        if start.startswith(mark) and ending != own:
-            raise UserError(f"{name} is {what}, not {expected}: {remedy}")
-    if start.startswith(b"PK\x03\x04"):
-        what, remedy = _zipped(path if not (member or packed) else None)
-        raise UserError(f"{name} is {what}, not {expected}: {remedy}")
+        zipped = [_zipped(file)] if start.startswith(b"PK\x03\x04") else []
+    kinds = [kind for mark, own, *kind in _KINDS if start.startswith(mark) and ending != own]
+    kinds += zipped
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
-        raise UserError(f"{name} is a web page, not {expected}: download the file itself")
+        kinds.append(["a web page", "download the file itself"])
     if not encoding and (wide := _wide(start)):
-        raise UserError(f"{name} is {wide.upper()} without its mark: add --encoding {wide}")
+        kinds.append([f"{wide.upper()} without its mark", f"add --encoding {wide}"])
+    for what, remedy in kinds:
+        name = f"{path}::{member}" if member else str(path)
+        expected = f"what {ending} says" if ending else "a table"
+        raise UserError(f"{name} is {what}, not {expected}: {remedy}")
 
 
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_START)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _zipped(path: Path | None) -> tuple[str, str]:
+def _zipped(file: IO[bytes]) -> list[str]:
     """Tell a spreadsheet from another zip archive; return what it is, and the remedy."""
     try:
-        names = zipfile.ZipFile(path).namelist() if path else []
+        names = zipfile.ZipFile(file).namelist()
     except (zipfile.BadZipFile, OSError):
         names = []
     if any(name.startswith("xl/") for name in names):
-        return "an Excel workbook", _AS_CSV
+        return ["an Excel workbook", _AS_CSV]
     if "content.xml" in names:
-        return "an OpenDocument file", _AS_CSV
-    return "a zip archive", "give it the ending .zip, or unpack it first"
+        return ["an OpenDocument file", _AS_CSV]
+    return ["a zip archive", "give it the ending .zip, or unpack it first"]
 
 
 def _wide(start: bytes) -> str:

@@ -9,19 +9,24 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
 from pt_app.core.records import Place
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.delimited import recognise, records
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
+from pt_app.judge_data.rows import Row
 
-Rows = Iterator[tuple[Place, dict[str, Any]]]
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+Rows = Iterator[tuple[Place, Row]]
 
 TABLES = (".csv", ".tsv", ".txt")
 LINES = (".jsonl", ".ndjson")
@@ -130,21 +135,19 @@ def _stripped(table: Table) -> Table:
 
 def _lines(path: Path, member: str, encoding: str) -> Iterator[str]:
     """Yield the lines of a text, each with its own line end: \\n alone ends one."""
-    with open_bytes(path, member) as binary:
-        if encoding.startswith(("utf-16", "utf-32")):  # their line ends are not the byte \n
-            yield from io.StringIO(_decoded(binary.read(), path, encoding, 0), newline="\n")
-            return
-        at = 0
-        for line in binary:
-            yield _decoded(line, path, encoding if at == 0 else encoding.removesuffix("-sig"), at)
-            at += len(line)
-
-
-def _decoded(piece: bytes, path: Path, encoding: str, at: int) -> str:
     try:
-        return piece.decode(encoding)
+        with open_bytes(path, member) as binary:
+            yield from io.TextIOWrapper(binary, encoding, newline="\n")
+    except UnicodeDecodeError:  # its place is one within a chunk
+        with open_bytes(path, member) as binary:
+            _refuse_undecodable(binary.read(), path, encoding)
+
+
+def _refuse_undecodable(content: bytes, path: Path, encoding: str) -> None:
+    try:
+        content.decode(encoding)
     except UnicodeDecodeError as error:
-        byte = f"byte {at + error.start} (0x{piece[error.start]:02x})"
+        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
         remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
         raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
 
@@ -192,7 +195,7 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
     def rows() -> Rows:
         numbered = records(path, lines(), dialect)
         for line, values in itertools.islice(numbered, 0 if given else 1, None):
-            row: dict[str, Any] = dict(zip(names, values, strict=False))
+            row: Row = dict(zip(names, values, strict=False))
             if len(values) != len(names):
                 problem = f"{len(values)} fields, but {len(names)} columns"
                 remedy = f"correct it, or overrule {recognised} with --delimiter or --quoting"
@@ -213,7 +216,7 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
     values = _json_list(path, "".join(_lines(path, member, encoding))) if whole else []
 
     def rows() -> Rows:
-        numbered: Iterator[tuple[int, Any]] = enumerate(values, start=1)
+        numbered: Iterator[tuple[int, object]] = enumerate(values, start=1)
         if not whole:
             numbered = _json_lines(path, _lines(path, member, encoding), reading)
         for number, value in numbered:
@@ -239,8 +242,8 @@ def _is_whole(start: Sequence[str]) -> bool:
     return len(start) == 1 and bool(_wrapped(first))
 
 
-def _json_list(path: Path, text: str) -> list[Any]:
-    value = _parsed(text, path, 1)
+def _json_list(path: Path, text: str) -> list[object]:
+    value: object = parse_json(text, path, constant=_refuse_constant)
     lists = [value] if isinstance(value, list) else _wrapped(value)
     if len(lists) == 1:
         return lists[0]
@@ -249,38 +252,20 @@ def _json_list(path: Path, text: str) -> list[Any]:
     raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...] or JSON Lines")
 
 
-def _wrapped(value: Any) -> list[list[Any]]:
-    if not isinstance(value, dict):
-        return []
-    return [value[name] for name in WRAPPERS if isinstance(value.get(name), list)]
+def _wrapped(value: object) -> list[list[object]]:
+    """Return the lists of rows in an object around them."""
+    inner = [value.get(name) for name in WRAPPERS] if isinstance(value, dict) else []
+    return [rows for rows in inner if isinstance(rows, list)]
 
 
-def _json_lines(path: Path, lines: Iterator[str], reading: Reading) -> Iterator[tuple[int, Any]]:
+def _json_lines(path: Path, lines: Iterator[str], reading: Reading) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = _parsed(line.rstrip("\r\n"), path, number)
+            yield number, parse_json(line.rstrip("\r\n"), path, number, _refuse_constant)
         except UserError as error:
-            value = reading.refuse(error)
-        yield number, value
-
-
-def _parsed(text: str, path: Path, line: int) -> Any:
-    """Parse JSON that starts at `line`; refuse what no other program could read again."""
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is not a character
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except json.JSONDecodeError as error:
-        at = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
-    except UnicodeEncodeError as error:
-        problem = "a \\ud... escape is half a character: remove it"
-        raise UserError(f"{path}, from line {line}: {problem}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, from line {line}: {error}: correct it") from error
+            yield number, reading.refuse(error)
 
 
 def _refuse_constant(name: str) -> None:
@@ -291,7 +276,7 @@ def _refuse_constant(name: str) -> None:
 
 
 @contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
+def _parquet_file(path: Path) -> Iterator["ParquetFile"]:
     """Open a Parquet file; raise UserError where it is truncated or damaged."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -313,28 +298,30 @@ def _parquet_table(path: Path, member: str) -> Table:
         with _parquet_file(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
-                    yield Place(path, next(number), lines=False), _decoded_cells(value)
+                    yield Place(path, next(number), lines=False), _decoded(value)
 
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
     return Table(shown(path.name), tuple(names), rows, ("Parquet",))
 
 
-def _decoded_cells(value: Any) -> Any:
+def _decoded(row: Row) -> Row:
     """Decode bytes as UTF-8 at any depth: Hive, Impala and old Spark write texts as binary.
 
     Bytes that are not UTF-8, such as images, stay: whoever reads such a cell refuses it.
     """
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return value
-    if isinstance(value, dict):
-        return {name: _decoded_cells(cell) for name, cell in value.items()}
-    if isinstance(value, list | tuple):  # a map is a list of pairs
-        return [_decoded_cells(cell) for cell in value]
-    return value
+    return {name: _decoded_cell(cell) for name, cell in row.items()}
+
+
+def _decoded_cell(cell: object) -> object:
+    if isinstance(cell, bytes):
+        with suppress(UnicodeDecodeError):
+            return cell.decode("utf-8")
+    if isinstance(cell, dict):
+        return _decoded(cell)
+    if isinstance(cell, list | tuple):  # a map is a list of pairs
+        return [_decoded_cell(inner) for inner in cell]
+    return cell
 
 
 def _hub_table(source: str, reading: Reading) -> Table:
@@ -353,6 +340,6 @@ def _hub_table(source: str, reading: Reading) -> Table:
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):
-            yield Place(Path(name), number, lines=False), _decoded_cells(dict(value))
+            yield Place(Path(name), number, lines=False), _decoded(value)
 
     return Table(name, tuple(first), rows, (f"Hub dataset, split {split}",))
