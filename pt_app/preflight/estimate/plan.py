@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from accelerate.data_loader import SeedableRandomSampler
 
@@ -12,7 +11,7 @@ from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
-from pt_app.models.packing import Batch, StepCollator, Tree, chunk_by_tokens, common_prefix
+from pt_app.models.packing import Batch, Example, StepCollator, Tree, chunk_by_tokens, common_prefix
 from pt_app.models.platforms import Platform
 from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
@@ -107,7 +106,7 @@ def plan_run(
     """
     collate = StepCollator(0, settings.pack_tokens, fixed_shapes(settings, platform, prepared))
 
-    def packs_of(rows: Sequence[dict[str, Any]]) -> list[Pack]:
+    def packs_of(rows: Sequence[Example]) -> list[Pack]:
         together = [rows] if trees else [[row] for row in rows]
         return [Pack.of(batch) for chosen in together for batch in collate.packs(chosen)]
 
