@@ -60,7 +60,7 @@ def run(settings: Settings, train: Train) -> list[Path]:
 
 def _check(settings: Settings, *, folds: bool) -> None:
     if folds and settings.seeds > 1:
-        raise UserError("--seeds and folds: choose one of them")
+        raise UserError("--seeds and --folds: choose one of them")
     repeated = "folds" if folds else f"--seeds {settings.seeds}"
     if settings.skip_eval or settings.resume != "off":
         raise UserError(f"{repeated}: leave out --skip_eval and --resume, or train them one by one")
