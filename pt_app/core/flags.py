@@ -118,9 +118,8 @@ class Flag:
         bounds = [(word, bound, holds) for word, bound, holds in rules if bound is not None]
         if math.isfinite(value) and all(holds(value, bound) for _, bound, holds in bounds):
             return ""
-        return " ".join(
-            ("a number", " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds))
-        )
+        limits = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds)
+        return f"a number {limits}" if limits else "a finite number"
 
     def check(self, value: object) -> None:
         """Raise UserError for a value that is out of range."""
@@ -216,19 +215,17 @@ class Parser(argparse.ArgumentParser):
     def add_flags(self, flags: Iterable[Flag]) -> None:
         """Declare flags, whose values stay texts until `resolved` converts them."""
         for each in flags:
-            help = (
-                f"{each.help} (default: {each.shown_default})" if each.shown_default else each.help
-            )
-            how: dict[str, Any] = {"help": help.replace("%", "%%")}
+            default = f" (default: {each.shown_default})" if each.shown_default else ""
+            how: dict[str, Any] = {"help": (each.help + default).replace("%", "%%")}
             if each.item is bool:
                 how["action"] = "store_true"
             else:
                 how["metavar"] = each.placeholder if each.choices else each.placeholder.upper()
             if each.const:
                 how |= {"nargs": "?", "const": each.const}
-            if each.positional:
-                how |= {} if each.default is MISSING else {"nargs": "?"}
-            elif each.default is MISSING:
+            if each.positional and each.default is not MISSING:
+                how["nargs"] = "?"
+            elif not each.positional and each.default is MISSING:
                 how["required"] = True
             self.add_argument(each.option, **how)
 

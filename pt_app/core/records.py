@@ -296,7 +296,6 @@ def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     return JudgeExample(
         id=row.id,
         group=_first_of(row.group, row.source, without_candidate(user, candidate), user),
-        task=scale.task,
         source=row.source,
         candidate=candidate,
         label=Label(verdict=read.verdict, issues=list(read.issues), feedback=read.feedback),
@@ -304,7 +303,7 @@ def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
         prompt=user,
         system=system,
         where=place.where,
-    )
+    ).model_copy(update={"task": scale.task})
 
 
 def _turns(
