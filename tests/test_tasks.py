@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.core.settings import RECIPES
 from pt_app.eval_model import dispatch
 from pt_app.eval_model.folds import join_evaluations
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.options import SplitPlan
-from tests.conftest import run_offline
 from tests.real_data import real
-from tests.test_recipes import flags, main, recipe_path
+from tests.test_recipes import flags, main
 
 WORDS = ["o", "a", "casa", "velho", "mesa", "é"]
 TASKS = {"score": "1-5", "pairwise": "pairwise", "pass_fail": "pass_fail"}
@@ -165,20 +166,16 @@ REAL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("task", REAL)
 def test_both_recipes_train_on_what_people_labelled(task: str, tmp_path: Path) -> None:
-    known, name = REAL[task]
-    command = ["-m", "pt_app.cli", "data", "import", str(real(name)), "--format", known]
-    imported = run_offline([*command, "--out", str(tmp_path / "data")])
-    assert imported.returncode == 0, imported.stderr
+    layout, name = REAL[task]
+    command = ["data", "import", str(real(name)), "--format", layout]
+    imported = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "data")])
+    assert imported.exit_code == 0, imported.output
     for recipe in RECIPES:
-        argv = [
-            "--model=tiny",
-            f"--data_dir={tmp_path / 'data'}",
-            f"--output_dir={tmp_path}/{recipe}",
-        ]
-        argv += ["--epochs=1", "--max_samples=8", "--test_samples=8", "--max_seq_length=2048"]
-        done = run_offline([recipe_path(recipe), *argv, "--tracking=off", "--eval_steps=0"])
-        assert done.returncode == 0, done.stderr
-        (adapter,) = (tmp_path / recipe).glob("*_final")
-        found = results(adapter)
-        assert found["task"] == task
-        assert found["data"]["n"] == 8, "no row was left out"
+        out = tmp_path / recipe
+        more = ["--epochs=1", "--max_samples=8", "--test_samples=8", "--max_seq_length=2048"]
+        more += ["--tracking=off", "--eval_steps=0"]
+        main(recipe, flags(Path("tiny"), tmp_path / "data", out, *more))
+        (adapter,) = out.glob("*_final")
+        evaluation = results(adapter)
+        assert evaluation["task"] == task
+        assert evaluation["data"]["n"] == 8, "no row was left out"

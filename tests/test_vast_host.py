@@ -320,7 +320,7 @@ def test_interrupt_in_the_training_leaves_it_running_and_says_so(
         main(launch_words(rows, out, "--", "--epochs=30", host=rented_host))
     (launch,) = all_launches(out)
     output = capsys.readouterr().out
-    assert "instance 7000 goes on without this terminal, at $0.409/h" in output
+    assert "instance 7000 continues without this terminal, at $0.409/h" in output
     assert (
         f"`{launch.command('attach')}` follows it, `{launch.command('destroy')}` ends it" in output
     )

@@ -159,7 +159,7 @@ def _to_the_end(market: Market, launch: Launch, host: Host) -> Path | None:
             log.warning("not all could be copied back: %s", problem)
     except BaseException:
         log.warning(
-            "instance %s goes on without this terminal, at $%.3f/h; at the cap its watchdog asks "
+            "instance %s continues without this terminal, at $%.3f/h; at the cap its watchdog asks "
             "Vast to end it, which is not certain: `%s` follows it, `%s` ends it",
             *(launch.instance, launch.hourly, launch.command("attach"), launch.command("destroy")),
         )
