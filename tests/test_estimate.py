@@ -156,7 +156,7 @@ def test_what_is_counted_without_storage_is_what_a_real_pass_allocates(
     with Meter(known, outline.config.vocab_size) as meter:
         summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
     assert held.logits == meter.logits
-    assert held.peak == pytest.approx(meter.peak, rel=0.03)
+    assert held.peak == pytest.approx(meter.peak, rel=0.1)
 
 
 def test_a_layer_keeps_the_terms_that_the_page_lists(rows: Path, tmp_path: Path) -> None:
@@ -377,3 +377,15 @@ def test_operations_are_those_that_torch_counts(
         summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
     assert cost.forward(step.packs) == pytest.approx(forward.get_total_flops(), rel=0.1)
     assert cost.training(step.packs) == pytest.approx(training.get_total_flops(), rel=0.1)
+
+
+def test_the_head_is_not_recomputed_where_activations_are(base: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows", train=5)
+    settings = settings_of("mps", base, data, tmp_path, "--epochs=1")
+    plan = plan_run(settings, platforms.decide("mps"), prepare(settings), 400, trees=True)
+    head, layers = (
+        Cost(*sizes, attention=0, checkpointed=True) for sizes in ((0, 0, 1), (1, 0, 0))
+    )
+    positions = sum(pack.logit_positions for pack in plan.packs)
+    assert head.training(plan.packs) == 2 * 2 * positions
+    assert layers.training(plan.packs) == 3 * 2 * sum(pack.tokens for pack in plan.packs)

@@ -277,4 +277,7 @@ class Cost:
         own = sum(
             2.0 * self.adapters * pack.tokens + 6.0 * self.attention * pack.seen for pack in packs
         )
-        return (3 if self.checkpointed else 2) * self.forward(packs) + own
+        if self.checkpointed:  # the layers are computed again, the head is not
+            own += self.forward(packs)
+            own -= sum(2.0 * self.head * pack.logit_positions for pack in packs)
+        return 2 * self.forward(packs) + own
