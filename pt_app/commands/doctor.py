@@ -23,7 +23,7 @@ def doctor(
     """
     from pt_app.core.settings import check_flags, recipe_of
 
-    check_flags(context.args, "judge doctor", recipe_of(platform) if platform else None)
+    check_flags(context.args, "judge train", recipe_of(platform) if platform else None)
     from pt_app.preflight.doctor.command import run_doctor
 
     raise typer.Exit(run_doctor(platform, context.args, offline, as_json))

@@ -34,7 +34,7 @@ def estimate(
         raise UserError("--gpu_memory is of a GPU: name it with --platform cuda or mps")
     where = recipe or (None if platform == "auto" else platform)
     own = recipe_of(where) if where else None
-    find_folder(check_flags(context.args, "judge estimate", own).data_dir)
+    find_folder(check_flags(context.args, "judge train", own).data_dir)
     from pt_app.preflight.estimate.command import run_estimate
 
     run_estimate(

@@ -29,7 +29,7 @@ def prefetch(recipe: Recipe, argv: Sequence[str]) -> None:
     Raises:
         UserError: if data or base have a fault.
     """
-    settings = resolve(recipe, argv, "judge prefetch", "")
+    settings = resolve(recipe, argv, "judge train", "")
     # before a model of several GB is downloaded
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
     _fetch(settings.model)
@@ -65,7 +65,7 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
     from pt_app.training.preparation import prepare
 
     console.start()
-    settings = resolve(recipe, argv, "judge prefetch", "")
+    settings = resolve(recipe, argv, "judge train", "")
     prepared = prepare(settings)
     if platforms.decide(recipe, no_4bit=settings.no_4bit).weights == "nf4":
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import write_text_atomic
+from pt_app.core.files import refuse_overwrite, write_text_atomic
 from pt_app.core.records import JudgeExample, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
@@ -50,6 +50,8 @@ def inspect(
     Raises:
         UserError: The file cannot be read, or `rubric` exists.
     """
+    if rubric:
+        refuse_overwrite([rubric], [file])
     if rubric and rubric.exists():
         raise UserError(f"{rubric} is there already: choose another name with --out")
     reading = reading or Reading()

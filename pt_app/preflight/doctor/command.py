@@ -59,7 +59,7 @@ def sections_of(
     Raises:
         UserError: for flags that the recipe would refuse.
     """
-    settings = resolve(recipe, argv, "judge doctor", "")
+    settings = resolve(recipe, argv, "judge train", "")
     needs, no_4bit = Needs(settings, offline), settings.no_4bit
     yield "packages", lambda: check_packages(recipe, no_4bit=no_4bit)
     try:

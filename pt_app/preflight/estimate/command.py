@@ -45,7 +45,7 @@ def run_estimate(
         UserError: if the run cannot fit, after its lines; as JSON, this is in "fits".
     """
     recipe = recipe or platforms.recipe_for_this_machine()
-    settings = resolve(recipe, argv, "judge estimate", "")
+    settings = resolve(recipe, argv, "judge train", "")
     console.start()
     launcher.settle()
     platform = _platform(recipe, settings, device, gpu_memory)
