@@ -97,7 +97,7 @@ def test_damaged_weights_are_one_line(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"\x10" * 50)
-    with pytest.raises(UserError, match="is cut or no safetensors file"):
+    with pytest.raises(UserError, match="is truncated, or not a safetensors file"):
         load_model(resolve_model(str(tmp_path)))
 
 

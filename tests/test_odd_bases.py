@@ -103,9 +103,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "not a number": (with_weights(with_nan), "up_proj.weight holds numbers that are not finite"),
     "LFS pointer": (pointer(WEIGHTS), "model.safetensors is a Git LFS pointer"),
-    "half": (cut(WEIGHTS, 100_000), r"is cut or no safetensors file \(100,000 bytes"),
-    "half a header": (cut(WEIGHTS, 500), "is cut or no safetensors file"),
-    "empty": (cut(WEIGHTS, 0), r"is cut or no safetensors file \(0 bytes"),
+    "half": (cut(WEIGHTS, 100_000), r"is truncated, or not a safetensors file \(100,000 bytes"),
+    "half a header": (cut(WEIGHTS, 500), "is truncated, or not a safetensors file"),
+    "empty": (cut(WEIGHTS, 0), r"is truncated, or not a safetensors file \(0 bytes"),
     "quantised": (
         with_config(quantization_config={"quant_method": "gptq", "bits": 4}),
         r"quantised already \(gptq\)",

@@ -125,7 +125,7 @@ def _check_safetensors(path: Path) -> None:
     except SafetensorError as error:
         size = f"{path.stat().st_size:,} bytes"
         raise UserError(
-            f"{path} is cut or no safetensors file ({size}; {error}): {AGAIN}"
+            f"{path} is truncated, or not a safetensors file ({size}; {error}): {AGAIN}"
         ) from error
 
 
