@@ -327,7 +327,10 @@ def _turns(
         count, needed = roles.count(role), role == "user" or (role == "assistant" and labelled)
         if count > 1 or (needed and not count):
             problem = f"{count or 'no'} {role} turn{'s' if count > 1 else ''}"
-            remedy = "a row needs one turn of each; a conversation to judge is a field of its own"
+            remedy = (
+                "a row needs one user turn and one assistant turn; "
+                "a conversation to judge goes into the field conversation"
+            )
             raise place.error("messages", problem, remedy)
     texts = {turn.role: turn.content for turn in row.messages}
     at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
