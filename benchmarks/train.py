@@ -45,14 +45,15 @@ class Way:
 def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], trees: bool) -> Any:
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
-    from transformers import TrainingArguments
 
     from pt_app.models import gemm
     from pt_app.models.gated_mlp import keep_less
     from pt_app.models.packing import StepCollator
     from pt_app.models.tree_attention import BLOCKS, use_attention
-    from pt_app.training.layout import Layout
-    from pt_app.training.trainer import JudgeTrainer
+    from pt_app.training.loop import LoopArguments, TrainingLoop
+    from pt_app.training.loss import AnswerLoss
+    from pt_app.training.ordering import RowSteps
+    from pt_app.training.run import adamw
 
     gemm.keep_freed_memory()  # as platforms.decide does
     use_attention(model, BLOCKS)
@@ -60,17 +61,15 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
     pad = workload.encoder.tokenizer.pad_token_id
     tolerance = 1e-4 if way.dtype == torch.float32 else 3e-2
     rows = Dataset.from_list(workload.encoded)
-    return JudgeTrainer(
-        model=model,
-        args=TrainingArguments(
-            **common
-            | {"per_device_train_batch_size": way.examples, "gradient_accumulation_steps": 1},
-            remove_unused_columns=False,
-        ),
-        train_dataset=rows,
-        order=SequentialSampler(rows),
-        data_collator=StepCollator(pad, 2048),
-        layout=Layout(pad, rows=way.rows, trees=trees, tolerance=tolerance),
+    names = ("max_steps", "max_grad_norm", "logging_steps", "use_cpu")
+    args = LoopArguments(Path(common["output_dir"]), **{name: common[name] for name in names})
+    return TrainingLoop(
+        model,
+        args,
+        RowSteps(rows, SequentialSampler(rows), way.examples, StepCollator(pad, 2048)),
+        AnswerLoss(pad, rows=way.rows, trees=trees, tolerance=tolerance),
+        partial(adamw, "adamw_torch", common["learning_rate"]),
+        lambda step, steps: 1 - step / steps,  # Trainer's and TRL's by default
     )
 
 
@@ -205,7 +204,11 @@ def _work(model: Any, workload: Workload, way: Way, steps: int, file: Path) -> W
             if "lora_B" in name:  # zero in a new adapter: half the gradients would be too
                 parameter.data.normal_(0.0, 0.02, generator=generator)
         trainer = way.make(judge, workload, way, common)
-        trainer.add_callback(_Held(turns, judge, file))
+        callback = _Held(turns, judge, file)
+        if hasattr(trainer, "add_callback"):
+            trainer.add_callback(callback)
+        else:
+            trainer.callbacks.append(callback)
         trainer.train()
         turns.wait()
 

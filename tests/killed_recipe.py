@@ -21,7 +21,7 @@ from pt_app.eval_model import (
     judge_train_mps,
 )
 from pt_app.training import checkpoints
-from pt_app.training.trainer import JudgeTrainer
+from pt_app.training.loop import TrainingLoop
 
 
 def die(*_: Any) -> None:
@@ -30,18 +30,18 @@ def die(*_: Any) -> None:
 
 def run_until(recipe: str, step: int, where: str, argv: list[str]) -> None:
     """Run the recipe in this process, which does not survive it."""
-    compute, seen = JudgeTrainer.compute_loss, {"packs": 0}
+    compute, seen = TrainingLoop.compute_loss, {"packs": 0}
 
-    def dying(self: JudgeTrainer, *args: Any, **kwargs: Any) -> Any:
+    def dying(self: TrainingLoop, batch: Any, count: Any) -> Any:
         if self.state.global_step >= step:
             if where == "saving":
                 checkpoints.publish = die
             elif seen["packs"] >= int(where):
                 die()
             seen["packs"] += 1
-        return compute(self, *args, **kwargs)
+        return compute(self, batch, count)
 
-    JudgeTrainer.compute_loss = dying  # type: ignore[method-assign]
+    TrainingLoop.compute_loss = dying  # type: ignore[method-assign]
     {"mps": judge_train_mps, "cuda": judge_train_cuda}[recipe].main(argv)
 
 

@@ -15,7 +15,7 @@ from pt_app.core.errors import UserError
 from pt_app.models import adapters
 from pt_app.models.adapters import verify_adapter
 from pt_app.training import room
-from pt_app.training.trainer import JudgeTrainer
+from pt_app.training.loop import TrainingLoop
 from tests.test_recipes import flags, main
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -26,15 +26,16 @@ def full_until_room_is_made(
     monkeypatch: pytest.MonkeyPatch, error: Exception, step: int, even_then: bool = False
 ) -> None:
     """A checkpoint of `step` is half written, and fails while the room of the run is still kept."""
-    write = JudgeTrainer._write_checkpoint
+    write = TrainingLoop._write_checkpoint
 
-    def failing(self: Any, run: Path, model: Any, trial: Any) -> None:
+    def failing(self: TrainingLoop) -> None:
+        run = self.args.output_dir
         if self.state.global_step == step and ((run / room.RESERVE).exists() or even_then):
             (run / ".saving" / f"checkpoint-{step}").mkdir(parents=True)
             raise error
-        write(self, run, model, trial)
+        write(self)
 
-    monkeypatch.setattr(JudgeTrainer, "_write_checkpoint", failing)
+    monkeypatch.setattr(TrainingLoop, "_write_checkpoint", failing)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 LINT = Path(sys.executable).with_name("lint-imports")
 BREACHES = {
-    "an upward import": ("core/words.py", "import pt_app.training.layout"),
+    "an upward import": ("core/words.py", "import pt_app.training.loss"),
     "an import within a layer": ("report/page.py", "import pt_app.judge_data.rows"),
     "torch in the statistics": ("evidence/ranks.py", "import torch"),
     "typer below the commands": ("judge_data/rows.py", "import typer"),

@@ -13,7 +13,7 @@ from pt_app.core import settings
 from pt_app.core.settings import RECIPES
 from pt_app.models import platforms
 from pt_app.models.bases import resolve_model
-from pt_app.training.trainer import JudgeTrainer
+from pt_app.training.loop import TrainingLoop
 from tests.conftest import ROOT
 from tests.test_recipes import flags, main
 
@@ -98,16 +98,17 @@ def test_run_begun_by_one_recipe_is_ended_by_the_other(
     first: str,
     then: str,
 ) -> None:
-    step = JudgeTrainer.training_step
+    step = TrainingLoop.training_step
     seen: list[tuple[int, Any]] = []
 
-    def noted(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
+    def noted(self: Any, inputs: Any) -> Any:
         if self.state.global_step == 7 and len(seen) == 7:
             raise KeyboardInterrupt
-        seen.append((self.state.global_step, sorted(inputs["labels"].tolist())))
-        return step(self, model, inputs, *args)
+        ids = torch.cat([packed["input_ids"].flatten() for packed in inputs["packs"]])
+        seen.append((self.state.global_step, sorted(ids.tolist())))
+        return step(self, inputs)
 
-    monkeypatch.setattr(JudgeTrainer, "training_step", noted)
+    monkeypatch.setattr(TrainingLoop, "training_step", noted)
     with pytest.raises(KeyboardInterrupt):
         main(first, flags(base, rows, tmp_path, *MORE))
     seen.append((-1, None))

@@ -12,8 +12,8 @@ import torch
 from pt_app.core.errors import UserError
 from pt_app.models.out_of_memory import explained, is_out_of_memory
 from pt_app.scoring.scorer import JudgeScorer
-from pt_app.training.layout import Layout
-from pt_app.training.trainer import JudgeTrainer
+from pt_app.training.loop import TrainingLoop
+from pt_app.training.loss import AnswerLoss
 from tests.conftest import ROOT, slow_case
 from tests.rows import write_rows
 from tests.test_kills import losses
@@ -21,20 +21,18 @@ from tests.test_recipes import flags, main
 from tests.test_trainer import PAD, assert_same, make_examples, train
 from tests.tiny_models import make_model_folder
 
-FOUR = {"per_device_train_batch_size": 4}
-
 
 def limit_packs(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """Let memory run out, in the midst of the backward pass, in packs of more tokens than this."""
-    own = JudgeTrainer.compute_loss
+    own = TrainingLoop.compute_loss
 
-    def compute(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = own(self, model, inputs, *args, **kwargs)
-        if inputs["input_ids"].numel() > tokens:
+    def compute(self: Any, batch: Any, count: Any) -> Any:
+        loss = own(self, batch, count)
+        if batch["input_ids"].numel() > tokens:
             loss.register_hook(_run_out)
         return loss
 
-    monkeypatch.setattr(JudgeTrainer, "compute_loss", compute)
+    monkeypatch.setattr(TrainingLoop, "compute_loss", compute)
 
 
 def _run_out(_: Any) -> None:
@@ -42,20 +40,20 @@ def _run_out(_: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(PAD), Layout(PAD, rows=4, trees=False)], ids=["packs", "rows"]
+    "layout", [AnswerLoss(PAD), AnswerLoss(PAD, rows=4, trees=False)], ids=["packs", "rows"]
 )
 def test_a_step_that_ran_out_of_memory_is_the_same_step_in_smaller_packs(
     base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    layout: Layout,
+    layout: AnswerLoss,
 ) -> None:
     examples = make_examples(12)
-    whole = train(base, tmp_path, examples, layout=layout, **FOUR)
+    whole = train(base, tmp_path, examples, layout=layout, batch=4)
     limit_packs(monkeypatch, 60)
     caplog.set_level("WARNING", "pt_app")
-    assert_same(train(base, tmp_path, examples, layout=layout, **FOUR), whole)
+    assert_same(train(base, tmp_path, examples, layout=layout, batch=4), whole)
     assert "step 1 ran out of memory" in caplog.text
     assert "the same step" in caplog.text
 
@@ -68,7 +66,7 @@ def test_packs_of_one_example_that_do_not_fit_end_the_run_with_the_remedies(
         pytest.raises(UserError, match=r"training ran out of memory .*--max_seq_length.*4 bits"),
         explained("training"),
     ):
-        train(base, tmp_path, make_examples(12), **FOUR)
+        train(base, tmp_path, make_examples(12), batch=4)
 
 
 @pytest.mark.parametrize(

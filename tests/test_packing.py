@@ -21,9 +21,8 @@ from pt_app.models.tree_attention import (
     use_attention,
     why_no_tree,
 )
-from pt_app.training.layout import Layout
-from pt_app.training.ordering import GroupedOrder, StepSampler
-from pt_app.training.trainer import summed_loss
+from pt_app.training.loss import AnswerLoss, summed_loss
+from pt_app.training.ordering import GroupedOrder, shares
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=9)
 SMALL = {
@@ -275,10 +274,10 @@ def test_gated_mlp_that_keeps_less_gives_the_same_gradients_to_the_bit() -> None
 def test_several_ranks_take_the_steps_of_one_together() -> None:
     rng = random.Random(0)
     groups = [rng.choice("abcdefgh") for _ in range(61)]
-    steps = [sorted(step) for step in StepSampler(GroupedOrder(groups, 8, seed=1), 8)]
+    steps = [sorted(step) for step in shares(GroupedOrder(groups, 8, seed=1), 8)]
     for ranks in (2, 3):
         orders = [GroupedOrder(groups, 8, seed=1) for _ in range(ranks)]
-        parts = [list(StepSampler(order, 8, r, ranks)) for r, order in enumerate(orders)]
+        parts = [shares(order, 8, r, ranks) for r, order in enumerate(orders)]
         assert [sorted(itertools.chain(*step)) for step in zip(*parts, strict=True)] == steps
         assert max(len(a) - len(b) for a, b in zip(parts[-1], parts[0], strict=True)) <= 1
 
@@ -286,5 +285,5 @@ def test_several_ranks_take_the_steps_of_one_together() -> None:
 def test_packs_follow_the_budget_that_memory_left() -> None:
     examples = [{"input_ids": [i, *range(5, 60)], "prompt_length": 50} for i in range(6)]
     packs = StepCollator(0, 1000).packs(examples)
-    assert [len(p["starts"]) for p in Layout(0).fitting(packs)] == [6]
-    assert [len(p["starts"]) for p in Layout(0, budget=100).fitting(packs)] == [1] * 6
+    assert [len(p["starts"]) for p in AnswerLoss(0).fitting(packs)] == [6]
+    assert [len(p["starts"]) for p in AnswerLoss(0, budget=100).fitting(packs)] == [1] * 6

@@ -66,7 +66,7 @@ def test_bfloat16_base_is_taken_where_the_processor_has_it(monkeypatch):
     monkeypatch.setattr(gemm, "has_bfloat16", lambda: True)
     platform = platforms.decide("mps", precision="bf16")
     assert (platform.weights, platform.compute_dtype) == ("bfloat16", torch.bfloat16)
-    assert platform.autocast == {"bf16": False, "fp16": False}
+    assert platform.mixed_precision == "no"
     assert platform.loss_tolerance > platforms.decide("mps").loss_tolerance
     assert platforms.decide("cuda", no_4bit=True, precision="bf16").weights == "bfloat16"
 

@@ -223,19 +223,19 @@ def test_resumed_run_equals_the_uninterrupted_one(
     extra: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pt_app.training.trainer import JudgeTrainer
+    from pt_app.training.loop import TrainingLoop
 
     more = ["--skip_eval", "--save_steps", "2", "--epochs", "2", "--lora_dropout", "0.1"]
     more += ["--tracking", "off", *extra]
     main(recipe, flags(base, rows, tmp_path / "whole", *more))
-    step = JudgeTrainer.training_step
+    step = TrainingLoop.training_step
 
     def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 7:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(JudgeTrainer, "training_step", dying)
+    monkeypatch.setattr(TrainingLoop, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
         main(recipe, flags(base, rows, tmp_path / "cut", *more))
     monkeypatch.undo()

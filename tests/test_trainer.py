@@ -1,25 +1,37 @@
 """One optimizer step: the same whatever its layout, and the same as TRL's."""
 
+import functools
 import logging
+import math
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    TrainerCallback,
+    get_cosine_schedule_with_warmup,
+)
 
 from pt_app.core.errors import UserError
 from pt_app.models.adapters import attach_lora
 from pt_app.models.packing import IGNORED, Shapes, StepCollator
 from pt_app.models.tree_attention import BLOCKS, tree_mask, use_attention
-from pt_app.training.layout import Layout
-from pt_app.training.trainer import JudgeTrainer
+from pt_app.training.checkpoints import read_state
+from pt_app.training.loop import LoopArguments, TrainingLoop
+from pt_app.training.loss import AnswerLoss
+from pt_app.training.ordering import RowSteps
+from pt_app.training.run import adamw, cosine
 
 PAD = 0
+PACKS, PLAIN = AnswerLoss(PAD), AnswerLoss(PAD, trees=False)
 
 
 def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -56,40 +68,64 @@ class Gradients(TrainerCallback):  # type: ignore[misc]
         self.steps.append({n: p.grad.clone() for n, p in named if p.grad is not None})
 
 
-def arguments(folder: Path, **changed: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "learning_rate": 1e-2,
-        "max_steps": 3,
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "seed": 1,
-        "logging_nan_inf_filter": False,
-    } | changed
+LEARNING_RATE = 1e-2
+COMMON: dict[str, Any] = {
+    "max_steps": 3,
+    "max_grad_norm": 0.0,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "seed": 1,
+}
+
+
+def make_loop(
+    base: Path,
+    folder: Path,
+    examples: list[dict[str, Any]],
+    *,
+    layout: AnswerLoss = PACKS,
+    budget: int = 2048,
+    attention: str = "sdpa",
+    batch: int = 8,
+    validate: Any = None,
+    callbacks: Any = None,
+    **changed: Any,
+) -> TrainingLoop:
+    """The loop of a judge, with a learning rate that falls linearly, as TRL's by default."""
+    model = make_judge(base)
+    use_attention(model, attention)
+    rows = Dataset.from_list(examples)
+    args = LoopArguments(folder, **COMMON | changed)
+    order = SeedableRandomSampler(rows, data_seed=args.seed)
+    return TrainingLoop(
+        model,
+        args,
+        RowSteps(rows, order, batch, StepCollator(PAD, budget, layout.shapes)),
+        replace(layout),  # memory that runs out changes it
+        functools.partial(adamw, "adamw_torch", LEARNING_RATE),
+        lambda step, steps: 1 - step / steps,
+        validate,
+        callbacks or [],
+    )
 
 
 def train(base: Path, folder: Path, examples: list[dict[str, Any]], **changed: Any) -> Any:
-    """Losses and gradients of the steps of a JudgeTrainer run."""
+    """Losses and gradients of the steps of a training."""
     gradients = Gradients()
-    layout, budget = changed.pop("layout", Layout(PAD)), changed.pop("budget", 2048)
-    model = make_judge(base)
-    use_attention(model, changed.pop("attention", "sdpa"))
-    trainer = JudgeTrainer(
-        model=model,
-        args=TrainingArguments(**arguments(folder, **changed)),
-        train_dataset=Dataset.from_list(examples),
-        data_collator=StepCollator(PAD, budget, layout.shapes),
-        layout=layout,
-        callbacks=[gradients],
-    )
-    trainer.train()
-    assert trainer.layout.trees == layout.trees, "the first step's check found a difference"
-    return [e["loss"] for e in trainer.state.log_history if "loss" in e], gradients.steps
+    loop = make_loop(base, folder, examples, callbacks=[gradients], **changed)
+    given = layout_of(loop).trees
+    loop.train()
+    assert layout_of(loop).trees == given, "the first step's check found a difference"
+    return losses_of(loop), gradients.steps
+
+
+def layout_of(loop: TrainingLoop) -> AnswerLoss:
+    assert isinstance(loop.objective, AnswerLoss)
+    return loop.objective
+
+
+def losses_of(loop: TrainingLoop) -> list[float]:
+    return [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
 
 
 def assert_same(one: Any, other: Any, loss: float = 1e-5, gradient: float = 1e-4) -> None:
@@ -103,25 +139,20 @@ def assert_same(one: Any, other: Any, loss: float = 1e-5, gradient: float = 1e-4
             assert (mine[name] - theirs[name]).norm() <= gradient * scale, name
 
 
-PLAIN = Layout(PAD, trees=False)
-
-
 @pytest.mark.parametrize("attention", ["sdpa", BLOCKS])
 @pytest.mark.parametrize("budget", [1, 60, 2048])
 def test_a_step_in_packs_is_the_step_row_by_row(
     base: Path, tmp_path: Path, budget: int, attention: str
 ) -> None:
     examples = make_examples(12)
-    four = {"per_device_train_batch_size": 4}
-    packed = train(base, tmp_path, examples, budget=budget, attention=attention, **four)
-    assert_same(packed, train(base, tmp_path, examples, layout=PLAIN, **four))
+    packed = train(base, tmp_path, examples, budget=budget, attention=attention, batch=4)
+    assert_same(packed, train(base, tmp_path, examples, layout=PLAIN, batch=4))
 
 
 def test_micro_batches_of_one_row_and_of_four_are_one_step(base: Path, tmp_path: Path) -> None:
     examples = make_examples(12)
-    four = {"per_device_train_batch_size": 4}
-    together = train(base, tmp_path, examples, layout=Layout(PAD, rows=4, trees=False), **four)
-    assert_same(train(base, tmp_path, examples, layout=PLAIN, **four), together)
+    together = train(base, tmp_path, examples, layout=AnswerLoss(PAD, rows=4, trees=False), batch=4)
+    assert_same(train(base, tmp_path, examples, layout=PLAIN, batch=4), together)
 
 
 @pytest.mark.parametrize("trees", [True, False])
@@ -129,16 +160,15 @@ def test_activation_checkpointing_and_fixed_lengths_change_no_step(
     base: Path, tmp_path: Path, trees: bool
 ) -> None:
     examples = make_examples(12)
-    plain = train(base, tmp_path, examples, layout=PLAIN, per_device_train_batch_size=4)
+    plain = train(base, tmp_path, examples, layout=PLAIN, batch=4)
     changed = train(
         base,
         tmp_path,
         examples,
-        per_device_train_batch_size=4,
-        layout=Layout(PAD, rows=2, shapes=Shapes.up_to(160), trees=trees),
+        batch=4,
+        layout=AnswerLoss(PAD, rows=2, shapes=Shapes.up_to(160), trees=trees),
         attention=BLOCKS if trees else "sdpa",
         activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": False},
     )
     assert_same(plain, changed)
 
@@ -156,26 +186,29 @@ def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path
         for e in examples
     ]
     gradients = Gradients()
-    settings = arguments(
-        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=False
-    )
-    del settings["remove_unused_columns"]
     trainer = SFTTrainer(
         model=make_judge(base),
-        args=SFTConfig(**settings, max_length=None, activation_checkpointing=False),
+        args=SFTConfig(
+            output_dir=str(tmp_path),
+            **COMMON,
+            learning_rate=LEARNING_RATE,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            bf16=False,
+            max_length=None,
+            activation_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+        ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(base),
         callbacks=[gradients],
     )
     trainer.train()
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    ours = train(
-        base,
-        tmp_path,
-        examples,
-        per_device_train_batch_size=4,
-    )
-    assert_same(ours, (losses, gradients.steps))
+    assert_same(train(base, tmp_path, examples, batch=4), (losses, gradients.steps))
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
@@ -188,18 +221,11 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
                     torch.nan
                 )
 
-    trainer = JudgeTrainer(
-        model=make_judge(base),
-        args=TrainingArguments(**arguments(tmp_path, save_strategy="steps", save_steps=2)),
-        train_dataset=Dataset.from_list(make_examples(24)),
-        data_collator=StepCollator(PAD, 2048),
-        layout=Layout(PAD),
-        callbacks=[Poison()],
-    )
+    loop = make_loop(base, tmp_path, make_examples(24), callbacks=[Poison()], save_steps=2)
     with pytest.raises(
         UserError, match=r"nan in step 3; the last good checkpoint is .*checkpoint-2"
     ):
-        trainer.train()
+        loop.train()
     assert (tmp_path / "checkpoint-2" / "complete.json").exists()
     assert not (tmp_path / "checkpoint-3").exists()
 
@@ -208,35 +234,24 @@ def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path)
     values = iter([0.1, 0.9, 0.3, 0.2])
     seen = []
 
-    def validate(model: Any, _: Layout) -> dict[str, float]:
+    def validate(model: Any) -> dict[str, float]:
         weights = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
         seen.append(weights)
         return {"kappa_quadratic_strict": next(values)}
 
-    trainer = JudgeTrainer(
-        model=make_judge(base),
-        args=TrainingArguments(
-            **arguments(
-                tmp_path,
-                max_steps=7,
-                eval_strategy="steps",
-                eval_steps=2,
-                save_strategy="best",
-                metric_for_best_model="eval_kappa_quadratic_strict",
-                greater_is_better=True,
-                save_total_limit=2,
-            )
-        ),
-        train_dataset=Dataset.from_list(make_examples(24)),
-        eval_dataset=Dataset.from_list(make_examples(2)),
-        data_collator=StepCollator(PAD, 2048),
-        layout=Layout(PAD),
+    loop = make_loop(
+        base,
+        tmp_path,
+        make_examples(24),
         validate=validate,
+        max_steps=7,
+        eval_steps=2,
+        metric_for_best_model="eval_kappa_quadratic_strict",
     )
-    trainer.train()
+    loop.train()
     assert len(seen) == 4, "after steps 2, 4, 6 and at the end"
-    trainer.load_best()
-    now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    loop.load_best()
+    now = {n: p for n, p in loop.model.named_parameters() if p.requires_grad}
     assert all(torch.equal(now[name], seen[1][name]) for name in now)
     assert not all(torch.equal(seen[3][name], seen[1][name]) for name in now)
 
@@ -245,24 +260,16 @@ def test_pack_that_disagrees_with_its_rows_is_not_used(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     examples = make_examples(12)
-    plain = train(base, tmp_path, examples, layout=PLAIN, per_device_train_batch_size=4)
+    plain = train(base, tmp_path, examples, layout=PLAIN, batch=4)
     # A mask that lets siblings see each other, as a model that ignores its mask would.
     causal = lambda last, known=0: tree_mask(torch.full_like(last, len(last)), known)  # noqa: E731
     monkeypatch.setattr("pt_app.models.tree_attention.tree_mask", causal)
     gradients = Gradients()
-    trainer = JudgeTrainer(
-        model=make_judge(base),
-        args=TrainingArguments(**arguments(tmp_path, per_device_train_batch_size=4)),
-        train_dataset=Dataset.from_list(examples),
-        data_collator=StepCollator(PAD, 2048),
-        layout=Layout(PAD),
-        callbacks=[gradients],
-    )
-    trainer.train()
-    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    assert not trainer.layout.trees
+    loop = make_loop(base, tmp_path, examples, batch=4, callbacks=[gradients])
+    loop.train()
+    assert not layout_of(loop).trees
     assert "this model is trained on plain rows" in caplog.text
-    assert_same((losses, gradients.steps), plain)
+    assert_same((losses_of(loop), gradients.steps), plain)
 
 
 def test_signal_in_a_validation_that_is_not_the_best_still_leaves_a_checkpoint(
@@ -290,14 +297,26 @@ def test_signal_in_a_validation_that_is_not_the_best_still_leaves_a_checkpoint(
 def test_best_weights_that_are_lost_leave_the_last(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = JudgeTrainer(
-        model=make_judge(base),
-        args=TrainingArguments(**arguments(tmp_path)),
-        train_dataset=Dataset.from_list(make_examples(4)),
-        data_collator=StepCollator(PAD, 2048),
-        layout=Layout(PAD),
-    )
-    trainer.state.best_global_step, trainer.state.global_step = 2, 4
+    loop = make_loop(base, tmp_path, make_examples(4))
+    loop.state.best_global_step, loop.state.global_step = 2, 4
     monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
-    trainer.load_best()
+    loop.load_best()
     assert "the best weights, of step 2, are lost" in caplog.text
+
+
+@pytest.mark.parametrize("warmup", [0, 4, 0.03])
+def test_learning_rate_is_the_cosine_of_transformers(warmup: float) -> None:
+    steps = 40
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rise = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    theirs = get_cosine_schedule_with_warmup(optimizer, rise, steps)
+    for step in range(steps):
+        assert cosine(warmup, step, steps) == theirs.get_last_lr()[0]
+        optimizer.step()
+        theirs.step()
+
+
+def test_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "judge_state.json").write_text("{}")
+    with pytest.raises(UserError, match="was made by an earlier version of pt_app: start without"):
+        read_state(tmp_path)

@@ -10,10 +10,11 @@ import transformers.trainer
 from transformers import TrainerCallback
 
 from pt_app.core.files import write_json_atomic
+from pt_app.training.loop import TrainingLoop
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes what it saw of a Trainer's run into `numbers` when the run ends.
+    """Writes what it saw of a training into `numbers` when the run ends.
 
     With `gradients` the gradients of the first step go into that file, as clipped; a fresh
     adapter's B matrices, which are zero, are then drawn first, equally on every device: else half
@@ -27,8 +28,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.seconds: list[float] = []
 
     def install(self) -> None:
-        """Let every Trainer that is made from here on be watched."""
+        """Let every Trainer and every training loop that is made from here on be watched."""
         transformers.trainer.DEFAULT_CALLBACKS.append(self)
+        train = TrainingLoop.train
+
+        def watched(loop: TrainingLoop, checkpoint: Path | None = None) -> None:
+            loop.callbacks.append(self)
+            train(loop, checkpoint)
+
+        TrainingLoop.train = watched  # type: ignore[method-assign, assignment]
 
     def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
         """Called by Trainer before the first step."""

@@ -31,7 +31,9 @@ def base_train(
     ),
 ) -> None:
     """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
+    from pt_app.core import console
     from pt_app.pretrain.build import BaseOptions, train_base
 
+    console.start()
     options = BaseOptions(seed, steps, quick, lexicon, corpus, max_words)
     print(f"base: {train_base(output, options)}")

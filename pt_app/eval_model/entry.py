@@ -13,9 +13,9 @@ from pt_app.preflight.doctor.arithmetic import check_first
 from pt_app.preflight.estimate.estimate import Estimate, before_loading
 from pt_app.preflight.estimate.timing import before_training
 from pt_app.report import charts, terminal_table, write_report
+from pt_app.training.loop import TrainingLoop
 from pt_app.training.preparation import Prepared
 from pt_app.training.run import LoadBase, MakeArguments
-from pt_app.training.trainer import JudgeTrainer
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class ChecksAndReport:
         check_first(platform, prepared.source)
         self._needs = before_loading(self.settings, platform, prepared, trained=trained)
 
-    def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
+    def before_training(self, trainer: TrainingLoop, prepared: Prepared) -> None:
         """Log how long the training will take, measured on a few packs."""
         assert self._needs is not None, "before_loading was not called"
         before_training(self._needs, trainer)

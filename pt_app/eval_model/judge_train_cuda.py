@@ -23,9 +23,10 @@ from pt_app.eval_model import repeats
 from pt_app.models.bases import ModelSource, load_model
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedModel
 
     from pt_app.models.platforms import Platform
+    from pt_app.training.loop import LoopArguments
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> PreTrainedModel:
@@ -49,23 +50,21 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Pr
         # the next training step then fails: "a view of a leaf Variable that requires grad".
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # This casts norms and embeddings to float32. The trainer switches checkpointing on.
+    # This casts norms and embeddings to float32. The training loop switches checkpointing on.
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
+def training_arguments(common: dict[str, Any], platform: Platform) -> LoopArguments:
     """Add what this platform needs to the arguments that both recipes share."""
-    from transformers import TrainingArguments
-
     from pt_app.models.platforms import cores
+    from pt_app.training.loop import LoopArguments
 
-    return TrainingArguments(
+    return LoopArguments(
         **common,
-        optim=platform.optimizer,
         max_grad_norm=0.3,
         dataloader_num_workers=min(4, cores()),
         dataloader_pin_memory=True,
-        **platform.autocast,
+        mixed_precision=platform.mixed_precision,
     )
 
 

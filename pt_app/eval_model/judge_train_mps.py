@@ -23,9 +23,10 @@ from pt_app.eval_model import repeats
 from pt_app.models.bases import ModelSource, load_model
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: --help and a typo do without
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedModel
 
     from pt_app.models.platforms import Platform
+    from pt_app.training.loop import LoopArguments
 
 
 def load_base(source: ModelSource, settings: Settings, platform: Platform) -> PreTrainedModel:
@@ -35,13 +36,12 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Pr
     return load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
 
 
-def training_arguments(common: dict[str, Any], platform: Platform) -> TrainingArguments:
+def training_arguments(common: dict[str, Any], platform: Platform) -> LoopArguments:
     """Add what this platform needs to the arguments that both recipes share."""
-    from transformers import TrainingArguments
+    from pt_app.training.loop import LoopArguments
 
-    return TrainingArguments(
+    return LoopArguments(
         **common,
-        optim=platform.optimizer,
         max_grad_norm=1.0,
         # Workers deadlock on macOS with Python 3.12 (jingyaogong/minimind PR 852).
         dataloader_num_workers=0,

@@ -28,6 +28,7 @@ from pt_app.models.provenance import about_this_run
 from pt_app.tracking.access import resolve_access
 from pt_app.tracking.tracker import Tracker
 from pt_app.training import room, runs
+from pt_app.training.loop import TrainingLoop
 from pt_app.training.preparation import Prepared, prepare
 from pt_app.training.run import (
     LoadBase,
@@ -37,7 +38,6 @@ from pt_app.training.run import (
     load_judge,
     train,
 )
-from pt_app.training.trainer import JudgeTrainer
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Surroundings(Protocol):
     def before_loading(self, platform: Platform, prepared: Prepared, trained: bool) -> None:
         """Called before a model is loaded; `trained`: only the evaluation is left to do."""
 
-    def before_training(self, trainer: JudgeTrainer, prepared: Prepared) -> None:
+    def before_training(self, trainer: TrainingLoop, prepared: Prepared) -> None:
         """Called before the first step, with the model loaded."""
 
     def after_evaluation(self, adapter: Path, results: Results) -> None:
@@ -192,13 +192,13 @@ class _Run:
         if console.is_main_process():
             self.save(trainer, folder)
 
-    def save(self, trainer: JudgeTrainer, folder: Path) -> None:
+    def save(self, trainer: TrainingLoop, folder: Path) -> None:
         """Save the adapter in the room that was reserved; elsewhere if that is taken too."""
         room.release(folder)
         data, identity = self.prepared.data, bases.model_identity(self.prepared.source)
         write = partial(
             adapters.save_adapter,
-            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.model,
             self.prepared.encoder,
             identity=identity,
             training_config={

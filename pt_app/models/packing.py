@@ -8,7 +8,7 @@ sees what it would see in a sequence of its own, and the loss is that of separat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 
@@ -21,6 +21,16 @@ class Example(TypedDict):
 
     input_ids: list[int]
     prompt_length: int
+
+
+class Step(TypedDict):
+    """One optimizer step of a rank.
+
+    `count` [] divides the summed losses of the packs: their supervised tokens, or their weights.
+    """
+
+    packs: list[Batch]
+    count: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -216,20 +226,16 @@ def examples_of(packed: Batch) -> list[Example]:
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Collate the examples of one optimizer step into packs of at most `budget` tokens each.
-
-    `labels` holds the supervised tokens of all packs, which Trainer counts for the divisor of the
-    step. `shift_labels` is the same, and tells Trainer that no shift drops any of them.
-    """
+    """Collate the examples of one optimizer step into packs of at most `budget` tokens each."""
 
     pad_id: int
     budget: int
     shapes: Shapes = Shapes()
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[Example]) -> Step:
         packs = self.packs(examples)
-        labels = torch.cat([torch.empty(0, dtype=torch.long), *(p["targets"] for p in packs)])
-        return {"packs": packs, "labels": labels, "shift_labels": labels}
+        supervised = sum(int(packed["targets"].ne(IGNORED).sum()) for packed in packs)
+        return {"packs": packs, "count": torch.tensor(supervised)}
 
     def packs(self, examples: Sequence[Example]) -> list[Batch]:
         """Return the packs of these examples; an empty list for none."""

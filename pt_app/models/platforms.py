@@ -42,15 +42,14 @@ class Platform:
     """Name in the registry of transformers; "judge_blocks" is this project's, for CPUs."""
 
     @property
-    def autocast(self) -> dict[str, bool]:
-        """The mixed precision of TrainingArguments, which follows the compute dtype on a GPU.
+    def mixed_precision(self) -> str:
+        """The mixed precision of accelerate, which follows the compute dtype on a GPU.
 
         On a CPU it would convert the weights of the adapter again in every matmul.
         """
-        return {
-            "bf16": self.compute_dtype == torch.bfloat16 and not self.on_cpu,
-            "fp16": self.compute_dtype == torch.float16,
-        }
+        if self.compute_dtype == torch.bfloat16 and not self.on_cpu:
+            return "bf16"
+        return "fp16" if self.compute_dtype == torch.float16 else "no"
 
     @property
     def loss_tolerance(self) -> float:

@@ -95,10 +95,7 @@ def train_base(output: Path, options: BaseOptions) -> Path:
     tokenizer = train_tokenizer(_texts(training, seed), options.vocab_size)
     model = new_model(tokenizer, options.width, options.layers - recipe.new_layers, seed)
     yardstick = Yardstick(measuring, tokenizer)
-    from pt_app.models.contention import watched  # with torch, which `judge base path` spares
-
-    with watched("cpu"):
-        measures = fit(model, tokenizer, training, yardstick, recipe, seed, work / "state.pt")
+    measures = fit(model, tokenizer, training, yardstick, recipe, seed, work)
     made = work / "base"
     save(model, tokenizer, made)
     facts = {

@@ -1,14 +1,24 @@
-"""Train the tiny base from random weights: the loop, its optimizers and its held-out measures."""
+"""Train the tiny base from random weights: its steps, loss, optimizers and held-out measures."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedTokenizerBase
 
 from pt_app.judge_data.generator.errors import ERRORS
+from pt_app.models.packing import Batch, Step
 from pt_app.pretrain.corpus import NONE, Corpus, Document
 from pt_app.pretrain.model import grow, round_to_float16
+from pt_app.training.checkpoints import newest_complete, step_of
+from pt_app.training.loop import LoopArguments, Model, Objective, TrainingLoop
+from pt_app.training.run import Progress, train
 
 # What is copied or compared stands in the answers; the prompts' words are mostly random.
 PROMPT_WEIGHT = 0.1
@@ -39,98 +49,113 @@ class Recipe:
         return self.steps * 3 // 7
 
 
-def encode(tokenizer: Any, documents: Sequence[Document]) -> list[tuple[list[int], int]]:
-    """Ids of each document and the number of those that belong to its prompt."""
+Row = tuple[list[int], int]
+"""The ids of a document, and how many of them belong to its prompt."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[Row]:
+    """Return the ids of each document, and the length of its prompt."""
     prompts = tokenizer([d.prompt for d in documents]).input_ids
     answers = tokenizer([d.answer for d in documents]).input_ids
     return [(p + a, len(p)) for p, a in zip(prompts, answers, strict=True)]
 
 
-def batches(corpus: Corpus, tokenizer: Any, recipe: Recipe, seed: int, first: int) -> Iterator[Any]:
-    """Encoded batches of like length from step `first` on, the same whenever they are drawn."""
-    for chunk in range(first // CHUNK, -(-recipe.steps // CHUNK)):
-        rng = random.Random(f"{seed}-{chunk}")
-        first_phase = chunk * CHUNK < recipe.phase
-        drawn = [corpus.sample(rng, first_phase) for _ in range(CHUNK * recipe.batch)]
-        rows = sorted(encode(tokenizer, drawn), key=lambda row: len(row[0]))
-        cut = [rows[i : i + recipe.batch] for i in range(0, len(rows), recipe.batch)]
-        rng.shuffle(cut)
-        for step, batch in enumerate(cut, chunk * CHUNK):
-            if first <= step < recipe.steps:
-                yield batch
+def padded(rows: Sequence[Row], prompt_weight: float) -> Batch:
+    """Return `input_ids` [b, t], padded on the right, and the `weight` [b, t - 1] of each loss.
 
-
-def loss_of(
-    model: Any, rows: Sequence[tuple[list[int], int]], prompt_weight: float
-) -> tuple[Any, Any]:
-    """Weighted sum of the cross-entropy of all tokens, in nats, and the sum of the weights.
-
-    Rows are padded on the right: under the causal mask no real token sees the padding, so none
-    needs an attention mask, and attention takes its fast path.
+    Under the causal mask no real token sees the padding, so that none needs an attention mask, and
+    attention takes its fast path.
     """
-    import torch
-    from torch.nn import functional as F  # noqa: N812
-
     longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in rows])
-    weight = torch.tensor(
-        [
-            [prompt_weight] * (start - 1)
-            + [1.0] * (len(row) - start)
-            + [0.0] * (longest - len(row))
-            for row, start in rows
-        ]
-    )
-    kept = weight > 0
-    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[kept]
-    losses = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][kept], reduction="none")
-    return (losses * weight[kept]).sum(), weight.sum()
+    weights = [
+        [prompt_weight] * (start - 1) + [1.0] * (len(ids) - start) + [0.0] * (longest - len(ids))
+        for ids, start in rows
+    ]
+    ids = [row + [0] * (longest - len(row)) for row, _ in rows]
+    return {"input_ids": torch.tensor(ids), "weight": torch.tensor(weights)}
 
 
-def optimizers(model: Any, recipe: Recipe) -> list[Any]:
-    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
-    import torch
+class DocumentSteps:
+    """Steps of documents of like length, the same whenever they are drawn."""
 
+    def __init__(
+        self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int
+    ) -> None:
+        self.corpus, self.tokenizer, self.recipe, self.seed = corpus, tokenizer, recipe, seed
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def epoch(self, number: int, done: int) -> Iterator[Step]:
+        """Yield the steps from step `done` on; there is one epoch."""
+        size, steps = self.recipe.batch, self.recipe.steps
+        for chunk in range(done // CHUNK, -(-steps // CHUNK)):
+            rng = random.Random(f"{self.seed}-{chunk}")
+            first_phase = chunk * CHUNK < self.recipe.phase
+            drawn = [self.corpus.sample(rng, first_phase) for _ in range(CHUNK * size)]
+            rows = sorted(encode(self.tokenizer, drawn), key=lambda row: len(row[0]))
+            cut = [rows[i : i + size] for i in range(0, len(rows), size)]
+            rng.shuffle(cut)
+            for step, some in enumerate(cut, chunk * CHUNK):
+                if done <= step < steps:
+                    batch = padded(some, PROMPT_WEIGHT)
+                    yield {"packs": [batch], "count": batch["weight"].sum()}
+
+
+def loss_of(model: Model, batch: Batch) -> Tensor:
+    """Return the weighted sum of the cross-entropy of all tokens, in nats."""
+    ids, weight = batch["input_ids"], batch["weight"]
+    weighted = weight > 0
+    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[weighted]
+    losses = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][weighted], reduction="none")
+    return (losses * weight[weighted]).sum()
+
+
+class DocumentLoss(Objective):
+    """The loss of documents, whose prompts count little."""
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Return the weighted sum of the loss of a batch."""
+        return loss_of(model, batch)
+
+
+def optimizers(recipe: Recipe, model: Model) -> list[torch.optim.Optimizer]:
+    """Make Muon for the matrices of the layers, and AdamW for embeddings, norms and biases."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01)
-    adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    for opt in (muon, adam):
-        opt.param_groups[0]["full_lr"] = opt.param_groups[0]["lr"]
-    return [muon, adam]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
-def rate(step: int, recipe: Recipe) -> float:
-    """Share of the full learning rate: 100 steps of warm-up, then flat, then linear to 0."""
-    warm = min(1.0, (step + 1) / min(100, recipe.steps))
-    left = (recipe.steps - step) / (recipe.steps * (1 - recipe.decay_from))
-    return min(warm, left, 1.0)
+def rate(recipe: Recipe, step: int, _: int) -> float:
+    """Return the fraction of the learning rate: warm-up, then flat, then linear to 0."""
+    steps = recipe.steps
+    warm = min(1.0, (step + 1) / min(100, steps))
+    return min(warm, (steps - step) / (steps * (1 - recipe.decay_from)))
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Held-out figures: loss of the answers (nats a token), share of each kind that is named."""
+    """Held-out figures: the loss of the answers (nats per token), and the rates of detection."""
 
     loss: float
-    by_task: dict[str, float]
-    detected: dict[str, float]
-
-    def line(self, step: int) -> str:
-        """One line for the console."""
-        kinds = "  ".join(f"{kind} {share:.2f}" for kind, share in self.detected.items())
-        tasks = "  ".join(f"{task} {loss:.3f}" for task, loss in self.by_task.items())
-        return f"step {step}: held-out loss {self.loss:.3f}: {tasks} | detected: {kinds}"
+    by_task: Mapping[str, float]
+    detected: Mapping[str, float]
 
 
 class Yardstick:
     """Held-out documents drawn once, and for each kind some with that difference alone."""
 
-    def __init__(self, corpus: Corpus, tokenizer: Any, per_kind: int = 40) -> None:
+    def __init__(
+        self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, per_kind: int = 40
+    ) -> None:
         rng = random.Random("held out")
         drawn = [corpus.sample(rng) for _ in range(8 * per_kind)]
         self.tasks = {
-            task: encode(tokenizer, [d for d in drawn if d.task == task])
+            task: padded(encode(tokenizer, [d for d in drawn if d.task == task]), 0.0)
             for task in sorted({d.task for d in drawn})
         }
         self.kinds = {
@@ -139,89 +164,72 @@ class Yardstick:
         }
         self.before = len(tokenizer("Kinds:").input_ids)
 
-    def measure(self, model: Any) -> Measures:
-        """Loss and detection rates of `model`: is the right kind the likeliest next token?"""
-        import torch
-
+    def measure(self, model: Model) -> Measures:
+        """Return the loss and the rates: is the right kind the most probable next token?"""
         with torch.no_grad():
-            sums = {task: loss_of(model, rows, 0.0) for task, rows in self.tasks.items()}
+            losses = {task: float(loss_of(model, batch)) for task, batch in self.tasks.items()}
             detected = {kind: self._detected(model, rows) for kind, rows in self.kinds.items()}
-        loss = sum(float(total) for total, _ in sums.values())
-        loss /= sum(float(weight) for _, weight in sums.values())
-        by_task = {task: float(total / weight) for task, (total, weight) in sums.items()}
-        return Measures(loss, by_task, detected)
+        counts = {task: float(batch["weight"].sum()) for task, batch in self.tasks.items()}
+        by_task = {task: loss / counts[task] for task, loss in losses.items()}
+        return Measures(sum(losses.values()) / sum(counts.values()), by_task, detected)
 
-    def _detected(self, model: Any, rows: Sequence[tuple[list[int], int]]) -> float:
-        import torch
+    def validate(self, model: Model) -> dict[str, float]:
+        """Return the measures as the numbers of a validation."""
+        measures = self.measure(model)
+        return {"loss": measures.loss, **measures.by_task, **measures.detected}
 
-        at = [start + self.before for _, start in rows]
-        longest = max(at)
-        ended = list(zip([row for row, _ in rows], at, strict=True))
-        ids = torch.tensor([row[:end] + [0] * (longest - end) for row, end in ended])
+    def _detected(self, model: Model, rows: Iterable[Row]) -> float:
+        prefixes = [(ids, start + self.before) for ids, start in rows]
+        longest = max(end for _, end in prefixes)
+        ids = torch.tensor([row[:end] + [0] * (longest - end) for row, end in prefixes])
         hidden = model.model(input_ids=ids).last_hidden_state
-        last = hidden[torch.arange(len(rows)), torch.tensor(at) - 1]
-        named = model.lm_head(last).argmax(-1).tolist()
-        hits = [row[end] == name for (row, end), name in zip(ended, named, strict=True)]
-        return float(sum(hits) / len(hits))
+        ends = torch.tensor([end for _, end in prefixes])
+        named = model.lm_head(hidden[torch.arange(len(ends)), ends - 1]).argmax(-1)
+        right = torch.tensor([row[end] for row, end in prefixes])
+        return float((named == right).double().mean())
 
 
 def fit(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     yardstick: Yardstick,
     recipe: Recipe,
     seed: int,
-    state_file: Path,
+    run: Path,
 ) -> Measures:
-    """Train to the end and round to float16; a state file from an interrupted run is taken up."""
-    import torch
-    from tqdm import tqdm
-
+    """Train to the end, from the newest checkpoint in `run` if there is one; round to float16."""
     # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
     torch.set_flush_denormal(True)
-
-    state = torch.load(state_file, weights_only=True) if state_file.exists() else {"step": 0}
-    first = int(state["step"])
-    if first > recipe.grow_at:
-        grow(model, recipe.new_layers, seed)
-    steppers = optimizers(model, recipe)
-    if first:
-        _restore(state, model, steppers)
-    model.train()
-    bar = tqdm(total=recipe.steps, initial=first, unit="step", mininterval=1.0)
-    for step, rows in enumerate(batches(corpus, tokenizer, recipe, seed, first), first):
-        if step == recipe.grow_at:
+    checkpoint, _ = newest_complete(run)
+    reached = step_of(checkpoint) if checkpoint else 0
+    for first, last in pairwise((0, recipe.grow_at, recipe.steps)):
+        if last == recipe.steps:
             grow(model, recipe.new_layers, seed)
-            steppers = optimizers(model, recipe)
-        total, weight = loss_of(model, rows, PROMPT_WEIGHT)
-        (total / weight).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in steppers:
-            for group in opt.param_groups:
-                group["lr"] = group["full_lr"] * rate(step, recipe)
-            opt.step()
-            opt.zero_grad()
-        bar.update()
-        if (step + 1) % recipe.report_every == 0:
-            bar.write(yardstick.measure(model).line(step + 1))
-        if (step + 1) % SNAPSHOT_EVERY == 0:
-            _save_state(state_file, model, steppers, step + 1)
-    bar.close()
+        elif reached > last:
+            continue
+        args = LoopArguments(
+            run,
+            first_step=first,
+            max_steps=last,
+            optim="muon, adamw",
+            seed=seed,
+            logging_steps=recipe.report_every,
+            save_steps=SNAPSHOT_EVERY,
+            eval_steps=recipe.report_every,
+            use_cpu=True,
+        )
+        loop = TrainingLoop(
+            model,
+            args,
+            DocumentSteps(corpus, tokenizer, recipe, seed),
+            DocumentLoss(),
+            partial(optimizers, recipe),
+            partial(rate, recipe),
+            yardstick.validate,
+            [Progress()],
+        )
+        resumed = checkpoint if first < reached <= last else None
+        train(loop, resumed, "the same command continues")
     round_to_float16(model)
     return yardstick.measure(model)
-
-
-def _save_state(file: Path, model: Any, steppers: Sequence[Any], step: int) -> None:
-    import torch
-
-    aside = file.with_suffix(".partial")
-    states = [opt.state_dict() for opt in steppers]
-    torch.save({"step": step, "model": model.state_dict(), "optimizers": states}, aside)
-    aside.replace(file)
-
-
-def _restore(state: dict[str, Any], model: Any, steppers: Sequence[Any]) -> None:
-    model.load_state_dict(state["model"])
-    for opt, saved in zip(steppers, state["optimizers"], strict=True):
-        opt.load_state_dict(saved)

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pt_app.core.errors import UserError
 from pt_app.core.files import give_mode_of, sha256_file, write_json_atomic
 
 MANIFEST = "complete.json"
-STATE = "judge_state.json"
+WEIGHTS = "trained.safetensors"
+STATE = "trainer_state.json"
 ASIDE = ".saving"
 KEPT = 2  # newest checkpoints that are kept, in addition to the best
 
@@ -23,16 +25,12 @@ def aside(run: Path) -> Path:
 def publish(written: Path, run: Path) -> Path:
     """Move a staged checkpoint to its place in `run`, completely or not at all.
 
-    transformers writes the files of a checkpoint in place, one after the other, and resumes from
-    the highest number, complete or not. Here a manifest of sizes and hashes is added, every file is
-    flushed, and the folder is renamed last. It costs one read of the adapter and the optimizer, a
-    few MB.
+    A manifest of sizes and hashes is added, every file is flushed, and the folder is renamed last.
+    It costs one read of the adapter and the optimizer, a few MB.
 
     Returns:
         The new folder of the checkpoint.
     """
-    # The arguments are pickled, and nothing reads them back.
-    (written / "training_args.bin").unlink(missing_ok=True)
     files = sorted(p for p in written.rglob("*") if p.is_file())
     entries = {
         str(p.relative_to(written)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
@@ -113,6 +111,15 @@ def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read what `JudgeTrainer` adds to a checkpoint: optimizer, ranks, size of packs."""
+    """Read the state of the loop in a checkpoint, see `loop.LoopState`.
+
+    Raises:
+        UserError: if an earlier version wrote the checkpoint, in other files.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} was made by an earlier version of pt_app: start without --resume, or resume "
+            "with that version"
+        )
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state

@@ -1,10 +1,10 @@
 """What processes that train together share: flags, gradients, and a base sharded over them."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -21,14 +21,14 @@ def largest(number: int, device: torch.device) -> int:
     return int(told)
 
 
-def same_start(model: Any) -> None:
+def same_start(model: torch.nn.Module) -> None:
     """Broadcast the trainable weights of rank 0."""
     for parameter in model.parameters() if _several() else ():
         if parameter.requires_grad:
             dist.broadcast(parameter.data, src=0)
 
 
-def shard_base(model: Any, device: str) -> None:
+def shard_base(model: torch.nn.Module, device: str) -> None:
     """Shard the frozen weights over the ranks (FSDP2); each layer is gathered when it computes.
 
     The adapter stays whole on every rank, so that checkpoints, optimizer and adapter are those of
@@ -58,17 +58,14 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """
     if not _several():
         return
-    trained = [p for p in parameters if p.requires_grad]
-    for parameter in trained:
+    gradients = []
+    for parameter in (p for p in parameters if p.requires_grad):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in trained if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+        gradients.append(parameter.grad)
+    flat = parameters_to_vector(gradients)
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    means = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    vector_to_parameters(flat / dist.get_world_size(), gradients)
 
 
 def is_lost_rank(error: BaseException) -> bool:

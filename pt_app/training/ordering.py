@@ -1,26 +1,35 @@
-"""The order in which training sees rows, and which rank takes which rows of a step."""
+"""The steps of a training: the order of the rows, and which rank takes which rows of a step."""
 
 import os
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pt_app.core import console
+from pt_app.models.packing import Step
 
 LOOKAHEAD = 64  # groups tried for the room left in a step; more take time and gain little
+
+
+class Order(Protocol):
+    """The rows of an epoch; `set_epoch`, if there is one, selects the epoch."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[int]: ...
 
 
 class GroupedOrder(Sampler[int]):
     """A seeded shuffle of rows that keeps the rows of a group in one step, where they fit.
 
     Groups are drawn in random order. A group is divided only if it is larger than a step, or if
-    none of the next groups fits into the room that is left. Trainer calls `set_epoch`: each epoch
-    has its own order.
+    none of the next groups fits into the room that is left. Each epoch has its own order.
 
     Args:
         groups: the group of each row.
-        size: examples per step of a rank.
+        size: examples per step, over all ranks.
     """
 
     def __init__(self, groups: Sequence[Hashable], size: int, seed: int) -> None:
@@ -57,30 +66,15 @@ def share(step: Sequence[int], rank: int, ranks: int) -> list[int]:
     return list(step[first:last])
 
 
-class StepSampler(Sampler[list[int]]):
-    """Yield the rows of each optimizer step that this rank takes.
+def shares(order: Iterable[int], size: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+    """Return the rows that a rank takes of each step, which is the next `size` rows of `order`.
 
-    A step is the next `size` rows of `order`, divided evenly over `ranks`. The last step of an
-    epoch may have fewer, so that a rank may have none. accelerate would fill that step with rows
-    from the beginning of the epoch, so that several processes would not compute the steps of one.
+    The last step of an epoch may have fewer, so that a rank may have none. accelerate would fill
+    that step with rows from the beginning of the epoch, so that several processes would not compute
+    the steps of one.
     """
-
-    def __init__(self, order: Any, size: int, rank: int = 0, ranks: int = 1) -> None:
-        self.order, self.size, self.rank, self.ranks = order, size, rank, ranks
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Select the order of this epoch."""
-        if hasattr(self.order, "set_epoch"):  # a sequential sampler has none
-            self.order.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rows = list(self.order)
-        for start in range(0, len(rows), self.size):
-            step = rows[start : start + self.size]
-            yield share(step, self.rank, self.ranks)
+    rows = list(order)
+    return [share(rows[i : i + size], rank, ranks) for i in range(0, len(rows), size)]
 
 
 def own_process_group(_: int) -> None:
@@ -92,9 +86,40 @@ def own_process_group(_: int) -> None:
     os.setpgrp()
 
 
-class StepLoader(DataLoader[Any]):
-    """A loader whose batches are optimizer steps; Trainer tells it the epoch."""
+class RowSteps:
+    """The steps of an epoch over the rows of a dataset.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Select the order of this epoch."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    Args:
+        rows: the encoded rows.
+        order: the order of the rows.
+        size: examples per step, over all ranks.
+        collate: makes a step of the rows of a rank.
+        options: those of torch's DataLoader.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset[dict[str, Any]],
+        order: Order,
+        size: int,
+        collate: Callable[[Sequence[dict[str, Any]]], Step],
+        **options: Any,
+    ) -> None:
+        self.rows, self.order, self.size, self.collate = rows, order, size, collate
+        self.options = options
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def epoch(self, number: int, done: int) -> Iterable[Step]:
+        """Return a loader of the steps of epoch `number` without the first `done`."""
+        if hasattr(self.order, "set_epoch"):  # a sequential sampler has none
+            self.order.set_epoch(number)
+        steps = shares(self.order, self.size, console.rank(), console.ranks())
+        return DataLoader(
+            self.rows,
+            batch_sampler=steps[done:],
+            collate_fn=self.collate,
+            worker_init_fn=own_process_group,
+            **self.options,
+        )

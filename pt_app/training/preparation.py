@@ -69,15 +69,11 @@ def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> N
     labels = [example.label.verdict for example in test if example.label is not None]
     groups = [example.group for example in test]
     smallest = detectable_difference(labels, groups, data.scale)
-    log.info(
-        "test: %d rows of %d groups; %s",
-        len(test),
-        len(set(groups)),
-        "they cannot tell two judges apart"
-        if smallest is None
-        else f"they tell two judges apart that differ by {number(smallest)} or more in "
-        f"{headline(data.scale)} (80 of 100 times, near 0.7)",
-    )
+    power = "they cannot tell two judges apart"
+    if smallest is not None:
+        power = f"they tell two judges apart that differ by {number(smallest)} or more in "
+        power += f"{headline(data.scale)} (80 of 100 times, near 0.7)"
+    log.info("test: %d rows of %d groups; %s", len(test), len(set(groups)), power)
 
 
 def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
@@ -88,12 +84,8 @@ def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> 
     ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
     supervised = sum(map(len, ids)) - sum(starts)
     log.info(
-        "%s: %d rows, %s supervised tokens, longest %d tokens, %d rows shortened",
-        name,
-        len(rows),
-        f"{supervised:,}",
-        cuts.longest,
-        cuts.rows_cut,
+        f"{name}: {len(rows)} rows, {supervised:,} supervised tokens, "
+        f"longest {cuts.longest} tokens, {cuts.rows_cut} rows shortened"
     )
     return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
 
@@ -102,11 +94,8 @@ def _with_both_orders(rows: Sequence[JudgeExample], name: str) -> Sequence[Judge
     both = both_orders(rows)
     bare = sum(names_a_candidate(row.label) for row in rows if row.label and row.candidates)
     log.info(
-        "%s: %d pairs in both orders, %d rows of chat in one; %d comments that name a candidate "
-        "are not supervised in the other order",
-        name,
-        len(both) - len(rows),
-        2 * len(rows) - len(both),
-        bare,
+        f"{name}: {len(both) - len(rows)} pairs in both orders, {2 * len(rows) - len(both)} rows "
+        f"of chat in one; {bare} comments that name a candidate are not supervised in the other "
+        "order"
     )
     return both

@@ -5,7 +5,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
@@ -18,7 +19,7 @@ OTHERS = 2**20
 PIECE = b"\0" * 2**20
 
 
-def keep(run: Path, model: Any, tokenizer: Sequence[Path]) -> None:
+def keep(run: Path, model: torch.nn.Module, tokenizer: Sequence[Path]) -> None:
     """Reserve disk space in `run` for one more checkpoint, or for the adapter at the end.
 
     Args:

@@ -15,29 +15,11 @@ from pt_app.core.files import write_json_atomic
 from pt_app.training.checkpoints import aside, discard_after, newest_complete, read_state
 
 RUN_SETTINGS = "settings.json"
-# A resumed run cannot change these: the order of its data or its weights would differ.
-FIXED = (
-    "lr",
-    "warmup_steps",
-    "epochs",
-    "max_seq_length",
-    "group_variants",
-    "max_samples",
-    "seed",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_targets",
-)
+# A resumed run cannot change these, nor what is LoRA's: the order of its data or its weights would
+# differ.
+FIXED = ("lr", "warmup_steps", "epochs", "max_seq_length", "group_variants", "max_samples", "seed")
 # Compared in other terms: the base by its identity, the step by its examples over all ranks.
-COMPARED_OTHERWISE = (
-    "resume",
-    "model",
-    "batch_size",
-    "gradient_accumulation",
-    "output_dir",
-    "data_dir",
-)
+OTHERWISE = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
 NameAt = Callable[[datetime], str]
 log = logging.getLogger(__name__)
 
@@ -160,9 +142,9 @@ def _check_same_run(run: Path, about: dict[str, Any]) -> None:
         )
     for name, now in about["settings"].items():
         then = before["settings"].get(name)
-        if then == now or name in COMPARED_OTHERWISE:
+        if then == now or name in OTHERWISE:
             continue
-        if name in FIXED:
+        if name in FIXED or name.startswith("lora_"):
             raise UserError(
                 f"--resume: {name} was {then} in {run.name} and is {now} now; a resumed run "
                 "cannot change it: give the old value, or start without --resume"
@@ -173,15 +155,9 @@ def _check_same_run(run: Path, about: dict[str, Any]) -> None:
 def _say_other_platform(checkpoint: Path, platform: dict[str, Any]) -> None:
     """Log what is not bit-exact on this platform; weights, step and data order fit every one."""
     before = read_state(checkpoint)
-    if before["weights"] != platform["weights"]:
-        log.warning(
-            "the base was held in %s and is in %s from here on",
-            before["weights"],
-            platform["weights"],
-        )
+    then, now = before["objective"]["weights"], platform["weights"]
+    if then != now:
+        log.warning("the base was held in %s and is in %s from here on", then, now)
     if before["ranks"] != platform["ranks"]:
-        log.warning(
-            "%d processes trained before and %d do now: the random state of dropout is new",
-            before["ranks"],
-            platform["ranks"],
-        )
+        said = "%d processes trained before and %d do now: the random state of dropout is new"
+        log.warning(said, before["ranks"], platform["ranks"])

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -11,16 +10,18 @@ from accelerate.utils.memory import clear_device_cache
 
 from pt_app.core import console
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.records import JudgeExample
-from pt_app.core.verdicts import Scale
+from pt_app.core.records import JudgeExample, Label
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.summary import strict_agreement
 from pt_app.models.out_of_memory import is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
 from pt_app.models.tree_attention import why_no_tree
 from pt_app.scoring.scorer import JudgeScorer
-from pt_app.training.layout import Layout
-from pt_app.training.trainer import summed_loss
+from pt_app.training.loop import Model
+from pt_app.training.loss import AnswerLoss, summed_loss
 
+Verdicts = list[tuple[Label | None, Verdict | None]]
+"""The label of each row, and the verdict of the model."""
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +45,7 @@ class Validation:
         encoded: the same rows as token ids, pairs in both orders.
         encoder: encodes prompts and verdicts.
         collate: lays rows out as packs.
+        objective: the loss in training, which knows whether prefix trees may be used.
         sharded: the model is sharded; every rank then scores all rows, in step with the others.
     """
 
@@ -51,20 +53,16 @@ class Validation:
     encoded: Sequence[Example]
     encoder: PromptEncoder
     collate: StepCollator
+    objective: AnswerLoss
     sharded: bool = False
 
-    def __call__(self, model: Any, layout: Layout) -> dict[str, float]:
+    def __call__(self, model: Model) -> dict[str, float]:
         """Return the quality metric, the fraction of parse failures, and the loss per token.
 
-        Args:
-            model: the model in training.
-            layout: the current layout; it says whether prefix trees may be used.
-
-        Returns:
-            The numbers by name. If memory runs out, smaller batches are tried; if the smallest do
-            not fit either, the result is empty with a warning: a validation never ends a training.
+        If memory runs out, smaller batches are tried; if the smallest do not fit either, the result
+        is empty with a warning: a validation never ends a training.
         """
-        part = self._my_part(model, layout)
+        part = self._my_part(model)
         # Every rank has scored all rows of a sharded model: rank 0 counts, so that all agree.
         parts = gather_object([part])[: 1 if self.sharded else None]
         if any(part is None for part in parts):
@@ -85,20 +83,19 @@ class Validation:
             "loss": sum(total for _, total, _ in parts) / sum(count for _, _, count in parts),
         }
 
-    def _my_part(self, model: Any, layout: Layout) -> Any:
-        """Return labels with verdicts, summed loss, tokens of this rank's rows; None: no memory."""
+    def _my_part(self, model: Model) -> tuple[Verdicts, float, int] | None:
+        """Return verdicts, summed loss and tokens of this rank's rows; None: no memory."""
         rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
         budget = self.collate.budget
         while True:
             try:
-                verdicts = self._verdicts(model, layout, mine, budget)
+                verdicts = self._verdicts(model, mine, budget)
                 collate = replace(self.collate, budget=budget)
-                return (verdicts, *self._loss(model, layout, encoded, collate))
+                return (verdicts, *self._loss(model, encoded, collate))
             except (RuntimeError, MemoryError) as error:
-                if (
-                    not is_out_of_memory(error) or self.sharded
-                ):  # the other ranks wait within a layer
+                # The other ranks of a sharded model wait within a layer.
+                if not is_out_of_memory(error) or self.sharded:
                     raise
             clear_device_cache(garbage_collection=True)
             if budget <= max((len(row["input_ids"]) for row in encoded), default=0):
@@ -106,39 +103,33 @@ class Validation:
             budget //= 2
             log.warning("validation ran out of memory: batches of %d tokens are tried", budget)
 
-    def _verdicts(
-        self, model: Any, layout: Layout, rows: Sequence[JudgeExample], budget: int
-    ) -> list[Any]:
+    def _verdicts(self, model: Model, rows: Sequence[JudgeExample], budget: int) -> Verdicts:
         scorer = JudgeScorer(
             model,
             self.encoder,
             batch_tokens=budget,
             progress=False,
-            shapes=layout.shapes,
-            trees=layout.trees,
+            shapes=self.objective.shapes,
+            trees=self.objective.trees,
         )
         scored = zip(rows, scorer.score(rows), strict=True)
         return [(row.label, score.verdict) for row, score in scored]
 
     def _loss(
-        self,
-        model: Any,
-        layout: Layout,
-        encoded: Sequence[Example],
-        collate: StepCollator,
+        self, model: Model, encoded: Sequence[Example], collate: StepCollator
     ) -> tuple[float, int]:
         """Return the summed cross-entropy and the number of supervised tokens."""
         if not encoded:
             return 0.0, 0
-        step = collate(encoded)
+        step, objective = collate(encoded), self.objective
         longest = max(len(row["input_ids"]) for row in encoded)
-        trees = layout.trees and why_no_tree(model, longest) is None
+        trees = objective.trees and why_no_tree(model, longest) is None
         total, training = 0.0, model.training
         model.eval()
         with torch.no_grad():
             for packed in step["packs"]:
                 on_device = {name: tensor.to(model.device) for name, tensor in packed.items()}
-                for batch in [on_device] if trees else layout.plain(on_device):
+                for batch in [on_device] if trees else objective.plain(on_device):
                     total += float(summed_loss(model, batch))
         model.train(training)
-        return total, int((step["labels"] >= 0).sum())
+        return total, int(step["count"])

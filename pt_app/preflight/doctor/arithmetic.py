@@ -31,7 +31,8 @@ from pt_app.preflight.doctor.operations import (
     error_of,
     in_float64,
 )
-from pt_app.training.trainer import summed_loss
+from pt_app.training.loss import summed_loss
+from pt_app.training.run import optimizer_class
 
 VOCABULARY, PAD = 256, 0
 # The adapter's weights have 4,096 numbers, the least for 8-bit states.
@@ -96,7 +97,7 @@ def check_training(platform: Platform, broken: Status = "fail") -> Iterator[Find
 def check_training_step(platform: Platform) -> Iterator[Finding]:
     """Compare plain rows, a pack, and the update of the weights, each with the reference."""
     side = Side(platform.device, platform.compute_dtype, platform.compute_dtype)
-    autocast = platform.compute_dtype if any(platform.autocast.values()) else None
+    autocast = platform.compute_dtype if platform.mixed_precision != "no" else None
     # A fork of the random numbers: a run that is checked first draws the same ones.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -183,8 +184,6 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
     Not from those of the reference: the first step of Adam is almost the sign of a gradient, which
     noise changes if the gradient is almost zero.
     """
-    from transformers import Trainer, TrainingArguments
-
     weights = _trained(model)
     reference = {name: in_float64(p).clone() for name, p in weights.items()}
     for name, p in weights.items():
@@ -194,12 +193,8 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
     torch.optim.AdamW(
         reference.values(), lr=LEARNING_RATE, weight_decay=DECAY, foreach=False
     ).step()
-    arguments = TrainingArguments(
-        output_dir="unused", optim=platform.optimizer, use_cpu=platform.on_cpu, report_to="none"
-    )
-    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    options |= {"lr": LEARNING_RATE, "weight_decay": DECAY}
-    optimizer(weights.values(), **options).step()
+    optimizer = optimizer_class(platform.optimizer)
+    optimizer(weights.values(), lr=LEARNING_RATE, weight_decay=DECAY).step()
     error, weight = _worst(
         {name: in_float64(p) - before[name] for name, p in weights.items()},
         {name: p - before[name] for name, p in reference.items()},

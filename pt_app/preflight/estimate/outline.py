@@ -182,7 +182,7 @@ def _build(
             model.activation_checkpointing_enable(
                 activation_checkpointing_kwargs={"use_reentrant": False}
             )
-        if any(platform.autocast.values()):  # autocast ignores meta tensors
+        if platform.mixed_precision != "no":  # autocast ignores meta tensors
             model = model.to(platform.compute_dtype)
         for parameter in model.parameters():
             if parameter.requires_grad:  # a gradient outlives the pass, and is counted by itself

@@ -15,7 +15,7 @@ from pt_app.models.packing import Batch, Example, StepCollator, Tree, chunk_by_t
 from pt_app.models.platforms import Platform
 from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.training.ordering import GroupedOrder, StepSampler
+from pt_app.training.ordering import GroupedOrder, shares
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 from pt_app.training.run import examples_a_step, fixed_shapes
 
@@ -134,12 +134,12 @@ def _rows_of_steps(settings: Settings, prepared: Prepared) -> list[list[list[int
     )
     if settings.group_variants:
         order = GroupedOrder(train["group"], size, settings.seed)
-    samplers = [StepSampler(order, size, rank, ranks) for rank in range(ranks)]
     steps: list[list[list[int]]] = []
     for epoch in range(math.ceil(settings.epochs)):
         order.set_epoch(epoch)
-        steps += map(list, zip(*samplers, strict=True))
-    return steps[: math.ceil(len(samplers[0]) * settings.epochs)]
+        parts = [shares(order, size, rank, ranks) for rank in range(ranks)]
+        steps += map(list, zip(*parts, strict=True))
+    return steps[: math.ceil(math.ceil(len(train) / size) * settings.epochs)]
 
 
 def _evaluation(prepared: Prepared, trie: VerdictTrie, vocabulary: int) -> list[Pack]:

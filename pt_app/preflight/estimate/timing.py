@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,7 +19,9 @@ from pt_app.models.packing import Batch
 from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.plan import Plan, Step, scoring_passes
 from pt_app.scoring.scorer import JudgeScorer
-from pt_app.training.trainer import JudgeTrainer, summed_loss
+from pt_app.training.loop import TrainingLoop
+from pt_app.training.loss import AnswerLoss, summed_loss
+from pt_app.training.ordering import RowSteps
 
 QUANTILES = (0.1, 0.5, 0.9)  # of the steps by size: one step at each is timed
 SCORING = 0.8  # rate of scoring relative to matmul; 0.79 to 0.85 in docs/PERFORMANCE.md
@@ -70,7 +73,7 @@ def chosen_steps(plan: Plan) -> list[Step]:
     return [by_size[i] for i in sorted({round(q * (len(by_size) - 1)) for q in QUANTILES})]
 
 
-def before_training(needs: Estimate, trainer: JudgeTrainer) -> None:
+def before_training(needs: Estimate, trainer: TrainingLoop) -> None:
     """Log how long a run will take, if finding it out is short beside the training."""
     if console.ranks() > 1:
         return
@@ -89,25 +92,20 @@ def before_training(needs: Estimate, trainer: JudgeTrainer) -> None:
     trainer.model.zero_grad()
 
 
-def time_run(trainer: JudgeTrainer, needs: Estimate) -> Seconds:
+def time_run(trainer: TrainingLoop, needs: Estimate) -> Seconds:
     """Time some steps of the run on the model of its trainer, and forecast the whole from them.
 
     Weights, optimizer and the state of the random numbers stay as they were; gradients are dropped.
     """
     began = time.perf_counter()
     plan, cost = needs.plan, needs.cost
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.args.activation_checkpointing:  # Trainer switches it on only when it begins
-        model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=trainer.args.activation_checkpointing_kwargs
-        )
-    chosen = chosen_steps(plan)
+    model, chosen = trainer.model, chosen_steps(plan)
     batches = [batch for step in chosen for batch in _batches(trainer, step, model.device)]
     training = model.training
     with _same_random_numbers(model.device):
         model.train()
-        _compute(trainer, model, batches[:1])  # the first pass is slower, and does not count
-        seconds = _timed(partial(_compute, trainer, model, batches))
+        _compute(model, batches[:1])  # the first pass is slower, and does not count
+        seconds = _timed(partial(_compute, model, batches))
     model.train(training)
     for parameter in model.parameters():
         parameter.grad = None
@@ -125,19 +123,17 @@ def time_run(trainer: JudgeTrainer, needs: Estimate) -> Seconds:
     )
 
 
-def _batches(trainer: JudgeTrainer, step: Step, device: torch.device) -> list[Batch]:
+def _batches(trainer: TrainingLoop, step: Step, device: torch.device) -> list[Batch]:
     """Return the batches that the trainer computes in a step, on the device of the model."""
-    packs = trainer.data_collator([trainer.train_dataset[row] for row in step.rows])["packs"]
+    steps, objective = cast(RowSteps, trainer.steps), cast(AnswerLoss, trainer.objective)
+    packs = steps.collate([steps.rows[row] for row in step.rows])["packs"]
     packs = [{name: tensor.to(device) for name, tensor in pack.items()} for pack in packs]
-    return packs if trainer.layout.trees else [b for p in packs for b in trainer.layout.plain(p)]
+    return packs if objective.trees else [b for p in packs for b in objective.plain(p)]
 
 
-def _compute(trainer: JudgeTrainer, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+def _compute(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
     for batch in batches:
-        # Trainer enters the platform's mixed precision only when it trains.
-        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            loss = summed_loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -160,14 +156,17 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _scoring_rate(trainer: JudgeTrainer, model: PreTrainedModel, needs: Estimate) -> float:
+def _scoring_rate(trainer: TrainingLoop, model: PreTrainedModel, needs: Estimate) -> float:
     """Return the operations per second while a few rows are scored.
 
     The rate of training is another one: scoring normalizes logits, and has no backward pass.
     """
-    encoder, data, layout = needs.prepared.encoder, needs.prepared.data, trainer.layout
+    encoder, data = needs.prepared.encoder, needs.prepared.data
+    objective = cast(AnswerLoss, trainer.objective)
     rows = list(data.val or data.train)[:SCORED]
-    scorer = JudgeScorer(model, encoder, progress=False, shapes=layout.shapes, trees=layout.trees)
+    scorer = JudgeScorer(
+        model, encoder, progress=False, shapes=objective.shapes, trees=objective.trees
+    )
     scorer.score(rows[:2])  # the first pass is slower
     seconds = _timed(partial(scorer.score, rows))
     passes = scoring_passes(

@@ -1,0 +1,477 @@
+"""The training loop: steps, schedule, validation, checkpoints, exact resume, out-of-memory replay.
+
+A judge and the tiny base are both trained by it. What is trained is handed in: the steps, the loss
+of their packs, the optimizers and the schedule. Devices, mixed precision, float16's loss scale and
+the files of optimizers and random states are accelerate's.
+"""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils.memory import clear_device_cache
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import is_full
+from pt_app.models.gemm import give_back_freed_memory, restore_matmul_choice
+from pt_app.models.out_of_memory import is_out_of_memory
+from pt_app.models.packing import Batch, Step
+from pt_app.training import checkpoints, room
+from pt_app.training.distributed import any_rank, average_gradients, largest, same_start
+
+log = logging.getLogger(__name__)
+
+Model = Any
+"""A transformers or PEFT model; neither package is typed."""
+Schedule = Callable[[int, int], float]
+"""Returns the fraction of the full learning rate, from the number of past updates and all steps."""
+MakeOptimizers = Callable[[Model], Sequence[torch.optim.Optimizer]]
+Validate = Callable[[Model], Mapping[str, float]]
+"""Returns numbers by name; none if there was not enough memory."""
+
+
+class Steps(Protocol):
+    """The optimizer steps of an epoch; its length is their number."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, done: int) -> Iterable[Step]:
+        """Yield the steps of epoch `number` without the first `done`."""
+
+
+class Objective:
+    """What is minimized, and how the packs of a step are computed."""
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Return the loss summed over a batch, which is on the device of the model."""
+        raise NotImplementedError
+
+    def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
+        """Return the batches in which the packs of a step are computed."""
+        return list(packs)
+
+    def idle(self) -> Batch:
+        """Return a batch whose loss and gradients are 0, for a rank that has nothing to do."""
+        raise NotImplementedError
+
+    def shrink(self, packs: Sequence[Batch]) -> str | None:
+        """Use smaller batches from here on, and return their limit; None: none are smaller."""
+        return None
+
+    def state(self) -> dict[str, object]:
+        """Return what a checkpoint should hold."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+
+
+@dataclass(frozen=True)
+class LoopArguments:
+    """How a training runs. Names and meanings are those of transformers' TrainingArguments.
+
+    Attributes:
+        output_dir: the folder of the run, which gets its checkpoints.
+        max_steps: the last optimizer step; None: `num_train_epochs` decides.
+        first_step: steps that an earlier training of the same model has taken.
+        optim: the optimizer; one of another name does not take over the state of a checkpoint.
+        save_steps: steps between checkpoints; 0: only the best and the last, if validated.
+        eval_steps: steps between validations; 0: never.
+        metric_for_best_model: the number of a validation whose maximum gives the best weights.
+        mixed_precision: "no", "bf16" or "fp16".
+        torch_empty_cache_steps: steps between clearings of the device's allocator; None: never.
+        sharded: whether the base is sharded over the ranks.
+    """
+
+    output_dir: Path
+    num_train_epochs: float = 1.0
+    max_steps: int | None = None
+    first_step: int = 0
+    optim: str = "adamw_torch"
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    logging_steps: int = 10
+    save_steps: int = 0
+    eval_steps: int = 0
+    metric_for_best_model: str | None = None
+    use_cpu: bool = False
+    mixed_precision: str = "no"
+    activation_checkpointing: bool = False
+    torch_empty_cache_steps: int | None = None
+    dataloader_num_workers: int = 0
+    dataloader_pin_memory: bool = False
+    sharded: bool = False
+
+
+@dataclass
+class LoopState(TrainerState):  # type: ignore[misc]
+    """The progress of a training, with what a resumed run has to know of the one before.
+
+    Attributes:
+        updates: steps that float16's loss scale did not skip.
+        logged_at: the last logged step.
+        loss: sum of the losses since then, as a mean over the ranks.
+        optimizer: the name of the optimizer.
+        ranks: processes that trained together.
+        max_grad_norm: the bound of the gradients.
+        fast_matmul: whether a CPU computes float32 matmuls through oneDNN.
+        objective: the state of the objective.
+    """
+
+    updates: int = 0
+    logged_at: int = 0
+    loss: float = 0.0
+    optimizer: str = ""
+    ranks: int = 1
+    max_grad_norm: float = 0.0
+    fast_matmul: bool | None = None
+    objective: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingLoop:
+    """Trains a model, and leaves checkpoints from which a run resumes bit-exactly.
+
+    Attributes:
+        model: its parameters that require gradients are trained.
+        args: how it is trained.
+        steps: what it is trained on.
+        objective: the loss.
+        make_optimizers: makes one or several optimizers, each with its full learning rate.
+        schedule: the learning rate over the run.
+        validate: measures the model; its numbers are logged as `eval_<name>`.
+        callbacks: those of transformers; they get `args`, the state, the control and the model.
+    """
+
+    model: Model
+    args: LoopArguments
+    steps: Steps
+    objective: Objective
+    make_optimizers: MakeOptimizers
+    schedule: Schedule
+    validate: Validate | None = None
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        args = self.args
+        set_seed(args.seed)
+        # A process may train on a GPU and then on the CPU; accelerate would keep the first choice.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            cpu=args.use_cpu,
+            mixed_precision=args.mixed_precision,
+            # Losses are divided by the count of the whole step: accelerate must not divide them
+            # again, as a variable of `accelerate launch` would have it do.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+        if args.activation_checkpointing:
+            options = {"use_reentrant": False}
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        # Gradients are reduced once per step (distributed.py), so that DDP is not needed.
+        self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        same_start(self.model)
+        self.optimizers: list[AcceleratedOptimizer] = []
+        self.interrupted = False  # whether to stop after this step, with a checkpoint
+        self.control = TrainerControl()
+        end = args.max_steps
+        self.state = LoopState(
+            global_step=args.first_step,
+            updates=args.first_step,
+            logged_at=args.first_step,
+            max_steps=math.ceil(args.num_train_epochs * len(self.steps)) if end is None else end,
+            is_world_process_zero=self.accelerator.is_main_process,
+            optimizer=args.optim,
+            max_grad_norm=args.max_grad_norm,
+            ranks=self.accelerator.num_processes,
+        )
+        self._loss = torch.zeros((), device=self.accelerator.device)  # since the last logged step
+        self._logged = 0.0  # before that
+
+    def train(self, checkpoint: Path | None = None) -> None:
+        """Train to the end, or until a callback stops the training.
+
+        Args:
+            checkpoint: a complete checkpoint from which the run resumes.
+
+        Raises:
+            UserError: if a loss or a weight is not finite, or a disk is full.
+        """
+        made = self.make_optimizers(self.model)
+        for group in (group for optimizer in made for group in optimizer.param_groups):
+            group["initial_lr"] = group["lr"]
+        self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in made]
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        began, first, end = time.time(), self.state.global_step, self.state.max_steps
+        self._notify("on_train_begin")
+        while self.state.global_step < end and not self.control.should_training_stop:
+            for step in self._rest_of_epoch():
+                self._take(step)
+                if self.control.should_training_stop:
+                    break
+        seconds, taken = time.time() - began, self.state.global_step - first
+        self.log(
+            {
+                "train_runtime": round(seconds, 4),
+                "train_steps_per_second": round(taken / max(seconds, 1e-9), 3),
+                "train_loss": (self._logged + self._loss.item()) / max(taken, 1),
+            }
+        )
+        self._notify("on_train_end")
+
+    def _rest_of_epoch(self) -> Iterator[Step]:
+        epoch, done = divmod(self.state.global_step, len(self.steps))
+        # A loader draws a seed for its workers here. The random state of a checkpoint within an
+        # epoch is one from after that draw.
+        with torch.random.fork_rng(devices=[], enabled=done > 0):
+            return iter(self.steps.epoch(epoch, done))
+
+    def _take(self, step: Step) -> None:
+        """Take one optimizer step; then log, validate and save as it is due."""
+        self.control.should_save = False
+        self._notify("on_step_begin")
+        self._loss += self.training_step(step)
+        limit = self.args.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        self._notify("on_pre_optimizer_step")
+        fraction = self.schedule(self.state.updates, self.state.max_steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * fraction
+            optimizer.step()
+        self.state.updates += not any(optimizer.step_was_skipped for optimizer in self.optimizers)
+        self.model.zero_grad()
+        self.state.global_step += 1
+        self.state.epoch = self.state.global_step / len(self.steps)
+        self._notify("on_step_end")
+        self.interrupted = any_rank(self.interrupted, self.accelerator.device)
+        if self.interrupted:
+            self.control.should_save = self.control.should_training_stop = True
+        self._after_step(norm)
+
+    def _after_step(self, norm: Tensor) -> None:
+        now, args = self.state.global_step, self.args
+        last = now >= self.state.max_steps
+        self.control.should_training_stop |= last
+        if now % args.logging_steps == 0:
+            loss = self._mean_loss()
+            rate = self.optimizers[0].param_groups[0]["lr"]
+            loss_per_step = loss / (now - self.state.logged_at)
+            self._logged, self.state.logged_at = self._logged + loss, now
+            self._loss.zero_()
+            self.log({"loss": loss_per_step, "grad_norm": norm.item(), "learning_rate": rate})
+        if self.validate and (last or now % args.eval_steps == 0):
+            self._validate(self.validate)
+        regular = args.save_steps and now % args.save_steps == 0
+        final = last and (args.save_steps or args.metric_for_best_model)
+        if self.control.should_save or regular or final:
+            self._save()
+
+    def _mean_loss(self) -> float:
+        """Return the sum of the losses since the last logged step, as a mean over the ranks."""
+        return float(self.accelerator.gather(self._loss).mean())
+
+    def log(self, numbers: dict[str, float]) -> None:
+        """Add numbers of the present step to the history, and hand them to the callbacks."""
+        numbers |= {"epoch": self.state.epoch}
+        self.state.log_history.append({**numbers, "step": self.state.global_step})
+        self._notify("on_log", logs=numbers)
+
+    def _notify(self, event: str, **more: object) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self.args, self.state, self.control, model=self.model, **more)
+
+    # The gradients of a step
+
+    def training_step(self, step: Step) -> Tensor:
+        """Run forward and backward of all packs of a step, and return the loss of the step.
+
+        If memory runs out, the step is repeated in smaller batches of the same examples, so that
+        its gradients are the same (without dropout). Ranks may have different numbers of packs, and
+        only the rank that ran out repeats them: gradients are reduced when all are done.
+
+        Raises:
+            UserError: if a loss is not finite.
+        """
+        count = self.accelerator.gather(step["count"].to(self.accelerator.device)).sum()
+        loss: Tensor | None = None
+        while True:
+            if loss is None:
+                loss = self._try_step(step["packs"], count)
+            if not any_rank(loss is None, self.accelerator.device):
+                break
+        assert loss is not None
+        average_gradients(self.model.parameters())
+        return loss
+
+    def _try_step(self, packs: Sequence[Batch], count: Tensor) -> Tensor | None:
+        """Return the loss of the packs, with gradients in the model; None: try again."""
+        try:
+            return self._accumulate(self.objective.batches(self.model, packs), count)
+        except (RuntimeError, MemoryError) as error:
+            # The other ranks of a sharded base wait within a layer, and could not repeat the step.
+            out_of_memory = is_out_of_memory(error) and not self.args.sharded
+            limit = self.objective.shrink(packs) if out_of_memory else None
+            if limit is None:
+                raise
+            reason = (str(error).splitlines() or ["MemoryError"])[0]
+        # After the handler: the frames of the error hold the tensors of the failed pack until then.
+        self.model.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        give_back_freed_memory()
+        said = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
+        log.warning(said, self.state.global_step + 1, reason[:160], limit)
+        return None
+
+    def _accumulate(self, batches: list[Batch], count: Tensor) -> Tensor:
+        device = self.accelerator.device
+        total = torch.zeros((), device=device)
+        # A rank without rows still runs a pass: the scaler of float16 must see one before its step.
+        idle = 0 if batches else 1
+        if self.args.sharded:  # each rank gathers layers as often as the others
+            idle = largest(len(batches) or 1, device) - len(batches)
+        self.model.train()
+        for batch in [*batches, *(self.objective.idle() for _ in range(idle))]:
+            loss = self.compute_loss({n: t.to(device) for n, t in batch.items()}, count)
+            self._empty_cache()
+            self.accelerator.backward(loss)
+            # This waits for the device once per pack: negligible next to its forward pass.
+            if not math.isfinite(value := loss.item()):
+                raise UserError(self._diverged(f"the loss is {value}"))
+            total += loss.detach()
+        return total
+
+    def compute_loss(self, batch: Batch, count: Tensor) -> Tensor:
+        """Return the loss of a batch divided by `count`, that of the step over all ranks."""
+        # The gradients are averaged over the ranks, and the divisor counts all of them.
+        loss = self.objective.loss(self.model, batch)
+        return loss * int(self.accelerator.num_processes) / count
+
+    def _empty_cache(self) -> None:
+        every = self.args.torch_empty_cache_steps
+        if every and self.state.global_step % every == 0:
+            clear_device_cache()
+            if torch.backends.mps.is_available() and hasattr(torch.mps, "clear_graph_cache"):
+                torch.mps.clear_graph_cache()
+
+    # Validation
+
+    def _validate(self, validate: Validate) -> None:
+        """Log the numbers of a validation, and save a checkpoint if they are the best so far."""
+        give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
+        numbers = {f"eval_{name}": value for name, value in validate(self.model).items()}
+        if not numbers:  # memory ran out
+            return
+        self.log(numbers)
+        value, best = numbers.get(self.args.metric_for_best_model or ""), self.state.best_metric
+        if value is not None and (best is None or value > best):
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.control.should_save = True
+
+    def load_best(self) -> None:
+        """Restore the weights of the best validation; without a validation the last ones stay."""
+        best, metric = self.state.best_global_step, self.args.metric_for_best_model
+        if not best or best == self.state.global_step:
+            return
+        folder = self.args.output_dir / f"checkpoint-{best}"
+        if wrong := checkpoints.fault(folder):
+            said = "the best weights, of step %d, are lost: %s; the last ones are kept"
+            log.warning(said, best, wrong)
+            return
+        self._load_weights(folder)
+        log.info("weights of step %d: %s %.4g, the best", best, metric, self.state.best_metric)
+
+    # Checkpoints
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def _load_weights(self, folder: Path) -> None:
+        saved = load_file(folder / checkpoints.WEIGHTS)
+        for name, weight in self._trained().items():
+            weight.copy_(saved[name])
+
+    def _save(self) -> None:
+        for name, weight in self._trained().items():
+            if not torch.isfinite(weight).all():
+                raise UserError(self._diverged(f"{name} holds values that are not finite"))
+        run, step = self.args.output_dir, self.state.global_step
+        try:
+            self._write_checkpoint()
+        except Exception as error:
+            # Ranks wait for each other while they write, so that one alone cannot start again.
+            if not is_full(error) or self.accelerator.num_processes > 1:
+                raise
+            shutil.rmtree(checkpoints.aside(run), ignore_errors=True)
+            room.release(run)
+            with room.explained(run, f"the checkpoint of step {step} has no room; {self._kept()}"):
+                self._write_checkpoint()
+            raise UserError(
+                f"the disk of {run} is full: the checkpoint of step {step} is written, in the room "
+                "that was reserved for it: make room, then run the same command with --resume"
+            ) from error
+
+    def _write_checkpoint(self) -> None:
+        run, accelerator = self.args.output_dir, self.accelerator
+        staged = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"
+        staged.mkdir(parents=True, exist_ok=True)
+        rank, scaler = accelerator.process_index, accelerator.scaler
+        save_accelerator_state(str(staged), [], self.optimizers, [], [], rank, 0, scaler)
+        self.state.loss, self.state.objective = self._mean_loss(), self.objective.state()
+        if self.args.use_cpu:
+            self.state.fast_matmul = torch.get_float32_matmul_precision() != "highest"
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            weights = {name: weight.contiguous() for name, weight in self._trained().items()}
+            save_file(weights, staged / checkpoints.WEIGHTS)
+            self.state.save_to_json(str(staged / checkpoints.STATE))
+            checkpoints.publish(staged, run)
+            checkpoints.rotate(run, self.state.best_global_step)
+        accelerator.wait_for_everyone()
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Load a checkpoint; an optimizer of another kind starts empty, and says so."""
+        now, before = self.state, LoopState(**checkpoints.read_state(checkpoint))
+        present = ("max_steps", "is_world_process_zero", "optimizer", "max_grad_norm", "ranks")
+        self.state = replace(before, **{name: getattr(now, name) for name in present})
+        self._load_weights(checkpoint)
+        self._loss.fill_(before.loss)
+        self.objective.load_state(before.objective)
+        if self.args.use_cpu and before.fast_matmul is not None:
+            restore_matmul_choice(before.fast_matmul)
+        if before.max_grad_norm != now.max_grad_norm:
+            said = "gradients were clipped at %g, and are at %g from here on"
+            log.warning(said, before.max_grad_norm, now.max_grad_norm)
+        same = before.optimizer == now.optimizer
+        if not same:
+            said = "the optimizer was %s and is %s here: its state does not fit, and starts empty"
+            log.warning(said, before.optimizer, now.optimizer)
+        optimizers = self.optimizers if same else []
+        # A platform without float16 has no loss scale, and its checkpoints have no file of one.
+        scaler = self.accelerator.scaler if (checkpoint / "scaler.pt").exists() else None
+        rank = self.accelerator.process_index
+        load_accelerator_state(str(checkpoint), [], optimizers, [], [], rank, scaler)
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{what} in step {self.state.global_step + 1}; {self._kept()}: try a lower --lr or "
+            "more --warmup_steps, and look at the rows with judge data preview"
+        )
+
+    def _kept(self) -> str:
+        newest, _ = checkpoints.newest_complete(self.args.output_dir)
+        return f"the last good checkpoint is {newest}" if newest else "no checkpoint was made yet"
