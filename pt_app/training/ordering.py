@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pt_app.core import console
-from pt_app.models.packing import Step
+from pt_app.models.packing import Example, Step
 
 LOOKAHEAD = 64  # groups tried for the room left in a step; more take time and gain little
 
@@ -99,10 +99,10 @@ class RowSteps:
 
     def __init__(
         self,
-        rows: Dataset[dict[str, Any]],
+        rows: Dataset[Example],
         order: Order,
         size: int,
-        collate: Callable[[Sequence[dict[str, Any]]], Step],
+        collate: Callable[[Sequence[Example]], Step],
         **options: Any,
     ) -> None:
         self.rows, self.order, self.size, self.collate = rows, order, size, collate
