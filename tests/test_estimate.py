@@ -119,14 +119,11 @@ def test_packs_are_those_that_the_trainer_lays_out_in_each_epoch(
     prepared = prepare(settings)
     _, plan = plan_of("mps", settings, prepared)
     trainer = trainer_of(settings, prepared, load("mps", settings, prepared), tmp_path)
-    loader = trainer.get_train_dataloader()
-    laid_out = []
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        laid_out += [
-            [(one["input_ids"].shape[1], len(one["keep"])) for one in step["packs"]]
-            for step in loader
-        ]
+    laid_out = [
+        [(one["input_ids"].shape[1], len(one["keep"])) for one in step["packs"]]
+        for epoch in range(2)
+        for step in trainer.steps.epoch(epoch, 0)
+    ]
     assert [[(p.tokens, p.logit_positions) for p in step.packs] for step in plan.steps] == laid_out
 
 
