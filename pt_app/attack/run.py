@@ -10,7 +10,7 @@ import numpy as np
 
 from pt_app.core.attack_families import Attacked, Family, attacked, families, loser
 from pt_app.core.chat_templates import as_text
-from pt_app.core.dataset import JudgeExample, draw, read_dataset
+from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
@@ -67,18 +67,9 @@ def attack(
     chosen = _chosen(names)
     if held_out:
         chosen = [part for one in chosen if (part := one.part(1)).append or part.replace]
-    dataset = read_dataset(data)
-    judge = Judge.load(adapter, base=base)
+    dataset, judge = read_dataset(data), Judge.load(adapter, base=base)
     scale = judge.info.scale
-    if dataset.scale != scale:
-        raise UserError(
-            f"{data} has the scale {dataset.scale.name}, the judge {scale.name}: "
-            "name data of the judge's scale"
-        )
-    usable = [row for row in dataset.test if row.prompt is None]
-    if not usable:
-        raise UserError(f"{data}: no test row has a candidate apart from its prompt")
-    examples = draw(usable, rows, seed)
+    examples = draw(_attackable(dataset, scale, data), rows, seed)
     attacks = list(attacked(examples, scale, chosen))
     log.info("attacks: %d on %d rows, %d families", len(attacks), len(examples), len(chosen))
     scorer = JudgeScorer(judge.model, judge.encoder, name="clean rows")
@@ -99,6 +90,19 @@ def attack(
     )
     write_json_atomic(written, results.as_json())
     return results
+
+
+def _attackable(dataset: JudgeData, scale: Scale, data: Path) -> list[JudgeExample]:
+    """Return the test rows whose candidate can be changed; raises UserError if there are none."""
+    if dataset.scale != scale:
+        raise UserError(
+            f"{data} has the scale {dataset.scale.name}, the judge {scale.name}: "
+            "name data of the judge's scale"
+        )
+    rows = [row for row in dataset.test if row.prompt is None]
+    if not rows:
+        raise UserError(f"{data}: no test row has a candidate apart from its prompt")
+    return rows
 
 
 def _chosen(names: Sequence[str]) -> list[Family]:

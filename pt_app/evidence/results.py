@@ -5,7 +5,7 @@ numbers recomputed, and that anybody's verdicts can take the place of an adapter
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,9 +97,6 @@ def results_of(
         measured.unscored = count - len(rows)
         return measured
 
-    comparisons = list(_comparisons(judges, answered, labels, sample, scale))
-    for comparison, p in zip(comparisons, holm([one.p for one in comparisons]), strict=True):
-        comparison.p_holm = p
     return Results(
         schema=SCHEMA,
         leaks=Leaks(n=len(leaks), examples=list(leaks[:5])),
@@ -114,7 +111,7 @@ def results_of(
         missing_baselines={one.name: one.missing for one in baselines if one.missing},
         ceiling=ceiling(rows, scale),
         people=agreement_among(rows, scale),
-        comparisons=comparisons,
+        comparisons=_comparisons(judges, answered, labels, sample, scale),
         run=run,
     )
 
@@ -125,16 +122,21 @@ def _comparisons(
     labels: Sequence[Verdict],
     sample: Resampler,
     scale: Scale,
-) -> Iterator[Comparison]:
-    """Compare the first judge with each other one, then with each baseline."""
+) -> list[Comparison]:
+    """Compare the first judge with each other one, then with each baseline; Holm's p over all."""
     first = judges[0]
+    comparisons = []
     for other in judges[1:]:
         reading, (a, b) = _same_reading(first, other)
-        yield compare(labels, a, b, sample, scale, (first.name, other.name), reading)
+        names = (first.name, other.name)
+        comparisons.append(compare(labels, a, b, sample, scale, names, reading))
     reading, (own,) = _same_reading(first)
     for baseline in baselines:
         names = (first.name, baseline.name)
-        yield compare(labels, own, baseline.verdicts, sample, scale, names, reading)
+        comparisons.append(compare(labels, own, baseline.verdicts, sample, scale, names, reading))
+    for comparison, p in zip(comparisons, holm([one.p for one in comparisons]), strict=True):
+        comparison.p_holm = p
+    return comparisons
 
 
 def _same_reading(*judges: JudgeRows) -> tuple[str, list[list[Verdict | None]]]:
