@@ -59,7 +59,7 @@ def test_a_field_of_another_type_is_named_with_its_file(tmp_path: Path) -> None:
 
 
 def test_an_undefined_number_has_a_reason_and_the_error_is_not_written() -> None:
-    number = Metric.of(0.5, 3, 0.4, 0.6, error=0.1)
+    number = Metric.of(0.5, 3, (0.4, 0.6, 0.1))
     assert number.as_json() == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     assert Metric.of(float("nan"), 0).reason == "no rows"
     check = number.extended(Check, p=0.2)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import sha256_file
+from pt_app.core.files import read_text, sha256_file
 from pt_app.core.leaks import find_leaks
 from pt_app.core.records import JudgeExample, Place, example_of, first_problem, one_line
 from pt_app.core.verdicts import NAMED, Scale, Task
@@ -136,7 +136,7 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / "dataset.json"
     if not path.exists():
         return DatasetCard()
-    value = parse_json(read_utf8(path), path)
+    value = parse_json(read_text(path), path)
     try:
         card = DatasetCard.model_validate(value)
     except ValidationError as error:
@@ -201,7 +201,7 @@ def to_dataset(
 
 def _values(path: Path) -> Iterator[tuple[Place, object]]:
     """Yield each row of a JSON list, or each line of JSON Lines, with its place."""
-    text = read_utf8(path)
+    text = read_text(path)
     if text.lstrip()[:1] == "[":
         for row, value in enumerate(parse_json(text, path), start=1):
             yield Place(path, row, lines=False), value
@@ -210,19 +210,6 @@ def _values(path: Path) -> Iterator[tuple[Place, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield Place(path, number, lines=True), parse_json(line, path, number)
-
-
-def read_utf8(path: Path) -> str:
-    """Read a text without its byte-order mark; raise UserError where that cannot be done."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not there: make it, or correct its path") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
-        raise UserError(f"{path} is not UTF-8 at {byte}: save it as UTF-8") from error
 
 
 def parse_json(
@@ -278,7 +265,7 @@ def read_places(folder: Path) -> dict[str, str]:
     path = folder / "splits.json"
     if not path.exists():
         return {}
-    placed = parse_json(read_utf8(path), path)
+    placed = parse_json(read_text(path), path)
     if not isinstance(placed, dict):
         raise UserError(f"{path} must be an object of group to split: correct it")
     for group, split in placed.items():

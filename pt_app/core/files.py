@@ -95,6 +95,27 @@ def shown(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def read_text(path: Path, absent: str = "is not there: make it, or correct its path") -> str:
+    """Read a UTF-8 text without its byte-order mark.
+
+    Args:
+        path: the file.
+        absent: what is said of a file that does not exist.
+
+    Raises:
+        UserError: if it is absent, cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} {absent}") from error
+    except OSError as error:
+        raise UserError(cannot_read(path, error)) from error
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+        raise UserError(f"{path} is not UTF-8 at {byte}: save it as UTF-8") from error
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write UTF-8 `text` to `path`; a reader never sees half of it.
 

@@ -1,8 +1,10 @@
 """How numbers, tables and texts of others are written, on pages, in terminals and in messages."""
 
 import re
+import tomllib
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,32 +14,12 @@ DIGITS = 3  # two would hide differences that intervals show: 0.955 and 0.949 ar
 UNDEFINED = "–"
 MAX_TEXT = 1000  # characters of a text that a page shows
 
-NAMES = {
-    "kappa_quadratic": "quadratic kappa",
-    "kappa_linear": "linear kappa",
-    "kappa": "kappa",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "bias": "bias",
-    "exact": "exact",
-    "within_1": "within 1",
-    "accuracy": "accuracy",
-    "accuracy_no_ties": "accuracy without ties",
-    "f1_macro": "F1 macro",
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "kendall": "Kendall's tau-b",
-    "alpha": "Krippendorff's alpha",
-    "mcc": "MCC",
-    "recall_pass": "recall of PASS",
-    "recall_fail": "recall of FAIL",
-    "precision_fail": "precision of FAIL",
-    "rouge_l": "ROUGE-L",
-    "accuracy_swapped": "accuracy, other order",
-    "accuracy_both_orders": "right in both orders",
-    "order_consistency": "same in both orders",
-    "first_preference": "first position",
-}
+_METRICS = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
+NAMES: dict[str, str] = _METRICS["names"]
+ANNOTATORS: dict[str, str] = _METRICS["annotators"]
+COLUMNS: dict[str, list[str]] = _METRICS["columns"]
+BOUNDS = {name: bound for bound, names in _METRICS["bounds"].items() for name in names}
+"""By name whether a number is a correlation, a share or an error."""
 
 
 def number(value: float | None) -> str:

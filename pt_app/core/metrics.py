@@ -14,17 +14,6 @@ from pt_app.core.words import words
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-# Numbers between -1 and 1 of which 1 is full agreement.
-CORRELATIONS = frozenset(
-    ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "mcc", "pearson", "spearman", "kendall")
-)
-SHARES = frozenset(  # between 0 and 1
-    (
-        *("exact", "within_1", "accuracy", "f1_macro", "roc_auc", "right", "share"),
-        *("recall_pass", "recall_fail", "precision_fail"),
-    )
-)
-ERRORS = frozenset(("mae", "rmse"))  # 0 or more
 
 
 def contingency(

@@ -13,28 +13,19 @@ from typing import Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
+from pt_app.core.files import read_text
+from pt_app.core.formatting import COLUMNS
 from pt_app.core.records import Annotation, Turn
 from pt_app.core.verdicts import Verdict
 
 SCHEMA = 1  # raised if the meaning of a field changes
 PREDICTIONS, RESULTS, ATTACKS = "predictions.jsonl", "results.json", "attacks.json"
-# The fields without which there is nothing to report.
-REQUIRED = ("task", "data", "scale", "models")
-ROW_REQUIRED = ("model", "status", "label", "verdict", "constrained")
-SCORED_REQUIRED = ("model", "label", "score")  # of a metric's scores
+_ABSENT = "is missing: evaluate first (without --skip_eval), or name another folder"
 JsonObject = dict[str, object]
 _AnyMetric = TypeVar("_AnyMetric", bound="Metric")
 
-# Numbers that are measured only where pairs were judged in both orders.
-_OF_ORDERS = ("accuracy_swapped", "accuracy_both_orders", "order_consistency", "first_preference")
-_NOMINAL = ("kappa", "mcc", "accuracy", "f1_macro")
-# The numbers that a table shows, by task, the headline number first.
-_COLUMNS = {
-    "metric": ("spearman", "pearson", "kendall"),
-    "score": ("kappa_quadratic", "mae", "exact", "within_1", "pearson", "rouge_l"),
-    "pairwise": (*_NOMINAL, "accuracy_no_ties", *_OF_ORDERS, "rouge_l"),
-    "pass_fail": (*_NOMINAL, "recall_pass", "recall_fail", "precision_fail", "rouge_l"),
-}
+# Both ends of an interval, and the standard error; None where they are undefined.
+Spread = tuple[float | None, float | None, float | None]
 
 
 class Stored(BaseModel):
@@ -42,12 +33,17 @@ class Stored(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    @property
+    def required(self) -> Sequence[str]:
+        """The fields without which a file is refused."""
+        return ()
+
     def as_json(self) -> JsonObject:
         """Return the fields that were set, as JSON types."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
     @classmethod
-    def parse(cls, text: str, where: str, again: str = "evaluate again") -> Self:
+    def parse(cls, text: str, where: Path | str, again: str = "evaluate again") -> Self:
         """Read JSON.
 
         Args:
@@ -56,15 +52,21 @@ class Stored(BaseModel):
             again: the remedy, for messages.
 
         Raises:
-            UserError: if the text is not JSON, or a field has another type.
+            UserError: if the text is not JSON or of another schema, or if a field is missing or has
+                another type.
         """
         try:
-            return cls.model_validate_json(text)
+            parsed = cls.model_validate_json(text)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             field = ".".join(map(str, problem["loc"]))
             what = "not JSON" if problem["type"] == "json_invalid" else f"field {field}"
             raise UserError(f"{where}: {what} ({problem['msg']}): {again}") from error
+        if missing := [name for name in parsed.required if name not in parsed.model_fields_set]:
+            raise UserError(f"{where}: field {missing[0]} is missing: {again}")
+        if getattr(parsed, "schema_version", SCHEMA) != SCHEMA:
+            raise UserError(f"{where}: field schema is not {SCHEMA}: {again} with this version")
+        return parsed
 
 
 class Metric(Stored):
@@ -83,18 +85,14 @@ class Metric(Stored):
     error: float | None = Field(default=None, exclude=True)
 
     @staticmethod
-    def of(
-        value: float,
-        n: int,
-        low: float | None = None,
-        high: float | None = None,
-        error: float | None = None,
-    ) -> "Metric":
+    def of(value: float, n: int, spread: Spread = (None, None, None)) -> "Metric":
         """Return a number over n rows; NaN and infinity are undefined, with the reason."""
-        if math.isfinite(value):
-            return Metric(value=float(value), low=low, high=high, n=n, error=error)
-        reason = "no rows" if n == 0 else "all labels or all verdicts are equal"
-        return Metric(value=None, low=low, high=high, n=n, reason=reason, error=error)
+        low, high, error = spread
+        metric = Metric(value=float(value), low=low, high=high, n=n, error=error)
+        if not math.isfinite(value):
+            metric.value = None
+            metric.reason = "no rows" if n == 0 else "all labels or all verdicts are equal"
+        return metric
 
     def extended(self, kind: type[_AnyMetric], **fields: object) -> _AnyMetric:
         """Return the same number as one of another kind, which has more fields."""
@@ -438,17 +436,19 @@ class Results(Stored):
     over_seeds: SeedSpread | None = None
     run: JsonObject = {}
 
+    @property
+    def required(self) -> Sequence[str]:
+        """The fields without which there is nothing to report."""
+        return ("task", "data", "scale", "models")
+
     def columns(self) -> tuple[str, ...]:
         """Return the names of the numbers that a table shows, the headline number first.
 
         ROUGE-L is among them only if answers were generated, the numbers of both orders only if
         pairs were judged in both.
         """
-        measured = {name for model in self.models for name in model.metrics}
-        optional = dict.fromkeys(_OF_ORDERS, "order_consistency") | {"rouge_l": "rouge_l"}
-        return tuple(
-            name for name in _COLUMNS[self.task] if optional.get(name, "") in measured | {""}
-        )
+        hidden = set(COLUMNS["optional"]).difference(*(model.metrics for model in self.models))
+        return tuple(name for name in COLUMNS[self.task] if name not in hidden)
 
     @property
     def judge(self) -> JudgeResults | None:
@@ -510,6 +510,13 @@ class Prediction(Stored):
     rules: dict[str, Verdict] | None = None
 
     @property
+    def required(self) -> Sequence[str]:
+        """The fields of a row of verdicts, or of a metric's scores."""
+        if "score" in self.model_fields_set:
+            return ("model", "label", "score")
+        return ("model", "status", "label", "verdict", "constrained")
+
+    @property
     def in_both_orders(self) -> bool:
         """Whether the pair was judged in its other order, too."""
         return "swapped" in self.model_fields_set
@@ -563,10 +570,7 @@ def read_results(folder: Path) -> Results:
         UserError: if it is absent, broken or of another schema.
     """
     path = folder / RESULTS
-    results = Results.parse(read_text(path), str(path))
-    _check_schema(results.schema_version, path, "evaluate again")
-    _check_fields(results, REQUIRED, str(path))
-    return results
+    return Results.parse(read_text(path, _ABSENT), path)
 
 
 def read_attacks(folder: Path) -> AttackResults | None:
@@ -576,16 +580,7 @@ def read_attacks(folder: Path) -> AttackResults | None:
         UserError: if it is broken or of another schema.
     """
     path = folder / ATTACKS
-    if not path.exists():
-        return None
-    attacks = AttackResults.parse(read_text(path), str(path), "attack again")
-    _check_schema(attacks.schema_version, path, "attack again")
-    return attacks
-
-
-def _check_schema(version: int, path: Path, again: str) -> None:
-    if version != SCHEMA:
-        raise UserError(f"{path}: field schema is not {SCHEMA}: {again} with this version")
+    return AttackResults.parse(read_text(path), path, "attack again") if path.exists() else None
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
@@ -595,31 +590,5 @@ def read_predictions(folder: Path) -> list[Prediction]:
         UserError: with file and line, if the file is absent or a line is broken.
     """
     path = folder / PREDICTIONS
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            row = Prediction.parse(line, f"{path}:{number}")
-            scored = "score" in row.model_fields_set
-            _check_fields(row, SCORED_REQUIRED if scored else ROW_REQUIRED, f"{path}:{number}")
-            rows.append(row)
-    return rows
-
-
-def read_text(path: Path) -> str:
-    """Read a file of an evaluation; raise UserError if it is absent or cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is missing: evaluate first (without --skip_eval), or name another folder"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8: evaluate again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _check_fields(part: Stored, required: Sequence[str], where: str) -> None:
-    missing = [name for name in required if name not in part.model_fields_set]
-    if missing:
-        raise UserError(f"{where}: field {missing[0]} is missing: evaluate again")
+    lines = enumerate(read_text(path, _ABSENT).split("\n"), 1)
+    return [Prediction.parse(line, f"{path}:{row}") for row, line in lines if line.strip()]

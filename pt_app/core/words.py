@@ -9,6 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+import regex
+
 # A check looks at each text several times; 200 words take about a kilobyte.
 KEPT_KEYS = 1 << 18
 # Longer runs without a blank (an address, base64) are cut inside.
@@ -23,9 +25,10 @@ _UNSPACED = (
 )
 _ONE_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _SPACELESS = re.compile(r"\S+")
-_ZERO_WIDTH_SPACE, _JOINER = 0x200B, "\u200d"
-# A consonant behind one of these is written below the one before: Khmer, Myanmar, Tai Tham.
-_STACKERS = "\u17d2\u1039\u1a60"
+_ZERO_WIDTH_SPACE = 0x200B
+# A character as it is read: a grapheme cluster of Unicode with all its marks. What follows a joiner,
+# or a sign that stacks consonants (Khmer, Myanmar, Tai Tham), belongs to the character before it.
+_CHARACTER = regex.compile(r"(?:\X\p{M}*(?<=[\u200d\u17d2\u1039\u1a60]))*\X\p{M}*")
 
 
 class _Plain(dict[int, int | None]):
@@ -97,7 +100,7 @@ def _pieces(run: str, longest: int = 1 << 30) -> list[tuple[int, int]]:
     """Split a run without blanks: each character of a script without them, the rest together."""
     spans: list[tuple[int, int]] = []
     whole = True  # whether the last piece takes no more
-    for start, end in _characters(run):
+    for start, end in (match.span() for match in _CHARACTER.finditer(run)):
         alone = _ONE_UNSPACED.match(run[start]) is not None
         if alone or whole or end - spans[-1][0] > longest:
             spans.append((start, end))
@@ -105,27 +108,3 @@ def _pieces(run: str, longest: int = 1 << 30) -> list[tuple[int, int]]:
             spans[-1] = (spans[-1][0], end)
         whole = alone
     return spans
-
-
-def _characters(run: str) -> list[tuple[int, int]]:
-    """Return the characters of a run as they are read (roughly Unicode's grapheme clusters)."""
-    if run.isascii():
-        return [(i, i + 1) for i in range(len(run))]
-    starts: list[int] = []
-    flags = 0
-    for i, sign in enumerate(run):
-        before = run[i - 1] if i else ""
-        flag = "\U0001f1e6" <= sign <= "\U0001f1ff"  # two letters make a flag
-        flags = flags + 1 if flag else 0
-        joined = (
-            unicodedata.category(sign)[0] == "M"
-            or sign in (_JOINER, "\u200c", "\u0e33", "\u0eb3")  # and the vowels am of Thai and Lao
-            or "\U0001f3fb" <= sign <= "\U0001f3ff"  # colours of skin
-            or "\U000e0020" <= sign <= "\U000e007f"  # letters of a region's flag
-            or before == _JOINER
-            or (before in _STACKERS and before != "")
-            or (flag and flags % 2 == 0)
-        )
-        if not joined or not starts:
-            starts.append(i)
-    return list(zip(starts, [*starts[1:], len(run)], strict=True))

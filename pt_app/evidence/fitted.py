@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from pt_app.core.files import write_json_atomic
+from pt_app.core.files import read_text, write_json_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.results import Prediction, Stored, Threshold
 from pt_app.core.verdicts import Scale
@@ -101,9 +101,8 @@ class Fitted(Stored):
             UserError: for a broken file.
         """
         path = folder / FILE
-        if not path.exists():
-            return None
-        return Fitted.parse(path.read_text("utf-8"), str(path), "evaluate the adapter again")
+        again = "evaluate the adapter again"
+        return Fitted.parse(read_text(path), path, again) if path.exists() else None
 
     def of_one(self, probabilities: Sequence[float], scale: Scale) -> tuple[float, bool | None]:
         """Return the calibrated confidence in one row's verdict, and whether to abstain.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pt_app.core.metrics import CORRELATIONS, ERRORS, SHARES, FloatArray
-from pt_app.core.results import Metric, Metrics
+from pt_app.core.formatting import BOUNDS
+from pt_app.core.metrics import FloatArray
+from pt_app.core.results import Metric, Metrics, Spread
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -31,9 +32,19 @@ _Columns = TypeVar("_Columns", bound=Columns)
 # Takes weights [r, n], how often each row or group was drawn; returns the number in each draw [r],
 # by name. The name decides on which scale `jackknife_interval` works. Divisions by 0 are silent.
 Statistic = Callable[[FloatArray], dict[str, FloatArray]]
-# Both ends of an interval, and the standard error; None where they are undefined.
-Spread = tuple[float | None, float | None, float | None]
 _Map = Callable[[FloatArray], FloatArray]
+# For each bound of a number a scale on which it is nearer to normal, and the way back: Fisher's z,
+# the arcsine of the root, the logarithm. Rounding can take a mean of probabilities past 1.
+_SCALES: dict[str, tuple[_Map, _Map]] = {
+    # The z of 1 is infinite.
+    "correlation": (lambda x: np.arctanh(np.clip(x, -1 + 1e-9, 1 - 1e-9)), np.tanh),
+    "share": (
+        lambda x: np.arcsin(np.sqrt(np.clip(x, 0, 1))),
+        lambda z: np.sin(np.clip(z, 0, math.pi / 2)) ** 2,
+    ),
+    "error": (lambda x: np.log(np.maximum(x, 1e-9)), np.exp),
+    "none": (lambda x: x, lambda x: x),
+}
 
 
 class Resampler:
@@ -136,7 +147,7 @@ class Resampler:
                 spread = jackknife_interval(float(value), drawn, name)
             else:
                 spread = percentile_interval(drawn, self.groups)
-            metrics[name] = Metric.of(float(value), n, *spread)
+            metrics[name] = Metric.of(float(value), n, spread)
         return metrics
 
     @cached_property
@@ -203,29 +214,11 @@ def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Spread:
     error = _jackknife_error(left_out)
     if error == 0:
         return value, value, error
-    there, back = _scale_of(name)
+    there, back = _SCALES[BOUNDS.get(name, "none")]
     middle = float(there(np.array(value)))
     reach = -stdtrit(groups - 1, (1 - CONFIDENCE) / 2) * _jackknife_error(there(left_out))
     low, high = back(np.array([middle - reach, middle + reach])).tolist()
     return low, high, error
-
-
-def _scale_of(name: str) -> tuple[_Map, _Map]:
-    """Return the map of a number to a scale on which it is nearer to normal, and its inverse."""
-    if name in CORRELATIONS:
-        inside = 1 - 1e-9  # the z of 1 is infinite
-        return (lambda x: np.arctanh(np.clip(x, -inside, inside))), np.tanh
-    if name in SHARES:
-        return _angle, lambda z: np.sin(np.clip(z, 0, math.pi / 2)) ** 2
-    if name in ERRORS:
-        return (lambda x: np.log(np.maximum(x, 1e-9))), np.exp
-    return (lambda x: x), (lambda z: z)
-
-
-def _angle(share: FloatArray) -> FloatArray:
-    """Return the arcsine of the root; rounding can take a mean of probabilities past 1."""
-    angle: FloatArray = np.arcsin(np.sqrt(np.clip(share, 0, 1)))
-    return angle
 
 
 def _jackknife_error(left_out: FloatArray) -> float:

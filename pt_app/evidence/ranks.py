@@ -94,4 +94,4 @@ def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Metric:
     # The sums run over ordered pairs: without a group its rows are gone on either side, and the
     # pairs within it, which that subtracts twice, are added once.
     interval = jackknife_interval(value, tau(total - 2 * with_all + inside), "kendall")
-    return Metric.of(value, n, *interval)
+    return Metric.of(value, n, interval)

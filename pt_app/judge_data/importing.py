@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_utf8
+from pt_app.core.dataset import DatasetCard, card_scale, read_card
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, shown
+from pt_app.core.files import read_text, refuse_overwrite, shown
 from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
@@ -264,7 +264,7 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     template = fmt.template if fmt else "translation_any" if single else "response"
     # The files of a template of one's own are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
-    rubric = read_utf8(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
+    rubric = read_text(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
     imported: Row = {
         "files": names,
         "format": fmt.name if fmt else "",

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pt_app.core.files import read_text
 from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, with_n
 from pt_app.core.results import (
     JsonObject,
@@ -14,7 +15,6 @@ from pt_app.core.results import (
     Results,
     Stored,
     read_attacks,
-    read_text,
 )
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.report import charts
@@ -205,7 +205,7 @@ def _training(folder: Path) -> Section | None:
         return None
     history = [
         {name: value for name, value in entry.items() if isinstance(value, int | float)}
-        for entry in _TrainingConfig.parse(read_text(path), f"{path}").log_history
+        for entry in _TrainingConfig.parse(read_text(path), path).log_history
     ]
     return Section("Training", charts.training(history)) if history else None
 
