@@ -11,13 +11,14 @@ from sklearn import metrics as sk
 
 from benchmarks.intervals import coverage
 from pt_app.core.errors import UserError
-from pt_app.core.metrics import FloatArray, agreement, contingency
+from pt_app.core.metrics import FloatArray, agreement
 from pt_app.core.results import JudgeResults
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import intervals
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler, percentile_interval
 from pt_app.evidence.summary import rule_baseline, summarise
+from tests.test_metrics import contingency
 
 TEN = Scale.from_name("0-10")
 PASS_FAIL = Scale.from_name("pass_fail")

@@ -8,9 +8,21 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from pt_app.core.metrics import FloatArray, IntArray, agreement, contingency, rouge_l
+from pt_app.core.metrics import FloatArray, IntArray, agreement, rouge_l
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.coding import agreement_of_sums
 
 VALUES = np.arange(11, dtype=float)
+
+
+def contingency(
+    labels: IntArray, verdicts: IntArray, shape: tuple[int, int], weights: FloatArray | None = None
+) -> FloatArray:
+    """Count rows by label and verdict: [r, K, C] with weights [r, n], or [K, C] without."""
+    cells = np.eye(shape[0] * shape[1])[labels * shape[1] + verdicts]
+    times = np.ones(len(labels)) if weights is None else weights
+    counts: FloatArray = (times @ cells).reshape(*times.shape[:-1], *shape)
+    return counts
 
 
 def _rows(seed: int, k: int = 11, n: int = 200) -> tuple[IntArray, IntArray]:
@@ -93,10 +105,11 @@ def test_leading_axes_give_the_number_of_each_table() -> None:
 def test_weights_count_rows_as_often_as_repeating_them() -> None:
     labels, verdicts = _rows(3, n=50)
     weights = np.random.default_rng(0).integers(0, 4, (7, 50))
-    tables = contingency(labels, verdicts, (11, 11), weights.astype(float))
-    for table, times in zip(tables, weights, strict=True):
-        repeated = contingency(np.repeat(labels, times), np.repeat(verdicts, times), (11, 11))
-        assert (table == repeated).all()
+    (columns,), statistic = agreement_of_sums(labels, Scale.from_name("0-10"), verdicts)
+    found = statistic(weights @ columns)
+    for row, times in enumerate(weights):
+        repeated = _numbers(np.repeat(labels, times), np.repeat(verdicts, times))
+        assert {name: value[row] for name, value in found.items()} == pytest.approx(repeated)
 
 
 def test_constant_labels_leave_kappa_and_correlation_undefined() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pt_app.core import results
 from pt_app.core.attack_families import Attacked, Family, attacked, families, loser
 from pt_app.core.chat_templates import as_text
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
@@ -15,19 +16,9 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.results import (
-    ATTACKS,
-    SCHEMA,
-    AttackFamily,
-    AttackResults,
-    ControlTokens,
-    DataUsed,
-    Metric,
-    Metrics,
-)
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import worth_of
-from pt_app.evidence.intervals import Resampler, ratio
+from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
 from pt_app.judge import Judge
 from pt_app.scoring.scorer import JudgeScorer, Scored
@@ -46,7 +37,7 @@ def attack(
     base: str | None = None,
     seed: int = 0,
     held_out: bool = False,
-) -> AttackResults:
+) -> results.AttackResults:
     """Attack test rows of `data` and write attacks.json.
 
     Args:
@@ -62,7 +53,7 @@ def attack(
     Raises:
         UserError: for unknown families, and data of another scale than the judge's.
     """
-    written = (out or adapter / "evaluation") / ATTACKS
+    written = (out or adapter / "evaluation") / results.ATTACKS
     refuse_overwrite([written] if out else [], [adapter / "judge.json", data])
     chosen = _chosen(names)
     if held_out:
@@ -76,10 +67,10 @@ def attack(
     clean = scorer.score(examples)
     scorer.name = "attacks"
     after = scorer.score([one.example for one in attacks])
-    results = AttackResults(
-        schema=SCHEMA,
+    numbers = results.AttackResults(
+        schema=results.SCHEMA,
         judge=judge.name,
-        data=DataUsed(path=data.name, rows=len(examples), sha256=dataset.sha256),
+        data=results.DataUsed(path=data.name, rows=len(examples), sha256=dataset.sha256),
         scale=scale.name,
         step=_step(scale),
         held_out=held_out,
@@ -88,8 +79,8 @@ def attack(
         unscored=sum(one.status == "too_long" for one in after),
         control_tokens=_control(judge, examples, attacks, chosen),
     )
-    write_json_atomic(written, results.as_json())
-    return results
+    write_json_atomic(written, numbers.as_json())
+    return numbers
 
 
 def _attackable(dataset: JudgeData, scale: Scale, data: Path) -> list[JudgeExample]:
@@ -118,7 +109,7 @@ def _step(scale: Scale) -> float:
     return float(scale.values[1]) - float(scale.values[0]) if scale.task == "score" else 0.5
 
 
-def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> Metrics:
+def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> results.Metrics:
     """Measure the agreement with the labels before any attack."""
     kept = [
         (row, row.label.verdict, one.constrained)
@@ -137,7 +128,7 @@ def _numbers(
     attacks: Sequence[Attacked],
     after: Sequence[Scored],
     scale: Scale,
-) -> dict[str, AttackFamily]:
+) -> dict[str, results.AttackFamily]:
     losers = np.array([loser(row) for row in rows])
     fits = [
         (one, scored)
@@ -184,7 +175,7 @@ def attack_numbers(
     after: FloatArray,
     step: float,
     failures: Sequence[bool],
-) -> dict[str, AttackFamily]:
+) -> dict[str, results.AttackFamily]:
     """Return the mean shift of each family and the share raised, both with intervals.
 
     Shifts are in units of the scale; of pass/fail and pairs in probability.
@@ -198,30 +189,24 @@ def attack_numbers(
         step: an attack counts as raised above that.
         failures: whether the answer could not be parsed [m].
     """
-    sample, families_ = Resampler(groups), np.array(names)
-    shifts = after - clean[rows]
-    columns = {
-        "shift": shifts,
-        "raised": (shifts > step + 1e-9).astype(np.float64),
-        "verdict": after,
-        "parse_failures": np.array(failures, dtype=np.float64),
-    }
-    kinds = {"raised": "share", "parse_failures": "share"}
+    sample, family_of, shift = Resampler(groups), np.array(names), after - clean[rows]
+    columns = np.stack(
+        [shift, shift > step + 1e-9, after, np.array(failures), np.ones_like(after)], axis=1
+    )
     numbers = {}
     for name in dict.fromkeys(names):
-        own = np.flatnonzero(families_ == name)
-        metrics = {
-            column: _mean(values[own], rows[own], len(clean), sample, kinds.get(column, "mean"))
-            for column, values in columns.items()
-        }
-        numbers[name] = AttackFamily.model_validate({**metrics, "attacks": len(own)})
+        own = family_of == name
+        sums = np.zeros((len(clean), columns.shape[1]))
+        np.add.at(sums, rows[own], columns[own])  # attacks are drawn with the groups of their rows
+        count = int(own.sum())
+        metrics = sample.estimate_sums(sums, _means, count)
+        numbers[name] = results.AttackFamily.model_validate({**metrics, "attacks": count})
     return numbers
 
 
-def _mean(values: FloatArray, rows: IntArray, count: int, sample: Resampler, kind: str) -> Metric:
-    """Return the mean or "share" (0 to 1) over attacks, drawn with the groups of their rows."""
-    sums = [np.bincount(rows, values, minlength=count), np.bincount(rows, minlength=count)]
-    return sample.estimate_sums(np.stack(sums, axis=1), ratio(kind), len(values))[kind]
+def _means(sums: FloatArray) -> dict[str, FloatArray]:
+    names = ("shift", "raised", "verdict", "parse_failures")
+    return {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}
 
 
 def _control(
@@ -229,7 +214,7 @@ def _control(
     rows: Sequence[JudgeExample],
     attacks: Sequence[Attacked],
     chosen: Sequence[Family],
-) -> ControlTokens | None:
+) -> results.ControlTokens | None:
     """Return whether control tokens in candidates do more than the same characters as text."""
     names = {family.name for family in chosen if family.control}
     own = [one for one in attacks if one.family in names]
@@ -239,7 +224,7 @@ def _control(
     twin = twin_of(judge.encoder, list(rows))
     if twin is None:
         reason = "this tokenizer has no text twin"
-        return ControlTokens(attacks=len(own), twins=0, reason=reason)
+        return results.ControlTokens(attacks=len(own), twins=0, reason=reason)
     # Both alone: among other rows they would be read in other packs, and round differently.
     scored = [
         JudgeScorer(judge.model, encoder, name=name).score(examples)
@@ -255,7 +240,7 @@ def _control(
     def control_ids(example: JudgeExample) -> int:
         return sum(id_ in added for id_ in judge.encoder.prompt_ids(example))
 
-    return ControlTokens(
+    return results.ControlTokens(
         attacks=len(own),
         twins=len(apart),
         other_ids=sum(twin.prompt_ids(e) != judge.encoder.prompt_ids(e) for e in examples),

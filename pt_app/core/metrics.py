@@ -5,8 +5,6 @@ counts. All functions take tables with any leading axes, so that the thousands o
 bootstrap cost one call.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -14,30 +12,6 @@ from pt_app.core.words import words
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-
-def contingency(
-    labels: IntArray,
-    verdicts: IntArray,
-    shape: tuple[int, int],
-    weights: FloatArray | None = None,
-) -> FloatArray:
-    """Count rows by label and verdict: [..., K, C], or [K, C] without weights.
-
-    Args:
-        labels: positions on the scale [n].
-        verdicts: positions on the scale [n].
-        shape: (K, C), C > K if verdicts past K stand for answers that are off the scale.
-        weights: how often each row counts [..., n]; None: once.
-    """
-    size = shape[0] * shape[1]
-    cells = labels * shape[1] + verdicts
-    if weights is None:
-        weights = np.ones(len(cells))
-    flat = weights.reshape(math.prod(weights.shape[:-1]), len(cells))
-    offsets = np.arange(len(flat), dtype=np.int64)[:, None] * size
-    counts = np.bincount((offsets + cells).ravel(), flat.ravel(), minlength=len(flat) * size)
-    return np.asarray(counts, np.float64).reshape(*weights.shape[:-1], *shape)
 
 
 def agreement(tables: FloatArray, values: FloatArray | None) -> dict[str, FloatArray]:

@@ -26,8 +26,8 @@ _UNSPACED = (
 _ONE_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _SPACELESS = re.compile(r"\S+")
 _ZERO_WIDTH_SPACE = 0x200B
-# A character as it is read: a grapheme cluster of Unicode with all its marks. What follows a joiner,
-# or a sign that stacks consonants (Khmer, Myanmar, Tai Tham), belongs to the character before it.
+# A character as it is read: a grapheme cluster of Unicode with all its marks. What follows a
+# joiner, or a sign that stacks consonants (Khmer, Myanmar, Tai Tham), belongs to the one before it.
 _CHARACTER = regex.compile(r"(?:\X\p{M}*(?<=[\u200d\u17d2\u1039\u1a60]))*\X\p{M}*")
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from pt_app.core import results
 from pt_app.core.errors import UserError
-from pt_app.core.metrics import FloatArray, IntArray, agreement, contingency
+from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.verdicts import Scale
-from pt_app.evidence.coding import headline, numbers_of
+from pt_app.evidence.coding import agreement_of_sums, headline, numbers_of
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import Levels
 
@@ -259,25 +259,22 @@ def at_coverages(
         For each `coverage` the accuracy within the tolerance (`right`), the share of verdicts that
         equal the label (`accuracy`) and the scale's headline number.
     """
-    used, codes = np.unique(np.stack([labels, verdicts]), return_inverse=True)
-    label, verdict = codes.reshape(2, -1)
-    numbers, head = numbers_of(scale), headline(scale)
-    values = None if numbers is None else numbers[used]
-    shape, levels = (len(used), len(used)), Levels(-confidence.sure)
+    (columns,), statistic = agreement_of_sums(labels, scale, verdicts)
+    levels, head = Levels(-confidence.sure), headline(scale)
 
     def numbers_at(coverage: float, weights: FloatArray) -> dict[str, FloatArray]:
         kept = weights * _kept(levels, coverage, weights)
-        agreed = agreement(contingency(label, verdict, shape, kept), values)
+        agreed = statistic(kept @ columns)
         return {
             "right": (kept @ confidence.right) / kept.sum(axis=1),
-            "accuracy": agreed["accuracy" if values is None else "exact"],
+            "accuracy": agreed["exact" if "exact" in agreed else "accuracy"],
             head: agreed[head],
         }
 
     entries = []
     for coverage in COVERAGES:
-        statistic, n = partial(numbers_at, coverage), round(coverage * len(labels))
-        metrics = sample.estimate(statistic, n, 8 * shape[0] * shape[1])
+        n, size = round(coverage * len(labels)), 8 * columns.shape[1]
+        metrics = sample.estimate(partial(numbers_at, coverage), n, size)
         entries.append(results.Coverage.model_validate({"coverage": coverage, **metrics}))
     return entries
 

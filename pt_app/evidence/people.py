@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from pt_app.core import results
-from pt_app.core.formatting import interval, number
+from pt_app.core.formatting import ANNOTATORS, interval, number
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.records import Annotation, JudgeExample
 from pt_app.core.verdicts import Scale
@@ -85,7 +85,7 @@ def agreement_among(rows: Sequence[Rated], scale: Scale) -> results.AnnotatorAgr
 
     metrics = Resampler(ratings.groups).estimate(numbers, size=counts.size)
     about = {"units": len(counts), "raters": len(ratings.raters), "ratings": int(counts.sum())}
-    agreement = results.AnnotatorAgreement.model_validate(about | _without_reasons(metrics))
+    agreement = results.AnnotatorAgreement.model_validate({**about, **metrics})
     if len(ratings.raters) <= MAX_RATERS:
         agreement.pairs = pair_agreement(ratings, quadratic=scale.task == "score")
     if scale.task == "score":
@@ -272,31 +272,10 @@ def one_against_rest(ratings: Ratings) -> results.OneVersusRest:
     metrics = Resampler(ratings.groups).estimate(numbers, len(unit), values.size)
     metrics["mean"].n = int(np.isfinite(alone).sum())
     shown = by_rater if len(ratings.raters) <= MAX_RATERS else []
-    return results.OneVersusRest.model_validate({"by_rater": shown, **_without_reasons(metrics)})
-
-
-def _without_reasons(metrics: results.Metrics) -> results.JsonObject:
-    """Return the numbers without the reason for an undefined one, which is not told here."""
-    return {
-        name: metric.model_dump(exclude={"reason"}, exclude_unset=True)
-        for name, metric in metrics.items()
-    }
+    return results.OneVersusRest.model_validate({"by_rater": shown, **metrics})
 
 
 ROW = ("", "value", "95 % interval", "n")
-_NAMES = {
-    "raw": "raw agreement",
-    "fleiss_kappa": "Fleiss' kappa",
-    "alpha_nominal": "Krippendorff's alpha, nominal",
-    "alpha_ordinal": "Krippendorff's alpha, ordinal",
-    "alpha_interval": "Krippendorff's alpha, interval",
-    "mean": "one rater and the others' mean, Pearson (mean over raters)",
-    "pooled": "one rater and the others' mean, Pearson (pooled)",
-    "agreement": "equal labels",
-    "exact": "exact agreement",
-    "kappa": "Cohen's kappa",
-    "kappa_quadratic": "quadratic kappa",
-}
 
 
 def table(agreement: results.AnnotatorAgreement | Mapping[str, object]) -> list[list[str]]:
@@ -325,7 +304,7 @@ def lines(agreement: Mapping[str, object]) -> list[str]:
 def _rows(numbers: results.Stored | None, prefix: str = "") -> list[list[str]]:
     """Return a row for each number that has a name; bare numbers of older files have no row."""
     rows = []
-    for name, text in _NAMES.items():
+    for name, text in ANNOTATORS.items():
         metric = getattr(numbers, name, None)
         if isinstance(metric, results.Metric):
             cells = ["undefined", ""]
