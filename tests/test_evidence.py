@@ -15,9 +15,10 @@ from pt_app.core.metrics import FloatArray, agreement
 from pt_app.core.results import JudgeResults
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import intervals
+from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler, percentile_interval
-from pt_app.evidence.summary import rule_baseline, summarise
+from pt_app.evidence.summary import baseline_results, summarise
 from tests.test_metrics import contingency
 
 TEN = Scale.from_name("0-10")
@@ -221,7 +222,8 @@ def test_error_kinds_have_their_own_mean_and_n() -> None:
 
 def test_a_rule_has_the_numbers_of_a_judge() -> None:
     labels, _, groups = _judged(30)
-    rule = rule_baseline([7] * len(labels), labels, Resampler(groups), TEN)
+    seven = Baseline("majority", [7] * len(labels))
+    rule = baseline_results(seven, labels, Resampler(groups), TEN)
     assert rule.verdict == 7
     assert rule.metrics["kappa_quadratic"].value == pytest.approx(0, abs=1e-12)
     expected = np.mean(np.abs(np.array(labels) - 7))

@@ -1,18 +1,18 @@
 """Pairs in both orders: what is flipped, what is not supervised, what is measured."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pt_app.core.orders import (
     both_orders,
-    consistency,
-    first_preference,
     flipped,
     names_a_candidate,
     swapped,
 )
 from pt_app.core.records import JudgeExample, Label
+from pt_app.evidence.biases import by_order, first_preference
 
 
 def pair(verdict: str = "A", feedback: str = "", **own: object) -> JudgeExample:
@@ -86,14 +86,10 @@ def test_chat_rows_and_single_candidates_have_one_order() -> None:
 
 def test_consistency_counts_pairs_whose_winner_stays() -> None:
     verdicts, others = ["A", "A", "tie", None, "B"], ["B", "A", "tie", "A", None]
-    assert consistency(verdicts, others) == [1.0, 0.0, 1.0, None, None]
+    found = by_order(["A"] * 5, verdicts, others)["order_consistency"]
+    assert found.tolist() == pytest.approx([1.0, 0.0, 1.0, np.nan, np.nan], nan_ok=True)
 
 
 def test_a_judge_that_always_likes_the_first_place_prefers_it_wholly() -> None:
-    assert first_preference(["A", "A", "B", "tie", "tie"], ["A", "B", "B", "tie", "A"]) == [
-        1.0,
-        0.5,
-        0.0,
-        None,
-        1.0,
-    ]
+    found = first_preference(["A", "A", "B", "tie", "tie"], ["A", "B", "B", "tie", "A"])
+    assert found.tolist() == pytest.approx([1.0, 0.5, 0.0, np.nan, 1.0], nan_ok=True)

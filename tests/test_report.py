@@ -11,9 +11,10 @@ from rich.console import Console
 from pt_app.core.errors import UserError
 from pt_app.core.results import DataUsed, JudgeResults, Results
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import rule_baseline, summarise
+from pt_app.evidence.summary import baseline_results, summarise
 from pt_app.report import terminal_table, write_report
 from pt_app.report.opening import scorecard
 
@@ -80,6 +81,7 @@ def _results(
     both = [(judges["adapter"], judges["base"])] if "base" in judges else []
     errors = [["gender"] if i % 2 else [] for i in range(40)]
     sample = Resampler(groups, 200)
+    rule = Baseline("majority", [max(labels, key=labels.count)] * 40)
 
     def judge(name: str) -> JudgeResults:
         numbers = summarise(labels, own[name], judges[name], sample, scale, [0.5] * 40, errors)
@@ -94,7 +96,7 @@ def _results(
         data=DataUsed(path="demo|set", n=40, groups=len(set(groups)), sha256="ab12"),
         scale=scale.name,
         models=[judge(name) for name in judges],
-        baselines=[rule_baseline([max(labels, key=labels.count)] * 40, labels, sample, scale)],
+        baselines=[baseline_results(rule, labels, sample, scale)],
         ceiling=None,
         comparisons=[compare(labels, a, b, sample, scale) for a, b in both],
         run={"command": ["judge", "train"], "versions": {"torch": "2.9"}},

@@ -5,7 +5,7 @@ from a candidate's place; judged in both, its verdicts show how far it goes by i
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Verdict
@@ -53,27 +53,3 @@ def names_a_candidate(label: Label) -> bool:
 def both_orders(examples: Sequence[JudgeExample]) -> list[JudgeExample]:
     """Put after each pair its other order; rows that are no pair stay single."""
     return [row for example in examples for row in (example, swapped(example)) if row is not None]
-
-
-def consistency(
-    verdicts: Iterable[Verdict | None], others: Iterable[Verdict | None]
-) -> list[float | None]:
-    """Return for each pair whether both orders have the same winner: 1, 0, None if unknown."""
-    return [
-        None if verdict is None or other is None else float(flipped(other) == verdict)
-        for verdict, other in zip(verdicts, others, strict=True)
-    ]
-
-
-def first_preference(
-    verdicts: Iterable[Verdict | None], others: Iterable[Verdict | None]
-) -> list[float | None]:
-    """Give for each pair the share of its two verdicts, ties apart, that went to the first place.
-
-    Over both orders a judge without a liking for a place has a mean of a half.
-    """
-    shares: list[float | None] = []
-    for pair in zip(verdicts, others, strict=True):
-        winners = [verdict for verdict in pair if verdict in ("A", "B")]
-        shares.append(winners.count("A") / len(winners) if winners and None not in pair else None)
-    return shares

@@ -170,6 +170,40 @@ def verdicts_of_orders(
     return [row.verdict for row in rows], [row.swapped for row in rows]
 
 
+def by_order(
+    labels: Sequence[Verdict], first: Sequence[Verdict | None], swapped: Sequence[Verdict | None]
+) -> dict[str, FloatArray]:
+    """Compare the verdicts on pairs with those on the same pairs in their other order.
+
+    Returns:
+        Whether each pair is right in the other order, right in both, and has one winner in both: 1
+        or 0, NaN where an order that counts gave no verdict; and its `first_preference`.
+    """
+    pairs = list(zip(first, map(flipped, swapped), labels, strict=True))
+    both = [None not in (a, b) for a, b, _ in pairs]
+    return {
+        "accuracy_swapped": np.array([np.nan if b is None else b == y for _, b, y in pairs]),
+        "accuracy_both_orders": np.where(both, [a == b == y for a, b, y in pairs], np.nan),
+        "order_consistency": np.where(both, [a == b for a, b, _ in pairs], np.nan),
+        "first_preference": first_preference(first, swapped),
+    }
+
+
+def first_preference(
+    first: Sequence[Verdict | None], swapped: Sequence[Verdict | None]
+) -> FloatArray:
+    """Return the share of the two verdicts on each pair, without ties, for the first position [n].
+
+    It is NaN for two ties and for a parse failure. A judge without position bias has a mean of 0.5.
+    """
+    shares: list[float] = []
+    for pair in zip(first, swapped, strict=True):
+        winners = [verdict for verdict in pair if verdict in ("A", "B")]
+        usable = winners and None not in pair
+        shares.append(winners.count("A") / len(winners) if usable else np.nan)
+    return np.array(shares)
+
+
 def orders(
     rows: Sequence[Prediction],
     labels: IntArray,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pt_app.core.metrics import FloatArray, IntArray, rouge_l
-from pt_app.core.orders import consistency, first_preference, flipped
 from pt_app.core.results import Check, JudgeResults, Prediction, Recalibrated, Slice, Systems
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import biases, calibration, pass_fail
@@ -70,16 +69,15 @@ def judge_numbers(
 
 def _agreement(rows: Sequence[Prediction], sample: Resampler, scale: Scale) -> JudgeResults:
     constrained = [row.constrained for row in rows if row.constrained is not None]
-    answered = any(row.raw is not None for row in rows)
-    has_errors = any(row.errors for row in rows)
+    rouge = [_rouge(row) for row in rows] if any(row.raw is not None for row in rows) else None
     numbers = summarise(
         [row.label for row in rows],
         [row.verdict for row in rows],
         constrained if len(constrained) == len(rows) else None,
         sample,
         scale,
-        rouge=[_rouge(row) for row in rows] if answered else None,
-        errors=[row.errors or [] for row in rows] if has_errors else None,
+        rouge,
+        [row.errors or [] for row in rows] if any(row.errors for row in rows) else None,
     )
     if any(row.in_both_orders for row in rows):
         _add_orders(numbers, rows, sample)
@@ -93,38 +91,19 @@ def _rouge(row: Prediction) -> float | None:
 def _add_orders(numbers: JudgeResults, rows: Sequence[Prediction], sample: Resampler) -> None:
     """Add the accuracy by order, the consistency, and how often the first position wins."""
     labels = [row.label for row in rows]
-    own = [row.verdict for row in rows], [row.swapped for row in rows]
-    constrained = [row.constrained for row in rows], [row.swapped_constrained for row in rows]
-    readings = [(numbers.metrics, own)]
-    if numbers.constrained and any("swapped_constrained" in row.model_fields_set for row in rows):
-        readings.append((numbers.constrained, constrained))
-    for metrics, both in readings:
-        by_order = _by_order(labels, *both) | {"first_preference": first_preference(*both)}
-        metrics |= {name: sample.share(values) for name, values in by_order.items()}
+    own = biases.by_order(labels, [row.verdict for row in rows], [row.swapped for row in rows])
     # A row that was not judged in the other order stays out; a parse failure in either is wrong.
-    for name, values in _by_order(labels, *own).items():
-        strict = [
-            float(bool(value)) if row.in_both_orders else None
-            for row, value in zip(rows, values, strict=True)
-        ]
-        numbers.metrics[f"{name}_strict"] = sample.share(strict)
-
-
-def _by_order(
-    labels: Sequence[Verdict], first: Sequence[Verdict | None], second: Sequence[Verdict | None]
-) -> dict[str, list[float | None]]:
-    """Return whether each pair is right in the other order, right in both, and the same in both.
-
-    1 or 0; None where an order that counts gave no verdict.
-    """
-    pairs = list(zip(first, map(flipped, second), labels, strict=True))
-    return {
-        "accuracy_swapped": [None if b is None else float(b == label) for _, b, label in pairs],
-        "accuracy_both_orders": [
-            None if None in (a, b) else float(a == b == label) for a, b, label in pairs
-        ],
-        "order_consistency": consistency(first, second),
+    judged = np.array([row.in_both_orders for row in rows])
+    strict = {
+        f"{name}_strict": np.where(judged, np.nan_to_num(values), np.nan)
+        for name, values in own.items()
+        if name != "first_preference"
     }
+    numbers.metrics |= {name: sample.share(values) for name, values in (own | strict).items()}
+    if numbers.constrained and any("swapped_constrained" in row.model_fields_set for row in rows):
+        forced = [row.constrained for row in rows], [row.swapped_constrained for row in rows]
+        by_order = biases.by_order(labels, *forced)
+        numbers.constrained |= {name: sample.share(values) for name, values in by_order.items()}
 
 
 def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
@@ -141,13 +120,8 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
     if fitted is not None:
         recalibrated = calibration.with_temperature(probabilities, fitted.temperature)
         after = calibration.calibration(recalibrated, *rest)
-        numbers.mended = Recalibrated(
-            temperature=fitted.temperature,
-            rows=fitted.rows,
-            ece=after.ece,
-            overconfidence=after.overconfidence,
-            brier=after.brier,
-        )
+        same = {name: getattr(after, name) for name in ("ece", "overconfidence", "brier")}
+        numbers.mended = Recalibrated(temperature=fitted.temperature, rows=fitted.rows, **same)
     if not np.isnan(probabilities).any():
         threshold = None
         # The threshold from validation rows holds for its own target and tolerance only.
@@ -185,8 +159,8 @@ def _checks(judged: _Judged, gaps: FloatArray | None) -> dict[str, Check]:
     if gaps is not None:
         checks["overconfidence"] = biases.mean_check(gaps, sample)
     if any(row.in_both_orders for row in rows):
-        shares = first_preference(*biases.verdicts_of_orders(rows))
-        checks["order"] = biases.mean_check(np.array(shares, dtype=np.float64) - 0.5, sample)
+        shares = biases.first_preference(*biases.verdicts_of_orders(rows))
+        checks["order"] = biases.mean_check(shares - 0.5, sample)
     features = {"length": biases.length_of(rows, scale), "copied": biases.copied_of(rows, scale)}
     for name, feature in features.items():
         if not np.isnan(feature).all():

@@ -11,20 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pt_app.core import results as typed
 from pt_app.core.files import write_json_atomic, write_text_atomic
-from pt_app.core.results import (
-    PREDICTIONS,
-    RESULTS,
-    SCHEMA,
-    Comparison,
-    DataUsed,
-    JsonObject,
-    JudgeResults,
-    Leaks,
-    PrecisionChange,
-    Prediction,
-    Results,
-)
+from pt_app.core.results import Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.comparison import compare, holm
@@ -33,9 +22,10 @@ from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import judge_numbers
 from pt_app.evidence.options import Asked
 from pt_app.evidence.people import agreement_among, ceiling
-from pt_app.evidence.summary import rule_baseline
+from pt_app.evidence.summary import baseline_results
 
-WRITTEN = (PREDICTIONS, RESULTS, "report.html", "report.md")  # the files of an evaluation
+# The files of an evaluation.
+WRITTEN = (typed.PREDICTIONS, typed.RESULTS, "report.html", "report.md")
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ class JudgeRows:
     shortened: int = 0
     ties: int = 0
     precision: str = "float32"
-    change: PrecisionChange | None = None
+    change: typed.PrecisionChange | None = None
     fitted: Fitted | None = None
 
 
@@ -62,7 +52,7 @@ def results_of(
     data: Mapping[str, object],
     baselines: Sequence[Baseline],
     leaks: Sequence[str],
-    run: JsonObject,
+    run: typed.JsonObject,
     asked: Asked | None = None,
 ) -> Results:
     """Compute results.json (docs/RESULTS_JSON.md) of judges on the same rows.
@@ -80,16 +70,12 @@ def results_of(
     # A row that does not fit one judge's context is left out of all numbers alike, and counted.
     fits = [i for i in range(count) if all(j.rows[i].status != "too_long" for j in judges)]
     judges = [replace(judge, rows=[judge.rows[i] for i in fits]) for judge in judges]
-    answered = [
-        replace(baseline, verdicts=[baseline.verdicts[i] for i in fits])
-        for baseline in baselines
-        if not baseline.missing
-    ]
+    usable = [one for one in baselines if not one.missing]
+    answered = [replace(one, verdicts=[one.verdicts[i] for i in fits]) for one in usable]
     rows = judges[0].rows
-    labels, groups = [row.label for row in rows], [row.group for row in rows]
-    sample = Resampler(groups)
+    labels, sample = [row.label for row in rows], Resampler([row.group for row in rows])
 
-    def numbers(judge: JudgeRows) -> JudgeResults:
+    def numbers(judge: JudgeRows) -> typed.JudgeResults:
         measured = judge_numbers(judge.rows, sample, scale, asked or Asked(), judge.fitted)
         measured.id, measured.name = judge.id, judge.name
         measured.precision, measured.precision_change = judge.precision, judge.change
@@ -98,16 +84,13 @@ def results_of(
         return measured
 
     return Results(
-        schema=SCHEMA,
-        leaks=Leaks(n=len(leaks), examples=list(leaks[:5])),
+        schema=typed.SCHEMA,
+        leaks=typed.Leaks(n=len(leaks), examples=list(leaks[:5])),
         task=scale.task,
-        data=DataUsed.model_validate({**data, "n": len(rows), "groups": len(set(groups))}),
+        data=typed.DataUsed.model_validate({**data, "n": len(rows), "groups": sample.groups}),
         scale=scale.name,
         models=[numbers(judge) for judge in tqdm(judges, desc="evidence", disable=None)],
-        baselines=[
-            rule_baseline(one.verdicts, labels, sample, scale, one.name, one.fitted)
-            for one in answered
-        ],
+        baselines=[baseline_results(one, labels, sample, scale) for one in answered],
         missing_baselines={one.name: one.missing for one in baselines if one.missing},
         ceiling=ceiling(rows, scale),
         people=agreement_among(rows, scale),
@@ -122,25 +105,24 @@ def _comparisons(
     labels: Sequence[Verdict],
     sample: Resampler,
     scale: Scale,
-) -> list[Comparison]:
+) -> list[typed.Comparison]:
     """Compare the first judge with each other one, then with each baseline; Holm's p over all."""
     first = judges[0]
-    comparisons = []
-    for other in judges[1:]:
-        reading, (a, b) = _same_reading(first, other)
-        names = (first.name, other.name)
-        comparisons.append(compare(labels, a, b, sample, scale, names, reading))
+    pairs = [(other.name, *_same_reading(first, other)) for other in judges[1:]]
     reading, (own,) = _same_reading(first)
-    for baseline in baselines:
-        names = (first.name, baseline.name)
-        comparisons.append(compare(labels, own, baseline.verdicts, sample, scale, names, reading))
+    pairs += [(baseline.name, reading, [own, baseline.verdicts]) for baseline in baselines]
+    comparisons = [
+        compare(labels, a, b, sample, scale, (first.name, name), reading)
+        for name, reading, (a, b) in pairs
+    ]
     for comparison, p in zip(comparisons, holm([one.p for one in comparisons]), strict=True):
         comparison.p_holm = p
     return comparisons
 
 
-def _same_reading(*judges: JudgeRows) -> tuple[str, list[list[Verdict | None]]]:
+def _same_reading(*judges: JudgeRows) -> tuple[str, list[Sequence[Verdict | None]]]:
     """Return the constrained verdicts of judges if all rows have one, else the own ones."""
+    constrained: list[Sequence[Verdict | None]]
     constrained = [[row.constrained for row in judge.rows] for judge in judges]
     if not any(None in verdicts for verdicts in constrained):
         return "constrained", constrained
@@ -148,10 +130,7 @@ def _same_reading(*judges: JudgeRows) -> tuple[str, list[list[Verdict | None]]]:
 
 
 def write_evaluation(
-    folder: Path,
-    judges: Sequence[JudgeRows],
-    results: Results,
-    baselines: Sequence[Baseline] = (),
+    folder: Path, judges: Sequence[JudgeRows], results: Results, baselines: Sequence[Baseline] = ()
 ) -> None:
     """Write every judge's rows, one JSON object per line, and then the results.
 
@@ -168,5 +147,5 @@ def write_evaluation(
         json.dumps(row.as_json(), ensure_ascii=False, allow_nan=False, default=str) + "\n"
         for row in rows
     )
-    write_text_atomic(folder / PREDICTIONS, "".join(lines))
-    write_json_atomic(folder / RESULTS, results.as_json())
+    write_text_atomic(folder / typed.PREDICTIONS, "".join(lines))
+    write_json_atomic(folder / typed.RESULTS, results.as_json())

@@ -8,6 +8,7 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.results import BaselineResults, JudgeResults, Metrics
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import coding
+from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.intervals import Resampler
 
 PASS, FAIL = 0, 1  # positions on the scale of pass and fail
@@ -50,8 +51,7 @@ def summarise(
     if rouge is not None:
         values = np.array(rouge, dtype=np.float64)  # None becomes NaN
         metrics["rouge_l"] = sample.share(np.where(verdict < 0, np.nan, values))
-        kept = np.where(np.isnan(values) | (verdict >= 0), values, 0.0)
-        strict["rouge_l"] = sample.share(kept)
+        strict["rouge_l"] = sample.share(np.where(verdict < 0, 0 * values, values))
     summary = JudgeResults(
         metrics=metrics | {f"{name}_strict": value for name, value in strict.items()},
         parse_failures=int((verdict < 0).sum()),
@@ -70,29 +70,20 @@ def summarise(
     return summary
 
 
-def rule_baseline(
-    verdicts: Sequence[Verdict],
-    labels: Sequence[Verdict],
-    sample: Resampler,
-    scale: Scale,
-    name: str = "majority",
-    fitted: str | None = None,
+def baseline_results(
+    baseline: Baseline, labels: Sequence[Verdict], sample: Resampler, scale: Scale
 ) -> BaselineResults:
-    """Return the numbers of a baseline that answers `verdicts`, such as always the majority label.
-
-    Its `verdict` is the one that it always answers, or None if it answers several; `fitted` says on
-    what it was fitted.
-    """
+    """Return the numbers of a baseline; its `verdict` is None if it answers several."""
+    verdicts = baseline.verdicts
     check_lengths(verdicts, labels, sample.index)
-    label, verdict = coding.coded(labels, verdicts, scale)
     return BaselineResults(
-        id=name,
-        name=name,
+        id=baseline.name,
+        name=baseline.name,
         verdict=verdicts[0] if len(set(verdicts)) == 1 else None,
-        metrics=agreement_metrics(sample, label, verdict, scale),
+        metrics=agreement_metrics(sample, *coding.coded(labels, verdicts, scale), scale),
         parse_failures=0,
-        n=len(label),
-        fitted=fitted,
+        n=len(labels),
+        fitted=baseline.fitted,
     )
 
 
