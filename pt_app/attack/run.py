@@ -163,8 +163,7 @@ def favour(probabilities: FloatArray, scale: Scale, losers: IntArray) -> FloatAr
     if scale.task == "pairwise":
         in_place = losers[:, None] == 0
         probabilities = np.where(in_place, probabilities, probabilities[:, [1, 0, 2]])
-    favoured: FloatArray = probabilities @ worth_of(scale)
-    return favoured
+    return np.asarray(probabilities @ worth_of(scale), np.float64)
 
 
 def attack_numbers(

@@ -36,8 +36,7 @@ def _ordered(tables: FloatArray, values: FloatArray) -> dict[str, FloatArray]:
     distance = np.abs(difference)
 
     def mean(weights: FloatArray) -> FloatArray:
-        averaged: FloatArray = np.tensordot(tables, weights, 2) / n
-        return averaged
+        return np.asarray(np.tensordot(tables, weights, 2) / n, np.float64)
 
     return {
         "mae": mean(distance),
@@ -123,8 +122,7 @@ def _kendall(tables: FloatArray) -> FloatArray:
     pairs = (tables * (aligned - opposed)).sum((-2, -1))
     n = tables.sum((-2, -1))
     untied = [n**2 - (margin**2).sum(-1) for margin in (tables.sum(-1), tables.sum(-2))]
-    tau: FloatArray = 2 * pairs / np.sqrt(untied[0] * untied[1])
-    return tau
+    return np.asarray(2 * pairs / np.sqrt(untied[0] * untied[1]), np.float64)
 
 
 def _correlation(tables: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:

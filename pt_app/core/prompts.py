@@ -4,6 +4,7 @@ The ids equal the tokenizer's own chat template, and control tokens inside data 
 does not fit is cut from context, then from source and reference, alike for all rows of a group.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -326,14 +327,8 @@ def _units_to_keep(
 
 
 def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """Bisect for the largest count from `low`, which fits, to `high` that fits."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    """Return the largest count from `low`, which fits, to `high` that fits."""
+    return low + bisect_left(range(low + 1, high + 1), True, key=lambda count: not fits(count))
 
 
 def _first_units(text: str, count: int) -> str:

@@ -66,8 +66,7 @@ def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -
     """Return all baselines on the test rows, fitted on `train`, or on the test's other groups."""
     baselines = []
     for name, rule in tqdm(RULES.items(), desc="baselines", disable=None):
-        missing = rule.missing(test, scale) or (rule.missing(train, scale) if train else "")
-        if missing:
+        if missing := rule.missing(test, scale) or (rule.missing(train, scale) if train else ""):
             baselines.append(Baseline(name, missing=missing))
             continue
         if train is not None:
@@ -117,16 +116,16 @@ class _Rule:
 
     def missing(self, test: Labelled, scale: Scale) -> str:
         """Return what the rows lack, or ""."""
-        pairs, count = scale.task == "pairwise", len(test.rows)
         if "numbers" in self.needs and scale.task != "score":
             return "verdicts are not numbers"
-        name = "candidates" if pairs else "candidate"
-        if "candidate" in self.needs and (
-            n := sum(getattr(row, name) is None for row in test.rows)
-        ):
-            return f"{n} of {count} rows have no {name} of their own"
-        if "reference" in self.needs and (n := sum(not row.reference for row in test.rows)):
-            return f"{n} of {count} rows have no reference"
+        name = "candidates" if scale.task == "pairwise" else "candidate"
+        lacking = {
+            f"{name} of their own": sum(getattr(row, name) is None for row in test.rows),
+            "reference": sum(not row.reference for row in test.rows),
+        }
+        for what, n in lacking.items():
+            if n and what.startswith(self.needs):
+                return f"{n} of {len(test.rows)} rows have no {what}"
         return ""
 
 
@@ -209,8 +208,7 @@ def _regressed(x: Features, labels: IntArray, at: Features, scale: Scale) -> Int
         return _nearest(Ridge().fit(x, numbers[labels]).predict(at), scale)
     if len(np.unique(labels)) < 2:
         return np.full(at.shape[0], labels[0])
-    places: IntArray = LogisticRegression(max_iter=1000).fit(x, labels).predict(at)
-    return places
+    return np.asarray(LogisticRegression(max_iter=1000).fit(x, labels).predict(at), np.int64)
 
 
 def _nearest(values: FloatArray, scale: Scale) -> IntArray:
@@ -218,8 +216,7 @@ def _nearest(values: FloatArray, scale: Scale) -> IntArray:
     numbers = numbers_of(scale)
     if numbers is None:
         return (values < 0.5).astype(np.int64)
-    nearest: IntArray = np.abs(np.asarray(values)[:, None] - numbers).argmin(axis=1)
-    return nearest
+    return np.asarray(np.abs(np.asarray(values)[:, None] - numbers).argmin(axis=1), np.int64)
 
 
 def _higher(pairs: FloatArray, scale: Scale) -> IntArray:

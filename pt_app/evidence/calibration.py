@@ -44,18 +44,13 @@ def checked(probabilities: Sequence[Sequence[float] | None], scale: Scale, what:
         UserError: for a row of another length, with a negative number, or that does not sum to 1;
             `what` names the column in the message.
     """
-    rows = np.full((len(probabilities), len(scale.values)), np.nan)
-    for i, row in enumerate(probabilities):
-        if row is None:
-            continue
-        if problem := wrong_with(row, scale):
-            raise UserError(
-                f"{what} in row {i + 1}: {problem}: give the probability of each verdict of "
-                f"{scale.name}, in its order"
-            )
-        rows[i] = row
-    rows /= rows.sum(axis=1, keepdims=True)
-    return rows
+    for number, row in enumerate(probabilities, start=1):
+        if row is not None and (problem := wrong_with(row, scale)):
+            remedy = f"give the probability of each verdict of {scale.name}, in its order"
+            raise UserError(f"{what} in row {number}: {problem}: {remedy}")
+    absent = [np.nan] * len(scale.values)
+    rows = np.array([row or absent for row in probabilities]).reshape(-1, len(absent))
+    return np.asarray(rows / rows.sum(axis=1, keepdims=True), np.float64)
 
 
 def wrong_with(row: Sequence[float], scale: Scale) -> str:
@@ -144,11 +139,9 @@ def calibration(
 
 def _bins(sure: FloatArray, present: npt.NDArray[np.bool_]) -> IntArray:
     """Return the bin of each row: equally many rows each, equal confidences together."""
-    edges: FloatArray = np.zeros(0)
-    if present.any():
-        edges = np.quantile(sure[present], np.linspace(0, 1, BINS + 1)[1:-1])
-    bins: IntArray = np.searchsorted(edges, np.nan_to_num(sure), side="right").astype(np.int64)
-    return bins
+    ends = np.linspace(0, 1, BINS + 1)[1:-1]
+    edges = np.quantile(sure[present], ends) if present.any() else ends
+    return np.asarray(np.searchsorted(edges, np.nan_to_num(sure), side="right"), np.int64)
 
 
 def _ece_by_chance(sure: FloatArray, bins: IntArray, seed: int) -> results.Range:
@@ -162,12 +155,10 @@ def _ece_by_chance(sure: FloatArray, bins: IntArray, seed: int) -> results.Range
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
     """Return the probabilities p^(1/T), normalised: T > 1 is less sure, with the same argmax."""
+    from scipy.special import softmax
+
     with np.errstate(divide="ignore"):
-        logits = np.log(probabilities) / temperature
-    logits -= logits.max(axis=1, keepdims=True)
-    powers: FloatArray = np.exp(logits)
-    powers /= powers.sum(axis=1, keepdims=True)
-    return powers
+        return np.asarray(softmax(np.log(probabilities) / temperature, axis=1), np.float64)
 
 
 def fit_temperature(probabilities: FloatArray, labels: IntArray) -> float:
@@ -214,11 +205,10 @@ def selective(
     risk = wrong[order].cumsum() / np.arange(1, len(order) + 1)
     chosen = threshold or guaranteed_threshold(confidence, sample, target)
     kept = confidence.sure >= (np.inf if chosen.threshold is None else chosen.threshold)
-    picked = np.unique(np.linspace(0, len(order) - 1, POINTS).round().astype(int)).tolist()
+    places = np.unique(np.linspace(0, len(order) - 1, POINTS).round().astype(int)).tolist()
+    points = [results.RiskPoint(coverage=(i + 1) / len(order), risk=float(risk[i])) for i in places]
     numbers = results.Selective(
-        curve=[
-            results.RiskPoint(coverage=(i + 1) / len(order), risk=float(risk[i])) for i in picked
-        ],
+        curve=points,
         aurc=_area(confidence, sample),
         aurc_random=sample.share(wrong),
         kept=sample.share(kept.astype(np.float64)),
@@ -288,8 +278,7 @@ def _kept(levels: Levels, coverage: float, weights: FloatArray) -> FloatArray:
     before = rows.cumsum(axis=1) - rows
     room = coverage * weights.sum(axis=1, keepdims=True) - before
     share = np.clip(room / np.maximum(rows, 1e-12), 0.0, 1.0)
-    kept: FloatArray = share[:, levels.of_row]
-    return kept
+    return np.asarray(share[:, levels.of_row], np.float64)
 
 
 def guaranteed_threshold(

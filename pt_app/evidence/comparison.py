@@ -125,5 +125,4 @@ def _simulated(labels: IntArray, scale: Scale, rng: np.random.Generator) -> IntA
         other = rng.choice(labels, len(labels))  # agrees by chance; kappa is the rest's share
         return np.where(rng.random(len(labels)) < 0.7, labels, other)
     noisy = numbers[labels] + rng.normal(0, 0.7 * (numbers[labels].std() or 1.0), len(labels))
-    nearest: IntArray = np.abs(noisy[:, None] - numbers).argmin(axis=1)
-    return nearest
+    return np.asarray(np.abs(noisy[:, None] - numbers).argmin(axis=1), np.int64)

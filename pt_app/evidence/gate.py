@@ -5,6 +5,7 @@ The decision is about the difference on the same rows: worse if its whole interv
 judge is better.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from pt_app.core.errors import UserError
-from pt_app.core.formatting import estimate
+from pt_app.core.formatting import estimate, table
 from pt_app.core.results import Metric, Prediction, read_predictions, read_results
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
@@ -86,10 +87,9 @@ def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
 
 def decide(checks: Sequence[Check]) -> Decision:
     """Return "fail" if one check fails, else "undecided" if one is, else "pass"."""
-    decisions = {check.decision for check in checks}
-    if "fail" in decisions:
-        return "fail"
-    return "undecided" if "undecided" in decisions or not checks else "pass"
+    decisions = {check.decision for check in checks} or {"undecided"}
+    worst_first: tuple[Decision, ...] = ("fail", "undecided", "pass")
+    return next(decision for decision in worst_first if decision in decisions)
 
 
 def _enough(n: int, limits: Limits) -> Check:
@@ -113,15 +113,10 @@ def _above_floor(rows: Sequence[Prediction], scale: Scale, floor: float) -> Chec
 def _not_worse(new: Judged, baseline: Judged, margin: float) -> Check:
     pairs = _same_rows(new, baseline)
     fit = [(row, old) for row, old in pairs if "too_long" not in (row.status, old.status)]
-    difference = compare(
-        [row.label for row, _ in fit],
-        [row.verdict for row, _ in fit],
-        [old.verdict for _, old in fit],
-        Resampler([row.group for row, _ in fit]),
-        new.scale,
-        (new.name, baseline.name),
-        "verdict",
-    )
+    labels, sample = [row.label for row, _ in fit], Resampler([row.group for row, _ in fit])
+    ours, theirs = [row.verdict for row, _ in fit], [old.verdict for _, old in fit]
+    names = new.name, baseline.name
+    difference = compare(labels, ours, theirs, sample, new.scale, names, "verdict")
     return _decided(f"{difference.metric} not worse by {margin:g}", difference, -margin)
 
 
@@ -129,19 +124,17 @@ def _same_rows(new: Judged, baseline: Judged) -> list[tuple[Prediction, Predicti
     """Return each row with its counterpart; raise UserError if the judges' rows differ."""
     names = f"{new.name} and {baseline.name}"
     if new.scale != baseline.scale:
-        raise UserError(
-            f"{names} judge on {new.scale.name} and on {baseline.scale.name}: compare judges of "
-            "one scale"
-        )
+        scales = f"{new.scale.name} and on {baseline.scale.name}"
+        raise UserError(f"{names} judge on {scales}: compare judges of one scale")
     before, after = ({row.id: row for row in judged.rows} for judged in (baseline, new))
-    if odd := sorted(before.keys() ^ after.keys()):
-        problem = f"judged different rows ({len(odd)} are in one alone, such as {odd[0]})"
-        raise UserError(f"{names} {problem}: evaluate both on the same test set")
-    pairs = [(row, before[row.id]) for row in new.rows]
-    if odd := [row.id for row, old in pairs if row.label != old.label]:
-        problem = f"have more than one label for {len(odd)} rows, such as {odd[0]}"
-        raise UserError(f"{names} {problem}: evaluate both on the same test set")
-    return pairs
+    problem, odd = "judged different rows", sorted(before.keys() ^ after.keys())
+    if not odd:
+        problem = "have more than one label for some rows"
+        odd = [row.id for row in new.rows if row.label != before[row.id].label]
+    if odd:
+        where = f"{len(odd)}, such as {odd[0]}"
+        raise UserError(f"{names} {problem} ({where}): evaluate both on the same test set")
+    return [(row, before[row.id]) for row in new.rows]
 
 
 def _decided(name: str, metric: Metric, floor: float) -> Check:
@@ -155,21 +148,17 @@ def _decided(name: str, metric: Metric, floor: float) -> Check:
 
 def to_markdown(checks: Sequence[Check], title: str) -> str:
     """Write the checks as a Markdown table for a CI page."""
-    lines = [f"| {check.name} | {check.decision} | {check.why} |" for check in checks]
-    head = ["| check | decision | |", "|---|---|---|"]
-    return "\n".join([f"## {title}: {decide(checks)}", "", *head, *lines]) + "\n"
+    rows = [(check.name, check.decision, check.why) for check in checks]
+    return f"## {title}: {decide(checks)}\n\n{table(('check', 'decision', ''), rows)}\n"
 
 
 def to_junit(checks: Sequence[Check], title: str) -> str:
     """Write the checks as JUnit XML: a failed one is a failure, an undecided one an error."""
     kinds = {"fail": "failure", "undecided": "error"}
-    decisions = [check.decision for check in checks]
+    counts = Counter(kinds.get(check.decision, "") for check in checks)
+    sizes = {"tests": len(checks), "failures": counts["failure"], "errors": counts["error"]}
     suite = ElementTree.Element(
-        "testsuite",
-        name=title,
-        tests=str(len(checks)),
-        failures=str(decisions.count("fail")),
-        errors=str(decisions.count("undecided")),
+        "testsuite", {n: str(size) for n, size in sizes.items()}, name=title
     )
     for check in checks:
         case = ElementTree.SubElement(suite, "testcase", classname="judge.gate", name=check.name)

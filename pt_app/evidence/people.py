@@ -152,8 +152,7 @@ def raw_agreement(counts: FloatArray, weights: FloatArray) -> FloatArray:
     """Return the share of equal pairs among the pairs of ratings of a unit, weights [r, units]."""
     raters = counts.sum(axis=1)
     equal = weights @ (counts * (counts - 1)).sum(axis=1)
-    result: FloatArray = equal / (weights @ (raters * (raters - 1)))
-    return result
+    return np.asarray(equal / (weights @ (raters * (raters - 1))), np.float64)
 
 
 def fleiss_kappa(counts: FloatArray, weights: FloatArray) -> FloatArray:
@@ -163,8 +162,7 @@ def fleiss_kappa(counts: FloatArray, weights: FloatArray) -> FloatArray:
     observed = weights @ by_unit / weights.sum(axis=1)
     shares = weights @ counts / (weights @ raters)[:, None]
     chance = (shares**2).sum(axis=1)
-    result: FloatArray = (observed - chance) / (1 - chance)
-    return result
+    return np.asarray((observed - chance) / (1 - chance), np.float64)
 
 
 def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: str) -> FloatArray:
@@ -189,8 +187,7 @@ def alpha(counts: FloatArray, weights: FloatArray, domain: FloatArray, level: st
         observed = (weights * within.T).sum(axis=1)
         all_squares = (totals * numbers**2).sum(axis=1)
         expected = (n * all_squares - (totals * numbers).sum(axis=1) ** 2) / (n - 1)
-    result: FloatArray = 1 - observed / expected
-    return result
+    return np.asarray(1 - observed / expected, np.float64)
 
 
 def pair_agreement(ratings: Ratings, quadratic: bool) -> list[results.RaterPair]:

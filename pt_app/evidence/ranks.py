@@ -27,8 +27,7 @@ class Levels:
     def midranks(self, weights: FloatArray) -> FloatArray:
         """Return the rank of each row among the drawn ones [r, n], ties sharing the middle one."""
         count = self.sums(weights)
-        ranks: FloatArray = (count.cumsum(axis=1) - count / 2)[:, self.of_row]
-        return ranks
+        return np.asarray((count.cumsum(axis=1) - count / 2)[:, self.of_row], np.float64)
 
 
 def rank_agreement(labels: FloatArray, scores: FloatArray, sample: Resampler) -> Metrics:
@@ -61,8 +60,7 @@ def weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> Float
         y = y - (weights * y).sum(axis=1, keepdims=True) / total
         spread = (weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1)
         spread = np.where(spread > 1e-18 * total[:, 0] ** 2, spread, np.nan)
-        result: FloatArray = (weights * x * y).sum(axis=1) / np.sqrt(spread)
-    return result
+        return np.asarray((weights * x * y).sum(axis=1) / np.sqrt(spread), np.float64)
 
 
 def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Metric:

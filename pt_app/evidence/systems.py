@@ -29,17 +29,13 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
     """
     first, second = _pairs(sample)
     n = len(first)
-    if not n:
-        none = Metric.of(np.nan, 0)
-        return SourcePairs(
-            accuracy=none, accuracy_as_is=none, tie_threshold=None, pairs=0, groups=0
-        )
     apart = scores[first] - scores[second]
     truth = np.sign(labels[first] - labels[second])
     groups = sample.index[first]
     pairs = np.bincount(groups, minlength=sample.groups)
     share = 1 / pairs[groups]  # of each pair in its group
-    threshold = _best_threshold(np.abs(apart), np.sign(apart) == truth, truth == 0, share)
+    right = np.sign(apart) == truth
+    threshold = _best_threshold(np.abs(apart), right, truth == 0, share) if n else None
 
     def accuracy(tie: float) -> Metric:
         order = np.where(np.abs(apart) <= tie, 0, np.sign(apart))
@@ -47,7 +43,7 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
         return _mean_of_groups(np.where(pairs > 0, right, np.nan), sample, n)
 
     return SourcePairs(
-        accuracy=accuracy(threshold),
+        accuracy=accuracy(threshold or 0.0),
         accuracy_as_is=accuracy(0.0),
         tie_threshold=threshold,
         pairs=n,
@@ -168,5 +164,4 @@ def _p_values(table: FloatArray, seed: int) -> FloatArray:
     means = signs @ table / len(table)  # the mean of differences is the difference of these means
     drawn = means[:, :, None] - means[:, None, :]
     mean = table.mean(axis=0)
-    share: FloatArray = (drawn >= (mean[:, None] - mean[None, :]) - 1e-12).mean(axis=0)
-    return share
+    return np.asarray((drawn >= (mean[:, None] - mean[None, :]) - 1e-12).mean(axis=0), np.float64)
