@@ -237,14 +237,20 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "not an object": (text(TRAIN, "[1]"), r"row 1: a row must be an object"),
     "no user": (
         write("train", fields(1), {"messages": [ANSWER]}),
-        r"line 2, field messages: no user turn",
+        r"line 2, field messages: its turns are assistant",
     ),
     "no assistant": (write("train", {"messages": [USER]}), r"messages: no assistant turn"),
-    "two users": (write("train", {"messages": [USER, ANSWER, USER]}), r"messages: 2 user turns"),
-    "turned round": (write("train", {"messages": [ANSWER, USER]}), r"messages: .* comes first"),
+    "two users": (
+        write("train", {"messages": [USER, ANSWER, USER]}),
+        r"messages: its turns are user, assistant, user",
+    ),
+    "turned round": (
+        write("train", {"messages": [ANSWER, USER]}),
+        r"messages: its turns are assistant, user",
+    ),
     "unknown role": (
         write("train", {"messages": [{"role": "human", "content": "u"}]}),
-        r"field messages.0.role: unknown role 'human'",
+        r"field messages: its turns are human",
     ),
     "empty user turn": (
         write("train", chat(1), {"messages": [{"role": "user", "content": " \n"}, ANSWER]}),
@@ -254,7 +260,7 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
         write("train", {"input": "", "output": "Score: 1/10", "group": "g"}),
         r"line 1, field input: the user's turn is empty",
     ),
-    "no output": (write("train", {"input": "u"}), r"field output: the row has none"),
+    "no output": (write("train", {"input": "u"}), r"field output: no assistant turn"),
     "no verdict": (
         write("train", chat(1), chat(2, "Fine.")),
         r'line 2, field messages.1.content: no line like "Score: N/10" .*"Score: N/10"',
@@ -299,7 +305,7 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     ),
     "card of wrong type": (text("dataset.json", '{"rubric": 1}'), r"dataset.json, field rubric: "),
     "card is a list": (text("dataset.json", "[]"), r"dataset.json"),
-    "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json must be an object"),
+    "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json: .* dictionary"),
     "broken splits": (text("splits.json", "{"), r"splits.json is not JSON at line 1, column 2"),
 }
 

@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, sha256_file
@@ -25,6 +25,7 @@ __all__ = ["JudgeExample"]  # which most readers of a folder need too
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_SPLITS = ("val",)
+_Kind = TypeVar("_Kind")
 
 
 class DatasetCard(BaseModel):
@@ -136,12 +137,7 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / "dataset.json"
     if not path.exists():
         return DatasetCard()
-    value = parse_json(read_text(path), path)
-    try:
-        card = DatasetCard.model_validate(value)
-    except ValidationError as error:
-        field, problem = first_problem(error)
-        raise UserError(f"{path}, field {field}: {problem}: correct it") from error
+    card = _read_object(DatasetCard, path)
     own = (folder / card.template).absolute()
     is_own = (own / "user.txt").is_file()
     return card.model_copy(update={"template": str(own)}) if is_own else card
@@ -265,14 +261,18 @@ def read_places(folder: Path) -> dict[str, str]:
     path = folder / "splits.json"
     if not path.exists():
         return {}
-    placed = parse_json(read_text(path), path)
-    if not isinstance(placed, dict):
-        raise UserError(f"{path} must be an object of group to split: correct it")
-    for group, split in placed.items():
-        if split not in SPLITS:
-            problem = f'places group "{group[:60]}" in {split!r}'
-            raise UserError(f"{path} {problem}: use {', '.join(SPLITS)}")
-    return {one_line(str(group)): split for group, split in placed.items()}
+    placed = _read_object(dict[str, Literal["train", "val", "test"]], path)
+    return {one_line(group): split for group, split in placed.items()}
+
+
+def _read_object(kind: type[_Kind], path: Path) -> _Kind:
+    """Read JSON of some type; raise UserError for the first field of another type."""
+    value = parse_json(read_text(path), path)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise UserError(f"{path}{field and f', field {field}'}: {problem}: correct it") from error
 
 
 def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:

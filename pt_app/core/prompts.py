@@ -153,11 +153,10 @@ class PromptEncoder:
             own = self.max_seq_length - len(row.answer)
             budget = self._budget(row) if shortest <= self._budget(row) else own
             if shortest > own:
+                where = f"{row.example.where}, field {self._longest_field(row)}"
                 row.unfit = (
-                    f"{row.example.where}, field {self._longest_field(row)}: prompt and answer "
-                    f"take {shortest} + {len(row.answer)} tokens at the shortest, more than "
-                    f"max_seq_length {self.max_seq_length}: raise --max_seq_length or leave the "
-                    "row out"
+                    f"{where}: prompt and answer take {shortest} + {len(row.answer)} tokens, more "
+                    f"than {self.max_seq_length}: raise --max_seq_length or leave the row out"
                 )
                 cuts.unfit += (row.unfit,)
             elif len(row.prompt) > budget:
@@ -182,19 +181,14 @@ class PromptEncoder:
                 row.example, row.prompt = short, ids
 
     def _longest_field(self, row: Encoded) -> str:
-        """Name what keeps a row from fitting, of all that is never cut."""
+        """Name the longest text, in characters, of all that is never cut."""
         short = _shortened(row.example, 0, 1)
-        own = short.rubric or fill(self.template.rubric, scale_fields(self.scale))
-        texts = {
-            "prompt (the user's turn)": short.prompt,
-            "system": short.system,
-            "rubric": own if short.prompt is None else None,
-            "conversation": "\n".join(turn.content for turn in short.conversation or ()),
-            "candidate": short.candidate if short.prompt is None else None,
-            "candidates": "\n".join(short.candidates or ()),
-        }
-        lengths = {name: len(self.answer_ids(text)) for name, text in texts.items() if text}
-        return max({**lengths, "label": len(row.answer)}.items(), key=lambda item: item[1])[0]
+        names = ("prompt", "system", "rubric", "conversation", "candidate", "candidates")
+        lengths = {name: len(str(getattr(short, name) or "")) for name in names}
+        if short.prompt is None and not short.rubric:
+            lengths["rubric"] = len(fill(self.template.rubric, scale_fields(self.scale)))
+        lengths["label"] = len(short.answer(self.scale) or "")
+        return max(lengths, key=lengths.__getitem__)
 
     def _budget(self, row: Encoded) -> int:
         """Return the tokens that a prompt may take.
