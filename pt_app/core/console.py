@@ -1,11 +1,11 @@
 """What a run says: plain lines on the terminal, the same with times in the run's log file."""
 
 import logging
-import logging.handlers
 import os
 import sys
 import warnings
 from contextlib import suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from pt_app.core.errors import UserError
@@ -54,7 +54,8 @@ def start() -> None:
     terminal.setLevel(logging.INFO)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _ROOT.addHandler(terminal)
-    _ROOT.addHandler(_Kept())
+    # Keeps log records until the run has a log file.
+    _ROOT.addHandler(MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1))
     # What libraries say is kept at DEBUG, for the log file alone: they have shown it themselves.
     _ROOT.setLevel(logging.DEBUG if is_main_process() else logging.WARNING)
     _ROOT.propagate = False
@@ -66,13 +67,6 @@ def _silence_what_no_user_can_act_on() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     # The line on the platform says it.
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
-
-
-class _Kept(logging.handlers.MemoryHandler):
-    """Keep log records until the run has a log file."""
-
-    def __init__(self) -> None:
-        super().__init__(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 
 class _LogFile(logging.FileHandler):
@@ -87,9 +81,8 @@ class _LogFile(logging.FileHandler):
         _ROOT.removeHandler(self)
         with suppress(OSError):  # what is left in the buffer cannot be written either
             self.close()
-        _ROOT.warning(
-            "%s", f"{cannot_write(Path(self.baseFilename), error)}; no more lines go there"
-        )
+        problem = cannot_write(Path(self.baseFilename), error)
+        _ROOT.warning("%s; no more lines go there", problem)
 
 
 def also_to(file: Path) -> None:
@@ -98,7 +91,7 @@ def also_to(file: Path) -> None:
         return
     handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for kept in [h for h in _ROOT.handlers if isinstance(h, _Kept)]:
+    for kept in [h for h in _ROOT.handlers if isinstance(h, MemoryHandler)]:
         kept.setTarget(handler)
         kept.close()
         _ROOT.removeHandler(kept)

@@ -54,11 +54,8 @@ def held(lock: Path, busy: str) -> Iterator[None]:
     may remove the file: whoever opened it before then opens a new one. A file system without locks
     has none, which is logged.
     """
-    file = _locked(lock, busy)
-    try:
+    with _locked(lock, busy):
         yield
-    finally:
-        file.close()
 
 
 def _locked(lock: Path, busy: str) -> IO[str]:
@@ -78,16 +75,10 @@ def _locked(lock: Path, busy: str) -> IO[str]:
         except OSError as error:
             log.warning("%s cannot be locked (%s): start no second process", lock, error)
             return file
-        if _is_at(file, lock):
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
         file.close()  # its holder removed it, and has ended
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def shown(path: Path | str) -> str:

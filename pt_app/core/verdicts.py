@@ -96,9 +96,8 @@ class Scale:
 
     def normalise(self, verdict: object) -> Verdict | None:
         """Return the scale's own value that equals `verdict` (7 for 7.0), or None."""
-        if isinstance(verdict, bool) or not isinstance(verdict, int | float | str):
-            return None
-        if verdict not in self._line_of:
+        is_verdict = isinstance(verdict, int | float | str) and not isinstance(verdict, bool)
+        if not is_verdict or verdict not in self._line_of:
             return None
         return next(value for value in self.values if value == verdict)
 
