@@ -37,20 +37,20 @@ class Confidence:
     right: FloatArray
 
 
-def checked(probabilities: Sequence[Sequence[float] | None], scale: Scale, what: str) -> FloatArray:
+def probabilities_of(rows: Sequence[results.Prediction], scale: Scale) -> FloatArray:
     """Return the probabilities [n, K] of the scale's verdicts in its order, NaN for a row without.
 
     Raises:
-        UserError: for a row of another length, with a negative number, or that does not sum to 1;
-            `what` names the column in the message.
+        UserError: for a row of another length, with a negative number, or that does not sum to 1.
     """
-    for number, row in enumerate(probabilities, start=1):
+    given = [row.probabilities for row in rows]
+    for number, row in enumerate(given, start=1):
         if row is not None and (problem := wrong_with(row, scale)):
             remedy = f"give the probability of each verdict of {scale.name}, in its order"
-            raise UserError(f"{what} in row {number}: {problem}: {remedy}")
+            raise UserError(f"probabilities in row {number}: {problem}: {remedy}")
     absent = [np.nan] * len(scale.values)
-    rows = np.array([row or absent for row in probabilities]).reshape(-1, len(absent))
-    return np.asarray(rows / rows.sum(axis=1, keepdims=True), np.float64)
+    table = np.array([row or absent for row in given]).reshape(-1, len(absent))
+    return np.asarray(table / table.sum(axis=1, keepdims=True), np.float64)
 
 
 def wrong_with(row: Sequence[float], scale: Scale) -> str:

@@ -69,24 +69,19 @@ class Fitted(Stored):
         if len(rows) < MIN_ROWS:
             return None
         tolerance = calibration.usual_tolerance(scale)
-        probabilities = calibration.checked(
-            [row.probabilities for row in rows], scale, "probabilities"
-        )
+        probabilities = calibration.probabilities_of(rows, scale)
         labels = positions([row.label for row in rows], scale, "label")
         confidence = calibration.confidence_of(probabilities, labels, scale, tolerance)
-        operating = None
-        if scale.task == "pass_fail":
-            operating = operating_threshold(probabilities[:, FAIL], labels).threshold
+        sample = Resampler([row.group for row in rows])
+        fails = probabilities[:, FAIL] if scale.task == "pass_fail" else None
         return Fitted(
             schema=1,
             rows=len(rows),
             tolerance=tolerance,
             temperature=calibration.fit_temperature(probabilities, labels),
             isotonic=Isotonic.fit(confidence),
-            threshold=calibration.guaranteed_threshold(
-                confidence, Resampler([row.group for row in rows]), target
-            ),
-            operating=operating,
+            threshold=calibration.guaranteed_threshold(confidence, sample, target),
+            operating=None if fails is None else operating_threshold(fails, labels).threshold,
         )
 
     def write(self, folder: Path) -> None:
@@ -109,10 +104,7 @@ class Fitted(Stored):
 
         The latter is None if no threshold holds: the judge cannot be trusted alone.
         """
-        row: FloatArray = np.array([probabilities], dtype=np.float64)
-        row /= row.sum()
-        sure = calibration.confidence_of(
-            row, np.zeros(1, dtype=np.int64), scale, self.tolerance
-        ).sure
+        row, unknown = np.array([probabilities]) / sum(probabilities), np.zeros(1, dtype=np.int64)
+        sure = calibration.confidence_of(row, unknown, scale, self.tolerance).sure
         least = self.threshold.threshold
         return float(self.isotonic(sure)[0]), None if least is None else bool(sure[0] < least)

@@ -110,8 +110,7 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
     """Add what follows from probabilities; return confidence - accuracy of each row [n]."""
     labels, scale, sample = judged.labels, judged.scale, judged.sample
     asked, fitted = judged.asked, judged.fitted
-    given = [row.probabilities for row in judged.rows]
-    probabilities = calibration.checked(given, scale, "probabilities")
+    probabilities = calibration.probabilities_of(judged.rows, scale)
     usual = calibration.usual_tolerance(scale)
     tolerance = usual if asked.tolerance is None else asked.tolerance
     confidence = calibration.confidence_of(probabilities, labels, scale, tolerance)
@@ -123,15 +122,14 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
         same = {name: getattr(after, name) for name in ("ece", "overconfidence", "brier")}
         numbers.mended = Recalibrated(temperature=fitted.temperature, rows=fitted.rows, **same)
     if not np.isnan(probabilities).any():
-        threshold = None
+        threshold, target = None, asked.target_accuracy
         # The threshold from validation rows holds for its own target and tolerance only.
-        target = asked.target_accuracy
         if fitted and (fitted.tolerance, fitted.threshold.target) == (tolerance, target):
             threshold = fitted.threshold.model_copy(update={"chosen_on": "validation"})
         numbers.selective = calibration.selective(confidence, sample, target, threshold)
-        numbers.selective.at_coverage = calibration.at_coverages(
-            confidence, probabilities.argmax(axis=1), labels, scale, sample
-        )
+        likeliest = probabilities.argmax(axis=1), labels
+        covered = calibration.at_coverages(confidence, *likeliest, scale, sample)
+        numbers.selective.at_coverage = covered
         if scale.task == "pass_fail":
             _add_pass_fail(numbers, probabilities[:, FAIL], judged)
     return confidence.sure - confidence.right
@@ -204,8 +202,5 @@ def add_sources(
     if any(systems):
         names = [str(system) for system in systems]
         within_source, within_system = groupings(labels, scores, names, sample)
-        numbers.systems = Systems(
-            within_source=within_source,
-            within_system=within_system,
-            between_systems=soft_pairwise_accuracy(labels, scores, names, groups),
-        )
+        numbers.systems = Systems(within_source=within_source, within_system=within_system)
+        numbers.systems.between_systems = soft_pairwise_accuracy(labels, scores, names, groups)

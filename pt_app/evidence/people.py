@@ -7,7 +7,6 @@ correlation with the others, and one annotator's agreement with the others in th
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -19,11 +18,10 @@ from pt_app.core.records import Annotation, JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import agreement_of_sums, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.ranks import weighted_pearson
+from pt_app.evidence.ranks import mean_of_defined, weighted_pearson
 
 MAX_RATERS = 10  # up to so many, raters and pairs of raters are reported one by one
 Rated = JudgeExample | results.Prediction
-LEVELS = {"score": ("nominal", "ordinal", "interval")}
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,12 @@ def agreement_among(rows: Sequence[Rated], scale: Scale) -> results.AnnotatorAgr
     if len(ratings.values) == 0:
         return None
     domain, counts = value_counts(ratings.values)
-    levels = LEVELS.get(scale.task, ("nominal",))
-    statistics = {"raw": raw_agreement, "fleiss_kappa": fleiss_kappa}
-    statistics |= {f"alpha_{level}": partial(alpha, domain=domain, level=level) for level in levels}
+    levels = ("nominal", "ordinal", "interval") if scale.task == "score" else ("nominal",)
 
     def numbers(weights: FloatArray) -> dict[str, FloatArray]:
-        return {name: statistic(counts, weights) for name, statistic in statistics.items()}
+        alphas = {f"alpha_{level}": alpha(counts, weights, domain, level) for level in levels}
+        common = raw_agreement(counts, weights), fleiss_kappa(counts, weights)
+        return {"raw": common[0], "fleiss_kappa": common[1]} | alphas
 
     metrics = Resampler(ratings.groups).estimate(numbers, size=counts.size)
     about = {"units": len(counts), "raters": len(ratings.raters), "ratings": int(counts.sum())}
@@ -245,31 +243,27 @@ def one_against_rest(ratings: Ratings) -> results.OneVersusRest:
         rest = (sums[:, None] - np.nan_to_num(values)) / (counts[:, None] - given)
     usable = given & (counts[:, None] > 1)
     unit, rater = np.nonzero(usable)
-    columns = [(i, rows) for i in range(len(ratings.raters)) if (rows := usable[:, i]).sum() > 2]
+    columns = [(i, rows) for i, rows in enumerate(usable.T) if rows.sum() > 2]
 
     def by_column(weights: FloatArray) -> FloatArray:
-        correlations = [
-            weighted_pearson(values[rows, i][None], rest[rows, i][None], weights[:, rows])
-            for i, rows in columns
-        ]
-        return np.array(correlations).reshape(-1, len(weights))
+        pairs = ((values[m, i][None], rest[m, i][None], weights[:, m]) for i, m in columns)
+        return np.array([weighted_pearson(*pair) for pair in pairs]).reshape(-1, len(weights))
 
     def numbers(weights: FloatArray) -> dict[str, FloatArray]:
-        correlations = by_column(weights)
-        defined = np.isfinite(correlations)  # a rater with a constant verdict has no correlation
-        mean = np.where(defined, correlations, 0).sum(axis=0) / defined.sum(axis=0)
         own, others = values[unit, rater][None], rest[unit, rater][None]
-        return {"mean": mean, "pooled": weighted_pearson(own, others, weights[:, unit])}
+        pooled = weighted_pearson(own, others, weights[:, unit])
+        # A rater with a constant verdict has no correlation.
+        return {"mean": mean_of_defined(by_column(weights)), "pooled": pooled}
 
     alone = by_column(np.ones((1, len(values))))[:, 0].tolist()
     by_rater = [
         {"rater": ratings.raters[i], "pearson": r if np.isfinite(r) else None, "n": int(rows.sum())}
         for (i, rows), r in zip(columns, alone, strict=True)
+        if len(ratings.raters) <= MAX_RATERS
     ]
     metrics = Resampler(ratings.groups).estimate(numbers, len(unit), values.size)
     metrics["mean"].n = int(np.isfinite(alone).sum())
-    shown = by_rater if len(ratings.raters) <= MAX_RATERS else []
-    return results.OneVersusRest.model_validate({"by_rater": shown, **metrics})
+    return results.OneVersusRest.model_validate({"by_rater": by_rater, **metrics})
 
 
 ROW = ("", "value", "95 % interval", "n")
@@ -304,8 +298,7 @@ def _rows(numbers: results.Stored | None, prefix: str = "") -> list[list[str]]:
     for name, text in ANNOTATORS.items():
         metric = getattr(numbers, name, None)
         if isinstance(metric, results.Metric):
-            cells = ["undefined", ""]
-            if metric.value is not None:
-                cells = [number(metric.value), interval(metric) or "none"]
-            rows.append([f"{prefix}{text}", *cells, f"{metric.n:,}"])
+            shown = [number(metric.value), interval(metric) or "none"]
+            shown = ["undefined", ""] if metric.value is None else shown
+            rows.append([f"{prefix}{text}", *shown, f"{metric.n:,}"])
     return rows

@@ -63,6 +63,12 @@ def weighted_pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> Float
         return np.asarray((weights * x * y).sum(axis=1) / np.sqrt(spread), np.float64)
 
 
+def mean_of_defined(columns: FloatArray) -> FloatArray:
+    """Return the mean over [k, r] along k of what is finite: [r]; NaN if nothing is."""
+    defined = np.isfinite(columns)
+    return np.asarray(np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0), np.float64)
+
+
 def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Metric:
     """Return tau-b (1945) of x and y [n], with its jackknife over blocks of `groups` [n]."""
     from scipy.stats import kendalltau

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.results import BetweenSystems, Metric, SourcePairs, SystemMeans
 from pt_app.evidence.intervals import Resampler, ratio, with_counts
-from pt_app.evidence.ranks import weighted_pearson
+from pt_app.evidence.ranks import mean_of_defined, weighted_pearson
 
 Flags = npt.NDArray[np.bool_]
 PERMUTATIONS = 1000
@@ -104,9 +104,7 @@ def groupings(
 
     def by_system(weights: FloatArray) -> dict[str, FloatArray]:
         parts = (weighted_pearson(labels[m][None], scores[m][None], weights[:, m]) for m in members)
-        columns = np.stack(list(parts))
-        defined = np.isfinite(columns)
-        return {"mean": np.where(defined, columns, 0).sum(axis=0) / defined.sum(axis=0)}
+        return {"mean": mean_of_defined(np.stack(list(parts)))}
 
     return (
         _mean_of_groups(by_source, sample, int(np.isfinite(by_source).sum())),
