@@ -112,14 +112,12 @@ def _step(scale: Scale) -> float:
 def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> results.Metrics:
     """Measure the agreement with the labels before any attack."""
     kept = [
-        (row, row.label.verdict, one.constrained)
+        (row.group, row.label.verdict, one.constrained)
         for row, one in zip(rows, clean, strict=True)
         if row.label is not None and one.constrained is not None
     ]
-    constrained = [verdict for _, _, verdict in kept]
-    sample = Resampler([row.group for row, _, _ in kept])
-    numbers = summarise([label for _, label, _ in kept], constrained, constrained, sample, scale)
-    return numbers.best
+    groups, labels, constrained = zip(*kept, strict=True) if kept else ((), (), ())
+    return summarise(labels, constrained, constrained, Resampler(groups), scale).best
 
 
 def _numbers(
@@ -129,25 +127,24 @@ def _numbers(
     after: Sequence[Scored],
     scale: Scale,
 ) -> dict[str, results.AttackFamily]:
-    losers = np.array([loser(row) for row in rows])
-    fits = [
-        (one, scored)
-        for one, scored in zip(attacks, after, strict=True)
-        if scored.probabilities and clean[one.row].probabilities
-    ]
-    places = np.array([one.row for one, _ in fits], dtype=np.int64)
-    zero = (0.0,) * len(scale.values)
-    before = np.array([one.probabilities or zero for one in clean])
-    given = np.array([scored.probabilities for _, scored in fits]).reshape(-1, len(zero))
+    losers, places = [loser(row) for row in rows], [one.row for one in attacks]
+    before = favour(_chances(clean, scale), scale, np.array(losers))
+    given = favour(_chances(after, scale), scale, np.array(losers)[places])
+    kept = np.flatnonzero(np.isfinite(given - before[places]))  # both could be scored
     return attack_numbers(
-        [one.family for one, _ in fits],
-        places,
+        [attacks[i].family for i in kept],
+        np.array(places)[kept],
         [row.group for row in rows],
-        favour(before, scale, losers),
-        favour(given, scale, losers[places]),
+        before,
+        given[kept],
         _step(scale),
-        [scored.status == "parse_failure" for _, scored in fits],
+        [after[i].status == "parse_failure" for i in kept],
     )
+
+
+def _chances(scored: Sequence[Scored], scale: Scale) -> FloatArray:
+    absent = [np.nan] * len(scale.values)
+    return np.array([one.probabilities or absent for one in scored]).reshape(-1, len(absent))
 
 
 def favour(probabilities: FloatArray, scale: Scale, losers: IntArray) -> FloatArray:

@@ -78,14 +78,8 @@ def converted(
         abs(p - q) for a, b in pairs for p, q in zip(a.probabilities, b.probabilities, strict=True)
     ]
     verdicts = sum(a.verdict != b.verdict for a, b in pairs)
-    change = PrecisionChange(
-        n=len(pairs), verdicts=verdicts, probability=max(differences, default=0.0)
-    )
-    log.warning(
-        "%s: changes %d of %d verdicts against float32, and a probability by up to %.2g",
-        precision,
-        change.verdicts,
-        change.n,
-        change.probability,
-    )
+    largest = max(differences, default=0.0)
+    change = PrecisionChange(n=len(pairs), verdicts=verdicts, probability=largest)
+    changed = f"{verdicts} of {len(pairs)} verdicts against float32"
+    log.warning("%s: changes %s, a probability by up to %.2g", precision, changed, largest)
     return lower, change

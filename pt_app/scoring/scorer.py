@@ -24,7 +24,7 @@ from pt_app.models.gemm import fast_matmul
 from pt_app.models.packing import Shapes
 from pt_app.models.tree_attention import core, why_no_tree
 from pt_app.scoring.completion import Opening, complete, openings
-from pt_app.scoring.tree_reading import read_parts
+from pt_app.scoring.tree_reading import TreeReader
 from pt_app.scoring.verdict_trie import Reading, VerdictTrie, read_plain
 
 log = logging.getLogger(__name__)
@@ -154,10 +154,9 @@ class JudgeScorer:
         vocabulary = self.model.config.get_text_config().vocab_size
         max_rows = max(1, MAX_LOGITS // (self.trie.states * vocabulary))
         pad = self.encoder.end_token_id
+        sizes = self.batch_tokens, max_rows, pad, self.shapes
         waiting: Waiting = {}
-        for part in read_parts(
-            self.model, prompts, self.trie, self.batch_tokens, max_rows, pad, self.shapes
-        ):
+        for part in TreeReader(self.model, self.trie, *sizes).parts(prompts):
             results = zip(part.rows, self._scored(part.reading), strict=True)
             if not self.feedback:
                 yield from results
@@ -214,11 +213,14 @@ class JudgeScorer:
 
     def _text(self, ids: list[int]) -> str:
         """Decode an answer up to its end token, without what the chat template puts before it."""
-        end = self.encoder.end_token_id
-        answer = _decode(self.encoder, ids[: ids.index(end)] if end in ids else ids)
-        line = self.scale.lines()[0]
-        lead = _decode(self.encoder, self.encoder.answer_ids(line)).removesuffix(line)
-        return answer.removeprefix(lead)
+        end, line = self.encoder.end_token_id, self.scale.lines()[0]
+        own = ids[: ids.index(end)] if end in ids else ids
+        answer, lead = self.encoder.tokenizer.batch_decode(
+            [own, self.encoder.answer_ids(line)],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return str(answer).removeprefix(lead.removesuffix(line))
 
 
 def greedy_answer(
@@ -226,13 +228,8 @@ def greedy_answer(
 ) -> list[int]:
     """Return the ids of the greedy `generate` of transformers: the reference for `complete`."""
     plain = core(model)
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_tokens,
-        eos_token_id=end_id,
-        pad_token_id=end_id,
-    )
+    ends = {"max_new_tokens": max_tokens, "eos_token_id": end_id, "pad_token_id": end_id}
+    config = GenerationConfig(do_sample=False, num_beams=1, **ends)
     ids = torch.tensor([list(prompt)], device=plain.device)
     own = plain.generation_config
     # transformers (5.23, generation/utils.py, _prepare_generation_config) fills every unset field
@@ -264,13 +261,6 @@ def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
                 "verdicts cannot be read: use another model"
             )
     return VerdictTrie.build(lines)
-
-
-def _decode(encoder: PromptEncoder, ids: list[int]) -> str:
-    text: str = encoder.tokenizer.decode(
-        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return text
 
 
 @contextmanager

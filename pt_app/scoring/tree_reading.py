@@ -7,6 +7,7 @@ cache still holds it. A rubric is therefore computed once per test set, and a so
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -35,20 +36,12 @@ class Part:
     cache: DynamicCache | None
 
 
-def read_parts(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    trie: VerdictTrie,
-    budget: int,
-    max_rows: int,
-    pad_id: int,
-    shapes: Shapes,
-) -> Iterator[Part]:
-    """Read prompts in parts.
+@dataclass(frozen=True)
+class TreeReader:
+    """Reads the verdicts on prompts, part by part.
 
-    Args:
+    Attributes:
         model: the model, in evaluation mode.
-        prompts: token ids of each prompt.
         trie: the allowed verdicts.
         budget: maximum newly computed tokens per part.
         max_rows: maximum prompts per part.
@@ -56,66 +49,60 @@ def read_parts(
         shapes: the sizes to which the tensors of a part are padded; if there are any, nothing is
             cached, since a cache has ever new sizes.
     """
-    fixed = bool(shapes.lengths)
-    extra = len(trie.tokens)
-    cache: DynamicCache | None = None
-    before: Sequence[int] = ()
-    path: list[int] = []
-    for rows in chunk_by_tokens(prompts, budget, extra=extra, max_rows=max_rows, cached=not fixed):
-        first = prompts[rows[0]]
-        # The logits of the last token of the first prompt are needed, cached or not.
-        cached = 0 if fixed else min(common_prefix(before, first), len(first) - 1)
-        tree = Tree.of([[*prompts[row], *stem] for row in rows for stem in trie.stems])
-        cache = None if fixed else _pruned(cache or DynamicCache(), path[:cached])
-        per = len(trie.stems)
-        of_rows = [tree.paths[i * per : (i + 1) * per] for i in range(len(rows))]
-        places = [
-            [paths[stem][len(prompts[row]) - 1 + depth] for stem, depth in trie.places]
-            for row, paths in zip(rows, of_rows, strict=True)
-        ]
-        positions = [place - cached for of_row in places for place in of_row]
-        # The logits get no name: it would keep them alive until those of the next part exist too.
-        reading = reading_of(
-            _logits(model, tree, positions, cached, cache, pad_id, shapes).view(
-                len(rows), trie.states, -1
-            ),
-            trie,
-        )
-        paths = [p[0][: len(prompts[row])] for row, p in zip(rows, of_rows, strict=True)]
-        yield Part(rows, reading, places, paths, cache)
-        before, path = prompts[rows[-1]], paths[-1]
 
+    model: PreTrainedModel
+    trie: VerdictTrie
+    budget: int
+    max_rows: int
+    pad_id: int
+    shapes: Shapes
 
-def _logits(
-    model: PreTrainedModel,
-    tree: Tree,
-    positions: list[int],
-    cached: int,
-    cache: DynamicCache | None,
-    pad_id: int,
-    shapes: Shapes,
-) -> torch.Tensor:
-    """Return the logits [k, vocabulary] at the tokens `positions`, counted from `cached`."""
-    size = shapes.tokens(len(tree.ids))
-    pads = size - len(tree.ids)
-    more = shapes.logits(len(positions), size) - len(positions)
-    ids, depths, last, asked = (
-        torch.tensor(numbers, device=model.device)
-        for numbers in (
-            tree.ids[cached:] + [pad_id] * pads,
-            tree.depths[cached:] + [0] * pads,
-            tree.last + list(range(size - pads, size)),
-            positions + [0] * more,
-        )
-    )
-    with last_mlp_only_at(model, torch.unique(asked)):
-        logits: torch.Tensor = model(
-            **tree_inputs(model, ids[None], depths[None], last, cached),
-            logits_to_keep=asked,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).logits[0]
-    return logits[: len(positions)]
+    def parts(self, prompts: Sequence[Sequence[int]]) -> Iterator[Part]:
+        """Read prompts, given as token ids."""
+        trie, fixed = self.trie, bool(self.shapes.lengths)
+        sizes = {"extra": len(trie.tokens), "max_rows": self.max_rows}
+        cache: DynamicCache | None = None
+        before: Sequence[int] = ()
+        path: list[int] = []
+        for rows in chunk_by_tokens(prompts, self.budget, cached=not fixed, **sizes):
+            first = prompts[rows[0]]
+            # The logits of the last token of the first prompt are needed, cached or not.
+            cached = 0 if fixed else min(common_prefix(before, first), len(first) - 1)
+            tree = Tree.of([[*prompts[row], *stem] for row in rows for stem in trie.stems])
+            cache = None if fixed else _pruned(cache or DynamicCache(), path[:cached])
+            per = len(trie.stems)
+            of_rows = [tree.paths[i * per : (i + 1) * per] for i in range(len(rows))]
+            places = [
+                [paths[stem][len(prompts[row]) - 1 + depth] for stem, depth in trie.places]
+                for row, paths in zip(rows, of_rows, strict=True)
+            ]
+            positions = [place - cached for of_row in places for place in of_row]
+            # The logits get no name: it would keep them alive until those of the next part exist.
+            reading = reading_of(self._logits(tree, positions, cached, cache), trie)
+            paths = [p[0][: len(prompts[row])] for row, p in zip(rows, of_rows, strict=True)]
+            yield Part(rows, reading, places, paths, cache)
+            before, path = prompts[rows[-1]], paths[-1]
+
+    def _logits(
+        self, tree: Tree, positions: list[int], cached: int, cache: DynamicCache | None
+    ) -> torch.Tensor:
+        """Return the logits [rows, states, vocabulary] at `positions`, counted from `cached`."""
+        size = self.shapes.tokens(len(tree.ids))
+        pads = size - len(tree.ids)
+        more = self.shapes.logits(len(positions), size) - len(positions)
+        tensor = partial(torch.tensor, device=self.model.device)
+        ids = tensor([tree.ids[cached:] + [self.pad_id] * pads])
+        depths = tensor([tree.depths[cached:] + [0] * pads])
+        last = tensor(tree.last + list(range(size - pads, size)))
+        asked = tensor(positions + [0] * more)
+        with last_mlp_only_at(self.model, torch.unique(asked)):
+            logits: torch.Tensor = self.model(
+                **tree_inputs(self.model, ids, depths, last, cached),
+                logits_to_keep=asked,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).logits[0]
+        return logits[: len(positions)].view(-1, self.trie.states, logits.shape[-1])
 
 
 def _pruned(cache: DynamicCache, path: list[int]) -> DynamicCache:

@@ -166,7 +166,7 @@ def scoring_passes(
 def reading_passes(
     prompts: Sequence[Sequence[int]], trie: VerdictTrie, budget: int, vocabulary: int
 ) -> list[Pack]:
-    """Return the passes in which `tree_reading.read_parts` reads the verdicts of `prompts`."""
+    """Return the passes in which `tree_reading.TreeReader` reads the verdicts of `prompts`."""
     max_rows = max(1, MAX_LOGITS // (trie.states * vocabulary))
     extra, depth = len(trie.tokens), trie.depth
     packs: list[Pack] = []
