@@ -198,7 +198,7 @@ def test_splits_json_agrees_or_is_an_error(folder: Folder) -> None:
     folder.text("splits.json", '{"source 1": "train", "source 3": "test"}')
     folder.read()
     folder.text("splits.json", '{"source 3": "val"}')
-    with pytest.raises(UserError, match=r'splits.json places group "source 3" in val.*test.json:1'):
+    with pytest.raises(UserError, match=r'"source 3" is in two splits: splits.json.*test.json:1'):
         folder.read()
 
 

@@ -288,7 +288,7 @@ def test_any_text_is_kept_to_the_letter_or_refused(
             "'great' has no meaning: add it to --labels",
         ),
         ("1.5", [*MAP, "--scale", "1-5"], "off the scale 1-5"),
-        ("{i}", [*MAP, "--scale", "5-1"], "the steps must lead"),
+        ("{i}", [*MAP, "--scale", "5-1"], "whose steps lead"),
         ("{i}", [*MAP, "--task", "pairwise", "--scale", "0-10"], "differ"),
         ("{i}", [*MAP, "--template", "nobodys"], "template nobodys is neither"),
         ("{i}", [*MAP, "--ratios", "1,2"], "write three numbers"),

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
 from pt_app.core.errors import UserError
@@ -27,8 +28,6 @@ _DIRECTIVE = re.compile(r"%[-_0^#]?[A-Za-z]")
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 # A template of one turn alone: what it encodes is the text itself.
 _TEXT_ALONE = "{{ messages[0]['content'] }}"
-
-Render = Callable[..., str]
 
 
 def seal(tokenizer: Any, day: date = DAY) -> None:
@@ -52,8 +51,7 @@ def seal(tokenizer: Any, day: date = DAY) -> None:
         prologue += f"{{%- set {name} = {THINKING_OFF[name]} %}}"
         changes.append(f"{name} is {THINKING_OFF[name]}")
     sealed = f"{prologue}\n{template}" if prologue else template
-    opening = _opening(lambda *turns, **options: _rendered(tokenizer, sealed, turns, **options))
-    if opening:
+    if opening := _opening(partial(_rendered, tokenizer, sealed)):
         sealed = _opened(sealed, opening)
         changes.append(f"an answer opens with {json.dumps(opening, ensure_ascii=False)}")
     if changes:
@@ -135,7 +133,7 @@ def _clock(constants: Iterable[str], day: date) -> str:
     return f"{{%- macro {_CLOCK}(format) -%}}{{{{- format{replaced} -}}}}{{%- endmacro %}}"
 
 
-def _rendered(tokenizer: Any, template: str, turns: Iterable[str], **options: Any) -> str:
+def _rendered(tokenizer: Any, template: str, *turns: str, **options: Any) -> str:
     """Render turns of user and assistant by `template`; raises UserError if it fails."""
     from jinja2 import TemplateError
 
@@ -146,13 +144,12 @@ def _rendered(tokenizer: Any, template: str, turns: Iterable[str], **options: An
             messages, chat_template=template, tokenize=False, **options
         )
     except (TemplateError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:120]
-        problem = f"the chat template fails on a user's turn ({why})"
-        raise UserError(f"{problem}: choose another model") from error
+        problem = f"fails on a user's turn ({' '.join(str(error).split())[:120]})"
+        raise UserError(f"the chat template {problem}: choose another model") from error
     return text
 
 
-def _opening(render: Render) -> str:
+def _opening(render: Callable[..., str]) -> str:
     """Return what the template writes before an answer, where that is not how its prompts end.
 
     "" for an ordinary template. A prompt for generation may end earlier (gpt-oss leaves the

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, sha256_file
 from pt_app.core.leaks import find_leaks
-from pt_app.core.records import JudgeExample, Place, example_of, first_problem, one_line
+from pt_app.core.records import JudgeExample, Place, clipped, example_of, first_problem, one_line
 from pt_app.core.verdicts import NAMED, Scale, Task
 
 if TYPE_CHECKING:
@@ -241,19 +241,13 @@ def check_ids(examples: Iterable[JudgeExample]) -> None:
 
 
 def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) -> None:
-    placed = read_places(folder)
-    seen: dict[str, tuple[str, str]] = {}
+    seen = {group: (split, "splits.json") for group, split in read_places(folder).items()}
     for split, examples in splits.items():
         for example in examples:
-            group = example.group
-            other, where = seen.setdefault(group, (split, example.where))
-            shown = group if len(group) <= 60 else group[:57] + "..."
+            other, where = seen.setdefault(example.group, (split, example.where))
             if other != split:
                 where += f" and {example.where}, field group: move all rows of it to one split"
-                raise UserError(f'group "{shown}" is in two splits: {where}')
-            if placed.get(group, split) != split:
-                problem = f'places group "{shown}" in {placed[group]}, but it is at {example.where}'
-                raise UserError(f"{folder / 'splits.json'} {problem}: correct one of the two")
+                raise UserError(f'group "{clipped(example.group)}" is in two splits: {where}')
 
 
 def read_places(folder: Path) -> dict[str, str]:

@@ -2,16 +2,18 @@
 
 import re
 import tomllib
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import regex
 
 if TYPE_CHECKING:
     from pt_app.core.results import Metric
 
 DIGITS = 3  # two would hide differences that intervals show: 0.955 and 0.949 are both 0.95
 UNDEFINED = "–"
+_INVISIBLE = regex.compile(r"(?V1)[\p{Cc}\p{Cf}\p{Zl}\p{Zp}--[\n\t]]")
 MAX_TEXT = 1000  # characters of a text that a page shows
 
 _METRICS = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
@@ -59,12 +61,7 @@ def visible(text: str) -> str:
     An escape sequence of a terminal or a direction override in a candidate would otherwise change
     how the page around it reads.
     """
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp")
-        else f"\\u{ord(character):04x}"
-        for character in text
-    )
+    return _INVISIBLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def one_line(text: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pt_app.core.records import JudgeExample, without_candidate
+from pt_app.core.records import JudgeExample, clipped, without_candidate
 from pt_app.core.words import normalised, words_of
 
 # A candidate this short ("Yes.", "O gato dorme.") stands under two sources by chance.
@@ -37,14 +37,12 @@ class Leak:
 
     def line(self, with_text: bool = True) -> str:
         """Describe the leak in one line, with its text shortened or omitted."""
-        text = " ".join(self.text.split())
-        shown = f'"{text if len(text) <= 60 else text[:57] + "..."}"' if with_text else self.b.id
+        shown = f'"{clipped(self.text)}"' if with_text else self.b.id
         how = {"exact": "", "normalised": ", but for case, accents or punctuation"}
         near = f", {self.similarity:.0%} of the words alike"
-        return (
-            f"{self.field} {shown} is in {self.split_a} ({self.a.where or self.a.id}) and "
-            f"{self.split_b} ({self.b.where or self.b.id}){how.get(self.kind, near)}"
-        )
+        sides = ((self.split_a, self.a), (self.split_b, self.b))
+        places = " and ".join(f"{split} ({row.where or row.id})" for split, row in sides)
+        return f"{self.field} {shown} is in {places}{how.get(self.kind, near)}"
 
 
 def input_text(example: JudgeExample) -> str:

@@ -90,16 +90,10 @@ def row_fields(example: JudgeExample) -> dict[str, str | None]:
     An empty source, context or reference is none; an empty candidate is one, and a bad one.
     """
     first, second = example.candidates or (None, None)
-    turns = example.conversation
-    return {
-        "source": example.source or None,
-        "conversation": "\n".join(f"{t.role}: {t.content}" for t in turns) if turns else None,
-        "context": example.context or None,
-        "reference": example.reference or None,
-        "candidate": example.candidate,
-        "candidate_a": first,
-        "candidate_b": second,
-    }
+    texts = {name: getattr(example, name) or None for name in ("source", "context", "reference")}
+    turns = "\n".join(f"{turn.role}: {turn.content}" for turn in example.conversation or ())
+    candidates = {"candidate": example.candidate, "candidate_a": first, "candidate_b": second}
+    return {**texts, "conversation": turns or None, **candidates}
 
 
 def _check_fields(text: str, fields: tuple[str, ...], where: str) -> None:

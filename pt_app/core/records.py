@@ -30,15 +30,11 @@ def as_name(value: object) -> object:
     Spreadsheets and databases number their rows, and pandas writes a column of such numbers as 1.0,
     2.0 and NaN where one is missing.
     """
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return str(value)
-    if not isinstance(value, numbers.Real):
-        return value
-    if math.isnan(value):
-        return ""
-    return str(math.floor(value)) if value % 1 == 0 else str(float(value))
+    if isinstance(value, numbers.Real) and not math.isnan(value):
+        return str(math.floor(value)) if value % 1 == 0 else str(float(value))
+    return "" if value is None or isinstance(value, numbers.Real) else value
 
 
 Cells = Mapping[str, object]
@@ -279,17 +275,11 @@ def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     if read is None:
         raise place.error(field, scale.why_unreadable(answer), f'write it as "{scale.form()}"')
     candidate = row.translation
-    return JudgeExample(
-        id=row.id,
-        group=_first_of(row.group, row.source, without_candidate(user, candidate), user),
-        source=row.source,
-        candidate=candidate,
-        label=Label(verdict=read.verdict, issues=list(read.issues), feedback=read.feedback),
-        meta=row.meta,
-        prompt=user,
-        system=system,
-        where=place.where,
-    ).model_copy(update={"task": scale.task})
+    label = Label(verdict=read.verdict, issues=list(read.issues), feedback=read.feedback)
+    group = _first_of(row.group, row.source, without_candidate(user, candidate), user)
+    same = {"id": row.id, "source": row.source, "meta": row.meta, "task": scale.task}
+    own = {"group": group, "candidate": candidate, "label": label, "prompt": user, "system": system}
+    return JudgeExample.model_validate({**same, **own, "where": place.where})
 
 
 def _turns(
@@ -325,6 +315,12 @@ def without_candidate(user: str, candidate: str | None) -> str:
 def _first_of(*texts: str | None) -> str:
     """Return the first text that is not blank, as groups are compared; "" if none is."""
     return next(filter(None, (one_line(text or "") for text in texts)), "")
+
+
+def clipped(text: str, longest: int = 60) -> str:
+    """Return a text on one line, cut to `longest` characters."""
+    line = one_line(text)
+    return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 def one_line(text: str) -> str:

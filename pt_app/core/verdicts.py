@@ -72,9 +72,21 @@ class Scale:
     values: tuple[Verdict, ...]
 
     @staticmethod
+    @lru_cache(maxsize=64)
     def from_name(name: str) -> "Scale":
         """Build the scale that `name` stands for; raises UserError for any other text."""
-        return _scale(name)
+        if name in NAMED:
+            return Scale(name, name, NAMED[name])
+        match = _RANGE.fullmatch(name)
+        parts = match.groups() if match else ("0", "0", "0")
+        low, high, step = (Decimal(part or "1") for part in parts)
+        steps = (high - low) / step if step > 0 else Decimal(0)
+        if not 0 < steps < MAX_VALUES or steps != steps.to_integral_value():
+            raise UserError(
+                f'"{name}" is not a scale of {MAX_VALUES} values or fewer: use low-high (0-10), '
+                "low-high:step (0-10:0.5) whose steps lead to its end, pairwise or pass_fail"
+            )
+        return Scale("score", name, tuple(_number(low + step * i) for i in range(int(steps) + 1)))
 
     @cached_property
     def _line_of(self) -> dict[Verdict, str]:
@@ -191,31 +203,10 @@ def read_comments(text: str) -> tuple[list[str], str]:
     return issues, "\n".join(rest).strip()
 
 
-@lru_cache(maxsize=64)
-def _scale(name: str) -> Scale:
-    if name in NAMED:
-        return Scale(name, name, NAMED[name])
-    match = _RANGE.fullmatch(name)
-    if match is None:
-        raise UserError(
-            f'"{name}" is not a scale: use low-high (0-10), low-high:step (0-10:0.5), '
-            "pairwise or pass_fail"
-        )
-    low, high, step = (Decimal(part or "1") for part in match.groups())
-    steps = (high - low) / step if step > 0 else Decimal(0)
-    if steps >= MAX_VALUES:
-        raise UserError(f'scale "{name}" has over {MAX_VALUES} values: widen its step')
-    if steps <= 0 or steps != steps.to_integral_value():
-        raise UserError(f'scale "{name}": the steps must lead from the low end to the high end')
-    count = int(steps) + 1
-    return Scale("score", name, tuple(_number(low + step * i) for i in range(count)))
-
-
 def _number(value: Decimal) -> int | float:
     return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _plain(value: Verdict | Decimal) -> str:
     """Write a number without exponent or trailing zeros."""
-    text = format(Decimal(str(value)), "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{Decimal(str(value)).normalize():f}"
