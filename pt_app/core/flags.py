@@ -183,11 +183,8 @@ def _fields(table: type) -> dict[str, Flag | type]:
 
 def flags_of(table: type) -> list[Flag]:
     """Return the flags of a table, in order, with those of tables that are fields of it."""
-    return [
-        each
-        for own in _fields(table).values()
-        for each in ([own] if isinstance(own, Flag) else flags_of(own))
-    ]
+    own = _fields(table).values()
+    return [each for one in own for each in ([one] if isinstance(one, Flag) else flags_of(one))]
 
 
 def filled(table: type[Table], values: Mapping[str, object]) -> Table:
@@ -251,14 +248,11 @@ def resolved(
     Raises:
         UserError: for a value of the wrong type or out of range.
     """
-    values: dict[str, object] = {}
-    for each in flags:
-        values[each.name] = each.default
-        for where, given in sources:
-            if each.name in given:
-                values[each.name] = each.converted(given[each.name], where)
-                break
-    return values
+    given = {name: (raw, where) for where, raws in reversed(sources) for name, raw in raws.items()}
+    return {
+        each.name: each.converted(*given[each.name]) if each.name in given else each.default
+        for each in flags
+    }
 
 
 def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
@@ -291,9 +285,8 @@ def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
         if own.name in keys:
             raise UserError(f"{path}: {keys[own.name]} and {key} are one setting: keep one of them")
         keys[own.name] = key
-        values[own.name] = value
-        if key != own.name and isinstance(value, bool):
-            values[own.name] = own.means.get(str(value).lower(), value)
+        meant = own.means if key != own.name and isinstance(value, bool) else {}
+        values[own.name] = meant.get(str(value).lower(), value)
     return values
 
 

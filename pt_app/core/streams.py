@@ -13,17 +13,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 BAR_SECONDS = 30.0
 _MOVES = re.compile(r"(\n|\x1b\[A)*")
 REPLACED = "pt_app.replaced"  # the name of the error handler below
 # What the project's own lines hold beside ASCII and has an equal there.
-SIGNS = {"–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "≤": "<=", "≥": ">="} | {
-    sign: plain for signs, plain in (("“”„", '"'), ("‘’", "'"), ("\u00a0\u202f", " "))
-    for sign in signs
-}  # fmt: skip
+SIGNS = dict(zip("–—−×“”„‘’\u00a0\u202f", '---x"""\'\'  ', strict=True))
+SIGNS |= {"…": "...", "±": "+-", "≤": "<=", "≥": ">="}
 # Lines of libraries that ask for nothing, or for what is done anyway; each with its reason.
 KNOWN = tuple(
     re.compile(pattern)
@@ -166,8 +164,10 @@ def only_json(wanted: bool = True) -> Iterator[None]:
         yield
         return
     before.flush()
-    _result = before
-    if _number(before) == 1:
+    _result, descriptor = before, None
+    with suppress(AttributeError, OSError, ValueError):  # a stream that is no file
+        descriptor = before.fileno()
+    if descriptor == 1:
         _result = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -180,10 +180,3 @@ def only_json(wanted: bool = True) -> Iterator[None]:
 def print_json(text: str) -> None:
     """Print the result of a command with `--json`."""
     print(text, file=_result or sys.stdout, flush=True)
-
-
-def _number(stream: TextIO) -> int | None:
-    try:
-        return stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return None

@@ -6,6 +6,7 @@ for the number of checks (Holm): a judge without any bias is accused of one in 5
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import compress
 
 import numpy as np
@@ -18,7 +19,7 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.core.words import words
 from pt_app.evidence.coding import worth_of
 from pt_app.evidence.comparison import holm
-from pt_app.evidence.intervals import Resampler, ratio, with_counts
+from pt_app.evidence.intervals import Resampler, with_counts
 
 ALARM = 0.05  # of the corrected p
 MIN_SLICE = 10  # rows; a smaller slice is not tested
@@ -90,16 +91,16 @@ def length_of(rows: Sequence[Prediction], scale: Scale) -> FloatArray:
 def copied_of(rows: Sequence[Prediction], scale: Scale) -> FloatArray:
     """Return the share of each candidate's words that occur in the source; NaN without a source."""
 
-    def share(row: Prediction) -> float:
-        source = set(words(row.source or ""))
+    def copied(source: set[str], text: str) -> float:
+        own = words(text)
+        return sum(word in source for word in own) / max(1, len(own))
 
-        def copied(text: str) -> float:
-            own = words(text)
-            return sum(word in source for word in own) / len(own) if own else 0.0
-
-        return _of_candidates(row, scale, copied) if source else np.nan
-
-    return np.array([share(row) for row in rows])
+    sources = [set(words(row.source or "")) for row in rows]
+    shares = [
+        _of_candidates(row, scale, partial(copied, source)) if source else np.nan
+        for row, source in zip(rows, sources, strict=True)
+    ]
+    return np.array(shares)
 
 
 def _of_candidates(row: Prediction, scale: Scale, feature: Callable[[str], float]) -> float:
@@ -135,10 +136,9 @@ def slices(names: Sequence[str | None], apart: FloatArray, sample: Resampler) ->
         apart: the distance of each verdict to its label [n].
         sample: the groups of the rows.
     """
-    by_name, tests = {}, {}
-    column = [str(name) for name in names]
-    for name in sorted(set(column)):
-        inside = np.array([other == name for other in column])
+    by_name, tests, column = {}, {}, np.array([str(name) for name in names])
+    for name in sorted(set(column.tolist())):
+        inside = column == name
         by_name[name] = Slice(distance=sample.mean(np.where(inside, apart, np.nan)))
         if inside.sum() >= MIN_SLICE and (~inside).sum() >= MIN_SLICE:
             tests[name] = _difference_of_means(apart, inside, sample)
@@ -153,11 +153,9 @@ def _difference_of_means(
     parts = [with_counts(np.where(rows, values, np.nan)) for rows in (inside, ~inside)]
 
     def difference(sums: FloatArray) -> dict[str, FloatArray]:
-        first, second = (ratio("mean")(part)["mean"] for part in (sums[:, :2], sums[:, 2:]))
-        return {"difference": first - second}
+        return {"difference": sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]}
 
-    n = int(parts[0][:, 1].sum())
-    columns = np.concatenate(parts, axis=1)
+    n, columns = int(parts[0][:, 1].sum()), np.concatenate(parts, axis=1)
     return _check(sample.estimate_sums(columns, difference, n)["difference"], sample)
 
 
@@ -225,10 +223,8 @@ def orders(
     def accuracy(better: str) -> Metric:
         return sample.share(np.where(labels == scale.values.index(better), right, np.nan))
 
+    ordered = sorted(counts.items(), key=str)
     return Orders(
-        flips=[
-            Flip(first=winner, swapped=other, n=n)
-            for (winner, other), n in sorted(counts.items(), key=str)
-        ],
+        flips=[Flip(first=winner, swapped=other, n=n) for (winner, other), n in ordered],
         right_if_better_is={better: accuracy(better) for better in ("A", "B")},
     )

@@ -41,10 +41,8 @@ def compare(
     """
     check_lengths(labels, a, b, sample.index)
     name, label = coding.headline(scale), coding.positions(labels, scale, "label")
-    judges = [
-        coding.count_failures_as_wrong(label, coding.positions(v, scale, "verdict"), scale)
-        for v in (a, b)
-    ]
+    verdicts = [coding.positions(v, scale, "verdict") for v in (a, b)]
+    judges = [coding.count_failures_as_wrong(label, verdict, scale) for verdict in verdicts]
     columns, statistic = coding.agreement_of_sums(label, scale, *judges)
     sums = np.stack([sample.sums(cells).toarray() for cells in columns])  # [2, groups, cells]
     cells = sums.shape[2]

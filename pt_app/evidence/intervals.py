@@ -136,17 +136,13 @@ class Resampler:
                 return {name: Metric.of(float(value[0]), n) for name, value in values.items()}
             counts = 1 - np.eye(self.groups, dtype=np.int8) if self.few_groups else self._counts
             chunk = max(1, CHUNK_NUMBERS // max(size, self.groups))
-            parts = [
-                statistic(counts[start : start + chunk].astype(np.float64))
-                for start in range(0, len(counts), chunk)
-            ]
+            starts = range(0, len(counts), chunk)
+            parts = [statistic(counts[i : i + chunk].astype(np.float64)) for i in starts]
         metrics = {}
         for name, (value,) in values.items():
             drawn = np.concatenate([part[name] for part in parts])
-            if self.few_groups:
-                spread = jackknife_interval(float(value), drawn, name)
-            else:
-                spread = percentile_interval(drawn, self.groups)
+            jackknifed = jackknife_interval(float(value), drawn, name) if self.few_groups else None
+            spread = jackknifed or percentile_interval(drawn, self.groups)
             metrics[name] = Metric.of(float(value), n, spread)
         return metrics
 

@@ -66,10 +66,8 @@ def _pairs(sample: Resampler) -> tuple[IntArray, IntArray]:
     sizes = np.array([len(rows) * (len(rows) - 1) // 2 for rows in of_groups])
     drawn = np.random.default_rng(sample.seed).permutation(len(of_groups))
     chosen = drawn[sizes[drawn].cumsum() <= MAX_PAIRS] if sizes.sum() > MAX_PAIRS else drawn
-    both = [
-        np.stack([rows[i] for i in np.triu_indices(len(rows), 1)])
-        for rows in (of_groups[place] for place in np.sort(chosen))
-    ]
+    members = [of_groups[place] for place in np.sort(chosen)]
+    both = [np.stack([rows[i] for i in np.triu_indices(len(rows), 1)]) for rows in members]
     first, second = np.concatenate([np.zeros((2, 0), dtype=np.int64), *both], axis=1)
     return first, second
 
