@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
@@ -51,7 +52,9 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(source):
-    return PromptEncoder(load_tokenizer(source), "translation", Scale.from_name("0-10"), 256)
+    return PromptEncoder(
+        load_tokenizer(source), Template.load("translation"), Scale.from_name("0-10"), 256
+    )
 
 
 def trained(source, quantization=None, **lora):

@@ -12,6 +12,7 @@ from pt_app.attack.run import TextTwin, attack_numbers, favour, twin_of
 from pt_app.cli import app
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
@@ -73,7 +74,7 @@ def test_of_a_pair_the_loser_attacks(verdict: str, place: int, wanted: str) -> N
 
 @pytest.mark.parametrize("kind", ["chatml", "llama3", "no_system", "mistral"])
 def test_control_tokens_encode_as_their_characters_do(tmp_path: Path, kind: str) -> None:
-    encoder = PromptEncoder(make_tokenizer(tmp_path, kind), "translation", TEN, 4096)
+    encoder = PromptEncoder(make_tokenizer(tmp_path, kind), Template.load("translation"), TEN, 4096)
     rows = [example(), example(candidate="")]
     twin = twin_of(encoder, rows)
     assert twin is not None

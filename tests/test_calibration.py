@@ -7,15 +7,16 @@ from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score,
 
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Confidence,
     at_coverages,
     calibration,
-    checked,
     confidence_of,
     fit_temperature,
     guaranteed_threshold,
+    probabilities_of,
     selective,
     with_temperature,
 )
@@ -107,12 +108,13 @@ def test_isotonic_is_that_of_sklearn() -> None:
     ],
 )
 def test_probabilities_that_are_none_are_refused(row: list[float], words: str) -> None:
-    with pytest.raises(UserError, match=f"column p in row 2: {words}"):
-        checked([[0.5, 0.5], row], PASS_FAIL, "column p")
+    with pytest.raises(UserError, match=f"probabilities in row 2: {words}"):
+        probabilities_of([Prediction(probabilities=p) for p in ([0.5, 0.5], row)], PASS_FAIL)
 
 
 def test_rounded_probabilities_are_made_to_sum_to_one_and_an_absent_row_stays_absent() -> None:
-    found = checked([[0.333, 0.333, 0.333], None], Scale.from_name("pairwise"), "p")
+    rows = [Prediction(probabilities=[0.333, 0.333, 0.333]), Prediction()]
+    found = probabilities_of(rows, Scale.from_name("pairwise"))
     assert found[0] == pytest.approx(1 / 3)
     assert np.isnan(found[1]).all()
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from pt_app.core.chat_templates import DAY
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
@@ -36,7 +37,9 @@ def fresh(name: str, folder: Path) -> Any:
 
 
 def encoder(tokenizer: Any, **options: Any) -> PromptEncoder:
-    return PromptEncoder(tokenizer, "translation", Scale.from_name("0-10"), 2048, **options)
+    return PromptEncoder(
+        tokenizer, Template.load("translation"), Scale.from_name("0-10"), 2048, **options
+    )
 
 
 def text_of(encode: PromptEncoder, row: JudgeExample) -> str:
@@ -178,10 +181,14 @@ def test_an_added_token_that_is_not_special_is_text_in_every_field(
     }
     row = example(**values.get(field, {field: text}))
     if field == "candidates":
-        encode = PromptEncoder(encode.tokenizer, "translation", Scale.from_name("pairwise"), 2048)
+        encode = PromptEncoder(
+            encode.tokenizer, Template.load("translation"), Scale.from_name("pairwise"), 2048
+        )
         row = row.model_copy(update={"label": None})
     if field == "conversation":
-        encode = PromptEncoder(encode.tokenizer, "response", Scale.from_name("0-10"), 2048)
+        encode = PromptEncoder(
+            encode.tokenizer, Template.load("response"), Scale.from_name("0-10"), 2048
+        )
     (encoded,), _ = encode.encode([row])
     assert encode.tokenizer.convert_tokens_to_ids(token) not in encoded.input_ids
     assert text in encode.tokenizer.decode(encoded.input_ids)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pt_app.core.dataset import read_dataset
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.models import adapters, bases
@@ -30,7 +31,9 @@ def evaluation(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (rows / "judge_train.json").write_text(json.dumps(PAIR | {"id": "train", "source": "a cat"}))
     (rows / "judge_test.json").write_text(json.dumps([PAIR, CHAT]))
     data, source = read_dataset(rows), bases.resolve_model(str(base))
-    encoder = PromptEncoder(bases.load_tokenizer(source), "translation", data.scale, 512)
+    encoder = PromptEncoder(
+        bases.load_tokenizer(source), Template.load("translation"), data.scale, 512
+    )
     judge = adapters.attach_lora(
         bases.load_model(source), r=2, alpha=4, dropout=0.0, targets="q_proj"
     )

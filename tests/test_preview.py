@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import Place, example_of
 from pt_app.core.verdicts import Scale
@@ -54,7 +55,9 @@ def test_the_marked_text_and_the_ids_are_those_that_training_gets(
     tokenizer = load_tokenizer(base)
     scale = Scale.from_name("0-10")
     example = example_of(ROW, Place(Path("x"), 1, lines=True), scale)
-    (encoded,), _ = PromptEncoder(tokenizer, "translation", scale, 512).encode([example])
+    (encoded,), _ = PromptEncoder(tokenizer, Template.load("translation"), scale, 512).encode(
+        [example]
+    )
     prompt = encoded.input_ids[: encoded.prompt_length]
     answer = encoded.input_ids[encoded.prompt_length :]
 

@@ -102,7 +102,8 @@ def build(name: str) -> Any:
 
 
 def encoder(name: str = "chatml", max_seq_length: int = 2048, template: Any = "translation") -> Any:
-    return PromptEncoder(build(name), template, Scale.from_name("0-10"), max_seq_length)
+    chosen = Template.load(template) if isinstance(template, str) else template
+    return PromptEncoder(build(name), chosen, Scale.from_name("0-10"), max_seq_length)
 
 
 def example(**changes: Any) -> JudgeExample:
@@ -245,7 +246,9 @@ def test_field_names_inside_a_value_are_not_filled_in() -> None:
     ],
 )
 def test_default_template_serves_every_scale(scale: str, shown: str) -> None:
-    encode = PromptEncoder(build("chatml"), "translation", Scale.from_name(scale), 512)
+    encode = PromptEncoder(
+        build("chatml"), Template.load("translation"), Scale.from_name(scale), 512
+    )
     row = example(candidate=None, candidates=("um", "dois"), label=None)
     system, user = (turn["content"] for turn in encode.messages(row))
     assert shown in system

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
@@ -47,7 +48,7 @@ def examples(count, seed=0):
 
 
 def encoder_of(tokenizer, scale="0-10", length=512):
-    return PromptEncoder(tokenizer, "translation", Scale.from_name(scale), length)
+    return PromptEncoder(tokenizer, Template.load("translation"), Scale.from_name(scale), length)
 
 
 def scorer_of(model, encoder, **options):

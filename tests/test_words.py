@@ -13,6 +13,7 @@ from pt_app.core.attack_families import attacked, families
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import rouge_l
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, units, words
@@ -98,7 +99,7 @@ def test_a_long_text_without_blanks_is_cut_and_not_dropped(name: str, field: str
     row = example(**{field: value})
     encode: PromptEncoder = PromptEncoder(
         build("chatml"),
-        "response" if field == "conversation" else "translation",
+        Template.load("response" if field == "conversation" else "translation"),
         Scale.from_name("0-10"),
         512,
     )

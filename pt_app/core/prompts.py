@@ -71,17 +71,10 @@ class PromptEncoder:
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        template: str | Template,
-        scale: Scale,
-        max_seq_length: int,
-        day: date = DAY,
+        self, tokenizer: Any, template: Template, scale: Scale, max_seq_length: int, day: date = DAY
     ) -> None:
-        self.tokenizer = tokenizer
-        self.day = day
-        self.template = Template.load(template) if isinstance(template, str) else template
-        self.scale = scale
+        self.tokenizer, self.day = tokenizer, day
+        self.template, self.scale = template, scale
         self.max_seq_length = max_seq_length
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{self._name} has no chat template: choose an instruct model")
@@ -108,10 +101,8 @@ class PromptEncoder:
             system, user = example.system or "", example.prompt
         else:
             system, user = self.template.render(example, self.scale)
-        if not system:
-            return [{"role": "user", "content": user}]
-        if not self.has_system_role:
-            return [{"role": "user", "content": f"{system}\n\n{user}"}]
+        if not system or not self.has_system_role:
+            return [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
     def prompt_ids(self, example: JudgeExample) -> list[int]:
@@ -311,13 +302,13 @@ def _units_to_keep(
     examples: Sequence[JudgeExample], fits: Callable[[int, int], bool]
 ) -> tuple[int, int]:
     """Find the most units of context, then of source and reference, with which all rows fit."""
-    texts = [(e.context or "", e.source or "", e.reference or "") for e in examples]
-    turns = [t.content for e in examples for t in e.conversation or ()]
-    longest_context = max(len(units(context)) for context, _, _ in texts)
-    longest_other = max(len(units(t)) for _, *two in texts for t in [*two, *turns])
-    if fits(0, longest_other):
-        return _most(0, longest_context, lambda n: fits(n, longest_other)), longest_other
-    return 0, _most(1, longest_other, lambda n: fits(0, n))
+    turns = [turn.content for e in examples for turn in e.conversation or ()]
+    others = [*turns, *(text or "" for e in examples for text in (e.source, e.reference))]
+    context = max(len(units(e.context or "")) for e in examples)
+    other = max(len(units(text)) for text in others)
+    # The context is cut to nothing before the others are cut at all.
+    kept = _most(1, context + other, lambda n: fits(max(0, n - other), min(n, other)))
+    return max(0, kept - other), min(kept, other)
 
 
 def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
