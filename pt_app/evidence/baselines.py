@@ -74,7 +74,8 @@ def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -
         else:
             places, fitted = _cross_predicted(rule, test, scale), "the other rows of the file"
         verdicts = [scale.values[place] for place in places]
-        baselines.append(Baseline(name, verdicts, fitted if rule.fits(scale) else None))
+        is_fitted = rule.fits_pairs or scale.task != "pairwise"
+        baselines.append(Baseline(name, verdicts, fitted if is_fitted else None))
     return baselines
 
 
@@ -110,9 +111,6 @@ class _Rule:
     predict: Callable[[Labelled, Labelled, Scale], IntArray]
     needs: tuple[str, ...] = ()
     fits_pairs: bool = True
-
-    def fits(self, scale: Scale) -> bool:
-        return self.fits_pairs or scale.task != "pairwise"
 
     def missing(self, test: Labelled, scale: Scale) -> str:
         """Return what the rows lack, or ""."""

@@ -40,14 +40,10 @@ def positions(verdicts: Sequence[Verdict | None], scale: Scale, what: str) -> In
     """
     place: dict[Verdict | None, int] = {value: i for i, value in enumerate(scale.values)}
     place[None] = -1
-    for row, verdict in enumerate(verdicts):
+    for row, verdict in enumerate(verdicts, start=1):
         if verdict not in place:
-            allowed = [str(value) for value in scale.values]
-            allowed = allowed if len(allowed) < 13 else [*allowed[:3], "...", allowed[-1]]
-            raise UserError(
-                f"{what} {verdict!r} in row {row + 1} is off the scale {scale.name}: "
-                f"use one of {', '.join(allowed)}"
-            )
+            where = f"{what} {verdict!r} in row {row}"
+            raise UserError(f"{where} is off the scale {scale.name}: {scale.says()}")
     return np.array([place[verdict] for verdict in verdicts], dtype=np.int64)
 
 
@@ -90,18 +86,17 @@ def agreement_of_sums(
     """
     from scipy.sparse import csr_array
 
-    numbers, k = numbers_of(scale), len(scale.values)
-    shape, code = (k, k + 1), np.arange(k + 1)
+    numbers, used = numbers_of(scale), np.arange(len(scale.values) + 1)
+    shape = (len(used) - 1, len(used))
     if numbers is not None:  # values that never occur change no number, but most of 0-100's cells
         used = np.unique(np.concatenate([labels, *judges]))
         used = used[used >= 0]
         numbers, shape = numbers[used], (len(used), len(used))
-        code = np.zeros(k, dtype=np.int64)
-        code[used] = np.arange(len(used))
     columns = []
     for verdicts in judges:
         rows = np.flatnonzero(verdicts >= 0)
-        cells = code[labels[rows]] * shape[1] + code[verdicts[rows]]
+        label, verdict = (np.searchsorted(used, part[rows]) for part in (labels, verdicts))
+        cells = label * shape[1] + verdict
         entries = (np.ones(len(rows)), (rows, cells))
         columns.append(csr_array(entries, shape=(len(labels), shape[0] * shape[1])))
 
