@@ -17,7 +17,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
 from pt_app.core.results import PrecisionChange
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.fitted import Fitted
+from pt_app.evidence.calibration import Fitted
 from pt_app.models import adapters, bases
 from pt_app.models.model_card import AdapterInfo
 

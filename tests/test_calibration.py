@@ -11,6 +11,7 @@ from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Confidence,
+    Isotonic,
     at_coverages,
     calibration,
     confidence_of,
@@ -20,7 +21,6 @@ from pt_app.evidence.calibration import (
     selective,
     with_temperature,
 )
-from pt_app.evidence.fitted import Isotonic
 from pt_app.evidence.intervals import Resampler
 
 FIVE = Scale.from_name("1-5")

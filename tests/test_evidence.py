@@ -265,7 +265,9 @@ def test_mean_has_the_interval_of_a_normal_mean() -> None:
 
 
 def test_a_verdict_off_the_scale_names_row_and_scale() -> None:
-    with pytest.raises(UserError, match=r"verdict 11 in row 2 is off the scale 0-10: allowed are 0 to 10"):
+    with pytest.raises(
+        UserError, match=r"verdict 11 in row 2 is off the scale 0-10: allowed are 0 to 10"
+    ):
         summarise([1, 2], [1, 11], [1, 2], Resampler("ab"), TEN)
 
 

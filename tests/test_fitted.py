@@ -10,8 +10,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.judge_train_mps import main as train
-from pt_app.evidence.calibration import with_temperature
-from pt_app.evidence.fitted import FILE, Fitted
+from pt_app.evidence.calibration import FILE, Fitted, with_temperature
 from pt_app.judge import Judge
 from tests.rows import write_rows
 

@@ -13,8 +13,8 @@ from pt_app.eval_model.evaluation import Scoring, measured
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.prompted import prompted_rows
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
+from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.coding import headline
-from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.options import Asked
 from pt_app.evidence.results import WRITTEN, JudgeRows, write_evaluation
 from pt_app.models import adapters, bases

@@ -16,7 +16,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import JsonObject, Prediction, Results
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
-from pt_app.evidence.fitted import Fitted
+from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.options import Asked
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases

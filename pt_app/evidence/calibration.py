@@ -2,24 +2,32 @@
 
 A row is right if its verdict lies within `tolerance` of the label, and the confidence is the
 probability that the judge gives to that event. In selective judging a judge abstains below a
-threshold of its confidence, and a person or a larger judge decides those rows.
+threshold of its confidence, and a person or a larger judge decides those rows. What is fitted on
+validation rows is saved with the adapter (`Fitted`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from pt_app.core import results
 from pt_app.core.errors import UserError
+from pt_app.core.files import read_text, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.verdicts import Scale
-from pt_app.evidence.coding import agreement_of_sums, headline, numbers_of
+from pt_app.evidence.coding import agreement_of_sums, headline, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.pass_fail import operating_threshold
 from pt_app.evidence.ranks import Levels
+from pt_app.evidence.summary import FAIL
 
+FILE = "calibration.json"
+MIN_ROWS = 30  # of validation; an isotonic map of fewer rows repeats their noise
 BINS = 10
 SUM_TOLERANCE = 0.01  # of probabilities; files round them
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
@@ -308,3 +316,92 @@ def guaranteed_threshold(
             chosen.threshold, chosen.bound = level, bound
             break
     return chosen
+
+
+class Isotonic(BaseModel):
+    """A rising map of confidence to accuracy: straight lines between the points `x` and `y`."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    @staticmethod
+    def fit(confidence: Confidence) -> "Isotonic":
+        """Fit on rows with labels (Zadrozny and Elkan 2002)."""
+        from sklearn.isotonic import IsotonicRegression
+
+        fitted = IsotonicRegression(out_of_bounds="clip").fit(confidence.sure, confidence.right)
+        return Isotonic(x=fitted.X_thresholds_.tolist(), y=fitted.y_thresholds_.tolist())
+
+    def __call__(self, sure: FloatArray) -> FloatArray:
+        """Return the accuracy that confidences [n] stand for."""
+        return np.interp(sure, self.x, self.y)
+
+
+class Fitted(results.Stored):
+    """What `calibration.json` holds.
+
+    Attributes:
+        rows: the number of validation rows.
+        tolerance: how far from the label a verdict may lie to be right; confidence is the
+            probability of that.
+        temperature: recalibrates all probabilities.
+        isotonic: maps a confidence to the accuracy.
+        threshold: what `guaranteed_threshold` chose.
+        operating: the probability of FAIL from which on failing a row costs least if both errors
+            cost the same; None on other scales, and if no row should fail.
+    """
+
+    schema_version: int = Field(default=1, alias="schema")
+    rows: int
+    tolerance: float
+    temperature: float
+    isotonic: Isotonic
+    threshold: results.Threshold
+    operating: float | None = None
+
+    @staticmethod
+    def on(rows: Sequence[results.Prediction], scale: Scale, target: float) -> "Fitted | None":
+        """Fit on prediction rows; None if under `MIN_ROWS` have probabilities."""
+        rows = [row for row in rows if row.probabilities]
+        if len(rows) < MIN_ROWS:
+            return None
+        tolerance = usual_tolerance(scale)
+        probabilities = probabilities_of(rows, scale)
+        labels = positions([row.label for row in rows], scale, "label")
+        confidence = confidence_of(probabilities, labels, scale, tolerance)
+        sample = Resampler([row.group for row in rows])
+        fails = probabilities[:, FAIL] if scale.task == "pass_fail" else None
+        return Fitted(
+            schema=1,
+            rows=len(rows),
+            tolerance=tolerance,
+            temperature=fit_temperature(probabilities, labels),
+            isotonic=Isotonic.fit(confidence),
+            threshold=guaranteed_threshold(confidence, sample, target),
+            operating=None if fails is None else operating_threshold(fails, labels).threshold,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/calibration.json."""
+        write_json_atomic(folder / FILE, self.as_json())
+
+    @staticmethod
+    def read(folder: Path) -> "Fitted | None":
+        """Read `folder`/calibration.json; None if there is none.
+
+        Raises:
+            UserError: for a broken file.
+        """
+        path = folder / FILE
+        again = "evaluate the adapter again"
+        return Fitted.parse(read_text(path), path, again) if path.exists() else None
+
+    def of_one(self, probabilities: Sequence[float], scale: Scale) -> tuple[float, bool | None]:
+        """Return the calibrated confidence in one row's verdict, and whether to abstain.
+
+        The latter is None if no threshold holds: the judge cannot be trusted alone.
+        """
+        row, unknown = np.array([probabilities]) / sum(probabilities), np.zeros(1, dtype=np.int64)
+        sure = confidence_of(row, unknown, scale, self.tolerance).sure
+        least = self.threshold.threshold
+        return float(self.isotonic(sure)[0]), None if least is None else bool(sure[0] < least)

@@ -9,8 +9,8 @@ from pt_app.core.metrics import FloatArray, IntArray, rouge_l
 from pt_app.core.results import Check, JudgeResults, Prediction, Recalibrated, Slice, Systems
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import biases, calibration, pass_fail
+from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.coding import distances, numbers_of, positions
-from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Asked
 from pt_app.evidence.summary import FAIL, summarise

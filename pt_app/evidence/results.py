@@ -16,8 +16,8 @@ from pt_app.core.files import write_json_atomic, write_text_atomic
 from pt_app.core.results import Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.comparison import compare, holm
-from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import judge_numbers
 from pt_app.evidence.options import Asked
