@@ -59,7 +59,8 @@ def attacked(
     """
     for family in chosen:
         for row, example in enumerate(examples):
-            text, best = _target(example), _best(example, scale)
+            pair, best = example.candidates, _best(example, scale)
+            text = pair[loser(example)] if pair else example.candidate or ""
             names = {"best": scale.line(best).rstrip("\n"), "top": str(best)}
             texts = [text + attack.format_map(names) for attack in family.append]
             texts += [attack.format_map(names) for attack in family.replace]
@@ -69,12 +70,6 @@ def attacked(
             for new in texts:
                 if new != text:
                     yield Attacked(family.name, row, _with(example, new, row))
-
-
-def _target(example: JudgeExample) -> str:
-    if example.candidates is not None:
-        return example.candidates[loser(example)]
-    return example.candidate or ""
 
 
 def loser(example: JudgeExample) -> int:

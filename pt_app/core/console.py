@@ -59,13 +59,9 @@ def start() -> None:
     # What libraries say is kept at DEBUG, for the log file alone: they have shown it themselves.
     _ROOT.setLevel(logging.DEBUG if is_main_process() else logging.WARNING)
     _ROOT.propagate = False
-    _silence_what_no_user_can_act_on()
-
-
-def _silence_what_no_user_can_act_on() -> None:
-    # peft 0.21 asks transformers 5.23 by an old name.
+    # What no user can act on: peft 0.21 asks transformers 5.23 by an old name, and the line on the
+    # platform says what is said of optimizers.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-    # The line on the platform says it.
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
 
 

@@ -12,13 +12,10 @@ from typing import NoReturn
 from pt_app.core import streams
 
 # Errors of the system that a user can fix, wherever they come up.
-REMEDIES = {
-    errno.EACCES: "have its owner give you the right to it, or name another",
-    errno.EPERM: "have its owner give you the right to it, or name another",
-    errno.EROFS: "name another folder",
-    errno.ENOSPC: "make room on its disk",
-    errno.EDQUOT: "make room on its disk",
-}
+REMEDIES = {errno.EROFS: "name another folder"}
+REMEDIES |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk")
+_RIGHTS = "have its owner give you the right to it, or name another"
+REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS)
 
 
 class UserError(Exception):

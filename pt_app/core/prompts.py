@@ -230,10 +230,10 @@ class PromptEncoder:
     def _first_control_id(self, tail: str) -> int:
         control = set(self.tokenizer.convert_tokens_to_ids(sorted(self._control)))
         control.update(self.tokenizer.all_special_ids)
-        for id_ in self.tokenizer.encode(tail, add_special_tokens=False):
-            if id_ in control:
-                return int(id_)
-        raise self._refused("ends an answer with no special token: a judge would never stop")
+        ids: list[int] = self.tokenizer.encode(tail, add_special_tokens=False)
+        if not (ends := [id_ for id_ in ids if id_ in control]):
+            raise self._refused("ends an answer with no special token: a judge would never stop")
+        return ends[0]
 
     def _answer_encoding(self) -> Callable[[str], list[int]]:
         """Choose the encoding that gives what the template itself gives for a plain answer.

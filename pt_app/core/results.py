@@ -464,9 +464,8 @@ class Results(Stored):
 
     def leak_line(self) -> str:
         """Return the warning that training and test share texts; "" if they do not."""
-        if not self.leaks.n:
-            return ""
-        return f"LEAKS: {self.leaks.n} texts stand in training and test: these numbers flatter."
+        n = self.leaks.n
+        return f"LEAKS: {n} texts stand in training and test: these numbers flatter." if n else ""
 
 
 class Prediction(Stored):

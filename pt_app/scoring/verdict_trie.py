@@ -133,21 +133,14 @@ def read_plain(
     lines = [[token for _, token in path] for path in trie.paths]
     rows = []
     for prompt in prompts:
-        sequences = [[*prompt, *line[:-1]] for line in lines]
-        width = max(map(len, sequences))
-        ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=model.device)
-        start = torch.tensor([[width - len(s)] for s in sequences], device=model.device)
-        column = torch.arange(width, device=model.device)
-        logits = model(
-            input_ids=ids,
-            attention_mask=(column >= start).long(),
-            position_ids=(column - start).clamp(min=0),
-            logits_to_keep=trie.depth + 1,
-            use_cache=False,
-        ).logits
+        # Padding on the right needs no mask: what follows a token does not change its logits.
+        padded = [[*prompt, *line[:-1], *[pad] * (trie.depth + 1 - len(line))] for line in lines]
+        ids = torch.tensor(padded, device=model.device)
+        every = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+        logits = model(input_ids=ids, logits_to_keep=trie.depth + 1, **every).logits
         of_states = logits.new_zeros(trie.states, logits.shape[-1])
         for index, path in enumerate(trie.paths):
-            of_states[[state for state, _ in path]] = logits[index, -len(path) :]
+            of_states[[state for state, _ in path]] = logits[index, : len(path)]
         rows.append(of_states)
     return reading_of(torch.stack(rows), trie)
 
