@@ -57,7 +57,7 @@ def attack(
     refuse_overwrite([written] if out else [], [adapter / "judge.json", data])
     chosen = _chosen(names)
     if held_out:
-        chosen = [part for one in chosen if (part := one.part(1)).append or part.replace]
+        chosen = [part for each in chosen if (part := each.part(1)).append or part.replace]
     dataset, judge = read_dataset(data), Judge.load(adapter, base=base)
     scale = judge.info.scale
     examples = draw(_attackable(dataset, scale, data), rows, seed)
@@ -66,7 +66,7 @@ def attack(
     scorer = JudgeScorer(judge.model, judge.encoder, name="clean rows")
     clean = scorer.score(examples)
     scorer.name = "attacks"
-    after = scorer.score([one.example for one in attacks])
+    after = scorer.score([attack.example for attack in attacks])
     numbers = results.AttackResults(
         schema=results.SCHEMA,
         judge=judge.name,
@@ -76,7 +76,7 @@ def attack(
         held_out=held_out,
         clean=_clean(examples, clean, scale),
         families=_numbers(examples, clean, attacks, after, scale),
-        unscored=sum(one.status == "too_long" for one in after),
+        unscored=sum(scored.status == "too_long" for scored in after),
         control_tokens=_control(judge, examples, attacks, chosen),
     )
     write_json_atomic(written, numbers.as_json())
@@ -112,9 +112,9 @@ def _step(scale: Scale) -> float:
 def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> results.Metrics:
     """Measure the agreement with the labels before any attack."""
     kept = [
-        (row.group, row.label.verdict, one.constrained)
-        for row, one in zip(rows, clean, strict=True)
-        if row.label is not None and one.constrained is not None
+        (row.group, row.label.verdict, scored.constrained)
+        for row, scored in zip(rows, clean, strict=True)
+        if row.label is not None and scored.constrained is not None
     ]
     groups, labels, constrained = zip(*kept, strict=True) if kept else ((), (), ())
     return summarise(labels, constrained, constrained, Resampler(groups), scale).best
@@ -127,7 +127,7 @@ def _numbers(
     after: Sequence[Scored],
     scale: Scale,
 ) -> dict[str, results.AttackFamily]:
-    losers, places = [loser(row) for row in rows], [one.row for one in attacks]
+    losers, places = [loser(row) for row in rows], [attack.row for attack in attacks]
     before = favour(_chances(clean, scale), scale, np.array(losers))
     given = favour(_chances(after, scale), scale, np.array(losers)[places])
     kept = np.flatnonzero(np.isfinite(given - before[places]))  # both could be scored
@@ -144,7 +144,7 @@ def _numbers(
 
 def _chances(scored: Sequence[Scored], scale: Scale) -> FloatArray:
     absent = [np.nan] * len(scale.values)
-    return np.array([one.probabilities or absent for one in scored]).reshape(-1, len(absent))
+    return np.array([row.probabilities or absent for row in scored]).reshape(-1, len(absent))
 
 
 def favour(probabilities: FloatArray, scale: Scale, losers: IntArray) -> FloatArray:
@@ -213,10 +213,10 @@ def _control(
 ) -> results.ControlTokens | None:
     """Return whether control tokens in candidates do more than the same characters as text."""
     names = {family.name for family in chosen if family.control}
-    own = [one for one in attacks if one.family in names]
+    own = [attack for attack in attacks if attack.family in names]
     if not own:
         return None
-    examples = [one.example for one in own]
+    examples = [attack.example for attack in own]
     twin = twin_of(judge.encoder, list(rows))
     if twin is None:
         reason = "this tokenizer has no text twin"
@@ -227,9 +227,9 @@ def _control(
         for encoder, name in ((judge.encoder, "control tokens"), (twin, "text twins"))
     ]
     apart = [
-        max(abs(a - b) for a, b in zip(one.probabilities, other.probabilities, strict=True))
-        for one, other in zip(*scored, strict=True)
-        if one.probabilities and other.probabilities
+        max(abs(p - q) for p, q in zip(a.probabilities, b.probabilities, strict=True))
+        for a, b in zip(*scored, strict=True)
+        if a.probabilities and b.probabilities
     ]
     added = judge.encoder.tokenizer.added_tokens_decoder
 
@@ -240,7 +240,7 @@ def _control(
         attacks=len(own),
         twins=len(apart),
         other_ids=sum(twin.prompt_ids(e) != judge.encoder.prompt_ids(e) for e in examples),
-        control_ids=sum(control_ids(one.example) != control_ids(rows[one.row]) for one in own),
+        control_ids=sum(control_ids(a.example) != control_ids(rows[a.row]) for a in own),
         largest_difference=max(apart, default=0.0),
     )
 
@@ -287,5 +287,5 @@ def twin_of(encoder: PromptEncoder, clean: list[JudgeExample]) -> TextTwin | Non
     SentencePiece tokenizers put a space before each piece, which the twin does not know about.
     """
     twin = TextTwin(encoder.tokenizer, encoder.template, encoder.scale, encoder.max_seq_length)
-    alike = all(twin.prompt_ids(one) == encoder.prompt_ids(one) for one in clean)
+    alike = all(twin.prompt_ids(row) == encoder.prompt_ids(row) for row in clean)
     return twin if alike else None

@@ -59,8 +59,8 @@ def start() -> None:
     # What libraries say is kept at DEBUG, for the log file alone: they have shown it themselves.
     _ROOT.setLevel(logging.DEBUG if is_main_process() else logging.WARNING)
     _ROOT.propagate = False
-    # What no user can act on: peft 0.21 asks transformers 5.23 by an old name, and the line on the
-    # platform says what is said of optimizers.
+    # Nobody can act on these two: peft 0.21 asks transformers 5.23 by an old name, and the line
+    # about the platform already names the optimizer.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
 

@@ -184,7 +184,7 @@ def _fields(table: type) -> dict[str, Flag | type]:
 def flags_of(table: type) -> list[Flag]:
     """Return the flags of a table, in order, with those of tables that are fields of it."""
     own = _fields(table).values()
-    return [each for one in own for each in ([one] if isinstance(one, Flag) else flags_of(one))]
+    return [each for kept in own for each in ([kept] if isinstance(kept, Flag) else flags_of(kept))]
 
 
 def filled(table: type[Table], values: Mapping[str, object]) -> Table:

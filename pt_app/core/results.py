@@ -459,8 +459,8 @@ class Results(Stored):
     def best_baseline(self) -> BaselineResults | None:
         """Return the baseline without a model that agrees best; None without baselines."""
         head = self.columns()[0]
-        measured = [one for one in self.baselines if head in one.metrics]
-        return max(measured, key=lambda one: one.metrics[head].value or 0.0, default=None)
+        measured = [baseline for baseline in self.baselines if head in baseline.metrics]
+        return max(measured, key=lambda own: own.metrics[head].value or 0.0, default=None)
 
     def leak_line(self) -> str:
         """Return the warning that training and test share texts; "" if they do not."""

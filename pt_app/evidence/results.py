@@ -70,8 +70,8 @@ def results_of(
     # A row that does not fit one judge's context is left out of all numbers alike, and counted.
     fits = [i for i in range(count) if all(j.rows[i].status != "too_long" for j in judges)]
     judges = [replace(judge, rows=[judge.rows[i] for i in fits]) for judge in judges]
-    usable = [one for one in baselines if not one.missing]
-    answered = [replace(one, verdicts=[one.verdicts[i] for i in fits]) for one in usable]
+    usable = [baseline for baseline in baselines if not baseline.missing]
+    answered = [replace(each, verdicts=[each.verdicts[i] for i in fits]) for each in usable]
     rows = judges[0].rows
     labels, sample = [row.label for row in rows], Resampler([row.group for row in rows])
 
@@ -90,8 +90,8 @@ def results_of(
         data=typed.DataUsed.model_validate({**data, "n": len(rows), "groups": sample.groups}),
         scale=scale.name,
         models=[numbers(judge) for judge in tqdm(judges, desc="evidence", disable=None)],
-        baselines=[baseline_results(one, labels, sample, scale) for one in answered],
-        missing_baselines={one.name: one.missing for one in baselines if one.missing},
+        baselines=[baseline_results(baseline, labels, sample, scale) for baseline in answered],
+        missing_baselines={each.name: each.missing for each in baselines if each.missing},
         ceiling=ceiling(rows, scale),
         people=agreement_among(rows, scale),
         comparisons=_comparisons(judges, answered, labels, sample, scale),
@@ -115,7 +115,7 @@ def _comparisons(
         compare(labels, a, b, sample, scale, (first.name, name), reading)
         for name, reading, (a, b) in pairs
     ]
-    for comparison, p in zip(comparisons, holm([one.p for one in comparisons]), strict=True):
+    for comparison, p in zip(comparisons, holm([pair.p for pair in comparisons]), strict=True):
         comparison.p_holm = p
     return comparisons
 
@@ -136,7 +136,7 @@ def write_evaluation(
 
     The first judge's rows get the verdict of each baseline (`rules`), so that folds can be joined.
     """
-    verdicts = {one.name: one.verdicts for one in baselines if not one.missing}
+    verdicts = {baseline.name: baseline.verdicts for baseline in baselines if not baseline.missing}
     rows = [row for judge in judges for row in judge.rows]
     if baselines:
         rows[: len(judges[0].rows)] = [
