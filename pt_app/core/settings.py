@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pt_app.core.errors import UserError
 from pt_app.core.flags import Flag, Parser, filled, flags_of, read_config, resolved
@@ -18,13 +18,15 @@ RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
 SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
 Precision = Literal["float32", "bf16", "int8"]
+_FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+DEFAULTS: dict[str, dict[Recipe, object]] = _FILE["defaults"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Every resolved setting of a training run."""
 
-    ABOUT: ClassVar = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    ABOUT: ClassVar = _FILE["flags"]
 
     model: str
     data_dir: str = "datasets/judge_eval"
@@ -62,13 +64,6 @@ class Settings:
     no_4bit: bool = False
 
 
-# What the platforms force to differ.
-DEFAULTS: dict[str, dict[Recipe, Any]] = {
-    "model": {"mps": "Qwen/Qwen2-1.5B-Instruct", "cuda": "Qwen/Qwen2.5-3B-Instruct"},
-    "batch_size": {"mps": 1, "cuda": 2},
-    "gradient_accumulation": {"mps": 4, "cuda": 2},
-    "activation_checkpointing": {"mps": "none", "cuda": "full"},
-}
 CUDA_ONLY = ("no_4bit",)
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 BAR_SECONDS = 30.0
@@ -22,22 +23,8 @@ REPLACED = "pt_app.replaced"  # the name of the error handler below
 # What the project's own lines hold beside ASCII and has an equal there.
 SIGNS = dict(zip("–—−×“”„‘’\u00a0\u202f", '---x"""\'\'  ', strict=True))
 SIGNS |= {"…": "...", "±": "+-", "≤": "<=", "≥": ">="}
-# Lines of libraries that ask for nothing, or for what is done anyway; each with its reason.
-KNOWN = tuple(
-    re.compile(pattern)
-    for pattern in (
-        # bitsandbytes 0.50 on a CPU: it has a kernel of its own where the hub's is absent.
-        r"Failed to load CPU gemm_4bit_forward",
-        # transformers 5 aligns the model's configuration with the tokenizer, as is wanted.
-        r"The tokenizer has new PAD/BOS/EOS tokens",
-        # transformers, of a model whose shapes alone are looked at.
-        r"The following layers were not sharded",
-        # transformers, of checkpoints, which are chosen by their step here.
-        r"mtime may not be reliable",
-        # transformers, where WANDB_MODE is offline, which the line on tracking says.
-        r"^\[INFO\] Running in WANDB offline mode",
-    )
-)
+_LINES = Path(__file__).with_name("hidden_lines.txt").read_text(encoding="utf-8").splitlines()
+HIDDEN = re.compile("|".join(line for line in _LINES if line and not line.startswith("#")))
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
@@ -106,7 +93,7 @@ class Stream:
             self.write(line)
 
     def _line(self, line: str) -> None:
-        if not any(known.search(line) for known in KNOWN):
+        if not HIDDEN.search(line):
             self._inner.write(line + "\n")
         if self._keep and line.strip() and not self._keeping:
             self._keeping = True  # a log that cannot be written says so here
