@@ -116,8 +116,9 @@ def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) 
         for row, scored in zip(rows, clean, strict=True)
         if row.label is not None and scored.constrained is not None
     ]
-    groups, labels, constrained = zip(*kept, strict=True) if kept else ((), (), ())
-    return summarise(labels, constrained, constrained, Resampler(groups), scale).best
+    labels, verdicts = [label for _, label, _ in kept], [verdict for *_, verdict in kept]
+    sample = Resampler([group for group, *_ in kept])
+    return summarise(labels, verdicts, verdicts, sample, scale).best
 
 
 def _numbers(

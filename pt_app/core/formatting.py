@@ -61,7 +61,7 @@ def visible(text: str) -> str:
     An escape sequence of a terminal or a direction override in a candidate would otherwise change
     how the page around it reads.
     """
-    return _INVISIBLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+    return str(_INVISIBLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text))
 
 
 def one_line(text: object) -> str:
