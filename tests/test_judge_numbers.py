@@ -54,7 +54,7 @@ def compared(seed: int, liking: float = 0.0) -> list[Prediction]:
 
 def checks(rows: list[Prediction], scale: Scale, seed: int) -> dict[str, Check]:
     sample = Resampler(range(len(rows)), 100, seed)
-    return judge_numbers(rows, sample, scale, Asked()).checks
+    return judge_numbers(rows, sample, scale, Asked(), None).checks
 
 
 def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:

@@ -127,7 +127,7 @@ def test_soft_pairwise_accuracy_compares_how_surely_systems_differ() -> None:
         n_resamples=5000,
         rng=np.random.default_rng(0),
     ).pvalue
-    assert _p_values(table, 0)[1, 0] == pytest.approx(theirs, abs=0.03)
+    assert _p_values(table)[1, 0] == pytest.approx(theirs, abs=0.03)
 
 
 def test_one_system_or_no_common_source_says_nothing_of_systems() -> None:

@@ -25,6 +25,7 @@ from pt_app.scoring.scorer import JudgeScorer, Scored
 
 log = logging.getLogger(__name__)
 _MARK = "Xq7turn{}Xq7"
+Rows, Scores = Sequence[JudgeExample], Sequence[Scored]
 
 
 def attack(
@@ -62,6 +63,8 @@ def attack(
     scale = judge.info.scale
     examples = draw(_attackable(dataset, scale, data), rows, seed)
     attacks = list(attacked(examples, scale, chosen))
+    of_control = {family.name for family in chosen if family.control}
+    control = [attack for attack in attacks if attack.family in of_control]
     log.info("attacks: %d on %d rows, %d families", len(attacks), len(examples), len(chosen))
     scorer = JudgeScorer(judge.model, judge.encoder, name="clean rows")
     clean = scorer.score(examples)
@@ -77,7 +80,7 @@ def attack(
         clean=_clean(examples, clean, scale),
         families=_numbers(examples, clean, attacks, after, scale),
         unscored=sum(scored.status == "too_long" for scored in after),
-        control_tokens=_control(judge, examples, attacks, chosen),
+        control_tokens=_control(judge, examples, control) if control else None,
     )
     write_json_atomic(written, numbers.as_json())
     return numbers
@@ -109,7 +112,7 @@ def _step(scale: Scale) -> float:
     return float(scale.values[1]) - float(scale.values[0]) if scale.task == "score" else 0.5
 
 
-def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) -> results.Metrics:
+def _clean(rows: Rows, clean: Scores, scale: Scale) -> results.Metrics:
     """Measure the agreement with the labels before any attack."""
     kept = [
         (row.group, row.label.verdict, scored.constrained)
@@ -122,11 +125,7 @@ def _clean(rows: Sequence[JudgeExample], clean: Sequence[Scored], scale: Scale) 
 
 
 def _numbers(
-    rows: Sequence[JudgeExample],
-    clean: Sequence[Scored],
-    attacks: Sequence[Attacked],
-    after: Sequence[Scored],
-    scale: Scale,
+    rows: Rows, clean: Scores, attacks: Sequence[Attacked], after: Scores, scale: Scale
 ) -> dict[str, results.AttackFamily]:
     losers, places = [loser(row) for row in rows], [attack.row for attack in attacks]
     before = favour(_chances(clean, scale), scale, np.array(losers))
@@ -143,7 +142,7 @@ def _numbers(
     )
 
 
-def _chances(scored: Sequence[Scored], scale: Scale) -> FloatArray:
+def _chances(scored: Scores, scale: Scale) -> FloatArray:
     absent = [np.nan] * len(scale.values)
     return np.array([row.probabilities or absent for row in scored]).reshape(-1, len(absent))
 
@@ -206,17 +205,8 @@ def _means(sums: FloatArray) -> dict[str, FloatArray]:
     return {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}
 
 
-def _control(
-    judge: Judge,
-    rows: Sequence[JudgeExample],
-    attacks: Sequence[Attacked],
-    chosen: Sequence[Family],
-) -> results.ControlTokens | None:
+def _control(judge: Judge, rows: Rows, own: Sequence[Attacked]) -> results.ControlTokens:
     """Return whether control tokens in candidates do more than the same characters as text."""
-    names = {family.name for family in chosen if family.control}
-    own = [attack for attack in attacks if attack.family in names]
-    if not own:
-        return None
     examples = [attack.example for attack in own]
     twin = twin_of(judge.encoder, list(rows))
     if twin is None:

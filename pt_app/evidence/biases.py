@@ -203,11 +203,7 @@ def first_preference(
 
 
 def orders(
-    rows: Sequence[Prediction],
-    labels: IntArray,
-    verdicts: IntArray,
-    sample: Resampler,
-    scale: Scale,
+    rows: Sequence[Prediction], labels: IntArray, verdicts: IntArray, sample: Resampler
 ) -> Orders:
     """Count which winner each order of a pair gave; and the accuracy by the better one's position.
 
@@ -220,11 +216,11 @@ def orders(
     counts = Counter(compress(pairs, [row.in_both_orders for row in rows]))
     right = np.where(verdicts >= 0, labels == verdicts, np.nan)
 
-    def accuracy(better: str) -> Metric:
-        return sample.share(np.where(labels == scale.values.index(better), right, np.nan))
-
     ordered = sorted(counts.items(), key=str)
     return Orders(
         flips=[Flip(first=winner, swapped=other, n=n) for (winner, other), n in ordered],
-        right_if_better_is={better: accuracy(better) for better in ("A", "B")},
+        right_if_better_is={
+            better: sample.share(np.where(labels == place, right, np.nan))
+            for place, better in enumerate(("A", "B"))  # as on the scale
+        },
     )

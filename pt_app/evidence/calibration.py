@@ -92,12 +92,7 @@ def usual_tolerance(scale: Scale) -> float:
 
 
 def calibration(
-    probabilities: FloatArray,
-    labels: IntArray,
-    scale: Scale,
-    sample: Resampler,
-    tolerance: float,
-    seed: int = 0,
+    probabilities: FloatArray, labels: IntArray, scale: Scale, sample: Resampler, tolerance: float
 ) -> results.Calibration:
     """Return the calibration of the rows that have probabilities; each number with interval and n.
 
@@ -107,7 +102,6 @@ def calibration(
         scale: the scale.
         sample: the groups of the rows.
         tolerance: how far from the label a verdict may lie to be right, in units of the scale.
-        seed: of the simulated calibrated judge.
 
     Returns:
         `ece`: the expected calibration error over 10 bins of equally many rows (Nguyen and O'Connor
@@ -137,7 +131,7 @@ def calibration(
     return results.Calibration(
         tolerance=tolerance,
         ece=sample.estimate_sums(columns, ece, n)["ece"],
-        ece_if_calibrated=_ece_by_chance(sure[present], bins[present], seed) if n else None,
+        ece_if_calibrated=_ece_by_chance(sure[present], bins[present], sample.seed) if n else None,
         overconfidence=sample.mean(gap),
         right=sample.share(np.where(present, right, np.nan)),
         brier=sample.mean(((probabilities - truth) ** 2).sum(axis=1)),
@@ -378,7 +372,7 @@ class Fitted(results.Stored):
             temperature=fit_temperature(probabilities, labels),
             isotonic=Isotonic.fit(confidence),
             threshold=guaranteed_threshold(confidence, sample, target),
-            operating=None if fails is None else operating_threshold(fails, labels).threshold,
+            operating=None if fails is None else operating_threshold(fails, labels, 1, 1).threshold,
         )
 
     def write(self, folder: Path) -> None:

@@ -34,11 +34,7 @@ class _Judged:
 
 
 def judge_numbers(
-    rows: Sequence[Prediction],
-    sample: Resampler,
-    scale: Scale,
-    asked: Asked,
-    fitted: Fitted | None = None,
+    rows: Sequence[Prediction], sample: Resampler, scale: Scale, asked: Asked, fitted: Fitted | None
 ) -> JudgeResults:
     """Return the numbers of one judge.
 
@@ -63,7 +59,7 @@ def judge_numbers(
     numbers.slices = _slices(judged)
     _add_sources(numbers, judged)
     if any(row.in_both_orders for row in rows):
-        numbers.orders = biases.orders(rows, labels, verdicts, sample, scale)
+        numbers.orders = biases.orders(rows, labels, verdicts, sample)
     return numbers
 
 

@@ -43,7 +43,7 @@ def areas(fail: FloatArray, labels: IntArray, sample: Resampler) -> Metrics:
 
 
 def operating_threshold(
-    fail: FloatArray, labels: IntArray, missed: float = 1.0, false_alarm: float = 1.0
+    fail: FloatArray, labels: IntArray, missed: float, false_alarm: float
 ) -> Operating:
     """Find the probability of FAIL from which on failing a row costs least on these rows.
 
@@ -63,11 +63,7 @@ def operating_threshold(
 
 
 def cost_at(
-    fail: FloatArray,
-    labels: IntArray,
-    threshold: float | None,
-    missed: float = 1.0,
-    false_alarm: float = 1.0,
+    fail: FloatArray, labels: IntArray, threshold: float | None, missed: float, false_alarm: float
 ) -> Operating:
     """Return what a threshold from other rows costs on these, as `operating_threshold` does."""
 

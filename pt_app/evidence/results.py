@@ -94,20 +94,16 @@ def results_of(
         missing_baselines={each.name: each.missing for each in baselines if each.missing},
         ceiling=ceiling(rows, scale),
         people=agreement_among(rows, scale),
-        comparisons=_comparisons(judges, answered, labels, sample, scale),
+        comparisons=_comparisons(judges, answered, sample, scale),
         run=run,
     )
 
 
 def _comparisons(
-    judges: Sequence[JudgeRows],
-    baselines: Sequence[Baseline],
-    labels: Sequence[Verdict],
-    sample: Resampler,
-    scale: Scale,
+    judges: Sequence[JudgeRows], baselines: Sequence[Baseline], sample: Resampler, scale: Scale
 ) -> list[typed.Comparison]:
     """Compare the first judge with each other one, then with each baseline; Holm's p over all."""
-    first = judges[0]
+    first, labels = judges[0], [row.label for row in judges[0].rows]
     pairs = [(other.name, *_same_reading(first, other)) for other in judges[1:]]
     reading, (own,) = _same_reading(first)
     pairs += [(baseline.name, reading, [own, baseline.verdicts]) for baseline in baselines]

@@ -15,7 +15,7 @@ from pt_app.evidence.intervals import Resampler, ratio, with_counts
 from pt_app.evidence.ranks import mean_of_defined, weighted_pearson
 
 Flags = npt.NDArray[np.bool_]
-PERMUTATIONS = 1000
+PERMUTATIONS, SEED = 1000, 0
 MAX_PAIRS = 2_000_000  # of rows of one source
 
 
@@ -111,11 +111,7 @@ def groupings(
 
 
 def soft_pairwise_accuracy(
-    labels: FloatArray,
-    scores: FloatArray,
-    systems: Sequence[str],
-    groups: Sequence[Hashable],
-    seed: int = 0,
+    labels: FloatArray, scores: FloatArray, systems: Sequence[str], groups: Sequence[Hashable]
 ) -> BetweenSystems | None:
     """Compare labels and scores in which of two systems is better, and how surely.
 
@@ -134,7 +130,7 @@ def soft_pairwise_accuracy(
     complete = tables[:, ~np.isnan(tables).any(axis=(0, 2))]
     if len(names) < 2 or complete.shape[1] < 2:
         return None
-    by_labels, by_scores = (_p_values(table, seed) for table in complete)
+    by_labels, by_scores = (_p_values(table) for table in complete)
     upper = np.triu_indices(len(names), 1)
     apart = np.abs(by_labels - by_scores)[upper]
     means = np.nanmean(tables, axis=1)
@@ -149,13 +145,13 @@ def soft_pairwise_accuracy(
     )
 
 
-def _p_values(table: FloatArray, seed: int) -> FloatArray:
+def _p_values(table: FloatArray) -> FloatArray:
     """Return the p that each system is no better than each other one, [systems, systems].
 
     The signs of the differences are drawn once for all pairs and with one seed for labels and
     scores, so that both meet the same chance.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     signs = rng.integers(0, 2, size=(PERMUTATIONS, len(table))) * 2.0 - 1
     means = signs @ table / len(table)  # the mean of differences is the difference of these means
     drawn = means[:, :, None] - means[:, None, :]
