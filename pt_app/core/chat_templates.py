@@ -38,9 +38,8 @@ def seal(tokenizer: Any, day: date = DAY) -> None:
     special or not, becomes one that `sanitize_control_tokens` encodes as text. A sealed template
     is left as it is. Raises UserError if the template cannot be read or fails.
     """
-    template = tokenizer.chat_template
     control_tokens(tokenizer)
-    if not isinstance(template, str) or template.startswith(_SEALED):
+    if not (template := _unsealed(tokenizer)):
         return
     loaded, constants = _names_and_texts(template)
     prologue, changes = "", list[str]()
@@ -61,10 +60,13 @@ def seal(tokenizer: Any, day: date = DAY) -> None:
 
 def asks_for_the_date(tokenizer: Any) -> bool:
     """Return whether the chat template reads the clock; a sealed one does not."""
+    return _CLOCK in _names_and_texts(_unsealed(tokenizer))[0]
+
+
+def _unsealed(tokenizer: Any) -> str:
+    """Return the chat template; "" for one that is sealed or no text."""
     template = tokenizer.chat_template
-    if not isinstance(template, str) or template.startswith(_SEALED):
-        return False
-    return _CLOCK in _names_and_texts(template)[0]
+    return template if isinstance(template, str) and not template.startswith(_SEALED) else ""
 
 
 def control_tokens(tokenizer: Any) -> set[str]:

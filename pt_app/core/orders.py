@@ -35,11 +35,8 @@ def swapped(example: JudgeExample) -> JudgeExample | None:
         return None
     label = example.label
     if label is not None:
-        kept = (
-            {} if names_a_candidate(label) else {"issues": label.issues, "feedback": label.feedback}
-        )
-        verdict = flipped(label.verdict)
-        label = Label.model_validate({"verdict": verdict, **kept})
+        kept = Label(verdict=label.verdict) if names_a_candidate(label) else label
+        label = kept.model_copy(update={"verdict": flipped(label.verdict)})
     update = {"id": f"{example.id}#swapped", "candidates": example.candidates[::-1], "label": label}
     return example.model_copy(update=update)
 

@@ -53,15 +53,10 @@ def compare(
 
     both = np.concatenate(list(sums), axis=1)
     metric = sample.estimate_group_sums(both, difference)["difference"]
-    return metric.extended(
-        Comparison,
-        a=names[0],
-        b=names[1],
-        metric=name,
-        reading=reading,
-        p=_permutation_p(sums, statistic, name, sample),
-        detectable=None if metric.error is None else DETECTABLE_ERRORS * metric.error,
-    )
+    about = {"a": names[0], "b": names[1], "metric": name, "reading": reading}
+    p = _permutation_p(sums, statistic, name, sample)
+    detectable = None if metric.error is None else DETECTABLE_ERRORS * metric.error
+    return metric.extended(Comparison, **about, p=p, detectable=detectable)
 
 
 def _permutation_p(
