@@ -122,10 +122,8 @@ def _leaks(
     lines += [leak.line(with_text=not allow) for leak in find_leaks(splits)]
     if lines and not allow:
         more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-        raise UserError(
-            f"leak: {lines[0]}{more}: `judge data split {folder} --anew` splits them again, "
-            "--allow_leaks trains anyway"
-        )
+        again = f"`judge data split {folder} --anew` splits them again"
+        raise UserError(f"leak: {lines[0]}{more}: {again}, --allow_leaks trains anyway")
     return tuple(lines)
 
 

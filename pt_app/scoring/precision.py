@@ -32,10 +32,8 @@ def convert(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     on_cpu = model.device.type == "cpu"
     if precision == "bf16":
         if on_cpu and not gemm.has_bfloat16():
-            raise UserError(
-                "--score_precision bf16: this CPU has no bfloat16 instructions and would be slower "
-                "with it: leave it out"
-            )
+            problem = "this CPU has no bfloat16 instructions and would be slower with it"
+            raise UserError(f"--score_precision bf16: {problem}: leave it out")
         # A copy of the parameters alone: buffers, such as rotary frequencies, stay in float32.
         memo: dict[int, object] = {
             id(weight): torch.nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)

@@ -190,9 +190,7 @@ class JudgeScorer:
 
     def _scored(self, reading: Reading) -> Iterator[Scored]:
         if not bool(torch.isfinite(reading.log_probabilities).all()):
-            raise UserError(
-                f"{self.name}: the logits of the model are not finite; load it in float32"
-            )
+            raise UserError(f"{self.name}: a logit of the model is not finite: load it in float32")
         # Only the allowed verdicts count: what they lack to 1 is the mass of all other answers.
         mass = torch.logsumexp(reading.log_probabilities, dim=1)
         probabilities = (reading.log_probabilities - mass[:, None]).exp()
@@ -256,10 +254,8 @@ def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
     lines = [encoder.answer_ids(line) for line in texts]
     for line, ids in zip(texts, lines, strict=True):
         if encoder.answer_ids(line + "Issues: none")[: len(ids)] != ids:
-            raise UserError(
-                f"this tokenizer merges the end of {line.strip()!r} with what follows, so its "
-                "verdicts cannot be read: use another model"
-            )
+            problem = f"merges the end of {line.strip()!r} with what follows"
+            raise UserError(f"this tokenizer {problem}: use another model")
     return VerdictTrie.build(lines)
 
 
