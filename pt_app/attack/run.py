@@ -25,7 +25,8 @@ from pt_app.scoring.scorer import JudgeScorer, Scored
 
 log = logging.getLogger(__name__)
 _MARK = "Xq7turn{}Xq7"
-Rows, Scores = Sequence[JudgeExample], Sequence[Scored]
+Rows = Sequence[JudgeExample]
+Scores = Sequence[Scored]
 
 
 def attack(
@@ -130,7 +131,7 @@ def _numbers(
     losers, places = [loser(row) for row in rows], [attack.row for attack in attacks]
     before = favour(_chances(clean, scale), scale, np.array(losers))
     given = favour(_chances(after, scale), scale, np.array(losers)[places])
-    kept = np.flatnonzero(np.isfinite(given - before[places]))  # both could be scored
+    kept = np.flatnonzero(np.isfinite(given - before[places])).tolist()  # both could be scored
     return attack_numbers(
         [attacks[i].family for i in kept],
         np.array(places)[kept],

@@ -177,7 +177,7 @@ def _fields(table: type) -> dict[str, Flag | type]:
         elif name in about:
             kept[name] = Flag(default=each.default, name=name, type=kind, **about[name])
         elif is_dataclass(kind):
-            kept[name] = kind
+            kept[name] = hints[name]
     return kept
 
 
