@@ -68,9 +68,9 @@ def consistency(
 def first_preference(
     verdicts: Iterable[Verdict | None], others: Iterable[Verdict | None]
 ) -> list[float | None]:
-    """Give for each pair the share of its two verdicts, ties apart, that went to the first place.
+    """Return for each pair the share of its two verdicts, without ties, for the first position.
 
-    Over both orders a judge without a liking for a place has a mean of a half.
+    Over both orders a judge without position bias has a mean of a half.
     """
     shares: list[float | None] = []
     for pair in zip(verdicts, others, strict=True):

@@ -466,7 +466,7 @@ class Results(Stored):
         """Return the warning that training and test share texts; "" if they do not."""
         if not self.leaks.n:
             return ""
-        return f"LEAKS: {self.leaks.n} texts stand in training and test: these numbers flatter."
+        return f"LEAKS: {self.leaks.n} texts are in training and test: these numbers are too high."
 
 
 class Prediction(Stored):
@@ -503,7 +503,7 @@ class Prediction(Stored):
     meta: JsonObject | None = None
     annotators: list[Annotation] | None = None
     system: Verdict | None = None
-    slices: dict[str, str] | None = None
+    slices: dict[str, Verdict | None] | None = None
     swapped: Verdict | None = None
     swapped_constrained: Verdict | None = None
     swapped_probabilities: list[float] | None = None

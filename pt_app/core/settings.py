@@ -72,7 +72,10 @@ class Settings:
         also="lora.target_modules lora_target_modules",
     )
     eval_steps: int = flag(
-        "interval of validations, which keep the best weights; 0: never", 100, low=0, unit="steps"
+        "interval of validations, the last step included, which keep the best weights; 0: never",
+        100,
+        low=0,
+        unit="steps",
     )
     save_steps: int = flag(
         "interval of checkpoints; 0: only the best and the last", 100, low=0, unit="steps"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from pt_app.core.files import write_json_atomic
 from pt_app.core.metrics import FloatArray
-from pt_app.core.results import Prediction, Stored, Threshold
+from pt_app.core.results import Prediction, Stored, Threshold, read_text
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import calibration
 from pt_app.evidence.calibration import Confidence
@@ -103,7 +103,7 @@ class Fitted(Stored):
         path = folder / FILE
         if not path.exists():
             return None
-        return Fitted.parse(path.read_text("utf-8"), str(path), "evaluate the adapter again")
+        return Fitted.parse(read_text(path), str(path), "evaluate the adapter again")
 
     def of_one(self, probabilities: Sequence[float], scale: Scale) -> tuple[float, bool | None]:
         """Return the calibrated confidence in one row's verdict, and whether to abstain.
