@@ -7,7 +7,7 @@
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
 # make test-seeds     the demo with two more seeds
-# make check          ruff, mypy, layers make lock        the locks anew, after a change of pins
+# make check          ruff, mypy, layers make lock        the locks again, after a change of pins
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv

@@ -1,4 +1,4 @@
-"""`judge bench score`: verdicts and answers a second, against transformers' generate and forward.
+"""`judge bench score`: verdicts and answers per second, against transformers' generate and forward.
 
 All ways judge the same rows with the same merged model. Random weights end no answer by themselves,
 so each is as long as it may be.
@@ -86,7 +86,7 @@ def _forward(model: Any, workload: Workload) -> Callable[[], Any]:
 
 
 def _decide(model: Any, workload: Workload) -> Callable[[], Any]:
-    """transformers' own pipeline for decisions: labels read from one forward pass a row."""
+    """transformers' own pipeline for decisions: labels read from one forward pass per row."""
     from transformers import pipeline
     from transformers.decision import DecisionConfig
 
@@ -245,7 +245,7 @@ def _summary(
 
 
 def _against(exact: list[Sequence[float]], judged: list[Sequence[float]]) -> dict[str, Any]:
-    """How far the judge's numbers lie from those of one plain forward pass a verdict."""
+    """How far the judge's numbers lie from those of one plain forward pass per verdict."""
     pairs = list(zip(exact, judged[: len(exact)], strict=True))
     apart = [abs(p - q) for one, other in pairs for p, q in zip(one, other, strict=True)]
     return {

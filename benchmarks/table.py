@@ -7,7 +7,7 @@ Report = Mapping[str, Any]
 
 
 def lines_of(report: Report) -> list[str]:
-    """A line for each way (rows a second, GiB above the model), then one for each ratio."""
+    """A line for each way (rows per second, GiB above the model), then one for each ratio."""
     unit = "examples_per_second" if "loss_difference" in report else "rows_per_second"
     lines = [
         f"workload {report['workload']}: prompts of {report['prompt_tokens']:.0f} tokens; this "

@@ -154,7 +154,7 @@ def test_what_is_counted_without_storage_is_what_a_real_pass_allocates(
     with Meter(known, outline.config.vocab_size) as meter:
         summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
     assert held.logits == meter.logits
-    assert held.peak == pytest.approx(meter.peak, rel=0.1)
+    assert held.peak == pytest.approx(meter.peak, rel=0.03)
 
 
 def test_a_layer_keeps_the_terms_that_the_page_lists(rows: Path, tmp_path: Path) -> None:
@@ -209,8 +209,9 @@ def test_memory_grows_with_each_knob_that_costs_some(
     everywhere = wanted(base, rows, tmp_path, "--lora_targets=all-linear")
     assert everywhere.memory.activations > usual.memory.activations
     other = wanted(base, rows, tmp_path, "--skip_eval", recipe="cuda")
+    # Checkpointed. Which of the two a peak consists of depends on where it is.
     held = [m.activations + m.logits for m in (other.memory, usual.memory)]
-    assert held[0] < held[1]  # checkpointed
+    assert held[0] < held[1]
     assert other.evaluation is None
 
 

@@ -74,7 +74,8 @@ def test_memory_of_a_training_is_within_a_quarter_of_what_is_measured(
 ) -> None:
     flags = [f"--model={model}", "--data_dir=datasets/judge_eval", f"--output_dir={tmp_path}"]
     flags += ["--tracking=off", "--skip_eval", "--batch_size=1", "--gradient_accumulation=16"]
-    flags += ["--epochs=1", "--max_samples=96", "--eval_steps=6"]
+    steps = 6 if model.name == "20M" else 3
+    flags += ["--epochs=1", f"--max_samples={16 * steps}", f"--eval_steps={steps}"]
     before = estimated(recipe, flags)
     peak, said = measured(recipe, flags)
     (runtime,) = re.findall(r"train_runtime ([\d.]+)", said)
@@ -90,7 +91,7 @@ def test_memory_of_a_run_with_its_evaluation_is_within_a_quarter_of_what_is_meas
 ) -> None:
     flags = [f"--model={model}", "--data_dir=datasets/judge_eval", f"--output_dir={tmp_path}"]
     flags += ["--tracking=off", "--max_samples=16", "--epochs=1", "--eval_steps=0"]
-    flags += ["--test_samples=40"]
+    flags += ["--test_samples=20"]
     before = estimated("mps", [*flags, "--no_timing"])
     peak, _ = measured("mps", flags)
     said = max(before["memory"]["total"], before["evaluation_memory"])

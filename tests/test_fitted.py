@@ -36,9 +36,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     found.write(tmp_path)
     assert Fitted.read(tmp_path) == found
     assert Fitted.read(tmp_path / "none") is None
-    (tmp_path / FILE).write_text('{"schema": 1}')
-    with pytest.raises(UserError, match="evaluate the adapter again"):
-        Fitted.read(tmp_path)
+    for broken in (b'{"schema": 1}', b"\xff"):
+        (tmp_path / FILE).write_bytes(broken)
+        with pytest.raises(UserError, match=r"evaluate .*again"):
+            Fitted.read(tmp_path)
 
 
 def test_few_rows_teach_nothing() -> None:

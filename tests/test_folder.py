@@ -132,6 +132,25 @@ def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "data") == before
 
 
+def test_descriptions_by_an_earlier_version_are_brought_up_to_date(tmp_path: Path) -> None:
+    build(tmp_path / "data")
+    now = bytes_of(tmp_path / "data")
+    card = card_of(tmp_path / "data")
+    card["checks"] = {"lengths": "measured in another way"}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(card))
+    (tmp_path / "data" / "README.md").write_text("of that version")
+    assert build(tmp_path / "data").written
+    assert bytes_of(tmp_path / "data") == now
+
+
+@pytest.mark.parametrize("text", ['{"origin": "another"}', "[]", "{"])
+def test_rows_of_another_origin_are_refused(tmp_path: Path, text: str) -> None:
+    build(tmp_path / "data")
+    (tmp_path / "data" / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match="comes from another command: choose another folder"):
+        build(tmp_path / "data")
+
+
 def test_another_command_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     build(tmp_path / "data")
     before = bytes_of(tmp_path / "data")

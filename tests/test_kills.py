@@ -14,19 +14,22 @@ import pytest
 
 from pt_app.core.settings import Recipe
 from tests.conftest import ROOT
-from tests.test_recipes import flags, recipe_path
+from tests.test_recipes import flags, main, recipe_path
 
 pytestmark = pytest.mark.slow
 MORE = ["--skip_eval", "--save_steps=4", "--lora_dropout=0.1", "--tracking=off", "--eval_steps=0"]
+
+
+def argv(base: Path, rows: Path, out: Path, *more: str) -> list[str]:
+    return flags(base, rows, out, *MORE, "--epochs=20", *more)
 
 
 def start(
     base: Path, rows: Path, out: Path, *more: str, script: Sequence[str] = (recipe_path("mps"),)
 ) -> subprocess.Popen[str]:
     """Start a recipe, in a process group of its own."""
-    argv = flags(base, rows, out, *MORE, "--epochs=20", *more)
     return subprocess.Popen(
-        [sys.executable, *script, *argv],
+        [sys.executable, *script, *argv(base, rows, out, *more)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -52,9 +55,7 @@ def losses(out: Path) -> list[tuple[float, float]]:
 def whole(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The adapter of the uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    process = start(base, rows, out)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    main("mps", argv(base, rows, out))
     return weights(out)
 
 
@@ -79,9 +80,7 @@ def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
     base: Path, rows: Path, tmp_path: Path, recipe: Recipe, kills: int
 ) -> None:
     """In the midst of steps, epochs and savings, with adamw_torch and with paged_adamw_8bit."""
-    process = start(base, rows, tmp_path / "whole", *PACKS, script=[recipe_path(recipe)])
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    main(recipe, argv(base, rows, tmp_path / "whole", *PACKS))
     rng = random.Random(recipe)
     points = sorted(rng.sample(range(4, STEPS), kills))
     wheres = [[step, rng.choice(["0", "1", "1", "saving"])] for step in points]
@@ -90,10 +89,7 @@ def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert output.count("resuming from") == kills - 1
-    script = [recipe_path(recipe)]
-    process = start(base, rows, tmp_path / "cut", *PACKS, "--resume", script=script)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    main(recipe, argv(base, rows, tmp_path / "cut", *PACKS, "--resume"))
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     whole, cut = (losses(tmp_path / name) for name in ("whole", "cut"))
     assert len(whole) == STEPS // 10
@@ -117,9 +113,7 @@ def test_interrupted_run_ends_with_130_after_a_checkpoint_of_its_step(
     output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    resumed = start(base, rows, tmp_path, "--resume")
-    output, _ = resumed.communicate()
-    assert resumed.returncode == 0, output
+    main("mps", argv(base, rows, tmp_path, "--resume"))
     assert weights(tmp_path) == whole
 
 

@@ -47,11 +47,10 @@ def launcher(kind: str) -> list[str]:
 
 
 def start(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """Start a recipe by its path; `kind` is a launcher, or "one" for a process by itself."""
-    words = [] if kind == "one" else launcher(kind)
+    """Start a recipe by its path, in two processes."""
     # Launchers speak to themselves over the loopback, which a new network namespace lacks.
     return subprocess.Popen(
-        [sys.executable, *words, str(ROOT / recipe_path(recipe)), *argv],
+        [sys.executable, *launcher(kind), str(ROOT / recipe_path(recipe)), *argv],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -72,10 +71,10 @@ def run(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> str:
 def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
     base: Path, uneven: Path, tmp_path: Path, recipe: str, kind: str
 ) -> None:
-    for name, how, accumulation in (("one", "one", 4), ("two", kind, 2)):
-        out = tmp_path / name
-        more = [*MORE, "--batch_size=1", f"--gradient_accumulation={accumulation}"]
-        run(how, recipe, flags(base, uneven, out, *more, "--tracking=off"), tmp_path)
+    more = [*MORE, "--batch_size=1", "--tracking=off"]
+    main(recipe, flags(base, uneven, tmp_path / "one", *more, "--gradient_accumulation=4"))
+    two = flags(base, uneven, tmp_path / "two", *more, "--gradient_accumulation=2")
+    run(kind, recipe, two, tmp_path)
     (one,), (two,) = ((tmp_path / name).glob("*_final") for name in ("one", "two"))
     assert_same_history(one, two)
     assert assert_adapter_contract(one) == assert_adapter_contract(two)
@@ -101,7 +100,7 @@ def test_base_parted_over_two_processes_takes_the_steps_of_a_whole_one(
     more = [*MORE, "--no_4bit", "--batch_size=1", "--tracking=off"]
     more += [f"--activation_checkpointing={checkpointing}"]
     one = flags(base, uneven, tmp_path / "one", *more, "--gradient_accumulation=4")
-    run("one", "cuda", one)
+    main("cuda", one)
     two = flags(base, uneven, tmp_path / "two", *more, "--gradient_accumulation=2")
     output = run("torchrun", "cuda", [*two, "--shard_base"])
     assert "base sharded (FSDP2)" in output
@@ -138,53 +137,60 @@ def test_two_processes_leave_one_adapter_one_evaluation_and_one_tracked_run(
     assert output.count("evaluating base and adapter") == 1
 
 
+LONG = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--tracking=off"]
+SHARDED = ["--no_4bit", "--shard_base"]
+
+
+@pytest.fixture(scope="module", params=["mps", "cuda"])
+def long_run(
+    request: pytest.FixtureRequest, base: Path, uneven: Path, tmp_path_factory: Any
+) -> tuple[str, list[str], Path]:
+    """A recipe, its flags, and the folder of its run in two processes; CUDA's base is sharded."""
+    recipe, out = request.param, tmp_path_factory.mktemp("long")
+    more = [*LONG, "--batch_size=1", "--gradient_accumulation=2"]
+    more += SHARDED if recipe == "cuda" else []
+    run("torchrun", recipe, flags(base, uneven, out, *more, "--save_steps=0"))
+    return recipe, more, out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("recipe", "parted"), [("mps", []), ("cuda", ["--no_4bit", "--shard_base"])]
-)
 def test_killed_rank_ends_the_run_with_a_message_and_a_checkpoint_that_resumes(
-    base: Path, uneven: Path, tmp_path: Path, recipe: str, parted: list[str]
+    base: Path, uneven: Path, tmp_path: Path, long_run: tuple[str, list[str], Path]
 ) -> None:
-    more = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--save_steps=4", "--tracking=off"]
-    more += parted
-    run("torchrun", recipe, flags(base, uneven, tmp_path / "whole", *more))
-    cut = tmp_path / "cut"
-    process = start("torchrun", recipe, flags(base, uneven, cut, *more))
-    wait_for_step(process, cut, 12)
+    recipe, more, whole = long_run
+    argv = flags(base, uneven, tmp_path, *more, "--save_steps=4")
+    process = start("torchrun", recipe, argv)
+    wait_for_step(process, tmp_path, 12)
     rank(process, 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "one of the 2 processes that trained together is gone, in step" in output
     assert "--resume continues from" in output
-    output = run("torchrun", recipe, flags(base, uneven, cut, *more, "--resume"))
+    output = run("torchrun", recipe, [*argv, "--resume"])
     assert "resuming from" in output
-    assert weights(cut) == weights(tmp_path / "whole")
+    assert weights(tmp_path) == weights(whole)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("long_run", ["mps"], indirect=True)
 def test_interrupted_ranks_stop_after_the_same_step_and_one_process_goes_on(
-    base: Path, uneven: Path, tmp_path: Path
+    base: Path, uneven: Path, tmp_path: Path, long_run: tuple[str, list[str], Path]
 ) -> None:
-    more = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--save_steps=0", "--tracking=off"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    two = [*more, "--batch_size=1", "--gradient_accumulation=2"]
-    run("torchrun", "mps", flags(base, uneven, whole, *two))
-    process = start("torchrun", "mps", flags(base, uneven, cut, *two))
-    while "step 20/" not in log_of(cut) and process.poll() is None:
+    recipe, more, whole = long_run
+    argv = flags(base, uneven, tmp_path, *more, "--save_steps=0")
+    process = start("torchrun", recipe, argv)
+    while "step 20/" not in log_of(tmp_path) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert "interrupted; --resume continues from the checkpoint of this step" in output
-    assert len(list(steps_done(cut))) == 1
-    wrong = start("one", "mps", flags(base, uneven, cut, *two, "--resume"))
-    output, _ = wrong.communicate(timeout=120)
-    assert wrong.returncode == 2
-    assert "a step had 4 examples" in output
-    twice = [*more, "--batch_size=1", "--gradient_accumulation=4", "--resume"]
-    output = run("one", "mps", flags(base, uneven, cut, *twice))
-    assert "2 processes trained before and 1 do now" in output
-    for (mine, _), (theirs, _) in zip(losses(cut), losses(whole), strict=True):
+    assert len(list(steps_done(tmp_path))) == 1
+    with pytest.raises(UserError, match="a step had 4 examples"):
+        main(recipe, [*argv, "--resume"])
+    main(recipe, [*argv, "--gradient_accumulation=4", "--resume"])
+    assert "2 processes trained before and 1 do now" in log_of(tmp_path)
+    for (mine, _), (theirs, _) in zip(losses(tmp_path), losses(whole), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 

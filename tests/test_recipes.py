@@ -4,6 +4,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -63,7 +64,9 @@ def runs(
     made = {}
     for recipe in RECIPES:
         out = tmp_path_factory.mktemp(recipe)
-        with redirect_stdout(io.StringIO()) as output:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
+            patch.delenv("WANDB_API_KEY", raising=False)
+            patch.setenv("NETRC", os.devnull)
             main(recipe, flags(base, rows, out, *MORE))
         (adapter,) = out.glob("*_final")
         made[recipe] = adapter, output.getvalue()

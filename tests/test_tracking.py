@@ -348,6 +348,14 @@ def test_a_host_that_does_not_answer_is_given_up_soon() -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("proxy", ["http://proxy:port", "http://proxy:99999", "http://[::1"])
+def test_a_malformed_proxy_reaches_nothing_and_ends_no_run(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert not reachable("https://api.judge.invalid", seconds=0.5)
+
+
 def test_sync_says_what_is_missing(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tracked run"):
         sync(tmp_path)

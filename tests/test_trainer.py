@@ -173,7 +173,10 @@ def test_activation_checkpointing_and_fixed_lengths_change_no_step(
     assert_same(plain, changed)
 
 
-def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+def test_step_equals_that_of_trl_on_the_same_ids_and_labels(
+    base: Path, tmp_path: Path, max_grad_norm: float
+) -> None:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
@@ -190,7 +193,7 @@ def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path
         model=make_judge(base),
         args=SFTConfig(
             output_dir=str(tmp_path),
-            **COMMON,
+            **COMMON | {"max_grad_norm": max_grad_norm},
             learning_rate=LEARNING_RATE,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
@@ -208,7 +211,10 @@ def test_step_equals_that_of_trl_on_the_same_ids_and_labels(base: Path, tmp_path
     )
     trainer.train()
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    assert_same(train(base, tmp_path, examples, batch=4), (losses, gradients.steps))
+    ours = train(base, tmp_path, examples, batch=4, max_grad_norm=max_grad_norm)
+    assert_same(ours, (losses, gradients.steps))
+    norms = [sum(g.square().sum() for g in step.values()).sqrt() for step in gradients.steps]
+    assert all(norm <= 0.5 + 1e-4 for norm in norms) == bool(max_grad_norm), "none was clipped"
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(

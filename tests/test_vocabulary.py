@@ -14,6 +14,9 @@ WORDS = {
     r"(?<![-\w.])anew(?![\w=:,)`.])": "again, or recomputed",
     r"go(es)? on (from|with)": "resume, or continue",
     r"going on (from|with)": "resume, or continue",
+    r"which goes on\b": "which resumes, or continues",
+    r"(bytes?|tokens?|rows?|verdicts?|examples?) a (second|row|token|parameter|verdict)\b": "per",
+    r"the first place": "the first position",
     r"written aside": "staged, then renamed",
     r"keys and values at hand": "KV cache",
     r"\bmend(s|ing)?\b|(?<![`.\w])mended(?![`:\w])": "fix",
@@ -25,9 +28,9 @@ WORDS = {
 
 def pages() -> list[str]:
     """Every text that a user or a contributor reads, by its path."""
-    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    paths = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")]
     for folder in FOLDERS:
-        for ending in ("*.py", "*.md", "*.jinja", "*.sh"):
+        for ending in ("*.py", "*.md", "*.jinja", "*.sh", "*.yaml", "*.slurm"):
             paths += (ROOT / folder).rglob(ending)
     return sorted(str(path.relative_to(ROOT)) for path in paths if path.name not in HISTORY)
 

@@ -1,4 +1,4 @@
-"""Rows a second of the large judge on the GPU, against transformers' generate with its weights."""
+"""Rows per second of the large judge on the GPU, against transformers' generate and its weights."""
 
 import gc
 import json
@@ -38,7 +38,7 @@ def test_rows(part: Part) -> list[dict[str, Any]]:
 
 
 def rate(work: Callable[[], Any], rows: int) -> dict[str, float]:
-    """Return rows a second of one call, and the device's peak bytes in it."""
+    """Return rows per second of one call, and the device's peak bytes in it."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

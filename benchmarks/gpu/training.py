@@ -1,4 +1,4 @@
-"""The CUDA recipe at the large shape: tokens a second, memory, and TRL on the same base and rows.
+"""The CUDA recipe at the large shape: tokens per second, memory, and TRL on the same base and rows.
 
 Both sides take steps of the same examples, one process after the other, on the same GPU.
 """
@@ -66,7 +66,7 @@ def run_trl(part: Part, weights: str, tokens: float) -> dict[str, Any]:
 
 
 def ratios(ways: dict[str, Any]) -> dict[str, float]:
-    """Return the recipe's best over TRL's best, in examples a second and in peak bytes."""
+    """Return the recipe's best over TRL's best, in examples per second and in peak bytes."""
     found = {}
     for name, best in (("examples_per_second", max), ("peak_bytes", min)):
         own = [way[name] for key, way in ways.items() if name in way and key in WAYS]

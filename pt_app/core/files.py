@@ -86,12 +86,17 @@ def shown(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_text(path: Path, absent: str = "is not there: make it, or correct its path") -> str:
+def read_text(
+    path: Path,
+    absent: str = "is not there: make it, or correct its path",
+    remedy: str = "save it as UTF-8",
+) -> str:
     """Read a UTF-8 text without its byte-order mark.
 
     Args:
         path: the file.
-        absent: what is said of a file that does not exist.
+        absent: the message about a file that does not exist.
+        remedy: what to do about a file that is not UTF-8.
 
     Raises:
         UserError: if it is absent, cannot be read or is not UTF-8.
@@ -104,7 +109,7 @@ def read_text(path: Path, absent: str = "is not there: make it, or correct its p
         raise UserError(cannot_read(path, error)) from error
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
-        raise UserError(f"{path} is not UTF-8 at {byte}: save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 at {byte}: {remedy}") from error
 
 
 def write_text_atomic(path: Path, text: str) -> None:

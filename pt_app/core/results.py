@@ -465,7 +465,9 @@ class Results(Stored):
     def leak_line(self) -> str:
         """Return the warning that training and test share texts; "" if they do not."""
         n = self.leaks.n
-        return f"LEAKS: {n} texts stand in training and test: these numbers flatter." if n else ""
+        return (
+            f"LEAKS: {n} texts are in training and test: these numbers are too high." if n else ""
+        )
 
 
 class Prediction(Stored):
@@ -502,7 +504,7 @@ class Prediction(Stored):
     meta: JsonObject | None = None
     annotators: list[Annotation] | None = None
     system: Verdict | None = None
-    slices: dict[str, str] | None = None
+    slices: dict[str, Verdict | None] | None = None
     swapped: Verdict | None = None
     swapped_constrained: Verdict | None = None
     swapped_probabilities: list[float] | None = None
@@ -569,7 +571,7 @@ def read_results(folder: Path) -> Results:
         UserError: if it is absent, broken or of another schema.
     """
     path = folder / RESULTS
-    return Results.parse(read_text(path, _ABSENT), path)
+    return Results.parse(read_text(path, _ABSENT, "evaluate again"), path)
 
 
 def read_attacks(folder: Path) -> AttackResults | None:
@@ -589,5 +591,5 @@ def read_predictions(folder: Path) -> list[Prediction]:
         UserError: with file and line, if the file is absent or a line is broken.
     """
     path = folder / PREDICTIONS
-    lines = enumerate(read_text(path, _ABSENT).split("\n"), 1)
+    lines = enumerate(read_text(path, _ABSENT, "evaluate again").split("\n"), 1)
     return [Prediction.parse(line, f"{path}:{row}") for row, line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""`judge train`: print and run the recipe for this machine; on folds, train one adapter each."""
+"""`judge train`: print and run the recipe for this machine; train on folds in this process."""
 
 import shlex
 import signal

@@ -388,7 +388,8 @@ class Fitted(results.Stored):
         """
         path = folder / FILE
         again = "evaluate the adapter again"
-        return Fitted.parse(read_text(path), path, again) if path.exists() else None
+        text = read_text(path, remedy=again) if path.exists() else None
+        return None if text is None else Fitted.parse(text, path, again)
 
     def of_one(self, probabilities: Sequence[float], scale: Scale) -> tuple[float, bool | None]:
         """Return the calibrated confidence in one row's verdict, and whether to abstain.

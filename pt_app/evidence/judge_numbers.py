@@ -166,9 +166,14 @@ def _slices(judged: _Judged) -> dict[str, dict[str, Slice]]:
     of_rows = [row.slices or {} for row in judged.rows]
     apart = distances(judged.labels, judged.verdicts, judged.scale)
     return {
-        name: biases.slices([slices.get(name) for slices in of_rows], apart, judged.sample)
+        name: biases.slices([_name(slices.get(name)) for slices in of_rows], apart, judged.sample)
         for name in dict.fromkeys(name for slices in of_rows for name in slices)
     }
+
+
+def _name(cell: Verdict | None) -> str | None:
+    """Return the name of a slice; earlier versions stored the cells of a table as they were."""
+    return None if cell is None else str(cell)
 
 
 def _add_sources(numbers: JudgeResults, judged: _Judged) -> None:

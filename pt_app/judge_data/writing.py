@@ -111,9 +111,9 @@ def write_folder(
 def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
     """Write a folder's files, the last one last; False where the same bytes were there.
 
-    A folder that a killed run left with some of its files is completed. Raises UserError where
-    other files of these names are there and `replacing` is false, and where the folder cannot be
-    written.
+    A folder that a killed run left with some of its files is completed, and the descriptions of the
+    same rows by an earlier version are brought up to date. Raises UserError where other files of
+    these names are there and `replacing` is false, and where the folder cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose a folder with --out")
@@ -121,7 +121,7 @@ def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
     other = [name for name in old if not _holds(out / name, files.get(name))]
     if not other and len(old) == len(files):
         return False
-    if other and not replacing:
+    if other and not replacing and not _describes_the_same(out, files, other):
         raise UserError(
             f"{out / other[0]} is there and comes from another command: choose another folder "
             "with --out, or delete it (`judge data import --append` adds rows to a folder)"
@@ -144,6 +144,19 @@ def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return True
+
+
+def _describes_the_same(out: Path, files: Mapping[str, str], other: Sequence[str]) -> bool:
+    """Return whether the files that differ only describe the same rows of the same origin."""
+    card = out / "dataset.json"
+    if not card.is_file() or not set(other) <= {"README.md", card.name}:
+        return False
+    try:
+        old = json.loads(card.read_bytes())
+    except ValueError:
+        return False
+    new, keys = json.loads(files[card.name]), ("origin", "task", "scale", "sha256")
+    return isinstance(old, dict) and all(old.get(key) == new.get(key) for key in keys)
 
 
 def _holds(path: Path, text: str | None) -> bool:

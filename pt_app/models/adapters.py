@@ -291,11 +291,15 @@ def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> No
 def _check_weights(path: Path, judge: Json) -> int:
     """Check the weights file and count its parameters."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if sha256_file(path) != judge.get("weights_sha256"):
         raise UserError(f"{path} is damaged (its hash is not that of {JUDGE}): copy it again")
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
     for key, weight in weights.items():
         if weight.dtype != torch.float32:
             raise UserError(f"{path}: {key} is {weight.dtype}, not float32; save the adapter again")

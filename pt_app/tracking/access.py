@@ -108,11 +108,14 @@ def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
 
     It is tried in a thread, since a DNS lookup has no timeout.
     """
-    address = urlsplit(url)
-    proxy = urllib.request.getproxies().get(address.scheme)
-    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
-        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        address = urlsplit(url)
+        proxy = urllib.request.getproxies().get(address.scheme)
+        if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+            address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError:  # a malformed proxy or address
+        return False
     connected = threading.Event()
 
     def connect() -> None:

@@ -37,8 +37,9 @@ def make_key(folder: Path) -> str:
     """
     path = folder / "id_ed25519"
     if not path.exists():
-        if not shutil.which("ssh-keygen"):
-            raise UserError("ssh-keygen is missing: install OpenSSH's client")
+        for program in ("ssh", "ssh-keygen"):
+            if not shutil.which(program):
+                raise UserError(f"{program} is missing: install OpenSSH's client")
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", folder.name, "-f", str(path)]
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
     return path.with_suffix(".pub").read_text(encoding="utf-8").strip()

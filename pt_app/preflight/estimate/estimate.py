@@ -169,13 +169,13 @@ def _described(memory: Memory, limit: Limit, margin: bool = False) -> str:
 
 
 def _disk_bytes(settings: Settings, prepared: Prepared, outline: Outline, plan: Plan) -> int:
-    """Return the size of checkpoints (adapter, optimizer), adapter, tokenizer and evaluation.
+    """Return the size of checkpoints (weights, optimizer), adapter, tokenizer and evaluation.
 
     The base is already on the disk: `prepare` has fetched it.
     """
     adapter = sum(outline.adapters) * FLOAT32
     tokenizer = sum(file.stat().st_size for file in tokenizer_files(prepared.source.path))
-    checkpoint = adapter + memory.optimizer_bytes(outline.platform, outline.adapters) + tokenizer
+    checkpoint = adapter + memory.optimizer_bytes(outline.platform, outline.adapters)
     saves = settings.save_steps or plan.validations
     kept = min(CHECKPOINTS, len(plan.steps)) if saves else 0
     return kept * checkpoint + adapter + tokenizer + PAGES + ROW * len(prepared.test)
