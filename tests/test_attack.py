@@ -94,7 +94,7 @@ def test_an_encoder_that_lets_control_tokens_through_is_told_from_its_twin(tmp_p
             )
             return ids
 
-    naive = Naive(make_tokenizer(tmp_path, "chatml"), "translation", TEN, 4096)
+    naive = Naive(make_tokenizer(tmp_path, "chatml"), Template.load("translation"), TEN, 4096)
     twin = TextTwin(naive.tokenizer, naive.template, TEN, 4096)
     assert twin.prompt_ids(example()) == naive.prompt_ids(example())
     own = [o.example for o in attacked([example()], TEN, [KNOWN["control tokens"]])]

@@ -62,10 +62,10 @@ class Stored(BaseModel):
             field = ".".join(map(str, problem["loc"]))
             what = "not JSON" if problem["type"] == "json_invalid" else f"field {field}"
             raise UserError(f"{where}: {what} ({problem['msg']}): {again}") from error
-        if missing := [name for name in parsed.required if name not in parsed.model_fields_set]:
-            raise UserError(f"{where}: field {missing[0]} is missing: {again}")
         if getattr(parsed, "schema_version", SCHEMA) != SCHEMA:
             raise UserError(f"{where}: field schema is not {SCHEMA}: {again} with this version")
+        if missing := [name for name in parsed.required if name not in parsed.model_fields_set]:
+            raise UserError(f"{where}: field {missing[0]} is missing: {again}")
         return parsed
 
 
@@ -464,10 +464,9 @@ class Results(Stored):
 
     def leak_line(self) -> str:
         """Return the warning that training and test share texts; "" if they do not."""
-        n = self.leaks.n
-        return (
-            f"LEAKS: {n} texts are in training and test: these numbers are too high." if n else ""
-        )
+        if not (n := self.leaks.n):
+            return ""
+        return f"LEAKS: {n} texts are in training and test: these numbers are too high."
 
 
 class Prediction(Stored):
