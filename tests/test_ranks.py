@@ -137,7 +137,7 @@ def test_two_processes_leave_one_adapter_one_evaluation_and_one_tracked_run(
     assert output.count("evaluating base and adapter") == 1
 
 
-LONG = ["--skip_eval", "--eval_steps=0", "--epochs=30", "--tracking=off"]
+LONG = ["--skip_eval", "--eval_steps=0", "--epochs=15", "--tracking=off"]
 SHARDED = ["--no_4bit", "--shard_base"]
 
 
