@@ -145,10 +145,10 @@ class PromptEncoder:
             budget = self._budget(row) if shortest <= self._budget(row) else own
             if shortest > own:
                 where = f"{row.example.where}, field {self._longest_field(row)}"
-                row.unfit = (
-                    f"{where}: prompt and answer take {shortest} + {len(row.answer)} tokens, more "
-                    f"than {self.max_seq_length}: raise --max_seq_length or leave the row out"
-                )
+                taken = f"prompt and answer take {shortest} + {len(row.answer)} tokens"
+                limit = f"more than max_seq_length {self.max_seq_length}"
+                remedy = "raise --max_seq_length or leave the row out"
+                row.unfit = f"{where}: {taken}, {limit}: {remedy}"
                 cuts.unfit += (row.unfit,)
             elif len(row.prompt) > budget:
                 long.append((row.example, budget))
