@@ -30,6 +30,7 @@ ROWS = 12
 RUN = """
 import json, sys
 from pathlib import Path
+from pt_app.core.results import Results
 from pt_app.report import charts
 from pt_app.tracking.tracker import Tracker
 folder, mode, ending = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -49,6 +50,7 @@ with Tracker(mode, "judge", "tiny-judge", folder, settings, log_texts="texts" in
     metrics = {"mae": number, "kappa_quadratic": number}
     results = {"task": "score", "data": {"path": "datasets/demo"}, "baselines": []}
     results["models"] = [{"name": name, "metrics": metrics} for name in ("base", "adapter")]
+    results = Results.model_validate(results)
     t.finish(results, folder / "predictions.jsonl", folder / "adapter", charts.of_results)
 """
 

@@ -1,7 +1,7 @@
 """The recipes' common entry: the checks before a run, the run, and the report after it."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from pt_app.core import console
@@ -43,7 +43,7 @@ class ChecksAndReport:
         console.show(terminal_table(results))
         log.info("report: %s", report)
 
-    def charts(self, results: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    def charts(self, results: Results) -> Iterable[tuple[str, str]]:
         """Draw the charts of the results for a dashboard."""
         return charts.of_results(results)
 

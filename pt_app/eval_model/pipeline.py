@@ -5,7 +5,7 @@ platform changes is in those and in `platforms.py`.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -57,7 +57,7 @@ class Surroundings(Protocol):
     def after_evaluation(self, adapter: Path, results: Results) -> None:
         """Called when results.json is written, before the tracking ends."""
 
-    def charts(self, results: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    def charts(self, results: Results) -> Iterable[tuple[str, str]]:
         """Draw what a dashboard shows of the results: names and SVG texts."""
 
 
@@ -117,7 +117,7 @@ def run(
             this.train(folder, checkpoint, tracker, stack)
             platform.free_memory()
         if console.is_main_process():
-            results = None if settings.skip_eval else this.evaluate(adapter).as_json()
+            results = None if settings.skip_eval else this.evaluate(adapter)
             tracker.finish(results, adapter / "evaluation" / PREDICTIONS, adapter, around.charts)
             log.info("adapter: %s", adapter)
     return adapter

@@ -34,9 +34,8 @@ Line = tuple[str, Metric, str]  # name, number, colour
 Point = tuple[float, float]
 
 
-def of_results(results: Results | Mapping[str, object]) -> Iterator[tuple[str, str]]:
+def of_results(results: Results) -> Iterator[tuple[str, str]]:
     """Draw the charts about a whole evaluation, for a dashboard: names and SVG texts."""
-    results = Results.model_validate(results)
     first = results.models[0]
     charts = {
         "agreement": agreement(results),

@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pt_app.core.results import Results
 from pt_app.tracking.weave_rows import Json, read_lines, verdict_of
 
 NUMBER = ("value", "low", "high", "n")
 
 
-def media(results: Json, predictions: Path, charts: Iterable[tuple[str, str]]) -> dict[str, object]:
+def media(
+    results: Results, predictions: Path, charts: Iterable[tuple[str, str]]
+) -> dict[str, object]:
     """Make W&B tables and charts, by name.
 
     Args:
@@ -19,21 +22,21 @@ def media(results: Json, predictions: Path, charts: Iterable[tuple[str, str]]) -
     """
     import wandb
 
-    model = results["models"][0]
-    comparisons = results.get("comparisons") or ()
-    checks = [{**check, "check": name} for name, check in (model.get("checks") or {}).items()]
+    model = results.models[0]
+    comparisons = [comparison.as_json() for comparison in results.comparisons]
+    checks = [check.as_json() | {"check": name} for name, check in model.checks.items()]
     bins = [
-        {**row["right"], "confidence": row["confidence"], "right": row["right"]["value"]}
-        for row in (model.get("calibration") or {}).get("reliability", ())
+        row.right.as_json() | {"confidence": row.confidence, "right": row.right.value}
+        for row in (model.calibration.reliability if model.calibration else ())
     ]
-    curve = (model.get("selective") or {}).get("curve", ())
+    curve = [point.as_json() for point in (model.selective.curve if model.selective else ())]
     tables: dict[str, tuple[Iterable[Json], list[str]]] = {
         "agreement": (_agreement(results), ["judge", "reading", "number", *NUMBER]),
         "comparisons": (comparisons, ["a", "b", "metric", *NUMBER, "p", "p_holm"]),
         "checks": (checks, ["check", *NUMBER, "p_holm", "alarm"]),
         "reliability": (bins, ["confidence", "right", "low", "high", "n"]),
         "risk_coverage": (curve, ["coverage", "risk"]),
-        "confusion": (_confusion(predictions, model["name"]), ["label", "verdict", "rows"]),
+        "confusion": (_confusion(predictions, model.name), ["label", "verdict", "rows"]),
     }
     logged: dict[str, object] = {}
     for name, (rows, columns) in tables.items():
@@ -43,15 +46,15 @@ def media(results: Json, predictions: Path, charts: Iterable[tuple[str, str]]) -
     return logged | {f"charts/{name}": wandb.Html(svg, inject=False) for name, svg in charts}
 
 
-def _agreement(results: Json) -> Iterator[Json]:
+def _agreement(results: Results) -> Iterator[Json]:
     """List the metrics of the judges, the baselines and the annotators (the ceiling)."""
-    judges = [*results["models"], *(results.get("baselines") or [])]
-    if ceiling := results.get("ceiling"):
-        judges.append(ceiling)
-    for judge in judges:
-        for reading in ("metrics", "constrained"):
-            for name, number in (judge.get(reading) or {}).items():
-                yield {**number, "judge": str(judge["name"]), "reading": reading, "number": name}
+    for judge in (*results.models, *results.baselines, results.ceiling):
+        if judge is not None:
+            readings = {"metrics": judge.metrics, "constrained": judge.constrained or {}}
+            for reading, metrics in readings.items():
+                about = {"judge": judge.name, "reading": reading}
+                for name, number in metrics.items():
+                    yield number.as_json() | about | {"number": name}
 
 
 def _confusion(predictions: Path, judge: str) -> Iterator[Json]:

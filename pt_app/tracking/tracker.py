@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pt_app.core import console
+from pt_app.core.results import Results
 from pt_app.tracking.access import Access, describe, reachable, resolve_access
 from pt_app.tracking.sync import Child, note, read_state, send
 from pt_app.tracking.weave_rows import Json, write_rows
@@ -28,7 +29,7 @@ DISABLED += ["x_disable_meta", "x_disable_stats", "silent", "finish_timeout_rais
 # Files of an adapter folder that quote rows: they stay here without --log_texts.
 FILES_WITH_TEXTS = ("predictions.jsonl", "report.html", "report.md")
 
-Charts = Callable[[Json], Iterable[tuple[str, str]]]
+Charts = Callable[[Results], Iterable[tuple[str, str]]]
 """Draws the content of results.json: names and SVG texts."""
 
 
@@ -107,7 +108,7 @@ class Tracker:
 
     def finish(
         self,
-        results: Json | None = None,
+        results: Results | None = None,
         predictions: Path | None = None,
         adapter: Path | None = None,
         charts: Charts | None = None,
@@ -117,21 +118,21 @@ class Tracker:
         It takes 2 min for W&B and 1 min for Weave at most, then leaves the rest to `judge sync`.
 
         Args:
-            results: the content of results.json.
+            results: what an evaluation measured.
             predictions: the file predictions.jsonl.
             adapter: the adapter's folder.
             charts: draws the charts of the results, where they are wanted.
         """
         if self.access.mode == "off":
             return
-        results = results or {}
+        results = results or Results()
         summary = summarize(results)
         if predictions is not None and not predictions.exists():
             predictions = None  # there was no evaluation
         rows = self._write_rows(results, summary, predictions) if predictions else ""
         if self._run is not None:
             with self._harmless("W&B lacks the results"):
-                if results and predictions:
+                if results.models and predictions:
                     from pt_app.tracking.media import media
 
                     self._run.log(media(results, predictions, charts(results) if charts else ()))
@@ -156,14 +157,14 @@ class Tracker:
         self._close(1 if error else 0)
 
     def _write_rows(
-        self, results: Json, summary: Mapping[str, Mapping[str, object]], predictions: Path
+        self, results: Results, summary: Mapping[str, Mapping[str, object]], predictions: Path
     ) -> str:
         """Write the rows of Weave's evaluation; return the file's name, "" if that failed."""
         header = {
             "entity": self._entity,
             "project": self._project,
             "evaluation": self._run_name,
-            "dataset": Path(str(results.get("data", {}).get("path", "test"))).name,
+            "dataset": Path(results.data.path or "test").name,
             "settings": self._settings,
             "summary": summary,
         }
@@ -274,13 +275,17 @@ def clean_settings(settings: Json, key: str | None = None) -> dict[str, object]:
     return {str(k): clean(v) for k, v in settings.items() if not secret.search(str(k))}
 
 
-def summarize(results: Json) -> dict[str, dict[str, object]]:
+def summarize(results: Results) -> dict[str, dict[str, object]]:
     """Return the numbers of each model: metrics with interval and n, and the parse failures."""
     summary: dict[str, dict[str, object]] = {}
-    for model in results.get("models", []):
-        numbers = summary.setdefault(str(model["name"]), {})
-        for name, metric in model.get("metrics", {}).items():
-            numbers[name] = metric.get("value")
-            numbers |= {f"{name}_{part}": metric.get(part) for part in ("low", "high", "n")}
-        numbers |= {k: model[k] for k in ("parse_failures", "verdict_mass") if k in model}
+    for model in results.models:
+        numbers = summary.setdefault(model.name, {})
+        for name, metric in model.metrics.items():
+            numbers[name] = metric.value
+            numbers |= {
+                f"{name}_low": metric.low,
+                f"{name}_high": metric.high,
+                f"{name}_n": metric.n,
+            }
+        numbers |= model.model_dump(include={"parse_failures", "verdict_mass"}, exclude_unset=True)
     return summary
