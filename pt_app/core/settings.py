@@ -17,6 +17,9 @@ RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
 SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
 Precision = Literal["float32", "bf16", "int8"]
+TrackingMode = Literal["auto", "online", "offline", "off"]
+MODES: tuple[TrackingMode, ...] = ("auto", "online", "offline", "off")
+SERVERS, SINKS = {"wandb", "weave"}, {"wandb", "weave", "tensorboard"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +102,11 @@ class Settings:
         const="newest",
         unit="run",
     )
-    tracking: Literal["auto", "online", "offline", "off"] = flag(
-        "how W&B and Weave record the run", "auto"
+    tracking: str = flag(
+        "what records the run: off, auto, online or offline (W&B and Weave), or a list of wandb, "
+        "weave, tensorboard and one of the latter three",
+        "auto",
+        unit="list",
     )
     log_texts: bool = flag("send the texts of rows to the tracking servers too", False)
     no_4bit: bool = flag(
@@ -131,6 +137,27 @@ def table(recipe: Recipe | None) -> dict[str, Flag]:
         if recipe != "mps" or each.name not in CUDA_ONLY:
             flags[each.name] = each
     return flags
+
+
+def read_tracking(value: str) -> tuple[TrackingMode, set[str]]:
+    """Read a value of --tracking.
+
+    Returns:
+        How W&B and Weave are used ("off": not at all), and the sinks that record the run. A mode
+        without wandb or weave means both; either of these without a mode means `auto`.
+
+    Raises:
+        UserError: for an unknown word, and for a mode that contradicts another word.
+    """
+    words = {word.strip() for word in value.split(",")}
+    modes, sinks = [mode for mode in MODES if mode in words], words & SINKS
+    if words - sinks - set(MODES) or len(modes) > 1 or (modes == ["off"] and sinks):
+        raise UserError(
+            f"--tracking {value}: choose one of {', '.join(MODES)}, or list any of wandb, weave "
+            "and tensorboard, with one of auto, online and offline if need be"
+        )
+    mode: TrackingMode = modes[0] if modes else "auto" if sinks & SERVERS else "off"
+    return mode, sinks if mode == "off" or sinks & SERVERS else sinks | SERVERS
 
 
 def recipe_of(platform: Where) -> Recipe:
@@ -175,4 +202,6 @@ def resolve(recipe: Recipe, argv: Sequence[str] | None, prog: str, description: 
     config = given.get("config") or ""
     from_file = read_config(Path(config), flags) if config else {}
     values = resolved(flags, ("command line", given), (config, from_file))
-    return filled(Settings, {"no_4bit": False} | values)
+    settings = filled(Settings, {"no_4bit": False} | values)
+    read_tracking(settings.tracking)
+    return settings

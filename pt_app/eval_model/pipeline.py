@@ -25,7 +25,7 @@ from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
 from pt_app.models.base_files import tokenizer_files
 from pt_app.models.platforms import Platform
 from pt_app.models.provenance import about_this_run
-from pt_app.tracking.access import resolve_access
+from pt_app.tracking.access import check_tracking
 from pt_app.tracking.tracker import Tracker
 from pt_app.training import room, runs
 from pt_app.training.loop import TrainingLoop
@@ -92,8 +92,7 @@ def run(
         sharded=settings.shard_base,
     )
     log.info("platform: %s (%s)", platform.hardware, platform.reason)
-    if settings.tracking == "online":
-        resolve_access("online")  # a missing key is an error before anything is written
+    check_tracking(settings.tracking)
     this = _Run(settings, platform, prepare(settings), load_base, arguments, around)
     before = this.to_resume()
     trained = before is not None and Path(f"{before}_final").exists()
