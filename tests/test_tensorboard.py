@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from pt_app.core.errors import UserError, exit_with
-from pt_app.core.settings import read_tracking
+from pt_app.core.settings import read_tracking, resolve
 from pt_app.tracking.tensorboard import EventFile
 from pt_app.tracking.tracker import Tracker
 from tests.test_recipes import RECIPES, flags, main
 
 pytest.importorskip("tensorboardX", reason="pip install -r requirements-tensorboard.txt")
 Curve = dict[int, float]
+SETTINGS = resolve("mps", ["--tracking=tensorboard"], "", "")
 
 
 def events(file: Path) -> Iterator[Any]:
@@ -86,10 +87,12 @@ def test_a_run_writes_its_curves_and_the_numbers_of_its_evaluation(
 KILLED = """
 import os, sys
 from pathlib import Path
+from pt_app.core.settings import resolve
 from pt_app.tracking import tensorboard
 from pt_app.tracking.tracker import Tracker
 tensorboard.FLUSH_SECONDS = 0.0
-tracker = Tracker("tensorboard", "judge", "run", Path(sys.argv[1]), {})
+settings = resolve("mps", ["--tracking=tensorboard"], "", "")
+tracker = Tracker(settings, Path(sys.argv[1]))
 for step in range(1, 6):
     tracker.log({"loss": 1.0 / step}, step)
 os.kill(os.getpid(), 9)
@@ -100,11 +103,11 @@ def test_a_killed_run_keeps_its_curve_and_a_resumed_one_appends_to_it(tmp_path: 
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
     assert done.returncode == -signal.SIGKILL
     assert curves(tmp_path)["train/loss"] == pytest.approx({s: 1 / s for s in range(1, 6)})
-    with Tracker("tensorboard", "judge", "run", tmp_path, {}) as resumed:  # after step 3
+    with Tracker(SETTINGS, tmp_path) as resumed:  # after step 3
         for step in (4, 5, 6):
             resumed.log({"loss": 0.0, "eval_loss": float("nan")}, step)
-    with Tracker("tensorboard", "judge", "run", tmp_path, {}) as evaluated:
-        evaluated.finish()
+    with Tracker(SETTINGS, tmp_path) as evaluated:
+        evaluated.finish(None, tmp_path / "predictions.jsonl", tmp_path, lambda _: ())
     drawn = curves(tmp_path)["train/loss"]
     assert drawn == pytest.approx({1: 1, 2: 1 / 2, 3: 1 / 3, 4: 0, 5: 0, 6: 0})
 
@@ -116,7 +119,7 @@ def test_a_full_disk_costs_a_line_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     lines: list[str] = []
-    with Tracker("tensorboard", "judge", "run", tmp_path, {}, say=lines.append) as tracker:
+    with Tracker(SETTINGS, tmp_path, lines.append) as tracker:
         tracker.log({"loss": 1.0}, 1)
         monkeypatch.setattr(EventFile, "write", full)
         tracker.log({"loss": 1.0}, 2)

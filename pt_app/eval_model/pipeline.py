@@ -100,17 +100,7 @@ def run(
     with ExitStack() as stack:
         folder, checkpoint = this.open(before, stack)
         console.also_to(folder / "train.log")
-        tracker = stack.enter_context(
-            Tracker(
-                settings.tracking,
-                settings.project_name,
-                folder.name,
-                folder,
-                asdict(settings),
-                settings.log_texts,
-                say=log.info,
-            )
-        )
+        tracker = stack.enter_context(Tracker(settings, folder, say=log.info))
         adapter = Path(f"{folder}_final")
         if not adapter.exists():
             this.train(folder, checkpoint, tracker, stack)

@@ -8,12 +8,13 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pt_app.core import console
 from pt_app.core.results import Results
-from pt_app.core.settings import SERVERS, read_tracking
+from pt_app.core.settings import SERVERS, Settings, read_tracking
 from pt_app.tracking.access import Access, describe, reachable, resolve_access
 from pt_app.tracking.sync import Child, Kind, note, read_state, send
 from pt_app.tracking.tensorboard import EventFile, tag_of
@@ -40,34 +41,23 @@ class Tracker:
     """Tracks one run; use it in a `with`. A failure costs one line, never the run."""
 
     def __init__(
-        self,
-        tracking: str,
-        project: str,
-        run_name: str,
-        run_dir: Path,
-        settings: Json,
-        log_texts: bool = False,
-        say: Callable[[str], None] = print,
+        self, settings: Settings, run_dir: Path, say: Callable[[str], None] = print
     ) -> None:
         """Begin to track a run; say in one line what is done and why, and what leaves the machine.
 
         On ranks other than 0, and with `off`, it does nothing and imports none of the packages.
 
         Args:
-            tracking: the value of --tracking.
-            project: "project" or "entity/project".
-            run_name: name and group of the W&B run, name of the Weave evaluations.
-            run_dir: the run's folder, which keeps event files and what is not sent.
-            settings: the run's settings; secrets and folders are taken out of them.
-            log_texts: whether the texts of rows may leave the machine.
+            settings: the settings of the run, of which no secrets and folders leave the machine.
+            run_dir: the folder of the run, for event files and what is not sent. The W&B run, its
+                group and the Weave evaluations have its name.
             say: prints a line.
 
         Raises:
             UserError: for an unknown value and for `online` without a key; nothing else is raised.
         """
-        self._entity, _, self._project = project.rpartition("/")
-        self._run_name, self._run_dir = run_name, run_dir
-        self._log_texts, self._say = log_texts, say
+        self._run_dir, self._log_texts, self._say = run_dir, settings.log_texts, say
+        self._entity, _, self._project = settings.project_name.rpartition("/")
         self._run: wandb.Run | None = None
         self._run_folder = self._rows = ""
         self._sender: Child | None = None
@@ -75,11 +65,12 @@ class Tracker:
         self._step = 0
         self._warned: set[str] = set()
         main = console.is_main_process()
-        _, self._sinks = read_tracking(tracking if main else "off")
-        self.access = resolve_access(tracking) if main else Access("off", "rank 0 tracks")
+        _, self._sinks = read_tracking(settings.tracking if main else "off")
+        off = Access("off", "rank 0 tracks")
+        self.access = resolve_access(settings.tracking) if main else off
         if self.access.mode == "off":
             self._sinks -= SERVERS
-        self._settings = clean_settings(settings, self.access.key)
+        self._settings = clean_settings(asdict(settings), self.access.key)
         if "wandb" in self._sinks:
             with self._harmless("W&B is left out"):
                 self._begin()
@@ -94,8 +85,8 @@ class Tracker:
             mode="offline",
             entity=self._entity or None,
             project=self._project,
-            name=self._run_name,
-            group=self._run_name,  # a resumed run is a second W&B run of the same group
+            name=self._run_dir.name,
+            group=self._run_dir.name,  # a resumed run is a second W&B run of the same group
             dir=str(self._run_dir),
             config=self._settings,
             settings=wandb_settings(),
@@ -114,45 +105,38 @@ class Tracker:
             with self._harmless("W&B stops here"):
                 self._run.log(dict(metrics), step=step)
         if self._sender is not None and self._sender.has_ended():
-            self._await_sender()
+            self._send("wandb", self._run_folder)
 
     def finish(
-        self,
-        results: Results | None = None,
-        predictions: Path | None = None,
-        adapter: Path | None = None,
-        charts: Charts | None = None,
+        self, results: Results | None, predictions: Path, adapter: Path, charts: Charts
     ) -> None:
         """Log what a finished run has made.
 
         It takes 2 min for W&B and 1 min for Weave at most, then leaves the rest to `judge sync`.
 
         Args:
-            results: what an evaluation measured.
-            predictions: the file predictions.jsonl.
+            results: what the evaluation measured; None if there was none.
+            predictions: the file predictions.jsonl, of an earlier evaluation perhaps.
             adapter: the adapter's folder.
-            charts: draws the charts of the results, where they are wanted.
+            charts: draws the charts of the results.
         """
         results = results or Results()
-        if predictions is not None and not predictions.exists():
-            predictions = None  # there was no evaluation
         summary = summarize(results)
-        numbers = {
-            f"{model}/{name}": value for model in summary for name, value in summary[model].items()
-        }
-        if predictions and "weave" in self._sinks:
-            self._write_rows(results, summary, predictions)
+        numbers = {f"{model}/{name}": v for model in summary for name, v in summary[model].items()}
+        self._write_events(numbers, self._step)
+        if "weave" in self._sinks and predictions.exists():
+            with self._harmless("Weave's rows are not written"):
+                self._write_rows(results, summary, predictions)
         if self._run is not None:
             with self._harmless("W&B lacks the results"):
-                if results.models and predictions:
+                if results.models:
                     from pt_app.tracking.media import media
 
-                    self._run.log(media(results, predictions, charts(results) if charts else ()))
+                    self._run.log(media(results, predictions, charts(results)))
                 self._run.summary.update(numbers)
-                if adapter is not None:
-                    artifact = adapter_artifact(self._run_name, adapter, texts=self._log_texts)
-                    self._run.log_artifact(artifact)
-        self._write_events(numbers, self._step)
+                self._run.log_artifact(
+                    adapter_artifact(self._run_dir.name, adapter, self._log_texts)
+                )
         self._close(0)
         if self._rows and self.access.mode == "online":
             self._send("weave", self._rows)
@@ -180,17 +164,16 @@ class Tracker:
         header = {
             "entity": self._entity,
             "project": self._project,
-            "evaluation": self._run_name,
+            "evaluation": self._run_dir.name,
             "dataset": Path(results.data.path or "test").name,
             "settings": self._settings,
             "summary": summary,
         }
-        with self._harmless("Weave's rows are not written"):
-            written = read_state(self._run_dir)["weave"]  # before this run was resumed
-            name = f"weave_rows-{len(written) + 1}.jsonl" if written else "weave_rows.jsonl"
-            write_rows(self._run_dir / name, header, predictions, self._log_texts)
-            note(self._run_dir, "weave", name, sent=False)
-            self._rows = name
+        written = read_state(self._run_dir)["weave"]  # before this run was resumed
+        name = f"weave_rows-{len(written) + 1}.jsonl" if written else "weave_rows.jsonl"
+        write_rows(self._run_dir / name, header, predictions, self._log_texts)
+        note(self._run_dir, "weave", name, sent=False)
+        self._rows = name
 
     def _close(self, exit_code: int) -> None:
         """End the W&B run and its service process, whatever became of the run."""
@@ -207,18 +190,14 @@ class Tracker:
             run.finish(exit_code=exit_code)
         with contextlib.suppress(Exception):  # that the service was killed before is no news
             wandb.teardown()
-        self._await_sender()
+        if self._sender is not None:
+            self._send("wandb", self._run_folder)
 
-    def _await_sender(self) -> None:
-        """Wait until the W&B run is sent."""
-        child, self._sender = self._sender, None
-        if child is not None:
-            self._send("wandb", self._run_folder, child)
-
-    def _send(self, kind: Kind, name: str, child: Child | None = None) -> None:
-        """Send a W&B run or Weave's rows; give up soon if the server is gone."""
+    def _send(self, kind: Kind, name: str) -> None:
+        """Send the W&B run or Weave's rows; give up soon if the server is gone."""
         problem, limit = "not sent", SEND_SECONDS[kind]
         lost = {"wandb": "W&B has not taken everything", "weave": "Weave's rows are not sent"}[kind]
+        child, self._sender = self._sender, None
         with self._harmless(lost):
             seconds = limit if reachable(self.access.base_url) else GONE_SECONDS
             problem = send(self._run_dir, kind, name, self.access, seconds, child)
@@ -305,13 +284,9 @@ def summarize(results: Results) -> dict[str, dict[str, object]]:
     """Return the numbers of each model: metrics with interval and n, and the parse failures."""
     summary: dict[str, dict[str, object]] = {}
     for model in results.models:
-        numbers = summary.setdefault(model.name, {})
+        numbers = summary[model.name] = {}
         for name, metric in model.metrics.items():
+            numbers |= {f"{name}_{part}": getattr(metric, part) for part in ("low", "high", "n")}
             numbers[name] = metric.value
-            numbers |= {
-                f"{name}_low": metric.low,
-                f"{name}_high": metric.high,
-                f"{name}_n": metric.n,
-            }
         numbers |= model.model_dump(include={"parse_failures", "verdict_mass"}, exclude_unset=True)
     return summary
