@@ -20,7 +20,7 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.report import charts
 from pt_app.report import sections as parts
 from pt_app.report.opening import scorecard
-from pt_app.report.page import Block, Grid, Lines, Section, Texts, Words, paragraphs, sentences
+from pt_app.report.page import Block, Grid, Lines, Section, Texts, paragraphs, sentences
 
 MAX_ROWS = 20  # that a section shows one by one
 SURE, DOUBT = 0.9, 0.01
@@ -37,7 +37,7 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
     """
     judge = results.judge
     reading = sentences("reading", results=results, judge=judge, head=results.columns()[0])
-    in_words: list[Block] = [Words(reading), *charts.agreement(results)]
+    in_words: list[Block] = [reading, *charts.agreement(results)]
     if judge is None or results.task == "metric":
         title = "How far the scores agree with the labels"
         systems = (
@@ -46,10 +46,7 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         return [Section(title, in_words), _numbers(results), *systems, _origin(results)]
     rows = [row for row in predictions if row.model == judge.name and row.status != "too_long"]
     sections = [
-        Section(
-            "How far the judge agrees with the labels",
-            scorecard(results, judge) if results.data.n else [],
-        ),
+        Section("How far the judge agrees with the labels", scorecard(results, judge)),
         Section("In words", in_words),
         _numbers(results),
         _confusion(rows, judge),
@@ -83,7 +80,7 @@ def _numbers(results: Results) -> Section:
     if not any(model.cost for model in results.models):
         header, rows = header[:-1], [row[:-1] for row in rows]
     legend = dict.fromkeys(paragraphs("legend", results=results))
-    return Section("Numbers", [Grid(header, rows), *map(Words, legend)])
+    return Section("Numbers", [Grid(header, rows), *legend])
 
 
 def _lines(results: Results) -> Iterator[tuple[str, Mapping[str, Metric | None], str, str]]:
@@ -118,7 +115,7 @@ def _confusion(rows: Sequence[Prediction], judge: JudgeResults) -> Section | Non
         return None
     spread = charts.verdicts_by_label(rows)
     many = len(values) if len(values) > MAX_COLUMNS else None
-    lead = Words(sentences("confusion", judge=judge, values=many, rows=len(rows)))
+    lead = sentences("confusion", judge=judge, values=many, rows=len(rows))
     if many:
         return Section(title, [lead, *spread])
     columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
@@ -131,8 +128,8 @@ def _by_error(results: Results, judge: JudgeResults) -> Section | None:
     if not judge.by_error:
         return None
     what = "mean distance to the label" if results.task == "score" else "accuracy"
-    body = [parts.counted(inline(kind), one) for kind, one in judge.by_error.items()]
-    lead = Words(sentences("by_error", judge=judge))
+    body = [parts.counted(inline(kind), metric) for kind, metric in judge.by_error.items()]
+    lead = sentences("by_error", judge=judge)
     grid = Grid(["kind", what, "n"], body)
     title = "By kind of error in the candidate"
     return Section(title, [lead, grid, *charts.means(judge.by_error, what)])
@@ -145,7 +142,7 @@ def _curve(results: Results) -> Section | None:
         return None
     metric = NAMES[points[0].metric]
     rows = [parts.counted(str(point.rows), point) for point in points]
-    lead = Words(sentences("curve", comparisons=results.comparisons))
+    lead = sentences("curve", comparisons=results.comparisons)
     by_rows = {f"{point.rows} rows": point for point in points}
     grid = Grid(["training rows", metric, "n"], rows)
     return Section("Learning curve", [lead, grid, *charts.means(by_rows, metric)])
@@ -181,7 +178,7 @@ def _worst(rows: Sequence[Prediction], judge: JudgeResults) -> Section:
     shown = wrong[:MAX_ROWS]
     lead = sentences("worst", shown=len(shown), wrong=len(wrong), rows=len(rows))
     title = f"Worst disagreements of the {inline(judge.name)}"
-    return Section(title, [Words(lead), *map(_disagreement, shown)])
+    return Section(title, [lead, *map(_disagreement, shown)])
 
 
 def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
@@ -198,7 +195,7 @@ def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
         return None
     lead = sentences("disputed", rows=len(doubted), sure=SURE, doubt=DOUBT)
     lines = [line for _, _, line in sorted(doubted)[:MAX_ROWS]]
-    return Section("Labels that the judge disputes", [Words(lead), Lines(lines)])
+    return Section("Labels that the judge disputes", [lead, Lines(lines)])
 
 
 def _distance(row: Prediction) -> tuple[float, float]:
@@ -244,7 +241,7 @@ def _origin(results: Results) -> Section:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     if isinstance(value, list):
-        return " ".join(_plain(one) for one in value if one is not None)
+        return " ".join(_plain(item) for item in value if item is not None)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

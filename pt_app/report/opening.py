@@ -13,6 +13,8 @@ FEW_ROWS = 100
 
 def scorecard(results: Results, judge: JudgeResults) -> list[Block]:
     """Return the blocks of the scorecard of the judge that the report is about."""
+    if not results.data.n:
+        return []
     head = results.columns()[0]
     entries = list(_compared(results, judge, head))
     rows = [[inline(name), estimate(m), str(m.n if m else "")] for name, m in entries]

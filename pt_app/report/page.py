@@ -85,13 +85,6 @@ def sentences(macro: str, **values: object) -> str:
 
 
 @dataclass(frozen=True)
-class Words:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Lines:
     """A list of short lines."""
 
@@ -132,7 +125,8 @@ class Texts:
     fields: Sequence[tuple[str, str]]
 
 
-Block = Words | Lines | Grid | Chart | Texts
+# A text is a paragraph.
+Block = str | Lines | Grid | Chart | Texts
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, number, p
 from pt_app.core.verdicts import Verdict
 from pt_app.evidence import people
 from pt_app.report import charts
-from pt_app.report.page import Block, Grid, Section, Words, sentences, titles
+from pt_app.report.page import Block, Grid, Section, sentences, titles
 
 BRIER = "Brier score (sum over classes)"  # 0 to 2; of two classes twice that of scikit-learn
 VALUES = ["", "value", "n"]  # the header of most tables
@@ -28,9 +28,9 @@ def evidence_sections(judge: results.JudgeResults) -> Iterator[Section]:
     if judge.systems:
         yield _systems(judge.systems)
     if best := judge.operating:
-        yield Section("Threshold", [Words(sentences("operating", best=best, judge=judge))])
+        yield Section("Threshold", [sentences("operating", best=best, judge=judge)])
     if judge.population:
-        yield Section("Pass rate", [Words(sentences("population", rate=judge.population))])
+        yield Section("Pass rate", [sentences("population", rate=judge.population)])
 
 
 def _confidence(judge: results.JudgeResults, calibration: results.Calibration) -> Section:
@@ -51,9 +51,9 @@ def _confidence(judge: results.JudgeResults, calibration: results.Calibration) -
     if judge.selective:
         rows += _selective(judge.selective, within=tolerance > 0)
         chosen_on = sentences("rows_of", chosen=judge.selective)
-        notes.append(Words(f"Threshold and guarantee are from {chosen_on}."))
-    lead = Words(sentences("confidence", tolerance=tolerance))
-    bins = [counted(number(one.confidence), one.right) for one in calibration.reliability]
+        notes.append(f"Threshold and guarantee are from {chosen_on}.")
+    lead = sentences("confidence", tolerance=tolerance)
+    bins = [counted(number(group.confidence), group.right) for group in calibration.reliability]
     pictures = charts.reliability(calibration) + charts.risk_coverage(judge.selective)
     grid = Grid(["mean confidence", "accuracy", "n"], bins)
     return Section("Confidence", [lead, Grid(VALUES, rows), *notes, *pictures, grid])
@@ -92,7 +92,7 @@ def _checks(checks: dict[str, results.Check]) -> Section:
     rows = [
         [titles().checks[name], *_tested(check), str(check.n)] for name, check in checks.items()
     ]
-    blocks = Words(sentences("checks")), Grid(["", "value", "p", "corrected p", "", "n"], rows)
+    blocks = sentences("checks"), Grid(["", "value", "p", "corrected p", "", "n"], rows)
     return Section("What moves the judge beside the label", blocks)
 
 
@@ -105,20 +105,20 @@ def _tested(check: results.Check | None) -> list[str]:
 
 def _slices(column: str, slices: dict[str, results.Slice]) -> Section:
     rows = [
-        [*counted(inline(name), one.distance)[:2], *_tested(one.difference), f"{one.distance.n}"]
-        for name, one in slices.items()
+        [inline(name), estimate(part.distance), *_tested(part.difference), str(part.distance.n)]
+        for name, part in slices.items()
     ]
     header = ["", "distance to the label", "less the other rows'", "p", "corrected p", "", "n"]
-    pictures = charts.means({name: one.distance for name, one in slices.items()}, header[1])
+    pictures = charts.means({name: part.distance for name, part in slices.items()}, header[1])
     return Section(f"By {inline(column)}", [Grid(header, rows), *pictures])
 
 
 def _orders(orders: results.Orders) -> Section:
-    counts = {(one.first, one.swapped): one.n for one in orders.flips}
+    counts = {(flip.first, flip.swapped): flip.n for flip in orders.flips}
     winners = sorted({winner for pair in counts for winner in pair}, key=str)
     better = orders.right_if_better_is.items()
     places = [counted(f"better candidate is {place}", metric) for place, metric in better]
-    lead, grid = Words(sentences("orders")), matrix("", winners, winners, counts)
+    lead, grid = sentences("orders"), matrix("", winners, winners, counts)
     return Section("Both orders", [lead, grid, Grid(["", "accuracy", "n"], places)])
 
 
@@ -145,7 +145,7 @@ def _pairs(pairs: results.SourcePairs) -> Section:
         counted("pairs in the labels' order", pairs.accuracy),
         counted("the same, with only equal scores as ties", pairs.accuracy_as_is),
     ]
-    lead = Words(sentences("pairs", threshold=pairs.tie_threshold))
+    lead = sentences("pairs", threshold=pairs.tie_threshold)
     return Section("Rows of one source", [lead, Grid(VALUES, rows)])
 
 
@@ -158,10 +158,8 @@ def _systems(systems: results.Systems) -> Section:
     blocks: list[Block] = [Grid(VALUES, rows)]
     if between:
         text = sentences("systems", between=between)
-        lines = [
-            [inline(one.system), number(one.label), number(one.verdict)] for one in between.systems
-        ]
-        blocks += [Words(text), Grid(["system", "mean label", "mean verdict"], lines)]
+        lines = [[inline(s.system), number(s.label), number(s.verdict)] for s in between.systems]
+        blocks += [text, Grid(["system", "mean label", "mean verdict"], lines)]
     return Section("Systems", blocks)
 
 
@@ -171,7 +169,7 @@ def people_section(agreement: results.AnnotatorAgreement | None) -> Section | No
         return None
     lead = sentences("annotator_agreement", agreement=agreement)
     rows = [[inline(name), *cells] for name, *cells in people.table(agreement)]
-    return Section("Agreement among annotators", [Words(lead), Grid(list(people.ROW), rows)])
+    return Section("Agreement among annotators", [lead, Grid(list(people.ROW), rows)])
 
 
 def attack_section(attacks: results.AttackResults | None) -> Section | None:
@@ -183,9 +181,9 @@ def attack_section(attacks: results.AttackResults | None) -> Section | None:
     lead = sentences("attacks", attacks=attacks, is_score=is_score)
     shifts = {name: family.shift for name, family in attacks.families.items()}
     grid = Grid(["family", "shift", "raised", "given after it", "parse failures", "n"], rows)
-    blocks: list[Block] = [Words(lead), grid, *charts.means(shifts, "shift")]
+    blocks: list[Block] = [lead, grid, *charts.means(shifts, "shift")]
     if line := sentences("control_tokens", control=attacks.control_tokens):
-        blocks.append(Words(line))
+        blocks.append(line)
     return Section("Attacks", blocks)
 
 

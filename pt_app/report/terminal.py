@@ -74,7 +74,7 @@ def _lines(names: Sequence[str], judges: Columns) -> Lines:
     names = [name for name in names if any(name in numbers for numbers in judges)]
     for name, following in zip(names, [*names[1:], ""], strict=True):
         title = titles().short_names.get(name, NAMES[name])
-        lines.append((title, [estimate(one.get(name)) if one else "" for one in judges]))
+        lines.append((title, [estimate(judge.get(name)) if judge else "" for judge in judges]))
         if _counts(following, judges) != _counts(name, judges):
             lines.append(("n", _counts(name, judges)))
     return lines
