@@ -1,6 +1,5 @@
 """TensorBoard as a sink of tracking: event files are read back record by record."""
 
-import importlib.util
 import json
 import signal
 import struct
@@ -135,12 +134,7 @@ def test_without_the_package_a_run_stops_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    there = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *_: None if name == "tensorboardX" else there(name),
-    )
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if it were not installed
     argv = flags(base, rows, tmp_path / "out", "--tracking=offline,tensorboard")
     with pytest.raises(SystemExit) as ended:
         exit_with(lambda: main("mps", argv))
@@ -148,6 +142,20 @@ def test_without_the_package_a_run_stops_before_anything_is_made(
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install -r requirements-tensorboard.txt" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_doctor_looks_for_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pt_app.preflight.doctor.needs import Needs
+
+    needs = Needs(SETTINGS, offline=True)
+    assert {(each.name, each.status) for each in needs.tracking()} == {
+        ("tensorboard", "ok"),
+        ("tracking", "ok"),
+    }
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    first = next(needs.tracking())
+    assert (first.name, first.status) == ("tensorboard", "fail")
+    assert first.fix == "pip install -r requirements-tensorboard.txt"
 
 
 BOTH = {"wandb", "weave"}

@@ -97,7 +97,6 @@ def find_key() -> tuple[str, str | None, str]:
         import wandb
         from wandb.sdk.lib import wbauth
 
-        base_url = str(wandb.Settings().base_url)
         base_url = str(wandb.sdk.wandb_setup.singleton().settings.base_url)
         auth = wbauth.authenticate_session(
             host=base_url, source="tracking", prompt=False, update_session=False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pt_app.core import console
 from pt_app.core.results import Results
 from pt_app.core.settings import SERVERS, Settings, read_tracking
-from pt_app.tracking.access import Access, describe, reachable, resolve_access
+from pt_app.tracking.access import describe, reachable, resolve_access
 from pt_app.tracking.sync import Child, Kind, note, read_state, send
 from pt_app.tracking.tensorboard import EventFile, tag_of
 from pt_app.tracking.weave_rows import Json, write_rows
@@ -64,17 +64,16 @@ class Tracker:
         self._events: EventFile | None = None
         self._step = 0
         self._warned: set[str] = set()
-        main = console.is_main_process()
-        _, self._sinks = read_tracking(settings.tracking if main else "off")
-        off = Access("off", "rank 0 tracks")
-        self.access = resolve_access(settings.tracking) if main else off
+        tracking = settings.tracking if console.is_main_process() else "off"
+        _, self._sinks = read_tracking(tracking)
+        self.access = resolve_access(tracking)
         if self.access.mode == "off":
             self._sinks -= SERVERS
         self._settings = clean_settings(asdict(settings), self.access.key)
         if "wandb" in self._sinks:
             with self._harmless("W&B is left out"):
                 self._begin()
-        if main:
+        if console.is_main_process():
             say(f"tracking: {'; '.join(self._destinations())}")
 
     def _begin(self) -> None:
