@@ -211,6 +211,16 @@ def test_without_network_a_run_is_offline_and_ends_at_once(run_dir: Path) -> Non
     assert len(rows) == ROWS
 
 
+@pytest.mark.parametrize("named", ["wandb", "weave"])
+def test_of_the_two_servers_only_the_named_one_gets_a_run(run_dir: Path, named: str) -> None:
+    done = track(run_dir, mode=f"offline,{named}")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    kept = {kind for kind, names in read_state(run_dir).items() if names}
+    assert kept == {named}
+    assert (run_dir / "wandb").exists() is (named == "wandb")
+    assert (run_dir / "weave_rows.jsonl").exists() is (named == "weave")
+
+
 @pytest.mark.slow
 def test_an_offline_run_is_sent_later_whole(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = track(run_dir, mode="offline")
