@@ -62,11 +62,18 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters = (estimate, fenced, inline, number, p_value, with_n)
-    environment.filters |= {each.__name__: each for each in filters}
-    environment.filters |= {"line": _line_to_html, "cells": table}
-    environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
-    environment.filters["text"] = lambda text: visible(shortened(text))
+    environment.filters.update(
+        cells=table,
+        estimate=estimate,
+        fenced=fenced,
+        inline=inline,
+        line=_line_to_html,
+        number=number,
+        p_value=p_value,
+        percent=lambda share: f"{100 * share:.0f} %",
+        text=lambda text: visible(shortened(text)),
+        with_n=with_n,
+    )
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     environment.globals["NAMES"] = NAMES
     return environment

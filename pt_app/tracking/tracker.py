@@ -283,7 +283,7 @@ def summarize(results: Results) -> dict[str, dict[str, object]]:
     """Return the numbers of each model: metrics with interval and n, and the parse failures."""
     summary: dict[str, dict[str, object]] = {}
     for model in results.models:
-        numbers = summary[model.name] = {}
+        numbers = summary.setdefault(model.name, {})
         for name, metric in model.metrics.items():
             numbers |= {f"{name}_{part}": getattr(metric, part) for part in ("low", "high", "n")}
             numbers[name] = metric.value
