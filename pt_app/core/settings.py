@@ -103,8 +103,8 @@ class Settings:
         unit="run",
     )
     tracking: str = flag(
-        "what records the run: off, auto, online or offline (W&B and Weave), or a list of wandb, "
-        "weave, tensorboard and one of the latter three",
+        "how W&B and Weave record the run: auto, online, offline or off; or a list of wandb, weave "
+        "and tensorboard, with one of the first three if need be",
         "auto",
         unit="list",
     )
