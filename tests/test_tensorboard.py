@@ -15,7 +15,8 @@ from pt_app.core.errors import UserError, exit_with
 from pt_app.core.settings import read_tracking, resolve
 from pt_app.tracking.tensorboard import EventFile
 from pt_app.tracking.tracker import Tracker
-from tests.test_recipes import RECIPES, flags, main
+from tests.test_kills import start
+from tests.test_recipes import RECIPES, flags, main, recipe_path
 
 pytest.importorskip("tensorboardX", reason="pip install -r requirements-tensorboard.txt")
 Curve = dict[int, float]
@@ -56,7 +57,7 @@ def curves(run: Path) -> dict[str, Curve]:
 def test_a_run_writes_its_curves_and_the_numbers_of_its_evaluation(
     recipe: str, base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--tracking=tensorboard", "--eval_steps=2"]
+    more = ["--tracking=tensorboard", "--eval_steps=8", "--epochs=4"]  # 24 steps
     main(recipe, flags(base, rows, tmp_path, *more))
     (adapter,) = tmp_path.glob("*_final")
     run = Path(str(adapter).removesuffix("_final"))
@@ -65,22 +66,40 @@ def test_a_run_writes_its_curves_and_the_numbers_of_its_evaluation(
     for name in ("loss", "grad_norm", "learning_rate"):
         logged = {entry["step"]: entry[name] for entry in history if name in entry}
         assert drawn[f"train/{name}"] == pytest.approx(logged, rel=1e-6)
-        assert len(logged) == 6
+        assert set(logged) == {10, 20}
     validated = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     assert drawn["eval/loss"] == pytest.approx(validated, rel=1e-6)
-    assert set(validated) == {2, 4, 6}
+    assert set(validated) == {8, 16, 24}
     results = json.loads((adapter / "evaluation" / "results.json").read_text())
     for model in results["models"]:
         mae = model["metrics"]["mae"]
         for tag, value in (("mae", mae["value"]), ("mae_high", mae["high"]), ("mae_n", mae["n"])):
             shown = drawn.get(f"{model['name']}/{tag}")
-            assert shown == (None if value is None else pytest.approx({6: value}, rel=1e-6))
+            assert shown == (None if value is None else pytest.approx({24: value}, rel=1e-6))
     assert f"tensorboard --logdir {run}/tensorboard" in capsys.readouterr().out
     assert not {file.name for file in run.iterdir()} & {
         "wandb",
         "tracking.json",
         "weave_rows.jsonl",
     }
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_resumed_shows_each_step_once(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    killed = ["-m", "tests.killed_recipe", "mps", '[[17, "0"], [33, "0"]]']
+    for script, more in ((killed, []), ([recipe_path("mps")], ["--resume"])):
+        process = start(base, rows, tmp_path, "--tracking=tensorboard", *more, script=script)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    (adapter,) = tmp_path.glob("*_final")
+    run = Path(str(adapter).removesuffix("_final"))
+    history = json.loads((adapter / "training_config.json").read_text())["log_history"]
+    logged = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    assert len(list((run / "tensorboard").iterdir())) == 3
+    assert curves(run)["train/loss"] == pytest.approx(logged, rel=1e-6)
+    assert {10, 20, 30, 40, 120} <= set(logged)
 
 
 KILLED = """
