@@ -99,7 +99,8 @@ class Tracker:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of one optimizer step; returns at once."""
         self._step = step
-        self._write_events({tag_of(name): value for name, value in metrics.items()}, step, step)
+        tagged = {tag_of(name): value for name, value in metrics.items() if name != "epoch"}
+        self._write_events(tagged, step, step)  # a step may be logged twice, with the same epoch
         if self._run is not None:
             with self._harmless("W&B stops here"):
                 self._run.log(dict(metrics), step=step)
