@@ -263,11 +263,11 @@ def wandb_settings() -> "wandb.Settings":
     )
 
 
-def clean_settings(settings: Json, key: str | None = None) -> dict[str, object]:
+def clean_settings(settings: Json, key: str | None = None) -> Json:
     """Return settings as they may leave: no secrets, of absolute paths only the last part."""
 
     def clean(value: object) -> object:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return clean_settings(value, key)
         if isinstance(value, list | tuple):
             return [clean(item) for item in value]
