@@ -65,7 +65,7 @@ def evaluate_judges(
     if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
         shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
-        budget = Budget.of(endpoint)
+        budget = Budget(endpoint)
         judges.append(prompted_rows(endpoint, budget, test, shots, dataset, journal))
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
     results, baselines = measured(judges, dataset, test, run, Asked(options.target_accuracy))

@@ -99,10 +99,9 @@ def _answers(
             model=endpoint.model,
             budget=budget,
             base_url=endpoint.url,
-            key_env=endpoint.key_env,
             max_tokens=endpoint.max_tokens,
         )
-        client.ask_all(waiting, ask, endpoint.concurrency, "verdicts")
+        client.ask_all(waiting, ask, "verdicts")
     _report_missing([done[id_] for id_ in questions], endpoint)
     return done
 

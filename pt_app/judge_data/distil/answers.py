@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 
 from pydantic import BaseModel, ValidationError
 
@@ -136,17 +137,11 @@ def _label(judgement: Judgement, scale: Scale) -> Row:
 
 
 def _object(properties: Mapping[str, Schema]) -> Schema:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    required = {"required": list(properties), "additionalProperties": False}
+    return {"type": "object", "properties": dict(properties), **required}
 
 
 def _prompt(name: str, **values: str) -> str:
-    """Read a prompt and fill in its fields; the prompts hold JSON, so str.format is no use."""
+    """Read a prompt and fill in its fields."""
     text = (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
-    for field, value in values.items():
-        text = text.replace(f"{{{field}}}", value)
-    return text
+    return Template(text).substitute(values)

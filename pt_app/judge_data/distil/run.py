@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pt_app.core.dataset import read_utf8
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
 from pt_app.core.flags import check
@@ -78,9 +79,13 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     path = out.with_name(f"{out.name}.journal.jsonl")
     read = [file, *([options.rubric] if options.rubric else [])]
     refuse_overwrite([*(out / name for name in FILES), path], read)
-    scale = _scale(options)
+    check(options)
+    if options.max_cost and not (options.price_in or options.price_out):
+        raise UserError("--max_cost needs the prices: give --price_in and --price_out")
+    scale = Scale.from_name(options.scale if options.task == "score" else options.task)
     template = options.template or ("translation_any" if scale.task == "score" else "response")
-    rubric = _rubric(options.rubric, template)
+    own_rubric = options.rubric and read_utf8(options.rubric).strip()
+    rubric = Template.load(template).rubric if own_rubric is None else own_rubric
     questions = _questions(file, options, scale, rubric)
     # What decides an answer: a journal of other settings is refused.
     settings = _picked(options, "model", "write", "temperature", "max_tokens")
@@ -88,26 +93,22 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     with closing(Journal(path, settings)) as journal:
         run = _Run(questions, options, scale, journal)
         run.ask()
-    aside, usage, spent = run.set_aside(), run.usage(), run.spent()
+    aside, usage = run.set_aside(), run.usage()
+    spent = run.budget.cost(usage)
     examples = run.examples()
     if not examples:
-        reasons = "; ".join(f"{n} {reason}" for reason, n in aside.items()) or "no rows"
-        raise UserError(
-            f"none of {len(questions)} rows was answered usably ({reasons}): see {path}"
-        )
+        reasons = "; ".join(f"{n} {reason}" for reason, n in aside.items())
+        problem = f"none of {len(questions)} rows was answered usably ({reasons})"
+        raise UserError(f"{problem}: see {path}")
+    about = _picked(options, "model", "write") | {"usage": asdict(usage)}
     card = {
         "task": scale.task,
         "scale": scale.name,
         "template": template,
-        **({"rubric": rubric} if options.rubric is not None else {}),
+        **({} if own_rubric is None else {"rubric": rubric}),
         "origin": f"labels by the model {options.model} on {file.name}, by no person",
         "licence": options.licence or "not stated",
-        "distil": {
-            **_picked(options, "model", "write"),
-            "usage": asdict(usage),
-            "spent": round(spent, 6),
-            "set_aside": aside,
-        },
+        "distil": about | {"spent": round(spent, 6), "set_aside": aside},
     }
     folder = build_folder(out, examples, card, plan)
     answered = len(questions) - sum(aside.values())
@@ -121,23 +122,18 @@ class _Run:
         self, questions: Sequence[_Question], options: DistilOptions, scale: Scale, journal: Journal
     ) -> None:
         self.questions, self.options, self.scale = questions, options, scale
-        self.journal = journal
-        self.budget = Budget.of(options)
-        self.budget.spent = self.spent()
+        self.journal, self.budget = journal, Budget(options)
+        self.budget.spent = self.budget.cost(self.usage())
         self.entries: dict[str, list[Entry]] = defaultdict(list)
         for entry in journal.entries:
             self.entries[entry["key"]].append(entry)
 
     def ask(self) -> None:
         """Ask what the journal does not answer yet."""
-        waiting = {q.key: q for q in self.questions if not self._answer_to(q)}
-        if not waiting:
-            return
-        options = self.options
-        names = ("model", "base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
-        client = Client(budget=self.budget, **_picked(options, *names))
-        ask = partial(self._ask, client)
-        client.ask_all([*waiting.values()], ask, options.concurrency, "distil")
+        if waiting := {q.key: q for q in self.questions if not self._answer_to(q)}:
+            names = ("model", "base_url", "max_tokens", "temperature", "timeout", "retries")
+            client = Client(budget=self.budget, **_picked(self.options, *names))
+            client.ask_all([*waiting.values()], partial(self._ask, client), "distil")
 
     async def _ask(self, client: Client, question: _Question) -> None:
         """Ask until the answer can be used, at most TRIES times over all runs."""
@@ -147,25 +143,20 @@ class _Run:
             messages = question.messages
             if tried:
                 messages = asked_again(messages, tried[-1]["text"], tried[-1]["reason"])
+            entry: Entry = {"key": question.key, "id": question.row["id"], "status": "ok"}
             try:
                 reply = await client.ask(messages, schema)
-            except RefusedError as refused:
-                self._keep({"key": question.key, "status": "refused", "reason": str(refused)})
-                self._stop_if_all_refused()
-                return
-            entry: Entry = {"key": question.key, "id": question.row["id"], "status": "ok"}
-            entry |= {"text": reply.text, "usage": asdict(reply.usage)}
-            entry |= {"usage_estimated": True} if reply.estimated else {}
-            try:
+                entry |= {"text": reply.text, "usage": asdict(reply.usage)}
+                entry |= {"usage_estimated": True} if reply.estimated else {}
                 read_answer(reply.text, question.row, self.scale, self.options.write)
+            except RefusedError as refused:
+                entry |= {"status": "refused", "reason": str(refused)}
             except MalformedError as malformed:
                 reason = "it was cut at --max_tokens" if reply.cut else str(malformed)
                 entry |= {"status": "malformed", "reason": reason}
-            self._keep(entry)
-
-    def _keep(self, entry: Entry) -> None:
-        self.journal.append(entry)
-        self.entries[entry["key"]].append(entry)
+            self.journal.append(entry)
+            tried.append(entry)
+            self._stop_if_all_refused()
 
     def _answer_to(self, question: _Question) -> Entry | None:
         """Return the last answer to a question; a malformed one only after TRIES of them."""
@@ -174,9 +165,9 @@ class _Run:
         return None if last and last["status"] == "malformed" and len(entries) < TRIES else last
 
     def _stop_if_all_refused(self) -> None:
-        refused = [e for e in self.journal.entries if e["status"] == "refused"]
-        if len(refused) == len(self.journal.entries) >= REFUSED_AT_FIRST:
-            reason = refused[0]["reason"]
+        entries = self.journal.entries
+        if len(entries) >= REFUSED_AT_FIRST and all(e["status"] == "refused" for e in entries):
+            reason = entries[0]["reason"]
             raise UserError(f"the endpoint refuses every request ({reason}): correct the settings")
 
     def examples(self) -> list[JudgeExample]:
@@ -197,10 +188,6 @@ class _Run:
         usages = [entry["usage"] for entry in self.journal.entries if "usage" in entry]
         return Usage(sum(u["prompt"] for u in usages), sum(u["answer"] for u in usages))
 
-    def spent(self) -> float:
-        """Return the dollars of every answer in the journal, at today's prices."""
-        return self.budget.cost(self.usage())
-
     def set_aside(self) -> dict[str, int]:
         """Count by reason the rows without a usable answer."""
         entries = map(self._answer_to, self.questions)
@@ -209,25 +196,6 @@ class _Run:
 
 def _picked(options: DistilOptions, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
-
-
-def _scale(options: DistilOptions) -> Scale:
-    """Return the scale of the verdicts; raises UserError for flags out of range."""
-    scale = Scale.from_name(options.scale if options.task == "score" else options.task)
-    check(options)
-    if options.max_cost and not (options.price_in or options.price_out):
-        raise UserError("--max_cost needs the prices: give --price_in and --price_out")
-    return scale
-
-
-def _rubric(file: Path | None, template: str) -> str:
-    """Read the rubric that the teacher follows: of --rubric, else the template's."""
-    if file is None:
-        return Template.load(template).rubric
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--rubric {file} cannot be read: {error}") from error
 
 
 def _questions(file: Path, options: DistilOptions, scale: Scale, rubric: str) -> list[_Question]:
@@ -252,6 +220,4 @@ def _questions(file: Path, options: DistilOptions, scale: Scale, rubric: str) ->
         text = json.dumps(messages, ensure_ascii=False)
         key = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         questions.append(_Question(key, row, place, messages))
-    if not questions:
-        raise UserError(f"{file} holds no rows: name a file with rows")
     return questions

@@ -66,8 +66,7 @@ class Journal:
         self._file.seek(0)
         content = self._file.read()
         end = content.rfind(b"\n") + 1
-        if end < len(content):
-            self._file.truncate(end)
+        self._file.truncate(end)
         entries: list[Entry] = []
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
