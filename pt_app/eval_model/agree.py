@@ -64,7 +64,7 @@ def agree(
     notes: list[str] = []
     ranked: Results | None = None
     if by_rank or lower_is_better:
-        source = VerdictFile(file, columns, reading)
+        source = VerdictFile(file, columns, reading, unnamed="metric")
         scores = verdict_files.aligned(read_scores(source, lower_is_better), source)
         _check_groups(scores, file)
         ranked = rank_results(scores, _about(file))
@@ -74,8 +74,9 @@ def agree(
             write_evaluation(out, _judges(scores), ranked)
             write_report(out)
             return ranked, [*notes, BY_RANK_ONLY]
-        others = read_scores(VerdictFile(validation, columns, reading), lower_is_better)
-        table = as_verdicts(scores, others, _scale(scale, scores, file), validation, file)
+        others = VerdictFile(validation, columns, reading, unnamed="metric")
+        fitted = read_scores(others, lower_is_better)
+        table = as_verdicts(scores, fitted, _scale(scale, scores, file), validation, file)
     else:
         table = verdict_files.read_verdicts(file, columns, scale, reading)
         _check_groups(table.judges, file)
