@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, Val
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
-from pt_app.core.verdicts import NAMED, Verdict
+from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.answers import Answer, answers_of
 from pt_app.judge_data.labels import LabelReader, key_of
 from pt_app.judge_data.reading.tables import Table
@@ -102,10 +102,12 @@ class ColumnMap:
             return Converted(place, None, "no label")
         if len(answers) > 1 or answers[0].rater:
             row["annotators"] = [vote.as_row() for vote in votes]
+        issues = parsed(self._one("issues", value, place))
+        remarks = issues if isinstance(issues, list) else str(issues or "").split(";")
         verdicts = [vote.verdict for vote in votes]
         row["label"] = {
             "verdict": reader.combined(verdicts) if len(answers) > 1 else verdicts[0],
-            "issues": _issues(self._one("issues", value, place)),
+            "issues": [text for remark in remarks if (text := str(remark).strip())],
             "feedback": self._text("feedback", value, place) or "",
         }
         return Converted(place, row)
@@ -114,28 +116,22 @@ class ColumnMap:
         """Make a row of fields without a label; raise RowError where a value cannot be used."""
         name = self._text("id", value, place)
         row: Row = {"id": name or f"{prefix or place.stem}-{place.row}"}
-        texts = {name: self._text(name, value, place) for name in TEXTS}
-        row |= {name: text for name, text in texts.items() if text is not None}
+        row |= {n: text for n in TEXTS if (text := self._text(n, value, place)) is not None}
         if self.pair:
             row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
         if (turns := self._one("conversation", value, place)) not in (None, ""):
             row["conversation"] = _conversation(turns, place)
-        known = [*META, "rater", *(name for name in self.columns if name.startswith("meta."))]
-        meta = {name.removeprefix("meta."): self._one(name, value, place) for name in known}
-        if meta := {name: cell for name, cell in meta.items() if cell not in (None, "")}:
-            row["meta"] = meta
-        return row
+        names = [*META, "rater", *(name for name in self.columns if name.startswith("meta."))]
+        meta = {name.removeprefix("meta."): self._one(name, value, place) for name in names}
+        meta = {name: cell for name, cell in meta.items() if cell not in (None, "")}
+        return row | ({"meta": meta} if meta else {})
 
     def _cells(self, target: str, value: Row, place: Place) -> list[object]:
         """Return the cells of a field that hold something; raise RowError for binary data."""
-        names = self.columns.get(target, ())
-        cells = {name: find(value, name) for name in names}
-        for name, cell in cells.items():
-            refuse_bytes(cell, place, name)
+        cells = [find(value, name) for name in self.columns.get(target, ())]
+        refuse_bytes(cells, place, target)
         # NaN, which differs from itself, is what pandas leaves where nothing was written.
-        return [
-            cells[name] for name in names if cells[name] is not None and cells[name] == cells[name]
-        ]
+        return [cell for cell in cells if cell is not None and cell == cell]
 
     def _one(self, target: str, value: Row, place: Place) -> object:
         """Return the cell of a field; those of several columns are joined as texts."""
@@ -153,10 +149,7 @@ class ColumnMap:
                 if target == "candidate":
                     remedy += f", or both of a pair, candidate_a={name}.0,candidate_b={name}.1"
                 raise place.error(target, f"it is a list of {len(cell)}", remedy)
-        texts = [_as_text(cell) for cell in cells]
-        if len(texts) < 2:
-            return texts[0] if texts else None
-        return "\n\n".join(filter(None, texts))
+        return "\n\n".join(filter(None, map(_as_text, cells))) if cells else None
 
 
 class _Vote(NamedTuple):
@@ -176,7 +169,7 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
     Raises:
         RowError: An answer cannot be read, unless `reader.drop_bad` and another answer can.
     """
-    named = any(answer.rater for answer in answers)
+    unnamed = "answer " if any(answer.rater for answer in answers) else ""
     votes: list[_Vote] = []
     bad: list[RowError] = []
     for number, answer in enumerate(answers, start=1):
@@ -186,14 +179,13 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
         reader.unstated |= answer.unstated
         try:
             verdict = reader.read(answer.cell, place)
-            if verdict is not None and len(answers) > 1:
-                _check_range(verdict, reader, place)
+            if len(answers) > 1:
+                _check_range(verdict, reader.scale, place)
         except RowError as error:
             bad.append(error)
             continue
         if verdict is not None:
-            unnamed = f"answer {number}" if named else str(number)
-            votes.append(_Vote(answer.rater or unnamed, verdict, place))
+            votes.append(_Vote(answer.rater or f"{unnamed}{number}", verdict, place))
     votes = _one_each(votes, reader)
     if bad and not (votes and reader.drop_bad):
         raise bad[0]
@@ -202,13 +194,12 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
     return votes
 
 
-def _check_range(verdict: Verdict, reader: LabelReader, place: Place) -> None:
+def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
     """Raise RowError for a number beyond the scale's ends, which the mean of several would hide."""
-    scale = reader.scale
-    if scale.task == "score":
-        low, high = float(scale.values[0]), float(scale.values[-1])
-        if not low <= float(verdict) <= high:
-            raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
+    if scale.task != "score" or verdict is None:
+        return
+    if not float(scale.values[0]) <= float(verdict) <= float(scale.values[-1]):
+        raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
 
 
 def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
@@ -221,18 +212,16 @@ def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
     disagreeing: set[str] = set()
     for number, vote in enumerate(votes):
         earlier = first.setdefault(vote.rater or number, vote)
-        if earlier is vote:
-            continue
-        if earlier.verdict == vote.verdict:
+        if earlier.verdict != vote.verdict:
+            before = f"{earlier.verdict} ({earlier.place.where})"
+            problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
+            error = vote.place.error("label", problem, "keep one answer of each annotator")
+            if not reader.drop_bad:
+                raise error
+            reader.left_out.add("its annotator contradicts themself", str(error))
+            disagreeing.add(vote.rater)
+        elif earlier is not vote:
             reader.left_out.add("the same annotator's answer once more")
-            continue
-        before = f"{earlier.verdict} ({earlier.place.where})"
-        problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
-        error = vote.place.error("label", problem, "keep one answer of each annotator")
-        if not reader.drop_bad:
-            raise error
-        reader.left_out.add("its annotator contradicts themself", str(error))
-        disagreeing.add(vote.rater)
     return [vote for vote in first.values() if vote.rater not in disagreeing]
 
 
@@ -274,11 +263,13 @@ def _difference(first: Converted, other: Converted) -> RowError | None:
 
 def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
     """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
-    rows = [(converted.place, converted.row or {}) for converted in group]
-    raters = [str(row.get("meta", {}).pop("rater", "")) for _, row in rows]
-    given = zip(raters, rows, strict=True)
-    votes = _one_each([_Vote(r, row["label"]["verdict"], p) for r, (p, row) in given], reader)
-    place, row = rows[0]
+    votes = []
+    for converted in group:
+        row = converted.row or {}
+        rater = str(row.get("meta", {}).pop("rater", ""))
+        votes.append(_Vote(rater, row["label"]["verdict"], converted.place))
+    votes = _one_each(votes, reader)
+    place, row = group[0].place, group[0].row or {}
     if not votes:
         return Converted(place, None, "no label", rows_read=len(group))
     row["label"]["verdict"] = reader.combined([vote.verdict for vote in votes])
@@ -293,12 +284,6 @@ def _conversation(cell: object, place: Place) -> list[dict[str, str]]:
         remedy = 'write [{"role": "user", "content": "..."}, ...] (or "from" and "value")'
         raise place.error("conversation", "it is not a list of turns", remedy) from error
     return [{"role": _ROLES.get(turn.role, turn.role), "content": turn.content} for turn in turns]
-
-
-def _issues(cell: object) -> list[str]:
-    cell = parsed(cell)
-    parts = cell if isinstance(cell, list) else str(cell or "").split(";")
-    return [text for part in parts if (text := str(part).strip())]
 
 
 def _as_text(cell: object) -> str:
