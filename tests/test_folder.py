@@ -180,7 +180,7 @@ def test_a_disk_that_fails_half_way_leaves_the_folder_as_it_was(
 
     build(tmp_path / "old")
     before = bytes_of(tmp_path)
-    monkeypatch.setattr(writing, "_write_flushed", failing)
+    monkeypatch.setattr(writing, "write_text_atomic", failing)
     for name, flags in (("new", {}), ("old", {"append": True})):
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
             build(tmp_path / name, examples(name="more"), **flags)

@@ -107,13 +107,11 @@ def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
     placement = place(rows, plan, places, len(rows))
     if placement.left_out:
         row = placement.left_out[0]
-        raise UserError(
-            f"{row.where or row.id}: its texts are in groups that splits.json places in two "
-            f"splits: split them again with `judge data split {folder} --anew`"
-        )
+        problem = "its texts are in groups that splits.json places in two splits"
+        remedy = f"split them again with `judge data split {folder} --anew`"
+        raise UserError(f"{row.where or row.id}: {problem}: {remedy}")
     stay = ("every group stays where splits.json has it; --anew places them again",)
-    notes = () if placement.placed else stay
-    return _write(folder, placement, card, plan, notes, replacing=True)
+    return _write(folder, placement, card, plan, () if placement.placed else stay, replacing=True)
 
 
 def _named(example: JudgeExample, number: int) -> JudgeExample:
@@ -130,10 +128,9 @@ def _placed_rows(out: Path) -> tuple[list[JudgeExample], dict[str, str]]:
     for split, part in parts.items():
         for row in part:
             if places.setdefault(row.group, split) != split:
-                raise UserError(
-                    f"{row.where}, field group: it is in {places[row.group]} too: split the "
-                    f"rows again with `judge data split {out} --anew` before you add others"
-                )
+                problem = f"it is in {places[row.group]} too"
+                remedy = f"split the rows again first, `judge data split {out} --anew`"
+                raise UserError(f"{row.where}, field group: {problem}: {remedy}")
     return rows, places | read_places(out)
 
 
@@ -141,10 +138,8 @@ def _check_by(folder: Path, places: Mapping[str, str], card: Card, plan: SplitPl
     """Raise UserError where groups were placed by another rule than the plan's."""
     was = card.get("split", {}).get("by", "group")
     if places and was != plan.by:
-        raise UserError(
-            f"{folder} was split by {was}: add --by {was}, or split it again with "
-            f"`judge data split {folder} --by {plan.by} --anew`"
-        )
+        again = f"split it again with `judge data split {folder} --by {plan.by} --anew`"
+        raise UserError(f"{folder} was split by {was}: add --by {was}, or {again}")
 
 
 def _joined(
@@ -152,12 +147,11 @@ def _joined(
 ) -> tuple[Card, Sequence[JudgeExample], tuple[str, ...]]:
     """Join the card of new rows with the folder's own; the new rows keep their own rubric."""
     own, read = _raw_card(out), read_card(out)
-    for name in ("task", "scale"):
-        if card.get(name, getattr(read, name)) != getattr(read, name):
-            raise UserError(
-                f"{out / 'dataset.json'}, field {name}: {getattr(read, name)}, but that of the new "
-                f"rows is {card[name]}: add them to a folder of their own"
-            )
+    for name, was in (("task", read.task), ("scale", read.scale)):
+        if (new := card.get(name, was)) != was:
+            problem = f"{was}, but that of the new rows is {new}"
+            remedy = "add them to a folder of their own"
+            raise UserError(f"{out / 'dataset.json'}, field {name}: {problem}: {remedy}")
     joined = dict(card) | own
     for name in JOINED:
         texts = filter(None, (own.get(name, ""), card.get(name, "")))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pt_app.core.dataset import SPLITS, DatasetCard, card_scale
 from pt_app.core.errors import UserError
-from pt_app.core.files import cannot_write, sha256_file
+from pt_app.core.files import cannot_write, sha256_file, write_text_atomic
 from pt_app.core.records import JudgeExample
 from pt_app.evidence import people
 from pt_app.judge_data.card import TITLE, Card, data_card
@@ -86,15 +86,12 @@ def write_folder(
     """
     typed = DatasetCard.model_validate(known_of(card))
     scale = card_scale(typed, out / "dataset.json")
-    report = check_examples(
-        splits, scale, near=how.get("near", NEAR), by_row=how.get("by") == "row"
-    )
-    as_row = as_row or (lambda row: row.as_row(scale))
-    filled = {split: rows for split, rows in splits.items() if rows}
-    files = {
-        f"judge_{split}.json": "".join(_line(row, as_row(row)) for row in rows)
-        for split, rows in filled.items()
-    }
+    near, by_row = how.get("near", NEAR), how.get("by") == "row"
+    report = check_examples(splits, scale, near=near, by_row=by_row)
+    filled, files = {split: rows for split, rows in splits.items() if rows}, dict[str, str]()
+    for split, rows in filled.items():
+        lines = (_line(row, as_row(row) if as_row else row.as_row(scale)) for row in rows)
+        files[f"judge_{split}.json"] = "".join(lines)
     places = {row.group: split for split, rows in splits.items() for row in rows}
     files["splits.json"] = json.dumps(places, ensure_ascii=False, indent=0) + "\n"
     about = known_of(card) | {"task": typed.task, "scale": typed.scale}
@@ -122,16 +119,14 @@ def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
     if not other and len(old) == len(files):
         return False
     if other and not replacing and not _describes_the_same(out, files, other):
-        raise UserError(
-            f"{out / other[0]} is there and comes from another command: choose another folder "
-            "with --out, or delete it (`judge data import --append` adds rows to a folder)"
-        )
+        remedy = "choose another folder with --out, delete it, or add to it with --append"
+        raise UserError(f"{out / other[0]} is there and comes from another command: {remedy}")
     in_place = out.exists()
     staged = out / f".partial.{os.getpid()}" if in_place else _beside(out, "partial")
     try:
         staged.mkdir(parents=True)
         for name, text in files.items():
-            _write_flushed(staged / name, text)
+            write_text_atomic(staged / name, text)
         if in_place:
             for name in files:
                 os.replace(staged / name, out / name)
@@ -169,10 +164,8 @@ def keep_handmade(out: Path, card: Card) -> tuple[str, ...]:
     A row that is written again loses its unknown fields, and a chat row the wording of its answer.
     """
     hashes = card.get("sha256", {})
-    rows = [out / name for name in FILES if name.startswith("judge_")]
-    handmade = [
-        path for path in rows if path.exists() and hashes.get(path.name) != sha256_file(path)
-    ]
+    rows = [path for split in SPLITS if (path := out / f"judge_{split}.json").exists()]
+    handmade = [path for path in rows if hashes.get(path.name) != sha256_file(path)]
     if (out / "README.md").exists() and "checks" not in card:
         handmade.append(out / "README.md")
     if not handmade:
@@ -199,23 +192,14 @@ def _beside(out: Path, what: str) -> Path:
     return out.with_name(f".{out.name}.{os.getpid()}.{what}")
 
 
-def _write_flushed(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _line(example: JudgeExample, row: Row) -> str:
     """Write a row as a line of JSON; times of Parquet files become text."""
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
         line.encode("utf-8")
     except ValueError as error:  # NaN, or half of a surrogate pair
-        raise UserError(
-            f"{example.where or example.id}: the row cannot be written as JSON ({error}): correct "
-            "it"
-        ) from error
+        problem = f"the row cannot be written as JSON ({error}): correct it"
+        raise UserError(f"{example.where or example.id}: {problem}") from error
     return line + "\n"
 
 
