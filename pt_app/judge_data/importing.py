@@ -83,12 +83,7 @@ class Tally:
 
 
 def import_labels(
-    files: Sequence[str],
-    out: Path,
-    options: ImportOptions,
-    plan: SplitPlan,
-    append: bool = False,
-    progress: bool = True,
+    files: Sequence[str], out: Path, options: ImportOptions, plan: SplitPlan, append: bool = False
 ) -> list[str]:
     """Read files of labels into the dataset folder `out`; see docs/DATA.md.
 
@@ -114,13 +109,16 @@ def import_labels(
         _check_columns(table, job)
     tally = Tally(options.drop_bad)
     examples: list[JudgeExample] = []
-    paths = [file.partition("::")[0] for file in files]
-    alike = Counter(Path(path).name for path in paths)
-    for table, path, prefix in zip(tables, paths, _prefixes(paths, options.prefix), strict=True):
-        file = path if alike[Path(path).name] > 1 else Path(path).name
+    paths = [Path(file.partition("::")[0]) for file in files]
+    names, stems = Counter(path.name for path in paths), Counter(path.stem for path in paths)
+    for table, path in zip(tables, paths, strict=True):
+        file = path if names[path.name] > 1 else path.name
+        # Ids of files of one name start with the folder of their file.
+        longer = f"{path.parent.name}-{path.stem}"
+        prefix = options.prefix or shown(longer if stems[path.stem] > 1 else path.stem)
         rows = examples_of(table, job, tally, prefix)
-        bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
-        examples += [_identified(*made, job, tally, file, prefix) for made in bar]
+        bar = tqdm(rows, f"import {table.name}", unit=" rows", delay=2)
+        examples += [_identified(*made, job, tally, shown(file), prefix) for made in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -136,10 +134,9 @@ def import_labels(
 def _same_names(tables: Sequence[Table]) -> tuple[str, ...]:
     """Map the columns that are named like the fields, where a label is not an object."""
     for table in tables:
-        first = next(table.rows(), None)
-        if first is None or isinstance(first[1].get("label"), dict | None):
-            return ()
-        if not {"candidate", "candidate_a"} & set(table.columns):
+        _, first = next(table.rows())
+        named = {"candidate", "candidate_a"} & set(table.columns)
+        if not named or isinstance(first.get("label"), dict | None):
             return ()
     return tuple(f"{name}={name}" for name in TARGETS if all(name in t.columns for t in tables))
 
@@ -185,16 +182,6 @@ def _check_columns(table: Table, job: Job) -> None:
         missing = ", ".join(name for name in job.format.columns if name not in table.columns)
         problem = f"is not of the format {job.format.name}: it has no column {missing}"
         raise UserError(f"{table.name} {problem}; its columns are {columns}")
-
-
-def _prefixes(paths: Sequence[str], prefix: str) -> list[str]:
-    """Return what the ids made here start with, for each file: `prefix`, else the file's name.
-
-    Files of one name have that of their folder before it.
-    """
-    stems = Counter(Path(path).stem for path in paths)
-    own = [(Path(path).stem, f"{Path(path).parent.name}-{Path(path).stem}") for path in paths]
-    return [prefix or shown(longer if stems[stem] > 1 else stem) for stem, longer in own]
 
 
 def examples_of(
@@ -249,7 +236,7 @@ def _identified(
 ) -> JudgeExample:
     """Give an example the id and group that it lacks, and a place that tells its file."""
     place, row = made_of.place, made_of.row or {}
-    changes = {"where": f"{shown(file)}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
+    changes = {"where": f"{file}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
     if not str(row.get("group") or "").strip():
         changes["group"] = group_of(example)
         tally.ungrouped += "group" in job.map.columns
@@ -265,15 +252,9 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     # The files of a template of one's own are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
     rubric = read_utf8(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
-    imported: Row = {
-        "files": names,
-        "format": fmt.name if fmt else "",
-        "map": list(options.map),
-        "labels": options.labels,
-        "read": tally.read,
-        "kept": tally.kept,
-        "dropped": dict(tally.dropped.counts),
-    }
+    imported = Row(files=names, format=fmt.name if fmt else "", map=list(options.map))
+    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
+    imported["dropped"] = dict(tally.dropped.counts)
     if tally.answers.counts:
         imported["answers_left_out"] = dict(tally.answers.counts)
     card: Row = {
