@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place, first_problem
+from pt_app.core.records import Place, one_line
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.labels import nearest, reduce
 from pt_app.judge_data.options import FormatOptions
@@ -53,8 +53,7 @@ class Weights(BaseModel):
             raise UserError(f"--mqm_weights {name} {problem}") from error
         except (yaml.YAMLError, ValidationError) as error:
             remedy = f"write scale, severities and exceptions as in {FOLDER.name}/google.yaml"
-            parts = first_problem(error) if isinstance(error, ValidationError) else ("not YAML",)
-            problem = ": ".join(filter(None, parts))
+            problem = one_line(str(error))[:200]
             raise UserError(f"{path} holds no weights ({problem}): {remedy}") from error
         Scale.from_name(weights.scale)  # refuses what is not a scale
         return weights.model_copy(update={"name": path.stem})
@@ -71,8 +70,8 @@ class Weights(BaseModel):
 
     def score(self, rating: Rating, scale: Scale) -> Verdict:
         """Return the score of one rater for one translation."""
-        penalties = [self.penalty(v["category"], v["severity"], place) for place, v in rating]
-        return nearest(float(Decimal(str(scale.values[-1])) - sum(penalties, Decimal(0))), scale)
+        penalties = (self.penalty(v["category"], v["severity"], place) for place, v in rating)
+        return nearest(float(Decimal(str(scale.values[-1])) - sum(penalties)), scale)
 
 
 def wmt_mqm(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:

@@ -6,11 +6,10 @@
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -26,22 +25,9 @@ from pt_app.judge_data.reading.tables import Rows, Table, open_table
 from pt_app.judge_data.rows import Converted, Row
 
 BY_WEIGHTS = "by mqm_weights"
-_PANDALM = {"0": "tie", "1": "A", "2": "B"}
-_LLMBAR = {"1": "A", "2": "B"}
-# README of paracrawl/human-evaluations.
-_PARACRAWL: dict[str, tuple[str, list[str]]] = {
-    "V": ("PASS", []),
-    "F": ("PASS", ["free translation"]),
-    "E": ("FAIL", ["translation error"]),
-    "MT": ("FAIL", ["machine translation"]),
-    "A": ("FAIL", ["misaligned"]),
-    "L": ("FAIL", ["wrong language"]),
-    "T": ("FAIL", ["wrong tokenisation"]),
-}
 
 Convert = Callable[[Rows, Scale, FormatOptions], Iterator[Converted]]
 Combine = Callable[[Sequence[Verdict]], Verdict]
-Meaning = TypeVar("Meaning")
 
 
 @checked_dataclass(frozen=True)
@@ -52,6 +38,8 @@ class Format:
         columns: The columns by which it is recognised.
         scale: The name of its scale, or `BY_WEIGHTS`.
         convert: Makes rows of a dataset from the rows of one file, or says why not.
+        labels: What its labels mean.
+        issues: The issue that a label names.
         member: The member of an archive that holds the rows.
     """
 
@@ -64,6 +52,8 @@ class Format:
     rubric: str = ""
     origin: str = ""
     licence: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    issues: dict[str, str] = field(default_factory=dict)
     member: str = ""
     reading: Reading = Reading()
 
@@ -102,15 +92,15 @@ def row_by_row(row_of: Callable[[Place, Row, Combine], Row | str]) -> Convert:
     return convert
 
 
-def meaning(value: Row, column: str, meanings: Mapping[str, Meaning], place: Place) -> Meaning:
+def meaning(name: str, value: Row, column: str, place: Place) -> str:
     """Return what a label of a format means; raise RowError for one that the format does not have.
 
     Labels are compared as texts, so that 1 and "1" are alike.
     """
-    cell = str(value[column])
-    if cell not in meanings:
-        raise place.error(column, f"{cell!r} is none of {', '.join(meanings)}", "correct it")
-    return meanings[cell]
+    cell, labels = str(value[column]), FORMATS[name].labels
+    if cell not in labels:
+        raise place.error(column, f"{cell!r} is none of {', '.join(labels)}", "correct it")
+    return labels[cell]
 
 
 def stem(place: Place) -> str:
@@ -138,12 +128,13 @@ def mlqe_pe(place: Place, value: Row, combine: Combine) -> Row | str:
 
 @row_by_row
 def paracrawl(place: Place, value: Row, combine: Combine) -> Row | str:
-    verdict, issues = meaning(value, "label", _PARACRAWL, place)
+    label = {"verdict": meaning("paracrawl-human", value, "label", place)}
+    issue = FORMATS["paracrawl-human"].issues.get(value["label"])
     return {
         "id": f"paracrawl-{place.row}",
         "source": value["src"],
         "candidate": value["trg"],
-        "label": {"verdict": verdict, "issues": issues, "feedback": value["comments"]},
+        "label": {**label, "issues": [issue] if issue else [], "feedback": value["comments"]},
         "meta": {"label": value["label"]},
     }
 
@@ -180,7 +171,7 @@ def pandalm(place: Place, value: Row, combine: Combine) -> Row | str:
     if not all(isinstance(answer, str) for answer in answers):
         # Whoever made the file let YAML or pandas read "True." as a truth value.
         return "a response is not text"
-    verdicts = [meaning(value, f"annotator{i}", _PANDALM, place) for i in (1, 2, 3)]
+    verdicts = [meaning("pandalm", value, f"annotator{i}", place) for i in (1, 2, 3)]
     return {
         "id": f"pandalm-{value['idx']}",
         "source": "\n\n".join(text for text in (value["instruction"], value["input"]) if text),
@@ -197,15 +188,9 @@ def llmbar(place: Place, value: Row, combine: Combine) -> Row | str:
         "id": f"llmbar-{stem(place)}-{place.row}",
         "source": value["input"],
         "candidates": [value["output_1"], value["output_2"]],
-        "label": {"verdict": meaning(value, "label", _LLMBAR, place)},
+        "label": {"verdict": meaning("llmbar", value, "label", place)},
         "meta": {"part": stem(place)},
     }
-
-
-@row_by_row
-def as_they_are(place: Place, value: Row, combine: Combine) -> Row | str:
-    """Take rows as they are."""
-    return value
 
 
 CONVERT = {
@@ -215,7 +200,7 @@ CONVERT = {
     "llmbar": llmbar,
     "demetr": demetr,
     "paracrawl-human": paracrawl,
-    "chat": as_they_are,
+    "chat": row_by_row(lambda _place, value, _combine: value),
 }
 _FILE = Path(__file__).with_name("formats.yaml")
 _ABOUT = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
