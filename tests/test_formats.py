@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from pt_app.commands.data import data
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
-from pt_app.judge_data.formats import FORMATS, get
-from pt_app.judge_data.formats.mqm import Weights
+from pt_app.judge_data.formats import FORMATS, Weights, get
 from tests.conftest import slow_case
 from tests.real_data import real
 
