@@ -62,10 +62,11 @@ def recognise(path: Path, lines: Lines, delimiter: str, quoting: str, tab: bool)
     if not delimiter:
         delimiter = named[1] if named else "\t" if tab else _sniffed(sample)
     line_end = "\r\n" if sample[skip : skip + 1] and sample[skip].endswith("\r\n") else "\n"
-    quoted = quoting == "on" or (
-        quoting == "auto"
-        and _quotes_enclose(lambda: itertools.islice(lines(), skip, None), delimiter)
-    )
+
+    def kept() -> Iterator[str]:
+        return itertools.islice(lines(), skip, None)
+
+    quoted = quoting == "on" or (quoting == "auto" and _quotes_enclose(kept, delimiter))
     return Dialect(delimiter, quoted, line_end, skip)
 
 
@@ -82,19 +83,17 @@ def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tupl
         return
     csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(kept, delimiter=dialect.delimiter, strict=True)
-    while True:
-        start = dialect.skip + reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            text = str(error)
-            problem = next((meaning for part, meaning in _PROBLEMS.items() if part in text), text)
-            remedy = "correct it, or say --quoting off if quote marks are text"
-            raise UserError(f"{path}, line {start}: {problem}: {remedy}") from error
-        if values:
-            yield start, values
+    start = dialect.skip + 1
+    try:
+        for values in reader:
+            if values:
+                yield start, values
+            start = dialect.skip + reader.line_num + 1
+    except csv.Error as error:
+        text = str(error)
+        problem = next((meaning for part, meaning in _PROBLEMS.items() if part in text), text)
+        remedy = "correct it, or say --quoting off if quote marks are text"
+        raise UserError(f"{path}, line {start}: {problem}: {remedy}") from error
 
 
 def _sniffed(lines: Sequence[str]) -> str:
@@ -105,7 +104,7 @@ def _sniffed(lines: Sequence[str]) -> str:
     """
 
     def fitness(delimiter: str) -> tuple[float, int]:
-        fits = _fit(_plain(lines, delimiter)), _fit(_quoted(lines, delimiter))
+        fits = (_fit(lines, delimiter, quoted) for quoted in (False, True))
         return max((fit.share, fit.width) if fit.width > 1 else (0.0, 0) for fit in fits)
 
     return max(DELIMITERS.values(), key=fitness)
@@ -122,7 +121,7 @@ def _quotes_enclose(lines: Lines, delimiter: str) -> bool:
     header = next(_plain(lines(), delimiter), [])
     if delimiter in ",;" or all(map(_ENCLOSED.fullmatch, header)):
         return True
-    plain, quoted = _fit(_plain(lines(), delimiter)), _fit(_quoted(lines(), delimiter))
+    plain, quoted = (_fit(lines(), delimiter, quoted) for quoted in (False, True))
     if quoted.share != plain.share or quoted.records != plain.records:
         return quoted.share > plain.share
     marked = [field for fields in _plain(lines(), delimiter) for field in fields if '"' in field]
@@ -139,25 +138,21 @@ class _Fit(NamedTuple):
     records: int
 
 
-def _fit(rows: Iterator[Sequence[str]]) -> _Fit:
-    widths: list[int] = []
-    broken = 0
+def _fit(lines: Iterable[str], delimiter: str, quoted: bool) -> _Fit:
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+    widths, broken = list[int](), 0
     try:
-        widths.extend(len(row) for row in rows if row)
+        widths.extend(len(row) for row in (reader if quoted else _plain(lines, delimiter)) if row)
     except csv.Error:
         broken = 1
     if not widths:
         return _Fit(0.0, 0, 0)
-    alike = sum(width == widths[0] for width in widths)
-    return _Fit(alike / (len(widths) + broken), widths[0], len(widths) + broken)
+    count = len(widths) + broken
+    return _Fit(widths.count(widths[0]) / count, widths[0], count)
 
 
 def _plain(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     for line in lines:
         if text := line.rstrip("\r\n"):
             yield text.split(delimiter)
-
-
-def _quoted(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(MAX_FIELD)
-    return csv.reader(iter(lines), delimiter=delimiter, strict=True)

@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+import yaml
+
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_read
 
@@ -23,21 +25,8 @@ _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile),
 )
 _START = 512
+_KINDS: list[list[str]] = yaml.safe_load(Path(__file__).with_name("content.yaml").read_bytes())
 _AS_CSV = "save it as CSV (UTF-8) and name that"
-# First bytes, the ending that such a file has, what it is, the remedy.
-_KINDS = (
-    (b"\x1f\x8b", ".gz", "packed with gzip", "add .gz to its name"),
-    (b"PAR1", ".parquet", "a Parquet file", "give it the ending .parquet"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xls", "an old Excel workbook", _AS_CSV),
-    (b"%PDF-", ".pdf", "a PDF", "export the labels as CSV"),
-    (b"BZh", ".bz2", "packed with bzip2", "unpack it first"),
-    (b"\xfd7zXZ\x00", ".xz", "packed with xz", "unpack it first"),
-    (b"\x28\xb5\x2f\xfd", ".zst", "packed with Zstandard", "unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", ".7z", "a 7-Zip archive", "unpack it first"),
-    (b"ARROW1", ".arrow", "an Arrow file", "save it as Parquet"),
-    (b"SQLite format 3\x00", ".db", "an SQLite database", "export a table of it as CSV"),
-    (b"version https://git-lfs.github.com/spec/", "", "a Git LFS pointer", "run git lfs pull"),
-)
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -53,13 +42,10 @@ def split_member(source: str) -> tuple[Path, str]:
     if not is_archive(path):
         raise UserError(f"{path} is not a .tar or .zip archive: leave ::{pattern} out")
     members = _members(path)
-    fitting = [member for member in members if fnmatch.fnmatch(member, pattern or "*")]
+    fitting = fnmatch.filter(members, pattern or "*")
     if len(fitting) != 1:
-        shown = ", ".join(members[:8])
-        raise UserError(
-            f"{path}: {len(fitting)} of its members fit {pattern or '*'} ({shown}): "
-            f"name one, such as {path}::{members[0] if members else 'NAME'}"
-        )
+        problem = f"{len(fitting)} of its members fit {pattern or '*'} ({', '.join(members[:8])})"
+        raise UserError(f"{path}: {problem}: name one, such as {path}::{[*members, 'NAME'][0]}")
     return path, fitting[0]
 
 
@@ -128,8 +114,8 @@ def refuse_other_content(path: Path, member: str, ending: str, encoding: str) ->
     with open_bytes(path, member) as file:
         start = file.read(_START)
         zipped = [_zipped(file)] if start.startswith(b"PK\x03\x04") else []
-    kinds = [kind for mark, own, *kind in _KINDS if start.startswith(mark) and ending != own]
-    kinds += zipped
+    marks = [kind for kind in _KINDS if start.startswith(kind[0].encode("latin-1"))]
+    kinds = [[what, remedy] for _, own, what, remedy in marks if ending != own] + zipped
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
         kinds.append(["a web page", "download the file itself"])
     if not encoding and (wide := _wide(start)):

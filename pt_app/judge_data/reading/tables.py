@@ -72,8 +72,6 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
         UserError: The file cannot be read. `rows` raises it where the problem is further on.
     """
     reading = reading or Reading()
-    if reading.decimal not in ("", "point", "comma"):
-        raise UserError(f"--decimal {reading.decimal}: write point (7.5) or comma (7,5)")
     path, member = split_member(source)
     if path.exists():
         table = _file_table(path, member, reading)
@@ -140,16 +138,13 @@ def _lines(path: Path, member: str, encoding: str) -> Iterator[str]:
             yield from io.TextIOWrapper(binary, encoding, newline="\n")
     except UnicodeDecodeError:  # its place is one within a chunk
         with open_bytes(path, member) as binary:
-            _refuse_undecodable(binary.read(), path, encoding)
-
-
-def _refuse_undecodable(content: bytes, path: Path, encoding: str) -> None:
-    try:
-        content.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
-        remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
-        raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
+            content = binary.read()
+        try:
+            content.decode(encoding)
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.start} (0x{content[error.start]:02x})"
+            remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
+            raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
 
 
 def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]]:
@@ -216,10 +211,8 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
     values = _json_list(path, "".join(_lines(path, member, encoding))) if whole else []
 
     def rows() -> Rows:
-        numbered: Iterator[tuple[int, object]] = enumerate(values, start=1)
-        if not whole:
-            numbered = _json_lines(path, _lines(path, member, encoding), reading)
-        for number, value in numbered:
+        lines = _json_lines(path, _lines(path, member, encoding), reading)
+        for number, value in enumerate(values, start=1) if whole else lines:
             place = Place(path, number, lines=not whole)
             if not isinstance(value, dict):
                 remedy = "write {...} for each row"
@@ -245,11 +238,11 @@ def _is_whole(start: Sequence[str]) -> bool:
 def _json_list(path: Path, text: str) -> list[object]:
     value: object = parse_json(text, path, constant=_refuse_constant)
     lists = [value] if isinstance(value, list) else _wrapped(value)
-    if len(lists) == 1:
-        return lists[0]
     if isinstance(value, dict) and not lists:
         return [value]
-    raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...] or JSON Lines")
+    if len(lists) != 1:
+        raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...]")
+    return lists[0]
 
 
 def _wrapped(value: object) -> list[list[object]]:
