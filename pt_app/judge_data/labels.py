@@ -85,9 +85,7 @@ class LabelReader:
         """Read numbers as these columns (or paths) of a table, which are alike, write them."""
 
         def cells() -> Iterator[object]:
-            for _, value in table.rows():
-                for name in columns:
-                    yield from flat(find(value, name))
+            return (c for _, row in table.rows() for name in columns for c in flat(find(row, name)))
 
         def fits(number: Decimal) -> bool:
             return self.scale.normalise(_verdict_of(number)) is not None
@@ -109,16 +107,15 @@ class LabelReader:
         refuse_bytes(cell, place, column)
         text = str(cell).strip()
         # Where --labels only declares what is no label, other values keep their own meaning.
-        if (key := key_of(cell)) in self.meanings or any(self.meanings.values()):
-            if key not in self.meanings:
-                remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
-                raise place.error(column, f"{text!r} has no meaning", remedy)
-            if not self.meanings[key]:
-                self.left_out.add(f"{text!r} means no answer")
-                return None
-            cell = self.meanings[key]
+        own = None if any(self.meanings.values()) else cell
+        if (meant := self.meanings.get(key_of(cell), own)) is None:
+            remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
+            raise place.error(column, f"{text!r} has no meaning", remedy)
+        if meant == "":
+            self.left_out.add(f"{text!r} means no answer")
+            return None
         read = self._number if self.scale.task == "score" else self._name
-        return read(cell, place, column)
+        return read(meant, place, column)
 
     def verdict(self, cell: object, place: Place, column: str = "label") -> Verdict | None:
         """Read one label as a verdict of the scale; see `read`.
@@ -127,44 +124,34 @@ class LabelReader:
             RowError: As `read` does, and for a number off the scale.
         """
         label = self.read(cell, place, column)
-        if label is None:
-            return None
         verdict = self.scale.normalise(label)
-        if verdict is None:
+        if verdict is None and label is not None:
             problem = f"{str(cell).strip()!r} is off the scale {self.scale.name}"
             raise place.error(column, problem, f"{self.scale.says()}; empty: no label")
         return verdict
 
-    def combined(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Combine the labels of several annotators into one."""
-        return reduce(verdicts, self.scale, self.how)
-
     def decisions(self) -> list[str]:
         """Describe what was decided about cells that can be read in two ways."""
         used = [(yes, no) for yes, no in AS_PASS.items() if {yes, no} & self._as_pass]
-        unstated = "responses carry no status, so drafts and discarded ones count too: export from "
-        return [
-            *([self.numbers.note] if self.numbers.note else []),
-            *(f"{yes} is read as PASS, {no} as FAIL" for yes, no in used),
-            *([f"{unstated}Argilla with flatten=True"] if self.unstated else []),
-        ]
+        notes = [self.numbers.note, *(f"{yes} is read as PASS, {no} as FAIL" for yes, no in used)]
+        if self.unstated:
+            notes.append("responses have no status, so drafts count too: export with flatten=True")
+        return [note for note in notes if note]
 
     def notes(self) -> list[str]:
         """Describe what was decided about the cells, and how many answers were left out."""
         return [*self.decisions(), *self.left_out.as_answers()]
 
     def _name(self, cell: object, place: Place, column: str) -> Verdict:
-        text = str(cell).strip()
-        name = text
+        text, names = str(cell).strip(), {str(v).casefold(): v for v in self.scale.values}
         if self.scale.task == "pass_fail" and (key := key_of(cell)) in TWO_VALUES:
             self._as_pass.add(key)
-            name = TWO_VALUES[key]
-        for verdict in self.scale.values:
-            if str(verdict).casefold() == name.casefold():
-                return verdict
-        allowed = ", ".join(map(str, self.scale.values))
-        remedy = f"say what it means, such as --labels {text}={self.scale.values[0]}"
-        raise place.error(column, f"{text!r} is none of {allowed}", remedy)
+            return TWO_VALUES[key]
+        if text.casefold() not in names:
+            allowed = ", ".join(map(str, self.scale.values))
+            remedy = f"say what it means, such as --labels {text}={self.scale.values[0]}"
+            raise place.error(column, f"{text!r} is none of {allowed}", remedy)
+        return names[text.casefold()]
 
     def _number(self, cell: object, place: Place, column: str) -> Verdict:
         try:
@@ -181,10 +168,10 @@ class LabelReader:
 def key_of(label: object) -> str:
     """Return the form by which labels are compared: 1, 1.0 and "1.00" are alike, Good and good."""
     text = str(label).strip()
-    point, comma = readings(text)
-    number = comma if point is None else point
-    if isinstance(label, bool) or number is None or (comma is not None and comma != number):
+    numbers = {number for number in readings(text) if number is not None}
+    if isinstance(label, bool) or len(numbers) != 1:
         return text.casefold()
+    (number,) = numbers
     return f"{number.normalize():f}" if abs(number.adjusted()) < 30 else text.casefold()
 
 

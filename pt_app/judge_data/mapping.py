@@ -13,7 +13,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.answers import Answer, answers_of
-from pt_app.judge_data.labels import LabelReader, key_of
+from pt_app.judge_data.labels import LabelReader, key_of, reduce
 from pt_app.judge_data.reading.tables import Table
 from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 
@@ -104,9 +104,8 @@ class ColumnMap:
             row["annotators"] = [vote.as_row() for vote in votes]
         issues = parsed(self._one("issues", value, place))
         remarks = issues if isinstance(issues, list) else str(issues or "").split(";")
-        verdicts = [vote.verdict for vote in votes]
         row["label"] = {
-            "verdict": reader.combined(verdicts) if len(answers) > 1 else verdicts[0],
+            "verdict": _combined(votes, reader) if len(answers) > 1 else votes[0].verdict,
             "issues": [text for remark in remarks if (text := str(remark).strip())],
             "feedback": self._text("feedback", value, place) or "",
         }
@@ -194,6 +193,10 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
     return votes
 
 
+def _combined(votes: Sequence[_Vote], reader: LabelReader) -> Verdict:
+    return reduce([vote.verdict for vote in votes], reader.scale, reader.how)
+
+
 def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
     """Raise RowError for a number beyond the scale's ends, which the mean of several would hide."""
     if scale.task != "score" or verdict is None:
@@ -272,7 +275,7 @@ def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
     place, row = group[0].place, group[0].row or {}
     if not votes:
         return Converted(place, None, "no label", rows_read=len(group))
-    row["label"]["verdict"] = reader.combined([vote.verdict for vote in votes])
+    row["label"]["verdict"] = _combined(votes, reader)
     row["annotators"] = [vote.as_row() for vote in votes]
     return Converted(place, row, rows_read=len(group))
 
