@@ -1,13 +1,12 @@
 """Public formats by name: what `judge data import --format NAME` reads.
 
-`formats.yaml` describes them. Here are their conversions: first of the sets whose rows stand for
-themselves (translations, and pairs of answers), then of MQM, which has one row per error.
+`formats.yaml` describes them, most of them whole: they are read as `--map` and `--labels` read a
+file. Here are the conversions that need more: of DEMETR, and of MQM, which has one row per error.
 """
 
 import difflib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
 from decimal import Decimal
 from hashlib import sha256
@@ -18,9 +17,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place, one_line
+from pt_app.core.records import Place, RowError, one_line
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.labels import nearest, reduce
+from pt_app.judge_data.labels import LabelReader, nearest, reduce
+from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import FormatOptions, Reading
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Rows, Table, open_table
@@ -30,8 +30,6 @@ BY_WEIGHTS = "by mqm_weights"
 WEIGHTS = Path(__file__).with_name("mqm_weights")
 _SPAN = re.compile(r"<v>(.*?)</v>", re.DOTALL)
 
-Convert = Callable[[Rows, Scale, FormatOptions], Iterator[Converted]]
-Combine = Callable[[Sequence[Verdict]], Verdict]
 Rating = list[tuple[Place, Row]]
 """The rows of one rater for one translation."""
 
@@ -95,9 +93,11 @@ class Format:
     Attributes:
         columns: The columns by which it is recognised.
         scale: The name of its scale, or `BY_WEIGHTS`.
-        convert: Makes rows of a dataset from the rows of one file, or says why not.
-        labels: What its labels mean.
-        issues: The issue that a label names.
+        map: The columns of its fields, as `--map` names them.
+        labels: What its labels mean, as `--labels` says it.
+        id: The id of a row, with the names of columns in braces.
+        issues: The issue that a label names: the column `issue`.
+        skip: The reason why rows that cannot be used are left out; "": they are an error.
         member: The member of an archive that holds the rows.
     """
 
@@ -105,13 +105,15 @@ class Format:
     about: str
     columns: tuple[str, ...]
     scale: str
-    convert: Convert
     template: str
     rubric: str = ""
     origin: str = ""
     licence: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
+    map: str = ""
+    labels: str = ""
+    id: str = ""
     issues: dict[str, str] = field(default_factory=dict)
+    skip: str = ""
     member: str = ""
     reading: Reading = Reading()
 
@@ -130,128 +132,56 @@ class Format:
             file = f"{file}::{self.member}"
         return open_table(file, replace(self.reading, **reading.given()))
 
+    def convert(self, rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+        """Make rows of a dataset from the rows of one file, or say why not.
 
-def row_by_row(row_of: Callable[[Place, Row, Combine], Row | str]) -> Convert:
-    """Make the `convert` of a format whose rows stand for themselves.
-
-    Args:
-        row_of: Returns a row of the dataset, or the reason for none. It gets the place and the
-            cells of a row, and the function that combines the labels of several annotators.
-    """
-
-    def convert(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
-        def combine(verdicts: Sequence[Verdict]) -> Verdict:
-            return reduce(verdicts, scale, options.reduce)
-
+        A map may also name the columns `stem`, the name of the file up to its first dot, `row`,
+        the number of the row in it, `id` and `issue`.
+        """
+        if self.name in CONVERT:
+            yield from CONVERT[self.name](rows, scale, options)
+            return
+        map = ColumnMap.from_flags([f"id=id,{self.map}"], self.labels)
+        reader = LabelReader(scale, map.labels, how=options.reduce)
         for place, value in rows:
-            made = row_of(place, value, combine)
-            yield Converted(place, None, made) if isinstance(made, str) else Converted(place, made)
-
-    return convert
-
-
-def meaning(name: str, value: Row, column: str, place: Place) -> str:
-    """Return what a label of a format means; raise RowError for one that the format does not have.
-
-    Labels are compared as texts, so that 1 and "1" are alike.
-    """
-    cell, labels = str(value[column]), FORMATS[name].labels
-    if cell not in labels:
-        raise place.error(column, f"{cell!r} is none of {', '.join(labels)}", "correct it")
-    return labels[cell]
+            cells = {"stem": place.file.name.partition(".")[0], "row": place.row} | value
+            cells["id"] = self.id.format(**cells)
+            cells["issue"] = self.issues.get(str(value.get("label")))
+            try:
+                yield map.convert(place, cells, reader)
+            except RowError:
+                if not self.skip:
+                    raise
+                yield Converted(place, None, self.skip)
 
 
-def stem(place: Place) -> str:
-    """Return the name of a file up to its first dot, for ids."""
-    return place.file.name.partition(".")[0]
-
-
-@row_by_row
-def mlqe_pe(place: Place, value: Row, combine: Combine) -> Row | str:
-    try:
-        scores = [int(x) if float(x).is_integer() else x for x in json.loads(value["scores"])]
-    except (ValueError, TypeError) as error:
-        raise place.error("scores", "it is not a list of numbers", "correct it") from error
-    if not scores:
-        return "no label"
-    return {
-        "id": f"{stem(place)}-{value['index']}",
-        "source": value["original"],
-        "candidate": value["translation"],
-        "label": {"verdict": combine(scores)},
-        "annotators": scores,
-        "meta": {"part": stem(place)},
-    }
-
-
-@row_by_row
-def paracrawl(place: Place, value: Row, combine: Combine) -> Row | str:
-    label = {"verdict": meaning("paracrawl-human", value, "label", place)}
-    issue = FORMATS["paracrawl-human"].issues.get(value["label"])
-    return {
-        "id": f"paracrawl-{place.row}",
-        "source": value["src"],
-        "candidate": value["trg"],
-        "label": {**label, "issues": [issue] if issue else [], "feedback": value["comments"]},
-        "meta": {"label": value["label"]},
-    }
-
-
-@row_by_row
-def demetr(place: Place, value: Row, combine: Combine) -> Row | str:
-    """Make a pair of the translation, which is better, and its perturbation.
+def demetr(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+    """Make pairs of a translation, which is better, and its perturbation.
 
     A hash of the id decides the order of the two, so that neither position is the better one.
     """
-    if not value["pert_check"]:
-        return "the perturbation was not checked"
-    if value["severity"] == "base":
-        return "a baseline without a perturbation to find"
-    if value["pert_sent"] == value["mt_sent"]:
-        return "the perturbation changed nothing"
-    name = f"demetr-{value['pert_name']}-{value['id']}"
-    pair = [value["mt_sent"], value["pert_sent"]]
-    better_first = sha256(name.encode()).digest()[0] % 2 == 0
-    return {
-        "id": name,
-        "source": value["src_sent"],
-        "reference": value["eng_sent"],
-        "candidates": pair if better_first else pair[::-1],
-        "label": {"verdict": "A" if better_first else "B", "issues": [value["pert_desc"]]},
-        "errors": [str(value["pert_name"]).partition("_")[2].partition("_")[2]],
-        "meta": {"severity": value["severity"], "language": value["lang_tag"]},
-    }
-
-
-@row_by_row
-def pandalm(place: Place, value: Row, combine: Combine) -> Row | str:
-    answers = [value["response1"], value["response2"]]
-    if not all(isinstance(answer, str) for answer in answers):
-        # Whoever made the file let YAML or pandas read "True." as a truth value.
-        return "a response is not text"
-    verdicts = [meaning("pandalm", value, f"annotator{i}", place) for i in (1, 2, 3)]
-    return {
-        "id": f"pandalm-{value['idx']}",
-        "source": "\n\n".join(text for text in (value["instruction"], value["input"]) if text),
-        "candidates": answers,
-        "label": {"verdict": combine(verdicts)},
-        "annotators": verdicts,
-        "meta": {"system": value["cmp_key"], "application": value["motivation_app"]},
-    }
-
-
-@row_by_row
-def llmbar(place: Place, value: Row, combine: Combine) -> Row | str:
-    return {
-        "id": f"llmbar-{stem(place)}-{place.row}",
-        "source": value["input"],
-        "candidates": [value["output_1"], value["output_2"]],
-        "label": {"verdict": meaning("llmbar", value, "label", place)},
-        "meta": {"part": stem(place)},
-    }
-
-
-# --- one row per error ---
+    for place, value in rows:
+        reasons = {
+            "the perturbation was not checked": not value["pert_check"],
+            "a baseline without a perturbation to find": value["severity"] == "base",
+            "the perturbation changed nothing": value["pert_sent"] == value["mt_sent"],
+        }
+        if reason := next((reason for reason, applies in reasons.items() if applies), ""):
+            yield Converted(place, None, reason)
+            continue
+        name = f"demetr-{value['pert_name']}-{value['id']}"
+        pair = [value["mt_sent"], value["pert_sent"]]
+        better_first = sha256(name.encode()).digest()[0] % 2 == 0
+        row = {
+            "id": name,
+            "source": value["src_sent"],
+            "reference": value["eng_sent"],
+            "candidates": pair if better_first else pair[::-1],
+            "label": {"verdict": "A" if better_first else "B", "issues": [value["pert_desc"]]},
+            "errors": [str(value["pert_name"]).partition("_")[2].partition("_")[2]],
+            "meta": {"severity": value["severity"], "language": value["lang_tag"]},
+        }
+        yield Converted(place, row)
 
 
 def wmt_mqm(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
@@ -303,18 +233,15 @@ def _issues(errors: Rating) -> Iterator[str]:
         yield issue + "".join(f' "{span.strip()}"' for span in spans)
 
 
-CONVERT = {
-    "mlqe-pe": mlqe_pe,
-    "wmt-mqm": wmt_mqm,
-    "pandalm": pandalm,
-    "llmbar": llmbar,
-    "demetr": demetr,
-    "paracrawl-human": paracrawl,
-    "chat": row_by_row(lambda _place, value, _combine: value),
-}
+def as_they_are(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+    """Take rows as they are."""
+    return (Converted(place, value) for place, value in rows)
+
+
+CONVERT = {"wmt-mqm": wmt_mqm, "demetr": demetr, "chat": as_they_are}
 _FILE = Path(__file__).with_name("formats.yaml")
 _ABOUT = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
-FORMATS = {name: Format(name, convert=CONVERT[name], **about) for name, about in _ABOUT.items()}
+FORMATS = {name: Format(name, **about) for name, about in _ABOUT.items()}
 CHAT = FORMATS["chat"]
 
 
