@@ -62,7 +62,7 @@ def split(
     """Split the rows of a folder again by group; groups in splits.json stay where they are."""
     from pt_app.judge_data.folder import split_folder
 
-    print("\n".join(split_folder(folder, replace(plan, folds=folds, anew=anew)).lines()))
+    print("\n".join(split_folder(folder, replace(plan, folds=folds, anew=anew))))
 
 
 @data.command()

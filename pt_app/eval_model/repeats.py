@@ -84,7 +84,7 @@ def _over_new_folds(settings: Settings, data: Path, train: Train) -> list[Path]:
     folds = [data / "folds" / str(number) for number in range(1, settings.folds + 1)]
     _output_of(settings, folds)  # refuses an old folder before the data are split
     plan = SplitPlan(folds=settings.folds, seed=settings.seed)
-    print("\n".join(split_folder(data, plan).lines()))
+    print("\n".join(split_folder(data, plan)))
     return over_folds(replace(settings, folds=0), folds, train)
 
 

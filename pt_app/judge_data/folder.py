@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pt_app.core.dataset import (
@@ -35,37 +34,13 @@ from pt_app.judge_data.writing import (
     write_folder,
 )
 
-__all__ = ["FolderSummary", "FoldsSummary", "build_folder", "split_folder"]
-
 # What several imports into one folder may differ in; the card then lists all of them.
 JOINED = ("origin", "licence", "label_rule")
 FOLDS, TEMPLATE = "folds", "template"
 
 
-@dataclass(frozen=True)
-class FoldsSummary:
-    """What was written below `out`, one folder per fold, for a terminal."""
-
-    out: Path
-    folds: Sequence[FolderSummary]
-    gap: str
-
-    def lines(self) -> list[str]:
-        """Say in a line each what a fold tests, and whether it leaks."""
-        lines = [f"{self.out}: {len(self.folds)} folds; train one with --data_dir {self.out / '1'}"]
-        for number, fold in enumerate(self.folds, start=1):
-            state = "LEAK" if fold.report.failed else "no leak"
-            lines.append(f"  {number}: {fold.sizes()}, {state}")
-        return [*lines, self.gap]
-
-
 def build_folder(
-    out: Path,
-    examples: Sequence[JudgeExample],
-    card: Card,
-    plan: SplitPlan,
-    *,
-    append: bool = False,
+    out: Path, examples: Sequence[JudgeExample], card: Card, plan: SplitPlan, append: bool = False
 ) -> FolderSummary:
     """Split the examples, check them, and write the folder; with `append` beside its own rows.
 
@@ -74,9 +49,7 @@ def build_folder(
     another command wrote (unless `append`), rows that cannot be split, and a card of another task
     or scale than the folder's.
     """
-    old: list[JudgeExample] = []
-    places: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
+    old, places, notes = list[JudgeExample](), dict[str, str](), list[str]()
     if append and any((out / name).exists() for name in FILES):
         old, places = _placed_rows(out)
         card, examples, notes = _joined(out, card, examples)
@@ -87,11 +60,12 @@ def build_folder(
     return _write(out, placement, card, plan, notes, replacing=append)
 
 
-def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
+def split_folder(folder: Path, plan: SplitPlan) -> list[str]:
     """Split a folder's rows again; groups that its splits.json names stay, unless `plan.anew`.
 
-    With `plan.folds` the folder stays as it is, and `folds/1` and up are written below it. Raises
-    UserError as `build_folder` does, and for rows that would have to be left out.
+    With `plan.folds` the folder stays as it is, and `folds/1` and up are written below it. Returns
+    lines that describe what was written. Raises UserError as `build_folder` does, and for rows that
+    would have to be left out.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not there: make a dataset folder with `judge data import`")
@@ -110,8 +84,9 @@ def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
         problem = "its texts are in groups that splits.json places in two splits"
         remedy = f"split them again with `judge data split {folder} --anew`"
         raise UserError(f"{row.where or row.id}: {problem}: {remedy}")
-    stay = ("every group stays where splits.json has it; --anew places them again",)
-    return _write(folder, placement, card, plan, () if placement.placed else stay, replacing=True)
+    stay = ["every group stays where splits.json has it; --anew places them again"]
+    notes = [] if placement.placed else stay
+    return _write(folder, placement, card, plan, notes, replacing=True).lines()
 
 
 def _named(example: JudgeExample, number: int) -> JudgeExample:
@@ -144,7 +119,7 @@ def _check_by(folder: Path, places: Mapping[str, str], card: Card, plan: SplitPl
 
 def _joined(
     out: Path, card: Card, examples: Sequence[JudgeExample]
-) -> tuple[Card, Sequence[JudgeExample], tuple[str, ...]]:
+) -> tuple[Card, Sequence[JudgeExample], list[str]]:
     """Join the card of new rows with the folder's own; the new rows keep their own rubric."""
     own, read = _raw_card(out), read_card(out)
     for name, was in (("task", read.task), ("scale", read.scale)):
@@ -165,7 +140,7 @@ def _joined(
         ]
     template = joined["template"] = own.get("template", read.template)
     other = card.get("template", template)
-    notes = (f"template stays {template}, not {other}",) if other != template else ()
+    notes = [f"template stays {template}, not {other}"] if other != template else []
     return joined, examples, notes
 
 
@@ -182,12 +157,7 @@ def _scale(card: Card, out: Path) -> Scale:
 
 
 def _write(
-    out: Path,
-    placement: Placement,
-    card: Card,
-    plan: SplitPlan,
-    notes: tuple[str, ...],
-    replacing: bool,
+    out: Path, placement: Placement, card: Card, plan: SplitPlan, notes: list[str], replacing: bool
 ) -> FolderSummary:
     """Write the placed rows; dataset.json goes on to say how those placed before were split."""
     # Agreement is measured within the rows' own groups, however the rows were split.
@@ -197,24 +167,19 @@ def _write(
     if left_out := before.get("left_out", 0) + len(placement.left_out):
         how["left_out"] = left_out
     kept = keep_handmade(out, card) if replacing else ()
-    return write_folder(
-        out,
-        placement.splits,
-        card,
-        how,
-        notes=(*kept, *notes, *placement.notes),
-        agreement=people.agreement_of(rows, _scale(card, out)),
-        replacing=replacing,
-    )
+    all_notes = (*kept, *notes, *placement.notes)
+    agreement = people.agreement_of(rows, _scale(card, out))
+    return write_folder(out, placement.splits, card, how, agreement, replacing, notes=all_notes)
 
 
 def _write_folds(
     folder: Path, rows: Sequence[JudgeExample], card: Card, plan: SplitPlan
-) -> FoldsSummary:
+) -> list[str]:
     """Write `folder`/folds/1 and up: a fold is the test part, all other rows the training part.
 
-    Folds that were there are replaced, all or none. Raises UserError for fewer groups than folds,
-    and where `folds` holds something else.
+    Folds that were there are replaced, all or none. Returns lines about what each fold tests, and
+    whether it leaks. Raises UserError for fewer groups than folds, and where `folds` holds
+    something else.
     """
     agreement = people.agreement_of(rows, _scale(card, folder))
     out = folder / FOLDS
@@ -228,18 +193,19 @@ def _write_folds(
     fold_of = {row: fold_of_unit[unit.name] for unit in units for row in unit.rows}
     tests = {name: [row for i, row in enumerate(rows) if fold_of[i] == name] for name in names}
     staged = folder / f".{FOLDS}.{os.getpid()}.partial"
+    lines = [f"{out}: {plan.folds} folds; train one with --data_dir {out / '1'}"]
     try:
-        made = []
         for name, test in tests.items():
             train = [row for i, row in enumerate(rows) if fold_of[i] != name]
             own = dict(card) | {"fold": f"{name}/{plan.folds}"} | _template(folder, staged / name)
             splits = {"train": train, "val": [], "test": test}
-            fold = write_folder(staged / name, splits, own, plan.about(), agreement=agreement)
-            made.append(fold)
+            fold = write_folder(staged / name, splits, own, plan.about(), agreement)
+            state = "LEAK" if fold.report.failed else "no leak"
+            lines.append(f"  {name}: {fold.sizes()}, {state}")
         replace_folder(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return FoldsSummary(out, made, gap_line({f"fold {name}": tests[name] for name in names}))
+    return [*lines, gap_line({f"fold {name}": tests[name] for name in names})]
 
 
 def _template(folder: Path, fold: Path) -> dict[str, str]:

@@ -35,8 +35,8 @@ class FolderSummary:
     written: bool
     splits: Mapping[str, Sequence[JudgeExample]]
     report: CheckReport
-    notes: tuple[str, ...] = ()
     agreement: Card | None = None
+    notes: tuple[str, ...] = ()
 
     def sizes(self) -> str:
         """List the rows and groups of each split in one line."""
@@ -64,10 +64,10 @@ def write_folder(
     splits: Mapping[str, Sequence[JudgeExample]],
     card: Card,
     how: Card,
-    *,
-    notes: tuple[str, ...] = (),
     agreement: Card | None = None,
     replacing: bool = False,
+    *,
+    notes: tuple[str, ...] = (),
     title: str = TITLE,
     sections: Sequence[str] = (),
     as_row: Callable[[JudgeExample], Row] | None = None,
@@ -76,8 +76,8 @@ def write_folder(
 
     Args:
         how: how the rows were split, for dataset.json; empty where they were generated so.
-        notes: lines for the summary.
         agreement: the annotators' agreement, as `people.agreement_of` gives it.
+        notes: lines for the summary.
         replacing: whether files of another command may be replaced.
         title, sections: heading and further parts, in Markdown, of README.md.
         as_row: how a row is written; by default `JudgeExample.as_row`.
@@ -102,7 +102,7 @@ def write_folder(
     files["README.md"] = data_card(about, splits, scale, sections, title)
     files["dataset.json"] = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     written = _write_files(out, files, replacing)
-    return FolderSummary(out, written, filled, report, notes, agreement)
+    return FolderSummary(out, written, filled, report, agreement, notes)
 
 
 def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
