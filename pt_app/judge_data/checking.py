@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pt_app.core.chat_templates import control_tokens
@@ -87,7 +87,7 @@ class Lengths:
 
     def line(self) -> str:
         """Write the value with its interval and n."""
-        metric = Metric(value=self.value, low=self.low, high=self.high, n=self.n)
+        metric = Metric.model_validate(asdict(self))
         return f"{MEASURES[self.name][0]} {estimate(metric)} ({self.n:,} groups)"
 
 
@@ -191,19 +191,11 @@ class CheckReport:
 
 
 def check_examples(
-    splits: Splits,
-    scale: Scale,
-    *,
-    near: float = NEAR,
-    by_row: bool = False,
-    notes: Sequence[str] = (),
-    encoder: PromptEncoder | None = None,
-    model: str = "",
+    splits: Splits, scale: Scale, *, near: float = NEAR, by_row: bool = False
 ) -> CheckReport:
     """Check rows in their splits; docs/DATA.md lists what is looked for.
 
-    With the `encoder` of a `model` the report also says whether the rows fit, and looks for that
-    tokenizer's own control tokens. Raises UserError for a `near` that makes no sense.
+    Raises UserError for a `near` that makes no sense.
     """
     rows = [example for examples in splits.values() for example in examples]
     split_of = [split for split, examples in splits.items() for _ in examples]
@@ -215,33 +207,33 @@ def check_examples(
             leaks.append(Leak("near", pair.field, *examples, a, b, pair.text, pair.similarity))
     findings: dict[str, Sequence[str] | int] = {
         "contradictions": _contradictions(rows),
-        "control_tokens": _holding(rows, _control_of(encoder) if encoder else _CONTROL),
+        "control_tokens": _holding(rows, _CONTROL),
         "verdict_like": _holding(rows, _VERDICT_LIKE),
         "short_shared": _short_shared(splits),
         "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
     }
-    fit = _fit(rows, encoder, model) if encoder else None
     labels, lengths = _labels(splits, scale), length_and_label(rows, scale)
-    return CheckReport(leaks, by_row, near, labels, lengths, findings, fit, notes)
+    return CheckReport(leaks, by_row, near, labels, lengths, findings)
 
 
 def check_folder(
     folder: Path, *, near: float = NEAR, model: str = "", max_seq_length: int = 512
 ) -> CheckReport:
-    """Read a dataset folder and check it; with `model` also whether its rows fit that tokenizer.
+    """Read a dataset folder and check it.
 
-    Raises UserError for a folder that cannot be read.
+    With `model` the report also says whether the rows fit, and looks for the control tokens of that
+    tokenizer. Raises UserError for a folder that cannot be read.
     """
     data = read_dataset(folder, allow_leaks=True)
-    return check_examples(
-        {split: rows for split in SPLITS if (rows := getattr(data, split))},
-        data.scale,
-        near=near,
-        by_row=data.card.split.get("by") == "row",
-        notes=data.notes,
-        encoder=encoder_of(data.card, data.scale, model, max_seq_length) if model else None,
-        model=model,
-    )
+    splits = {split: rows for split in SPLITS if (rows := getattr(data, split))}
+    by_row = data.card.split.get("by") == "row"
+    report = replace(check_examples(splits, data.scale, near=near, by_row=by_row), notes=data.notes)
+    if not model:
+        return report
+    rows = [row for examples in splits.values() for row in examples]
+    encoder = encoder_of(data.card, data.scale, model, max_seq_length)
+    findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
+    return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 
 
 def refuse_leaks(report: CheckReport, folder: Path) -> None:

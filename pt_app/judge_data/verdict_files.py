@@ -179,7 +179,8 @@ def read_verdicts(
     population: dict[str, list[Verdict | None]] = {}
 
     def read(row: FileRow) -> Row | None:
-        label, verdict = (cells.verdict(row, name) for name in (columns.label, columns.verdict))
+        names = (columns.label, columns.verdict)
+        label, verdict = (cells.verdict(row.cell(name), row.place, name) for name in names)
         if label is None:
             population.setdefault(row.judge, []).append(verdict)
             return None
@@ -206,11 +207,8 @@ class _Cells:
         means_none = {} if scale.normalise(int(FAILED)) is not None else {FAILED: ""}
         self._meanings = means_none | dict(source.meanings)
 
-    def verdict(self, row: FileRow, column: str) -> Verdict | None:
-        """Read a cell as a verdict of the scale; None where it holds none."""
-        return self._read(row.cell(column), row.place, column)
-
-    def _read(self, cell: object, place: Place, column: str) -> Verdict | None:
+    def verdict(self, cell: object, place: Place, column: str) -> Verdict | None:
+        """Read a cell of a column as a verdict of the scale; None where it holds none."""
         if column not in self._readers:
             reader = LabelReader(self.scale, self._meanings)
             self._readers[column] = reader.on(self.source.table, [column])
@@ -224,7 +222,7 @@ class _Cells:
             if numbers:
                 more["constrained"] = self.scale.values[numbers.index(max(numbers))]
         if columns.swapped:
-            more["swapped"] = self.verdict(row, columns.swapped)
+            more["swapped"] = self.verdict(row.cell(name := columns.swapped), row.place, name)
         if columns.annotators:
             more["annotators"] = self._annotators(row, columns.annotators)
         return more
@@ -253,7 +251,7 @@ class _Cells:
         value = row.value if isinstance(parsed(cell), list) else {column: _listed(cell)}
         verdicts: dict[str, Verdict] = {}
         for number, answer in enumerate(answers_of(value, [column], row.place), start=1):
-            verdict = None if answer.out else self._read(answer.cell, row.place, column)
+            verdict = None if answer.out else self.verdict(answer.cell, row.place, column)
             if verdict is not None:
                 verdicts.setdefault(answer.rater or str(number), verdict)
         return [{"rater": rater, "verdict": verdict} for rater, verdict in verdicts.items()]
@@ -345,10 +343,8 @@ def aligned(judges: Mapping[str, Judged], source: VerdictFile) -> dict[str, Rows
                 raise UserError(f"{by_id[judged][name][0].place.where}: {problem}: {remedy}")
             (here, own), (there, theirs) = reference[name], rows[name]
             if (own["label"], own["group"]) != (theirs["label"], theirs["group"]):
-                problem = f'{name} has label {own["label"]} with judge "{first}" and '
-                problem += (
-                    f'{theirs["label"]} with "{judge}" ({there.place.where}; or other groups)'
-                )
+                other = f'{theirs["label"]} with "{judge}" ({there.place.where}; or other groups)'
+                problem = f'{name} has label {own["label"]} with judge "{first}", {other}'
                 raise UserError(f"{here.place.where}: {problem}: {remedy}")
     return {judge: [rows[name][1] for name in reference] for judge, rows in by_id.items()}
 

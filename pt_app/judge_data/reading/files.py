@@ -3,6 +3,7 @@
 A .gz file is unpacked, and one member of a .tar or .zip archive is read.
 """
 
+import codecs
 import fnmatch
 import gzip
 import lzma
@@ -27,6 +28,7 @@ _BROKEN = (
 _START = 512
 _KINDS: list[list[str]] = yaml.safe_load(Path(__file__).with_name("content.yaml").read_bytes())
 _AS_CSV = "save it as CSV (UTF-8) and name that"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -76,7 +78,7 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
             yield file
     except _BROKEN as error:
         raise _broken(path, error) from error
-    except (RuntimeError, NotImplementedError) as error:  # zipfile, for an encrypted member
+    except RuntimeError as error:  # zipfile, for an encrypted member
         raise UserError(f"{path} cannot be unpacked ({error}): unpack it first") from error
     except OSError as error:
         raise UserError(cannot_read(path, error)) from error
@@ -141,10 +143,7 @@ def _zipped(file: IO[bytes]) -> list[str]:
 
 def _wide(start: bytes) -> str:
     """Return the name of UTF-16 text without a byte-order mark, whose every other byte is zero."""
-    if len(start) < 4 or start.startswith((b"\xff\xfe", b"\xfe\xff")):
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if start.startswith(_UTF_16) or (even and odd) or max(even, odd) <= max(1, 0.3 * len(start)):
         return ""
-    even, odd = start[::2], start[1::2]
-    for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
-        if zeros.count(0) > 0.6 * len(zeros) and not others.count(0):
-            return name
-    return ""
+    return "utf-16-be" if even else "utf-16-le"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
-from pt_app.core.records import Place
+from pt_app.core.records import Place, one_line
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.delimited import recognise, records
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
@@ -73,18 +73,14 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
     """
     reading = reading or Reading()
     path, member = split_member(source)
+    named = str(path).count("/") == 1 and path.suffix.lower() not in ENDINGS
     if path.exists():
         table = _file_table(path, member, reading)
-    elif _may_be_hub_id(source, path):
+    elif named and source[0] not in "./~":
         table = _hub_table(source, reading)
     else:
         raise UserError(f"{path} is not there: correct it (a Hub dataset is named owner/name)")
     return _stripped(replace(table, decimal=reading.decimal))
-
-
-def _may_be_hub_id(source: str, path: Path) -> bool:
-    one_slash = str(path).count("/") == 1
-    return one_slash and path.suffix.lower() not in ENDINGS and source[0] not in "./~"
 
 
 def _file_table(path: Path, member: str, reading: Reading) -> Table:
@@ -303,18 +299,16 @@ def _decoded(row: Row) -> Row:
 
     Bytes that are not UTF-8, such as images, stay: whoever reads such a cell refuses it.
     """
-    return {name: _decoded_cell(cell) for name, cell in row.items()}
 
+    def decoded(cell: object) -> object:
+        if isinstance(cell, bytes):
+            with suppress(UnicodeDecodeError):
+                return cell.decode("utf-8")
+        if isinstance(cell, list | tuple):  # a map is a list of pairs
+            return [decoded(inner) for inner in cell]
+        return _decoded(cell) if isinstance(cell, dict) else cell
 
-def _decoded_cell(cell: object) -> object:
-    if isinstance(cell, bytes):
-        with suppress(UnicodeDecodeError):
-            return cell.decode("utf-8")
-    if isinstance(cell, dict):
-        return _decoded(cell)
-    if isinstance(cell, list | tuple):  # a map is a list of pairs
-        return [_decoded_cell(inner) for inner in cell]
-    return cell
+    return {name: decoded(cell) for name, cell in row.items()}
 
 
 def _hub_table(source: str, reading: Reading) -> Table:
@@ -323,13 +317,11 @@ def _hub_table(source: str, reading: Reading) -> Table:
     split, (name, _, config) = reading.hub_split, source.partition("::")
     try:
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
-        first = next(iter(stream), None)
+        first = next(iter(stream))
     except Exception as error:  # the client of the Hub raises errors of every kind
-        problem = f"a Hub dataset that can be read ({' '.join(str(error).split())[:200]})"
+        problem = f"a Hub dataset with rows that can be read ({one_line(str(error))[:200]})"
         remedy = "correct the name or --hub_split, or download its Parquet file and import that"
         raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
-    if first is None:
-        raise UserError(f"{name}, split {split}, holds no rows: choose another")
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):

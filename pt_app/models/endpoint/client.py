@@ -134,11 +134,10 @@ class Client:
         if failed:
             if error := next((e for e in failed if isinstance(e, UserError)), None):
                 raise error
-            raise UserError(
-                f"stopped at --max_cost {self.budget.limits.max_cost:g}: {bar.n} of {len(items)} "
-                f"rows answered, ${self.budget.spent:.4f} spent in all: the journal keeps them; "
-                "resume with the same command and a higher --max_cost"
-            ) from failed[0]
+            done = f"{bar.n} of {len(items)} rows answered, ${self.budget.spent:.4f} spent in all"
+            remedy = "the journal keeps them; resume with a higher --max_cost"
+            limit = f"--max_cost {self.budget.limits.max_cost:g}"
+            raise UserError(f"stopped at {limit}: {done}: {remedy}") from failed[0]
 
     async def _once(
         self, messages: Messages, schema: Mapping[str, object] | None, estimate: Usage
