@@ -148,7 +148,7 @@ class Format:
             cells["id"] = self.id.format(**cells)
             cells["issue"] = self.issues.get(str(value.get("label")))
             try:
-                yield map.convert(place, cells, reader)
+                yield map.convert([(place, cells)], reader)
             except RowError:
                 if not self.skip:
                     raise

@@ -18,9 +18,9 @@ from pt_app.judge_data.folder import build_folder
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
-from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, unwanted, wanted_values
+from pt_app.judge_data.mapping import TARGETS, ColumnMap, unwanted, wanted_values
 from pt_app.judge_data.options import ImportOptions, SplitPlan
-from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row
 from pt_app.judge_data.writing import FILES
 
@@ -64,7 +64,7 @@ class Tally:
         """The rows of the files."""
         return self.kept + self.dropped.counts.total()
 
-    def refuse(self, error: RowError, rows: int) -> None:
+    def refuse(self, error: RowError, rows: int = 1) -> None:
         """Count rows that cannot be used; raise their error unless `drop_bad`."""
         if not self.drop_bad:
             hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
@@ -216,18 +216,18 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
     reader.on(table, map.columns.get("label", ()))
     wanted = wanted_values(options.only, table)
 
-    def mapped() -> Iterator[Converted]:
+    def kept() -> Rows:
         for place, value in table.rows():
             if reason := unwanted(value, wanted):
-                yield Converted(place, None, reason)
-                continue
-            try:
-                yield map.convert(place, value, reader, prefix)
-            except RowError as error:
-                tally.refuse(error, 1)
+                tally.dropped.add(reason)
+            else:
+                yield place, value
 
-    one_per_rater = {"id", "rater"} <= set(map.columns)
-    yield from merge_raters(mapped(), reader, tally.refuse) if one_per_rater else mapped()
+    for rows in map.by_candidate(kept(), tally.refuse):
+        try:
+            yield map.convert(rows, reader, prefix)
+        except RowError as error:
+            tally.refuse(error, len(rows))
     tally.decisions += [note for note in reader.decisions() if note not in tally.decisions]
 
 

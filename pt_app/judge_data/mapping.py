@@ -3,8 +3,8 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, ValidationError
@@ -14,7 +14,7 @@ from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.answers import Answer, answers_of
 from pt_app.judge_data.labels import LabelReader, key_of, reduce
-from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 
 TEXTS = ("group", "source", "context", "reference", "candidate", "rubric")
@@ -67,6 +67,11 @@ class ColumnMap:
         return ColumnMap(columns, {key_of(key): value for key, value in pairs(labels, "--labels")})
 
     @property
+    def one_per_rater(self) -> bool:
+        """Whether the file has a row for each rater of a candidate."""
+        return {"id", "rater"} <= self.columns.keys()
+
+    @property
     def pair(self) -> bool:
         """Whether a row has two candidates."""
         return "candidate_a" in self.columns or "candidate_b" in self.columns
@@ -84,8 +89,36 @@ class ColumnMap:
             for name in names:
                 check_column(columns, name, file, f"--map {target}={name}")
 
-    def convert(self, place: Place, value: Row, reader: LabelReader, prefix: str = "") -> Converted:
-        """Make a row of fields with its label from a row of the file.
+    def by_candidate(
+        self, rows: Rows, refuse: Callable[[RowError], None]
+    ) -> Iterator[list[tuple[Place, Row]]]:
+        """Gather the rows of one id where each is one rater's; else a row stands for itself.
+
+        Args:
+            refuse: Takes the error of a row that cannot be used, as one of another candidate.
+        """
+        if not self.one_per_rater:
+            yield from ([row] for row in rows)
+            return
+        groups: dict[str, list[tuple[Place, Row]]] = {}
+        first: dict[str, tuple[Place, Row]] = {}
+        for place, value in rows:
+            try:
+                fields = self.fields(place, value)
+                earlier, other = first.setdefault(name := fields["id"], (place, fields))
+                for field in ("source", "candidate", "candidates", "conversation"):
+                    if fields.get(field) != other.get(field):
+                        problem = f'differs from that of {earlier.where}, both of id "{name}"'
+                        raise place.error(field, problem, "give two candidates two ids")
+                groups.setdefault(name, []).append((place, value))
+            except RowError as error:
+                refuse(error)
+        yield from groups.values()
+
+    def convert(
+        self, rows: Sequence[tuple[Place, Row]], reader: LabelReader, prefix: str = ""
+    ) -> Converted:
+        """Make a row of fields with its label from a row of the file, or from one of each rater.
 
         Answers that do not count are counted in `reader`.
 
@@ -95,21 +128,28 @@ class ColumnMap:
         Raises:
             RowError: A value cannot be used, or --labels does not name a label.
         """
+        place, value = rows[0]
         row = self.fields(place, value, prefix)
-        answers = answers_of(value, self.columns.get("label", ()), place)
-        votes = _votes(answers, reader, place)
+        answers: list[tuple[Place, Answer]] = []
+        for where, cells in rows:
+            rater = (self._text("rater", cells, where) or "") if self.one_per_rater else ""
+            own = answers_of(cells, self.columns.get("label", ()), where)
+            answers += [(where, replace(answer, rater=answer.rater or rater)) for answer in own]
+        votes = _votes(answers, reader)
         if not votes:
-            return Converted(place, None, "no label")
-        if len(answers) > 1 or answers[0].rater:
-            row["annotators"] = [vote.as_row() for vote in votes]
+            return Converted(place, None, "no label", len(rows))
+        several = self.one_per_rater or len(answers) > 1
+        if several or answers[0][1].rater:
+            row["annotators"] = [{"rater": v.rater, "verdict": v.verdict} for v in votes]
+        verdicts = [vote.verdict for vote in votes]
         issues = parsed(self._one("issues", value, place))
         remarks = issues if isinstance(issues, list) else str(issues or "").split(";")
         row["label"] = {
-            "verdict": _combined(votes, reader) if len(answers) > 1 else votes[0].verdict,
+            "verdict": reduce(verdicts, reader.scale, reader.how) if several else verdicts[0],
             "issues": [text for remark in remarks if (text := str(remark).strip())],
             "feedback": self._text("feedback", value, place) or "",
         }
-        return Converted(place, row)
+        return Converted(place, row, rows_read=len(rows))
 
     def fields(self, place: Place, value: Row, prefix: str = "") -> Row:
         """Make a row of fields without a label; raise RowError where a value cannot be used."""
@@ -120,7 +160,8 @@ class ColumnMap:
             row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
         if (turns := self._one("conversation", value, place)) not in (None, ""):
             row["conversation"] = _conversation(turns, place)
-        names = [*META, "rater", *(name for name in self.columns if name.startswith("meta."))]
+        names = [*META, *(name for name in self.columns if name.startswith("meta."))]
+        names += [] if self.one_per_rater else ["rater"]
         meta = {name.removeprefix("meta."): self._one(name, value, place) for name in names}
         meta = {name: cell for name, cell in meta.items() if cell not in (None, "")}
         return row | ({"meta": meta} if meta else {})
@@ -158,20 +199,17 @@ class _Vote(NamedTuple):
     verdict: Verdict
     place: Place
 
-    def as_row(self) -> Row:
-        return {"rater": self.rater, "verdict": self.verdict}
 
-
-def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list[_Vote]:
-    """Read the answers of one row; those that do not count are counted in `reader`.
+def _votes(answers: Sequence[tuple[Place, Answer]], reader: LabelReader) -> list[_Vote]:
+    """Read the answers about one candidate; those that do not count are counted in `reader`.
 
     Raises:
         RowError: An answer cannot be read, unless `reader.drop_bad` and another answer can.
     """
-    unnamed = "answer " if any(answer.rater for answer in answers) else ""
+    unnamed = "answer " if any(answer.rater for _, answer in answers) else ""
     votes: list[_Vote] = []
     bad: list[RowError] = []
-    for number, answer in enumerate(answers, start=1):
+    for number, (place, answer) in enumerate(answers, start=1):
         if answer.out:
             reader.left_out.add(answer.out)
             continue
@@ -191,10 +229,6 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
     for problem in bad:
         reader.left_out.add("it cannot be read", str(problem))
     return votes
-
-
-def _combined(votes: Sequence[_Vote], reader: LabelReader) -> Verdict:
-    return reduce([vote.verdict for vote in votes], reader.scale, reader.how)
 
 
 def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
@@ -226,58 +260,6 @@ def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
         elif earlier is not vote:
             reader.left_out.add("the same annotator's answer once more")
     return [vote for vote in first.values() if vote.rater not in disagreeing]
-
-
-def merge_raters(
-    rows: Iterable[Converted], reader: LabelReader, refuse: Callable[[RowError, int], None]
-) -> Iterator[Converted]:
-    """Join the rows of one id, one row per rater, into one row with annotators.
-
-    Args:
-        refuse: Takes the error of rows that cannot be joined, and how many they are: rows of one
-            id with different texts, or with two answers of one annotator.
-    """
-    by_id: dict[str, list[Converted]] = {}
-    for converted in rows:
-        if converted.row is None:
-            yield converted
-            continue
-        group = by_id.setdefault(str(converted.row["id"]), [])
-        if group and (error := _difference(group[0], converted)):
-            refuse(error, 1)
-        else:
-            group.append(converted)
-    for group in by_id.values():
-        try:
-            yield _merged(group, reader)
-        except RowError as error:
-            refuse(error, len(group))
-
-
-def _difference(first: Converted, other: Converted) -> RowError | None:
-    """Return an error that names the first text in which two rows of one id differ."""
-    own, another = first.row or {}, other.row or {}
-    for field in ("source", "candidate", "candidates", "conversation"):
-        if own.get(field) != another.get(field):
-            problem = f'differs from that of {first.place.where}, both of id "{own["id"]}"'
-            return other.place.error(field, problem, "give two candidates two ids")
-    return None
-
-
-def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
-    """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
-    votes = []
-    for converted in group:
-        row = converted.row or {}
-        rater = str(row.get("meta", {}).pop("rater", ""))
-        votes.append(_Vote(rater, row["label"]["verdict"], converted.place))
-    votes = _one_each(votes, reader)
-    place, row = group[0].place, group[0].row or {}
-    if not votes:
-        return Converted(place, None, "no label", rows_read=len(group))
-    row["label"]["verdict"] = _combined(votes, reader)
-    row["annotators"] = [vote.as_row() for vote in votes]
-    return Converted(place, row, rows_read=len(group))
 
 
 def _conversation(cell: object, place: Place) -> list[dict[str, str]]:
