@@ -12,8 +12,7 @@ from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, Val
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Scale, Verdict
-from pt_app.judge_data.answers import Answer, answers_of
-from pt_app.judge_data.labels import LabelReader, key_of, reduce
+from pt_app.judge_data.labels import Answer, LabelReader, answers_of, key_of, reduce
 from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 

@@ -15,8 +15,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.evidence.calibration import wrong_with
-from pt_app.judge_data.answers import answers_of
-from pt_app.judge_data.labels import TWO_VALUES, LabelReader, flat, key_of
+from pt_app.judge_data.labels import TWO_VALUES, LabelReader, answers_of, flat, key_of
 from pt_app.judge_data.mapping import ColumnMap, unwanted, wanted_values
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
 from pt_app.judge_data.options import Columns, FileOptions, Reading
