@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from pt_app.core.chat_templates import control_tokens
 from pt_app.core.dataset import SPLITS, read_dataset
 from pt_app.core.errors import UserError
@@ -44,25 +46,9 @@ MEASURES = {
     "longer wins": ("the longer candidate (characters) wins", 0.5, 0.1),
 }
 Z = 1.96  # of a 95 % interval
-# What is no leak, and yet worth a look, by its key in the report's JSON.
-WARNINGS = {
-    "contradictions": "inputs have the same candidate under different labels",
-    "control_tokens": "candidates hold control tokens",
-    "verdict_like": "candidates hold verdict-like phrases",
-    "short_shared": f"candidates under {LEAST_WORDS} words are in several splits, as short ones "
-    "will be",
-    "boilerplate": "long candidates occur with many inputs: boilerplate",
-}
-# What chat templates write, as text inside a candidate.
-_CONTROL = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
-    r"|<(?:start|end)_of_turn>"
-)
-_VERDICT_LIKE = re.compile(
-    r"^[ \t>*_#-]*(?:score|rating|verdict|winner|grade)[ \t*_]*[:=]|\[\[(?:\d+|[ABC]|tie)\]\]"
-    r"|\[RESULT\]",
-    re.IGNORECASE | re.MULTILINE,
-)
+LOOKED_FOR = yaml.safe_load(Path(__file__).with_name("checking.yaml").read_text(encoding="utf-8"))
+_CONTROL = re.compile("|".join(LOOKED_FOR["control"]))
+_VERDICT_LIKE = re.compile("|".join(LOOKED_FOR["verdict_like"]), re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -119,7 +105,7 @@ class Fit:
 class CheckReport:
     """What a check found. Leaks make `judge data check` fail, the rest are warnings.
 
-    `findings` say for each key of WARNINGS which rows, or how many texts.
+    `findings` say for each warning of checking.yaml which rows, or how many texts.
     """
 
     leaks: Sequence[Leak]
@@ -146,7 +132,7 @@ class CheckReport:
                 f"{self.fit.unfit} rows do not fit {self.fit.max_seq_length} tokens (longest "
                 f"{self.fit.longest}), such as {self.fit.first}"
             )
-        for key, what in WARNINGS.items():
+        for key, what in LOOKED_FOR["warnings"].items():
             if isinstance(rows := self.findings[key], int):
                 lines += [f"{rows} {what}"] if rows else []
             elif rows:
@@ -212,7 +198,11 @@ def check_examples(
         "short_shared": _short_shared(splits),
         "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
     }
-    labels, lengths = _labels(splits, scale), length_and_label(rows, scale)
+    labels = {
+        split: {str(value): counts[value] for value in scale.values if counts[value]}
+        for split, counts in label_counts(splits).items()
+    }
+    lengths = length_and_label(rows, scale)
     return CheckReport(leaks, by_row, near, labels, lengths, findings)
 
 
@@ -243,14 +233,6 @@ def refuse_leaks(report: CheckReport, folder: Path) -> None:
     what = report.leaks[0].line() if report.leaks else "the folder was split by row"
     remedy = f"split it again with `judge data split {folder} --anew`"
     raise UserError(f"{folder} leaks: {what}: {remedy}")
-
-
-def _labels(splits: Splits, scale: Scale) -> dict[str, dict[str, int]]:
-    """Count the labels of each split, in the scale's order."""
-    return {
-        split: {str(value): counts[value] for value in scale.values if counts[value]}
-        for split, counts in label_counts(splits).items()
-    }
 
 
 def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
