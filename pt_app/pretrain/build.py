@@ -11,8 +11,8 @@ from pathlib import Path
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.flags import check, flag
+from pt_app.judge_data.folder import replace_folder
 from pt_app.judge_data.options import LexiconSize
-from pt_app.judge_data.writing import replace_folder
 from pt_app.pretrain.corpus import Corpus, grammar_sentences, real_sentences
 from pt_app.pretrain.model import new_model, save
 from pt_app.pretrain.tokenizer import train_tokenizer
