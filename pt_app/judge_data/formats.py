@@ -60,13 +60,11 @@ class Weights(BaseModel):
         path = shipped.get(name, Path(name))
         try:
             weights = Weights.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            problem = f"is none of {', '.join(shipped)} and no YAML file: name one that exists"
-            raise UserError(f"--mqm_weights {name} {problem}") from error
-        except (yaml.YAMLError, ValidationError) as error:
+        except (OSError, yaml.YAMLError, ValidationError) as error:
+            problem = f"is none of {', '.join(shipped)} and no YAML file of weights"
             remedy = f"write scale, severities and exceptions as in {WEIGHTS.name}/google.yaml"
-            problem = one_line(str(error))[:200]
-            raise UserError(f"{path} holds no weights ({problem}): {remedy}") from error
+            reason = one_line(str(error))[:200]
+            raise UserError(f"--mqm_weights {name} {problem} ({reason}): {remedy}") from error
         Scale.from_name(weights.scale)  # refuses what is not a scale
         return weights.model_copy(update={"name": path.stem})
 
@@ -144,7 +142,7 @@ class Format:
         map = ColumnMap.from_flags([f"id=id,{self.map}"], self.labels)
         reader = LabelReader(scale, map.labels, how=options.reduce)
         for place, value in rows:
-            cells = {"stem": place.file.name.partition(".")[0], "row": place.row} | value
+            cells: Row = {"stem": place.file.name.partition(".")[0], "row": place.row} | value
             cells["id"] = self.id.format(**cells)
             cells["issue"] = self.issues.get(str(value.get("label")))
             try:

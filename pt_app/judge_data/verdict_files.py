@@ -216,14 +216,14 @@ class _Cells:
     def more_of(self, row: FileRow) -> Row:
         """Return a row's probabilities, its verdict on the swapped pair, and its annotators."""
         columns, more = self.columns, Row()
-        if columns.probabilities:
-            more["probabilities"] = numbers = self._probabilities(row, columns.probabilities)
+        if name := columns.probabilities:
+            more["probabilities"] = numbers = self._probabilities(row, name)
             if numbers:
                 more["constrained"] = self.scale.values[numbers.index(max(numbers))]
-        if columns.swapped:
-            more["swapped"] = self.verdict(row.cell(name := columns.swapped), row.place, name)
-        if columns.annotators:
-            more["annotators"] = self._annotators(row, columns.annotators)
+        if name := columns.swapped:
+            more["swapped"] = self.verdict(row.cell(name), row.place, name)
+        if name := columns.annotators:
+            more["annotators"] = self._annotators(row, name)
         return more
 
     def _probabilities(self, row: FileRow, column: str) -> list[float] | None:
