@@ -126,7 +126,7 @@ class CheckReport:
         """Say in a line each what is no leak, and yet worth a look."""
         lines = [*self.notes, *_one_class(self.labels)]
         if self.lengths and self.lengths.telling:
-            lines.append(f"length alone tells the label: {self.lengths.line()}")
+            lines.append(f"length alone predicts the label: {self.lengths.line()}")
         if self.fit and self.fit.unfit:
             lines.append(
                 f"{self.fit.unfit} rows do not fit {self.fit.max_seq_length} tokens (longest "

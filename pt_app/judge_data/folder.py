@@ -184,13 +184,13 @@ def _raw_card(folder: Path) -> Card:
 
 
 def _scale(card: Card, out: Path) -> Scale:
-    return card_scale(DatasetCard.model_validate(known_of(card)), out / "dataset.json")
+    return card_scale(DatasetCard.model_validate(_unmeasured(card)), out / "dataset.json")
 
 
 def _write(
     out: Path, placement: Placement, card: Card, plan: SplitPlan, notes: list[str], replacing: bool
 ) -> FolderSummary:
-    """Write the placed rows; dataset.json goes on to say how those placed before were split."""
+    """Write the placed rows; dataset.json keeps how those placed before were split."""
     # Agreement is measured within the rows' own groups, however the rows were split.
     rows = [with_own_group(row) for part in placement.splits.values() for row in part]
     before = card.get("split", {})
@@ -251,7 +251,7 @@ def _template(folder: Path, fold: Path) -> dict[str, str]:
 # --- writing ---
 
 
-def known_of(card: Card) -> Card:
+def _unmeasured(card: Card) -> Card:
     """Return what a card says that does not depend on the rows as they are."""
     return {name: value for name, value in card.items() if name not in MEASURED}
 
@@ -281,7 +281,7 @@ def write_folder(
 
     Raises UserError for a row that JSON cannot hold, and as `_write_files` does.
     """
-    typed = DatasetCard.model_validate(known_of(card))
+    typed = DatasetCard.model_validate(_unmeasured(card))
     scale = card_scale(typed, out / "dataset.json")
     near, by_row = how.get("near", NEAR), how.get("by") == "row"
     report = check_examples(splits, scale, near=near, by_row=by_row)
@@ -291,7 +291,7 @@ def write_folder(
         files[f"judge_{split}.json"] = "".join(lines)
     places = {row.group: split for split, rows in splits.items() for row in rows}
     files["splits.json"] = json.dumps(places, ensure_ascii=False, indent=0) + "\n"
-    about = known_of(card) | {"task": typed.task, "scale": typed.scale}
+    about = _unmeasured(card) | {"task": typed.task, "scale": typed.scale}
     about |= {"split": dict(how)} if how else {}
     about["checks"] = report.summary()
     about |= {"agreement": agreement} if agreement else {}

@@ -233,7 +233,7 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
 def _identified(
     example: JudgeExample, made_of: Converted, job: Job, tally: Tally, file: str, prefix: str
 ) -> JudgeExample:
-    """Give an example the id and group that it lacks, and a place that tells its file."""
+    """Give an example the id and group that it lacks, and a place that names its file."""
     place, row = made_of.place, made_of.row or {}
     changes = {"where": f"{file}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
     if not str(row.get("group") or "").strip():
@@ -248,7 +248,7 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     names = [table.name for table in tables]
     single = job.scale.task == "score" and "source" in job.map.columns
     template = fmt.template if fmt else "translation_any" if single else "response"
-    # The files of a template of one's own are copied into the dataset.
+    # The files of a custom template are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
     rubric = read_utf8(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
     imported = Row(files=names, format=fmt.name if fmt else "", map=list(options.map))

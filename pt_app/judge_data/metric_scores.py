@@ -104,7 +104,7 @@ def as_verdicts(
     for name, rows in metrics.items():
         if name not in validation:
             raise UserError(f'{file} has no rows of "{name}": give all metrics validation rows')
-        fitted = [row for _, row in validation[name]]
+        fitted = [row for _, row in validation[name].values()]
         verdicts = _fitted_verdicts(fitted, _columns(rows)[1], scale)
         pairs = zip(rows, verdicts, strict=True)
         judges[name] = [row | _as_verdict(row, verdict, scale, measured) for row, verdict in pairs]

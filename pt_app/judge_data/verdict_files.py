@@ -55,8 +55,8 @@ class FileRow:
         return _text(cell)
 
 
-Judged = list[tuple[FileRow, Row]]
-"""Rows of a judge: the row of the file, and the prediction row that was made of it."""
+Judged = dict[str, tuple[FileRow, Row]]
+"""Rows of a judge by id: the row of the file, and the prediction row that was made of it."""
 
 
 class VerdictFile:
@@ -128,7 +128,7 @@ class VerdictFile:
             read: Returns what a row says about its label and its verdict, or None to skip it.
 
         Raises:
-            UserError: No row is left.
+            UserError: No row is left, or a judge judged one twice.
         """
         columns, judges = self.columns, dict[str, Judged]()
         for row in self.rows:
@@ -143,7 +143,11 @@ class VerdictFile:
                 judged["system"] = _text(row.cell(columns.system))
             if columns.slices:
                 judged["slices"] = {name: _text(row.cell(name)) for name in columns.slices}
-            judges.setdefault(row.judge, []).append((row, judged))
+            first, _ = judges.setdefault(row.judge, {}).setdefault(row.id, (row, judged))
+            if first is not row:
+                places = f"{first.place.where} and {row.place.where}"
+                problem = f'judge "{row.judge}" judged {row.id} twice ({places})'
+                raise UserError(f"{self.file}: {problem}: correct --id, or name --judge")
         if not judges:
             problem = f"no row has a label in column {columns.label}"
             raise UserError(f"{self.file}: {problem}: name another")
@@ -329,31 +333,19 @@ def scale_of(numbers: Collection[float], file: str, example: str = "") -> Scale:
 
 def aligned(judges: Mapping[str, Judged], source: VerdictFile) -> dict[str, Rows]:
     """Bring the rows of all judges into the order of the first; raise UserError if they differ."""
-    by_id = {judge: _by_id(rows, source) for judge, rows in judges.items()}
-    first, reference = next(iter(by_id.items()))
+    first, reference = next(iter(judges.items()))
     column = source.columns.id
     by = f"--id {column}" if column else "their order (--id names a column that identifies them)"
     remedy = f"give all judges the same rows, which are matched by {by}"
-    for judge, rows in by_id.items():
+    for judge, rows in judges.items():
         for name in reference | rows:
             if name not in reference or name not in rows:
                 judged, other = (first, judge) if name in reference else (judge, first)
                 problem = f'judge "{judged}" judged {name}, "{other}" did not'
-                raise UserError(f"{by_id[judged][name][0].place.where}: {problem}: {remedy}")
+                raise UserError(f"{judges[judged][name][0].place.where}: {problem}: {remedy}")
             (here, own), (there, theirs) = reference[name], rows[name]
             if (own["label"], own["group"]) != (theirs["label"], theirs["group"]):
                 other = f'{theirs["label"]} with "{judge}" ({there.place.where}; or other groups)'
                 problem = f'{name} has label {own["label"]} with judge "{first}", {other}'
                 raise UserError(f"{here.place.where}: {problem}: {remedy}")
-    return {judge: [rows[name][1] for name in reference] for judge, rows in by_id.items()}
-
-
-def _by_id(rows: Judged, source: VerdictFile) -> dict[str, tuple[FileRow, Row]]:
-    by_id: dict[str, tuple[FileRow, Row]] = {}
-    for row, judged in rows:
-        first, _ = by_id.setdefault(row.id, (row, judged))
-        if first is not row:
-            places = f"({first.place.where} and {row.place.where})"
-            problem = f'judge "{row.judge}" judged {row.id} twice {places}'
-            raise UserError(f"{source.file}: {problem}: correct --id, or name --judge")
-    return by_id
+    return {judge: [rows[name][1] for name in reference] for judge, rows in judges.items()}
