@@ -455,7 +455,7 @@ def test_the_longer_candidate_is_the_one_of_more_characters(tmp_path: Path) -> N
 
     said = run(lines(tmp_path, pairs(lambda i: "A", texts)), tmp_path / "out", *PAIR)
     assert "the longer candidate (characters) wins 0.0" in said
-    assert "warning: length alone tells the label" in said
+    assert "warning: length alone predicts the label" in said
 
 
 @pytest.mark.parametrize(("winner", "share"), [("tie", "0.50"), ("A", "0.75")])

@@ -317,10 +317,9 @@ def _picked(item: object, path: str, name: str, place: Place) -> object:
     ]
     if len(values) > 1:
         controls = sorted({control for control, _ in values})
-        example = f"label={name.removesuffix(path)}result.{controls[0]}.{inner}"
         problem = f"{len(values)} results fit {name}: {', '.join(controls)}"
-        remedy = f"name one of them, such as {example}, and keep one result of it"
-        raise place.error("label", problem, remedy)
+        example = f"{name.removesuffix(path)}result.{controls[0]}.{inner}"
+        raise place.error("label", problem, f"name one of them, such as label={example}")
     return values[0][1] if values else None
 
 

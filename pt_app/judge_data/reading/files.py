@@ -27,7 +27,6 @@ _BROKEN = (
 )
 _START = 512
 _KINDS: list[list[str]] = yaml.safe_load(Path(__file__).with_name("content.yaml").read_bytes())
-_AS_CSV = "save it as CSV (UTF-8) and name that"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _PAGE = (b"<!doctype html", b"<html")
 
@@ -134,10 +133,9 @@ def _zipped(file: IO[bytes]) -> list[str]:
         names = zipfile.ZipFile(file).namelist()
     except (zipfile.BadZipFile, OSError):
         names = []
-    if any(name.startswith("xl/") for name in names):
-        return ["an Excel workbook", _AS_CSV]
-    if "content.xml" in names:
-        return ["an OpenDocument file", _AS_CSV]
+    if any(name.startswith("xl/") or name == "content.xml" for name in names):
+        kind = "an OpenDocument file" if "content.xml" in names else "an Excel workbook"
+        return [kind, "save it as CSV (UTF-8) and name that"]
     return ["a zip archive", "give it the ending .zip, or unpack it first"]
 
 
