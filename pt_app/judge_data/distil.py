@@ -239,29 +239,22 @@ def messages_for(row: Row, scale: Scale, rubric: str, write: int) -> Turns:
     shown = {name: row[name] for name in SHOWN if row.get(name) is not None}
     if "candidates" in row:
         shown |= {"candidate A": row["candidates"][0], "candidate B": row["candidates"][1]}
+    item = json.dumps(shown, ensure_ascii=False)
+    form = json.dumps({"candidates": [graded, "..."]} if write else judgement)
+    allowed = scale.says().removeprefix("allowed are ")
+    rubric = rubric or "Judge how good the candidate is."
+    system = _prompt("system", rubric=rubric, allowed=allowed, form=form)
     what = "candidate A and B" if scale.task == "pairwise" else "candidate"
-    system = _prompt(
-        "system",
-        rubric=rubric or "Judge how good the candidate is.",
-        allowed=scale.says().removeprefix("allowed are "),
-        form=json.dumps({"candidates": [graded, "..."]} if write else judgement),
-    )
-    user = _prompt(
-        "write" if write else "label",
-        count=str(write),
-        what=f"{what}s" if write else what,
-        item=json.dumps(shown, ensure_ascii=False),
-    )
+    user = _prompt("label", what=what, item=item)
+    if write:
+        user = _prompt("write", count=str(write), what=f"{what}s", item=item)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def asked_again(messages: Turns, answer: str, reason: str) -> Turns:
     """Add the malformed answer, and why it is malformed, to what was asked."""
-    return [
-        *messages,
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": _prompt("again", reason=reason)},
-    ]
+    again = {"role": "user", "content": _prompt("again", reason=reason)}
+    return [*messages, {"role": "assistant", "content": answer}, again]
 
 
 def schema_for(scale: Scale, write: int) -> Schema:
@@ -310,12 +303,11 @@ def read_answer(text: str, row: Row, scale: Scale, write: int) -> list[Row]:
         raise MalformedError(f"it is not JSON ({' '.join(str(error).split())[:80]})") from error
     if len(graded) != write:
         raise MalformedError(f"it has {len(graded)} candidates, not {write}")
-    return [
-        row
-        | _candidates(judgement, scale)
-        | {"id": f"{row['id']}-{number}", "label": _label(judgement, scale)}
-        for number, judgement in enumerate(graded, start=1)
-    ]
+    rows = []
+    for number, judgement in enumerate(graded, start=1):
+        own = {"id": f"{row['id']}-{number}", "label": _label(judgement, scale)}
+        rows.append(row | _candidates(judgement, scale) | own)
+    return rows
 
 
 def _candidate_names(scale: Scale) -> tuple[str, ...]:

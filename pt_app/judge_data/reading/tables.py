@@ -426,11 +426,11 @@ def _parquet_table(path: Path, member: str) -> Table:
         raise UserError(f"{path}: Parquet is packed as it is: unpack it first, and name the file")
 
     def rows() -> Rows:
-        number = itertools.count(1)
         with _parquet_file(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    yield Place(path, next(number), lines=False), _decoded(value)
+            batches = file.iter_batches(batch_size=1024)
+            values = (value for batch in batches for value in batch.to_pylist())
+            for number, value in enumerate(values, start=1):
+                yield Place(path, number, lines=False), _decoded(value)
 
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
