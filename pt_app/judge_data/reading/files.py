@@ -3,9 +3,9 @@
 A .gz file is unpacked, and one member of a .tar or .zip archive is read.
 """
 
-import codecs
 import fnmatch
 import gzip
+import json
 import lzma
 import tarfile
 import zipfile
@@ -27,7 +27,6 @@ _BROKEN = (
 )
 _START = 512
 _KINDS: list[list[str]] = yaml.safe_load(Path(__file__).with_name("content.yaml").read_bytes())
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -119,7 +118,9 @@ def refuse_other_content(path: Path, member: str, ending: str, encoding: str) ->
     kinds = [[what, remedy] for _, own, what, remedy in marks if ending != own] + zipped
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
         kinds.append(["a web page", "download the file itself"])
-    if not encoding and (wide := _wide(start)):
+    # UTF-16 and UTF-32 are told by the zeros among the first bytes (RFC 4627, section 3).
+    wide = json.detect_encoding(start)
+    if not encoding and wide.endswith(("-le", "-be")):
         kinds.append([f"{wide.upper()} without its mark", f"add --encoding {wide}"])
     for what, remedy in kinds:
         name = f"{path}::{member}" if member else str(path)
@@ -137,11 +138,3 @@ def _zipped(file: IO[bytes]) -> list[str]:
         kind = "an OpenDocument file" if "content.xml" in names else "an Excel workbook"
         return [kind, "save it as CSV (UTF-8) and name that"]
     return ["a zip archive", "give it the ending .zip, or unpack it first"]
-
-
-def _wide(start: bytes) -> str:
-    """Return the name of UTF-16 text without a byte-order mark, whose every other byte is zero."""
-    even, odd = start[::2].count(0), start[1::2].count(0)
-    if start.startswith(_UTF_16) or (even and odd) or max(even, odd) <= max(1, 0.3 * len(start)):
-        return ""
-    return "utf-16-be" if even else "utf-16-le"

@@ -50,14 +50,6 @@ _CSV_PROBLEMS = {
     "new-line character": "a carriage return is outside quotes",
     "expected after": "text follows a closing quote",
 }
-# Longer marks first: that of UTF-16 is the start of that of UTF-32.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 @dataclass(frozen=True)
@@ -164,9 +156,8 @@ def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]
         start = binary.read(4)
     if not start:
         raise UserError(f"{path} is empty: name a file with rows")
-    for mark, encoding in _MARKS.items():
-        if start.startswith(mark):
-            return encoding, (f"byte-order mark of {encoding.removesuffix('-sig').upper()}",)
+    if (marked := json.detect_encoding(start)) in ("utf-8-sig", "utf-16", "utf-32"):
+        return marked, (f"byte-order mark of {marked.removesuffix('-sig').upper()}",)
     if not given:
         return "utf-8", ()
     try:
