@@ -167,8 +167,10 @@ class ColumnMap:
 
     def _cells(self, target: str, value: Row, place: Place) -> list[object]:
         """Return the cells of a field that hold something; raise RowError for binary data."""
-        cells = [find(value, name) for name in self.columns.get(target, ())]
-        refuse_bytes(cells, place, target)
+        names = self.columns.get(target, ())
+        cells = [find(value, name) for name in names]
+        for name, cell in zip(names, cells, strict=True):
+            refuse_bytes(cell, place, name)
         # NaN, which differs from itself, is what pandas leaves where nothing was written.
         return [cell for cell in cells if cell is not None and cell == cell]
 
