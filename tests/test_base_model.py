@@ -14,9 +14,10 @@ from pt_app.core.files import sha256_file
 from pt_app.judge_data.generator.grammar import reserved_for_judges
 from pt_app.models.bases import shipped
 from pt_app.pretrain import train
-from pt_app.pretrain.build import CARD, BaseOptions, train_base
+from pt_app.pretrain.build import CARD, train_base
 from pt_app.pretrain.corpus import Corpus, Document, grammar_sentences, real_sentences
-from pt_app.pretrain.tokenizer import train_tokenizer
+from pt_app.pretrain.model import train_tokenizer
+from pt_app.pretrain.options import BaseOptions
 
 MAX_BYTES = 4_000_000
 SMALL: dict[str, Any] = {

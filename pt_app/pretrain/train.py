@@ -22,32 +22,13 @@ from pt_app.training.run import Progress, train
 
 # What is copied or compared stands in the answers; the prompts' words are mostly random.
 PROMPT_WEIGHT = 0.1
+BATCH = 16  # documents per step
 CHUNK = 16  # batches that are drawn together, so that a batch holds texts of like length
+MUON_LR, ADAM_LR = 0.008, 1.5e-3
+DECAY_FROM = 0.4  # of all steps
+NEW_LAYERS = 1
+REPORT_EVERY = 500
 SNAPSHOT_EVERY = 1000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a training of `steps` steps."""
-
-    steps: int = 14_000
-    batch: int = 16
-    muon_lr: float = 0.008
-    adam_lr: float = 1.5e-3
-    decay_from: float = 0.4
-    new_layers: int = 1
-    report_every: int = 500
-
-    @property
-    def phase(self) -> int:
-        """The first steps, which hold unrelated words only; comparing them takes some 2,000."""
-        return min(2400, self.steps * 2 // 5)
-
-    @property
-    def grow_at(self) -> int:
-        """The step before which layers are added: comparing words has formed by then."""
-        return self.steps * 3 // 7
-
 
 Row = tuple[list[int], int]
 """The ids of a document, and how many of them belong to its prompt."""
@@ -75,30 +56,40 @@ def padded(rows: Sequence[Row], prompt_weight: float) -> Batch:
     return {"input_ids": torch.tensor(ids), "weight": torch.tensor(weights)}
 
 
+@dataclass(frozen=True)
 class DocumentSteps:
     """Steps of documents of like length, the same whenever they are drawn."""
 
-    def __init__(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int
-    ) -> None:
-        self.corpus, self.tokenizer, self.recipe, self.seed = corpus, tokenizer, recipe, seed
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    total: int
+    seed: int
+
+    @property
+    def first_phase(self) -> int:
+        """The first steps, which hold unrelated words only; comparing them takes some 2,000."""
+        return min(2400, self.total * 2 // 5)
+
+    @property
+    def grow_at(self) -> int:
+        """The step before which layers are added: comparing words has formed by then."""
+        return self.total * 3 // 7
 
     def __len__(self) -> int:
-        return self.recipe.steps
+        return self.total
 
     def epoch(self, number: int, done: int) -> Iterator[Step]:
         """Yield the steps from step `done` on; there is one epoch."""
-        size, steps = self.recipe.batch, self.recipe.steps
-        for chunk in range(done // CHUNK, -(-steps // CHUNK)):
+        for chunk in range(done // CHUNK, -(-self.total // CHUNK)):
             rng = random.Random(f"{self.seed}-{chunk}")
-            first_phase = chunk * CHUNK < self.recipe.phase
-            drawn = [self.corpus.sample(rng, first_phase) for _ in range(CHUNK * size)]
+            first = chunk * CHUNK < self.first_phase
+            drawn = [self.corpus.sample(rng, first) for _ in range(CHUNK * BATCH)]
             rows = sorted(encode(self.tokenizer, drawn), key=lambda row: len(row[0]))
-            cut = [rows[i : i + size] for i in range(0, len(rows), size)]
-            rng.shuffle(cut)
-            for step, some in enumerate(cut, chunk * CHUNK):
-                if done <= step < steps:
-                    batch = padded(some, PROMPT_WEIGHT)
+            batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+            rng.shuffle(batches)
+            for step, chosen in enumerate(batches, chunk * CHUNK):
+                if done <= step < self.total:
+                    batch = padded(chosen, PROMPT_WEIGHT)
                     yield {"packs": [batch], "count": batch["weight"].sum()}
 
 
@@ -119,22 +110,21 @@ class DocumentLoss(Objective):
         return loss_of(model, batch)
 
 
-def optimizers(recipe: Recipe, model: Model) -> list[torch.optim.Optimizer]:
+def optimizers(model: Model) -> list[torch.optim.Optimizer]:
     """Make Muon for the matrices of the layers, and AdamW for embeddings, norms and biases."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
-def rate(recipe: Recipe, step: int, _: int) -> float:
+def rate(total: int, step: int, _: int) -> float:
     """Return the fraction of the learning rate: warm-up, then flat, then linear to 0."""
-    steps = recipe.steps
-    warm = min(1.0, (step + 1) / min(100, steps))
-    return min(warm, (steps - step) / (steps * (1 - recipe.decay_from)))
+    warm = min(1.0, (step + 1) / min(100, total))
+    return min(warm, (total - step) / (total * (1 - DECAY_FROM)))
 
 
 @dataclass(frozen=True)
@@ -189,23 +179,15 @@ class Yardstick:
         return float((named == right).double().mean())
 
 
-def fit(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
-    yardstick: Yardstick,
-    recipe: Recipe,
-    seed: int,
-    run: Path,
-) -> Measures:
+def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> Measures:
     """Train to the end, from the newest checkpoint in `run` if there is one; round to float16."""
     # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
     torch.set_flush_denormal(True)
     checkpoint, _ = newest_complete(run)
     reached = step_of(checkpoint) if checkpoint else 0
-    for first, last in pairwise((0, recipe.grow_at, recipe.steps)):
-        if last == recipe.steps:
-            grow(model, recipe.new_layers, seed)
+    for first, last in pairwise((0, steps.grow_at, steps.total)):
+        if last == steps.total:
+            grow(model, NEW_LAYERS, steps.seed)
         elif reached > last:
             continue
         args = LoopArguments(
@@ -213,19 +195,19 @@ def fit(
             first_step=first,
             max_steps=last,
             optim="muon, adamw",
-            seed=seed,
-            logging_steps=recipe.report_every,
+            seed=steps.seed,
+            logging_steps=REPORT_EVERY,
             save_steps=SNAPSHOT_EVERY,
-            eval_steps=recipe.report_every,
+            eval_steps=REPORT_EVERY,
             use_cpu=True,
         )
         loop = TrainingLoop(
             model,
             args,
-            DocumentSteps(corpus, tokenizer, recipe, seed),
+            steps,
             DocumentLoss(),
-            partial(optimizers, recipe),
-            partial(rate, recipe),
+            optimizers,
+            partial(rate, steps.total),
             yardstick.validate,
             [Progress()],
         )
