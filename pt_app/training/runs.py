@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
@@ -24,6 +24,16 @@ NameAt = Callable[[datetime], str]
 log = logging.getLogger(__name__)
 
 
+class About(TypedDict):
+    """What the folder of a run keeps about it: settings, base, hashes of the data, platform."""
+
+    settings: dict[str, Any]
+    base: dict[str, str | int | None]
+    data_sha256: dict[str, str]
+    examples_a_step: int
+    platform: dict[str, str | int]
+
+
 def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     """Return the run folder that `--resume` means: a path, or the newest unfinished run.
 
@@ -37,15 +47,11 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     """
     if resume != "newest":
         run = Path(resume)
-        if run.name.startswith("checkpoint-"):
-            raise UserError(
-                f"--resume {resume}: name the run's folder, {run.parent}, whose newest complete "
-                "checkpoint is taken"
-            )
-        if not run.is_dir():
-            raise UserError(f"--resume {resume}: no such folder; name a run under {output_dir}")
         if not (run / RUN_SETTINGS).is_file():
-            raise UserError(f"--resume {resume}: no run, it has no {RUN_SETTINGS}; name another")
+            raise UserError(
+                f"--resume {resume}: no run, it has no {RUN_SETTINGS}; name a run's folder under "
+                f"{output_dir}, whose newest complete checkpoint is taken"
+            )
         return run
     runs = [
         p
@@ -63,7 +69,7 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     return max(runs, key=lambda p: p.name[-len("YYYYMMDD_HHMMSS") :])
 
 
-def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
+def open_run(output_dir: Path, name_at: NameAt, about: About) -> Path:
     """Create the folder of a new run, named by the time, with its settings in it.
 
     A folder that exists already belongs to a run that started in the same second: the next second
@@ -96,7 +102,7 @@ def held(run: Path) -> AbstractContextManager[None]:
     )
 
 
-def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
+def checkpoint_to_resume(run: Path, about: About) -> Path | None:
     """Return the newest complete checkpoint of a run; None if its training is complete.
 
     Args:
@@ -122,32 +128,25 @@ def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
     return checkpoint
 
 
-def _check_same_run(run: Path, about: dict[str, Any]) -> None:
+def _check_same_run(run: Path, about: About) -> None:
     try:
         before = json.loads((run / RUN_SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
-    if before["data_sha256"] != about["data_sha256"]:
-        raise UserError(f"{run} was trained on other data: restore it, or start without --resume")
-    if before["base"] != about["base"]:
-        raise UserError(
-            f"--resume: the base was {before['base']} in {run.name} and is {about['base']} now: "
-            "give the old one as --model, or start without --resume"
-        )
-    then, now = before["examples_a_step"], about["examples_a_step"]
-    if then != now:
-        raise UserError(
-            f"--resume: a step had {then} examples in {run.name} and has {now} now, over all "
-            "processes: choose --batch_size and --gradient_accumulation so that it has as many"
-        )
-    for name, now in about["settings"].items():
-        then = before["settings"].get(name)
+    settings, settings_before = about["settings"], before["settings"]
+    compared = {
+        "the SHA-256 of the data": (before["data_sha256"], about["data_sha256"]),
+        "the base": (before["base"], about["base"]),
+        "the number of examples per step": (before["examples_a_step"], about["examples_a_step"]),
+        **{name: (settings_before.get(name), now) for name, now in settings.items()},
+    }
+    for name, (then, now) in compared.items():
         if then == now or name in OTHERWISE:
             continue
-        if name in FIXED or name.startswith("lora_"):
+        if name not in settings or name in FIXED or name.startswith("lora_"):
             raise UserError(
                 f"--resume: {name} was {then} in {run.name} and is {now} now; a resumed run "
-                "cannot change it: give the old value, or start without --resume"
+                "cannot change it: restore the old one, or start without --resume"
             )
         log.warning("%s was %s when the run began, and is %s from here on", name, then, now)
 
