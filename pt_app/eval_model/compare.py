@@ -18,8 +18,8 @@ from pt_app.evidence.fitted import Fitted
 from pt_app.evidence.options import Asked
 from pt_app.evidence.results import WRITTEN, JudgeRows, write_evaluation
 from pt_app.models import adapters, bases
+from pt_app.models.adapters import AdapterInfo
 from pt_app.models.endpoint.budget import Budget
-from pt_app.models.model_card import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
 

@@ -19,7 +19,7 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.settings import Recipe, Settings, resolve, table
 
 if TYPE_CHECKING:
-    from pt_app.models.model_card import AdapterInfo
+    from pt_app.models.adapters import AdapterInfo
 
 Train = Callable[[Settings], Path]
 """Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe."""

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ from pt_app.core.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from pt_app.core.formatting import NAMES, estimate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import Results
@@ -37,7 +38,6 @@ from pt_app.models.bases import (
     model_identity,
     resolve_model,
 )
-from pt_app.models.model_card import AdapterInfo, model_card
 from pt_app.models.provenance import without_absolute_paths
 
 WEIGHTS = "adapter_model.safetensors"
@@ -59,6 +59,32 @@ NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
 
 Json = Mapping[str, Any]
 """The content of one of the JSON files of an adapter."""
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter folder says about itself."""
+
+    folder: Path
+    identity: Identity
+    scale: Scale
+    template: Template
+    max_seq_length: int
+    training: dict[str, Any]
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    parameters: int
+    weights_sha256: str
+    day: date
+    """The date that its chat template prints."""
+    sha256: str
+    """Over all that a verdict depends on; the names of judges end with its start."""
+
+    @property
+    def base_name(self) -> str:
+        """The base's hub id, or the bare name of its folder."""
+        return str(self.identity["name"])
 
 
 def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
@@ -126,7 +152,7 @@ def save_adapter(
         write_json_atomic(aside / TRAINING, training)
         write_text_atomic(aside / CARD, "# Adapter\n")
         info = verify_adapter(aside)
-        write_text_atomic(aside / CARD, model_card(info, None, name=folder.name))
+        write_text_atomic(aside / CARD, _card(info, folder.name))
         for path in aside.rglob("*"):  # flush before the rename: files are complete or absent
             if path.is_file():
                 with open(path, "rb") as file:
@@ -391,7 +417,31 @@ def load_merged(folder: Path, source: ModelSource) -> "PreTrainedModel":
     return merge(load_adapter(folder, load_model(source), model_identity(source)))
 
 
-def update_model_card(folder: Path, results: Results | None) -> None:
+def update_model_card(folder: Path, results: Results) -> None:
     """Rewrite the card of a saved adapter with the results of its evaluation."""
-    info = verify_adapter(folder)
-    write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))
+    write_text_atomic(folder / CARD, _card(verify_adapter(folder), folder.name, results))
+
+
+def _card(info: AdapterInfo, name: str, results: Results | None = None) -> str:
+    """Write the card of an adapter as Markdown with YAML front matter.
+
+    Each number of its evaluation is shown with its interval and n.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    environment.filters["json"] = json.dumps
+    template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        info=info,
+        title=name,
+        # The hub takes base_model as the id of a repository; a local base has none.
+        revision=info.identity.get("revision"),
+        data=info.training.get("data", {}),
+        settings=info.training.get("settings", {}),
+        results=results,
+        names=NAMES,
+        estimate=estimate,
+    )

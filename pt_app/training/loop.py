@@ -308,12 +308,10 @@ class TrainingLoop:
             UserError: if a loss is not finite.
         """
         count = self.accelerator.gather(step["count"].to(self.accelerator.device)).sum()
-        loss: Tensor | None = None
-        while True:
+        loss = self._try_step(step["packs"], count)
+        while any_rank(loss is None, self.accelerator.device):
             if loss is None:
                 loss = self._try_step(step["packs"], count)
-            if not any_rank(loss is None, self.accelerator.device):
-                break
         assert loss is not None
         average_gradients(self.model.parameters())
         return loss
