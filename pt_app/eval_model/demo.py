@@ -7,8 +7,7 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.results import read_results
 from pt_app.eval_model.dispatch import run_recipe
-from pt_app.models.base_files import read_json
-from pt_app.models.bases import model_identity, resolve_model
+from pt_app.models.bases import model_identity, read_json, resolve_model
 from pt_app.report import terminal_table
 
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 12_000, 300, 400

@@ -24,7 +24,7 @@ from pt_app.core.results import PREDICTIONS, Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model.evaluation import evaluate
 from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
-from pt_app.models.base_files import tokenizer_files
+from pt_app.models.bases import tokenizer_files
 from pt_app.models.provenance import about_this_run
 from pt_app.tracking.access import resolve_access
 from pt_app.tracking.tracker import Charts, Tracker

@@ -27,17 +27,9 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
-from pt_app.models.base_files import ADAPTER_CONFIG as CONFIG
-from pt_app.models.base_files import read_json, tokenizer_files
-from pt_app.models.bases import (
-    TINY,
-    Identity,
-    ModelSource,
-    is_local,
-    load_model,
-    model_identity,
-    resolve_model,
-)
+from pt_app.models import bases
+from pt_app.models.bases import ADAPTER_CONFIG as CONFIG
+from pt_app.models.bases import Identity, ModelSource, read_json, tokenizer_files
 from pt_app.models.provenance import without_absolute_paths
 
 WEIGHTS = "adapter_model.safetensors"
@@ -376,13 +368,13 @@ def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
             does not keep its path.
     """
     name = named or info.base_name
-    from_folder = info.identity.get("revision") is None and info.base_name != TINY
-    if named is None and from_folder and not is_local(name):
+    from_folder = info.identity.get("revision") is None and info.base_name != bases.TINY
+    if named is None and from_folder and not bases.is_local(name):
         raise UserError(
             f'{info.folder} was trained on a base from a folder, "{name}", whose path it does not '
             'keep: name it with --base FOLDER (base="FOLDER" in Python)'
         )
-    return resolve_model(name)
+    return bases.resolve_model(name)
 
 
 def check_base(info: AdapterInfo, identity: Identity) -> None:
@@ -414,7 +406,7 @@ def merge(model: "PeftModel") -> "PreTrainedModel":
 
 def load_merged(folder: Path, source: ModelSource) -> "PreTrainedModel":
     """Load a base in float32, and merge the adapter of `folder` into it; raises UserError."""
-    return merge(load_adapter(folder, load_model(source), model_identity(source)))
+    return merge(load_adapter(folder, bases.load_model(source), bases.model_identity(source)))
 
 
 def update_model_card(folder: Path, results: Results) -> None:

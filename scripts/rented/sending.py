@@ -13,7 +13,7 @@ from pathlib import Path
 import pt_app
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings, read_tracking, resolve
-from pt_app.models.base_files import wanted_files
+from pt_app.models.bases import wanted_files
 from pt_app.training import checkpoints
 from scripts.rented.host import Host
 from scripts.rented.market import is_secret

@@ -14,8 +14,7 @@ from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings, read_tracking
 from pt_app.models import bases
-from pt_app.models.base_files import read_json, weight_files
-from pt_app.models.bases import ModelSource
+from pt_app.models.bases import ModelSource, read_json, weight_files
 from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
 from pt_app.tracking import access as tracking_access
 
