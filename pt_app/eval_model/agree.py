@@ -10,6 +10,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file
 from pt_app.core.results import JsonObject, PassRate, Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.eval_model.options import AgreeOptions
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.options import Asked
@@ -31,13 +32,8 @@ def agree(
     out: Path,
     columns: Columns,
     reading: FileOptions,
+    options: AgreeOptions,
     asked: Asked,
-    *,
-    scale: str = "",
-    train: str = "",
-    by_rank: bool = False,
-    lower_is_better: bool = False,
-    validation: str = "",
 ) -> tuple[Results, list[str]]:
     """Measure the judges of a file of verdicts, and write the evaluation.
 
@@ -46,12 +42,8 @@ def agree(
         out: the folder to write.
         columns: which columns hold what.
         reading: how the file is read.
-        asked: what the user chose.
-        scale: the name of the scale; "": that of labels and verdicts.
-        train: a file of labelled rows to fit the baselines on; "": the file's other groups.
-        by_rank: whether the verdicts are a metric's scores, of any range.
-        lower_is_better: whether they are, and lower ones are better.
-        validation: a file of rows to fit the map from such scores to verdicts on; "": no map.
+        options: what is measured, and by which other files.
+        asked: what the user chose about the evidence.
 
     Returns:
         The results, and notes for the user.
@@ -59,30 +51,31 @@ def agree(
     Raises:
         UserError: for what a user can fix: see `read_verdicts`; also for fewer than two groups.
     """
-    read = [name for name in (file, train, validation) if name]
+    read = [name for name in (file, options.train, options.validation) if name]
     refuse_overwrite([out / name for name in WRITTEN], read)
     notes: list[str] = []
     ranked: Results | None = None
-    if by_rank or lower_is_better:
-        source = VerdictFile(file, columns, reading, unnamed="metric")
-        scores = verdict_files.aligned(read_scores(source, lower_is_better), source)
+    if options.metric or options.lower_is_better:
+        source = VerdictFile(file, columns, reading)
+        scores = verdict_files.aligned(read_scores(source, options.lower_is_better), source)
         _check_groups(scores, file)
         ranked = rank_results(scores, _about(file))
         ranked.run = _run()
         notes += source.notes()
-        if not validation:
+        if not options.validation:
             write_evaluation(out, _judges(scores), ranked)
             write_report(out)
             return ranked, [*notes, BY_RANK_ONLY]
-        others = VerdictFile(validation, columns, reading, unnamed="metric")
-        fitted = read_scores(others, lower_is_better)
-        table = as_verdicts(scores, fitted, _scale(scale, scores, file), validation, file)
+        rows = VerdictFile(options.validation, columns, reading)
+        others = read_scores(rows, options.lower_is_better)
+        scale = _scale(options.scale, scores, file)
+        table = as_verdicts(scores, others, scale, options.validation, file)
     else:
-        table = verdict_files.read_verdicts(file, columns, scale, reading)
+        table = verdict_files.read_verdicts(file, columns, options.scale, reading)
         _check_groups(table.judges, file)
     training = None
-    if train:
-        same_scale = verdict_files.read_verdicts(train, columns, table.scale.name, reading)
+    if options.train:
+        same_scale = verdict_files.read_verdicts(options.train, columns, table.scale.name, reading)
         training = _labelled(_judges(same_scale.judges)[0], table.scale)
     results = _evaluated(table, out, file, training, asked, ranked)
     return results, [*notes, *table.notes, *([] if columns.group else [NOT_GROUPED])]
