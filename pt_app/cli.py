@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections import UserDict
 from functools import cache
 from typing import Any
 
@@ -34,22 +34,16 @@ COMMANDS = {
 }
 
 
-class _Imported(Mapping[str, Any]):
+class _Imported(UserDict[str, Any]):
     """The subcommands by name; a module of `pt_app.commands` is imported when it is looked up.
 
     `judge --help` needs none of them, and each takes some ten milliseconds.
     """
 
     def __getitem__(self, name: str) -> Any:
-        if name not in COMMANDS:
+        if name not in self.data:
             raise KeyError(name)
         return _imported(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        return len(COMMANDS)
 
 
 @cache
@@ -65,7 +59,7 @@ class _Judge(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Imported()  # type: ignore[assignment]
+        self.commands = _Imported(COMMANDS)  # type: ignore[assignment]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the subcommands without an import of them."""
