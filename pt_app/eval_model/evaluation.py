@@ -26,6 +26,9 @@ from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 
+# Fields that a row of predictions.jsonl takes over as they are.
+OF_SCORED = ("verdict", "constrained", "verdict_mass", "expected", "status", "raw")
+OF_EXAMPLE = {"id", "group", "source", "reference", "candidate", "errors"}
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
 
 
@@ -147,22 +150,12 @@ def prediction(
     comments = scored.raw.partition("\n")[2] if scored.raw is not None else None
     row: JsonObject = {
         "model": name,
-        "id": example.id,
-        "group": example.group,
         "label": _label(example),
-        "verdict": scored.verdict,
-        "constrained": scored.constrained,
         "probabilities": scored.probabilities or None,
-        "verdict_mass": scored.verdict_mass,
-        "expected": scored.expected,
-        "status": scored.status,
-        "raw": scored.raw,
         "feedback": None if comments is None else read_comments(comments)[1],
         "label_feedback": example.label.feedback if example.label else None,
-        "source": example.source,
-        "reference": example.reference,
-        "candidate": example.candidate,
-        "errors": example.errors,
+        **{field: getattr(scored, field) for field in OF_SCORED},
+        **example.model_dump(include=OF_EXAMPLE),
         # Texts that only some rows have; of a chat row the prompt, which holds them all.
         **example.model_dump(include=OPTIONAL, exclude_none=True, exclude_defaults=True),
     }

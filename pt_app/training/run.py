@@ -122,10 +122,8 @@ def _steps(
     order: Order = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
     if settings.group_variants:
         order = GroupedOrder(prepared.train["group"], examples, settings.seed)
-    workers, pinned = args.dataloader_num_workers, args.dataloader_pin_memory
-    steps = RowSteps(
-        prepared.train, order, examples, collate, num_workers=workers, pin_memory=pinned
-    )
+    workers, pin_memory = args.dataloader_num_workers, args.dataloader_pin_memory
+    steps = RowSteps(prepared.train, order, examples, collate, workers, pin_memory)
     shape = f"batch {settings.batch_size} x accumulation {settings.gradient_accumulation}"
     number = math.ceil(len(steps) * settings.epochs)
     log.info("steps: %d of %d examples (%s x %d ranks)", number, examples, shape, console.ranks())
