@@ -28,9 +28,9 @@ class Platform:
     reason: str
     hardware: str
     """Name and memory, for the log."""
-    weights: Weights
+    weights: Weights = "float32"
     """Format of the frozen base; nf4 means NF4 with double quantization."""
-    compute_dtype: torch.dtype
+    compute_dtype: torch.dtype = torch.float32
     """Of the matmuls of the base."""
     optimizer: str = "adamw_torch"
     empty_cache_steps: int | None = None
@@ -120,18 +120,18 @@ def decide(
     torch.set_flush_denormal(True)
     platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
     if on_cpu:
-        reason = f"the CPU, as requested: judge_train_{recipe}.py trains there"
-        platform = replace(platform, reason=reason)
+        requested = f"the CPU, as requested: judge_train_{recipe}.py trains there"
+        platform = replace(platform, reason=requested)
     if precision != "auto":
         platform = _in_precision(platform, precision)
     if sharded:
         platform = _sharded(platform)
     if platform.on_cpu:
         gemm.keep_freed_memory(platform.max_kept)
-    if platform.on_cpu and gemm.should_use_fast_matmul():
-        torch.set_float32_matmul_precision("medium")
-        reason = f"{platform.reason}; float32 matmuls through oneDNN, as exact and faster here"
-        platform = replace(platform, reason=reason)
+        if gemm.should_use_fast_matmul():
+            torch.set_float32_matmul_precision("medium")
+            more = "float32 matmuls through oneDNN, as exact and faster here"
+            platform = replace(platform, reason=f"{platform.reason}; {more}")
     return platform
 
 
@@ -174,21 +174,17 @@ def device_memory(platform: Platform) -> int | None:
 
 def _in_precision(platform: Platform, precision: str) -> Platform:
     """Return the platform with its base in this precision; NF4 weights only compute in it."""
-    nf4 = platform.weights == "nf4"
-    if precision == "bf16" and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
+    nf4, bf16 = platform.weights == "nf4", precision == "bf16"
+    if bf16 and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
         why = "with NF4 weights: --no_4bit, or" if nf4 else "instructions:"
         raise UserError(f"--train_precision bf16: this CPU has no bfloat16 {why} leave it out")
     present = platform.has_own_memory and platform.reason != PLANNED
-    if precision == "bf16" and present and not _has_bfloat16():
+    if bf16 and present and not _has_bfloat16():
         raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
-    weights: Weights = "bfloat16" if precision == "bf16" else "float32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return replace(
-        platform,
-        compute_dtype=dtype,
-        weights="nf4" if nf4 else weights,
-        reason=f"{platform.reason}; in {dtype} as requested",
-    )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    weights: Weights = "nf4" if nf4 else "bfloat16" if bf16 else "float32"
+    reason = f"{platform.reason}; in {dtype} as requested"
+    return replace(platform, compute_dtype=dtype, weights=weights, reason=reason)
 
 
 def _mps(on_cpu: bool) -> Platform:
@@ -232,8 +228,6 @@ def _apple_gpu(hardware: str, reason: str) -> Platform:
         load_device="mps",
         reason=reason,
         hardware=hardware,
-        weights="float32",
-        compute_dtype=torch.float32,
         empty_cache_steps=4,
         fixed_lengths=True,
     )
@@ -261,8 +255,6 @@ def _cpu(reason: str) -> Platform:
         load_device="cpu",
         reason=reason,
         hardware=f"{name} CPU, {torch.get_num_threads()} threads",
-        weights="float32",
-        compute_dtype=torch.float32,
         attention="judge_blocks",
     )
 
