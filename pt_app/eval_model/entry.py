@@ -7,7 +7,7 @@ from pt_app.core import console
 from pt_app.core.results import Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model.pipeline import Run
-from pt_app.models import out_of_memory
+from pt_app.models import memory
 from pt_app.preflight.doctor.arithmetic import check_first
 from pt_app.preflight.estimate.estimate import Estimate, before_loading
 from pt_app.preflight.estimate.timing import before_training
@@ -40,7 +40,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
 
 def _train(this: Run, needs: Estimate, load_base: LoadBase, arguments: MakeArguments) -> None:
     """Load the model, log how long its training will take, and train it."""
-    with out_of_memory.explained("training"):
+    with memory.shortage_explained("training"):
         trainer = this.build_trainer(load_base, arguments)
         before_training(needs, trainer)
         this.train(trainer)

@@ -23,12 +23,12 @@ from pt_app.core.files import is_full
 from pt_app.core.results import PREDICTIONS, Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model.evaluation import evaluate
-from pt_app.models import adapters, bases, launcher, out_of_memory, platforms
+from pt_app.models import adapters, bases, launcher, memory, platforms
 from pt_app.models.bases import tokenizer_files
 from pt_app.models.provenance import about_this_run
 from pt_app.tracking.access import resolve_access
 from pt_app.tracking.tracker import Charts, Tracker
-from pt_app.training import room, runs
+from pt_app.training import checkpoints, runs
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.preparation import prepare
 from pt_app.training.run import (
@@ -150,11 +150,11 @@ class Run:
         if not console.is_main_process():
             train(trainer, self.checkpoint)
             return
-        room.keep(self.folder, trainer.model, tokenizer_files(self.prepared.source.path))
+        checkpoints.reserve(self.folder, trainer.model, tokenizer_files(self.prepared.source.path))
         try:
             train(trainer, self.checkpoint)
         finally:
-            room.release(self.folder)
+            checkpoints.release(self.folder)
         self._save(trainer)
 
     def _save(self, trainer: TrainingLoop) -> None:
@@ -180,9 +180,9 @@ class Run:
         except UserError as error:
             if not is_full(error):
                 raise
-            other = room.elsewhere(self.adapter.name)
+            other = checkpoints.elsewhere(self.adapter.name)
             lost = f"{other} has no room either, and the adapter is lost"
-            with room.explained(self.folder, lost):
+            with checkpoints.full_disk_explained(self.folder, lost):
                 write(other)
             raise UserError(
                 f"the disk of {self.folder} is full: the adapter is whole, and lies in {other}: "
@@ -205,8 +205,10 @@ class Run:
         whole = f"the adapter is whole, {adapter}"
         remedies = f"{whole}: --resume evaluates it, or judge eval elsewhere"
         with (
-            out_of_memory.explained("the evaluation on the CPU", remedies),
-            room.explained(adapter, f"{whole}: make room, then --resume evaluates it"),
+            memory.shortage_explained("the evaluation on the CPU", remedies),
+            checkpoints.full_disk_explained(
+                adapter, f"{whole}: make room, then --resume evaluates it"
+            ),
         ):
             precision = settings.score_precision
             results = evaluate(prepared, adapter, about, settings.feedback, precision)

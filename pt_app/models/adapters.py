@@ -63,11 +63,9 @@ class AdapterInfo:
     template: Template
     max_seq_length: int
     training: dict[str, Any]
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
+    config: dict[str, Any]
+    """The content of adapter_config.json."""
     parameters: int
-    weights_sha256: str
     day: date
     """The date that its chat template prints."""
     sha256: str
@@ -250,11 +248,8 @@ def verify_adapter(folder: Path) -> AdapterInfo:
             template=Template(**judge["template"]),
             max_seq_length=judge["max_seq_length"],
             training=training,
-            rank=config["r"],
-            alpha=config["lora_alpha"],
-            target_modules=tuple(config["target_modules"]),
+            config=config,
             parameters=parameters,
-            weights_sha256=judge["weights_sha256"],
             day=date.fromisoformat(judge["date"]) if "date" in judge else _day_of(folder),
             sha256=_judge_sha256(folder, training["base"], config_sha256(config), judge),
         )

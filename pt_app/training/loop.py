@@ -28,9 +28,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
 from pt_app.models.gemm import give_back_freed_memory, restore_matmul_choice
-from pt_app.models.out_of_memory import is_out_of_memory
+from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Batch, Step
-from pt_app.training import checkpoints, room
+from pt_app.training import checkpoints
 from pt_app.training.distributed import any_rank, average_gradients, largest, same_start
 
 log = logging.getLogger(__name__)
@@ -407,7 +407,7 @@ class TrainingLoop:
         for name, weight in self._trained().items():
             if not torch.isfinite(weight).all():
                 raise UserError(self._diverged(f"{name} holds values that are not finite"))
-        run, step = self.args.output_dir, self.state.global_step
+        run, checkpoint = self.args.output_dir, f"the checkpoint of step {self.state.global_step}"
         try:
             self._write_checkpoint()
         except Exception as error:
@@ -415,11 +415,11 @@ class TrainingLoop:
             if not is_full(error) or self.accelerator.num_processes > 1:
                 raise
             shutil.rmtree(checkpoints.aside(run), ignore_errors=True)
-            room.release(run)
-            with room.explained(run, f"the checkpoint of step {step} has no room; {self._kept()}"):
+            checkpoints.release(run)
+            with checkpoints.full_disk_explained(run, f"{checkpoint} has no room; {self._kept()}"):
                 self._write_checkpoint()
             raise UserError(
-                f"the disk of {run} is full: the checkpoint of step {step} is written, in the room "
+                f"the disk of {run} is full: {checkpoint} is written, in the room "
                 "that was reserved for it: make room, then run the same command with --resume"
             ) from error
 

@@ -13,7 +13,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.summary import strict_agreement
-from pt_app.models.out_of_memory import is_out_of_memory
+from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
 from pt_app.models.tree_attention import why_no_tree
 from pt_app.scoring.scorer import JudgeScorer
