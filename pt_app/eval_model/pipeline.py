@@ -204,11 +204,10 @@ class Run:
         about = about_this_run() | {"seed": settings.seed}
         whole = f"the adapter is whole, {adapter}"
         remedies = f"{whole}: --resume evaluates it, or judge eval elsewhere"
+        remedy = f"{whole}: make room, then --resume evaluates it"
         with (
             memory.shortage_explained("the evaluation on the CPU", remedies),
-            checkpoints.full_disk_explained(
-                adapter, f"{whole}: make room, then --resume evaluates it"
-            ),
+            checkpoints.full_disk_explained(adapter, remedy),
         ):
             precision = settings.score_precision
             results = evaluate(prepared, adapter, about, settings.feedback, precision)
