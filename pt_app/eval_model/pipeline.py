@@ -28,17 +28,9 @@ from pt_app.models.bases import tokenizer_files
 from pt_app.models.provenance import about_this_run
 from pt_app.tracking.access import resolve_access
 from pt_app.tracking.tracker import Charts, Tracker
-from pt_app.training import checkpoints, runs
+from pt_app.training import checkpoints, run, runs
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.preparation import prepare
-from pt_app.training.run import (
-    LoadBase,
-    MakeArguments,
-    build_trainer,
-    examples_a_step,
-    load_judge,
-    train,
-)
 
 log = logging.getLogger(__name__)
 
@@ -93,18 +85,12 @@ class Run:
             self.folder, self.checkpoint = self._open_folder(stack)
             self.adapter = Path(f"{self.folder}_final")
             console.also_to(self.folder / "train.log")
-            name, about, texts = self.folder.name, asdict(settings), settings.log_texts
-            self.tracker = stack.enter_context(
-                Tracker(
-                    settings.tracking,
-                    settings.project_name,
-                    name,
-                    self.folder,
-                    about,
-                    texts,
-                    say=log.info,
-                )
+            project, name, texts = settings.project_name, self.folder.name, settings.log_texts
+            about = asdict(settings)
+            tracker = Tracker(
+                settings.tracking, project, name, self.folder, about, texts, say=log.info
             )
+            self.tracker = stack.enter_context(tracker)
             yield
 
     def _open_folder(self, stack: ExitStack) -> tuple[Path, Path | None]:
@@ -116,7 +102,7 @@ class Run:
             "settings": asdict(self.settings),
             "base": bases.short_identity(self.prepared.source),
             "data_sha256": self.prepared.data.sha256,
-            "examples_a_step": examples_a_step(self.settings),
+            "examples_a_step": run.examples_a_step(self.settings),
             "platform": {"weights": self.platform.weights, "ranks": console.ranks()},
         }
         opened: list[tuple[Path, Path | None] | None] = [None]
@@ -131,7 +117,7 @@ class Run:
         assert opened[0] is not None, "rank 0 broadcast no folder"
         return opened[0]
 
-    def build_trainer(self, load_base: LoadBase, arguments: MakeArguments) -> TrainingLoop:
+    def build_trainer(self, load_base: run.LoadBase, arguments: run.MakeArguments) -> TrainingLoop:
         """Load the model, and build its training.
 
         Args:
@@ -139,20 +125,20 @@ class Run:
             arguments: makes the training arguments of the recipe.
         """
         settings, platform, prepared = self.settings, self.platform, self.prepared
-        model = load_judge(settings, platform, prepared, load_base)
+        model = run.load_judge(settings, platform, prepared, load_base)
         log_numbers = self.tracker.log
-        return build_trainer(
+        return run.build_trainer(
             settings, platform, prepared, self.folder, model, arguments, log_numbers
         )
 
     def train(self, trainer: TrainingLoop) -> None:
         """Train, and save the adapter on rank 0, which reserves room for it on the disk."""
         if not console.is_main_process():
-            train(trainer, self.checkpoint)
+            run.train(trainer, self.checkpoint)
             return
         checkpoints.reserve(self.folder, trainer.model, tokenizer_files(self.prepared.source.path))
         try:
-            train(trainer, self.checkpoint)
+            run.train(trainer, self.checkpoint)
         finally:
             checkpoints.release(self.folder)
         self._save(trainer)

@@ -13,15 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pt_app.core import files
 from pt_app.core.chat_templates import DAY, asks_for_the_date
 from pt_app.core.errors import UserError
-from pt_app.core.files import (
-    cannot_write,
-    is_full,
-    sha256_file,
-    write_json_atomic,
-    write_text_atomic,
-)
+from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import NAMES, estimate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
@@ -149,9 +144,9 @@ def save_adapter(
                     os.fsync(file.fileno())
         os.replace(aside, folder)
     except Exception as error:  # tokenizers has no kind of its own for a disk that is full
-        if isinstance(error, UserError) or not (isinstance(error, OSError) or is_full(error)):
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or files.is_full(error)):
             raise
-        raise UserError(cannot_write(folder, error)) from error
+        raise UserError(files.cannot_write(folder, error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return verify_adapter(folder)

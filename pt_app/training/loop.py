@@ -336,7 +336,7 @@ class TrainingLoop:
         return None
 
     def _accumulate(self, batches: list[Batch], count: Tensor) -> Tensor:
-        device = self.accelerator.device
+        device, every = self.accelerator.device, self.args.torch_empty_cache_steps
         total = torch.zeros((), device=device)
         # A rank without rows still runs a pass: the scaler of float16 must see one before its step.
         idle = 0 if batches else 1
@@ -345,7 +345,10 @@ class TrainingLoop:
         self.model.train()
         for batch in [*batches, *(self.objective.idle() for _ in range(idle))]:
             loss = self.compute_loss({n: t.to(device) for n, t in batch.items()}, count)
-            self._empty_cache()
+            if every and self.state.global_step % every == 0:
+                clear_device_cache()
+                if torch.backends.mps.is_available() and hasattr(torch.mps, "clear_graph_cache"):
+                    torch.mps.clear_graph_cache()
             self.accelerator.backward(loss)
             # This waits for the device once per pack: negligible next to its forward pass.
             if not math.isfinite(value := loss.item()):
@@ -358,13 +361,6 @@ class TrainingLoop:
         # The gradients are averaged over the ranks, and the divisor counts all of them.
         loss = self.objective.loss(self.model, batch)
         return loss * int(self.accelerator.num_processes) / count
-
-    def _empty_cache(self) -> None:
-        every = self.args.torch_empty_cache_steps
-        if every and self.state.global_step % every == 0:
-            clear_device_cache()
-            if torch.backends.mps.is_available() and hasattr(torch.mps, "clear_graph_cache"):
-                torch.mps.clear_graph_cache()
 
     # Validation
 

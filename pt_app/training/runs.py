@@ -87,10 +87,7 @@ def open_run(output_dir: Path, name_at: NameAt, about: About) -> Path:
         except FileExistsError:
             time += timedelta(seconds=1)
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}): choose another folder with "
-                "--output_dir"
-            ) from error
+            raise UserError(files.cannot_write(folder, error)) from error
     write_json_atomic(folder / RUN_SETTINGS, about)
     return folder
 
