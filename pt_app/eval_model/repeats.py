@@ -21,8 +21,8 @@ from pt_app.core.settings import Recipe, Settings, resolve, table
 if TYPE_CHECKING:
     from pt_app.models.adapters import AdapterInfo
 
+# Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe.
 Train = Callable[[Settings], Path]
-"""Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe."""
 SHARES = {"quarter": 0.25, "half": 0.5}  # of the training rows, for a learning curve
 MIN_CURVE_ROWS = 8
 # What a run on fewer rows does not take from the adapter's own training.

@@ -44,13 +44,26 @@ log = logging.getLogger(__name__)
 NOT_COMPUTED = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
 
+# The content of one of the JSON files of an adapter.
 Json = Mapping[str, Any]
-"""The content of one of the JSON files of an adapter."""
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter folder says about itself."""
+    """What an adapter folder says about itself.
+
+    Attributes:
+        folder: where it is.
+        identity: the base that it was trained on.
+        scale: the scale of its verdicts.
+        template: the template of its prompts.
+        max_seq_length: maximum tokens of a prompt and its answer.
+        training: the content of training_config.json.
+        config: the content of adapter_config.json.
+        parameters: the number of its weights.
+        day: the date that its chat template prints.
+        sha256: over all that a verdict depends on; the names of judges end with its start.
+    """
 
     folder: Path
     identity: Identity
@@ -59,12 +72,9 @@ class AdapterInfo:
     max_seq_length: int
     training: dict[str, Any]
     config: dict[str, Any]
-    """The content of adapter_config.json."""
     parameters: int
     day: date
-    """The date that its chat template prints."""
     sha256: str
-    """Over all that a verdict depends on; the names of judges end with its start."""
 
     @property
     def base_name(self) -> str:

@@ -29,17 +29,15 @@ import torch
 from pt_app.models.platforms import cores
 
 POLL_SECONDS = 0.5
+# Share of its time that a thread may wait for a core; alone it is at most 0.1, beside a loop 0.3.
 BUSY = 0.2
-"""Share of its time that a thread may wait for a core; alone it is at most 0.1, beside a loop 0.3.
-"""
 CALM = 0.1
 CALM_POLLS = 4
-LEAST_WANTED = 0.2
-"""Threads that wanted a core for a smaller share of an interval tell nothing about the machine."""
+# Threads that wanted a core for a smaller share of an interval tell nothing about the machine.
+MIN_WANTED = 0.2
 TASKS = Path("/proc/self/task")
-
+# Thread id -> nanoseconds on a core, nanoseconds ready to run but waiting for one.
 Clocks = Mapping[str, tuple[int, int]]
-"""Thread id -> nanoseconds on a core, nanoseconds ready to run but waiting for one."""
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def waiting_share(before: Clocks, after: Clocks, seconds: float) -> float:
     for task, (ran, waited) in after.items():
         ran_before, waited_before = before.get(task, (ran, waited))
         wanted = ran - ran_before + waited - waited_before
-        if wanted >= LEAST_WANTED * seconds * 1e9:
+        if wanted >= MIN_WANTED * seconds * 1e9:
             shares.append((waited - waited_before) / wanted)
     return max(shares)
 

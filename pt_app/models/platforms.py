@@ -21,25 +21,32 @@ PAGED = "paged_adamw_8bit"  # its states move to the CPU when the GPU's memory i
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """What the machine changes in a run."""
+    """What the machine changes in a run.
+
+    Attributes:
+        device: where the model is trained: "mps", "cuda" or "cpu".
+        reason: why there.
+        hardware: name and memory, for the log.
+        weights: format of the frozen base; nf4 means NF4 with double quantization.
+        compute_dtype: of the matmuls of the base.
+        optimizer: its name, as in `training.run.optimizer_class`.
+        empty_cache_steps: steps between clearings of the device's cache; None: never.
+        fixed_lengths: pad to a few lengths: on MPS memory grows with the number of distinct shapes.
+        load_device: where the base is loaded: the device, or the CPU if it is then sharded over
+            several.
+        attention: name in the registry of transformers; "judge_blocks" is this project's, for CPUs.
+    """
 
     device: str
-    """Where the model is trained: "mps", "cuda" or "cpu"."""
     reason: str
     hardware: str
-    """Name and memory, for the log."""
     weights: Weights = "float32"
-    """Format of the frozen base; nf4 means NF4 with double quantization."""
     compute_dtype: torch.dtype = torch.float32
-    """Of the matmuls of the base."""
     optimizer: str = "adamw_torch"
     empty_cache_steps: int | None = None
     fixed_lengths: bool = False
-    """Pad to a few lengths: on MPS memory grows with the number of distinct shapes."""
     load_device: str
-    """Where the base is loaded: the device, or the CPU if it is then sharded over several."""
     attention: str = "sdpa"
-    """Name in the registry of transformers; "judge_blocks" is this project's, for CPUs."""
 
     @property
     def mixed_precision(self) -> str:

@@ -30,8 +30,8 @@ NEW_LAYERS = 1
 REPORT_EVERY = 500
 SNAPSHOT_EVERY = 1000
 
+# The ids of a document, and how many of them belong to its prompt.
 Row = tuple[list[int], int]
-"""The ids of a document, and how many of them belong to its prompt."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[Row]:

@@ -35,13 +35,13 @@ from pt_app.training.distributed import any_rank, average_gradients, largest, sa
 
 log = logging.getLogger(__name__)
 
+# A transformers or PEFT model; neither package is typed.
 Model = Any
-"""A transformers or PEFT model; neither package is typed."""
+# Returns the fraction of the full learning rate, from the number of past updates and all steps.
 Schedule = Callable[[int, int], float]
-"""Returns the fraction of the full learning rate, from the number of past updates and all steps."""
 MakeOptimizers = Callable[[Model], Sequence[torch.optim.Optimizer]]
+# Returns numbers by name; none if there was not enough memory.
 Validate = Callable[[Model], Mapping[str, float]]
-"""Returns numbers by name; none if there was not enough memory."""
 
 
 class Steps(Protocol):

@@ -24,13 +24,21 @@ MAX_CALIBRATION_ROWS = 1000  # validation rows that calibration is fitted on: mo
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data and the base of a run, read and checked."""
+    """The data and the base of a run, read and checked.
+
+    Attributes:
+        source: the base.
+        data: the dataset.
+        encoder: encodes prompts and verdicts.
+        train: a `datasets.Dataset` with input_ids and prompt_length.
+        val: the same of the validation rows; None without a validation.
+        test: the test rows.
+    """
 
     source: bases.ModelSource
     data: JudgeData
     encoder: PromptEncoder
     train: Any
-    """A `datasets.Dataset` with input_ids and prompt_length, like `val`."""
     val: Any
     test: Sequence[JudgeExample]
 

@@ -34,10 +34,10 @@ from pt_app.training.preparation import Prepared
 from pt_app.training.validation import Validation, quality_metric
 
 LoadBase = Callable[[ModelSource, Settings, Platform], Model]
+# Completes the arguments that both recipes share by what the platform needs.
 MakeArguments = Callable[[LoopArguments, Platform], LoopArguments]
-"""Completes the arguments that both recipes share by what the platform needs."""
+# Takes numbers by name and the optimizer step that they are of.
 LogNumbers = Callable[[dict[str, float], int], None]
-"""Takes numbers by name and the optimizer step that they are of."""
 STOPPING = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGUSR1"):  # SLURM sends it before a job's limit (sbatch --signal)
     STOPPING.append(signal.SIGUSR1)

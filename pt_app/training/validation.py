@@ -20,8 +20,8 @@ from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.loop import Model
 from pt_app.training.loss import AnswerLoss, summed_loss
 
+# The verdict of each labelled row, and that of the model.
 Verdicts = list[tuple[Verdict, Verdict | None]]
-"""The verdict of each labelled row, and that of the model."""
 log = logging.getLogger(__name__)
 
 
