@@ -97,7 +97,4 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
     ]
     for adapter, own in zip(adapters, traits, strict=True):
         if differing := [name for name in own if own[name] != traits[0][name]]:
-            raise UserError(
-                f"{adapter} has another {differing[0]} than {adapters[0]}: join adapters of one "
-                "training"
-            )
+            raise UserError(f"{adapter} has another {differing[0]} than {adapters[0]}: name others")

@@ -295,15 +295,11 @@ def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> No
         trained = settings.get(setting)
         if trained not in (None, config[name]):
             raise UserError(
-                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}: "
-                "copy the adapter again"
+                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}"
             )
     own = config_sha256(config)
     if judge.get("config_sha256", own) != own:
-        raise UserError(
-            f"{path} is not the one that the judge was saved with, so that it would give other "
-            "verdicts: copy the adapter again"
-        )
+        raise UserError(f"{path} is not the one that the judge was saved with: copy it again")
 
 
 def _check_weights(path: Path, judge: Json) -> int:
@@ -344,8 +340,7 @@ def load_adapter(folder: Path, base_model: "PreTrainedModel", identity: Identity
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder / CONFIG} does not fit the weights or the base ({reason}): copy the adapter "
-            "again"
+            f"{folder / CONFIG} does not fit the weights or the base ({reason}): copy it again"
         ) from error
     # peft drops weights that have no place in the model without an error.
     own = set(get_peft_model_state_dict(model, save_embedding_layers=False))

@@ -151,8 +151,7 @@ def check_base_folder(folder: Path) -> None:
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method", "an unknown method")
         raise UserError(
-            f"{folder}: its weights are quantised already ({method}): name the original model, "
-            "in 16 or 32 bits; judge_train_cuda.py quantises it to 4 bits itself"
+            f"{folder}: its weights are quantised already ({method}): name the original model"
         )
     for path in weight_files(folder):
         _check_safetensors(path)
@@ -182,8 +181,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder} has no {name}: fetch the model again, or save it with "
-                "save_pretrained, which writes safetensors"
+                f"{folder} has no {name}: fetch it again, or save it with save_pretrained"
             )
     return [folder / name for name in names]
 
@@ -244,8 +242,7 @@ def _refuse_pointer(path: Path) -> None:
         raise UserError(cannot_read(path, error)) from error
     if start == LFS:
         raise UserError(
-            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its "
-            "repository, or fetch the model with hf download"
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull, or hf download"
         )
 
 
@@ -419,10 +416,7 @@ def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
     for path in weight_files(source.path):
         status = path.stat()
         if key := _not_finite(path, dtype, status.st_size, status.st_mtime_ns):
-            raise UserError(
-                f"{path}: {key} holds numbers that are not finite in {dtype}: fetch the model "
-                "again, or name another"
-            )
+            raise UserError(f"{path}: {key} holds numbers that are not finite in {dtype}: {AGAIN}")
 
 
 @cache

@@ -216,8 +216,7 @@ def _cuda(no_4bit: bool, on_cpu: bool) -> Platform:
     number = console.number("LOCAL_RANK", 0)  # under a launcher each process has its own GPU
     if number >= torch.cuda.device_count():
         raise UserError(
-            f"{console.local_ranks()} processes were started for {torch.cuda.device_count()} "
-            "GPUs: give --nproc_per_node, or --num_processes, that number"
+            f"there are {torch.cuda.device_count()} GPUs: start one process for each of them"
         )
     device = f"cuda:{number}" if console.ranks() > 1 else "cuda"
     dtype, why = torch.bfloat16, "it has bfloat16"

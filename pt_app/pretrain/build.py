@@ -74,8 +74,7 @@ def _check(output: Path, options: BaseOptions) -> None:
     made = card.is_file() and MADE_BY in card.read_text(encoding="utf-8", errors="replace")
     if output.exists() and not made:
         raise UserError(
-            f"{output} is there and is no base that this command made: "
-            "choose another folder with --output"
+            f"{output} is no base that this command made: choose another folder with --output"
         )
 
 

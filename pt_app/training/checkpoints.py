@@ -132,8 +132,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder} was made by an earlier version of pt_app: start without --resume, or resume "
-            "with that version"
+            f"{folder} was made by an earlier version of pt_app: start without --resume"
         )
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
