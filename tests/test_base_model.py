@@ -140,16 +140,16 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1000))
-    loss_of = train.loss_of
+    loss = train.DocumentLoss.loss
 
     def interrupted(*arguments: Any) -> Any:
         if next(calls) == 12:
             raise KeyboardInterrupt
-        return loss_of(*arguments)
+        return loss(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "SNAPSHOT_EVERY", 5)
-        patch.setattr(train, "loss_of", interrupted)
+        patch.setattr(train.DocumentLoss, "loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_base(tmp_path / "base", BaseOptions(**SMALL))
     assert not (tmp_path / "base").exists()
@@ -219,12 +219,13 @@ def test_the_figures_on_the_card_of_the_shipped_base_are_those_measured() -> Non
     tokenizer = AutoTokenizer.from_pretrained(shipped())
     model = AutoModelForCausalLM.from_pretrained(shipped(), dtype=torch.float32).eval()
     corpus = Corpus(grammar_sentences("full"), measuring=True)
-    measured = train.Yardstick(corpus, tokenizer).measure(model)
-    assert measured.loss == pytest.approx(float(facts["held-out loss"].split()[0]), abs=1e-3)
-    for kind, share in measured.detected.items():
-        assert share == pytest.approx(float(facts[kind]), abs=0.05), kind
+    yardstick = train.Yardstick(corpus, tokenizer)
+    measured = yardstick.measure(model)
+    assert measured["loss"] == pytest.approx(float(facts["held-out loss"].split()[0]), abs=1e-3)
+    for kind in yardstick.kinds:
+        assert measured[kind] == pytest.approx(float(facts[kind]), abs=0.05), kind
     # Before comparing has formed some kind, or "none", is hardly ever named.
-    assert min(measured.detected.values()) > 0.5
+    assert min(measured[kind] for kind in yardstick.kinds) > 0.5
 
 
 def test_words_of_the_grammar_are_one_token_each() -> None:

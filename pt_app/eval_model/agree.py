@@ -107,8 +107,7 @@ def _check_groups(judges: Mapping[str, Rows], file: str) -> None:
     rows = next(iter(judges.values()))
     if len({row["group"] for row in rows}) < 2:
         raise UserError(
-            f"{file}: all {len(rows)} labelled rows are of one group: name the column of sources "
-            "(--group)"
+            f"{file}: all {len(rows)} labelled rows are of one group: --group names their column"
         )
 
 

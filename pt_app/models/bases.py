@@ -351,11 +351,7 @@ def load_model(
     from pt_app.models.gemm import weights_in_own_pages
 
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
-    options: dict[str, Any] = {"dtype": dtype}
-    if quantization_config is not None:
-        options |= {"quantization_config": quantization_config}
-    if quantization_config is not None or device.type == "meta":
-        options |= {"device_map": {"": device}}
+    mapped = quantization_config is not None or device.type == "meta"
     try:
         with weights_in_own_pages(), _without_report():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -364,7 +360,9 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with their names
-                **options,
+                dtype=dtype,
+                quantization_config=quantization_config,
+                device_map={"": device} if mapped else None,
             )
     except ImportError as error:
         what = f'model "{source.name}" needs a package that is not installed: {_short(error)}'
@@ -380,7 +378,7 @@ def load_model(
     if device.type != "meta":
         # In the files, since NF4 turns a NaN into a number.
         check_finite(source, dtype if quantization_config is None else torch.float32)
-    return model if "device_map" in options else model.to(device)
+    return model if mapped else model.to(device)
 
 
 def _check_names(

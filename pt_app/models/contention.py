@@ -84,20 +84,20 @@ class SleepingTeams:
     """OpenMP teams without work, which make libgomp's waiting threads sleep while they exist."""
 
     def __init__(self) -> None:
-        self._end: threading.Event | None = None
+        self._end = threading.Event()
         self._holders: list[threading.Thread] = []
 
     @property
     def exist(self) -> bool:
         """Whether waiting threads sleep now."""
-        return self._end is not None
+        return bool(self._holders)
 
     def start(self) -> None:
         """Start as many teams as take libgomp's count of threads above that of the CPUs."""
         threads = torch.get_num_threads()
         # The computing team counts `threads`, each team here one less: its first thread is ours.
         teams = (max(cores(), threads) - threads) // (threads - 1) + 1
-        self._end = threading.Event()
+        self._end.clear()
         ready = threading.Barrier(teams + 1)
         self._holders = [
             threading.Thread(target=_hold_team, args=(ready, self._end), daemon=True)
@@ -109,11 +109,10 @@ class SleepingTeams:
 
     def stop(self) -> None:
         """Let the teams end: waiting threads spin again."""
-        assert self._end is not None
         self._end.set()
         for holder in self._holders:
             holder.join()
-        self._end, self._holders = None, []
+        self._holders = []
 
 
 def _hold_team(ready: threading.Barrier, end: threading.Event) -> None:

@@ -39,10 +39,11 @@ def train_base(output: Path, options: BaseOptions) -> Path:
     tokenizer = train_tokenizer(_texts(training, options.seed), options.vocab_size)
     model = new_model(tokenizer, options.width, options.layers - NEW_LAYERS, options.seed)
     steps = DocumentSteps(training, tokenizer, options.total_steps, options.seed)
-    measures = fit(model, steps, Yardstick(measuring, tokenizer), work)
+    yardstick = Yardstick(measuring, tokenizer)
+    measures = fit(model, steps, yardstick, work)
     made = work / "base"
     save(model, tokenizer, made)
-    detected = [f"| {kind} | {share:.2f} |" for kind, share in measures.detected.items()]
+    detected = [f"| {kind} | {measures[kind]:.2f} |" for kind in yardstick.kinds]
     card = TEMPLATE.read_text(encoding="utf-8").format(
         made_by=MADE_BY,
         command=options.command(),
@@ -50,7 +51,7 @@ def train_base(output: Path, options: BaseOptions) -> Path:
         options=options,
         batch=BATCH,
         parameters=model.num_parameters(),
-        loss=measures.loss,
+        loss=measures["loss"],
         weights=sha256_file(made / "model.safetensors"),
         tokenizer=sha256_file(made / "tokenizer.json"),
         kinds="\n".join(detected),

@@ -1,7 +1,7 @@
 """Train the tiny base from random weights: its steps, loss, optimizers and held-out measures."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -93,21 +93,16 @@ class DocumentSteps:
                     yield {"packs": [batch], "count": batch["weight"].sum()}
 
 
-def loss_of(model: Model, batch: Batch) -> Tensor:
-    """Return the weighted sum of the cross-entropy of all tokens, in nats."""
-    ids, weight = batch["input_ids"], batch["weight"]
-    weighted = weight > 0
-    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[weighted]
-    losses = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][weighted], reduction="none")
-    return (losses * weight[weighted]).sum()
-
-
 class DocumentLoss(Objective):
-    """The loss of documents, whose prompts count little."""
+    """The cross-entropy of all tokens, in nats; those of prompts count little."""
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Return the weighted sum of the loss of a batch."""
-        return loss_of(model, batch)
+        ids, weight = batch["input_ids"], batch["weight"]
+        weighted = weight > 0
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[weighted]
+        losses = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][weighted], reduction="none")
+        return (losses * weight[weighted]).sum()
 
 
 def optimizers(model: Model) -> list[torch.optim.Optimizer]:
@@ -125,15 +120,6 @@ def rate(total: int, step: int, _: int) -> float:
     """Return the fraction of the learning rate: warm-up, then flat, then linear to 0."""
     warm = min(1.0, (step + 1) / min(100, total))
     return min(warm, (total - step) / (total * (1 - DECAY_FROM)))
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Held-out figures: the loss of the answers (nats per token), and the rates of detection."""
-
-    loss: float
-    by_task: Mapping[str, float]
-    detected: Mapping[str, float]
 
 
 class Yardstick:
@@ -154,19 +140,20 @@ class Yardstick:
         }
         self.before = len(tokenizer("Kinds:").input_ids)
 
-    def measure(self, model: Model) -> Measures:
-        """Return the loss and the rates: is the right kind the most probable next token?"""
+    def measure(self, model: Model) -> dict[str, float]:
+        """Return held-out figures by name.
+
+        Returns:
+            The loss of the answers in nats per token, of all ("loss") and of each task, and for
+            each kind how often it is the most probable next token where it should be.
+        """
+        objective = DocumentLoss()
         with torch.no_grad():
-            losses = {task: float(loss_of(model, batch)) for task, batch in self.tasks.items()}
+            losses = {task: float(objective.loss(model, b)) for task, b in self.tasks.items()}
             detected = {kind: self._detected(model, rows) for kind, rows in self.kinds.items()}
         counts = {task: float(batch["weight"].sum()) for task, batch in self.tasks.items()}
         by_task = {task: loss / counts[task] for task, loss in losses.items()}
-        return Measures(sum(losses.values()) / sum(counts.values()), by_task, detected)
-
-    def validate(self, model: Model) -> dict[str, float]:
-        """Return the measures as the numbers of a validation."""
-        measures = self.measure(model)
-        return {"loss": measures.loss, **measures.by_task, **measures.detected}
+        return {"loss": sum(losses.values()) / sum(counts.values()), **by_task, **detected}
 
     def _detected(self, model: Model, rows: Iterable[Row]) -> float:
         prefixes = [(ids, start + self.before) for ids, start in rows]
@@ -179,7 +166,7 @@ class Yardstick:
         return float((named == right).double().mean())
 
 
-def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> Measures:
+def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> dict[str, float]:
     """Train to the end, from the newest checkpoint in `run` if there is one; round to float16."""
     # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
     torch.set_flush_denormal(True)
@@ -208,7 +195,7 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
             DocumentLoss(),
             optimizers,
             partial(rate, steps.total),
-            yardstick.validate,
+            yardstick.measure,
             [Progress()],
         )
         resumed = checkpoint if first < reached <= last else None
