@@ -4,6 +4,7 @@ Nothing else in the project asks which device it runs on: it reads these values.
 """
 
 import os
+import platform as host
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -209,10 +210,7 @@ def _mps(on_cpu: bool) -> Platform:
 def _cuda(no_4bit: bool, on_cpu: bool) -> Platform:
     if on_cpu or not torch.cuda.is_available():
         reason = "no NVIDIA or AMD GPU here: training on the CPU, in float32, without paging"
-        platform = _cpu(reason)
-        if no_4bit:
-            return platform
-        return replace(platform, weights="nf4", optimizer=PAGED)
+        return _cpu(reason) if no_4bit else replace(_cpu(reason), weights="nf4", optimizer=PAGED)
     number = console.number("LOCAL_RANK", 0)  # under a launcher each process has its own GPU
     if number >= torch.cuda.device_count():
         raise UserError(
@@ -228,41 +226,25 @@ def _cuda(no_4bit: bool, on_cpu: bool) -> Platform:
     return _gpu(device, hardware, f"{kind} found; {why}", dtype, no_4bit)
 
 
+def _plain(device: str, hardware: str, reason: str) -> Platform:
+    """Return the platform of a device on which the base is held and computed in float32."""
+    return Platform(device=device, load_device=device, hardware=hardware, reason=reason)
+
+
 def _apple_gpu(hardware: str, reason: str) -> Platform:
-    return Platform(
-        device="mps",
-        load_device="mps",
-        reason=reason,
-        hardware=hardware,
-        empty_cache_steps=4,
-        fixed_lengths=True,
-    )
+    return replace(_plain("mps", hardware, reason), empty_cache_steps=4, fixed_lengths=True)
 
 
 def _gpu(device: str, hardware: str, reason: str, dtype: torch.dtype, no_4bit: bool) -> Platform:
-    plain: Weights = "bfloat16" if dtype == torch.bfloat16 else "float16"
-    return Platform(
-        device=device,
-        load_device=device,
-        reason=reason,
-        hardware=hardware,
-        weights=plain if no_4bit else "nf4",
-        compute_dtype=dtype,
-        optimizer=Platform.optimizer if no_4bit else PAGED,
-    )
+    weights: Weights = "bfloat16" if dtype == torch.bfloat16 else "float16"
+    platform = replace(_plain(device, hardware, reason), weights=weights, compute_dtype=dtype)
+    return platform if no_4bit else replace(platform, weights="nf4", optimizer=PAGED)
 
 
 def _cpu(reason: str) -> Platform:
-    import platform
-
-    name = platform.processor() or platform.machine()
-    return Platform(
-        device="cpu",
-        load_device="cpu",
-        reason=reason,
-        hardware=f"{name} CPU, {torch.get_num_threads()} threads",
-        attention="judge_blocks",
-    )
+    name = host.processor() or host.machine()
+    hardware = f"{name} CPU, {torch.get_num_threads()} threads"
+    return replace(_plain("cpu", hardware, reason), attention="judge_blocks")
 
 
 def _has_bfloat16() -> bool:
