@@ -15,10 +15,9 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.summary import strict_agreement
 from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
-from pt_app.models.tree_attention import why_no_tree
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.loop import Model
-from pt_app.training.loss import AnswerLoss, summed_loss
+from pt_app.training.loss import AnswerLoss
 
 # The verdict of each labelled row, and that of the model.
 Verdicts = list[tuple[Verdict, Verdict | None]]
@@ -107,15 +106,11 @@ class Validation:
         """Return the summed cross-entropy and the number of supervised tokens."""
         if not encoded:
             return 0.0, 0
-        step, objective = collate(encoded), self.objective
-        longest = max(len(row["input_ids"]) for row in encoded)
-        trees = objective.trees and why_no_tree(model, longest) is None
-        total, training = 0.0, model.training
+        step, total, training = collate(encoded), 0.0, model.training
         model.eval()
         with torch.no_grad():
-            for packed in step["packs"]:
-                on_device = {name: tensor.to(model.device) for name, tensor in packed.items()}
-                for batch in [on_device] if trees else objective.plain(on_device):
-                    total += float(summed_loss(model, batch))
+            for batch in self.objective.batches(model, step["packs"]):
+                on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                total += float(self.objective.loss(model, on_device))
         model.train(training)
         return total, int(step["count"])
