@@ -216,19 +216,20 @@ class TrainingLoop:
         self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in made]
         if checkpoint is not None:
             self._resume(checkpoint)
-        began, first, end = time.time(), self.state.global_step, self.state.max_steps
+        began, end = time.time(), self.state.max_steps
+        first, summed_from = self.state.global_step, self.state.logged_at
         self._notify("on_train_begin")
         while self.state.global_step < end and not self.control.should_training_stop:
             for step in self._rest_of_epoch():
                 self._take(step)
                 if self.control.should_training_stop:
                     break
-        seconds, taken = time.time() - began, self.state.global_step - first
+        seconds, now = time.time() - began, self.state.global_step
         self.log(
             {
                 "train_runtime": round(seconds, 4),
-                "train_steps_per_second": round(taken / max(seconds, 1e-9), 3),
-                "train_loss": (self._logged + self._loss.item()) / max(taken, 1),
+                "train_steps_per_second": round((now - first) / max(seconds, 1e-9), 3),
+                "train_loss": (self._logged + self._loss.item()) / max(now - summed_from, 1),
             }
         )
         self._notify("on_train_end")
@@ -274,7 +275,7 @@ class TrainingLoop:
             self._logged, self.state.logged_at = self._logged + loss, now
             self._loss.zero_()
             self.log({"loss": loss_per_step, "grad_norm": norm.item(), "learning_rate": rate})
-        if self.validate and (last or now % args.eval_steps == 0):
+        if self.validate and args.eval_steps and (last or now % args.eval_steps == 0):
             self._validate(self.validate)
         regular = args.save_steps and now % args.save_steps == 0
         final = last and (args.save_steps or args.metric_for_best_model)
