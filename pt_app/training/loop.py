@@ -35,6 +35,13 @@ from pt_app.training.distributed import any_rank, average_gradients, largest, sa
 
 log = logging.getLogger(__name__)
 
+# What a resumed training may do otherwise than before. Weights, step and data order fit every
+# platform and any number of processes.
+CHANGES = {
+    "optimizer": "the optimizer was %s and is %s here: its state does not fit, and starts empty",
+    "max_grad_norm": "gradients were clipped at %g, and are at %g from here on",
+    "ranks": "%d processes trained before and %d do now: the random state of dropout is new",
+}
 # A transformers or PEFT model; neither package is typed.
 Model = Any
 # Returns the fraction of the full learning rate, from the number of past updates and all steps.
@@ -439,7 +446,7 @@ class TrainingLoop:
         accelerator.wait_for_everyone()
 
     def _resume(self, checkpoint: Path) -> None:
-        """Load a checkpoint; an optimizer of another kind starts empty, and says so."""
+        """Load a checkpoint, and log what is not bit-exact on this platform."""
         now, before = self.state, LoopState(**checkpoints.read_state(checkpoint))
         present = ("max_steps", "is_world_process_zero", "optimizer", "max_grad_norm", "ranks")
         self.state = replace(before, **{name: getattr(now, name) for name in present})
@@ -448,14 +455,10 @@ class TrainingLoop:
         self.objective.load_state(before.objective)
         if self.args.use_cpu and before.fast_matmul is not None:
             restore_matmul_choice(before.fast_matmul)
-        if before.max_grad_norm != now.max_grad_norm:
-            said = "gradients were clipped at %g, and are at %g from here on"
-            log.warning(said, before.max_grad_norm, now.max_grad_norm)
-        same = before.optimizer == now.optimizer
-        if not same:
-            said = "the optimizer was %s and is %s here: its state does not fit, and starts empty"
-            log.warning(said, before.optimizer, now.optimizer)
-        optimizers = self.optimizers if same else []
+        for name, said in CHANGES.items():
+            if (then := getattr(before, name)) != (here := getattr(now, name)):
+                log.warning(said, then, here)
+        optimizers = self.optimizers if before.optimizer == now.optimizer else []
         # A platform without float16 has no loss scale, and its checkpoints have no file of one.
         scaler = self.accelerator.scaler if (checkpoint / "scaler.pt").exists() else None
         rank = self.accelerator.process_index

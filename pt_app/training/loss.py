@@ -126,7 +126,10 @@ class AnswerLoss(Objective):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the layout, unless weights of another format leave other room."""
-        if state["weights"] == self.weights:
+        if state["weights"] != self.weights:
+            said = "the base was held in %s and is in %s from here on"
+            log.warning(said, state["weights"], self.weights)
+        else:
             self.trees &= state["trees"]
             self.rows = min(self.rows, state["rows"])
             self.budget = state["pack_tokens"] and min(state["pack_tokens"], self.pack_tokens)

@@ -121,7 +121,7 @@ def checkpoint_to_resume(run: Path, about: About) -> Path | None:
         raise UserError(f"{run} has no complete checkpoint: start without --resume")
     discard_after(checkpoint)
     log.info("resuming from %s", checkpoint)
-    _say_other_platform(checkpoint, about["platform"])
+    read_state(checkpoint)  # one of an earlier version is refused before a model is loaded
     return checkpoint
 
 
@@ -146,14 +146,3 @@ def _check_same_run(run: Path, about: About) -> None:
                 "cannot change it: restore the old one, or start without --resume"
             )
         log.warning("%s was %s when the run began, and is %s from here on", name, then, now)
-
-
-def _say_other_platform(checkpoint: Path, platform: dict[str, Any]) -> None:
-    """Log what is not bit-exact on this platform; weights, step and data order fit every one."""
-    before = read_state(checkpoint)
-    then, now = before["objective"]["weights"], platform["weights"]
-    if then != now:
-        log.warning("the base was held in %s and is in %s from here on", then, now)
-    if before["ranks"] != platform["ranks"]:
-        said = "%d processes trained before and %d do now: the random state of dropout is new"
-        log.warning(said, before["ranks"], platform["ranks"])
