@@ -86,15 +86,12 @@ def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
 
 def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
     """Raise UserError for an adapter of another task, scale, base or set of judges."""
-    traits = [
-        {
-            "task": result.task,
-            "scale": result.scale,
-            "base": result.run.get("base"),
-            "judges": [model.name for model in result.models],
-        }
-        for result in results
-    ]
-    for adapter, own in zip(adapters, traits, strict=True):
-        if differing := [name for name in own if own[name] != traits[0][name]]:
-            raise UserError(f"{adapter} has another {differing[0]} than {adapters[0]}: name others")
+    for adapter, result in zip(adapters, results, strict=True):
+        for what, trait in {
+            "task": lambda r: r.task,
+            "scale": lambda r: r.scale,
+            "base": lambda r: r.run.get("base"),
+            "set of judges": lambda r: [model.name for model in r.models],
+        }.items():
+            if trait(result) != trait(results[0]):
+                raise UserError(f"{adapter} has another {what} than {adapters[0]}: name others")

@@ -157,15 +157,6 @@ def check_base_folder(folder: Path) -> None:
         _check_safetensors(path)
 
 
-def check_tokenizer_folder(folder: Path) -> None:
-    """Check that `folder` holds a tokenizer; raises UserError that names the file at fault."""
-    files = tokenizer_files(folder)
-    if not files:
-        raise UserError(f"{folder} has no tokenizer.json: name a model's or a tokenizer's folder")
-    for path in [*files, *folder.glob("*.json")]:
-        _refuse_pointer(path)
-
-
 def weight_files(folder: Path) -> list[Path]:
     """List the safetensors files that make up a model, sorted by name.
 
@@ -279,7 +270,11 @@ def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     folder = source if isinstance(source, Path) else source.path
-    check_tokenizer_folder(folder)
+    files = tokenizer_files(folder)
+    if not files:
+        raise UserError(f"{folder} has no tokenizer.json: name a model's or a tokenizer's folder")
+    for path in [*files, *folder.glob("*.json")]:
+        _refuse_pointer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut

@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.flags import check
 from pt_app.judge_data.writing import replace_folder
-from pt_app.pretrain.corpus import Corpus, grammar_sentences, real_sentences
+from pt_app.pretrain.corpus import Corpus
 from pt_app.pretrain.model import new_model, save, train_tokenizer
 from pt_app.pretrain.options import BaseOptions
 from pt_app.pretrain.train import BATCH, NEW_LAYERS, DocumentSteps, Yardstick, fit
@@ -29,17 +29,15 @@ def train_base(output: Path, options: BaseOptions) -> Path:
     this function.
     """
     _check(output, options)
-    sentences = (
-        grammar_sentences(options.lexicon)
-        if options.corpus is None
-        else real_sentences(options.corpus, options.max_words)
-    )
+    if options.corpus is None:
+        training = Corpus.of_grammar(options.lexicon)
+    else:
+        training = Corpus.of_file(options.corpus, options.max_words)
     work = _work_folder(output, options)
-    training, measuring = Corpus(sentences), Corpus(sentences, measuring=True)
     tokenizer = train_tokenizer(_texts(training, options.seed), options.vocab_size)
     model = new_model(tokenizer, options.width, options.layers - NEW_LAYERS, options.seed)
     steps = DocumentSteps(training, tokenizer, options.total_steps, options.seed)
-    yardstick = Yardstick(measuring, tokenizer)
+    yardstick = Yardstick(replace(training, measuring=True), tokenizer)
     measures = fit(model, steps, yardstick, work)
     made = work / "base"
     save(model, tokenizer, made)
@@ -47,7 +45,7 @@ def train_base(output: Path, options: BaseOptions) -> Path:
     card = TEMPLATE.read_text(encoding="utf-8").format(
         made_by=MADE_BY,
         command=options.command(),
-        corpus=sentences.description,
+        corpus=training.description,
         options=options,
         batch=BATCH,
         parameters=model.num_parameters(),

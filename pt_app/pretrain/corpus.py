@@ -47,34 +47,6 @@ class Example:
         )
 
 
-class Sentences:
-    """Sentences of the base's half, with errors put into them; `description` is one line."""
-
-    def __init__(self, material: Material, description: str) -> None:
-        self.material, self.description = material, description
-
-    def sample(self, rng: random.Random, kinds: Sequence[str]) -> Example:
-        """Draw a sentence that is not reserved for judges, with errors as far as they fit."""
-        while True:
-            pair = self.material.pick(rng)
-            if not reserved_for_judges(pair.source):
-                candidate = self.material.corrupt(pair, kinds, rng)
-                return Example(pair.source, pair.reference, candidate)
-
-
-def grammar_sentences(size: LexiconSize) -> Sentences:
-    """Draw from all sentences that the grammar can make."""
-    description = f"sentences of the generator's grammar, {size} lexicon"
-    return Sentences(GrammarMaterial(size), description)
-
-
-def real_sentences(file: Path, max_words: int | None) -> Sentences:
-    """Draw from the pairs of a parallel corpus."""
-    pairs, _ = read_corpus(file, max_words, base=True)
-    description = f"{file.name}, sha256 {sha256_file(file)}, {len(pairs)} pairs"
-    return Sentences(CorpusMaterial(pairs), description)
-
-
 def held_out(source: str) -> bool:
     """Return whether a source is kept for measuring: never trained on, nor in judge data."""
     digest = hashlib.sha256(("held out " + source.casefold()).encode()).digest()
@@ -96,12 +68,27 @@ class Corpus:
     """Draws documents; the same `rng` gives the same documents.
 
     Attributes:
-        sentences: what the documents are about.
-        measuring: whether they are made of the sources that are kept for measuring.
+        material: sentences, and the errors that can be put into them.
+        description: what they are, in a line.
+        measuring: whether the documents are of the sources that are kept for measuring.
     """
 
-    sentences: Sentences
+    material: Material
+    description: str
     measuring: bool = False
+
+    @staticmethod
+    def of_grammar(size: LexiconSize) -> "Corpus":
+        """Draw from all sentences that the grammar can make."""
+        description = f"sentences of the generator's grammar, {size} lexicon"
+        return Corpus(GrammarMaterial(size), description)
+
+    @staticmethod
+    def of_file(file: Path, max_words: int | None) -> "Corpus":
+        """Draw from the pairs of a parallel corpus."""
+        pairs, _ = read_corpus(file, max_words, base=True)
+        description = f"{file.name}, sha256 {sha256_file(file)}, {len(pairs)} pairs"
+        return Corpus(CorpusMaterial(pairs), description)
 
     def sample(self, rng: random.Random, first_phase: bool = False) -> Document:
         """Draw a document; in the first phase only words, to repeat, to compare or to relate."""
@@ -111,12 +98,17 @@ class Corpus:
         return document
 
     def example(self, rng: random.Random, kinds: Sequence[str] | None = None) -> Example:
-        """Draw a sentence of the base's half, with errors of these kinds or of random ones."""
+        """Draw a sentence of the base's half, with errors of these kinds or of random ones.
+
+        A sentence that is reserved for judges is not used. Errors are put in as far as they fit.
+        """
         drawn = draw_kinds(rng) if kinds is None else kinds
         while True:
-            example = self.sentences.sample(rng, drawn)
-            if held_out(example.source) == self.measuring:
-                return example
+            pair = self.material.pick(rng)
+            if not reserved_for_judges(pair.source):
+                candidate = self.material.corrupt(pair, drawn, rng)
+                if held_out(pair.source) == self.measuring:
+                    return Example(pair.source, pair.reference, candidate)
 
     def differences(self, rng: random.Random, kinds: Sequence[str] | None = None) -> Document:
         """Name the kinds of difference, in any order, then each difference.
