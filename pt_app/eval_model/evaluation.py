@@ -117,30 +117,20 @@ class Scoring:
         scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, feedback=self.feedback)
         scored = scorer.score(self.test)
         shortened, ties = scorer.shortened, scorer.ties
-        scorer.feedback = False
-        others = self._other_order(scorer, name)
+        scorer.feedback, scorer.name = False, f"{name}, other order"
+        pairs = {i: two for i, row in enumerate(self.test) if (two := swapped(row)) is not None}
+        others = dict(zip(pairs, scorer.score(list(pairs.values())), strict=True)) if pairs else {}
         rows = [
             prediction(name, example, score, others.get(i))
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
-        fitted = self._fitted(scorer, name, validation) if validation else None
+        fitted = None
+        if validation:
+            scorer.name = f"{name}, validation rows"
+            scores = zip(validation, scorer.score(validation), strict=True)
+            judged = [prediction(name, row, score, None) for row, score in scores]
+            fitted = Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
         return JudgeRows(name, id_, rows, shortened, ties, self.precision, change, fitted)
-
-    def _fitted(
-        self, scorer: JudgeScorer, name: str, rows: Sequence[JudgeExample]
-    ) -> Fitted | None:
-        scorer.name = f"{name}, validation rows"
-        scores = zip(rows, scorer.score(rows), strict=True)
-        judged = [prediction(name, row, score, None) for row, score in scores]
-        return Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
-
-    def _other_order(self, scorer: JudgeScorer, name: str) -> dict[int, Scored]:
-        """Return the verdicts on swapped pairs, by the index of the row."""
-        pairs = {i: two for i, row in enumerate(self.test) if (two := swapped(row)) is not None}
-        if not pairs:
-            return {}
-        scorer.name = f"{name}, other order"
-        return dict(zip(pairs, scorer.score(list(pairs.values())), strict=True))
 
 
 def prediction(

@@ -154,7 +154,6 @@ class Run:
             training_config={
                 "settings": asdict(self.settings),
                 "platform": {k: str(v) for k, v in asdict(self.platform).items()},
-                "base": identity,
                 "data": {"name": data.path.name, "sha256": data.sha256, "leaks": len(data.leaks)},
                 "steps": trainer.state.global_step,
                 "log_history": trainer.state.log_history,
@@ -202,7 +201,7 @@ class Run:
 
     def finish(self, results: Results | None, charts: Charts) -> None:
         """Track what the run has made."""
-        numbers = results and results.as_json()
+        numbers = None if results is None else results.as_json()
         self.tracker.finish(
             numbers, self.adapter / "evaluation" / PREDICTIONS, self.adapter, charts
         )

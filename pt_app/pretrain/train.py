@@ -65,25 +65,17 @@ class DocumentSteps:
     total: int
     seed: int
 
-    @property
-    def first_phase(self) -> int:
-        """The first steps, which hold unrelated words only; comparing them takes some 2,000."""
-        return min(2400, self.total * 2 // 5)
-
-    @property
-    def grow_at(self) -> int:
-        """The step before which layers are added: comparing words has formed by then."""
-        return self.total * 3 // 7
-
     def __len__(self) -> int:
         return self.total
 
     def epoch(self, number: int, done: int) -> Iterator[Step]:
         """Yield the steps from step `done` on; there is one epoch."""
+        # The first steps hold unrelated words only; comparing them takes some 2,000.
+        first_phase = min(2400, self.total * 2 // 5)
         for chunk in range(done // CHUNK, -(-self.total // CHUNK)):
             rng = random.Random(f"{self.seed}-{chunk}")
-            first = chunk * CHUNK < self.first_phase
-            drawn = [self.corpus.sample(rng, first) for _ in range(CHUNK * BATCH)]
+            early = chunk * CHUNK < first_phase
+            drawn = [self.corpus.sample(rng, early) for _ in range(CHUNK * BATCH)]
             rows = sorted(encode(self.tokenizer, drawn), key=lambda row: len(row[0]))
             batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
             rng.shuffle(batches)
@@ -172,7 +164,8 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
     torch.set_flush_denormal(True)
     checkpoint, _ = newest_complete(run)
     reached = step_of(checkpoint) if checkpoint else 0
-    for first, last in pairwise((0, steps.grow_at, steps.total)):
+    grow_at = steps.total * 3 // 7  # comparing words has formed by then
+    for first, last in pairwise((0, grow_at, steps.total)):
         if last == steps.total:
             grow(model, NEW_LAYERS, steps.seed)
         elif reached > last:
