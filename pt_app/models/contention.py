@@ -20,8 +20,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -125,33 +124,21 @@ class Monitor:
     """Switches between spinning and sleeping by what the threads of this process measure."""
 
     def __init__(self) -> None:
-        self._users = 0
         self._lock = threading.Lock()
-        self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._logged: set[str] = set()
         self.teams = SleepingTeams()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Watch within; calls may be nested, and the state is kept between them."""
+    def start(self) -> None:
+        """Watch from now on; another call changes nothing."""
         with self._lock:
-            self._users += 1
-            self._wanted.set()
             if self._thread is None or not self._thread.is_alive():  # not alive: a forked process
                 self._thread = threading.Thread(target=self._poll, name="contention", daemon=True)
                 self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._wanted.clear()
 
     def _poll(self) -> None:
         calm = 0
-        while self._wanted.wait():
+        while True:
             before, start = thread_clocks(), time.perf_counter()
             time.sleep(POLL_SECONDS)
             share = waiting_share(before, thread_clocks(), time.perf_counter() - start)
@@ -176,14 +163,10 @@ class Monitor:
 _monitor = Monitor()
 
 
-@contextmanager
-def watched(device: torch.device | str) -> Iterator[None]:
-    """Watch for contention within, where `device` is the CPU and this system allows it.
+def watch(device: torch.device | str) -> None:
+    """Watch for contention from now on, if `device` is the CPU and this system allows it.
 
-    What it costs: two reads a second of a file for each thread, some 0.1 % of a core.
+    What it costs: two reads per second of a file for each thread, some 0.1 % of a core.
     """
-    if torch.device(device).type != "cpu" or why_not_watched():
-        yield
-        return
-    with _monitor.running():
-        yield
+    if torch.device(device).type == "cpu" and not why_not_watched():
+        _monitor.start()
