@@ -66,7 +66,12 @@ def evaluate_judges(
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
     infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
-    _check_scales(infos, dataset)
+    for info in infos:
+        if info.scale != dataset.scale:
+            raise UserError(
+                f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "
+                f"{dataset.scale.name}: name adapters and data of one scale"
+            )
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
     test = draw(dataset.test, options.rows, options.seed)
@@ -104,15 +109,6 @@ def _curve(results: Results, dataset: JudgeData) -> list[LearningPoint]:
         )
         for name, share in {**SHARES, "adapter": 1.0}.items()
     ]
-
-
-def _check_scales(infos: Sequence[AdapterInfo], dataset: JudgeData) -> None:
-    for info in infos:
-        if info.scale != dataset.scale:
-            raise UserError(
-                f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "
-                f"{dataset.scale.name}: name adapters and data of one scale"
-            )
 
 
 def _judged(

@@ -81,7 +81,14 @@ def _score(
         adapter, base=options.base, device=device, precision=precision, sample=sample
     )
     shard = shard_of(options.shard, sum(1 for _ in table.rows()))
-    _open_parts(parts, _job(judge, input, options))
+    path = Path(input.partition("::")[0])  # a member of an archive follows its name
+    job = {
+        "judge": judge.name,
+        "input": sha256_file(path) if path.is_file() else input,
+        "options": json.loads(json.dumps(asdict(options))),
+        "rows_a_part": PART,
+    }
+    _open_parts(parts, job)
     rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
     judged: list[Json] = []
     for number in range(-(-len(shard) // PART)):
@@ -109,16 +116,6 @@ def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
         except UserError as error:
             row = {PROBLEM: str(error)}
         yield place, row
-
-
-def _job(judge: Judge, input: str, options: ScoreOptions) -> Json:
-    path = Path(input.partition("::")[0])  # a member of an archive follows its name
-    return {
-        "judge": judge.name,
-        "input": sha256_file(path) if path.is_file() else input,
-        "options": json.loads(json.dumps(asdict(options))),
-        "rows_a_part": PART,
-    }
 
 
 def _open_parts(parts: Path, job: Json) -> None:
