@@ -81,10 +81,10 @@ def _score(
         adapter, base=options.base, device=device, precision=precision, sample=sample
     )
     shard = shard_of(options.shard, sum(1 for _ in table.rows()))
-    path = Path(input.partition("::")[0])  # a member of an archive follows its name
+    source = Path(input.partition("::")[0])  # a member of an archive follows its name
     job = {
         "judge": judge.name,
-        "input": sha256_file(path) if path.is_file() else input,
+        "input": sha256_file(source) if source.is_file() else input,
         "options": json.loads(json.dumps(asdict(options))),
         "rows_a_part": PART,
     }
@@ -174,10 +174,10 @@ def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> 
     kinds = dict.fromkeys(numbers, arrow.float64()) | {"abstain": arrow.bool_()}
     texts = [{k: v if k in kinds or v is None else str(v) for k, v in row.items()} for row in rows]
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
-    aside = output.with_name(f".{output.name}.partial")
+    staged = output.with_name(f".{output.name}.partial")
     try:
-        with open(aside, "wb") as file:  # Arrow takes no name that is not UTF-8
+        with open(staged, "wb") as file:  # Arrow takes no name that is not UTF-8
             parquet.write_table(arrow.Table.from_pylist(texts, schema), file)
-        aside.replace(output)
+        staged.replace(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error}): choose another folder") from error

@@ -137,28 +137,28 @@ def save_adapter(
     """
     if folder.exists():
         raise UserError(f"{folder} exists: name another folder for the adapter")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        aside.mkdir(parents=True)
-        _write_weights(model, aside, identity)
-        encoder.tokenizer.save_pretrained(aside)
-        _write_judge(aside, encoder)
+        staged.mkdir(parents=True)
+        _write_weights(model, staged, identity)
+        encoder.tokenizer.save_pretrained(staged)
+        _write_judge(staged, encoder)
         training = without_absolute_paths({**training_config, "base": dict(identity)})
-        write_json_atomic(aside / TRAINING, training)
-        write_text_atomic(aside / CARD, "# Adapter\n")
-        info = verify_adapter(aside)
-        write_text_atomic(aside / CARD, _card(info, folder.name))
-        for path in aside.rglob("*"):  # flush before the rename: files are complete or absent
+        write_json_atomic(staged / TRAINING, training)
+        write_text_atomic(staged / CARD, "# Adapter\n")
+        info = verify_adapter(staged)
+        write_text_atomic(staged / CARD, _card(info, folder.name))
+        for path in staged.rglob("*"):  # flush before the rename: files are complete or absent
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
-        os.replace(aside, folder)
+        os.replace(staged, folder)
     except Exception as error:  # tokenizers has no kind of its own for a disk that is full
         if isinstance(error, UserError) or not (isinstance(error, OSError) or files.is_full(error)):
             raise
         raise UserError(files.cannot_write(folder, error)) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
     return verify_adapter(folder)
 
 

@@ -48,12 +48,12 @@ def check() -> None:
     for name in ("RANK", "LOCAL_RANK"):
         number = console.number(name, 0)
         if number >= ranks or (ranks > 1 and number < 0):
-            said = f"{name}={number} is no process of WORLD_SIZE={ranks}"
-            raise UserError(f"{said}: unset {name} and WORLD_SIZE {REMEDY}")
+            wrong = f"{name}={number} is no process of WORLD_SIZE={ranks}"
+            raise UserError(f"{wrong}: unset {name} and WORLD_SIZE {REMEDY}")
     for name in MPI:
         if ranks == 1 and console.number(name, 1) > 1:
-            said = f"{name}={os.environ[name]} is set and WORLD_SIZE names no second process"
-            raise UserError(f"{said}: unset {name} {REMEDY}")
+            wrong = f"{name}={os.environ[name]} is set and WORLD_SIZE names no second process"
+            raise UserError(f"{wrong}: unset {name} {REMEDY}")
 
 
 def _is_on(name: str) -> bool:

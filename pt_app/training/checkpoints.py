@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # scripts/ reads checkpoints without torch, whose import take
 MANIFEST = "complete.json"
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"
-ASIDE = ".saving"
+STAGING = ".saving"
 KEPT = 2  # newest checkpoints that are kept, in addition to the best
 RESERVE = ".reserve"
 # Weights and the two Adam moments in 32 bits: a checkpoint, which is larger than an adapter. The
@@ -31,9 +31,9 @@ BYTES_PER_WEIGHT = 12
 OTHERS = 2**20
 
 
-def aside(run: Path) -> Path:
+def staging_folder(run: Path) -> Path:
     """Return the staging folder of a run, in which a checkpoint is written before it counts."""
-    return run / ASIDE
+    return run / STAGING
 
 
 def publish(written: Path, run: Path) -> Path:
@@ -114,7 +114,8 @@ def fault(folder: Path) -> str | None:
 def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint of a run, and why newer ones were skipped."""
     skipped = [
-        f"{folder.name} skipped: its writing was cut short" for folder in aside(run).glob("*")
+        f"{folder.name} skipped: its writing was cut short"
+        for folder in staging_folder(run).glob("*")
     ]
     for folder in _newest_first(run):
         wrong = fault(folder)

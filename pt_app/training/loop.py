@@ -339,8 +339,8 @@ class TrainingLoop:
         self.model.zero_grad()
         clear_device_cache(garbage_collection=True)
         give_back_freed_memory()
-        said = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
-        log.warning(said, self.state.global_step + 1, reason[:160], limit)
+        message = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
+        log.warning(message, self.state.global_step + 1, reason[:160], limit)
         return None
 
     def _accumulate(self, batches: list[Batch], count: Tensor) -> Tensor:
@@ -391,8 +391,8 @@ class TrainingLoop:
             return
         folder = self.args.output_dir / f"checkpoint-{best}"
         if wrong := checkpoints.fault(folder):
-            said = "the best weights, of step %d, are lost: %s; the last ones are kept"
-            log.warning(said, best, wrong)
+            message = "the best weights, of step %d, are lost: %s; the last ones are kept"
+            log.warning(message, best, wrong)
             return
         self._load_weights(folder)
         log.info("weights of step %d: %s %.4g, the best", best, metric, self.state.best_metric)
@@ -418,7 +418,7 @@ class TrainingLoop:
             # Ranks wait for each other while they write, so that one alone cannot start again.
             if not is_full(error) or self.accelerator.num_processes > 1:
                 raise
-            shutil.rmtree(checkpoints.aside(run), ignore_errors=True)
+            shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
             checkpoints.release(run)
             with checkpoints.full_disk_explained(run, f"{checkpoint} has no room; {self._kept()}"):
                 self._write_checkpoint()
@@ -429,7 +429,7 @@ class TrainingLoop:
 
     def _write_checkpoint(self) -> None:
         run, accelerator = self.args.output_dir, self.accelerator
-        staged = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"
+        staged = checkpoints.staging_folder(run) / f"checkpoint-{self.state.global_step}"
         staged.mkdir(parents=True, exist_ok=True)
         rank, scaler = accelerator.process_index, accelerator.scaler
         save_accelerator_state(str(staged), [], self.optimizers, [], [], rank, 0, scaler)
@@ -455,9 +455,9 @@ class TrainingLoop:
         self.objective.load_state(before.objective)
         if self.args.use_cpu and before.fast_matmul is not None:
             restore_matmul_choice(before.fast_matmul)
-        for name, said in CHANGES.items():
+        for name, message in CHANGES.items():
             if (then := getattr(before, name)) != (here := getattr(now, name)):
-                log.warning(said, then, here)
+                log.warning(message, then, here)
         optimizers = self.optimizers if before.optimizer == now.optimizer else []
         # A platform without float16 has no loss scale, and its checkpoints have no file of one.
         scaler = self.accelerator.scaler if (checkpoint / "scaler.pt").exists() else None

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
-from pt_app.training.checkpoints import aside, discard_after, newest_complete, read_state
+from pt_app.training.checkpoints import discard_after, newest_complete, read_state, staging_folder
 
 RUN_SETTINGS = "settings.json"
 # A resumed run cannot change these, nor what is LoRA's: the order of its data or its weights would
@@ -116,7 +116,7 @@ def checkpoint_to_resume(run: Path, about: About) -> Path | None:
     checkpoint, skipped = newest_complete(run)
     for line in skipped:
         log.warning("%s", line)
-    shutil.rmtree(aside(run), ignore_errors=True)
+    shutil.rmtree(staging_folder(run), ignore_errors=True)
     if checkpoint is None:
         raise UserError(f"{run} has no complete checkpoint: start without --resume")
     discard_after(checkpoint)
