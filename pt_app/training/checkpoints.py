@@ -113,10 +113,8 @@ def fault(folder: Path) -> str | None:
 
 def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint of a run, and why newer ones were skipped."""
-    skipped = [
-        f"{folder.name} skipped: its writing was cut short"
-        for folder in staging_folder(run).glob("*")
-    ]
+    staged = staging_folder(run).glob("*")
+    skipped = [f"{folder.name} skipped: its writing was cut short" for folder in staged]
     for folder in _newest_first(run):
         wrong = fault(folder)
         if wrong is None:
