@@ -422,13 +422,5 @@ def _card(info: AdapterInfo, name: str, results: Results | None = None) -> str:
     environment.filters["json"] = json.dumps
     template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        info=info,
-        title=name,
-        # The hub takes base_model as the id of a repository; a local base has none.
-        revision=info.identity.get("revision"),
-        data=info.training.get("data", {}),
-        settings=info.training.get("settings", {}),
-        results=results,
-        names=NAMES,
-        estimate=estimate,
+        info=info, title=name, results=results, names=NAMES, estimate=estimate
     )
