@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from pt_app.commands.flags import Commands
-from pt_app.core.flags import flag
+from pt_app.commands.flags import Commands, flag
 from pt_app.pretrain.options import BaseOptions
 
 base = Commands(help="The tiny offline base (--model tiny).")

@@ -8,11 +8,10 @@ from types import ModuleType
 from typing import Literal
 
 import pt_app
-from pt_app.commands.flags import Commands
+from pt_app.commands.flags import Commands, flag
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
-from pt_app.core.flags import flag
 
 bench = Commands(help="Speed against other tools, and coverage of the intervals.")
 

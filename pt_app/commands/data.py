@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pt_app.commands.flags import JSON, Commands
-from pt_app.core.flags import flag
+from pt_app.commands.flags import JSON, Commands, flag
 from pt_app.judge_data.options import (
     NEAR,
     DistilOptions,

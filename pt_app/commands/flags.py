@@ -13,6 +13,7 @@ import typer
 from pt_app.core import streams
 from pt_app.core.flags import Flag, filled, flag, flags_of
 
+__all__ = ["JSON", "RECIPE", "RECIPE_FLAGS", "Commands", "command", "flag"]
 # The recipe itself reads the flags that a command does not know.
 RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 JSON = flag("print JSON on stdout, and nothing else", False, name="json")
