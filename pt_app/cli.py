@@ -45,7 +45,7 @@ class _Judge(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Imported(COMMANDS)  # type: ignore[assignment]
+        self.commands = _Imported(COMMANDS)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the subcommands without an import of them."""

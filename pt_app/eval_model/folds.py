@@ -86,12 +86,13 @@ def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
 
 def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
     """Raise UserError for an adapter of another task, scale, base or set of judges."""
+    first = results[0]
     for adapter, result in zip(adapters, results, strict=True):
-        for what, trait in {
-            "task": lambda r: r.task,
-            "scale": lambda r: r.scale,
-            "base": lambda r: r.run.get("base"),
-            "set of judges": lambda r: [model.name for model in r.models],
-        }.items():
-            if trait(result) != trait(results[0]):
+        for what, own, expected in (
+            ("task", result.task, first.task),
+            ("scale", result.scale, first.scale),
+            ("base", result.run.get("base"), first.run.get("base")),
+            ("set of judges", [m.name for m in result.models], [m.name for m in first.models]),
+        ):
+            if own != expected:
                 raise UserError(f"{adapter} has another {what} than {adapters[0]}: name others")
