@@ -26,7 +26,7 @@ from pt_app.eval_model.evaluation import evaluate
 from pt_app.models import adapters, bases, launcher, memory, platforms
 from pt_app.models.bases import tokenizer_files
 from pt_app.models.provenance import about_this_run
-from pt_app.tracking.access import resolve_access
+from pt_app.tracking.access import check_tracking
 from pt_app.tracking.tracker import Charts, Tracker
 from pt_app.training import checkpoints, run, runs
 from pt_app.training.loop import TrainingLoop
@@ -63,8 +63,7 @@ class Run:
             sharded=settings.shard_base,
         )
         log.info("platform: %s (%s)", self.platform.hardware, self.platform.reason)
-        if settings.tracking == "online":
-            resolve_access("online")  # a missing key is an error before anything is written
+        check_tracking(settings.tracking)
         self.prepared = prepare(settings)
         self.resumed: Path | None = None
         if settings.resume != "off":
@@ -80,16 +79,11 @@ class Run:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the folder of the run, its log and its tracking within."""
-        settings = self.settings
         with ExitStack() as stack:
             self.folder, self.checkpoint = self._open_folder(stack)
             self.adapter = Path(f"{self.folder}_final")
             console.also_to(self.folder / "train.log")
-            project, name, texts = settings.project_name, self.folder.name, settings.log_texts
-            about = asdict(settings)
-            tracker = Tracker(
-                settings.tracking, project, name, self.folder, about, texts, say=log.info
-            )
+            tracker = Tracker(self.settings, self.folder, say=log.info)
             self.tracker = stack.enter_context(tracker)
             yield
 
@@ -201,8 +195,6 @@ class Run:
 
     def finish(self, results: Results | None, charts: Charts) -> None:
         """Track what the run has made."""
-        numbers = None if results is None else results.as_json()
-        self.tracker.finish(
-            numbers, self.adapter / "evaluation" / PREDICTIONS, self.adapter, charts
-        )
+        predictions = self.adapter / "evaluation" / PREDICTIONS
+        self.tracker.finish(results, predictions, self.adapter, charts)
         log.info("adapter: %s", self.adapter)
