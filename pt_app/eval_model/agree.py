@@ -56,7 +56,7 @@ def agree(
     notes: list[str] = []
     ranks: dict[str, Metrics] = {}
     if options.metric or options.lower_is_better:
-        source = VerdictFile(file, columns, reading)
+        source = VerdictFile(file, columns, reading, unnamed="metric")
         scores = verdict_files.aligned(read_scores(source, options.lower_is_better), source)
         _check_groups(scores, file)
         results = rank_results(scores, _about(file))
@@ -67,7 +67,7 @@ def agree(
             write_report(out)
             return results, [*notes, BY_RANK_ONLY]
         ranks = {model.name: model.metrics for model in results.models}
-        rows = VerdictFile(options.validation, columns, reading)
+        rows = VerdictFile(options.validation, columns, reading, unnamed="metric")
         others = read_scores(rows, options.lower_is_better)
         scale = _scale(options.scale, scores, file)
         table = as_verdicts(scores, others, scale, options.validation, file)

@@ -85,7 +85,7 @@ def evaluate_judges(
     if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
         shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
-        budget = Budget.of(endpoint)
+        budget = Budget(endpoint)
         judges.append(_prompted_rows(endpoint, budget, test, shots, dataset, journal))
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
     results, baselines = measured(judges, dataset, test, run, Asked(options.target_accuracy))
@@ -213,10 +213,9 @@ def _answers(
             model=endpoint.model,
             budget=budget,
             base_url=endpoint.url,
-            key_env=endpoint.key_env,
             max_tokens=endpoint.max_tokens,
         )
-        client.ask_all(waiting, ask, endpoint.concurrency, "verdicts")
+        client.ask_all(waiting, ask, "verdicts")
     _report_missing([done[id_] for id_ in questions], endpoint)
     return done
 

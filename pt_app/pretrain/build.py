@@ -11,7 +11,7 @@ from pathlib import Path
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.flags import check
-from pt_app.judge_data.writing import replace_folder
+from pt_app.judge_data.folder import replace_folder
 from pt_app.pretrain.corpus import Corpus
 from pt_app.pretrain.model import new_model, save, train_tokenizer
 from pt_app.pretrain.options import BaseOptions
