@@ -1,9 +1,11 @@
 """The `judge` command: its subcommands, each imported when it is used."""
 
 import importlib
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections import UserDict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,44 +14,22 @@ from typer.core import TyperGroup
 from pt_app.commands.flags import Commands
 from pt_app.core.errors import UserError, exit_with
 
-COMMANDS = {
-    "agree": "Measure anybody's verdicts against labels.",
-    "report": "Rewrite the pages of an evaluation.",
-    "gate": "Decide whether a new judge is worse; for CI.",
-    "attack": "Attack a judge, and measure what becomes of its verdicts.",
-    "eval": "Judge a test set with several judges.",
-    "doctor": "Check that this machine computes correctly, and what a run needs.",
-    "estimate": "Estimate memory, time, disk and price of a run.",
-    "prefetch": "Fetch what a run reads, for a machine without network.",
-    "bundle": "Write one archive that installs and runs without network.",
-    "train": "Train a judge with the recipe for this machine.",
-    "demo": "Generate data, train a tiny judge on it and evaluate it.",
-    "score": "Judge the rows of a file.",
-    "sync": "Send to W&B and Weave what offline runs kept on disk.",
-    "init": "Look at a file of labels, and propose how to import it.",
-    "join": "Join the evaluations of the folds of one dataset.",
-    "data": "Judge data: where labels come from.",
-    "bench": "Speed against other tools, and coverage of the intervals.",
-    "base": "The tiny offline base (--model tiny).",
-}
+# The help of the subcommands, by their names: `judge --help` imports none of them.
+COMMANDS: dict[str, str] = json.loads(
+    Path(__file__).with_name("commands").joinpath("commands.json").read_text(encoding="utf-8")
+)
 
 
-class _Imported(Mapping[str, Any]):
+class _Imported(UserDict[str, Any]):
     """The subcommands by name; a module of `pt_app.commands` is imported when it is looked up.
 
     `judge --help` needs none of them, and each takes some ten milliseconds.
     """
 
     def __getitem__(self, name: str) -> Any:
-        if name not in COMMANDS:
+        if name not in self.data:
             raise KeyError(name)
         return _imported(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        return len(COMMANDS)
 
 
 @cache
@@ -65,7 +45,7 @@ class _Judge(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Imported()  # type: ignore[assignment]
+        self.commands = _Imported(COMMANDS)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the subcommands without an import of them."""

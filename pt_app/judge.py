@@ -19,7 +19,7 @@ from pt_app.core.results import PrecisionChange
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.calibration import Fitted
 from pt_app.models import adapters, bases
-from pt_app.models.model_card import AdapterInfo
+from pt_app.models.adapters import AdapterInfo
 
 if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is refused before
     from transformers import PreTrainedModel

@@ -35,7 +35,7 @@ SetEnv TMUX_TMPDIR={folder}
 RECIPE = """
 import json, pathlib, shutil, signal, sys, time
 sys.path.insert(0, ".")
-from pt_app.training.checkpoints import aside, newest_complete, publish
+from pt_app.training.checkpoints import staging_folder, newest_complete, publish
 flags = dict(word[2:].partition("=")[::2] for word in sys.argv[2:] if word.startswith("--"))
 resume = flags.get("resume")
 run = pathlib.Path(resume or "adapters_eval/stand-in-20261121_120000")
@@ -55,7 +55,7 @@ while step < float(flags["epochs"]) and not asked:
     print(f"step {step}", flush=True)
     if step % 10 and step < float(flags["epochs"]) and not asked and flags["seed"] != "13":
         continue
-    folder = aside(run) / f"checkpoint-{step}"
+    folder = staging_folder(run) / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(bytes(step) * 20000)
     publish(folder, run)

@@ -159,8 +159,8 @@ def test_verify_says_what_the_judge_is(folder, encoder, source):
         encoder.template,
         256,
     )
-    assert (info.base_name, info.rank, info.alpha) == ("small", 4, 8)
-    assert info.target_modules == tuple(sorted(TARGETS))
+    assert (info.base_name, info.config["r"], info.config["lora_alpha"]) == ("small", 4, 8)
+    assert info.config["target_modules"] == sorted(TARGETS)
     assert info.identity == model_identity(source)
     weights = load_file(folder / "adapter_model.safetensors")
     assert info.parameters == sum(weight.numel() for weight in weights.values())

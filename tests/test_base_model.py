@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from pt_app.core.files import sha256_file
 from pt_app.judge_data.generator.grammar import reserved_for_judges
 from pt_app.models.bases import shipped
 from pt_app.pretrain import train
-from pt_app.pretrain.build import CARD, BaseOptions, train_base
-from pt_app.pretrain.corpus import Corpus, Document, grammar_sentences, real_sentences
-from pt_app.pretrain.tokenizer import train_tokenizer
+from pt_app.pretrain.build import CARD, train_base
+from pt_app.pretrain.corpus import Corpus, Document
+from pt_app.pretrain.model import train_tokenizer
+from pt_app.pretrain.options import BaseOptions
 
 MAX_BYTES = 4_000_000
 SMALL: dict[str, Any] = {
@@ -37,7 +39,7 @@ def read_card(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
     rng = random.Random(3)
-    corpus = Corpus(grammar_sentences("full"))
+    corpus = Corpus.of_grammar("full")
     return [corpus.sample(rng) for _ in range(6000)]
 
 
@@ -73,7 +75,7 @@ def test_no_number_follows_from_a_candidate(documents: list[Document]) -> None:
 
 def test_the_first_phase_holds_unrelated_words_only() -> None:
     rng = random.Random(3)
-    corpus = Corpus(grammar_sentences("small"))
+    corpus = Corpus.of_grammar("small")
     tasks = Counter(corpus.sample(rng, first_phase=True).task for _ in range(200))
     assert set(tasks) == {"repetition", "unrelated", "changes"}
 
@@ -139,16 +141,16 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1000))
-    loss_of = train.loss_of
+    loss = train.DocumentLoss.loss
 
     def interrupted(*arguments: Any) -> Any:
         if next(calls) == 12:
             raise KeyboardInterrupt
-        return loss_of(*arguments)
+        return loss(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "SNAPSHOT_EVERY", 5)
-        patch.setattr(train, "loss_of", interrupted)
+        patch.setattr(train.DocumentLoss, "loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_base(tmp_path / "base", BaseOptions(**SMALL))
     assert not (tmp_path / "base").exists()
@@ -183,9 +185,9 @@ def test_a_parallel_corpus_replaces_the_grammar(tmp_path: Path) -> None:
         f"The small dog number {i} sleeps.\tO cão pequeno número {i} dorme." for i in range(200)
     ]
     file.write_text("\n".join(rows), encoding="utf-8")
-    sentences = real_sentences(file, None)
+    corpus = Corpus.of_file(file, None)
     rng = random.Random(1)
-    shown = {sentences.sample(rng, ()).source for _ in range(400)}
+    shown = {corpus.example(rng, ()).source for _ in range(400)}
     assert 50 < len(shown) < 150
     assert not any(map(reserved_for_judges, shown))
 
@@ -217,18 +219,19 @@ def test_the_figures_on_the_card_of_the_shipped_base_are_those_measured() -> Non
     facts = read_card(shipped())
     tokenizer = AutoTokenizer.from_pretrained(shipped())
     model = AutoModelForCausalLM.from_pretrained(shipped(), dtype=torch.float32).eval()
-    corpus = Corpus(grammar_sentences("full"), measuring=True)
-    measured = train.Yardstick(corpus, tokenizer).measure(model)
-    assert measured.loss == pytest.approx(float(facts["held-out loss"].split()[0]), abs=1e-3)
-    for kind, share in measured.detected.items():
-        assert share == pytest.approx(float(facts[kind]), abs=0.05), kind
+    corpus = replace(Corpus.of_grammar("full"), measuring=True)
+    yardstick = train.Yardstick(corpus, tokenizer)
+    measured = yardstick.measure(model)
+    assert measured["loss"] == pytest.approx(float(facts["held-out loss"].split()[0]), abs=1e-3)
+    for kind in yardstick.kinds:
+        assert measured[kind] == pytest.approx(float(facts[kind]), abs=0.05), kind
     # Before comparing has formed some kind, or "none", is hardly ever named.
-    assert min(measured.detected.values()) > 0.5
+    assert min(measured[kind] for kind in yardstick.kinds) > 0.5
 
 
 def test_words_of_the_grammar_are_one_token_each() -> None:
     rng = random.Random(5)
-    corpus = Corpus(grammar_sentences("small"))
+    corpus = Corpus.of_grammar("small")
     tokenizer = train_tokenizer(
         (d.prompt + d.answer for d in (corpus.sample(rng) for _ in range(3000))), 2048
     )

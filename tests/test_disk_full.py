@@ -14,7 +14,7 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.models import adapters
 from pt_app.models.adapters import verify_adapter
-from pt_app.training import room
+from pt_app.training import checkpoints
 from pt_app.training.loop import TrainingLoop
 from tests.test_recipes import flags, main
 
@@ -30,7 +30,7 @@ def full_until_room_is_made(
 
     def failing(self: TrainingLoop) -> None:
         run = self.args.output_dir
-        if self.state.global_step == step and ((run / room.RESERVE).exists() or even_then):
+        if self.state.global_step == step and ((run / checkpoints.RESERVE).exists() or even_then):
             (run / ".saving" / f"checkpoint-{step}").mkdir(parents=True)
             raise error
         write(self)
@@ -56,7 +56,7 @@ def test_checkpoint_that_finds_the_disk_full_is_written_in_the_room_kept_for_it(
         main("mps", flags(base, rows, tmp_path / "cut", *more))
     (run,) = (tmp_path / "cut").iterdir()
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
-    assert not (run / room.RESERVE).exists()
+    assert not (run / checkpoints.RESERVE).exists()
     if error is not FULL:  # the others differ in how they are told
         return
     monkeypatch.undo()
@@ -85,18 +85,18 @@ def test_adapter_goes_elsewhere_where_even_its_room_is_taken(
 
     def failing(model: Any, encoder: Any, folder: Path, **more: Any) -> Any:
         if folder.is_relative_to(tmp_path / "out"):
-            kept.append(list((tmp_path / "out").glob(f"*/{room.RESERVE}")))
+            kept.append(list((tmp_path / "out").glob(f"*/{checkpoints.RESERVE}")))
             raise UserError(f"{folder} cannot be written") from FULL
         return save(model, encoder, folder, **more)
 
     other.mkdir()
     monkeypatch.setattr(adapters, "save_adapter", failing)
-    monkeypatch.setattr(room.tempfile, "tempdir", str(other))
+    monkeypatch.setattr(checkpoints.tempfile, "tempdir", str(other))
     with pytest.raises(UserError, match="the adapter is whole, and lies in") as caught:
         main("mps", flags(base, rows, tmp_path / "out", *MORE, "--save_steps=0"))
     (adapter,) = other.glob("*/*_final")
     assert str(adapter) in str(caught.value)
-    assert verify_adapter(adapter).rank == 16
+    assert verify_adapter(adapter).config["r"] == 16
     assert kept == [[]], "its room is given back before it is written"
 
 
@@ -109,7 +109,7 @@ def test_run_without_room_for_its_adapter_does_not_begin(
     monkeypatch.setattr(os, "posix_fallocate", refused)
     with pytest.raises(UserError, match="no room for the adapter and a checkpoint, 1 MB"):
         main("mps", flags(base, rows, tmp_path, *MORE))
-    assert not list(tmp_path.glob(f"*/{room.RESERVE}"))
+    assert not list(tmp_path.glob(f"*/{checkpoints.RESERVE}"))
 
 
 def test_evaluation_on_a_full_disk_leaves_the_adapter_and_says_how_to_go_on(

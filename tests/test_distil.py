@@ -17,7 +17,6 @@ import pytest
 from pt_app.core.errors import UserError
 from pt_app.judge_data.distil import DistilSummary, distil
 from pt_app.judge_data.options import DistilOptions, SplitPlan
-from pt_app.models.endpoint import budget as budgets
 from pt_app.models.endpoint import client
 from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.options import RequestOptions
@@ -186,14 +185,7 @@ def test_no_more_requests_are_under_way_than_asked_for(tmp_path: Path) -> None:
 def test_requests_and_tokens_a_minute_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of = Budget.of
-
-    def small(options: RequestOptions) -> Budget:
-        budget = of(options)
-        budget.window = 0.5
-        return budget
-
-    monkeypatch.setattr(Budget, "of", small)
+    monkeypatch.setattr(Budget, "window", 0.5)
     with TeacherServer(lambda body, n: reply(GOOD, prompt=100, answer=0)) as server:
         run(rows(tmp_path, 15), server, rpm=5, concurrency=15)
         at = [when for when, _ in server.requests]
@@ -367,7 +359,8 @@ def test_a_budget_lets_one_request_through_that_is_larger_than_all_of_it() -> No
     import asyncio
 
     async def ask() -> float:
-        budget = Budget(tpm=10, window=0.2)
+        budget = Budget(RequestOptions(tpm=10))
+        budget.window = 0.2
         start = time.monotonic()
         for _ in range(2):
             entry = await budget.acquire(Usage(100, 0))
@@ -375,7 +368,7 @@ def test_a_budget_lets_one_request_through_that_is_larger_than_all_of_it() -> No
         return time.monotonic() - start
 
     assert 0.15 < asyncio.run(ask()) < 2
-    assert budgets.WINDOW == 60.0
+    assert Budget.window == 60.0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
-from pt_app.judge_data import writing
+from pt_app.judge_data import folder as folders
 from pt_app.judge_data.folder import build_folder, split_folder
 from pt_app.judge_data.options import SplitPlan
 from tests.rows import write_rows
@@ -180,7 +180,7 @@ def test_a_disk_that_fails_half_way_leaves_the_folder_as_it_was(
 
     build(tmp_path / "old")
     before = bytes_of(tmp_path)
-    monkeypatch.setattr(writing, "_write_flushed", failing)
+    monkeypatch.setattr(folders, "write_text_atomic", failing)
     for name, flags in (("new", {}), ("old", {"append": True})):
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
             build(tmp_path / name, examples(name="more"), **flags)

@@ -257,10 +257,10 @@ def test_any_text_is_kept_to_the_letter_or_refused(
     half = any(0xD800 <= ord(c) <= 0xDFFF for text in read for c in text)
     if half:
         with pytest.raises(UserError, match="half a character"):
-            import_labels([str(path)], tmp_path / "out", options, plan, progress=False)
+            import_labels([str(path)], tmp_path / "out", options, plan)
         assert not (tmp_path / "out").exists()
         return
-    import_labels([str(path)], tmp_path / "out", options, plan, progress=False)
+    import_labels([str(path)], tmp_path / "out", options, plan)
     kept = {row.source: row.candidate for row in rows_of(tmp_path).values()}
     assert kept == {f"source {i}": text for i, text in enumerate(read)}
 

@@ -19,7 +19,7 @@ import pytest
 from pt_app.core.errors import UserError
 from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.eval_model.options import ScoreOptions
-from pt_app.eval_model.score_file import Shard, score_file
+from pt_app.eval_model.score_file import score_file, shard_of
 from pt_app.judge import Judge
 from pt_app.judge_data.importing import import_labels
 from pt_app.judge_data.options import ImportOptions, SplitPlan
@@ -150,7 +150,7 @@ def test_shards_hold_all_rows_once(adapter: Path, base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--shard"):
-        Shard.parse(text)
+        shard_of(text, 9)
 
 
 def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -432,7 +432,7 @@ def test_responses_without_a_status_are_said_to_be_so(tmp_path: Path) -> None:
         row["responses"]["quality"] = [{"value": 4, "user_id": "a"}]
     mapped = "source=fields.source,candidate=fields.mt,label=responses.quality.*.value"
     said = run(lines(tmp_path, rows), tmp_path / "out", "--map", mapped, "--scale", "1-5")
-    assert "responses carry no status, so drafts and discarded ones count too" in said
+    assert "responses have no status, so drafts count too" in said
 
 
 # --- what all labels say together ---
@@ -455,7 +455,7 @@ def test_the_longer_candidate_is_the_one_of_more_characters(tmp_path: Path) -> N
 
     said = run(lines(tmp_path, pairs(lambda i: "A", texts)), tmp_path / "out", *PAIR)
     assert "the longer candidate (characters) wins 0.0" in said
-    assert "warning: length alone tells the label" in said
+    assert "warning: length alone predicts the label" in said
 
 
 @pytest.mark.parametrize(("winner", "share"), [("tie", "0.50"), ("A", "0.75")])

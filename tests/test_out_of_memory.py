@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pt_app.core.errors import UserError
-from pt_app.models.out_of_memory import explained, is_out_of_memory
+from pt_app.models.memory import is_out_of_memory, shortage_explained
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.loss import AnswerLoss
@@ -64,7 +64,7 @@ def test_packs_of_one_example_that_do_not_fit_end_the_run_with_the_remedies(
     limit_packs(monkeypatch, 4)
     with (
         pytest.raises(UserError, match=r"training ran out of memory .*--max_seq_length.*4 bits"),
-        explained("training"),
+        shortage_explained("training"),
     ):
         train(base, tmp_path, make_examples(12), batch=4)
 

@@ -12,7 +12,6 @@ from pt_app.cli import app
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
-from pt_app.judge_data.folder import FoldsSummary
 from pt_app.judge_data.relabel import read_back, write_blind
 from tests.rows import write_rows
 from tests.test_folder import GROUPS, build, bytes_of, card_of, examples, split, where
@@ -39,7 +38,7 @@ def test_split_keeps_groups_where_they_are_until_anew(tmp_path: Path) -> None:
     build(folder)
     before = bytes_of(folder)
     summary = split(folder, ratios="0.5,0.25,0.25")
-    assert any("every group stays" in line for line in summary.lines())
+    assert any("every group stays" in line for line in summary)
     assert bytes_of(folder) == before
     split(folder, ratios="0.5,0.25,0.25", anew=True)
     assert {s: n for s, n in card_of(folder)["split"].items() if s == "ratios"} == {
@@ -86,7 +85,7 @@ def test_by_row_marks_the_folder_and_split_by_group_fixes_it(tmp_path: Path) -> 
     with pytest.raises(UserError, match="was split by group: add --by group, or split it again"):
         split(folder, by="row")
     summary = split(folder, by="row", anew=True)
-    assert any(line.startswith("--by row leaks: ") for line in summary.lines())
+    assert any(line.startswith("--by row leaks: ") for line in summary)
     card = card_of(folder)
     assert (card["split"]["by"], card["checks"]["by_row"]) == ("row", True)
     assert "LEAKS" in (folder / "README.md").read_text("utf-8").splitlines()[0]
@@ -139,7 +138,6 @@ def test_every_row_is_once_in_the_test_part_of_a_fold(tmp_path: Path) -> None:
     build(folder)
     before = bytes_of(folder)
     summary = split(folder, folds=5)
-    assert isinstance(summary, FoldsSummary)
     assert {name: data for name, data in bytes_of(folder).items() if "folds" not in name} == before
     tested: list[str] = []
     for number, fold in enumerate(folds_of(folder), start=1):
@@ -150,7 +148,7 @@ def test_every_row_is_once_in_the_test_part_of_a_fold(tmp_path: Path) -> None:
         assert card_of(fold)["fold"] == f"{number}/5"
         assert card_of(fold)["split"]["folds"] == 5
     assert sorted(tested) == sorted(row.id for row in examples())
-    assert summary.lines()[1] == "  1: 48 train (16 groups), 12 test (4 groups), no leak"
+    assert summary[1] == "  1: 48 train (16 groups), 12 test (4 groups), no leak"
 
 
 def test_folds_of_an_earlier_split_are_gone_and_other_files_are_safe(tmp_path: Path) -> None:

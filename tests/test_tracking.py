@@ -16,6 +16,7 @@ import pytest
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
+from pt_app.core.settings import resolve
 from pt_app.tracking.access import Access, reachable, resolve_access
 from pt_app.tracking.sync import STATE_FILE, Child, read_state, sync
 from pt_app.tracking.tracker import Tracker
@@ -30,11 +31,14 @@ ROWS = 12
 RUN = """
 import json, sys
 from pathlib import Path
+from pt_app.core.results import Results
+from pt_app.core.settings import resolve
 from pt_app.report import charts
 from pt_app.tracking.tracker import Tracker
 folder, mode, ending = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-settings = {"lr": 1e-4, "output_dir": str(folder), "api_key": "x"}
-with Tracker(mode, "judge", "tiny-judge", folder, settings, log_texts="texts" in ending) as t:
+flags = ["--tracking", mode, "--project_name=judge", "--output_dir", str(folder)]
+flags += ["--log_texts"] if "texts" in ending else []
+with Tracker(resolve("mps", flags, "", ""), folder) as t:
     if "kill" in ending:
         import psutil
         [child.kill() for child in psutil.Process().children()]
@@ -49,6 +53,7 @@ with Tracker(mode, "judge", "tiny-judge", folder, settings, log_texts="texts" in
     metrics = {"mae": number, "kappa_quadratic": number}
     results = {"task": "score", "data": {"path": "datasets/demo"}, "baselines": []}
     results["models"] = [{"name": name, "metrics": metrics} for name in ("base", "adapter")]
+    results = Results.model_validate(results)
     t.finish(results, folder / "predictions.jsonl", folder / "adapter", charts.of_results)
 """
 
@@ -206,6 +211,16 @@ def test_without_network_a_run_is_offline_and_ends_at_once(run_dir: Path) -> Non
     assert len(rows) == ROWS
 
 
+@pytest.mark.parametrize("named", ["wandb", "weave"])
+def test_of_the_two_servers_only_the_named_one_gets_a_run(run_dir: Path, named: str) -> None:
+    done = track(run_dir, mode=f"offline,{named}")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    kept = {kind for kind, names in read_state(run_dir).items() if names}
+    assert kept == {named}
+    assert (run_dir / "wandb").exists() is (named == "wandb")
+    assert (run_dir / "weave_rows.jsonl").exists() is (named == "weave")
+
+
 @pytest.mark.slow
 def test_an_offline_run_is_sent_later_whole(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = track(run_dir, mode="offline")
@@ -329,7 +344,7 @@ def test_off_and_other_ranks_import_and_write_nothing(
 
 def test_online_needs_a_key_and_an_unknown_mode_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no W&B key.*WANDB_API_KEY.*--tracking offline"):
-        Tracker("online", "judge", "run", tmp_path, {})
+        Tracker(resolve("mps", ["--tracking=online"], "", ""), tmp_path)
     with pytest.raises(UserError, match="--tracking sometimes"):
         resolve_access("sometimes")
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pt_app.core.results import Results
 from pt_app.tracking.tracker import adapter_artifact, clean_settings, summarize
 from pt_app.tracking.weave_rows import as_row, write_rows
 from tests.tracking_server import TEXTS, prediction
@@ -59,7 +60,7 @@ def test_settings_leave_without_secrets_and_paths() -> None:
 def test_metrics_go_with_their_interval_and_n() -> None:
     metrics = {"mae": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 300}}
     model = {"name": "adapter", "metrics": metrics, "parse_failures": 2}
-    assert summarize({"models": [model]}) == {
+    assert summarize(Results.model_validate({"models": [model]})) == {
         "adapter": {"mae": 0.5, "mae_low": 0.4, "mae_high": 0.6, "mae_n": 300, "parse_failures": 2}
     }
 

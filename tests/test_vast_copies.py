@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pt_app.training.checkpoints import aside, publish
+from pt_app.training.checkpoints import publish, staging_folder
 from scripts.rented import limits
 from scripts.rented.host import CutOffError, Host
 from scripts.rented.record import Launch
@@ -36,7 +36,7 @@ def launch(tmp_path: Path) -> Launch:
 
 
 def checkpoint(folder: Path) -> None:
-    written = aside(folder.parent) / folder.name
+    written = staging_folder(folder.parent) / folder.name
     written.mkdir(parents=True)
     (written / "adapter_model.safetensors").write_bytes(b"trained")
     publish(written, folder.parent)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pt_app.commands.flags import command
-from pt_app.core.flags import flag
+from pt_app.commands.flags import command, flag
+from pt_app.eval_model.options import AgreeOptions
 from pt_app.evidence.options import Asked
 from pt_app.judge_data.options import Columns, FileOptions
 
@@ -14,12 +14,8 @@ def agree(
     file: str = flag("CSV, TSV, JSON, JSON Lines, Parquet", positional=True),
     columns: Columns,
     out: Path | None = flag("output folder; default: FILE-evidence", None),
-    scale: str = flag("0-10, 1-5, pass_fail, pairwise ...", ""),
-    train: str = flag("file of labelled rows to fit the baselines on", ""),
+    options: AgreeOptions,
     asked: Asked,
-    metric: bool = flag("the verdicts are a metric's scores, of any range", False),
-    lower_is_better: bool = flag("lower scores of such a metric are better", False),
-    validation: str = flag("file of rows to fit the map from such scores to verdicts", ""),
     reading: FileOptions,
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, baselines, annotators, biases."""
@@ -29,18 +25,7 @@ def agree(
 
     console.start()
     folder = out or Path(f"{Path(file).stem}-evidence")
-    results, notes = measure(
-        file,
-        folder,
-        columns,
-        reading,
-        asked,
-        scale=scale,
-        train=train,
-        by_rank=metric,
-        lower_is_better=lower_is_better,
-        validation=validation,
-    )
+    results, notes = measure(file, folder, columns, reading, options, asked)
     for note in notes:
         print(f"note: {note}")
     console.show(terminal_table(results))

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from pt_app.commands.flags import Commands
-from pt_app.core.flags import flag
-from pt_app.judge_data.options import LexiconSize
+from pt_app.commands.flags import Commands, flag
+from pt_app.pretrain.options import BaseOptions
 
 base = Commands(help="The tiny offline base (--model tiny).")
 
@@ -21,19 +20,11 @@ def base_path() -> None:
 def base_train(
     *,
     output: Path = flag("output folder"),
-    seed: int = flag("seed of corpus, weights and order", 0),
-    quick: bool = flag("train a weak base within 6 minutes", False),
-    steps: int | None = flag("number of optimizer steps; default: a full training", None),
-    lexicon: LexiconSize = flag("lexicon of the grammar", "full"),
-    corpus: Path | None = flag("parallel corpus (TMX, TSV) instead of the grammar", None),
-    max_words: int | None = flag(
-        "maximum length of a sentence of the corpus; longer ones are skipped", None, unit="words"
-    ),
+    options: BaseOptions,
 ) -> None:
     """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
     from pt_app.core import console
-    from pt_app.pretrain.build import BaseOptions, train_base
+    from pt_app.pretrain.build import train_base
 
     console.start()
-    options = BaseOptions(seed, steps, quick, lexicon, corpus, max_words)
     print(f"base: {train_base(output, options)}")

@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import pt_app
-from pt_app.commands.flags import Commands
+from pt_app.commands.flags import Commands, flag
+from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.flags import flag
+from pt_app.core.files import write_json_atomic
 
 bench = Commands(help="Speed against other tools, and coverage of the intervals.")
 
@@ -43,32 +44,38 @@ class Measured:
     )
     only: str = flag("ways to measure, separated by semicolons; default: all", "")
 
-    def names(self, ways: Sequence[str]) -> list[str]:
-        """Return the ways to measure; raises UserError for an unknown one, or an unknown shape."""
+    def compare(self, benchmark: ModuleType, file: Path | None, **more: object) -> None:
+        """Measure the ways of a benchmark on each workload, and print the numbers.
+
+        Raises:
+            UserError: for an unknown shape or way.
+        """
         from benchmarks.shapes import SHAPES
+        from benchmarks.table import lines_of
+        from benchmarks.workloads import Lengths
 
         if self.shape not in SHAPES:
             raise UserError(f"--shape {self.shape}: must be one of {', '.join(SHAPES)}")
         names = [name.strip() for name in self.only.split(";") if name.strip()]
-        for name in names:
-            if name not in ways:
-                raise UserError(f'--only "{name}": must be of: {"; ".join(ways)}')
-        return names
+        if unknown := [name for name in names if name not in benchmark.WAYS]:
+            raise UserError(f'--only "{unknown[0]}": must be of: {"; ".join(benchmark.WAYS)}')
+        console.start()
+        more |= {"layers": self.layers, "only": names}
+        more["lengths"] = Lengths(self.rubric_tokens, self.body_tokens)
+        workloads = ["rubric", "variants"] if self.workload == "both" else [self.workload]
+        reports = [benchmark.measure(self.shape, workload, **more) for workload in workloads]
+        for report in reports:
+            print("\n" + "\n".join(lines_of(report)))
+        if file:
+            write_json_atomic(file, json.loads(json.dumps(reports)))
 
 
 @bench.command()
 def train(*, measured: Measured, rounds: int = ROUNDS, json_file: Path | None = JSON_FILE) -> None:
     """Training: examples per second against TRL and a plain Trainer, on one CPU core."""
-    from benchmarks.train import WAYS, measure
-    from benchmarks.workloads import Lengths
+    from benchmarks import train as benchmark
 
-    m, names = measured, measured.names(list(WAYS))
-    lengths = Lengths(m.rubric_tokens, m.body_tokens)
-    _run(
-        lambda name: measure(m.shape, name, rounds, m.layers, lengths, names, print),
-        m.workload,
-        json_file,
-    )
+    measured.compare(benchmark, json_file, rounds=rounds)
 
 
 @bench.command()
@@ -81,16 +88,9 @@ def score(
     json_file: Path | None = JSON_FILE,
 ) -> None:
     """Scoring: verdicts and answers per second against transformers, on one CPU core."""
-    from benchmarks.score import WAYS, measure
-    from benchmarks.workloads import Lengths
+    from benchmarks import score as benchmark
 
-    m, names = measured, measured.names(list(WAYS))
-    lengths = Lengths(m.rubric_tokens, m.body_tokens)
-    _run(
-        lambda name: measure(m.shape, name, rounds, rows, scale, m.layers, lengths, names, print),
-        m.workload,
-        json_file,
-    )
+    measured.compare(benchmark, json_file, rounds=rounds, rows=rows, scale=scale)
 
 
 @bench.command()
@@ -105,17 +105,3 @@ def intervals(
 
     for name, share in coverage(groups, sets, resamples).items():
         print(f"{name:20}{share:7.1%}")
-
-
-def _run(measure: Any, workload: str, file: Path | None) -> None:
-    from benchmarks.table import lines_of
-    from pt_app.core import console
-    from pt_app.core.files import write_json_atomic
-
-    console.start()
-    names = ["rubric", "variants"] if workload == "both" else [workload]
-    reports = [measure(name) for name in names]
-    for report in reports:
-        print("\n" + "\n".join(lines_of(report)))
-    if file:
-        write_json_atomic(file, json.loads(json.dumps(reports)))

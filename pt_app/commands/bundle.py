@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pt_app.commands.flags import RECIPE, command
-from pt_app.core.flags import flag
+from pt_app.commands.flags import RECIPE, command, flag
 from pt_app.core.settings import Where
 
 

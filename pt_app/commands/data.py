@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pt_app.commands.flags import JSON, Commands
-from pt_app.core.flags import flag
+from pt_app.commands.flags import JSON, Commands, flag
 from pt_app.judge_data.options import (
     NEAR,
     DistilOptions,
@@ -62,7 +61,7 @@ def split(
     """Split the rows of a folder again by group; groups in splits.json stay where they are."""
     from pt_app.judge_data.folder import split_folder
 
-    print("\n".join(split_folder(folder, replace(plan, folds=folds, anew=anew)).lines()))
+    print("\n".join(split_folder(folder, replace(plan, folds=folds, anew=anew))))
 
 
 @data.command()

@@ -1,7 +1,6 @@
 """`judge demo`: data, adapter and report of a tiny judge."""
 
-from pt_app.commands.flags import command
-from pt_app.core.flags import flag
+from pt_app.commands.flags import command, flag
 
 
 @command()

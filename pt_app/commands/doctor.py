@@ -2,8 +2,7 @@
 
 import typer
 
-from pt_app.commands.flags import JSON, RECIPE_FLAGS, command
-from pt_app.core.flags import flag
+from pt_app.commands.flags import JSON, RECIPE_FLAGS, command, flag
 from pt_app.core.settings import Where
 
 

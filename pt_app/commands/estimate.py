@@ -5,8 +5,7 @@ from typing import Literal
 
 import typer
 
-from pt_app.commands.flags import JSON, RECIPE_FLAGS, command
-from pt_app.core.flags import flag
+from pt_app.commands.flags import JSON, RECIPE_FLAGS, command, flag
 from pt_app.core.settings import Where
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pt_app.commands.flags import command
+from pt_app.commands.flags import command, flag
 from pt_app.core.errors import UserError
-from pt_app.core.flags import flag
 from pt_app.eval_model.options import Endpoint, EvalOptions
 
 

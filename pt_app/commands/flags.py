@@ -4,14 +4,16 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, is_dataclass
+from copy import copy
+from dataclasses import MISSING, field, make_dataclass
 from typing import Annotated, Any
 
 import typer
 
 from pt_app.core import streams
-from pt_app.core.flags import Flag, filled, flag, flags_of, named
+from pt_app.core.flags import Flag, filled, flag, flags_of
 
+__all__ = ["JSON", "RECIPE", "RECIPE_FLAGS", "Commands", "command", "flag"]
 # The recipe itself reads the flags that a command does not know.
 RECIPE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 JSON = flag("print JSON on stdout, and nothing else", False, name="json")
@@ -55,23 +57,19 @@ def command(**settings: Any) -> Callable[[Callable[..., None]], Commands]:
 
 def _as_typer(function: Callable[..., None]) -> Callable[..., None]:
     """Return a function with the signature that typer reads, which calls `function`."""
-    hints = typing.get_type_hints(function)
-    contexts: list[str] = []
-    single: dict[str, str] = {}  # parameter -> name of its flag
-    tables: dict[str, type] = {}
-    flags: list[Flag] = []
-    declared = inspect.signature(function).parameters
-    defaults = [parameter.default for parameter in declared.values()]
-    for name, parameter in declared.items():
-        own = named(parameter.default, name, hints[name])
-        if own:
-            flags.append(own)
-            single[name] = own.name
-        elif is_dataclass(hints[name]):
-            tables[name] = hints[name]
-            flags += flags_of(hints[name])
-        else:
-            contexts.append(name)
+    hints, declared = typing.get_type_hints(function), inspect.signature(function).parameters
+    contexts = [name for name in declared if hints[name] is typer.Context]
+    # The parameters are a table themselves, whose fields are flags and other tables.
+    table = make_dataclass(
+        function.__name__,
+        [
+            (name, hints[name], field() if own.default is own.empty else copy(own.default))
+            for name, own in declared.items()
+            if name not in contexts
+        ],
+        kw_only=True,
+    )
+    flags = flags_of(table)
 
     def command(**given: Any) -> None:
         for each in flags:
@@ -79,10 +77,8 @@ def _as_typer(function: Callable[..., None]) -> Callable[..., None]:
             if each.repeated:
                 given[each.name] = tuple(value or ())
             each.check(value)
-        arguments = {name: given[name] for name in contexts}
-        arguments |= {name: given[own] for name, own in single.items()}
-        arguments |= {name: filled(table, given) for name, table in tables.items()}
-        with streams.only_json(JSON in defaults and given["json"]):
+        arguments = {name: given[name] for name in contexts} | vars(filled(table, given))
+        with streams.only_json(given.get("json") is True):
             function(**arguments)
 
     flags.sort(key=lambda each: each.default is not MISSING)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import typer
 
-from pt_app.commands.flags import command
+from pt_app.commands.flags import command, flag
 from pt_app.core.errors import UserError
-from pt_app.core.flags import flag
 from pt_app.evidence.options import Limits
 
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from pt_app.commands.flags import command
-from pt_app.core.flags import flag
+from pt_app.commands.flags import command, flag
 from pt_app.judge_data.options import Reading
 
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from pt_app.commands.flags import command
+from pt_app.commands.flags import command, flag
 from pt_app.core.errors import UserError
-from pt_app.core.flags import flag
 
 
 @command()

@@ -18,6 +18,9 @@ RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
 SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
 Precision = Literal["float32", "bf16", "int8"]
+TrackingMode = Literal["auto", "online", "offline", "off"]
+MODES: tuple[TrackingMode, ...] = ("auto", "online", "offline", "off")
+SERVERS, SINKS = {"wandb", "weave"}, {"wandb", "weave", "tensorboard"}
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 DEFAULTS: dict[str, dict[Recipe, object]] = _FILE["defaults"]
 
@@ -59,7 +62,7 @@ class Settings:
     feedback: bool = False
     score_precision: Precision = "float32"
     resume: str = "off"
-    tracking: Literal["auto", "online", "offline", "off"] = "auto"
+    tracking: str = "auto"
     log_texts: bool = False
     no_4bit: bool = False
 
@@ -77,6 +80,27 @@ def table(recipe: Recipe | None) -> dict[str, Flag]:
         if recipe != "mps" or each.name not in CUDA_ONLY:
             flags[each.name] = each
     return flags
+
+
+def read_tracking(value: str) -> tuple[TrackingMode, set[str]]:
+    """Read a value of --tracking.
+
+    Returns:
+        How W&B and Weave are used ("off": not at all), and the sinks that record the run. A mode
+        without wandb or weave means both; either of these without a mode means `auto`.
+
+    Raises:
+        UserError: for an unknown word, and for a mode that contradicts another word.
+    """
+    words = {word.strip() for word in value.split(",")}
+    modes, sinks = [mode for mode in MODES if mode in words], words & SINKS
+    if words - sinks - set(MODES) or len(modes) > 1 or (modes == ["off"] and sinks):
+        raise UserError(
+            f"--tracking {value}: choose one of {', '.join(MODES)}, or list any of wandb, weave "
+            "and tensorboard, with one of auto, online and offline if need be"
+        )
+    mode: TrackingMode = modes[0] if modes else "auto" if sinks & SERVERS else "off"
+    return mode, sinks if mode == "off" or sinks & SERVERS else sinks | SERVERS
 
 
 def recipe_of(platform: Where) -> Recipe:
@@ -121,4 +145,6 @@ def resolve(recipe: Recipe, argv: Sequence[str] | None, prog: str, description: 
     config = given.get("config") or ""
     from_file = read_config(Path(config), flags) if config else {}
     values = resolved(flags, ("command line", given), (config, from_file))
-    return filled(Settings, {"no_4bit": False} | values)
+    settings = filled(Settings, {"no_4bit": False} | values)
+    read_tracking(settings.tracking)
+    return settings

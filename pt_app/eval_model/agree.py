@@ -8,8 +8,9 @@ import numpy as np
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file
-from pt_app.core.results import JsonObject, PassRate, Prediction, Results
+from pt_app.core.results import JsonObject, Metrics, PassRate, Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.eval_model.options import AgreeOptions
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.options import Asked
@@ -19,7 +20,7 @@ from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
 from pt_app.judge_data.metric_scores import as_verdicts, rank_results, read_scores
 from pt_app.judge_data.options import Columns, FileOptions
-from pt_app.judge_data.verdict_files import Rows, VerdictFile, VerdictTable
+from pt_app.judge_data.verdict_files import Rows, VerdictFile
 from pt_app.report import write_report
 
 NOT_GROUPED = "each row counts as a source of its own (--group names the column of sources)"
@@ -31,13 +32,8 @@ def agree(
     out: Path,
     columns: Columns,
     reading: FileOptions,
+    options: AgreeOptions,
     asked: Asked,
-    *,
-    scale: str = "",
-    train: str = "",
-    by_rank: bool = False,
-    lower_is_better: bool = False,
-    validation: str = "",
 ) -> tuple[Results, list[str]]:
     """Measure the judges of a file of verdicts, and write the evaluation.
 
@@ -46,12 +42,8 @@ def agree(
         out: the folder to write.
         columns: which columns hold what.
         reading: how the file is read.
-        asked: what the user chose.
-        scale: the name of the scale; "": that of labels and verdicts.
-        train: a file of labelled rows to fit the baselines on; "": the file's other groups.
-        by_rank: whether the verdicts are a metric's scores, of any range.
-        lower_is_better: whether they are, and lower ones are better.
-        validation: a file of rows to fit the map from such scores to verdicts on; "": no map.
+        options: what is measured, and by which other files.
+        asked: what the user chose about the evidence.
 
     Returns:
         The results, and notes for the user.
@@ -59,62 +51,49 @@ def agree(
     Raises:
         UserError: for what a user can fix: see `read_verdicts`; also for fewer than two groups.
     """
-    read = [name for name in (file, train, validation) if name]
+    read = [name for name in (file, options.train, options.validation) if name]
     refuse_overwrite([out / name for name in WRITTEN], read)
     notes: list[str] = []
-    ranked: Results | None = None
-    if by_rank or lower_is_better:
-        source = VerdictFile(file, columns, reading)
-        scores = verdict_files.aligned(read_scores(source, lower_is_better), source)
+    ranks: dict[str, Metrics] = {}
+    if options.metric or options.lower_is_better:
+        source = VerdictFile(file, columns, reading, unnamed="metric")
+        scores = verdict_files.aligned(read_scores(source, options.lower_is_better), source)
         _check_groups(scores, file)
-        ranked = rank_results(scores, _about(file))
-        ranked.run = _run()
+        results = rank_results(scores, _about(file))
+        results.run = _run()
         notes += source.notes()
-        if not validation:
-            write_evaluation(out, _judges(scores), ranked)
+        if not options.validation:
+            write_evaluation(out, _judges(scores), results)
             write_report(out)
-            return ranked, [*notes, BY_RANK_ONLY]
-        others = read_scores(VerdictFile(validation, columns, reading), lower_is_better)
-        table = as_verdicts(scores, others, _scale(scale, scores, file), validation, file)
+            return results, [*notes, BY_RANK_ONLY]
+        ranks = {model.name: model.metrics for model in results.models}
+        rows = VerdictFile(options.validation, columns, reading, unnamed="metric")
+        others = read_scores(rows, options.lower_is_better)
+        scale = _scale(options.scale, scores, file)
+        table = as_verdicts(scores, others, scale, options.validation, file)
     else:
-        table = verdict_files.read_verdicts(file, columns, scale, reading)
+        table = verdict_files.read_verdicts(file, columns, options.scale, reading)
         _check_groups(table.judges, file)
-    training = None
-    if train:
-        same_scale = verdict_files.read_verdicts(train, columns, table.scale.name, reading)
-        training = _labelled(_judges(same_scale.judges)[0], table.scale)
-    results = _evaluated(table, out, file, training, asked, ranked)
-    return results, [*notes, *table.notes, *([] if columns.group else [NOT_GROUPED])]
-
-
-def _evaluated(
-    table: VerdictTable,
-    out: Path,
-    file: str,
-    training: Labelled | None,
-    asked: Asked,
-    ranked: Results | None,
-) -> Results:
-    """Compute and write the results of verdicts; metrics get their rank numbers of `ranked` too."""
-    judges = _judges(table.judges)
-    baselines = fit_baselines(_labelled(judges[0], table.scale), table.scale, training)
-    results = results_of(judges, table.scale, _about(file), baselines, (), _run(), asked)
-    ranks = {model.name: model.metrics for model in ranked.models} if ranked else {}
+    scale, judges, training = table.scale, _judges(table.judges), None
+    if options.train:
+        labelled = verdict_files.read_verdicts(options.train, columns, scale.name, reading)
+        training = _labelled(_judges(labelled.judges)[0], scale)
+    baselines = fit_baselines(_labelled(judges[0], scale), scale, training)
+    results = results_of(judges, scale, _about(file), baselines, (), _run(), asked)
     for model, judge in zip(results.models, judges, strict=True):
         model.metrics |= ranks.get(model.name, {})
         if verdicts := table.population.get(model.name):
-            model.population = _population(verdicts, judge.rows, table.scale)
+            model.population = _population(verdicts, judge.rows, scale)
     write_evaluation(out, judges, results, baselines)
     write_report(out)
-    return results
+    return results, [*notes, *table.notes, *([] if columns.group else [NOT_GROUPED])]
 
 
 def _check_groups(judges: Mapping[str, Rows], file: str) -> None:
     rows = next(iter(judges.values()))
     if len({row["group"] for row in rows}) < 2:
         raise UserError(
-            f"{file}: all {len(rows)} labelled rows are of one group, so nothing can be said about "
-            "others: name the column that distinguishes sources (--group)"
+            f"{file}: all {len(rows)} labelled rows are of one group: --group names their column"
         )
 
 

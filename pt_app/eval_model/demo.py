@@ -1,14 +1,16 @@
 """`make demo`: data, adapter and report of a tiny judge, in folders of their own."""
 
+import shlex
 from pathlib import Path
 
 import pt_app
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.results import read_results
-from pt_app.eval_model.dispatch import run_recipe
-from pt_app.models.base_files import read_json
-from pt_app.models.bases import model_identity, resolve_model
+from pt_app.core.settings import resolve
+from pt_app.eval_model import judge_train_mps, repeats
+from pt_app.eval_model.dispatch import recipe_command
+from pt_app.models.bases import model_identity, read_json, resolve_model
 from pt_app.report import terminal_table
 
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 12_000, 300, 400
@@ -30,9 +32,10 @@ def run_demo(seed: int = 0) -> Path:
     evaluation = _finished(data, seed)
     if evaluation is None:
         flags = ["--data_dir", str(data), "--output_dir", str(ADAPTERS), "--seed", str(seed)]
-        run_recipe("mps", ["--config", _config(), *flags])
-        evaluation = _finished(data, seed)
-        assert evaluation is not None, "the recipe ended well without an evaluation"
+        argv = ["--config", _config(), *flags]
+        print(f"$ {shlex.join(recipe_command('mps', argv))}", flush=True)
+        (adapter,) = repeats.run(resolve("mps", argv, "judge demo", ""), judge_train_mps.train)
+        evaluation = adapter / "evaluation"
     else:
         print(f"trained and evaluated before: {evaluation.parent}")
         console.show(terminal_table(read_results(evaluation)))

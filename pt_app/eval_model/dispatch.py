@@ -1,8 +1,7 @@
 """`judge train`: print and run the recipe for this machine; train on folds in this process."""
 
+import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,25 +24,6 @@ def recipe_command(recipe: Recipe, argv: Sequence[str]) -> list[str]:
     return ["python", str(script), *argv]
 
 
-def run_recipe(name: Recipe, argv: Sequence[str]) -> None:
-    """Print the recipe's command line and run it; exit this process where it fails."""
-    command = recipe_command(name, argv)
-    print(f"$ {shlex.join(command)}", flush=True)
-    recipe = subprocess.Popen([sys.executable, *command[1:]])
-    # Signals that ask a recipe for a checkpoint reach it: a supervisor knows this process alone.
-    asking = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(n, lambda number, _: recipe.send_signal(number)) for n in asking]
-    try:
-        code = recipe.wait()
-    except KeyboardInterrupt:
-        code = recipe.wait()  # the terminal interrupts it too, and it ends after a checkpoint
-    finally:
-        for number, handler in zip(asking, before, strict=True):
-            signal.signal(number, handler)
-    if code:
-        sys.exit(code)
-
-
 def train_here(argv: Sequence[str]) -> None:
     """Run the recipe for this machine, once for each fold where the data folder holds folds.
 
@@ -63,4 +43,7 @@ def train_here(argv: Sequence[str]) -> None:
     if folds := fold_folders(Path(settings.data_dir)):
         over_folds(settings, folds, train_with(recipe))
     else:
-        run_recipe(recipe, argv)
+        command = recipe_command(recipe, argv)
+        print(f"$ {shlex.join(command)}", flush=True)
+        # In the place of this process, so that signals of a supervisor reach the recipe.
+        os.execv(sys.executable, [sys.executable, *command[1:]])

@@ -26,6 +26,9 @@ from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 
+# Fields that a row of predictions.jsonl takes over as they are.
+OF_SCORED = ("verdict", "constrained", "verdict_mass", "expected", "status", "raw")
+OF_EXAMPLE = {"id", "group", "source", "reference", "candidate", "errors"}
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
 
 
@@ -114,30 +117,20 @@ class Scoring:
         scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, feedback=self.feedback)
         scored = scorer.score(self.test)
         shortened, ties = scorer.shortened, scorer.ties
-        scorer.feedback = False
-        others = self._other_order(scorer, name)
+        scorer.feedback, scorer.name = False, f"{name}, other order"
+        pairs = {i: two for i, row in enumerate(self.test) if (two := swapped(row)) is not None}
+        others = dict(zip(pairs, scorer.score(list(pairs.values())), strict=True)) if pairs else {}
         rows = [
             prediction(name, example, score, others.get(i))
             for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
         ]
-        fitted = self._fitted(scorer, name, validation) if validation else None
+        fitted = None
+        if validation:
+            scorer.name = f"{name}, validation rows"
+            scores = zip(validation, scorer.score(validation), strict=True)
+            judged = [prediction(name, row, score, None) for row, score in scores]
+            fitted = Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
         return JudgeRows(name, id_, rows, shortened, ties, self.precision, change, fitted)
-
-    def _fitted(
-        self, scorer: JudgeScorer, name: str, rows: Sequence[JudgeExample]
-    ) -> Fitted | None:
-        scorer.name = f"{name}, validation rows"
-        scores = zip(rows, scorer.score(rows), strict=True)
-        judged = [prediction(name, row, score, None) for row, score in scores]
-        return Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
-
-    def _other_order(self, scorer: JudgeScorer, name: str) -> dict[int, Scored]:
-        """Return the verdicts on swapped pairs, by the index of the row."""
-        pairs = {i: two for i, row in enumerate(self.test) if (two := swapped(row)) is not None}
-        if not pairs:
-            return {}
-        scorer.name = f"{name}, other order"
-        return dict(zip(pairs, scorer.score(list(pairs.values())), strict=True))
 
 
 def prediction(
@@ -147,22 +140,12 @@ def prediction(
     comments = scored.raw.partition("\n")[2] if scored.raw is not None else None
     row: JsonObject = {
         "model": name,
-        "id": example.id,
-        "group": example.group,
         "label": _label(example),
-        "verdict": scored.verdict,
-        "constrained": scored.constrained,
         "probabilities": scored.probabilities or None,
-        "verdict_mass": scored.verdict_mass,
-        "expected": scored.expected,
-        "status": scored.status,
-        "raw": scored.raw,
         "feedback": None if comments is None else read_comments(comments)[1],
         "label_feedback": example.label.feedback if example.label else None,
-        "source": example.source,
-        "reference": example.reference,
-        "candidate": example.candidate,
-        "errors": example.errors,
+        **{field: getattr(scored, field) for field in OF_SCORED},
+        **example.model_dump(include=OF_EXAMPLE),
         # Texts that only some rows have; of a chat row the prompt, which holds them all.
         **example.model_dump(include=OPTIONAL, exclude_none=True, exclude_defaults=True),
     }

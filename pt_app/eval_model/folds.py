@@ -86,18 +86,13 @@ def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
 
 def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
     """Raise UserError for an adapter of another task, scale, base or set of judges."""
-    traits = [
-        {
-            "task": result.task,
-            "scale": result.scale,
-            "base": result.run.get("base"),
-            "judges": [model.name for model in result.models],
-        }
-        for result in results
-    ]
-    for adapter, own in zip(adapters, traits, strict=True):
-        if differing := [name for name in own if own[name] != traits[0][name]]:
-            raise UserError(
-                f"{adapter} has another {differing[0]} than {adapters[0]}: join adapters of one "
-                "training"
-            )
+    first = results[0]
+    for adapter, result in zip(adapters, results, strict=True):
+        for what, own, expected in (
+            ("task", result.task, first.task),
+            ("scale", result.scale, first.scale),
+            ("base", result.run.get("base"), first.run.get("base")),
+            ("set of judges", [m.name for m in result.models], [m.name for m in first.models]),
+        ):
+            if own != expected:
+                raise UserError(f"{adapter} has another {what} than {adapters[0]}: name others")

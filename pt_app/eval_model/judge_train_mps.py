@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by path: this folder must not be on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -36,12 +37,10 @@ def load_base(source: ModelSource, settings: Settings, platform: Platform) -> Pr
     return load_model(source, dtype=platform.compute_dtype, device=platform.load_device)
 
 
-def training_arguments(common: dict[str, Any], platform: Platform) -> LoopArguments:
+def training_arguments(common: LoopArguments, platform: Platform) -> LoopArguments:
     """Add what this platform needs to the arguments that both recipes share."""
-    from pt_app.training.loop import LoopArguments
-
-    return LoopArguments(
-        **common,
+    return replace(
+        common,
         max_grad_norm=1.0,
         # Workers deadlock on macOS with Python 3.12 (jingyaogong/minimind PR 852).
         dataloader_num_workers=0,

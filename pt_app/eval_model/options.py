@@ -35,6 +35,17 @@ class Endpoint(RequestOptions):
 
 
 @dataclass(frozen=True)
+class AgreeOptions:
+    """How the verdicts of a file are measured."""
+
+    scale: str = flag("0-10, 1-5, pass_fail, pairwise ...", "")
+    train: str = flag("file of labelled rows to fit the baselines on", "")
+    metric: bool = flag("the verdicts are a metric's scores, of any range", False)
+    lower_is_better: bool = flag("lower scores of such a metric are better", False)
+    validation: str = flag("file of rows to fit the map from such scores to verdicts", "")
+
+
+@dataclass(frozen=True)
 class ScoreOptions:
     """How the rows of a file are judged."""
 

@@ -19,10 +19,10 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.settings import Recipe, Settings, resolve, table
 
 if TYPE_CHECKING:
-    from pt_app.models.model_card import AdapterInfo
+    from pt_app.models.adapters import AdapterInfo
 
+# Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe.
 Train = Callable[[Settings], Path]
-"""Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe."""
 SHARES = {"quarter": 0.25, "half": 0.5}  # of the training rows, for a learning curve
 MIN_CURVE_ROWS = 8
 # What a run on fewer rows does not take from the adapter's own training.
@@ -84,7 +84,7 @@ def _over_new_folds(settings: Settings, data: Path, train: Train) -> list[Path]:
     folds = [data / "folds" / str(number) for number in range(1, settings.folds + 1)]
     _output_of(settings, folds)  # refuses an old folder before the data are split
     plan = SplitPlan(folds=settings.folds, seed=settings.seed)
-    print("\n".join(split_folder(data, plan).lines()))
+    print("\n".join(split_folder(data, plan)))
     return over_folds(replace(settings, folds=0), folds, train)
 
 

@@ -8,18 +8,13 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.core.files import (
-    held,
-    refuse_overwrite,
-    sha256_file,
-    write_json_atomic,
-    write_text_atomic,
-)
+from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
 from pt_app.eval_model.options import ScoreOptions
@@ -35,24 +30,13 @@ Json = dict[str, Any]
 Row = tuple[Place, Json]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One of `count` equal shards of the rows; `number` counts from 1."""
-
-    number: int = 1
-    count: int = 1
-
-    @staticmethod
-    def parse(text: str) -> "Shard":
-        """Read a text like "2/8"; raises UserError for anything else."""
-        number, _, count = text.partition("/")
-        if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
-            return Shard(int(number), int(count))
+def shard_of(text: str, rows: int) -> range:
+    """Return which of `rows` rows are in a shard, such as "2/8"; raises UserError for no shard."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard {text}: write it as 1/8 for the first of eight")
-
-    def of(self, rows: int) -> range:
-        """Return the rows of this shard."""
-        return range(rows * (self.number - 1) // self.count, rows * self.number // self.count)
+    start, stop = (rows * i // int(count) for i in (int(number) - 1, int(number)))
+    return range(start, stop)
 
 
 def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -> dict[str, int]:
@@ -67,12 +51,12 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
-    Shard.parse(options.shard)
+    shard_of(options.shard, 0)  # refused before anything is read
     parts = output.with_name(f"{output.name}.parts")
     read = [input, str(adapter), *([options.base] if options.base else [])]
     refuse_overwrite([output, parts], read, "--output")
     lock = parts / ".lock"
-    with held(lock, f"another judge score writes {output}: wait for its end, or stop it"):
+    with files.held(lock, f"another judge score writes {output}: wait for its end, or stop it"):
         try:
             counts = _score(adapter, input, output, parts, options)
             shutil.rmtree(parts)
@@ -92,15 +76,19 @@ def _score(
     if columns:
         columns.check(table.columns, table.name)
     sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
+    device, precision = options.device, options.precision
     judge = Judge.load(
-        adapter,
-        base=options.base,
-        device=options.device,
-        precision=options.precision,
-        sample=sample,
+        adapter, base=options.base, device=device, precision=precision, sample=sample
     )
-    shard = Shard.parse(options.shard).of(sum(1 for _ in table.rows()))
-    _open_parts(parts, _job(judge, input, options))
+    shard = shard_of(options.shard, sum(1 for _ in table.rows()))
+    source = Path(input.partition("::")[0])  # a member of an archive follows its name
+    job = {
+        "judge": judge.name,
+        "input": sha256_file(source) if source.is_file() else input,
+        "options": json.loads(json.dumps(asdict(options))),
+        "rows_a_part": PART,
+    }
+    _open_parts(parts, job)
     rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
     judged: list[Json] = []
     for number in range(-(-len(shard) // PART)):
@@ -130,21 +118,11 @@ def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
         yield place, row
 
 
-def _job(judge: Judge, input: str, options: ScoreOptions) -> Json:
-    path = Path(input.partition("::")[0])  # a member of an archive follows its name
-    return {
-        "judge": judge.name,
-        "input": sha256_file(path) if path.is_file() else input,
-        "options": json.loads(json.dumps(asdict(options))),
-        "rows_a_part": PART,
-    }
-
-
 def _open_parts(parts: Path, job: Json) -> None:
     """Make the folder of parts, or resume in one of the same job."""
     path = parts / JOB
     if not path.exists():
-        write_json_atomic(path, job)
+        files.write_json_atomic(path, job)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -173,18 +151,18 @@ def _write(output: Path, rows: Sequence[Json]) -> None:
         write_text_atomic(output, _as_lines(rows))
         return
     flat = [
-        {**row, "probabilities": row["probabilities"] and json.dumps(row["probabilities"])}
+        row | {"probabilities": row["probabilities"] and json.dumps(row["probabilities"])}
         for row in rows
     ]
     names = list(dict.fromkeys(name for row in flat for name in row))
-    if output.suffix == ".csv":
-        text_file = io.StringIO(newline="")
-        writer = csv.DictWriter(text_file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-        write_text_atomic(output, text_file.getvalue())
-    else:
+    if output.suffix == ".parquet":
         _write_parquet(output, flat, names)
+        return
+    text_file = io.StringIO(newline="")
+    writer = csv.DictWriter(text_file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text_atomic(output, text_file.getvalue())
 
 
 def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> None:
@@ -196,10 +174,10 @@ def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> 
     kinds = dict.fromkeys(numbers, arrow.float64()) | {"abstain": arrow.bool_()}
     texts = [{k: v if k in kinds or v is None else str(v) for k, v in row.items()} for row in rows]
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
-    aside = output.with_name(f".{output.name}.partial")
+    staged = output.with_name(f".{output.name}.partial")
     try:
-        with open(aside, "wb") as file:  # Arrow takes no name that is not UTF-8
+        with open(staged, "wb") as file:  # Arrow takes no name that is not UTF-8
             parquet.write_table(arrow.Table.from_pylist(texts, schema), file)
-        aside.replace(output)
+        staged.replace(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error}): choose another folder") from error

@@ -5,12 +5,13 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from pt_app.core.chat_templates import control_tokens
-from pt_app.core.dataset import read_dataset
+from pt_app.core.dataset import SPLITS, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
 from pt_app.core.leaks import (
@@ -24,7 +25,7 @@ from pt_app.core.leaks import (
 )
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, one_line
-from pt_app.core.results import Metric
+from pt_app.core.results import JsonObject, Metric
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
@@ -45,25 +46,9 @@ MEASURES = {
     "longer wins": ("the longer candidate (characters) wins", 0.5, 0.1),
 }
 Z = 1.96  # of a 95 % interval
-# What is no leak, and yet worth a look, by its key in the report's JSON.
-WARNINGS = {
-    "contradictions": "inputs have the same candidate under different labels",
-    "control_tokens": "candidates hold control tokens",
-    "verdict_like": "candidates hold verdict-like phrases",
-    "short_shared": f"candidates under {LEAST_WORDS} words are in several splits, as short ones "
-    "will be",
-    "boilerplate": "long candidates occur with many inputs: boilerplate",
-}
-# What chat templates write, as text inside a candidate.
-_CONTROL = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
-    r"|<(?:start|end)_of_turn>"
-)
-_VERDICT_LIKE = re.compile(
-    r"^[ \t>*_#-]*(?:score|rating|verdict|winner|grade)[ \t*_]*[:=]|\[\[(?:\d+|[ABC]|tie)\]\]"
-    r"|\[RESULT\]",
-    re.IGNORECASE | re.MULTILINE,
-)
+LOOKED_FOR = yaml.safe_load(Path(__file__).with_name("checking.yaml").read_text(encoding="utf-8"))
+_CONTROL = re.compile("|".join(LOOKED_FOR["control"]))
+_VERDICT_LIKE = re.compile("|".join(LOOKED_FOR["verdict_like"]), re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ class Lengths:
 
     def line(self) -> str:
         """Write the value with its interval and n."""
-        metric = Metric(value=self.value, low=self.low, high=self.high, n=self.n)
+        metric = Metric.model_validate(asdict(self))
         return f"{MEASURES[self.name][0]} {estimate(metric)} ({self.n:,} groups)"
 
 
@@ -120,7 +105,7 @@ class Fit:
 class CheckReport:
     """What a check found. Leaks make `judge data check` fail, the rest are warnings.
 
-    `findings` say for each key of WARNINGS which rows, or how many texts.
+    `findings` say for each warning of checking.yaml which rows, or how many texts.
     """
 
     leaks: Sequence[Leak]
@@ -141,18 +126,17 @@ class CheckReport:
         """Say in a line each what is no leak, and yet worth a look."""
         lines = [*self.notes, *_one_class(self.labels)]
         if self.lengths and self.lengths.telling:
-            lines.append(f"length alone tells the label: {self.lengths.line()}")
+            lines.append(f"length alone predicts the label: {self.lengths.line()}")
         if self.fit and self.fit.unfit:
             lines.append(
                 f"{self.fit.unfit} rows do not fit {self.fit.max_seq_length} tokens (longest "
                 f"{self.fit.longest}), such as {self.fit.first}"
             )
-        for key, what in WARNINGS.items():
-            match self.findings[key]:
-                case [first, *others]:
-                    lines.append(f"{len(others) + 1} {what}, such as {first}")
-                case int(count) if count:
-                    lines.append(f"{count} {what}")
+        for key, what in LOOKED_FOR["warnings"].items():
+            if isinstance(rows := self.findings[key], int):
+                lines += [f"{rows} {what}"] if rows else []
+            elif rows:
+                lines.append(f"{len(rows)} {what}, such as {rows[0]}")
         return lines
 
     def lines(self) -> list[str]:
@@ -165,54 +149,39 @@ class CheckReport:
             kinds[f"{leak.field} leaks ({leak.kind})"].append(leak)
         for kind, leaks in kinds.items():
             lines += [f"  {len(leaks)} {kind}:", *(f"    {e.line()}" for e in leaks[:EXAMPLES])]
-        for split, counts in self.labels.items():
-            lines += [f"  {split} labels: {_distribution(counts)}"] if counts else []
-        if self.lengths:
-            lines.append(f"  length: {self.lengths.line()}")
-        if self.fit:
-            lines.append(f"  tokens: {self.fit.line()}")
+        shown = {f"{split} labels": _distribution(n) for split, n in self.labels.items() if n}
+        shown |= {"length": self.lengths.line()} if self.lengths else {}
+        shown |= {"tokens": self.fit.line()} if self.fit else {}
+        lines += [f"  {name}: {text}" for name, text in shown.items()]
         return lines + [f"  warning: {warning}" for warning in self.warnings()]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return what dataset.json and its card keep of the check."""
-        kinds = Counter(f"{leak.field} {leak.kind}" for leak in self.leaks)
-        return {
+        summary: JsonObject = {
             "leaks": len(self.leaks),
             "by_row": self.by_row,
-            "kinds": dict(kinds),
+            "kinds": dict(Counter(f"{leak.field} {leak.kind}" for leak in self.leaks)),
             "near": self.near,
             "warnings": self.warnings(),
-            **({"lengths": asdict(self.lengths)} if self.lengths else {}),
         }
+        return summary | ({"lengths": asdict(self.lengths)} if self.lengths else {})
 
     def to_json(self) -> str:
         """Return the whole report as JSON."""
-        names = ("kind", "field", "similarity", "split_a", "split_b")
-        leaks = [
-            {name: getattr(leak, name) for name in names}
-            | {"id_a": leak.a.id, "id_b": leak.b.id, "text": leak.text}
-            for leak in self.leaks
-        ]
+        leaks = [vars(leak) | {"id_a": leak.a.id, "id_b": leak.b.id} for leak in self.leaks]
+        for leak in leaks:
+            del leak["a"], leak["b"]
         fit = asdict(self.fit) if self.fit else None
-        whole = self.summary() | {"examples": leaks, "labels": self.labels}
-        whole |= {**self.findings, "too_long": fit}
-        return json.dumps(whole, ensure_ascii=False, indent=2)
+        whole = {"examples": leaks, "labels": self.labels, **self.findings, "too_long": fit}
+        return json.dumps(self.summary() | whole, ensure_ascii=False, indent=2)
 
 
 def check_examples(
-    splits: Splits,
-    scale: Scale,
-    *,
-    near: float = NEAR,
-    by_row: bool = False,
-    notes: Sequence[str] = (),
-    encoder: PromptEncoder | None = None,
-    model: str = "",
+    splits: Splits, scale: Scale, *, near: float = NEAR, by_row: bool = False
 ) -> CheckReport:
     """Check rows in their splits; docs/DATA.md lists what is looked for.
 
-    With the `encoder` of a `model` the report also says whether the rows fit, and looks for that
-    tokenizer's own control tokens. Raises UserError for a `near` that makes no sense.
+    Raises UserError for a `near` that makes no sense.
     """
     rows = [example for examples in splits.values() for example in examples]
     split_of = [split for split, examples in splits.items() for _ in examples]
@@ -224,34 +193,37 @@ def check_examples(
             leaks.append(Leak("near", pair.field, *examples, a, b, pair.text, pair.similarity))
     findings: dict[str, Sequence[str] | int] = {
         "contradictions": _contradictions(rows),
-        "control_tokens": _holding(rows, _control_of(encoder) if encoder else _CONTROL),
+        "control_tokens": _holding(rows, _CONTROL),
         "verdict_like": _holding(rows, _VERDICT_LIKE),
         "short_shared": _short_shared(splits),
         "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
     }
-    fit = _fit(rows, encoder, model) if encoder else None
-    labels, lengths = _labels(splits, scale), length_and_label(rows, scale)
-    return CheckReport(leaks, by_row, near, labels, lengths, findings, fit, notes)
+    labels = {
+        split: {str(value): counts[value] for value in scale.values if counts[value]}
+        for split, counts in label_counts(splits).items()
+    }
+    lengths = length_and_label(rows, scale)
+    return CheckReport(leaks, by_row, near, labels, lengths, findings)
 
 
 def check_folder(
     folder: Path, *, near: float = NEAR, model: str = "", max_seq_length: int = 512
 ) -> CheckReport:
-    """Read a dataset folder and check it; with `model` also whether its rows fit that tokenizer.
+    """Read a dataset folder and check it.
 
-    Raises UserError for a folder that cannot be read.
+    With `model` the report also says whether the rows fit, and looks for the control tokens of that
+    tokenizer. Raises UserError for a folder that cannot be read.
     """
     data = read_dataset(folder, allow_leaks=True)
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    return check_examples(
-        {split: examples for split, examples in splits.items() if examples},
-        data.scale,
-        near=near,
-        by_row=data.card.split.get("by") == "row",
-        notes=data.notes,
-        encoder=encoder_of(data.card, data.scale, model, max_seq_length) if model else None,
-        model=model,
-    )
+    splits = {split: rows for split in SPLITS if (rows := getattr(data, split))}
+    by_row = data.card.split.get("by") == "row"
+    report = replace(check_examples(splits, data.scale, near=near, by_row=by_row), notes=data.notes)
+    if not model:
+        return report
+    rows = [row for examples in splits.values() for row in examples]
+    encoder = encoder_of(data.card, data.scale, model, max_seq_length)
+    findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
+    return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 
 
 def refuse_leaks(report: CheckReport, folder: Path) -> None:
@@ -259,33 +231,20 @@ def refuse_leaks(report: CheckReport, folder: Path) -> None:
     if not report.failed:
         return
     what = report.leaks[0].line() if report.leaks else "the folder was split by row"
-    more = f" and {len(report.leaks) - 1} more" if len(report.leaks) > 1 else ""
     remedy = f"split it again with `judge data split {folder} --anew`"
-    raise UserError(f"{folder} leaks: {what}{more}: {remedy}")
-
-
-def _labels(splits: Splits, scale: Scale) -> dict[str, dict[str, int]]:
-    """Count the labels of each split, in the scale's order."""
-    return {
-        split: {str(value): counts[value] for value in scale.values if counts[value]}
-        for split, counts in label_counts(splits).items()
-    }
+    raise UserError(f"{folder} leaks: {what}: {remedy}")
 
 
 def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Say where every label is the same, so that a judge that always gives it is never wrong."""
-    filled = [split for split, counts in labels.items() if counts]
-    alike = {split: next(iter(labels[split])) for split in filled if len(labels[split]) == 1}
-    if len(alike) == len(filled) and len(set(alike.values())) == 1:
-        only = alike[filled[0]]
-        return [
-            f"every label is {only}: a judge can neither learn nor be tested (one that always says "
-            f"{only} is right in 100 %)"
-        ]
+    values = {label for counts in labels.values() for label in counts}
+    if len(values) == 1:
+        return [f"every label is {values.pop()}: a judge can neither learn nor be tested"]
     return [
-        f"every {split} label is {only}: its accuracy says nothing"
-        for split, only in alike.items()
-        if labels[split][only] >= MIN_ALIKE
+        f"every {split} label is {label}: its accuracy says nothing"
+        for split, counts in labels.items()
+        for label, count in counts.items()
+        if len(counts) == 1 and count >= MIN_ALIKE
     ]
 
 
@@ -309,18 +268,17 @@ def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | No
     Returns None with under MIN_GROUPS groups, or where all lengths or all labels are equal. The
     interval counts each group as one row: Fisher's z for a correlation, Wilson's for a share.
     """
-    labelled = [row for row in rows if row.label is not None and candidate_texts(row)]
-    groups = len({row.group for row in labelled})
-    verdicts = [row.label.verdict for row in labelled if row.label]
-    texts = [candidate_texts(row) for row in labelled]
+    labelled = [(row, texts) for row in rows if row.label and (texts := candidate_texts(row))]
+    groups = len({row.group for row, _ in labelled})
+    verdicts = [row.label.verdict for row, _ in labelled if row.label]
     if groups < MIN_GROUPS:
         return None
     if scale.task == "pairwise":
-        return _wilson(share_won_by_longer(texts, verdicts), groups)
+        return _wilson(share_won_by_longer([texts for _, texts in labelled], verdicts), groups)
     from scipy.stats import spearmanr
 
     places = [scale.values.index(verdict) for verdict in verdicts]
-    lengths = [len(text) for text, *_ in texts]
+    lengths = [len(texts[0]) for _, texts in labelled]
     if len(set(places)) < 2 or len(set(lengths)) < 2:
         return None
     # The scale of pass and fail lists PASS first.
@@ -353,20 +311,16 @@ def _control_of(encoder: PromptEncoder) -> re.Pattern[str]:
 
 def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str]:
     """Name the rows whose candidates match the pattern, with what matches."""
-    holding = []
-    for row in rows:
-        matches = (pattern.search(text) for text in candidate_texts(row))
-        if match := next(filter(None, matches), None):
-            holding.append(f"{row.id} ({one_line(match.group(0))})")
-    return holding
+    matches = [(row.id, map(pattern.search, candidate_texts(row))) for row in rows]
+    firsts = ((name, next(filter(None, of_row), None)) for name, of_row in matches)
+    return [f"{name} ({one_line(match[0])})" for name, match in firsts if match]
 
 
 def _fit(rows: Sequence[JudgeExample], encoder: PromptEncoder, model: str) -> Fit:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
     _, cuts = encoder.fit(rows)
-    shortened = (cuts.longest, cuts.rows_cut, cuts.tokens_cut)
-    first = next(iter(cuts.unfit), "")
-    return Fit(model, encoder.max_seq_length, *shortened, len(cuts.unfit), first)
+    counts = (cuts.longest, cuts.rows_cut, cuts.tokens_cut, len(cuts.unfit))
+    return Fit(model, encoder.max_seq_length, *counts, first=next(iter(cuts.unfit), ""))
 
 
 def _distribution(counts: Mapping[str, int]) -> str:

@@ -1,10 +1,15 @@
-"""Dataset folders made of examples: new ones, longer ones, split again, and folds."""
+"""Dataset folders made of examples: written, added to, split again, and folds.
+
+All files of a folder are staged first. A new folder then appears whole; in a folder that exists,
+files are replaced one by one, dataset.json last.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from pt_app.core.dataset import (
@@ -17,55 +22,56 @@ from pt_app.core.dataset import (
     read_splits,
 )
 from pt_app.core.errors import UserError
+from pt_app.core.files import cannot_write, sha256_file, write_text_atomic
 from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
-from pt_app.judge_data.card import Card
+from pt_app.judge_data.card import TITLE, Card, data_card
+from pt_app.judge_data.checking import CheckReport, check_examples
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.groups import group_of, place_units, strata_of, units_of
-from pt_app.judge_data.options import SplitPlan
+from pt_app.judge_data.options import NEAR, SplitPlan
+from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import Placement, gap_line, place, with_own_group
-from pt_app.judge_data.writing import (
-    FILES,
-    FolderSummary,
-    keep_handmade,
-    known_of,
-    replace_folder,
-    write_folder,
-)
 
-__all__ = ["FolderSummary", "FoldsSummary", "build_folder", "split_folder"]
-
+FILES = (*(f"judge_{split}.json" for split in SPLITS), "splits.json", "README.md", "dataset.json")
+MEASURED = ("sha256", "split", "checks", "agreement")
+"""What dataset.json says of the rows as they are, measured again whenever they are written."""
 # What several imports into one folder may differ in; the card then lists all of them.
 JOINED = ("origin", "licence", "label_rule")
 FOLDS, TEMPLATE = "folds", "template"
 
 
 @dataclass(frozen=True)
-class FoldsSummary:
-    """What was written below `out`, one folder per fold, for a terminal."""
+class FolderSummary:
+    """What was written, for a terminal. `written` is false where the same bytes were there."""
 
     out: Path
-    folds: Sequence[FolderSummary]
-    gap: str
+    written: bool
+    splits: Mapping[str, Sequence[JudgeExample]]
+    report: CheckReport
+    agreement: Card | None = None
+    notes: tuple[str, ...] = ()
+
+    def sizes(self) -> str:
+        """List the rows and groups of each split in one line."""
+        return ", ".join(
+            f"{len(rows):,} {split} ({len({row.group for row in rows}):,} groups)"
+            for split, rows in self.splits.items()
+        )
 
     def lines(self) -> list[str]:
-        """Say in a line each what a fold tests, and whether it leaks."""
-        lines = [f"{self.out}: {len(self.folds)} folds; train one with --data_dir {self.out / '1'}"]
-        for number, fold in enumerate(self.folds, start=1):
-            state = "LEAK" if fold.report.failed else "no leak"
-            lines.append(f"  {number}: {fold.sizes()}, {state}")
-        return [*lines, self.gap]
+        """Summarise the folder in a few lines."""
+        state = "" if self.written else " (already there, unchanged)"
+        lines = [f"{self.out}{state}: {self.sizes()}", *self.notes]
+        if self.agreement:
+            lines += people.lines(self.agreement)
+        return [*lines, *self.report.lines()]
 
 
 def build_folder(
-    out: Path,
-    examples: Sequence[JudgeExample],
-    card: Card,
-    plan: SplitPlan,
-    *,
-    append: bool = False,
+    out: Path, examples: Sequence[JudgeExample], card: Card, plan: SplitPlan, append: bool = False
 ) -> FolderSummary:
     """Split the examples, check them, and write the folder; with `append` beside its own rows.
 
@@ -74,9 +80,7 @@ def build_folder(
     another command wrote (unless `append`), rows that cannot be split, and a card of another task
     or scale than the folder's.
     """
-    old: list[JudgeExample] = []
-    places: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
+    old, places, notes = list[JudgeExample](), dict[str, str](), list[str]()
     if append and any((out / name).exists() for name in FILES):
         old, places = _placed_rows(out)
         card, examples, notes = _joined(out, card, examples)
@@ -87,11 +91,12 @@ def build_folder(
     return _write(out, placement, card, plan, notes, replacing=append)
 
 
-def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
+def split_folder(folder: Path, plan: SplitPlan) -> list[str]:
     """Split a folder's rows again; groups that its splits.json names stay, unless `plan.anew`.
 
-    With `plan.folds` the folder stays as it is, and `folds/1` and up are written below it. Raises
-    UserError as `build_folder` does, and for rows that would have to be left out.
+    With `plan.folds` the folder stays as it is, and `folds/1` and up are written below it. Returns
+    lines that describe what was written. Raises UserError as `build_folder` does, and for rows that
+    would have to be left out.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not there: make a dataset folder with `judge data import`")
@@ -107,13 +112,12 @@ def split_folder(folder: Path, plan: SplitPlan) -> FolderSummary | FoldsSummary:
     placement = place(rows, plan, places, len(rows))
     if placement.left_out:
         row = placement.left_out[0]
-        raise UserError(
-            f"{row.where or row.id}: its texts are in groups that splits.json places in two "
-            f"splits: split them again with `judge data split {folder} --anew`"
-        )
-    stay = ("every group stays where splits.json has it; --anew places them again",)
-    notes = () if placement.placed else stay
-    return _write(folder, placement, card, plan, notes, replacing=True)
+        problem = "its texts are in groups that splits.json places in two splits"
+        remedy = f"split them again with `judge data split {folder} --anew`"
+        raise UserError(f"{row.where or row.id}: {problem}: {remedy}")
+    stay = ["every group stays where splits.json has it; --anew places them again"]
+    notes = [] if placement.placed else stay
+    return _write(folder, placement, card, plan, notes, replacing=True).lines()
 
 
 def _named(example: JudgeExample, number: int) -> JudgeExample:
@@ -130,10 +134,9 @@ def _placed_rows(out: Path) -> tuple[list[JudgeExample], dict[str, str]]:
     for split, part in parts.items():
         for row in part:
             if places.setdefault(row.group, split) != split:
-                raise UserError(
-                    f"{row.where}, field group: it is in {places[row.group]} too: split the "
-                    f"rows again with `judge data split {out} --anew` before you add others"
-                )
+                problem = f"it is in {places[row.group]} too"
+                remedy = f"split the rows again first, `judge data split {out} --anew`"
+                raise UserError(f"{row.where}, field group: {problem}: {remedy}")
     return rows, places | read_places(out)
 
 
@@ -141,23 +144,20 @@ def _check_by(folder: Path, places: Mapping[str, str], card: Card, plan: SplitPl
     """Raise UserError where groups were placed by another rule than the plan's."""
     was = card.get("split", {}).get("by", "group")
     if places and was != plan.by:
-        raise UserError(
-            f"{folder} was split by {was}: add --by {was}, or split it again with "
-            f"`judge data split {folder} --by {plan.by} --anew`"
-        )
+        again = f"split it again with `judge data split {folder} --by {plan.by} --anew`"
+        raise UserError(f"{folder} was split by {was}: add --by {was}, or {again}")
 
 
 def _joined(
     out: Path, card: Card, examples: Sequence[JudgeExample]
-) -> tuple[Card, Sequence[JudgeExample], tuple[str, ...]]:
+) -> tuple[Card, Sequence[JudgeExample], list[str]]:
     """Join the card of new rows with the folder's own; the new rows keep their own rubric."""
     own, read = _raw_card(out), read_card(out)
-    for name in ("task", "scale"):
-        if card.get(name, getattr(read, name)) != getattr(read, name):
-            raise UserError(
-                f"{out / 'dataset.json'}, field {name}: {getattr(read, name)}, but that of the new "
-                f"rows is {card[name]}: add them to a folder of their own"
-            )
+    for name, was in (("task", read.task), ("scale", read.scale)):
+        if (new := card.get(name, was)) != was:
+            problem = f"{was}, but that of the new rows is {new}"
+            remedy = "add them to a folder of their own"
+            raise UserError(f"{out / 'dataset.json'}, field {name}: {problem}: {remedy}")
     joined = dict(card) | own
     for name in JOINED:
         texts = filter(None, (own.get(name, ""), card.get(name, "")))
@@ -171,7 +171,7 @@ def _joined(
         ]
     template = joined["template"] = own.get("template", read.template)
     other = card.get("template", template)
-    notes = (f"template stays {template}, not {other}",) if other != template else ()
+    notes = [f"template stays {template}, not {other}"] if other != template else []
     return joined, examples, notes
 
 
@@ -184,18 +184,13 @@ def _raw_card(folder: Path) -> Card:
 
 
 def _scale(card: Card, out: Path) -> Scale:
-    return card_scale(DatasetCard.model_validate(known_of(card)), out / "dataset.json")
+    return card_scale(DatasetCard.model_validate(_unmeasured(card)), out / "dataset.json")
 
 
 def _write(
-    out: Path,
-    placement: Placement,
-    card: Card,
-    plan: SplitPlan,
-    notes: tuple[str, ...],
-    replacing: bool,
+    out: Path, placement: Placement, card: Card, plan: SplitPlan, notes: list[str], replacing: bool
 ) -> FolderSummary:
-    """Write the placed rows; dataset.json goes on to say how those placed before were split."""
+    """Write the placed rows; dataset.json keeps how those placed before were split."""
     # Agreement is measured within the rows' own groups, however the rows were split.
     rows = [with_own_group(row) for part in placement.splits.values() for row in part]
     before = card.get("split", {})
@@ -203,24 +198,19 @@ def _write(
     if left_out := before.get("left_out", 0) + len(placement.left_out):
         how["left_out"] = left_out
     kept = keep_handmade(out, card) if replacing else ()
-    return write_folder(
-        out,
-        placement.splits,
-        card,
-        how,
-        notes=(*kept, *notes, *placement.notes),
-        agreement=people.agreement_of(rows, _scale(card, out)),
-        replacing=replacing,
-    )
+    all_notes = (*kept, *notes, *placement.notes)
+    agreement = people.agreement_of(rows, _scale(card, out))
+    return write_folder(out, placement.splits, card, how, agreement, replacing, notes=all_notes)
 
 
 def _write_folds(
     folder: Path, rows: Sequence[JudgeExample], card: Card, plan: SplitPlan
-) -> FoldsSummary:
+) -> list[str]:
     """Write `folder`/folds/1 and up: a fold is the test part, all other rows the training part.
 
-    Folds that were there are replaced, all or none. Raises UserError for fewer groups than folds,
-    and where `folds` holds something else.
+    Folds that were there are replaced, all or none. Returns lines about what each fold tests, and
+    whether it leaks. Raises UserError for fewer groups than folds, and where `folds` holds
+    something else.
     """
     agreement = people.agreement_of(rows, _scale(card, folder))
     out = folder / FOLDS
@@ -234,18 +224,19 @@ def _write_folds(
     fold_of = {row: fold_of_unit[unit.name] for unit in units for row in unit.rows}
     tests = {name: [row for i, row in enumerate(rows) if fold_of[i] == name] for name in names}
     staged = folder / f".{FOLDS}.{os.getpid()}.partial"
+    lines = [f"{out}: {plan.folds} folds; train one with --data_dir {out / '1'}"]
     try:
-        made = []
         for name, test in tests.items():
             train = [row for i, row in enumerate(rows) if fold_of[i] != name]
             own = dict(card) | {"fold": f"{name}/{plan.folds}"} | _template(folder, staged / name)
             splits = {"train": train, "val": [], "test": test}
-            fold = write_folder(staged / name, splits, own, plan.about(), agreement=agreement)
-            made.append(fold)
+            fold = write_folder(staged / name, splits, own, plan.about(), agreement)
+            state = "LEAK" if fold.report.failed else "no leak"
+            lines.append(f"  {name}: {fold.sizes()}, {state}")
         replace_folder(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return FoldsSummary(out, made, gap_line({f"fold {name}": tests[name] for name in names}))
+    return [*lines, gap_line({f"fold {name}": tests[name] for name in names})]
 
 
 def _template(folder: Path, fold: Path) -> dict[str, str]:
@@ -255,3 +246,159 @@ def _template(folder: Path, fold: Path) -> dict[str, str]:
         return {}
     Template.load(name).save(fold / TEMPLATE)
     return {"template": TEMPLATE}
+
+
+# --- writing ---
+
+
+def _unmeasured(card: Card) -> Card:
+    """Return what a card says that does not depend on the rows as they are."""
+    return {name: value for name, value in card.items() if name not in MEASURED}
+
+
+def write_folder(
+    out: Path,
+    splits: Mapping[str, Sequence[JudgeExample]],
+    card: Card,
+    how: Card,
+    agreement: Card | None = None,
+    replacing: bool = False,
+    *,
+    notes: tuple[str, ...] = (),
+    title: str = TITLE,
+    sections: Sequence[str] = (),
+    as_row: Callable[[JudgeExample], Row] | None = None,
+) -> FolderSummary:
+    """Check the rows in their splits and write them with their card.
+
+    Args:
+        how: how the rows were split, for dataset.json; empty where they were generated so.
+        agreement: the annotators' agreement, as `people.agreement_of` gives it.
+        notes: lines for the summary.
+        replacing: whether files of another command may be replaced.
+        title, sections: heading and further parts, in Markdown, of README.md.
+        as_row: how a row is written; by default `JudgeExample.as_row`.
+
+    Raises UserError for a row that JSON cannot hold, and as `_write_files` does.
+    """
+    typed = DatasetCard.model_validate(_unmeasured(card))
+    scale = card_scale(typed, out / "dataset.json")
+    near, by_row = how.get("near", NEAR), how.get("by") == "row"
+    report = check_examples(splits, scale, near=near, by_row=by_row)
+    filled, files = {split: rows for split, rows in splits.items() if rows}, dict[str, str]()
+    for split, rows in filled.items():
+        lines = (_line(row, as_row(row) if as_row else row.as_row(scale)) for row in rows)
+        files[f"judge_{split}.json"] = "".join(lines)
+    places = {row.group: split for split, rows in splits.items() for row in rows}
+    files["splits.json"] = json.dumps(places, ensure_ascii=False, indent=0) + "\n"
+    about = _unmeasured(card) | {"task": typed.task, "scale": typed.scale}
+    about |= {"split": dict(how)} if how else {}
+    about["checks"] = report.summary()
+    about |= {"agreement": agreement} if agreement else {}
+    about["sha256"] = {name: sha256(text.encode()).hexdigest() for name, text in files.items()}
+    files["README.md"] = data_card(about, splits, scale, sections, title)
+    files["dataset.json"] = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    written = _write_files(out, files, replacing)
+    return FolderSummary(out, written, filled, report, agreement, notes)
+
+
+def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
+    """Write a folder's files, the last one last; False where the same bytes were there.
+
+    A folder that a killed run left with some of its files is completed, and the descriptions of the
+    same rows by an earlier version are brought up to date. Raises UserError where other files of
+    these names are there and `replacing` is false, and where the folder cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose a folder with --out")
+    old = [name for name in FILES if (out / name).exists()]
+    other = [name for name in old if not _holds(out / name, files.get(name))]
+    if not other and len(old) == len(files):
+        return False
+    if other and not replacing and not _describes_the_same(out, files, other):
+        remedy = "choose another folder with --out, delete it, or add to it with --append"
+        raise UserError(f"{out / other[0]} is there and comes from another command: {remedy}")
+    in_place = out.exists()
+    staged = out / f".partial.{os.getpid()}" if in_place else _beside(out, "partial")
+    try:
+        staged.mkdir(parents=True)
+        for name, text in files.items():
+            write_text_atomic(staged / name, text)
+        if in_place:
+            for name in files:
+                os.replace(staged / name, out / name)
+            for name in set(old) - set(files):
+                (out / name).unlink()
+        else:
+            staged.rename(out)
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return True
+
+
+def _describes_the_same(out: Path, files: Mapping[str, str], other: Sequence[str]) -> bool:
+    """Return whether the files that differ only describe the same rows of the same origin."""
+    card = out / "dataset.json"
+    if not card.is_file() or not set(other) <= {"README.md", card.name}:
+        return False
+    try:
+        old = json.loads(card.read_bytes())
+    except ValueError:
+        return False
+    new, keys = json.loads(files[card.name]), ("origin", "task", "scale", "sha256")
+    return isinstance(old, dict) and all(old.get(key) == new.get(key) for key in keys)
+
+
+def _holds(path: Path, text: str | None) -> bool:
+    return text is not None and path.is_file() and path.read_bytes() == text.encode()
+
+
+def keep_handmade(out: Path, card: Card) -> tuple[str, ...]:
+    """Copy files that no command wrote to a folder `before`; a note says so.
+
+    A row that is written again loses its unknown fields, and a chat row the wording of its answer.
+    """
+    hashes = card.get("sha256", {})
+    rows = [path for split in SPLITS if (path := out / f"judge_{split}.json").exists()]
+    handmade = [path for path in rows if hashes.get(path.name) != sha256_file(path)]
+    if (out / "README.md").exists() and "checks" not in card:
+        handmade.append(out / "README.md")
+    if not handmade:
+        return ()
+    names = (out / f"before{number}" for number in ("", *range(2, 10_000)))
+    before = next(path for path in names if not path.exists())
+    before.mkdir()
+    for path in handmade:
+        shutil.copy2(path, before)
+    return (f"{', '.join(path.name for path in handmade)} as they were are kept in {before}",)
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Rename the folder `new`, on the same disk, to `out`, in place of a folder that is there."""
+    before = _beside(out, "before")
+    if out.exists():
+        out.rename(before)
+    new.rename(out)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _beside(out: Path, what: str) -> Path:
+    out = out.absolute()
+    return out.with_name(f".{out.name}.{os.getpid()}.{what}")
+
+
+def _line(example: JudgeExample, row: Row) -> str:
+    """Write a row as a line of JSON; times of Parquet files become text."""
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
+        line.encode("utf-8")
+    except ValueError as error:  # NaN, or half of a surrogate pair
+        problem = f"the row cannot be written as JSON ({error}): correct it"
+        raise UserError(f"{example.where or example.id}: {problem}") from error
+    return line + "\n"
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -14,15 +14,14 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.folder import build_folder
+from pt_app.judge_data.folder import FILES, build_folder
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
-from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, unwanted, wanted_values
+from pt_app.judge_data.mapping import TARGETS, ColumnMap, unwanted, wanted_values
 from pt_app.judge_data.options import ImportOptions, SplitPlan
-from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row
-from pt_app.judge_data.writing import FILES
 
 TEMPLATE = "template"
 # Columns by which rows of the shapes in docs/DATA.md are recognised.
@@ -64,7 +63,7 @@ class Tally:
         """The rows of the files."""
         return self.kept + self.dropped.counts.total()
 
-    def refuse(self, error: RowError, rows: int) -> None:
+    def refuse(self, error: RowError, rows: int = 1) -> None:
         """Count rows that cannot be used; raise their error unless `drop_bad`."""
         if not self.drop_bad:
             hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
@@ -83,12 +82,7 @@ class Tally:
 
 
 def import_labels(
-    files: Sequence[str],
-    out: Path,
-    options: ImportOptions,
-    plan: SplitPlan,
-    append: bool = False,
-    progress: bool = True,
+    files: Sequence[str], out: Path, options: ImportOptions, plan: SplitPlan, append: bool = False
 ) -> list[str]:
     """Read files of labels into the dataset folder `out`; see docs/DATA.md.
 
@@ -114,13 +108,16 @@ def import_labels(
         _check_columns(table, job)
     tally = Tally(options.drop_bad)
     examples: list[JudgeExample] = []
-    paths = [file.partition("::")[0] for file in files]
-    alike = Counter(Path(path).name for path in paths)
-    for table, path, prefix in zip(tables, paths, _prefixes(paths, options.prefix), strict=True):
-        file = path if alike[Path(path).name] > 1 else Path(path).name
+    paths = [Path(file.partition("::")[0]) for file in files]
+    names, stems = Counter(path.name for path in paths), Counter(path.stem for path in paths)
+    for table, path in zip(tables, paths, strict=True):
+        file = path if names[path.name] > 1 else path.name
+        # Ids of files of one name start with the folder of their file.
+        longer = f"{path.parent.name}-{path.stem}"
+        prefix = options.prefix or shown(longer if stems[path.stem] > 1 else path.stem)
         rows = examples_of(table, job, tally, prefix)
-        bar = tqdm(rows, f"import {table.name}", unit=" rows", disable=not progress, delay=2)
-        examples += [_identified(*made, job, tally, file, prefix) for made in bar]
+        bar = tqdm(rows, f"import {table.name}", unit=" rows", delay=2)
+        examples += [_identified(*made, job, tally, shown(file), prefix) for made in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
         raise UserError(f"no row of {', '.join(files)} can be used: {' '.join(reasons.split())}")
@@ -136,10 +133,9 @@ def import_labels(
 def _same_names(tables: Sequence[Table]) -> tuple[str, ...]:
     """Map the columns that are named like the fields, where a label is not an object."""
     for table in tables:
-        first = next(table.rows(), None)
-        if first is None or isinstance(first[1].get("label"), dict | None):
-            return ()
-        if not {"candidate", "candidate_a"} & set(table.columns):
+        _, first = next(table.rows())
+        named = {"candidate", "candidate_a"} & set(table.columns)
+        if not named or isinstance(first.get("label"), dict | None):
             return ()
     return tuple(f"{name}={name}" for name in TARGETS if all(name in t.columns for t in tables))
 
@@ -187,16 +183,6 @@ def _check_columns(table: Table, job: Job) -> None:
         raise UserError(f"{table.name} {problem}; its columns are {columns}")
 
 
-def _prefixes(paths: Sequence[str], prefix: str) -> list[str]:
-    """Return what the ids made here start with, for each file: `prefix`, else the file's name.
-
-    Files of one name have that of their folder before it.
-    """
-    stems = Counter(Path(path).stem for path in paths)
-    own = [(Path(path).stem, f"{Path(path).parent.name}-{Path(path).stem}") for path in paths]
-    return [prefix or shown(longer if stems[stem] > 1 else stem) for stem, longer in own]
-
-
 def examples_of(
     table: Table, job: Job, tally: Tally, prefix: str = ""
 ) -> Iterator[tuple[JudgeExample, Converted]]:
@@ -229,27 +215,27 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
     reader.on(table, map.columns.get("label", ()))
     wanted = wanted_values(options.only, table)
 
-    def mapped() -> Iterator[Converted]:
+    def kept() -> Rows:
         for place, value in table.rows():
             if reason := unwanted(value, wanted):
-                yield Converted(place, None, reason)
-                continue
-            try:
-                yield map.convert(place, value, reader, prefix)
-            except RowError as error:
-                tally.refuse(error, 1)
+                tally.dropped.add(reason)
+            else:
+                yield place, value
 
-    one_per_rater = {"id", "rater"} <= set(map.columns)
-    yield from merge_raters(mapped(), reader, tally.refuse) if one_per_rater else mapped()
+    for rows in map.by_candidate(kept(), tally.refuse):
+        try:
+            yield map.convert(rows, reader, prefix)
+        except RowError as error:
+            tally.refuse(error, len(rows))
     tally.decisions += [note for note in reader.decisions() if note not in tally.decisions]
 
 
 def _identified(
     example: JudgeExample, made_of: Converted, job: Job, tally: Tally, file: str, prefix: str
 ) -> JudgeExample:
-    """Give an example the id and group that it lacks, and a place that tells its file."""
+    """Give an example the id and group that it lacks, and a place that names its file."""
     place, row = made_of.place, made_of.row or {}
-    changes = {"where": f"{shown(file)}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
+    changes = {"where": f"{file}:{place.row}", "id": example.id or f"{prefix}-{place.row}"}
     if not str(row.get("group") or "").strip():
         changes["group"] = group_of(example)
         tally.ungrouped += "group" in job.map.columns
@@ -262,18 +248,12 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     names = [table.name for table in tables]
     single = job.scale.task == "score" and "source" in job.map.columns
     template = fmt.template if fmt else "translation_any" if single else "response"
-    # The files of a template of one's own are copied into the dataset.
+    # The files of a custom template are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
     rubric = read_text(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
-    imported: Row = {
-        "files": names,
-        "format": fmt.name if fmt else "",
-        "map": list(options.map),
-        "labels": options.labels,
-        "read": tally.read,
-        "kept": tally.kept,
-        "dropped": dict(tally.dropped.counts),
-    }
+    imported = Row(files=names, format=fmt.name if fmt else "", map=list(options.map))
+    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
+    imported["dropped"] = dict(tally.dropped.counts)
     if tally.answers.counts:
         imported["answers_left_out"] = dict(tally.answers.counts)
     card: Row = {

@@ -1,37 +1,38 @@
-"""Reads one cell as a label, and combines the labels of several annotators into one.
+"""Reads the cells of a row as labels, and combines the labels of several annotators into one.
 
 Import, init, agree, relabel and distil share this reader. Names are read in any case and through
 --labels, numbers as their column writes them, and true and 1 as PASS where the task is pass or
 fail. What --labels declares to be no label is counted.
+
+Answers are read from columns, from lists, and from what annotation tools export. Label Studio: a
+task with `annotations`, each with `completed_by`, `was_cancelled` and a `result` with one item per
+control. Argilla 1: `responses` with `user_id`, `status` and `values`. Argilla 2: `responses` by
+question, or flattened into `quality.responses`, `quality.responses.users` and
+`quality.responses.status`.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from statistics import fmean, median_low, multimode
+
+import yaml
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
-from pt_app.judge_data.rows import find, is_empty, parsed, refuse_bytes
+from pt_app.judge_data.rows import Row, find, is_empty, parsed, refuse_bytes
 
-AS_PASS = {"true": "false", "1": "0", "yes": "no"}
-"""Labels that are read as PASS, each with its counterpart for FAIL, unless --labels has them."""
+WORDS = yaml.safe_load(Path(__file__).with_name("labels.yaml").read_text(encoding="utf-8"))
+AS_PASS: dict[str, str] = WORDS["as_pass"]
 TWO_VALUES = dict.fromkeys(AS_PASS, "PASS") | dict.fromkeys(AS_PASS.values(), "FAIL")
-# How the labels of several annotators become one; dataset.json states the rule.
-RULES = {
-    "majority": {
-        "score": "the commonest label; of equally common ones the lower of the middle two",
-        "pairwise": "the commonest label; equally common ones make a tie",
-        "pass_fail": "the commonest label; equally common ones make FAIL",
-    },
-    "mean": {"score": "the mean label, at the scale's nearest verdict (halves go up)"},
-    "median": {"score": "the median label (of two in the middle the lower)"},
-}
+_RESULT = re.compile(r"result\.([^.]+)\.(.+)")
 
 
 @dataclass
@@ -67,7 +68,7 @@ class LabelReader:
         numbers: Reads numbers as the label columns write them.
         drop_bad: Whether an unreadable answer of one of several annotators is left out alone,
             instead of its row.
-        how: The rule of `RULES` by which several labels become one; "": the task's default rule.
+        how: The rule of labels.yaml by which several labels become one; "": the task's default.
         left_out: The answers that do not count as labels.
         unstated: Whether responses came without the status that would tell drafts apart.
     """
@@ -85,9 +86,7 @@ class LabelReader:
         """Read numbers as these columns (or paths) of a table, which are alike, write them."""
 
         def cells() -> Iterator[object]:
-            for _, value in table.rows():
-                for name in columns:
-                    yield from flat(find(value, name))
+            return (c for _, row in table.rows() for name in columns for c in flat(find(row, name)))
 
         def fits(number: Decimal) -> bool:
             return self.scale.normalise(_verdict_of(number)) is not None
@@ -109,16 +108,15 @@ class LabelReader:
         refuse_bytes(cell, place, column)
         text = str(cell).strip()
         # Where --labels only declares what is no label, other values keep their own meaning.
-        if (key := key_of(cell)) in self.meanings or any(self.meanings.values()):
-            if key not in self.meanings:
-                remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
-                raise place.error(column, f"{text!r} has no meaning", remedy)
-            if not self.meanings[key]:
-                self.left_out.add(f"{text!r} means no answer")
-                return None
-            cell = self.meanings[key]
+        own = None if any(self.meanings.values()) else cell
+        if (meant := self.meanings.get(key_of(cell), own)) is None:
+            remedy = f"add it to --labels ({text}=VERDICT, or {text}= if it is no label)"
+            raise place.error(column, f"{text!r} has no meaning", remedy)
+        if meant == "":
+            self.left_out.add(f"{text!r} means no answer")
+            return None
         read = self._number if self.scale.task == "score" else self._name
-        return read(cell, place, column)
+        return read(meant, place, column)
 
     def verdict(self, cell: object, place: Place, column: str = "label") -> Verdict | None:
         """Read one label as a verdict of the scale; see `read`.
@@ -127,44 +125,34 @@ class LabelReader:
             RowError: As `read` does, and for a number off the scale.
         """
         label = self.read(cell, place, column)
-        if label is None:
-            return None
         verdict = self.scale.normalise(label)
-        if verdict is None:
+        if verdict is None and label is not None:
             problem = f"{str(cell).strip()!r} is off the scale {self.scale.name}"
             raise place.error(column, problem, f"{self.scale.says()}; empty: no label")
         return verdict
 
-    def combined(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Combine the labels of several annotators into one."""
-        return reduce(verdicts, self.scale, self.how)
-
     def decisions(self) -> list[str]:
         """Describe what was decided about cells that can be read in two ways."""
         used = [(yes, no) for yes, no in AS_PASS.items() if {yes, no} & self._as_pass]
-        unstated = "responses carry no status, so drafts and discarded ones count too: export from "
-        return [
-            *([self.numbers.note] if self.numbers.note else []),
-            *(f"{yes} is read as PASS, {no} as FAIL" for yes, no in used),
-            *([f"{unstated}Argilla with flatten=True"] if self.unstated else []),
-        ]
+        notes = [self.numbers.note, *(f"{yes} is read as PASS, {no} as FAIL" for yes, no in used)]
+        if self.unstated:
+            notes.append("responses have no status, so drafts count too: export with flatten=True")
+        return [note for note in notes if note]
 
     def notes(self) -> list[str]:
         """Describe what was decided about the cells, and how many answers were left out."""
         return [*self.decisions(), *self.left_out.as_answers()]
 
     def _name(self, cell: object, place: Place, column: str) -> Verdict:
-        text = str(cell).strip()
-        name = text
+        text, names = str(cell).strip(), {str(v).casefold(): v for v in self.scale.values}
         if self.scale.task == "pass_fail" and (key := key_of(cell)) in TWO_VALUES:
             self._as_pass.add(key)
-            name = TWO_VALUES[key]
-        for verdict in self.scale.values:
-            if str(verdict).casefold() == name.casefold():
-                return verdict
-        allowed = ", ".join(map(str, self.scale.values))
-        remedy = f"say what it means, such as --labels {text}={self.scale.values[0]}"
-        raise place.error(column, f"{text!r} is none of {allowed}", remedy)
+            return TWO_VALUES[key]
+        if text.casefold() not in names:
+            allowed = ", ".join(map(str, self.scale.values))
+            remedy = f"say what it means, such as --labels {text}={self.scale.values[0]}"
+            raise place.error(column, f"{text!r} is none of {allowed}", remedy)
+        return names[text.casefold()]
 
     def _number(self, cell: object, place: Place, column: str) -> Verdict:
         try:
@@ -181,10 +169,10 @@ class LabelReader:
 def key_of(label: object) -> str:
     """Return the form by which labels are compared: 1, 1.0 and "1.00" are alike, Good and good."""
     text = str(label).strip()
-    point, comma = readings(text)
-    number = comma if point is None else point
-    if isinstance(label, bool) or number is None or (comma is not None and comma != number):
+    numbers = {number for number in readings(text) if number is not None}
+    if isinstance(label, bool) or len(numbers) != 1:
         return text.casefold()
+    (number,) = numbers
     return f"{number.normalize():f}" if abs(number.adjusted()) < 30 else text.casefold()
 
 
@@ -212,14 +200,14 @@ def rule(scale: Scale, how: str = "") -> str:
         UserError: The task does not have that rule.
     """
     how = how or ("mean" if scale.task == "score" else "majority")
-    if scale.task not in RULES.get(how, {}):
-        allowed = ", ".join(name for name, tasks in RULES.items() if scale.task in tasks)
+    if scale.task not in WORDS["rules"].get(how, {}):
+        allowed = ", ".join(name for name, tasks in WORDS["rules"].items() if scale.task in tasks)
         raise UserError(f"--reduce {how} is not a rule of the task {scale.task}: use {allowed}")
-    return f"{how}: {RULES[how][scale.task]}"
+    return f"{how}: {WORDS['rules'][how][scale.task]}"
 
 
 def reduce(verdicts: Sequence[Verdict], scale: Scale, how: str = "") -> Verdict:
-    """Combine the labels of at least one annotator; see `RULES`.
+    """Combine the labels of at least one annotator; see labels.yaml.
 
     Raises:
         UserError: The task does not have that rule.
@@ -241,3 +229,106 @@ def nearest(number: float, scale: Scale) -> Verdict:
     # 1e-9: a mean such as 2.4999999999999996 of 2 and 3 is a half.
     place = math.floor((number - low) / step + 0.5 + 1e-9)
     return scale.values[min(max(place, 0), len(scale.values) - 1)]
+
+
+# --- who gave each answer ---
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of one annotator.
+
+    `rater` is "" where nobody is named. `out` is the reason why the answer does not count, or "".
+    `unstated` is true for an Argilla response whose export omits its status.
+    """
+
+    cell: object
+    rater: str = ""
+    out: str = ""
+    unstated: bool = False
+
+
+def answers_of(value: Row, names: Sequence[str], place: Place) -> list[Answer]:
+    """Return the answers in the label columns: one per column, or one per item of a list.
+
+    Raises:
+        RowError: Several controls of an annotation fit the path of a column.
+    """
+    return [answer for name in names for answer in _answers(value, name, place)]
+
+
+def _answers(value: Row, name: str, place: Place) -> Iterator[Answer]:
+    head, star, rest = name.partition(".*")
+    if name in value or (rest and not rest.startswith(".")):
+        head, star, rest = name, "", ""
+    cells = parsed(find(value, head))
+    if not star and not isinstance(cells, list):
+        yield Answer(_unwrapped(cells, place))
+        return
+    raters, states = (parsed(value.get(f"{name}.{part}")) for part in ("users", "status"))
+    for i, item in enumerate(cells if isinstance(cells, list) else []):
+        rater, status = find(raters, str(i)), find(states, str(i))
+        yield Answer(
+            _unwrapped(_picked(item, rest.removeprefix("."), name, place), place),
+            _rater_of(item) if is_empty(rater) else str(rater),
+            status_of(item if is_empty(status) else {"status": status}),
+            isinstance(item, Mapping) and "user_id" in item and is_empty(item.get("status")),
+        )
+
+
+def _rater_of(item: object) -> str:
+    """Return the id of the annotator of an answer; "" where it names nobody."""
+    if not isinstance(item, Mapping):
+        return ""
+    rater = next((item[key] for key in WORDS["raters"] if not is_empty(item.get(key))), "")
+    if isinstance(rater, Mapping):
+        rater = next((rater[key] for key in ("id", "email", "username") if rater.get(key)), "")
+    return str(rater)
+
+
+def status_of(item: object) -> str:
+    """Return why an answer does not count, such as "cancelled" or "draft"; "" where it counts."""
+    if not isinstance(item, Mapping):
+        return ""
+    if item.get("was_cancelled") is True:
+        return "cancelled"
+    if item.get("skipped") is True:
+        return "skipped"
+    status = str(item.get("status")).rpartition(".")[2].casefold()  # "Status.draft" of an enum
+    return status if status in WORDS["no_answer"] else ""
+
+
+def _picked(item: object, path: str, name: str, place: Place) -> object:
+    """Return the value of an answer; that of a Label Studio result by its control.
+
+    The order of the results in an annotation is not fixed, so a position means nothing.
+    """
+    match = _RESULT.fullmatch(path)
+    results = parsed(find(item, "result")) if match else None
+    if match is None or not isinstance(results, list):
+        return find(item, path) if path else item
+    control, inner = match.groups()
+    any_control = control.isdigit() or control == "*"
+    values = [
+        (str(result.get("from_name", "")), value)
+        for result in results
+        if (value := find(result, inner)) is not None
+        and (any_control or result.get("from_name") == control)
+    ]
+    if len(values) > 1:
+        controls = sorted({control for control, _ in values})
+        problem = f"{len(values)} results fit {name}: {', '.join(controls)}"
+        example = f"{name.removesuffix(path)}result.{controls[0]}.{inner}"
+        raise place.error("label", problem, f"name one of them, such as label={example}")
+    return values[0][1] if values else None
+
+
+def _unwrapped(cell: object, place: Place) -> object:
+    """Return the single value that an annotation tool wrapped: ["good"], [{"rating": 4}]."""
+    cell = parsed(cell)
+    if isinstance(cell, list):
+        if len(cell) > 1:
+            raise place.error("label", f"{len(cell)} values in one answer", "a label is one value")
+        return _unwrapped(cell[0], place) if cell else None
+    keys = [key for key in WORDS["wrapped"] if key in cell] if isinstance(cell, Mapping) else []
+    return _unwrapped(cell[keys[0]], place) if isinstance(cell, Mapping) and keys else cell

@@ -3,18 +3,17 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
-from pt_app.core.verdicts import NAMED, Verdict
-from pt_app.judge_data.answers import Answer, answers_of
-from pt_app.judge_data.labels import LabelReader, key_of
-from pt_app.judge_data.reading.tables import Table
+from pt_app.core.verdicts import NAMED, Scale, Verdict
+from pt_app.judge_data.labels import Answer, LabelReader, answers_of, key_of, reduce
+from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 
 TEXTS = ("group", "source", "context", "reference", "candidate", "rubric")
@@ -67,6 +66,11 @@ class ColumnMap:
         return ColumnMap(columns, {key_of(key): value for key, value in pairs(labels, "--labels")})
 
     @property
+    def one_per_rater(self) -> bool:
+        """Whether the file has a row for each rater of a candidate."""
+        return {"id", "rater"} <= self.columns.keys()
+
+    @property
     def pair(self) -> bool:
         """Whether a row has two candidates."""
         return "candidate_a" in self.columns or "candidate_b" in self.columns
@@ -84,8 +88,36 @@ class ColumnMap:
             for name in names:
                 check_column(columns, name, file, f"--map {target}={name}")
 
-    def convert(self, place: Place, value: Row, reader: LabelReader, prefix: str = "") -> Converted:
-        """Make a row of fields with its label from a row of the file.
+    def by_candidate(
+        self, rows: Rows, refuse: Callable[[RowError], None]
+    ) -> Iterator[list[tuple[Place, Row]]]:
+        """Gather the rows of one id where each is one rater's; else a row stands for itself.
+
+        Args:
+            refuse: Takes the error of a row that cannot be used, as one of another candidate.
+        """
+        if not self.one_per_rater:
+            yield from ([row] for row in rows)
+            return
+        groups: dict[str, list[tuple[Place, Row]]] = {}
+        first: dict[str, tuple[Place, Row]] = {}
+        for place, value in rows:
+            try:
+                fields = self.fields(place, value)
+                earlier, other = first.setdefault(name := fields["id"], (place, fields))
+                for field in ("source", "candidate", "candidates", "conversation"):
+                    if fields.get(field) != other.get(field):
+                        problem = f'differs from that of {earlier.where}, both of id "{name}"'
+                        raise place.error(field, problem, "give two candidates two ids")
+                groups.setdefault(name, []).append((place, value))
+            except RowError as error:
+                refuse(error)
+        yield from groups.values()
+
+    def convert(
+        self, rows: Sequence[tuple[Place, Row]], reader: LabelReader, prefix: str = ""
+    ) -> Converted:
+        """Make a row of fields with its label from a row of the file, or from one of each rater.
 
         Answers that do not count are counted in `reader`.
 
@@ -95,47 +127,52 @@ class ColumnMap:
         Raises:
             RowError: A value cannot be used, or --labels does not name a label.
         """
+        place, value = rows[0]
         row = self.fields(place, value, prefix)
-        answers = answers_of(value, self.columns.get("label", ()), place)
-        votes = _votes(answers, reader, place)
+        answers: list[tuple[Place, Answer]] = []
+        for where, cells in rows:
+            rater = (self._text("rater", cells, where) or "") if self.one_per_rater else ""
+            own = answers_of(cells, self.columns.get("label", ()), where)
+            answers += [(where, replace(answer, rater=answer.rater or rater)) for answer in own]
+        votes = _votes(answers, reader)
         if not votes:
-            return Converted(place, None, "no label")
-        if len(answers) > 1 or answers[0].rater:
-            row["annotators"] = [vote.as_row() for vote in votes]
+            return Converted(place, None, "no label", len(rows))
+        several = self.one_per_rater or len(answers) > 1
+        if several or answers[0][1].rater:
+            row["annotators"] = [{"rater": v.rater, "verdict": v.verdict} for v in votes]
         verdicts = [vote.verdict for vote in votes]
+        issues = parsed(self._one("issues", value, place))
+        remarks = issues if isinstance(issues, list) else str(issues or "").split(";")
         row["label"] = {
-            "verdict": reader.combined(verdicts) if len(answers) > 1 else verdicts[0],
-            "issues": _issues(self._one("issues", value, place)),
+            "verdict": reduce(verdicts, reader.scale, reader.how) if several else verdicts[0],
+            "issues": [text for remark in remarks if (text := str(remark).strip())],
             "feedback": self._text("feedback", value, place) or "",
         }
-        return Converted(place, row)
+        return Converted(place, row, rows_read=len(rows))
 
     def fields(self, place: Place, value: Row, prefix: str = "") -> Row:
         """Make a row of fields without a label; raise RowError where a value cannot be used."""
         name = self._text("id", value, place)
         row: Row = {"id": name or f"{prefix or place.stem}-{place.row}"}
-        texts = {name: self._text(name, value, place) for name in TEXTS}
-        row |= {name: text for name, text in texts.items() if text is not None}
+        row |= {n: text for n in TEXTS if (text := self._text(n, value, place)) is not None}
         if self.pair:
             row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
         if (turns := self._one("conversation", value, place)) not in (None, ""):
             row["conversation"] = _conversation(turns, place)
-        known = [*META, "rater", *(name for name in self.columns if name.startswith("meta."))]
-        meta = {name.removeprefix("meta."): self._one(name, value, place) for name in known}
-        if meta := {name: cell for name, cell in meta.items() if cell not in (None, "")}:
-            row["meta"] = meta
-        return row
+        names = [*META, *(name for name in self.columns if name.startswith("meta."))]
+        names += [] if self.one_per_rater else ["rater"]
+        meta = {name.removeprefix("meta."): self._one(name, value, place) for name in names}
+        meta = {name: cell for name, cell in meta.items() if cell not in (None, "")}
+        return row | ({"meta": meta} if meta else {})
 
     def _cells(self, target: str, value: Row, place: Place) -> list[object]:
         """Return the cells of a field that hold something; raise RowError for binary data."""
         names = self.columns.get(target, ())
-        cells = {name: find(value, name) for name in names}
-        for name, cell in cells.items():
+        cells = [find(value, name) for name in names]
+        for name, cell in zip(names, cells, strict=True):
             refuse_bytes(cell, place, name)
         # NaN, which differs from itself, is what pandas leaves where nothing was written.
-        return [
-            cells[name] for name in names if cells[name] is not None and cells[name] == cells[name]
-        ]
+        return [cell for cell in cells if cell is not None and cell == cell]
 
     def _one(self, target: str, value: Row, place: Place) -> object:
         """Return the cell of a field; those of several columns are joined as texts."""
@@ -153,10 +190,7 @@ class ColumnMap:
                 if target == "candidate":
                     remedy += f", or both of a pair, candidate_a={name}.0,candidate_b={name}.1"
                 raise place.error(target, f"it is a list of {len(cell)}", remedy)
-        texts = [_as_text(cell) for cell in cells]
-        if len(texts) < 2:
-            return texts[0] if texts else None
-        return "\n\n".join(filter(None, texts))
+        return "\n\n".join(filter(None, map(_as_text, cells))) if cells else None
 
 
 class _Vote(NamedTuple):
@@ -166,34 +200,30 @@ class _Vote(NamedTuple):
     verdict: Verdict
     place: Place
 
-    def as_row(self) -> Row:
-        return {"rater": self.rater, "verdict": self.verdict}
 
-
-def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list[_Vote]:
-    """Read the answers of one row; those that do not count are counted in `reader`.
+def _votes(answers: Sequence[tuple[Place, Answer]], reader: LabelReader) -> list[_Vote]:
+    """Read the answers about one candidate; those that do not count are counted in `reader`.
 
     Raises:
         RowError: An answer cannot be read, unless `reader.drop_bad` and another answer can.
     """
-    named = any(answer.rater for answer in answers)
+    unnamed = "answer " if any(answer.rater for _, answer in answers) else ""
     votes: list[_Vote] = []
     bad: list[RowError] = []
-    for number, answer in enumerate(answers, start=1):
+    for number, (place, answer) in enumerate(answers, start=1):
         if answer.out:
             reader.left_out.add(answer.out)
             continue
         reader.unstated |= answer.unstated
         try:
             verdict = reader.read(answer.cell, place)
-            if verdict is not None and len(answers) > 1:
-                _check_range(verdict, reader, place)
+            if len(answers) > 1:
+                _check_range(verdict, reader.scale, place)
         except RowError as error:
             bad.append(error)
             continue
         if verdict is not None:
-            unnamed = f"answer {number}" if named else str(number)
-            votes.append(_Vote(answer.rater or unnamed, verdict, place))
+            votes.append(_Vote(answer.rater or f"{unnamed}{number}", verdict, place))
     votes = _one_each(votes, reader)
     if bad and not (votes and reader.drop_bad):
         raise bad[0]
@@ -202,13 +232,12 @@ def _votes(answers: Sequence[Answer], reader: LabelReader, place: Place) -> list
     return votes
 
 
-def _check_range(verdict: Verdict, reader: LabelReader, place: Place) -> None:
+def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
     """Raise RowError for a number beyond the scale's ends, which the mean of several would hide."""
-    scale = reader.scale
-    if scale.task == "score":
-        low, high = float(scale.values[0]), float(scale.values[-1])
-        if not low <= float(verdict) <= high:
-            raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
+    if scale.task != "score" or verdict is None:
+        return
+    if not float(scale.values[0]) <= float(verdict) <= float(scale.values[-1]):
+        raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
 
 
 def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
@@ -221,69 +250,17 @@ def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
     disagreeing: set[str] = set()
     for number, vote in enumerate(votes):
         earlier = first.setdefault(vote.rater or number, vote)
-        if earlier is vote:
-            continue
-        if earlier.verdict == vote.verdict:
+        if earlier.verdict != vote.verdict:
+            before = f"{earlier.verdict} ({earlier.place.where})"
+            problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
+            error = vote.place.error("label", problem, "keep one answer of each annotator")
+            if not reader.drop_bad:
+                raise error
+            reader.left_out.add("its annotator contradicts themself", str(error))
+            disagreeing.add(vote.rater)
+        elif earlier is not vote:
             reader.left_out.add("the same annotator's answer once more")
-            continue
-        before = f"{earlier.verdict} ({earlier.place.where})"
-        problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
-        error = vote.place.error("label", problem, "keep one answer of each annotator")
-        if not reader.drop_bad:
-            raise error
-        reader.left_out.add("its annotator contradicts themself", str(error))
-        disagreeing.add(vote.rater)
     return [vote for vote in first.values() if vote.rater not in disagreeing]
-
-
-def merge_raters(
-    rows: Iterable[Converted], reader: LabelReader, refuse: Callable[[RowError, int], None]
-) -> Iterator[Converted]:
-    """Join the rows of one id, one row per rater, into one row with annotators.
-
-    Args:
-        refuse: Takes the error of rows that cannot be joined, and how many they are: rows of one
-            id with different texts, or with two answers of one annotator.
-    """
-    by_id: dict[str, list[Converted]] = {}
-    for converted in rows:
-        if converted.row is None:
-            yield converted
-            continue
-        group = by_id.setdefault(str(converted.row["id"]), [])
-        if group and (error := _difference(group[0], converted)):
-            refuse(error, 1)
-        else:
-            group.append(converted)
-    for group in by_id.values():
-        try:
-            yield _merged(group, reader)
-        except RowError as error:
-            refuse(error, len(group))
-
-
-def _difference(first: Converted, other: Converted) -> RowError | None:
-    """Return an error that names the first text in which two rows of one id differ."""
-    own, another = first.row or {}, other.row or {}
-    for field in ("source", "candidate", "candidates", "conversation"):
-        if own.get(field) != another.get(field):
-            problem = f'differs from that of {first.place.where}, both of id "{own["id"]}"'
-            return other.place.error(field, problem, "give two candidates two ids")
-    return None
-
-
-def _merged(group: Sequence[Converted], reader: LabelReader) -> Converted:
-    """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
-    rows = [(converted.place, converted.row or {}) for converted in group]
-    raters = [str(row.get("meta", {}).pop("rater", "")) for _, row in rows]
-    given = zip(raters, rows, strict=True)
-    votes = _one_each([_Vote(r, row["label"]["verdict"], p) for r, (p, row) in given], reader)
-    place, row = rows[0]
-    if not votes:
-        return Converted(place, None, "no label", rows_read=len(group))
-    row["label"]["verdict"] = reader.combined([vote.verdict for vote in votes])
-    row["annotators"] = [vote.as_row() for vote in votes]
-    return Converted(place, row, rows_read=len(group))
 
 
 def _conversation(cell: object, place: Place) -> list[dict[str, str]]:
@@ -293,12 +270,6 @@ def _conversation(cell: object, place: Place) -> list[dict[str, str]]:
         remedy = 'write [{"role": "user", "content": "..."}, ...] (or "from" and "value")'
         raise place.error("conversation", "it is not a list of turns", remedy) from error
     return [{"role": _ROLES.get(turn.role, turn.role), "content": turn.content} for turn in turns]
-
-
-def _issues(cell: object) -> list[str]:
-    cell = parsed(cell)
-    parts = cell if isinstance(cell, list) else str(cell or "").split(";")
-    return [text for part in parts if (text := str(part).strip())]
 
 
 def _as_text(cell: object) -> str:

@@ -24,7 +24,7 @@ Metrics = Mapping[str, Rows]
 """The rows of each metric by its name."""
 
 
-def read_scores(source: VerdictFile, lower: bool) -> dict[str, list[tuple[FileRow, Row]]]:
+def read_scores(source: VerdictFile, lower: bool) -> dict[str, Judged]:
     """Read the rows of each metric, with `label` and `score` (higher is better; None if absent).
 
     Args:
@@ -33,22 +33,16 @@ def read_scores(source: VerdictFile, lower: bool) -> dict[str, list[tuple[FileRo
     Raises:
         UserError: A label or score is not a number, or no row has a label.
     """
-    columns = source.columns
-    metrics: dict[str, list[tuple[FileRow, Row]]] = {}
-    names = (columns.label, columns.verdict)
+    names = (source.columns.label, source.columns.verdict)
     readers = [(name, LabelReader(ANY, numbers=source.numbers(name))) for name in names]
-    for row in source.rows:
-        read = [r.read(source.meant(row.cell(name)), row.place, name) for name, r in readers]
-        label, score = (None if number is None else float(number) for number in read)
-        if label is None:
-            continue
-        name = row.judge if columns.judge else "metric"
-        scored = {"model": name, "id": row.id, "group": row.group, "label": label}
-        scored["score"] = -score if lower and score is not None else score
-        metrics.setdefault(name, []).append((row, scored | source.more_of(row)))
-    if not metrics:
-        raise source.unlabelled()
-    return metrics
+
+    def read(row: FileRow) -> Row | None:
+        cells = [r.read(source.meant(row.cell(name)), row.place, name) for name, r in readers]
+        label, score = (None if number is None else float(number) for number in cells)
+        score = -score if lower and score is not None else score
+        return None if label is None else {"label": label, "score": score}
+
+    return source.judged(read)
 
 
 def rank_results(metrics: Metrics, about: JsonObject) -> Results:
@@ -110,7 +104,7 @@ def as_verdicts(
     for name, rows in metrics.items():
         if name not in validation:
             raise UserError(f'{file} has no rows of "{name}": give all metrics validation rows')
-        fitted = [row for _, row in validation[name]]
+        fitted = [row for _, row in validation[name].values()]
         verdicts = _fitted_verdicts(fitted, _columns(rows)[1], scale)
         pairs = zip(rows, verdicts, strict=True)
         judges[name] = [row | _as_verdict(row, verdict, scale, measured) for row, verdict in pairs]

@@ -96,16 +96,15 @@ class Numbers:
 
         Returns "" where none of these decides.
         """
-        read = [(*readings(cell), cell) for cell in self.cells() if isinstance(cell, str)]
-        points = [(point, cell) for point, comma, cell in read if point != comma]
-        commas = [comma for point, comma, _ in read if point != comma]
-        certain = {"comma" for point, _ in points if point is None}
-        certain |= {"point" for comma in commas if comma is None}
+        read = {cell: readings(cell) for cell in self.cells() if isinstance(cell, str)}
+        unlike = [(*pair, cell) for cell, pair in read.items() if pair[0] != pair[1]]
+        certain = {"comma" for point, _, _ in unlike if point is None}
+        certain |= {"point" for _, comma, _ in unlike if comma is None}
         if certain:
             return certain.pop() if len(certain) == 1 else ""
-        fits_point = all(point is not None and self.fits(point) for point, _ in points)
-        fits_comma = all(comma is not None and self.fits(comma) for comma in commas)
+        fits_point = all(point is not None and self.fits(point) for point, _, _ in unlike)
+        fits_comma = all(comma is not None and self.fits(comma) for _, comma, _ in unlike)
         if fits_point != fits_comma:
             return "point" if fits_point else "comma"
-        undecided = "" if any("," in cell for _, cell in points) else "point"
+        undecided = "" if any("," in cell for _, _, cell in unlike) else "point"
         return {",": "point", ";": "comma"}.get(self.delimiter, undecided)

@@ -5,6 +5,7 @@ Nothing heavy is imported here: every `judge` command builds its help from these
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,9 +64,7 @@ class ImportOptions(FormatOptions):
 
     format: str = flag("public format: mlqe-pe, wmt-mqm, pandalm, llmbar, demetr, ...", "")
     map: Sequence[str] = flag("field=column pairs: source=src,label=score", ())
-    labels: str = flag(
-        "meaning of labels: good=PASS,bad=FAIL or 1=A,2=B,0=tie; unsure= is no label", ""
-    )
+    labels: str = flag("meaning of labels: good=PASS,bad=FAIL or 1=A,2=B; unsure= is no label", "")
     task: Task | None = flag("task, if the map and the labels do not tell it", None)
     scale: str = flag("scale of scores: 0-10, 1-5, 0-100, 0-10:0.5", "")
     template: str = flag("prompt template: a name or a folder", "")
@@ -103,15 +102,12 @@ class SplitPlan:
 
     def fractions(self) -> tuple[float, float, float]:
         """Return the ratios of train, val and test, which need not sum to 1."""
-        try:
-            train, val, test = (float(part) for part in self.ratios.split(","))
-        except ValueError as error:
-            remedy = "write three numbers, as 0.8,0.1,0.1"
-            raise UserError(f"--ratios {self.ratios}: {remedy}") from error
-        if not (math.isfinite(train + val + test) and train > 0 and val >= 0 and test >= 0):
-            remedy = "train needs a share above 0, the others 0 or more"
-            raise UserError(f"--ratios {self.ratios}: {remedy}")
-        return train, val, test
+        with suppress(ValueError):
+            train, val, test = map(float, self.ratios.split(","))
+            if math.isfinite(train + val + test) and train > 0 <= min(val, test):
+                return train, val, test
+        remedy = "write three numbers, as 0.8,0.1,0.1: the first above 0, the others 0 or more"
+        raise UserError(f"--ratios {self.ratios}: {remedy}")
 
     @property
     def shares(self) -> dict[str, float]:
@@ -123,11 +119,9 @@ class SplitPlan:
 
     def about(self) -> dict[str, object]:
         """Say in dataset.json how the rows were split."""
-        if self.folds:
-            how: dict[str, object] = {"folds": self.folds}
-        else:
-            how = {"into": self.into} if self.into else {"ratios": list(self.fractions())}
-        return {"by": self.by, **how, "seed": self.seed, "near": self.near}
+        name = "folds" if self.folds else "into" if self.into else "ratios"
+        how = self.folds or self.into or list(self.fractions())
+        return {"by": self.by, name: how, "seed": self.seed, "near": self.near}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +153,9 @@ class GenerateOptions:
     seed: int = flag("the same seed gives the same bytes", 0, low=0)
     lexicon: LexiconSize = flag("lexicon of the grammar", "full")
     corpus: Path | None = flag("parallel corpus (TMX, TSV) to corrupt instead of the grammar", None)
-    max_words: int | None = flag(
-        "maximum length of a sentence of the corpus; longer ones are skipped",
-        None,
-        low=3,
-        unit="words",
-    )
+    max_words: int | None = flag("longest sentence of the corpus to use", None, low=3, unit="words")
     variants: int = flag("number of candidates per training source", 4, low=1, high=16)
-    hard_negatives: float = flag(
-        "fraction of the training rows to attack and add", 0.0, low=0, high=1
-    )
+    hard_negatives: float = flag("fraction of training rows to attack and add", 0.0, low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -183,9 +170,7 @@ class Columns:
     id: str = flag("column that identifies a row", "")
     group: str = flag("column of the source, whose rows depend on each other", "")
     judge: str = flag("column of the name of the judge, if there are several", "")
-    probabilities: str = flag(
-        "column of the verdicts' probabilities, in the order of the scale", ""
-    )
+    probabilities: str = flag("column of the verdicts' probabilities, in the scale's order", "")
     annotators: str = flag("column of all annotators' labels, as a list", "")
     swapped: str = flag("column of the verdict on the swapped pair", "")
     candidate: str = flag("column of the judged text; two of a pair: A,B", "")

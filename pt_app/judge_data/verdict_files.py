@@ -6,24 +6,22 @@ read in two ways, is reported.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.evidence.calibration import wrong_with
-from pt_app.judge_data.answers import answers_of
-from pt_app.judge_data.labels import TWO_VALUES, LabelReader, flat, key_of
+from pt_app.judge_data.labels import TWO_VALUES, LabelReader, answers_of, flat, key_of
 from pt_app.judge_data.mapping import ColumnMap, unwanted, wanted_values
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers
 from pt_app.judge_data.options import Columns, FileOptions, Reading
 from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed, refuse_bytes
 
-ONLY = "judge"  # the name of the one judge of a file without a column of judges
 TEXTS = ("candidate", "reference", "source")
 FAILED = "-1"  # what programs write where a judge gave no verdict
 Rows = list[Row]
@@ -57,20 +55,21 @@ class FileRow:
         return _text(cell)
 
 
-Judged = Sequence[tuple[FileRow, Row]]
-"""Rows of a judge: the row of the file, and the prediction row that was made of it."""
+Judged = dict[str, tuple[FileRow, Row]]
+"""Rows of a judge by id: the row of the file, and the prediction row that was made of it."""
 
 
 class VerdictFile:
-    """An open file of verdicts."""
+    """An open file of verdicts; `unnamed` is the judge of a file without a column of judges."""
 
-    def __init__(self, file: str, columns: Columns, options: FileOptions) -> None:
+    def __init__(
+        self, file: str, columns: Columns, options: FileOptions, unnamed: str = "judge"
+    ) -> None:
         """Raise UserError for a file that cannot be read, and for columns that do not exist."""
-        self.file, self.columns = file, columns
+        self.file, self.columns, self.unnamed = file, columns, unnamed
         self.table = open_table(file, Reading(options.encoding, decimal=options.decimal))
-        own = {"slices": "slice", "candidates": "candidate"}
-        for field_name, names in vars(columns).items():
-            flag = own.get(field_name, field_name)
+        for field, names in vars(columns).items():
+            flag = {"slices": "slice", "candidates": "candidate"}.get(field, field)
             for name in filter(None, (names,) if isinstance(names, str) else names):
                 check_column(self.table.columns, name, self.table.name, f"--{flag} {name}")
         meanings = ColumnMap.from_flags((), options.labels).labels
@@ -86,7 +85,7 @@ class VerdictFile:
         for place, value in self.table.rows():
             if unwanted(value, self._only):
                 continue
-            judge = _name(value, columns.judge, place) if columns.judge else ONLY
+            judge = _name(value, columns.judge, place) if columns.judge else self.unnamed
             counts[judge] += 1
             # Rows of several judges are matched by their order, those of one by their place.
             number = str(counts[judge]) if columns.judge else str(place.row)
@@ -122,22 +121,37 @@ class VerdictFile:
         """Return what reads the numbers of a column, of whatever scale."""
         return Numbers(partial(self.cells, column), self.table.delimiter, self.table.decimal)
 
-    def unlabelled(self) -> UserError:
-        """Return the error of a file in which no row has a label."""
-        column = self.columns.label
-        return UserError(f"{self.file}: no row has a label in column {column}: name another")
+    def judged(self, read: Callable[[FileRow], Row | None]) -> dict[str, Judged]:
+        """Make prediction rows by judge, each with its texts, its system and its slices.
 
-    def more_of(self, row: FileRow) -> Row:
-        """Return the texts of a row, its system and its slices."""
-        columns, more = self.columns, Row()
-        if columns.candidates:
-            more["candidates"] = [row.text(name) for name in columns.candidates]
-        more |= {name: row.text(column) for name in TEXTS if (column := getattr(columns, name))}
-        if columns.system:
-            more["system"] = _text(row.cell(columns.system))
-        if columns.slices:
-            more["slices"] = {name: _text(row.cell(name)) for name in columns.slices}
-        return more
+        Args:
+            read: Returns what a row says about its label and its verdict, or None to skip it.
+
+        Raises:
+            UserError: No row is left, or a judge judged one twice.
+        """
+        columns, judges = self.columns, dict[str, Judged]()
+        for row in self.rows:
+            if (cells := read(row)) is None:
+                continue
+            judged = Row(model=row.judge, id=row.id, group=row.group) | cells
+            if columns.candidates:
+                judged["candidates"] = [row.text(name) for name in columns.candidates]
+            texts = {name: column for name in TEXTS if (column := getattr(columns, name))}
+            judged |= {name: row.text(column) for name, column in texts.items()}
+            if columns.system:
+                judged["system"] = _text(row.cell(columns.system))
+            if columns.slices:
+                judged["slices"] = {name: _text(row.cell(name)) for name in columns.slices}
+            first, _ = judges.setdefault(row.judge, {}).setdefault(row.id, (row, judged))
+            if first is not row:
+                places = f"{first.place.where} and {row.place.where}"
+                problem = f'judge "{row.judge}" judged {row.id} twice ({places})'
+                raise UserError(f"{self.file}: {problem}: correct --id, or name --judge")
+        if not judges:
+            problem = f"no row has a label in column {columns.label}"
+            raise UserError(f"{self.file}: {problem}: name another")
+        return judges
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ class VerdictTable:
     scale: Scale
     judges: Mapping[str, Rows]
     population: Mapping[str, list[Verdict | None]]
-    notes: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str]
 
 
 def read_verdicts(
@@ -165,24 +179,24 @@ def read_verdicts(
     source = VerdictFile(file, columns, options or FileOptions())
     chosen = Scale.from_name(scale) if scale else _guessed_scale(source)
     cells = _Cells(source, chosen)
-    judges: dict[str, list[tuple[FileRow, Row]]] = {}
     population: dict[str, list[Verdict | None]] = {}
-    for row in source.rows:
-        label, verdict = (cells.verdict(row, name) for name in (columns.label, columns.verdict))
+
+    def read(row: FileRow) -> Row | None:
+        names = (columns.label, columns.verdict)
+        label, verdict = (cells.verdict(row.cell(name), row.place, name) for name in names)
         if label is None:
             population.setdefault(row.judge, []).append(verdict)
-            continue
+            return None
         status = "ok" if verdict is not None else "parse_failure"
-        judged: Row = {"model": row.judge, "id": row.id, "group": row.group, "label": label}
-        judged |= {"verdict": verdict, "constrained": None, "status": status}
-        judges.setdefault(row.judge, []).append((row, judged | cells.more_of(row)))
-    if not judges:
-        raise source.unlabelled()
+        judged = Row(label=label, verdict=verdict, constrained=None, status=status)
+        return judged | cells.more_of(row)
+
+    judges = aligned(source.judged(read), source)
     notes = [] if scale else [f"scale {chosen.name}, by labels and verdicts (--scale overrules)"]
     notes += [*source.notes(), *cells.notes()]
     if missing := sum(map(len, population.values())):
         notes.append(f"{missing} rows have no label")
-    return VerdictTable(chosen, aligned(judges, source), population, notes)
+    return VerdictTable(chosen, judges, population, notes)
 
 
 class _Cells:
@@ -196,28 +210,25 @@ class _Cells:
         means_none = {} if scale.normalise(int(FAILED)) is not None else {FAILED: ""}
         self._meanings = means_none | dict(source.meanings)
 
-    def verdict(self, row: FileRow, column: str) -> Verdict | None:
-        """Read a cell as a verdict of the scale; None where it holds none."""
-        return self._read(row.cell(column), row.place, column)
-
-    def _read(self, cell: object, place: Place, column: str) -> Verdict | None:
+    def verdict(self, cell: object, place: Place, column: str) -> Verdict | None:
+        """Read a cell of a column as a verdict of the scale; None where it holds none."""
         if column not in self._readers:
             reader = LabelReader(self.scale, self._meanings)
             self._readers[column] = reader.on(self.source.table, [column])
         return self._readers[column].verdict(cell, place, column)
 
     def more_of(self, row: FileRow) -> Row:
-        """Return the optional fields of a prediction row."""
+        """Return a row's probabilities, its verdict on the swapped pair, and its annotators."""
         columns, more = self.columns, Row()
-        if columns.probabilities:
-            more["probabilities"] = numbers = self._probabilities(row, columns.probabilities)
+        if name := columns.probabilities:
+            more["probabilities"] = numbers = self._probabilities(row, name)
             if numbers:
                 more["constrained"] = self.scale.values[numbers.index(max(numbers))]
-        if columns.swapped:
-            more["swapped"] = self.verdict(row, columns.swapped)
-        if columns.annotators:
-            more["annotators"] = self._annotators(row, columns.annotators)
-        return more | self.source.more_of(row)
+        if name := columns.swapped:
+            more["swapped"] = self.verdict(row.cell(name), row.place, name)
+        if name := columns.annotators:
+            more["annotators"] = self._annotators(row, name)
+        return more
 
     def _probabilities(self, row: FileRow, column: str) -> list[float] | None:
         cell, decimal = row.cell(column), self.source.table.decimal
@@ -225,16 +236,16 @@ class _Cells:
         if not listed:
             return None
         usual = "point" if any("." in str(item) for item in listed) else "comma"
-        numbers = Numbers(decimal=decimal or usual)
-        read = [numbers.read(item) for item in listed]
-        remedy = f"write the probability of each verdict of {self.scale.name}, in its order"
-        if None in read:
-            raise row.place.error(column, f"{cell!r} is not a list of numbers", remedy)
-        probabilities = [float(number) for number in read if number is not None]
-        if self.scale.task == "pairwise" and len(probabilities) == 2:  # of A and B
+        numbers = map(Numbers(decimal=decimal or usual).read, listed)
+        probabilities = [float(number) for number in numbers if number is not None]
+        if self.scale.task == "pairwise" and len(probabilities) == len(listed) == 2:  # of A and B
             self._pairs += 1
             probabilities.append(0.0)
-        if problem := wrong_with(probabilities, self.scale):
+        problem = wrong_with(probabilities, self.scale)
+        if len(probabilities) < len(listed):
+            problem = f"{cell!r} is not a list of numbers"
+        if problem:
+            remedy = f"write the probability of each verdict of {self.scale.name}, in its order"
             raise row.place.error(column, problem, remedy)
         return probabilities
 
@@ -243,7 +254,7 @@ class _Cells:
         value = row.value if isinstance(parsed(cell), list) else {column: _listed(cell)}
         verdicts: dict[str, Verdict] = {}
         for number, answer in enumerate(answers_of(value, [column], row.place), start=1):
-            verdict = None if answer.out else self._read(answer.cell, row.place, column)
+            verdict = None if answer.out else self.verdict(answer.cell, row.place, column)
             if verdict is not None:
                 verdicts.setdefault(answer.rater or str(number), verdict)
         return [{"rater": rater, "verdict": verdict} for rater, verdict in verdicts.items()]
@@ -266,7 +277,7 @@ def _name(value: Row, column: str, place: Place) -> str:
 
 
 def _text(cell: object) -> str:
-    return "" if cell is None or cell != cell else str(cell)
+    return "" if cell is None or cell != cell else str(cell)  # NaN differs from itself
 
 
 def _listed(cell: object) -> list[object]:
@@ -295,74 +306,46 @@ def _guessed_scale(source: VerdictFile) -> Scale:
         two = TWO_VALUES.keys() if task == "pass_fail" else set()
         if verdicts and verdicts <= own | two and verdicts not in ({"0"}, {"1"}):
             return Scale.from_name(task)
-    numbers = [number for name in names for number in _numbers(source, name)]
-    if not numbers:
-        example = ", ".join(sorted(keys)[:5]) or "none at all"
-        raise _no_scale(source.file, example)
-    lowest = min(numbers)
-    return scale_of([n for n in numbers if n != -1 or lowest < -1] or numbers, source.file)
+    numbers = []
+    for name in names:
+        read = source.numbers(name).read
+        for cell in source.cells(name):
+            # What is no number, or an unclear one, is refused where it is read, with its row.
+            with suppress(AmbiguousNumberError):
+                numbers.append(read(source.meant(cell)))
+    written = [float(number) for number in numbers if number is not None]
+    lowest = min(written, default=0)
+    scored = [number for number in written if number != int(FAILED) or lowest < int(FAILED)]
+    return scale_of(scored or written, source.file, ", ".join(sorted(keys)[:5]) or "none at all")
 
 
-def _numbers(source: VerdictFile, column: str) -> Iterator[float]:
-    """Yield the numbers of a column; what is not one is refused where it is read, with its row."""
-    read = source.numbers(column).read
-    for cell in source.cells(column):
-        with suppress(AmbiguousNumberError):
-            if (number := read(source.meant(cell))) is not None:
-                yield float(number)
-
-
-def scale_of(numbers: Collection[float], file: str) -> Scale:
-    """Return the usual scale that holds these numbers; raise UserError if one is not whole."""
-    odd = [number for number in numbers if number != round(number)]
-    if odd:
-        raise _no_scale(file, f"{odd[0]:g}")
+def scale_of(numbers: Collection[float], file: str, example: str = "") -> Scale:
+    """Return the usual scale of numbers; raise UserError if there are none, or one is not whole."""
+    odd = [f"{number:g}" for number in numbers if number != round(number)]
+    if odd or not numbers:
+        problem = f"no scale is known for labels such as {odd[0] if odd else example}"
+        raise UserError(f"{file}: {problem}: name it, --scale")
     low, high = int(min(numbers)), int(max(numbers))
-    for bottom, top in ((1, 5), (0, 10), (1, 10), (0, 100)):
-        if bottom <= low and high <= top:
-            return Scale.from_name(f"{bottom}-{top}")
-    return Scale.from_name(f"{low}-{high}")
-
-
-def _no_scale(file: str, example: str) -> UserError:
-    return UserError(f"{file}: no scale is known for labels such as {example}: name it, --scale")
+    usual = ((1, 5), (0, 10), (1, 10), (0, 100))
+    ends = next((ends for ends in usual if ends[0] <= low and high <= ends[1]), (low, high))
+    return Scale.from_name("{}-{}".format(*ends))
 
 
 def aligned(judges: Mapping[str, Judged], source: VerdictFile) -> dict[str, Rows]:
     """Bring the rows of all judges into the order of the first; raise UserError if they differ."""
-    by_id = {judge: _by_id(rows, source) for judge, rows in judges.items()}
-    first, reference = next(iter(by_id.items()))
+    first, reference = next(iter(judges.items()))
     column = source.columns.id
-    by = (
-        f"by --id {column}"
-        if column
-        else "by their order (--id names a column that identifies them)"
-    )
-    for judge, rows in by_id.items():
-        if odd := reference.keys() ^ rows.keys():
-            name = next(name for name in [*reference, *rows] if name in odd)
-            judged, other = (first, judge) if name in reference else (judge, first)
-            problem = f'judge "{judged}" judged {name}, "{other}" did not'
-            remedy = f"give all judges the same rows, which are matched {by}"
-            raise UserError(f"{by_id[judged][name][0].place.where}: {problem}: {remedy}")
-        for name, (here, own) in reference.items():
-            there, theirs = rows[name]
+    by = f"--id {column}" if column else "their order (--id names a column that identifies them)"
+    remedy = f"give all judges the same rows, which are matched by {by}"
+    for judge, rows in judges.items():
+        for name in reference | rows:
+            if name not in reference or name not in rows:
+                judged, other = (first, judge) if name in reference else (judge, first)
+                problem = f'judge "{judged}" judged {name}, "{other}" did not'
+                raise UserError(f"{judges[judged][name][0].place.where}: {problem}: {remedy}")
+            (here, own), (there, theirs) = reference[name], rows[name]
             if (own["label"], own["group"]) != (theirs["label"], theirs["group"]):
-                of_first = f'{name} has label {own["label"]} with judge "{first}"'
-                of_other = (
-                    f'{theirs["label"]} with "{judge}" ({there.place.where}; or other groups)'
-                )
-                matched = f"rows are matched {by}"
-                raise UserError(f"{here.place.where}: {of_first} and {of_other}: {matched}")
-    return {judge: [rows[name][1] for name in reference] for judge, rows in by_id.items()}
-
-
-def _by_id(rows: Judged, source: VerdictFile) -> dict[str, tuple[FileRow, Row]]:
-    by_id: dict[str, tuple[FileRow, Row]] = {}
-    for row, judged in rows:
-        first, _ = by_id.setdefault(row.id, (row, judged))
-        if first is not row:
-            places = f"({first.place.where} and {row.place.where})"
-            problem = f'judge "{row.judge}" judged {row.id} twice {places}'
-            raise UserError(f"{source.file}: {problem}: correct --id, or name --judge")
-    return by_id
+                other = f'{theirs["label"]} with "{judge}" ({there.place.where}; or other groups)'
+                problem = f'{name} has label {own["label"]} with judge "{first}", {other}'
+                raise UserError(f"{here.place.where}: {problem}: {remedy}")
+    return {judge: [rows[name][1] for name in reference] for judge, rows in judges.items()}

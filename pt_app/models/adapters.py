@@ -7,37 +7,24 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pt_app.core import files
 from pt_app.core.chat_templates import DAY, asks_for_the_date
 from pt_app.core.errors import UserError
-from pt_app.core.files import (
-    cannot_write,
-    is_full,
-    sha256_file,
-    write_json_atomic,
-    write_text_atomic,
-)
+from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
+from pt_app.core.formatting import NAMES, estimate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
-from pt_app.models.base_files import ADAPTER_CONFIG as CONFIG
-from pt_app.models.base_files import read_json, tokenizer_files
-from pt_app.models.bases import (
-    TINY,
-    Identity,
-    ModelSource,
-    is_local,
-    load_model,
-    model_identity,
-    resolve_model,
-)
-from pt_app.models.model_card import AdapterInfo, model_card
+from pt_app.models import bases
+from pt_app.models.bases import ADAPTER_CONFIG as CONFIG
+from pt_app.models.bases import Identity, ModelSource, read_json, tokenizer_files
 from pt_app.models.provenance import without_absolute_paths
 
 WEIGHTS = "adapter_model.safetensors"
@@ -57,8 +44,42 @@ log = logging.getLogger(__name__)
 NOT_COMPUTED = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
 
+# The content of one of the JSON files of an adapter.
 Json = Mapping[str, Any]
-"""The content of one of the JSON files of an adapter."""
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter folder says about itself.
+
+    Attributes:
+        folder: where it is.
+        identity: the base that it was trained on.
+        scale: the scale of its verdicts.
+        template: the template of its prompts.
+        max_seq_length: maximum tokens of a prompt and its answer.
+        training: the content of training_config.json.
+        config: the content of adapter_config.json.
+        parameters: the number of its weights.
+        day: the date that its chat template prints.
+        sha256: over all that a verdict depends on; the names of judges end with its start.
+    """
+
+    folder: Path
+    identity: Identity
+    scale: Scale
+    template: Template
+    max_seq_length: int
+    training: dict[str, Any]
+    config: dict[str, Any]
+    parameters: int
+    day: date
+    sha256: str
+
+    @property
+    def base_name(self) -> str:
+        """The base's hub id, or the bare name of its folder."""
+        return str(self.identity["name"])
 
 
 def adapter_folder_name(model_name: str, epochs: float, now: datetime) -> str:
@@ -116,28 +137,28 @@ def save_adapter(
     """
     if folder.exists():
         raise UserError(f"{folder} exists: name another folder for the adapter")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        aside.mkdir(parents=True)
-        _write_weights(model, aside, identity)
-        encoder.tokenizer.save_pretrained(aside)
-        _write_judge(aside, encoder)
+        staged.mkdir(parents=True)
+        _write_weights(model, staged, identity)
+        encoder.tokenizer.save_pretrained(staged)
+        _write_judge(staged, encoder)
         training = without_absolute_paths({**training_config, "base": dict(identity)})
-        write_json_atomic(aside / TRAINING, training)
-        write_text_atomic(aside / CARD, "# Adapter\n")
-        info = verify_adapter(aside)
-        write_text_atomic(aside / CARD, model_card(info, None, name=folder.name))
-        for path in aside.rglob("*"):  # flush before the rename: files are complete or absent
+        write_json_atomic(staged / TRAINING, training)
+        write_text_atomic(staged / CARD, "# Adapter\n")
+        info = verify_adapter(staged)
+        write_text_atomic(staged / CARD, _card(info, folder.name))
+        for path in staged.rglob("*"):  # flush before the rename: files are complete or absent
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
-        os.replace(aside, folder)
+        os.replace(staged, folder)
     except Exception as error:  # tokenizers has no kind of its own for a disk that is full
-        if isinstance(error, UserError) or not (isinstance(error, OSError) or is_full(error)):
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or files.is_full(error)):
             raise
-        raise UserError(cannot_write(folder, error)) from error
+        raise UserError(files.cannot_write(folder, error)) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
     return verify_adapter(folder)
 
 
@@ -232,11 +253,8 @@ def verify_adapter(folder: Path) -> AdapterInfo:
             template=Template(**judge["template"]),
             max_seq_length=judge["max_seq_length"],
             training=training,
-            rank=config["r"],
-            alpha=config["lora_alpha"],
-            target_modules=tuple(config["target_modules"]),
+            config=config,
             parameters=parameters,
-            weights_sha256=judge["weights_sha256"],
             day=date.fromisoformat(judge["date"]) if "date" in judge else _day_of(folder),
             sha256=_judge_sha256(folder, training["base"], config_sha256(config), judge),
         )
@@ -277,15 +295,11 @@ def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> No
         trained = settings.get(setting)
         if trained not in (None, config[name]):
             raise UserError(
-                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}: "
-                "copy the adapter again"
+                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}"
             )
     own = config_sha256(config)
     if judge.get("config_sha256", own) != own:
-        raise UserError(
-            f"{path} is not the one that the judge was saved with, so that it would give other "
-            "verdicts: copy the adapter again"
-        )
+        raise UserError(f"{path} is not the one that the judge was saved with: copy it again")
 
 
 def _check_weights(path: Path, judge: Json) -> int:
@@ -326,8 +340,7 @@ def load_adapter(folder: Path, base_model: "PreTrainedModel", identity: Identity
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder / CONFIG} does not fit the weights or the base ({reason}): copy the adapter "
-            "again"
+            f"{folder / CONFIG} does not fit the weights or the base ({reason}): copy it again"
         ) from error
     # peft drops weights that have no place in the model without an error.
     own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -350,13 +363,13 @@ def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
             does not keep its path.
     """
     name = named or info.base_name
-    from_folder = info.identity.get("revision") is None and info.base_name != TINY
-    if named is None and from_folder and not is_local(name):
+    from_folder = info.identity.get("revision") is None and info.base_name != bases.TINY
+    if named is None and from_folder and not bases.is_local(name):
         raise UserError(
             f'{info.folder} was trained on a base from a folder, "{name}", whose path it does not '
             'keep: name it with --base FOLDER (base="FOLDER" in Python)'
         )
-    return resolve_model(name)
+    return bases.resolve_model(name)
 
 
 def check_base(info: AdapterInfo, identity: Identity) -> None:
@@ -388,10 +401,26 @@ def merge(model: "PeftModel") -> "PreTrainedModel":
 
 def load_merged(folder: Path, source: ModelSource) -> "PreTrainedModel":
     """Load a base in float32, and merge the adapter of `folder` into it; raises UserError."""
-    return merge(load_adapter(folder, load_model(source), model_identity(source)))
+    return merge(load_adapter(folder, bases.load_model(source), bases.model_identity(source)))
 
 
-def update_model_card(folder: Path, results: Results | None) -> None:
+def update_model_card(folder: Path, results: Results) -> None:
     """Rewrite the card of a saved adapter with the results of its evaluation."""
-    info = verify_adapter(folder)
-    write_text_atomic(folder / CARD, model_card(info, results, name=folder.name))
+    write_text_atomic(folder / CARD, _card(verify_adapter(folder), folder.name, results))
+
+
+def _card(info: AdapterInfo, name: str, results: Results | None = None) -> str:
+    """Write the card of an adapter as Markdown with YAML front matter.
+
+    Each number of its evaluation is shown with its interval and n.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    environment.filters["json"] = json.dumps
+    template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        info=info, title=name, results=results, names=NAMES, estimate=estimate
+    )

@@ -1,5 +1,11 @@
-"""Base models: where a name leads, how a model and its tokenizer are loaded, which one it is."""
+"""Base models: where a name leads, which files count, how they are loaded, which base it is.
 
+People have all kinds of folders on disk: Git LFS pointers in place of files, halves of downloads,
+weights that are quantised already, an adapter written into the base's folder. Each of these is
+reported in one line before anything is loaded. Importing this module does not import torch.
+"""
+
+import json
 import logging
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
@@ -11,15 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pt_app
 from pt_app.core.errors import UserError
-from pt_app.core.files import sha256_file
-from pt_app.models.base_files import (
-    TOKENIZER,
-    WANTED,
-    check_base_folder,
-    check_tokenizer_folder,
-    tokenizer_files,
-    weight_files,
-)
+from pt_app.core.files import cannot_read, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +27,14 @@ TINY = "tiny"
 HUB_TIMEOUT = 5.0  # seconds that a hub may take to answer before it counts as out of reach
 # A conversation as training lays it out: what its template writes must have an embedding.
 TURNS = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = ["*.json", "*.txt", "*.jinja", "tokenizer*", "*.model"]
+WANTED = [*TOKENIZER, "model*.safetensors"]
+OLDER_TOKENIZER_FILES = ("merges.txt", "spiece.model", "tokenizer.model", "vocab.json")
+LFS = b"version https://git-lfs.github.com/spec/"
+AGAIN = "fetch it again"
 
 Identity = dict[str, str | None]
 
@@ -74,11 +80,9 @@ def resolve_tokenizer(name: str) -> ModelSource:
     """Find the model whose tokenizer `name` means, as `resolve_model`; weights are not needed.
 
     Raises:
-        UserError: if there is no such model, or no tokenizer in its folder.
+        UserError: if there is no such model; `load_tokenizer` checks its files.
     """
-    source = _local(name) or _on_hub(name, TOKENIZER)
-    check_tokenizer_folder(source.path)
-    return source
+    return _local(name) or _on_hub(name, TOKENIZER)
 
 
 def _local(name: str) -> ModelSource | None:
@@ -128,6 +132,111 @@ def fetch(name: str, patterns: list[str] = WANTED) -> Path:
         ) from error
 
 
+def check_base_folder(folder: Path) -> None:
+    """Check that `folder` holds one whole base model that can be loaded as it is.
+
+    Raises:
+        UserError: names the file at fault.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        # transformers would put the adapter on the base, and the base's hash would not say so.
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        raise UserError(
+            f'{folder} holds an adapter ({ADAPTER_CONFIG}): name its base ("{base}"), or, if the '
+            "base lies there too, move the adapter's files into a folder of their own"
+        )
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} has no {CONFIG}: name a model's folder")
+    config = read_json(folder / CONFIG)
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "an unknown method")
+        raise UserError(
+            f"{folder}: its weights are quantised already ({method}): name the original model"
+        )
+    for path in weight_files(folder):
+        _check_safetensors(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files that make up a model, sorted by name.
+
+    Raises:
+        UserError: if there are none, or one that the index names is missing.
+    """
+    names = ["model.safetensors"]
+    if not (folder / names[0]).is_file() and (folder / INDEX).is_file():
+        shards = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f'{folder / INDEX} has no "weight_map": {AGAIN}')
+        names = sorted(set(shards.values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}: fetch it again, or save it with save_pretrained"
+            )
+    return [folder / name for name in names]
+
+
+def wanted_files(folder: Path) -> list[Path]:
+    """List what is needed elsewhere of a model's folder: its weights, configuration, tokenizer.
+
+    Whatever else lies there (.env, .git, data) stays.
+
+    Raises:
+        UserError: as `weight_files`.
+    """
+    others = {path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file()}
+    kept = {p for p in others if not p.name.startswith(".") and p.suffix != ".safetensors"}
+    return sorted({*weight_files(folder), *kept})
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """List the files that make up a tokenizer; none where the folder has no tokenizer."""
+    if (folder / "tokenizer.json").is_file():
+        return [folder / "tokenizer.json"]
+    return [folder / name for name in OLDER_TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises UserError if the file is a Git LFS pointer or damaged."""
+    _refuse_pointer(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it holds no JSON object): {AGAIN}")
+    return value
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare a file's size with what its header says; costs some KB of reading."""
+    from safetensors import SafetensorError, safe_open
+
+    _refuse_pointer(path)
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        size = f"{path.stat().st_size:,} bytes"
+        raise UserError(
+            f"{path} is truncated, or not a safetensors file ({size}; {error}): {AGAIN}"
+        ) from error
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raise UserError if the file cannot be read, or is a Git LFS pointer in place of a file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(LFS))
+    except OSError as error:
+        raise UserError(cannot_read(path, error)) from error
+    if start == LFS:
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull, or hf download"
+        )
+
+
 def model_identity(source: ModelSource) -> Identity:
     """Identify a base: name, hub revision, sha256 of its weights and of its tokenizer.
 
@@ -161,7 +270,11 @@ def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     folder = source if isinstance(source, Path) else source.path
-    check_tokenizer_folder(folder)
+    files = tokenizer_files(folder)
+    if not files:
+        raise UserError(f"{folder} has no tokenizer.json: name a model's or a tokenizer's folder")
+    for path in [*files, *folder.glob("*.json")]:
+        _refuse_pointer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
@@ -233,11 +346,7 @@ def load_model(
     from pt_app.models.gemm import weights_in_own_pages
 
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
-    options: dict[str, Any] = {"dtype": dtype}
-    if quantization_config is not None:
-        options |= {"quantization_config": quantization_config}
-    if quantization_config is not None or device.type == "meta":
-        options |= {"device_map": {"": device}}
+    mapped = quantization_config is not None or device.type == "meta"
     try:
         with weights_in_own_pages(), _without_report():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -246,7 +355,9 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with their names
-                **options,
+                dtype=dtype,
+                quantization_config=quantization_config,
+                device_map={"": device} if mapped else None,
             )
     except ImportError as error:
         what = f'model "{source.name}" needs a package that is not installed: {_short(error)}'
@@ -262,7 +373,7 @@ def load_model(
     if device.type != "meta":
         # In the files, since NF4 turns a NaN into a number.
         check_finite(source, dtype if quantization_config is None else torch.float32)
-    return model if "device_map" in options else model.to(device)
+    return model if mapped else model.to(device)
 
 
 def _check_names(
@@ -298,10 +409,7 @@ def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
     for path in weight_files(source.path):
         status = path.stat()
         if key := _not_finite(path, dtype, status.st_size, status.st_mtime_ns):
-            raise UserError(
-                f"{path}: {key} holds numbers that are not finite in {dtype}: fetch the model "
-                "again, or name another"
-            )
+            raise UserError(f"{path}: {key} holds numbers that are not finite in {dtype}: {AGAIN}")
 
 
 @cache

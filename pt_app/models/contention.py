@@ -20,8 +20,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -29,17 +28,15 @@ import torch
 from pt_app.models.platforms import cores
 
 POLL_SECONDS = 0.5
+# Share of its time that a thread may wait for a core; alone it is at most 0.1, beside a loop 0.3.
 BUSY = 0.2
-"""Share of its time that a thread may wait for a core; alone it is at most 0.1, beside a loop 0.3.
-"""
 CALM = 0.1
 CALM_POLLS = 4
-LEAST_WANTED = 0.2
-"""Threads that wanted a core for a smaller share of an interval tell nothing about the machine."""
+# Threads that wanted a core for a smaller share of an interval tell nothing about the machine.
+MIN_WANTED = 0.2
 TASKS = Path("/proc/self/task")
-
+# Thread id -> nanoseconds on a core, nanoseconds ready to run but waiting for one.
 Clocks = Mapping[str, tuple[int, int]]
-"""Thread id -> nanoseconds on a core, nanoseconds ready to run but waiting for one."""
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ def waiting_share(before: Clocks, after: Clocks, seconds: float) -> float:
     for task, (ran, waited) in after.items():
         ran_before, waited_before = before.get(task, (ran, waited))
         wanted = ran - ran_before + waited - waited_before
-        if wanted >= LEAST_WANTED * seconds * 1e9:
+        if wanted >= MIN_WANTED * seconds * 1e9:
             shares.append((waited - waited_before) / wanted)
     return max(shares)
 
@@ -86,20 +83,20 @@ class SleepingTeams:
     """OpenMP teams without work, which make libgomp's waiting threads sleep while they exist."""
 
     def __init__(self) -> None:
-        self._end: threading.Event | None = None
+        self._end = threading.Event()
         self._holders: list[threading.Thread] = []
 
     @property
     def exist(self) -> bool:
         """Whether waiting threads sleep now."""
-        return self._end is not None
+        return bool(self._holders)
 
     def start(self) -> None:
         """Start as many teams as take libgomp's count of threads above that of the CPUs."""
         threads = torch.get_num_threads()
         # The computing team counts `threads`, each team here one less: its first thread is ours.
         teams = (max(cores(), threads) - threads) // (threads - 1) + 1
-        self._end = threading.Event()
+        self._end.clear()
         ready = threading.Barrier(teams + 1)
         self._holders = [
             threading.Thread(target=_hold_team, args=(ready, self._end), daemon=True)
@@ -111,11 +108,10 @@ class SleepingTeams:
 
     def stop(self) -> None:
         """Let the teams end: waiting threads spin again."""
-        assert self._end is not None
         self._end.set()
         for holder in self._holders:
             holder.join()
-        self._end, self._holders = None, []
+        self._holders = []
 
 
 def _hold_team(ready: threading.Barrier, end: threading.Event) -> None:
@@ -128,33 +124,21 @@ class Monitor:
     """Switches between spinning and sleeping by what the threads of this process measure."""
 
     def __init__(self) -> None:
-        self._users = 0
         self._lock = threading.Lock()
-        self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._logged: set[str] = set()
         self.teams = SleepingTeams()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Watch within; calls may be nested, and the state is kept between them."""
+    def start(self) -> None:
+        """Watch from now on; another call changes nothing."""
         with self._lock:
-            self._users += 1
-            self._wanted.set()
             if self._thread is None or not self._thread.is_alive():  # not alive: a forked process
                 self._thread = threading.Thread(target=self._poll, name="contention", daemon=True)
                 self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._wanted.clear()
 
     def _poll(self) -> None:
         calm = 0
-        while self._wanted.wait():
+        while True:
             before, start = thread_clocks(), time.perf_counter()
             time.sleep(POLL_SECONDS)
             share = waiting_share(before, thread_clocks(), time.perf_counter() - start)
@@ -179,14 +163,10 @@ class Monitor:
 _monitor = Monitor()
 
 
-@contextmanager
-def watched(device: torch.device | str) -> Iterator[None]:
-    """Watch for contention within, where `device` is the CPU and this system allows it.
+def watch(device: torch.device | str) -> None:
+    """Watch for contention from now on, if `device` is the CPU and this system allows it.
 
-    What it costs: two reads a second of a file for each thread, some 0.1 % of a core.
+    What it costs: two reads per second of a file for each thread, some 0.1 % of a core.
     """
-    if torch.device(device).type != "cpu" or why_not_watched():
-        yield
-        return
-    with _monitor.running():
-        yield
+    if torch.device(device).type == "cpu" and not why_not_watched():
+        _monitor.start()

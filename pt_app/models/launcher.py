@@ -22,7 +22,7 @@ OTHER_WAYS = tuple(
 # What `accelerate config` chooses, and the recipes choose themselves.
 CHOSEN_HERE = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU")
 OFF = ("", "no", "false", "0")
-START = "start the recipe with torchrun or accelerate launch"
+REMEDY = "to train in one process, or start the recipe with torchrun or accelerate launch"
 log = logging.getLogger(__name__)
 
 
@@ -32,39 +32,38 @@ def check() -> None:
     Raises:
         UserError: names the variable to unset.
     """
-    for name in OTHER_WAYS:
-        if os.environ.get(name, "").lower() not in OFF:
-            raise UserError(
-                f"{name}={os.environ[name]}: the recipes train in a way of their own: unset "
-                f"{name}, or launch with a file of scripts/accelerate (a base too large for one "
-                "GPU: sharded.yaml and --shard_base)"
-            )
+    for name in filter(_is_on, OTHER_WAYS):
+        raise UserError(
+            f"{name}={os.environ[name]}: the recipes train in a way of their own: unset {name}, "
+            "or launch with a file of scripts/accelerate (a base too large for one GPU: "
+            "sharded.yaml and --shard_base)"
+        )
     ranks = console.ranks()
     missing = [name for name in WHOLE if not os.environ.get(name)]
     if ranks > 1 and missing:
         raise UserError(
             f"WORLD_SIZE={ranks} is set and {', '.join(missing)} not, so no launcher started this "
-            f"process: unset WORLD_SIZE to train in one process, or {START}"
+            f"process: unset WORLD_SIZE {REMEDY}"
         )
     for name in ("RANK", "LOCAL_RANK"):
         number = console.number(name, 0)
         if number >= ranks or (ranks > 1 and number < 0):
-            raise UserError(
-                f"{name}={number} is no process of WORLD_SIZE={ranks}: unset {name} and "
-                f"WORLD_SIZE, or {START}"
-            )
+            wrong = f"{name}={number} is no process of WORLD_SIZE={ranks}"
+            raise UserError(f"{wrong}: unset {name} and WORLD_SIZE {REMEDY}")
     for name in MPI:
         if ranks == 1 and console.number(name, 1) > 1:
-            raise UserError(
-                f"{name}={os.environ[name]} is set and WORLD_SIZE names no second process: unset "
-                f"{name} to train in one, or {START}"
-            )
+            wrong = f"{name}={os.environ[name]} is set and WORLD_SIZE names no second process"
+            raise UserError(f"{wrong}: unset {name} {REMEDY}")
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "no", "false", "0")
 
 
 def settle() -> None:
     """Check the variables, and drop from this process what is not used; raises as `check`."""
     check()
-    unused = [n for n in CHOSEN_HERE if os.environ.get(n, "").lower() not in OFF]
+    unused = list(filter(_is_on, CHOSEN_HERE))
     if console.ranks() == 1:
         alone = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI)
         unused += [name for name in alone if name in os.environ]
@@ -83,14 +82,12 @@ def meet(on_cpu: bool) -> None:
         return
     from accelerate import PartialState
 
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    where = f"MASTER_ADDR, MASTER_PORT {place}; WORLD_SIZE {console.ranks()}"
+    values = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
+    where = "MASTER_ADDR {}, MASTER_PORT {}, WORLD_SIZE {}".format(*values)
     log.info("waiting for the other processes (%s)", where)
     try:
         PartialState(cpu=on_cpu)
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
         first = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            f"the other processes cannot be reached ({where}): {first}: unset WORLD_SIZE to train "
-            f"in one process, or {START}"
-        ) from error
+        unreached = f"the other processes cannot be reached ({where}): {first}"
+        raise UserError(f"{unreached}: unset WORLD_SIZE {REMEDY}") from error

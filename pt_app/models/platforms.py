@@ -4,6 +4,7 @@ Nothing else in the project asks which device it runs on: it reads these values.
 """
 
 import os
+import platform as host
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,25 +22,32 @@ PAGED = "paged_adamw_8bit"  # its states move to the CPU when the GPU's memory i
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """What the machine changes in a run."""
+    """What the machine changes in a run.
+
+    Attributes:
+        device: where the model is trained: "mps", "cuda" or "cpu".
+        reason: why there.
+        hardware: name and memory, for the log.
+        weights: format of the frozen base; nf4 means NF4 with double quantization.
+        compute_dtype: of the matmuls of the base.
+        optimizer: its name, as in `training.run.optimizer_class`.
+        empty_cache_steps: steps between clearings of the device's cache; None: never.
+        fixed_lengths: pad to a few lengths: on MPS memory grows with the number of distinct shapes.
+        load_device: where the base is loaded: the device, or the CPU if it is then sharded over
+            several.
+        attention: name in the registry of transformers; "judge_blocks" is this project's, for CPUs.
+    """
 
     device: str
-    """Where the model is trained: "mps", "cuda" or "cpu"."""
     reason: str
     hardware: str
-    """Name and memory, for the log."""
-    weights: Weights
-    """Format of the frozen base; nf4 means NF4 with double quantization."""
-    compute_dtype: torch.dtype
-    """Of the matmuls of the base."""
+    weights: Weights = "float32"
+    compute_dtype: torch.dtype = torch.float32
     optimizer: str = "adamw_torch"
     empty_cache_steps: int | None = None
     fixed_lengths: bool = False
-    """Pad to a few lengths: on MPS memory grows with the number of distinct shapes."""
     load_device: str
-    """Where the base is loaded: the device, or the CPU if it is then sharded over several."""
     attention: str = "sdpa"
-    """Name in the registry of transformers; "judge_blocks" is this project's, for CPUs."""
 
     @property
     def mixed_precision(self) -> str:
@@ -120,18 +128,18 @@ def decide(
     torch.set_flush_denormal(True)
     platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
     if on_cpu:
-        reason = f"the CPU, as requested: judge_train_{recipe}.py trains there"
-        platform = replace(platform, reason=reason)
+        requested = f"the CPU, as requested: judge_train_{recipe}.py trains there"
+        platform = replace(platform, reason=requested)
     if precision != "auto":
         platform = _in_precision(platform, precision)
     if sharded:
         platform = _sharded(platform)
     if platform.on_cpu:
         gemm.keep_freed_memory(platform.max_kept)
-    if platform.on_cpu and gemm.should_use_fast_matmul():
-        torch.set_float32_matmul_precision("medium")
-        reason = f"{platform.reason}; float32 matmuls through oneDNN, as exact and faster here"
-        platform = replace(platform, reason=reason)
+        if gemm.should_use_fast_matmul():
+            torch.set_float32_matmul_precision("medium")
+            more = "float32 matmuls through oneDNN, as exact and faster here"
+            platform = replace(platform, reason=f"{platform.reason}; {more}")
     return platform
 
 
@@ -174,21 +182,17 @@ def device_memory(platform: Platform) -> int | None:
 
 def _in_precision(platform: Platform, precision: str) -> Platform:
     """Return the platform with its base in this precision; NF4 weights only compute in it."""
-    nf4 = platform.weights == "nf4"
-    if precision == "bf16" and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
+    nf4, bf16 = platform.weights == "nf4", precision == "bf16"
+    if bf16 and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
         why = "with NF4 weights: --no_4bit, or" if nf4 else "instructions:"
         raise UserError(f"--train_precision bf16: this CPU has no bfloat16 {why} leave it out")
     present = platform.has_own_memory and platform.reason != PLANNED
-    if precision == "bf16" and present and not _has_bfloat16():
+    if bf16 and present and not _has_bfloat16():
         raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")
-    weights: Weights = "bfloat16" if precision == "bf16" else "float32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return replace(
-        platform,
-        compute_dtype=dtype,
-        weights="nf4" if nf4 else weights,
-        reason=f"{platform.reason}; in {dtype} as requested",
-    )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    weights: Weights = "nf4" if nf4 else "bfloat16" if bf16 else "float32"
+    reason = f"{platform.reason}; in {dtype} as requested"
+    return replace(platform, compute_dtype=dtype, weights=weights, reason=reason)
 
 
 def _mps(on_cpu: bool) -> Platform:
@@ -206,15 +210,11 @@ def _mps(on_cpu: bool) -> Platform:
 def _cuda(no_4bit: bool, on_cpu: bool) -> Platform:
     if on_cpu or not torch.cuda.is_available():
         reason = "no NVIDIA or AMD GPU here: training on the CPU, in float32, without paging"
-        platform = _cpu(reason)
-        if no_4bit:
-            return platform
-        return replace(platform, weights="nf4", optimizer=PAGED)
+        return _cpu(reason) if no_4bit else replace(_cpu(reason), weights="nf4", optimizer=PAGED)
     number = console.number("LOCAL_RANK", 0)  # under a launcher each process has its own GPU
     if number >= torch.cuda.device_count():
         raise UserError(
-            f"{console.local_ranks()} processes were started for {torch.cuda.device_count()} "
-            "GPUs: give --nproc_per_node, or --num_processes, that number"
+            f"there are {torch.cuda.device_count()} GPUs: start one process for each of them"
         )
     device = f"cuda:{number}" if console.ranks() > 1 else "cuda"
     dtype, why = torch.bfloat16, "it has bfloat16"
@@ -226,45 +226,25 @@ def _cuda(no_4bit: bool, on_cpu: bool) -> Platform:
     return _gpu(device, hardware, f"{kind} found; {why}", dtype, no_4bit)
 
 
+def _plain(device: str, hardware: str, reason: str) -> Platform:
+    """Return the platform of a device on which the base is held and computed in float32."""
+    return Platform(device=device, load_device=device, hardware=hardware, reason=reason)
+
+
 def _apple_gpu(hardware: str, reason: str) -> Platform:
-    return Platform(
-        device="mps",
-        load_device="mps",
-        reason=reason,
-        hardware=hardware,
-        weights="float32",
-        compute_dtype=torch.float32,
-        empty_cache_steps=4,
-        fixed_lengths=True,
-    )
+    return replace(_plain("mps", hardware, reason), empty_cache_steps=4, fixed_lengths=True)
 
 
 def _gpu(device: str, hardware: str, reason: str, dtype: torch.dtype, no_4bit: bool) -> Platform:
-    plain: Weights = "bfloat16" if dtype == torch.bfloat16 else "float16"
-    return Platform(
-        device=device,
-        load_device=device,
-        reason=reason,
-        hardware=hardware,
-        weights=plain if no_4bit else "nf4",
-        compute_dtype=dtype,
-        optimizer=Platform.optimizer if no_4bit else PAGED,
-    )
+    weights: Weights = "bfloat16" if dtype == torch.bfloat16 else "float16"
+    platform = replace(_plain(device, hardware, reason), weights=weights, compute_dtype=dtype)
+    return platform if no_4bit else replace(platform, weights="nf4", optimizer=PAGED)
 
 
 def _cpu(reason: str) -> Platform:
-    import platform
-
-    name = platform.processor() or platform.machine()
-    return Platform(
-        device="cpu",
-        load_device="cpu",
-        reason=reason,
-        hardware=f"{name} CPU, {torch.get_num_threads()} threads",
-        weights="float32",
-        compute_dtype=torch.float32,
-        attention="judge_blocks",
-    )
+    name = host.processor() or host.machine()
+    hardware = f"{name} CPU, {torch.get_num_threads()} threads"
+    return replace(_plain("cpu", hardware, reason), attention="judge_blocks")
 
 
 def _has_bfloat16() -> bool:

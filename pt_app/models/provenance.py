@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -20,10 +21,8 @@ def about_this_run() -> dict[str, object]:
     """Return the command, the versions of Python and packages, and the git commit, if any."""
     versions = {"python": sys.version.split()[0], "pt_app": pt_app.__version__}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     command = shlex.join(without_absolute_paths(sys.argv))
     return {"command": command, "versions": versions, "git_commit": git_commit()}
 
@@ -44,14 +43,12 @@ def without_absolute_paths(value: Any) -> Any:
 
 def git_commit() -> str | None:
     """Return the commit of this checkout, with "+changes" if it was edited; None outside git."""
-    git = ["git", "-C", str(Path(pt_app.__file__).parents[1])]
+    folder = str(Path(pt_app.__file__).parents[1])
+    git = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--exclude=*"]
     try:
-        head, changes = (
-            subprocess.run(
-                [*git, *words], capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        done = subprocess.run(
+            [*git, "--dirty=+changes"], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+changes" if changes else "")
+    return done.stdout.strip()

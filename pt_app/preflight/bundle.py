@@ -23,7 +23,7 @@ from pt_app.core.flags import read_config
 from pt_app.core.prompt_templates import FIELDS, FOLDER, Template
 from pt_app.core.settings import Recipe, resolve, table
 from pt_app.models import adapters, bases
-from pt_app.models.base_files import read_json, wanted_files
+from pt_app.models.bases import read_json, wanted_files
 from pt_app.preflight import wheels
 from pt_app.preflight.wheels import Target
 

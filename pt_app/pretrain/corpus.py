@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from pt_app.core.files import sha256_file
 from pt_app.core.verdicts import Scale, format_answer
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
@@ -19,32 +21,12 @@ from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candid
 from pt_app.judge_data.generator.generate import GrammarMaterial, Material
 from pt_app.judge_data.generator.grammar import reserved_for_judges
 from pt_app.judge_data.options import LexiconSize
-from pt_app.pretrain.tokenizer import TURN_END, TURN_START
+from pt_app.pretrain.model import TURN_END, TURN_START
 
 HELD_OUT_SHARE = 32  # one source of so many is kept for measuring
-# Wrong words and tenses are fluent: only a comparison shows them, so they are the hard kinds.
-WEIGHTS = {"wrong_word": 3.0, "tense": 2.5, "number": 1.5, "addition": 1.5, "omission": 1.5}
 ERRORS_IN_CANDIDATE = (0, 1, 2, 3, 4)
 ERRORS_WEIGHTS = (2, 4, 3, 2, 1)
-# How often each kind of document is drawn, by the method of `Corpus` that writes it.
-FIRST_PHASE = {"unrelated": 0.5, "repetition": 0.35, "changes": 0.15}
-DOCUMENTS = {
-    "differences": 0.3,
-    "reading": 0.18,
-    "annotation": 0.15,
-    "given_score": 0.11,
-    "changes": 0.08,
-    "unrelated": 0.08,
-    "translation": 0.04,
-    "repetition": 0.02,
-    "evaluation": 0.02,
-    "count": 0.02,
-}
-JUDGE = (
-    "You judge translations from English to Portuguese.\n10 is perfect, 0 is useless.\n"
-    "Answer with Score: N/10, then Issues and Feedback."
-)
-TASK = "Translations from English to Portuguese.\n"
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 NONE = "none"
 UNRELATED = ("wrong_word", "omission", "addition")
 SCALE = Scale.from_name("0-10")
@@ -65,34 +47,6 @@ class Example:
         )
 
 
-class Sentences:
-    """Sentences of the base's half, with errors put into them; `description` is one line."""
-
-    def __init__(self, material: Material, description: str) -> None:
-        self.material, self.description = material, description
-
-    def sample(self, rng: random.Random, kinds: Sequence[str]) -> Example:
-        """Draw a sentence that is not reserved for judges, with errors as far as they fit."""
-        while True:
-            pair = self.material.pick(rng)
-            if not reserved_for_judges(pair.source):
-                candidate = self.material.corrupt(pair, kinds, rng)
-                return Example(pair.source, pair.reference, candidate)
-
-
-def grammar_sentences(size: LexiconSize) -> Sentences:
-    """Draw from all sentences that the grammar can make."""
-    description = f"sentences of the generator's grammar, {size} lexicon"
-    return Sentences(GrammarMaterial(size), description)
-
-
-def real_sentences(file: Path, max_words: int | None) -> Sentences:
-    """Draw from the pairs of a parallel corpus."""
-    pairs, _ = read_corpus(file, max_words, base=True)
-    description = f"{file.name}, sha256 {sha256_file(file)}, {len(pairs)} pairs"
-    return Sentences(CorpusMaterial(pairs), description)
-
-
 def held_out(source: str) -> bool:
     """Return whether a source is kept for measuring: never trained on, nor in judge data."""
     digest = hashlib.sha256(("held out " + source.casefold()).encode()).digest()
@@ -109,27 +63,52 @@ class Document:
     kinds: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class Corpus:
-    """Draws documents; the same `rng` gives the same documents."""
+    """Draws documents; the same `rng` gives the same documents.
 
-    def __init__(self, sentences: Sentences, measuring: bool = False) -> None:
-        self.sentences = sentences
-        self.measuring = measuring
+    Attributes:
+        material: sentences, and the errors that can be put into them.
+        description: what they are, in a line.
+        measuring: whether the documents are of the sources that are kept for measuring.
+    """
+
+    material: Material
+    description: str
+    measuring: bool = False
+
+    @staticmethod
+    def of_grammar(size: LexiconSize) -> "Corpus":
+        """Draw from all sentences that the grammar can make."""
+        description = f"sentences of the generator's grammar, {size} lexicon"
+        return Corpus(GrammarMaterial(size), description)
+
+    @staticmethod
+    def of_file(file: Path, max_words: int | None) -> "Corpus":
+        """Draw from the pairs of a parallel corpus."""
+        pairs, _ = read_corpus(file, max_words, base=True)
+        description = f"{file.name}, sha256 {sha256_file(file)}, {len(pairs)} pairs"
+        return Corpus(CorpusMaterial(pairs), description)
 
     def sample(self, rng: random.Random, first_phase: bool = False) -> Document:
         """Draw a document; in the first phase only words, to repeat, to compare or to relate."""
-        shares = FIRST_PHASE if first_phase else DOCUMENTS
+        shares = TEXTS["first_phase" if first_phase else "documents"]
         (task,) = rng.choices(list(shares), list(shares.values()))
         document: Document = getattr(self, task)(rng)
         return document
 
     def example(self, rng: random.Random, kinds: Sequence[str] | None = None) -> Example:
-        """Draw a sentence of the base's half, with errors of these kinds or of random ones."""
+        """Draw a sentence of the base's half, with errors of these kinds or of random ones.
+
+        A sentence that is reserved for judges is not used. Errors are put in as far as they fit.
+        """
         drawn = draw_kinds(rng) if kinds is None else kinds
         while True:
-            example = self.sentences.sample(rng, drawn)
-            if held_out(example.source) == self.measuring:
-                return example
+            pair = self.material.pick(rng)
+            if not reserved_for_judges(pair.source):
+                candidate = self.material.corrupt(pair, drawn, rng)
+                if held_out(pair.source) == self.measuring:
+                    return Example(pair.source, pair.reference, candidate)
 
     def differences(self, rng: random.Random, kinds: Sequence[str] | None = None) -> Document:
         """Name the kinds of difference, in any order, then each difference.
@@ -140,8 +119,7 @@ class Corpus:
         example = self.example(rng, kinds)
         issues = "; ".join(issue.text for issue in example.candidate.issues)
         answer = f"{kinds_line(example.candidate, rng)}\nIssues: {issues or NONE}"
-        system = TASK + "Name the kinds of difference, then each difference."
-        return document("differences", system, example.layout(), answer, example.candidate)
+        return document("differences", example.layout(), answer, example.candidate)
 
     def single(self, rng: random.Random, kind: str) -> Document:
         """Draw a document of differences whose candidate holds this kind alone (or none)."""
@@ -155,8 +133,7 @@ class Corpus:
         """Write the candidate word by word, each followed by what is wrong with it."""
         example = self.example(rng)
         answer = "".join(f" {word} {mark}" if word else f" {mark}" for word, mark in marks(example))
-        system = TASK + "Annotate each word of the candidate."
-        return document("annotation", system, example.layout(), answer, example.candidate)
+        return document("annotation", example.layout(), answer, example.candidate)
 
     def reading(self, rng: random.Random) -> Document:
         """Write the candidate, with marks behind some words, then the kinds of difference.
@@ -171,9 +148,8 @@ class Corpus:
             text += f" {word}" if word else ""
             text += f" {mark}" if rng.random() < share else ""
         answer = f"Candidate:{text}\n{kinds_line(example.candidate, rng)}"
-        system = TASK + "Read a candidate, then name the kinds of difference."
         user = f"Source: {example.source}\nReference: {example.reference}"
-        return document("reading", system, user, answer, example.candidate)
+        return document("reading", user, answer, example.candidate)
 
     def given_score(self, rng: random.Random) -> Document:
         """Write an evaluation for a score that was drawn before the candidate was."""
@@ -182,18 +158,17 @@ class Corpus:
         user = f"{example.layout()}\nGiven score: {score}"
         issues = [issue.text for issue in example.candidate.issues]
         answer = format_answer(SCALE, score, issues, example.candidate.feedback)
-        return document("given_score", JUDGE, user, answer, example.candidate)
+        return document("given_score", user, answer, example.candidate)
 
     def translation(self, rng: random.Random) -> Document:
         """Write a sentence and its reference."""
         example = self.example(rng, ())
-        system = TASK + "Translate the source."
-        return document("translation", system, f"Source: {example.source}", example.reference)
+        return document("translation", f"Source: {example.source}", example.reference)
 
     def repetition(self, rng: random.Random) -> Document:
         """Write unrelated words of both languages, twice."""
         drawn = self._words(rng, rng.randint(3, 12))
-        return document("repetition", "Repeat the words.", drawn, drawn)
+        return document("repetition", drawn, drawn)
 
     def unrelated(self, rng: random.Random) -> Document:
         """Annotate one of two lists of unrelated words: only comparing tells them apart."""
@@ -207,8 +182,7 @@ class Corpus:
             marked += [f"{old} ="] if kind == "addition" else []
             marked.append(" ".join([*shown[-1:], kind]))
         user = f"Reference: {' '.join(right)}\nCandidate: {' '.join(wrong)}"
-        system = "Annotate each word of the candidate."
-        return document("unrelated", system, user, f" {' '.join(marked)}")
+        return document("unrelated", user, f" {' '.join(marked)}")
 
     def changes(self, rng: random.Random) -> Document:
         """Write pairs of words with the kind of the change: how two forms relate."""
@@ -217,23 +191,20 @@ class Corpus:
             for issue in self.example(rng).candidate.issues:
                 if issue.wrong and issue.right:
                     lines.append(f" {issue.wrong} {issue.right} {issue.kind}")
-        system = "Write pairs of words and the kind of change."
-        return document("changes", system, "Pairs of words.", "".join(lines))
+        return document("changes", "Pairs of words.", "".join(lines))
 
     def count(self, rng: random.Random) -> Document:
         """Count the words of an unrelated list."""
         number = rng.randint(1, 10)
         user = self._words(rng, number)
-        return document("count", "Count the words.", user, f"Words: {number}/10")
+        return document("count", user, f"Words: {number}/10")
 
     def evaluation(self, rng: random.Random) -> Document:
         """Write the first lines of an evaluation for a random score, without any translation."""
         score, kind = rng.randint(0, 10), rng.choice([*ERRORS, NONE])
         remark = "No errors." if kind == NONE else KINDS[kind].remark.capitalize() + "."
-        system = "Write an evaluation with this score and this kind of difference."
         user = f"Given score: {score}\nKind: {kind}"
-        answer = format_answer(SCALE, score, (), remark)
-        return document("evaluation", system, user, answer)
+        return document("evaluation", user, format_answer(SCALE, score, (), remark))
 
     def _words(self, rng: random.Random, number: int) -> str:
         """Draw unrelated words, most of them Portuguese."""
@@ -245,14 +216,11 @@ class Corpus:
         return " ".join(word.strip(".").lower() for word in drawn[:number])
 
 
-def document(
-    task: str, system: str, user: str, answer: str, candidate: Candidate | None = None
-) -> Document:
+def document(task: str, user: str, answer: str, candidate: Candidate | None = None) -> Document:
     """Lay out a conversation and its answer as the chat template writes them."""
-    prompt = (
-        f"{TURN_START}system\n{system}{TURN_END}\n{TURN_START}user\n{user}{TURN_END}\n"
-        f"{TURN_START}assistant\n"
-    )
+    turns = {"system": TEXTS["systems"][task], "user": user}
+    prompt = "".join(f"{TURN_START}{who}\n{text}{TURN_END}\n" for who, text in turns.items())
+    prompt += f"{TURN_START}assistant\n"
     kinds = tuple(issue.kind for issue in candidate.issues) if candidate else ()
     return Document(task, prompt, f"{answer}{TURN_END}\n", kinds)
 
@@ -262,7 +230,8 @@ def draw_kinds(rng: random.Random) -> list[str]:
     number = rng.choices(ERRORS_IN_CANDIDATE, ERRORS_WEIGHTS)[0]
     if number == 0 and rng.random() < 0.5:
         return [PARAPHRASE]
-    return rng.choices(ERRORS, [WEIGHTS.get(kind, 1.0) for kind in ERRORS], k=number)
+    weights = TEXTS["kind_weights"]
+    return rng.choices(ERRORS, [weights.get(kind, 1.0) for kind in ERRORS], k=number)
 
 
 def kinds_line(candidate: Candidate, rng: random.Random) -> str:

@@ -1,20 +1,72 @@
-"""The tiny Qwen2: its shape, its random start, and how it is written to disk."""
+"""The tiny Qwen2 and its tokenizer: trained from text, started at random, written to disk."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
 
 from pt_app.core.files import give_mode_of
-from pt_app.pretrain.tokenizer import MAX_LENGTH, TURN_END
+
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+MAX_LENGTH = 2048
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
-def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
-    """A float32 `Qwen2ForCausalLM` with random weights; embeddings and output share a matrix.
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train on `texts` and return a `Qwen2Tokenizer` of at most `vocab_size` entries.
 
-    The output matrix being the embedding's spares a quarter of the parameters.
+    All 256 bytes are in the vocabulary, so every text can be encoded. AutoTokenizer turns each
+    tokenizer of model type qwen2 into this class, which puts its own normalizer and
+    pre-tokenizer in place of the file's: training uses the same two, so that ids agree.
     """
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    specials = [END_OF_TEXT, TURN_START, TURN_END]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = Qwen2Tokenizer(
+        vocab=bpe.get_vocab(),
+        merges=[tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]],
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        extra_special_tokens=[TURN_START],
+        model_max_length=MAX_LENGTH,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
+
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, width: int, layers: int, seed: int
+) -> Qwen2ForCausalLM:
+    """Make a float32 model with random weights.
+
+    The output matrix is that of the embeddings, which saves a quarter of the parameters.
+    """
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -33,15 +85,12 @@ def new_model(tokenizer: Any, width: int, layers: int, seed: int) -> Any:
     return Qwen2ForCausalLM(config)
 
 
-def grow(model: Any, layers: int, seed: int) -> None:
+def grow(model: Qwen2ForCausalLM, layers: int, seed: int) -> None:
     """Put `layers` more layers on top, in place, which at first change nothing.
 
     Their output projections start at zero. Layers below have learned to compare word with word
     by then; new ones above find its result ready and can gather it over a sentence.
     """
-    import torch
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-
     torch.manual_seed(seed)
     config = model.config
     for _ in range(layers):
@@ -56,26 +105,17 @@ def grow(model: Any, layers: int, seed: int) -> None:
         config.num_hidden_layers += 1
 
 
-def round_to_float16(model: Any) -> None:
+def round_to_float16(model: torch.nn.Module) -> None:
     """Round all weights, in place, to what the float16 file will hold."""
-    import torch
-
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.half().float())
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights in float16, configuration, tokenizer and chat template; greedy by default."""
-    import torch
-
     model.generation_config.do_sample = False
     model.to(torch.float16).save_pretrained(folder)
     model.to(torch.float32)
     tokenizer.save_pretrained(folder)
     give_mode_of(folder / "config.json", folder.glob("*.safetensors"))
-
-
-def count_parameters(model: Any) -> int:
-    """Number of weights; the shared embedding and output matrix counts once."""
-    return sum(weight.numel() for weight in model.parameters())

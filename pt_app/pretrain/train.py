@@ -1,7 +1,7 @@
 """Train the tiny base from random weights: its steps, loss, optimizers and held-out measures."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -22,35 +22,16 @@ from pt_app.training.run import Progress, train
 
 # What is copied or compared stands in the answers; the prompts' words are mostly random.
 PROMPT_WEIGHT = 0.1
+BATCH = 16  # documents per step
 CHUNK = 16  # batches that are drawn together, so that a batch holds texts of like length
+MUON_LR, ADAM_LR = 0.008, 1.5e-3
+DECAY_FROM = 0.4  # of all steps
+NEW_LAYERS = 1
+REPORT_EVERY = 500
 SNAPSHOT_EVERY = 1000
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a training of `steps` steps."""
-
-    steps: int = 14_000
-    batch: int = 16
-    muon_lr: float = 0.008
-    adam_lr: float = 1.5e-3
-    decay_from: float = 0.4
-    new_layers: int = 1
-    report_every: int = 500
-
-    @property
-    def phase(self) -> int:
-        """The first steps, which hold unrelated words only; comparing them takes some 2,000."""
-        return min(2400, self.steps * 2 // 5)
-
-    @property
-    def grow_at(self) -> int:
-        """The step before which layers are added: comparing words has formed by then."""
-        return self.steps * 3 // 7
-
-
+# The ids of a document, and how many of them belong to its prompt.
 Row = tuple[list[int], int]
-"""The ids of a document, and how many of them belong to its prompt."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[Row]:
@@ -75,75 +56,62 @@ def padded(rows: Sequence[Row], prompt_weight: float) -> Batch:
     return {"input_ids": torch.tensor(ids), "weight": torch.tensor(weights)}
 
 
+@dataclass(frozen=True)
 class DocumentSteps:
     """Steps of documents of like length, the same whenever they are drawn."""
 
-    def __init__(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int
-    ) -> None:
-        self.corpus, self.tokenizer, self.recipe, self.seed = corpus, tokenizer, recipe, seed
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    total: int
+    seed: int
 
     def __len__(self) -> int:
-        return self.recipe.steps
+        return self.total
 
     def epoch(self, number: int, done: int) -> Iterator[Step]:
         """Yield the steps from step `done` on; there is one epoch."""
-        size, steps = self.recipe.batch, self.recipe.steps
-        for chunk in range(done // CHUNK, -(-steps // CHUNK)):
+        # The first steps hold unrelated words only; comparing them takes some 2,000.
+        first_phase = min(2400, self.total * 2 // 5)
+        for chunk in range(done // CHUNK, -(-self.total // CHUNK)):
             rng = random.Random(f"{self.seed}-{chunk}")
-            first_phase = chunk * CHUNK < self.recipe.phase
-            drawn = [self.corpus.sample(rng, first_phase) for _ in range(CHUNK * size)]
+            early = chunk * CHUNK < first_phase
+            drawn = [self.corpus.sample(rng, early) for _ in range(CHUNK * BATCH)]
             rows = sorted(encode(self.tokenizer, drawn), key=lambda row: len(row[0]))
-            cut = [rows[i : i + size] for i in range(0, len(rows), size)]
-            rng.shuffle(cut)
-            for step, some in enumerate(cut, chunk * CHUNK):
-                if done <= step < steps:
-                    batch = padded(some, PROMPT_WEIGHT)
+            batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+            rng.shuffle(batches)
+            for step, chosen in enumerate(batches, chunk * CHUNK):
+                if done <= step < self.total:
+                    batch = padded(chosen, PROMPT_WEIGHT)
                     yield {"packs": [batch], "count": batch["weight"].sum()}
 
 
-def loss_of(model: Model, batch: Batch) -> Tensor:
-    """Return the weighted sum of the cross-entropy of all tokens, in nats."""
-    ids, weight = batch["input_ids"], batch["weight"]
-    weighted = weight > 0
-    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[weighted]
-    losses = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][weighted], reduction="none")
-    return (losses * weight[weighted]).sum()
-
-
 class DocumentLoss(Objective):
-    """The loss of documents, whose prompts count little."""
+    """The cross-entropy of all tokens, in nats; those of prompts count little."""
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Return the weighted sum of the loss of a batch."""
-        return loss_of(model, batch)
+        ids, weight = batch["input_ids"], batch["weight"]
+        weighted = weight > 0
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[weighted]
+        losses = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][weighted], reduction="none")
+        return (losses * weight[weighted]).sum()
 
 
-def optimizers(recipe: Recipe, model: Model) -> list[torch.optim.Optimizer]:
+def optimizers(model: Model) -> list[torch.optim.Optimizer]:
     """Make Muon for the matrices of the layers, and AdamW for embeddings, norms and biases."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
-def rate(recipe: Recipe, step: int, _: int) -> float:
+def rate(total: int, step: int, _: int) -> float:
     """Return the fraction of the learning rate: warm-up, then flat, then linear to 0."""
-    steps = recipe.steps
-    warm = min(1.0, (step + 1) / min(100, steps))
-    return min(warm, (steps - step) / (steps * (1 - recipe.decay_from)))
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Held-out figures: the loss of the answers (nats per token), and the rates of detection."""
-
-    loss: float
-    by_task: Mapping[str, float]
-    detected: Mapping[str, float]
+    warm = min(1.0, (step + 1) / min(100, total))
+    return min(warm, (total - step) / (total * (1 - DECAY_FROM)))
 
 
 class Yardstick:
@@ -164,19 +132,20 @@ class Yardstick:
         }
         self.before = len(tokenizer("Kinds:").input_ids)
 
-    def measure(self, model: Model) -> Measures:
-        """Return the loss and the rates: is the right kind the most probable next token?"""
+    def measure(self, model: Model) -> dict[str, float]:
+        """Return held-out figures by name.
+
+        Returns:
+            The loss of the answers in nats per token, of all ("loss") and of each task, and for
+            each kind how often it is the most probable next token where it should be.
+        """
+        objective = DocumentLoss()
         with torch.no_grad():
-            losses = {task: float(loss_of(model, batch)) for task, batch in self.tasks.items()}
+            losses = {task: float(objective.loss(model, b)) for task, b in self.tasks.items()}
             detected = {kind: self._detected(model, rows) for kind, rows in self.kinds.items()}
         counts = {task: float(batch["weight"].sum()) for task, batch in self.tasks.items()}
         by_task = {task: loss / counts[task] for task, loss in losses.items()}
-        return Measures(sum(losses.values()) / sum(counts.values()), by_task, detected)
-
-    def validate(self, model: Model) -> dict[str, float]:
-        """Return the measures as the numbers of a validation."""
-        measures = self.measure(model)
-        return {"loss": measures.loss, **measures.by_task, **measures.detected}
+        return {"loss": sum(losses.values()) / sum(counts.values()), **by_task, **detected}
 
     def _detected(self, model: Model, rows: Iterable[Row]) -> float:
         prefixes = [(ids, start + self.before) for ids, start in rows]
@@ -189,23 +158,16 @@ class Yardstick:
         return float((named == right).double().mean())
 
 
-def fit(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
-    yardstick: Yardstick,
-    recipe: Recipe,
-    seed: int,
-    run: Path,
-) -> Measures:
+def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> dict[str, float]:
     """Train to the end, from the newest checkpoint in `run` if there is one; round to float16."""
     # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
     torch.set_flush_denormal(True)
     checkpoint, _ = newest_complete(run)
     reached = step_of(checkpoint) if checkpoint else 0
-    for first, last in pairwise((0, recipe.grow_at, recipe.steps)):
-        if last == recipe.steps:
-            grow(model, recipe.new_layers, seed)
+    grow_at = steps.total * 3 // 7  # comparing words has formed by then
+    for first, last in pairwise((0, grow_at, steps.total)):
+        if last == steps.total:
+            grow(model, NEW_LAYERS, steps.seed)
         elif reached > last:
             continue
         args = LoopArguments(
@@ -213,20 +175,20 @@ def fit(
             first_step=first,
             max_steps=last,
             optim="muon, adamw",
-            seed=seed,
-            logging_steps=recipe.report_every,
+            seed=steps.seed,
+            logging_steps=REPORT_EVERY,
             save_steps=SNAPSHOT_EVERY,
-            eval_steps=recipe.report_every,
+            eval_steps=REPORT_EVERY,
             use_cpu=True,
         )
         loop = TrainingLoop(
             model,
             args,
-            DocumentSteps(corpus, tokenizer, recipe, seed),
+            steps,
             DocumentLoss(),
-            partial(optimizers, recipe),
-            partial(rate, recipe),
-            yardstick.validate,
+            optimizers,
+            partial(rate, steps.total),
+            yardstick.measure,
             [Progress()],
         )
         resumed = checkpoint if first < reached <= last else None

@@ -9,14 +9,7 @@ from statistics import median_high
 from typing import TYPE_CHECKING
 
 from pt_app.core.formatting import NAMES, estimate, number, one_line
-from pt_app.core.results import (
-    Calibration,
-    Metric,
-    Prediction,
-    ReliabilityBin,
-    Results,
-    Selective,
-)
+from pt_app.core.results import Calibration, Metric, Prediction, Results, Selective
 from pt_app.report.page import Chart
 
 if TYPE_CHECKING:
@@ -30,13 +23,11 @@ WIDTH = 6.4  # inches, at 72 points each
 MAX_LINES = 24
 
 Draw = Callable[["Axes"], None]
-Line = tuple[str, Metric, str]  # name, number, colour
 Point = tuple[float, float]
 
 
-def of_results(results: Results | Mapping[str, object]) -> Iterator[tuple[str, str]]:
+def of_results(results: Results) -> Iterator[tuple[str, str]]:
     """Draw the charts about a whole evaluation, for a dashboard: names and SVG texts."""
-    results = Results.model_validate(results)
     first = results.models[0]
     charts = {
         "agreement": agreement(results),
@@ -50,7 +41,7 @@ def agreement(results: Results) -> list[Chart]:
     """Show the headline number of judges, baselines and annotators with their intervals."""
     head = results.columns()[0]
     entries = [(model.name, model.best.get(head), BLUE) for model in results.models]
-    entries += [(one.name, one.best.get(head), GREY) for one in results.baselines]
+    entries += [(baseline.name, baseline.best.get(head), GREY) for baseline in results.baselines]
     if results.ceiling:
         top = results.ceiling.metrics.get(head)
         entries.append(("one annotator against the others", top, GREEN))
@@ -67,19 +58,19 @@ def forest(entries: Sequence[tuple[str, Metric | None, str]], what: str) -> list
     lines = [(n, m, c) for n, m, c in entries if m and m.value is not None][:MAX_LINES]
     if len(lines) < 2:
         return []
+
+    def draw(ax: "Axes") -> None:
+        for place, (_, metric, colour) in enumerate(lines):
+            if metric.low is not None and metric.high is not None:
+                ax.plot([metric.low, metric.high], [place, place], color=colour, linewidth=2)
+            ax.plot([metric.value or 0.0], [place], "o", color=colour, markersize=6)
+        ax.set_yticks(range(len(lines)), [_short(name) for name, _, _ in lines])
+        ax.invert_yaxis()
+        ax.set_xlabel(what)
+        ax.grid(axis="x", color=GREY, alpha=0.3)
+
     says = "; ".join(f"{name} {estimate(metric)}" for name, metric, _ in lines)
-    return [_chart(partial(_draw_forest, lines, what), f"{what}: {says}", 0.3 * len(lines) + 0.7)]
-
-
-def _draw_forest(lines: Sequence[Line], what: str, ax: "Axes") -> None:
-    for place, (_, metric, colour) in enumerate(lines):
-        if metric.low is not None and metric.high is not None:
-            ax.plot([metric.low, metric.high], [place, place], color=colour, linewidth=2)
-        ax.plot([metric.value or 0.0], [place], "o", color=colour, markersize=6)
-    ax.set_yticks(range(len(lines)), [_short(name) for name, _, _ in lines])
-    ax.invert_yaxis()
-    ax.set_xlabel(what)
-    ax.grid(axis="x", color=GREY, alpha=0.3)
+    return [_chart(draw, f"{what}: {says}", 0.3 * len(lines) + 0.7)]
 
 
 def _short(name: str) -> str:
@@ -97,51 +88,49 @@ def verdicts_by_label(rows: Sequence[Prediction]) -> list[Chart]:
     if len(by_label) < 2:
         return []
     labels = sorted(by_label)
+    first, last, blue = labels[0], labels[-1], {"color": BLUE}
+
+    def draw(ax: "Axes") -> None:
+        ax.plot([first, last], [first, last], color=GREY, linestyle="--")
+        ax.boxplot(
+            [by_label[label] for label in labels],
+            positions=labels,
+            widths=0.6 * (last - first) / (len(labels) - 1),
+            manage_ticks=False,
+            showfliers=len(labels) < 30,
+            boxprops=blue,
+            whiskerprops=blue,
+            capprops=blue,
+            medianprops={"color": RED},
+            flierprops={"markersize": 3, "markeredgecolor": GREY},
+        )
+        ax.set_xlabel("label (dashed: verdict = label)")
+        ax.set_ylabel("verdict")
+
     parts = [f"label {label:g}: {median_high(by_label[label]):.1f}" for label in labels[:30]]
-    draw = partial(_draw_spread, labels, [by_label[label] for label in labels])
     return [_chart(draw, f"Verdicts by label, medians: {'; '.join(parts)}", 3.4)]
-
-
-def _draw_spread(labels: Sequence[float], spread: Sequence[Sequence[float]], ax: "Axes") -> None:
-    span = max(labels) - min(labels)
-    ax.plot([min(labels), max(labels)], [min(labels), max(labels)], color=GREY, linestyle="--")
-    ax.boxplot(
-        spread,
-        positions=labels,
-        widths=0.6 * span / max(1, len(labels) - 1),
-        manage_ticks=False,
-        showfliers=len(labels) < 30,
-        boxprops={"color": BLUE},
-        whiskerprops={"color": BLUE},
-        capprops={"color": BLUE},
-        medianprops={"color": RED},
-        flierprops={"markersize": 3, "markeredgecolor": GREY},
-    )
-    ax.set_xlabel("label (dashed: verdict = label)")
-    ax.set_ylabel("verdict")
 
 
 def reliability(calibration: Calibration | None) -> list[Chart]:
     """Show accuracy against confidence, in bins of equally many rows."""
     every = calibration.reliability if calibration else []
-    bins = [one for one in every if one.right.value is not None]
+    bins = [group for group in every if group.right.value is not None]
     if len(bins) < 2:
         return []
-    parts = (f"{number(one.confidence)}: {estimate(one.right)}" for one in bins)
-    says = f"Accuracy by mean confidence: {'; '.join(parts)}"
-    return [_chart(partial(_draw_reliability, bins), says, 3.4)]
+    xs, ys = [group.confidence for group in bins], [group.right.value or 0.0 for group in bins]
 
+    def draw(ax: "Axes") -> None:
+        low = min(0.5, *xs, *ys)
+        ax.plot([low, 1], [low, 1], color=GREY, linestyle="--")
+        for group in bins:
+            if group.right.low is not None and group.right.high is not None:
+                ax.plot([group.confidence] * 2, [group.right.low, group.right.high], color=BLUE)
+        ax.plot(xs, ys, "o-", color=BLUE)
+        ax.set_xlabel("mean confidence (dashed: calibrated)")
+        ax.set_ylabel("accuracy")
 
-def _draw_reliability(bins: Sequence[ReliabilityBin], ax: "Axes") -> None:
-    xs, ys = [one.confidence for one in bins], [one.right.value or 0.0 for one in bins]
-    low = min(0.5, *xs, *ys)
-    ax.plot([low, 1], [low, 1], color=GREY, linestyle="--")
-    for one in bins:
-        if one.right.low is not None and one.right.high is not None:
-            ax.plot([one.confidence] * 2, [one.right.low, one.right.high], color=BLUE)
-    ax.plot(xs, ys, "o-", color=BLUE)
-    ax.set_xlabel("mean confidence (dashed: calibrated)")
-    ax.set_ylabel("accuracy")
+    parts = (f"{number(group.confidence)}: {estimate(group.right)}" for group in bins)
+    return [_chart(draw, f"Accuracy by mean confidence: {'; '.join(parts)}", 3.4)]
 
 
 def risk_coverage(selective: Selective | None) -> list[Chart]:
@@ -149,20 +138,19 @@ def risk_coverage(selective: Selective | None) -> list[Chart]:
     if selective is None or len(selective.curve) < 2:
         return []
     curve = selective.curve
+
+    def draw(ax: "Axes") -> None:
+        ax.plot([p.coverage for p in curve], [p.risk for p in curve], color=BLUE)
+        ax.axhline(curve[-1].risk, color=GREY, linestyle="--")
+        if selective.threshold is not None:
+            ax.axvline(selective.kept.value or 0.0, color=GREEN)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("share of rows judged, surest first (dashed: no use of confidence)")
+        ax.set_ylabel("error rate")
+
     parts = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
-    says = "; ".join(f"surest {one.coverage:.0%}: {one.risk:.1%} wrong" for one in parts)
-    return [_chart(partial(_draw_risk, selective), f"Risk and coverage: {says}", 3.0)]
-
-
-def _draw_risk(selective: Selective, ax: "Axes") -> None:
-    curve = selective.curve
-    ax.plot([one.coverage for one in curve], [one.risk for one in curve], color=BLUE)
-    ax.axhline(curve[-1].risk, color=GREY, linestyle="--")
-    if selective.threshold is not None:
-        ax.axvline(selective.kept.value or 0.0, color=GREEN)
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("share of rows judged, surest first (dashed: no use of confidence)")
-    ax.set_ylabel("error rate")
+    says = "; ".join(f"surest {p.coverage:.0%}: {p.risk:.1%} wrong" for p in parts)
+    return [_chart(draw, f"Risk and coverage: {says}", 3.0)]
 
 
 def training(history: Sequence[Mapping[str, float]]) -> list[Chart]:
@@ -179,7 +167,7 @@ def training(history: Sequence[Mapping[str, float]]) -> list[Chart]:
 
 
 def _series(history: Sequence[Mapping[str, float]], name: str) -> list[Point]:
-    return [(one["step"], one[name]) for one in history if name in one and "step" in one]
+    return [(entry["step"], entry[name]) for entry in history if {name, "step"} <= entry.keys()]
 
 
 def _draw_lines(lines: Mapping[str, Sequence[Point]], ax: "Axes") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pt_app.core.files import read_text
-from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, with_n
+from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline
 from pt_app.core.results import (
     JsonObject,
     JudgeResults,
@@ -19,8 +19,8 @@ from pt_app.core.results import (
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.report import charts
 from pt_app.report import sections as parts
-from pt_app.report.opening import reading, scorecard
-from pt_app.report.page import Block, Grid, Lines, Section, Texts, Words, prose
+from pt_app.report.opening import scorecard
+from pt_app.report.page import Block, Grid, Lines, Section, Texts, paragraphs, sentences
 
 MAX_ROWS = 20  # that a section shows one by one
 SURE, DOUBT = 0.9, 0.01
@@ -35,8 +35,9 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         results: the content of results.json.
         predictions: the rows of predictions.jsonl.
     """
-    in_words: list[Block] = [Words(reading(results)), *charts.agreement(results)]
     judge = results.judge
+    reading = sentences("reading", results=results, judge=judge, head=results.columns()[0])
+    in_words: list[Block] = [reading, *charts.agreement(results)]
     if judge is None or results.task == "metric":
         title = "How far the scores agree with the labels"
         systems = (
@@ -45,10 +46,7 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         return [Section(title, in_words), _numbers(results), *systems, _origin(results)]
     rows = [row for row in predictions if row.model == judge.name and row.status != "too_long"]
     sections = [
-        Section(
-            "How far the judge agrees with the labels",
-            scorecard(results, judge) if results.data.n else [],
-        ),
+        Section("How far the judge agrees with the labels", scorecard(results, judge)),
         Section("In words", in_words),
         _numbers(results),
         _confusion(rows, judge),
@@ -81,7 +79,8 @@ def _numbers(results: Results) -> Section:
         rows.append([name, *cells, failures, UNDEFINED if n is None else str(n), cost])
     if not any(model.cost for model in results.models):
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return Section("Numbers", [Grid(header, rows), *map(Words, _legend(results))])
+    legend = dict.fromkeys(paragraphs("legend", results=results))
+    return Section("Numbers", [Grid(header, rows), *legend])
 
 
 def _lines(results: Results) -> Iterator[tuple[str, Mapping[str, Metric | None], str, str]]:
@@ -103,48 +102,8 @@ def _lines(results: Results) -> Iterator[tuple[str, Mapping[str, Metric | None],
         yield name, results.ceiling.metrics, UNDEFINED, UNDEFINED
 
 
-def _legend(results: Results) -> list[str]:
-    fitted = sorted({one.fitted for one in results.baselines if one.fitted})
-    missing = results.missing_baselines.items()
-    lines = [
-        prose().legend,
-        *(f"The baselines are fitted on {inline(what)}." for what in fitted),
-        *(f"No {inline(name)} baseline: {inline(reason)}." for name, reason in missing),
-    ]
-    if "order_consistency" in results.columns():
-        lines.append(prose().legend_of_orders)
-    for model in results.models:
-        lines += _notes(model)
-    return list(dict.fromkeys(lines))
-
-
-def _notes(model: JudgeResults) -> Iterator[str]:
-    """Yield what must be known about one judge's numbers."""
-    name = inline(model.name)
-    if isinstance(model.verdict_mass, Metric):
-        mass = with_n(model.verdict_mass)
-        yield f"Probability of all allowed verdicts together, {name}: {mass}."
-    if cost := model.cost:
-        yield f"{name}: ${cost.dollars:.4f} for {cost.n} verdicts, ${cost.per_verdict:.6f} each."
-    if model.unscored:
-        yield f"{model.unscored} rows did not fit the context and are in no number."
-    if model.shortened:
-        yield f"{model.shortened} rows were shortened to fit the context."
-    if model.ties:
-        yield (
-            f"{name}: in {model.ties} rows two verdicts are equally likely within 1e-5, and "
-            "rounding decides between them."
-        )
-    if change := model.precision_change:
-        yield (
-            f"{name}, scored in {inline(model.precision)}: {change.verdicts} verdicts of "
-            f"{change.n} rows differ from those of float32, and probabilities by up to "
-            f"{change.probability:.2g}."
-        )
-
-
 def _confusion(rows: Sequence[Prediction], judge: JudgeResults) -> Section | None:
-    title, lead = "Labels and verdicts", f"Own answers of the {inline(judge.name)}, rows by label: "
+    title = "Labels and verdicts"
     counts: Counter[tuple[Verdict | None, Verdict | None]] = Counter(
         (row.label, row.verdict) for row in rows
     )
@@ -155,21 +114,22 @@ def _confusion(rows: Sequence[Prediction], judge: JudgeResults) -> Section | Non
     if not counts:
         return None
     spread = charts.verdicts_by_label(rows)
-    if len(values) > MAX_COLUMNS:
-        left_out = Words(f"{lead}left out, since {len(values)} different values occur.")
-        return Section(title, [left_out, *spread])
+    many = len(values) if len(values) > MAX_COLUMNS else None
+    lead = sentences("confusion", judge=judge, values=many, rows=len(rows))
+    if many:
+        return Section(title, [lead, *spread])
     columns = [*values, None] if any(verdict is None for _, verdict in counts) else values
     labels = [value for value in values if any(value == label for label, _ in counts)]
     grid = parts.matrix("label", labels, columns, counts)
-    return Section(title, [Words(f"{lead}n = {len(rows)}."), grid, *spread])
+    return Section(title, [lead, grid, *spread])
 
 
 def _by_error(results: Results, judge: JudgeResults) -> Section | None:
     if not judge.by_error:
         return None
     what = "mean distance to the label" if results.task == "score" else "accuracy"
-    body = [parts.counted(inline(kind), one) for kind, one in judge.by_error.items()]
-    lead = Words(f"Constrained verdict of the {inline(judge.name)}. {prose().about_errors}")
+    body = [parts.counted(inline(kind), metric) for kind, metric in judge.by_error.items()]
+    lead = sentences("by_error", judge=judge)
     grid = Grid(["kind", what, "n"], body)
     title = "By kind of error in the candidate"
     return Section(title, [lead, grid, *charts.means(judge.by_error, what)])
@@ -182,12 +142,7 @@ def _curve(results: Results) -> Section | None:
         return None
     metric = NAMES[points[0].metric]
     rows = [parts.counted(str(point.rows), point) for point in points]
-    differences = [
-        f"{inline(one.a)} - {inline(one.b)}: {estimate(one)}"
-        for one in results.comparisons
-        if one.b in ("quarter", "half")
-    ]
-    lead = Words(f"{prose().about_curve} {'; '.join(differences)}.")
+    lead = sentences("curve", comparisons=results.comparisons)
     by_rows = {f"{point.rows} rows": point for point in points}
     grid = Grid(["training rows", metric, "n"], rows)
     return Section("Learning curve", [lead, grid, *charts.means(by_rows, metric)])
@@ -220,15 +175,10 @@ def _leaks(results: Results) -> Section | None:
 def _worst(rows: Sequence[Prediction], judge: JudgeResults) -> Section:
     wrong = [row for row in rows if row.forced not in (None, row.label)]
     wrong.sort(key=lambda row: (*_distance(row), row.id))
-    title = f"Worst disagreements of the {inline(judge.name)}"
-    if not wrong:
-        none = "None: the verdict equals the label in all rows that have one."
-        return Section(title, [Words(none)])
     shown = wrong[:MAX_ROWS]
-    lead = f"{len(shown)} of the {len(wrong)} rows whose verdict is not the label"
-    lead += f" (of {len(rows)}), farthest first."
-    blocks: list[Block] = [Words(lead), *map(_disagreement, shown)]
-    return Section(title, blocks)
+    lead = sentences("worst", shown=len(shown), wrong=len(wrong), rows=len(rows))
+    title = f"Worst disagreements of the {inline(judge.name)}"
+    return Section(title, [lead, *map(_disagreement, shown)])
 
 
 def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
@@ -243,12 +193,9 @@ def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
             doubted.append((chances[row.label], row.id, line))
     if not doubted:
         return None
-    lead = (
-        f"{len(doubted)} rows in which the judge gives one verdict {SURE:.0%} or more and the "
-        f"label under {DOUBT:.0%}: worth a second look at the label."
-    )
+    lead = sentences("disputed", rows=len(doubted), sure=SURE, doubt=DOUBT)
     lines = [line for _, _, line in sorted(doubted)[:MAX_ROWS]]
-    return Section("Labels that the judge disputes", [Words(lead), Lines(lines)])
+    return Section("Labels that the judge disputes", [lead, Lines(lines)])
 
 
 def _distance(row: Prediction) -> tuple[float, float]:
@@ -261,10 +208,6 @@ def _distance(row: Prediction) -> tuple[float, float]:
 
 
 def _disagreement(row: Prediction) -> Texts:
-    says = f"label {inline(row.label)}"
-    if row.constrained is not None:
-        says += f", constrained verdict {inline(row.constrained)}"
-    says += f", own answer {inline('parse failure' if row.verdict is None else row.verdict)}"
     first, second = row.candidates or (None, None)
     texts = {
         "prompt": row.prompt,
@@ -280,7 +223,7 @@ def _disagreement(row: Prediction) -> Texts:
     }
     # An empty candidate is a row like others, and shown as such.
     fields = [(name, text) for name, text in texts.items() if text is not None]
-    return Texts(inline(row.id), says, fields)
+    return Texts(inline(row.id), sentences("disagreement", row=row), fields)
 
 
 def _origin(results: Results) -> Section:
@@ -298,7 +241,7 @@ def _origin(results: Results) -> Section:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     if isinstance(value, list):
-        return " ".join(_plain(one) for one in value if one is not None)
+        return " ".join(_plain(item) for item in value if item is not None)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

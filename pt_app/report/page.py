@@ -14,45 +14,81 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from pt_app.core.formatting import fenced, shortened, table, visible
+from pt_app.core.formatting import (
+    NAMES,
+    estimate,
+    fenced,
+    inline,
+    number,
+    p_value,
+    shortened,
+    table,
+    visible,
+    with_n,
+)
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
 _ESCAPED_OR_CODE = re.compile(r"\\([^A-Za-z0-9])|`([^`]+)`")
 
 
-class Prose(BaseModel):
-    """The fixed texts of texts.yaml."""
+class Titles(BaseModel):
+    """What numbers and alarms are called: the content of titles.yaml."""
 
     alarms: dict[str, tuple[str, str]]
     checks: dict[str, str]
     short_names: dict[str, str]
-    caption: str
-    legend: str
-    legend_of_orders: str
-    few_groups: str
-    about_checks: str
-    about_orders: str
-    about_pairs: str
-    about_errors: str
-    about_curve: str
 
 
 @cache
-def prose() -> Prose:
-    """Read texts.yaml."""
+def titles() -> Titles:
+    """Read titles.yaml."""
     import yaml
 
-    return Prose.model_validate(yaml.safe_load((FOLDER / "texts.yaml").read_text("utf-8")))
+    return Titles.model_validate(yaml.safe_load((FOLDER / "titles.yaml").read_text("utf-8")))
 
 
-@dataclass(frozen=True)
-class Words:
-    """A paragraph."""
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-    text: str
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(
+        cells=table,
+        estimate=estimate,
+        fenced=fenced,
+        inline=inline,
+        line=_line_to_html,
+        number=number,
+        p_value=p_value,
+        percent=lambda share: f"{100 * share:.0f} %",
+        text=lambda text: visible(shortened(text)),
+        with_n=with_n,
+    )
+    environment.tests["block"] = lambda block, name: type(block).__name__ == name
+    environment.globals["NAMES"] = NAMES
+    return environment
+
+
+def paragraphs(macro: str, **values: object) -> list[str]:
+    """Write the paragraphs of a macro of sentences.jinja, each on one line of Markdown."""
+    macros = _environment().get_template("sentences.jinja").module
+    text = str(getattr(macros, macro)(**values))
+    return [line for part in text.split("\n\n") if (line := " ".join(part.split()))]
+
+
+def sentences(macro: str, **values: object) -> str:
+    """Write the one paragraph of a macro of sentences.jinja; "" if it has nothing to say."""
+    return " ".join(paragraphs(macro, **values))
 
 
 @dataclass(frozen=True)
@@ -96,7 +132,8 @@ class Texts:
     fields: Sequence[tuple[str, str]]
 
 
-Block = Words | Lines | Grid | Chart | Texts
+# A text is a paragraph.
+Block = str | Lines | Grid | Chart | Texts
 
 
 @dataclass(frozen=True)
@@ -116,19 +153,7 @@ def written(sections: Sequence[Section], warning: str, template: str) -> str:
         template: the name of the template, report.html.jinja or report.md.jinja. The former escapes
             every text; it alone shows the charts.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=select_autoescape(["html.jinja"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"line": _line_to_html, "fenced": fenced, "cells": table}
-    environment.filters["text"] = lambda text: visible(shortened(text))
-    environment.tests["block"] = lambda block, name: type(block).__name__ == name
-    page = environment.get_template(template).render(sections=sections, warning=warning)
+    page = _environment().get_template(template).render(sections=sections, warning=warning)
     return page.rstrip("\n") + "\n"
 
 

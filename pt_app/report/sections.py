@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from pt_app.core import results
-from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, number, p_value, with_n
+from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, number, p_value
 from pt_app.core.verdicts import Verdict
 from pt_app.evidence import people
 from pt_app.report import charts
-from pt_app.report.page import Block, Grid, Section, Words, prose
+from pt_app.report.page import Block, Grid, Section, sentences, titles
 
 BRIER = "Brier score (sum over classes)"  # 0 to 2; of two classes twice that of scikit-learn
 VALUES = ["", "value", "n"]  # the header of most tables
@@ -27,25 +27,20 @@ def evidence_sections(judge: results.JudgeResults) -> Iterator[Section]:
         yield _pairs(judge.within_source_pairs)
     if judge.systems:
         yield _systems(judge.systems)
-    if judge.operating:
-        yield _operating(judge)
+    if best := judge.operating:
+        yield Section("Threshold", [sentences("operating", best=best, judge=judge)])
     if judge.population:
-        yield _population(judge.population)
+        yield Section("Pass rate", [sentences("population", rate=judge.population)])
 
 
 def _confidence(judge: results.JudgeResults, calibration: results.Calibration) -> Section:
     tolerance, ece, usual = calibration.tolerance, calibration.ece, calibration.ece_if_calibrated
-    within = f"within {tolerance:g} of the label" if tolerance else "the label"
     mean, high = (usual.mean, usual.high) if usual else (None, None)
     rows = [
         counted("accuracy", calibration.right),
-        counted(prose().checks["overconfidence"], calibration.overconfidence),
+        counted(titles().checks["overconfidence"], calibration.overconfidence),
         counted("expected calibration error (ECE)", ece),
-        [
-            "ECE of a calibrated judge",
-            f"{number(mean)}, up to {number(high)}",
-            str(ece.n),
-        ],
+        ["ECE of a calibrated judge", f"{number(mean)}, up to {number(high)}", str(ece.n)],
         counted(BRIER, calibration.brier),
     ]
     if judge.mended:
@@ -55,16 +50,13 @@ def _confidence(judge: results.JudgeResults, calibration: results.Calibration) -
     notes = list[Block]()
     if judge.selective:
         rows += _selective(judge.selective, within=tolerance > 0)
-        notes.append(Words(f"Threshold and guarantee are from {_rows_of(judge.selective)}."))
-    lead = f"A verdict is right if it is {within}; confidence is the probability of that."
-    bins = [counted(number(one.confidence), one.right) for one in calibration.reliability]
+        chosen_on = sentences("rows_of", chosen=judge.selective)
+        notes.append(f"Threshold and guarantee are from {chosen_on}.")
+    lead = sentences("confidence", tolerance=tolerance)
+    bins = [counted(number(group.confidence), group.right) for group in calibration.reliability]
     pictures = charts.reliability(calibration) + charts.risk_coverage(judge.selective)
     grid = Grid(["mean confidence", "accuracy", "n"], bins)
-    return Section("Confidence", [Words(lead), Grid(VALUES, rows), *notes, *pictures, grid])
-
-
-def _rows_of(chosen: results.Selective | results.Operating) -> str:
-    return "validation rows" if chosen.chosen_on else "these rows"
+    return Section("Confidence", [lead, Grid(VALUES, rows), *notes, *pictures, grid])
 
 
 def _selective(chosen: results.Selective, within: bool) -> Iterator[list[str]]:
@@ -97,8 +89,10 @@ def counted(name: str, metric: results.Metric) -> list[str]:
 
 
 def _checks(checks: dict[str, results.Check]) -> Section:
-    rows = [[prose().checks[name], *_tested(check), str(check.n)] for name, check in checks.items()]
-    blocks = Words(prose().about_checks), Grid(["", "value", "p", "corrected p", "", "n"], rows)
+    rows = [
+        [titles().checks[name], *_tested(check), str(check.n)] for name, check in checks.items()
+    ]
+    blocks = sentences("checks"), Grid(["", "value", "p", "corrected p", "", "n"], rows)
     return Section("What moves the judge beside the label", blocks)
 
 
@@ -111,20 +105,20 @@ def _tested(check: results.Check | None) -> list[str]:
 
 def _slices(column: str, slices: dict[str, results.Slice]) -> Section:
     rows = [
-        [*counted(inline(name), one.distance)[:2], *_tested(one.difference), f"{one.distance.n}"]
-        for name, one in slices.items()
+        [inline(name), estimate(part.distance), *_tested(part.difference), str(part.distance.n)]
+        for name, part in slices.items()
     ]
     header = ["", "distance to the label", "less the other rows'", "p", "corrected p", "", "n"]
-    pictures = charts.means({name: one.distance for name, one in slices.items()}, header[1])
+    pictures = charts.means({name: part.distance for name, part in slices.items()}, header[1])
     return Section(f"By {inline(column)}", [Grid(header, rows), *pictures])
 
 
 def _orders(orders: results.Orders) -> Section:
-    counts = {(one.first, one.swapped): one.n for one in orders.flips}
+    counts = {(flip.first, flip.swapped): flip.n for flip in orders.flips}
     winners = sorted({winner for pair in counts for winner in pair}, key=str)
     better = orders.right_if_better_is.items()
     places = [counted(f"better candidate is {place}", metric) for place, metric in better]
-    lead, grid = Words(prose().about_orders), matrix("", winners, winners, counts)
+    lead, grid = sentences("orders"), matrix("", winners, winners, counts)
     return Section("Both orders", [lead, grid, Grid(["", "accuracy", "n"], places)])
 
 
@@ -151,11 +145,8 @@ def _pairs(pairs: results.SourcePairs) -> Section:
         counted("pairs in the labels' order", pairs.accuracy),
         counted("the same, with only equal scores as ties", pairs.accuracy_as_is),
     ]
-    text = prose().about_pairs
-    if pairs.tie_threshold:
-        text += f" Scores up to {pairs.tie_threshold:.3g} apart count as equal in the first "
-        text += "line: the best threshold on these rows."
-    return Section("Rows of one source", [Words(text), Grid(VALUES, rows)])
+    lead = sentences("pairs", threshold=pairs.tie_threshold)
+    return Section("Rows of one source", [lead, Grid(VALUES, rows)])
 
 
 def _systems(systems: results.Systems) -> Section:
@@ -166,51 +157,19 @@ def _systems(systems: results.Systems) -> Section:
     ]
     blocks: list[Block] = [Grid(VALUES, rows)]
     if between:
-        text = (
-            f"Soft pairwise accuracy {number(between.soft_pairwise_accuracy)} over "
-            f"{between.pairs} pairs of systems on {between.groups} sources."
-        )
-        lines = [
-            [inline(one.system), number(one.label), number(one.verdict)] for one in between.systems
-        ]
-        blocks += [Words(text), Grid(["system", "mean label", "mean verdict"], lines)]
+        text = sentences("systems", between=between)
+        lines = [[inline(s.system), number(s.label), number(s.verdict)] for s in between.systems]
+        blocks += [text, Grid(["system", "mean label", "mean verdict"], lines)]
     return Section("Systems", blocks)
-
-
-def _operating(judge: results.JudgeResults) -> Section:
-    best = judge.operating
-    assert best is not None, "the section is about it"
-    threshold = "never" if best.threshold is None else f"from {best.threshold:.3f} on"
-    text = (
-        f"With {best.missed_fail_costs:g} for a missed FAIL and {best.false_alarm_costs:g} for a "
-        f"false alarm it costs least to fail a row {threshold} of probability of FAIL: "
-        f"{best.cost:.3f} per row, against {best.cost_of_likeliest:.3f} by the likelier verdict "
-        f"(n = {best.n}; chosen on {_rows_of(best)}). As a sign of FAIL that probability has an "
-        f"area below the ROC curve (AUC) of {with_n(judge.roc_auc)} and below precision and recall "
-        f"of {with_n(judge.pr_auc)}."
-    )
-    return Section("Threshold", [Words(text)])
 
 
 def people_section(agreement: results.AnnotatorAgreement | None) -> Section | None:
     """Return how far the annotators agree with each other; None if no row has several."""
     if agreement is None:
         return None
-    lead = (
-        f"{agreement.raters} annotators, {agreement.ratings} labels of the {agreement.units} rows "
-        "that have two or more; n counts rows (for correlations: annotators or labels)."
-    )
+    lead = sentences("annotator_agreement", agreement=agreement)
     rows = [[inline(name), *cells] for name, *cells in people.table(agreement)]
-    return Section("Agreement among annotators", [Words(lead), Grid(list(people.ROW), rows)])
-
-
-def _population(rate: results.PassRate) -> Section:
-    value = estimate(rate) if rate.value is not None else f"unknown ({rate.reason})"
-    text = (
-        f"Pass rate of the {rate.n} rows without a label: the judge passes {number(rate.raw)}; "
-        f"corrected for its errors, as known from {rate.labelled} labelled rows, {value}."
-    )
-    return Section("Pass rate", [Words(text)])
+    return Section("Agreement among annotators", [lead, Grid(list(people.ROW), rows)])
 
 
 def attack_section(attacks: results.AttackResults | None) -> Section | None:
@@ -219,20 +178,12 @@ def attack_section(attacks: results.AttackResults | None) -> Section | None:
         return None
     rows = [[inline(name), *cells] for name, cells in attack_rows(attacks)]
     is_score = attacks.step != 0.5 or attacks.scale[0].isdigit()
-    head = "kappa_quadratic" if "kappa_quadratic" in attacks.clean else "kappa"
-    lead = (
-        f"{attacks.data.rows} test rows, attacked. Shift: what the judge gives the attacked "
-        "candidate less what it gave the clean one "
-        f"({'units of the scale' if is_score else 'probability'}). Raised: share that rose by more "
-        f"than {attacks.step:g}. "
-        # A defence must not cost agreement on clean rows.
-        f"On the clean rows {NAMES[head]} is {with_n(attacks.clean.get(head))}."
-    )
+    lead = sentences("attacks", attacks=attacks, is_score=is_score)
     shifts = {name: family.shift for name, family in attacks.families.items()}
     grid = Grid(["family", "shift", "raised", "given after it", "parse failures", "n"], rows)
-    blocks: list[Block] = [Words(lead), grid, *charts.means(shifts, "shift")]
-    if line := control_line(attacks):
-        blocks.append(Words(line))
+    blocks: list[Block] = [lead, grid, *charts.means(shifts, "shift")]
+    if line := sentences("control_tokens", control=attacks.control_tokens):
+        blocks.append(line)
     return Section("Attacks", blocks)
 
 
@@ -241,18 +192,3 @@ def attack_rows(attacks: results.AttackResults) -> Iterator[tuple[str, list[str]
     for name, family in attacks.families.items():
         metrics = (family.shift, family.raised, family.verdict, family.parse_failures)
         yield name, [*map(estimate, metrics), str(family.attacks)]
-
-
-def control_line(attacks: results.AttackResults) -> str:
-    """Say what control tokens did beyond the same characters as text; "" if they were not tried."""
-    control = attacks.control_tokens
-    if control is None:
-        return ""
-    if not control.twins:
-        return f"Control tokens were not compared with text: {control.reason}."
-    return (
-        f"Control tokens in {control.attacks} candidates: {control.control_ids} prompts hold a "
-        f"control id of the candidate's, {control.other_ids} have other ids than the same "
-        "characters as text; probabilities differ from theirs by at most "
-        f"{control.largest_difference:.1g}."
-    )

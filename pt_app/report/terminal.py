@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pt_app.core.formatting import NAMES, estimate
-from pt_app.report.page import prose
+from pt_app.report.page import sentences, titles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,8 +18,6 @@ Columns = Sequence["Mapping[str, Metric]"]  # the numbers of each judge
 
 def terminal_table(results: "Results") -> "Table":
     """Build the table of every judge's numbers with interval and n; three fit 80 columns."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     baseline = results.best_baseline()
@@ -28,9 +26,7 @@ def terminal_table(results: "Results") -> "Table":
     title = f"{leaks}\n" if leaks else ""
     title += f"{results.data.n} rows of {results.data.groups} groups, scale {results.scale}; "
     title += "95 % intervals by group"
-    table = Table(
-        title=title, caption=prose().caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False
-    )
+    table = _table(title, sentences("caption"))
     table.collapse_padding = True
     table.add_column("")
     for name in names:
@@ -43,6 +39,13 @@ def terminal_table(results: "Results") -> "Table":
             table.add_row(name, *(Text(_folded(cell, room)) for cell in cells))
         table.add_section()
     return table
+
+
+def _table(title: str, caption: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 def _sections(results: "Results") -> list[tuple[str, Lines]]:
@@ -70,8 +73,8 @@ def _lines(names: Sequence[str], judges: Columns) -> Lines:
     lines: Lines = []
     names = [name for name in names if any(name in numbers for numbers in judges)]
     for name, following in zip(names, [*names[1:], ""], strict=True):
-        title = prose().short_names.get(name, NAMES[name])
-        lines.append((title, [estimate(one.get(name)) if one else "" for one in judges]))
+        title = titles().short_names.get(name, NAMES[name])
+        lines.append((title, [estimate(judge.get(name)) if judge else "" for judge in judges]))
         if _counts(following, judges) != _counts(name, judges):
             lines.append(("n", _counts(name, judges)))
     return lines
@@ -88,15 +91,12 @@ def _counts(name: str, judges: Columns) -> list[str]:
 
 def attack_table(attacks: "AttackResults") -> "Table":
     """Build the table of what each family of attacks does, which fits 80 columns."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    from pt_app.report.sections import attack_rows, control_line
+    from pt_app.report.sections import attack_rows
 
     title = f"{attacks.data.rows} test rows attacked; raised: by more than {attacks.step:g}"
-    caption = control_line(attacks)
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = _table(title, sentences("control_tokens", control=attacks.control_tokens))
     for name in ("", "shift", "raised", "n"):
         table.add_column(name, justify="right" if name else "left")
     for name, (shift, raised, *_, count) in attack_rows(attacks):

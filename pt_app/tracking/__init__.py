@@ -1,1 +1,1 @@
-"""W&B and Weave around a run: online, offline or off."""
+"""W&B, Weave and TensorBoard around a run: online, offline or off."""

@@ -1,5 +1,6 @@
 """Decide once whether tracking goes online, offline or nowhere, and why."""
 
+import importlib.util
 import os
 import socket
 import threading
@@ -11,9 +12,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pt_app.core.errors import UserError
+from pt_app.core.settings import read_tracking
 
-MODES = ("auto", "online", "offline", "off")
 CONNECT_SECONDS = 2.0
+TENSORBOARD_REMEDY = "pip install -r requirements-tensorboard.txt"
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,38 @@ class Access:
     key: str | None = field(default=None, repr=False)
 
 
-def resolve_access(mode: str) -> Access:
-    """Turn --tracking into what will be done; never prompts, and waits for at most 4 s.
+def check_tracking(tracking: str) -> None:
+    """Refuse a value of --tracking that cannot be followed, before a run has written anything.
+
+    Raises:
+        UserError: for `online` without a key, and for `tensorboard` without its package.
+    """
+    mode, sinks = read_tracking(tracking)
+    if "tensorboard" in sinks and not has_tensorboard():
+        raise UserError(f"--tracking {tracking}: tensorboardX is missing: {TENSORBOARD_REMEDY}")
+    if mode == "online":
+        resolve_access(tracking)
+
+
+def has_tensorboard() -> bool:
+    """Return whether the package that writes event files of TensorBoard is installed."""
+    return importlib.util.find_spec("tensorboardX") is not None
+
+
+def resolve_access(tracking: str) -> Access:
+    """Decide where W&B and Weave send to; never prompts, and waits for at most 4 s.
 
     `auto` goes online if there is a key and the server answers. WANDB_MODE, which users of W&B
     know, narrows `auto`.
 
+    Args:
+        tracking: the value of --tracking.
+
     Raises:
-        UserError: for an unknown mode, and for `online` without a key.
+        UserError: for an unknown value, and for `online` without a key.
     """
-    if mode not in MODES:
-        raise UserError(f"--tracking {mode}: choose one of {', '.join(MODES)}")
-    wish, reason = mode, f"--tracking {mode}"
+    mode, _ = read_tracking(tracking)
+    wish, reason = str(mode), f"--tracking {tracking}"
     if mode == "auto":
         wish = os.environ.get("WANDB_MODE", "")
         reason = f"WANDB_MODE={wish}"
@@ -51,7 +73,7 @@ def resolve_access(mode: str) -> Access:
     base_url, key, problem = find_key()
     if key is None and mode == "online":
         raise UserError(
-            f"--tracking online: {problem}: set WANDB_API_KEY, or run `wandb login`, "
+            f"--tracking {tracking}: {problem}: set WANDB_API_KEY, or run `wandb login`, "
             "or choose --tracking offline"
         )
     host = urlsplit(base_url).hostname or base_url
@@ -75,7 +97,6 @@ def find_key() -> tuple[str, str | None, str]:
         import wandb
         from wandb.sdk.lib import wbauth
 
-        base_url = str(wandb.Settings().base_url)
         base_url = str(wandb.sdk.wandb_setup.singleton().settings.base_url)
         auth = wbauth.authenticate_session(
             host=base_url, source="tracking", prompt=False, update_session=False

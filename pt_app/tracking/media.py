@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pt_app.core.results import Ceiling, Results
 from pt_app.tracking.weave_rows import Json, read_lines, verdict_of
 
-NUMBER = ("value", "low", "high", "n")
+NUMBER = "value low high n"
 
 
-def media(results: Json, predictions: Path, charts: Iterable[tuple[str, str]]) -> dict[str, object]:
+def media(
+    results: Results, predictions: Path, charts: Iterable[tuple[str, str]]
+) -> dict[str, object]:
     """Make W&B tables and charts, by name.
 
     Args:
@@ -19,39 +22,41 @@ def media(results: Json, predictions: Path, charts: Iterable[tuple[str, str]]) -
     """
     import wandb
 
-    model = results["models"][0]
-    comparisons = results.get("comparisons") or ()
-    checks = [{**check, "check": name} for name, check in (model.get("checks") or {}).items()]
-    bins = [
-        {**row["right"], "confidence": row["confidence"], "right": row["right"]["value"]}
-        for row in (model.get("calibration") or {}).get("reliability", ())
-    ]
-    curve = (model.get("selective") or {}).get("curve", ())
-    tables: dict[str, tuple[Iterable[Json], list[str]]] = {
-        "agreement": (_agreement(results), ["judge", "reading", "number", *NUMBER]),
-        "comparisons": (comparisons, ["a", "b", "metric", *NUMBER, "p", "p_holm"]),
-        "checks": (checks, ["check", *NUMBER, "p_holm", "alarm"]),
-        "reliability": (bins, ["confidence", "right", "low", "high", "n"]),
-        "risk_coverage": (curve, ["coverage", "risk"]),
-        "confusion": (_confusion(predictions, model["name"]), ["label", "verdict", "rows"]),
+    model = results.models[0]
+    bins = model.calibration.reliability if model.calibration else ()
+    curve = model.selective.curve if model.selective else ()
+    tables: dict[str, tuple[str, Iterable[Json]]] = {
+        "agreement": (f"judge reading number {NUMBER}", _agreement(results)),
+        "comparisons": (
+            f"a b metric {NUMBER} p p_holm",
+            (comparison.as_json() for comparison in results.comparisons),
+        ),
+        "checks": (
+            f"check {NUMBER} p_holm alarm",
+            (check.as_json() | {"check": name} for name, check in model.checks.items()),
+        ),
+        "reliability": (
+            "confidence right low high n",
+            (row.as_json() | row.right.as_json() | {"right": row.right.value} for row in bins),
+        ),
+        "risk_coverage": ("coverage risk", (point.as_json() for point in curve)),
+        "confusion": ("label verdict rows", _confusion(predictions, model.name)),
     }
     logged: dict[str, object] = {}
-    for name, (rows, columns) in tables.items():
-        data = [[row.get(column) for column in columns] for row in rows]
+    for name, (columns, rows) in tables.items():
+        data = [[row.get(column) for column in columns.split()] for row in rows]
         if data:
-            logged[f"evaluation/{name}"] = wandb.Table(columns=columns, data=data)
+            logged[f"evaluation/{name}"] = wandb.Table(columns=columns.split(), data=data)
     return logged | {f"charts/{name}": wandb.Html(svg, inject=False) for name, svg in charts}
 
 
-def _agreement(results: Json) -> Iterator[Json]:
+def _agreement(results: Results) -> Iterator[Json]:
     """List the metrics of the judges, the baselines and the annotators (the ceiling)."""
-    judges = [*results["models"], *(results.get("baselines") or [])]
-    if ceiling := results.get("ceiling"):
-        judges.append(ceiling)
-    for judge in judges:
+    for judge in (*results.models, *results.baselines, results.ceiling or Ceiling()):
         for reading in ("metrics", "constrained"):
-            for name, number in (judge.get(reading) or {}).items():
-                yield {**number, "judge": str(judge["name"]), "reading": reading, "number": name}
+            for name, number in (getattr(judge, reading) or {}).items():
+                about = {"judge": judge.name, "reading": reading, "number": name}
+                yield number.as_json() | about
 
 
 def _confusion(predictions: Path, judge: str) -> Iterator[Json]:

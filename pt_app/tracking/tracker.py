@@ -1,4 +1,4 @@
-"""Track a run in W&B and Weave: online, offline or off. Never slows, hangs or fails the run.
+"""Track a run in W&B, Weave and TensorBoard. Never slows, hangs or fails the run.
 
 The W&B run is an offline one in any case: a file in the run's folder, which no server can hold up.
 Online, a child process sends the file while it grows, and is killed at a deadline.
@@ -8,27 +8,32 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pt_app.core import console
-from pt_app.tracking.access import Access, describe, reachable, resolve_access
-from pt_app.tracking.sync import Child, note, read_state, send
+from pt_app.core.results import Results
+from pt_app.core.settings import SERVERS, Settings, read_tracking
+from pt_app.tracking.access import describe, reachable, resolve_access
+from pt_app.tracking.sync import Child, Kind, note, read_state, send
+from pt_app.tracking.tensorboard import EventFile, tag_of
 from pt_app.tracking.weave_rows import Json, write_rows
 
 if TYPE_CHECKING:
     import wandb
 
-FINISH_SECONDS = 120.0  # an adapter of 70 MB at 5 Mbit/s; what is left goes with `judge sync`
-GONE_SECONDS = 5.0  # for W&B to give up when there is nobody to send to
-WEAVE_SECONDS = 60.0
+# W&B: for an adapter of 70 MB at 5 Mbit/s. What is left goes with `judge sync`.
+SEND_SECONDS: dict[Kind, float] = {"wandb": 120.0, "weave": 60.0}
+GONE_SECONDS = 5.0  # for a child to give up when there is nobody to send to
+TITLES = {"wandb": "W&B", "weave": "Weave"}
 # W&B's settings for what would leak, and for its own lines.
 DISABLED = ["disable_code", "disable_git", "disable_job_creation", "x_disable_machine_info"]
 DISABLED += ["x_disable_meta", "x_disable_stats", "silent", "finish_timeout_raises"]
 # Files of an adapter folder that quote rows: they stay here without --log_texts.
 FILES_WITH_TEXTS = ("predictions.jsonl", "report.html", "report.md")
 
-Charts = Callable[[Json], Iterable[tuple[str, str]]]
+Charts = Callable[[Results], Iterable[tuple[str, str]]]
 """Draws the content of results.json: names and SVG texts."""
 
 
@@ -36,46 +41,40 @@ class Tracker:
     """Tracks one run; use it in a `with`. A failure costs one line, never the run."""
 
     def __init__(
-        self,
-        mode: str,
-        project: str,
-        run_name: str,
-        run_dir: Path,
-        settings: Json,
-        log_texts: bool = False,
-        say: Callable[[str], None] = print,
+        self, settings: Settings, run_dir: Path, say: Callable[[str], None] = print
     ) -> None:
         """Begin to track a run; say in one line what is done and why, and what leaves the machine.
 
-        On ranks other than 0, and with `off`, it does nothing and imports neither package.
+        On ranks other than 0, and with `off`, it does nothing and imports none of the packages.
 
         Args:
-            mode: the value of --tracking.
-            project: "project" or "entity/project".
-            run_name: name and group of the W&B run, name of the Weave evaluations.
-            run_dir: the run's folder, which keeps what is not sent.
-            settings: the run's settings; secrets and folders are taken out of them.
-            log_texts: whether the texts of rows may leave the machine.
+            settings: the settings of the run, of which no secrets and folders leave the machine.
+            run_dir: the folder of the run, for event files and what is not sent. The W&B run, its
+                group and the Weave evaluations have its name.
             say: prints a line.
 
         Raises:
-            UserError: for an unknown mode and for `online` without a key; nothing else is raised.
+            UserError: for an unknown value and for `online` without a key; nothing else is raised.
         """
-        self._entity, _, self._project = project.rpartition("/")
-        self._run_name, self._run_dir = run_name, run_dir
-        self._log_texts, self._say = log_texts, say
+        self._run_dir, self._log_texts, self._say = run_dir, settings.log_texts, say
+        self._entity, _, self._project = settings.project_name.rpartition("/")
         self._run: wandb.Run | None = None
-        self._run_folder = ""
+        self._run_folder = self._rows = ""
         self._sender: Child | None = None
+        self._events: EventFile | None = None
+        self._step = 0
         self._warned: set[str] = set()
-        main = console.is_main_process()
-        self.access = resolve_access(mode) if main else Access("off", "rank 0 tracks")
-        self._settings = clean_settings(settings, self.access.key)
-        if self.access.mode != "off":
+        tracking = settings.tracking if console.is_main_process() else "off"
+        _, self._sinks = read_tracking(tracking)
+        self.access = resolve_access(tracking)
+        if self.access.mode == "off":
+            self._sinks -= SERVERS
+        self._settings = clean_settings(asdict(settings), self.access.key)
+        if "wandb" in self._sinks:
             with self._harmless("W&B is left out"):
                 self._begin()
-        if main:
-            say(self._opening_line())
+        if console.is_main_process():
+            say(f"tracking: {'; '.join(self._destinations())}")
 
     def _begin(self) -> None:
         import wandb
@@ -85,8 +84,8 @@ class Tracker:
             mode="offline",
             entity=self._entity or None,
             project=self._project,
-            name=self._run_name,
-            group=self._run_name,  # a resumed run is a second W&B run of the same group
+            name=self._run_dir.name,
+            group=self._run_dir.name,  # a resumed run is a second W&B run of the same group
             dir=str(self._run_dir),
             config=self._settings,
             settings=wandb_settings(),
@@ -99,55 +98,48 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of one optimizer step; returns at once."""
+        self._step = step
+        tagged = {tag_of(name): value for name, value in metrics.items() if name != "epoch"}
+        self._write_events(tagged, step, step)  # a step may be logged twice, with the same epoch
         if self._run is not None:
             with self._harmless("W&B stops here"):
                 self._run.log(dict(metrics), step=step)
         if self._sender is not None and self._sender.has_ended():
-            self._await_sender()
+            self._send("wandb", self._run_folder)
 
     def finish(
-        self,
-        results: Json | None = None,
-        predictions: Path | None = None,
-        adapter: Path | None = None,
-        charts: Charts | None = None,
+        self, results: Results | None, predictions: Path, adapter: Path, charts: Charts
     ) -> None:
         """Log what a finished run has made.
 
         It takes 2 min for W&B and 1 min for Weave at most, then leaves the rest to `judge sync`.
 
         Args:
-            results: the content of results.json.
-            predictions: the file predictions.jsonl.
+            results: what the evaluation measured; None if there was none.
+            predictions: the file predictions.jsonl, of an earlier evaluation perhaps.
             adapter: the adapter's folder.
-            charts: draws the charts of the results, where they are wanted.
+            charts: draws the charts of the results.
         """
-        if self.access.mode == "off":
-            return
-        results = results or {}
+        results = results or Results()
         summary = summarize(results)
-        if predictions is not None and not predictions.exists():
-            predictions = None  # there was no evaluation
-        rows = self._write_rows(results, summary, predictions) if predictions else ""
+        numbers = {f"{model}/{name}": v for model in summary for name, v in summary[model].items()}
+        self._write_events(numbers, self._step)
+        if "weave" in self._sinks and predictions.exists():
+            with self._harmless("Weave's rows are not written"):
+                self._write_rows(results, summary, predictions)
         if self._run is not None:
             with self._harmless("W&B lacks the results"):
-                if results and predictions:
+                if results.models:
                     from pt_app.tracking.media import media
 
-                    self._run.log(media(results, predictions, charts(results) if charts else ()))
-                for model, metrics in summary.items():
-                    self._run.summary.update({f"{model}/{name}": v for name, v in metrics.items()})
-                if adapter is not None:
-                    artifact = adapter_artifact(self._run_name, adapter, texts=self._log_texts)
-                    self._run.log_artifact(artifact)
+                    self._run.log(media(results, predictions, charts(results)))
+                self._run.summary.update(numbers)
+                self._run.log_artifact(
+                    adapter_artifact(self._run_dir.name, adapter, self._log_texts)
+                )
         self._close(0)
-        if rows and self.access.mode == "online":
-            problem = "the server is gone"
-            with self._harmless("Weave's rows are not sent"):
-                if reachable(self.access.base_url):
-                    problem = send(self._run_dir, "weave", rows, self.access, WEAVE_SECONDS)
-            if problem:
-                self._say_unsent(f"Weave's rows are not sent ({problem})")
+        if self._rows and self.access.mode == "online":
+            self._send("weave", self._rows)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -155,28 +147,40 @@ class Tracker:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close(1 if error else 0)
 
+    def _write_events(
+        self, numbers: Mapping[str, object], step: int, first_step: int | None = None
+    ) -> None:
+        """Write numbers for TensorBoard; the first ones of a training replace those after them."""
+        values = {tag: v for tag, v in numbers.items() if isinstance(v, int | float)}
+        if "tensorboard" in self._sinks and values:
+            with self._harmless("TensorBoard's file is not complete"):
+                self._events = self._events or EventFile(self._run_dir / "tensorboard", first_step)
+                self._events.write(values, step)
+
     def _write_rows(
-        self, results: Json, summary: Mapping[str, Mapping[str, object]], predictions: Path
-    ) -> str:
-        """Write the rows of Weave's evaluation; return the file's name, "" if that failed."""
+        self, results: Results, summary: Mapping[str, Mapping[str, object]], predictions: Path
+    ) -> None:
+        """Write the rows of Weave's evaluation."""
         header = {
             "entity": self._entity,
             "project": self._project,
-            "evaluation": self._run_name,
-            "dataset": Path(str(results.get("data", {}).get("path", "test"))).name,
+            "evaluation": self._run_dir.name,
+            "dataset": Path(results.data.path or "test").name,
             "settings": self._settings,
             "summary": summary,
         }
-        with self._harmless("Weave's rows are not written"):
-            written = read_state(self._run_dir)["weave"]  # before this run was resumed
-            name = f"weave_rows-{len(written) + 1}.jsonl" if written else "weave_rows.jsonl"
-            write_rows(self._run_dir / name, header, predictions, self._log_texts)
-            note(self._run_dir, "weave", name, sent=False)
-            return name
-        return ""
+        written = read_state(self._run_dir)["weave"]  # before this run was resumed
+        name = f"weave_rows-{len(written) + 1}.jsonl" if written else "weave_rows.jsonl"
+        write_rows(self._run_dir / name, header, predictions, self._log_texts)
+        note(self._run_dir, "weave", name, sent=False)
+        self._rows = name
 
     def _close(self, exit_code: int) -> None:
         """End the W&B run and its service process, whatever became of the run."""
+        events, self._events = self._events, None
+        if events is not None:
+            with self._harmless("TensorBoard's file is not complete"):
+                events.close()
         if self._run is None:
             return
         import wandb
@@ -187,18 +191,18 @@ class Tracker:
         with contextlib.suppress(Exception):  # that the service was killed before is no news
             wandb.teardown()
         if self._sender is not None:
-            self._await_sender()
+            self._send("wandb", self._run_folder)
 
-    def _await_sender(self) -> None:
-        """Wait until the run is sent; give up soon if the server is gone."""
+    def _send(self, kind: Kind, name: str) -> None:
+        """Send the W&B run or Weave's rows; give up soon if the server is gone."""
+        problem, limit = "not sent", SEND_SECONDS[kind]
+        lost = {"wandb": "W&B has not taken everything", "weave": "Weave's rows are not sent"}[kind]
         child, self._sender = self._sender, None
-        problem = "not sent"
-        with self._harmless("W&B has not taken everything"):
-            seconds = FINISH_SECONDS if reachable(self.access.base_url) else GONE_SECONDS
-            name = self._run_folder
-            problem = send(self._run_dir, "wandb", name, self.access, seconds, child)
+        with self._harmless(lost):
+            seconds = limit if reachable(self.access.base_url) else GONE_SECONDS
+            problem = send(self._run_dir, kind, name, self.access, seconds, child)
         if problem:
-            self._say_unsent(f"W&B has not taken everything ({problem})")
+            self._say(f"tracking: {lost} ({problem}); send them later: judge sync {self._run_dir}")
 
     @contextlib.contextmanager
     def _harmless(self, consequence: str) -> Iterator[None]:
@@ -210,21 +214,23 @@ class Tracker:
                 self._say(f"tracking: {consequence} ({describe(error)}); the run goes on")
             self._warned.add(consequence)
 
-    def _say_unsent(self, what: str) -> None:
-        self._say(f"tracking: {what}; send them later: judge sync {self._run_dir}")
-
-    def _opening_line(self) -> str:
-        if self.access.mode == "off":
-            return f"tracking: off ({self.access.reason})"
-        if self.access.mode == "offline":
-            later = f"send it later: judge sync {self._run_dir}"
-            return f"tracking: offline ({self.access.reason}); nothing leaves this machine; {later}"
-        texts = "and texts of rows" if self._log_texts else "no texts of rows"
-        return (
-            f"tracking: online ({self.access.reason}): settings, metrics, the adapter and "
-            f"verdicts, {texts}, go to W&B and Weave at {self.access.base_url}, "
-            f"project {self._project}"
-        )
+    def _destinations(self) -> Iterator[str]:
+        """Say what is recorded where, and what leaves the machine."""
+        access, servers = self.access, self._sinks & SERVERS
+        titles = " and ".join(TITLES[name] for name in sorted(servers))
+        if access.mode == "online":
+            texts = "and texts of rows" if self._log_texts else "no texts of rows"
+            yield (
+                f"online ({access.reason}): settings, metrics, the adapter and verdicts, {texts}, "
+                f"go to {titles} at {access.base_url}, project {self._project}"
+            )
+        elif access.mode == "offline":
+            yield f"offline ({access.reason}); nothing leaves this machine"
+            yield f"send it later: judge sync {self._run_dir}"
+        if "tensorboard" in self._sinks:
+            yield f"event files for TensorBoard: tensorboard --logdir {self._run_dir}/tensorboard"
+        elif access.mode == "off":
+            yield f"off ({access.reason})"
 
 
 def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> "wandb.Artifact":
@@ -251,17 +257,17 @@ def wandb_settings() -> "wandb.Settings":
         **dict.fromkeys(DISABLED, True),
         **dict.fromkeys(("save_code", "x_save_requirements"), False),
         console="off",
-        finish_timeout=FINISH_SECONDS,
+        finish_timeout=SEND_SECONDS["wandb"],
         program=Path(sys.argv[0]).name,
         x_transaction_log_flush_interval=1.0,  # a killed service loses no more than that
     )
 
 
-def clean_settings(settings: Json, key: str | None = None) -> dict[str, object]:
+def clean_settings(settings: Json, key: str | None = None) -> Json:
     """Return settings as they may leave: no secrets, of absolute paths only the last part."""
 
     def clean(value: object) -> object:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return clean_settings(value, key)
         if isinstance(value, list | tuple):
             return [clean(item) for item in value]
@@ -274,13 +280,13 @@ def clean_settings(settings: Json, key: str | None = None) -> dict[str, object]:
     return {str(k): clean(v) for k, v in settings.items() if not secret.search(str(k))}
 
 
-def summarize(results: Json) -> dict[str, dict[str, object]]:
+def summarize(results: Results) -> dict[str, dict[str, object]]:
     """Return the numbers of each model: metrics with interval and n, and the parse failures."""
     summary: dict[str, dict[str, object]] = {}
-    for model in results.get("models", []):
-        numbers = summary.setdefault(str(model["name"]), {})
-        for name, metric in model.get("metrics", {}).items():
-            numbers[name] = metric.get("value")
-            numbers |= {f"{name}_{part}": metric.get(part) for part in ("low", "high", "n")}
-        numbers |= {k: model[k] for k in ("parse_failures", "verdict_mass") if k in model}
+    for model in results.models:
+        numbers = summary.setdefault(model.name, {})
+        for name, metric in model.metrics.items():
+            numbers |= {f"{name}_{part}": getattr(metric, part) for part in ("low", "high", "n")}
+            numbers[name] = metric.value
+        numbers |= model.model_dump(include={"parse_failures", "verdict_mass"}, exclude_unset=True)
     return summary

@@ -21,7 +21,7 @@ from pt_app.core.files import write_text_atomic
 if TYPE_CHECKING:
     from weave import EvaluationLogger
 
-Json = Mapping[str, Any]
+Json = dict[str, Any]
 """An object of a JSON file."""
 
 SCHEMA = 1
@@ -43,7 +43,7 @@ def write_rows(file: Path, header: Json, predictions: Path, log_texts: bool) -> 
     )
 
 
-def as_row(prediction: Json, log_texts: bool) -> dict[str, Any]:
+def as_row(prediction: Json, log_texts: bool) -> Json:
     """Return a prediction as {"model", "inputs", "output", "scores"}, without texts.
 
     `log_texts` adds "texts": every field of the prediction that the others do not hold as it is.
@@ -57,7 +57,7 @@ def as_row(prediction: Json, log_texts: bool) -> dict[str, Any]:
     if "constrained" in prediction:  # the most likely of the allowed verdicts
         output["constrained"] = verdict_of(prediction["constrained"])
     output["verdict"] = verdict
-    scores: dict[str, Any] = {}
+    scores: Json = {}
     if label is not None:
         scores = {"parsed": verdict is not None, "exact": verdict == label}
         if isinstance(verdict, int | float) and isinstance(label, int | float):
@@ -78,7 +78,7 @@ def verdict_of(value: object) -> int | float | str | None:
     return value if isinstance(value, int | float | str) else None
 
 
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+def read_lines(file: Path) -> Iterator[Json]:
     """Read the objects of a JSON Lines file."""
     with open(file, encoding="utf-8") as lines:
         yield from (json.loads(line) for line in lines if line.strip())

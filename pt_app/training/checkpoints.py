@@ -1,25 +1,39 @@
-"""Checkpoints that count only when complete: staged, flushed, then renamed, with a manifest."""
+"""Checkpoints that count only when complete, and the disk space that is reserved for one.
+
+A checkpoint is staged, flushed, then renamed, with a manifest. What must not be lost when the disk
+fills has its room from the start of the run.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import give_mode_of, sha256_file, write_json_atomic
+from pt_app.core.files import give_mode_of, is_full, sha256_file, write_json_atomic
+
+if TYPE_CHECKING:  # scripts/ reads checkpoints without torch, whose import takes seconds
+    import torch
 
 MANIFEST = "complete.json"
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"
-ASIDE = ".saving"
+STAGING = ".saving"
 KEPT = 2  # newest checkpoints that are kept, in addition to the best
+RESERVE = ".reserve"
+# Weights and the two Adam moments in 32 bits: a checkpoint, which is larger than an adapter. The
+# random states, the card and the settings come on top.
+BYTES_PER_WEIGHT = 12
+OTHERS = 2**20
 
 
-def aside(run: Path) -> Path:
+def staging_folder(run: Path) -> Path:
     """Return the staging folder of a run, in which a checkpoint is written before it counts."""
-    return run / ASIDE
+    return run / STAGING
 
 
 def publish(written: Path, run: Path) -> Path:
@@ -99,9 +113,8 @@ def fault(folder: Path) -> str | None:
 
 def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint of a run, and why newer ones were skipped."""
-    skipped = [
-        f"{folder.name} skipped: its writing was cut short" for folder in aside(run).glob("*")
-    ]
+    staged = staging_folder(run).glob("*")
+    skipped = [f"{folder.name} skipped: its writing was cut short" for folder in staged]
     for folder in _newest_first(run):
         wrong = fault(folder)
         if wrong is None:
@@ -118,8 +131,60 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder} was made by an earlier version of pt_app: start without --resume, or resume "
-            "with that version"
+            f"{folder} was made by an earlier version of pt_app: start without --resume"
         )
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
+
+
+def reserve(run: Path, model: "torch.nn.Module", tokenizer: Sequence[Path]) -> None:
+    """Reserve disk space in `run` for one more checkpoint, or for the adapter at the end.
+
+    Args:
+        run: the folder of the run.
+        model: the model in training.
+        tokenizer: the files of the tokenizer, which both contain.
+
+    Raises:
+        UserError: if the disk has no such space.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    words = sum(file.stat().st_size for file in tokenizer)
+    size = BYTES_PER_WEIGHT * trained + words + OTHERS
+    release(run)
+    try:
+        with open(run / RESERVE, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                for _ in range(-(-size // 2**20)):
+                    file.write(b"\0" * 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        release(run)
+        raise UserError(
+            f"{run} has no room for the adapter and a checkpoint, {size / 1e6:.0f} MB "
+            f"({error.strerror}): make room, or choose another --output_dir"
+        ) from error
+
+
+def release(run: Path) -> None:
+    """Free the reserved space, so that something can be written now."""
+    (run / RESERVE).unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_explained(folder: Path, remedy: str) -> Iterator[None]:
+    """Turn the error of a full disk into a UserError that names `folder` and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise UserError(f"the disk of {folder} is full: {remedy}") from error
+
+
+def elsewhere(name: str) -> Path:
+    """Return a new path in the folder for temporary files, outside the disk of the run."""
+    return Path(tempfile.mkdtemp(prefix="judge-")) / name

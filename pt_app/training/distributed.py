@@ -16,9 +16,9 @@ def largest(number: int, device: torch.device) -> int:
     """Return the maximum of `number` over the ranks; a collective, which every rank must call."""
     if not _several():
         return number
-    told = torch.tensor(number, device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return int(told)
+    maximum = torch.tensor(number, device=device)
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def same_start(model: torch.nn.Module) -> None:

@@ -28,20 +28,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
 from pt_app.models.gemm import give_back_freed_memory, restore_matmul_choice
-from pt_app.models.out_of_memory import is_out_of_memory
+from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Batch, Step
-from pt_app.training import checkpoints, room
+from pt_app.training import checkpoints
 from pt_app.training.distributed import any_rank, average_gradients, largest, same_start
 
 log = logging.getLogger(__name__)
 
+# What a resumed training may do otherwise than before. Weights, step and data order fit every
+# platform and any number of processes.
+CHANGES = {
+    "optimizer": "the optimizer was %s and is %s here: its state does not fit, and starts empty",
+    "max_grad_norm": "gradients were clipped at %g, and are at %g from here on",
+    "ranks": "%d processes trained before and %d do now: the random state of dropout is new",
+}
+# A transformers or PEFT model; neither package is typed.
 Model = Any
-"""A transformers or PEFT model; neither package is typed."""
+# Returns the fraction of the full learning rate, from the number of past updates and all steps.
 Schedule = Callable[[int, int], float]
-"""Returns the fraction of the full learning rate, from the number of past updates and all steps."""
 MakeOptimizers = Callable[[Model], Sequence[torch.optim.Optimizer]]
+# Returns numbers by name; none if there was not enough memory.
 Validate = Callable[[Model], Mapping[str, float]]
-"""Returns numbers by name; none if there was not enough memory."""
 
 
 class Steps(Protocol):
@@ -216,19 +223,20 @@ class TrainingLoop:
         self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in made]
         if checkpoint is not None:
             self._resume(checkpoint)
-        began, first, end = time.time(), self.state.global_step, self.state.max_steps
+        began, end = time.time(), self.state.max_steps
+        first, summed_from = self.state.global_step, self.state.logged_at
         self._notify("on_train_begin")
         while self.state.global_step < end and not self.control.should_training_stop:
             for step in self._rest_of_epoch():
                 self._take(step)
                 if self.control.should_training_stop:
                     break
-        seconds, taken = time.time() - began, self.state.global_step - first
+        seconds, now = time.time() - began, self.state.global_step
         self.log(
             {
                 "train_runtime": round(seconds, 4),
-                "train_steps_per_second": round(taken / max(seconds, 1e-9), 3),
-                "train_loss": (self._logged + self._loss.item()) / max(taken, 1),
+                "train_steps_per_second": round((now - first) / max(seconds, 1e-9), 3),
+                "train_loss": (self._logged + self._loss.item()) / max(now - summed_from, 1),
             }
         )
         self._notify("on_train_end")
@@ -274,7 +282,7 @@ class TrainingLoop:
             self._logged, self.state.logged_at = self._logged + loss, now
             self._loss.zero_()
             self.log({"loss": loss_per_step, "grad_norm": norm.item(), "learning_rate": rate})
-        if self.validate and (last or now % args.eval_steps == 0):
+        if self.validate and args.eval_steps and (last or now % args.eval_steps == 0):
             self._validate(self.validate)
         regular = args.save_steps and now % args.save_steps == 0
         final = last and (args.save_steps or args.metric_for_best_model)
@@ -308,12 +316,10 @@ class TrainingLoop:
             UserError: if a loss is not finite.
         """
         count = self.accelerator.gather(step["count"].to(self.accelerator.device)).sum()
-        loss: Tensor | None = None
-        while True:
+        loss = self._try_step(step["packs"], count)
+        while any_rank(loss is None, self.accelerator.device):
             if loss is None:
                 loss = self._try_step(step["packs"], count)
-            if not any_rank(loss is None, self.accelerator.device):
-                break
         assert loss is not None
         average_gradients(self.model.parameters())
         return loss
@@ -333,12 +339,12 @@ class TrainingLoop:
         self.model.zero_grad()
         clear_device_cache(garbage_collection=True)
         give_back_freed_memory()
-        said = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
-        log.warning(said, self.state.global_step + 1, reason[:160], limit)
+        message = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
+        log.warning(message, self.state.global_step + 1, reason[:160], limit)
         return None
 
     def _accumulate(self, batches: list[Batch], count: Tensor) -> Tensor:
-        device = self.accelerator.device
+        device, every = self.accelerator.device, self.args.torch_empty_cache_steps
         total = torch.zeros((), device=device)
         # A rank without rows still runs a pass: the scaler of float16 must see one before its step.
         idle = 0 if batches else 1
@@ -347,7 +353,10 @@ class TrainingLoop:
         self.model.train()
         for batch in [*batches, *(self.objective.idle() for _ in range(idle))]:
             loss = self.compute_loss({n: t.to(device) for n, t in batch.items()}, count)
-            self._empty_cache()
+            if every and self.state.global_step % every == 0:
+                clear_device_cache()
+                if torch.backends.mps.is_available() and hasattr(torch.mps, "clear_graph_cache"):
+                    torch.mps.clear_graph_cache()
             self.accelerator.backward(loss)
             # This waits for the device once per pack: negligible next to its forward pass.
             if not math.isfinite(value := loss.item()):
@@ -360,13 +369,6 @@ class TrainingLoop:
         # The gradients are averaged over the ranks, and the divisor counts all of them.
         loss = self.objective.loss(self.model, batch)
         return loss * int(self.accelerator.num_processes) / count
-
-    def _empty_cache(self) -> None:
-        every = self.args.torch_empty_cache_steps
-        if every and self.state.global_step % every == 0:
-            clear_device_cache()
-            if torch.backends.mps.is_available() and hasattr(torch.mps, "clear_graph_cache"):
-                torch.mps.clear_graph_cache()
 
     # Validation
 
@@ -389,8 +391,8 @@ class TrainingLoop:
             return
         folder = self.args.output_dir / f"checkpoint-{best}"
         if wrong := checkpoints.fault(folder):
-            said = "the best weights, of step %d, are lost: %s; the last ones are kept"
-            log.warning(said, best, wrong)
+            message = "the best weights, of step %d, are lost: %s; the last ones are kept"
+            log.warning(message, best, wrong)
             return
         self._load_weights(folder)
         log.info("weights of step %d: %s %.4g, the best", best, metric, self.state.best_metric)
@@ -409,25 +411,25 @@ class TrainingLoop:
         for name, weight in self._trained().items():
             if not torch.isfinite(weight).all():
                 raise UserError(self._diverged(f"{name} holds values that are not finite"))
-        run, step = self.args.output_dir, self.state.global_step
+        run, checkpoint = self.args.output_dir, f"the checkpoint of step {self.state.global_step}"
         try:
             self._write_checkpoint()
         except Exception as error:
             # Ranks wait for each other while they write, so that one alone cannot start again.
             if not is_full(error) or self.accelerator.num_processes > 1:
                 raise
-            shutil.rmtree(checkpoints.aside(run), ignore_errors=True)
-            room.release(run)
-            with room.explained(run, f"the checkpoint of step {step} has no room; {self._kept()}"):
+            shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
+            checkpoints.release(run)
+            with checkpoints.full_disk_explained(run, f"{checkpoint} has no room; {self._kept()}"):
                 self._write_checkpoint()
             raise UserError(
-                f"the disk of {run} is full: the checkpoint of step {step} is written, in the room "
+                f"the disk of {run} is full: {checkpoint} is written, in the room "
                 "that was reserved for it: make room, then run the same command with --resume"
             ) from error
 
     def _write_checkpoint(self) -> None:
         run, accelerator = self.args.output_dir, self.accelerator
-        staged = checkpoints.aside(run) / f"checkpoint-{self.state.global_step}"
+        staged = checkpoints.staging_folder(run) / f"checkpoint-{self.state.global_step}"
         staged.mkdir(parents=True, exist_ok=True)
         rank, scaler = accelerator.process_index, accelerator.scaler
         save_accelerator_state(str(staged), [], self.optimizers, [], [], rank, 0, scaler)
@@ -444,7 +446,7 @@ class TrainingLoop:
         accelerator.wait_for_everyone()
 
     def _resume(self, checkpoint: Path) -> None:
-        """Load a checkpoint; an optimizer of another kind starts empty, and says so."""
+        """Load a checkpoint, and log what is not bit-exact on this platform."""
         now, before = self.state, LoopState(**checkpoints.read_state(checkpoint))
         present = ("max_steps", "is_world_process_zero", "optimizer", "max_grad_norm", "ranks")
         self.state = replace(before, **{name: getattr(now, name) for name in present})
@@ -453,14 +455,10 @@ class TrainingLoop:
         self.objective.load_state(before.objective)
         if self.args.use_cpu and before.fast_matmul is not None:
             restore_matmul_choice(before.fast_matmul)
-        if before.max_grad_norm != now.max_grad_norm:
-            said = "gradients were clipped at %g, and are at %g from here on"
-            log.warning(said, before.max_grad_norm, now.max_grad_norm)
-        same = before.optimizer == now.optimizer
-        if not same:
-            said = "the optimizer was %s and is %s here: its state does not fit, and starts empty"
-            log.warning(said, before.optimizer, now.optimizer)
-        optimizers = self.optimizers if same else []
+        for name, message in CHANGES.items():
+            if (then := getattr(before, name)) != (here := getattr(now, name)):
+                log.warning(message, then, here)
+        optimizers = self.optimizers if before.optimizer == now.optimizer else []
         # A platform without float16 has no loss scale, and its checkpoints have no file of one.
         scaler = self.accelerator.scaler if (checkpoint / "scaler.pt").exists() else None
         rank = self.accelerator.process_index

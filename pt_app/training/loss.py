@@ -126,7 +126,10 @@ class AnswerLoss(Objective):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the layout, unless weights of another format leave other room."""
-        if state["weights"] == self.weights:
+        if state["weights"] != self.weights:
+            message = "the base was held in %s and is in %s from here on"
+            log.warning(message, state["weights"], self.weights)
+        else:
             self.trees &= state["trees"]
             self.rows = min(self.rows, state["rows"])
             self.budget = state["pack_tokens"] and min(state["pack_tokens"], self.pack_tokens)
@@ -143,11 +146,11 @@ class AnswerLoss(Objective):
         apart = abs(tree - plain) / max(abs(plain), 1.0)
         self.trees = apart <= self.tolerance
         if self.trees:
-            said = "packs: checked against plain rows, relative difference of the loss %.1e"
-            log.info(said, apart)
+            message = "packs: checked against plain rows, relative difference of the loss %.1e"
+            log.info(message, apart)
         else:
-            said = (
+            message = (
                 "packs: the loss of a pack is %.6g and of its rows one by one %.6g, more than %.0e "
                 "apart: this model is trained on plain rows"
             )
-            log.warning(said, tree, plain, self.tolerance)
+            log.warning(message, tree, plain, self.tolerance)

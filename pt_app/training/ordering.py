@@ -4,7 +4,8 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -60,21 +61,17 @@ class GroupedOrder(Sampler[int]):
                 waiting[0] = waiting[0][room:]
 
 
-def share(step: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """Return the contiguous rows of a step that a rank takes; counts differ by at most one."""
-    first, last = (len(step) * r // ranks for r in (rank, rank + 1))
-    return list(step[first:last])
-
-
 def shares(order: Iterable[int], size: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
     """Return the rows that a rank takes of each step, which is the next `size` rows of `order`.
 
-    The last step of an epoch may have fewer, so that a rank may have none. accelerate would fill
-    that step with rows from the beginning of the epoch, so that several processes would not compute
-    the steps of one.
+    The ranks take contiguous rows, and their counts differ by at most one. The last step of an
+    epoch may have fewer rows, so that a rank may have none. accelerate would fill that step with
+    rows from the beginning of the epoch, so that several processes would not compute the steps of
+    one.
     """
     rows = list(order)
-    return [share(rows[i : i + size], rank, ranks) for i in range(0, len(rows), size)]
+    steps = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [step[len(step) * rank // ranks : len(step) * (rank + 1) // ranks] for step in steps]
 
 
 def own_process_group(_: int) -> None:
@@ -86,27 +83,25 @@ def own_process_group(_: int) -> None:
     os.setpgrp()
 
 
+@dataclass(frozen=True)
 class RowSteps:
     """The steps of an epoch over the rows of a dataset.
 
-    Args:
+    Attributes:
         rows: the encoded rows.
         order: the order of the rows.
         size: examples per step, over all ranks.
         collate: makes a step of the rows of a rank.
-        options: those of torch's DataLoader.
+        workers: processes that collate.
+        pin_memory: whether the tensors are copied into page-locked memory.
     """
 
-    def __init__(
-        self,
-        rows: Dataset[Example],
-        order: Order,
-        size: int,
-        collate: Callable[[Sequence[Example]], Step],
-        **options: Any,
-    ) -> None:
-        self.rows, self.order, self.size, self.collate = rows, order, size, collate
-        self.options = options
+    rows: Dataset[Example]
+    order: Order
+    size: int
+    collate: Callable[[Sequence[Example]], Step]
+    workers: int = 0
+    pin_memory: bool = False
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
@@ -121,5 +116,6 @@ class RowSteps:
             batch_sampler=steps[done:],
             collate_fn=self.collate,
             worker_init_fn=own_process_group,
-            **self.options,
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
         )

@@ -24,13 +24,21 @@ MAX_CALIBRATION_ROWS = 1000  # validation rows that calibration is fitted on: mo
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data and the base of a run, read and checked."""
+    """The data and the base of a run, read and checked.
+
+    Attributes:
+        source: the base.
+        data: the dataset.
+        encoder: encodes prompts and verdicts.
+        train: a `datasets.Dataset` with input_ids and prompt_length.
+        val: the same of the validation rows; None without a validation.
+        test: the test rows.
+    """
 
     source: bases.ModelSource
     data: JudgeData
     encoder: PromptEncoder
     train: Any
-    """A `datasets.Dataset` with input_ids and prompt_length, like `val`."""
     val: Any
     test: Sequence[JudgeExample]
 
@@ -79,7 +87,13 @@ def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> N
 def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
     """Tokenize rows for the trainer, pairs in both orders."""
     if encoder.scale.task == "pairwise":
-        rows = _with_both_orders(rows, name)
+        single, rows = rows, both_orders(rows)
+        bare = sum(names_a_candidate(row.label) for row in single if row.label and row.candidates)
+        log.info(
+            f"{name}: {len(rows) - len(single)} pairs in both orders, "
+            f"{2 * len(single) - len(rows)} rows of chat in one; {bare} comments that name a "
+            "candidate are not supervised in the other order"
+        )
     encoded, cuts = encoder.encode(rows)
     ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
     supervised = sum(map(len, ids)) - sum(starts)
@@ -88,14 +102,3 @@ def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> 
         f"longest {cuts.longest} tokens, {cuts.rows_cut} rows shortened"
     )
     return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
-
-
-def _with_both_orders(rows: Sequence[JudgeExample], name: str) -> Sequence[JudgeExample]:
-    both = both_orders(rows)
-    bare = sum(names_a_candidate(row.label) for row in rows if row.label and row.candidates)
-    log.info(
-        f"{name}: {len(both) - len(rows)} pairs in both orders, {2 * len(rows) - len(both)} rows "
-        f"of chat in one; {bare} comments that name a candidate are not supervised in the other "
-        "order"
-    )
-    return both

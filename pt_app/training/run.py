@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -20,7 +19,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
 from pt_app.models import adapters
 from pt_app.models.bases import ModelSource
-from pt_app.models.contention import watched
+from pt_app.models.contention import watch
 from pt_app.models.gated_mlp import keep_less
 from pt_app.models.packing import Shapes, StepCollator
 from pt_app.models.platforms import Platform
@@ -35,9 +34,10 @@ from pt_app.training.preparation import Prepared
 from pt_app.training.validation import Validation, quality_metric
 
 LoadBase = Callable[[ModelSource, Settings, Platform], Model]
-MakeArguments = Callable[[dict[str, Any], Platform], LoopArguments]
+# Completes the arguments that both recipes share by what the platform needs.
+MakeArguments = Callable[[LoopArguments, Platform], LoopArguments]
+# Takes numbers by name and the optimizer step that they are of.
 LogNumbers = Callable[[dict[str, float], int], None]
-"""Takes numbers by name and the optimizer step that they are of."""
 STOPPING = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGUSR1"):  # SLURM sends it before a job's limit (sbatch --signal)
     STOPPING.append(signal.SIGUSR1)
@@ -82,21 +82,30 @@ def build_trainer(
     log_numbers: LogNumbers,
 ) -> TrainingLoop:
     """Build the training loop of a run: its steps, their packs and order, and its validation."""
-    metric = None
-    if prepared.val is not None:
-        metric = quality_metric(prepared.data.scale, prepared.data.val)
-    args = make_arguments(common_arguments(settings, platform, folder, metric), platform)
     objective = _objective(settings, platform, prepared, model)
     collate = StepCollator(objective.pad_id, settings.pack_tokens, objective.shapes)
-    steps = _steps(settings, prepared, collate, args)
-    validate = None
+    validate = metric = None
     if prepared.val is not None:
-        rows, encoded, encoder = prepared.data.val, prepared.val, prepared.encoder
-        validate = Validation(rows, encoded, encoder, collate, objective, settings.shard_base)
+        rows, sharded = prepared.data.val, settings.shard_base
+        metric = f"eval_{quality_metric(prepared.data.scale, rows)}"
+        validate = Validation(rows, prepared.val, prepared.encoder, collate, objective, sharded)
+    common = LoopArguments(
+        output_dir=folder,
+        num_train_epochs=settings.epochs,
+        optim=platform.optimizer,
+        seed=settings.seed,
+        save_steps=settings.save_steps,
+        eval_steps=settings.eval_steps,
+        metric_for_best_model=metric,
+        use_cpu=platform.on_cpu,
+        activation_checkpointing=settings.activation_checkpointing == "full",
+        sharded=settings.shard_base,
+    )
+    args = make_arguments(common, platform)
     return TrainingLoop(
         model,
         args,
-        steps,
+        _steps(settings, prepared, collate, args),
         objective,
         partial(adamw, args.optim, settings.lr),
         partial(cosine, settings.warmup_steps),
@@ -113,14 +122,8 @@ def _steps(
     order: Order = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
     if settings.group_variants:
         order = GroupedOrder(prepared.train["group"], examples, settings.seed)
-    steps = RowSteps(
-        prepared.train,
-        order,
-        examples,
-        collate,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-    )
+    workers, pin_memory = args.dataloader_num_workers, args.dataloader_pin_memory
+    steps = RowSteps(prepared.train, order, examples, collate, workers, pin_memory)
     shape = f"batch {settings.batch_size} x accumulation {settings.gradient_accumulation}"
     number = math.ceil(len(steps) * settings.epochs)
     log.info("steps: %d of %d examples (%s x %d ranks)", number, examples, shape, console.ranks())
@@ -160,28 +163,6 @@ def fixed_shapes(settings: Settings, platform: Platform, prepared: Prepared) -> 
     # Validation reads each prompt with the trie of all verdicts appended.
     nodes = len(verdict_trie(prepared.encoder).tokens)
     return Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
-
-
-def common_arguments(
-    settings: Settings, platform: Platform, folder: Path, metric: str | None
-) -> dict[str, Any]:
-    """Return the arguments of the loop that no recipe changes.
-
-    Args:
-        metric: the number of a validation whose maximum gives the best weights, if there is one.
-    """
-    return {
-        "output_dir": folder,
-        "num_train_epochs": settings.epochs,
-        "optim": platform.optimizer,
-        "seed": settings.seed,
-        "save_steps": settings.save_steps,
-        "eval_steps": settings.eval_steps,
-        "metric_for_best_model": f"eval_{metric}" if metric else None,
-        "use_cpu": platform.on_cpu,
-        "activation_checkpointing": settings.activation_checkpointing == "full",
-        "sharded": settings.shard_base,
-    }
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -264,15 +245,14 @@ def train(loop: TrainingLoop, checkpoint: Path | None, again: str = "--resume co
         KeyboardInterrupt: after the checkpoint that a signal asked for.
     """
     try:
-        with listening(loop), watched(loop.accelerator.device):
+        watch(loop.accelerator.device)
+        with listening(loop):
             loop.train(checkpoint)
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
         newest, _ = newest_complete(loop.args.output_dir)
-        kept = (
-            f"the same command with --resume continues from {newest}" if newest else "start again"
-        )
+        kept = f"--resume continues from {newest}" if newest else "start again"
         raise UserError(
             f"one of the {console.ranks()} processes that trained together is gone, in step "
             f"{loop.state.global_step + 1}; look at its last lines; {kept}"

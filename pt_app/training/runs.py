@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
-from pt_app.training.checkpoints import aside, discard_after, newest_complete, read_state
+from pt_app.training.checkpoints import discard_after, newest_complete, read_state, staging_folder
 
 RUN_SETTINGS = "settings.json"
 # A resumed run cannot change these, nor what is LoRA's: the order of its data or its weights would
@@ -22,6 +22,16 @@ FIXED = ("lr", "warmup_steps", "epochs", "max_seq_length", "group_variants", "ma
 OTHERWISE = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
 NameAt = Callable[[datetime], str]
 log = logging.getLogger(__name__)
+
+
+class About(TypedDict):
+    """What the folder of a run keeps about it: settings, base, hashes of the data, platform."""
+
+    settings: dict[str, Any]
+    base: dict[str, str | int | None]
+    data_sha256: dict[str, str]
+    examples_a_step: int
+    platform: dict[str, str | int]
 
 
 def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
@@ -37,15 +47,11 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     """
     if resume != "newest":
         run = Path(resume)
-        if run.name.startswith("checkpoint-"):
-            raise UserError(
-                f"--resume {resume}: name the run's folder, {run.parent}, whose newest complete "
-                "checkpoint is taken"
-            )
-        if not run.is_dir():
-            raise UserError(f"--resume {resume}: no such folder; name a run under {output_dir}")
         if not (run / RUN_SETTINGS).is_file():
-            raise UserError(f"--resume {resume}: no run, it has no {RUN_SETTINGS}; name another")
+            raise UserError(
+                f"--resume {resume}: no run, it has no {RUN_SETTINGS}; name a run's folder under "
+                f"{output_dir}, whose newest complete checkpoint is taken"
+            )
         return run
     runs = [
         p
@@ -63,7 +69,7 @@ def find_run(output_dir: Path, resume: str, prefix: str) -> Path:
     return max(runs, key=lambda p: p.name[-len("YYYYMMDD_HHMMSS") :])
 
 
-def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
+def open_run(output_dir: Path, name_at: NameAt, about: About) -> Path:
     """Create the folder of a new run, named by the time, with its settings in it.
 
     A folder that exists already belongs to a run that started in the same second: the next second
@@ -81,10 +87,7 @@ def open_run(output_dir: Path, name_at: NameAt, about: dict[str, Any]) -> Path:
         except FileExistsError:
             time += timedelta(seconds=1)
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}): choose another folder with "
-                "--output_dir"
-            ) from error
+            raise UserError(files.cannot_write(folder, error)) from error
     write_json_atomic(folder / RUN_SETTINGS, about)
     return folder
 
@@ -96,7 +99,7 @@ def held(run: Path) -> AbstractContextManager[None]:
     )
 
 
-def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
+def checkpoint_to_resume(run: Path, about: About) -> Path | None:
     """Return the newest complete checkpoint of a run; None if its training is complete.
 
     Args:
@@ -113,51 +116,33 @@ def checkpoint_to_resume(run: Path, about: dict[str, Any]) -> Path | None:
     checkpoint, skipped = newest_complete(run)
     for line in skipped:
         log.warning("%s", line)
-    shutil.rmtree(aside(run), ignore_errors=True)
+    shutil.rmtree(staging_folder(run), ignore_errors=True)
     if checkpoint is None:
         raise UserError(f"{run} has no complete checkpoint: start without --resume")
     discard_after(checkpoint)
     log.info("resuming from %s", checkpoint)
-    _say_other_platform(checkpoint, about["platform"])
+    read_state(checkpoint)  # one of an earlier version is refused before a model is loaded
     return checkpoint
 
 
-def _check_same_run(run: Path, about: dict[str, Any]) -> None:
+def _check_same_run(run: Path, about: About) -> None:
     try:
         before = json.loads((run / RUN_SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
-    if before["data_sha256"] != about["data_sha256"]:
-        raise UserError(f"{run} was trained on other data: restore it, or start without --resume")
-    if before["base"] != about["base"]:
-        raise UserError(
-            f"--resume: the base was {before['base']} in {run.name} and is {about['base']} now: "
-            "give the old one as --model, or start without --resume"
-        )
-    then, now = before["examples_a_step"], about["examples_a_step"]
-    if then != now:
-        raise UserError(
-            f"--resume: a step had {then} examples in {run.name} and has {now} now, over all "
-            "processes: choose --batch_size and --gradient_accumulation so that it has as many"
-        )
-    for name, now in about["settings"].items():
-        then = before["settings"].get(name)
+    settings, settings_before = about["settings"], before["settings"]
+    compared = {
+        "the SHA-256 of the data": (before["data_sha256"], about["data_sha256"]),
+        "the base": (before["base"], about["base"]),
+        "the number of examples per step": (before["examples_a_step"], about["examples_a_step"]),
+        **{name: (settings_before.get(name), now) for name, now in settings.items()},
+    }
+    for name, (then, now) in compared.items():
         if then == now or name in OTHERWISE:
             continue
-        if name in FIXED or name.startswith("lora_"):
+        if name not in settings or name in FIXED or name.startswith("lora_"):
             raise UserError(
                 f"--resume: {name} was {then} in {run.name} and is {now} now; a resumed run "
-                "cannot change it: give the old value, or start without --resume"
+                "cannot change it: restore the old one, or start without --resume"
             )
         log.warning("%s was %s when the run began, and is %s from here on", name, then, now)
-
-
-def _say_other_platform(checkpoint: Path, platform: dict[str, Any]) -> None:
-    """Log what is not bit-exact on this platform; weights, step and data order fit every one."""
-    before = read_state(checkpoint)
-    then, now = before["objective"]["weights"], platform["weights"]
-    if then != now:
-        log.warning("the base was held in %s and is in %s from here on", then, now)
-    if before["ranks"] != platform["ranks"]:
-        said = "%d processes trained before and %d do now: the random state of dropout is new"
-        log.warning(said, before["ranks"], platform["ranks"])

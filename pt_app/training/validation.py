@@ -10,18 +10,17 @@ from accelerate.utils.memory import clear_device_cache
 
 from pt_app.core import console
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.records import JudgeExample, Label
+from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.summary import strict_agreement
-from pt_app.models.out_of_memory import is_out_of_memory
+from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
-from pt_app.models.tree_attention import why_no_tree
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.loop import Model
-from pt_app.training.loss import AnswerLoss, summed_loss
+from pt_app.training.loss import AnswerLoss
 
-Verdicts = list[tuple[Label | None, Verdict | None]]
-"""The label of each row, and the verdict of the model."""
+# The verdict of each labelled row, and that of the model.
+Verdicts = list[tuple[Verdict, Verdict | None]]
 log = logging.getLogger(__name__)
 
 
@@ -62,37 +61,35 @@ class Validation:
         If memory runs out, smaller batches are tried; if the smallest do not fit either, the result
         is empty with a warning: a validation never ends a training.
         """
-        part = self._my_part(model)
         # Every rank has scored all rows of a sharded model: rank 0 counts, so that all agree.
-        parts = gather_object([part])[: 1 if self.sharded else None]
-        if any(part is None for part in parts):
+        shards = gather_object([self._my_shard(model)])[: 1 if self.sharded else None]
+        if any(shard is None for shard in shards):
             log.warning("this validation ran out of memory and is skipped; training continues")
             return {}
-        pairs = [
-            (label.verdict, verdict)
-            for verdicts, _, _ in parts
-            for label, verdict in verdicts
-            if label is not None
-        ]
-        name = quality_metric(self.encoder.scale, self.rows)
+        pairs = [pair for verdicts, _, _ in shards for pair in verdicts]
         labels, answers = [label for label, _ in pairs], [verdict for _, verdict in pairs]
+        name = quality_metric(self.encoder.scale, self.rows)
         agreement = strict_agreement(labels, answers, self.encoder.scale)
         return {
             name: agreement[name.removesuffix("_strict")],
             "parse_failures": answers.count(None) / len(answers),
-            "loss": sum(total for _, total, _ in parts) / sum(count for _, _, count in parts),
+            "loss": sum(total for _, total, _ in shards) / sum(count for _, _, count in shards),
         }
 
-    def _my_part(self, model: Model) -> tuple[Verdicts, float, int] | None:
+    def _my_shard(self, model: Model) -> tuple[Verdicts, float, int] | None:
         """Return verdicts, summed loss and tokens of this rank's rows; None: no memory."""
         rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
-        budget = self.collate.budget
+        budget, objective = self.collate.budget, self.objective
         while True:
+            shapes, trees = objective.shapes, objective.trees
+            scorer = JudgeScorer(
+                model, self.encoder, batch_tokens=budget, progress=False, shapes=shapes, trees=trees
+            )
             try:
-                verdicts = self._verdicts(model, mine, budget)
-                collate = replace(self.collate, budget=budget)
-                return (verdicts, *self._loss(model, encoded, collate))
+                scored = zip(mine, scorer.score(mine), strict=True)
+                verdicts = [(row.label.verdict, own.verdict) for row, own in scored if row.label]
+                return (verdicts, *self._loss(model, encoded, replace(self.collate, budget=budget)))
             except (RuntimeError, MemoryError) as error:
                 # The other ranks of a sharded model wait within a layer.
                 if not is_out_of_memory(error) or self.sharded:
@@ -103,33 +100,17 @@ class Validation:
             budget //= 2
             log.warning("validation ran out of memory: batches of %d tokens are tried", budget)
 
-    def _verdicts(self, model: Model, rows: Sequence[JudgeExample], budget: int) -> Verdicts:
-        scorer = JudgeScorer(
-            model,
-            self.encoder,
-            batch_tokens=budget,
-            progress=False,
-            shapes=self.objective.shapes,
-            trees=self.objective.trees,
-        )
-        scored = zip(rows, scorer.score(rows), strict=True)
-        return [(row.label, score.verdict) for row, score in scored]
-
     def _loss(
         self, model: Model, encoded: Sequence[Example], collate: StepCollator
     ) -> tuple[float, int]:
         """Return the summed cross-entropy and the number of supervised tokens."""
         if not encoded:
             return 0.0, 0
-        step, objective = collate(encoded), self.objective
-        longest = max(len(row["input_ids"]) for row in encoded)
-        trees = objective.trees and why_no_tree(model, longest) is None
-        total, training = 0.0, model.training
+        step, total, training = collate(encoded), 0.0, model.training
         model.eval()
         with torch.no_grad():
-            for packed in step["packs"]:
-                on_device = {name: tensor.to(model.device) for name, tensor in packed.items()}
-                for batch in [on_device] if trees else objective.plain(on_device):
-                    total += float(summed_loss(model, batch))
+            for batch in self.objective.batches(model, step["packs"]):
+                on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                total += float(self.objective.loss(model, on_device))
         model.train(training)
         return total, int(step["count"])

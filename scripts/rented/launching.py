@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.settings import Settings
+from pt_app.core.settings import Settings, read_tracking
 from pt_app.eval_model.dispatch import recipe_command
 from pt_app.training.checkpoints import newest_complete
 from scripts.rented import limits, provision, sending
@@ -227,7 +227,8 @@ def evaluate_at_home(launch: Launch, adapter: Path) -> None:
     The adapter thus gets calibration, results and a card as after any training.
     Raises UserError where that fails.
     """
-    tracking = "off" if sending.settings_of(launch.recipe).tracking == "off" else "offline"
+    mode, _ = read_tracking(sending.settings_of(launch.recipe).tracking)
+    tracking = "off" if mode == "off" else "offline"
     words = ["--data_dir", launch.data_dir, "--output_dir", launch.output_dir]
     words += ["--resume", str(launch.local_run), "--tracking", tracking]
     command = recipe_command("cuda", [*launch.recipe, *words])  # the last of a flag counts

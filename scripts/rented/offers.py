@@ -145,8 +145,7 @@ def _size_here(model: str, required: bool) -> int:
 
     Raises UserError instead if the size is `required`.
     """
-    from pt_app.models.base_files import wanted_files
-    from pt_app.models.bases import from_cache, is_local, resolve_model
+    from pt_app.models.bases import from_cache, is_local, resolve_model, wanted_files
 
     folder = resolve_model(model).path if is_local(model) else from_cache(model)
     if folder is None and required:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pt_app
 from pt_app.core.errors import UserError
-from pt_app.core.settings import Settings, resolve
-from pt_app.models.base_files import wanted_files
+from pt_app.core.settings import Settings, read_tracking, resolve
+from pt_app.models.bases import wanted_files
 from pt_app.training import checkpoints
 from scripts.rented.host import Host
 from scripts.rented.market import is_secret
@@ -40,7 +40,7 @@ def settings_of(argv: Sequence[str]) -> Settings:
         raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
     if settings.resume != "off":
         raise UserError("--resume belongs before the --, to `launch`: it copies the run up")
-    if settings.tracking == "online":
+    if read_tracking(settings.tracking)[0] == "online":
         raise UserError(
             "--tracking online would need your W&B key on a stranger's machine: leave it out; the "
             "run is kept offline, copied back, and `judge sync` sends it from here"

@@ -15,12 +15,12 @@ from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised
 from pt_app.judge_data.card import table
+from pt_app.judge_data.folder import FILES, FolderSummary, write_folder
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
 from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
 from pt_app.judge_data.generator.lexicon import Lexicon
 from pt_app.judge_data.options import GenerateOptions, LexiconSize
-from pt_app.judge_data.writing import FILES, FolderSummary, write_folder
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
 ERROR_COUNTS = (20, 40, 28, 12)

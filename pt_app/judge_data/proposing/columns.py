@@ -6,7 +6,7 @@ from math import gcd
 from typing import Literal, TypeGuard
 
 from pt_app.core.words import units
-from pt_app.judge_data.answers import status_of
+from pt_app.judge_data.labels import status_of
 from pt_app.judge_data.numbers import AmbiguousNumberError, Numbers, readings
 from pt_app.judge_data.reading.tables import Table
 from pt_app.judge_data.rows import is_empty, parsed

@@ -5,6 +5,7 @@ A .gz file is unpacked, and one member of a .tar or .zip archive is read.
 
 import fnmatch
 import gzip
+import json
 import lzma
 import tarfile
 import zipfile
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, cast
+
+import yaml
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_read
@@ -23,21 +26,7 @@ _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile),
 )
 _START = 512
-_AS_CSV = "save it as CSV (UTF-8) and name that"
-# First bytes, the ending that such a file has, what it is, the remedy.
-_KINDS = (
-    (b"\x1f\x8b", ".gz", "packed with gzip", "add .gz to its name"),
-    (b"PAR1", ".parquet", "a Parquet file", "give it the ending .parquet"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xls", "an old Excel workbook", _AS_CSV),
-    (b"%PDF-", ".pdf", "a PDF", "export the labels as CSV"),
-    (b"BZh", ".bz2", "packed with bzip2", "unpack it first"),
-    (b"\xfd7zXZ\x00", ".xz", "packed with xz", "unpack it first"),
-    (b"\x28\xb5\x2f\xfd", ".zst", "packed with Zstandard", "unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", ".7z", "a 7-Zip archive", "unpack it first"),
-    (b"ARROW1", ".arrow", "an Arrow file", "save it as Parquet"),
-    (b"SQLite format 3\x00", ".db", "an SQLite database", "export a table of it as CSV"),
-    (b"version https://git-lfs.github.com/spec/", "", "a Git LFS pointer", "run git lfs pull"),
-)
+_KINDS: list[list[str]] = yaml.safe_load(Path(__file__).with_name("content.yaml").read_bytes())
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -53,13 +42,10 @@ def split_member(source: str) -> tuple[Path, str]:
     if not is_archive(path):
         raise UserError(f"{path} is not a .tar or .zip archive: leave ::{pattern} out")
     members = _members(path)
-    fitting = [member for member in members if fnmatch.fnmatch(member, pattern or "*")]
+    fitting = fnmatch.filter(members, pattern or "*")
     if len(fitting) != 1:
-        shown = ", ".join(members[:8])
-        raise UserError(
-            f"{path}: {len(fitting)} of its members fit {pattern or '*'} ({shown}): "
-            f"name one, such as {path}::{members[0] if members else 'NAME'}"
-        )
+        problem = f"{len(fitting)} of its members fit {pattern or '*'} ({', '.join(members[:8])})"
+        raise UserError(f"{path}: {problem}: name one, such as {path}::{[*members, 'NAME'][0]}")
     return path, fitting[0]
 
 
@@ -90,7 +76,7 @@ def open_bytes(path: Path, member: str = "") -> Iterator[IO[bytes]]:
             yield file
     except _BROKEN as error:
         raise _broken(path, error) from error
-    except (RuntimeError, NotImplementedError) as error:  # zipfile, for an encrypted member
+    except RuntimeError as error:  # zipfile, for an encrypted member
         raise UserError(f"{path} cannot be unpacked ({error}): unpack it first") from error
     except OSError as error:
         raise UserError(cannot_read(path, error)) from error
@@ -128,11 +114,13 @@ def refuse_other_content(path: Path, member: str, ending: str, encoding: str) ->
     with open_bytes(path, member) as file:
         start = file.read(_START)
         zipped = [_zipped(file)] if start.startswith(b"PK\x03\x04") else []
-    kinds = [kind for mark, own, *kind in _KINDS if start.startswith(mark) and ending != own]
-    kinds += zipped
+    marks = [kind for kind in _KINDS if start.startswith(kind[0].encode("latin-1"))]
+    kinds = [[what, remedy] for _, own, what, remedy in marks if ending != own] + zipped
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
         kinds.append(["a web page", "download the file itself"])
-    if not encoding and (wide := _wide(start)):
+    # UTF-16 and UTF-32 are told by the zeros among the first bytes (RFC 4627, section 3).
+    wide = json.detect_encoding(start)
+    if not encoding and wide.endswith(("-le", "-be")):
         kinds.append([f"{wide.upper()} without its mark", f"add --encoding {wide}"])
     for what, remedy in kinds:
         name = f"{path}::{member}" if member else str(path)
@@ -146,19 +134,7 @@ def _zipped(file: IO[bytes]) -> list[str]:
         names = zipfile.ZipFile(file).namelist()
     except (zipfile.BadZipFile, OSError):
         names = []
-    if any(name.startswith("xl/") for name in names):
-        return ["an Excel workbook", _AS_CSV]
-    if "content.xml" in names:
-        return ["an OpenDocument file", _AS_CSV]
+    if any(name.startswith("xl/") or name == "content.xml" for name in names):
+        kind = "an OpenDocument file" if "content.xml" in names else "an Excel workbook"
+        return [kind, "save it as CSV (UTF-8) and name that"]
     return ["a zip archive", "give it the ending .zip, or unpack it first"]
-
-
-def _wide(start: bytes) -> str:
-    """Return the name of UTF-16 text without a byte-order mark, whose every other byte is zero."""
-    if len(start) < 4 or start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return ""
-    even, odd = start[::2], start[1::2]
-    for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
-        if zeros.count(0) > 0.6 * len(zeros) and not others.count(0):
-            return name
-    return ""

@@ -5,21 +5,22 @@ refused with its place.
 """
 
 import codecs
+import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
-from pt_app.core.records import Place
+from pt_app.core.records import Place, one_line
 from pt_app.judge_data.options import Reading
-from pt_app.judge_data.reading.delimited import recognise, records
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
 from pt_app.judge_data.rows import Row
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 Rows = Iterator[tuple[Place, Row]]
+Lines = Callable[[], Iterator[str]]
+"""Opens the file again and returns its lines, each with its line end."""
 
 TABLES = (".csv", ".tsv", ".txt")
 LINES = (".jsonl", ".ndjson")
@@ -35,13 +38,17 @@ ENDINGS = (*TABLES, ".json", *LINES, ".parquet", *SPREADSHEETS, ".gz", ".zip", "
 # Names under which programs wrap a list of rows in an object.
 WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples")
 FIRST_ROWS = 50
-# Longer marks first: that of UTF-16 is the start of that of UTF-32.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
+DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
+SNIFFED_LINES = 50
+MAX_FIELD = 1 << 30  # characters; the default of csv, 128 KiB, is less than a long document
+_ENCLOSED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
+# Spreadsheets in countries with a decimal comma name their delimiter in a line of its own.
+_NAMED = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+# Parts of the messages of Python's reader, and what they mean for the file.
+_CSV_PROBLEMS = {
+    "end of data": "a quote is opened and never closed",
+    "new-line character": "a carriage return is outside quotes",
+    "expected after": "text follows a closing quote",
 }
 
 
@@ -72,21 +79,15 @@ def open_table(source: str, reading: Reading | None = None) -> Table:
         UserError: The file cannot be read. `rows` raises it where the problem is further on.
     """
     reading = reading or Reading()
-    if reading.decimal not in ("", "point", "comma"):
-        raise UserError(f"--decimal {reading.decimal}: write point (7.5) or comma (7,5)")
     path, member = split_member(source)
+    named = str(path).count("/") == 1 and path.suffix.lower() not in ENDINGS
     if path.exists():
         table = _file_table(path, member, reading)
-    elif _may_be_hub_id(source, path):
+    elif named and source[0] not in "./~":
         table = _hub_table(source, reading)
     else:
         raise UserError(f"{path} is not there: correct it (a Hub dataset is named owner/name)")
     return _stripped(replace(table, decimal=reading.decimal))
-
-
-def _may_be_hub_id(source: str, path: Path) -> bool:
-    one_slash = str(path).count("/") == 1
-    return one_slash and path.suffix.lower() not in ENDINGS and source[0] not in "./~"
 
 
 def _file_table(path: Path, member: str, reading: Reading) -> Table:
@@ -140,16 +141,13 @@ def _lines(path: Path, member: str, encoding: str) -> Iterator[str]:
             yield from io.TextIOWrapper(binary, encoding, newline="\n")
     except UnicodeDecodeError:  # its place is one within a chunk
         with open_bytes(path, member) as binary:
-            _refuse_undecodable(binary.read(), path, encoding)
-
-
-def _refuse_undecodable(content: bytes, path: Path, encoding: str) -> None:
-    try:
-        content.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
-        remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
-        raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
+            content = binary.read()
+        try:
+            content.decode(encoding)
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.start} (0x{content[error.start]:02x})"
+            remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
+            raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
 
 
 def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]]:
@@ -158,9 +156,8 @@ def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]
         start = binary.read(4)
     if not start:
         raise UserError(f"{path} is empty: name a file with rows")
-    for mark, encoding in _MARKS.items():
-        if start.startswith(mark):
-            return encoding, (f"byte-order mark of {encoding.removesuffix('-sig').upper()}",)
+    if (marked := json.detect_encoding(start)) in ("utf-8-sig", "utf-16", "utf-32"):
+        return marked, (f"byte-order mark of {marked.removesuffix('-sig').upper()}",)
     if not given:
         return "utf-8", ()
     try:
@@ -171,7 +168,7 @@ def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]
     return name, (f"encoding {given}",)
 
 
-# --- CSV ---
+# --- CSV and its variants ---
 
 
 def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
@@ -206,6 +203,134 @@ def _csv_table(path: Path, member: str, reading: Reading, tab: bool) -> Table:
     return Table(shown(path.name), tuple(names), rows, notes, delimiter=dialect.delimiter)
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How the records of a file are written. `skip` lines precede the header."""
+
+    delimiter: str
+    quoted: bool
+    line_end: str = "\n"
+    skip: int = 0
+
+    def notes(self) -> tuple[str, str]:
+        """Describe what was recognised."""
+        shown = "tab" if self.delimiter == "\t" else self.delimiter
+        return f"delimiter {shown}", f"quoting {'on' if self.quoted else 'off'}"
+
+
+def recognise(path: Path, lines: Lines, delimiter: str, quoting: str, tab: bool) -> Dialect:
+    """Recognise the dialect of a file from its lines; `delimiter` and `quoting` overrule them.
+
+    Raises UserError for a delimiter of several characters, and for lines that end in carriage
+    returns alone.
+    """
+    delimiter = DELIMITERS.get(delimiter, delimiter)
+    if len(delimiter) > 1:
+        raise UserError(f"--delimiter {delimiter!r} is not one character: use , ; | or tab")
+    sample = list(itertools.islice(lines(), SNIFFED_LINES))
+    if len(sample) == 1 and "\r" in sample[0].rstrip("\r\n"):
+        raise UserError(f"{path}: its lines end in carriage returns alone: save it with line feeds")
+    named = _NAMED.fullmatch(sample[0]) if sample else None
+    skip = 1 if named else 0
+    if not delimiter:
+        delimiter = named[1] if named else "\t" if tab else _sniffed(sample)
+    line_end = "\r\n" if sample[skip : skip + 1] and sample[skip].endswith("\r\n") else "\n"
+
+    def kept() -> Iterator[str]:
+        return itertools.islice(lines(), skip, None)
+
+    quoted = quoting == "on" or (quoting == "auto" and _quotes_enclose(kept, delimiter))
+    return Dialect(delimiter, quoted, line_end, skip)
+
+
+def records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each record with the line at which it starts; an empty line is none.
+
+    Raises UserError, with that line, for a quote left open and for text after a closing one.
+    """
+    kept = itertools.islice(lines, dialect.skip, None)
+    if not dialect.quoted:
+        for number, line in enumerate(kept, start=dialect.skip + 1):
+            if text := line.removesuffix(dialect.line_end).removesuffix("\n"):
+                yield number, text.split(dialect.delimiter)
+        return
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(kept, delimiter=dialect.delimiter, strict=True)
+    start = dialect.skip + 1
+    try:
+        for values in reader:
+            if values:
+                yield start, values
+            start = dialect.skip + reader.line_num + 1
+    except csv.Error as error:
+        text = str(error)
+        problem = next((meaning for part, meaning in _CSV_PROBLEMS.items() if part in text), text)
+        remedy = "correct it, or say --quoting off if quote marks are text"
+        raise UserError(f"{path}, line {start}: {problem}: {remedy}") from error
+
+
+def _sniffed(lines: Sequence[str]) -> str:
+    """Return the delimiter with which most lines have as many fields as the first one.
+
+    Quotes may enclose fields or be text, whichever fits better. Among equally good delimiters the
+    one with the most fields is taken; a file of one column has a comma.
+    """
+
+    def fitness(delimiter: str) -> tuple[float, int]:
+        fits = (_fit(lines, delimiter, quoted) for quoted in (False, True))
+        return max((fit.share, fit.width) if fit.width > 1 else (0.0, 0) for fit in fits)
+
+    return max(DELIMITERS.values(), key=fitness)
+
+
+def _quotes_enclose(lines: Lines, delimiter: str) -> bool:
+    """Return whether quotes enclose fields, rather than being part of their texts.
+
+    In comma and semicolon files they do (RFC 4180), and under a quoted header. Other files are
+    written either way: the reading by which more records are as wide as the first one is right.
+    Where both fit, quotes are text if they would join lines that are whole rows, or if one stands
+    in a field that is not enclosed; else they enclose if a program had a reason to write them.
+    """
+    header = next(_plain(lines(), delimiter), [])
+    if delimiter in ",;" or all(map(_ENCLOSED.fullmatch, header)):
+        return True
+    plain, quoted = (_fit(lines(), delimiter, quoted) for quoted in (False, True))
+    if quoted.share != plain.share or quoted.records != plain.records:
+        return quoted.share > plain.share
+    marked = [field for fields in _plain(lines(), delimiter) for field in fields if '"' in field]
+    if not all(map(_ENCLOSED.fullmatch, marked)):
+        return False
+    return any('""' in field[1:-1] or "," in field for field in marked)
+
+
+class _Fit(NamedTuple):
+    """How well a reading fits: the share of records as wide as the first, that width, records."""
+
+    share: float
+    width: int
+    records: int
+
+
+def _fit(lines: Iterable[str], delimiter: str, quoted: bool) -> _Fit:
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+    widths, broken = list[int](), 0
+    try:
+        widths.extend(len(row) for row in (reader if quoted else _plain(lines, delimiter)) if row)
+    except csv.Error:
+        broken = 1
+    if not widths:
+        return _Fit(0.0, 0, 0)
+    count = len(widths) + broken
+    return _Fit(widths.count(widths[0]) / count, widths[0], count)
+
+
+def _plain(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    for line in lines:
+        if text := line.rstrip("\r\n"):
+            yield text.split(delimiter)
+
+
 # --- JSON ---
 
 
@@ -216,10 +341,8 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
     values = _json_list(path, "".join(_lines(path, member, encoding))) if whole else []
 
     def rows() -> Rows:
-        numbered: Iterator[tuple[int, object]] = enumerate(values, start=1)
-        if not whole:
-            numbered = _json_lines(path, _lines(path, member, encoding), reading)
-        for number, value in numbered:
+        lines = _json_lines(path, _lines(path, member, encoding), reading)
+        for number, value in enumerate(values, start=1) if whole else lines:
             place = Place(path, number, lines=not whole)
             if not isinstance(value, dict):
                 remedy = "write {...} for each row"
@@ -245,11 +368,11 @@ def _is_whole(start: Sequence[str]) -> bool:
 def _json_list(path: Path, text: str) -> list[object]:
     value: object = parse_json(text, path, constant=_refuse_constant)
     lists = [value] if isinstance(value, list) else _wrapped(value)
-    if len(lists) == 1:
-        return lists[0]
     if isinstance(value, dict) and not lists:
         return [value]
-    raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...] or JSON Lines")
+    if len(lists) != 1:
+        raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...]")
+    return lists[0]
 
 
 def _wrapped(value: object) -> list[list[object]]:
@@ -294,11 +417,11 @@ def _parquet_table(path: Path, member: str) -> Table:
         raise UserError(f"{path}: Parquet is packed as it is: unpack it first, and name the file")
 
     def rows() -> Rows:
-        number = itertools.count(1)
         with _parquet_file(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    yield Place(path, next(number), lines=False), _decoded(value)
+            batches = file.iter_batches(batch_size=1024)
+            values = (value for batch in batches for value in batch.to_pylist())
+            for number, value in enumerate(values, start=1):
+                yield Place(path, number, lines=False), _decoded(value)
 
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
@@ -310,18 +433,16 @@ def _decoded(row: Row) -> Row:
 
     Bytes that are not UTF-8, such as images, stay: whoever reads such a cell refuses it.
     """
-    return {name: _decoded_cell(cell) for name, cell in row.items()}
 
+    def decoded(cell: object) -> object:
+        if isinstance(cell, bytes):
+            with suppress(UnicodeDecodeError):
+                return cell.decode("utf-8")
+        if isinstance(cell, list | tuple):  # a map is a list of pairs
+            return [decoded(inner) for inner in cell]
+        return _decoded(cell) if isinstance(cell, dict) else cell
 
-def _decoded_cell(cell: object) -> object:
-    if isinstance(cell, bytes):
-        with suppress(UnicodeDecodeError):
-            return cell.decode("utf-8")
-    if isinstance(cell, dict):
-        return _decoded(cell)
-    if isinstance(cell, list | tuple):  # a map is a list of pairs
-        return [_decoded_cell(inner) for inner in cell]
-    return cell
+    return {name: decoded(cell) for name, cell in row.items()}
 
 
 def _hub_table(source: str, reading: Reading) -> Table:
@@ -330,13 +451,11 @@ def _hub_table(source: str, reading: Reading) -> Table:
     split, (name, _, config) = reading.hub_split, source.partition("::")
     try:
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
-        first = next(iter(stream), None)
+        first = next(iter(stream))
     except Exception as error:  # the client of the Hub raises errors of every kind
-        problem = f"a Hub dataset that can be read ({' '.join(str(error).split())[:200]})"
+        problem = f"a Hub dataset with rows that can be read ({one_line(str(error))[:200]})"
         remedy = "correct the name or --hub_split, or download its Parquet file and import that"
         raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
-    if first is None:
-        raise UserError(f"{name}, split {split}, holds no rows: choose another")
 
     def rows() -> Rows:
         for number, value in enumerate(stream, start=1):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from pt_app.models.endpoint.options import RequestOptions
 
-WINDOW = 60.0
 MAX_SLEEP = 0.5  # so that a request that waits notices soon that the budget is closed
 
 
@@ -22,13 +21,8 @@ class Usage:
     prompt: int = 0
     answer: int = 0
 
-    @property
-    def total(self) -> int:
-        """Both together, as tokens per minute are counted."""
-        return self.prompt + self.answer
 
-
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Budget:
     """Holds requests back until rates allow them, and ends where the money would.
 
@@ -36,24 +30,14 @@ class Budget:
     corrected by its usage. `spent` is in dollars. A limit of 0 is none.
     """
 
-    rpm: int = 0
-    tpm: int = 0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_cost: float = 0.0
-    window: float = WINDOW
+    limits: RequestOptions
     spent: float = field(default=0.0, init=False)
     _reserved: float = field(default=0.0, init=False)
     _asked: deque[list[float]] = field(default_factory=deque, init=False)  # [when, tokens]
     _paused_until: float = field(default=0.0, init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _closed: bool = field(default=False, init=False)
-
-    @classmethod
-    def of(cls, options: RequestOptions) -> "Budget":
-        """Make the budget of a command's flags."""
-        names = ("rpm", "tpm", "price_in", "price_out", "max_cost")
-        return cls(**{name: getattr(options, name) for name in names})
+    window = 60.0
 
     def close(self) -> None:
         """Let no further request be made; those in flight are finished."""
@@ -61,7 +45,7 @@ class Budget:
 
     def cost(self, usage: Usage) -> float:
         """Return the dollars of so many tokens; prices are per million tokens."""
-        return (usage.prompt * self.price_in + usage.answer * self.price_out) / 1e6
+        return (usage.prompt * self.limits.price_in + usage.answer * self.limits.price_out) / 1e6
 
     def pause(self, seconds: float) -> None:
         """Hold all requests back for so long: the endpoint asked one of them to wait."""
@@ -72,36 +56,28 @@ class Budget:
         async with self._turn:  # first come, first served
             while (wait := self._wait(estimate)) > 0 and not self._closed:
                 await asyncio.sleep(min(wait, MAX_SLEEP))
-            cost = self.cost(estimate)
-            total = self.spent + self._reserved + cost
-            if self._closed or (self.max_cost and total > self.max_cost):
+            cost, limit = self.cost(estimate), self.limits.max_cost
+            if self._closed or (limit and self.spent + self._reserved + cost > limit):
                 raise MoneySpentError
             self._reserved += cost
-            entry = [time.monotonic(), float(estimate.total)]
-            self._asked.append(entry)
-            return entry
+            self._asked.append([time.monotonic(), float(estimate.prompt + estimate.answer)])
+            return self._asked[-1]
 
     def settle(self, entry: list[float], estimate: Usage, usage: Usage | None) -> None:
         """Put what a request really took in place of its estimate; None: it was not answered."""
         self._reserved -= self.cost(estimate)
         if usage is not None:
-            entry[1] = float(usage.total)
+            entry[1] = float(usage.prompt + usage.answer)
             self.spent += self.cost(usage)
 
     def _wait(self, estimate: Usage) -> float:
-        """Return the seconds until the window has room; 0 where it has."""
+        """Return the seconds until the window may have room; 0 where it has."""
         now = time.monotonic()
         while self._asked and self._asked[0][0] <= now - self.window:
             self._asked.popleft()
-        until = [self._paused_until - now]
-        if self.rpm and len(self._asked) >= self.rpm:
-            until.append(self._asked[len(self._asked) - self.rpm][0] + self.window - now)
+        tokens = sum(tokens for _, tokens in self._asked) + estimate.prompt + estimate.answer
+        limits = self.limits
+        is_full = 0 < limits.rpm <= len(self._asked) or 0 < limits.tpm < tokens
         # A request larger than the whole budget is made when nothing else is in the window.
-        if self.tpm and self._asked:
-            over = sum(tokens for _, tokens in self._asked) + estimate.total - self.tpm
-            for when, tokens in self._asked:
-                if over <= 0:
-                    break
-                over -= tokens
-                until.append(when + self.window - now)
-        return max(*until, 0.0)
+        free_at = self._asked[0][0] + self.window if self._asked and is_full else now
+        return max(free_at, self._paused_until) - now

@@ -49,7 +49,6 @@ class Client:
     model: str
     budget: Budget
     base_url: str = ""
-    key_env: str = "OPENAI_API_KEY"
     max_tokens: int = 1024
     temperature: float = 0.0
     timeout: float = 60.0
@@ -59,9 +58,9 @@ class Client:
         from openai import AsyncOpenAI
 
         url = self.base_url or os.environ.get("OPENAI_BASE_URL", "")
-        key = os.environ.get(self.key_env, "")
+        key = os.environ.get(name := self.budget.limits.key_env, "")
         if not key and not url:
-            raise UserError(f"{self.key_env} is not set: export the endpoint's key under that name")
+            raise UserError(f"{name} is not set: export the endpoint's key under that name")
         self.where = urlsplit(url or "https://api.openai.com").hostname or url
         # No retries of the library's own: waiting is done here, where the budget is known.
         self._client = AsyncOpenAI(
@@ -83,7 +82,7 @@ class Client:
         # Bytes over two is more than any tokenizer makes of a text, and counts the roles' tokens.
         prompt = sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // 2 + 50
         estimate = Usage(prompt, self.max_tokens)
-        attempt = 0
+        attempt = 1
         while True:
             entry = await self.budget.acquire(estimate)
             usage: Usage | None = None
@@ -92,26 +91,21 @@ class Client:
                 usage = reply.usage
                 return reply
             except AgainError as again:
-                if attempt == self.retries and again.of_row:
-                    raise RefusedError(f"{again.problem}, {attempt + 1} times") from again
-                if attempt == self.retries:
-                    raise UserError(
-                        f"{self.where} did not answer in {self.retries + 1} tries (last: "
-                        f"{again.problem}): the journal keeps what came; run the same command again"
-                    ) from again
+                if attempt > self.retries:
+                    if again.of_row:
+                        raise RefusedError(f"{again.problem}, {attempt} times") from again
+                    problem = f"did not answer in {attempt} tries (last: {again.problem})"
+                    remedy = "the journal keeps what came; run the same command again"
+                    raise UserError(f"{self.where} {problem}: {remedy}") from again
                 await self._wait(again, attempt)
             finally:
                 self.budget.settle(entry, estimate, usage)
             attempt += 1
 
     def ask_all(
-        self,
-        items: Sequence[Item],
-        ask: Callable[[Item], Awaitable[None]],
-        concurrency: int,
-        name: str,
+        self, items: Sequence[Item], ask: Callable[[Item], Awaitable[None]], name: str
     ) -> None:
-        """Call `ask` for all items, `concurrency` at a time, with a bar of that name; then close.
+        """Call `ask` for all items, several at a time, with a bar of that name; then close.
 
         Where one call raises UserError, or the budget is spent, no further one begins; those in
         flight end, since they are paid for. Raises UserError in both cases.
@@ -133,19 +127,17 @@ class Client:
 
         async def run() -> None:
             async with self._client:
-                await asyncio.gather(*(work() for _ in range(concurrency)))
+                await asyncio.gather(*(work() for _ in range(self.budget.limits.concurrency)))
 
         with bar:
             asyncio.run(run())
-        for error in failed:
-            if isinstance(error, UserError):
-                raise error
         if failed:
-            raise UserError(
-                f"stopped at --max_cost {self.budget.max_cost:g}: {bar.n} of {len(items)} "
-                f"rows answered, ${self.budget.spent:.4f} spent in all: the journal keeps them; "
-                "resume with the same command and a higher --max_cost"
-            ) from failed[0]
+            if error := next((e for e in failed if isinstance(e, UserError)), None):
+                raise error
+            done = f"{bar.n} of {len(items)} rows answered, ${self.budget.spent:.4f} spent in all"
+            remedy = "the journal keeps them; resume with a higher --max_cost"
+            limit = f"--max_cost {self.budget.limits.max_cost:g}"
+            raise UserError(f"stopped at {limit}: {done}: {remedy}") from failed[0]
 
     async def _once(
         self, messages: Messages, schema: Mapping[str, object] | None, estimate: Usage
@@ -172,57 +164,49 @@ class Client:
             raise self._status(error.status_code, problem, after, sent) from None
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             cause = error.__cause__ or error
-            raise AgainError(
-                f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
-            ) from None
+            raise AgainError(f"{type(cause).__name__}: {one_line(cause)}") from None
         except ValueError as error:
             raise AgainError(f"an answer that is no JSON ({error})") from None
         if failure := error_of(body):
-            status, problem = failure
-            if status < 400:  # unknown, so another try may help
-                raise AgainError(problem)
-            raise self._status(status, problem, None, sent)
+            raise self._status(*failure, None, sent)
         return reply_of(body, estimate)
 
     def _status(
         self, status: int, problem: str, after: float | None, sent: Mapping[str, object]
     ) -> Exception:
         """Return what a status means: try again, do without an option, skip the row, or give up."""
+        if status < 400:  # unknown, so another try may help
+            return AgainError(problem)
         if status in RETRIED or status >= 500:
             return AgainError(f"status {status}: {problem}", after)
         if status in (401, 403):
-            return UserError(
-                f"{self.where} does not accept the key in {self.key_env} (status {status}): "
-                "export a valid one"
-            )
+            refusal = f"does not accept the key in {self.budget.limits.key_env}"
+            return UserError(f"{self.where} {refusal} (status {status}): export a valid one")
         if status == 404:
-            return UserError(
-                f"{self.where} knows no model {self.model} at this address (status 404): correct "
-                "--model or --base_url (it usually ends in /v1)"
-            )
+            refusal = f"knows no model {self.model} at this address (status 404)"
+            remedy = "correct --model or --base_url (it usually ends in /v1)"
+            return UserError(f"{self.where} {refusal}: {remedy}")
         if status == 400 and (option := self._without(problem.casefold(), sent)):
             return AgainError(f"status 400 about {option}", 0.0)
         return RefusedError(f"status {status}: {problem}")
 
     def _without(self, problem: str, sent: Mapping[str, object]) -> str:
         """Drop the option of a request that a 400 complains of; "" where it is none of them."""
-        for name, words in COMPLAINTS.items():
-            if name not in sent or not any(word in problem for word in words):
-                continue
-            if name in self._options:  # another request may have dropped it by now
-                log.warning("%s does not take %s: asking without it", self.where, name)
-                value = self._options.pop(name)
-                if name == "max_tokens":
-                    self._options["max_completion_tokens"] = value
-            return name
-        return ""
+        blamed = (name for name, words in COMPLAINTS.items() if any(w in problem for w in words))
+        name = next((name for name in blamed if name in sent), "")
+        if name in self._options:  # another request may have dropped it by now
+            log.warning("%s does not take %s: asking without it", self.where, name)
+            value = self._options.pop(name)
+            if name == "max_tokens":
+                self._options["max_completion_tokens"] = value
+        return name
 
     async def _wait(self, again: AgainError, attempt: int) -> None:
         if again.after is not None:
             self.budget.pause(min(again.after, MAX_PAUSE))
             return
         # Full jitter: clients that failed together do not come back together.
-        await asyncio.sleep(random.uniform(0, min(MAX_WAIT, FIRST_WAIT * 2**attempt)))
+        await asyncio.sleep(random.uniform(0, min(MAX_WAIT, FIRST_WAIT * 2 ** (attempt - 1))))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

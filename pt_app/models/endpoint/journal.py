@@ -29,10 +29,8 @@ class Journal:
         was = first.get("settings", {})
         for name, value in settings.items():
             if was.get(name) != value:
-                raise UserError(
-                    f"{path} was begun with {name} {was.get(name)!r}, now it is {value!r}: "
-                    "run with the same settings, or with another --out"
-                )
+                problem = f"was begun with {name} {was.get(name)!r}, now it is {value!r}"
+                raise UserError(f"{path} {problem}: keep the settings, or name another --out")
 
     def append(self, entry: Entry) -> None:
         """Keep one answer, and flush it to the disk."""
@@ -66,16 +64,13 @@ class Journal:
         self._file.seek(0)
         content = self._file.read()
         end = content.rfind(b"\n") + 1
-        if end < len(content):
-            self._file.truncate(end)
-        entries: list[Entry] = []
+        self._file.truncate(end)
+        entries = []
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
                 # Earlier versions kept halves of characters as an endpoint gave them.
                 entries.append(parsed_json(line))
             except ValueError as error:
-                raise UserError(
-                    f"{self.path}, line {number} is no JSON: repair it, or start another journal "
-                    "with another --out"
-                ) from error
+                problem = f"{self.path}, line {number} is no JSON"
+                raise UserError(f"{problem}: repair it, or name another --out") from error
         return entries

@@ -20,15 +20,16 @@ class RefusedError(Exception):
     """The endpoint will not answer this one request; others may be fine."""
 
 
+@dataclass(eq=False)
 class AgainError(Exception):
     """An answer that may come on another try, after so many seconds where they are given.
 
     `of_row`: where it never comes, this request is at fault and not the endpoint.
     """
 
-    def __init__(self, problem: str, after: float | None = None, of_row: bool = False) -> None:
-        super().__init__(problem)
-        self.problem, self.after, self.of_row = problem, after, of_row
+    problem: str
+    after: float | None = None
+    of_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,10 @@ def reply_of(body: object, estimate: Usage) -> Reply:
     neither.
     """
     choice = _first_choice(body)
-    message = choice.get("message")
-    if not isinstance(message, Mapping):
+    message, reason = _mapping(choice.get("message")), choice.get("finish_reason")
+    if not message:
         raise AgainError("an answer without choices", of_row=True)
     text = whole_characters(_text(message.get("content")))
-    reason = choice.get("finish_reason")
     if message.get("refusal"):
         raise RefusedError(f"refused: {one_line(message['refusal'])}")
     if reason == "content_filter":
@@ -93,13 +93,12 @@ def answer_part(text: str, cut: bool = False) -> str | None:
         if not final:
             return None
     opened, closed = _OPEN.search(text), _CLOSE.search(text)
+    before = text[: opened.start()] if opened else text
     if closed and (opened is None or opened.start() > closed.start()):
         text = text[closed.end() :]  # the server's template opened it
-    elif closed and opened:
-        text = text[: opened.start()] + text[closed.end() :]
     elif opened:
-        text = text[: opened.start()]
-        if not text.strip():
+        text = before + text[closed.end() :] if closed else before
+        if not (closed or before.strip()):
             return None
     if cut:
         text = text.rpartition("\n")[0]
@@ -108,8 +107,6 @@ def answer_part(text: str, cut: bool = False) -> str | None:
 
 def whole_characters(text: str) -> str:
     """Replace halves of surrogate pairs, which no file and no request can hold, by U+FFFD."""
-    if text.isascii():
-        return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

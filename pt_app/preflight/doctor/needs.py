@@ -12,10 +12,9 @@ from huggingface_hub import constants
 
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.settings import Settings
+from pt_app.core.settings import Settings, read_tracking
 from pt_app.models import bases
-from pt_app.models.base_files import read_json, weight_files
-from pt_app.models.bases import ModelSource
+from pt_app.models.bases import ModelSource, read_json, weight_files
 from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
 from pt_app.tracking import access as tracking_access
 
@@ -122,9 +121,13 @@ class Needs:
 
     def tracking(self) -> Iterator[Finding]:
         """Check where the numbers of a run go; of a key, only whether there is one."""
-        mode = self.settings.tracking
+        tracking = self.settings.tracking
+        mode, sinks = read_tracking(tracking)
+        if "tensorboard" in sinks:
+            said, fix = "event files need tensorboardX", tracking_access.TENSORBOARD_REMEDY
+            yield Finding.of("tensorboard", tracking_access.has_tensorboard(), said, fix)
         if mode == "off":
-            yield Finding("tracking", "ok", "off (--tracking off)")
+            yield Finding("tracking", "ok", f"nothing is sent (--tracking {tracking})")
             return
         address, key, problem = tracking_access.find_key()
         host = urlsplit(address).hostname or address
@@ -138,7 +141,7 @@ class Needs:
         elif self.offline:
             yield Finding("tracking", "ok", f"a key for {host}; kept for judge sync without it")
         else:
-            access = tracking_access.resolve_access(mode)
+            access = tracking_access.resolve_access(tracking)
             yield Finding("tracking", "ok", f"a key for {host}; {access.mode}: {access.reason}")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
-from pt_app.models.base_files import tokenizer_files, weight_files
+from pt_app.models.bases import tokenizer_files, weight_files
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.needs import free_bytes
 from pt_app.preflight.estimate import memory

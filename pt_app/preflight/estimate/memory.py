@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 import psutil  # type: ignore[import-untyped]
 
 from pt_app.core import console
-from pt_app.models.base_files import weight_files
-from pt_app.models.bases import ModelSource
+from pt_app.models.bases import ModelSource, weight_files
 from pt_app.models.gemm import should_pack_weights
 from pt_app.models.memory import memory_limit
 from pt_app.models.platforms import Platform, device_memory

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pt_app.core import console
 from pt_app.models.gemm import fast_matmul
-from pt_app.models.out_of_memory import is_out_of_memory
+from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Batch
 from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.plan import Plan, Step, scoring_passes

@@ -1,44 +1,50 @@
 """Ask a teacher about every row of a file, and make a dataset folder of its answers."""
 
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from string import Template as StringTemplate
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite
+from pt_app.core.files import read_text, refuse_overwrite
 from pt_app.core.flags import check
 from pt_app.core.prompt_templates import Template, fill, scale_fields
-from pt_app.core.records import JudgeExample, Place, example_of
+from pt_app.core.records import JudgeExample, Place, example_of, first_problem
 from pt_app.core.verdicts import Scale
-from pt_app.judge_data.distil.answers import (
-    MalformedError,
-    Turns,
-    asked_again,
-    messages_for,
-    read_answer,
-    schema_for,
-)
-from pt_app.judge_data.folder import build_folder
+from pt_app.judge_data.folder import FILES, FolderSummary, build_folder
 from pt_app.judge_data.groups import group_of
+from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
 from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
-from pt_app.judge_data.writing import FILES, FolderSummary
 from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Entry, Journal
-from pt_app.models.endpoint.reply import RefusedError
+from pt_app.models.endpoint.reply import RefusedError, answer_part, parsed_json
 
 TRIES = 2  # a malformed answer is asked for once more
 # So many requests refused, and none answered, are the endpoint's fault and not the rows'.
 REFUSED_AT_FIRST = 5
+PROMPTS = Path(__file__).with_name("distil_prompts")
+SHOWN = ("source", "conversation", "context", "reference", "rubric", "candidate")
+MAX_IN_ENUM = 30  # endpoints limit the values of an enum
+_FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+Turns = list[dict[str, str]]
+Schema = Mapping[str, object]
+
+
+class MalformedError(Exception):
+    """An answer that is not of the form asked for; its text says why, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,13 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     path = out.with_name(f"{out.name}.journal.jsonl")
     read = [file, *([options.rubric] if options.rubric else [])]
     refuse_overwrite([*(out / name for name in FILES), path], read)
-    scale = _scale(options)
+    check(options)
+    if options.max_cost and not (options.price_in or options.price_out):
+        raise UserError("--max_cost needs the prices: give --price_in and --price_out")
+    scale = Scale.from_name(options.scale if options.task == "score" else options.task)
     template = options.template or ("translation_any" if scale.task == "score" else "response")
-    rubric = _rubric(options.rubric, template)
+    own_rubric = read_text(options.rubric).strip() if options.rubric else None
+    rubric = Template.load(template).rubric if own_rubric is None else own_rubric
     questions = _questions(file, options, scale, rubric)
     # What decides an answer: a journal of other settings is refused.
     settings = _picked(options, "model", "write", "temperature", "max_tokens")
@@ -88,26 +98,22 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     with closing(Journal(path, settings)) as journal:
         run = _Run(questions, options, scale, journal)
         run.ask()
-    aside, usage, spent = run.set_aside(), run.usage(), run.spent()
+    aside, usage = run.set_aside(), run.usage()
+    spent = run.budget.cost(usage)
     examples = run.examples()
     if not examples:
-        reasons = "; ".join(f"{n} {reason}" for reason, n in aside.items()) or "no rows"
-        raise UserError(
-            f"none of {len(questions)} rows was answered usably ({reasons}): see {path}"
-        )
+        reasons = "; ".join(f"{n} {reason}" for reason, n in aside.items())
+        problem = f"none of {len(questions)} rows was answered usably ({reasons})"
+        raise UserError(f"{problem}: see {path}")
+    about = _picked(options, "model", "write") | {"usage": asdict(usage)}
     card = {
         "task": scale.task,
         "scale": scale.name,
         "template": template,
-        **({"rubric": rubric} if options.rubric is not None else {}),
+        **({} if own_rubric is None else {"rubric": rubric}),
         "origin": f"labels by the model {options.model} on {file.name}, by no person",
         "licence": options.licence or "not stated",
-        "distil": {
-            **_picked(options, "model", "write"),
-            "usage": asdict(usage),
-            "spent": round(spent, 6),
-            "set_aside": aside,
-        },
+        "distil": about | {"spent": round(spent, 6), "set_aside": aside},
     }
     folder = build_folder(out, examples, card, plan)
     answered = len(questions) - sum(aside.values())
@@ -121,23 +127,18 @@ class _Run:
         self, questions: Sequence[_Question], options: DistilOptions, scale: Scale, journal: Journal
     ) -> None:
         self.questions, self.options, self.scale = questions, options, scale
-        self.journal = journal
-        self.budget = Budget.of(options)
-        self.budget.spent = self.spent()
+        self.journal, self.budget = journal, Budget(options)
+        self.budget.spent = self.budget.cost(self.usage())
         self.entries: dict[str, list[Entry]] = defaultdict(list)
         for entry in journal.entries:
             self.entries[entry["key"]].append(entry)
 
     def ask(self) -> None:
         """Ask what the journal does not answer yet."""
-        waiting = {q.key: q for q in self.questions if not self._answer_to(q)}
-        if not waiting:
-            return
-        options = self.options
-        names = ("model", "base_url", "key_env", "max_tokens", "temperature", "timeout", "retries")
-        client = Client(budget=self.budget, **_picked(options, *names))
-        ask = partial(self._ask, client)
-        client.ask_all([*waiting.values()], ask, options.concurrency, "distil")
+        if waiting := {q.key: q for q in self.questions if not self._answer_to(q)}:
+            names = ("model", "base_url", "max_tokens", "temperature", "timeout", "retries")
+            client = Client(budget=self.budget, **_picked(self.options, *names))
+            client.ask_all([*waiting.values()], partial(self._ask, client), "distil")
 
     async def _ask(self, client: Client, question: _Question) -> None:
         """Ask until the answer can be used, at most TRIES times over all runs."""
@@ -147,25 +148,20 @@ class _Run:
             messages = question.messages
             if tried:
                 messages = asked_again(messages, tried[-1]["text"], tried[-1]["reason"])
+            entry: Entry = {"key": question.key, "id": question.row["id"], "status": "ok"}
             try:
                 reply = await client.ask(messages, schema)
-            except RefusedError as refused:
-                self._keep({"key": question.key, "status": "refused", "reason": str(refused)})
-                self._stop_if_all_refused()
-                return
-            entry: Entry = {"key": question.key, "id": question.row["id"], "status": "ok"}
-            entry |= {"text": reply.text, "usage": asdict(reply.usage)}
-            entry |= {"usage_estimated": True} if reply.estimated else {}
-            try:
+                entry |= {"text": reply.text, "usage": asdict(reply.usage)}
+                entry |= {"usage_estimated": True} if reply.estimated else {}
                 read_answer(reply.text, question.row, self.scale, self.options.write)
+            except RefusedError as refused:
+                entry |= {"status": "refused", "reason": str(refused)}
             except MalformedError as malformed:
                 reason = "it was cut at --max_tokens" if reply.cut else str(malformed)
                 entry |= {"status": "malformed", "reason": reason}
-            self._keep(entry)
-
-    def _keep(self, entry: Entry) -> None:
-        self.journal.append(entry)
-        self.entries[entry["key"]].append(entry)
+            self.journal.append(entry)
+            tried.append(entry)
+            self._stop_if_all_refused()
 
     def _answer_to(self, question: _Question) -> Entry | None:
         """Return the last answer to a question; a malformed one only after TRIES of them."""
@@ -174,9 +170,9 @@ class _Run:
         return None if last and last["status"] == "malformed" and len(entries) < TRIES else last
 
     def _stop_if_all_refused(self) -> None:
-        refused = [e for e in self.journal.entries if e["status"] == "refused"]
-        if len(refused) == len(self.journal.entries) >= REFUSED_AT_FIRST:
-            reason = refused[0]["reason"]
+        entries = self.journal.entries
+        if len(entries) >= REFUSED_AT_FIRST and all(e["status"] == "refused" for e in entries):
+            reason = entries[0]["reason"]
             raise UserError(f"the endpoint refuses every request ({reason}): correct the settings")
 
     def examples(self) -> list[JudgeExample]:
@@ -197,10 +193,6 @@ class _Run:
         usages = [entry["usage"] for entry in self.journal.entries if "usage" in entry]
         return Usage(sum(u["prompt"] for u in usages), sum(u["answer"] for u in usages))
 
-    def spent(self) -> float:
-        """Return the dollars of every answer in the journal, at today's prices."""
-        return self.budget.cost(self.usage())
-
     def set_aside(self) -> dict[str, int]:
         """Count by reason the rows without a usable answer."""
         entries = map(self._answer_to, self.questions)
@@ -209,25 +201,6 @@ class _Run:
 
 def _picked(options: DistilOptions, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
-
-
-def _scale(options: DistilOptions) -> Scale:
-    """Return the scale of the verdicts; raises UserError for flags out of range."""
-    scale = Scale.from_name(options.scale if options.task == "score" else options.task)
-    check(options)
-    if options.max_cost and not (options.price_in or options.price_out):
-        raise UserError("--max_cost needs the prices: give --price_in and --price_out")
-    return scale
-
-
-def _rubric(file: Path | None, template: str) -> str:
-    """Read the rubric that the teacher follows: of --rubric, else the template's."""
-    if file is None:
-        return Template.load(template).rubric
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--rubric {file} cannot be read: {error}") from error
 
 
 def _questions(file: Path, options: DistilOptions, scale: Scale, rubric: str) -> list[_Question]:
@@ -252,6 +225,120 @@ def _questions(file: Path, options: DistilOptions, scale: Scale, rubric: str) ->
         text = json.dumps(messages, ensure_ascii=False)
         key = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         questions.append(_Question(key, row, place, messages))
-    if not questions:
-        raise UserError(f"{file} holds no rows: name a file with rows")
     return questions
+
+
+# --- what a teacher is asked, and how its answer is read ---
+
+
+def messages_for(row: Row, scale: Scale, rubric: str, write: int) -> Turns:
+    """Write what a teacher is asked about one row: to label it, or to write graded candidates."""
+    judgement = {"verdict": scale.values[-1], "issues": ["..."], "feedback": "..."}
+    graded = {**dict.fromkeys(_candidate_names(scale), "..."), **judgement}
+    shown = {name: row[name] for name in SHOWN if row.get(name) is not None}
+    if "candidates" in row:
+        shown |= {"candidate A": row["candidates"][0], "candidate B": row["candidates"][1]}
+    item = json.dumps(shown, ensure_ascii=False)
+    form = json.dumps({"candidates": [graded, "..."]} if write else judgement)
+    allowed = scale.says().removeprefix("allowed are ")
+    rubric = rubric or "Judge how good the candidate is."
+    system = _prompt("system", rubric=rubric, allowed=allowed, form=form)
+    what = "candidate A and B" if scale.task == "pairwise" else "candidate"
+    user = _prompt("label", what=what, item=item)
+    if write:
+        user = _prompt("write", count=str(write), what=f"{what}s", item=item)
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def asked_again(messages: Turns, answer: str, reason: str) -> Turns:
+    """Add the malformed answer, and why it is malformed, to what was asked."""
+    again = {"role": "user", "content": _prompt("again", reason=reason)}
+    return [*messages, {"role": "assistant", "content": answer}, again]
+
+
+def schema_for(scale: Scale, write: int) -> Schema:
+    """Return the JSON schema of an answer: one judgement, or `write` candidates with theirs."""
+    fine = scale.task == "score" and len(scale.values) > MAX_IN_ENUM
+    verdict: Schema = {"type": "number"} if fine else {"enum": list(scale.values)}
+    text: Schema = {"type": "string"}
+    judgement = {"verdict": verdict, "issues": {"type": "array", "items": text}, "feedback": text}
+    if not write:
+        return _object(judgement)
+    graded = _object({**dict.fromkeys(_candidate_names(scale), text), **judgement})
+    return _object({"candidates": {"type": "array", "items": graded}})
+
+
+class Judgement(BaseModel):
+    """An answer, or one of the candidates in it with its judgement."""
+
+    verdict: object = None
+    issues: list[str] = []
+    feedback: str = ""
+    candidate: str | None = None
+    candidate_a: str | None = None
+    candidate_b: str | None = None
+
+
+class Written(BaseModel):
+    """An answer that holds graded candidates."""
+
+    candidates: list[Judgement]
+
+
+def read_answer(text: str, row: Row, scale: Scale, write: int) -> list[Row]:
+    """Make labelled rows of an answer; raises MalformedError where it is not of the form."""
+    answer = answer_part(text)
+    if answer is None:
+        raise MalformedError("it is an unfinished thought")
+    fenced = _FENCE.match(answer)
+    try:
+        value = parsed_json(fenced.group(1) if fenced else answer)
+        if not write:
+            return [row | {"label": _label(Judgement.model_validate(value), scale)}]
+        graded = Written.model_validate(value).candidates
+    except ValidationError as error:
+        raise MalformedError(": ".join(filter(None, first_problem(error)))) from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"it is not JSON ({' '.join(str(error).split())[:80]})") from error
+    if len(graded) != write:
+        raise MalformedError(f"it has {len(graded)} candidates, not {write}")
+    rows = []
+    for number, judgement in enumerate(graded, start=1):
+        own = {"id": f"{row['id']}-{number}", "label": _label(judgement, scale)}
+        rows.append(row | _candidates(judgement, scale) | own)
+    return rows
+
+
+def _candidate_names(scale: Scale) -> tuple[str, ...]:
+    return ("candidate_a", "candidate_b") if scale.task == "pairwise" else ("candidate",)
+
+
+def _candidates(graded: Judgement, scale: Scale) -> Row:
+    names = _candidate_names(scale)
+    texts = [getattr(graded, name) for name in names]
+    if None in texts:
+        raise MalformedError(f"a candidate has no {' or '.join(names)}")
+    return {"candidates": texts} if len(texts) == 2 else {"candidate": texts[0]}
+
+
+def _label(judgement: Judgement, scale: Scale) -> Row:
+    verdict = judgement.verdict
+    try:
+        read = LabelReader(scale).read(verdict, Place(Path("answer"), 1, lines=False))
+        normal = scale.normalise(read)
+    except Exception as error:  # RowError, whose remedy is for files; and any JSON may come
+        raise MalformedError(f"its verdict is {verdict!r}") from error
+    if normal is None:
+        raise MalformedError(f"its verdict {verdict!r} is not allowed: {scale.says()}")
+    return {"verdict": normal, "issues": judgement.issues, "feedback": judgement.feedback}
+
+
+def _object(properties: Mapping[str, Schema]) -> Schema:
+    required = {"required": list(properties), "additionalProperties": False}
+    return {"type": "object", "properties": dict(properties), **required}
+
+
+def _prompt(name: str, **values: str) -> str:
+    """Read a prompt and fill in its fields."""
+    text = (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
+    return StringTemplate(text).substitute(values)
