@@ -38,7 +38,7 @@ VOCABULARY, PAD = 256, 0
 # The adapter's weights have 4,096 numbers, the least for 8-bit states.
 HIDDEN = RANK = 64
 SHAPES = Shapes.up_to(64, 2)  # so that packs are padded, as on MPS
-LEARNING_RATE, DECAY = 1e-2, 0.1
+RATE, DECAY = 1e-2, 0.1
 DO_NOT_TRAIN = (
     "do not train on this device with this installation: install the versions that the "
     "requirements name, and torch 2.14 or newer on Apple"
@@ -68,8 +68,9 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     """
     launcher.meet(platform.on_cpu)
     start = time.perf_counter()
-    findings = check_training(platform, "warn")
-    if not platform.on_cpu:
+    if platform.on_cpu:
+        findings = check_training(platform, "warn")
+    else:
         findings = check_arithmetic(platform, words_of(source), "warn")
     passed = 0
     for finding in findings:
@@ -143,10 +144,8 @@ def _placed(model: PeftModel, side: Side, attention: str) -> PeftModel:
     placed = copy.deepcopy(model).to(side.device)
     of_adapter = torch.promote_types(side.dtype, torch.float32)
     for parameter in placed.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(of_adapter)
-        else:
-            parameter.data = parameter.data.to(side.rounded_to).to(side.dtype)
+        weight = parameter.data
+        parameter.data = weight.to(of_adapter) if parameter.requires_grad else side.put(weight)
     use_attention(placed, attention)
     return placed.train()
 
@@ -185,16 +184,13 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
     noise changes if the gradient is almost zero.
     """
     weights = _trained(model)
-    reference = {name: in_float64(p).clone() for name, p in weights.items()}
+    before = {name: in_float64(p) for name, p in weights.items()}
+    reference = {name: p.clone() for name, p in before.items()}
     for name, p in weights.items():
         assert p.grad is not None
         reference[name].grad = in_float64(p.grad)
-    before = {name: p.clone() for name, p in reference.items()}
-    torch.optim.AdamW(
-        reference.values(), lr=LEARNING_RATE, weight_decay=DECAY, foreach=False
-    ).step()
-    optimizer = optimizer_class(platform.optimizer)
-    optimizer(weights.values(), lr=LEARNING_RATE, weight_decay=DECAY).step()
+    torch.optim.AdamW(reference.values(), lr=RATE, weight_decay=DECAY, foreach=False).step()
+    optimizer_class(platform.optimizer)(weights.values(), lr=RATE, weight_decay=DECAY).step()
     error, weight = _worst(
         {name: in_float64(p) - before[name] for name, p in weights.items()},
         {name: p - before[name] for name, p in reference.items()},

@@ -43,11 +43,11 @@ def check_packages(
         fix = "pip install 'bitsandbytes>=0.50', or train with --no_4bit"
         yield Finding("bitsandbytes", "fail", f"{version} computes NF4 wrongly on AMD", fix)
     # bitsandbytes downloads kernels from the hub when it is imported, if `kernels` is installed.
-    absent = importlib.util.find_spec("kernels") is None
-    said = "none: the package kernels is not installed"
-    if not absent:
+    if importlib.util.find_spec("kernels") is None:
+        yield Finding("hidden downloads", "ok", "none: the package kernels is not installed")
+    else:
         said = "kernels is installed: bitsandbytes downloads code from the hub when imported"
-    yield Finding.of("hidden downloads", absent, said, "pip uninstall kernels", "warn")
+        yield Finding("hidden downloads", "warn", said, "pip uninstall kernels")
 
 
 def _python() -> Finding:
@@ -67,20 +67,21 @@ def _built_for() -> str:
 
 
 def _pinned(recipe: Recipe, folder: Path, no_4bit: bool) -> Finding:
-    """Compare with the requirements file of a checkout, else with what the package declares."""
+    """Compare the installed versions with the requirements file of a checkout."""
     file = folder / f"requirements-{recipe}.txt"
-    pins = pins_of(read_requirements(file) if file.is_file() else _declared())
-    if not pins:
-        return Finding("packages", "skip", "no checkout, and no pins in the installed package")
+    if not file.is_file():
+        return Finding("packages", "skip", f"no {file.name} beside the package names versions")
+    pins = pins_of(read_requirements(file))
     if no_4bit:
         pins.pop("bitsandbytes", None)  # the recipe uses it for 4 bits only
+    versions = {name: _version(name) for name in pins}
     fix = f"pip install -r {file.name} (make install)"
-    if missing := [name for name in pins if _version(name) is None]:
+    if missing := [name for name, version in versions.items() if version is None]:
         return Finding("packages", "fail", f"missing: {', '.join(missing)}", fix)
     other = [
-        f"{name} {_version(name)} (pinned: {pin})"
-        for name, pin in pins.items()
-        if str(_version(name)).split("+")[0] != pin  # +cpu and the like name a build
+        f"{name} {version} (pinned: {pins[name]})"
+        for name, version in versions.items()
+        if str(version).split("+")[0] != pins[name]  # +cpu and the like name a build
     ]
     said = f"not as pinned: {', '.join(other)}" if other else f"{len(pins)} as in {file.name}"
     return Finding.of("packages", not other, said, fix, "warn")
@@ -97,13 +98,6 @@ def pins_of(lines: Iterable[str]) -> dict[str, str]:
     """Return package -> version of the requirements that pin one."""
     requirements = map(Requirement, lines)
     return {r.name: s.version for r in requirements for s in r.specifier if s.operator == "=="}
-
-
-def _declared() -> list[str]:
-    try:
-        return importlib.metadata.requires("pt-app") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
 
 
 def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iterator[Finding]:

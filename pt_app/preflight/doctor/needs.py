@@ -105,9 +105,8 @@ class Needs:
         try:
             data = read_dataset(folder, self.settings.allow_leaks)
         except UserError as error:
-            fix = "choose the folder with --data_dir; judge data generate makes one"
-            if folder.is_dir():
-                fix = f"fix the rows (judge data check {folder}), or choose another --data_dir"
+            fix = f"fix the rows (judge data check {folder}), or choose another folder with "
+            fix += "--data_dir; judge data generate makes one"
             yield Finding("data", "fail", one_line(error), fix)
             return
         rows = f"{len(data.train)} rows to train on, {len(data.val)} to validate, {len(data.test)}"
@@ -131,13 +130,11 @@ class Needs:
             return
         address, key, problem = tracking_access.find_key()
         host = urlsplit(address).hostname or address
-        fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
-        if key is None and mode == "online":
-            yield Finding("tracking", "fail", problem, fix)
-        elif key is None and problem.startswith("no W&B key"):
+        if key is None and mode != "online" and problem.startswith("no W&B key"):
             yield Finding("tracking", "ok", f"{problem}: kept for judge sync")
-        elif key is None:  # there is one, which cannot be used
-            yield Finding("tracking", "warn", problem, fix)
+        elif key is None:  # none where one is required, or one that cannot be used
+            fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
+            yield Finding("tracking", "fail" if mode == "online" else "warn", problem, fix)
         elif self.offline:
             yield Finding("tracking", "ok", f"a key for {host}; kept for judge sync without it")
         else:
