@@ -73,9 +73,14 @@ class Estimate:
         self.free = free_bytes(Path(settings.output_dir))
         self.base_bytes = sum(path.stat().st_size for path in weight_files(source.path))
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits per position."""
+        return int(self._outline.config.vocab_size)
+
     def _planned(self, settings: Settings) -> Plan:
-        words, trees = self._outline.config.vocab_size, self._outline.why_no_tree is None
-        return plan_run(settings, self.platform, self.prepared, words, trees)
+        trees = self._outline.why_no_tree is None
+        return plan_run(settings, self.platform, self.prepared, self.vocabulary, trees)
 
     def memory_at(self, pack_tokens: int) -> Memory:
         """Return the peak of the training with another --pack_tokens."""
@@ -132,14 +137,14 @@ class Estimate:
         if training and not self.training_fits:
             largest, _ = self.memory.by_size[0]
             raise UserError(
-                f"this run needs {_described(self.memory, self.limit, margin=True)}; the largest "
-                f"part is {largest}: {self._remedy()}"
+                f"this run needs {_described(self.memory, self.limit)}; the largest part is "
+                f"{largest}: {self._remedy()}"
             )
         if not self.evaluation_fits and self.evaluation is not None:
             raise UserError(
                 "the evaluation after training loads the base in float32 on the CPU and needs "
-                f"{_described(self.evaluation, self.host, margin=True)}: train with --skip_eval "
-                "and evaluate on a larger machine (judge eval), or use a smaller --model"
+                f"{_described(self.evaluation, self.host)}: train with --skip_eval and evaluate on "
+                "a larger machine (judge eval), or use a smaller --model"
             )
         if self.disk > self.free:
             raise UserError(
@@ -152,19 +157,18 @@ class Estimate:
         if best and best < self.settings.pack_tokens:
             return f"--pack_tokens {best} would fit"
         longest = max(pack.longest for pack in self.plan.packs)
-        ways = [f"a --max_seq_length below {longest}", "a lower --lora_r"]
-        if self.settings.activation_checkpointing != "full":
-            ways.append("--activation_checkpointing full")
-        if self.platform.weights != "nf4":
-            ways.append("4 bits (judge_train_cuda.py without --no_4bit)")
-        return f"no --pack_tokens fits; try {', '.join(ways)}, or a smaller --model"
+        return (
+            "no --pack_tokens fits; try what this run does not have yet: a --max_seq_length below "
+            f"{longest}, a lower --lora_r, --activation_checkpointing full, 4 bits "
+            "(judge_train_cuda.py without --no_4bit), a smaller --model"
+        )
 
 
-def _described(memory: Memory, limit: Limit, margin: bool = False) -> str:
+def _described(memory: Memory, limit: Limit) -> str:
     size = f"{memory.total / GIB:.2f} GiB"
     if limit.bytes is not None:
-        left = f", of which {MARGIN:.0%} is left free" if margin else ""
-        size += f" of {limit.bytes / GIB:.1f} GiB ({limit.reason}{left})"
+        kept = f"{limit.reason}, of which {MARGIN:.0%} is left free"
+        size += f" of {limit.bytes / GIB:.1f} GiB ({kept})"
     return f"{size}: {memory}"
 
 

@@ -8,7 +8,7 @@ checkpointing, and a test adds it up.
 
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,17 +37,18 @@ from pt_app.training.run import assemble
 Pass = Literal["training", "loss", "reading"]
 """Forward and backward; the loss of a validation; its verdicts (`tree_reading`), with a cache."""
 
-# Layers are alike, so each adds the same bytes to what a pass holds: this is counted on models of
-# two depths and extrapolated.
-DEPTHS = (2, 4)
-
 
 @dataclass(frozen=True)
 class Held:
     """The peak of bytes that a pass holds beside the model, and those of logits among them."""
 
-    peak: int
-    logits: int
+    peak: int = 0
+    logits: int = 0
+
+    @property
+    def activations(self) -> int:
+        """The bytes of all other tensors at the peak."""
+        return self.peak - self.logits
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -114,7 +115,7 @@ class Outline:
 
     def __init__(self, source: ModelSource, settings: Settings, platform: Platform) -> None:
         self.platform = platform
-        model = _build(source, settings, platform)
+        self._model = model = _build(source, settings, platform)
         plain = core(model)
         self.config = plain.config.get_text_config()
         head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
@@ -128,23 +129,27 @@ class Outline:
         self.adapters: list[int] = [p.numel() for p in model.parameters() if p.requires_grad]
         self.frozen: int = sum(p.numel() for p in model.parameters()) - sum(self.adapters)
         self.why_no_tree = why_no_tree(model, settings.max_seq_length)
-        layers = self.config.num_hidden_layers
-        depths = DEPTHS if layers > max(DEPTHS) else (layers,)
-        self._models = [(depth, _build(source, settings, platform, depth)) for depth in depths]
+
+    def largest(self, passes: Mapping[Pass, Sequence[Pack]]) -> Held:
+        """Return what the pass with the highest peak holds, of packs by the kind of their pass."""
+        # Of the packs of a kind, one with the most tokens or the most logits needs the most.
+        measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
+        largest = {
+            (kind, max(packs, key=measure))
+            for kind, packs in passes.items()
+            for measure in measures
+            if packs
+        }
+        held = (self.held(kind, pack) for kind, pack in largest)
+        return max(held, key=lambda held: held.peak, default=Held())
 
     def held(self, kind: Pass, pack: Pack) -> Held:
         """Return what a pass over a pack of this size holds at its peak."""
-        counted = []
-        for depth, model in self._models:
-            weights = [*model.parameters(), *model.buffers()]
-            weights += [p.grad for p in model.parameters() if p.grad is not None]
-            with torch.device("meta"), Meter(weights, self.config.vocab_size) as meter:
-                _run_pass(model, kind, pack)
-            counted.append((depth, meter))
-        (shallow, low), (deep, high) = counted[0], counted[-1]
-        more = (self.config.num_hidden_layers - deep) / max(deep - shallow, 1)
-        peak = high.peak + round(more * (high.peak - low.peak))
-        return Held(peak + self._more_in_nf4(pack), high.logits)
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        weights += [p.grad for p in self._model.parameters() if p.grad is not None]
+        with torch.device("meta"), Meter(weights, self.config.vocab_size) as meter:
+            _run_pass(self._model, kind, pack)
+        return Held(meter.peak + self._more_in_nf4(pack), meter.logits)
 
     def _more_in_nf4(self, pack: Pack) -> int:
         """Return the bytes that a pass holds besides if the base is in NF4.
@@ -159,18 +164,11 @@ class Outline:
         return max(self.linear) * dtype.itemsize + inputs * (4 - dtype.itemsize)
 
 
-def _build(
-    source: ModelSource, settings: Settings, platform: Platform, layers: int | None = None
-) -> PreTrainedModel:
-    """Build the model on the meta device, with all or the first `layers` of its layers."""
+def _build(source: ModelSource, settings: Settings, platform: Platform) -> PreTrainedModel:
+    """Build the model on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-    if layers is not None:
-        text = config.get_text_config()
-        text.num_hidden_layers = layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_config(config, dtype=platform.compute_dtype)
@@ -179,9 +177,7 @@ def _build(
         # attention keeps the same tensors as a fused kernel.
         use_attention(model, BLOCKS)
         if settings.activation_checkpointing == "full":
-            model.activation_checkpointing_enable(
-                activation_checkpointing_kwargs={"use_reentrant": False}
-            )
+            model.activation_checkpointing_enable()
         if platform.mixed_precision != "no":  # autocast ignores meta tensors
             model = model.to(platform.compute_dtype)
         for parameter in model.parameters():
@@ -264,20 +260,20 @@ class Cost:
             checkpointed=checkpointed,
         )
 
-    def forward(self, packs: Iterable[Pack]) -> float:
+    def forward(self, packs: Sequence[Pack]) -> float:
         """Return the operations of passes without gradients."""
-        return sum(
-            2.0 * (self.body * pack.tokens + self.head * pack.logit_positions)
-            + 4.0 * self.attention * pack.seen
-            for pack in packs
-        )
+        return _weighed(packs, 2 * self.body, 2 * self.head, 4 * self.attention)
 
     def training(self, packs: Sequence[Pack]) -> float:
         """Return the operations of passes forward and backward."""
-        own = sum(
-            2.0 * self.adapters * pack.tokens + 6.0 * self.attention * pack.seen for pack in packs
-        )
-        if self.checkpointed:  # the layers are computed again, the head is not
-            own += self.forward(packs)
-            own -= sum(2.0 * self.head * pack.logit_positions for pack in packs)
-        return 2 * self.forward(packs) + own
+        passes = 3 if self.checkpointed else 2  # the layers are computed again, the head is not
+        body = 2 * (passes * self.body + self.adapters)
+        return _weighed(packs, body, 4 * self.head, (4 * passes + 6) * self.attention)
+
+
+def _weighed(packs: Sequence[Pack], per_token: float, per_logit: float, per_key: float) -> float:
+    """Return the operations of packs by those of a token, a position with logits, and a key."""
+    return sum(
+        float(per_token * pack.tokens + per_logit * pack.logit_positions + per_key * pack.seen)
+        for pack in packs
+    )

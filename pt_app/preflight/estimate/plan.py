@@ -166,9 +166,3 @@ def reading_passes(
         )
         before = chosen[-1]
     return packs
-
-
-def extremes(packs: Sequence[Pack]) -> list[Pack]:
-    """Return the packs of which one needs the most memory: most tokens, most logits."""
-    measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
-    return list(dict.fromkeys(max(packs, key=measure) for measure in measures)) if packs else []
