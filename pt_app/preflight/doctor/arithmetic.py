@@ -39,10 +39,6 @@ VOCABULARY, PAD = 256, 0
 HIDDEN = RANK = 64
 SHAPES = Shapes.up_to(64, 2)  # so that packs are padded, as on MPS
 RATE, DECAY = 1e-2, 0.1
-DO_NOT_TRAIN = (
-    "do not train on this device with this installation: install the versions that the "
-    "requirements name, and torch 2.14 or newer on Apple"
-)
 NF4 = {"quant_type": "nf4", "compress_statistics": True}
 BLOCK = 64  # weights that share a scale: the default of bitsandbytes on all devices since 0.49.2
 # The widest gap between two levels of NF4 (-1 and -0.6962; arXiv 2305.14314, appendix E) is 0.304
@@ -51,7 +47,6 @@ BLOCK = 64  # weights that share a scale: the default of bitsandbytes on all dev
 # is allowed.
 MAX_NF4_ERROR = 0.304 / 2 + 0.01
 OUT, IN = 128, 512
-FIX = "train with --no_4bit, or install bitsandbytes 0.50.2 (pip install -r requirements-cuda.txt)"
 Tensors = Mapping[str, torch.Tensor]
 
 log = logging.getLogger(__name__)
@@ -111,7 +106,7 @@ def check_training_step(platform: Platform) -> Iterator[Finding]:
         for name, batches in (("step, plain rows", plain), ("step, pack", [packed])):
             error, weight = _worst(_step(device, batches, autocast), expected)
             said = f"{error:.0e} ({weight}) off float64 on the CPU"
-            yield _compared(name, error, TOLERANCE[side.dtype], said, DO_NOT_TRAIN)
+            yield _compared(name, error, TOLERANCE[side.dtype], said)
         yield _check_optimizer(platform, device)
 
 
@@ -198,8 +193,7 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
     # An update is the difference of two larger float32 weights, and GPUs divide less exactly.
     tolerance = 10 * TOLERANCE[torch.float32]
     said = f"{platform.optimizer}: updates {error:.0e} ({weight}) off AdamW"
-    fix = f"{DO_NOT_TRAIN} (addcdiv on MPS made every Adam wrong: pytorch issue 118115)"
-    return _compared("step, optimizer", error, tolerance, said, fix)
+    return _compared("step, optimizer", error, tolerance, said)
 
 
 def check_nf4(platform: Platform) -> Iterator[Finding]:
@@ -215,7 +209,7 @@ def check_nf4(platform: Platform) -> Iterator[Finding]:
         import bitsandbytes as bnb
     except Exception as error:  # such as a missing library of the GPU
         said = f"bitsandbytes does not load: {type(error).__name__}: {one_line(error, 150)}"
-        yield Finding("NF4", "fail", said, FIX)
+        yield Finding.wrong("NF4", said)
         return
     side = Side(platform.device, platform.compute_dtype, platform.compute_dtype)
     weight = side.draw(OUT, IN)
@@ -224,10 +218,10 @@ def check_nf4(platform: Platform) -> Iterator[Finding]:
     scales = original.reshape(-1, BLOCK).abs().amax(1, keepdim=True)
     worst = float(((held - original).reshape(-1, BLOCK).abs() / scales).max())
     said = f"errs by {worst:.3f} of the scale of a block"
-    yield _compared("NF4, round trip", worst, MAX_NF4_ERROR, said, FIX)
+    yield _compared("NF4, round trip", worst, MAX_NF4_ERROR, said)
     worst = _matmul_error(bnb, side, weight, held)
     said = f"{worst:.0e} off the matmul with its own weights"
-    yield _compared("NF4, matmul", worst, TOLERANCE[side.dtype], said, FIX)
+    yield _compared("NF4, matmul", worst, TOLERANCE[side.dtype], said)
 
 
 def _matmul_error(bnb: ModuleType, side: Side, weight: torch.Tensor, held: torch.Tensor) -> float:
@@ -245,6 +239,6 @@ def _matmul_error(bnb: ModuleType, side: Side, weight: torch.Tensor, held: torch
     return max(errors)
 
 
-def _compared(name: str, error: float, tolerance: float, said: str, fix: str) -> Finding:
+def _compared(name: str, error: float, tolerance: float, said: str) -> Finding:
     """Return a finding on an error; `said` names it, and is followed by the tolerance."""
-    return Finding.of(name, error <= tolerance, f"{said}, at most {tolerance:.2g} is allowed", fix)
+    return Finding.of(name, error <= tolerance, f"{said}, at most {tolerance:.2g} is allowed")

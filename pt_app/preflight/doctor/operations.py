@@ -16,13 +16,9 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from pt_app.models.packing import IGNORED, Tree
 from pt_app.models.tree_attention import tree_mask
-from pt_app.preflight.doctor.finding import Finding, Status, run_check
+from pt_app.preflight.doctor.finding import FIXES, Finding, Status, run_check
 
 Tensors = Sequence[torch.Tensor]
-FIX = (
-    "install torch 2.14 or newer (pip install 'torch>=2.14'); until this check passes, train on "
-    "another machine"
-)
 # Maximum error relative to the largest value: 100 times the rounding of float32 over the sums of a
 # small model, and about 3 times that of the 16-bit formats (7 and 10 bits).
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -81,7 +77,7 @@ class Operation:
     name: str
     compute: Callable[[Side], Tensors]
     source: str
-    fix: str = FIX
+    fix: str = FIXES["operation"]
     used: bool = True
     bits: Collection[int] = (16, 32)
 
@@ -230,5 +226,5 @@ def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -
     shown = (f"{str(dtype).removeprefix('torch.')} {error:.0e}" for dtype, error in errors.items())
     said = f"{', '.join(shown)} off float64 on the CPU"
     said += "" if right else f"; seen before on {operation.source}"
-    wrong: Status = "fail" if operation.used else "warn"
-    yield Finding.of(operation.name, right, said, operation.fix, wrong)
+    status: Status = "ok" if right else "fail" if operation.used else "warn"
+    yield Finding(operation.name, status, said, "" if right else operation.fix)
