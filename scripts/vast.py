@@ -123,10 +123,10 @@ def _fetch(flags: Launched) -> None:
 
 def _destroy(flags: Destroyed) -> None:
     market, label = Market(), flags.label
-    for launch in record.all_launches(Path(flags.output_dir)):
-        if launch.label == label:
-            destroy(market, launch)
-            return
+    launches = {launch.label: launch for launch in record.all_launches(Path(flags.output_dir))}
+    if label in launches:
+        destroy(market, launches[label])
+        return
     ids = [i.id for i in market.instances() if label in (i.label, str(i.id))]
     if not ids:
         raise UserError(f"neither Vast nor {flags.output_dir} knows {label}: see list")
@@ -140,14 +140,15 @@ def _list(flags: Listed) -> None:
     alive = Market().instances()
     for instance in alive:
         launch = launches.pop(instance.label, None)
-        status = instance.status or "no state yet"
-        what = f"{instance.label or '(no label)'}: instance {instance.id}, {status}"
-        if launch is None:
-            print(f"{what}, ${instance.dph_total:.3f}/h, not started from {flags.output_dir}")
-            continue
-        run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
-        price = f"${launch.hourly:.3f}/h, about ${launch.spent(time.time()):.2f} so far"
-        print(f"{what}, {instance.gpu_name}, {price}, {run}")
+        about = f"not started from {flags.output_dir}"
+        if launch is not None:
+            run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
+            about = f"about ${launch.spent(time.time()):.2f} so far, {run}"
+        print(
+            f"{instance.label or '(no label)'}: instance {instance.id}, "
+            f"{instance.status or 'no state yet'}, {instance.gpu_name}, "
+            f"${instance.dph_total:.3f}/h, {about}"
+        )
     for launch in launches.values():
         if launch.stage != "destroyed" and launch.started is not None:
             print(f"{launch.label}: {launch.stage} when last seen; Vast does not list it (now)")

@@ -23,7 +23,7 @@ from pt_app.models.packing import Batch, Example, Shapes, pack, unpacked
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention
 from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
-from pt_app.preflight.doctor.needs import words_of
+from pt_app.preflight.doctor.needs import vocabulary_of
 from pt_app.preflight.doctor.operations import (
     TOLERANCE,
     Side,
@@ -66,7 +66,7 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     if platform.on_cpu:
         findings = check_training(platform, "warn")
     else:
-        findings = check_arithmetic(platform, words_of(source), "warn")
+        findings = check_arithmetic(platform, vocabulary_of(source), "warn")
     passed = 0
     for finding in findings:
         line = f"doctor: {finding.name}: {finding.said}; {finding.fix}"
@@ -78,9 +78,11 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     log.info("doctor: %d checks passed (%.1f s)", passed, time.perf_counter() - start)
 
 
-def check_arithmetic(platform: Platform, words: int, broken: Status = "fail") -> Iterator[Finding]:
-    """Check the operations of a device, with a head of `words`, and a training step."""
-    yield from check_operations(platform.device, platform.compute_dtype, words, broken)
+def check_arithmetic(
+    platform: Platform, vocabulary: int, broken: Status = "fail"
+) -> Iterator[Finding]:
+    """Check the operations of a device, with a head of that vocabulary, and a training step."""
+    yield from check_operations(platform.device, platform.compute_dtype, vocabulary, broken)
     yield from check_training(platform, broken)
 
 

@@ -16,7 +16,7 @@ from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.arithmetic import check_arithmetic
 from pt_app.preflight.doctor.finding import Check, Finding, Status, one_line, run_check
 from pt_app.preflight.doctor.machine import check_machine, check_packages
-from pt_app.preflight.doctor.needs import Needs, words_of
+from pt_app.preflight.doctor.needs import Needs, vocabulary_of
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 Section = tuple[str, Check]
@@ -82,7 +82,7 @@ def _arithmetic(platform: Platform, needs: Needs | None) -> Iterator[Finding]:
     if platform.on_cpu:
         said = "no accelerator: the CPU's own float32 is compared with its float64"
         yield Finding("device", "skip", said)
-    yield from check_arithmetic(platform, words_of(needs.source()[0] if needs else None))
+    yield from check_arithmetic(platform, vocabulary_of(needs.source()[0] if needs else None))
 
 
 def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) -> Report:

@@ -19,7 +19,7 @@ from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
 from pt_app.tracking import access as tracking_access
 
 GIB = 2**30
-QWEN_WORDS = 151_936  # of the head of the recipes' default bases
+QWEN_VOCABULARY = 151_936  # of the head of the recipes' default bases
 # A run of the tiny base takes 0.02 GiB (judge estimate). Checkpoints and adapter of a 3B base take
 # about 100 MB; a report and a W&B run a few more.
 MIN_ROOM, AMPLE_ROOM = 0.02 * GIB, 5 * GIB
@@ -136,11 +136,11 @@ class Needs:
             yield Finding("tracking", "ok", f"a key for {host}; {access.mode}: {access.reason}")
 
 
-def words_of(source: ModelSource | None) -> int:
-    """Return the size of a base's head by its config.json; without one, that of Qwen2's."""
+def vocabulary_of(source: ModelSource | None) -> int:
+    """Return the vocabulary of a base by its config.json; without a base, that of Qwen2."""
     config = read_json(source.path / "config.json") if source else {}
-    words = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return int(words or QWEN_WORDS)
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return int(size or QWEN_VOCABULARY)
 
 
 def free_bytes(folder: Path) -> int:

@@ -139,7 +139,7 @@ def same_twice(side: Side) -> Tensors:
 
 
 def long_sum(side: Side, terms: int = 33_001) -> Tensors:
-    """Compute the gradient through a head of `terms` words, a matmul that sums as many terms.
+    """Compute the gradient through a head of `terms` tokens, a matmul that sums as many terms.
 
     In memory large numbers follow the weight, which a kernel that reads too far adds in.
     """
@@ -194,20 +194,19 @@ OPERATIONS = [Operation(compute=globals()[name], **about) for name, about in _AB
 
 
 def check_operations(
-    device: str, dtype: torch.dtype, words: int, broken: Status = "fail"
+    device: str, dtype: torch.dtype, vocabulary: int, broken: Status = "fail"
 ) -> Iterator[Finding]:
     """Compare each operation in float32, and also in the compute dtype if that has 16 bits.
 
     Args:
         device: the device under test.
         dtype: the compute dtype.
-        words: the size of the base's head.
+        vocabulary: the size of the base's head.
         broken: the status of an operation that the device cannot compute at all.
     """
     # At the size of this very head, since some sizes fill the tiles of the kernel and are right.
-    head = Operation(
-        f"head of {words:,} words", partial(long_sum, terms=words), _ABOUT["long_sum"]["source"]
-    )
+    source = _ABOUT["long_sum"]["source"]
+    head = Operation(f"head of {vocabulary:,} tokens", partial(long_sum, terms=vocabulary), source)
     formats = tuple(dict.fromkeys((torch.float32, dtype)))
     for operation in (*OPERATIONS, head):
         dtypes = [d for d in formats if 8 * d.itemsize in operation.bits]
