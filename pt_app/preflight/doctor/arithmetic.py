@@ -22,7 +22,7 @@ from pt_app.models.gated_mlp import keep_less
 from pt_app.models.packing import Batch, Example, Shapes, pack, unpacked
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention
-from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
+from pt_app.preflight.doctor.finding import FIXES, Finding, one_line, run_check
 from pt_app.preflight.doctor.needs import vocabulary_of
 from pt_app.preflight.doctor.operations import (
     TOLERANCE,
@@ -63,33 +63,30 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     """
     launcher.meet(platform.on_cpu)
     start = time.perf_counter()
-    if platform.on_cpu:
-        findings = check_training(platform, "warn")
-    else:
-        findings = check_arithmetic(platform, vocabulary_of(source), "warn")
+    findings = check_training(platform)
+    if not platform.on_cpu:
+        findings = check_arithmetic(platform, vocabulary_of(source))
     passed = 0
     for finding in findings:
         line = f"doctor: {finding.name}: {finding.said}; {finding.fix}"
-        if finding.status == "fail":
+        if finding.status == "fail" and finding.fix != FIXES["broken"]:
             raise UserError(line)
-        if finding.status == "warn":
+        if finding.status in ("fail", "warn"):
             log.warning("%s", line)
         passed += finding.status == "ok"
     log.info("doctor: %d checks passed (%.1f s)", passed, time.perf_counter() - start)
 
 
-def check_arithmetic(
-    platform: Platform, vocabulary: int, broken: Status = "fail"
-) -> Iterator[Finding]:
+def check_arithmetic(platform: Platform, vocabulary: int) -> Iterator[Finding]:
     """Check the operations of a device, with a head of that vocabulary, and a training step."""
-    yield from check_operations(platform.device, platform.compute_dtype, vocabulary, broken)
-    yield from check_training(platform, broken)
+    yield from check_operations(platform.device, platform.compute_dtype, vocabulary)
+    yield from check_training(platform)
 
 
-def check_training(platform: Platform, broken: Status = "fail") -> Iterator[Finding]:
+def check_training(platform: Platform) -> Iterator[Finding]:
     """Check a training step, and NF4 if the base is held in it."""
-    yield from run_check("training step", lambda: check_training_step(platform), broken)
-    yield from run_check("NF4", lambda: check_nf4(platform), broken)
+    yield from run_check("training step", lambda: check_training_step(platform))
+    yield from run_check("NF4", lambda: check_nf4(platform))
 
 
 def check_training_step(platform: Platform) -> Iterator[Finding]:
@@ -210,7 +207,7 @@ def check_nf4(platform: Platform) -> Iterator[Finding]:
     try:
         import bitsandbytes as bnb
     except Exception as error:  # such as a missing library of the GPU
-        said = f"bitsandbytes does not load: {type(error).__name__}: {one_line(error, 150)}"
+        said = f"bitsandbytes does not load: {type(error).__name__}: {one_line(error)}"
         yield Finding.wrong("NF4", said)
         return
     side = Side(platform.device, platform.compute_dtype, platform.compute_dtype)

@@ -1,5 +1,6 @@
 """What a check finds: one line, and how to fix it if something is wrong."""
 
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,18 +47,17 @@ class Finding:
 Check = Callable[[], Iterator[Finding]]
 
 
-def run_check(name: str, check: Check, broken: Status = "fail") -> Iterator[Finding]:
-    """Yield the findings of a check; if it raises, that is another finding (`broken`)."""
+def run_check(name: str, check: Check) -> Iterator[Finding]:
+    """Yield the findings of a check; if it raises, that is another finding."""
     try:
         yield from check()
     except UserError as error:
         yield Finding.wrong(name, one_line(error), fix="wrong input")
     except Exception as error:  # a broken driver may raise anything
         said = f"the check failed: {type(error).__name__}: {one_line(error)}"
-        yield Finding.wrong(name, said, broken, fix="broken")
+        yield Finding.wrong(name, said, fix="broken")
 
 
-def one_line(error: Exception, limit: int = 300) -> str:
-    """Return an error's message without line breaks, cut to `limit` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[:limit] + "..."
+def one_line(error: Exception) -> str:
+    """Return an error's message without line breaks, cut to 300 characters."""
+    return textwrap.shorten(str(error), 300, placeholder="...")

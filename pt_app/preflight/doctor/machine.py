@@ -151,7 +151,7 @@ def _why() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:
-        return one_line(error, 160)
+        return one_line(error)
     return "it gives no reason"
 
 

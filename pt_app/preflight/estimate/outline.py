@@ -19,23 +19,14 @@ from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache, PreTrainedModel
 
 from pt_app.core.settings import Settings
+from pt_app.models import tree_attention
 from pt_app.models.bases import ModelSource
 from pt_app.models.platforms import Platform
-from pt_app.models.tree_attention import (
-    BLOCKS,
-    MAX_BLOCK,
-    Block,
-    as_attention_mask,
-    core,
-    last_mlp_only_at,
-    use_attention,
-    why_no_tree,
-)
 from pt_app.preflight.estimate.plan import Pack
 from pt_app.training.run import assemble
 
+# Forward and backward; the loss of a validation; its verdicts (`tree_reading`), with a cache.
 Pass = Literal["training", "loss", "reading"]
-"""Forward and backward; the loss of a validation; its verdicts (`tree_reading`), with a cache."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ class Outline:
     def __init__(self, source: ModelSource, settings: Settings, platform: Platform) -> None:
         self.platform = platform
         self._model = model = _build(source, settings, platform)
-        plain = core(model)
+        plain = tree_attention.core(model)
         self.config = plain.config.get_text_config()
         head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
         self.linear: list[int] = [
@@ -128,7 +119,7 @@ class Outline:
         self.shared_head: int = head.weight.numel() if shared else 0
         self.adapters: list[int] = [p.numel() for p in model.parameters() if p.requires_grad]
         self.frozen: int = sum(p.numel() for p in model.parameters()) - sum(self.adapters)
-        self.why_no_tree = why_no_tree(model, settings.max_seq_length)
+        self.why_no_tree = tree_attention.why_no_tree(model, settings.max_seq_length)
 
     def largest(self, passes: Mapping[Pass, Sequence[Pack]]) -> Held:
         """Return what the pass with the highest peak holds, of packs by the kind of their pass."""
@@ -175,7 +166,7 @@ def _build(source: ModelSource, settings: Settings, platform: Platform) -> PreTr
         model = assemble(model, settings, platform)
         # On meta tensors SDPA takes its plain path, which keeps more than that of any device; this
         # attention keeps the same tensors as a fused kernel.
-        use_attention(model, BLOCKS)
+        tree_attention.use_attention(model, tree_attention.BLOCKS)
         if settings.activation_checkpointing == "full":
             model.activation_checkpointing_enable()
         if platform.mixed_precision != "no":  # autocast ignores meta tensors
@@ -193,7 +184,7 @@ def _run_pass(model: PreTrainedModel, kind: Pass, pack: Pack) -> None:
     cache = DynamicCache() if kind == "reading" else None
     positions = torch.zeros(pack.logit_positions, dtype=torch.long)
     with torch.set_grad_enabled(training):
-        with last_mlp_only_at(model, positions[: pack.tokens]):
+        with tree_attention.last_mlp_only_at(model, positions[: pack.tokens]):
             logits = model(
                 **_inputs(model, pack),
                 logits_to_keep=positions,
@@ -211,15 +202,17 @@ def _inputs(model: PreTrainedModel, pack: Pack) -> dict[str, object]:
     ids = torch.zeros(1, pack.tokens, dtype=torch.long)
     mask = torch.ones(1, 1, pack.tokens, pack.tokens, dtype=torch.bool)
     inputs: dict[str, object] = {"input_ids": ids, "position_ids": ids.clone()}
-    inputs["attention_mask"] = as_attention_mask(mask, model)
-    if core(model).config._attn_implementation == BLOCKS:
+    inputs["attention_mask"] = tree_attention.as_attention_mask(mask, model)
+    if tree_attention.core(model).config._attn_implementation == tree_attention.BLOCKS:
         # Blocks are computed one after the other, so the largest stands for all of them; but
         # the masks of all are held. A block sees what its tokens see, and half of its square.
-        size = min(MAX_BLOCK, pack.tokens)
+        size = min(tree_attention.MAX_BLOCK, pack.tokens)
         keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
-        area = min(pack.seen + pack.tokens * MAX_BLOCK // 2, pack.tokens**2)
+        area = min(pack.seen + pack.tokens * tree_attention.MAX_BLOCK // 2, pack.tokens**2)
         masks = torch.zeros(max(area, size * len(keys)))
-        inputs["blocks"] = [Block(0, size, keys, masks[: size * len(keys)].view(size, len(keys)))]
+        inputs["blocks"] = [
+            tree_attention.Block(0, size, keys, masks[: size * len(keys)].view(size, len(keys)))
+        ]
     return inputs
 
 
