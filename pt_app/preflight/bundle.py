@@ -35,8 +35,8 @@ SCRIPTS = {  # name in the bundle -> in the checkout
     "scripts/slurm/judge_train.slurm": "scripts/slurm/judge_train.slurm",
     "scripts/slurm/sync.sh": "scripts/slurm/sync.sh",
 }
+# Name in the archive -> file, or its content.
 Gathered = dict[str, Path | bytes]
-"""Name in the archive -> file, or its content."""
 
 
 def bundle(

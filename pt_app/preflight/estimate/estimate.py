@@ -125,8 +125,8 @@ class Estimate:
             return "whether it fits is unknown: give the GPU's memory with --gpu_memory"
         if not self.training_fits:
             return f"does not fit: {self._remedy()}"
-        most = max(self.pack_tokens_that_fit or 0, self.settings.pack_tokens)
-        return f"fits; the maximum is --pack_tokens {most}"
+        largest = max(self.pack_tokens_that_fit or 0, self.settings.pack_tokens)
+        return f"fits; the maximum is --pack_tokens {largest}"
 
     def check(self, training: bool = True) -> None:
         """Check that the run can complete; without `training`, that its evaluation can.

@@ -125,13 +125,13 @@ class Outline:
         """Return what the pass with the highest peak holds, of packs by the kind of their pass."""
         # Of the packs of a kind, one with the most tokens or the most logits needs the most.
         measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
-        largest = {
+        largest = [
             (kind, max(packs, key=measure))
             for kind, packs in passes.items()
             for measure in measures
             if packs
-        }
-        held = (self.held(kind, pack) for kind, pack in largest)
+        ]
+        held = (self.held(kind, pack) for kind, pack in dict.fromkeys(largest))
         return max(held, key=lambda held: held.peak, default=Held())
 
     def held(self, kind: Pass, pack: Pack) -> Held:
