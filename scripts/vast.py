@@ -56,7 +56,7 @@ def _offers(flags: Search) -> None:
 def _launch(flags: Rental) -> None:
     settings = sending.settings_of(flags.recipe)
     market = Market()
-    suitable, too_small = offers.find_offers(market, flags, offers.estimated(flags))
+    suitable, _ = offers.find_offers(market, flags, offers.estimated(flags))
     if flags.offer is not None:
         suitable = [offer for offer in suitable if offer.id == flags.offer]
     if not suitable:
@@ -64,17 +64,15 @@ def _launch(flags: Rental) -> None:
     launch = launching.plan(settings, flags, suitable[0])
     launching.check_account(market, launch)
     within = [o for o in suitable if o.total <= launch.max_dollars and o.hours <= launch.max_hours]
-    _show_plan(launch, within, too_small)
+    _show_plan(launch, within)
     if not flags.yes and not _agreed():
         print("nothing was rented")
         return
     _finish(launch, launching.run_on(market, launch, within))
 
 
-def _show_plan(launch: record.Launch, within: Sequence[offers.Offer], too_small: int) -> None:
+def _show_plan(launch: record.Launch, within: Sequence[offers.Offer]) -> None:
     offers.show(within[:3])
-    if too_small:
-        print(f"{too_small} offers with too little memory were left out")
     print(
         f"estimate: {within[0].hours:.2f} h, ${within[0].total:.2f} for the whole run; "
         f"ends in any case at {launch.max_hours:.2f} h, ${launch.max_dollars:.2f}"
