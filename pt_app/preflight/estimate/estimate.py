@@ -91,13 +91,10 @@ class Estimate:
     @cached_property
     def pack_tokens_that_fit(self) -> int | None:
         """The largest of PACKS that fits; None if none does, or if the limit is unknown."""
-        if self.limit.bytes is None:
+        limit = self.limit
+        if limit.bytes is None:
             return None
-
-        def exceeds(tokens: int) -> bool:
-            return not self.limit.fits(self.memory_at(tokens).total)
-
-        fitting = bisect_left(PACKS, True, key=exceeds)
+        fitting = bisect_left(PACKS, True, key=lambda n: not limit.fits(self.memory_at(n).total))
         return PACKS[fitting - 1] if fitting else None
 
     @property
