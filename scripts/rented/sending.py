@@ -143,15 +143,10 @@ def base_files(launch: Launch) -> dict[str, Path]:
 
 def scripts(launch: Launch) -> dict[str, Path]:
     """Write the scripts that the host runs into the launch's folder, where they can be read too."""
-    train = (
-        (FOLDER / "train.sh")
-        .read_text(encoding="utf-8")
-        .format(
-            variables="HF_HUB_OFFLINE=1" if launch.upload_model else "",
-            recipe=shlex.join([".venv/bin/python", RECIPE, *launch.flags]),
-        )
-    )
-    texts = {"setup.sh": launch.setup, "train.sh": train}
+    train = (FOLDER / "train.sh").read_text(encoding="utf-8")
+    recipe = shlex.join([".venv/bin/python", RECIPE, *launch.flags])
+    offline = "HF_HUB_OFFLINE=1" if launch.upload_model else ""
+    texts = {"setup.sh": launch.setup, "train.sh": train.format(variables=offline, recipe=recipe)}
     base = Path(launch.upload_model or "")
     if _is_cached(base):  # by this file the hub's cache knows the newest revision
         texts[f"hf/hub/{base.parents[1].name}/refs/main"] = base.name

@@ -35,7 +35,7 @@ class Estimate:
         settings: the settings of the run.
         platform: where it trains.
         prepared: its base and data.
-        gpu_memory: bytes of a GPU that is not present.
+        gpu: bytes of a GPU that is not present.
 
     Attributes:
         plan: the forward passes of the run.
@@ -50,16 +50,12 @@ class Estimate:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        platform: Platform,
-        prepared: Prepared,
-        gpu_memory: int | None = None,
+        self, settings: Settings, platform: Platform, prepared: Prepared, gpu: int | None = None
     ) -> None:
         self.settings, self.platform, self.prepared = settings, platform, prepared
         process, source = memory.process_bytes(), prepared.source
         self._outline = Outline(source, settings, platform)
-        self.limit, self.host = memory.limit_of(platform, gpu_memory), memory.host_limit()
+        self.limit, self.host = memory.limit_of(platform, gpu), memory.host_limit()
         self._runtime = memory.runtime_bytes(platform, self.limit)
         self.plan = self._planned(settings)
         self.cost = Cost.of(self._outline, settings.activation_checkpointing == "full")
