@@ -177,6 +177,18 @@ def test_a_layer_keeps_the_terms_that_the_page_lists(rows: Path, tmp_path: Path)
     assert peaks[1] - peaks[0] == 4 * tokens * floats
 
 
+def test_layers_that_are_not_counted_add_what_the_counted_ones_do(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = make_model_folder(tmp_path / "deep", num_hidden_layers=9)
+    settings = settings_of("mps", deep, rows, tmp_path)
+    outline, plan = plan_of("mps", settings, prepare(settings))
+    extrapolated = outline.held("training", plan.packs[0])
+    monkeypatch.setattr("pt_app.preflight.estimate.outline.DEPTHS", (1, 9))
+    outline, _ = plan_of("mps", settings, prepare(settings))
+    assert outline.held("training", plan.packs[0]).peak == extrapolated.peak
+
+
 def wanted(base: Path, rows: Path, out: Path, *flags: str, recipe: Recipe = "mps") -> Estimate:
     settings = settings_of(recipe, base, rows, out, "--gradient_accumulation=24", *flags)
     platform = platforms.decide(recipe, no_4bit=settings.no_4bit)

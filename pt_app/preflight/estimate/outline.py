@@ -27,6 +27,9 @@ from pt_app.training.run import assemble
 
 # Forward and backward; the loss of a validation; its verdicts (`tree_reading`), with a cache.
 Pass = Literal["training", "loss", "reading"]
+# Layers are alike, so each adds the same bytes to what a pass holds: this is counted on models of
+# two depths and extrapolated. A pass through 36 layers would take seconds.
+DEPTHS = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Outline:
 
     def __init__(self, source: ModelSource, settings: Settings, platform: Platform) -> None:
         self.platform = platform
-        self._model = model = _build(source, settings, platform)
+        model = _build(source, settings, platform)
         plain = tree_attention.core(model)
         self.config = plain.config.get_text_config()
         head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
@@ -120,6 +123,9 @@ class Outline:
         self.adapters: list[int] = [p.numel() for p in model.parameters() if p.requires_grad]
         self.frozen: int = sum(p.numel() for p in model.parameters()) - sum(self.adapters)
         self.why_no_tree = tree_attention.why_no_tree(model, settings.max_seq_length)
+        layers = self.config.num_hidden_layers
+        depths = DEPTHS if layers > max(DEPTHS) else (layers,)
+        self._models = [(depth, _build(source, settings, platform, depth)) for depth in depths]
 
     def largest(self, passes: Mapping[Pass, Sequence[Pack]]) -> Held:
         """Return what the pass with the highest peak holds, of packs by the kind of their pass."""
@@ -136,11 +142,17 @@ class Outline:
 
     def held(self, kind: Pass, pack: Pack) -> Held:
         """Return what a pass over a pack of this size holds at its peak."""
-        weights = [*self._model.parameters(), *self._model.buffers()]
-        weights += [p.grad for p in self._model.parameters() if p.grad is not None]
-        with torch.device("meta"), Meter(weights, self.config.vocab_size) as meter:
-            _run_pass(self._model, kind, pack)
-        return Held(meter.peak + self._more_in_nf4(pack), meter.logits)
+        counted = []
+        for depth, model in self._models:
+            weights = [*model.parameters(), *model.buffers()]
+            weights += [p.grad for p in model.parameters() if p.grad is not None]
+            with torch.device("meta"), Meter(weights, self.config.vocab_size) as meter:
+                _run_pass(model, kind, pack)
+            counted.append((depth, meter))
+        (shallow, low), (deep, high) = counted[0], counted[-1]
+        more = (self.config.num_hidden_layers - deep) / max(deep - shallow, 1)
+        peak = high.peak + round(more * (high.peak - low.peak))
+        return Held(peak + self._more_in_nf4(pack), high.logits)
 
     def _more_in_nf4(self, pack: Pack) -> int:
         """Return the bytes that a pass holds besides if the base is in NF4.
@@ -155,11 +167,18 @@ class Outline:
         return max(self.linear) * dtype.itemsize + inputs * (4 - dtype.itemsize)
 
 
-def _build(source: ModelSource, settings: Settings, platform: Platform) -> PreTrainedModel:
-    """Build the model on the meta device."""
+def _build(
+    source: ModelSource, settings: Settings, platform: Platform, layers: int | None = None
+) -> PreTrainedModel:
+    """Build the model on the meta device, with all or the first `layers` of its layers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    if layers is not None:
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_config(config, dtype=platform.compute_dtype)
