@@ -118,8 +118,8 @@ class Needs:
         tracking = self.settings.tracking
         mode, sinks = read_tracking(tracking)
         if "tensorboard" in sinks:
-            said, fix = "event files need tensorboardX", tracking_access.TENSORBOARD_REMEDY
-            yield Finding.of("tensorboard", tracking_access.has_tensorboard(), said, fix)
+            installed = tracking_access.has_tensorboard()
+            yield Finding.of("tensorboard", installed, "event files need tensorboardX")
         if mode == "off":
             yield Finding("tracking", "ok", f"nothing is sent (--tracking {tracking})")
             return
