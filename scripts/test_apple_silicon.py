@@ -1,7 +1,7 @@
-"""Does this Apple GPU compute what training needs? The doctor's form for MPS, without a run.
+"""Check whether this Apple GPU computes what training needs: the doctor's checks, without a run.
 
 python scripts/test_apple_silicon.py
-python scripts/test_apple_silicon.py --cpu     (no Apple GPU: the CPU's own arithmetic)
+python scripts/test_apple_silicon.py --cpu     (without an Apple GPU: the arithmetic of the CPU)
 
 Exit code 0: all checks passed. 2: one failed, or there is no Apple GPU.
 """
@@ -23,10 +23,10 @@ def main() -> None:
     parser = Parser(description=__doc__)
     help = "where there is no Apple GPU, check the CPU"
     parser.add_argument("--cpu", action="store_true", default=False, help=help)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     platform = platforms.decide("mps")
-    if platform.on_cpu and not asked.cpu:
-        raise UserError("no Apple GPU here: run this on a Mac, or give --cpu for the CPU's form")
+    if platform.on_cpu and not arguments.cpu:
+        raise UserError("no Apple GPU here: run this on a Mac, or check the CPU with --cpu")
     report = examine("mps", of_platform("mps", platform))
     print(report.summary())
     if report.count("fail"):

@@ -56,7 +56,7 @@ def _offers(flags: Search) -> None:
 def _launch(flags: Rental) -> None:
     settings = sending.settings_of(flags.recipe)
     market = Market()
-    suitable, too_small = offers.find_offers(market, flags, offers.estimated(flags))
+    suitable, _ = offers.find_offers(market, flags, offers.estimated(flags))
     if flags.offer is not None:
         suitable = [offer for offer in suitable if offer.id == flags.offer]
     if not suitable:
@@ -64,17 +64,15 @@ def _launch(flags: Rental) -> None:
     launch = launching.plan(settings, flags, suitable[0])
     launching.check_account(market, launch)
     within = [o for o in suitable if o.total <= launch.max_dollars and o.hours <= launch.max_hours]
-    _show_plan(launch, within, too_small)
+    _show_plan(launch, within)
     if not flags.yes and not _agreed():
         print("nothing was rented")
         return
     _finish(launch, launching.run_on(market, launch, within))
 
 
-def _show_plan(launch: record.Launch, within: Sequence[offers.Offer], too_small: int) -> None:
+def _show_plan(launch: record.Launch, within: Sequence[offers.Offer]) -> None:
     offers.show(within[:3])
-    if too_small:
-        print(f"{too_small} offers with too little memory were left out")
     print(
         f"estimate: {within[0].hours:.2f} h, ${within[0].total:.2f} for the whole run; "
         f"ends in any case at {launch.max_hours:.2f} h, ${launch.max_dollars:.2f}"
@@ -123,10 +121,10 @@ def _fetch(flags: Launched) -> None:
 
 def _destroy(flags: Destroyed) -> None:
     market, label = Market(), flags.label
-    for launch in record.all_launches(Path(flags.output_dir)):
-        if launch.label == label:
-            destroy(market, launch)
-            return
+    launches = {launch.label: launch for launch in record.all_launches(Path(flags.output_dir))}
+    if label in launches:
+        destroy(market, launches[label])
+        return
     ids = [i.id for i in market.instances() if label in (i.label, str(i.id))]
     if not ids:
         raise UserError(f"neither Vast nor {flags.output_dir} knows {label}: see list")
@@ -140,14 +138,15 @@ def _list(flags: Listed) -> None:
     alive = Market().instances()
     for instance in alive:
         launch = launches.pop(instance.label, None)
-        status = instance.status or "no state yet"
-        what = f"{instance.label or '(no label)'}: instance {instance.id}, {status}"
-        if launch is None:
-            print(f"{what}, ${instance.dph_total:.3f}/h, not started from {flags.output_dir}")
-            continue
-        run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
-        price = f"${launch.hourly:.3f}/h, about ${launch.spent(time.time()):.2f} so far"
-        print(f"{what}, {instance.gpu_name}, {price}, {run}")
+        about = f"not started from {flags.output_dir}"
+        if launch is not None:
+            run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
+            about = f"about ${launch.spent(time.time()):.2f} so far, {run}"
+        print(
+            f"{instance.label or '(no label)'}: instance {instance.id}, "
+            f"{instance.status or 'no state yet'}, {instance.gpu_name}, "
+            f"${instance.dph_total:.3f}/h, {about}"
+        )
     for launch in launches.values():
         if launch.stage != "destroyed" and launch.started is not None:
             print(f"{launch.label}: {launch.stage} when last seen; Vast does not list it (now)")

@@ -28,7 +28,7 @@ from pt_app.preflight.doctor.arithmetic import (
     check_training_step,
 )
 from pt_app.preflight.doctor.finding import Finding, run_check
-from pt_app.preflight.doctor.needs import QWEN_WORDS
+from pt_app.preflight.doctor.needs import QWEN_VOCABULARY
 from pt_app.preflight.doctor.operations import check_operations
 from tests.conftest import ROOT
 
@@ -150,7 +150,7 @@ FAULTS = {
     "pytorch issue 177116": (
         "linear",
         reading_too_far,
-        {"head of 151,936 words", "sums of 33,001 terms"},
+        {"head of 151,936 tokens", "sums of 33,001 terms"},
     ),
     "pytorch issue 108148": (
         "cross_entropy",
@@ -163,7 +163,7 @@ FAULTS = {
 def test_a_right_device_passes_every_check_in_each_compute_dtype(platform: Platform) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         dressed = replace(platform, compute_dtype=dtype, weights="nf4")
-        found = by_name(check_arithmetic(dressed, QWEN_WORDS))
+        found = by_name(check_arithmetic(dressed, QWEN_VOCABULARY))
         assert len(found) == len(operations.OPERATIONS) + (5 if dtype == torch.float32 else 6)
         assert {f.status for f in found.values()} == {"ok"}, found
 
@@ -174,7 +174,7 @@ def test_a_known_fault_of_a_backend_is_named_with_its_source_and_fix(
 ) -> None:
     name, wrong, caught = FAULTS[source]
     monkeypatch.setattr(F, name, wrong_in_float32(getattr(F, name), wrong))
-    found = by_name(check_operations("cpu", torch.float32, QWEN_WORDS))
+    found = by_name(check_operations("cpu", torch.float32, QWEN_VOCABULARY))
     assert failing(iter(found.values())) == caught
     for operation in caught:
         assert source.split()[-1] in " ".join(found[name].said for name in caught), operation
@@ -194,7 +194,7 @@ def test_a_wrong_addcdiv_is_seen_in_its_check_and_in_the_optimizers(
 
     monkeypatch.setattr(torch.Tensor, "addcdiv_", scaled)
     monkeypatch.setattr(torch, "_foreach_addcdiv_", scaled_foreach)
-    assert failing(check_operations("cpu", torch.float32, QWEN_WORDS)) == {"Adam's parts"}
+    assert failing(check_operations("cpu", torch.float32, QWEN_VOCABULARY)) == {"Adam's parts"}
     found = by_name(check_training_step(platform))
     assert failing(iter(found.values())) == {"step, optimizer"}
     assert "addcdiv" in found["step, optimizer"].fix
@@ -211,7 +211,7 @@ def test_a_fused_adam_that_steps_over_an_overflow_is_a_warning(
                 own(weight.data, weight.grad, alpha=-1e-3)
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
-    found = by_name(check_operations("cpu", torch.float32, QWEN_WORDS))
+    found = by_name(check_operations("cpu", torch.float32, QWEN_VOCABULARY))
     assert failing(iter(found.values())) == {"fused Adam, skipped step"}
     assert found["fused Adam, skipped step"].status == "warn"
 
@@ -301,7 +301,7 @@ def test_a_recipe_on_a_wrong_device_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fault_of_large_heads_stops_no_run_on_a_base_of_few_words(
+def test_a_fault_of_large_heads_stops_no_run_on_a_base_with_a_small_vocabulary(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(F, "linear", wrong_in_float32(F.linear, reading_too_far))
@@ -311,8 +311,8 @@ def test_a_fault_of_large_heads_stops_no_run_on_a_base_of_few_words(
     with caplog.at_level(logging.INFO, "pt_app"):
         check_first(gpu, tiny)
     assert "doctor: sums of 33,001 terms: " in caplog.text
-    monkeypatch.setattr(arithmetic, "words_of", lambda _: 50_257)
-    with pytest.raises(UserError, match="doctor: head of 50,257 words"):
+    monkeypatch.setattr(arithmetic, "vocabulary_of", lambda _: 50_257)
+    with pytest.raises(UserError, match="doctor: head of 50,257 tokens"):
         check_first(gpu, tiny)
 
 

@@ -269,8 +269,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("org/gated", "gated on the hub: fetch it here with `hf download org/gated`"),
-        ("org/none", "is not public on the hub"),
+        ("org/gated", "fetch it here with `hf download org/gated`"),
+        ("org/none", "is gated or not public on the hub"),
         ("org/open", "nothing was rented"),
     ],
 )

@@ -171,7 +171,7 @@ def test_instances_of_others_are_listed_and_left_alone(
     vast.instances[42] = offer(1) | mine | {"id": 42}
     main(["list", "--output_dir", str(tmp_path)])
     output = capsys.readouterr().out
-    assert "a colleague's: instance 42, running, $0.400/h, not started from" in output
+    assert "a colleague's: instance 42, running, RTX 4090, $0.400/h, not started from" in output
     vast.instances[43] = offer(1) | mine | {"id": 43, "label": ""}
     with pytest.raises(UserError, match="neither Vast nor"):
         main(["destroy", "judge-other", "--output_dir", str(tmp_path)])

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,8 +35,8 @@ SCRIPTS = {  # name in the bundle -> in the checkout
     "scripts/slurm/judge_train.slurm": "scripts/slurm/judge_train.slurm",
     "scripts/slurm/sync.sh": "scripts/slurm/sync.sh",
 }
+# Name in the archive -> file, or its content.
 Gathered = dict[str, Path | bytes]
-"""Name in the archive -> file, or its content."""
 
 
 def bundle(
@@ -77,30 +76,24 @@ def bundle(
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside the archive: wheels with CUDA are several GB, and /tmp may be small.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".judge-bundle.") as folder:
-            collected = Path(folder)
-            wheels.build_own_wheel(root, collected)
-            (own,) = collected.glob("pt_app-*.whl")
+            fetched = Path(folder)
+            wheels.build_own_wheel(root, fetched)
+            (own,) = fetched.glob("pt_app-*.whl")
             if wheel_folder is None:
-                wheels.fetch_wheels(requirements, collected, target)
-            else:
-                _copy_wheels(wheel_folder, collected, requirements, target)
+                wheels.fetch_wheels(requirements, fetched, target)
+            elif lacking := wheels.missing(requirements, wheel_folder, target):
+                raise UserError(
+                    f"--wheels {wheel_folder}: no wheel for {', '.join(lacking)}: "
+                    "fetch them with pip download into that folder"
+                )
             requirements.append(f"pt-app=={own.name.split('-')[1]}")
-            files |= {f"wheels/{path.name}": path for path in collected.glob("*.whl")}
+            for source in (wheel_folder or fetched, fetched):  # the project's own wheel last
+                files |= {f"wheels/{path.name}": path for path in source.glob("*.whl")}
             files["requirements.txt"] = ("\n".join(requirements) + "\n").encode()
             files["PYTHON"] = f"{target.python}\n".encode()
             return write_archive(out, TOP, files)
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
-
-
-def _copy_wheels(source: Path, folder: Path, requirements: Sequence[str], target: Target) -> None:
-    for path in sorted(source.glob("*.whl")):
-        shutil.copy(path, folder)
-    if lacking := wheels.missing(requirements, folder, target):
-        raise UserError(
-            f"--wheels {source}: no wheel for {', '.join(lacking)}: "
-            "fetch them with pip download into that folder"
-        )
 
 
 def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: Path) -> Gathered:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -67,14 +68,12 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
     console.start()
     settings = resolve(recipe, argv, "judge train", "")
     prepared = prepare(settings)
-    if platforms.decide(recipe, no_4bit=settings.no_4bit).weights == "nf4":
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"a base in 4 bits needs bitsandbytes ({error}): pip install -r "
-                "requirements-cuda.txt, or train with no_4bit: true"
-            ) from error
+    weights = platforms.decide(recipe, no_4bit=settings.no_4bit).weights
+    if weights == "nf4" and find_spec("bitsandbytes") is None:
+        raise UserError(
+            "a base in 4 bits needs bitsandbytes: pip install -r requirements-cuda.txt, or train "
+            "with no_4bit: true"
+        )
     # In 16 bits, for which a login node has room; the job reads the same files.
     model = bases.load_model(prepared.source, dtype=torch.bfloat16)
     log.info(

@@ -1,14 +1,14 @@
 """Collect the wheels for a machine without a network, and check that none is missing."""
 
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from email.parser import HeaderParser
+from itertools import chain
 from pathlib import Path
 
 from packaging.markers import default_environment
@@ -51,11 +51,8 @@ class Target:
         minor, machine, _ = TAG.fullmatch(self.platform).groups()  # type: ignore[union-attr]
         if minor is None:
             return [self.platform]
-        tags = []
-        for older in range(int(minor), 4, -1):
-            tags += [f"manylinux_2_{older}_{machine}"]
-            tags += [f"{LEGACY[older]}_{machine}"] if older in LEGACY else []
-        return [*tags, f"linux_{machine}"]
+        names = [(f"manylinux_2_{older}", LEGACY.get(older)) for older in range(int(minor), 4, -1)]
+        return [f"{name}_{machine}" for name in (*chain(*names), "linux") if name]
 
     def environment(self) -> dict[str, str]:
         """Return the values of the markers of requirements there (PEP 508)."""
@@ -134,11 +131,9 @@ def _holding(
 
 
 def _needs(wheel: Path) -> list[Requirement]:
-    with zipfile.ZipFile(wheel) as archive:
-        # At the top level: setuptools contains the metadata of other packages in its own.
-        (name,) = [n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)]
-        metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
-    return [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
+    """Return what a wheel requires, by the metadata at the top level of its archive."""
+    (distribution,) = importlib.metadata.distributions(path=[str(wheel)])
+    return [Requirement(line) for line in distribution.requires or ()]
 
 
 def build_own_wheel(root: Path, folder: Path) -> None:

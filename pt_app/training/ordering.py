@@ -106,14 +106,17 @@ class RowSteps:
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
 
-    def epoch(self, number: int, done: int) -> Iterable[Step]:
-        """Return a loader of the steps of epoch `number` without the first `done`."""
+    def rows_of(self, number: int) -> list[list[int]]:
+        """Return the rows that this rank takes of each step of epoch `number`."""
         if hasattr(self.order, "set_epoch"):  # a sequential sampler has none
             self.order.set_epoch(number)
-        steps = shares(self.order, self.size, console.rank(), console.ranks())
+        return shares(self.order, self.size, console.rank(), console.ranks())
+
+    def epoch(self, number: int, done: int) -> Iterable[Step]:
+        """Return a loader of the steps of epoch `number` without the first `done`."""
         return DataLoader(
             self.rows,
-            batch_sampler=steps[done:],
+            batch_sampler=self.rows_of(number)[done:],
             collate_fn=self.collate,
             worker_init_fn=own_process_group,
             num_workers=self.workers,

@@ -119,15 +119,21 @@ def _steps(
 ) -> RowSteps:
     """Return the steps of an epoch; a batch of their loader is a whole step of a rank."""
     examples = examples_a_step(settings)
-    order: Order = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
-    if settings.group_variants:
-        order = GroupedOrder(prepared.train["group"], examples, settings.seed)
+    order = order_of(settings, prepared)
     workers, pin_memory = args.dataloader_num_workers, args.dataloader_pin_memory
     steps = RowSteps(prepared.train, order, examples, collate, workers, pin_memory)
     shape = f"batch {settings.batch_size} x accumulation {settings.gradient_accumulation}"
     number = math.ceil(len(steps) * settings.epochs)
     log.info("steps: %d of %d examples (%s x %d ranks)", number, examples, shape, console.ranks())
     return steps
+
+
+def order_of(settings: Settings, prepared: Prepared) -> Order:
+    """Return the order of the training rows: that of the seed, in groups if that is asked for."""
+    if settings.group_variants:
+        return GroupedOrder(prepared.train["group"], examples_a_step(settings), settings.seed)
+    order: Order = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
+    return order
 
 
 def examples_a_step(settings: Settings) -> int:

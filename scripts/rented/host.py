@@ -88,11 +88,10 @@ class Host:
             )
         except subprocess.TimeoutExpired:
             raise CutOffError("the host took too long over a command") from None
-        errors = plain(done.stderr).strip().splitlines()
-        if done.returncode == 255:  # ssh's own failures
-            raise CutOffError(errors[-1] if errors else "ssh does not reach the host")
-        if done.returncode:
-            raise CutOffError(f"on the host, `{command[:80]}` failed: {' '.join(errors[-3:])}")
+        if done.returncode:  # 255 is ssh's own failure
+            errors = plain(done.stderr).split("\n")[-4:]
+            where = "ssh" if done.returncode == 255 else f"on the host, `{command[:80]}`"
+            raise CutOffError(f"{where} failed: {' '.join(errors).strip() or 'no reason given'}")
         return done.stdout
 
     @contextmanager

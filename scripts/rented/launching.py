@@ -7,9 +7,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pt_app.core.dataset import read_dataset
@@ -40,23 +40,19 @@ def plan(settings: Settings, flags: Rental, offer: Offer) -> Launch:
     if run is not None and (not run.is_dir() or newest_complete(run)[0] is None):
         raise UserError(f"--resume {run}: no run with a complete checkpoint: leave out --resume")
     hours, dollars = _caps(offer, flags)
-    return Launch(
-        label=f"judge-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
-        output_dir=settings.output_dir,
-        recipe=list(flags.recipe),
-        flags=sending.host_flags(settings, base, run),
-        data_dir=settings.data_dir,
-        upload_model=str(base) if base else None,
-        resume=flags.resume,
-        image=flags.image,
-        setup=sending.SETUP.read_text() if flags.setup is None else f"{flags.setup}\n",
-        disk_gb=offer.work.disk_gb,
-        max_hours=hours,
-        max_dollars=dollars,
-        remote_dir=flags.remote_dir,
-        fetch_minutes=flags.fetch_minutes,
-        eval_at_home=not (flags.no_eval or settings.skip_eval),
-    )
+    given: dict[str, object] = {
+        "label": f"judge-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        "output_dir": settings.output_dir,
+        "data_dir": settings.data_dir,
+        "flags": sending.host_flags(settings, base, run),
+        "upload_model": str(base) if base else None,
+        "setup": sending.SETUP.read_text() if flags.setup is None else f"{flags.setup}\n",
+        "disk_gb": offer.work.disk_gb,
+        "max_hours": hours,
+        "max_dollars": dollars,
+        "eval_at_home": not (flags.no_eval or settings.skip_eval),
+    }
+    return Launch.model_validate(vars(flags) | given)
 
 
 def _caps(offer: Offer, flags: Rental) -> tuple[float, float]:
@@ -96,31 +92,26 @@ def run_on(market: Market, launch: Launch, offers: Sequence[Offer]) -> Path | No
     launch.folder.mkdir(mode=0o700, parents=True)  # a private key will lie in it
     sending.refuse_keys(launch, provision.create_options(launch, market.url), market.key)
     launch.save()
-    with _destroyed_unless_started(market, launch):
-        host = provision.rent(market, launch, offers)
-        sending.start(host, launch)
-    return _to_the_end(market, launch, host)
+    return _train(market, launch, partial(provision.rent, market, launch, offers))
 
 
 def attach(market: Market, launch: Launch) -> Path | None:
     """Resume a launch wherever it was cut; as `run_on`."""
     if launch.stage == "destroyed" or launch.started is None:
         raise UserError(f"{launch.label} is over{_how_to_resume(launch)}")
-    if launch.stage not in ("creating", "created"):
-        return _to_the_end(market, launch, reach(market, launch))
-    with _destroyed_unless_started(market, launch):
-        if launch.instance is None:
-            provision.adopt(market, launch)
-        host = provision.ready(market, launch)
-        sending.start(host, launch)
-    return _to_the_end(market, launch, host)
+    if launch.stage in ("creating", "created"):
+        return _train(market, launch, partial(provision.ready, market, launch))
+    return _to_the_end(market, launch, reach(market, launch))
 
 
-@contextmanager
-def _destroyed_unless_started(market: Market, launch: Launch) -> Iterator[None]:
-    """Destroy what was rented on any way out: before the training there is nothing to lose."""
+def _train(market: Market, launch: Launch, get_host: Callable[[], Host]) -> Path | None:
+    """Start the training on a new host, and follow it.
+
+    Whatever fails before the training destroys what was rented: there is nothing to lose yet.
+    """
     try:
-        yield
+        host = get_host()
+        sending.start(host, launch)
     except StillAliveError:
         raise
     except BaseException as error:
@@ -131,6 +122,7 @@ def _destroyed_unless_started(market: Market, launch: Launch) -> Iterator[None]:
             why = f"the host was lost before the training: {error}: try again"
             raise UserError(why) from None
         raise
+    return _to_the_end(market, launch, host)
 
 
 def _destroy(market: Market, launch: Launch) -> None:

@@ -10,20 +10,21 @@ def upload_hours(size: float) -> float:
     return size * 8 / (UPLINK * 1e6) / 3600
 
 
+STATES = {
+    "": 300.0,  # Vast says nothing yet
+    "created": 300.0,
+    "loading": 1500.0,  # the image is pulled
+    "rebooting": 600.0,
+    "running": 600.0,  # until SSH answers
+}
+
+
 @dataclass
 class Limits:
     """SkyPilot gives the whole of provisioning 30 minutes; here each state has its own limit."""
 
     poll: float = 10.0  # between two looks at an instance, or at the log of a run
-    states: dict[str, float] = field(
-        default_factory=lambda: {
-            "": 300.0,  # Vast says nothing yet
-            "created": 300.0,
-            "loading": 1500.0,  # the image is pulled
-            "rebooting": 600.0,
-            "running": 600.0,  # until SSH answers
-        }
-    )
+    states: dict[str, float] = field(default_factory=STATES.copy)
     away: float = 300.0  # an instance that ran and is unknown or offline now may come back
     unheard: float = 1800.0  # a host that SSH cannot reach, while Vast says that it runs
     # From a create without an answer until its instance must be listed; also for a destroy.

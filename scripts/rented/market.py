@@ -8,9 +8,10 @@ otherwise, and each of these can be a paid instance.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Annotated
 
 import requests
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from pt_app.core.errors import UserError
 
@@ -56,7 +57,8 @@ class Instance(Row):
 
     id: int
     label: str = ""
-    actual_status: str = ""
+    # In lower case; empty where Vast has no state yet.
+    status: Annotated[str, StringConstraints(to_lower=True)] = Field("", alias="actual_status")
     status_msg: str = ""
     gpu_name: str = "?"
     dph_total: float = 0.0  # dollars per hour
@@ -64,11 +66,6 @@ class Instance(Row):
     ports: dict[str, list[Port] | None] = {}
     ssh_host: str = ""
     ssh_port: int = 0
-
-    @property
-    def status(self) -> str:
-        """The state in lower case; empty where Vast has none yet."""
-        return self.actual_status.lower()
 
     @property
     def message(self) -> str:

@@ -105,7 +105,6 @@ def _create(market: Market, launch: Launch, offer: Offer) -> None:
         launch.save(stage="created", instance=market.create(offer.id, **options))
     except vast.AnswerLostError as error:
         log.warning("no answer to the create (%s): looking for %s", error, launch.label)
-        adopt(market, launch)
     except (vast.OfferGoneError, UserError):  # Vast refused
         launch.save(started=None)
         raise
@@ -148,8 +147,10 @@ def ready(market: Market, launch: Launch) -> Host:
 
     Raises FailedHostError for a state that never becomes running, or that lasts too long.
     """
-    host = Host(launch.folder, launch.remote_dir)
+    if launch.instance is None:  # the create was not answered
+        adopt(market, launch)
     assert launch.instance is not None
+    host = Host(launch.folder, launch.remote_dir)
     before, since = "?", time.monotonic()
     while True:
         instance = _listed(market, launch)

@@ -24,8 +24,9 @@ CODE = ("requirements.txt", "requirements-cuda.txt", "pyproject.toml", "README.m
 SUFFIXES = {".py", ".txt", ".tsv", ".json", ".jinja", ".yaml", ".safetensors", ".md"}
 DATA = ("judge_train.json", "judge_val.json", "judge_test.json", "dataset.json", "splits.json")
 RECIPE = "pt_app/eval_model/judge_train_cuda.py"
-SCRIPTS = {name: Path(__file__).with_name(name) for name in ("run.sh", "install.sh")}
-SETUP = Path(__file__).with_name("setup.sh")
+FOLDER = Path(__file__).parent
+SCRIPTS = {name: FOLDER / name for name in ("run.sh", "install.sh", "start.sh")}
+SETUP = FOLDER / "setup.sh"
 WEIGHTS = {".safetensors", ".pt", ".bin", ".pth"}
 MIN_KEY_LENGTH = 12
 # Decided by the launch, so that a run at home and on a host differ in nothing else.
@@ -79,17 +80,14 @@ def base_to_send(name: str, upload: bool) -> Path | None:
         return None
     if upload or Path(name).expanduser().is_dir():
         return resolve_model(name).path.resolve()
-    try:
-        gated = HfApi(token=False).model_info(name, timeout=10).gated
-        problem = "is gated on the hub" if gated else ""
-    except Exception as error:  # the HTTP library's own errors, which change with its version
-        problem = f"is not public on the hub, or the hub does not answer ({type(error).__name__})"
-    if problem:
-        raise UserError(
-            f'model "{name}" {problem}: fetch it here with `hf download {name}` and add '
-            "--upload_model, which copies it up; a token never goes to a host"
-        )
-    return None
+    with suppress(Exception):  # the HTTP library's own errors, which change with its version
+        if not HfApi(token=False).model_info(name, timeout=10).gated:
+            return None
+    raise UserError(
+        f'model "{name}" is gated or not public on the hub, or the hub does not answer: fetch it '
+        f"here with `hf download {name}` and add --upload_model, which copies it up; a token "
+        "never goes to a host"
+    )
 
 
 def _is_cached(base: Path) -> bool:
@@ -145,13 +143,10 @@ def base_files(launch: Launch) -> dict[str, Path]:
 
 def scripts(launch: Launch) -> dict[str, Path]:
     """Write the scripts that the host runs into the launch's folder, where they can be read too."""
-    offline = "export HF_HUB_OFFLINE=1\n" if launch.upload_model else ""
+    train = (FOLDER / "train.sh").read_text(encoding="utf-8")
     recipe = shlex.join([".venv/bin/python", RECIPE, *launch.flags])
-    texts = {
-        "setup.sh": launch.setup,
-        "train.sh": "export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline\n"
-        f'export HF_HOME="$PWD/hf"\n{offline}exec {recipe}\n',
-    }
+    offline = "HF_HUB_OFFLINE=1" if launch.upload_model else ""
+    texts = {"setup.sh": launch.setup, "train.sh": train.format(variables=offline, recipe=recipe)}
     base = Path(launch.upload_model or "")
     if _is_cached(base):  # by this file the hub's cache knows the newest revision
         texts[f"hf/hub/{base.parents[1].name}/refs/main"] = base.name
@@ -167,11 +162,7 @@ def start(host: Host, launch: Launch) -> None:
     size = sum(path.stat().st_size for path in files.values())
     log.info("copying %d files up, %.1f MB", len(files), size / 1e6)
     host.send(files)
-    folder = shlex.quote(host.remote)
-    install = f"bash {folder}/install.sh tmux >/dev/null 2>&1"
-    host.run(f"command -v tmux >/dev/null || {install}; command -v tmux", timeout=600)
-    run = "tmux new-session -d -s judge 'bash run.sh >run.log 2>&1'"
-    host.run(f"cd {folder} && {{ [ -e started ] || {run}; }} && touch started")
+    host.run(f"bash {shlex.quote(host.remote)}/start.sh", timeout=600)
     launch.save(stage="training")
     follow = launch.command("attach")
     log.info("started in tmux, which does not need this terminal: `%s` follows it", follow)

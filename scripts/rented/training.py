@@ -1,6 +1,7 @@
 """The run on the host, watched from here: its log, the machine, the money, and what it made."""
 
 import logging
+import re
 import shlex
 import shutil
 import time
@@ -61,17 +62,12 @@ def _complete(host: Host) -> list[str]:
     command = (
         f"(cd {shlex.quote(host.remote)}/adapters_eval || exit; "
         "ls -d [!.]*_final [!.]*/checkpoint-*/complete.json [!.]*/settings.json; "
-        "[ ! -e ../exit_code ] || ls -d [!.]*/*) 2>/dev/null || true"
+        "[ ! -e ../exit_code ] || ls -d [!.]*/* | grep -v /checkpoint-) 2>/dev/null "
+        "| sed 's,/complete.json$,,'"
     )
     lines = host.run(command).decode(errors="replace").splitlines()
-    names = {
-        line.removesuffix("/complete.json")
-        for line in lines
-        if "/checkpoint-" not in line or line.endswith("/complete.json")
-    }
     # Names become paths here: only such as the recipe makes.
-    parts = {name: name.split("/") for name in sorted(names)}
-    return [n for n, p in parts.items() if len(p) < 3 and all(x and x[0] != "." for x in p)]
+    return sorted({line for line in lines if re.fullmatch("[^./][^/]*(/[^./][^/]*)?", line)})
 
 
 def _run_of(launch: Launch, names: Collection[str]) -> str | None:

@@ -22,8 +22,8 @@ from pt_app.models.gated_mlp import keep_less
 from pt_app.models.packing import Batch, Example, Shapes, pack, unpacked
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention
-from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
-from pt_app.preflight.doctor.needs import words_of
+from pt_app.preflight.doctor.finding import FIXES, Finding, one_line, run_check
+from pt_app.preflight.doctor.needs import vocabulary_of
 from pt_app.preflight.doctor.operations import (
     TOLERANCE,
     Side,
@@ -38,11 +38,7 @@ VOCABULARY, PAD = 256, 0
 # The adapter's weights have 4,096 numbers, the least for 8-bit states.
 HIDDEN = RANK = 64
 SHAPES = Shapes.up_to(64, 2)  # so that packs are padded, as on MPS
-LEARNING_RATE, DECAY = 1e-2, 0.1
-DO_NOT_TRAIN = (
-    "do not train on this device with this installation: install the versions that the "
-    "requirements name, and torch 2.14 or newer on Apple"
-)
+RATE, DECAY = 1e-2, 0.1
 NF4 = {"quant_type": "nf4", "compress_statistics": True}
 BLOCK = 64  # weights that share a scale: the default of bitsandbytes on all devices since 0.49.2
 # The widest gap between two levels of NF4 (-1 and -0.6962; arXiv 2305.14314, appendix E) is 0.304
@@ -51,7 +47,6 @@ BLOCK = 64  # weights that share a scale: the default of bitsandbytes on all dev
 # is allowed.
 MAX_NF4_ERROR = 0.304 / 2 + 0.01
 OUT, IN = 128, 512
-FIX = "train with --no_4bit, or install bitsandbytes 0.50.2 (pip install -r requirements-cuda.txt)"
 Tensors = Mapping[str, torch.Tensor]
 
 log = logging.getLogger(__name__)
@@ -68,30 +63,30 @@ def check_first(platform: Platform, source: ModelSource) -> None:
     """
     launcher.meet(platform.on_cpu)
     start = time.perf_counter()
-    findings = check_training(platform, "warn")
+    findings = check_training(platform)
     if not platform.on_cpu:
-        findings = check_arithmetic(platform, words_of(source), "warn")
+        findings = check_arithmetic(platform, vocabulary_of(source))
     passed = 0
     for finding in findings:
         line = f"doctor: {finding.name}: {finding.said}; {finding.fix}"
-        if finding.status == "fail":
+        if finding.status == "fail" and finding.fix != FIXES["broken"]:
             raise UserError(line)
-        if finding.status == "warn":
+        if finding.status in ("fail", "warn"):
             log.warning("%s", line)
         passed += finding.status == "ok"
     log.info("doctor: %d checks passed (%.1f s)", passed, time.perf_counter() - start)
 
 
-def check_arithmetic(platform: Platform, words: int, broken: Status = "fail") -> Iterator[Finding]:
-    """Check the operations of a device, with a head of `words`, and a training step."""
-    yield from check_operations(platform.device, platform.compute_dtype, words, broken)
-    yield from check_training(platform, broken)
+def check_arithmetic(platform: Platform, vocabulary: int) -> Iterator[Finding]:
+    """Check the operations of a device, with a head of that vocabulary, and a training step."""
+    yield from check_operations(platform.device, platform.compute_dtype, vocabulary)
+    yield from check_training(platform)
 
 
-def check_training(platform: Platform, broken: Status = "fail") -> Iterator[Finding]:
+def check_training(platform: Platform) -> Iterator[Finding]:
     """Check a training step, and NF4 if the base is held in it."""
-    yield from run_check("training step", lambda: check_training_step(platform), broken)
-    yield from run_check("NF4", lambda: check_nf4(platform), broken)
+    yield from run_check("training step", lambda: check_training_step(platform))
+    yield from run_check("NF4", lambda: check_nf4(platform))
 
 
 def check_training_step(platform: Platform) -> Iterator[Finding]:
@@ -110,7 +105,7 @@ def check_training_step(platform: Platform) -> Iterator[Finding]:
         for name, batches in (("step, plain rows", plain), ("step, pack", [packed])):
             error, weight = _worst(_step(device, batches, autocast), expected)
             said = f"{error:.0e} ({weight}) off float64 on the CPU"
-            yield _compared(name, error, TOLERANCE[side.dtype], said, DO_NOT_TRAIN)
+            yield _compared(name, error, TOLERANCE[side.dtype], said)
         yield _check_optimizer(platform, device)
 
 
@@ -143,10 +138,8 @@ def _placed(model: PeftModel, side: Side, attention: str) -> PeftModel:
     placed = copy.deepcopy(model).to(side.device)
     of_adapter = torch.promote_types(side.dtype, torch.float32)
     for parameter in placed.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(of_adapter)
-        else:
-            parameter.data = parameter.data.to(side.rounded_to).to(side.dtype)
+        weight = parameter.data
+        parameter.data = weight.to(of_adapter) if parameter.requires_grad else side.put(weight)
     use_attention(placed, attention)
     return placed.train()
 
@@ -185,16 +178,13 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
     noise changes if the gradient is almost zero.
     """
     weights = _trained(model)
-    reference = {name: in_float64(p).clone() for name, p in weights.items()}
+    before = {name: in_float64(p) for name, p in weights.items()}
+    reference = {name: p.clone() for name, p in before.items()}
     for name, p in weights.items():
         assert p.grad is not None
         reference[name].grad = in_float64(p.grad)
-    before = {name: p.clone() for name, p in reference.items()}
-    torch.optim.AdamW(
-        reference.values(), lr=LEARNING_RATE, weight_decay=DECAY, foreach=False
-    ).step()
-    optimizer = optimizer_class(platform.optimizer)
-    optimizer(weights.values(), lr=LEARNING_RATE, weight_decay=DECAY).step()
+    torch.optim.AdamW(reference.values(), lr=RATE, weight_decay=DECAY, foreach=False).step()
+    optimizer_class(platform.optimizer)(weights.values(), lr=RATE, weight_decay=DECAY).step()
     error, weight = _worst(
         {name: in_float64(p) - before[name] for name, p in weights.items()},
         {name: p - before[name] for name, p in reference.items()},
@@ -202,8 +192,7 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
     # An update is the difference of two larger float32 weights, and GPUs divide less exactly.
     tolerance = 10 * TOLERANCE[torch.float32]
     said = f"{platform.optimizer}: updates {error:.0e} ({weight}) off AdamW"
-    fix = f"{DO_NOT_TRAIN} (addcdiv on MPS made every Adam wrong: pytorch issue 118115)"
-    return _compared("step, optimizer", error, tolerance, said, fix)
+    return _compared("step, optimizer", error, tolerance, said)
 
 
 def check_nf4(platform: Platform) -> Iterator[Finding]:
@@ -218,8 +207,8 @@ def check_nf4(platform: Platform) -> Iterator[Finding]:
     try:
         import bitsandbytes as bnb
     except Exception as error:  # such as a missing library of the GPU
-        said = f"bitsandbytes does not load: {type(error).__name__}: {one_line(error, 150)}"
-        yield Finding("NF4", "fail", said, FIX)
+        said = f"bitsandbytes does not load: {type(error).__name__}: {one_line(error)}"
+        yield Finding.wrong("NF4", said)
         return
     side = Side(platform.device, platform.compute_dtype, platform.compute_dtype)
     weight = side.draw(OUT, IN)
@@ -228,10 +217,10 @@ def check_nf4(platform: Platform) -> Iterator[Finding]:
     scales = original.reshape(-1, BLOCK).abs().amax(1, keepdim=True)
     worst = float(((held - original).reshape(-1, BLOCK).abs() / scales).max())
     said = f"errs by {worst:.3f} of the scale of a block"
-    yield _compared("NF4, round trip", worst, MAX_NF4_ERROR, said, FIX)
+    yield _compared("NF4, round trip", worst, MAX_NF4_ERROR, said)
     worst = _matmul_error(bnb, side, weight, held)
     said = f"{worst:.0e} off the matmul with its own weights"
-    yield _compared("NF4, matmul", worst, TOLERANCE[side.dtype], said, FIX)
+    yield _compared("NF4, matmul", worst, TOLERANCE[side.dtype], said)
 
 
 def _matmul_error(bnb: ModuleType, side: Side, weight: torch.Tensor, held: torch.Tensor) -> float:
@@ -249,6 +238,6 @@ def _matmul_error(bnb: ModuleType, side: Side, weight: torch.Tensor, held: torch
     return max(errors)
 
 
-def _compared(name: str, error: float, tolerance: float, said: str, fix: str) -> Finding:
+def _compared(name: str, error: float, tolerance: float, said: str) -> Finding:
     """Return a finding on an error; `said` names it, and is followed by the tolerance."""
-    return Finding.of(name, error <= tolerance, f"{said}, at most {tolerance:.2g} is allowed", fix)
+    return Finding.of(name, error <= tolerance, f"{said}, at most {tolerance:.2g} is allowed")

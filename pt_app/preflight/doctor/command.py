@@ -16,7 +16,7 @@ from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.arithmetic import check_arithmetic
 from pt_app.preflight.doctor.finding import Check, Finding, Status, one_line, run_check
 from pt_app.preflight.doctor.machine import check_machine, check_packages
-from pt_app.preflight.doctor.needs import Needs, words_of
+from pt_app.preflight.doctor.needs import Needs, vocabulary_of
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 Section = tuple[str, Check]
@@ -35,20 +35,15 @@ class Report:
 
     def as_json(self) -> str:
         """Return the report as JSON."""
-        findings = [
-            {"section": name, **asdict(finding)}
-            for name, section in self.sections.items()
-            for finding in section
-        ]
-        passed = not self.count("fail")
-        about = {"schema": 1, "recipe": self.recipe, "passed": passed, "findings": findings}
-        return json.dumps(about, indent=2)
+        findings = [{"section": name} | asdict(f) for name, fs in self.sections.items() for f in fs]
+        about = {"schema": 1, "recipe": self.recipe, "passed": not self.count("fail")}
+        return json.dumps(about | {"findings": findings}, indent=2)
 
     def summary(self) -> str:
         """Return the last line."""
-        end = ": fix them, then run judge doctor again" if self.count("fail") else ""
-        ok, warned, failed = self.count("ok"), self.count("warn"), self.count("fail")
-        return f"{ok} ok, {warned} warnings, {failed} failed{end}"
+        ok, warnings, failed = (self.count(status) for status in ("ok", "warn", "fail"))
+        end = ": fix them, then run judge doctor again" if failed else ""
+        return f"{ok} ok, {warnings} warnings, {failed} failed{end}"
 
 
 def sections_of(
@@ -67,8 +62,7 @@ def sections_of(
             recipe, no_4bit=no_4bit, precision=settings.train_precision, on_cpu=on_cpu
         )
     except Exception as error:  # an impossible precision, or a driver that fails
-        fix = "choose other flags if it names one; else install driver and torch again"
-        wrong = Finding("device", "fail", one_line(error), fix)
+        wrong = Finding.wrong("device", one_line(error))
         yield "machine", lambda: iter([wrong])
     else:
         yield from of_platform(recipe, platform, needs)
@@ -88,7 +82,7 @@ def _arithmetic(platform: Platform, needs: Needs | None) -> Iterator[Finding]:
     if platform.on_cpu:
         said = "no accelerator: the CPU's own float32 is compared with its float64"
         yield Finding("device", "skip", said)
-    yield from check_arithmetic(platform, words_of(needs.source()[0] if needs else None))
+    yield from check_arithmetic(platform, vocabulary_of(needs.source()[0] if needs else None))
 
 
 def examine(recipe: Recipe, sections: Iterator[Section], quiet: bool = False) -> Report:

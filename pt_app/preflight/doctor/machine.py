@@ -24,7 +24,6 @@ from pt_app.preflight.wheels import read_requirements
 GIB = 2**30
 CHECKOUT = Path(pt_app.__file__).parents[1]
 ROCM_BITSANDBYTES = Version("0.50")  # the first release whose 4 bits work on AMD
-START = 'use the command that the page "Get started" of pytorch.org shows for'
 DRIVERS = {"NVIDIA": "proc/driver/nvidia/version", "AMD": "sys/module/amdgpu/version"}
 # Chips of a family run each other's code, but AMD supports only those that torch names.
 ROCM_FAMILIES = {"gfx103": "10.3.0", "gfx110": "11.0.0", "gfx115": "11.5.1"}
@@ -40,14 +39,13 @@ def check_packages(
     version = _version("bitsandbytes")
     if torch.version.hip and not no_4bit and version and Version(version) < ROCM_BITSANDBYTES:
         # NaN or garbage: bitsandbytes PRs 1856, 1885, 1887, 1979, 2012
-        fix = "pip install 'bitsandbytes>=0.50', or train with --no_4bit"
-        yield Finding("bitsandbytes", "fail", f"{version} computes NF4 wrongly on AMD", fix)
+        yield Finding.wrong("bitsandbytes", f"{version} computes NF4 wrongly on AMD")
     # bitsandbytes downloads kernels from the hub when it is imported, if `kernels` is installed.
-    absent = importlib.util.find_spec("kernels") is None
-    said = "none: the package kernels is not installed"
-    if not absent:
+    if importlib.util.find_spec("kernels") is None:
+        yield Finding("hidden downloads", "ok", "none: the package kernels is not installed")
+    else:
         said = "kernels is installed: bitsandbytes downloads code from the hub when imported"
-    yield Finding.of("hidden downloads", absent, said, "pip uninstall kernels", "warn")
+        yield Finding.wrong("hidden downloads", said, "warn")
 
 
 def _python() -> Finding:
@@ -56,8 +54,7 @@ def _python() -> Finding:
     if on_mac and sys.version_info >= (3, 12):
         # jingyaogong/minimind PR 852
         said += "; loader workers would hang here, and the recipe for Apple uses none"
-    fix = "install a Python for Apple silicon (arm64): this one is for Intel and sees no GPU"
-    return Finding.of("python", not on_mac or system.machine() != "x86_64", said, fix, "warn")
+    return Finding.of("python", not on_mac or system.machine() != "x86_64", said, "warn")
 
 
 def _built_for() -> str:
@@ -67,23 +64,23 @@ def _built_for() -> str:
 
 
 def _pinned(recipe: Recipe, folder: Path, no_4bit: bool) -> Finding:
-    """Compare with the requirements file of a checkout, else with what the package declares."""
+    """Compare the installed versions with the requirements file of a checkout."""
     file = folder / f"requirements-{recipe}.txt"
-    pins = pins_of(read_requirements(file) if file.is_file() else _declared())
-    if not pins:
-        return Finding("packages", "skip", "no checkout, and no pins in the installed package")
+    if not file.is_file():
+        return Finding("packages", "skip", f"no {file.name} beside the package names versions")
+    pins = pins_of(read_requirements(file))
     if no_4bit:
         pins.pop("bitsandbytes", None)  # the recipe uses it for 4 bits only
-    fix = f"pip install -r {file.name} (make install)"
-    if missing := [name for name in pins if _version(name) is None]:
-        return Finding("packages", "fail", f"missing: {', '.join(missing)}", fix)
+    versions = {name: _version(name) for name in pins}
+    if missing := [name for name, version in versions.items() if version is None]:
+        return Finding.wrong("packages", f"missing: {', '.join(missing)}", file=file.name)
     other = [
-        f"{name} {_version(name)} (pinned: {pin})"
-        for name, pin in pins.items()
-        if str(_version(name)).split("+")[0] != pin  # +cpu and the like name a build
+        f"{name} {version} (pinned: {pins[name]})"
+        for name, version in versions.items()
+        if str(version).split("+")[0] != pins[name]  # +cpu and the like name a build
     ]
     said = f"not as pinned: {', '.join(other)}" if other else f"{len(pins)} as in {file.name}"
-    return Finding.of("packages", not other, said, fix, "warn")
+    return Finding.of("packages", not other, said, "warn", file=file.name)
 
 
 def _version(package: str) -> str | None:
@@ -97,13 +94,6 @@ def pins_of(lines: Iterable[str]) -> dict[str, str]:
     """Return package -> version of the requirements that pin one."""
     requirements = map(Requirement, lines)
     return {r.name: s.version for r in requirements for s in r.specifier if s.operator == "=="}
-
-
-def _declared() -> list[str]:
-    try:
-        return importlib.metadata.requires("pt-app") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
 
 
 def check_machine(recipe: Recipe, platform: Platform, root: Path = ROOT) -> Iterator[Finding]:
@@ -148,16 +138,12 @@ def _unseen(recipe: Recipe, platform: Platform, root: Path) -> Iterator[Finding]
     kfd, apple = root / "dev/kfd", sys.platform == "darwin" and system.machine() == "arm64"
     if not torch.cuda.is_available():
         if (root / DRIVERS["NVIDIA"]).exists():
-            fix = f"{START} CUDA; if this is one, update the driver"
-            yield Finding("NVIDIA GPU", status, f"present, unseen by torch: {_why()}", fix)
+            yield Finding.wrong("NVIDIA GPU", f"present, unseen by torch: {_why()}", status)
         if kfd.exists():
-            fix = f"make install-rocm: {START} ROCm"
-            if not os.access(kfd, os.R_OK | os.W_OK):
-                fix = "sudo usermod -aG render,video $USER, and log in again, to open /dev/kfd"
-            yield Finding("AMD GPU", status, f"present, unseen by torch: {_why()}", fix)
+            case = "" if os.access(kfd, os.R_OK | os.W_OK) else "AMD GPU without permission"
+            yield Finding.wrong("AMD GPU", f"present, unseen by torch: {_why()}", status, fix=case)
     if recipe == "mps" and apple:
-        fix = "make install-mps, on macOS 14 or newer"
-        yield Finding("Apple GPU", "fail", "torch does not see it", fix)
+        yield Finding.wrong("Apple GPU", "torch does not see it")
 
 
 def _why() -> str:
@@ -165,7 +151,7 @@ def _why() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:
-        return one_line(error, 160)
+        return one_line(error)
     return "it gives no reason"
 
 
@@ -180,12 +166,10 @@ def _gpu() -> Iterator[Finding]:
     # A T4 reports bfloat16 and emulates it several times slower, so ask for the native format.
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     said = "native" if native else "emulated at best: the recipe computes in float16"
-    fix = "nothing to do; GPUs from Ampere on have it"
-    yield Finding.of("bfloat16", native, said, fix, "warn")
+    yield Finding.of("bfloat16", native, said, "warn")
     free, total = torch.cuda.mem_get_info(0)
     said = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    fix = "see which processes hold the rest (nvidia-smi, rocm-smi), or set CUDA_VISIBLE_DEVICES"
-    yield Finding.of("GPU memory", free >= 0.8 * total, said, fix, "warn")
+    yield Finding.of("GPU memory", free >= 0.8 * total, said, "warn")
 
 
 def _cuda_chip(major: int, minor: int, built: Sequence[str]) -> Finding:
@@ -198,8 +182,7 @@ def _cuda_chip(major: int, minor: int, built: Sequence[str]) -> Finding:
         return made_for <= 10 * major + minor and (kind != "sm" or made_for // 10 == major)
 
     said = f"compute capability {major}.{minor}; this torch has code for {', '.join(built)}"
-    fix = f"{START} an older CUDA (GPUs before Turing: 12.6)"
-    return Finding.of("GPU code", any(map(runs, built)), said, fix)
+    return Finding.of("GPU code", any(map(runs, built)), said)
 
 
 def _rocm_chip(chip: str, built: Sequence[str]) -> Finding:
@@ -208,18 +191,16 @@ def _rocm_chip(chip: str, built: Sequence[str]) -> Finding:
     said = chip + (f", by HSA_OVERRIDE_GFX_VERSION={forced}" if forced else "")
     if chip in built:
         return Finding("GPU code", "ok", said)
-    fix = "use a GPU that ROCm supports"
-    if family := ROCM_FAMILIES.get(chip[:6]):
-        # pytorch issues 164346, 132570; a Radeon 780M hung with it (ROCm/TheRock issue 1184).
-        fix = f"try HSA_OVERRIDE_GFX_VERSION={family} judge doctor; AMD does not support it"
-    return Finding("GPU code", "fail", f"{said}: this torch has code for {', '.join(built)}", fix)
+    said += f": this torch has code for {', '.join(built)}"
+    family = ROCM_FAMILIES.get(chip[:6])
+    case = f"GPU code of {'a' if family else 'no'} family"
+    return Finding.wrong("GPU code", said, fix=case, family=family)
 
 
 def _apple() -> Iterator[Finding]:
     """Check macOS, and the two variables that change what happens at a limit."""
     version = system.mac_ver()[0]
-    fix = "update macOS to 14 or newer: transformers needs it for bfloat16"
-    yield Finding.of("macOS", int(version.split(".")[0] or 0) >= 14, version, fix)
+    yield Finding.of("macOS", int(version.split(".")[0] or 0) >= 14, version)
     fallback = os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1"
     effect = "is computed on the CPU, slowly" if fallback else "stops the run"
     said = f"an operation that the GPU lacks {effect} (PYTORCH_ENABLE_MPS_FALLBACK)"
@@ -229,5 +210,4 @@ def _apple() -> Iterator[Finding]:
     if ratio:
         limit = ratio * torch.mps.recommended_max_memory() / GIB
         said = f"torch stops at {limit:.1f} GiB; macOS swaps before that"
-    fix = "unset PYTORCH_MPS_HIGH_WATERMARK_RATIO"
-    yield Finding.of("GPU memory", ratio != 0, said, fix, "warn")
+    yield Finding.of("GPU memory", ratio != 0, said, "warn", fix="memory without a limit")

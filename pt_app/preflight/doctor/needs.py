@@ -19,7 +19,7 @@ from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
 from pt_app.tracking import access as tracking_access
 
 GIB = 2**30
-QWEN_WORDS = 151_936  # of the head of the recipes' default bases
+QWEN_VOCABULARY = 151_936  # of the head of the recipes' default bases
 # A run of the tiny base takes 0.02 GiB (judge estimate). Checkpoints and adapter of a 3B base take
 # about 100 MB; a report and a W&B run a few more.
 MIN_ROOM, AMPLE_ROOM = 0.02 * GIB, 5 * GIB
@@ -49,8 +49,7 @@ class Needs:
         yield from _loads(source)
         if read_json(source.path / "config.json").get("auto_map"):
             said = "its config.json names code on a hub (auto_map), which is never run here"
-            fix = "if transformers does not know the model itself, choose another --model"
-            yield Finding("remote code", "warn", said, fix)
+            yield Finding.wrong("remote code", said, "warn")
 
     def _cache(self) -> Iterator[Finding]:
         folder = Path(constants.HF_HUB_CACHE)
@@ -58,10 +57,10 @@ class Needs:
             yield Finding("cache", "ok", f"{folder}: the run downloads nothing into it")
         else:
             short = f", and {BASE // GIB} are assumed for a base that must still be downloaded"
-            yield _room("cache", folder, BASE, 0, short, "choose another folder with HF_HOME")
+            yield _room("cache", folder, BASE, 0, short)
         if self.offline and os.environ.get("HF_HUB_OFFLINE") != "1":
             said = "HF_HUB_OFFLINE is not set: what looks for the hub waits for it"
-            yield Finding("hub", "warn", said, "export HF_HUB_OFFLINE=1 in the job")
+            yield Finding.wrong("hub", said, "warn")
 
     def _to_fetch(self) -> bool:
         """Return whether the base is on the hub and not here."""
@@ -76,7 +75,7 @@ class Needs:
         try:
             source = bases.resolve_model(name)
         except UserError as error:
-            return None, Finding("base", "fail", one_line(error), "choose another --model")
+            return None, Finding.wrong("base", one_line(error))
         size = sum(file.stat().st_size for file in weight_files(source.path))
         where = "a folder" if bases.is_local(name) else "in the local cache"
         where = "shipped" if name == bases.TINY else where
@@ -84,31 +83,27 @@ class Needs:
 
     def _missing(self) -> Finding:
         """Check whether the run could download its base from the hub."""
-        fetch = f"hf download {self.settings.model}"
-        said = f"{self.settings.model} is not in the local cache, or incomplete"
         host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+        status: Status = "fail"
         if self.offline:
-            fix = f"on a machine with a network and this cache (the login node): {fetch}"
+            why, case = "", "base, on another machine"
         elif constants.HF_HUB_OFFLINE:
-            said += ", and HF_HUB_OFFLINE is set"
-            fix = f"HF_HUB_OFFLINE=0 {fetch}, or --model tiny"
+            why, case = ", and HF_HUB_OFFLINE is set", "base, with the hub off"
         elif tracking_access.reachable(constants.ENDPOINT, bases.HUB_TIMEOUT):
-            said += f"; {host} answers: the run would fetch it"
-            return Finding("base", "warn", said, fetch)
+            why, case = f"; {host} answers: the run would fetch it", "base, to be fetched"
+            status = "warn"
         else:
-            said += f", and {host} does not answer within {bases.HUB_TIMEOUT:.0f} s"
-            fix = f"{fetch}, where there is a network; --model tiny"
-        return Finding("base", "fail", said, fix)
+            why = f", and {host} does not answer within {bases.HUB_TIMEOUT:.0f} s"
+            case = "base, without the hub"
+        said = f"{self.settings.model} is not in the local cache, or incomplete{why}"
+        return Finding.wrong("base", said, status, fix=case, model=self.settings.model)
 
     def _data(self) -> Iterator[Finding]:
         folder = Path(self.settings.data_dir)
         try:
             data = read_dataset(folder, self.settings.allow_leaks)
         except UserError as error:
-            fix = "choose the folder with --data_dir; judge data generate makes one"
-            if folder.is_dir():
-                fix = f"fix the rows (judge data check {folder}), or choose another --data_dir"
-            yield Finding("data", "fail", one_line(error), fix)
+            yield Finding.wrong("data", one_line(error), folder=folder)
             return
         rows = f"{len(data.train)} rows to train on, {len(data.val)} to validate, {len(data.test)}"
         yield Finding("data", "ok", f"{folder}: {rows} to test")
@@ -116,28 +111,24 @@ class Needs:
     def _output(self) -> Iterator[Finding]:
         folder = Path(self.settings.output_dir)
         short = "; judge estimate tells what the run writes"
-        other = "choose another folder with --output_dir"
-        yield _room("output", folder, AMPLE_ROOM, MIN_ROOM, short, other)
+        yield _room("output", folder, AMPLE_ROOM, MIN_ROOM, short)
 
     def tracking(self) -> Iterator[Finding]:
         """Check where the numbers of a run go; of a key, only whether there is one."""
         tracking = self.settings.tracking
         mode, sinks = read_tracking(tracking)
         if "tensorboard" in sinks:
-            said, fix = "event files need tensorboardX", tracking_access.TENSORBOARD_REMEDY
-            yield Finding.of("tensorboard", tracking_access.has_tensorboard(), said, fix)
+            installed = tracking_access.has_tensorboard()
+            yield Finding.of("tensorboard", installed, "event files need tensorboardX")
         if mode == "off":
             yield Finding("tracking", "ok", f"nothing is sent (--tracking {tracking})")
             return
         address, key, problem = tracking_access.find_key()
         host = urlsplit(address).hostname or address
-        fix = "set WANDB_API_KEY, or run wandb login; or choose --tracking offline"
-        if key is None and mode == "online":
-            yield Finding("tracking", "fail", problem, fix)
-        elif key is None and problem.startswith("no W&B key"):
+        if key is None and mode != "online" and problem.startswith("no W&B key"):
             yield Finding("tracking", "ok", f"{problem}: kept for judge sync")
-        elif key is None:  # there is one, which cannot be used
-            yield Finding("tracking", "warn", problem, fix)
+        elif key is None:  # none where one is required, or one that cannot be used
+            yield Finding.wrong("tracking", problem, "fail" if mode == "online" else "warn")
         elif self.offline:
             yield Finding("tracking", "ok", f"a key for {host}; kept for judge sync without it")
         else:
@@ -145,11 +136,11 @@ class Needs:
             yield Finding("tracking", "ok", f"a key for {host}; {access.mode}: {access.reason}")
 
 
-def words_of(source: ModelSource | None) -> int:
-    """Return the size of a base's head by its config.json; without one, that of Qwen2's."""
+def vocabulary_of(source: ModelSource | None) -> int:
+    """Return the vocabulary of a base by its config.json; without a base, that of Qwen2."""
     config = read_json(source.path / "config.json") if source else {}
-    words = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return int(words or QWEN_WORDS)
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return int(size or QWEN_VOCABULARY)
 
 
 def free_bytes(folder: Path) -> int:
@@ -163,7 +154,7 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def _room(name: str, folder: Path, enough: float, least: float, short: str, other: str) -> Finding:
+def _room(name: str, folder: Path, enough: float, least: float, short: str) -> Finding:
     """Check whether `folder` can be written, or made, and has room.
 
     Args:
@@ -172,17 +163,14 @@ def _room(name: str, folder: Path, enough: float, least: float, short: str, othe
         enough: bytes; less is a warning.
         least: bytes; less is a failure.
         short: said of less than enough.
-        other: how to choose another folder.
     """
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             free = free_bytes(folder)
     except OSError as error:
-        said = f"{folder} cannot be written: {error.strerror or error}"
-        return Finding(name, "fail", said, other)
+        return Finding.wrong(name, f"{folder} cannot be written: {error.strerror or error}")
     said = f"{folder}: {free / GIB:.1f} GiB free" + (short if free < enough else "")
-    wrong: Status = "fail" if free < least else "warn"
-    return Finding.of(name, free >= enough, said, f"make room, or {other}", wrong)
+    return Finding.of(name, free >= enough, said, "fail" if free < least else "warn")
 
 
 def _loads(source: ModelSource) -> Iterator[Finding]:
@@ -195,4 +183,4 @@ def _loads(source: ModelSource) -> Iterator[Finding]:
         bases.check_model(source, tokenizer)
         yield Finding(name, "ok", "names and shapes are those of the architecture")
     except UserError as error:
-        yield Finding(name, "fail", one_line(error), "choose another instruct model with --model")
+        yield Finding.wrong(name, one_line(error))

@@ -1,25 +1,24 @@
 """Compare operations that a backend has computed wrongly in silence with float64 on the CPU.
 
-Each was a bug of a released PyTorch, whose source is named with it. The sizes are those at which
-the bug occurred, so that a check takes a few milliseconds.
+Each was a fault of a released PyTorch; operations.yaml names its source and its fix. The sizes are
+those at which the fault occurred, so that a check takes a few milliseconds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+import yaml
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from pt_app.models.packing import IGNORED, Tree
 from pt_app.models.tree_attention import tree_mask
-from pt_app.preflight.doctor.finding import Finding, Status, run_check
+from pt_app.preflight.doctor.finding import FIXES, Finding, Status, run_check
 
 Tensors = Sequence[torch.Tensor]
-NEWER = "install torch 2.14 or newer (pip install 'torch>=2.14')"
-LONG_SUMS = "MPS on M1 and M2 before torch 2.14: pytorch issue 177116, PR 183535"
-DO_NOT_TRAIN = "; until this check passes, train on another machine"
 # Maximum error relative to the largest value: 100 times the rounding of float32 over the sums of a
 # small model, and about 3 times that of the 16-bit formats (7 and 10 bits).
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -73,48 +72,41 @@ def error_of(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation that a backend computed wrongly.
-
-    Attributes:
-        name: for the report.
-        compute: computes it on a side.
-        source: where the bug was seen.
-        fix: what to do about it.
-        used: the training uses it, so that an error stops a run; else it is a warning.
-        bits: sizes of the formats in which it is checked.
-    """
+    """An operation that a backend computed wrongly; operations.yaml explains the fields."""
 
     name: str
     compute: Callable[[Side], Tensors]
     source: str
-    fix: str = NEWER + DO_NOT_TRAIN
+    fix: str = FIXES["operation"]
     used: bool = True
-    bits: tuple[int, ...] = (16, 32)
+    bits: Collection[int] = (16, 32)
 
 
-def _masked_row(side: Side) -> Tensors:
+def masked_row(side: Side) -> Tensors:
+    """Compute attention in which one query sees no key."""
     query = side.draw(1, 2, 6, 16)
     seen = torch.ones(6, 6, dtype=torch.bool).tril()
     seen[3] = False
-    with torch.no_grad():  # the bug occurs without gradients only
+    with torch.no_grad():  # the fault occurs without gradients only
         return [F.scaled_dot_product_attention(query, query, query, seen.to(side.device))]
 
 
-def _broadcast_mask(side: Side) -> Tensors:
+def broadcast_mask(side: Side) -> Tensors:
+    """Compute attention with a mask that all heads of a row share."""
     query = side.draw(2, 4, 8, 64)
     mask = torch.zeros(2, 1, 8, 8)
     mask[0, 0, 4:, :4] = -torch.inf
     return [F.scaled_dot_product_attention(query, query, query, side.put(mask))]
 
 
-def _strided_attention(side: Side) -> Tensors:
+def strided_attention(side: Side) -> Tensors:
     """Compute attention with transposed heads, as models do; up to 8 queries use another kernel."""
     query = side.draw(2, 8, 4, 64).transpose(1, 2)
     with torch.no_grad():
         return [F.scaled_dot_product_attention(query, query, query)]
 
 
-def _tree_attention(side: Side) -> Tensors:
+def tree_attention(side: Side) -> Tensors:
     """Compute attention over a pack as a model does, with transposed heads and shared keys."""
     last = Tree.of([range(40), [*range(30), 50, 51, 52], [*range(30), 60]]).last
     heads = [(4, 1), (2, 2), (2, 3)]
@@ -126,41 +118,41 @@ def _tree_attention(side: Side) -> Tensors:
     return [out, *torch.autograd.grad((out * side.draw(*out.shape, seed=4)).sum(), drawn)]
 
 
-def _strided_weight(side: Side) -> Tensors:
+def strided_weight(side: Side) -> Tensors:
+    """Compute a linear layer whose weight is a transposed view, with its gradient."""
     x = side.draw(3, 5, 48, requires_grad=True)
     weight = side.draw(48, 96, seed=1).t()
     out = F.linear(x, weight)
     return [out, *torch.autograd.grad(out.square().sum(), [x])]
 
 
-def _vector_with_bias(side: Side) -> Tensors:
+def vector_with_bias(side: Side) -> Tensors:
+    """Compute a linear layer with a bias on single tokens."""
     return [F.linear(side.draw(80, 1, 4), side.draw(192, 4, seed=1), side.draw(192, seed=2))]
 
 
-def _same_twice(side: Side) -> Tensors:
+def same_twice(side: Side) -> Tensors:
+    """Compute the same matmul twice."""
     x, weight = side.draw(6, 6, 634), side.draw(634, 634, seed=1)
     first = F.linear(x, weight).clone()
     return [first, F.linear(x, weight).clone()]
 
 
-def _long_sum(terms: int) -> Callable[[Side], Tensors]:
-    """Compute the gradient through a head of `terms` words, a matmul that sums as many terms.
+def long_sum(side: Side, terms: int = 33_001) -> Tensors:
+    """Compute the gradient through a head of `terms` tokens, a matmul that sums as many terms.
 
     In memory large numbers follow the weight, which a kernel that reads too far adds in.
     """
-
-    def compute(side: Side) -> Tensors:
-        hidden = side.draw(1, 16, 16, requires_grad=True)
-        memory = torch.full(((terms + 64) * 16,), 100.0)
-        memory[: terms * 16] = torch.randn(terms * 16, generator=torch.Generator().manual_seed(1))
-        weight = side.put(memory)[: terms * 16].view(terms, 16)
-        upstream = side.draw(1, 16, terms, seed=2)
-        return torch.autograd.grad((F.linear(hidden, weight) * upstream).sum(), [hidden])
-
-    return compute
+    hidden = side.draw(1, 16, 16, requires_grad=True)
+    memory = torch.full(((terms + 64) * 16,), 100.0)
+    memory[: terms * 16] = torch.randn(terms * 16, generator=torch.Generator().manual_seed(1))
+    weight = side.put(memory)[: terms * 16].view(terms, 16)
+    upstream = side.draw(1, 16, terms, seed=2)
+    return torch.autograd.grad((F.linear(hidden, weight) * upstream).sum(), [hidden])
 
 
-def _adam_parts(side: Side) -> Tensors:
+def adam_parts(side: Side) -> Tensors:
+    """Compute the in-place operations of Adam's step on transposed tensors."""
     value, first = side.draw(48, 32).t(), side.draw(48, 32, seed=1).t()
     second = side.draw(32, 48, seed=2).abs() + 1
     divided = value.clone().addcdiv_(first, second, value=-0.1)
@@ -168,7 +160,8 @@ def _adam_parts(side: Side) -> Tensors:
     return [divided, multiplied, value.clone().lerp_(first, 0.1)]
 
 
-def _skipped_adam_step(side: Side) -> Tensors:
+def skipped_adam_step(side: Side) -> Tensors:
+    """Take a step of the fused Adam that an overflow forbids."""
     weight = torch.nn.Parameter(side.draw(64))
     weight.grad = torch.ones_like(weight)
     adam = torch.optim.Adam([weight], fused=True)
@@ -179,101 +172,54 @@ def _skipped_adam_step(side: Side) -> Tensors:
     return [weight]
 
 
-def _ignored_targets(side: Side) -> Tensors:
+def ignored_targets(side: Side) -> Tensors:
+    """Compute the cross-entropy where a third of the targets is ignored, with its gradient."""
     logits = side.draw(12, 50, requires_grad=True)
     targets = torch.arange(12).masked_fill(torch.arange(12) % 3 == 0, IGNORED).to(side.device)
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return [loss, *torch.autograd.grad(loss, [logits])]
 
 
-def _copies(side: Side) -> Tensors:
+def copies(side: Side) -> Tensors:
+    """Assign, copy, flip and slice integers that float32 cannot represent."""
     counted = torch.arange(1000).to(side.device)
     counted[10], counted[990:] = 2**24 + 1, counted[:10].clone()
     picked = counted.flip(0)[::3]
     return [counted.cpu(), picked.cpu()]
 
 
-OPERATIONS = (
-    Operation(
-        "attention, packs",
-        _tree_attention,
-        "ROCm: pytorch issue 147460; CUDA: issue 178251",
-        fix="install the torch that the requirements name (ROCm: 2.7 or newer)" + DO_NOT_TRAIN,
-    ),
-    Operation("attention, masks", _broadcast_mask, "MPS: pytorch PR 184180"),
-    Operation("attention, strided", _strided_attention, "MPS: pytorch issue 163597, PR 170874"),
-    Operation(
-        "attention, empty rows",
-        _masked_row,
-        "MPS: pytorch issues 156707, 167515, transformers issue 40858",
-        fix="nothing to do for this training, in which each row sees a key; " + NEWER,
-        used=False,
-    ),
-    Operation(
-        "linear, strided",
-        _strided_weight,
-        "MPS: pytorch PR 162779, issue 162730",
-        bits=(32,),  # in bfloat16 macOS 27 kills the process (pytorch issue 197796)
-    ),
-    Operation("linear, one token", _vector_with_bias, "MPS: pytorch issue 188438, PR 188619"),
-    Operation(
-        "linear, twice",
-        _same_twice,
-        "MPS, 16 bits: pytorch issue 180776",
-        fix="omit --train_precision: float32 does not have this bug",
-        bits=(16,),
-    ),
-    Operation(
-        "sums of 33,001 terms",
-        _long_sum(33_001),
-        LONG_SUMS,
-        fix="do not train a base with such a vocabulary here, or " + NEWER,
-        used=False,
-    ),
-    Operation("Adam's parts", _adam_parts, "MPS: pytorch issue 118115, and every Adam with it"),
-    Operation(
-        "fused Adam, skipped step",
-        _skipped_adam_step,
-        "MPS: pytorch PR 186360",
-        fix="nothing to do for this training, which uses no fused Adam; " + NEWER,
-        used=False,
-    ),
-    Operation("loss, ignored tokens", _ignored_targets, "MPS: pytorch issue 108148"),
-    Operation("integers and copies", _copies, "MPS: pytorch issues 122016, 139550"),
-)
+_ABOUT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+# The file names the functions of this module.
+OPERATIONS = [Operation(compute=globals()[name], **about) for name, about in _ABOUT.items()]
 
 
-def check_operations(
-    device: str, dtype: torch.dtype, words: int, broken: Status = "fail"
-) -> Iterator[Finding]:
+def check_operations(device: str, dtype: torch.dtype, vocabulary: int) -> Iterator[Finding]:
     """Compare each operation in float32, and also in the compute dtype if that has 16 bits.
 
     Args:
         device: the device under test.
         dtype: the compute dtype.
-        words: the size of the base's head.
-        broken: the status of an operation that the device cannot compute at all.
+        vocabulary: the size of the base's head.
     """
     # At the size of this very head, since some sizes fill the tiles of the kernel and are right.
-    head = Operation(f"head of {words:,} words", _long_sum(words), LONG_SUMS)
+    source = _ABOUT["long_sum"]["source"]
+    head = Operation(f"head of {vocabulary:,} tokens", partial(long_sum, terms=vocabulary), source)
     formats = tuple(dict.fromkeys((torch.float32, dtype)))
     for operation in (*OPERATIONS, head):
-        sides = [Side(device, d, d) for d in formats if 8 * d.itemsize in operation.bits]
-        if sides:
-            yield from run_check(operation.name, partial(_compare, operation, sides), broken)
+        dtypes = [d for d in formats if 8 * d.itemsize in operation.bits]
+        if dtypes:
+            yield from run_check(operation.name, partial(_compare, operation, device, dtypes))
 
 
-def _compare(operation: Operation, sides: Sequence[Side]) -> Iterator[Finding]:
-    errors: dict[torch.dtype, float] = {}
-    for side in sides:
+def _compare(operation: Operation, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[Finding]:
+    errors = {}
+    for dtype in dtypes:
+        side = Side(device, dtype, dtype)
         pairs = zip(operation.compute(side), operation.compute(side.reference()), strict=True)
-        errors[side.dtype] = max(error_of(*pair) for pair in pairs)
+        errors[dtype] = max(error_of(*pair) for pair in pairs)
     right = all(error <= TOLERANCE[dtype] for dtype, error in errors.items())
-    said = ", ".join(
-        f"{str(dtype).removeprefix('torch.')} {error:.0e}" for dtype, error in errors.items()
-    )
-    said += " off float64 on the CPU"
-    if not right:
-        said += f"; seen before on {operation.source}"
-    status: Status = "fail" if operation.used else "warn"
-    yield Finding.of(operation.name, right, said, operation.fix, status)
+    shown = (f"{str(dtype).removeprefix('torch.')} {error:.0e}" for dtype, error in errors.items())
+    said = f"{', '.join(shown)} off float64 on the CPU"
+    said += "" if right else f"; seen before on {operation.source}"
+    status: Status = "ok" if right else "fail" if operation.used else "warn"
+    yield Finding(operation.name, status, said, "" if right else operation.fix)

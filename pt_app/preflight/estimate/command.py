@@ -56,8 +56,7 @@ def run_estimate(
     if timing and can_run:
         seconds = _time(module_of(recipe), needs)
     if as_json:
-        about = {"recipe": recipe, "device": platform.device}
-        print_json(json.dumps(about | _as_json(needs, seconds, price), indent=2))
+        print_json(json.dumps({"recipe": recipe} | _as_json(needs, seconds, price), indent=2))
         return
     plan, flops = needs.plan, needs.cost.training(needs.plan.packs)
     print(f"platform: {platform.hardware} ({platform.reason})")
@@ -86,16 +85,10 @@ def _platform(
 
 def _time(module: ModuleType, needs: Estimate) -> Seconds:
     """Load the model as the run would, and time some of its steps."""
+    run = needs.settings, needs.platform, needs.prepared
+    model, arguments = load_judge(*run, module.load_base), module.training_arguments
     with TemporaryDirectory() as folder:
-        trainer = build_trainer(
-            needs.settings,
-            needs.platform,
-            needs.prepared,
-            Path(folder),
-            load_judge(needs.settings, needs.platform, needs.prepared, module.load_base),
-            module.training_arguments,
-            lambda *_: None,
-        )
+        trainer = build_trainer(*run, Path(folder), model, arguments, lambda *_: None)
         return time_run(trainer, needs)
 
 
@@ -103,6 +96,7 @@ def _as_json(needs: Estimate, seconds: Seconds | None, price: float | None) -> d
     """Return the estimate with sizes in bytes, and `dollars` for the time at `price` per hour."""
     parts = ("training", "validation", "evaluation")
     return {
+        "device": needs.platform.device,
         "steps": len(needs.plan.steps),
         "examples_a_step": examples_a_step(needs.settings),
         "tokens": needs.plan.tokens,

@@ -35,7 +35,7 @@ class Estimate:
         settings: the settings of the run.
         platform: where it trains.
         prepared: its base and data.
-        gpu_memory: bytes of a GPU that is not present.
+        gpu: bytes of a GPU that is not present.
 
     Attributes:
         plan: the forward passes of the run.
@@ -50,16 +50,12 @@ class Estimate:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        platform: Platform,
-        prepared: Prepared,
-        gpu_memory: int | None = None,
+        self, settings: Settings, platform: Platform, prepared: Prepared, gpu: int | None = None
     ) -> None:
         self.settings, self.platform, self.prepared = settings, platform, prepared
         process, source = memory.process_bytes(), prepared.source
         self._outline = Outline(source, settings, platform)
-        self.limit, self.host = memory.limit_of(platform, gpu_memory), memory.host_limit()
+        self.limit, self.host = memory.limit_of(platform, gpu), memory.host_limit()
         self._runtime = memory.runtime_bytes(platform, self.limit)
         self.plan = self._planned(settings)
         self.cost = Cost.of(self._outline, settings.activation_checkpointing == "full")
@@ -73,9 +69,14 @@ class Estimate:
         self.free = free_bytes(Path(settings.output_dir))
         self.base_bytes = sum(path.stat().st_size for path in weight_files(source.path))
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits per position."""
+        return int(self._outline.config.vocab_size)
+
     def _planned(self, settings: Settings) -> Plan:
-        words, trees = self._outline.config.vocab_size, self._outline.why_no_tree is None
-        return plan_run(settings, self.platform, self.prepared, words, trees)
+        trees = self._outline.why_no_tree is None
+        return plan_run(settings, self.platform, self.prepared, self.vocabulary, trees)
 
     def memory_at(self, pack_tokens: int) -> Memory:
         """Return the peak of the training with another --pack_tokens."""
@@ -86,13 +87,10 @@ class Estimate:
     @cached_property
     def pack_tokens_that_fit(self) -> int | None:
         """The largest of PACKS that fits; None if none does, or if the limit is unknown."""
-        if self.limit.bytes is None:
+        limit = self.limit
+        if limit.bytes is None:
             return None
-
-        def exceeds(tokens: int) -> bool:
-            return not self.limit.fits(self.memory_at(tokens).total)
-
-        fitting = bisect_left(PACKS, True, key=exceeds)
+        fitting = bisect_left(PACKS, True, key=lambda n: not limit.fits(self.memory_at(n).total))
         return PACKS[fitting - 1] if fitting else None
 
     @property
@@ -120,8 +118,8 @@ class Estimate:
             return "whether it fits is unknown: give the GPU's memory with --gpu_memory"
         if not self.training_fits:
             return f"does not fit: {self._remedy()}"
-        most = max(self.pack_tokens_that_fit or 0, self.settings.pack_tokens)
-        return f"fits; the maximum is --pack_tokens {most}"
+        largest = max(self.pack_tokens_that_fit or 0, self.settings.pack_tokens)
+        return f"fits; the maximum is --pack_tokens {largest}"
 
     def check(self, training: bool = True) -> None:
         """Check that the run can complete; without `training`, that its evaluation can.
@@ -132,14 +130,14 @@ class Estimate:
         if training and not self.training_fits:
             largest, _ = self.memory.by_size[0]
             raise UserError(
-                f"this run needs {_described(self.memory, self.limit, margin=True)}; the largest "
-                f"part is {largest}: {self._remedy()}"
+                f"this run needs {_described(self.memory, self.limit)}; the largest part is "
+                f"{largest}: {self._remedy()}"
             )
         if not self.evaluation_fits and self.evaluation is not None:
             raise UserError(
                 "the evaluation after training loads the base in float32 on the CPU and needs "
-                f"{_described(self.evaluation, self.host, margin=True)}: train with --skip_eval "
-                "and evaluate on a larger machine (judge eval), or use a smaller --model"
+                f"{_described(self.evaluation, self.host)}: train with --skip_eval and evaluate on "
+                "a larger machine (judge eval), or use a smaller --model"
             )
         if self.disk > self.free:
             raise UserError(
@@ -152,19 +150,18 @@ class Estimate:
         if best and best < self.settings.pack_tokens:
             return f"--pack_tokens {best} would fit"
         longest = max(pack.longest for pack in self.plan.packs)
-        ways = [f"a --max_seq_length below {longest}", "a lower --lora_r"]
-        if self.settings.activation_checkpointing != "full":
-            ways.append("--activation_checkpointing full")
-        if self.platform.weights != "nf4":
-            ways.append("4 bits (judge_train_cuda.py without --no_4bit)")
-        return f"no --pack_tokens fits; try {', '.join(ways)}, or a smaller --model"
+        return (
+            "no --pack_tokens fits; try what this run does not have yet: a --max_seq_length below "
+            f"{longest}, a lower --lora_r, --activation_checkpointing full, 4 bits "
+            "(judge_train_cuda.py without --no_4bit), a smaller --model"
+        )
 
 
-def _described(memory: Memory, limit: Limit, margin: bool = False) -> str:
+def _described(memory: Memory, limit: Limit) -> str:
     size = f"{memory.total / GIB:.2f} GiB"
     if limit.bytes is not None:
-        left = f", of which {MARGIN:.0%} is left free" if margin else ""
-        size += f" of {limit.bytes / GIB:.1f} GiB ({limit.reason}{left})"
+        kept = f"{limit.reason}, of which {MARGIN:.0%} is left free"
+        size += f" of {limit.bytes / GIB:.1f} GiB ({kept})"
     return f"{size}: {memory}"
 
 

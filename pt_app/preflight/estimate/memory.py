@@ -11,7 +11,7 @@ from pt_app.models.gemm import should_pack_weights
 from pt_app.models.memory import memory_limit
 from pt_app.models.platforms import Platform, device_memory
 from pt_app.preflight.estimate.outline import Outline
-from pt_app.preflight.estimate.plan import Plan, extremes
+from pt_app.preflight.estimate.plan import Plan
 
 GIB = 2**30
 FREE_ON_GPU = "free on the GPU"
@@ -144,31 +144,22 @@ def training_memory(outline: Outline, plan: Plan, source: ModelSource, runtime: 
         source: the base.
         runtime: bytes that the device holds without a model.
     """
-    held = [outline.held("training", pack) for pack in extremes(plan.packs)]
-    held += [outline.held("reading", pack) for pack in extremes(plan.validation)]
-    held += [outline.held("loss", pack) for pack in extremes(plan.validation_loss)]
-    largest = max(held, key=lambda held: held.peak)
+    held = outline.largest(
+        {"training": plan.packs, "reading": plan.validation, "loss": plan.validation_loss}
+    )
     platform, adapters = outline.platform, FLOAT32 * sum(outline.adapters)
     weights = weight_bytes(outline)
     if platform.on_cpu and platform.weights == "nf4" and _stored_in_float32(source):
         # Tensors that need no conversion lie in the mapping of their file, and all of it stays:
         # quantized layers are held twice, in NF4 and as pages of the file.
         weights += FLOAT32 * sum(outline.linear)
-    return Memory(
-        weights=weights,
-        adapters=adapters,
-        gradients=adapters,
-        optimizer=optimizer_bytes(platform, outline.adapters),
-        activations=largest.peak - largest.logits,
-        logits=largest.logits,
-        runtime=runtime,
-    )
+    optimizer = optimizer_bytes(platform, outline.adapters)
+    return Memory(weights, adapters, adapters, optimizer, held.activations, held.logits, runtime)
 
 
 def evaluation_memory(outline: Outline, plan: Plan, source: ModelSource, runtime: int) -> Memory:
     """Return the peak of the evaluation, which always computes in float32 on the CPU."""
-    held = [outline.held("reading", pack) for pack in extremes(plan.evaluation)]
-    largest = max(held, key=lambda held: held.peak)
+    held = outline.largest({"reading": plan.evaluation})
     weights = outline.frozen
     if should_pack_weights():
         # Packed layers are new tensors, and so is a head that shares the weight of the embedding.
@@ -176,5 +167,4 @@ def evaluation_memory(outline: Outline, plan: Plan, source: ModelSource, runtime
         weights += outline.shared_head
         if _stored_in_float32(source):
             weights += sum(outline.linear)
-    activations = largest.peak - largest.logits
-    return Memory(FLOAT32 * weights, 0, 0, 0, activations, largest.logits, runtime)
+    return Memory(FLOAT32 * weights, 0, 0, 0, held.activations, held.logits, runtime)

@@ -8,7 +8,7 @@ checkpointing, and a test adds it up.
 
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,26 +19,16 @@ from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache, PreTrainedModel
 
 from pt_app.core.settings import Settings
+from pt_app.models import tree_attention
 from pt_app.models.bases import ModelSource
 from pt_app.models.platforms import Platform
-from pt_app.models.tree_attention import (
-    BLOCKS,
-    MAX_BLOCK,
-    Block,
-    as_attention_mask,
-    core,
-    last_mlp_only_at,
-    use_attention,
-    why_no_tree,
-)
 from pt_app.preflight.estimate.plan import Pack
 from pt_app.training.run import assemble
 
+# Forward and backward; the loss of a validation; its verdicts (`tree_reading`), with a cache.
 Pass = Literal["training", "loss", "reading"]
-"""Forward and backward; the loss of a validation; its verdicts (`tree_reading`), with a cache."""
-
 # Layers are alike, so each adds the same bytes to what a pass holds: this is counted on models of
-# two depths and extrapolated.
+# two depths and extrapolated. A pass through 36 layers would take seconds.
 DEPTHS = (2, 4)
 
 
@@ -46,8 +36,13 @@ DEPTHS = (2, 4)
 class Held:
     """The peak of bytes that a pass holds beside the model, and those of logits among them."""
 
-    peak: int
-    logits: int
+    peak: int = 0
+    logits: int = 0
+
+    @property
+    def activations(self) -> int:
+        """The bytes of all other tensors at the peak."""
+        return self.peak - self.logits
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -115,7 +110,7 @@ class Outline:
     def __init__(self, source: ModelSource, settings: Settings, platform: Platform) -> None:
         self.platform = platform
         model = _build(source, settings, platform)
-        plain = core(model)
+        plain = tree_attention.core(model)
         self.config = plain.config.get_text_config()
         head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
         self.linear: list[int] = [
@@ -127,10 +122,23 @@ class Outline:
         self.shared_head: int = head.weight.numel() if shared else 0
         self.adapters: list[int] = [p.numel() for p in model.parameters() if p.requires_grad]
         self.frozen: int = sum(p.numel() for p in model.parameters()) - sum(self.adapters)
-        self.why_no_tree = why_no_tree(model, settings.max_seq_length)
+        self.why_no_tree = tree_attention.why_no_tree(model, settings.max_seq_length)
         layers = self.config.num_hidden_layers
         depths = DEPTHS if layers > max(DEPTHS) else (layers,)
         self._models = [(depth, _build(source, settings, platform, depth)) for depth in depths]
+
+    def largest(self, passes: Mapping[Pass, Sequence[Pack]]) -> Held:
+        """Return what the pass with the highest peak holds, of packs by the kind of their pass."""
+        # Of the packs of a kind, one with the most tokens or the most logits needs the most.
+        measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
+        largest = [
+            (kind, max(packs, key=measure))
+            for kind, packs in passes.items()
+            for measure in measures
+            if packs
+        ]
+        held = (self.held(kind, pack) for kind, pack in dict.fromkeys(largest))
+        return max(held, key=lambda held: held.peak, default=Held())
 
     def held(self, kind: Pass, pack: Pack) -> Held:
         """Return what a pass over a pack of this size holds at its peak."""
@@ -177,11 +185,9 @@ def _build(
         model = assemble(model, settings, platform)
         # On meta tensors SDPA takes its plain path, which keeps more than that of any device; this
         # attention keeps the same tensors as a fused kernel.
-        use_attention(model, BLOCKS)
+        tree_attention.use_attention(model, tree_attention.BLOCKS)
         if settings.activation_checkpointing == "full":
-            model.activation_checkpointing_enable(
-                activation_checkpointing_kwargs={"use_reentrant": False}
-            )
+            model.activation_checkpointing_enable()
         if platform.mixed_precision != "no":  # autocast ignores meta tensors
             model = model.to(platform.compute_dtype)
         for parameter in model.parameters():
@@ -197,7 +203,7 @@ def _run_pass(model: PreTrainedModel, kind: Pass, pack: Pack) -> None:
     cache = DynamicCache() if kind == "reading" else None
     positions = torch.zeros(pack.logit_positions, dtype=torch.long)
     with torch.set_grad_enabled(training):
-        with last_mlp_only_at(model, positions[: pack.tokens]):
+        with tree_attention.last_mlp_only_at(model, positions[: pack.tokens]):
             logits = model(
                 **_inputs(model, pack),
                 logits_to_keep=positions,
@@ -215,15 +221,17 @@ def _inputs(model: PreTrainedModel, pack: Pack) -> dict[str, object]:
     ids = torch.zeros(1, pack.tokens, dtype=torch.long)
     mask = torch.ones(1, 1, pack.tokens, pack.tokens, dtype=torch.bool)
     inputs: dict[str, object] = {"input_ids": ids, "position_ids": ids.clone()}
-    inputs["attention_mask"] = as_attention_mask(mask, model)
-    if core(model).config._attn_implementation == BLOCKS:
+    inputs["attention_mask"] = tree_attention.as_attention_mask(mask, model)
+    if tree_attention.core(model).config._attn_implementation == tree_attention.BLOCKS:
         # Blocks are computed one after the other, so the largest stands for all of them; but
         # the masks of all are held. A block sees what its tokens see, and half of its square.
-        size = min(MAX_BLOCK, pack.tokens)
+        size = min(tree_attention.MAX_BLOCK, pack.tokens)
         keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
-        area = min(pack.seen + pack.tokens * MAX_BLOCK // 2, pack.tokens**2)
+        area = min(pack.seen + pack.tokens * tree_attention.MAX_BLOCK // 2, pack.tokens**2)
         masks = torch.zeros(max(area, size * len(keys)))
-        inputs["blocks"] = [Block(0, size, keys, masks[: size * len(keys)].view(size, len(keys)))]
+        inputs["blocks"] = [
+            tree_attention.Block(0, size, keys, masks[: size * len(keys)].view(size, len(keys)))
+        ]
     return inputs
 
 
@@ -264,20 +272,20 @@ class Cost:
             checkpointed=checkpointed,
         )
 
-    def forward(self, packs: Iterable[Pack]) -> float:
+    def forward(self, packs: Sequence[Pack]) -> float:
         """Return the operations of passes without gradients."""
-        return sum(
-            2.0 * (self.body * pack.tokens + self.head * pack.logit_positions)
-            + 4.0 * self.attention * pack.seen
-            for pack in packs
-        )
+        return _weighed(packs, 2 * self.body, 2 * self.head, 4 * self.attention)
 
     def training(self, packs: Sequence[Pack]) -> float:
         """Return the operations of passes forward and backward."""
-        own = sum(
-            2.0 * self.adapters * pack.tokens + 6.0 * self.attention * pack.seen for pack in packs
-        )
-        if self.checkpointed:  # the layers are computed again, the head is not
-            own += self.forward(packs)
-            own -= sum(2.0 * self.head * pack.logit_positions for pack in packs)
-        return 2 * self.forward(packs) + own
+        passes = 3 if self.checkpointed else 2  # the layers are computed again, the head is not
+        body = 2 * (passes * self.body + self.adapters)
+        return _weighed(packs, body, 4 * self.head, (4 * passes + 6) * self.attention)
+
+
+def _weighed(packs: Sequence[Pack], per_token: float, per_logit: float, per_key: float) -> float:
+    """Return the operations of packs by those of a token, a position with logits, and a key."""
+    return sum(
+        float(per_token * pack.tokens + per_logit * pack.logit_positions + per_key * pack.seen)
+        for pack in packs
+    )

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from accelerate.data_loader import SeedableRandomSampler
-
-from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
@@ -15,9 +12,9 @@ from pt_app.models.packing import Batch, Example, StepCollator, Tree, chunk_by_t
 from pt_app.models.platforms import Platform
 from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.training.ordering import GroupedOrder, shares
+from pt_app.training.ordering import RowSteps
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
-from pt_app.training.run import examples_a_step, fixed_shapes
+from pt_app.training.run import examples_a_step, fixed_shapes, order_of
 
 SCORED_TOKENS = 2048  # batch_tokens of the JudgeScorer in the evaluation
 
@@ -95,7 +92,7 @@ class Plan:
 def plan_run(
     settings: Settings, platform: Platform, prepared: Prepared, vocabulary: int, trees: bool
 ) -> Plan:
-    """Plan a run as training, validation and evaluation will compute it.
+    """Plan a run as training, validation and evaluation will compute it, on this rank.
 
     Args:
         settings: the settings of the run.
@@ -111,35 +108,19 @@ def plan_run(
         return [Pack.of(batch) for chosen in together for batch in collate.packs(chosen)]
 
     train, val = list(prepared.train), list(prepared.val or ())
-    steps = []
-    for of_ranks in _rows_of_steps(settings, prepared):
-        shares = [Step(rows, packs_of([train[row] for row in rows])) for rows in of_ranks]
-        steps.append(max(shares, key=lambda step: step.tokens))
+    size, order = examples_a_step(settings), order_of(settings, prepared)
+    steps = RowSteps(prepared.train, order, size, collate)
+    rows = [rows for epoch in range(math.ceil(settings.epochs)) for rows in steps.rows_of(epoch)]
+    rows = rows[: math.ceil(len(steps) * settings.epochs)]
     trie = verdict_trie(prepared.encoder)
     prompts = [row["input_ids"][: row["prompt_length"]] for row in val]
     return Plan(
-        steps=steps,
+        steps=[Step(step, packs_of([train[row] for row in step])) for step in rows],
         validation=reading_passes(prompts, trie, settings.pack_tokens, vocabulary),
         validation_loss=packs_of(val),
-        validations=math.ceil(len(steps) / settings.eval_steps) if val else 0,
+        validations=math.ceil(len(rows) / settings.eval_steps) if val else 0,
         evaluation=[] if settings.skip_eval else _evaluation(prepared, trie, vocabulary),
     )
-
-
-def _rows_of_steps(settings: Settings, prepared: Prepared) -> list[list[list[int]]]:
-    """Return the rows that each rank takes of each step, as the loaders of the ranks yield them."""
-    train, size, ranks = prepared.train, examples_a_step(settings), console.ranks()
-    order: GroupedOrder | SeedableRandomSampler = SeedableRandomSampler(
-        train, data_seed=settings.seed
-    )
-    if settings.group_variants:
-        order = GroupedOrder(train["group"], size, settings.seed)
-    steps: list[list[list[int]]] = []
-    for epoch in range(math.ceil(settings.epochs)):
-        order.set_epoch(epoch)
-        parts = [shares(order, size, rank, ranks) for rank in range(ranks)]
-        steps += map(list, zip(*parts, strict=True))
-    return steps[: math.ceil(math.ceil(len(train) / size) * settings.epochs)]
 
 
 def _evaluation(prepared: Prepared, trie: VerdictTrie, vocabulary: int) -> list[Pack]:
@@ -185,9 +166,3 @@ def reading_passes(
         )
         before = chosen[-1]
     return packs
-
-
-def extremes(packs: Sequence[Pack]) -> list[Pack]:
-    """Return the packs of which one needs the most memory: most tokens, most logits."""
-    measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
-    return list(dict.fromkeys(max(packs, key=measure) for measure in measures)) if packs else []

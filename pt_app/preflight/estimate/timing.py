@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import cast
 
@@ -51,20 +51,13 @@ class Seconds:
 
     def lines(self, price: float | None = None) -> list[str]:
         """Return lines about the time, and about the dollars at `price` per hour."""
-        lines = [
-            f"time: about {_duration(self.training)} of training, {_duration(self.validation)} of "
-            f"validation, {_duration(self.evaluation)} of evaluation (from {self.packs} timed "
-            f"packs, which took {self.spent:.1f} s)"
-        ]
+        parts = ("training", "validation", "evaluation")
+        times = [f"{timedelta(seconds=round(getattr(self, part)))} of {part}" for part in parts]
+        source = f"from {self.packs} timed packs, which took {self.spent:.1f} s"
+        lines = [f"time: about {', '.join(times)} ({source})"]
         if (dollars := self.dollars(price)) is not None:
             lines.append(f"price: about {dollars:.2f} dollars")
         return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def chosen_steps(plan: Plan) -> list[Step]:
@@ -98,35 +91,40 @@ def time_run(trainer: TrainingLoop, needs: Estimate) -> Seconds:
     Weights, optimizer and the state of the random numbers stay as they were; gradients are dropped.
     """
     began = time.perf_counter()
-    plan, cost = needs.plan, needs.cost
-    model, chosen = trainer.model, chosen_steps(plan)
-    batches = [batch for step in chosen for batch in _batches(trainer, step, model.device)]
-    training = model.training
-    with _same_random_numbers(model.device):
+    plan, cost, model = needs.plan, needs.cost, trainer.model
+    chosen, was_training = chosen_steps(plan), model.training
+    batches = [batch for step in chosen for batch in _batches(trainer, step)]
+    devices = [] if model.device.type == "cpu" else [model.device]
+    with torch.random.fork_rng(devices, device_type=model.device.type):
         model.train()
         _compute(model, batches[:1])  # the first pass is slower, and does not count
         seconds = _timed(partial(_compute, model, batches))
-    model.train(training)
+    model.train(was_training)
     for parameter in model.parameters():
         parameter.grad = None
     rate = cost.training([pack for step in chosen for pack in step.packs]) / seconds
-    scoring = _scoring_rate(trainer, model, needs)
+    scoring = _scoring_rate(trainer, needs)
     validation = plan.validations * cost.forward([*plan.validation, *plan.validation_loss])
-    # The evaluation computes in float32 on the CPU: where the training does too, at the same rate.
-    plain = needs.platform.on_cpu and needs.platform.weights == "float32"
+    evaluation = 0.0
+    if needs.evaluation is not None:
+        # It computes in float32 on the CPU: where the training does too, at the measured rate.
+        plain = needs.platform.on_cpu and needs.platform.weights == "float32"
+        evaluation = cost.forward(plan.evaluation) / (scoring if plain else _matmul_rate())
+        evaluation += REPORT_SECONDS
     return Seconds(
         training=cost.training(plan.packs) / rate,
         validation=validation / scoring,
-        evaluation=_evaluation_seconds(needs, scoring if plain else None),
+        evaluation=evaluation,
         packs=len(batches),
         spent=time.perf_counter() - began,
     )
 
 
-def _batches(trainer: TrainingLoop, step: Step, device: torch.device) -> list[Batch]:
+def _batches(trainer: TrainingLoop, step: Step) -> list[Batch]:
     """Return the batches that the trainer computes in a step, on the device of the model."""
     steps, objective = cast(RowSteps, trainer.steps), cast(AnswerLoss, trainer.objective)
     packs = steps.collate([steps.rows[row] for row in step.rows])["packs"]
+    device = trainer.model.device
     packs = [{name: tensor.to(device) for name, tensor in pack.items()} for pack in packs]
     return packs if objective.trees else [b for p in packs for b in objective.plain(p)]
 
@@ -134,17 +132,6 @@ def _batches(trainer: TrainingLoop, step: Step, device: torch.device) -> list[Ba
 def _compute(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
     for batch in batches:
         summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Restore the state of the random numbers afterwards, also that of the device."""
-    on_device = torch.get_device_module(device) if device.type != "cpu" else None
-    state = on_device.get_rng_state() if on_device else None
-    with torch.random.fork_rng(devices=[]):
-        yield
-    if on_device:
-        on_device.set_rng_state(state)
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -156,35 +143,21 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _scoring_rate(trainer: TrainingLoop, model: PreTrainedModel, needs: Estimate) -> float:
+def _scoring_rate(trainer: TrainingLoop, needs: Estimate) -> float:
     """Return the operations per second while a few rows are scored.
 
     The rate of training is another one: scoring normalizes logits, and has no backward pass.
     """
-    encoder, data = needs.prepared.encoder, needs.prepared.data
-    objective = cast(AnswerLoss, trainer.objective)
-    rows = list(data.val or data.train)[:SCORED]
+    prepared, objective = needs.prepared, cast(AnswerLoss, trainer.objective)
+    rows = list(prepared.data.val or prepared.data.train)[:SCORED]
+    shapes, trees = objective.shapes, objective.trees
     scorer = JudgeScorer(
-        model, encoder, progress=False, shapes=objective.shapes, trees=objective.trees
+        trainer.model, prepared.encoder, progress=False, shapes=shapes, trees=trees
     )
     scorer.score(rows[:2])  # the first pass is slower
     seconds = _timed(partial(scorer.score, rows))
-    passes = scoring_passes(
-        needs.prepared, rows, scorer.trie, model.config.get_text_config().vocab_size
-    )
+    passes = scoring_passes(prepared, rows, scorer.trie, needs.vocabulary)
     return needs.cost.forward(passes) / seconds
-
-
-def _evaluation_seconds(needs: Estimate, rate: float | None) -> float:
-    """Forecast the evaluation of base and adapter, in float32 on this CPU.
-
-    Args:
-        needs: the estimate of the run.
-        rate: operations per second of scoring, if measured in float32; else those of a matmul are.
-    """
-    if needs.evaluation is None:
-        return 0.0
-    return needs.cost.forward(needs.plan.evaluation) / (rate or _matmul_rate()) + REPORT_SECONDS
 
 
 def _matmul_rate() -> float:
