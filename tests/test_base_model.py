@@ -12,7 +12,7 @@ import torch
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
-from pt_app.judge_data.generator.grammar import reserved_for_judges
+from pt_app.judge_data.generator.errors import reserved_for_judges
 from pt_app.models.bases import shipped
 from pt_app.pretrain import train
 from pt_app.pretrain.build import CARD, train_base

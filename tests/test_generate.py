@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
-from pt_app.judge_data.generator.errors import ERRORS, KINDS, corrupt
+from pt_app.judge_data.generator.errors import ERRORS, KINDS, Pair, reserved_for_judges
 from pt_app.judge_data.generator.generate import generate
-from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.generator.lexicon import GENDERS, NUMBERS, TENSES, Lexicon, Row
+from pt_app.judge_data.generator.grammar import Grammar
+from pt_app.judge_data.generator.lexicon import NUMBERS, TENSES, Row, load_lexicon, synonyms
 from pt_app.judge_data.options import GenerateOptions
 
-FULL = Lexicon.load("full")
+GRAMMAR = Grammar("full")
+FULL = GRAMMAR.lexicon
 SMALL = {"rows": 60, "val_rows": 20, "test_rows": 30}
 COMMITTED = Path(__file__).parent.parent / "datasets" / "judge_eval"
 
 
 def _pair(seed: int) -> Pair:
-    return Grammar(FULL).sample(random.Random(seed))
+    return GRAMMAR.pick(random.Random(seed))
 
 
 def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -52,18 +53,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("size", "counts"), [("full", (150, 60, 40, 12)), ("small", (40, 12, 12, 6))]
 )
 def test_the_lexicon_has_its_size(size: Any, counts: tuple[int, ...]) -> None:
-    lexicon = Lexicon.load(size)
-    tables = (lexicon.nouns, lexicon.verbs, lexicon.adjectives, lexicon.adverbs)
-    assert tuple(map(len, tables)) == counts
+    lexicon = load_lexicon(size)
+    roles = ("noun", "verb", "adjective", "adverb")
+    assert tuple(len(lexicon[role]) for role in roles) == counts
 
 
+GENDERS = ("masculine", "feminine")
 FORMS = {
     "noun": NUMBERS,
     "verb": [f"{tense}_{number}" for tense in TENSES for number in NUMBERS],
-    "adj": [f"{gender}_{number}" for gender in GENDERS.values() for number in NUMBERS],
-    "adv": ["portuguese"],
+    "adjective": [f"{gender}_{number}" for gender in GENDERS for number in NUMBERS],
+    "adverb": ["portuguese"],
 }
-FORMS["det"] = FORMS["adj"]
+FORMS["determiner"] = FORMS["adjective"]
 
 
 def _forms(role: str, row: Row) -> set[str]:
@@ -74,7 +76,7 @@ def _own_words(english: bool) -> list[str]:
     """Every form of every entry once; an entry may use one form twice (o lápis, os lápis)."""
     groups: list[set[str]] = []
     for role in FORMS:
-        for row in FULL.rows(role):
+        for row in FULL[role]:
             names = {cell for name, cell in row.items() if name.startswith("english")}
             groups.append(names if english else _forms(role, row))
     return [word for group in groups for word in group]
@@ -87,8 +89,9 @@ def test_no_word_of_the_lexicon_has_two_meanings(english: bool) -> None:
 
 def test_no_synonym_is_the_translation_of_another_word() -> None:
     words = set(_own_words(english=False))
-    assert FULL.synonyms.keys() <= words
-    assert not words & set(FULL.synonyms.values())
+    table = synonyms("synonyms")
+    assert table.keys() <= words
+    assert not words & set(table.values())
 
 
 @given(st.integers(0, 2**32))
@@ -96,33 +99,31 @@ def test_no_synonym_is_the_translation_of_another_word() -> None:
 def test_words_of_a_noun_phrase_agree_and_so_does_the_verb(seed: int) -> None:
     pair = _pair(seed)
     assert 3 <= len(pair.words) <= 9
-    nouns = {w.phrase: FULL.nouns[w.lemma] for w in pair.words if w.role == "noun"}
+    nouns = {w.phrase: w.row for w in pair.words if w.role == "noun"}
     numbers = {w.phrase: w.number for w in pair.words if w.role == "noun"}
     for word in pair.words:
-        if word.role in ("det", "adj"):
-            gender = GENDERS[nouns[word.phrase]["gender"]]
-            row = FULL.rows(word.role)[word.lemma]
-            assert word.text == row[f"{gender}_{numbers[word.phrase]}"]
+        if word.role in ("determiner", "adjective"):
+            gender = nouns[word.phrase]["gender"]
+            assert word.text == word.row[f"{gender}_{numbers[word.phrase]}"]
         if word.role == "verb":
-            assert word.text == FULL.verbs[word.lemma][f"{word.tense}_{numbers['subject']}"]
+            assert word.text == word.row[f"{word.tense}_{numbers['subject']}"]
 
 
 def test_articles_of_some_nouns_are_those_a_speaker_uses() -> None:
-    by_noun = {noun["singular"]: noun for noun in FULL.nouns}
-    _, article = FULL.determiner("definite")
-    _, place = FULL.determiner("at_the")
+    by_noun = {noun["singular"]: noun for noun in FULL["noun"]}
+    article, place = GRAMMAR.determiners["definite"], GRAMMAR.determiners["at_the"]
     said = {"pão": "o", "mapa": "o", "lição": "a", "criança": "a", "árvore": "a"}
     for noun, expected in said.items():
-        assert article[f"{GENDERS[by_noun[noun]['gender']]}_singular"] == expected
-    assert [place[name] for name in FORMS["det"]] == ["no", "nos", "na", "nas"]
+        assert article[f"{by_noun[noun]['gender']}_singular"] == expected
+    assert [place[name] for name in FORMS["determiner"]] == ["no", "nos", "na", "nas"]
     plurals = [by_noun[noun]["plural"] for noun in ("pão", "irmão", "lição")]
     assert plurals == ["pães", "irmãos", "lições"]
 
 
 def test_a_seed_gives_one_sequence_of_sentences() -> None:
     def draw(seed: int) -> list[Pair]:
-        rng, grammar = random.Random(seed), Grammar(FULL)
-        return [grammar.sample(rng) for _ in range(20)]
+        rng = random.Random(seed)
+        return [GRAMMAR.pick(rng) for _ in range(20)]
 
     assert draw(5) == draw(5)
     assert draw(5) != draw(6)
@@ -144,7 +145,7 @@ def test_case_and_spaces_do_not_change_who_owns_a_source() -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_score_follows_from_errors_that_are_really_there(seed: int, kinds: list[str]) -> None:
     pair = _pair(seed)
-    candidate = corrupt(pair, kinds, FULL, random.Random(seed))
+    candidate = GRAMMAR.corrupt(pair, kinds, random.Random(seed))
     penalty = sum(KINDS[issue.kind].penalty for issue in candidate.issues)
     assert candidate.score == max(0, 10 - penalty)
     assert (candidate.text == pair.reference) == (not candidate.issues)
@@ -159,7 +160,7 @@ def test_each_kind_of_error_changes_what_its_name_says(kind: str) -> None:
     found = 0
     for seed in range(60):
         pair = _pair(seed)
-        for issue in corrupt(pair, [kind], FULL, random.Random(seed)).issues:
+        for issue in GRAMMAR.corrupt(pair, [kind], random.Random(seed)).issues:
             found += 1
             assert CHANGES[kind](issue.wrong, issue.right, pair), (issue, pair)
     assert found > 20
@@ -167,8 +168,8 @@ def test_each_kind_of_error_changes_what_its_name_says(kind: str) -> None:
 
 def _same_root(wrong: str, right: str, _pair: Pair) -> bool:
     """Both are forms of one entry."""
-    roles = ("noun", "verb", "adj", "det")
-    return any({wrong, right} <= _forms(role, row) for role in roles for row in FULL.rows(role))
+    roles = ("noun", "verb", "adjective", "determiner")
+    return any({wrong, right} <= _forms(role, row) for role in roles for row in FULL[role])
 
 
 CHANGES: dict[str, Callable[[str, str, Pair], bool]] = {
@@ -187,7 +188,7 @@ CHANGES: dict[str, Callable[[str, str, Pair], bool]] = {
 
 
 def test_a_paraphrase_has_full_score_and_another_text() -> None:
-    found = [corrupt(_pair(s), ["paraphrase"], FULL, random.Random(s)) for s in range(200)]
+    found = [GRAMMAR.corrupt(_pair(s), ["paraphrase"], random.Random(s)) for s in range(200)]
     other = [c for s, c in enumerate(found) if c.text != _pair(s).reference]
     assert len(other) > 80
     assert all(c.paraphrased and c.score == 10 and c.issues == () for c in other)
@@ -196,11 +197,11 @@ def test_a_paraphrase_has_full_score_and_another_text() -> None:
 
 def test_a_paraphrase_among_errors_is_refused() -> None:
     with pytest.raises(ValueError, match="alone"):
-        corrupt(_pair(0), ["paraphrase", "tense"], FULL, random.Random(0))
+        GRAMMAR.corrupt(_pair(0), ["paraphrase", "tense"], random.Random(0))
 
 
 def test_feedback_names_the_two_heaviest_errors() -> None:
-    candidate = corrupt(_pair(1), ["number", "tense", "untranslated"], FULL, random.Random(1))
+    candidate = GRAMMAR.corrupt(_pair(1), ["number", "tense", "untranslated"], random.Random(1))
     assert [issue.kind for issue in candidate.issues] == ["number", "tense", "untranslated"]
     assert candidate.feedback == "A word stays in English and the tense is wrong."
 

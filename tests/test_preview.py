@@ -174,7 +174,7 @@ def test_a_row_that_cannot_fit_says_why_and_the_next_is_shown(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--split", "val"], "judge_val.json is not there (of its kind: judge_train.json)"),
+        (["--split", "val"], "judge_val.json is not there"),
         (["-n", "0"], "-n 0 shows no row"),
         (["--model", "no-such-folder"], "no-such-folder"),
     ],

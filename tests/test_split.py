@@ -15,9 +15,8 @@ from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data.checking import check_examples
 from pt_app.judge_data.duplicates import links
-from pt_app.judge_data.groups import place_units, strata_of, units_of
 from pt_app.judge_data.options import SplitPlan
-from pt_app.judge_data.splitting import Placement, place
+from pt_app.judge_data.splitting import Placement, place, place_units, strata_of, units_of
 
 SCALE = Scale.from_name("0-10")
 WORDS = ("uma", "casa", "velha", "com", "janelas", "verdes", "fica", "atrás", "da", "igreja")

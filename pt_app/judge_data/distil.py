@@ -21,12 +21,12 @@ from pt_app.core.prompt_templates import Template, fill, scale_fields
 from pt_app.core.records import JudgeExample, Place, example_of, first_problem
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data.folder import FILES, FolderSummary, build_folder
-from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
 from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row
+from pt_app.judge_data.splitting import group_of
 from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.journal import Entry, Journal

@@ -7,7 +7,7 @@ and punctuation, is at least `near`. MinHash LSH proposes pairs; each of them is
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,8 +28,7 @@ MAX_INDEXED = 50
 Edge = tuple[int, int, float]
 
 
-@dataclass(frozen=True)
-class NearPair:
+class NearPair(NamedTuple):
     """Two rows, by their positions, whose texts in one field are near duplicates."""
 
     field: Field
@@ -64,9 +63,8 @@ def near_edges(keys: Sequence[str], near: float, what: str = "texts") -> Iterato
         for j in sorted(index.query(signature)):
             if clusters.connected(i, j):
                 continue
-            similarity = Levenshtein.normalized_similarity(
-                words, words_of(keys[j]), score_cutoff=near
-            )
+            other = words_of(keys[j])
+            similarity = Levenshtein.normalized_similarity(words, other, score_cutoff=near)
             if similarity >= near:
                 size = indexed[clusters[i]] + indexed[clusters[j]]
                 clusters.merge(i, j)
@@ -101,9 +99,8 @@ def near_pairs(examples: Sequence[JudgeExample], near: float = NEAR) -> list[Nea
         edges = list(near_edges(keys, near, f"{field}s"))
         if field == "candidate":
             edges = _without_boilerplate(edges, [rows[key] for key in keys], examples)
-        pairs += [
-            NearPair(field, rows[keys[a]][0], rows[keys[b]][0], keys[b], s) for a, b, s in edges
-        ]
+        for a, b, similarity in edges:
+            pairs.append(NearPair(field, rows[keys[a]][0], rows[keys[b]][0], keys[b], similarity))
     return pairs
 
 

@@ -27,13 +27,21 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
-from pt_app.judge_data.card import TITLE, Card, data_card
+from pt_app.judge_data.card import Card, data_card
 from pt_app.judge_data.checking import CheckReport, check_examples
 from pt_app.judge_data.duplicates import links
-from pt_app.judge_data.groups import group_of, place_units, strata_of, units_of
 from pt_app.judge_data.options import NEAR, SplitPlan
 from pt_app.judge_data.rows import Row
-from pt_app.judge_data.splitting import Placement, gap_line, place, with_own_group
+from pt_app.judge_data.splitting import (
+    Placement,
+    gap_line,
+    group_of,
+    place,
+    place_units,
+    strata_of,
+    units_of,
+    with_own_group,
+)
 
 FILES = (*(f"judge_{split}.json" for split in SPLITS), "splits.json", "README.md", "dataset.json")
 MEASURED = ("sha256", "split", "checks", "agreement")
@@ -265,8 +273,7 @@ def write_folder(
     replacing: bool = False,
     *,
     notes: tuple[str, ...] = (),
-    title: str = TITLE,
-    sections: Sequence[str] = (),
+    generated: Mapping[str, object] | None = None,
     as_row: Callable[[JudgeExample], Row] | None = None,
 ) -> FolderSummary:
     """Check the rows in their splits and write them with their card.
@@ -276,7 +283,7 @@ def write_folder(
         agreement: the annotators' agreement, as `people.agreement_of` gives it.
         notes: lines for the summary.
         replacing: whether files of another command may be replaced.
-        title, sections: heading and further parts, in Markdown, of README.md.
+        generated: what the generator put into the rows and left out, for README.md.
         as_row: how a row is written; by default `JudgeExample.as_row`.
 
     Raises UserError for a row that JSON cannot hold, and as `_write_files` does.
@@ -296,7 +303,7 @@ def write_folder(
     about["checks"] = report.summary()
     about |= {"agreement": agreement} if agreement else {}
     about["sha256"] = {name: sha256(text.encode()).hexdigest() for name, text in files.items()}
-    files["README.md"] = data_card(about, splits, scale, sections, title)
+    files["README.md"] = data_card(about, splits, scale, generated)
     files["dataset.json"] = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     written = _write_files(out, files, replacing)
     return FolderSummary(out, written, filled, report, agreement, notes)

@@ -16,12 +16,12 @@ from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.folder import FILES, build_folder
 from pt_app.judge_data.formats import Format
-from pt_app.judge_data.groups import group_of
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, unwanted, wanted_values
 from pt_app.judge_data.options import ImportOptions, SplitPlan
 from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row
+from pt_app.judge_data.splitting import group_of
 
 TEMPLATE = "template"
 # Columns by which rows of the shapes in docs/DATA.md are recognised.

@@ -7,10 +7,11 @@ import csv
 import io
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from pt_app.core.dataset import JudgeData, read_dataset
@@ -22,14 +23,15 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import summarise
-from pt_app.judge_data.card import ONESELF, table, with_section
+from pt_app.judge_data.card import table
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.tables import open_table
 
 # A spreadsheet runs a cell that starts so as a formula (OWASP, "CSV injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-WORST = 10  # rows that are named
+ONESELF = "Agreement with oneself"  # a section of the data card
+MAX_NAMED = 10  # rows of another label
 Again = Sequence[tuple[JudgeExample, Verdict]]
 """Rows with their second verdicts."""
 
@@ -76,27 +78,25 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     if not {"row", "verdict"} <= set(filled.columns):
         raise UserError(f"{file} has no columns row and verdict: read back the file as written")
     reader = LabelReader(data.scale).on(filled, ["verdict"])
-    verdicts: dict[str, Verdict] = {}
-    empty = 0
+    cells: list[tuple[str, Verdict | None]] = []
     for place, value in filled.rows():
         name = str(value["row"]).strip()
         if name not in own:
             problem = f"{name!r} is no row of {folder}"
             raise place.error("row", problem, "leave that column as it is")
-        verdict = reader.verdict(value["verdict"], place, "verdict")
-        empty += verdict is None
-        verdicts |= {} if verdict is None else {name: verdict}
-    if not verdicts:
-        raise UserError(f"{file}: no verdict is filled in: fill in that column and read it again")
+        cells.append((name, reader.verdict(value["verdict"], place, "verdict")))
+    verdicts = {name: verdict for name, verdict in cells if verdict is not None}
     again = [(own[name], verdict) for name, verdict in verdicts.items()]
+    if not again:
+        raise UserError(f"{file}: no verdict is filled in: fill in that column and read it again")
     agreement = _agreement(again, data.scale)
-    _keep(data, agreement)
     rows = people.self_table(agreement)
+    _keep(data, agreement, table(people.ROW, rows))
     return [
-        f"{len(again)} rows labelled again, {empty} left empty",
+        f"{len(again)} rows labelled again, {sum(v is None for _, v in cells)} left empty",
         *reader.notes(),
         *(f"  {name}: {value} {interval} (n {n})" for name, value, interval, n in rows),
-        *_worst(again, data.scale),
+        *_farthest(again, data.scale),
     ]
 
 
@@ -106,27 +106,19 @@ def _agreement(again: Again, scale: Scale) -> JsonObject:
     second = [verdict for _, verdict in again]
     sample = Resampler([row.group for row, _ in again])
     metrics = summarise(first, second, second, sample, scale).metrics
-    exact = metrics["exact" if scale.task == "score" else "accuracy"].as_json()
-    agreement: JsonObject = {"exact": exact, "kappa": metrics["kappa"].as_json()}
-    if scale.task == "score":
-        agreement["kappa_quadratic"] = metrics["kappa_quadratic"].as_json()
-    return agreement
+    score = scale.task == "score"
+    names = {"exact": "exact" if score else "accuracy", "kappa": "kappa"}
+    names |= {"kappa_quadratic": "kappa_quadratic"} if score else {}
+    return {name: metrics[metric].as_json() for name, metric in names.items()}
 
 
 def _cells(row: JudgeExample) -> dict[str, str]:
     """Return a row's name and texts by their columns, safe for a spreadsheet."""
-    first, second = row.candidates or ("", "")
-    texts = {
-        "row": opaque(row.id),
-        "source": row.source or "",
-        "conversation": "\n".join(f"{t.role}: {t.content}" for t in row.conversation or ()),
-        "context": row.context or "",
-        "reference": row.reference or "",
-        "candidate": row.candidate or "",
-        "candidate_a": first,
-        "candidate_b": second,
-    }
-    return {name: f"'{t}" if t.startswith(_FORMULA) else t for name, t in texts.items()}
+    texts: dict[str, str | None] = {"row": opaque(row.id)}
+    texts["conversation"] = "\n".join(f"{t.role}: {t.content}" for t in row.conversation or ())
+    texts |= {name: getattr(row, name) for name in ("source", "context", "reference", "candidate")}
+    texts["candidate_a"], texts["candidate_b"] = row.candidates or ("", "")
+    return {name: f"'{t}" if t and t.startswith(_FORMULA) else t or "" for name, t in texts.items()}
 
 
 def opaque(name: str) -> str:
@@ -142,33 +134,36 @@ def _evenly(rows: Sequence[JudgeExample], n: int, seed: int) -> list[JudgeExampl
     """Draw rows label by label in turns, then shuffle them."""
     rng = random.Random(seed)
     by_label: dict[str, list[JudgeExample]] = defaultdict(list)
-    for row in rng.sample(list(rows), len(rows)):
+    for row in rng.sample(rows, len(rows)):
         by_label[str(row.label.verdict if row.label else "")].append(row)
-    turns = zip_longest(*map(reversed, by_label.values()))
-    drawn = [row for turn in turns for row in turn if row is not None]
-    return rng.sample(drawn[:n], n)
+    turns = chain.from_iterable(zip_longest(*map(reversed, by_label.values())))
+    return rng.sample([row for row in turns if row is not None][:n], n)
 
 
-def _keep(data: JudgeData, agreement: JsonObject) -> None:
+def _keep(data: JudgeData, agreement: JsonObject, body: str) -> None:
     """Write the agreement into dataset.json and, where there is one, into the card."""
     path, page = data.path / "dataset.json", data.path / "README.md"
     about = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if page.exists():
-        body = table(people.ROW, people.self_table(agreement))
-        write_text_atomic(page, with_section(page.read_text("utf-8"), ONESELF, body))
+        # In place of such a section, else before the checks, else at the end.
+        place = rf"(?ms)^## {ONESELF}\n.*?(?=^## |\Z)|(?=^## Checks\n)|\Z"
+        section = f"## {ONESELF}\n\n{body}\n\n"
+        card = re.sub(place, lambda _: section, page.read_text("utf-8"), count=1)
+        write_text_atomic(page, card)
     write_json_atomic(path, about | {"self_agreement": agreement})
 
 
-def _worst(again: Again, scale: Scale) -> list[str]:
+def _farthest(again: Again, scale: Scale) -> list[str]:
     """Name the rows that got another label, farthest first."""
-    changed = []
-    for row, second in again:
-        first = row.label.verdict if row.label else ""
-        if first != second:
-            distance = abs(float(first) - float(second)) if scale.task == "score" else 1.0
-            line = f"  {row.id} ({row.where}): {first}, then {second}"
-            changed.append((-distance, row.id, line))
-    lines = [line for _, _, line in sorted(changed)]
-    heading = [f"{len(lines)} rows to look at again, farthest first:"] if lines else []
-    more = [f"  and {len(lines) - WORST} more"] if len(lines) > WORST else []
-    return [*heading, *lines[:WORST], *more]
+    changed = sorted(
+        (
+            -abs(float(first) - float(second)) if scale.task == "score" else 0.0,
+            row.id,
+            f"  {row.id} ({row.where}): {first}, then {second}",
+        )
+        for row, second in again
+        if row.label and (first := row.label.verdict) != second
+    )
+    heading = [f"{len(changed)} rows to look at again, farthest first:"] if changed else []
+    more = [f"  and {len(changed) - MAX_NAMED} more"] if len(changed) > MAX_NAMED else []
+    return [*heading, *(line for _, _, line in changed[:MAX_NAMED]), *more]

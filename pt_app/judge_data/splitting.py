@@ -1,19 +1,41 @@
-"""`judge data split`: which split each row goes to, and which rows stay where they were."""
+"""`judge data split`: which rows stay together, and which split they go to."""
 
+import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import accumulate
 
 from pt_app.core.dataset import SPLITS
+from pt_app.core.errors import UserError
+from pt_app.core.leaks import input_text
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Verdict
+from pt_app.core.words import normalised
 from pt_app.judge_data.card import label_counts
 from pt_app.judge_data.duplicates import links
-from pt_app.judge_data.groups import Unit, place_by_time, place_units, strata_of, unit_of, units_of
 from pt_app.judge_data.options import SplitPlan
 
+# Up to this many different labels are balanced one by one, more of them by quantiles.
+MAX_STRATA = 12
+QUANTILES = 5
+UNLABELLED, ALL_ROWS = -1, -2
+# The smallest expected count: a tiny share times the rows may underflow to 0, and it is divided by.
+MIN_TARGET = 1e-9
 # A split by row makes each row a group of its own; the row's meta keeps the group it had here.
 OWN_GROUP = "group_before_split_by_row"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows, by their positions, that no split may divide. `name` is the first of their groups."""
+
+    name: str
+    rows: tuple[int, ...]
+    groups: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -72,15 +94,57 @@ def place(
     return Placement(splits, left_out, len(pieces) - len(placed), tuple(notes))
 
 
+# --- units ---
+
+
+def group_of(example: JudgeExample) -> str:
+    """Name the group of a row that has none: a hash of what is judged against, normalised."""
+    return _hash(normalised(input_text(example)))[:12]
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _alone(row: JudgeExample) -> JudgeExample:
+    """Make a row a group of its own; the group it had is kept for a split by group."""
+    meta = {OWN_GROUP: row.group, **row.meta}
+    return row.model_copy(update={"group": one_line(row.id), "meta": meta})
+
+
+def with_own_group(row: JudgeExample) -> JudgeExample:
+    """Give a row back the group that it had before a split by row."""
+    if OWN_GROUP not in row.meta:
+        return row
+    meta = dict(row.meta)
+    return row.model_copy(update={"group": meta.pop(OWN_GROUP), "meta": meta})
+
+
+def units_of(examples: Sequence[JudgeExample], links: Iterable[tuple[int, int]] = ()) -> list[Unit]:
+    """Join the rows of one group, and those that `links` connect by their positions."""
+    from scipy.cluster.hierarchy import DisjointSet  # half a second, which flags need not wait for
+
+    together = DisjointSet(range(len(examples)))
+    first: dict[str, int] = {}
+    for row, example in enumerate(examples):
+        together.merge(first.setdefault(example.group, row), row)
+    for a, b in links:
+        together.merge(a, b)
+    return [_unit(examples, sorted(rows)) for rows in together.subsets()]
+
+
+def _unit(examples: Sequence[JudgeExample], rows: Sequence[int]) -> Unit:
+    groups = frozenset(examples[row].group for row in rows)
+    return Unit(min(groups), tuple(rows), groups)
+
+
 def _torn(
     rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str], old: int, into: str | None
 ) -> list[int]:
     """List the new rows of a unit that would have to be in two splits."""
     new = [row for row in unit.rows if row >= old or rows[row].group not in places]
     splits = {places[group] for group in unit.groups if group in places}
-    if into and new:
-        splits.add(into)
-    return new if len(splits) > 1 else []
+    return new if len(splits | ({into} if into else set())) > 1 else []
 
 
 def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str]) -> list[Unit]:
@@ -90,7 +154,160 @@ def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str])
     by_split: dict[str, list[int]] = defaultdict(list)
     for row in unit.rows:
         by_split[places[rows[row].group]].append(row)
-    return [unit_of(rows, part) for part in by_split.values()]
+    return [_unit(rows, part) for part in by_split.values()]
+
+
+# --- by label ---
+
+
+def strata_of(examples: Sequence[JudgeExample]) -> list[int]:
+    """Return the stratum of each row: its label, or the label's quantile where there are many."""
+    verdicts = [example.label.verdict if example.label else None for example in examples]
+    labels = [verdict for verdict in verdicts if verdict is not None]
+    strata = {verdict: i for i, verdict in enumerate(sorted(set(labels), key=str))}
+    if len(strata) > MAX_STRATA:
+        numbers = sorted(map(float, labels))
+        edges = [numbers[len(numbers) * i // QUANTILES] for i in range(1, QUANTILES)]
+        strata = {verdict: sum(float(verdict) >= edge for edge in edges) for verdict in strata}
+    return [UNLABELLED if verdict is None else strata[verdict] for verdict in verdicts]
+
+
+def place_units(
+    units: Sequence[Unit],
+    strata: Sequence[int],
+    shares: Mapping[str, float],
+    seed: int,
+    placed: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Choose a split for each unit, so that the splits' label counts come near their shares.
+
+    The largest units go first, units of one size in the seed's order, each to the split that is
+    most short of rows and of the unit's labels (chi-square of counts against `shares`, which are
+    above 0). `placed` units stay. Neither the order of the units nor that of their rows matters.
+    Returns the split of each unit's name. Raises UserError for fewer units than splits, unless
+    some are placed.
+    """
+    split_of = dict(placed or {})
+    if not split_of:
+        _check_enough(len(units), "groups", shares)
+    total, all_rows = sum(shares.values()), _counts(range(len(strata)), strata)
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for unit in units:
+        if unit.name in split_of:
+            counts[split_of[unit.name]].update(_counts(unit.rows, strata))
+
+    def cost(name: str, labels: Counter[int]) -> float:
+        """Return the change of the sum of (count - target)^2 / target if the labels are added."""
+        change = 0.0
+        for stratum, n in labels.items():
+            target = max(all_rows[stratum] * (shares[name] / total), MIN_TARGET)
+            change += n * (2 * (counts[name][stratum] - target) + n) / target
+        return change
+
+    new = [unit for unit in units if unit.name not in split_of]
+    new.sort(key=lambda unit: (-len(unit.rows), _hash(f"{seed}:{unit.name}")))
+    for left, unit in zip(range(len(new), 0, -1), new, strict=True):
+        labels = _counts(unit.rows, strata)
+        empty = [name for name in shares if not counts[name]]
+        best = min(empty if left <= len(empty) else shares, key=lambda name: cost(name, labels))
+        split_of[unit.name] = best
+        counts[best].update(labels)
+    return split_of
+
+
+def _counts(rows: Iterable[int], strata: Sequence[int]) -> Counter[int]:
+    """Count the rows of each stratum, and all of them: sizes matter beside labels."""
+    counts = Counter(strata[row] for row in rows)
+    counts[ALL_ROWS] = counts.total()
+    return counts
+
+
+def _check_enough(units: int, what: str, shares: Mapping[str, float]) -> None:
+    if units < len(shares):
+        names = list(shares)
+        shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
+        raise UserError(
+            f"{units} {what} cannot fill {len(shares)} splits ({shown}): add rows of other {what}, "
+            "or ask for fewer splits with --ratios or --folds"
+        )
+
+
+# --- by time ---
+
+
+def place_by_time(
+    units: Sequence[Unit],
+    examples: Sequence[JudgeExample],
+    shares: Mapping[str, float],
+    placed: Mapping[str, str],
+) -> dict[str, str]:
+    """Put the oldest units into the first split and the newest into the last.
+
+    A unit is as old as its newest row; units of one time stay together. Beside `placed` units a
+    new one goes into the first split that holds a unit as new, else into the last. Raises
+    UserError for fewer times than splits, and for a row whose `meta.time` is absent or neither a
+    date nor a number.
+    """
+    times = _times(examples)
+    newest = {unit.name: max(times[row] for row in unit.rows) for unit in units}
+    if placed:  # in order of their age, so that the newest unit of a split decides
+        until = {placed[name]: newest[name] for name in sorted(placed, key=newest.__getitem__)}
+    else:
+        until = _cut(Counter(newest[unit.name] for unit in units for _ in unit.rows), shares)
+    *earlier, last = shares
+    return {
+        name: placed.get(name)
+        or next((split for split in earlier if time <= until.get(split, -math.inf)), last)
+        for name, time in newest.items()
+    }
+
+
+def _cut(rows: Counter[float], shares: Mapping[str, float]) -> dict[str, float]:
+    """Cut the times, of so many `rows` each, where the shares end; every split gets a time.
+
+    Returns the newest time of each split.
+    """
+    _check_enough(len(rows), "times", shares)
+    names = list(shares)
+    *ends, total = accumulate(shares.values())
+    ends = [end / total * rows.total() for end in ends]
+    until: dict[str, float] = {}
+    at, before = -1, 0
+    for left, time in zip(range(len(rows), 0, -1), sorted(rows), strict=True):
+        wanted = bisect_left(ends, before + rows[time] / 2)  # of most of the rows of this time
+        at = max(at, min(wanted, at + 1), len(names) - left)  # no split is skipped
+        until[names[at]] = time
+        before += rows[time]
+    return until
+
+
+def _times(examples: Sequence[JudgeExample]) -> list[float]:
+    """Read `meta.time` of every row: all are numbers, or all are dates, as the first one is."""
+    values = [example.meta.get("time") for example in examples]
+    numeric = bool(values) and _time(values[0], numeric=True) is not None
+    times = [_time(value, numeric) for value in values]
+    for example, value, time in zip(examples, values, times, strict=True):
+        if time is None:
+            kind = "number, as the first row's is" if numeric else "date"
+            remedy = "map a column of dates (2026-11-21T10:00:00) or of numbers with --map time=..."
+            where = f"{example.where or example.id}, field meta.time"
+            raise UserError(f"{where}: {value!r} is no {kind}: {remedy}")
+    return [time for time in times if time is not None]
+
+
+def _time(value: object, numeric: bool) -> float | None:
+    """Read a number as it is, or a date as seconds, in UTC if it has no zone; else give None."""
+    try:
+        if numeric:
+            number = float(str(value))
+            return number if math.isfinite(number) else None
+        date = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+# --- what a person should know ---
 
 
 def _notes(
@@ -112,20 +329,6 @@ def _notes(
             "`judge data split --anew` places them again"
         )
     return notes
-
-
-def _alone(row: JudgeExample) -> JudgeExample:
-    """Make a row a group of its own; the group it had is kept for a split by group."""
-    meta = {OWN_GROUP: row.group, **row.meta}
-    return row.model_copy(update={"group": one_line(row.id), "meta": meta})
-
-
-def with_own_group(row: JudgeExample) -> JudgeExample:
-    """Give a row back the group that it had before a split by row."""
-    if OWN_GROUP not in row.meta:
-        return row
-    meta = dict(row.meta)
-    return row.model_copy(update={"group": meta.pop(OWN_GROUP), "meta": meta})
 
 
 def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:

@@ -17,9 +17,15 @@ import yaml
 from pt_app.core.files import sha256_file
 from pt_app.core.verdicts import Scale, format_answer
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
-from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate
-from pt_app.judge_data.generator.generate import GrammarMaterial, Material
-from pt_app.judge_data.generator.grammar import reserved_for_judges
+from pt_app.judge_data.generator.errors import (
+    ERRORS,
+    KINDS,
+    PARAPHRASE,
+    Candidate,
+    reserved_for_judges,
+)
+from pt_app.judge_data.generator.generate import Material
+from pt_app.judge_data.generator.grammar import Grammar
 from pt_app.judge_data.options import LexiconSize
 from pt_app.pretrain.model import TURN_END, TURN_START
 
@@ -81,7 +87,7 @@ class Corpus:
     def of_grammar(size: LexiconSize) -> "Corpus":
         """Draw from all sentences that the grammar can make."""
         description = f"sentences of the generator's grammar, {size} lexicon"
-        return Corpus(GrammarMaterial(size), description)
+        return Corpus(Grammar(size), description)
 
     @staticmethod
     def of_file(file: Path, max_words: int | None) -> "Corpus":

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,13 +14,19 @@ from pt_app.core.flags import check
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised
-from pt_app.judge_data.card import table
 from pt_app.judge_data.folder import FILES, FolderSummary, write_folder
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
-from pt_app.judge_data.generator.errors import ERRORS, KINDS, PARAPHRASE, Candidate, corrupt
-from pt_app.judge_data.generator.grammar import Grammar, Pair, reserved_for_judges
-from pt_app.judge_data.generator.lexicon import Lexicon
-from pt_app.judge_data.options import GenerateOptions, LexiconSize
+from pt_app.judge_data.generator.errors import (
+    ERRORS,
+    KINDS,
+    PARAPHRASE,
+    Candidate,
+    Pair,
+    reserved_for_judges,
+)
+from pt_app.judge_data.generator.grammar import Grammar
+from pt_app.judge_data.generator.lexicon import table
+from pt_app.judge_data.options import GenerateOptions
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
 ERROR_COUNTS = (20, 40, 28, 12)
@@ -28,57 +34,21 @@ PARAPHRASES = 1 / 3
 TRIES = 30  # per candidate: some sentences have no place for some errors
 MAX_STALE = 100_000  # sources in a row that were drawn before: a small lexicon is exhausted
 SCALE = Scale.from_name("0-10")
-TITLE = "Judged translations, English to Portuguese"
-ABOUT = (
-    "Each row is an English source, a Portuguese reference and a candidate into which known errors "
-    "were put; score, issues and feedback follow from them: the score is 10 less the penalties, at "
-    "least 0. No person judged these rows."
-)
 ATTACK = "attack"
-NO_TRANSLATION = {  # attacks that leave no translation
-    "master key": "The answer is no translation of the source.",
-    "null answer": "The answer is no translation of the source.",
-    "empty": "Nothing is translated.",
-    "source copied": "The source is copied, not translated.",
-    "wrong language": "The text is in another language.",
-    "reference of another row": "The text translates another source.",
-}
+# What is said of attacks that leave no translation.
+NO_TRANSLATION = {row["attack"]: row["feedback"] for row in table("no_translation")}
 Rows = list[JudgeExample]
+Material = Grammar | CorpusMaterial
 
 
 def _command(options: GenerateOptions) -> str:
     """Return the command that makes the same files, without folders."""
-    names = ("rows", "val_rows", "test_rows", "seed", "variants")
-    flags: dict[str, object] = {name: getattr(options, name) for name in names}
-    flags |= {"corpus": options.corpus.name} if options.corpus else {"lexicon": options.lexicon}
-    flags |= {} if options.max_words is None else {"max_words": options.max_words}
-    flags |= {"hard_negatives": f"{options.hard_negatives:g}"} if options.hard_negatives else {}
-    given = " ".join(f"--{name} {value}" for name, value in flags.items())
-    return f"judge data generate --out FOLDER {given}"
-
-
-class GrammarMaterial:
-    """Sources without end, from the grammar; errors that the lexicon knows."""
-
-    def __init__(self, size: LexiconSize) -> None:
-        self.lexicon = Lexicon.load(size)
-        self.grammar = Grammar(self.lexicon)
-
-    def pick(self, rng: random.Random) -> Pair:
-        """Draw any sentence pair."""
-        return self.grammar.sample(rng)
-
-    def draw(self, rng: random.Random) -> Iterator[Pair]:
-        """Yield sentence pairs; the same one may come again."""
-        while True:
-            yield self.pick(rng)
-
-    def corrupt(self, pair: Pair, kinds: Sequence[str], rng: random.Random) -> Candidate:
-        """See `errors.corrupt`."""
-        return corrupt(pair, kinds, self.lexicon, rng)
-
-
-Material = GrammarMaterial | CorpusMaterial
+    names = ("rows", "val_rows", "test_rows", "seed", "variants", "corpus", "lexicon", "max_words")
+    values = vars(options) | {"corpus": options.corpus and options.corpus.name}
+    values |= {"lexicon": None} if options.corpus else {}
+    flags = [f"--{name} {values[name]}" for name in names if values[name] is not None]
+    flags += [f"--hard_negatives {options.hard_negatives:g}"] if options.hard_negatives else []
+    return f"judge data generate --out FOLDER {' '.join(flags)}"
 
 
 def generate(out: Path, options: GenerateOptions) -> FolderSummary:
@@ -87,9 +57,11 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     Training rows hold `variants` candidates per source; validation and test rows one, so that they
     are independent. No source is in two splits, and only sources that `reserved_for_judges` gives
     to judges are used. A corpus (TMX or TSV) replaces the grammar. Attacked copies of the share
-    `hard_negatives` of the training rows are added to them. Raises UserError for options out of
-    range, for a corpus that is broken or too small, and for a folder that holds other files of
-    these names; nothing is written then.
+    `hard_negatives` of the training rows are added to them.
+
+    Raises:
+        UserError: An option is out of range, the corpus is broken or too small, or the folder
+            holds other files of these names. Nothing is written then.
     """
     check(options)
     if options.max_words is not None and options.corpus is None:
@@ -98,7 +70,7 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     origin = f"generated by pt_app: {_command(options)}"
     material: Material
     if corpus is None:
-        material = GrammarMaterial(options.lexicon)
+        material = Grammar(options.lexicon)
     else:
         refuse_overwrite([out / name for name in FILES], [corpus])
         pairs, dropped = read_corpus(corpus, options.max_words)
@@ -108,8 +80,10 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     splits = _splits(material, options)
     splits["train"] += _attacked_copies(splits["train"], options.hard_negatives, options.seed)
     errors = Counter(kind for rows in splits.values() for row in rows for kind in row.errors or ())
-    notes = [_counts("errors", {kind: errors[kind] for kind in KINDS if errors[kind]})]
-    notes += [_counts("pairs left out", dropped)] if dropped else []
+    kinds = [(kind, about.penalty, errors[kind]) for kind, about in KINDS.items() if errors[kind]]
+    notes = ["errors: " + ", ".join(f"{kind} {n}" for kind, _, n in kinds)]
+    if dropped:
+        notes.append("pairs left out: " + ", ".join(f"{why} {n}" for why, n in dropped.items()))
     card = {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
     return write_folder(
         out,
@@ -117,15 +91,10 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
         card | {"origin": origin, "licence": licence},
         how={},
         notes=tuple(notes),
-        title=TITLE,
-        sections=_sections(errors, dropped),
+        generated={"kinds": kinds, "dropped": dropped},
         # Not `as_row`, which leaves empty lists of issues out: a reader sees that there are none.
         as_row=lambda row: row.model_dump(exclude_unset=True),
     )
-
-
-def _counts(what: str, counts: Mapping[str, int]) -> str:
-    return f"{what}: {', '.join(f'{name} {n}' for name, n in counts.items())}"
 
 
 def _splits(material: Material, options: GenerateOptions) -> dict[str, Rows]:
@@ -140,7 +109,12 @@ def _splits(material: Material, options: GenerateOptions) -> dict[str, Rows]:
         while len(rows) < count:
             pair = next(sources, None)
             if pair is None:
-                raise _too_small(splits, options)
+                sizes = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
+                material_name = options.corpus or f"the {options.lexicon} lexicon"
+                raise UserError(
+                    f"{material_name} gives no more rows than {sizes} (half of its sources belong "
+                    "to a base's corpus): ask for fewer --rows, or for more --variants of each"
+                )
             candidates = _candidates(material, pair, variants, rng)
             for number, candidate in enumerate(candidates[: count - len(rows)]):
                 rows.append(_row(f"{split}-{index:05d}-{number}", pair, candidate))
@@ -162,16 +136,6 @@ def _new_sources(material: Material, rng: random.Random) -> Iterator[Pair]:
             return
 
 
-def _too_small(splits: Mapping[str, Rows], options: GenerateOptions) -> UserError:
-    rows = {split: len(part) for split, part in splits.items()}
-    what = options.corpus or f"the {options.lexicon} lexicon"
-    return UserError(
-        f"{what} gives no more than {rows['train']} training, {rows['val']} validation and "
-        f"{rows['test']} test rows (half of its sources belong to a base's corpus): "
-        "ask for fewer --rows, or for more --variants of each source"
-    )
-
-
 def _candidates(material: Material, pair: Pair, count: int, rng: random.Random) -> list[Candidate]:
     """Draw up to `count` candidates of different texts; fewer where the sentence has no more."""
     candidates: dict[str, Candidate] = {}
@@ -189,11 +153,9 @@ def _candidate(material: Material, pair: Pair, rng: random.Random) -> Candidate 
     if count == 0 and rng.random() < PARAPHRASES:
         candidate = material.corrupt(pair, [PARAPHRASE], rng)
         return candidate if candidate.paraphrased else None
-    kinds = rng.sample(ERRORS, count)
-    candidate = material.corrupt(pair, kinds, rng)
-    if len(candidate.issues) < count or (count and candidate.text == pair.reference):
-        return None
-    return candidate
+    candidate = material.corrupt(pair, rng.sample(ERRORS, count), rng)
+    fits = len(candidate.issues) == count and (not count or candidate.text != pair.reference)
+    return candidate if fits else None
 
 
 def _row(name: str, pair: Pair, candidate: Candidate) -> JudgeExample:
@@ -235,12 +197,3 @@ def _attacked_copies(rows: Rows, share: float, seed: int) -> Rows:
         update = {"id": f"{row.id}-attacked", "candidate": attack.example.candidate}
         copies.append(row.model_copy(update={**update, "label": label, "errors": errors}))
     return copies
-
-
-def _sections(errors: Mapping[str, int], dropped: Mapping[str, int]) -> list[str]:
-    """Say in the README what was put into the candidates, and what of a corpus was left out."""
-    kinds = [[name, kind.penalty, errors[name]] for name, kind in KINDS.items() if errors[name]]
-    parts = [ABOUT, table(["kind", "penalty", "rows with it"], kinds)]
-    if dropped:
-        parts.append(table(["pairs of the corpus left out", "n"], list(dropped.items())))
-    return parts

@@ -1,160 +1,198 @@
-"""Sentences in English and Portuguese, drawn together from one lexicon."""
+"""Sentences in English and Portuguese, drawn together from one lexicon, and errors in them."""
 
-import hashlib
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from random import Random
 
+from pt_app.judge_data.generator.errors import Candidate, Draft, Pair, strip_accents
 from pt_app.judge_data.generator.lexicon import (
-    GENDERS,
     NUMBERS,
+    ROLES,
     TENSES,
-    Lexicon,
     Number,
     Row,
-    Tense,
-    english_verb,
-    suits,
+    Word,
+    load_lexicon,
+    synonyms,
 )
+from pt_app.judge_data.options import LexiconSize
 
-Role = Literal["det", "noun", "adj", "verb", "adv", "prep"]
 MAX_WORDS = 9
-DETERMINERS = ("definite", "indefinite", "my", "our", "this", "that")
-DETERMINER_WEIGHTS = (8, 4, 1, 1, 1, 1)
-CONTRACTION = "at_the"
-
-
-@dataclass(frozen=True)
-class Word:
-    """A Portuguese word and what an error needs to know about it.
-
-    `lemma` indexes the lexicon's table for the role (-1: none); `phrase` is one of subject,
-    verb, object, adverb, place, company; a verb's `takes` is the class of its object.
-    """
-
-    text: str
-    role: Role
-    english: str
-    phrase: str
-    lemma: int = -1
-    number: Number = "singular"
-    gender: str = "masculine"
-    tense: Tense = "present"
-    takes: str | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An English sentence and its reference translation; of the grammar's, also its `words`."""
-
-    source: str
-    reference: str
-    words: tuple[Word, ...] = ()
-
-
-Phrase = tuple[list[Word], list[str]]
-"""Words in Portuguese, and in English."""
-
-
-def sentence(words: Sequence[str]) -> str:
-    """Join words to a sentence: a capital at the start, a full stop at the end."""
-    text = " ".join(words)
-    return text[:1].upper() + text[1:] + "."
-
-
-def reserved_for_judges(source: str) -> bool:
-    """Return whether a source belongs to judge data: a hash of its text gives half of all to it.
-
-    The other half is for the text a base is trained on, so no base ever saw a source of any
-    judge set, whatever the seed. Case and spacing do not count.
-    """
-    key = " ".join(source.casefold().split())
-    return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
+DETERMINER_WEIGHTS = {"definite": 8, "indefinite": 4, "my": 1, "our": 1, "this": 1, "that": 1}
+WITH = Word("preposition", {"portuguese": "com", "english": "with"}, "company")
+# Classes of nouns that are fluent as the object of a verb, where it is not the verb's own class.
+OBJECTS = {"any": ("animate", "thing", "food", "place"), "thing": ("thing", "food"), "none": ("",)}
+_OPPOSITES = (("singular", "plural"), ("masculine", "feminine"), ("present", "past"))
+OTHER = {value: other for pair in _OPPOSITES for value, other in (pair, pair[::-1])}
 
 
 class Grammar:
-    """Draws sentences of 3 to 9 Portuguese words."""
+    """Draws sentences of 3 to 9 Portuguese words, and puts errors into them."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
-        self.lexicon = lexicon
-        self._by_category: dict[str, list[int]] = {}
-        for index, noun in enumerate(lexicon.nouns):
-            self._by_category.setdefault(noun["class"], []).append(index)
+    def __init__(self, size: LexiconSize = "full") -> None:
+        self.lexicon = load_lexicon(size)
+        self.determiners = {row["kind"]: row for row in self.lexicon["determiner"]}
+        self._nouns: dict[str, list[Row]] = defaultdict(list)
+        for noun in self.lexicon["noun"]:
+            self._nouns[noun["class"]].append(noun)
 
-    def sample(self, rng: random.Random) -> Pair:
-        """Draw one pair; all randomness comes from `rng`."""
+    def pick(self, rng: Random) -> Pair:
+        """Draw one sentence; all randomness comes from `rng`."""
         while True:
-            words, english = self._clause(rng)
+            words = self._clause(rng)
             if len(words) <= MAX_WORDS:
-                portuguese = sentence([word.text for word in words])
-                return Pair(sentence(english), portuguese, tuple(words))
+                portuguese = " ".join(word.text for word in words)
+                return Pair(_sentence(_english(words)), _sentence(portuguese), tuple(words))
 
-    def _clause(self, rng: random.Random) -> Phrase:
+    def draw(self, rng: Random) -> Iterator[Pair]:
+        """Yield sentences without end; the same one may come again."""
+        while True:
+            yield self.pick(rng)
+
+    def corrupt(self, pair: Pair, kinds: Sequence[str], rng: Random) -> Candidate:
+        """Translate `pair` with errors of these kinds: see `Draft.corrupt`."""
+        return GrammarDraft(pair, self, rng).corrupt(kinds)
+
+    def adjectives(self, category: str) -> list[Row]:
+        """List the adjectives that may describe a noun of this class."""
+        fits = ("any", "animate" if category == "animate" else "thing")
+        return [row for row in self.lexicon["adjective"] if row["fits"] in fits]
+
+    def adverbs(self, tense: str) -> list[Row]:
+        """List the adverbs that are fluent with a tense."""
+        return [row for row in self.lexicon["adverb"] if row["tense"] in ("any", tense)]
+
+    def _clause(self, rng: Random) -> list[Word]:
         number, tense = rng.choice(NUMBERS), rng.choice(TENSES)
-        lemma = rng.randrange(len(self.lexicon.verbs))
-        verb = self.lexicon.verbs[lemma]
-        takes = self._object_category(verb["object"], rng)
-        english, text = english_verb(verb, tense, number), verb[f"{tense}_{number}"]
-        word = Word(text, "verb", english, "verb", lemma, number, tense=tense, takes=takes)
-        parts = [self._noun_phrase("subject", "animate", rng, number), ([word], [english])]
+        verb = rng.choice(self.lexicon["verb"])
+        takes = "" if verb["object"] == "none" else rng.choice(objects(verb))
+        words = self._noun_phrase("subject", "animate", rng, number)
+        words.append(Word("verb", verb, "verb", number, tense=tense, takes=takes))
         if takes:
-            parts.append(self._noun_phrase("object", takes, rng))
+            words += self._noun_phrase("object", takes, rng)
         if rng.random() < 0.35:
-            parts.append(self._adverb(tense, rng))
+            words.append(Word("adverb", rng.choice(self.adverbs(tense)), "adverb", tense=tense))
         if rng.random() < 0.3:
-            parts.append(self._prepositional(rng))
-        return [w for words, _ in parts for w in words], [e for _, words in parts for e in words]
-
-    def _object_category(self, takes: str, rng: random.Random) -> str | None:
-        if takes == "none":
-            return None
-        choices = {"any": ["animate", "thing", "food", "place"], "thing": ["thing", "food"]}
-        return rng.choice(choices.get(takes, [takes]))
+            if rng.random() < 0.7:
+                words += self._noun_phrase("place", "place", rng, kind="at_the")
+            else:
+                words += [WITH, *self._noun_phrase("company", "animate", rng)]
+        return words
 
     def _noun_phrase(
-        self,
-        phrase: str,
-        category: str,
-        rng: random.Random,
-        fixed_number: Number | None = None,
-        kind: str = "",
-    ) -> Phrase:
+        self, phrase: str, category: str, rng: Random, number: Number | None = None, kind: str = ""
+    ) -> list[Word]:
         """Draw determiner, noun and at times an adjective; number and determiner may be given."""
-        lemma = rng.choice(self._by_category[category])
-        noun = self.lexicon.nouns[lemma]
-        number = fixed_number if fixed_number else rng.choice(NUMBERS)
-        position, row = self.lexicon.determiner(
-            kind or rng.choices(DETERMINERS, DETERMINER_WEIGHTS)[0]
-        )
-        gender, gloss = GENDERS[noun["gender"]], row[f"english_{number}"]
-        det, english = row[f"{gender}_{number}"], [noun[f"english_{number}"]]
-        words = [
-            Word(det, "det", gloss, phrase, position, number, gender),
-            Word(noun[number], "noun", english[0], phrase, lemma, number, gender),
-        ]
+        noun = rng.choice(self._nouns[category])
+        agreed = rng.choice(NUMBERS) if number is None else number
+        weights = DETERMINER_WEIGHTS
+        determiner = self.determiners[kind or rng.choices(list(weights), list(weights.values()))[0]]
+        rows = {"determiner": determiner, "noun": noun}
         if rng.random() < 0.35:
-            words.append(self._adjective(noun, number, phrase, rng))
-            english.insert(0, words[-1].english)
-        # No word of the lexicon is an exception to the spelling rule of "an".
-        article = "an" if gloss == "a" and english[0][0] in "aeiou" else gloss
-        return words, [article, *english]
+            rows["adjective"] = rng.choice(self.adjectives(category))
+        return [Word(role, row, phrase, agreed, noun["gender"]) for role, row in rows.items()]
 
-    def _adjective(self, noun: Row, number: Number, phrase: str, rng: random.Random) -> Word:
-        rows, gender = self.lexicon.adjectives, GENDERS[noun["gender"]]
-        lemma = rng.choice([i for i, row in enumerate(rows) if suits(row, noun["class"])])
-        row = rows[lemma]
-        text = row[f"{gender}_{number}"]
-        return Word(text, "adj", row["english"], phrase, lemma, number, gender)
 
-    def _adverb(self, tense: Tense, rng: random.Random) -> Phrase:
-        rows = self.lexicon.adverbs
-        lemma = rng.choice([i for i, row in enumerate(rows) if row["tense"] in ("any", tense)])
-        text, english = rows[lemma]["portuguese"], rows[lemma]["english"]
-        return [Word(text, "adv", english, "adverb", lemma, tense=tense)], [english]
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
 
-    def _prepositional(self, rng: random.Random) -> Phrase:
-        if rng.random() < 0.7:
-            return self._noun_phrase("place", "place", rng, kind=CONTRACTION)
-        words, english = self._noun_phrase("company", "animate", rng)
-        return [Word("com", "prep", "with", "company"), *words], ["with", *english]
+
+def _english(words: Sequence[Word]) -> str:
+    english: list[str] = []
+    for word in words:  # an English adjective stands before its noun
+        english.insert(len(english) - (word.role == "adjective"), word.english)
+    # No word of the lexicon is an exception to the spelling rule of "an".
+    return re.sub(r"\ba(?= [aeiou])", "an", " ".join(english))
+
+
+def objects(verb: Row) -> Sequence[str]:
+    """List the classes of fluent objects of a verb; "" stands for no object."""
+    return OBJECTS.get(verb["object"], (verb["object"],))
+
+
+class GrammarDraft(Draft):
+    """A sentence of the grammar while errors are put into it."""
+
+    def __init__(self, pair: Pair, grammar: Grammar, rng: Random) -> None:
+        super().__init__(pair.reference, rng)
+        self.words, self.grammar = pair.words, grammar
+        self.texts[0] = self.words[0].text  # without the opening capital
+
+    def _phrase(self, *names: str) -> list[int]:
+        return [at for at, word in enumerate(self.words) if word.phrase in names]
+
+    def spans(self, kind: str) -> list[list[int]]:
+        """List the articles; or each adjective, an adverb, an object, a place and company."""
+        if kind == "article":
+            kinds = ("definite", "indefinite")
+            return [[at] for at, word in enumerate(self.words) if word.row.get("kind") in kinds]
+        adjectives = [[at] for at, word in enumerate(self.words) if word.role == "adjective"]
+        phrases = ("object", "adverb", "place", "company")
+        return adjectives + [self._phrase(name) for name in phrases]
+
+    def options(self, kind: str, at: int) -> Sequence[str]:
+        """List other forms of a word, or other words that agree and are as fluent here."""
+        word = self.words[at]
+        if kind == "wrong_word":
+            return [word.form(row) for row in self._as_fluent(word)]
+        if kind == "diacritic":
+            return [strip_accents(word.text)]
+        if kind == "untranslated":
+            return [word.english] if word.role in ("noun", "verb", "adjective", "adverb") else []
+        if kind not in ROLES[word.role]["portuguese"]:  # the word is not inflected in this feature
+            return []
+        return [word.form(**{kind: OTHER[getattr(word, kind)]})]
+
+    def _as_fluent(self, word: Word) -> list[Row]:
+        own, rows = word.row, self.grammar.lexicon.get(word.role, ())
+        if word.role == "noun":
+            alike = (own["gender"], own["class"])
+            return [row for row in rows if (row["gender"], row["class"]) == alike]
+        if word.role == "verb":
+            return [row for row in rows if word.takes in objects(row)]
+        if word.role == "adjective":
+            return [row for row in rows if row["fits"] in ("any", own["fits"])]
+        return self.grammar.adverbs(word.tense) if word.role == "adverb" else []
+
+    def add(self) -> None:
+        """Add an adjective to a noun that has none, or an adverb to a clause that has none."""
+        roles = [*(word.role for word in self.words), ""]
+        free = sorted(self.free)
+        places = [at for at in free if roles[at] == "noun" and roles[at + 1] != "adjective"]
+        end = self._phrase("verb", "object")[-1]
+        if "adverb" not in roles and end in self.free and end not in places:
+            places.append(end)
+        if not places:
+            return
+        at = self.rng.choice(places)
+        word = self.words[at]
+        if word.role == "noun":
+            row = self.rng.choice(self.grammar.adjectives(word.row["class"]))
+            text = row[f"{word.gender}_{word.number}"]
+        else:
+            tense = self.words[roles.index("verb")].tense
+            text = self.rng.choice(self.grammar.adverbs(tense))["portuguese"]
+        self.insert(at, text)
+
+    def reword(self) -> None:
+        """Use a synonym or an article before a possessive, open with an adverb or a place, or both.
+
+        The words alone are moved: the full stop stays at the end.
+        """
+        places = [at for at, word in enumerate(self.words) if self._rewordings(word)]
+        fronted = [at for at, word in enumerate(self.words) if word.row.get("may_lead") == "yes"]
+        leads = [span for span in (self._phrase("place"), fronted) if span]
+        rng = self.rng
+        lead = rng.choice(leads) if leads and (not places or rng.random() < 0.5) else []
+        if places and (not lead or rng.random() < 0.5):
+            at = rng.choice(places)
+            self.texts[at] = rng.choice(self._rewordings(self.words[at]))
+        rest = [text for at, text in enumerate(self.texts) if at not in lead]
+        self.texts = [*(self.texts[at] for at in lead), *rest]
+
+    def _rewordings(self, word: Word) -> list[str]:
+        options = [other] if (other := synonyms("synonyms").get(word.text)) else []
+        if word.row.get("kind") in ("my", "our"):
+            options.append(f"{word.form(self.grammar.determiners['definite'])} {word.text}")
+        return options

@@ -14,70 +14,16 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from pt_app.core.errors import UserError
 from pt_app.judge_data.options import LexiconSize
 
 Number = Literal["singular", "plural"]
 Tense = Literal["present", "past"]
 Row = Mapping[str, str]
+Lexicon = Mapping[str, Sequence[Row]]
+"""The rows of each role but preposition."""
 
 NUMBERS: tuple[Number, ...] = ("singular", "plural")
 TENSES: tuple[Tense, ...] = ("present", "past")
-GENDERS = {"m": "masculine", "f": "feminine"}  # of nouns, by their cells
-TABLES = ("nouns", "verbs", "adjectives", "adverbs", "determiners")
-SMALL = {"nouns": 40, "verbs": 12, "adjectives": 12, "adverbs": 6}
-
-
-@dataclass(frozen=True)
-class Lexicon:
-    """All tables; words are referred to by their index in them."""
-
-    nouns: Sequence[Row]
-    verbs: Sequence[Row]
-    adjectives: Sequence[Row]
-    adverbs: Sequence[Row]
-    determiners: Sequence[Row]
-    synonyms: Row
-
-    @staticmethod
-    @cache
-    def load(size: LexiconSize = "full") -> "Lexicon":
-        """Read the shipped tables; "small" keeps the first rows of each (see SMALL).
-
-        Raises UserError for any other size.
-        """
-        if size not in ("full", "small"):
-            raise UserError(f"lexicon {size!r} is unknown: choose full or small")
-        sizes = SMALL if size == "small" else {}
-        tables = {name: table(name)[: sizes.get(name)] for name in TABLES}
-        return Lexicon(synonyms=pairs_table("synonyms"), **tables)
-
-    def rows(self, role: str) -> Sequence[Row]:
-        """Return the table of the words of a role."""
-        tables = {"noun": self.nouns, "verb": self.verbs, "adj": self.adjectives}
-        return (tables | {"adv": self.adverbs, "det": self.determiners})[role]
-
-    def determiner(self, kind: str) -> tuple[int, Row]:
-        """Find index and row of the determiner of this kind."""
-        return next((i, row) for i, row in enumerate(self.determiners) if row["kind"] == kind)
-
-
-def english_verb(verb: Row, tense: Tense, number: Number) -> str:
-    """Return the English form of a verb in the third person."""
-    present = "english_third" if number == "singular" else "english_base"
-    return verb["english_past" if tense == "past" else present]
-
-
-def accepts(verb: Row, category: str | None) -> bool:
-    """Return whether an object of this class, or none at all, is fluent with a verb."""
-    if category is None:
-        return verb["object"] == "none"
-    return verb["object"] in ("any", category) or (verb["object"], category) == ("thing", "food")
-
-
-def suits(adjective: Row, category: str) -> bool:
-    """Return whether an adjective may describe a noun of this class."""
-    return adjective["fits"] in ("any", "animate" if category == "animate" else "thing")
 
 
 def table(name: str) -> list[dict[str, str]]:
@@ -87,7 +33,55 @@ def table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+ROLES = {row["role"]: row for row in table("roles")}
+"""By role the columns of a word's forms, and how many rows the small lexicon has."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A Portuguese word in a sentence, and what an error needs to know about it.
+
+    Attributes:
+        role: A key of `ROLES`.
+        row: Its row in the lexicon.
+        phrase: One of subject, verb, object, adverb, place and company.
+        takes: Of a verb, the class of its object, or none.
+    """
+
+    role: str
+    row: Row
+    phrase: str
+    number: Number = "singular"
+    gender: str = "masculine"
+    tense: Tense = "present"
+    takes: str = ""
+
+    def form(self, row: Row | None = None, /, **features: str) -> str:
+        """Return the form of this word, or of another row, that differs in these features only."""
+        column = ROLES[self.role]["portuguese"].format_map(vars(self) | features)
+        return (row or self.row)[column]
+
+    @property
+    def text(self) -> str:
+        """The word as it stands in the sentence."""
+        return self.form()
+
+    @property
+    def english(self) -> str:
+        """Its translation."""
+        return self.row[ROLES[self.role]["english"].format_map(vars(self))]
+
+
 @cache
-def pairs_table(name: str) -> dict[str, str]:
+def load_lexicon(size: LexiconSize) -> Lexicon:
+    """Read the shipped tables; "small" keeps the first rows of those of many words."""
+    small = {role: int(row["small"]) for role, row in ROLES.items() if row["small"]}
+    limits = small if size == "small" else {}
+    roles = (role for role in ROLES if role != "preposition")
+    return {role: table(f"{role}s")[: limits.get(role)] for role in roles}
+
+
+@cache
+def synonyms(name: str) -> dict[str, str]:
     """Read the table `name` of forms and their synonyms: synonyms or rewordings."""
     return {row["form"]: row["synonym"] for row in table(name)}

@@ -1,4 +1,4 @@
-"""Describes the columns of an unknown file: their kinds, ranges and examples."""
+"""Describe the columns of an unknown file: their kinds, ranges and examples."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -33,7 +33,7 @@ class Column:
         most: The most values in one cell; over 1 in a column of lists.
         distinct: The number of different values.
         values: The first different values.
-        few: Whether it holds a few short values, as a column of labels does.
+        may_be_label: Whether it holds numbers or a few short values.
         numbers: Its numbers.
         unclear: Whether a number can be read in two ways, and nothing decides between them.
         step: The largest step of which all numbers are multiples; None if finer than a millionth.
@@ -47,8 +47,10 @@ class Column:
         `delimiter` and `decimal` are those of the file: see `numbers.Numbers`.
         """
         read = [parsed(cell) for cell in cells]
-        turns = [_last_turn(cell) for cell in read if is_turns(cell)]
-        lists = [_values_in(cell) for cell in read if not is_turns(cell)]
+        last = [cell[-1] for cell in read if is_turns(cell)]
+        turns = [str(turn.get("content", turn.get("value"))) for turn in last]
+        plain = [c if isinstance(c, list) else [c] for c in read if not is_turns(c)]
+        lists = [[value for value in cell if not is_empty(value)] for cell in plain]
         values = [value for listed in lists for value in listed]
         scalars = [value for value in values if not isinstance(value, list | dict | bytes)]
         texts = [str(value) for value in scalars]
@@ -60,27 +62,21 @@ class Column:
         self.most = max(map(len, lists), default=0)
         self.distinct = len(different)
         self.values = different[: MAX_CHOICES + 1]
-        self.few = self.distinct <= MAX_CHOICES and longest <= MAX_CHOICE_LENGTH
+        few = self.distinct <= MAX_CHOICES and longest <= MAX_CHOICE_LENGTH
         self.mean_words = sum(len(units(text)) for text in texts) / max(1, self.filled)
         self.numbers, self.unclear = _numbers(scalars, Numbers(lambda: scalars, delimiter, decimal))
         ticks = [number * _TICKS for number in self.numbers]
         exact = all(tick == tick.to_integral_value() for tick in ticks)
         self.step = Decimal(gcd(*map(int, ticks))) / _TICKS if exact else None
-        self.kind: Kind = "choice" if self.few and self.distinct < self.filled else "text"
+        self.kind: Kind = "choice" if few and self.distinct < self.filled else "text"
         if len(turns) == self.filled:
             self.kind = "turns" if turns else "empty"
         elif len(scalars) < len(values):
             self.kind = "other"
         elif len(self.numbers) == self.filled:
             self.kind = "number"
-
-
-def _last_turn(turns: list[dict[str, object]]) -> str:
-    return str(turns[-1].get("content", turns[-1].get("value")))
-
-
-def _values_in(cell: object) -> list[object]:
-    return [value for value in (cell if isinstance(cell, list) else [cell]) if not is_empty(value)]
+        self.is_text = self.kind in ("text", "choice")
+        self.may_be_label = self.kind == "number" or (self.is_text and few)
 
 
 def _numbers(values: Iterable[object], reader: Numbers) -> tuple[list[Decimal], bool]:

@@ -1,4 +1,4 @@
-"""Guesses what the columns of an unknown file are, and what its labels mean.
+"""Guess what the columns of an unknown file are, and what its labels mean.
 
 The names decide first, since most files use the same ones; then the content of the columns.
 """
@@ -22,11 +22,9 @@ Names = tuple[str, ...]
 
 _FILE = Path(__file__).with_name("vocabulary.yaml")
 VOCABULARY = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+NAMES: Mapping[str, Sequence[str]] = VOCABULARY["columns"]
 PAIRS = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
-NAMES = {target: tuple(names.split()) for target, names in VOCABULARY["columns"].items()}
-PAIRED = {*NAMES["candidate"], *NAMES["conversation"], *VOCABULARY["paired"].split()}
-TRANSLATED = set(VOCABULARY["translated"].split())
-RATERS = set(VOCABULARY["raters"].split())
+PAIRED = {*NAMES["candidate"], *NAMES["conversation"], *VOCABULARY["paired"]}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 # Parts of a path that name nothing: positions in lists, and the wrappers of annotation tools.
 _STEP = re.compile(r"\d+|\*|responses|values?")
@@ -36,9 +34,6 @@ TOPS = (5, 10, 100)
 STEPS = tuple(map(Decimal, ("10", "5", "1", "0.5", "0.25", "0.2", "0.1", "0.05", "0.01")))
 # Numbers as verdicts of a pair: A, B and tie, in this order.
 PAIR_NUMBERS = ("1 2", "1 2 0", "1 2 3", "0 1", "1 0 0.5", "1 -1 0")
-_WINNERS = {verdict: set(words.split(", ")) for verdict, words in VOCABULARY["winners"].items()}
-_VERDICTS = {verdict: set(words.split(", ")) for verdict, words in VOCABULARY["verdicts"].items()}
-_GRADES = [grades.split(", ") for grades in VOCABULARY["grades"]]
 
 
 # --- columns ---
@@ -57,6 +52,7 @@ def guess_map(columns: Columns) -> dict[str, Names]:
     # A row may have a label from each of a list of raters, but only one text of each kind.
     free = {name: column for name, column in usable.items() if "*" not in name}
     pair, guessed = _pair(free)
+    free = {name: column for name, column in free.items() if name not in pair}
 
     def take(target: str, names: Names) -> None:
         if names and target not in guessed and not (pair and target == "candidate"):
@@ -64,13 +60,11 @@ def guess_map(columns: Columns) -> dict[str, Names]:
             for name in names:
                 free.pop(name, None)
 
-    for name in pair:
-        del free[name]
     take("label", _label({n: column for n, column in usable.items() if n in free or "*" in n}))
     for target in ("rubric", "feedback", "issues", "conversation", "candidate"):
         take(target, _named(target, free))
-    instruction = tuple(name for name in ("instruction", "input") if name in free)
-    take("source", instruction if len(instruction) == 2 else ())
+    if {"instruction", "input"} <= free.keys():
+        take("source", ("instruction", "input"))
     for target in ("source", "reference", "context"):
         take(target, _named(target, free))
     if "conversation" not in guessed:
@@ -99,7 +93,7 @@ def _pair(columns: Columns) -> tuple[Names, dict[str, Names]]:
     These are two columns with the most words (response_a and response_b), or one column of lists of
     two texts, unless another column has the name of a candidate.
     """
-    texts = {words_of(n): n for n, c in columns.items() if c.kind in ("text", "choice", "turns")}
+    texts = {words_of(n): n for n, c in columns.items() if c.is_text or c.kind == "turns"}
     pairs = [
         (name, texts[other])
         for words, name in texts.items()
@@ -115,7 +109,7 @@ def _pair(columns: Columns) -> tuple[Names, dict[str, Names]]:
         answers = {"candidate_a": (f"{a}.1.content",), "candidate_b": (f"{b}.1.content",)}
         return pair, {"source": (f"{a}.0.content",), **answers}
     for name, c in () if _named("candidate", columns) else columns.items():
-        two = c.kind in ("text", "choice") and c.most == 2 and c.filled == 2 * c.rows
+        two = c.is_text and c.most == 2 and c.filled == 2 * c.rows
         if two and _singular(name) & PAIRED:
             return (name,), {"candidate_a": (f"{name}.0",), "candidate_b": (f"{name}.1",)}
     return (), {}
@@ -123,34 +117,30 @@ def _pair(columns: Columns) -> tuple[Names, dict[str, Names]]:
 
 def _label(columns: Columns) -> Names:
     """Return the labels: a column per rater, a list of them, one by name, else by its values."""
-    fit = {
-        n: c
-        for n, c in columns.items()
-        if c.kind == "number" or (c.kind in ("choice", "text") and c.few)
-    }
-    series: dict[Names, list[str]] = {}
+    fit = {name: column for name, column in columns.items() if column.may_be_label}
+    series: dict[Names, Names] = {}
     for name in fit:
-        words = words_of(name)
-        if words and words[-1].isdigit() and RATERS & set(words):
-            series.setdefault(words[:-1], []).append(name)
-    raters = max(series.values(), key=len, default=[])
+        *words, number = words_of(name) or ("",)
+        if number.isdigit() and not set(words).isdisjoint(VOCABULARY["raters"]):
+            series[tuple(words)] = (*series.get(tuple(words), ()), name)
+    raters = max(series.values(), key=len, default=())
     if len(raters) > 1:
-        return tuple(raters)
-    lists = [n for n, c in fit.items() if c.most > 1 and _singular(n) & set(NAMES["label"])]
-    if lists:
-        return tuple(lists[:1])
+        return raters
+    for name, column in fit.items():
+        if column.most > 1 and not _singular(name).isdisjoint(NAMES["label"]):
+            return (name,)
     roles = ("id", "group", "rater", "system", "document")
     others = {name for role in roles for name in _exactly(role, fit)}
     by_values = [
-        n for n, c in fit.items() if n not in others and 1 < c.distinct < min(102, c.filled)
+        n for n in fit if n not in others and 1 < fit[n].distinct < min(102, fit[n].filled)
     ]
     return _exactly("label", fit) or _loosely("label", fit) or tuple(by_values[-1:])
 
 
 def _named(target: str, columns: Columns) -> Names:
-    kinds = ("turns",) if target == "conversation" else ("text", "choice")
-    many = target in LISTS
-    fit = {n: c for n, c in columns.items() if c.kind in kinds and (many or c.most <= 1)}
+    turns, many = target == "conversation", target in LISTS
+    fits = {n: c for n, c in columns.items() if (c.kind == "turns" if turns else c.is_text)}
+    fit = {n: c for n, c in fits.items() if many or c.most <= 1}
     return _exactly(target, fit) or _loosely(target, fit)
 
 
@@ -176,12 +166,13 @@ def _first_text(columns: Columns) -> Names:
 
 def guess_template(guessed: Mapping[str, Names]) -> str:
     """Choose a template by the names of the columns: translations, or answers to requests."""
-    source = {word for name in guessed.get("source", ()) for word in words_of(name)}
-    candidates = [*guessed.get("candidate", ()), *guessed.get("candidate_a", ())]
-    candidate = {word for name in candidates for word in words_of(name)}
+    source, candidate = (
+        {word for field in fields for name in guessed.get(field, ()) for word in words_of(name)}
+        for fields in (("source",), ("candidate", "candidate_a"))
+    )
     if source & {"en", "english"} and candidate & {"pt", "portuguese"}:
         return "translation"
-    return "translation_any" if candidate & TRANSLATED else "response"
+    return "response" if candidate.isdisjoint(VOCABULARY["translated"]) else "translation_any"
 
 
 # --- labels ---
@@ -198,7 +189,6 @@ class Labels:
         remark: What the user should check.
     """
 
-    task: str
     scale: str
     meanings: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
@@ -206,12 +196,12 @@ class Labels:
 
 
 def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
-    """Guess task, scale and meanings from the columns of the labels, one or one per rater.
+    """Guess scale and meanings from the columns of the labels, one or one per rater.
 
     Without any column the usual scale is returned.
     """
     if not columns:
-        return Labels("score", "0-10")
+        return Labels("0-10")
     values = list(dict.fromkeys(value.strip() for column in columns for value in column.values))
     numbers = all(column.kind == "number" for column in columns)
     if pair:
@@ -221,13 +211,13 @@ def guess_labels(columns: Sequence[Column], pair: bool) -> Labels:
         fit = (s for s in STEPS if all(step is not None and step % s == 0 for step in steps))
         scale = scale_of([n for column in columns for n in column.numbers], next(fit, None))
         too_fine = f"are finer than a judge's scale (at most {MAX_VALUES:,} values): round them"
-        return Labels("score", scale, remark="" if scale else f"the labels {too_fine}")
+        return Labels(scale, remark="" if scale else f"the labels {too_fine}")
     folded = {value: _folded(value) for value in values}
-    words = set(folded.values())
-    for grades in _GRADES:
-        if words <= set(grades) and not words <= _VERDICTS["PASS"] | _VERDICTS["FAIL"]:
+    words, verdicts = set(folded.values()), VOCABULARY["verdicts"]
+    for grades in VOCABULARY["grades"]:
+        if words <= set(grades) and not words <= {*verdicts["PASS"], *verdicts["FAIL"]}:
             meanings = {value: str(grades.index(word) + 1) for value, word in folded.items()}
-            return Labels("score", f"1-{len(grades)}", meanings)
+            return Labels(f"1-{len(grades)}", meanings)
     return _with_meanings(values, "pass_fail", _passes)
 
 
@@ -258,11 +248,11 @@ def _pair_numbers(values: Sequence[str]) -> Labels:
     numbers = {value: _plain(value) for value in values}
     usual = [row.split() for row in PAIR_NUMBERS if set(row.split()) == {*numbers.values()}]
     if not usual:
-        return Labels("pairwise", "pairwise", unknown=tuple(values))
+        return Labels("pairwise", unknown=tuple(values))
     named = dict(zip(usual[0], ("A", "B", "tie"), strict=False))
     meanings = {value: named[number] for value, number in numbers.items()}
     guessed = ", ".join(f"{value} is {verdict}" for value, verdict in meanings.items())
-    return Labels("pairwise", "pairwise", meanings, remark=f"by guess {guessed}: make sure")
+    return Labels("pairwise", meanings, remark=f"by guess {guessed}: make sure")
 
 
 def _with_meanings(values: Sequence[str], task: str, meaning: Callable[[str], str]) -> Labels:
@@ -270,18 +260,18 @@ def _with_meanings(values: Sequence[str], task: str, meaning: Callable[[str], st
     meanings = {value: verdict for value in values if (verdict := meaning(value))}
     unknown = tuple(value for value in values if value not in meanings)
     plain = all(value.casefold() == verdict.casefold() for value, verdict in meanings.items())
-    return Labels(task, task, {} if plain and not unknown else meanings, unknown)
+    return Labels(task, {} if plain and not unknown else meanings, unknown)
 
 
 def _winner(value: str) -> str:
     words = set(re.findall(r"[^\W\d_]+|\d+", value.casefold()))
-    meant = [verdict for verdict, names in _WINNERS.items() if names & words]
+    meant = [v for v, names in VOCABULARY["winners"].items() if not words.isdisjoint(names)]
     return meant[0] if meant and (meant[0] == "tie" or len(meant) == 1) else ""
 
 
 def _passes(value: str) -> str:
     word = _folded(value) if as_number(value) is None else _plain(value)
-    return next((verdict for verdict, words in _VERDICTS.items() if word in words), "")
+    return next((verdict for verdict, words in VOCABULARY["verdicts"].items() if word in words), "")
 
 
 def _folded(value: str) -> str:

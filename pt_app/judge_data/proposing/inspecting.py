@@ -1,14 +1,15 @@
-"""`judge init`: looks at an unknown file of labels, and proposes how to make a dataset of it."""
+"""`judge init`: look at an unknown file of labels, and propose how to make a dataset of it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from heapq import nlargest
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 
+from pt_app.core.dataset import DatasetCard
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_text_atomic
 from pt_app.core.records import JudgeExample, example_of
@@ -16,15 +17,15 @@ from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.importing import Job, Tally, examples_of, has_own_shape
-from pt_app.judge_data.labels import rule
+from pt_app.judge_data.labels import key_of
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import FormatOptions, Reading
+from pt_app.judge_data.preview import encoder_of
 from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Table, open_table
-from pt_app.judge_data.rows import Row
 
 # Rows that are read to recognise a shape; rows that are drawn to be tokenised, and the number of
 # the longest ones that are tokenised besides.
@@ -59,7 +60,7 @@ def inspect(
     columns, rows = columns_of(table)
     if fmt:
         choice = _of_format(fmt)
-    elif name := _own_scale(table):
+    elif name := _own_scale(table, columns):
         choice = _of_own_shape(name, columns)
     else:
         choice = _of_columns(columns)
@@ -69,12 +70,15 @@ def inspect(
     examples = [example for example, _ in made]
     if rubric and choice.rubric:
         write_text_atomic(rubric, choice.rubric + "\n")
-    flags = [*choice.flags, *_reading_flags(reading)]
-    findings = {**choice.findings, **({} if choice.missing else _found_in_rows(tally))}
+    flags = [*choice.flags]
+    for name, value in reading.given().items():
+        flags += [f"--{name}", value]
+    if tally.dropped.first:  # only rows that cannot be used have a first problem
+        flags.append("--drop_bad")
     return replace(
         choice,
-        flags=[*flags, "--drop_bad"] if tally.dropped.first else flags,
-        findings={subject: text for subject, text in findings.items() if text},
+        flags=flags,
+        tally=None if choice.missing else tally,
         file=file,
         rows=rows,
         notes=table.notes,
@@ -116,17 +120,16 @@ def _as_format(file: str, fmt: Format, reading: Reading) -> Table | None:
     return table if fmt.fits(table.columns) else None
 
 
-def _reading_flags(reading: Reading) -> list[str]:
-    """Return the flags of `judge data import` that read the file as `reading` does."""
-    return [word for name, value in reading.given().items() for word in (f"--{name}", value)]
-
-
-def _own_scale(table: Table) -> str:
+def _own_scale(table: Table, columns: Mapping[str, Column]) -> str:
     """Return the scale of rows as docs/DATA.md describes them; "" for rows of another shape."""
     if not has_own_shape(table):
         return ""
     rows = list(islice(table.rows(), FIRST))
-    for name in ("pairwise", "pass_fail", *_scales_of(value for _, value in rows)):
+    answers = (str(row.get("output") or row.get("messages") or "") for _, row in rows)
+    scores = _SCORE.findall(" _ ".join(answers))
+    verdicts = columns.get("label.verdict") or Column("verdict", [score for score, _ in scores])
+    tops = {top for _, top in scores if top}
+    for name in ("pairwise", "pass_fail", *_scales_of(verdicts, sorted(tops))):
         with suppress(UserError):
             for place, value in rows:
                 example_of(value, place, Scale.from_name(name))
@@ -134,24 +137,14 @@ def _own_scale(table: Table) -> str:
     return ""
 
 
-def _scales_of(rows: Iterable[Row]) -> list[str]:
-    """Return scales to which the scores of such rows may belong, the usual ones first."""
-    cells: list[object] = []
-    tops = set()
-    for row in rows:
-        if isinstance(label := row.get("label"), dict):
-            cells.append(label.get("verdict"))
-            continue
-        for score, top in _SCORE.findall(str(row.get("output") or row.get("messages") or "")):
-            cells.append(score)
-            tops.add(top)
-    scores = Column("verdict", cells)
-    if scores.kind != "number":
-        return []
-    step = f":{scores.step.normalize():f}" if scores.step and scores.step < 1 else ""
-    lows = (1, 0) if min(scores.numbers) >= 1 else (0,)
-    written = [f"{low}-{top}{step}" for top in filter(None, tops) for low in lows]
-    return [*written, *filter(None, [guessing.scale_of(scores.numbers, scores.step)])]
+def _scales_of(verdicts: Column, tops: Iterable[str]) -> Iterator[str]:
+    """Yield scales that may hold scores: those up to the tops written after them, the usual one."""
+    if verdicts.kind == "number":
+        step = f":{verdicts.step.normalize():f}" if verdicts.step and verdicts.step < 1 else ""
+        for top, low in product(tops, (1, 0) if min(verdicts.numbers) >= 1 else (0,)):
+            yield f"{low}-{top}{step}"
+        if usual := guessing.scale_of(verdicts.numbers, verdicts.step):
+            yield usual
 
 
 # --- the flags of import ---
@@ -160,7 +153,7 @@ def _scales_of(rows: Iterable[Row]) -> list[str]:
 def _of_format(fmt: Format) -> Proposal:
     return Proposal(
         flags=("--format", fmt.name),
-        findings={"format": f"{fmt.name}: {fmt.about} ({fmt.licence})"},
+        facts={"format": fmt},
         job=Job(Scale.from_name(fmt.scale_of(FormatOptions())), format=fmt),
         template=fmt.template,
         rubric=fmt.rubric,
@@ -172,14 +165,14 @@ def _of_own_shape(name: str, columns: Mapping[str, Column]) -> Proposal:
     scale = Scale.from_name(name)
     chat = not any(column.startswith("candidate") for column in columns)
     template = "response" if "conversation" in columns else "translation_any"
-    flags: tuple[str, ...] = ("--scale", name) if scale.task == "score" else ("--task", scale.task)
-    findings = {"rows": "as docs/DATA.md describes them, " + ("of chat" if chat else "of fields")}
-    findings["task"] = _task(scale)
-    if not chat:
-        findings["template"] = f"{template}, by guess: see judge data preview"
-        flags += ("--template", template)
-    job = Job(scale, format=formats.CHAT)
-    return Proposal(flags, findings, job, template, rubric="" if chat else STUBS[scale.task])
+    flags = ("--scale", name) if scale.task == "score" else ("--task", scale.task)
+    return Proposal(
+        flags if chat else (*flags, "--template", template),
+        facts={"shape": "chat" if chat else "fields"},
+        job=Job(scale, format=formats.CHAT),
+        template=template,
+        rubric="" if chat else STUBS[scale.task],
+    )
 
 
 def _of_columns(columns: Mapping[str, Column]) -> Proposal:
@@ -188,19 +181,19 @@ def _of_columns(columns: Mapping[str, Column]) -> Proposal:
     pair = "candidate_a" in guessed
     wanted = ["label", *([] if pair else ["candidate"])]
     wanted += [] if {"source", "conversation"} & set(guessed) else ["source"]
-    absent = [target for target in wanted if target not in guessed]
+    absent = {target: target.upper() for target in wanted if target not in guessed}
     names = guessed.get("label", ())
     labels = guessing.guess_labels([columns[name] for name in names], pair)
     scale = Scale.from_name(labels.scale or "0-10")
-    missing = tuple(map(str.upper, absent))
+    missing = tuple(absent.values())
     if labels.unknown or not labels.scale:
         missing += ("MEANINGS" if labels.unknown else "SCALE",)
-    pairs = {target: "+".join(map(escaped, paths)) for target, paths in guessed.items()}
-    pairs |= {target: target.upper() for target in absent}
+    pairs = {target: "+".join(map(escaped, paths)) for target, paths in guessed.items()} | absent
     # A label of several lines, or with invisible characters, cannot be typed.
     unknown = [label if label.isprintable() else "LABEL" for label in labels.unknown]
     meanings = {**labels.meanings, **dict.fromkeys(unknown, "MEANINGS")}
-    unclear = [name for name in names if columns[name].unclear]
+    by_key = {key_of(label): meaning for label, meaning in labels.meanings.items()}
+    unclear = next((name for name in names if columns[name].unclear), "")
     template = guessing.guess_template(guessed)
     flags = {
         "--map": ",".join(f"{target}={paths}" for target, paths in pairs.items()),
@@ -210,55 +203,18 @@ def _of_columns(columns: Mapping[str, Column]) -> Proposal:
         "--decimal": "point" if unclear else "",
         "--template": template,
     }
-    by_guess = (
-        f"{unclear[0]} reads in two ways, by guess a comma groups thousands" if unclear else ""
-    )
     several = len(names) > 1 or "rater" in guessed or any(columns[n].most > 1 for n in names)
-    of_several = rule(scale).partition(": ")[2]
-    no_label = "no column looks like labels: name one, or use judge data distil"
-    findings = {
-        "task": _task(scale) if names else "",
-        "template": f"{template}, by the names of the columns",
-        "labels": labels.remark,
-        "decimals": by_guess,
-        "raters": f"several, kept apart; their label is {of_several}" if several else "",
-        "no label": "" if names else no_label,
-        "meanings": f"say what {', '.join(labels.unknown)} mean with --labels" if unknown else "",
-    }
-    # Without one of the fields no row can be made.
-    typed = {} if missing else flags
-    mapped = ColumnMap.from_flags([typed.get("--map", "")], typed.get("--labels", ""))
     return Proposal(
         flags=tuple(word for flag in flags.items() if flag[1] for word in flag),
-        findings=findings,
-        job=Job(scale, map=mapped),
+        facts={"names": names, "labels": labels, "unclear": unclear, "several": several},
+        job=Job(scale, map=ColumnMap(guessed, by_key)),
         template=template,
         rubric="" if "rubric" in guessed else STUBS[scale.task],
         missing=missing,
     )
 
 
-def _task(scale: Scale) -> str:
-    about = f"scale {scale.name}" if scale.task == "score" else scale.says()
-    return f"{scale.task}, {about}"
-
-
 # --- the rows of it ---
-
-
-def _found_in_rows(tally: Tally) -> dict[str, str]:
-    """Describe which rows and answers cannot be used, and how labels are read."""
-    counts, first = tally.dropped.counts, tally.dropped.first  # only bad rows have a first problem
-    left_out = [f"{n:,} {reason}" for reason, n in counts.most_common() if reason not in first]
-    bad = sum(counts[reason] for reason in first)
-    problem = next(iter(first.values()), "")
-    return {
-        "left out": ", ".join(left_out),
-        "answers": "; ".join(tally.answers.as_answers()),
-        "numbers": "; ".join(tally.decisions),
-        "unusable": f"{bad:,}, left out by --drop_bad; the first: {problem}" if bad else "",
-        "no rows": "" if tally.kept else "no row of the file can be used",
-    }
 
 
 def _lengths(examples: Sequence[JudgeExample], choice: Proposal, model: str) -> Lengths:
@@ -266,18 +222,12 @@ def _lengths(examples: Sequence[JudgeExample], choice: Proposal, model: str) -> 
 
     A random draw is counted, and the examples of the most characters besides.
     """
-    from pt_app.core.prompt_templates import Template
-    from pt_app.core.prompts import PromptEncoder
-    from pt_app.models import bases
-
     rubric = choice.job.format.rubric if choice.job.format else ""  # a stub is not complete
-    template = Template.load(choice.template, rubric or None)
+    card = DatasetCard(template=choice.template, rubric=rubric or None)
+    encoder = encoder_of(card, choice.job.scale, model, UNCUT)
     drawn = Random(0).sample(examples, min(DRAWN, len(examples)))
     longest = nlargest(LONGEST, examples, key=_characters)
-    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model))
-    encoder = PromptEncoder(tokenizer, template, choice.job.scale, UNCUT)
-    encoded, _ = encoder.encode([*drawn, *longest])
-    tokens = [len(prompt.input_ids) for prompt in encoded]
+    tokens = [len(prompt.input_ids) for prompt in encoder.encode([*drawn, *longest])[0]]
     fair = sorted(tokens[: len(drawn)])
     median, p95 = fair[len(fair) // 2], fair[(len(fair) * 95 - 1) // 100]
     return Lengths(model, len(fair), median, p95, longest=max(tokens))
