@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
-from pt_app.core.dataset import read_utf8
 from pt_app.core.errors import UserError
+from pt_app.core.files import read_text
 from pt_app.judge_data.generator.errors import (
     Candidate,
     Draft,
@@ -263,7 +263,7 @@ def _reason(pair: Pair, seen: set[str], max_words: int | None, base: bool) -> st
 def _read_tsv(path: Path) -> Iterator[tuple[str, str]]:
     """Yield English and Portuguese, with a tab between, of each line; empty lines are skipped."""
     # Only "\n" ends a row: a text may hold U+2028 and its like, where splitlines would cut.
-    for row, line in enumerate(read_utf8(path).replace("\r\n", "\n").split("\n"), 1):
+    for row, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), 1):
         if not line.strip():
             continue
         columns = line.split("\t")
