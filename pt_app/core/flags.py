@@ -6,8 +6,7 @@ A table is a dataclass whose fields are declared with `flag`:
     class Search:
         max_price: float = flag("highest price of an offer", 2.0, above=0, unit="dollars per hour")
 
-The field gives a flag its name and type; a `Literal` type lists the allowed values. A long table
-may keep what describes its flags in a data file, and name its content `ABOUT`. Command lines,
+The field gives a flag its name and type; a `Literal` type lists the allowed values. Command lines,
 settings files, their validation, --help and the tables in docs/ are all made of such a table.
 `flag` also declares a parameter of a `judge` command.
 """
@@ -44,7 +43,7 @@ class Flag:
         const: Its value where it is given without one; None: a value must follow.
         also: Other names for it in a settings file, separated by spaces; "lora.lora_alpha" is a
             key of the section lora. A key r of that section is lora_r without being named here.
-        means: Its value for a "true" or "false" under one of these names.
+        means: Its value for a true or false under one of these names.
         type: The type of its field.
     """
 
@@ -59,7 +58,7 @@ class Flag:
     positional: bool = False
     const: str | None = None
     also: str = ""
-    means: Mapping[str, object] = field(default_factory=dict)
+    means: Mapping[bool, object] = field(default_factory=dict)
     type: object = str
 
     @property
@@ -169,13 +168,10 @@ def named(declared: object, name: str, type: object) -> Flag | None:
 def _fields(table: type) -> dict[str, Flag | type]:
     """Return, by its name, each field of a table that is a flag, or a table of flags itself."""
     hints, kept = typing.get_type_hints(table), dict[str, Flag | type]()
-    about = getattr(table, "ABOUT", {})
     for each in fields(table):
         name, kind = each.name, hints[each.name]
         if own := named(each, name, kind):
             kept[name] = own
-        elif name in about:
-            kept[name] = Flag(default=each.default, name=name, type=kind, **about[name])
         elif is_dataclass(kind):
             kept[name] = hints[name]
     return kept
@@ -285,8 +281,9 @@ def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
         if own.name in keys:
             raise UserError(f"{path}: {keys[own.name]} and {key} are one setting: keep one of them")
         keys[own.name] = key
-        meant = own.means if key != own.name and isinstance(value, bool) else {}
-        values[own.name] = meant.get(str(value).lower(), value)
+        values[own.name] = value
+        if key != own.name and isinstance(value, bool):
+            values[own.name] = own.means.get(value, value)
     return values
 
 

@@ -1,17 +1,16 @@
-"""The settings of both recipes, as one table of flags; settings.toml describes them.
+"""The settings of both recipes, as one table of flags.
 
 A value comes from the command line, else from `--config FILE` (YAML or JSON), else from the
 recipe's default.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pt_app.core.errors import UserError
-from pt_app.core.flags import Flag, Parser, filled, flags_of, read_config, resolved
+from pt_app.core.flags import Flag, Parser, filled, flag, flags_of, read_config, resolved
 
 Recipe = Literal["mps", "cuda"]
 RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
@@ -21,52 +20,110 @@ Precision = Literal["float32", "bf16", "int8"]
 TrackingMode = Literal["auto", "online", "offline", "off"]
 MODES: tuple[TrackingMode, ...] = ("auto", "online", "offline", "off")
 SERVERS, SINKS = {"wandb", "weave"}, {"wandb", "weave", "tensorboard"}
-_FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-DEFAULTS: dict[str, dict[Recipe, object]] = _FILE["defaults"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every resolved setting of a training run."""
+    """Every resolved setting of a training run; `also` has the names of transformers and TRL."""
 
-    ABOUT: ClassVar = _FILE["flags"]
+    model: str = flag(
+        "base model: hub id, folder, or 'tiny' (shipped, needs no network)",
+        also="model_name_or_path",
+    )
+    data_dir: str = flag("dataset folder with judge_{train,val,test}.json", "datasets/judge_eval")
+    output_dir: str = flag("folder for runs and adapters", "adapters_eval")
+    project_name: str = flag("project in W&B and Weave", "judge-training")
+    epochs: float = flag("passes over the training rows", 3.0, above=0, also="num_train_epochs")
+    batch_size: int = flag("examples per micro-batch", low=1, also="per_device_train_batch_size")
+    gradient_accumulation: int = flag(
+        "micro-batches per optimizer step", low=1, also="gradient_accumulation_steps"
+    )
+    lr: float = flag("peak learning rate", 2e-4, above=0, also="learning_rate")
+    warmup_steps: float = flag(
+        "length of the linear warm-up; below 1: a fraction of all steps", 0.03, low=0, unit="steps"
+    )
+    pack_tokens: int = flag(
+        "maximum length of a pack of rows, which share prefixes", 2048, low=16, unit="tokens"
+    )
+    group_variants: bool = flag("keep the rows of a source in one step, where they fit", False)
+    train_precision: Literal["auto", "float32", "bf16"] = flag(
+        "precision of the frozen base; auto: float32, 16 bits on GPUs", "auto"
+    )
+    activation_checkpointing: Literal["none", "full"] = flag(
+        "full: recompute each layer in the backward pass, for less memory; none: keep all",
+        also="gradient_checkpointing",
+        means={True: "full", False: "none"},
+    )
+    shard_base: bool = flag(
+        "shard the frozen base over the processes (FSDP2), if one GPU cannot hold it", False
+    )
+    max_seq_length: int = flag(
+        "maximum length of prompt and answer", 512, low=16, unit="tokens", also="max_length"
+    )
+    max_samples: int = flag("number of training rows, drawn by the seed; 0: all", 0, low=0)
+    test_samples: int = flag("number of test rows, drawn by the seed; 0: all", 0, low=0)
+    lora_r: int = flag("LoRA rank", 16, low=1)
+    lora_alpha: int = flag(
+        "LoRA alpha; the update is scaled by alpha / r", 32, low=1, also="lora.lora_alpha"
+    )
+    lora_dropout: float = flag(
+        "dropout probability before LoRA", 0.0, low=0, below=1, also="lora.lora_dropout"
+    )
+    lora_targets: str = flag(
+        "modules that get LoRA, separated by commas, or all-linear",
+        "q_proj,k_proj,v_proj,o_proj",
+        also="lora.target_modules lora_target_modules",
+    )
+    eval_steps: int = flag(
+        "interval of validations, the last step included, which keep the best weights; 0: never",
+        100,
+        low=0,
+        unit="steps",
+    )
+    save_steps: int = flag(
+        "interval of checkpoints; 0: only the best and the last", 100, low=0, unit="steps"
+    )
+    allow_leaks: bool = flag(
+        "train although texts occur on both sides of the split; every report then says so", False
+    )
+    seed: int = flag("seed of order, initialisation and samples", 42, low=0, below=2**32)
+    seeds: int = flag(
+        "number of adapters to train, with seeds from --seed on; their spread is reported", 1, low=1
+    )
+    folds: int = flag(
+        "number of folds, with an adapter each; every row is tested once; 0: none", 0, low=0
+    )
+    skip_eval: bool = flag("skip the evaluation after training", False)
+    feedback: bool = flag("also generate issues and feedback in the evaluation", False)
+    score_precision: Precision = flag("precision of the evaluation; float32 is exact", "float32")
+    resume: str = flag(
+        "resume from the newest complete checkpoint of RUN, or of the newest unfinished run",
+        "off",
+        const="newest",
+        unit="run",
+    )
+    tracking: str = flag(
+        "how W&B and Weave record the run: auto, online, offline or off; or a list of wandb, weave "
+        "and tensorboard, with one of the first three if need be",
+        "auto",
+        unit="list",
+    )
+    log_texts: bool = flag("send the texts of rows to the tracking servers too", False)
+    no_4bit: bool = flag(
+        "keep the base in 16 bits instead of NF4",
+        False,
+        also="quantization.load_in_4bit load_in_4bit",
+        means={True: False, False: True},
+    )
 
-    model: str
-    data_dir: str = "datasets/judge_eval"
-    output_dir: str = "adapters_eval"
-    project_name: str = "judge-training"
-    epochs: float = 3.0
-    batch_size: int
-    gradient_accumulation: int
-    lr: float = 2e-4
-    warmup_steps: float = 0.03
-    pack_tokens: int = 2048
-    group_variants: bool = False
-    train_precision: Literal["auto", "float32", "bf16"] = "auto"
-    activation_checkpointing: Literal["none", "full"]
-    shard_base: bool = False
-    max_seq_length: int = 512
-    max_samples: int = 0
-    test_samples: int = 0
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    lora_targets: str = "q_proj,k_proj,v_proj,o_proj"
-    eval_steps: int = 100
-    save_steps: int = 100
-    allow_leaks: bool = False
-    seed: int = 42
-    seeds: int = 1
-    folds: int = 0
-    skip_eval: bool = False
-    feedback: bool = False
-    score_precision: Precision = "float32"
-    resume: str = "off"
-    tracking: str = "auto"
-    log_texts: bool = False
-    no_4bit: bool = False
 
-
+# What the platforms force to differ.
+DEFAULTS: dict[str, dict[Recipe, object]] = {
+    "model": {"mps": "Qwen/Qwen2-1.5B-Instruct", "cuda": "Qwen/Qwen2.5-3B-Instruct"},
+    "batch_size": {"mps": 1, "cuda": 2},
+    "gradient_accumulation": {"mps": 4, "cuda": 2},
+    "activation_checkpointing": {"mps": "none", "cuda": "full"},
+}
 CUDA_ONLY = ("no_4bit",)
 
 
