@@ -56,7 +56,7 @@ def _offers(flags: Search) -> None:
 def _launch(flags: Rental) -> None:
     settings = sending.settings_of(flags.recipe)
     market = Market()
-    suitable, _ = offers.find_offers(market, flags, offers.estimated(flags))
+    suitable, too_small = offers.find_offers(market, flags, offers.estimated(flags))
     if flags.offer is not None:
         suitable = [offer for offer in suitable if offer.id == flags.offer]
     if not suitable:
@@ -64,15 +64,17 @@ def _launch(flags: Rental) -> None:
     launch = launching.plan(settings, flags, suitable[0])
     launching.check_account(market, launch)
     within = [o for o in suitable if o.total <= launch.max_dollars and o.hours <= launch.max_hours]
-    _show_plan(launch, within)
+    _show_plan(launch, within, too_small)
     if not flags.yes and not _agreed():
         print("nothing was rented")
         return
     _finish(launch, launching.run_on(market, launch, within))
 
 
-def _show_plan(launch: record.Launch, within: Sequence[offers.Offer]) -> None:
+def _show_plan(launch: record.Launch, within: Sequence[offers.Offer], too_small: int) -> None:
     offers.show(within[:3])
+    if too_small:
+        print(f"{too_small} offers with less memory were left out")
     print(
         f"estimate: {within[0].hours:.2f} h, ${within[0].total:.2f} for the whole run; "
         f"ends in any case at {launch.max_hours:.2f} h, ${launch.max_dollars:.2f}"
@@ -138,14 +140,14 @@ def _list(flags: Listed) -> None:
     alive = Market().instances()
     for instance in alive:
         launch = launches.pop(instance.label, None)
-        about = f"not started from {flags.output_dir}"
+        about, hourly = f"not started from {flags.output_dir}", instance.dph_total
         if launch is not None:
             run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
-            about = f"about ${launch.spent(time.time()):.2f} so far, {run}"
+            about, hourly = f"about ${launch.spent(time.time()):.2f} so far, {run}", launch.hourly
         print(
             f"{instance.label or '(no label)'}: instance {instance.id}, "
             f"{instance.status or 'no state yet'}, {instance.gpu_name}, "
-            f"${instance.dph_total:.3f}/h, {about}"
+            f"${hourly:.3f}/h, {about}"
         )
     for launch in launches.values():
         if launch.stage != "destroyed" and launch.started is not None:

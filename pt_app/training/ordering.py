@@ -106,11 +106,12 @@ class RowSteps:
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
 
-    def rows_of(self, number: int) -> list[list[int]]:
-        """Return the rows that this rank takes of each step of epoch `number`."""
+    def rows_of(self, number: int, rank: int | None = None) -> list[list[int]]:
+        """Return the rows that a rank, by default this one, takes of each step of an epoch."""
         if hasattr(self.order, "set_epoch"):  # a sequential sampler has none
             self.order.set_epoch(number)
-        return shares(self.order, self.size, console.rank(), console.ranks())
+        rank = console.rank() if rank is None else rank
+        return shares(self.order, self.size, rank, console.ranks())
 
     def epoch(self, number: int, done: int) -> Iterable[Step]:
         """Return a loader of the steps of epoch `number` without the first `done`."""

@@ -40,7 +40,13 @@ def settings_of(argv: Sequence[str]) -> Settings:
         raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
     if settings.resume != "off":
         raise UserError("--resume belongs before the --, to `launch`: it copies the run up")
-    if read_tracking(settings.tracking)[0] == "online":
+    mode, sinks = read_tracking(settings.tracking)
+    if "tensorboard" in sinks:
+        raise UserError(
+            "--tracking tensorboard: event files are not copied back from a host: leave it out; "
+            "the run is kept offline for W&B and Weave, and copied back"
+        )
+    if mode == "online":
         raise UserError(
             "--tracking online would need your W&B key on a stranger's machine: leave it out; the "
             "run is kept offline, copied back, and `judge sync` sends it from here"
@@ -129,7 +135,8 @@ def _data_files(folder: Path) -> dict[str, Path]:
     files = [folder / name for name in DATA]
     template = Path(read_card(folder).template)
     if template.is_absolute():
-        if not template.resolve().is_relative_to(folder.resolve()):
+        # By its name: a link within the folder is followed, and its files are sent.
+        if not Path(os.path.normpath(template)).is_relative_to(folder):
             raise UserError(
                 f"{folder / 'dataset.json'}: the template {template} is outside of the folder, "
                 "which alone is copied to the host: move it into the folder"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
@@ -92,7 +93,10 @@ class Plan:
 def plan_run(
     settings: Settings, platform: Platform, prepared: Prepared, vocabulary: int, trees: bool
 ) -> Plan:
-    """Plan a run as training, validation and evaluation will compute it, on this rank.
+    """Plan a run as training, validation and evaluation will compute it.
+
+    Of several ranks each step is planned as the one with most tokens takes it, so that all of them
+    come to the same decision.
 
     Args:
         settings: the settings of the run.
@@ -110,15 +114,19 @@ def plan_run(
     train, val = list(prepared.train), list(prepared.val or ())
     size, order = examples_a_step(settings), order_of(settings, prepared)
     steps = RowSteps(prepared.train, order, size, collate)
-    rows = [rows for epoch in range(math.ceil(settings.epochs)) for rows in steps.rows_of(epoch)]
-    rows = rows[: math.ceil(len(steps) * settings.epochs)]
+    planned: list[Step] = []
+    for epoch in range(math.ceil(settings.epochs)):
+        for shares in zip(*(steps.rows_of(epoch, k) for k in range(console.ranks())), strict=True):
+            of_ranks = [Step(rows, packs_of([train[row] for row in rows])) for rows in shares]
+            planned.append(max(of_ranks, key=lambda step: step.tokens))
+    planned = planned[: math.ceil(len(steps) * settings.epochs)]
     trie = verdict_trie(prepared.encoder)
     prompts = [row["input_ids"][: row["prompt_length"]] for row in val]
     return Plan(
-        steps=[Step(step, packs_of([train[row] for row in step])) for step in rows],
+        steps=planned,
         validation=reading_passes(prompts, trie, settings.pack_tokens, vocabulary),
         validation_loss=packs_of(val),
-        validations=math.ceil(len(rows) / settings.eval_steps) if val else 0,
+        validations=math.ceil(len(planned) / settings.eval_steps) if val else 0,
         evaluation=[] if settings.skip_eval else _evaluation(prepared, trie, vocabulary),
     )
 
