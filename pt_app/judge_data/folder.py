@@ -338,8 +338,8 @@ def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
                 (out / name).unlink()
         else:
             staged.rename(out)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
+    except (OSError, UserError) as error:
+        raise UserError(cannot_write(out, error.__cause__ or error)) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return True

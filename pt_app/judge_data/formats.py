@@ -6,7 +6,7 @@ file. Here are the conversions that need more: of DEMETR, and of MQM, which has 
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, replace
 from decimal import Decimal
 from hashlib import sha256
@@ -19,12 +19,12 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError, one_line
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.judge_data.labels import LabelReader, nearest, reduce
+from pt_app.judge_data.labels import LabelReader, key_of, nearest, reduce
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import FormatOptions, Reading
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Rows, Table, open_table
-from pt_app.judge_data.rows import Converted, Row
+from pt_app.judge_data.rows import Converted, Row, parsed
 
 BY_WEIGHTS = "by mqm_weights"
 WEIGHTS = Path(__file__).with_name("mqm_weights")
@@ -130,7 +130,13 @@ class Format:
             file = f"{file}::{self.member}"
         return open_table(file, replace(self.reading, **reading.given()))
 
-    def convert(self, rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:
+    def convert(
+        self,
+        rows: Rows,
+        scale: Scale,
+        options: FormatOptions,
+        refuse: Callable[[RowError], None] | None = None,
+    ) -> Iterator[Converted]:
         """Make rows of a dataset from the rows of one file, or say why not.
 
         A map may also name the columns `stem`, the name of the file up to its first dot, `row`,
@@ -141,16 +147,25 @@ class Format:
             return
         map = ColumnMap.from_flags([f"id=id,{self.map}"], self.labels)
         reader = LabelReader(scale, map.labels, how=options.reduce)
+        issues = {key_of(label): issue for label, issue in self.issues.items()}
+        judged = [name for x in "ab" for name in map.columns.get(f"candidate_{x}", ())]
+        lists = [name[:-2] for name in map.columns["label"] if name.endswith(".*")]
         for place, value in rows:
-            cells: Row = {"stem": place.file.name.partition(".")[0], "row": place.row} | value
+            cells: Row = value | {"stem": place.file.name.partition(".")[0], "row": place.row}
             cells["id"] = self.id.format(**cells)
-            cells["issue"] = self.issues.get(str(value.get("label")))
+            cells["issue"] = issues.get(key_of(value.get("label")))
+            if self.skip and not all(isinstance(value.get(name), str) for name in judged):
+                yield Converted(place, None, self.skip)
+                continue
+            for name in lists:
+                if not isinstance(parsed(value.get(name)), list):
+                    raise place.error(name, "it is not a list of labels", "correct it")
             try:
                 yield map.convert([(place, cells)], reader)
-            except RowError:
-                if not self.skip:
+            except RowError as error:
+                if refuse is None:
                     raise
-                yield Converted(place, None, self.skip)
+                refuse(error)
 
 
 def demetr(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:

@@ -207,12 +207,6 @@ def examples_of(
 
 def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Converted]:
     map, options = job.map, job.options
-    if job.format is not None:
-        yield from job.format.convert(table.rows(), job.scale, options)
-        return
-    reader = LabelReader(job.scale, map.labels, drop_bad=options.drop_bad, how=options.reduce)
-    reader.left_out = tally.answers
-    reader.on(table, map.columns.get("label", ()))
     wanted = wanted_values(options.only, table)
 
     def kept() -> Rows:
@@ -222,6 +216,12 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
             else:
                 yield place, value
 
+    if job.format is not None:
+        yield from job.format.convert(kept(), job.scale, options, tally.refuse)
+        return
+    reader = LabelReader(job.scale, map.labels, drop_bad=options.drop_bad, how=options.reduce)
+    reader.left_out = tally.answers
+    reader.on(table, map.columns.get("label", ()))
     for rows in map.by_candidate(kept(), tally.refuse):
         try:
             yield map.convert(rows, reader, prefix)

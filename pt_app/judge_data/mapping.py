@@ -14,7 +14,15 @@ from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.labels import Answer, LabelReader, answers_of, key_of, reduce
 from pt_app.judge_data.reading.tables import Rows, Table
-from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
+from pt_app.judge_data.rows import (
+    Converted,
+    Row,
+    check_column,
+    find,
+    is_empty,
+    parsed,
+    refuse_bytes,
+)
 
 TEXTS = ("group", "source", "context", "reference", "candidate", "rubric")
 META = ("system", "document", "time")
@@ -102,6 +110,9 @@ class ColumnMap:
         groups: dict[str, list[tuple[Place, Row]]] = {}
         first: dict[str, tuple[Place, Row]] = {}
         for place, value in rows:
+            if all(is_empty(find(value, name)) for name in self.columns.get("label", ())):
+                yield [(place, value)]  # so that it is counted as a row without a label
+                continue
             try:
                 fields = self.fields(place, value)
                 earlier, other = first.setdefault(name := fields["id"], (place, fields))
@@ -134,10 +145,10 @@ class ColumnMap:
             rater = (self._text("rater", cells, where) or "") if self.one_per_rater else ""
             own = answers_of(cells, self.columns.get("label", ()), where)
             answers += [(where, replace(answer, rater=answer.rater or rater)) for answer in own]
-        votes = _votes(answers, reader)
+        several = self.one_per_rater or len(answers) > 1
+        votes = _votes(answers, reader, several)
         if not votes:
             return Converted(place, None, "no label", len(rows))
-        several = self.one_per_rater or len(answers) > 1
         if several or answers[0][1].rater:
             row["annotators"] = [{"rater": v.rater, "verdict": v.verdict} for v in votes]
         verdicts = [vote.verdict for vote in votes]
@@ -201,7 +212,9 @@ class _Vote(NamedTuple):
     place: Place
 
 
-def _votes(answers: Sequence[tuple[Place, Answer]], reader: LabelReader) -> list[_Vote]:
+def _votes(
+    answers: Sequence[tuple[Place, Answer]], reader: LabelReader, several: bool
+) -> list[_Vote]:
     """Read the answers about one candidate; those that do not count are counted in `reader`.
 
     Raises:
@@ -217,7 +230,7 @@ def _votes(answers: Sequence[tuple[Place, Answer]], reader: LabelReader) -> list
         reader.unstated |= answer.unstated
         try:
             verdict = reader.read(answer.cell, place)
-            if len(answers) > 1:
+            if several:
                 _check_range(verdict, reader.scale, place)
         except RowError as error:
             bad.append(error)

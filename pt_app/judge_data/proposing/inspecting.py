@@ -114,10 +114,11 @@ def _as_format(file: str, fmt: Format, reading: Reading) -> Table | None:
     try:
         table = fmt.open(file, reading)
         scale = Scale.from_name(fmt.scale_of(options))
-        list(fmt.convert(islice(table.rows(), FIRST), scale, options))
+        made = list(fmt.convert(islice(table.rows(), FIRST), scale, options))
     except (UserError, KeyError, TypeError, ValueError):
         return None
-    return table if fmt.fits(table.columns) else None
+    usable = not fmt.map or any(converted.row for converted in made)
+    return table if usable and fmt.fits(table.columns) else None
 
 
 def _own_scale(table: Table, columns: Mapping[str, Column]) -> str:
