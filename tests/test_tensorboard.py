@@ -106,9 +106,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from pt_app.core.settings import resolve
-from pt_app.tracking import tensorboard
 from pt_app.tracking.tracker import Tracker
-tensorboard.FLUSH_SECONDS = 0.0
 settings = resolve("mps", ["--tracking=tensorboard"], "", "")
 tracker = Tracker(settings, Path(sys.argv[1]))
 for step in range(1, 6):

@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-FLUSH_SECONDS = 1.0  # a killed run loses no more than that
-
 
 class EventFile:
     """An event file in a folder; each resumed run adds one, and TensorBoard joins them.
@@ -25,7 +23,7 @@ class EventFile:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer, self._flushed = EventsWriter(str(folder / "events"), f".{os.getpid()}"), 0.0
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         if first_step is not None:
             self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -40,9 +38,7 @@ class EventFile:
         from tensorboardX.proto.event_pb2 import Event
 
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = time.monotonic()
+        self._writer.flush()  # so that a killed run loses nothing; a step is logged every ten
 
     def close(self) -> None:
         """Write what is buffered, and close the file."""
