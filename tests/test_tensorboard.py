@@ -201,3 +201,36 @@ def test_a_list_of_sinks_and_one_mode_is_read(value: str, mode: str, sinks: set[
 def test_a_list_that_means_nothing_is_refused(value: str) -> None:
     with pytest.raises(UserError, match=f"--tracking {value}: choose one of"):
         read_tracking(value)
+
+
+def test_servers_that_wandbs_own_variable_turns_off_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    said: list[str] = []
+    tracker = Tracker(
+        resolve("mps", ["--tracking=wandb,tensorboard"], "", ""), tmp_path, said.append
+    )
+    with tracker:
+        pass
+    assert "event files for TensorBoard" in said[0]
+    assert "W&B: off (WANDB_MODE=disabled)" in said[0]
+
+
+def test_an_evaluation_alone_is_drawn_at_the_last_step_of_the_training(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    more = ["--tracking=tensorboard", "--eval_steps=0"]
+    main("mps", flags(base, rows, tmp_path, *more, "--skip_eval"))
+    main("mps", flags(base, rows, tmp_path, *more, "--resume"))
+    (run,) = [path for path in tmp_path.iterdir() if not path.name.endswith("_final")]
+    evaluated = {tag: list(c) for tag, c in curves(run).items() if tag.startswith("adapter/")}
+    assert evaluated == dict.fromkeys(evaluated, [6])  # 24 rows in steps of 4
+    assert evaluated
+
+
+def test_unknown_sink_in_a_settings_file_is_named_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("tracking: wandb,tensorbord")
+    with pytest.raises(UserError, match=r"mine\.yaml: tracking wandb,tensorbord: choose one of"):
+        resolve("mps", [f"--config={file}"], "", "")

@@ -1,6 +1,7 @@
 """One optimizer step: the same whatever its layout, and the same as TRL's."""
 
 import functools
+import json
 import logging
 import math
 import os
@@ -234,6 +235,15 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         loop.train()
     assert (tmp_path / "checkpoint-2" / "complete.json").exists()
     assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_numbers_that_json_does_not_have_are_left_out_of_the_history(
+    base: Path, tmp_path: Path
+) -> None:
+    loop = make_loop(base, tmp_path, make_examples(4))
+    loop.log({"loss": 1.0, "grad_norm": math.inf})  # float16's loss scale skips this step
+    assert loop.state.log_history == [{"loss": 1.0, "epoch": loop.state.epoch, "step": 0}]
+    json.dumps(loop.state.log_history, allow_nan=False)
 
 
 def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pt_app.core.errors import UserError
 from scripts.rented import offers
 from scripts.rented.flags import Search
 from scripts.rented.offers import Offer, Work
+from scripts.rented.sending import package_files
 from scripts.vast import main
 from tests.conftest import ROOT
 from tests.vast_fixtures import ESTIMATE, FLOPS, SECRETS, attempt, launch_words
@@ -184,6 +185,25 @@ def test_what_cannot_work_is_refused_before_anything_is_rented(
     with pytest.raises(UserError, match=message):
         main(launch_words(rows, out, *more))
     assert not vast.sent("PUT", CREATE)
+
+
+def test_template_outside_of_the_dataset_is_refused_before_anything_is_rented(
+    vast: VastServer, rows: Path, out: Path, tmp_path: Path
+) -> None:
+    data, template = shutil.copytree(rows, tmp_path / "data"), tmp_path / "own"
+    template.mkdir()
+    (template / "user.txt").write_text("{source}\n{candidate}\n")
+    for name in (str(template), "../own"):
+        (data / "dataset.json").write_text(json.dumps({"template": name}))
+        assert "own is outside of the folder, which alone is copied" in attempt(data, out)
+    assert not vast.sent("PUT", CREATE)
+
+
+def test_all_files_of_the_package_are_sent() -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "pt_app"], capture_output=True, text=True, check=True
+    )
+    assert {name: ROOT / name for name in listed.stdout.split()}.items() <= package_files().items()
 
 
 def test_credit_below_the_cap_is_refused(vast: VastServer, rows: Path, out: Path) -> None:

@@ -21,7 +21,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_write, refuse_overwrite, sha256_file
 from pt_app.core.flags import read_config
 from pt_app.core.prompt_templates import FIELDS, FOLDER, Template
-from pt_app.core.settings import Recipe, resolve, table
+from pt_app.core.settings import Recipe, read_tracking, resolve, table
 from pt_app.models import adapters, bases
 from pt_app.models.base_files import read_json, wanted_files
 from pt_app.preflight import wheels
@@ -73,6 +73,10 @@ def bundle(
     packed = [source for source in files.values() if isinstance(source, Path)]
     refuse_overwrite([out], [config, *packed, *([wheel_folder] if wheel_folder else [])])
     requirements = wheels.read_requirements(listed)
+    tracking = resolve(recipe, ["--config", str(config)], "judge bundle", "").tracking
+    if "tensorboard" in read_tracking(tracking)[1]:
+        more = wheels.read_requirements(root / "requirements-tensorboard.txt")
+        requirements += [line for line in more if line not in requirements]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside the archive: wheels with CUDA are several GB, and /tmp may be small.

@@ -62,10 +62,12 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
     import torch
 
     from pt_app.models import platforms
+    from pt_app.tracking.access import check_tracking
     from pt_app.training.preparation import prepare
 
     console.start()
     settings = resolve(recipe, argv, "judge train", "")
+    check_tracking(settings.tracking)
     prepared = prepare(settings)
     if platforms.decide(recipe, no_4bit=settings.no_4bit).weights == "nf4":
         try:

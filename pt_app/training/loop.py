@@ -287,6 +287,8 @@ class TrainingLoop:
 
     def log(self, numbers: dict[str, float]) -> None:
         """Add numbers of the present step to the history, and hand them to the callbacks."""
+        # JSON has no infinity, which the norm is where float16's loss scale skips a step.
+        numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
         numbers |= {"epoch": self.state.epoch}
         self.state.log_history.append({**numbers, "step": self.state.global_step})
         self._notify("on_log", logs=numbers)

@@ -21,7 +21,6 @@ from scripts.rented.record import Launch
 
 ROOT = Path(pt_app.__file__).parents[1]
 CODE = ("requirements.txt", "requirements-cuda.txt", "pyproject.toml", "README.md", "LICENSE")
-SUFFIXES = {".py", ".txt", ".tsv", ".json", ".jinja", ".yaml", ".safetensors", ".md"}
 DATA = ("judge_train.json", "judge_val.json", "judge_test.json", "dataset.json", "splits.json")
 RECIPE = "pt_app/eval_model/judge_train_cuda.py"
 SCRIPTS = {name: Path(__file__).with_name(name) for name in ("run.sh", "install.sh")}
@@ -40,7 +39,13 @@ def settings_of(argv: Sequence[str]) -> Settings:
         raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
     if settings.resume != "off":
         raise UserError("--resume belongs before the --, to `launch`: it copies the run up")
-    if read_tracking(settings.tracking)[0] == "online":
+    mode, sinks = read_tracking(settings.tracking)
+    if "tensorboard" in sinks:
+        raise UserError(
+            "--tracking tensorboard: event files are not copied back from a host: leave it out; "
+            "the run is kept offline for W&B and Weave, and copied back"
+        )
+    if mode == "online":
         raise UserError(
             "--tracking online would need your W&B key on a stranger's machine: leave it out; the "
             "run is kept offline, copied back, and `judge sync` sends it from here"
@@ -99,9 +104,7 @@ def _is_cached(base: Path) -> bool:
 
 def payload(launch: Launch) -> dict[str, Path]:
     """List what the run needs on the host, but for its scripts: name there -> file here."""
-    code = [path for path in (ROOT / "pt_app").rglob("*") if path.suffix in SUFFIXES]
-    code = [path for path in code if "__pycache__" not in path.parts]
-    files = _named("", ROOT, [*code, *(ROOT / name for name in CODE)])
+    files = package_files() | _named("", ROOT, [ROOT / name for name in CODE])
     files |= _data_files(Path(launch.data_dir).absolute()) | base_files(launch)
     if launch.resume is not None:
         run = Path(launch.resume)
@@ -112,6 +115,12 @@ def payload(launch: Launch) -> dict[str, Path]:
     return files
 
 
+def package_files() -> dict[str, Path]:
+    """List the files of the package but for compiled ones: code, and the data beside it."""
+    paths = (ROOT / "pt_app").rglob("*")
+    return _named("", ROOT, [path for path in paths if "__pycache__" not in path.parts])
+
+
 def _named(prefix: str, folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
     """Name the files among `paths` by their place in `folder`, which is `prefix` on the host."""
     files = sorted(path for path in paths if path.is_file())
@@ -119,12 +128,21 @@ def _named(prefix: str, folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def _data_files(folder: Path) -> dict[str, Path]:
-    """List a dataset's files: rows, card, split, and the template where it is the dataset's own."""
+    """List a dataset's files: rows, card, split, and the template where it is the dataset's own.
+
+    Raises UserError where that is outside of the folder.
+    """
     from pt_app.core.dataset import read_card
 
     files = [folder / name for name in DATA]
     template = Path(read_card(folder).template)
     if template.is_absolute():
+        # By its name: a link within the folder is followed, and its files are sent.
+        if not Path(os.path.normpath(template)).is_relative_to(folder):
+            raise UserError(
+                f"{folder / 'dataset.json'}: the template {template} is outside of the folder, "
+                "which alone is copied to the host: move it into the folder"
+            )
         files += template.rglob("*.txt")
     return _named(f"data/{folder.resolve().name}/", folder, files)
 

@@ -204,7 +204,7 @@ def _run_pass(model: PreTrainedModel, kind: Pass, pack: Pack) -> None:
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).logits
-        if cache is None:  # as in `trainer.summed_loss`
+        if cache is None:  # as in `training.loss.summed_loss`
             loss = F.cross_entropy(logits.float().flatten(0, 1), positions, reduction="sum")
         if training:
             del logits
