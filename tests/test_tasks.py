@@ -118,7 +118,7 @@ def test_a_leak_stops_training_and_when_allowed_stands_in_every_first_line(
     assert report.startswith("**LEAKS: 1 texts")
     card = (adapter / "README.md").read_text("utf-8")
     assert card.split("---\n")[2].strip().startswith("**LEAKS: 1 texts")
-    assert "LEAKS: 1 texts stand" in capsys.readouterr().out
+    assert "LEAKS: 1 texts are in" in capsys.readouterr().out
 
 
 def test_a_folder_that_was_split_by_row_needs_leaks_to_be_allowed(
