@@ -13,6 +13,7 @@ import pytest
 
 from pt_app.core.errors import UserError, exit_with
 from pt_app.core.settings import read_tracking, resolve
+from pt_app.preflight.prefetch import verify
 from pt_app.tracking.tensorboard import EventFile
 from pt_app.tracking.tracker import Tracker
 from tests.test_kills import start
@@ -234,3 +235,11 @@ def test_unknown_sink_in_a_settings_file_is_named_with_the_file(tmp_path: Path) 
     file.write_text("tracking: wandb,tensorbord")
     with pytest.raises(UserError, match=r"mine\.yaml: tracking wandb,tensorbord: choose one of"):
         resolve("mps", [f"--config={file}"], "", "")
+
+
+def test_prefetch_misses_the_package_before_a_job_does(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pt_app.tracking.access.has_tensorboard", lambda: False)
+    with pytest.raises(UserError, match="tensorboardX is missing: pip install"):
+        verify("mps", flags(base, rows, tmp_path, "--tracking=tensorboard"))
