@@ -14,7 +14,7 @@ import pytest
 
 from pt_app.core.errors import UserError
 from pt_app.preflight import wheels
-from pt_app.preflight.bundle import SCRIPTS, gather, write_archive
+from pt_app.preflight.bundle import SCRIPTS, gather, requirements_of, write_archive
 from pt_app.preflight.wheels import Target
 from tests.conftest import ROOT, without_network
 from tests.tiny_models import make_model_folder
@@ -156,6 +156,18 @@ def test_archive_is_the_same_whenever_it_is_written_and_names_each_hash(tmp_path
     check = ["sha256sum", "--check", "MANIFEST"]
     assert subprocess.run(check, cwd=tmp_path / "top", capture_output=True).returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.tar", "top", "two.tar", "weights"]
+
+
+@pytest.mark.parametrize("tracking", ["offline", "wandb,tensorboard"])
+def test_bundle_has_the_package_of_tensorboard_where_a_run_writes_for_it(
+    base: Path, rows: Path, tmp_path: Path, tracking: str
+) -> None:
+    config = write_config(
+        tmp_path / "mine.yaml", model=str(base), data_dir=str(rows), tracking=tracking
+    )
+    lines = requirements_of("mps", config, ROOT)
+    assert len(lines) == len(set(lines))
+    assert any(line.startswith("tensorboardX==") for line in lines) is ("board" in tracking)
 
 
 def test_requirements_are_those_of_the_recipe_without_the_project_itself() -> None:

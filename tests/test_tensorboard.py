@@ -13,6 +13,7 @@ import pytest
 
 from pt_app.core.errors import UserError, exit_with
 from pt_app.core.settings import read_tracking, resolve
+from pt_app.preflight.prefetch import verify
 from pt_app.tracking.tensorboard import EventFile
 from pt_app.tracking.tracker import Tracker
 from tests.test_kills import start
@@ -201,3 +202,44 @@ def test_a_list_of_sinks_and_one_mode_is_read(value: str, mode: str, sinks: set[
 def test_a_list_that_means_nothing_is_refused(value: str) -> None:
     with pytest.raises(UserError, match=f"--tracking {value}: choose one of"):
         read_tracking(value)
+
+
+def test_servers_that_wandbs_own_variable_turns_off_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    said: list[str] = []
+    tracker = Tracker(
+        resolve("mps", ["--tracking=wandb,tensorboard"], "", ""), tmp_path, said.append
+    )
+    with tracker:
+        pass
+    assert "event files for TensorBoard" in said[0]
+    assert "W&B: off (WANDB_MODE=disabled)" in said[0]
+
+
+def test_an_evaluation_alone_is_drawn_at_the_last_step_of_the_training(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    more = ["--tracking=tensorboard", "--eval_steps=0"]
+    main("mps", flags(base, rows, tmp_path, *more, "--skip_eval"))
+    main("mps", flags(base, rows, tmp_path, *more, "--resume"))
+    (run,) = [path for path in tmp_path.iterdir() if not path.name.endswith("_final")]
+    evaluated = {tag: list(c) for tag, c in curves(run).items() if tag.startswith("adapter/")}
+    assert evaluated
+    assert all(steps == [6] for steps in evaluated.values())  # 24 rows in steps of 4
+
+
+def test_unknown_sink_in_a_settings_file_is_named_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("tracking: wandb,tensorbord")
+    with pytest.raises(UserError, match=r"mine\.yaml: tracking wandb,tensorbord: choose one of"):
+        resolve("mps", [f"--config={file}"], "", "")
+
+
+def test_prefetch_misses_the_package_before_a_job_does(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pt_app.tracking.access.has_tensorboard", lambda: False)
+    with pytest.raises(UserError, match="tensorboardX is missing: pip install"):
+        verify("mps", flags(base, rows, tmp_path, "--tracking=tensorboard"))

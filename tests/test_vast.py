@@ -166,6 +166,7 @@ def test_nothing_is_rented_without_a_yes(
         (["--max_dollars", "0.1"], r"or \$0.10: raise"),
         (["--", "--resume"], "belongs before the --"),
         (["--", "--tracking=online"], "judge sync"),
+        (["--", "--tracking=tensorboard"], "event files are not copied back from a host"),
         (["--", "--seeds=2"], "rent for one"),
         (["--", "--data_dir=nowhere"], "data folder nowhere is not there"),
         (["--", "--lerning_rate=1"], "unrecognized arguments: --lerning_rate=1"),

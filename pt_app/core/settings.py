@@ -139,8 +139,8 @@ def table(recipe: Recipe | None) -> dict[str, Flag]:
     return flags
 
 
-def read_tracking(value: str) -> tuple[TrackingMode, set[str]]:
-    """Read a value of --tracking.
+def read_tracking(value: str, where: str = "--tracking") -> tuple[TrackingMode, set[str]]:
+    """Read a value of --tracking; `where` names it in messages.
 
     Returns:
         How W&B and Weave are used ("off": not at all), and the sinks that record the run. A mode
@@ -153,7 +153,7 @@ def read_tracking(value: str) -> tuple[TrackingMode, set[str]]:
     modes, sinks = [mode for mode in MODES if mode in words], words & SINKS
     if words - sinks - set(MODES) or len(modes) > 1 or (modes == ["off"] and sinks):
         raise UserError(
-            f"--tracking {value}: choose one of {', '.join(MODES)}, or list any of wandb, weave "
+            f"{where} {value}: choose one of {', '.join(MODES)}, or list any of wandb, weave "
             "and tensorboard, with one of auto, online and offline if need be"
         )
     mode: TrackingMode = modes[0] if modes else "auto" if sinks & SERVERS else "off"
@@ -203,5 +203,6 @@ def resolve(recipe: Recipe, argv: Sequence[str] | None, prog: str, description: 
     from_file = read_config(Path(config), flags) if config else {}
     values = resolved(flags, ("command line", given), (config, from_file))
     settings = filled(Settings, {"no_4bit": False} | values)
-    read_tracking(settings.tracking)
+    in_file = "tracking" in from_file and "tracking" not in given
+    read_tracking(settings.tracking, f"{config}: tracking" if in_file else "--tracking")
     return settings

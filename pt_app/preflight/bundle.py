@@ -65,17 +65,10 @@ def bundle(
             wheels are missing, or the archive cannot be written.
     """
     root = Path(pt_app.__file__).parents[1]
-    listed = root / f"requirements-{recipe}.txt"
-    if not listed.is_file():
-        raise UserError(f"{listed.name} is not beside pt_app: run judge bundle in the checkout")
+    requirements = requirements_of(recipe, config, root)
     files = gather(recipe, config, adapter_folders, root)
     packed = [source for source in files.values() if isinstance(source, Path)]
     refuse_overwrite([out], [config, *packed, *([wheel_folder] if wheel_folder else [])])
-    requirements = wheels.read_requirements(listed)
-    tracking = resolve(recipe, ["--config", str(config)], "judge bundle", "").tracking
-    if "tensorboard" in read_tracking(tracking)[1]:
-        more = wheels.read_requirements(root / "requirements-tensorboard.txt")
-        requirements += [line for line in more if line not in requirements]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside the archive: wheels with CUDA are several GB, and /tmp may be small.
@@ -98,6 +91,22 @@ def bundle(
             return write_archive(out, TOP, files)
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
+
+
+def requirements_of(recipe: Recipe, config: Path, root: Path) -> list[str]:
+    """Return the requirements of a recipe, and TensorBoard's if the settings track a run there.
+
+    Raises:
+        UserError: outside of a checkout, and for faulty settings.
+    """
+    listed = root / f"requirements-{recipe}.txt"
+    if not listed.is_file():
+        raise UserError(f"{listed.name} is not beside pt_app: run judge bundle in the checkout")
+    lines = wheels.read_requirements(listed)
+    tracking = resolve(recipe, ["--config", str(config)], "judge bundle", "").tracking
+    if "tensorboard" in read_tracking(tracking)[1]:
+        lines += wheels.read_requirements(root / "requirements-tensorboard.txt")
+    return list(dict.fromkeys(lines))
 
 
 def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: Path) -> Gathered:

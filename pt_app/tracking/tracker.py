@@ -5,6 +5,7 @@ Online, a child process sends the file while it grows, and is killed at a deadli
 """
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,8 +68,8 @@ class Tracker:
         tracking = settings.tracking if console.is_main_process() else "off"
         _, self._sinks = read_tracking(tracking)
         self.access = resolve_access(tracking)
-        if self.access.mode == "off":
-            self._sinks -= SERVERS
+        self._left_out = self._sinks & SERVERS if self.access.mode == "off" else set()
+        self._sinks -= self._left_out
         self._settings = clean_settings(asdict(settings), self.access.key)
         if "wandb" in self._sinks:
             with self._harmless("W&B is left out"):
@@ -123,7 +124,7 @@ class Tracker:
         results = results or Results()
         summary = summarize(results)
         numbers = {f"{model}/{name}": v for model in summary for name, v in summary[model].items()}
-        self._write_events(numbers, self._step)
+        self._write_events(numbers, self._step or _steps_of(adapter))
         if "weave" in self._sinks and predictions.exists():
             with self._harmless("Weave's rows are not written"):
                 self._write_rows(results, summary, predictions)
@@ -229,8 +230,20 @@ class Tracker:
             yield f"send it later: judge sync {self._run_dir}"
         if "tensorboard" in self._sinks:
             yield f"event files for TensorBoard: tensorboard --logdir {self._run_dir}/tensorboard"
-        elif access.mode == "off":
+        if not self._sinks:
             yield f"off ({access.reason})"
+        elif self._left_out:
+            titles = " and ".join(TITLES[name] for name in sorted(self._left_out))
+            yield f"{titles}: off ({access.reason})"
+
+
+def _steps_of(adapter: Path) -> int:
+    """Return the steps of the training that an adapter comes from; 0 if it does not say."""
+    try:
+        training = json.loads((adapter / "training_config.json").read_text(encoding="utf-8"))
+        return int(training["steps"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> "wandb.Artifact":
