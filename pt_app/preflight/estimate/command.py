@@ -51,10 +51,8 @@ def run_estimate(
     platform = _platform(recipe, settings, device, gpu_memory)
     gpu_bytes = None if gpu_memory is None else round(gpu_memory * GIB)
     needs = Estimate(settings, platform, prepare(settings), gpu_bytes)
-    seconds = None
     can_run = platform.reason != platforms.PLANNED and needs.training_fits
-    if timing and can_run:
-        seconds = _time(module_of(recipe), needs)
+    seconds = _time(module_of(recipe), needs) if timing and can_run else None
     if as_json:
         print_json(json.dumps({"recipe": recipe} | _as_json(needs, seconds, price), indent=2))
         return

@@ -131,12 +131,8 @@ class Outline:
         """Return what the pass with the highest peak holds, of packs by the kind of their pass."""
         # Of the packs of a kind, one with the most tokens or the most logits needs the most.
         measures = (lambda pack: pack.tokens, lambda pack: pack.logit_positions)
-        largest = [
-            (kind, max(packs, key=measure))
-            for kind, packs in passes.items()
-            for measure in measures
-            if packs
-        ]
+        made = {kind: packs for kind, packs in passes.items() if packs}
+        largest = [(kind, max(packs, key=by)) for kind, packs in made.items() for by in measures]
         held = (self.held(kind, pack) for kind, pack in dict.fromkeys(largest))
         return max(held, key=lambda held: held.peak, default=Held())
 
@@ -204,12 +200,8 @@ def _run_pass(model: PreTrainedModel, kind: Pass, pack: Pack) -> None:
     positions = torch.zeros(pack.logit_positions, dtype=torch.long)
     with torch.set_grad_enabled(training):
         with tree_attention.last_mlp_only_at(model, positions[: pack.tokens]):
-            logits = model(
-                **_inputs(model, pack),
-                logits_to_keep=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).logits
+            caching = {"past_key_values": cache, "use_cache": cache is not None}
+            logits = model(**_inputs(model, pack), **caching, logits_to_keep=positions).logits
         if cache is None:  # as in `training.loss.summed_loss`
             loss = F.cross_entropy(logits.float().flatten(0, 1), positions, reduction="sum")
         if training:
@@ -229,9 +221,8 @@ def _inputs(model: PreTrainedModel, pack: Pack) -> dict[str, object]:
         keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
         area = min(pack.seen + pack.tokens * tree_attention.MAX_BLOCK // 2, pack.tokens**2)
         masks = torch.zeros(max(area, size * len(keys)))
-        inputs["blocks"] = [
-            tree_attention.Block(0, size, keys, masks[: size * len(keys)].view(size, len(keys)))
-        ]
+        own = masks[: size * len(keys)].view(size, len(keys))
+        inputs["blocks"] = [tree_attention.Block(0, size, keys, own)]
     return inputs
 
 
@@ -264,13 +255,9 @@ class Cost:
         """Read the sizes from the layers of the model."""
         config, heads = outline.config, outline.config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return Cost(
-            body=sum(outline.linear) + sum(outline.adapters),
-            adapters=sum(outline.adapters),
-            head=config.hidden_size * config.vocab_size,
-            attention=config.num_hidden_layers * heads * size,
-            checkpointed=checkpointed,
-        )
+        adapters, head = sum(outline.adapters), config.hidden_size * config.vocab_size
+        body, attention = sum(outline.linear) + adapters, config.num_hidden_layers * heads * size
+        return Cost(body, adapters, head, attention, checkpointed)
 
     def forward(self, packs: Sequence[Pack]) -> float:
         """Return the operations of passes without gradients."""

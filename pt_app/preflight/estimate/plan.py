@@ -40,12 +40,8 @@ class Pack:
     def of(batch: Batch) -> "Pack":
         """Return the size of a pack of the training; a token sees as many keys as it is deep."""
         depths = batch["position_ids"]
-        return Pack(
-            tokens=depths.numel(),
-            logit_positions=len(batch["keep"]),
-            longest=batch["paths"].shape[1],
-            seen=int(depths.sum()) + depths.numel(),
-        )
+        tokens, longest = depths.numel(), batch["paths"].shape[1]
+        return Pack(tokens, len(batch["keep"]), longest, seen=int(depths.sum()) + tokens)
 
 
 @dataclass(frozen=True)
@@ -164,13 +160,9 @@ def reading_passes(
         chosen = [prompts[row] for row in rows]
         cached = min(common_prefix(before, chosen[0]), len(chosen[0]) - 1)
         depths = Tree.of(chosen).depths[cached:]
-        packs.append(
-            Pack(
-                tokens=len(depths) + extra * len(rows),
-                logit_positions=trie.states * len(rows),
-                longest=max(map(len, chosen)) + depth,
-                seen=sum(depths) + len(depths) + extra * sum(map(len, chosen)),
-            )
-        )
+        tokens, logit_positions = len(depths) + extra * len(rows), trie.states * len(rows)
+        longest = max(map(len, chosen)) + depth
+        seen = sum(depths) + len(depths) + extra * sum(map(len, chosen))
+        packs.append(Pack(tokens, logit_positions, longest, seen))
         before = chosen[-1]
     return packs

@@ -104,20 +104,16 @@ def time_run(trainer: TrainingLoop, needs: Estimate) -> Seconds:
         parameter.grad = None
     rate = cost.training([pack for step in chosen for pack in step.packs]) / seconds
     scoring = _scoring_rate(trainer, needs)
-    validation = plan.validations * cost.forward([*plan.validation, *plan.validation_loss])
+    operations = plan.validations * cost.forward([*plan.validation, *plan.validation_loss])
+    training, validation = cost.training(plan.packs) / rate, operations / scoring
     evaluation = 0.0
     if needs.evaluation is not None:
         # It computes in float32 on the CPU: where the training does too, at the measured rate.
         plain = needs.platform.on_cpu and needs.platform.weights == "float32"
         evaluation = cost.forward(plan.evaluation) / (scoring if plain else _matmul_rate())
         evaluation += REPORT_SECONDS
-    return Seconds(
-        training=cost.training(plan.packs) / rate,
-        validation=validation / scoring,
-        evaluation=evaluation,
-        packs=len(batches),
-        spent=time.perf_counter() - began,
-    )
+    spent = time.perf_counter() - began
+    return Seconds(training, validation, evaluation, len(batches), spent)
 
 
 def _batches(trainer: TrainingLoop, step: Step) -> list[Batch]:
