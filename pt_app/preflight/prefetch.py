@@ -35,10 +35,8 @@ def prefetch(recipe: Recipe, argv: Sequence[str]) -> None:
     read_dataset(Path(settings.data_dir), settings.allow_leaks)
     _fetch(settings.model)
     # huggingface_hub reads the variable when it is imported: only a new process obeys it.
-    verified = subprocess.run(
-        [sys.executable, "-m", "pt_app.preflight.prefetch", recipe, *argv],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+    command = [sys.executable, "-m", "pt_app.preflight.prefetch", recipe, *argv]
+    verified = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if verified.returncode:
         sys.exit(verified.returncode)
 
@@ -78,13 +76,9 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
         )
     # In 16 bits, for which a login node has room; the job reads the same files.
     model = bases.load_model(prepared.source, dtype=torch.bfloat16)
-    log.info(
-        "%s: read with the hub off: %s parameters, %d rows to train on, %d to test on",
-        prepared.source.name,
-        f"{model.num_parameters():,}",
-        len(prepared.train),
-        len(prepared.test),
-    )
+    message = "%s: read with the hub off: %s parameters, %d rows to train on, %d to test on"
+    rows = len(prepared.train), len(prepared.test)
+    log.info(message, prepared.source.name, f"{model.num_parameters():,}", *rows)
 
 
 if __name__ == "__main__":

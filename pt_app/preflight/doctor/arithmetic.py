@@ -22,15 +22,10 @@ from pt_app.models.gated_mlp import keep_less
 from pt_app.models.packing import Batch, Example, Shapes, pack, unpacked
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention
+from pt_app.preflight.doctor import operations
 from pt_app.preflight.doctor.finding import FIXES, Finding, one_line, run_check
 from pt_app.preflight.doctor.needs import vocabulary_of
-from pt_app.preflight.doctor.operations import (
-    TOLERANCE,
-    Side,
-    check_operations,
-    error_of,
-    in_float64,
-)
+from pt_app.preflight.doctor.operations import TOLERANCE, Side, error_of, in_float64
 from pt_app.training.loss import summed_loss
 from pt_app.training.run import optimizer_class
 
@@ -79,7 +74,7 @@ def check_first(platform: Platform, source: ModelSource) -> None:
 
 def check_arithmetic(platform: Platform, vocabulary: int) -> Iterator[Finding]:
     """Check the operations of a device, with a head of that vocabulary, and a training step."""
-    yield from check_operations(platform.device, platform.compute_dtype, vocabulary)
+    yield from operations.check_operations(platform.device, platform.compute_dtype, vocabulary)
     yield from check_training(platform)
 
 
@@ -112,10 +107,8 @@ def check_training_step(platform: Platform) -> Iterator[Finding]:
 def _rows() -> list[Example]:
     """Make three rows of unequal length with a common prefix and at least two supervised tokens."""
     shared = list(range(2, 22))
-    return [
-        {"input_ids": [*shared, *tail], "prompt_length": len(shared) + 2}
-        for tail in ([30, 31, 40, 41], [30, 32, 42, 43, 44], [33, 34, 45, 46, 47, 48])
-    ]
+    tails = [30, 31, 40, 41], [30, 32, 42, 43, 44], [33, 34, 45, 46, 47, 48]
+    return [{"input_ids": [*shared, *tail], "prompt_length": len(shared) + 2} for tail in tails]
 
 
 def _model() -> PeftModel:
@@ -185,10 +178,9 @@ def _check_optimizer(platform: Platform, model: PeftModel) -> Finding:
         reference[name].grad = in_float64(p.grad)
     torch.optim.AdamW(reference.values(), lr=RATE, weight_decay=DECAY, foreach=False).step()
     optimizer_class(platform.optimizer)(weights.values(), lr=RATE, weight_decay=DECAY).step()
-    error, weight = _worst(
-        {name: in_float64(p) - before[name] for name, p in weights.items()},
-        {name: p - before[name] for name, p in reference.items()},
-    )
+    updates = {name: in_float64(p) - before[name] for name, p in weights.items()}
+    expected = {name: p - before[name] for name, p in reference.items()}
+    error, weight = _worst(updates, expected)
     # An update is the difference of two larger float32 weights, and GPUs divide less exactly.
     tolerance = 10 * TOLERANCE[torch.float32]
     said = f"{platform.optimizer}: updates {error:.0e} ({weight}) off AdamW"

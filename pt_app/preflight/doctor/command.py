@@ -55,12 +55,11 @@ def sections_of(
         UserError: for flags that the recipe would refuse.
     """
     settings = resolve(recipe, argv, "judge train", "")
-    needs, no_4bit = Needs(settings, offline), settings.no_4bit
+    needs = Needs(settings, offline)
+    no_4bit, precision = settings.no_4bit, settings.train_precision
     yield "packages", lambda: check_packages(recipe, no_4bit=no_4bit)
     try:
-        platform = platforms.decide(
-            recipe, no_4bit=no_4bit, precision=settings.train_precision, on_cpu=on_cpu
-        )
+        platform = platforms.decide(recipe, no_4bit=no_4bit, precision=precision, on_cpu=on_cpu)
     except Exception as error:  # an impossible precision, or a driver that fails
         wrong = Finding.wrong("device", one_line(error))
         yield "machine", lambda: iter([wrong])

@@ -11,9 +11,8 @@ import yaml
 from pt_app.core.errors import UserError
 
 Status = Literal["ok", "warn", "fail", "skip"]
-FIXES: dict[str, str] = yaml.safe_load(
-    Path(__file__).with_name("fixes.yaml").read_text(encoding="utf-8")
-)
+_FILE = Path(__file__).with_name("fixes.yaml")
+FIXES: dict[str, str] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
