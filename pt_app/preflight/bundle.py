@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-import pt_app
 from pt_app.core.dataset import SPLITS, JudgeData, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_write, refuse_overwrite, sha256_file
@@ -24,7 +23,7 @@ from pt_app.core.settings import Recipe, read_tracking, resolve, table
 from pt_app.models import adapters, bases
 from pt_app.models.bases import read_json, wanted_files
 from pt_app.preflight import wheels
-from pt_app.preflight.wheels import Target
+from pt_app.preflight.wheels import CHECKOUT, Target
 
 TOP = "judge-bundle"  # the folder in the archive
 MANIFEST = "MANIFEST"
@@ -64,9 +63,8 @@ def bundle(
         UserError: before anything is downloaded, if base, data or an adapter have a fault; if
             wheels are missing, or the archive cannot be written.
     """
-    root = Path(pt_app.__file__).parents[1]
-    requirements = requirements_of(recipe, config, root)
-    files = gather(recipe, config, adapter_folders, root)
+    requirements = requirements_of(recipe, config, CHECKOUT)
+    files = gather(recipe, config, adapter_folders, CHECKOUT)
     packed = [source for source in files.values() if isinstance(source, Path)]
     refuse_overwrite([out], [config, *packed, *([wheel_folder] if wheel_folder else [])])
     try:
@@ -74,7 +72,7 @@ def bundle(
         # Beside the archive: wheels with CUDA are several GB, and /tmp may be small.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".judge-bundle.") as folder:
             fetched = Path(folder)
-            wheels.build_own_wheel(root, fetched)
+            wheels.build_own_wheel(CHECKOUT, fetched)
             (own,) = fetched.glob("pt_app-*.whl")
             if wheel_folder is None:
                 wheels.fetch_wheels(requirements, fetched, target)
@@ -133,11 +131,9 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     for folder in adapter_folders:
         files |= _adapter(folder, source, taken=files)
     output = Path(settings.output_dir)
-    values = read_config(config, table(recipe).values()) | {
-        "model": base,
-        "data_dir": f"data/{data.path.resolve().name}",
-        "output_dir": output.name if output.is_absolute() else output.as_posix(),
-    }
+    made = output.name if output.is_absolute() else output.as_posix()
+    places = {"model": base, "data_dir": f"data/{data.path.resolve().name}", "output_dir": made}
+    values = read_config(config, table(recipe).values()) | places
     values.pop("resume", None)
     files["settings.yaml"] = yaml.safe_dump(values, allow_unicode=True).encode()
     files["RECIPE"] = f"{recipe}\n".encode()
@@ -152,17 +148,13 @@ def _data(data: JudgeData) -> Gathered:
     """Gather the splits as they are, and a template that is a folder, under its own name."""
     to = f"data/{data.path.resolve().name}"
     names = [f"judge_{split}.json" for split in SPLITS] + ["splits.json", "dataset.json"]
-    files: Gathered = {
-        f"{to}/{name}": data.path / name for name in names if (data.path / name).is_file()
-    }
+    paths = [data.path / name for name in names]
+    files: Gathered = {f"{to}/{path.name}": path for path in paths if path.is_file()}
     template = Path(data.card.template)
     if (FOLDER / template).is_dir() and len(template.parts) == 1:
         return files
-    files |= {
-        f"templates/{template.name}/{name}": template / name
-        for name in FIELDS
-        if (template / name).is_file()
-    }
+    parts = [template / name for name in FIELDS]
+    files |= {f"templates/{template.name}/{path.name}": path for path in parts if path.is_file()}
     card = read_json(data.path / "dataset.json") | {"template": f"templates/{template.name}"}
     files[f"{to}/dataset.json"] = (json.dumps(card, ensure_ascii=False, indent=2) + "\n").encode()
     return files
@@ -175,11 +167,8 @@ def _adapter(folder: Path, source: bases.ModelSource, taken: Gathered) -> Gather
     if f"{name}/{adapters.WEIGHTS}" in taken:
         raise UserError(f"two adapters are named {folder.name}: rename the folder of one")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {
-        f"{name}/{path.as_posix()}": folder / path
-        for path in paths
-        if not any(part.startswith(".") for part in path.parts)
-    }
+    shown = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    return {f"{name}/{path.as_posix()}": folder / path for path in shown}
 
 
 def write_archive(out: Path, top: str, files: Mapping[str, Path | bytes]) -> str:

@@ -15,8 +15,10 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+import pt_app
 from pt_app.core.errors import UserError
 
+CHECKOUT = Path(pt_app.__file__).parents[1]
 SOURCES = ("pt_app", "pyproject.toml", "README.md", "LICENSE")
 TAG = re.compile(r"manylinux_2_(\d+)_(\w+)|macosx_\d+_0_(arm64)")
 LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}  # older names, PEP 600
@@ -59,12 +61,9 @@ class Target:
         values = {name: str(value) for name, value in default_environment().items()}
         values |= {"python_version": self.python, "python_full_version": f"{self.python}.0"}
         if match := TAG.fullmatch(self.platform):
-            values |= {
-                "platform_machine": match[2] or match[3],
-                "platform_system": "Darwin" if match[3] else "Linux",
-                "sys_platform": "darwin" if match[3] else "linux",
-                "os_name": "posix",
-            }
+            system = "Darwin" if match[3] else "Linux"
+            values |= {"platform_machine": match[2] or match[3], "platform_system": system}
+            values |= {"sys_platform": system.lower(), "os_name": "posix"}
         return values
 
 
@@ -152,12 +151,9 @@ def build_own_wheel(root: Path, folder: Path) -> None:
 
 
 def _pip(*words: str, remedy: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *words],
-        env=os.environ | {"SOURCE_DATE_EPOCH": "315532800"},  # 1980, the first year of zip files
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *words]
+    env = os.environ | {"SOURCE_DATE_EPOCH": "315532800"}  # 1980, the first year of zip files
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         said = errors[-1].removeprefix("ERROR: ") if errors else done.stderr.strip()[-200:]

@@ -10,16 +10,15 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-import pt_app
 from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings, read_tracking, resolve
 from pt_app.models.bases import wanted_files
+from pt_app.preflight.wheels import CHECKOUT
 from pt_app.training import checkpoints
 from scripts.rented.host import Host
 from scripts.rented.market import is_secret
 from scripts.rented.record import Launch
 
-ROOT = Path(pt_app.__file__).parents[1]
 CODE = ("requirements.txt", "requirements-cuda.txt", "pyproject.toml", "README.md", "LICENSE")
 DATA = ("judge_train.json", "judge_val.json", "judge_test.json", "dataset.json", "splits.json")
 RECIPE = "pt_app/eval_model/judge_train_cuda.py"
@@ -102,7 +101,7 @@ def _is_cached(base: Path) -> bool:
 
 def payload(launch: Launch) -> dict[str, Path]:
     """List what the run needs on the host, but for its scripts: name there -> file here."""
-    files = package_files() | _named("", ROOT, [ROOT / name for name in CODE])
+    files = package_files() | _named("", CHECKOUT, [CHECKOUT / name for name in CODE])
     files |= _data_files(Path(launch.data_dir).absolute()) | base_files(launch)
     if launch.resume is not None:
         run = Path(launch.resume)
@@ -115,8 +114,8 @@ def payload(launch: Launch) -> dict[str, Path]:
 
 def package_files() -> dict[str, Path]:
     """List the files of the package but for compiled ones: code, and the data beside it."""
-    paths = (ROOT / "pt_app").rglob("*")
-    return _named("", ROOT, [path for path in paths if "__pycache__" not in path.parts])
+    paths = (CHECKOUT / "pt_app").rglob("*")
+    return _named("", CHECKOUT, [path for path in paths if "__pycache__" not in path.parts])
 
 
 def _named(prefix: str, folder: Path, paths: Iterable[Path]) -> dict[str, Path]:

@@ -13,16 +13,14 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-import pt_app
 from pt_app.core.settings import Recipe
 from pt_app.models import contention, launcher
 from pt_app.models.memory import ROOT, memory_limit
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.finding import Finding, Status, one_line, run_check
-from pt_app.preflight.wheels import read_requirements
+from pt_app.preflight.wheels import CHECKOUT, read_requirements
 
 GIB = 2**30
-CHECKOUT = Path(pt_app.__file__).parents[1]
 ROCM_BITSANDBYTES = Version("0.50")  # the first release whose 4 bits work on AMD
 DRIVERS = {"NVIDIA": "proc/driver/nvidia/version", "AMD": "sys/module/amdgpu/version"}
 # Chips of a family run each other's code, but AMD supports only those that torch names.
