@@ -47,10 +47,9 @@ def _offers(flags: Search) -> None:
     suitable, too_small = offers.find_offers(market, flags, needed)
     offers.show(suitable[:SHOWN])
     print(f"{len(suitable)} offers; the first {SHOWN} are shown at most, cheapest run first")
-    print(
-        f"the run needs {needed.memory / 2**30:.0f} GiB of GPU memory and {needed.disk_gb} GB of "
-        f"disk;\n{too_small} offers with less memory were left out"
-    )
+    memory = f"{needed.memory / 2**30:.0f} GiB of GPU memory"
+    print(f"the run needs {memory} and {needed.disk_gb} GB of disk;")
+    print(f"{too_small} offers with less memory were left out")
 
 
 def _launch(flags: Rental) -> None:
@@ -144,11 +143,9 @@ def _list(flags: Listed) -> None:
         if launch is not None:
             run = f"run {launch.run}" if launch.run else f"{launch.stage}, data {launch.data_dir}"
             about, hourly = f"about ${launch.spent(time.time()):.2f} so far, {run}", launch.hourly
-        print(
-            f"{instance.label or '(no label)'}: instance {instance.id}, "
-            f"{instance.status or 'no state yet'}, {instance.gpu_name}, "
-            f"${hourly:.3f}/h, {about}"
-        )
+        name, status = instance.label or "(no label)", instance.status or "no state yet"
+        known = f"{name}: instance {instance.id}, {status}, {instance.gpu_name}"
+        print(f"{known}, ${hourly:.3f}/h, {about}")
     for launch in launches.values():
         if launch.stage != "destroyed" and launch.started is not None:
             print(f"{launch.label}: {launch.stage} when last seen; Vast does not list it (now)")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from subprocess import DEVNULL, PIPE
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_text_atomic
@@ -41,7 +42,7 @@ def make_key(folder: Path) -> str:
             if not shutil.which(program):
                 raise UserError(f"{program} is missing: install OpenSSH's client")
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", folder.name, "-f", str(path)]
-        subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(words, check=True, stdin=DEVNULL)
     return path.with_suffix(".pub").read_text(encoding="utf-8").strip()
 
 
@@ -81,11 +82,9 @@ class Host:
 
         Raises CutOffError where SSH or the command fails, or `timeout` (seconds) runs out.
         """
-        timeout = timeout or limits.LIMITS.command
+        words, timeout = self._ssh(command), timeout or limits.LIMITS.command
         try:
-            done = subprocess.run(
-                self._ssh(command), input=data, capture_output=True, timeout=timeout
-            )
+            done = subprocess.run(words, input=data, capture_output=True, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise CutOffError("the host took too long over a command") from None
         if done.returncode:  # 255 is ssh's own failure
@@ -101,13 +100,9 @@ class Host:
         Its ssh is killed after `seconds`: a host that sends or takes a byte now and then would
         otherwise hold a copy open for ever. Raises CutOffError for what fails within.
         """
+        words = self._ssh(command)
         try:
-            with subprocess.Popen(
-                self._ssh(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            ) as ssh:
+            with subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as ssh:
                 timer = threading.Timer(seconds, ssh.kill)
                 timer.start()
                 try:

@@ -178,9 +178,8 @@ def _bring_home(host: Host, launch: Launch) -> None:
         except (CutOffError, UserError) as error:
             why = str(error)
             log.warning("%s: trying again", error)
-    raise provision.still_alive(
-        launch, f"what the run made is not copied back ({why}); `{launch.command('fetch')}`, then"
-    )
+    why = f"what the run made is not copied back ({why}); `{launch.command('fetch')}`, then"
+    raise provision.still_alive(launch, why)
 
 
 def _how_to_resume(launch: Launch) -> str:
@@ -226,6 +225,5 @@ def evaluate_at_home(launch: Launch, adapter: Path) -> None:
     command = recipe_command("cuda", [*launch.recipe, *words])  # the last of a flag counts
     print(f"$ {shlex.join(command)}", flush=True)
     if subprocess.run([sys.executable, *command[1:]]).returncode:
-        raise UserError(
-            f"the adapter is {adapter}; its evaluation here failed: `{shlex.join(command)}`"
-        )
+        failed = f"its evaluation here failed: `{shlex.join(command)}`"
+        raise UserError(f"the adapter is {adapter}; {failed}")

@@ -173,9 +173,8 @@ def ready(market: Market, launch: Launch) -> Host:
 
 def destroy(market: Market, launch: Launch) -> None:
     """Destroy the launch's instance and see that it is gone; raises StillAliveError if not."""
-    unknown = launch.instance is None and launch.started is not None
     ids = () if launch.instance is None else (launch.instance,)
-    patience = limits.LIMITS.listed if unknown else 0.0
+    patience = limits.LIMITS.listed if not ids and launch.started is not None else 0.0
     if problem := end_instances(market, launch.label, ids, patience):
         raise still_alive(launch, problem)
     # The host's SSH key: the next instance may get the same address.
