@@ -284,7 +284,11 @@ def changed(**cells: Any) -> list[Row]:
             "no column sauce (--group sauce): its columns are source, ",
         ),
         (rows_of(), ["--group=domain", "--id=domain"], "judged web twice"),
-        (rows_of(2), ["--group=source"], "are of one group"),
+        (
+            rows_of(2),
+            ["--group=source"],
+            "are of one group, so nothing can be said about others: name the column that ",
+        ),
         ([row | {"human": ""} for row in rows_of()], ["--scale=1-5"], "no row has a label"),
         (
             [*(r | {"w": "a"} for r in rows_of()), *(r | {"w": "b"} for r in rows_of()[1:])],

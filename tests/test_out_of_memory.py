@@ -126,6 +126,17 @@ def test_evaluation_that_runs_out_of_memory_leaves_the_adapter_and_says_how_to_g
     assert list(tmp_path.glob("*_final/evaluation/results.json"))
 
 
+def test_memory_that_runs_out_in_the_saving_is_not_put_down_to_the_training(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pt_app.models.adapters.save_adapter", save)
+    with pytest.raises(MemoryError):
+        main("mps", flags(base, rows, tmp_path, "--tracking=off", "--skip_eval", "--eval_steps=0"))
+
+
 def squeezed(base: Path, rows: Path, out: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:
     more = ["--tracking=off", "--skip_eval", "--eval_steps=0", "--batch_size=32", "--epochs=5"]
     argv = flags(base, rows, out, *more, "--gradient_accumulation=1", "--save_steps=0")

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
+from pt_app.core.results import JudgeResults, Results
 from pt_app.core.settings import RECIPES
-from pt_app.eval_model import dispatch
+from pt_app.eval_model import dispatch, folds
 from pt_app.eval_model.folds import join_evaluations
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.options import SplitPlan
@@ -151,6 +152,13 @@ def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
         join_evaluations([adapters[0], adapters[0]], tmp_path / "twice")
     with pytest.raises(UserError, match="one adapter is no set of folds"):
         join_evaluations(adapters[:1], tmp_path / "one")
+
+
+def test_evaluations_of_another_training_are_not_joined() -> None:
+    other = Results(models=[JudgeResults(name="adapter")])
+    for results, what in ((Results(task="pairwise"), "task"), (other, "set of judges")):
+        with pytest.raises(UserError, match=f"^b has another {what} than a: join adapters of one"):
+            folds._check_same([Results(), results], [Path("a"), Path("b")])
 
 
 REAL = {

@@ -93,7 +93,8 @@ def _check_groups(judges: Mapping[str, Rows], file: str) -> None:
     rows = next(iter(judges.values()))
     if len({row["group"] for row in rows}) < 2:
         raise UserError(
-            f"{file}: all {len(rows)} labelled rows are of one group: --group names their column"
+            f"{file}: all {len(rows)} labelled rows are of one group, so nothing can be said about "
+            "others: name the column that distinguishes sources (--group)"
         )
 
 

@@ -39,11 +39,13 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
 
 
 def _train(this: Run, needs: Estimate, load_base: LoadBase, arguments: MakeArguments) -> None:
-    """Load the model, log how long its training will take, and train it."""
+    """Load the model, log how long its training will take, train it and save the adapter."""
     with memory.shortage_explained("training"):
         trainer = this.build_trainer(load_base, arguments)
         before_training(needs, trainer)
         this.train(trainer)
+    if console.is_main_process():
+        this.save(trainer)
 
 
 def _evaluate(this: Run) -> Results:

@@ -95,4 +95,5 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
             ("set of judges", [m.name for m in result.models], [m.name for m in first.models]),
         ):
             if own != expected:
-                raise UserError(f"{adapter} has another {what} than {adapters[0]}: name others")
+                problem = f"{adapter} has another {what} than {adapters[0]}"
+                raise UserError(f"{problem}: join adapters of one training")

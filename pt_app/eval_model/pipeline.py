@@ -126,7 +126,7 @@ class Run:
         )
 
     def train(self, trainer: TrainingLoop) -> None:
-        """Train, and save the adapter on rank 0, which reserves room for it on the disk."""
+        """Train, while rank 0 reserves room for the adapter on the disk."""
         if not console.is_main_process():
             run.train(trainer, self.checkpoint)
             return
@@ -135,9 +135,8 @@ class Run:
             run.train(trainer, self.checkpoint)
         finally:
             checkpoints.release(self.folder)
-        self._save(trainer)
 
-    def _save(self, trainer: TrainingLoop) -> None:
+    def save(self, trainer: TrainingLoop) -> None:
         """Save the adapter in the room that was reserved; elsewhere if that is taken too."""
         data, identity = self.prepared.data, bases.model_identity(self.prepared.source)
         write = partial(
