@@ -20,7 +20,7 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.report import charts
 from pt_app.report import sections as parts
 from pt_app.report.opening import scorecard
-from pt_app.report.page import Block, Grid, Lines, Section, Texts, paragraphs, sentences
+from pt_app.report.page import Block, Grid, Lines, Section, Texts, blocks, paragraphs, sentences
 
 MAX_ROWS = 20  # that a section shows one by one
 SURE, DOUBT = 0.9, 0.01
@@ -128,11 +128,8 @@ def _by_error(results: Results, judge: JudgeResults) -> Section | None:
     if not judge.by_error:
         return None
     what = "mean distance to the label" if results.task == "score" else "accuracy"
-    body = [parts.counted(inline(kind), metric) for kind, metric in judge.by_error.items()]
-    lead = sentences("by_error", judge=judge)
-    grid = Grid(["kind", what, "n"], body)
-    title = "By kind of error in the candidate"
-    return Section(title, [lead, grid, *charts.means(judge.by_error, what)])
+    first, pictures = blocks("by_error", judge=judge, what=what), charts.means(judge.by_error, what)
+    return Section("By kind of error in the candidate", [*first, *pictures])
 
 
 def _curve(results: Results) -> Section | None:
@@ -140,12 +137,9 @@ def _curve(results: Results) -> Section | None:
     points = results.curve
     if not points:
         return None
-    metric = NAMES[points[0].metric]
-    rows = [parts.counted(str(point.rows), point) for point in points]
-    lead = sentences("curve", comparisons=results.comparisons)
     by_rows = {f"{point.rows} rows": point for point in points}
-    grid = Grid(["training rows", metric, "n"], rows)
-    return Section("Learning curve", [lead, grid, *charts.means(by_rows, metric)])
+    pictures = charts.means(by_rows, NAMES[points[0].metric])
+    return Section("Learning curve", [*blocks("curve", results=results), *pictures])
 
 
 class _TrainingConfig(Stored):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
+_BETWEEN_CELLS = re.compile(r"(?<!\\)\|")  # a "|" of a text is escaped
 _ESCAPED_OR_CODE = re.compile(r"\\([^A-Za-z0-9])|`([^`]+)`")
 
 
@@ -75,15 +76,19 @@ def _environment() -> "Environment":
         with_n=with_n,
     )
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
-    environment.globals["NAMES"] = NAMES
+    environment.globals |= {"NAMES": NAMES, "CHECKS": titles().checks}
     return environment
+
+
+def _parts(macro: str, values: dict[str, object]) -> list[str]:
+    """Fill in a macro of sentences.jinja, and return what blank lines separate in it."""
+    macros = _environment().get_template("sentences.jinja").module
+    return str(getattr(macros, macro)(**values)).split("\n\n")
 
 
 def paragraphs(macro: str, **values: object) -> list[str]:
     """Write the paragraphs of a macro of sentences.jinja, each on one line of Markdown."""
-    macros = _environment().get_template("sentences.jinja").module
-    text = str(getattr(macros, macro)(**values))
-    return [line for part in text.split("\n\n") if (line := " ".join(part.split()))]
+    return [line for part in _parts(macro, values) if (line := " ".join(part.split()))]
 
 
 def sentences(macro: str, **values: object) -> str:
@@ -134,6 +139,20 @@ class Texts:
 
 # A text is a paragraph.
 Block = str | Lines | Grid | Chart | Texts
+
+
+def blocks(macro: str, **values: object) -> list[Block]:
+    """Write the paragraphs and the tables of a macro of sentences.jinja."""
+    return [_block(part.strip()) for part in _parts(macro, values) if part.strip()]
+
+
+def _block(part: str) -> Block:
+    """Make a table of lines like `| a | b |`, whose first one is the header, else a paragraph."""
+    if not part.startswith("|"):
+        return " ".join(part.split())
+    lines = [_BETWEEN_CELLS.split(line)[1:-1] for line in part.split("\n")]
+    header, *rows = [[cell.strip() for cell in line] for line in lines]
+    return Grid(header, rows)
 
 
 @dataclass(frozen=True)
