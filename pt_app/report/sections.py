@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from pt_app.core import results
-from pt_app.core.formatting import estimate, inline
+from pt_app.core.formatting import inline
 from pt_app.core.verdicts import Verdict
 from pt_app.evidence import people
 from pt_app.report import charts
-from pt_app.report.page import Block, Grid, Section, blocks, sentences
+from pt_app.report.page import Grid, Section, blocks, sentences
 
 
 def evidence_sections(judge: results.JudgeResults) -> Iterator[Section]:
@@ -82,19 +82,8 @@ def attack_section(attacks: results.AttackResults | None) -> Section | None:
     """Return what attacks do; None if `judge attack` was not run."""
     if attacks is None:
         return None
-    rows = [[inline(name), *cells] for name, cells in attack_rows(attacks)]
     is_score = attacks.step != 0.5 or attacks.scale[0].isdigit()
-    lead = sentences("attacks", attacks=attacks, is_score=is_score)
-    shifts = {name: family.shift for name, family in attacks.families.items()}
-    grid = Grid(["family", "shift", "raised", "given after it", "parse failures", "n"], rows)
-    blocks: list[Block] = [lead, grid, *charts.means(shifts, "shift")]
-    if line := sentences("control_tokens", control=attacks.control_tokens):
-        blocks.append(line)
-    return Section("Attacks", blocks)
-
-
-def attack_rows(attacks: results.AttackResults) -> Iterator[tuple[str, list[str]]]:
-    """Yield each family's name and its numbers."""
-    for name, family in attacks.families.items():
-        metrics = (family.shift, family.raised, family.verdict, family.parse_failures)
-        yield name, [*map(estimate, metrics), str(family.attacks)]
+    first = blocks("attacks", attacks=attacks, is_score=is_score)
+    pictures = charts.means({name: own.shift for name, own in attacks.families.items()}, "shift")
+    last = blocks("control_tokens", control=attacks.control_tokens)
+    return Section("Attacks", [*first, *pictures, *last])

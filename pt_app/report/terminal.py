@@ -93,12 +93,10 @@ def attack_table(attacks: "AttackResults") -> "Table":
     """Build the table of what each family of attacks does, which fits 80 columns."""
     from rich.text import Text
 
-    from pt_app.report.sections import attack_rows
-
     title = f"{attacks.data.rows} test rows attacked; raised: by more than {attacks.step:g}"
     table = _table(title, sentences("control_tokens", control=attacks.control_tokens))
     for name in ("", "shift", "raised", "n"):
         table.add_column(name, justify="right" if name else "left")
-    for name, (shift, raised, *_, count) in attack_rows(attacks):
-        table.add_row(Text(name), shift, raised, count)
+    for name, own in attacks.families.items():
+        table.add_row(Text(name), estimate(own.shift), estimate(own.raised), str(own.attacks))
     return table
