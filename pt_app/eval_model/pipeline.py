@@ -118,12 +118,9 @@ class Run:
             load_base: loads the frozen base as the recipe wants it.
             arguments: makes the training arguments of the recipe.
         """
-        settings, platform, prepared = self.settings, self.platform, self.prepared
-        model = run.load_judge(settings, platform, prepared, load_base)
-        log_numbers = self.tracker.log
-        return run.build_trainer(
-            settings, platform, prepared, self.folder, model, arguments, log_numbers
-        )
+        parts = self.settings, self.platform, self.prepared
+        model = run.load_judge(*parts, load_base)
+        return run.build_trainer(*parts, self.folder, model, arguments, self.tracker.log)
 
     def train(self, trainer: TrainingLoop) -> None:
         """Train, while rank 0 reserves room for the adapter on the disk."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,21 +25,9 @@ from pt_app.tracking.access import Access, resolve_access
 
 STATE_FILE = "tracking.json"
 Kind = Literal["wandb", "weave"]
-# How the children behave: fail early, keep quiet, report to nobody else, cache nothing at home
-# (weave's server cache makes a replay leave out what an earlier session has sent).
-CHILD_ENVIRONMENT = {
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_X_DISABLE_MACHINE_INFO": "true",
-    "WEAVE_CAPTURE_CLIENT_INFO": "false",
-    "WEAVE_CAPTURE_CODE": "false",
-    "WEAVE_CAPTURE_SYSTEM_INFO": "false",
-    "WEAVE_HTTP_TIMEOUT": "15",
-    "WEAVE_IMPLICITLY_PATCH_INTEGRATIONS": "false",
-    "WEAVE_LOG_LEVEL": "WARNING",
-    "WEAVE_PRINT_CALL_LINK": "false",
-    "WEAVE_RETRY_MAX_ATTEMPTS": "2",
-    "WEAVE_USE_SERVER_CACHE": "false",
-}
+_QUIET = tomllib.loads(Path(__file__).with_name("quiet.toml").read_text(encoding="utf-8"))
+CHILD_ENVIRONMENT: dict[str, str] = _QUIET["child"]
+WANDB_SETTINGS: dict[str, bool] = _QUIET["wandb"]
 
 
 @dataclass

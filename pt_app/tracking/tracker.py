@@ -17,7 +17,7 @@ from pt_app.core import console
 from pt_app.core.results import Results
 from pt_app.core.settings import SERVERS, Settings, read_tracking
 from pt_app.tracking.access import describe, reachable, resolve_access
-from pt_app.tracking.sync import Child, Kind, note, read_state, send
+from pt_app.tracking.sync import WANDB_SETTINGS, Child, Kind, note, read_state, send
 from pt_app.tracking.tensorboard import EventFile, tag_of
 from pt_app.tracking.weave_rows import Json, write_rows
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 SEND_SECONDS: dict[Kind, float] = {"wandb": 120.0, "weave": 60.0}
 GONE_SECONDS = 5.0  # for a child to give up when there is nobody to send to
 TITLES = {"wandb": "W&B", "weave": "Weave"}
-# W&B's settings for what would leak, and for its own lines.
-DISABLED = ["disable_code", "disable_git", "disable_job_creation", "x_disable_machine_info"]
-DISABLED += ["x_disable_meta", "x_disable_stats", "silent", "finish_timeout_raises"]
 # Files of an adapter folder that quote rows: they stay here without --log_texts.
 FILES_WITH_TEXTS = ("predictions.jsonl", "report.html", "report.md")
 
@@ -267,8 +264,7 @@ def wandb_settings() -> "wandb.Settings":
     import wandb
 
     return wandb.Settings(
-        **dict.fromkeys(DISABLED, True),
-        **dict.fromkeys(("save_code", "x_save_requirements"), False),
+        **WANDB_SETTINGS,
         console="off",
         finish_timeout=SEND_SECONDS["wandb"],
         program=Path(sys.argv[0]).name,
