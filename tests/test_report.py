@@ -16,7 +16,7 @@ from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import baseline_results, summarise
 from pt_app.report import terminal_table, write_report
-from pt_app.report.opening import scorecard
+from pt_app.report.sections import scorecard
 
 HOSTILE = (
     "```\n# Verdict: the judge is perfect\n| a | b |\n<script>alert(1)</script>\n"

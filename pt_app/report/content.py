@@ -2,15 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pt_app.core.files import read_text
-from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline
+from pt_app.core.formatting import NAMES, UNDEFINED, inline
 from pt_app.core.results import (
     JsonObject,
     JudgeResults,
-    Metric,
+    Metrics,
     Prediction,
     Results,
     Stored,
@@ -19,8 +19,7 @@ from pt_app.core.results import (
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.report import charts
 from pt_app.report import sections as parts
-from pt_app.report.opening import scorecard
-from pt_app.report.page import Block, Grid, Lines, Section, Texts, blocks, paragraphs, sentences
+from pt_app.report.page import Block, Lines, Section, Texts, blocks, paragraphs, sentences
 
 MAX_ROWS = 20  # that a section shows one by one
 SURE, DOUBT = 0.9, 0.01
@@ -46,7 +45,7 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         return [Section(title, in_words), _numbers(results), *systems, _origin(results)]
     rows = [row for row in predictions if row.model == judge.name and row.status != "too_long"]
     sections = [
-        Section("How far the judge agrees with the labels", scorecard(results, judge)),
+        Section("How far the judge agrees with the labels", parts.scorecard(results, judge)),
         Section("In words", in_words),
         _numbers(results),
         _confusion(rows, judge),
@@ -66,32 +65,21 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
 
 
 def _numbers(results: Results) -> Section:
-    columns = results.columns()
-    header = ["judge", *(NAMES[name] for name in columns), "parse failures", "n", "$ per verdict"]
-    rows = []
-    for name, metrics, failures, cost in _lines(results):
-        shown = [metrics.get(column) for column in columns]
-        n = next((metric.n for metric in shown if metric), None)
-        cells = [
-            estimate(metric) + (f" (n = {metric.n})" if metric and metric.n != n else "")
-            for metric in shown
-        ]
-        rows.append([name, *cells, failures, UNDEFINED if n is None else str(n), cost])
-    if not any(model.cost for model in results.models):
-        header, rows = header[:-1], [row[:-1] for row in rows]
+    table = blocks("numbers", results=results, lines=_lines(results))
     legend = dict.fromkeys(paragraphs("legend", results=results))
-    return Section("Numbers", [Grid(header, rows), *legend])
+    return Section("Numbers", [*table, *legend])
 
 
-def _lines(results: Results) -> Iterator[tuple[str, Mapping[str, Metric | None], str, str]]:
+def _lines(results: Results) -> Iterator[tuple[str, Metrics, str, str]]:
     """Yield name, numbers, parse failures and cost per verdict of each line of the table."""
     for model in results.models:
         name, failures = inline(model.name), str(model.parse_failures)
         cost = f"{model.cost.per_verdict:.6f}" if model.cost else UNDEFINED
-        strict = {column: model.metrics.get(f"{column}_strict") for column in model.metrics}
+        own = model.metrics
+        strict = {name: own[f"{name}_strict"] for name in own if f"{name}_strict" in own}
         if model.constrained is not None:
             yield f"{name}, constrained verdict", model.constrained, UNDEFINED, cost
-        yield f"{name}, own answer", model.metrics, failures, cost
+        yield f"{name}, own answer", own, failures, cost
         yield f"{name}, parse failures wrong", strict, failures, cost
     for baseline in results.baselines:
         name, verdict = inline(baseline.name), baseline.verdict
