@@ -15,7 +15,7 @@ from pt_app.core.files import sha256_file
 from pt_app.judge_data.generator.errors import reserved_for_judges
 from pt_app.models.bases import shipped
 from pt_app.pretrain import train
-from pt_app.pretrain.build import CARD, train_base
+from pt_app.pretrain.build import CARD, _work_folder, train_base
 from pt_app.pretrain.corpus import Corpus, Document
 from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.options import BaseOptions
@@ -156,6 +156,11 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert not (tmp_path / "base").exists()
     again = train_base(tmp_path / "base", BaseOptions(**SMALL))
     assert read_card(again)["weights sha256"] == read_card(made)["weights sha256"]
+
+
+def test_the_folder_of_an_interrupted_training_is_that_of_earlier_versions(tmp_path: Path) -> None:
+    folder = _work_folder(tmp_path / "base", BaseOptions(3, quick=True, lexicon="small"))
+    assert folder.name == ".base-4e7b30f5.partial"
 
 
 def test_a_base_is_replaced_but_no_other_folder(made: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ PARTS = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Score: 
         (completion(["Score: ", {"type": "output_text", "text": "7/10"}]), 7),
         (completion({"type": "text", "text": "Score: 7/10"}), 7),
         (completion(None), None),
+        (raw({"choices": [{"message": {}}]}), None),
         (completion("Score: 7/10", usage={"prompt_tokens": None, "completion_tokens": None}), 7),
         (completion("Score: 7/10", usage={"total_tokens": 3}), 7),
         (completion("Score: 7/10", usage=[]), 7),
@@ -89,6 +90,7 @@ PARTS = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Score: 
         (completion("", tool_calls=[{"id": "1", "type": "function"}], reason="tool_calls"), "all"),
         (completion("Score: 7/10", "content_filter"), "all"),
         (completion(None, refusal="I cannot judge this."), "all"),
+        ((300, {}, b"{}"), "all"),
     ],
 )  # fmt: skip
 def test_an_answer_is_read_or_is_a_parse_failure(

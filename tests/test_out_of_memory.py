@@ -4,16 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from pt_app.core.errors import UserError
 from pt_app.models.memory import is_out_of_memory, shortage_explained
+from pt_app.models.packing import StepCollator
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.loss import AnswerLoss
+from pt_app.training.validation import Validation
 from tests.conftest import ROOT, slow_case
 from tests.rows import write_rows
 from tests.test_kills import losses
@@ -109,6 +111,26 @@ def test_validation_that_runs_out_of_memory_never_ends_a_training(
     assert ("this validation ran out of memory and is skipped" in said) is not fits
     assert ("eval_kappa" in said) is fits
     assert list(tmp_path.glob("*_final"))
+
+
+def test_validation_keeps_its_batches_whatever_a_step_was_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    def loss(self: AnswerLoss, model: Any, batch: Any) -> torch.Tensor:
+        sizes.append(batch["input_ids"].numel())
+        return torch.zeros(())
+
+    monkeypatch.setattr(AnswerLoss, "loss", loss)
+    model: Any = torch.nn.Linear(1, 1)
+    model.device = torch.device("cpu")
+    examples, collate = make_examples(12), StepCollator(PAD, 60)
+    # A step ran out of memory with more than 1000 tokens, a validation with more than 60.
+    objective = AnswerLoss(PAD, budget=1000, unchecked=False)
+    validation = Validation([], examples, cast(Any, None), collate, objective)
+    assert validation._loss(model, examples, collate)[1] > 0
+    assert max(sizes) <= 60
 
 
 def test_evaluation_that_runs_out_of_memory_leaves_the_adapter_and_says_how_to_go_on(

@@ -79,7 +79,9 @@ def _check(output: Path, options: BaseOptions) -> None:
 
 def _work_folder(output: Path, options: BaseOptions) -> Path:
     """Make a folder beside `output`, named by the options, for an interrupted training's state."""
-    decisive = asdict(options) | {"steps": options.total_steps, "quick": False}
+    fixed = {"steps": options.total_steps, "quick": False}
+    # In the order in which earlier versions hash them: their interrupted trainings resume.
+    decisive = {"seed": options.seed} | fixed | asdict(options) | fixed
     key = sha256(json.dumps(decisive, default=str).encode()).hexdigest()[:8]
     folder = output.parent / f".{output.name}-{key}.partial"
     try:

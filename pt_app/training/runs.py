@@ -131,10 +131,11 @@ def _check_same_run(run: Path, about: About) -> None:
     except (OSError, ValueError):
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
     settings, settings_before = about["settings"], before["settings"]
+    step = "the number of examples per step (--batch_size x --gradient_accumulation x processes)"
     compared = {
         "the SHA-256 of the data": (before["data_sha256"], about["data_sha256"]),
         "the base": (before["base"], about["base"]),
-        "the number of examples per step": (before["examples_a_step"], about["examples_a_step"]),
+        step: (before["examples_a_step"], about["examples_a_step"]),
         **{name: (settings_before.get(name), now) for name, now in settings.items()},
     }
     for name, (then, now) in compared.items():

@@ -109,8 +109,10 @@ class Validation:
         step, total, training = collate(encoded), 0.0, model.training
         model.eval()
         with torch.no_grad():
-            for batch in self.objective.batches(model, step["packs"]):
-                on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                total += float(self.objective.loss(model, on_device))
+            # As they are: `batches` would lay them out by the budget that a training step was left.
+            for packed in step["packs"]:
+                for batch in [packed] if self.objective.trees else self.objective.plain(packed):
+                    on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                    total += float(self.objective.loss(model, on_device))
         model.train(training)
         return total, int(step["count"])

@@ -168,6 +168,8 @@ class Client:
         except ValueError as error:
             raise AgainError(f"an answer that is no JSON ({error})") from None
         if failure := error_of(body):
+            if failure[0] < 400:  # unknown, so another try may help
+                raise AgainError(failure[1])
             raise self._status(*failure, None, sent)
         return reply_of(body, estimate)
 
@@ -175,8 +177,6 @@ class Client:
         self, status: int, problem: str, after: float | None, sent: Mapping[str, object]
     ) -> Exception:
         """Return what a status means: try again, do without an option, skip the row, or give up."""
-        if status < 400:  # unknown, so another try may help
-            return AgainError(problem)
         if status in RETRIED or status >= 500:
             return AgainError(f"status {status}: {problem}", after)
         if status in (401, 403):

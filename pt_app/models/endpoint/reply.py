@@ -52,8 +52,8 @@ def reply_of(body: object, estimate: Usage) -> Reply:
     neither.
     """
     choice = _first_choice(body)
-    message, reason = _mapping(choice.get("message")), choice.get("finish_reason")
-    if not message:
+    message, reason = choice.get("message"), choice.get("finish_reason")
+    if not isinstance(message, Mapping):
         raise AgainError("an answer without choices", of_row=True)
     text = whole_characters(_text(message.get("content")))
     if message.get("refusal"):
