@@ -77,7 +77,7 @@ def test_copy_that_does_not_end_is_cut(
 ) -> None:
     monkeypatch.setattr(limits, "LIMITS", limits.Limits(poll=0.01, copy=0.4))
     tar = tmp_path / "bin" / "tar"
-    tar.write_text("#!/bin/bash\nexec sleep 20\n")
+    tar.write_text("#!/bin/bash\nexec sleep 60\n")
     tar.chmod(0o755)
     (Path(host.remote) / "file").write_text("x")
     start = time.monotonic()
@@ -88,7 +88,7 @@ def test_copy_that_does_not_end_is_cut(
     big.write_bytes(bytes(1 << 20))  # more than a pipe holds
     with pytest.raises(CutOffError, match="was cut"):
         host.send({"sent": big})
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 50
 
 
 def test_copy_larger_than_any_checkpoint_is_refused_and_what_was_not_hashed_left_out(
