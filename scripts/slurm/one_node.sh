@@ -76,6 +76,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2
 KillWait=10
+MessageTimeout=60
 MailProg=$folder/mail.sh
 MpiDefault=none
 ReturnToService=2
