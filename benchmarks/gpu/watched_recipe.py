@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from benchmarks.gpu.watch import Watch
 from pt_app.eval_model.judge_train_cuda import main
 from pt_app.models.gemm import restore_matmul_choice
+from pt_app.models.packing import Batch
 from pt_app.training.loop import TrainingLoop
 
 HELD = 300  # seconds
@@ -21,10 +23,10 @@ def hold_after(steps: int) -> None:
     """Let the training wait once it has taken so many steps: it will be killed there."""
     compute = TrainingLoop.compute_loss
 
-    def compute_late(self: TrainingLoop, *arguments: Any) -> Any:
+    def compute_late(self: TrainingLoop, batch: Batch, count: Tensor) -> Tensor:
         if self.state.global_step >= steps:
             time.sleep(HELD)
-        return compute(self, *arguments)
+        return compute(self, batch, count)
 
     TrainingLoop.compute_loss = compute_late  # type: ignore[method-assign]
 
