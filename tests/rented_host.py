@@ -1,11 +1,13 @@
 """A stand-in for a rented host: an OpenSSH server of the test's own, behind a line that can break.
 
 `recipe.py` there takes the recipe's place: a step is a tenth of a second, ten of
-them and the last leave a checkpoint, and six of these are kept.
+them and the last leave a checkpoint, and six of these are kept. With `hold` it
+takes no step after a given one, so that a test can look at it in peace.
 """
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -48,9 +50,12 @@ step = int(newest_complete(run)[0].name.split("-")[1]) if resume else 0
 (run / "wandb" / "latest-run").symlink_to((run / "wandb" / "offline-run-1").absolute())
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+hold = pathlib.Path(__file__).with_name("hold")
 print(f"training from step {step} to {flags['epochs']}", flush=True)
 while step < float(flags["epochs"]) and not asked:
     time.sleep(0.1)
+    if hold.exists() and step >= int(hold.read_text()):
+        continue
     step += 1
     print(f"step {step}", flush=True)
     if step % 10 and step < float(flags["epochs"]) and not asked and flags["seed"] != "13":
@@ -82,6 +87,18 @@ def why_not() -> str:
     return ""
 
 
+def free_port() -> int:
+    """A port for a program that takes a number.
+
+    Below those that the system hands out (32768 and more), of which a server or a client of the
+    tests beside could get it first.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 class RentedHost:
     """sshd on `address`; its root's home is `home`, and `remote` the folder for the work."""
 
@@ -98,14 +115,21 @@ class RentedHost:
         Path("/run/sshd").mkdir(exist_ok=True)
         key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")]
         subprocess.run(key, check=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         config = self.folder / "sshd_config"
         config.write_text(CONFIG.format(port=port, folder=self.folder))
         assert SSHD
         self._sshd = subprocess.Popen([SSHD, "-D", "-f", str(config)], stderr=subprocess.DEVNULL)
         self.line.start(port)
         return self
+
+    def hold(self, step: int) -> None:
+        """Let the stand-in take no step after this one; before the launch."""
+        (self.folder / "hold").write_text(str(step))
+
+    def release(self) -> None:
+        """Let the stand-in go on."""
+        (self.folder / "hold").unlink()
 
     def __exit__(
         self,
@@ -192,7 +216,7 @@ class Line:
         self._pass(host, client, True)
 
     def _connect(self) -> socket.socket:
-        for _ in range(50):
+        for _ in range(1000):
             try:
                 return socket.create_connection(("127.0.0.1", self._to))
             except OSError:  # sshd is starting

@@ -20,7 +20,7 @@ def run_bench(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
     out = tmp_path / "numbers.json"
     command = [sys.executable, "-m", "pt_app.cli", "bench", *words, "--shape=tiny", "--rounds=1"]
     done = subprocess.run(
-        [*command, f"--json={out}"], cwd=ROOT, capture_output=True, text=True, timeout=500
+        [*command, f"--json={out}"], cwd=ROOT, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stderr
     reports: list[dict[str, Any]] = json.loads(out.read_text())

@@ -242,7 +242,7 @@ def offline(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_bundle_installs_trains_and_scores_where_there_is_no_network(
     config: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import ROOT, run_offline
 from tests.test_report_browser import CHROMIUM, SCHEMES, WIDTHS, look_over
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,15 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_demo(clone: Path, seed: int) -> tuple[str, Path]:
     """Output of `judge demo` without network and keys, and the report that it names."""
-    done = run_offline(["-m", "pt_app.cli", "demo", "--seed", str(seed)], cwd=clone, timeout=1500)
+    done = run_offline(["-m", "pt_app.cli", "demo", "--seed", str(seed)], cwd=clone, timeout=2400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout, clone / done.stdout.strip().splitlines()[-1].removeprefix("report: ")
+
+
+@cache
+def first_demo(clone: Path, seed: int) -> tuple[str, Path]:
+    """The run from nothing, which several tests look at."""
+    return run_demo(clone, seed)
 
 
 def named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def test_demo_judge_agrees_with_unseen_labels_far_better_than_its_base(
     clone: Path, seed: int
 ) -> None:
-    output, report = run_demo(clone, seed)
+    output, report = first_demo(clone, seed)
     assert "no Apple GPU here: training on the CPU" in output or sys.platform == "darwin"
     results = json.loads((report.parent / "results.json").read_text())
     adapter, base = (named(results["models"], name) for name in ("adapter", "base"))
@@ -71,7 +78,7 @@ def test_demo_judge_agrees_with_unseen_labels_far_better_than_its_base(
 def test_the_demos_report_is_readable_on_phone_and_desk_light_and_dark(
     clone: Path, tmp_path: Path
 ) -> None:
-    _, report = run_demo(clone, 0)
+    _, report = first_demo(clone, 0)
     for width in WIDTHS:
         for scheme in SCHEMES:
             look_over(report, width, scheme, tmp_path / f"{width}-{scheme}.png")
@@ -81,7 +88,7 @@ def test_the_demos_report_is_readable_on_phone_and_desk_light_and_dark(
 def test_the_demos_judge_is_attacked_and_control_tokens_stay_text(
     clone: Path, tmp_path: Path
 ) -> None:
-    _, report = run_demo(clone, 0)
+    _, report = first_demo(clone, 0)
     adapter = report.parents[1]
     words = ["attack", "--adapter", str(adapter), "--data", str(clone / "datasets/demo")]
     done = run_offline(["-m", "pt_app.cli", *words, "--rows", "20", "--out", str(tmp_path)])
@@ -96,7 +103,7 @@ def test_the_demos_judge_is_attacked_and_control_tokens_stay_text(
 
 
 def test_second_demo_uses_what_is_there_and_touches_nothing_of_the_users(clone: Path) -> None:
-    run_demo(clone, 0)
+    first_demo(clone, 0)
     before = {p: p.stat().st_mtime_ns for p in clone.rglob("*") if p.is_file()}
     output, report = run_demo(clone, 0)
     assert "trained and evaluated before" in output

@@ -15,7 +15,7 @@ from pt_app.models.bases import load_tokenizer, shipped
 from tests.conftest import ROOT
 from tests.tiny_models import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 WITHIN = 0.25
 # name: hidden, intermediate, layers, heads, heads of keys, vocabulary
 SIZES = {
@@ -73,9 +73,11 @@ def test_memory_of_a_training_is_within_a_quarter_of_what_is_measured(
     model: Path, recipe: str, tmp_path: Path
 ) -> None:
     flags = [f"--model={model}", "--data_dir=datasets/judge_eval", f"--output_dir={tmp_path}"]
-    flags += ["--tracking=off", "--skip_eval", "--batch_size=1", "--gradient_accumulation=16"]
-    steps = 6 if model.name == "20M" else 3
-    flags += ["--epochs=1", f"--max_samples={16 * steps}", f"--eval_steps={steps}"]
+    # The optimizer has its state from the first step on: the second shows the peak.
+    steps, examples = {"20M": (6, 16), "80M": (2, 16), "250M": (2, 8)}[model.name]
+    flags += ["--tracking=off", "--skip_eval", "--batch_size=1", "--epochs=1"]
+    flags += [f"--gradient_accumulation={examples}", f"--max_samples={examples * steps}"]
+    flags += [f"--eval_steps={steps}"]
     before = estimated(recipe, flags)
     peak, said = measured(recipe, flags)
     (runtime,) = re.findall(r"train_runtime ([\d.]+)", said)

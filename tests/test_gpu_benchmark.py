@@ -82,7 +82,7 @@ def run_check(out: Path, **env: str) -> tuple[dict[str, Any], subprocess.Complet
         env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | env,
         capture_output=True,
         text=True,
-        timeout=1400,
+        timeout=2400,
     )
     return json.loads((out / "results.json").read_text())["parts"], done
 
@@ -94,7 +94,7 @@ def test_check_without_time_says_that_nothing_ran(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2700)
 def test_check_runs_in_miniature_without_a_gpu(tmp_path: Path) -> None:
     parts, done = run_check(tmp_path / "out")
     said = done.stdout + done.stderr

@@ -241,7 +241,9 @@ def test_parquet_streams_into_the_same_rows(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(texts=st.lists(st.text(st.characters(codec=None), max_size=12), min_size=6, max_size=6))
 def test_any_text_is_kept_to_the_letter_or_refused(

@@ -265,7 +265,9 @@ CELLS = st.recursive(
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.dictionaries(NAMED, CELLS, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_any_json_gets_a_proposal(tmp_path: Path, rows: list[Row]) -> None:

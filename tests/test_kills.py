@@ -24,14 +24,29 @@ def argv(base: Path, rows: Path, out: Path, *more: str) -> list[str]:
     return flags(base, rows, out, *MORE, "--epochs=20", *more)
 
 
+HOLDING = str(ROOT / "tests" / "holding")
+
+
+def held_at(step: int, rank: int | None = None) -> dict[str, str]:
+    """The environment in which a training waits for a signal once it has taken so many steps."""
+    path = os.pathsep.join(filter(None, [HOLDING, os.environ.get("PYTHONPATH")]))
+    only = {} if rank is None else {"JUDGE_TEST_HOLD_RANK": str(rank)}
+    return {"PYTHONPATH": path, "JUDGE_TEST_HOLD_AT": str(step)} | only
+
+
 def start(
-    base: Path, rows: Path, out: Path, *more: str, script: Sequence[str] = (recipe_path("mps"),)
+    base: Path,
+    rows: Path,
+    out: Path,
+    *more: str,
+    script: Sequence[str] = (recipe_path("mps"),),
+    **env: str,
 ) -> subprocess.Popen[str]:
     """Start a recipe, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, *script, *argv(base, rows, out, *more)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -74,7 +89,7 @@ STEPS = 120  # 24 rows in steps of 4, 20 epochs
 PACKS = ["--pack_tokens=100"]  # so that a step has several packs to be killed between
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("recipe", "kills"), [("mps", 25), ("cuda", 12)])
 def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
     base: Path, rows: Path, tmp_path: Path, recipe: Recipe, kills: int
@@ -108,7 +123,7 @@ def test_run_killed_at_random_points_ends_with_the_uninterrupted_adapter(
 def test_interrupted_run_ends_with_130_after_a_checkpoint_of_its_step(
     base: Path, rows: Path, tmp_path: Path, whole: bytes, what: int, script: list[str]
 ) -> None:
-    process = start(base, rows, tmp_path, script=script)
+    process = start(base, rows, tmp_path, script=script, **held_at(20))
     signal_after_step(process, tmp_path, 20, what)
     output, _ = process.communicate()
     assert process.returncode == 130, output
@@ -121,7 +136,8 @@ def test_signal_to_all_processes_of_a_run_leaves_a_checkpoint(
     base: Path, rows: Path, tmp_path: Path
 ) -> None:
     """As torchrun and timeout send it: to the loader's workers too, which the CUDA recipe has."""
-    process = start(base, rows, tmp_path, "--save_steps=0", script=[recipe_path("cuda")])
+    words = [recipe_path("cuda")]
+    process = start(base, rows, tmp_path, "--save_steps=0", script=words, **held_at(20))
     log = [*tmp_path.glob("*/train.log")]
     while process.poll() is None and not (log and "step 20/" in log[0].read_text()):
         log = [*tmp_path.glob("*/train.log")]

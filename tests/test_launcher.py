@@ -94,7 +94,7 @@ def test_one_process_trains_the_same_beside_leftovers(
             env=os.environ | {"HF_HUB_OFFLINE": "1"} | left,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
         (file,) = (tmp_path / name).glob("*_final/adapter_model.safetensors")

@@ -244,7 +244,7 @@ def _score_when_told(
 
     def slow(*arguments: Any) -> dict[str, int]:
         ended.put("holds it")
-        told.wait(60)
+        told.wait(600)
         return inner(*arguments)
 
     score_command._score = slow
@@ -261,14 +261,14 @@ def test_second_scoring_to_one_output_is_refused_and_every_row_is_there(
     told, ended = spawn.Event(), spawn.Queue()
     first = spawn.Process(target=_score_when_told, args=(adapter, base, rows, output, told, ended))
     first.start()
-    assert ended.get(timeout=120) == "holds it"
+    assert ended.get(timeout=600) == "holds it"
     with pytest.raises(UserError, match=r"another judge score writes .*out.jsonl"):
         score_file(adapter, str(rows), output, ScoreOptions(base=str(base)))
     with pytest.raises(UserError, match="another judge score writes"):
         score_file(adapter, str(rows), tmp_path / "." / "out.jsonl", ScoreOptions(base=str(base)))
     told.set()
-    counts = ended.get(timeout=120)
-    first.join(60)
+    counts = ended.get(timeout=600)
+    first.join(240)
     assert sum(counts.values()) == 30 == len(output.read_text().splitlines())
     assert not list(tmp_path.glob("*.parts"))
     score_file(adapter, str(rows), output, ScoreOptions(base=str(base)))  # its end frees the output

@@ -24,7 +24,7 @@ def prefetch(config: Path, cache: Path, endpoint: str) -> subprocess.CompletedPr
         env=kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

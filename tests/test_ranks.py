@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,8 +15,9 @@ import pytest
 from pt_app.core.errors import UserError
 from tests.conftest import ROOT
 from tests.contract import assert_adapter_contract
+from tests.rented_host import free_port
 from tests.rows import write_rows
-from tests.test_kills import losses, steps_done, weights
+from tests.test_kills import held_at, losses, steps_done, weights
 from tests.test_recipes import flags, main, recipe_path
 
 MORE = ["--skip_eval", "--eval_steps=10", "--epochs=5", "--pack_tokens=100"]
@@ -27,12 +27,6 @@ MORE = ["--skip_eval", "--eval_steps=10", "--epochs=5", "--pack_tokens=100"]
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """21 rows: the last step of an epoch has one, and a second rank nothing to do in it."""
     return write_rows(tmp_path_factory.mktemp("uneven") / "rows", train=21, val=5)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def launcher(kind: str) -> list[str]:
@@ -46,13 +40,15 @@ def launcher(kind: str) -> list[str]:
     return ["-m", *words, "--main_process_ip=127.0.0.1", "--main_process_port", port]
 
 
-def start(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+def start(
+    kind: str, recipe: str, argv: list[str], cwd: Path = ROOT, **env: str
+) -> subprocess.Popen[str]:
     """Start a recipe by its path, in two processes."""
     # Launchers speak to themselves over the loopback, which a new network namespace lacks.
     return subprocess.Popen(
         [sys.executable, *launcher(kind), str(ROOT / recipe_path(recipe)), *argv],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -61,7 +57,7 @@ def start(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> subproce
 
 def run(kind: str, recipe: str, argv: list[str], cwd: Path = ROOT) -> str:
     process = start(kind, recipe, argv, cwd)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -137,7 +133,7 @@ def test_two_processes_leave_one_adapter_one_evaluation_and_one_tracked_run(
     assert output.count("evaluating base and adapter") == 1
 
 
-LONG = ["--skip_eval", "--eval_steps=0", "--epochs=15", "--tracking=off"]
+LONG = ["--skip_eval", "--eval_steps=0", "--epochs=8", "--tracking=off"]
 SHARDED = ["--no_4bit", "--shard_base"]
 
 
@@ -154,16 +150,16 @@ def long_run(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_killed_rank_ends_the_run_with_a_message_and_a_checkpoint_that_resumes(
     base: Path, uneven: Path, tmp_path: Path, long_run: tuple[str, list[str], Path]
 ) -> None:
     recipe, more, whole = long_run
     argv = flags(base, uneven, tmp_path, *more, "--save_steps=4")
-    process = start("torchrun", recipe, argv)
+    process = start("torchrun", recipe, argv, **held_at(12, rank=1))
     wait_for_step(process, tmp_path, 12)
     rank(process, 1).send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "one of the 2 processes that trained together is gone, in step" in output
     assert "--resume continues from" in output
@@ -179,11 +175,13 @@ def test_interrupted_ranks_stop_after_the_same_step_and_one_process_goes_on(
 ) -> None:
     recipe, more, whole = long_run
     argv = flags(base, uneven, tmp_path, *more, "--save_steps=0")
-    process = start("torchrun", recipe, argv)
+    # torchrun kills its ranks 30 seconds after it has passed a signal on, if nothing else is said.
+    env = held_at(20) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "280"}
+    process = start("torchrun", recipe, argv, **env)
     while "step 20/" not in log_of(tmp_path) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert "interrupted; --resume continues from the checkpoint of this step" in output
     assert len(list(steps_done(tmp_path))) == 1
     with pytest.raises(UserError, match=r"the number of examples per step .* was 4"):

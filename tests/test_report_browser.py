@@ -70,7 +70,7 @@ def browse(*words: str) -> str:
     assert CHROMIUM is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=3000"]
-    done = subprocess.run([CHROMIUM, *flags, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([CHROMIUM, *flags, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

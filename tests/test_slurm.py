@@ -9,12 +9,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from tests.conftest import ROOT, without_network
 from tests.tracking_server import TrackingServer
 
 SCRIPTS = ROOT / "scripts"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+LIMIT = 30  # minutes: more than any of these jobs needs
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def why_not() -> str:
@@ -79,7 +80,7 @@ def write_settings(file: Path, base: Path, rows: Path, epochs: int, **more: Any)
 
 
 def submit(slurm: dict[str, str], checkout: Path, *files: Path, array: str = "42") -> str:
-    words = ["sbatch", "--parsable", "--time=10", "--signal=B:USR1@5", "--cpus-per-task=1"]
+    words = ["sbatch", "--parsable", f"--time={LIMIT}", "--signal=B:USR1@5", "--cpus-per-task=1"]
     words += [f"--array={array}", "scripts/slurm/judge_train.slurm", *map(str, files)]
     done = subprocess.run(words, cwd=checkout, env=slurm, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -99,11 +100,13 @@ def states(slurm: dict[str, str], job: str) -> set[str]:
     """The states of the array's tasks, of those that SLURM still remembers."""
     words = ["scontrol", "show", "job", job]
     shown = subprocess.run(words, env=slurm, capture_output=True, text=True)
+    if shown.returncode and "Invalid job id" not in shown.stderr:
+        return {"UNKNOWN"}  # SLURM is too busy to answer
     return set(re.findall(r"JobState=(\w+)", shown.stdout))
 
 
-def wait_for_end(slurm: dict[str, str], job: str, seconds: float = 400) -> None:
-    running = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
+def wait_for_end(slurm: dict[str, str], job: str, seconds: float = 900) -> None:
+    running = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "UNKNOWN"}
     wait_until(lambda: not states(slurm, job) & running, seconds, f"the end of job {job}")
 
 
@@ -147,14 +150,19 @@ def set_limit(slurm: dict[str, str], job: str, minutes: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def end_of_limit(slurm: dict[str, str], job: str) -> float:
-    words = ["scontrol", "show", "job", job]
-    shown = subprocess.run(words, env=slurm, capture_output=True, text=True).stdout
-    return datetime.fromisoformat(re.findall(r"EndTime=(\S+)", shown)[0]).timestamp()
-
-
 def processes_of(job: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if _environment(p).get("SLURM_ARRAY_JOB_ID") == job]
+
+
+def recipes_of(job: str) -> list[psutil.Process]:
+    return [p for p in processes_of(job) if "judge_train_mps" in "".join(p.cmdline())]
+
+
+def is_asked_to_stop(process: psutil.Process) -> bool:
+    """Whether SIGTERM waits for a process that is suspended."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
@@ -172,16 +180,17 @@ def test_job_cut_by_its_time_limit_is_queued_again_and_ends_with_the_uninterrupt
     began = time.monotonic()
     out = checkout / "out" / "seed-42"
     logs = "*/train.log"
-    wait_until(lambda: any("step 10/" in p.read_text() for p in out.glob(logs)), 200, "a step")
+    wait_until(lambda: any("step 10/" in p.read_text() for p in out.glob(logs)), 600, "a step")
     # How long a machine needs to the first step and to the last one is not known: the limit is
-    # lowered when steps are taken, and the recipe is held until SLURM has sent its signal.
-    (recipe,) = [p for p in processes_of(job) if "judge_train_mps" in "".join(p.cmdline())]
+    # lowered when steps are taken, the recipe is held until SLURM has sent its signal, and then it
+    # has all the time to stop.
+    (recipe,) = recipes_of(job)
     recipe.suspend()
     set_limit(slurm, job, int(time.monotonic() - began + 35) // 60 + 1)
-    time.sleep(max(0.0, end_of_limit(slurm, job) - time.time() - 4))
+    wait_until(lambda: is_asked_to_stop(recipe), 300, "the signal before the time limit")
+    set_limit(slurm, job, LIMIT)
     recipe.resume()
-    wait_until(lambda: "queued again" in log_of(checkout, job), 60, "the time limit")
-    set_limit(slurm, job, 10)
+    wait_until(lambda: "queued again" in log_of(checkout, job), 300, "the time limit")
     train_here(slurm, checkout, file, "whole")
     wait_for_end(slurm, job)
     log = log_of(checkout, job)
@@ -204,6 +213,15 @@ def test_job_cut_by_its_time_limit_is_queued_again_and_ends_with_the_uninterrupt
     again = submit(slurm, checkout, file)
     wait_for_end(slurm, again)
     assert "holds a finished judge: nothing to do" in log_of(checkout, again)
+
+
+def all_held_once_saved(job: str, outs: Sequence[Path]) -> bool:
+    """Suspend each training that has a checkpoint, so that none ends before the others have one."""
+    saved = [out for out in outs if any(out.glob("*/checkpoint-*/complete.json"))]
+    for recipe in recipes_of(job):
+        if {f"out/{out.name}" for out in saved} & set(recipe.cmdline()):
+            recipe.suspend()
+    return len(saved) == len(outs)
 
 
 def kill_as_a_node_dies(slurm: dict[str, str], job: str) -> None:
@@ -230,16 +248,15 @@ def test_tasks_of_a_dead_node_are_resumed_each_from_its_own_checkpoint(
     ]
     job = submit(slurm, checkout, *files, array="1-2")
     outs = [checkout / "out" / file.stem for file in files]
-    wait_until(
-        lambda: all(any(out.glob("*/checkpoint-*/complete.json")) for out in outs), 100, "steps"
-    )
+    wait_until(lambda: all_held_once_saved(job, outs), 600, "steps")
     kill_as_a_node_dies(slurm, job)
+    for task, file in zip((1, 2), files, strict=True):  # while SLURM waits to start them again
+        train_here(slurm, checkout, file, f"whole-{task}")
     wait_for_end(slurm, job)
-    for task, file, out in zip((1, 2), files, outs, strict=True):
+    for task, out in zip((1, 2), outs, strict=True):
         log = log_of(checkout, job, task)
         assert "CANCELLED AT" not in log.partition("start 2")[0]  # the first one had no warning
         assert (
             f"start 2 on {socket.gethostname().partition('.')[0]}: resuming out/{out.name}/" in log
         )
-        train_here(slurm, checkout, file, f"whole-{task}")
         assert weights(out) == weights(checkout / f"whole-{task}")

@@ -71,7 +71,7 @@ def end_after(process: subprocess.Popen[str], checkout: Path, what: int | None =
             time.sleep(0.02)
         process.send_signal(what)
     try:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -73,7 +73,7 @@ def try_all(doors: list[Door], folder: Path) -> dict[Door, Said]:
         text=True,
         cwd=folder,
         env=os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT)},
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]

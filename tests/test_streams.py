@@ -35,7 +35,7 @@ def run(
     """Run Python with these words; bytes, since what they encode is the question."""
     words = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
     return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=words, capture_output=True, timeout=300
+        [sys.executable, *command], cwd=cwd, env=words, capture_output=True, timeout=900
     )
 
 
@@ -230,7 +230,7 @@ exit_with(main)"""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # rows, columns
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=follower)
-    assert process.wait(60) == 0
+    assert process.wait(240) == 0
     os.close(follower)
     shown = os.read(leader, 100_000).decode()
     assert re.search(r"\rrows: 100%\|█+\| 3/3", shown)

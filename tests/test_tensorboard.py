@@ -16,8 +16,8 @@ from pt_app.core.settings import read_tracking, resolve
 from pt_app.preflight.prefetch import verify
 from pt_app.tracking.tensorboard import EventFile
 from pt_app.tracking.tracker import Tracker
-from tests.test_kills import start
-from tests.test_recipes import RECIPES, flags, main, recipe_path
+from tests.test_kills import argv, start
+from tests.test_recipes import RECIPES, flags, main
 
 pytest.importorskip("tensorboardX", reason="pip install -r requirements-tensorboard.txt")
 Curve = dict[int, float]
@@ -90,10 +90,10 @@ def test_a_run_that_is_killed_and_resumed_shows_each_step_once(
     base: Path, rows: Path, tmp_path: Path
 ) -> None:
     killed = ["-m", "tests.killed_recipe", "mps", '[[17, "0"], [33, "0"]]']
-    for script, more in ((killed, []), ([recipe_path("mps")], ["--resume"])):
-        process = start(base, rows, tmp_path, "--tracking=tensorboard", *more, script=script)
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
+    process = start(base, rows, tmp_path, "--tracking=tensorboard", script=killed)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    main("mps", argv(base, rows, tmp_path, "--tracking=tensorboard", "--resume"))
     (adapter,) = tmp_path.glob("*_final")
     run = Path(str(adapter).removesuffix("_final"))
     history = json.loads((adapter / "training_config.json").read_text())["log_history"]

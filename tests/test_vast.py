@@ -312,7 +312,7 @@ def test_model_that_needs_a_token_is_refused(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
     )
     hub.shutdown()
     hub.server_close()

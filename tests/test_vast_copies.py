@@ -75,9 +75,16 @@ def test_only_checkpoints_that_the_launch_brought_are_dropped(host: Host, launch
 def test_copy_that_does_not_end_is_cut(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "LIMITS", limits.Limits(poll=0.01, copy=0.4))
+    monkeypatch.setattr(limits, "LIMITS", limits.Limits(poll=0.01, copy=240.0))
+    copying, limit = Host._copying, []
+
+    def cut_soon(host: Host, command: str, seconds: float) -> object:
+        limit.append(seconds)
+        return copying(host, command, 0.4)
+
+    monkeypatch.setattr(Host, "_copying", cut_soon)
     tar = tmp_path / "bin" / "tar"
-    tar.write_text("#!/bin/bash\nexec sleep 20\n")
+    tar.write_text("#!/bin/bash\nexec sleep 60\n")
     tar.chmod(0o755)
     (Path(host.remote) / "file").write_text("x")
     start = time.monotonic()
@@ -88,7 +95,8 @@ def test_copy_that_does_not_end_is_cut(
     big.write_bytes(bytes(1 << 20))  # more than a pipe holds
     with pytest.raises(CutOffError, match="was cut"):
         host.send({"sent": big})
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 50
+    assert limit == [240.0] + 3 * [pytest.approx(240.0, abs=0.1)]
 
 
 def test_copy_larger_than_any_checkpoint_is_refused_and_what_was_not_hashed_left_out(

@@ -3,8 +3,10 @@
 A stand-in takes the recipe's place; tests/test_vast_page.py trains with the real one.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
@@ -25,10 +29,11 @@ from scripts.rented.record import all_launches
 from scripts.vast import main
 from tests.conftest import ROOT
 from tests.rented_host import RentedHost, why_not
-from tests.vast_fixtures import SECRETS, launch_words
+from tests.vast_fixtures import SECRETS, launch_words, until
 from tests.vast_server import VastServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+ENDLESS = "--epochs=100000"  # of a tenth of a second: the test ends it, not its last step
 RUN = "stand-in-20261121_120000"
 CREATE = r"/asks/\d+/"
 # The launcher in a process of its own, with the time limits of the tests.
@@ -54,11 +59,19 @@ def steps_of(out: Path) -> list[int]:
     return sorted(int(folder.name.split("-")[1]) for folder in folders)
 
 
-def until(what: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
+def saved_there(host: RentedHost) -> bool:
+    """Whether the host has a complete checkpoint."""
+    return any(host.remote.glob("adapters_eval/*/checkpoint-*/complete.json"))
+
+
+def once_saved(host: RentedHost, act: Callable[[], object]) -> None:
+    """Do something, in the background, once the host has a checkpoint."""
+
+    def wait() -> None:
+        until(lambda: saved_there(host))
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def test_launch_brings_the_adapter_home_and_leaves_nothing_paid(
@@ -107,10 +120,14 @@ def test_host_trains_offline_without_evaluation_and_without_any_key(
         assert not [path for path in files if key.encode() in path.read_bytes()], name
         sent = [request[:3] for request in vast.requests]
         assert key not in str(sent), name
-    watchdogs = [p for p in rented_host.processes() if "watchdog.sh" in " ".join(p.cmdline())]
-    assert watchdogs
-    for process in watchdogs:  # with all that it was given
-        assert not set(SECRETS.values()) & set(process.environ().values())
+    given = []
+    for process in rented_host.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # of a shell's short ones
+            if "watchdog.sh" in " ".join(process.cmdline()):
+                given.append(process.environ())  # all that it was given
+    assert given
+    for environment in given:
+        assert not set(SECRETS.values()) & set(environment.values())
 
 
 def test_ssh_that_comes_late_is_waited_for(
@@ -201,16 +218,29 @@ def test_set_up_that_fails_ends_the_rental(
 
 
 def test_cap_takes_a_last_checkpoint_and_resume_goes_on_from_it(
-    vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
+    vast: VastServer,
+    rented_host: RentedHost,
+    rows: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caps = ["--hours=0.0001", "--max_hours", str(36 / 3600), "--gpu_ram=8"]
-    long = ["--", "--epochs=400"]
-    with pytest.raises(
-        UserError, match=r"the cap of 0\.01 hours is reached; resume from"
-    ) as failed:
-        main(launch_words(rows, out, *caps, *long, host=rented_host))
+    caps = ["--hours=0.0001", "--max_hours=1", "--gpu_ram=8", "--", ENDLESS]
+
+    def now() -> float:  # the hour of the cap passes once the host has a checkpoint
+        return time.time() + (3600 if saved_there(rented_host) else 0)
+
+    clock = SimpleNamespace(time=now, monotonic=time.monotonic, sleep=time.sleep)
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.rented.training.time", clock)
+        with pytest.raises(
+            UserError, match=r"the cap of 1\.00 hours is reached; resume from"
+        ) as failed:
+            main(launch_words(rows, out, *caps, host=rented_host))
     last = steps_of(out)[-1]
-    assert 0 < last < 400
+    (launch,) = all_launches(out)
+    log = (launch.folder / "run.log").read_text()
+    assert last == int(re.findall(r"^step (\d+)", log, re.MULTILINE)[-1]), "its last step is saved"
+    assert launch.exit_code == "train 130"
     assert f"checkpoint-{last}" in str(failed.value)
     assert vast.instances == {}
     more = ["--resume", str(out / RUN), "--", f"--epochs={last + 2}"]
@@ -225,8 +255,8 @@ def test_cap_takes_a_last_checkpoint_and_resume_goes_on_from_it(
 def test_money_that_runs_out_ends_the_rental_while_there_is_some_left(
     vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
 ) -> None:
-    vast.faults.credits = [50.0, 50.0, 0.01]
-    more = ["--fetch_minutes", "0.005", "--", "--epochs=400"]
+    once_saved(rented_host, lambda: setattr(vast.faults, "credits", [0.01]))
+    more = ["--fetch_minutes", "0.005", "--", ENDLESS]
     with pytest.raises(UserError, match=r"\$0.01 of credit is left, less than .* resume from"):
         main(launch_words(rows, out, *more, host=rented_host))
     assert steps_of(out)
@@ -237,10 +267,9 @@ def test_money_that_runs_out_ends_the_rental_while_there_is_some_left(
 def test_machine_that_leaves_in_the_middle_is_destroyed_and_said(
     vast: VastServer, rented_host: RentedHost, rows: Path, out: Path, state: str
 ) -> None:
-    vast.faults.states = {1011: ["loading", *["running"] * 6, state]}
-    more = ["--", "--epochs=400"]
+    once_saved(rented_host, lambda: vast.instances[7000].update(states=[state]))
     with pytest.raises(UserError, match=f"the instance is {state}"):
-        main(launch_words(rows, out, *more, host=rented_host))
+        main(launch_words(rows, out, "--", ENDLESS, host=rented_host))
     assert vast.destroyed == [7000]
 
 
@@ -250,17 +279,25 @@ def test_checkpoints_come_home_while_it_trains_and_rotated_ones_go(
     seen: list[int] = []
 
     def look() -> None:
-        until(lambda: list((out / RUN).glob("checkpoint-*/complete.json")))
-        seen.extend(steps_of(out))
+        try:
+            until(lambda: steps_of(out) == [10, 20, 30, 40])
+            seen.extend(steps_of(out))
+        finally:
+            rented_host.release()
 
+    rented_host.hold(40)
     watcher = threading.Thread(target=look)
     watcher.start()
     more = ["--fetch_minutes", "0.005", "--", "--epochs=120"]
     main(launch_words(rows, out, *more, host=rented_host))
     watcher.join()
-    assert seen
-    assert seen[-1] < 120
+    assert seen == [10, 20, 30, 40]
     assert steps_of(out) == [70, 80, 90, 100, 110, 120]
+
+
+def follows(out: Path) -> None:
+    """Wait until a launcher has read that step 10 is done."""
+    until(lambda: any("step 10\n" in log.read_text() for log in out.glob(".rented/*/run.log")))
 
 
 def start_driver(words: list[str]) -> subprocess.Popen[bytes]:
@@ -274,14 +311,16 @@ def test_attach_finishes_a_launch_that_was_killed_in_the_training(
     out: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    rented_host.hold(10)
     more = ["--hours=1", "--gpu_ram=8", "--", "--epochs=40"]
     child = start_driver(launch_words(rows, out, *more, host=rented_host))
-    until(lambda: list(rented_host.remote.glob("adapters_eval/*/checkpoint-10")))
+    follows(out)
     child.kill()
     child.wait()
     (launch,) = all_launches(out)
     main(["list", "--output_dir", str(out)])
     assert f"{launch.label}: instance 7000, running, RTX 4090" in capsys.readouterr().out
+    rented_host.release()
     main(["attach", "--output_dir", str(out)])
     assert (out / f"{RUN}_final").is_dir()
     assert vast.destroyed == [7000]
@@ -297,7 +336,7 @@ def test_attach_adopts_an_instance_whose_create_was_never_answered(
     vast.on_create = lambda: children[0].kill()
     more = ["--hours=1", "--gpu_ram=8"]
     children.append(start_driver(launch_words(rows, out, *more, host=rented_host)))
-    children[0].wait(60)
+    children[0].wait(240)
     main(["attach", "--output_dir", str(out)])
     assert (out / f"{RUN}_final").is_dir()
     assert vast.destroyed == [7000]
@@ -312,9 +351,10 @@ def test_interrupt_in_the_training_leaves_it_running_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt() -> None:
-        until(lambda: list(rented_host.remote.glob("adapters_eval/*/checkpoint-10")))
+        follows(out)
         os.kill(os.getpid(), signal.SIGINT)
 
+    rented_host.hold(10)
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         main(launch_words(rows, out, "--", "--epochs=30", host=rented_host))
@@ -325,6 +365,7 @@ def test_interrupt_in_the_training_leaves_it_running_and_says_so(
         f"`{launch.command('attach')}` follows it, `{launch.command('destroy')}` ends it" in output
     )
     assert list(vast.instances) == [7000]
+    rented_host.release()
     main(["attach", launch.label, "--output_dir", str(out)])
     assert vast.instances == {}
 
@@ -376,9 +417,9 @@ def test_base_in_a_folder_is_copied_up_as_one(
 def test_attach_destroys_nothing_because_ssh_is_silent(
     vast: VastServer, rented_host: RentedHost, rows: Path, out: Path
 ) -> None:
-    more = ["--hours=1", "--gpu_ram=8", "--", "--epochs=400"]
+    more = ["--hours=1", "--gpu_ram=8", "--", ENDLESS]
     child = start_driver(launch_words(rows, out, *more, host=rented_host))
-    until(lambda: list(rented_host.remote.glob("adapters_eval/*/checkpoint-10")))
+    follows(out)
     child.kill()
     child.wait()
     rented_host.line.dead = 9

@@ -15,19 +15,40 @@ import pytest
 pytest.importorskip("vastai", reason="pip install -r requirements-vast.txt")
 
 from pt_app.core.errors import UserError
+from scripts.rented import limits
 from scripts.rented.provision import StillAliveError
 from scripts.rented.record import all_launches
 from scripts.vast import main
 from tests.conftest import ROOT
-from tests.vast_fixtures import a_launch, attempt, launch_words
+from tests.vast_fixtures import a_launch, attempt, launch_words, until
 from tests.vast_server import VastServer, offer
 
 CREATE = r"/asks/\d+/"
+LIST = "/api/v1/instances"
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
+
+
+@pytest.fixture
+def impatient(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits that a test waits out."""
+    monkeypatch.setattr(limits.LIMITS, "listed", 0.6)
+    for state in limits.LIMITS.states:
+        monkeypatch.setitem(limits.LIMITS.states, state, 1.0)
+
+
+def signal_once_listed(vast: VastServer, number: signal.Signals) -> None:
+    """Send this process a signal once it has the answer to its create, and asks for the states."""
+    before = len(vast.requests)
+
+    def send() -> None:
+        until(lambda: any(path.startswith(LIST) for _, path, *_ in vast.requests[before:]))
+        os.kill(os.getpid(), number)
+
+    vast.on_create = lambda: threading.Thread(target=send, daemon=True).start()
 
 
 def test_offer_that_is_gone_makes_way_for_the_next(
@@ -60,7 +81,7 @@ def test_refusal_that_no_offer_mends_ends_at_once(vast: VastServer, rows: Path, 
     ],
 )
 def test_state_that_never_runs_is_destroyed_before_another_offer_is_taken(
-    vast: VastServer, rows: Path, out: Path, states: list[str]
+    impatient: None, vast: VastServer, rows: Path, out: Path, states: list[str]
 ) -> None:
     vast.faults.states = {1011: states, 1012: ["exited"], 1013: ["exited"]}
     attempt(rows, out)
@@ -80,11 +101,17 @@ def test_destroy_that_fails_once_is_asked_again(vast: VastServer, rows: Path, ou
 
 
 def test_instance_that_cannot_be_destroyed_is_named_and_nothing_more_is_rented(
-    vast: VastServer, rows: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    vast: VastServer,
+    rows: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vast.faults.states = {1011: ["exited"]}
     vast.faults.ignored = 1000
-    message = attempt(rows, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(limits.LIMITS, "listed", 0.6)
+        message = attempt(rows, out)
     (launch,) = all_launches(out)
     command = f"`python scripts/vast.py destroy {launch.label} --output_dir {out}`"
     assert f"instance 7000 may be alive and billed ($0.409/h): {command}, or https://" in message
@@ -110,7 +137,7 @@ def test_create_without_an_answer_is_found_by_its_label_and_never_sent_again(
 
 
 def test_create_that_is_never_listed_is_said_and_never_sent_again(
-    vast: VastServer, rows: Path, out: Path
+    impatient: None, vast: VastServer, rows: Path, out: Path
 ) -> None:
     vast.faults.no_answer = "not"
     with pytest.raises(StillAliveError, match="whether a create succeeded is not known"):
@@ -119,7 +146,7 @@ def test_create_that_is_never_listed_is_said_and_never_sent_again(
 
 
 def test_server_error_after_a_create_counts_as_no_answer(
-    vast: VastServer, rows: Path, out: Path
+    impatient: None, vast: VastServer, rows: Path, out: Path
 ) -> None:
     vast.faults.refuse = (502, "bad gateway")
     with pytest.raises(StillAliveError, match="not known"):
@@ -139,7 +166,7 @@ def test_interrupt_before_the_training_destroys(
     vast: VastServer, rows: Path, out: Path, number: signal.Signals
 ) -> None:
     vast.faults.states = {1011: ["loading"]}
-    vast.on_create = lambda: threading.Timer(0.4, os.kill, (os.getpid(), number)).start()
+    signal_once_listed(vast, number)
     with pytest.raises(KeyboardInterrupt):
         main(launch_words(rows, out))
     assert vast.destroyed == [7000]
@@ -153,7 +180,7 @@ def test_kill_between_a_create_and_its_answer_leaves_what_list_and_destroy_need(
     vast.on_create = lambda: children[0].kill()
     words = launch_words(rows, out, "--hours=1", "--gpu_ram=8")
     children.append(subprocess.Popen([sys.executable, "scripts/vast.py", *words], cwd=ROOT))
-    assert children[0].wait(60) == -signal.SIGKILL
+    assert children[0].wait(240) == -signal.SIGKILL
     (launch,) = all_launches(out)
     assert (launch.stage, launch.instance) == ("creating", None)
     main(["list", "--output_dir", str(out)])
@@ -183,7 +210,7 @@ def test_instances_of_others_are_listed_and_left_alone(
 
 
 def test_instance_that_the_list_does_not_show_is_destroyed_by_its_id(
-    vast: VastServer, rows: Path, out: Path
+    impatient: None, vast: VastServer, rows: Path, out: Path
 ) -> None:
     vast.faults.hidden = 1000
     message = attempt(rows, out, "--offer", "11")
@@ -196,7 +223,7 @@ def test_interrupt_right_after_a_create_destroys_what_is_not_listed_yet(
     vast: VastServer, rows: Path, out: Path
 ) -> None:
     vast.faults.hidden = 1000
-    vast.on_create = lambda: threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal_once_listed(vast, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         main(launch_words(rows, out))
     assert vast.destroyed == [7000]

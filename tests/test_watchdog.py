@@ -4,13 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.rented.provision import WATCHDOG
+from tests.vast_fixtures import until
 from tests.vast_server import ACCOUNT_KEY, VastServer, offer
 
 TOOLS = ("bash", "cat", "date", "mkdir", "sed", "sleep", "tr", "kill")
@@ -40,10 +40,7 @@ def methods(server: VastServer) -> list[str]:
 
 def wait_for_the_end(server: VastServer) -> None:
     """Until the instance is gone: a request is kept before it is carried out."""
-    end = time.monotonic() + 60
-    while not server.destroyed:
-        assert time.monotonic() < end, server.requests
-        time.sleep(0.05)
+    until(lambda: server.destroyed)
 
 
 def path_without(tool: str, folder: Path) -> str:
@@ -54,6 +51,35 @@ def path_without(tool: str, folder: Path) -> str:
         if name != tool and found:
             (folder / name).symlink_to(found)
     return str(folder)
+
+
+class Clock:
+    """The watchdog's `date` and `sleep`: its time passes when a test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = path_without("date", folder / "bin")
+        self._now, self._reads = folder / "now", folder / "reads"
+        self._reads.touch()
+        (folder / "bin" / "sleep").unlink()
+        sleep = shutil.which("sleep")
+        for name, text in (
+            ("date", f"echo >>{self._reads}\nexec cat {self._now}"),
+            ("sleep", f"exec {sleep} 0.05"),
+        ):
+            (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (folder / "bin" / name).chmod(0o755)
+        self.show(1000)
+
+    def show(self, seconds: int) -> None:
+        """Set the seconds that the clock shows from now on."""
+        later = self._now.with_name("later")
+        later.write_text(f"{seconds}\n")
+        later.replace(self._now)
+
+    def until_read(self) -> None:
+        """Wait until the watchdog has acted upon what the clock shows."""
+        before = self._reads.stat().st_size
+        until(lambda: self._reads.stat().st_size > before + 2)
 
 
 @pytest.mark.parametrize("missing", ["python3", "curl"])
@@ -87,11 +113,16 @@ def test_instance_that_may_not_destroy_itself_is_stopped_and_tries_on(
 
 
 def test_a_restart_of_the_container_buys_no_time(server: VastServer, tmp_path: Path) -> None:
-    first = watch(server, tmp_path / "work", 2, os.environ["PATH"])
-    time.sleep(1)
+    clock, end = Clock(tmp_path), tmp_path / "work" / "end"
+    first = watch(server, tmp_path / "work", 100, clock.path)
+    until(lambda: end.exists() and end.read_text() == "1100\n")
     first.kill()
     first.communicate()
-    second = watch(server, tmp_path / "work", 1000, os.environ["PATH"])
+    clock.show(1099)
+    second = watch(server, tmp_path / "work", 1000, clock.path)
+    clock.until_read()
+    assert server.requests == []
+    clock.show(1100)
     wait_for_the_end(server)
     second.kill()
     second.communicate()
@@ -103,10 +134,16 @@ def test_recipe_is_asked_for_a_last_checkpoint_before_the_cap(
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    recipe = subprocess.Popen(["sleep", "60"])
+    recipe = subprocess.Popen(["sleep", "600"])
     (work / "train.pid").write_text(str(recipe.pid))
-    dog = watch(server, work, 12, os.environ["PATH"])
-    assert recipe.wait(20) == -15
+    clock = Clock(tmp_path)
+    dog = watch(server, work, 600, clock.path)
+    until((work / "end").exists)
+    clock.show(1499)
+    clock.until_read()
+    assert recipe.poll() is None
+    clock.show(1500)
+    assert recipe.wait(240) == -15
     assert server.requests == []
     dog.kill()
     dog.communicate()

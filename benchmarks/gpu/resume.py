@@ -19,7 +19,7 @@ KILLED_AFTER = 8  # steps of 24
 def launch(part: Part, name: str, *more: str) -> tuple[subprocess.Popen[bytes], Path, Path]:
     """Start the recipe on the small base; give its process, its folder and its log."""
     folder = part.folder(name)
-    log = folder / f"log{'-resumed' if more else ''}.txt"
+    log = folder / f"log{'-resumed' if '--resume' in more else ''}.txt"
     argv = ["--epochs=2", "--max_samples=24", "--batch_size=1", "--gradient_accumulation=2"]
     argv += ["--save_steps=4", "--lora_dropout=0.1", *more]
     flags = recipe_flags(part.small, part.rows, folder, *argv)
@@ -61,7 +61,8 @@ def distance(one: Path, other: Path) -> dict[str, Any]:
 def main() -> None:
     """Run whole, again and cut side by side; resume the cut one."""
     part = Part.started("resume")
-    whole, cut = launch(part, "whole"), launch(part, "cut")
+    # Held, or a machine that is busy could see the checkpoint after the end of the run.
+    whole, cut = launch(part, "whole"), launch(part, "cut", f"--hold_after={KILLED_AFTER}")
     again = None if part.smoke else launch(part, "again")
     step = kill_behind_checkpoint(cut[0], cut[1])
     numbers: dict[str, Any] = {"killed_behind_checkpoint": step}

@@ -137,12 +137,14 @@ def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
         port = address.port or (443 if address.scheme == "https" else 80)
     except ValueError:  # a malformed proxy or address
         return False
-    connected = threading.Event()
+    connected, ended = threading.Event(), threading.Event()
 
     def connect() -> None:
         with suppress(OSError):
             socket.create_connection((address.hostname or "", port), timeout=seconds).close()
             connected.set()
+        ended.set()
 
     threading.Thread(target=connect, daemon=True).start()
-    return connected.wait(seconds)
+    ended.wait(seconds)  # a refusal ends it at once
+    return connected.is_set()

@@ -29,7 +29,7 @@ start() {
   export SLURM_CONF="$folder/slurm.conf"
   slurmctld -c
   slurmd -c
-  for _ in $(seq 60); do
+  for _ in $(seq 360); do
     if [ "$(sinfo --noheader --format=%T 2>/dev/null)" = idle ]; then
       return
     fi
@@ -43,8 +43,13 @@ write_configuration() {
   local host ports
   host=$(hostname -s)
   read -r -a ports < <(python3 -c '
-import socket
-taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+import random, socket
+taken = []
+while len(taken) < 2:  # below the ports that the system hands out: nobody gets them in between
+    try:
+        taken.append(socket.create_server(("127.0.0.1", random.randrange(20000, 30000))))
+    except OSError:
+        pass
 print(*(one.getsockname()[1] for one in taken))')
   # --all: nproc alone answers with OMP_NUM_THREADS where that is set.
   # Without control groups, which a container may not have. A requeued job waits until its
@@ -56,7 +61,7 @@ SlurmctldPort=${ports[0]}
 SlurmdPort=${ports[1]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket,cred_expire=5
+AuthInfo=socket=$folder/munge.socket,cred_expire=15
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
@@ -71,6 +76,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2
 KillWait=10
+MessageTimeout=60
 MailProg=$folder/mail.sh
 MpiDefault=none
 ReturnToService=2
