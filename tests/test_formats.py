@@ -135,6 +135,22 @@ def test_a_label_that_a_format_does_not_have_is_refused(
         import_labels([str(path)], tmp_path / "d", options, SplitPlan())
 
 
+@pytest.mark.parametrize("column", ["input", "output_1", "output_2"])
+def test_a_text_of_a_format_that_is_a_number_is_refused_or_dropped(
+    column: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    texts = [{"input": f"do {i} {i * i}", "output_1": f"a {i}", "output_2": "b"} for i in range(9)]
+    values: list[dict[str, Any]] = [row | {"label": 1} for row in texts]
+    values[2][column] = 1.5
+    path.write_text(json.dumps(values), encoding="utf-8")
+    options = ImportOptions(format="llmbar")
+    with pytest.raises(UserError, match=r"row 3, field .*: input should be a valid string"):
+        import_labels([str(path)], tmp_path / "d", options, SplitPlan(near=1))
+    _, output = imported(tmp_path / "d", [path], "--format", "llmbar", "--near", "1", "--drop_bad")
+    assert counts(output) == (9, 8, 1)
+
+
 @pytest.mark.slow
 def test_demetr_becomes_pairs_of_a_translation_and_its_perturbation(tmp_path: Path) -> None:
     files = sorted(real("demetr").glob("*.json"))

@@ -154,6 +154,7 @@ class Format:
         issues = {key_of(label): issue for label, issue in self.issues.items()}
         targets = ("candidate", "candidate_a", "candidate_b")
         judged = [name for target in targets for name in map.columns.get(target, ())]
+        sources = map.columns["source"]
         for place, value in rows:
             cells: Row = value | {"stem": place.file.name.partition(".")[0], "row": place.row}
             cells["id"] = self.id.format(**cells)
@@ -166,6 +167,8 @@ class Format:
             for name in map.columns["label"]:
                 self._check_label(name, value, place)
             try:
+                if not all(isinstance(value.get(name), str | None) for name in sources):
+                    raise place.error("source", "input should be a valid string", "correct it")
                 yield map.convert(place, cells, reader)
             except RowError as error:
                 if refuse is None:
@@ -186,7 +189,9 @@ class Format:
 
 def _are_numbers(items: object) -> bool:
     try:
-        return isinstance(items, list) and all(isfinite(float(item)) for item in items)
+        return isinstance(items, list) and all(
+            not isinstance(item, bool) and isfinite(float(item)) for item in items
+        )
     except (TypeError, ValueError):
         return False
 
