@@ -506,7 +506,8 @@ def test_labels_that_are_all_alike_raise_a_warning_in_import_and_check(
 ) -> None:
     rows = pairs(lambda i: label, lambda i: (text(i, 2), text(i, 3)))
     said = run(lines(tmp_path, rows), tmp_path / "out", *PAIR)
-    assert f"warning: every label is {label}: a judge can neither learn" in said
+    assert f"warning: every label is {label}: a judge can neither learn nor be tested" in said
+    assert f"(one that always says {label} is right in 100 %)" in said
     checked = CliRunner().invoke(data, ["check", str(tmp_path / "out")])
     assert checked.exit_code == 0
     assert f"warning: every label is {label}" in " ".join(checked.output.split())
