@@ -286,7 +286,7 @@ def test_rows_that_cannot_be_used_are_counted_and_dropped_by_the_command(tmp_pat
     rows[4]["conversation_b"] = [{"role": "user", "content": "alone"}]
     proposal = inspect(str(write(tmp_path, "jsonl", rows)))
     (said,) = [line for line in proposal.lines() if line.startswith("unusable  ")]
-    assert said.startswith("unusable  1, left out by --drop_bad; the first: ")
+    assert said.startswith("unusable  1, left out by --drop_bad; the first:")
     assert not any(line.startswith("import ") for line in proposal.lines())
     assert proposal.flags[-1] == "--drop_bad"
 
