@@ -1,6 +1,9 @@
 """Dataset folders: all there or nothing, read back to the letter, longer by --append."""
 
+import itertools
 import json
+import os
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,6 @@ import pytest
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
-from pt_app.judge_data import folder as folders
 from pt_app.judge_data.folder import build_folder, split_folder
 from pt_app.judge_data.options import SplitPlan
 from tests.rows import write_rows
@@ -154,7 +156,9 @@ def test_rows_of_another_origin_are_refused(tmp_path: Path, text: str) -> None:
 def test_another_command_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     build(tmp_path / "data")
     before = bytes_of(tmp_path / "data")
-    with pytest.raises(UserError, match="comes from another command: choose another folder"):
+    # Not every command that writes a folder has --append.
+    remedy = r"choose another folder with --out, or delete it \(`judge data import --append` adds"
+    with pytest.raises(UserError, match=f"comes from another command: {remedy}"):
         build(tmp_path / "data", seed=1)
     assert bytes_of(tmp_path / "data") == before
 
@@ -173,16 +177,18 @@ def test_rows_that_cannot_be_used_leave_nothing_behind(tmp_path: Path) -> None:
 def test_a_disk_that_fails_half_way_leaves_the_folder_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(path: Path, text: str) -> None:
-        if path.name == "README.md":
+    written = itertools.count()
+
+    def failing(file: int) -> None:
+        if next(written) % 3 == 2:
             raise OSError(28, "No space left on device")
-        path.write_text(text, encoding="utf-8")
 
     build(tmp_path / "old")
     before = bytes_of(tmp_path)
-    monkeypatch.setattr(folders, "write_text_atomic", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     for name, flags in (("new", {}), ("old", {"append": True})):
-        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        problem = f"{tmp_path / name} cannot be written (No space left on device): make room"
+        with pytest.raises(UserError, match=re.escape(problem)):
             build(tmp_path / name, examples(name="more"), **flags)
     with pytest.raises(UserError, match="No space left"):
         split(tmp_path / "old", folds=2)

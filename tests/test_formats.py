@@ -16,6 +16,8 @@ from pt_app.commands.data import data
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.judge_data.formats import FORMATS, Weights, get
+from pt_app.judge_data.importing import import_labels
+from pt_app.judge_data.options import ImportOptions, SplitPlan
 from tests.conftest import slow_case
 from tests.real_data import real
 
@@ -99,6 +101,56 @@ def test_llmbar_is_read_from_all_its_files(tmp_path: Path) -> None:
             assert row.candidates == (value["output_1"], value["output_2"])
 
 
+def test_llmbar_rows_with_a_column_of_that_name_keep_ids_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "Natural.json"
+    texts = [{"input": f"do {i} {i * i}", "output_1": f"a {i}", "output_2": "b"} for i in range(9)]
+    values = [row | {"label": 1, "row": 7, "stem": "x", "id": "y"} for row in texts]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    rows, _ = imported(tmp_path / "d", [path], "--format", "llmbar", "--near", "1")
+    assert sorted(row.id for row in rows) == [f"llmbar-Natural-{i}" for i in range(1, 10)]
+    assert {row.meta["part"] for row in rows} == {"Natural"}
+
+
+@pytest.mark.parametrize("drop_bad", [False, True])
+@pytest.mark.parametrize(
+    ("name", "label", "problem"),
+    [
+        ("llmbar", "A", "row 3, field label: 'A' is none of 1, 2: correct it"),
+        ("llmbar", "", "row 3, field label: '' is none of 1, 2: correct it"),
+        ("mlqe-pe", "[50, null]", "row 3, field scores: it is not a list of numbers: correct it"),
+        ("mlqe-pe", "50", "row 3, field scores: it is not a list of numbers: correct it"),
+    ],
+)
+def test_a_label_that_a_format_does_not_have_is_refused(
+    name: str, label: str, problem: str, drop_bad: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    label_column = {"llmbar": "label", "mlqe-pe": "scores"}[name]
+    known = {"llmbar": 1, "mlqe-pe": "[50, 60]"}[name]
+    texts = dict.fromkeys(get(name).columns, "text")
+    values = [texts | {label_column: known if i != 2 else label} for i in range(5)]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    options = ImportOptions(format=name, drop_bad=drop_bad)
+    with pytest.raises(UserError, match=re.escape(problem) + "$"):
+        import_labels([str(path)], tmp_path / "d", options, SplitPlan())
+
+
+@pytest.mark.parametrize("column", ["input", "output_1", "output_2"])
+def test_a_text_of_a_format_that_is_a_number_is_refused_or_dropped(
+    column: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    texts = [{"input": f"do {i} {i * i}", "output_1": f"a {i}", "output_2": "b"} for i in range(9)]
+    values: list[dict[str, Any]] = [row | {"label": 1} for row in texts]
+    values[2][column] = 1.5
+    path.write_text(json.dumps(values), encoding="utf-8")
+    options = ImportOptions(format="llmbar")
+    with pytest.raises(UserError, match=r"row 3, field .*: input should be a valid string"):
+        import_labels([str(path)], tmp_path / "d", options, SplitPlan(near=1))
+    _, output = imported(tmp_path / "d", [path], "--format", "llmbar", "--near", "1", "--drop_bad")
+    assert counts(output) == (9, 8, 1)
+
+
 @pytest.mark.slow
 def test_demetr_becomes_pairs_of_a_translation_and_its_perturbation(tmp_path: Path) -> None:
     files = sorted(real("demetr").glob("*.json"))
@@ -133,6 +185,26 @@ def test_paracrawls_letters_become_pass_and_fail(tmp_path: Path) -> None:
         row = by_id[f"paracrawl-{number}"]
         assert (row.source, row.candidate, row.meta["label"]) == (line[2], line[3], line[7])
         assert row.label.verdict == ("PASS" if line[7] in ("V", "F") else "FAIL")
+
+
+def test_paracrawls_letters_name_their_issue_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    letters = ("E", "e", "V", "f")
+    start = "http://a\thttp://b\t"
+    rows = [
+        f"{start}source {i} {i * i}\ttarget {i}\t1\t1\t1\t{letters[i % 4]}\t" for i in range(12)
+    ]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ("--format", "paracrawl-human", "--near", "1")
+    found, _ = imported(tmp_path / "d", [path], *flags)
+    of_letter = {row.meta["label"]: (row.label.verdict, row.label.issues) for row in found}
+    error, free = ("FAIL", ["translation error"]), ("PASS", ["free translation"])
+    assert {name: (verdict, [*issues]) for name, (verdict, issues) in of_letter.items()} == {
+        "E": error,
+        "e": error,
+        "V": ("PASS", []),
+        "f": free,
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,7 +261,7 @@ def test_mqm_weights_are_by_name_or_from_a_file_of_ones_own(tmp_path: Path) -> N
     with pytest.raises(UserError, match="none of core, google and no YAML file"):
         Weights.load("nobodys")
     own.write_text("scale: 0-10\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no YAML file of weights \(.*severities"):
+    with pytest.raises(UserError, match="holds no weights"):
         Weights.load(str(own))
 
 

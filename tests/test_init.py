@@ -1,11 +1,11 @@
 """What `judge init` proposes for a stranger's file: commands that work as they are typed."""
 
 import json
-import re
 import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,9 +287,21 @@ def test_rows_that_cannot_be_used_are_counted_and_dropped_by_the_command(tmp_pat
     rows = [mt_bench(i) for i in range(9)]
     rows[4]["conversation_b"] = [{"role": "user", "content": "alone"}]
     proposal = inspect(str(write(tmp_path, "jsonl", rows)))
-    said = " ".join(" ".join(proposal.lines()).split())
-    assert re.search(r"1 dropped: \S+( row)? cannot be used \(first: ", said), said
+    (said,) = [line for line in proposal.lines() if line.startswith("unusable  ")]
+    assert said.startswith("unusable  1, left out by --drop_bad; the first:")
+    assert not any(line.startswith("import ") for line in proposal.lines())
     assert proposal.flags[-1] == "--drop_bad"
+
+
+def test_a_long_command_has_as_many_flags_on_a_line_as_fit(tmp_path: Path) -> None:
+    proposal = inspect(str(write(tmp_path, "csv", [translations(i) for i in range(30)])))
+    proposal = replace(proposal, file="x.csv", out="datasets/x")
+    at = proposal.lines().index("next:")
+    assert proposal.lines()[at + 1 : at + 4] == [
+        "  judge data import x.csv --out datasets/x \\",
+        "      --map source=src,candidate=mt,label=score,feedback=comment --scale 0-10 \\",
+        "      --template translation_any",
+    ]
 
 
 def test_names_and_labels_with_signs_of_the_flags_are_escaped(

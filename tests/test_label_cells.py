@@ -200,13 +200,16 @@ def test_columns_are_found_whatever_blanks_stand_at_their_ends(tmp_path: Path) -
 # --- annotators ---
 
 
-def long_form(folder: Path, answers: Sequence[tuple[str, Any]]) -> str:
-    rows = [
+def long_form_rows(answers: Sequence[tuple[Any, Any]]) -> list[dict[str, Any]]:
+    return [
         {"id": i, "who": who, "source": text(i, 1), "mt": text(i, 2), "label": said}
         for i in range(12)
         for who, said in answers
     ]
-    return lines(folder, rows)
+
+
+def long_form(folder: Path, answers: Sequence[tuple[Any, Any]]) -> str:
+    return lines(folder, long_form_rows(answers))
 
 
 LONG = ("--map", "id=id,rater=who,source=source,candidate=mt,label=label")
@@ -218,6 +221,36 @@ def test_an_annotator_listed_twice_counts_once(tmp_path: Path) -> None:
     assert set(verdicts(tmp_path / "out")) == {6}
     assert "read 36 rows: kept 36 as 12 examples, dropped 0" in said
     assert "12 answers left out: the same annotator's answer once more" in said
+
+
+def test_an_answer_left_out_by_its_meaning_is_no_row_of_its_candidate(tmp_path: Path) -> None:
+    kept = long_form_rows([("ann", 9), ("ann", "unsure"), ("bob", 3), ("cat", "unsure")])
+    unlabelled = [
+        {"id": 3, "who": "dan", "source": "another", "mt": "text", "label": "unsure"},
+        {"id": 99, "who": "ann", "source": text(99, 1), "mt": text(99, 2), "label": "unsure"},
+    ]
+    file = lines(tmp_path, [*unlabelled, *kept])
+    said = run(file, tmp_path / "out", *LONG, "--labels", "unsure=")
+    assert "read 50 rows: kept 24 as 12 examples, dropped 26 26 dropped: no label" in said
+    assert "26 answers left out: 'unsure' means no answer" in said
+    for row in rows_of(tmp_path / "out").values():
+        assert [(a.rater, a.verdict) for a in row.annotators] == [("ann", 9), ("bob", 3)]
+
+
+def test_a_row_that_cannot_be_read_is_dropped_without_its_candidate(tmp_path: Path) -> None:
+    file = long_form(tmp_path, [("ann", "?"), ("bob", 3), ("cat", 5)])
+    said = run(file, tmp_path / "out", *LONG, "--drop_bad")
+    assert "read 36 rows: kept 24 as 12 examples, dropped 12" in said
+    assert "12 dropped: label cannot be used (first: " in said
+    assert set(verdicts(tmp_path / "out")) == {4}
+
+
+@pytest.mark.parametrize("names", [(True, False), (["a"], {"b": 1}), (1.0, 2)])
+def test_annotators_may_be_called_by_any_value(names: tuple[Any, Any], tmp_path: Path) -> None:
+    file = long_form(tmp_path, [(names[0], 9), (names[1], 3)])
+    run(file, tmp_path / "out", *LONG)
+    for row in rows_of(tmp_path / "out").values():
+        assert [a.rater for a in row.annotators] == [str(name) for name in names]
 
 
 def test_annotators_without_a_name_are_different_ones(tmp_path: Path) -> None:
@@ -432,7 +465,7 @@ def test_responses_without_a_status_are_said_to_be_so(tmp_path: Path) -> None:
         row["responses"]["quality"] = [{"value": 4, "user_id": "a"}]
     mapped = "source=fields.source,candidate=fields.mt,label=responses.quality.*.value"
     said = run(lines(tmp_path, rows), tmp_path / "out", "--map", mapped, "--scale", "1-5")
-    assert "responses have no status, so drafts count too" in said
+    assert "responses carry no status, so drafts and discarded ones count too" in said
 
 
 # --- what all labels say together ---
@@ -473,7 +506,8 @@ def test_labels_that_are_all_alike_raise_a_warning_in_import_and_check(
 ) -> None:
     rows = pairs(lambda i: label, lambda i: (text(i, 2), text(i, 3)))
     said = run(lines(tmp_path, rows), tmp_path / "out", *PAIR)
-    assert f"warning: every label is {label}: a judge can neither learn" in said
+    assert f"warning: every label is {label}: a judge can neither learn nor be tested" in said
+    assert f"(one that always says {label} is right in 100 %)" in said
     checked = CliRunner().invoke(data, ["check", str(tmp_path / "out")])
     assert checked.exit_code == 0
     assert f"warning: every label is {label}" in " ".join(checked.output.split())

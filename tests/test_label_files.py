@@ -126,6 +126,8 @@ def zipped(*names: str) -> bytes:
         ("x.parquet", gzip.compress(b"PAR1", mtime=0), "is packed with gzip"),
         ("x.csv", CSV.encode("utf-16-le"), "is UTF-16-LE without its mark, .*: add --encoding"),
         ("x.csv", CSV.encode("utf-16-be"), "is UTF-16-BE without its mark, .*: add --encoding"),
+        ("x.csv", "中文,mt,score".encode("utf-16-le"), "is UTF-16-LE without its mark"),
+        ("x.csv", "中文,mt,score".encode("utf-16-be"), "is UTF-16-BE without its mark"),
         ("x.csv", b"\n<!DOCTYPE html><html>", "is a web page"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     ],
@@ -149,6 +151,17 @@ def test_utf_16_without_its_mark_is_read_where_it_is_named(tmp_path: Path) -> No
     file = tmp_path / "x.csv"
     file.write_bytes(CSV.encode("utf-16-le"))
     run(str(file), tmp_path / "out", *MAP, "--encoding", "utf-16-le")
+    assert len(rows_of(tmp_path / "out")) == COUNT
+
+
+@pytest.mark.parametrize("name", ["a\0x", "\0ax"])
+def test_a_zero_byte_in_a_column_name_is_no_mark_of_utf_16(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    header, _, rest = CSV.partition("\n")
+    file.write_text(
+        "\n".join([f"{name},{header}", *(f"q,{row}" for row in rest.split("\n") if row)])
+    )
+    run(str(file), tmp_path / "out", *MAP)
     assert len(rows_of(tmp_path / "out")) == COUNT
 
 

@@ -66,6 +66,8 @@ def test_the_marked_text_and_the_ids_are_those_that_training_gets(
     assert bare(marked) == tokenizer.decode(answer)
     assert bare(shown).count(tokenizer.decode(prompt)) == 1
     assert f"{len(prompt)} tokens of prompt + {len(answer)} supervised" in shown
+    id_lines = shown[shown.index("prompt ids:") :].splitlines()
+    assert max(map(len, id_lines)) <= 80
     of_prompt, of_answer = shown.partition("prompt ids:")[2].split("supervised ids:")
     assert [int(id_) for id_ in re.findall(r' (\d+) "', of_prompt)] == prompt
     assert [int(id_) for id_ in re.findall(r' (\d+) "', of_answer)] == answer
@@ -174,7 +176,8 @@ def test_a_row_that_cannot_fit_says_why_and_the_next_is_shown(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--split", "val"], "judge_val.json is not there"),
+        (["--split", "val"], "judge_val.json is not there (of its kind: judge_train.json)"),
+        (["--split", "val"], "one of its splits with --split"),
         (["-n", "0"], "-n 0 shows no row"),
         (["--model", "no-such-folder"], "no-such-folder"),
     ],

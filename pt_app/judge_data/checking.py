@@ -239,7 +239,9 @@ def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Say where every label is the same, so that a judge that always gives it is never wrong."""
     values = {label for counts in labels.values() for label in counts}
     if len(values) == 1:
-        return [f"every label is {values.pop()}: a judge can neither learn nor be tested"]
+        only = values.pop()
+        right = f"one that always says {only} is right in 100 %"
+        return [f"every label is {only}: a judge can neither learn nor be tested ({right})"]
     return [
         f"every {split} label is {label}: its accuracy says nothing"
         for split, counts in labels.items()

@@ -323,8 +323,10 @@ def _write_files(out: Path, files: Mapping[str, str], replacing: bool) -> bool:
     if not other and len(old) == len(files):
         return False
     if other and not replacing and not _describes_the_same(out, files, other):
-        remedy = "choose another folder with --out, delete it, or add to it with --append"
-        raise UserError(f"{out / other[0]} is there and comes from another command: {remedy}")
+        remedy = "choose another folder with --out, or delete it"
+        hint = "`judge data import --append` adds rows to a folder"
+        problem = "is there and comes from another command"
+        raise UserError(f"{out / other[0]} {problem}: {remedy} ({hint})")
     in_place = out.exists()
     staged = out / f".partial.{os.getpid()}" if in_place else _beside(out, "partial")
     try:

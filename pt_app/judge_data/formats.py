@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, replace
 from decimal import Decimal
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 
 import yaml
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place, RowError, one_line
+from pt_app.core.records import Place, RowError, first_problem
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.labels import LabelReader, key_of, nearest, reduce
 from pt_app.judge_data.mapping import ColumnMap
@@ -60,11 +61,14 @@ class Weights(BaseModel):
         path = shipped.get(name, Path(name))
         try:
             weights = Weights.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, yaml.YAMLError, ValidationError) as error:
-            problem = f"is none of {', '.join(shipped)} and no YAML file of weights"
+        except OSError as error:
+            problem = f"is none of {', '.join(shipped)} and no YAML file: name one that exists"
+            raise UserError(f"--mqm_weights {name} {problem}") from error
+        except (yaml.YAMLError, ValidationError) as error:
             remedy = f"write scale, severities and exceptions as in {WEIGHTS.name}/google.yaml"
-            reason = one_line(str(error))[:200]
-            raise UserError(f"--mqm_weights {name} {problem} ({reason}): {remedy}") from error
+            parts = first_problem(error) if isinstance(error, ValidationError) else ("not YAML",)
+            problem = ": ".join(filter(None, parts))
+            raise UserError(f"{path} holds no weights ({problem}): {remedy}") from error
         Scale.from_name(weights.scale)  # refuses what is not a scale
         return weights.model_copy(update={"name": path.stem})
 
@@ -148,24 +152,48 @@ class Format:
         map = ColumnMap.from_flags([f"id=id,{self.map}"], self.labels)
         reader = LabelReader(scale, map.labels, how=options.reduce)
         issues = {key_of(label): issue for label, issue in self.issues.items()}
-        judged = [name for x in "ab" for name in map.columns.get(f"candidate_{x}", ())]
-        lists = [name[:-2] for name in map.columns["label"] if name.endswith(".*")]
+        targets = ("candidate", "candidate_a", "candidate_b")
+        judged = [name for target in targets for name in map.columns.get(target, ())]
+        sources = map.columns["source"]
         for place, value in rows:
             cells: Row = value | {"stem": place.file.name.partition(".")[0], "row": place.row}
             cells["id"] = self.id.format(**cells)
             cells["issue"] = issues.get(key_of(value.get("label")))
-            if self.skip and not all(isinstance(value.get(name), str) for name in judged):
+            no_text = [name for name in judged if not isinstance(value.get(name), str)]
+            if self.skip and no_text:
                 yield Converted(place, None, self.skip)
                 continue
-            for name in lists:
-                if not isinstance(parsed(value.get(name)), list):
-                    raise place.error(name, "it is not a list of labels", "correct it")
+            cells |= dict.fromkeys(no_text)
+            for name in map.columns["label"]:
+                self._check_label(name, value, place)
             try:
-                yield map.convert([(place, cells)], reader)
+                if not all(isinstance(value.get(name), str | None) for name in sources):
+                    raise place.error("source", "input should be a valid string", "correct it")
+                yield map.convert(place, cells, reader)
             except RowError as error:
                 if refuse is None:
                     raise
                 refuse(error)
+
+    def _check_label(self, name: str, value: Row, place: Place) -> None:
+        """Raise RowError for a label that the format does not have; --labels is not for formats."""
+        if name.endswith(".*"):
+            if not _are_numbers(parsed(value.get(name[:-2]))):
+                raise place.error(name[:-2], "it is not a list of numbers", "correct it")
+            return
+        names = [pair.partition("=")[0] for pair in self.labels.split(",")]
+        if key_of(value.get(name)) not in map(key_of, names):
+            problem = f"{str(value.get(name))!r} is none of {', '.join(names)}"
+            raise place.error(name, problem, "correct it")
+
+
+def _are_numbers(items: object) -> bool:
+    try:
+        return isinstance(items, list) and all(
+            not isinstance(item, bool) and isfinite(float(item)) for item in items
+        )
+    except (TypeError, ValueError):
+        return False
 
 
 def demetr(rows: Rows, scale: Scale, options: FormatOptions) -> Iterator[Converted]:

@@ -17,7 +17,7 @@ from pt_app.judge_data import formats
 from pt_app.judge_data.folder import FILES, build_folder
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
-from pt_app.judge_data.mapping import TARGETS, ColumnMap, unwanted, wanted_values
+from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, unwanted, wanted_values
 from pt_app.judge_data.options import ImportOptions, SplitPlan
 from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row
@@ -222,11 +222,15 @@ def _converted(table: Table, job: Job, tally: Tally, prefix: str) -> Iterator[Co
     reader = LabelReader(job.scale, map.labels, drop_bad=options.drop_bad, how=options.reduce)
     reader.left_out = tally.answers
     reader.on(table, map.columns.get("label", ()))
-    for rows in map.by_candidate(kept(), tally.refuse):
-        try:
-            yield map.convert(rows, reader, prefix)
-        except RowError as error:
-            tally.refuse(error, len(rows))
+
+    def mapped() -> Iterator[Converted]:
+        for place, value in kept():
+            try:
+                yield map.convert(place, value, reader, prefix)
+            except RowError as error:
+                tally.refuse(error)
+
+    yield from merge_raters(mapped(), reader, tally.refuse) if map.one_per_rater else mapped()
     tally.decisions += [note for note in reader.decisions() if note not in tally.decisions]
 
 

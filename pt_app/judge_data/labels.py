@@ -136,7 +136,8 @@ class LabelReader:
         used = [(yes, no) for yes, no in AS_PASS.items() if {yes, no} & self._as_pass]
         notes = [self.numbers.note, *(f"{yes} is read as PASS, {no} as FAIL" for yes, no in used)]
         if self.unstated:
-            notes.append("responses have no status, so drafts count too: export with flatten=True")
+            unstated = "responses carry no status, so drafts and discarded ones count too"
+            notes.append(f"{unstated}: export from Argilla with flatten=True")
         return [note for note in notes if note]
 
     def notes(self) -> list[str]:
@@ -319,7 +320,8 @@ def _picked(item: object, path: str, name: str, place: Place) -> object:
         controls = sorted({control for control, _ in values})
         problem = f"{len(values)} results fit {name}: {', '.join(controls)}"
         example = f"{name.removesuffix(path)}result.{controls[0]}.{inner}"
-        raise place.error("label", problem, f"name one of them, such as label={example}")
+        remedy = f"name one of them, such as label={example}, and keep one result of it"
+        raise place.error("label", problem, remedy)
     return values[0][1] if values else None
 
 

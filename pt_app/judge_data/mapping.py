@@ -3,8 +3,8 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, ValidationError
@@ -13,16 +13,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Scale, Verdict
 from pt_app.judge_data.labels import Answer, LabelReader, answers_of, key_of, reduce
-from pt_app.judge_data.reading.tables import Rows, Table
-from pt_app.judge_data.rows import (
-    Converted,
-    Row,
-    check_column,
-    find,
-    is_empty,
-    parsed,
-    refuse_bytes,
-)
+from pt_app.judge_data.reading.tables import Table
+from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 
 TEXTS = ("group", "source", "context", "reference", "candidate", "rubric")
 META = ("system", "document", "time")
@@ -96,39 +88,8 @@ class ColumnMap:
             for name in names:
                 check_column(columns, name, file, f"--map {target}={name}")
 
-    def by_candidate(
-        self, rows: Rows, refuse: Callable[[RowError], None]
-    ) -> Iterator[list[tuple[Place, Row]]]:
-        """Gather the rows of one id where each is one rater's; else a row stands for itself.
-
-        Args:
-            refuse: Takes the error of a row that cannot be used, as one of another candidate.
-        """
-        if not self.one_per_rater:
-            yield from ([row] for row in rows)
-            return
-        groups: dict[str, list[tuple[Place, Row]]] = {}
-        first: dict[str, tuple[Place, Row]] = {}
-        for place, value in rows:
-            if all(is_empty(find(value, name)) for name in self.columns.get("label", ())):
-                yield [(place, value)]  # so that it is counted as a row without a label
-                continue
-            try:
-                fields = self.fields(place, value)
-                earlier, other = first.setdefault(name := fields["id"], (place, fields))
-                for field in ("source", "candidate", "candidates", "conversation"):
-                    if fields.get(field) != other.get(field):
-                        problem = f'differs from that of {earlier.where}, both of id "{name}"'
-                        raise place.error(field, problem, "give two candidates two ids")
-                groups.setdefault(name, []).append((place, value))
-            except RowError as error:
-                refuse(error)
-        yield from groups.values()
-
-    def convert(
-        self, rows: Sequence[tuple[Place, Row]], reader: LabelReader, prefix: str = ""
-    ) -> Converted:
-        """Make a row of fields with its label from a row of the file, or from one of each rater.
+    def convert(self, place: Place, value: Row, reader: LabelReader, prefix: str = "") -> Converted:
+        """Make a row of fields with its label from a row of the file.
 
         Answers that do not count are counted in `reader`.
 
@@ -138,19 +99,14 @@ class ColumnMap:
         Raises:
             RowError: A value cannot be used, or --labels does not name a label.
         """
-        place, value = rows[0]
         row = self.fields(place, value, prefix)
-        answers: list[tuple[Place, Answer]] = []
-        for where, cells in rows:
-            rater = (self._text("rater", cells, where) or "") if self.one_per_rater else ""
-            own = answers_of(cells, self.columns.get("label", ()), where)
-            answers += [(where, replace(answer, rater=answer.rater or rater)) for answer in own]
-        several = self.one_per_rater or len(answers) > 1
-        votes = _votes(answers, reader, several)
+        answers = answers_of(value, self.columns.get("label", ()), place)
+        several = len(answers) > 1
+        votes = _votes(answers, reader, place, self.one_per_rater or several)
         if not votes:
-            return Converted(place, None, "no label", len(rows))
-        if several or answers[0][1].rater:
-            row["annotators"] = [{"rater": v.rater, "verdict": v.verdict} for v in votes]
+            return Converted(place, None, "no label")
+        if several or answers[0].rater:
+            row["annotators"] = [vote.as_row() for vote in votes]
         verdicts = [vote.verdict for vote in votes]
         issues = parsed(self._one("issues", value, place))
         remarks = issues if isinstance(issues, list) else str(issues or "").split(";")
@@ -159,7 +115,7 @@ class ColumnMap:
             "issues": [text for remark in remarks if (text := str(remark).strip())],
             "feedback": self._text("feedback", value, place) or "",
         }
-        return Converted(place, row, rows_read=len(rows))
+        return Converted(place, row)
 
     def fields(self, place: Place, value: Row, prefix: str = "") -> Row:
         """Make a row of fields without a label; raise RowError where a value cannot be used."""
@@ -170,8 +126,7 @@ class ColumnMap:
             row["candidates"] = [self._text(f"candidate_{x}", value, place) for x in "ab"]
         if (turns := self._one("conversation", value, place)) not in (None, ""):
             row["conversation"] = _conversation(turns, place)
-        names = [*META, *(name for name in self.columns if name.startswith("meta."))]
-        names += [] if self.one_per_rater else ["rater"]
+        names = [*META, "rater", *(name for name in self.columns if name.startswith("meta."))]
         meta = {name.removeprefix("meta."): self._one(name, value, place) for name in names}
         meta = {name: cell for name, cell in meta.items() if cell not in (None, "")}
         return row | ({"meta": meta} if meta else {})
@@ -211,19 +166,21 @@ class _Vote(NamedTuple):
     verdict: Verdict
     place: Place
 
+    def as_row(self) -> Row:
+        return {"rater": self.rater, "verdict": self.verdict}
+
 
 def _votes(
-    answers: Sequence[tuple[Place, Answer]], reader: LabelReader, several: bool
+    answers: Sequence[Answer], reader: LabelReader, place: Place, several: bool
 ) -> list[_Vote]:
-    """Read the answers about one candidate; those that do not count are counted in `reader`.
+    """Read the answers of one row; those that do not count are counted in `reader`.
 
     Raises:
         RowError: An answer cannot be read, unless `reader.drop_bad` and another answer can.
     """
-    unnamed = "answer " if any(answer.rater for _, answer in answers) else ""
     votes: list[_Vote] = []
     bad: list[RowError] = []
-    for number, (place, answer) in enumerate(answers, start=1):
+    for rater, answer in zip(_named([a.rater for a in answers]), answers, strict=True):
         if answer.out:
             reader.left_out.add(answer.out)
             continue
@@ -236,13 +193,19 @@ def _votes(
             bad.append(error)
             continue
         if verdict is not None:
-            votes.append(_Vote(answer.rater or f"{unnamed}{number}", verdict, place))
+            votes.append(_Vote(rater, verdict, place))
     votes = _one_each(votes, reader)
     if bad and not (votes and reader.drop_bad):
         raise bad[0]
     for problem in bad:
         reader.left_out.add("it cannot be read", str(problem))
     return votes
+
+
+def _named(raters: Sequence[str]) -> list[str]:
+    """Name the annotators who have no name by their number."""
+    unnamed = "answer " if any(raters) else ""
+    return [rater or f"{unnamed}{number}" for number, rater in enumerate(raters, start=1)]
 
 
 def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
@@ -254,15 +217,15 @@ def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
 
 
 def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
-    """Count each annotator once; answers without a name all count.
+    """Count each annotator once.
 
     Raises:
         RowError: An annotator gave two different labels, unless `reader.drop_bad`.
     """
-    first: dict[str | int, _Vote] = {}
+    first: dict[str, _Vote] = {}
     disagreeing: set[str] = set()
-    for number, vote in enumerate(votes):
-        earlier = first.setdefault(vote.rater or number, vote)
+    for vote in votes:
+        earlier = first.setdefault(vote.rater, vote)
         if earlier.verdict != vote.verdict:
             before = f"{earlier.verdict} ({earlier.place.where})"
             problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
@@ -274,6 +237,55 @@ def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
         elif earlier is not vote:
             reader.left_out.add("the same annotator's answer once more")
     return [vote for vote in first.values() if vote.rater not in disagreeing]
+
+
+def merge_raters(
+    rows: Iterable[Converted], reader: LabelReader, refuse: Callable[[RowError, int], None]
+) -> Iterator[Converted]:
+    """Join the rows of one id, one row per rater, into one row with annotators.
+
+    Args:
+        refuse: Takes the error of rows that cannot be joined, and how many they are: rows of one
+            id with different texts, or with two answers of one annotator.
+    """
+    by_id: dict[str, list[tuple[Place, Row]]] = {}
+    for converted in rows:
+        if converted.row is None:
+            yield converted
+            continue
+        group = by_id.setdefault(converted.row["id"], [])
+        group.append((converted.place, converted.row))
+        if error := _difference(group[0], group[-1]):
+            group.pop()
+            refuse(error, 1)
+    for group in by_id.values():
+        try:
+            yield _merged(group, reader)
+        except RowError as error:
+            refuse(error, len(group))
+
+
+def _difference(first: tuple[Place, Row], other: tuple[Place, Row]) -> RowError | None:
+    """Return an error that names the first text in which two rows of one id differ."""
+    (earlier, row), (place, another) = first, other
+    for field in ("source", "candidate", "candidates", "conversation"):
+        if row.get(field) != another.get(field):
+            problem = f'differs from that of {earlier.where}, both of id "{row["id"]}"'
+            return place.error(field, problem, "give two candidates two ids")
+    return None
+
+
+def _merged(group: Sequence[tuple[Place, Row]], reader: LabelReader) -> Converted:
+    """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
+    raters = _named([str(row.get("meta", {}).pop("rater", "")) for _, row in group])
+    given = zip(raters, group, strict=True)
+    votes = _one_each([_Vote(r, row["label"]["verdict"], p) for r, (p, row) in given], reader)
+    place, row = group[0]
+    if not votes:
+        return Converted(place, None, "no label", rows_read=len(group))
+    row["label"]["verdict"] = reduce([vote.verdict for vote in votes], reader.scale, reader.how)
+    row["annotators"] = [vote.as_row() for vote in votes]
+    return Converted(place, row, rows_read=len(group))
 
 
 def _conversation(cell: object, place: Place) -> list[dict[str, str]]:

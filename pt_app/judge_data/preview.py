@@ -18,6 +18,7 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 
 SUPERVISED, CONTROL, PROMPT = "bold green", "cyan", "dim"
+WIDTH = 80
 # Where there is no colour, these marks stand for it; within data they are shown as escapes.
 _MARKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "⟦⟧‹›"}
 
@@ -41,7 +42,12 @@ def preview(
     if n < 1:
         raise UserError(f"-n {n} shows no row: ask for 1 or more")
     card = read_card(folder)
-    rows = read_rows(folder / f"judge_{split}.json", card, split)
+    path = folder / f"judge_{split}.json"
+    if not path.exists():
+        there = ", ".join(sorted(p.name for p in folder.glob("judge_*.json"))) or "none"
+        remedy = "name a dataset folder, and one of its splits with --split"
+        raise UserError(f"{path} is not there (of its kind: {there}): {remedy}")
+    rows = read_rows(path, card, split)
     rows = rows if split == "test" else both_orders(rows)
     encoder = encoder_of(card, card_scale(card, folder / "dataset.json"), model, max_seq_length)
     # The rows of a group are cut alike, so all of them are encoded.
@@ -125,13 +131,18 @@ def _pieces(encoded: Encoded, encoder: PromptEncoder) -> Iterator[tuple[str, boo
 
 
 def _id_lines(encoded: Encoded, encoder: PromptEncoder) -> Iterator[str]:
-    """Yield the ids of prompt and answer, each id with its text, as two long lines."""
+    """Yield the ids of prompt and answer with their texts, in lines of 80 columns if they fit."""
     ids, start = encoded.input_ids, encoded.prompt_length
     for name, part in (("prompt", ids[:start]), ("supervised", ids[start:])):
-        texts = [encoder.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in part]
-        quoted = [json.dumps(_shown(text), ensure_ascii=False) for text in texts]
-        entries = (f"{id_} {text}" for id_, text in zip(part, quoted, strict=True))
-        yield f"{name} ids: {' '.join(entries)}"
+        line = f"{name} ids:"
+        for id_ in part:
+            text = encoder.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
+            entry = f" {id_} {json.dumps(_shown(text), ensure_ascii=False)}"
+            if len(line) + len(entry) > WIDTH:
+                yield line
+                line = " "
+            line += entry
+        yield line
 
 
 def _shown(text: str) -> str:

@@ -114,11 +114,10 @@ def _as_format(file: str, fmt: Format, reading: Reading) -> Table | None:
     try:
         table = fmt.open(file, reading)
         scale = Scale.from_name(fmt.scale_of(options))
-        made = list(fmt.convert(islice(table.rows(), FIRST), scale, options))
+        list(fmt.convert(islice(table.rows(), FIRST), scale, options, lambda error: None))
     except (UserError, KeyError, TypeError, ValueError):
         return None
-    usable = not fmt.map or any(converted.row for converted in made)
-    return table if usable and fmt.fits(table.columns) else None
+    return table if fmt.fits(table.columns) else None
 
 
 def _own_scale(table: Table, columns: Mapping[str, Column]) -> str:

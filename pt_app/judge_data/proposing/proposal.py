@@ -75,8 +75,24 @@ class Proposal:
         environment.filters.update(paragraph=_paragraph, command=_command, fitted=_fitted)
         environment.filters.update(one_line=one_line, examples=_examples)
         template = environment.from_string(PAGE.read_text(encoding="utf-8"))
-        text = template.render(vars(self), flags=list(self.flags), rule=rule)
+        found = _found_in_rows(self.tally) if self.tally else []
+        text = template.render(vars(self), flags=list(self.flags), rule=rule, found=found)
         return [visible(line.rstrip()) for line in text.rstrip("\n").split("\n")]
+
+
+def _found_in_rows(tally: Tally) -> list[tuple[str, str]]:
+    """Describe which rows and answers cannot be used, and how labels are read."""
+    counts, first = tally.dropped.counts, tally.dropped.first  # only bad rows have a first problem
+    left_out = [f"{n:,} {reason}" for reason, n in counts.most_common() if reason not in first]
+    bad = sum(counts[reason] for reason in first)
+    problem = next(iter(first.values()), "")
+    return [
+        ("left out", ", ".join(left_out)),
+        ("answers", "; ".join(tally.answers.as_answers())),
+        ("numbers", "; ".join(tally.decisions)),
+        ("unusable", f"{bad:,}, left out by --drop_bad; the first: {problem}" if bad else ""),
+        ("no rows", "" if tally.kept else "no row of the file can be used"),
+    ]
 
 
 def _examples(column: Column) -> str:
@@ -106,17 +122,20 @@ def _fitted(text: str, width: int) -> str:
 
 
 def _paragraph(text: str, name: str) -> str:
-    """Wrap each line of a text; the name stands before the first one."""
+    """Wrap a text behind its name."""
     wrapper = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     wrapper.subsequent_indent = " " * _LABEL
-    first, *others = text.split("\n")
-    lines = [f"{name:<{_LABEL}}{first}", *(" " * _LABEL + line for line in others)]
-    return "\n".join(map(wrapper.fill, lines))
+    return wrapper.fill(f"{name:<{_LABEL}}{text}")
 
 
 def _command(words: Sequence[str]) -> str:
-    """Write a command as the shell reads it: in one line, else with each flag in its own."""
+    """Write a command as the shell reads it, with a flag and its value together on a line."""
+    line, lines = " ", []
     starts = [0, *(at for at, word in enumerate(words) if word.startswith("--")), len(words)]
-    parts = [shlex.join(words[start:end]) for start, end in itertools.pairwise(starts)]
-    separator = " " if sum(map(len, parts)) + len(parts) < WIDTH else " \\\n      "
-    return f"  {separator.join(parts)}"
+    for start, end in itertools.pairwise(starts):
+        part = shlex.join(words[start:end])
+        if len(line) + len(part) + 3 > WIDTH and line.strip():
+            lines.append(f"{line} \\")
+            line = "     "
+        line += f" {part}"
+    return "\n".join([*lines, line])

@@ -5,7 +5,6 @@ A .gz file is unpacked, and one member of a .tar or .zip archive is read.
 
 import fnmatch
 import gzip
-import json
 import lzma
 import tarfile
 import zipfile
@@ -118,9 +117,7 @@ def refuse_other_content(path: Path, member: str, ending: str, encoding: str) ->
     kinds = [[what, remedy] for _, own, what, remedy in marks if ending != own] + zipped
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
         kinds.append(["a web page", "download the file itself"])
-    # UTF-16 and UTF-32 are told by the zeros among the first bytes (RFC 4627, section 3).
-    wide = json.detect_encoding(start)
-    if not encoding and wide.endswith(("-le", "-be")):
+    if not encoding and (wide := _wide(start)):
         kinds.append([f"{wide.upper()} without its mark", f"add --encoding {wide}"])
     for what, remedy in kinds:
         name = f"{path}::{member}" if member else str(path)
@@ -134,7 +131,19 @@ def _zipped(file: IO[bytes]) -> list[str]:
         names = zipfile.ZipFile(file).namelist()
     except (zipfile.BadZipFile, OSError):
         names = []
-    if any(name.startswith("xl/") or name == "content.xml" for name in names):
-        kind = "an OpenDocument file" if "content.xml" in names else "an Excel workbook"
+    excel = any(name.startswith("xl/") for name in names)
+    if excel or "content.xml" in names:
+        kind = "an Excel workbook" if excel else "an OpenDocument file"
         return [kind, "save it as CSV (UTF-8) and name that"]
     return ["a zip archive", "give it the ending .zip, or unpack it first"]
+
+
+def _wide(start: bytes) -> str:
+    """Return the name of UTF-16 text without a byte-order mark, whose every other byte is zero."""
+    if len(start) < 4 or start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ""
+    even, odd = start[::2], start[1::2]
+    for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        if zeros.count(0) > 0.6 * len(zeros) and not others.count(0):
+            return name
+    return ""
