@@ -83,33 +83,26 @@ def _as_typer(function: Callable[..., None]) -> Callable[..., None]:
 
     flags.sort(key=lambda each: each.default is not MISSING)
     functools.update_wrapper(command, function)
-    parameters = [_parameter(name, typer.Context) for name in contexts]
-    parameters += [_parameter(each.name, _typed(each), _default(each)) for each in flags]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword, annotation=typer.Context) for name in contexts]
+    parameters += [_parameter(each) for each in flags]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     command.flags = flags  # type: ignore[attr-defined]  # for the tables in docs/
     return command
 
 
-def _parameter(
-    name: str, kind: Any, default: object = inspect.Parameter.empty
-) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-
-
-def _typed(flag: Flag) -> Any:
-    """Return the type of a flag with what typer shows of it."""
+def _parameter(flag: Flag) -> inspect.Parameter:
+    """Return a flag as the parameter that typer reads, with what typer shows of it."""
     look: dict[str, Any] = {"help": flag.help, "min": flag.low, "max": flag.high}
     if flag.unit:
         look["metavar"] = f"<{flag.unit}>"
     kind: Any = list[flag.item] if flag.repeated else flag.type  # type: ignore[name-defined]
-    if flag.repeated and flag.default is not MISSING:
+    default = None if flag.repeated else flag.default
+    if flag.default is MISSING:
+        default = inspect.Parameter.empty
+    elif flag.repeated:
         kind = kind | None
     how = typer.Argument(**look) if flag.positional else typer.Option(flag.option, **look)
-    return Annotated[kind, how]
-
-
-def _default(flag: Flag) -> object:
-    if flag.default is MISSING:
-        return inspect.Parameter.empty
-    return None if flag.repeated else flag.default
+    annotation, keyword = Annotated[kind, how], inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(flag.name, keyword, annotation=annotation, default=default)
