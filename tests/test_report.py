@@ -9,13 +9,15 @@ import pytest
 from rich.console import Console
 
 from pt_app.core.errors import UserError
-from pt_app.core.results import DataUsed, JudgeResults, Results
+from pt_app.core.formatting import inline
+from pt_app.core.results import DataUsed, JudgeResults, Metric, Results, Slice
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import baseline_results, summarise
 from pt_app.report import terminal_table, write_report
+from pt_app.report.page import Grid, blocks
 from pt_app.report.sections import scorecard
 
 HOSTILE = (
@@ -357,3 +359,11 @@ def test_a_broken_folder_is_one_line_with_file_and_place(tmp_path: Path) -> None
     with pytest.raises(UserError, match="schema is not 1"):
         write_report(folder)
     assert not (folder / "report.md").exists()
+
+
+@pytest.mark.parametrize("name", ["a | b", "a \\| b\\", "|", "", " - x\n\n| y |"])
+def test_names_with_bars_stay_in_their_cell(name: str) -> None:
+    part = Slice(distance=Metric(value=0.5, n=3))
+    (grid,) = blocks("slices", slices={name: part, "other": part})
+    assert isinstance(grid, Grid)
+    assert grid.rows == [[inline(own), "0.500", "–", "–", "–", "", "3"] for own in (name, "other")]
