@@ -94,8 +94,7 @@ class _Room(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> None:
         super().__init__()
-        self.room = (keys, values)
-        self.used = used
+        self.keys, self.values, self.used = keys, values, used
         self.is_initialized = True
 
     def update(
@@ -103,19 +102,13 @@ class _Room(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the keys and values of the newest tokens, and return all of them so far."""
         start, self.used = self.used, self.used + key_states.shape[2]
-        for room, new in zip(self.room, (key_states, value_states), strict=True):
+        for room, new in ((self.keys, key_states), (self.values, value_states)):
             room[:, :, start : self.used] = new
-        keys, values = (room[:, :, : self.used] for room in self.room)
-        return keys, values
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
     def get_seq_length(self) -> int:
         """Return the number of cached tokens."""
         return self.used
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep only these rows."""
-        keys, values = (room.index_select(0, rows) for room in self.room)
-        self.room = (keys, values)
 
 
 class _Batch:
@@ -157,5 +150,4 @@ class _Batch:
         """Keep only these answers."""
         rows = torch.tensor(left, dtype=torch.long, device=self.lengths.device)
         self.lengths = self.lengths[rows]
-        for layer in self.cache.layers:
-            layer.keep(rows)
+        self.cache.batch_select_indices(rows)

@@ -42,9 +42,8 @@ def convert(model: PreTrainedModel, precision: str) -> PreTrainedModel:
         return copy.deepcopy(model, memo)
     if not on_cpu:
         raise UserError("--score_precision int8 is for CPUs: use bf16 here")
-    with warnings.catch_warnings():
-        # torch announces once per process that these operators move to the package torchao.
-        warnings.simplefilter("ignore")
+    # torch announces once per process that these operators move to the package torchao.
+    with warnings.catch_warnings(action="ignore"):
         return torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             model, {torch.nn.Linear}, dtype=torch.qint8
         )
