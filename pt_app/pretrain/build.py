@@ -15,7 +15,7 @@ from pt_app.judge_data.folder import replace_folder
 from pt_app.pretrain.corpus import Corpus
 from pt_app.pretrain.model import new_model, save, train_tokenizer
 from pt_app.pretrain.options import BaseOptions
-from pt_app.pretrain.train import BATCH, NEW_LAYERS, DocumentSteps, Yardstick, fit
+from pt_app.pretrain.train import BATCH, DocumentSteps, Yardstick, fit
 
 CARD, MADE_BY = "README.md", "Made by `judge base train`"
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -35,7 +35,8 @@ def train_base(output: Path, options: BaseOptions) -> Path:
         training = Corpus.of_file(options.corpus, options.max_words)
     work = _work_folder(output, options)
     tokenizer = train_tokenizer(_texts(training, options.seed), options.vocab_size)
-    model = new_model(tokenizer, options.width, options.layers - NEW_LAYERS, options.seed)
+    # The last layer is added within the training.
+    model = new_model(tokenizer, options.width, options.layers - 1, options.seed)
     steps = DocumentSteps(training, tokenizer, options.total_steps, options.seed)
     yardstick = Yardstick(replace(training, measuring=True), tokenizer)
     measures = fit(model, steps, yardstick, work)

@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
@@ -268,10 +269,8 @@ def marks(example: Example) -> list[tuple[str, str]]:
         elif whole:
             marked.append((" ".join(shown[j1:j2]), whole))
         else:
-            for k in range(max(len(old), len(new))):
-                sides = "".join(new[k : k + 1]), "".join(old[k : k + 1])
-                word = "".join(shown[j1 + k : j2][:1])
-                marked.append((word, kind_of.get(sides, "other")))
+            for made, lost, word in zip_longest(new, old, shown[j1:j2], fillvalue=""):
+                marked.append((word, kind_of.get((made, lost), "other")))
     return marked
 
 

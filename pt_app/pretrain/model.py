@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from pt_app.core.files import give_mode_of
 
@@ -28,17 +28,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     All 256 bytes are in the vocabulary, so every text can be encoded. AutoTokenizer turns each
     tokenizer of model type qwen2 into this class, which puts its own normalizer and
-    pre-tokenizer in place of the file's: training uses the same two, so that ids agree.
+    pre-tokenizer in place of the file's: training uses the class's own, so that ids agree.
     """
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
+    bpe = Qwen2Tokenizer().backend_tokenizer
     specials = [END_OF_TEXT, TURN_START, TURN_END]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -85,24 +77,23 @@ def new_model(
     return Qwen2ForCausalLM(config)
 
 
-def grow(model: Qwen2ForCausalLM, layers: int, seed: int) -> None:
-    """Put `layers` more layers on top, in place, which at first change nothing.
+def grow(model: Qwen2ForCausalLM, seed: int) -> None:
+    """Put one more layer on top, in place, which at first changes nothing.
 
-    Their output projections start at zero. Layers below have learned to compare word with word
-    by then; new ones above find its result ready and can gather it over a sentence.
+    Its output projections start at zero. The layers below have learned to compare word with word
+    by then; the new one finds their result ready and can gather it over a sentence.
     """
     torch.manual_seed(seed)
     config = model.config
-    for _ in range(layers):
-        config.layer_types.append("full_attention")
-        layer = Qwen2DecoderLayer(config, config.num_hidden_layers)
-        for name, weight in layer.named_parameters():
-            if "o_proj" in name or "down_proj" in name or name.endswith("bias"):
-                torch.nn.init.zeros_(weight)
-            elif weight.ndim == 2:
-                torch.nn.init.normal_(weight, std=config.initializer_range)
-        model.model.layers.append(layer)
-        config.num_hidden_layers += 1
+    config.layer_types.append("full_attention")
+    layer = Qwen2DecoderLayer(config, config.num_hidden_layers)
+    for name, weight in layer.named_parameters():
+        if "o_proj" in name or "down_proj" in name or name.endswith("bias"):
+            torch.nn.init.zeros_(weight)
+        elif weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=config.initializer_range)
+    model.model.layers.append(layer)
+    config.num_hidden_layers += 1
 
 
 def round_to_float16(model: torch.nn.Module) -> None:

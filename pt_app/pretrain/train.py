@@ -26,7 +26,7 @@ BATCH = 16  # documents per step
 CHUNK = 16  # batches that are drawn together, so that a batch holds texts of like length
 MUON_LR, ADAM_LR = 0.008, 1.5e-3
 DECAY_FROM = 0.4  # of all steps
-NEW_LAYERS = 1
+PER_KIND = 40  # held-out documents of each kind of difference
 REPORT_EVERY = 500
 SNAPSHOT_EVERY = 1000
 
@@ -117,17 +117,15 @@ def rate(total: int, step: int, _: int) -> float:
 class Yardstick:
     """Held-out documents drawn once, and for each kind some with that difference alone."""
 
-    def __init__(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, per_kind: int = 40
-    ) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
         rng = random.Random("held out")
-        drawn = [corpus.sample(rng) for _ in range(8 * per_kind)]
+        drawn = [corpus.sample(rng) for _ in range(8 * PER_KIND)]
         self.tasks = {
             task: padded(encode(tokenizer, [d for d in drawn if d.task == task]), 0.0)
             for task in sorted({d.task for d in drawn})
         }
         self.kinds = {
-            kind: encode(tokenizer, [corpus.single(rng, kind) for _ in range(per_kind)])
+            kind: encode(tokenizer, [corpus.single(rng, kind) for _ in range(PER_KIND)])
             for kind in (*ERRORS, NONE)
         }
         self.before = len(tokenizer("Kinds:").input_ids)
@@ -167,7 +165,7 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
     grow_at = steps.total * 3 // 7  # comparing words has formed by then
     for first, last in pairwise((0, grow_at, steps.total)):
         if last == steps.total:
-            grow(model, NEW_LAYERS, steps.seed)
+            grow(model, steps.seed)
         elif reached > last:
             continue
         args = LoopArguments(
