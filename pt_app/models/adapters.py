@@ -148,10 +148,10 @@ def save_adapter(
         write_text_atomic(staged / CARD, "# Adapter\n")
         info = verify_adapter(staged)
         write_text_atomic(staged / CARD, _card(info, folder.name))
-        for path in staged.rglob("*"):  # flush before the rename: files are complete or absent
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+        # Flushed before the rename: files are complete or absent.
+        for path in filter(Path.is_file, staged.rglob("*")):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(staged, folder)
     except Exception as error:  # tokenizers has no kind of its own for a disk that is full
         if isinstance(error, UserError) or not (isinstance(error, OSError) or files.is_full(error)):
@@ -277,11 +277,8 @@ def _day_of(folder: Path) -> date:
 def encoder_of(info: AdapterInfo, tokenizer: "PreTrainedTokenizerBase") -> PromptEncoder:
     """Make prompts as the adapter was trained with, by the tokenizer of its folder."""
     if asks_for_the_date(tokenizer):
-        log.warning(
-            "%s: its prompts named the day on which they were made; now it is always %s",
-            info.folder,
-            info.day,
-        )
+        message = "%s: its prompts named the day on which they were made; now it is always %s"
+        log.warning(message, info.folder, info.day)
     return PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length, info.day)
 
 

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,11 +46,9 @@ def thread_clocks() -> Clocks:
     """Read how long each thread of this process has run, and waited for a core, so far."""
     clocks = {}
     for task in TASKS.iterdir():
-        try:
+        with suppress(OSError):  # the thread has just ended
             ran, waited, _ = (task / "schedstat").read_text().split()
-        except OSError:  # the thread has just ended
-            continue
-        clocks[task.name] = int(ran), int(waited)
+            clocks[task.name] = int(ran), int(waited)
     return clocks
 
 

@@ -135,9 +135,8 @@ def should_pack_weights() -> bool:
     with torch.inference_mode(), fast_matmul(x.device):
         exact = F.linear(x.double(), linear.weight.double(), linear.bias.double())
         try:
-            as_exact, speedup = _compare(
-                partial(linear, x), partial(PackedLinear(linear), x), exact
-            )
+            packed = partial(PackedLinear(linear), x)
+            as_exact, speedup = _compare(partial(linear, x), packed, exact)
         except RuntimeError:  # this build or CPU lacks an operator
             return False
     return as_exact and speedup >= 1

@@ -15,13 +15,10 @@ WHOLE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What accelerate takes for the number of processes where torch's is not set.
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # What has accelerate train in another way than the recipes do.
-OTHER_WAYS = tuple(
-    f"ACCELERATE_USE_{way}"
-    for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
-)
+WAYS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
+OTHER_WAYS = [f"ACCELERATE_USE_{way}" for way in WAYS]
 # What `accelerate config` chooses, and the recipes choose themselves.
 CHOSEN_HERE = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU")
-OFF = ("", "no", "false", "0")
 REMEDY = "to train in one process, or start the recipe with torchrun or accelerate launch"
 log = logging.getLogger(__name__)
 

@@ -152,7 +152,10 @@ class Shapes:
         return tokens // 4 if count <= tokens // 4 else tokens
 
 
-def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes | None = None) -> Batch:
+UNPADDED = Shapes()
+
+
+def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes = UNPADDED) -> Batch:
     """Pack examples with `input_ids` and `prompt_length` into one prefix tree.
 
     A padding token attends to itself: a row of a mask without any key would give NaN (pytorch issue
@@ -164,7 +167,6 @@ def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes | None = None)
         `starts` [n]: from these `unpacked` restores the plain layout.
     """
     tree = Tree.of([example["input_ids"] for example in examples])
-    shapes = shapes or Shapes()
     starts = [example["prompt_length"] for example in examples]
     keep = [t for p, n in zip(tree.paths, starts, strict=True) for t in p[n - 1 : -1]]
     targets = [t for e, n in zip(examples, starts, strict=True) for t in e["input_ids"][n:]]
@@ -182,9 +184,7 @@ def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes | None = None)
     }
 
 
-def unpacked(
-    packed: Batch, pad_id: int, rows: int = 1, shapes: Shapes | None = None
-) -> list[Batch]:
+def unpacked(packed: Batch, pad_id: int, rows: int = 1, shapes: Shapes = UNPADDED) -> list[Batch]:
     """Return the examples of a pack as plain right-padded micro-batches of at most `rows` rows.
 
     Padding is on the right: on the left its queries would see no key, for which MPS returns NaN.
@@ -193,7 +193,6 @@ def unpacked(
         Batches with `input_ids` and `attention_mask` [b, w], and `keep` [k] with `targets` [b, k]:
         the columns whose next token is supervised in some row.
     """
-    shapes = shapes or Shapes()
     order = packed["paths"].ge(0).sum(dim=1).argsort(stable=True).tolist()
     batches = []
     for chosen in (order[i : i + rows] for i in range(0, len(order), rows)):
@@ -230,7 +229,7 @@ class StepCollator:
 
     pad_id: int
     budget: int
-    shapes: Shapes = Shapes()
+    shapes: Shapes = UNPADDED
 
     def __call__(self, examples: Sequence[Example]) -> Step:
         packs = self.packs(examples)

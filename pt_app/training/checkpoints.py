@@ -73,8 +73,7 @@ def _flush(path: Path) -> None:
 
 def rotate(run: Path, best: int | None) -> None:
     """Delete all checkpoints of a run except the newest two and that of step `best`."""
-    folders = list(_newest_first(run))
-    for folder in folders[KEPT:]:
+    for folder in _newest_first(run)[KEPT:]:
         if step_of(folder) != best:
             shutil.rmtree(folder)
 
@@ -91,9 +90,9 @@ def step_of(folder: Path) -> int:
     return int(folder.name.split("-")[-1])
 
 
-def _newest_first(run: Path) -> Iterator[Path]:
+def _newest_first(run: Path) -> list[Path]:
     folders = [p for p in run.glob("checkpoint-*") if p.name.split("-")[-1].isdigit()]
-    return iter(sorted(folders, key=step_of, reverse=True))
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def fault(folder: Path) -> str | None:

@@ -8,15 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pt_app.models.packing import (
-    IGNORED,
-    Batch,
-    Shapes,
-    StepCollator,
-    examples_of,
-    pack,
-    unpacked,
-)
+from pt_app.models.packing import IGNORED, Batch, Shapes, StepCollator, examples_of, pack, unpacked
 from pt_app.models.tree_attention import last_mlp_only_at, tree_inputs
 from pt_app.training.loop import Model, Objective
 
