@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pt_app.attack.run import TextTwin, attack_numbers, favour, twin_of
+from pt_app.attack.run import TextTwin, _numbers, attack_numbers, favour, twin_of
 from pt_app.cli import app
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.errors import UserError
@@ -16,6 +16,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
+from pt_app.scoring.scorer import Scored
 from tests.tiny_models import make_tokenizer
 
 TEN = Scale.from_name("0-10")
@@ -113,6 +114,17 @@ def test_shift_and_share_raised_are_means_over_attacks_drawn_with_their_rows() -
     assert found.shift.low == pytest.approx(1.5)  # alike in every row
     one_step = attack_numbers(names, rows, range(30), clean, clean[rows] + 1, 1.0, [False] * 60)
     assert one_step["loud"].raised.value == 0
+
+
+def test_no_attack_that_was_scored_leaves_no_numbers() -> None:
+    rows = [example(), example(verdict=10)]
+    answered = Scored("ok", 4, 4, (1 / 11,) * 11)
+    unscored = Scored("too_long")
+    assert _numbers(rows, [answered] * 2, [], [], TEN) == {}
+    made = list(attacked(rows, TEN, [KNOWN["empty"]]))
+    assert made
+    assert _numbers(rows, [answered] * 2, made, [unscored] * len(made), TEN) == {}
+    assert _numbers(rows, [unscored] * 2, made, [answered] * len(made), TEN) == {}
 
 
 def test_shares_of_few_rows_have_intervals_between_0_and_1() -> None:

@@ -126,6 +126,11 @@ def test_a_slice_that_is_judged_worse_is_told_and_even_ones_are_not() -> None:
     assert alarms <= 10
 
 
+def test_slices_are_told_apart_by_every_character() -> None:
+    found = slices(["a"] * 20 + ["a\0"] * 30, np.zeros(50), Resampler(range(50), 50))
+    assert {name: one.distance.n for name, one in found.items()} == {"a": 20, "a\0": 30}
+
+
 def test_a_slice_of_few_rows_is_told_without_a_test() -> None:
     found = slices(["rare"] * 3 + ["common"] * 60, np.ones(63), Resampler(range(63), 50))
     assert found["rare"].distance.n == 3

@@ -14,6 +14,8 @@ import pytest
 from pt_app.core.dataset import JudgeData, read_card, read_dataset, read_rows, to_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
+from pt_app.core.records import Place, example_of
+from pt_app.core.verdicts import Scale
 
 
 def fields(number: int, **changes: Any) -> dict[str, Any]:
@@ -198,8 +200,39 @@ def test_splits_json_agrees_or_is_an_error(folder: Folder) -> None:
     folder.text("splits.json", '{"source 1": "train", "source 3": "test"}')
     folder.read()
     folder.text("splits.json", '{"source 3": "val"}')
-    with pytest.raises(UserError, match=r'"source 3" is in two splits: splits.json.*test.json:1'):
+    with pytest.raises(UserError, match=r'splits.json places group "source 3" in val.*test.json:1'):
         folder.read()
+
+
+def test_a_fault_of_two_splits_is_told_from_one_of_splits_json(folder: Folder) -> None:
+    folder.text("splits.json", '{"source 1": "train"}')
+    folder.lines("test", [fields(1, id="other")])
+    with pytest.raises(UserError, match=r'"source 1" is in two splits: judge_train.json:1 and'):
+        folder.read()
+
+
+def test_an_annotators_huge_number_is_refused_on_other_scales_too(folder: Folder) -> None:
+    folder.text("dataset.json", '{"task": "pass_fail"}')
+    folder.lines("train", [fields(1, label={"verdict": "PASS"}, annotators=[10**400])])
+    with pytest.raises(UserError, match=r"annotators.0.verdict: 1000.* is no verdict"):
+        folder.read()
+
+
+def test_a_carriage_return_ends_no_row(folder: Folder) -> None:
+    rows = [json.dumps(fields(row)) for row in (1, 2)]
+    (folder.path / TRAIN).write_bytes("\r\r\n".join(rows).encode())
+    assert [row.where for row in folder.read().train] == [
+        "judge_train.json:1",
+        "judge_train.json:2",
+    ]
+
+
+def test_what_is_known_of_a_row_may_have_keys_of_any_type() -> None:
+    row = fields(1, meta={"of": {(1, 2): "a pair", "self": []}})
+    scale, place = Scale.from_name("0-10"), Place(Path(TRAIN), 1, lines=True)
+    assert example_of(row, place, scale).meta == row["meta"]
+    with pytest.raises(UserError, match=r"field meta: it holds half of a surrogate pair"):
+        example_of(fields(1, meta={"of": [{"text": "\ud800"}]}), place, scale)
 
 
 def write(split: str, *rows: Any) -> Callable[[Folder], None]:
@@ -237,20 +270,18 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "not an object": (text(TRAIN, "[1]"), r"row 1: a row must be an object"),
     "no user": (
         write("train", fields(1), {"messages": [ANSWER]}),
-        r"line 2, field messages: its turns are assistant",
+        r"line 2, field messages: no user turn",
     ),
     "no assistant": (write("train", {"messages": [USER]}), r"messages: no assistant turn"),
-    "two users": (
-        write("train", {"messages": [USER, ANSWER, USER]}),
-        r"messages: its turns are user, assistant, user",
-    ),
-    "turned round": (
-        write("train", {"messages": [ANSWER, USER]}),
-        r"messages: its turns are assistant, user",
-    ),
+    "two users": (write("train", {"messages": [USER, ANSWER, USER]}), r"messages: 2 user turns"),
+    "turned round": (write("train", {"messages": [ANSWER, USER]}), r"messages: .* comes first"),
     "unknown role": (
         write("train", {"messages": [{"role": "human", "content": "u"}]}),
-        r"field messages: its turns are human",
+        r"field messages.0.role: unknown role 'human'",
+    ),
+    "long role": (
+        write("train", {"messages": [{"role": "\x1b[2J" + "x" * 5000, "content": "u"}]}),
+        r"field messages.0.role: unknown role '\\x1b\[2Jx{53}\.\.\.': use system",
     ),
     "empty user turn": (
         write("train", chat(1), {"messages": [{"role": "user", "content": " \n"}, ANSWER]}),
@@ -260,7 +291,11 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
         write("train", {"input": "", "output": "Score: 1/10", "group": "g"}),
         r"line 1, field input: the user's turn is empty",
     ),
-    "no output": (write("train", {"input": "u"}), r"field output: no assistant turn"),
+    "no input": (
+        write("train", {"output": "Score: 1/10"}),
+        r"line 1, field input: the row has none: a row needs input and output",
+    ),
+    "no output": (write("train", {"input": "u"}), r"field output: the row has none"),
     "no verdict": (
         write("train", chat(1), chat(2, "Fine.")),
         r'line 2, field messages.1.content: no line like "Score: N/10" .*"Score: N/10"',
@@ -305,7 +340,19 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
     ),
     "card of wrong type": (text("dataset.json", '{"rubric": 1}'), r"dataset.json, field rubric: "),
     "card is a list": (text("dataset.json", "[]"), r"dataset.json"),
-    "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json: .* dictionary"),
+    "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json must be an object"),
+    "split of another name": (
+        text("splits.json", '{"str": "dev"}'),
+        r"""splits.json places group "str" in 'dev': use train, val, test""",
+    ),
+    "split that is a list, of a long group": (
+        text("splits.json", json.dumps({"a\n" * 1000: []})),
+        r'splits.json places group "(a ){28}a\.\.\." in \[\]: use train',
+    ),
+    "annotator's number too large for a float": (
+        write("train", fields(1, annotators=[10**400])),
+        r"line 1, field annotators.0.verdict: 1000.* is no verdict: allowed are 0 to 10",
+    ),
     "broken splits": (text("splits.json", "{"), r"splits.json is not JSON at line 1, column 2"),
 }
 

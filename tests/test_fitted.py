@@ -10,7 +10,13 @@ from pt_app.core.errors import UserError
 from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.judge_train_mps import main as train
-from pt_app.evidence.calibration import FILE, Fitted, with_temperature
+from pt_app.evidence.calibration import (
+    FILE,
+    Fitted,
+    confidence_of,
+    probabilities_of,
+    with_temperature,
+)
 from pt_app.judge import Judge
 from tests.rows import write_rows
 
@@ -58,6 +64,30 @@ def test_a_row_below_the_threshold_is_left_to_people() -> None:
     careful = Fitted.on(judged(60), FIVE, 0.999)
     assert careful is not None
     assert careful.of_one((0.9, 0.1, 0, 0, 0), FIVE)[1] is None
+
+
+def test_a_row_at_the_threshold_is_kept_as_the_evaluation_keeps_it() -> None:
+    ten, rng = Scale.from_name("0-10"), np.random.default_rng(0)
+    rows = [
+        Prediction(label=0, group=i, probabilities=chances)
+        for i, chances in enumerate(rng.dirichlet(np.ones(11), 300).round(4).tolist())
+    ]
+    found = Fitted.on(rows, ten, 0.9)
+    assert found is not None
+    labels = np.zeros(len(rows), dtype=np.int64)
+    sure = confidence_of(probabilities_of(rows, ten), labels, ten, found.tolerance).sure
+    for row, least in zip(rows, sure.tolist(), strict=True):
+        found.threshold.threshold = least
+        assert row.probabilities is not None
+        assert found.of_one(row.probabilities, ten)[1] is False
+
+
+def test_the_schema_is_the_files_own(tmp_path: Path) -> None:
+    found = Fitted.on(judged(60), FIVE, 0.9)
+    assert found is not None
+    found.schema_version = 2
+    found.write(tmp_path)
+    assert Fitted.read(tmp_path) == found
 
 
 def test_training_fits_on_validation_rows_and_judging_uses_it(base: Path, tmp_path: Path) -> None:

@@ -127,5 +127,7 @@ def test_ci_gets_junit_and_markdown(tmp_path: Path) -> None:
     assert [case.get("name") for case in suite if case.find("failure") is not None] == [
         "kappa_quadratic not worse by 0.02"
     ]
+    assert next(iter(suite.keys())) == "name"
+    assert page.read_text().split("\n")[1:4] == ["", "| check | decision | |", "|---|---|---|"]
     assert "| rows | undecided | 300 rows" in page.read_text()
     assert json.loads((new / "results.json").read_text())["models"][0]["parse_failures"] == 1

@@ -145,6 +145,7 @@ def test_raters_of_equal_verdicts_agree_wholly_and_alpha_is_undefined_for_one_ve
     assert found is not None
     assert found["raw"]["value"] == 1.0
     assert found["alpha_nominal"]["value"] is None
+    assert "reason" not in found["alpha_nominal"]
     assert "one_vs_rest" not in found
     assert any("undefined" in row for row in people.table(found))
 

@@ -9,7 +9,7 @@ import pytest
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
-from pt_app.core.prompts import PromptEncoder
+from pt_app.core.prompts import PromptEncoder, _units_to_keep
 from pt_app.core.verdicts import Scale
 
 FIXTURES = Path(__file__).with_name("fixtures") / "templates"
@@ -265,6 +265,11 @@ def test_templates_are_folders_and_survive_saving(tmp_path: Path) -> None:
     assert Template.load(str(tmp_path / "translation")) == default
 
 
+def test_a_template_has_the_line_ends_and_the_mark_that_it_is_read_with(tmp_path: Path) -> None:
+    (tmp_path / "user.txt").write_bytes("\ufeffText:\r\n{candidate}\r\n".encode())
+    assert Template.load(str(tmp_path)).user == "\ufeffText:\n{candidate}"
+
+
 def test_unknown_template_and_unknown_field_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"translatoin is neither one of .*translation"):
         Template.load("translatoin")
@@ -305,6 +310,24 @@ def test_context_is_cut_before_source_and_reference() -> None:
     assert encoded.prompt_length <= 512 - 96
 
 
+def test_a_context_of_which_nothing_fits_is_cut_to_nothing_beside_an_empty_turn() -> None:
+    turns = [{"role": "user", "content": ""}]
+    row = example(source=None, reference=None, conversation=turns, context="x" * 600)
+    (cut,), cuts = encoder(max_seq_length=512).fit([row])
+    assert cuts.unfit == ()
+    assert len(cut.prompt) <= 512 - 96
+
+
+@pytest.mark.parametrize(("at", "kept"), [((5, 8), (5, 8)), ((0, 3), (0, 3)), ((9, 9), (7, 8))])
+def test_the_context_is_cut_to_nothing_before_the_others_are_cut(
+    at: tuple[int, int], kept: tuple[int, int]
+) -> None:
+    row = example(context=words(7), source=words(8), reference=None)
+    assert _units_to_keep([row], lambda c, o: c <= at[0] and o <= at[1]) == kept
+    bare = example(context=words(7), source=None, reference=None)
+    assert _units_to_keep([bare], lambda c, _: c == 0) == (0, 0)
+
+
 def test_all_rows_of_a_group_are_cut_alike() -> None:
     long = example(source=words(200), candidate=words(10))
     short = example(source=words(200), candidate="x", label={"verdict": 0})
@@ -329,7 +352,8 @@ def test_cut_is_the_same_with_and_without_label() -> None:
 
 def test_row_that_cannot_fit_stops_training_and_not_scoring() -> None:
     bad = example(candidate=words(500), where="judge_train.json:7")
-    with pytest.raises(UserError, match=r"judge_train.json:7.* \d+ tokens.* 512.*max_seq_length"):
+    too_long = r"judge_train.json:7.* \d+ tokens at the shortest, more than max_seq_length 512"
+    with pytest.raises(UserError, match=too_long):
         encoder(max_seq_length=512).encode([example(), bad])
     alone, _ = encoder(max_seq_length=512).encode([example()])
     encoded, cuts = encoder(max_seq_length=512).fit([example(), bad])
@@ -344,7 +368,17 @@ def test_row_that_cannot_fit_stops_training_and_not_scoring() -> None:
     [
         ({"candidate": words(500)}, "candidate"),
         ({"candidate": None, "candidates": ("um", words(500))}, "candidates"),
-        ({"prompt": words(500)}, "prompt"),
+        ({"prompt": words(500)}, r"prompt \(the user's turn\)"),
+        # Many short turns are no text longer than the candidate: their quotes and commas are none.
+        (
+            {
+                "conversation": [{"role": "user", "content": "x"}] * 60,
+                "candidate": words(300),
+            },
+            "candidate",
+        ),
+        # Longer in tokens than the candidate, though shorter in characters.
+        ({"rubric": "Ω\u0336" * 300, "candidate": "palavra" * 130}, "rubric"),
         ({"label": {"verdict": 4, "feedback": words(500)}}, "label"),
     ],
 )

@@ -71,5 +71,6 @@ def test_the_columns_of_a_table_are_those_that_were_measured() -> None:
     metrics = {"kappa": Metric(value=0.5), "order_consistency": Metric(value=0.9)}
     results = Results.model_validate({"task": "pairwise", "models": [{"metrics": metrics}]})
     assert "order_consistency" in results.columns()
+    assert "first_preference" in results.columns()  # a column of its own, though it is empty
     assert "rouge_l" not in results.columns()
     assert Results(task="score").columns()[0] == "kappa_quadratic"

@@ -6,7 +6,7 @@ from scipy import stats
 
 from pt_app.core.metrics import FloatArray
 from pt_app.core.results import Metrics
-from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.intervals import Resampler, jackknife_interval
 from pt_app.evidence.ranks import rank_agreement
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
@@ -34,6 +34,17 @@ def test_rank_numbers_are_scipys(seed: int) -> None:
     for one in found.values():
         assert one.low < one.value < one.high
         assert one.n == 120
+
+
+def test_the_interval_of_tau_leaves_out_each_group_however_many_there_are() -> None:
+    labels, scores, _, groups = scored(130, 2)
+    kept = [np.array(groups) != group for group in range(130)]
+    taus = np.array([stats.kendalltau(labels[rows], scores[rows])[0] for rows in kept])
+    found = rank_agreement(labels, scores, Resampler(groups, 50))["kendall"]
+    error = np.sqrt(129 / 130 * ((taus - taus.mean()) ** 2).sum())
+    assert found.error == pytest.approx(error)
+    spread = jackknife_interval(stats.kendalltau(labels, scores)[0], taus, "kendall")
+    assert (found.low, found.high) == pytest.approx(spread[:2])
 
 
 def test_rank_intervals_cover_the_truth() -> None:

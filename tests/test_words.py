@@ -39,6 +39,21 @@ def unspaced(name: str, count: int, seed: int = 0) -> str:
 
 
 @pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("ﾃﾞｰﾀ", ["ﾃ", "ﾞ", "ｰ", "ﾀ"]),  # half width: a mark that stands alone
+        ("\x1bำก", ["\x1bำ", "ก"]),
+        ("\u0600文字", ["\u0600", "文", "字"]),
+        ("\u094dក", ["\u094d", "ក"]),
+        ("\u200d\U0001f1f5\U0001f1f9文", ["\u200d\U0001f1f5\U0001f1f9", "文"]),
+        ("က\u1039က\u103aက", ["က\u1039က\u103a", "က"]),
+    ],
+)
+def test_a_text_is_cut_between_characters(text: str, pieces: list[str]) -> None:
+    assert [text[start:end] for start, end in units(text)] == pieces
+
+
+@pytest.mark.parametrize(
     ("reference", "text", "expected"),
     [
         ("翻译准确术语一致", "翻译准确术语不一致", 16 / 17),

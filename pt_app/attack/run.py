@@ -128,13 +128,16 @@ def _clean(rows: Rows, clean: Scores, scale: Scale) -> results.Metrics:
 def _numbers(
     rows: Rows, clean: Scores, attacks: Sequence[Attacked], after: Scores, scale: Scale
 ) -> dict[str, results.AttackFamily]:
-    losers, places = [loser(row) for row in rows], [attack.row for attack in attacks]
-    before = favour(_chances(clean, scale), scale, np.array(losers))
-    given = favour(_chances(after, scale), scale, np.array(losers)[places])
-    kept = np.flatnonzero(np.isfinite(given - before[places])).tolist()  # both could be scored
+    losers = np.array([loser(row) for row in rows], dtype=np.int64)
+    places = np.array([attack.row for attack in attacks], dtype=np.int64)
+    before = favour(_chances(clean, scale), scale, losers)
+    given = favour(_chances(after, scale), scale, losers[places])
+    kept = [
+        i for i, row in enumerate(places) if after[i].probabilities and clean[row].probabilities
+    ]
     return attack_numbers(
         [attacks[i].family for i in kept],
-        np.array(places)[kept],
+        places[kept],
         [row.group for row in rows],
         before,
         given[kept],

@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, sha256_file
@@ -25,7 +25,6 @@ __all__ = ["JudgeExample"]  # which most readers of a folder need too
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_SPLITS = ("val",)
-_Kind = TypeVar("_Kind")
 
 
 class DatasetCard(BaseModel):
@@ -135,7 +134,12 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / "dataset.json"
     if not path.exists():
         return DatasetCard()
-    card = _read_object(DatasetCard, path)
+    value = parse_json(read_text(path), path)
+    try:
+        card = DatasetCard.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise UserError(f"{path}, field {field}: {problem}: correct it") from error
     own = (folder / card.template).absolute()
     is_own = (own / "user.txt").is_file()
     return card.model_copy(update={"template": str(own)}) if is_own else card
@@ -239,13 +243,19 @@ def check_ids(examples: Iterable[JudgeExample]) -> None:
 
 
 def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) -> None:
-    seen = {group: (split, "splits.json") for group, split in read_places(folder).items()}
+    placed = read_places(folder)
+    seen: dict[str, tuple[str, str]] = {}
     for split, examples in splits.items():
         for example in examples:
-            other, where = seen.setdefault(example.group, (split, example.where))
+            group = example.group
+            other, where = seen.setdefault(group, (split, example.where))
             if other != split:
                 where += f" and {example.where}, field group: move all rows of it to one split"
-                raise UserError(f'group "{clipped(example.group)}" is in two splits: {where}')
+                raise UserError(f'group "{clipped(group)}" is in two splits: {where}')
+            if placed.get(group, split) != split:
+                problem = f'places group "{clipped(group)}" in {placed[group]}'
+                problem += f", but it is at {example.where}"
+                raise UserError(f"{folder / 'splits.json'} {problem}: correct one of the two")
 
 
 def read_places(folder: Path) -> dict[str, str]:
@@ -253,18 +263,14 @@ def read_places(folder: Path) -> dict[str, str]:
     path = folder / "splits.json"
     if not path.exists():
         return {}
-    placed = _read_object(dict[str, Literal["train", "val", "test"]], path)
-    return {one_line(group): split for group, split in placed.items()}
-
-
-def _read_object(kind: type[_Kind], path: Path) -> _Kind:
-    """Read JSON of some type; raise UserError for the first field of another type."""
-    value = parse_json(read_text(path), path)
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        field, problem = first_problem(error)
-        raise UserError(f"{path}{field and f', field {field}'}: {problem}: correct it") from error
+    placed = parse_json(read_text(path), path)
+    if not isinstance(placed, dict):
+        raise UserError(f"{path} must be an object of group to split: correct it")
+    for group, split in placed.items():
+        if split not in SPLITS:
+            problem = f'places group "{clipped(group)}" in {split!r}'
+            raise UserError(f"{path} {problem}: use {', '.join(SPLITS)}")
+    return {one_line(str(group)): split for group, split in placed.items()}
 
 
 def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:

@@ -91,7 +91,7 @@ def read_text(
     absent: str = "is not there: make it, or correct its path",
     remedy: str = "save it as UTF-8",
 ) -> str:
-    """Read a UTF-8 text without its byte-order mark.
+    """Read a UTF-8 text without its byte-order mark; line ends stay as they are.
 
     Args:
         path: the file.
@@ -102,7 +102,7 @@ def read_text(
         UserError: if it is absent, cannot be read or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path} {absent}") from error
     except OSError as error:

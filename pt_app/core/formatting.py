@@ -20,6 +20,7 @@ _METRICS = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(enco
 NAMES: dict[str, str] = _METRICS["names"]
 ANNOTATORS: dict[str, str] = _METRICS["annotators"]
 COLUMNS: dict[str, list[str]] = _METRICS["columns"]
+SHOWN_WITH: dict[str, str] = _METRICS["shown_with"]
 BOUNDS = {name: bound for bound, names in _METRICS["bounds"].items() for name in names}
 """By name whether a number is a correlation, a share or an error."""
 

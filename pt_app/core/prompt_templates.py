@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_text, write_text_atomic
+from pt_app.core.files import write_text_atomic
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 
@@ -41,11 +41,7 @@ class Template:
             known = ", ".join(sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
             problem = f"is neither one of {known} nor a folder with a user.txt"
             raise UserError(f"template {name} {problem}: correct its name")
-        texts = dict.fromkeys(FIELDS, "")
-        for path in (folder / name for name in FIELDS):
-            if path.exists():
-                texts[path.name] = read_text(path).rstrip("\n")
-                _check_fields(texts[path.name], FIELDS[path.name], str(path))
+        texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
         if not {"candidate", "candidate_a"} & set(_FIELD.findall(texts["user.txt"])):
             remedy = "put {candidate} into it, or {candidate_a} and {candidate_b}"
             raise UserError(f"{folder / 'user.txt'} shows no candidate: {remedy}")
@@ -94,6 +90,17 @@ def row_fields(example: JudgeExample) -> dict[str, str | None]:
     turns = "\n".join(f"{turn.role}: {turn.content}" for turn in example.conversation or ())
     candidates = {"candidate": example.candidate, "candidate_a": first, "candidate_b": second}
     return {**texts, "conversation": turns or None, **candidates}
+
+
+def _read(path: Path, fields: tuple[str, ...]) -> str:
+    if not path.exists():
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    _check_fields(text, fields, str(path))
+    return text
 
 
 def _check_fields(text: str, fields: tuple[str, ...], where: str) -> None:

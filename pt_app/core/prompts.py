@@ -4,7 +4,6 @@ The ids equal the tokenizer's own chat template, and control tokens inside data 
 does not fit is cut from context, then from source and reference, alike for all rows of a group.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -145,10 +144,10 @@ class PromptEncoder:
             budget = self._budget(row) if shortest <= self._budget(row) else own
             if shortest > own:
                 where = f"{row.example.where}, field {self._longest_field(row)}"
-                taken = f"prompt and answer take {shortest} + {len(row.answer)} tokens"
+                tokens = f"{shortest} + {len(row.answer)} tokens at the shortest"
                 limit = f"more than max_seq_length {self.max_seq_length}"
                 remedy = "raise --max_seq_length or leave the row out"
-                row.unfit = f"{where}: {taken}, {limit}: {remedy}"
+                row.unfit = f"{where}: prompt and answer take {tokens}, {limit}: {remedy}"
                 cuts.unfit += (row.unfit,)
             elif len(row.prompt) > budget:
                 long.append((row.example, budget))
@@ -172,14 +171,19 @@ class PromptEncoder:
                 row.example, row.prompt = short, ids
 
     def _longest_field(self, row: Encoded) -> str:
-        """Name the longest text, in characters, of all that is never cut."""
+        """Name what keeps a row from fitting, of all that is never cut."""
         short = _shortened(row.example, 0, 1)
-        names = ("prompt", "system", "rubric", "conversation", "candidate", "candidates")
-        lengths = {name: len(str(getattr(short, name) or "")) for name in names}
-        if short.prompt is None and not short.rubric:
-            lengths["rubric"] = len(fill(self.template.rubric, scale_fields(self.scale)))
-        lengths["label"] = len(short.answer(self.scale) or "")
-        return max(lengths, key=lengths.__getitem__)
+        own = short.rubric or fill(self.template.rubric, scale_fields(self.scale))
+        texts = {
+            "prompt (the user's turn)": short.prompt,
+            "system": short.system,
+            "rubric": own if short.prompt is None else None,
+            "conversation": "\n".join(turn.content for turn in short.conversation or ()),
+            "candidate": short.candidate if short.prompt is None else None,
+            "candidates": "\n".join(short.candidates or ()),
+        }
+        lengths = {name: len(self.answer_ids(text)) for name, text in texts.items() if text}
+        return max({**lengths, "label": len(row.answer)}.items(), key=lambda item: item[1])[0]
 
     def _budget(self, row: Encoded) -> int:
         """Return the tokens that a prompt may take.
@@ -302,18 +306,24 @@ def _units_to_keep(
     examples: Sequence[JudgeExample], fits: Callable[[int, int], bool]
 ) -> tuple[int, int]:
     """Find the most units of context, then of source and reference, with which all rows fit."""
-    turns = [turn.content for e in examples for turn in e.conversation or ()]
-    others = [*turns, *(text or "" for e in examples for text in (e.source, e.reference))]
-    context = max(len(units(e.context or "")) for e in examples)
-    other = max(len(units(text)) for text in others)
-    # The context is cut to nothing before the others are cut at all.
-    kept = _most(1, context + other, lambda n: fits(max(0, n - other), min(n, other)))
-    return max(0, kept - other), min(kept, other)
+    texts = [(e.context or "", e.source or "", e.reference or "") for e in examples]
+    turns = [t.content for e in examples for t in e.conversation or ()]
+    longest_context = max(len(units(context)) for context, _, _ in texts)
+    longest_other = max(len(units(t)) for _, *two in texts for t in [*two, *turns])
+    if fits(0, longest_other):
+        return _most(0, longest_context, lambda n: fits(n, longest_other)), longest_other
+    return 0, _most(1, longest_other, lambda n: fits(0, n))
 
 
 def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest count from `low`, which fits, to `high` that fits."""
-    return low + bisect_left(range(low + 1, high + 1), True, key=lambda count: not fits(count))
+    """Bisect for the largest count from `low`, which fits, to `high` that fits."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _first_units(text: str, count: int) -> str:

@@ -3,10 +3,10 @@
 Every problem is a UserError that names file, row and field.
 """
 
-import json
 import math
 import numbers
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,12 +16,10 @@ from pydantic.types import StrictFloat, StrictInt, StrictStr
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
-from pt_app.core.verdicts import Scale, Task, format_answer
+from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
 
-_NEEDED = (
-    "a row needs one user turn and then an assistant turn, beside at most one system turn; "
-    "a conversation to judge goes into the field conversation"
-)
+ROLES = ("system", "user", "assistant")
+LARGEST = sys.float_info.max
 
 
 def as_name(value: object) -> object:
@@ -186,10 +184,18 @@ def _validate(model: type[_Model], value: Cells, place: Place) -> _Model:
         field, problem = first_problem(error)
         raise place.error(field, problem, "correct it") from error
     for field in model.model_fields.keys() & value.keys():
-        if not is_unicode(json.dumps(value[field], ensure_ascii=False, default=str)):
+        if any(not is_unicode(text) for text in _texts(value[field])):
             problem = "it holds half of a surrogate pair, which is no character"
             raise place.error(field, problem, "remove it")
     return validated
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def is_unicode(text: str) -> bool:
@@ -253,8 +259,7 @@ def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
         raise place.error("source", "the row has none, and no conversation", "add one of the two")
     for number, label in enumerate(row.annotators):
         # An annotator may have given any number as a score, and else a verdict of the scale.
-        is_number = not isinstance(label.verdict, str) and math.isfinite(label.verdict)
-        if not (is_number and scale.task == "score") and scale.normalise(label.verdict) is None:
+        if not _is_score(label.verdict, scale) and scale.normalise(label.verdict) is None:
             field = f"annotators.{number}.verdict"
             raise place.error(field, f"{label.verdict!r} is no verdict", scale.says())
     update: dict[str, object] = {"task": scale.task, "where": place.where}
@@ -266,6 +271,11 @@ def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
             raise place.error("label.verdict", problem, scale.says())
         update["label"] = row.label.model_copy(update={"verdict": verdict})
     return row.model_copy(update=update)
+
+
+def _is_score(verdict: Verdict, scale: Scale) -> bool:
+    # An integer may be larger than any float.
+    return scale.task == "score" and not isinstance(verdict, str) and abs(verdict) <= LARGEST
 
 
 def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
@@ -285,25 +295,41 @@ def _chat(value: Cells, place: Place, scale: Scale) -> JudgeExample:
 def _turns(
     row: ChatRow, place: Place, *, labelled: bool = True
 ) -> tuple[str | None, str, str, str]:
-    """Return the system's turn, the user's, the answer, and the name of the answer's field.
+    """Give system, user's turn, answer, and the name of the answer's field.
 
     The answer is "" where the row has none, which only a row that is `labelled` must have.
     """
-    texts = {"user": row.input, "assistant": row.output}
-    fields = {"user": "input", "assistant": "output"}
-    if row.messages is not None:
-        roles = [turn.role for turn in row.messages]
-        spoken = [role for role in roles if role != "system"]
-        if spoken not in (["user"], ["user", "assistant"]) or roles.count("system") > 1:
-            raise place.error("messages", f"its turns are {', '.join(roles) or 'none'}", _NEEDED)
-        texts = {turn.role: turn.content for turn in row.messages}
-        fields = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
-    if labelled and texts.get("assistant") is None:
-        raise place.error(fields.get("assistant", "messages"), "no assistant turn", _NEEDED)
-    user = texts["user"] or ""
+    if row.messages is None:
+        for name in ("input", "output") if labelled else ("input",):
+            if getattr(row, name) is None:
+                raise place.error(name, "the row has none", "a row needs input and output")
+        return None, _asked(row.input or "", "input", place), row.output or "", "output"
+    roles = [turn.role for turn in row.messages]
+    for index, role in enumerate(roles):
+        if role not in ROLES:
+            field, problem = f"messages.{index}.role", f"unknown role {clipped(role)!r}"
+            raise place.error(field, problem, f"use {', '.join(ROLES)}")
+    for role in ROLES:
+        count, needed = roles.count(role), role == "user" or (role == "assistant" and labelled)
+        if count > 1 or (needed and not count):
+            problem = f"{count or 'no'} {role} turn{'s' if count > 1 else ''}"
+            remedy = (
+                "a row needs one user turn and one assistant turn; "
+                "a conversation to judge goes into the field conversation"
+            )
+            raise place.error("messages", problem, remedy)
+    texts = {turn.role: turn.content for turn in row.messages}
+    at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
+    if "assistant" in roles and roles.index("assistant") < roles.index("user"):
+        raise place.error("messages", "the assistant's turn comes first", "put it last")
+    user = _asked(texts["user"], at["user"], place)
+    return texts.get("system"), user, texts.get("assistant", ""), at.get("assistant", "")
+
+
+def _asked(user: str, field: str, place: Place) -> str:
     if not user.strip():
-        raise place.error(fields["user"], "the user's turn is empty", "write what is to be judged")
-    return texts.get("system"), user, texts.get("assistant") or "", fields.get("assistant", "")
+        raise place.error(field, "the user's turn is empty", "write what is to be judged")
+    return user
 
 
 def without_candidate(user: str, candidate: str | None) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text
-from pt_app.core.formatting import COLUMNS
+from pt_app.core.formatting import COLUMNS, SHOWN_WITH
 from pt_app.core.records import Annotation, Turn
 from pt_app.core.verdicts import Verdict
 
@@ -62,11 +62,17 @@ class Stored(BaseModel):
             field = ".".join(map(str, problem["loc"]))
             what = "not JSON" if problem["type"] == "json_invalid" else f"field {field}"
             raise UserError(f"{where}: {what} ({problem['msg']}): {again}") from error
-        if getattr(parsed, "schema_version", SCHEMA) != SCHEMA:
+        if isinstance(parsed, _Versioned) and parsed.schema_version != SCHEMA:
             raise UserError(f"{where}: field schema is not {SCHEMA}: {again} with this version")
         if missing := [name for name in parsed.required if name not in parsed.model_fields_set]:
             raise UserError(f"{where}: field {missing[0]} is missing: {again}")
         return parsed
+
+
+class _Versioned(Stored):
+    """A file whose fields have the meanings of one schema."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
 
 
 class Metric(Stored):
@@ -418,10 +424,9 @@ class SeedSpread(Stored):
     sd: float | None = None
 
 
-class Results(Stored):
+class Results(_Versioned):
     """The content of results.json."""
 
-    schema_version: int = Field(default=SCHEMA, alias="schema")
     leaks: Leaks = Leaks()
     task: str = "score"
     data: DataUsed = DataUsed()
@@ -447,8 +452,8 @@ class Results(Stored):
         ROUGE-L is among them only if answers were generated, the numbers of both orders only if
         pairs were judged in both.
         """
-        hidden = set(COLUMNS["optional"]).difference(*(model.metrics for model in self.models))
-        return tuple(name for name in COLUMNS[self.task] if name not in hidden)
+        measured = {name for model in self.models for name in model.metrics} | {""}
+        return tuple(name for name in COLUMNS[self.task] if SHOWN_WITH.get(name, "") in measured)
 
     @property
     def judge(self) -> JudgeResults | None:
@@ -548,10 +553,9 @@ class ControlTokens(Stored):
     largest_difference: float = 0.0
 
 
-class AttackResults(Stored):
+class AttackResults(_Versioned):
     """The content of attacks.json."""
 
-    schema_version: int = Field(default=SCHEMA, alias="schema")
     judge: str = ""
     data: DataUsed = DataUsed()
     scale: str = ""
@@ -580,7 +584,9 @@ def read_attacks(folder: Path) -> AttackResults | None:
         UserError: if it is broken or of another schema.
     """
     path = folder / ATTACKS
-    return AttackResults.parse(read_text(path), path, "attack again") if path.exists() else None
+    again = "attack again"
+    text = read_text(path, remedy=again) if path.exists() else None
+    return None if text is None else AttackResults.parse(text, path, again)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

@@ -26,9 +26,14 @@ _UNSPACED = (
 _ONE_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _SPACELESS = re.compile(r"\S+")
 _ZERO_WIDTH_SPACE = 0x200B
-# A character as it is read: a grapheme cluster of Unicode with all its marks. What follows a
-# joiner, or a sign that stacks consonants (Khmer, Myanmar, Tai Tham), belongs to the one before it.
-_CHARACTER = regex.compile(r"(?:\X\p{M}*(?<=[\u200d\u17d2\u1039\u1a60]))*\X\p{M}*")
+# A character as it is read, roughly a grapheme cluster of Unicode. Two letters make a flag. To the
+# one before it belong marks, joiners, the vowels am of Thai and Lao, colours of skin, the letters
+# of a region's flag, and what follows a joiner or a sign that stacks consonants (Khmer, Myanmar,
+# Tai Tham).
+_ONE = r"(?:[\U0001f1e6-\U0001f1ff]{2}|.)"
+_JOINED = r"[\p{M}\u200c\u200d\u0e33\u0eb3\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]"
+_STACKED = rf"(?<=[\u200d\u17d2\u1039\u1a60]){_ONE}"
+_CHARACTER = regex.compile(rf"(?s){_ONE}(?:{_JOINED}|{_STACKED})*")
 
 
 class _Plain(dict[int, int | None]):

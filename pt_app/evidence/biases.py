@@ -136,9 +136,10 @@ def slices(names: Sequence[str | None], apart: FloatArray, sample: Resampler) ->
         apart: the distance of each verdict to its label [n].
         sample: the groups of the rows.
     """
-    by_name, tests, column = {}, {}, np.array([str(name) for name in names])
-    for name in sorted(set(column.tolist())):
-        inside = column == name
+    by_name, tests = {}, {}
+    column = [str(name) for name in names]
+    for name in sorted(set(column)):
+        inside = np.array([other == name for other in column])  # numpy's own text loses a last \0
         by_name[name] = Slice(distance=sample.mean(np.where(inside, apart, np.nan)))
         if inside.sum() >= MIN_SLICE and (~inside).sum() >= MIN_SLICE:
             tests[name] = _difference_of_means(apart, inside, sample)

@@ -396,7 +396,9 @@ class Fitted(results.Stored):
 
         The latter is None if no threshold holds: the judge cannot be trusted alone.
         """
-        row, unknown = np.array([probabilities]) / sum(probabilities), np.zeros(1, dtype=np.int64)
+        row, unknown = np.array([probabilities], np.float64), np.zeros(1, dtype=np.int64)
+        # As for all rows of an evaluation: Python's sum may round otherwise, past the threshold.
+        row /= row.sum(axis=1, keepdims=True)
         sure = confidence_of(row, unknown, scale, self.tolerance).sure
         least = self.threshold.threshold
         return float(self.isotonic(sure)[0]), None if least is None else bool(sure[0] < least)

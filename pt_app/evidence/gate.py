@@ -13,7 +13,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from pt_app.core.errors import UserError
-from pt_app.core.formatting import estimate, table
+from pt_app.core.formatting import estimate
 from pt_app.core.results import Metric, Prediction, read_predictions, read_results
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
@@ -148,8 +148,9 @@ def _decided(name: str, metric: Metric, floor: float) -> Check:
 
 def to_markdown(checks: Sequence[Check], title: str) -> str:
     """Write the checks as a Markdown table for a CI page."""
-    rows = [(check.name, check.decision, check.why) for check in checks]
-    return f"## {title}: {decide(checks)}\n\n{table(('check', 'decision', ''), rows)}\n"
+    lines = [f"| {check.name} | {check.decision} | {check.why} |" for check in checks]
+    head = ["| check | decision | |", "|---|---|---|"]
+    return "\n".join([f"## {title}: {decide(checks)}", "", *head, *lines]) + "\n"
 
 
 def to_junit(checks: Sequence[Check], title: str) -> str:
@@ -158,7 +159,7 @@ def to_junit(checks: Sequence[Check], title: str) -> str:
     counts = Counter(kinds.get(check.decision, "") for check in checks)
     sizes = {"tests": len(checks), "failures": counts["failure"], "errors": counts["error"]}
     suite = ElementTree.Element(
-        "testsuite", {n: str(size) for n, size in sizes.items()}, name=title
+        "testsuite", {"name": title, **{kind: str(size) for kind, size in sizes.items()}}
     )
     for check in checks:
         case = ElementTree.SubElement(suite, "testcase", classname="judge.gate", name=check.name)

@@ -83,7 +83,7 @@ def agreement_among(rows: Sequence[Rated], scale: Scale) -> results.AnnotatorAgr
 
     metrics = Resampler(ratings.groups).estimate(numbers, size=counts.size)
     about = {"units": len(counts), "raters": len(ratings.raters), "ratings": int(counts.sum())}
-    agreement = results.AnnotatorAgreement.model_validate({**about, **metrics})
+    agreement = results.AnnotatorAgreement.model_validate(about | _without_reasons(metrics))
     if len(ratings.raters) <= MAX_RATERS:
         agreement.pairs = pair_agreement(ratings, quadratic=scale.task == "score")
     if scale.task == "score":
@@ -263,7 +263,15 @@ def one_against_rest(ratings: Ratings) -> results.OneVersusRest:
     ]
     metrics = Resampler(ratings.groups).estimate(numbers, len(unit), values.size)
     metrics["mean"].n = int(np.isfinite(alone).sum())
-    return results.OneVersusRest.model_validate({"by_rater": by_rater, **metrics})
+    return results.OneVersusRest.model_validate({"by_rater": by_rater, **_without_reasons(metrics)})
+
+
+def _without_reasons(metrics: results.Metrics) -> results.JsonObject:
+    """Return the numbers without the reason for an undefined one, which is not told here."""
+    return {
+        name: metric.model_dump(exclude={"reason"}, exclude_unset=True)
+        for name, metric in metrics.items()
+    }
 
 
 ROW = ("", "value", "95 % interval", "n")

@@ -8,7 +8,7 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.results import Metric, Metrics
 from pt_app.evidence.intervals import Resampler, jackknife_interval
 
-BLOCKS = 100  # of groups, at most, that a jackknife leaves out one by one
+BLOCK = 1 << 22  # pairs compared at once
 
 
 class Levels:
@@ -33,9 +33,8 @@ class Levels:
 def rank_agreement(labels: FloatArray, scores: FloatArray, sample: Resampler) -> Metrics:
     """Return Pearson's r, Spearman's rho and Kendall's tau-b of labels and scores, with intervals.
 
-    Rows whose score is NaN do not count. The interval of tau is a jackknife over groups, since a
-    bootstrap would cost thousands of sorts. More groups than `BLOCKS` are left out in that many
-    blocks.
+    Rows whose score is NaN do not count. The interval of tau is a jackknife over groups, which
+    costs one pass over all pairs of rows (a second or two for 10,000).
     """
     kept = ~np.isnan(scores)
     n, x, y = int(kept.sum()), labels[kept], scores[kept]
@@ -70,17 +69,32 @@ def mean_of_defined(columns: FloatArray) -> FloatArray:
 
 
 def _kendall(x: FloatArray, y: FloatArray, groups: IntArray) -> Metric:
-    """Return tau-b (1945) of x and y [n], with its jackknife over blocks of `groups` [n]."""
-    from scipy.stats import kendalltau
+    """Return tau-b (1945) of x and y [n], with its jackknife over `groups` [n]."""
+    n = len(x)
+    names, index = np.unique(groups, return_inverse=True)
+    members = len(names)
+    # For each group its pairs with all rows, and those within the group, [3, groups]: of each the
+    # concordant less the discordant pairs, and those untied in x and in y.
+    with_all, inside = np.zeros((3, members)), np.zeros((3, members))
+    step = max(1, BLOCK // max(1, n))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        dx = np.sign(x[rows, None] - x)
+        dy = np.sign(y[rows, None] - y)
+        for i, pairs in enumerate((dx * dy, np.abs(dx), np.abs(dy))):
+            with_all[i] += np.bincount(index[rows], pairs.sum(axis=1), minlength=members)
+            own = (pairs * (index[rows, None] == index)).sum(axis=1)
+            inside[i] += np.bincount(index[rows], own, minlength=members)
 
-    if len(x) < 2:
-        return Metric.of(math.nan, len(x))
-    value = float(kendalltau(x, y).statistic)
-    block = np.unique(groups, return_inverse=True)[1] % BLOCKS
-    if (count := int(block.max()) + 1) < 2:
-        return Metric.of(value, len(x))
-    left_out = [
-        float(kendalltau(x[kept], y[kept]).statistic) if kept.sum() > 1 else math.nan
-        for kept in (block != b for b in range(count))
-    ]
-    return Metric.of(value, len(x), jackknife_interval(value, np.array(left_out), "kendall"))
+    def tau(sums: FloatArray) -> FloatArray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(sums[0] / np.sqrt(sums[1] * sums[2]), np.float64)
+
+    total = with_all.sum(axis=1, keepdims=True)
+    value = float(tau(total)[0]) if n else math.nan
+    if members < 2:
+        return Metric.of(value, n)
+    # The sums run over ordered pairs: without a group its rows are gone on either side, and the
+    # pairs within it, which that subtracts twice, are added once.
+    left_out = tau(total - 2 * with_all + inside)
+    return Metric.of(value, n, jackknife_interval(value, left_out, "kendall"))

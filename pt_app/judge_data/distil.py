@@ -89,7 +89,10 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
         raise UserError("--max_cost needs the prices: give --price_in and --price_out")
     scale = Scale.from_name(options.scale if options.task == "score" else options.task)
     template = options.template or ("translation_any" if scale.task == "score" else "response")
-    own_rubric = read_text(options.rubric).strip() if options.rubric else None
+    own_rubric = None
+    if options.rubric:
+        lines = read_text(options.rubric).replace("\r\n", "\n")
+        own_rubric = lines.replace("\r", "\n").strip()
     rubric = Template.load(template).rubric if own_rubric is None else own_rubric
     questions = _questions(file, options, scale, rubric)
     # What decides an answer: a journal of other settings is refused.
