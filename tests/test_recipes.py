@@ -294,6 +294,14 @@ def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None
     assert len(folders) == 3
 
 
+def test_run_below_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    from pt_app.training.runs import open_run
+
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match="out"):
+        open_run(tmp_path / "out", lambda t: f"run-{t:%H%M%S}", {})
+
+
 def test_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path: Path) -> None:
     from pt_app.training.runs import held
 

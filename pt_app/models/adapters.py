@@ -246,6 +246,7 @@ def verify_adapter(folder: Path) -> AdapterInfo:
     parameters = _check_weights(folder / WEIGHTS, judge)
     try:
         _check_config(folder, config, judge, training)
+        tuple(config["target_modules"])  # without it peft would choose modules by the architecture
         return AdapterInfo(
             folder=folder,
             identity=dict(training["base"]),
@@ -292,7 +293,8 @@ def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> No
         trained = settings.get(setting)
         if trained not in (None, config[name]):
             raise UserError(
-                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}"
+                f"{path}: {name} is {config[name]}, and the judge was trained with {trained}: "
+                "copy the adapter again"
             )
     own = config_sha256(config)
     if judge.get("config_sha256", own) != own:

@@ -84,10 +84,11 @@ def open_run(output_dir: Path, name_at: NameAt, about: About) -> Path:
         try:
             folder.mkdir(parents=True)
             break
-        except FileExistsError:
-            time += timedelta(seconds=1)
         except OSError as error:
-            raise UserError(files.cannot_write(folder, error)) from error
+            # Not for every FileExistsError: a parent that is a dangling link gives one as well.
+            if not folder.exists():
+                raise UserError(files.cannot_write(folder, error)) from error
+            time += timedelta(seconds=1)
     write_json_atomic(folder / RUN_SETTINGS, about)
     return folder
 
