@@ -20,7 +20,7 @@ from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.memory import optimizer_bytes, weight_bytes
 from pt_app.preflight.estimate.outline import Cost, Meter, Outline
 from pt_app.preflight.estimate.plan import Pack, Plan, plan_run
-from pt_app.preflight.estimate.timing import time_run
+from pt_app.preflight.estimate.timing import Seconds, time_run
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.loss import summed_loss
 from pt_app.training.preparation import Prepared, prepare
@@ -309,6 +309,14 @@ def test_a_gpu_that_is_not_here_is_planned_for_and_told_as_json(
     assert half["memory"]["weights"] > parts["weights"]
     unknown = told(capsys, "--platform", "cuda", "--no_timing", *flags)
     assert unknown["limit"]["bytes"] is None
+
+
+def test_times_are_told_in_the_unit_that_a_person_would_use() -> None:
+    seconds = Seconds(training=93_960, validation=2_100, evaluation=12, packs=3, spent=1.25)
+    (line,) = seconds.lines()
+    assert line.startswith(
+        "time: about 26.1 h of training, 35 min of validation, 12 s of evaluation"
+    )
 
 
 def test_price_and_time_give_dollars(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pt_app.core.errors import UserError
+from pt_app.preflight.prefetch import verify
 from tests.conftest import ROOT, run_offline, without_network
 from tests.hub_server import hub_with
 
@@ -93,6 +95,15 @@ def test_data_with_a_fault_stops_before_the_hub_is_asked(
     assert done.returncode == 2
     assert "data folder" in done.stderr
     assert not asked
+
+
+def test_bitsandbytes_that_cannot_be_imported_is_found_before_any_job_is_submitted(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # its import fails
+    words = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="4 bits needs bitsandbytes .*train with no_4bit: true"):
+        verify("cuda", words)
 
 
 def test_cached_base_is_checked_where_the_hub_is_gone(

@@ -98,7 +98,7 @@ def _read(path: Path, fields: tuple[str, ...]) -> str:
     try:
         text = path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        raise UserError(f"{path} cannot be read ({error}): save it as UTF-8 text") from error
     _check_fields(text, fields, str(path))
     return text
 

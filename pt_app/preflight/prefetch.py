@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -68,12 +67,14 @@ def verify(recipe: Recipe, argv: Sequence[str]) -> None:
     settings = resolve(recipe, argv, "judge train", "")
     check_tracking(settings.tracking)
     prepared = prepare(settings)
-    weights = platforms.decide(recipe, no_4bit=settings.no_4bit).weights
-    if weights == "nf4" and find_spec("bitsandbytes") is None:
-        raise UserError(
-            "a base in 4 bits needs bitsandbytes: pip install -r requirements-cuda.txt, or train "
-            "with no_4bit: true"
-        )
+    if platforms.decide(recipe, no_4bit=settings.no_4bit).weights == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401  (installed and broken is as bad as not installed)
+        except ImportError as error:
+            raise UserError(
+                f"a base in 4 bits needs bitsandbytes ({error}): pip install -r "
+                "requirements-cuda.txt, or train with no_4bit: true"
+            ) from error
     # In 16 bits, for which a login node has room; the job reads the same files.
     model = bases.load_model(prepared.source, dtype=torch.bfloat16)
     message = "%s: read with the hub off: %s parameters, %d rows to train on, %d to test on"

@@ -1,6 +1,5 @@
 """What a check finds: one line, and how to fix it if something is wrong."""
 
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,4 +58,5 @@ def run_check(name: str, check: Check) -> Iterator[Finding]:
 
 def one_line(error: Exception) -> str:
     """Return an error's message without line breaks, cut to 300 characters."""
-    return textwrap.shorten(str(error), 300, placeholder="...")
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import cast
 
@@ -52,12 +51,18 @@ class Seconds:
     def lines(self, price: float | None = None) -> list[str]:
         """Return lines about the time, and about the dollars at `price` per hour."""
         parts = ("training", "validation", "evaluation")
-        times = [f"{timedelta(seconds=round(getattr(self, part)))} of {part}" for part in parts]
+        times = [f"{_duration(getattr(self, part))} of {part}" for part in parts]
         source = f"from {self.packs} timed packs, which took {self.spent:.1f} s"
         lines = [f"time: about {', '.join(times)} ({source})"]
         if (dollars := self.dollars(price)) is not None:
             lines.append(f"price: about {dollars:.2f} dollars")
         return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def chosen_steps(plan: Plan) -> list[Step]:
