@@ -102,7 +102,7 @@ def test_bitsandbytes_that_cannot_be_imported_is_found_before_any_job_is_submitt
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # its import fails
     words = [f"--model={base}", f"--data_dir={rows}", f"--output_dir={tmp_path / 'out'}"]
-    with pytest.raises(UserError, match="4 bits needs bitsandbytes .*train with no_4bit: true"):
+    with pytest.raises(UserError, match=r"4 bits needs bitsandbytes .*train with no_4bit: true"):
         verify("cuda", words)
 
 
