@@ -95,6 +95,12 @@ def test_a_group_in_two_splits_is_a_leak_whatever_its_texts(tmp_path: Path) -> N
     assert "1 group leaks (exact)" in output
 
 
+def test_the_refusal_names_the_first_leak_and_counts_the_others(tmp_path: Path) -> None:
+    splits = [[row(f"{a}{i}", f"{a} {i}", a, group=str(i)) for i in range(3)] for a in "xy"]
+    done = CliRunner().invoke(data, ["check", str(folder_of(tmp_path / "d", *splits))])
+    assert " and 2 more: split it again with" in str(done.exception)
+
+
 def test_the_generators_dataset_passes() -> None:
     code, output = checked(ROOT / "datasets" / "judge_eval")
     assert code == 0

@@ -63,6 +63,7 @@ def test_the_monitor_changes_at_once_when_busy_and_after_a_while_when_calm(
 
     monitor = contention.Monitor()
     monitor.teams = Teams()  # type: ignore[assignment]
+    monitor._wanted.set()
     coming, seen = iter(shares), []
 
     def sleep(seconds: float) -> None:
@@ -130,9 +131,9 @@ def test_a_program_beside_busy_loops_is_noticed_while_it_computes() -> None:
 
             logging.basicConfig(level="INFO", format="%(message)s", force=True)
             x, end = torch.ones(300, 300), time.monotonic() + 240
-            contention.watch("cpu")
-            while not contention._monitor.teams.exist and time.monotonic() < end:
-                x @ x
+            with contention.watched("cpu"):
+                while not contention._monitor.teams.exist and time.monotonic() < end:
+                    x @ x
             print(contention._monitor.teams.exist)
             """
         )
@@ -144,9 +145,8 @@ def test_one_thread_and_other_devices_are_not_watched(monkeypatch: pytest.Monkey
         """
         import threading
         from pt_app.models import contention
-        for device in ("cpu", "cuda:0", "mps"):
-            contention.watch(device)
-        print(contention.why_not_watched(), threading.active_count())
+        with contention.watched("cpu"), contention.watched("cuda:0"), contention.watched("mps"):
+            print(contention.why_not_watched(), threading.active_count())
         """,
         OMP_NUM_THREADS="1",
     )

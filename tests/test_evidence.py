@@ -16,6 +16,7 @@ from pt_app.core.results import JudgeResults
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import intervals
 from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.coding import agreement_of_sums
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler, percentile_interval
 from pt_app.evidence.summary import baseline_results, summarise
@@ -274,6 +275,14 @@ def test_a_verdict_off_the_scale_names_row_and_scale() -> None:
 def test_columns_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="unequal length"):
         summarise([1, 2], [1], [1, 2], Resampler("ab"), TEN)
+
+
+@pytest.mark.parametrize("name", ["0-10", "pairwise", "pass_fail"])
+def test_numbers_of_no_row_at_all_are_not_defined(name: str) -> None:
+    none = np.array([], dtype=np.int64)
+    (columns,), statistic = agreement_of_sums(none, Scale.from_name(name), none)
+    numbers = statistic(np.zeros((3, columns.shape[1])))
+    assert all(value.shape == (3,) and np.isnan(value).all() for value in numbers.values())
 
 
 @pytest.mark.parametrize("name", ["0-100", "1-5", "0-10:0.5", "pairwise"])

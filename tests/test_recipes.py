@@ -294,12 +294,13 @@ def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None
     assert len(folders) == 3
 
 
-def test_run_below_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+def test_run_below_a_link_to_nothing_or_a_name_too_long_is_refused(tmp_path: Path) -> None:
     from pt_app.training.runs import open_run
 
     (tmp_path / "out").symlink_to(tmp_path / "nothing")
-    with pytest.raises(UserError, match="out"):
-        open_run(tmp_path / "out", lambda t: f"run-{t:%H%M%S}", {})
+    for folder in (tmp_path / "out", tmp_path / ("long" * 100)):
+        with pytest.raises(UserError, match="run-"):
+            open_run(folder, lambda t: f"run-{t:%H%M%S}", {})
 
 
 def test_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_file_tells_neither_label_nor_split_and_is_shuffled(
     assert "Two errors." not in text, "the label's feedback"
     with open(file, encoding="utf-8-sig", newline="") as read:
         rows = list(csv.DictReader(read))
-    assert set(rows[0]) == {"row", "source", "reference", "candidate", "verdict", "comment"}
+    assert list(rows[0]) == ["row", "source", "reference", "candidate", "verdict", "comment"]
     assert len({row["row"] for row in rows}) == 20
     assert {row["verdict"] for row in rows} == {""}
     write_blind(folder, 20, tmp_path / "other.csv", seed=2)

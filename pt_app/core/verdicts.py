@@ -81,9 +81,11 @@ class Scale:
         parts = match.groups() if match else ("0", "0", "0")
         low, high, step = (Decimal(part or "1") for part in parts)
         steps = (high - low) / step if step > 0 else Decimal(0)
-        if not 0 < steps < MAX_VALUES or steps != steps.to_integral_value():
+        if steps >= MAX_VALUES:
+            raise UserError(f'scale "{name}" has over {MAX_VALUES} values: widen its step')
+        if steps <= 0 or steps != steps.to_integral_value():
             raise UserError(
-                f'"{name}" is not a scale of {MAX_VALUES} values or fewer: use low-high (0-10), '
+                f'"{name}" is not a scale: use low-high (0-10), '
                 "low-high:step (0-10:0.5) whose steps lead to its end, pairwise or pass_fail"
             )
         return Scale("score", name, tuple(_number(low + step * i) for i in range(int(steps) + 1)))

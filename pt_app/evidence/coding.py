@@ -101,6 +101,7 @@ def agreement_of_sums(
         columns.append(csr_array(entries, shape=(len(labels), shape[0] * shape[1])))
 
     def statistic(sums: FloatArray) -> dict[str, FloatArray]:
-        return agreement(sums.reshape(-1, *shape), numbers)
+        tables = np.atleast_2d(sums)  # [resamples, cells]; without a row there is no cell
+        return agreement(tables.reshape(len(tables), *shape), numbers)
 
     return columns, statistic

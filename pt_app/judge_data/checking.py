@@ -231,8 +231,9 @@ def refuse_leaks(report: CheckReport, folder: Path) -> None:
     if not report.failed:
         return
     what = report.leaks[0].line() if report.leaks else "the folder was split by row"
+    more = f" and {len(report.leaks) - 1} more" if len(report.leaks) > 1 else ""
     remedy = f"split it again with `judge data split {folder} --anew`"
-    raise UserError(f"{folder} leaks: {what}: {remedy}")
+    raise UserError(f"{folder} leaks: {what}{more}: {remedy}")
 
 
 def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:

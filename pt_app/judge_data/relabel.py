@@ -114,9 +114,9 @@ def _agreement(again: Again, scale: Scale) -> JsonObject:
 
 def _cells(row: JudgeExample) -> dict[str, str]:
     """Return a row's name and texts by their columns, safe for a spreadsheet."""
-    texts: dict[str, str | None] = {"row": opaque(row.id)}
+    texts: dict[str, str | None] = {"row": opaque(row.id), "source": row.source}
     texts["conversation"] = "\n".join(f"{t.role}: {t.content}" for t in row.conversation or ())
-    texts |= {name: getattr(row, name) for name in ("source", "context", "reference", "candidate")}
+    texts |= {name: getattr(row, name) for name in ("context", "reference", "candidate")}
     texts["candidate_a"], texts["candidate_b"] = row.candidates or ("", "")
     return {name: f"'{t}" if t and t.startswith(_FORMULA) else t or "" for name, t in texts.items()}
 

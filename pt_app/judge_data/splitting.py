@@ -289,7 +289,8 @@ def _times(examples: Sequence[JudgeExample]) -> list[float]:
     for example, value, time in zip(examples, values, times, strict=True):
         if time is None:
             kind = "number, as the first row's is" if numeric else "date"
-            remedy = "map a column of dates (2026-11-21T10:00:00) or of numbers with --map time=..."
+            remedy = "map a column of dates (2026-11-21, 2026-11-21T10:00:00) or of numbers with "
+            remedy += "--map time=..."
             where = f"{example.where or example.id}, field meta.time"
             raise UserError(f"{where}: {value!r} is no {kind}: {remedy}")
     return [time for time in times if time is not None]

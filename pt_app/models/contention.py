@@ -20,8 +20,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -123,21 +123,33 @@ class Monitor:
     """Switches between spinning and sleeping by what the threads of this process measure."""
 
     def __init__(self) -> None:
+        self._users = 0
         self._lock = threading.Lock()
+        self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._logged: set[str] = set()
         self.teams = SleepingTeams()
 
-    def start(self) -> None:
-        """Watch from now on; another call changes nothing."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch within; calls may be nested, and the state is kept between them."""
         with self._lock:
+            self._users += 1
+            self._wanted.set()
             if self._thread is None or not self._thread.is_alive():  # not alive: a forked process
                 self._thread = threading.Thread(target=self._poll, name="contention", daemon=True)
                 self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._wanted.clear()
 
     def _poll(self) -> None:
         calm = 0
-        while True:
+        while self._wanted.wait():
             before, start = thread_clocks(), time.perf_counter()
             time.sleep(POLL_SECONDS)
             share = waiting_share(before, thread_clocks(), time.perf_counter() - start)
@@ -162,10 +174,14 @@ class Monitor:
 _monitor = Monitor()
 
 
-def watch(device: torch.device | str) -> None:
-    """Watch for contention from now on, if `device` is the CPU and this system allows it.
+@contextmanager
+def watched(device: torch.device | str) -> Iterator[None]:
+    """Watch for contention within, if `device` is the CPU and this system allows it.
 
     What it costs: two reads per second of a file for each thread, some 0.1 % of a core.
     """
-    if torch.device(device).type == "cpu" and not why_not_watched():
-        _monitor.start()
+    if torch.device(device).type != "cpu" or why_not_watched():
+        yield
+        return
+    with _monitor.running():
+        yield

@@ -19,7 +19,7 @@ from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Verdict
-from pt_app.models.contention import watch
+from pt_app.models.contention import watched
 from pt_app.models.gemm import fast_matmul
 from pt_app.models.packing import Shapes
 from pt_app.models.tree_attention import core, why_no_tree
@@ -265,8 +265,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        watch(model.device)
-        with torch.inference_mode(), fast_matmul(model.device):
+        with torch.inference_mode(), fast_matmul(model.device), watched(model.device):
             yield
     finally:
         model.train(training)

@@ -19,7 +19,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.settings import Settings
 from pt_app.models import adapters
 from pt_app.models.bases import ModelSource
-from pt_app.models.contention import watch
+from pt_app.models.contention import watched
 from pt_app.models.gated_mlp import keep_less
 from pt_app.models.packing import Shapes, StepCollator
 from pt_app.models.platforms import Platform
@@ -251,8 +251,7 @@ def train(loop: TrainingLoop, checkpoint: Path | None, again: str = "--resume co
         KeyboardInterrupt: after the checkpoint that a signal asked for.
     """
     try:
-        watch(loop.accelerator.device)
-        with listening(loop):
+        with listening(loop), watched(loop.accelerator.device):
             loop.train(checkpoint)
     except RuntimeError as error:
         if not is_lost_rank(error):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -86,7 +87,7 @@ def open_run(output_dir: Path, name_at: NameAt, about: About) -> Path:
             break
         except OSError as error:
             # Not for every FileExistsError: a parent that is a dangling link gives one as well.
-            if not folder.exists():
+            if not os.path.lexists(folder):
                 raise UserError(files.cannot_write(folder, error)) from error
             time += timedelta(seconds=1)
     write_json_atomic(folder / RUN_SETTINGS, about)

@@ -371,7 +371,9 @@ def _json_list(path: Path, text: str) -> list[object]:
     if isinstance(value, dict) and not lists:
         return [value]
     if len(lists) != 1:
-        raise UserError(f"{path} does not hold one list of rows: write [{{...}}, ...]")
+        raise UserError(
+            f"{path} does not hold one list of rows: write [{{...}}, ...] or JSON Lines"
+        )
     return lists[0]
 
 
