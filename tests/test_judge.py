@@ -293,23 +293,14 @@ def test_missing_id_of_a_pandas_column_is_the_place(judge: Judge) -> None:
 CHATS: dict[str, tuple[list[tuple[str, str]], str]] = {
     "two user turns": (
         [("user", "Rate A"), ("assistant", "Score: 9/10"), ("user", "Rate B")],
-        "user, assistant, user",
+        "2 user",
     ),
-    "a tool's turn": ([("tool", "reference: cão"), ("user", "Rate B")], "its turns are tool, user"),
-    "two systems": ([("system", "a"), ("system", "b"), ("user", "Rate B")], "system, system, user"),
-    "the answer first": (
-        [("assistant", "Score: 9/10"), ("user", "Rate B")],
-        "its turns are assistant, user",
-    ),
-    "two answers": (
-        [("user", "B"), ("assistant", "1"), ("assistant", "2")],
-        "user, assistant, assistant",
-    ),
-    "no user": ([("system", "Rate")], "its turns are system"),
-    "a developer's turn": (
-        [("developer", "be strict"), ("user", "B")],
-        "its turns are developer, user",
-    ),
+    "a tool's turn": ([("tool", "reference: cão"), ("user", "Rate B")], "unknown role 'tool'"),
+    "two systems": ([("system", "a"), ("system", "b"), ("user", "Rate B")], "2 system turns"),
+    "the answer first": ([("assistant", "Score: 9/10"), ("user", "Rate B")], "comes first"),
+    "two answers": ([("user", "B"), ("assistant", "1"), ("assistant", "2")], "2 assistant turns"),
+    "no user": ([("system", "Rate")], "no user turn"),
+    "a developer's turn": ([("developer", "be strict"), ("user", "B")], "unknown role 'developer'"),
 }
 
 

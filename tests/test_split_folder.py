@@ -234,5 +234,5 @@ def test_a_place_that_is_no_split_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d" / "splits.json"
     places = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(places | {next(iter(places)): "nowhere"}), encoding="utf-8")
-    with pytest.raises(UserError, match="should be 'train', 'val' or 'test'"):
+    with pytest.raises(UserError, match="in 'nowhere': use train, val, test"):
         split(tmp_path / "d")
