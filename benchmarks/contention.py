@@ -4,7 +4,7 @@ python benchmarks/contention.py --json contention.json          (some 25 minutes
 python benchmarks/contention.py --base tiny --work train --rounds 1
 
 Each figure is the time of the work alone, without imports and loading, in a process of its own with
-torch's default threads. The situations take turns in each round: "unwatched" (pt_app/eval_model/
+torch's default threads. The situations take turns in each round: "unwatched" (pt_app/models/
 contention.py switched off, alone: the default until then), "alone", beside one and two endless
 loops, and beside a second run of itself. The ratios are to "alone" of the same round.
 """
