@@ -264,7 +264,15 @@ def test_scale_of_an_older_judge_is_compared_with_its_training(folder, tmp_path)
     training = json.loads((other / "training_config.json").read_text())
     training["settings"] |= {"lora_r": 4, "lora_alpha": 8}
     (other / "training_config.json").write_text(json.dumps(training))
-    with pytest.raises(UserError, match="lora_alpha is 1, and the judge was trained with 8"):
+    said = "lora_alpha is 1, and the judge was trained with 8: copy the adapter again"
+    with pytest.raises(UserError, match=said):
+        verify_adapter(other)
+
+
+@pytest.mark.parametrize("modules", [None, []])
+def test_older_judge_that_names_no_modules_is_refused(folder, tmp_path, modules):
+    other = without_hash_of_config(with_config(folder, tmp_path / "other", target_modules=modules))
+    with pytest.raises(UserError, match="names no target_modules: copy the adapter again"):
         verify_adapter(other)
 
 

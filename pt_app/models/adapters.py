@@ -246,7 +246,6 @@ def verify_adapter(folder: Path) -> AdapterInfo:
     parameters = _check_weights(folder / WEIGHTS, judge)
     try:
         _check_config(folder, config, judge, training)
-        tuple(config["target_modules"])  # without it peft would choose modules by the architecture
         return AdapterInfo(
             folder=folder,
             identity=dict(training["base"]),
@@ -289,6 +288,8 @@ def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> No
     Judges of version 0.1 have no hash of it; their training's own settings are compared.
     """
     path, settings = folder / CONFIG, training.get("settings") or {}
+    if not config.get("target_modules"):  # peft would choose modules by the architecture
+        raise UserError(f"{path} names no target_modules: copy the adapter again")
     for name, setting in (("r", "lora_r"), ("lora_alpha", "lora_alpha")):
         trained = settings.get(setting)
         if trained not in (None, config[name]):

@@ -225,5 +225,6 @@ def evaluate_at_home(launch: Launch, adapter: Path) -> None:
     command = recipe_command("cuda", [*launch.recipe, *words])  # the last of a flag counts
     print(f"$ {shlex.join(command)}", flush=True)
     if subprocess.run([sys.executable, *command[1:]]).returncode:
-        failed = f"its evaluation here failed: `{shlex.join(command)}`"
-        raise UserError(f"the adapter is {adapter}; {failed}")
+        raise UserError(
+            f"the adapter is {adapter}; its evaluation here failed: `{shlex.join(command)}`"
+        )

@@ -133,8 +133,9 @@ def _estimate(argv: Sequence[str]) -> Estimate:
     try:
         return Estimate.model_validate_json(subprocess.run(command, stdout=subprocess.PIPE).stdout)
     except ValueError:
-        why = "judge estimate failed, see above; or give --hours and --gpu_ram yourself"
-        raise UserError(why) from None
+        raise UserError(
+            "judge estimate failed, see above; or give --hours and --gpu_ram yourself"
+        ) from None
 
 
 def _size_here(model: str, required: bool) -> int:
@@ -163,9 +164,11 @@ def find_offers(market: Market, flags: Search, work: Work) -> tuple[list[Offer],
         UserError: where there is none.
     """
     query = _query(flags, work.disk_gb)
-    orders = ("dph_total asc", "flops_per_dphtotal desc")
-    found = (row for order in orders for row in market.offers(query, order, work.disk_gb))
-    rows = {row["id"]: row for row in found}
+    rows = {
+        row["id"]: row
+        for order in ("dph_total asc", "flops_per_dphtotal desc")
+        for row in market.offers(query, order, work.disk_gb)
+    }
     offers = [Offer.model_validate(row | {"work": work}) for row in rows.values()]
     enough = [o for o in offers if o.memory >= work.memory and math.isfinite(o.total)]
     too_small = sum(offer.memory < work.memory for offer in offers)
