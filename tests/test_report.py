@@ -163,6 +163,30 @@ def test_the_scorecards_next_step_is_the_most_urgent_one(
     assert step in lines[-1]
 
 
+def test_calibration_and_coverage_of_the_scorecard_have_interval_and_n(tmp_path: Path) -> None:
+    results = json.loads((_folder(tmp_path) / "results.json").read_text())
+    known = {"value": 0.8, "low": 0.75, "high": 0.85, "n": 400}
+    judge = results["models"][0]
+    judge["calibration"] = {
+        "ece": known,
+        "ece_if_calibrated": {"mean": 0.03, "low": 0.01, "high": 0.05},
+    }
+    judge["selective"] = {
+        "target": 0.9,
+        "threshold": 0.6,
+        "kept": known,
+        "right": known | {"n": 320},
+    }
+    typed = Results.model_validate(results)
+    lines = "\n".join(scorecard(typed, typed.models[0])[-1].lines)
+    assert "error is 0.800 [0.750, 0.850] (n = 400); that of a calibrated" in lines
+    assert (
+        "an accuracy of 90 % or more it judges a fraction of 0.800 [0.750, 0.850] (n = 400)"
+        in lines
+    )
+    assert "the accuracy on them is 0.800 [0.750, 0.850] (n = 320)" in lines
+
+
 def test_the_html_page_renders_code_and_shows_names_as_they_are(tmp_path: Path) -> None:
     folder = _folder(tmp_path, id="a_b `x` <i>")
     results = json.loads((folder / "results.json").read_text())
