@@ -55,6 +55,7 @@ def slow_case(*values: Any) -> Any:
 
 
 _modules_frozen = 0
+gc.set_threshold(50_000, 20, 20)  # as in the product's processes
 
 
 @pytest.fixture(autouse=True)
