@@ -13,8 +13,10 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # Without --no-compile pip compiles all 20,000 files of the packages, for one to two minutes; Python
-# compiles the tenth of them that is imported, when it is.
+# compiles the tenth of them that is imported, when it is, and keeps that: where the environment
+# forbids to keep it, each process takes 6 s longer to start.
 PIP := $(BIN)/pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # The wheel of torch differs by platform: the address of another index than the default one, as
 # pytorch.org's "Get started" page shows it for ROCm or for the CPU alone.
 TORCH ?= $(shell grep '^torch==' requirements.txt)
