@@ -6,7 +6,7 @@
 # make demo           train, score and report a judge, offline but for the package index
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
-# make test-seeds     the demo with two more seeds
+# make test-nightly   what measures and takes long: two more seeds of the demo, estimates, GPU check
 # make check          ruff, mypy, layers make lock        the locks again, after a change of pins
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
@@ -28,7 +28,7 @@ ARGS ?=
 SMALL := --epochs 1 --max_samples 50 --test_samples 20
 
 .PHONY: install install-mps install-rocm install-cpu train-small train-small-mps train-small-rocm \
-	train-apple evaluate demo generate-data test test-slow test-seeds check lock
+	train-apple evaluate demo generate-data test test-slow test-nightly check lock
 
 install: $(VENV)/.cuda
 install-mps: $(VENV)/.mps
@@ -77,18 +77,19 @@ demo: $(VENV)/.mps
 generate-data: $(VENV)/.mps
 	$(BIN)/judge data generate
 
-# Two files at a time, the longest first, on a thread each: small models gain little from a second.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Some files at a time, the longest first, on a thread each: small models gain little from a second.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev
-	$(PYTEST) --durations 15 -m "not slow"
+	$(PYTEST) -n 2 --durations 15 -m "not slow"
 
+# Three on two cores, since a rented host and a SLURM wait more than they compute.
 test-slow: $(VENV)/.dev
-	$(PYTEST) --durations 25 -m "slow and not seeds"
+	$(PYTEST) -n 3 --durations 25 -m "slow and not nightly"
 
-# The demo with two more seeds, side by side: some 15 minutes.
-test-seeds: $(VENV)/.dev
-	$(PYTEST) --dist load -m seeds
+# An hour on two cores; .github/workflows/nightly.yml runs it.
+test-nightly: $(VENV)/.dev
+	$(PYTEST) -n 2 --dist load -m nightly
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

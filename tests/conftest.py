@@ -33,12 +33,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The files that take longest, longest first: two workers that take a file at a time then end at
-# about the same moment. Files that mostly wait, those of rented hosts and of SLURM, stand where the
-# other worker has test_ranks, whose runs have a use for both cores.
+# The files that take longest, longest first: workers that take a file at a time then end at about
+# the same moment. Files that mostly wait, those of rented hosts and of SLURM, stand beside others.
 LONGEST = (
-    *("test_ranks", "test_vast_host", "test_slurm", "test_estimate_measured", "test_demo"),
-    *("test_gpu_benchmark", "test_bundle", "test_kills", "test_tasks", "test_streams"),
+    *("test_demo", "test_ranks", "test_vast_host", "test_kills", "test_slurm", "test_bundle"),
+    *("test_estimate_measured", "test_gpu_benchmark", "test_tasks", "test_streams", "test_bench"),
     *("test_recipes", "test_base_model", "test_formats", "test_agree_reading", "test_repeats"),
 )
 

@@ -54,7 +54,7 @@ def named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.seeds) for seed in (1, 2))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))]
 )
 def test_demo_judge_agrees_with_unseen_labels_far_better_than_its_base(
     clone: Path, seed: int

@@ -24,9 +24,10 @@ SIZES = {
     "80M": (512, 2048, 12, 8, 2, 64_000),
     "250M": (896, 4864, 8, 14, 2, 151_936),
 }
+CASES = ["20M", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("80M", "250M"))]
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=CASES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of this size in bfloat16, as most are published."""
     import torch

@@ -94,6 +94,7 @@ def test_check_without_time_says_that_nothing_ran(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(2700)
 def test_check_runs_in_miniature_without_a_gpu(tmp_path: Path) -> None:
     parts, done = run_check(tmp_path / "out")

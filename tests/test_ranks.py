@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from pt_app.core.errors import UserError
+from pt_app.training.run import STOPPING, train
 from tests.conftest import ROOT
 from tests.contract import assert_adapter_contract
 from tests.rented_host import free_port
@@ -166,6 +169,29 @@ def test_killed_rank_ends_the_run_with_a_message_and_a_checkpoint_that_resumes(
     output = run("torchrun", recipe, [*argv, "--resume"])
     assert "resuming from" in output
     assert weights(tmp_path) == weights(whole)
+
+
+def test_launchers_signal_cannot_keep_a_rank_from_saying_that_another_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+
+    monkeypatch.setattr("pt_app.training.distributed._several", lambda: True)
+    lost: Any = SimpleNamespace(
+        train=lose,
+        args=SimpleNamespace(output_dir=tmp_path),
+        state=SimpleNamespace(global_step=3),
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        with pytest.raises(UserError, match=r"that trained together is gone, in step 4"):
+            train(lost, None)
+        assert {signal.getsignal(number) for number in STOPPING} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow

@@ -222,7 +222,11 @@ class Progress(ProgressCallback):  # type: ignore[misc]
 
 @contextmanager
 def listening(loop: TrainingLoop) -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and SIGUSR1 end the training after its step and a checkpoint."""
+    """Within, SIGINT, SIGTERM and SIGUSR1 end the training after its step and a checkpoint.
+
+    After another process is gone they are ignored: the launcher sends SIGTERM at once, and this
+    process ends by itself as soon as it has said why.
+    """
     if threading.current_thread() is not threading.main_thread():  # only that one can
         yield
         return
@@ -233,6 +237,10 @@ def listening(loop: TrainingLoop) -> Iterator[None]:
     before = {number: signal.signal(number, interrupt) for number in STOPPING}
     try:
         yield
+    except RuntimeError as error:
+        if is_lost_rank(error):
+            before = dict.fromkeys(STOPPING, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

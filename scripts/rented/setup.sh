@@ -5,4 +5,5 @@ if ! python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
   bash install.sh python3 python3-venv
 fi
 python3 -m venv .venv
-.venv/bin/pip install --quiet -r requirements-cuda.txt
+# The rental is paid by the minute, and pip would compile ten times the files that are used.
+.venv/bin/pip install --quiet --no-compile -r requirements-cuda.txt
