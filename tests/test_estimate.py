@@ -25,6 +25,7 @@ from pt_app.training.loop import TrainingLoop
 from pt_app.training.loss import summed_loss
 from pt_app.training.preparation import Prepared, prepare
 from pt_app.training.run import build_trainer, load_judge
+from tests.conftest import slow_case
 from tests.rows import write_rows
 from tests.tiny_models import make_model_folder
 
@@ -358,7 +359,7 @@ def test_rows_that_are_computed_apart_are_packs_of_one(base: Path, tmp_path: Pat
     assert len(plan.packs) == 5
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", slow_case("full")])
 def test_operations_are_those_that_torch_counts(
     checkpointing: str, rows: Path, tmp_path: Path
 ) -> None:

@@ -16,8 +16,9 @@ from pt_app.core.settings import read_tracking, resolve
 from pt_app.preflight.prefetch import verify
 from pt_app.tracking.tensorboard import EventFile
 from pt_app.tracking.tracker import Tracker
+from tests.conftest import slow_case
 from tests.test_kills import argv, start
-from tests.test_recipes import RECIPES, flags, main
+from tests.test_recipes import flags, main
 
 pytest.importorskip("tensorboardX", reason="pip install -r requirements-tensorboard.txt")
 Curve = dict[int, float]
@@ -54,7 +55,7 @@ def curves(run: Path) -> dict[str, Curve]:
     return curves
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["mps", slow_case("cuda")])
 def test_a_run_writes_its_curves_and_the_numbers_of_its_evaluation(
     recipe: str, base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -299,7 +299,7 @@ def test_model_that_needs_a_token_is_refused(
     vast: VastServer, rows: Path, out: Path, model: str, message: str
 ) -> None:
     hub = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
     hubs = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0"}
     words = launch_words(
         rows, out, "--hours=1", "--gpu_ram=8", "--disk=60", "--", f"--model={model}"
