@@ -120,6 +120,24 @@ def test_threads_that_wait_give_the_cpu_back_while_sleeping_teams_exist() -> Non
     assert sleeping < 0.5 * spinning_again
 
 
+@watchable
+def test_process_that_ends_while_threads_are_put_to_sleep_ends_well() -> None:
+    in_a_process(
+        """
+        import torch
+        from pt_app.models import contention
+
+        x = torch.ones(3000, 3000)
+        torch.ones = lambda _: x @ x  # takes long, in C++ and without the GIL
+        contention.waiting_share = lambda *_: 1.0
+        contention.POLL_SECONDS = 0.0
+        with contention.watched("cpu"):
+            while not contention._monitor.teams.exist:
+                pass
+        """
+    )
+
+
 @pytest.mark.slow
 @watchable
 def test_a_program_beside_busy_loops_is_noticed_while_it_computes() -> None:

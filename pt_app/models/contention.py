@@ -16,6 +16,7 @@ end. The threads that compute, and how the work is divided among them, stay the 
 result depends on when the monitor switches.
 """
 
+import atexit
 import logging
 import sys
 import threading
@@ -127,6 +128,8 @@ class Monitor:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
+        self._switching = threading.Lock()
+        self._closed = False
         self._logged: set[str] = set()
         self.teams = SleepingTeams()
 
@@ -139,6 +142,7 @@ class Monitor:
             if self._thread is None or not self._thread.is_alive():  # not alive: a forked process
                 self._thread = threading.Thread(target=self._poll, name="contention", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)
         try:
             yield
         finally:
@@ -147,6 +151,16 @@ class Monitor:
                 if not self._users:
                     self._wanted.clear()
 
+    def close(self) -> None:
+        """Let the teams end before the interpreter does, for good.
+
+        A daemon thread that returns from torch after that is unwound by `pthread_exit`, which C++
+        answers with `std::terminate`: a run that had done all its work would end with SIGABRT.
+        """
+        with self._switching:
+            self._closed = True
+            self.teams.stop()
+
     def _poll(self) -> None:
         calm = 0
         while self._wanted.wait():
@@ -154,15 +168,21 @@ class Monitor:
             time.sleep(POLL_SECONDS)
             share = waiting_share(before, thread_clocks(), time.perf_counter() - start)
             calm = calm + 1 if share < CALM else 0
-            if not self.teams.exist and share > BUSY:
-                self.teams.start()
-                self._log_once(
-                    "other programs are using the CPU: while they do, threads that wait for each "
-                    "other sleep (the results stay the same)"
-                )
-            elif self.teams.exist and calm >= CALM_POLLS:
-                self.teams.stop()
-                self._log_once("the CPU is free again: waiting threads no longer sleep")
+            with self._switching:
+                if self._closed:
+                    return
+                self._switch(busy=share > BUSY, calm=calm >= CALM_POLLS)
+
+    def _switch(self, busy: bool, calm: bool) -> None:
+        if busy and not self.teams.exist:
+            self.teams.start()
+            self._log_once(
+                "other programs are using the CPU: while they do, threads that wait for each "
+                "other sleep (the results stay the same)"
+            )
+        elif calm and self.teams.exist:
+            self.teams.stop()
+            self._log_once("the CPU is free again: waiting threads no longer sleep")
 
     def _log_once(self, message: str) -> None:
         """Log a message the first time only: a neighbour may come and go all day."""
