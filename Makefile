@@ -6,7 +6,7 @@
 # make demo           train, score and report a judge, offline but for the package index
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
-# make test-nightly   what measures and takes long: two more seeds of the demo, estimates, GPU check
+# make test-nightly   what measures: seeds of the demo, estimates, benchmarks, the GPU check
 # make check          ruff, mypy, layers make lock        the locks again, after a change of pins
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)

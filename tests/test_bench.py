@@ -45,6 +45,7 @@ def test_a_workload_has_the_lengths_asked_for() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_training_is_compared_on_the_same_loss_and_gradients(tmp_path: Path) -> None:
     ways = ["judge", "TRL", "Trainer, padded", "TRL, its defaults"]
     for report in run_bench(tmp_path, "train", f"--only={';'.join(ways)}"):
@@ -56,6 +57,7 @@ def test_training_is_compared_on_the_same_loss_and_gradients(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
     for report in run_bench(tmp_path, "score", "--rows=5"):
         assert not [way["error"] for way in report["ways"].values() if way["error"]]

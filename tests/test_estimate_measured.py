@@ -16,7 +16,7 @@ from pt_app.models.bases import load_tokenizer, shipped
 from tests.conftest import ROOT
 from tests.tiny_models import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1800)]
 WITHIN = 0.25
 # name: hidden, intermediate, layers, heads, heads of keys, vocabulary
 SIZES = {
@@ -24,10 +24,9 @@ SIZES = {
     "80M": (512, 2048, 12, 8, 2, 64_000),
     "250M": (896, 4864, 8, 14, 2, 151_936),
 }
-CASES = ["20M", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("80M", "250M"))]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=SIZES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of this size in bfloat16, as most are published."""
     import torch

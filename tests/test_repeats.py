@@ -44,6 +44,7 @@ def test_the_spread_over_seeds_is_in_every_report(
         assert "Over 2 training seeds" in (adapter / "evaluation" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_over_folds_every_row_is_tested_once(base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows")
     train_mps(flags(base, rows, tmp_path / "out", "--folds=3"))
