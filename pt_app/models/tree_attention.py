@@ -246,8 +246,12 @@ def last_mlp_only_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterato
         return
     whole, own = mlp.forward, vars(mlp).get("forward")
 
-    def at_positions(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden).index_copy(1, positions, whole(hidden[:, positions]))
+    def at_positions(hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        computed = whole(hidden[:, positions])
+        # The MLP of a mixture of experts may return the scores of its router, too.
+        out, *others = computed if isinstance(computed, tuple) else (computed,)
+        out = torch.zeros_like(hidden).index_copy(1, positions, out)
+        return (out, *others) if isinstance(computed, tuple) else out
 
     mlp.forward = at_positions
     try:
@@ -267,8 +271,9 @@ def core(model: PreTrainedModel) -> PreTrainedModel:
 def why_no_tree(model: PreTrainedModel, longest: int) -> str | None:
     """Return why a model cannot read trees with paths of up to `longest` tokens; None if it can.
 
-    It needs full attention in every layer (or a window that is not shorter), an attention that
-    takes any mask, and positions that come from position_ids.
+    It needs full attention or a window that is not shorter than `longest` in every layer (one mask
+    then serves them all), an attention that takes any mask, and positions that come from
+    position_ids.
     """
     base = core(model)
     config = base.config.get_text_config()
@@ -276,8 +281,6 @@ def why_no_tree(model: PreTrainedModel, longest: int) -> str | None:
     window = getattr(config, "sliding_window", None) or longest
     if others := kinds - {"full_attention", "sliding_attention"}:
         return f"it has layers of {', '.join(sorted(others))}"
-    if len(kinds) > 1:  # one mask serves all layers
-        return "its layers have different attention windows"
     if window < longest:
         return f"its attention window has {window} tokens, and rows have up to {longest}"
     if getattr(config, "attn_logit_softcapping", None):
