@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def process_wide_settings() -> None:
         torch.set_float32_matmul_precision("highest")
     if gemm := sys.modules.get("pt_app.models.gemm"):
         gemm._earlier_choice = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tests' own cache folder, for child processes too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUDGE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
     results = json.loads((evaluation / "results.json").read_text())
     assert results["schema"] == 1
     assert [model["name"] for model in results["models"]] == ["adapter", "base"]
-    rules = ["majority", "mean", "length", "chrF", "TF-IDF"]
+    rules = ["majority", "mean", "length", "chrF", "TF-IDF", "frozen probe"]
     assert [row["name"] for row in results["baselines"]] == rules
     assert [one["b"] for one in results["comparisons"]] == ["base", *rules]
     assert all(one["p"] <= one["p_holm"] <= 1 for one in results["comparisons"])

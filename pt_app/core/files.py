@@ -81,6 +81,12 @@ def _locked(lock: Path, busy: str) -> IO[str]:
         file.close()  # its holder removed it, and has ended
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: $JUDGE_CACHE, by default ~/.cache/judge."""
+    named = os.environ.get("JUDGE_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "judge"
+
+
 def shown(path: Path | str) -> str:
     r"""Write a path as text, with \xe9 for a byte that is not UTF-8: in a file it must be."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -117,11 +123,16 @@ def write_text_atomic(path: Path, text: str) -> None:
 
     Raises UserError if the folder cannot be written.
     """
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path` as `write_text_atomic` does."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(staged, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(staged, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)

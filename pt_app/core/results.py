@@ -19,6 +19,7 @@ from pt_app.core.records import Annotation, Turn
 from pt_app.core.verdicts import Verdict
 
 SCHEMA = 1  # raised if the meaning of a field changes
+PROBE = "frozen probe"  # the name of the baseline on the base's hidden states
 PREDICTIONS, RESULTS, ATTACKS = "predictions.jsonl", "results.json", "attacks.json"
 _ABSENT = "is missing: evaluate first (without --skip_eval), or name another folder"
 JsonObject = dict[str, object]
@@ -464,8 +465,17 @@ class Results(_Versioned):
     def best_baseline(self) -> BaselineResults | None:
         """Return the baseline without a model that agrees best; None without baselines."""
         head = self.columns()[0]
-        measured = [baseline for baseline in self.baselines if head in baseline.metrics]
+        measured = [own for own in self.baselines if head in own.metrics and own.name != PROBE]
         return max(measured, key=lambda own: own.metrics[head].value or 0.0, default=None)
+
+    @property
+    def probe(self) -> BaselineResults | None:
+        """The frozen probe; None if there is none."""
+        return next((own for own in self.baselines if own.name == PROBE), None)
+
+    def must_beat(self) -> list[BaselineResults]:
+        """Return what a judge must beat beside its base: the best baseline and the probe."""
+        return [own for own in (self.best_baseline(), self.probe) if own]
 
     def leak_line(self) -> str:
         """Return the warning that training and test share texts; "" if they do not."""

@@ -15,6 +15,8 @@ from pt_app.core.flags import Flag, Parser, filled, flag, flags_of, read_config,
 Recipe = Literal["mps", "cuda"]
 RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
+PROBE_ROWS = 2000
+PROBE_HELP = "maximum training rows of the probe on the base's hidden states; 0: no probe"
 SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
 Precision = Literal["float32", "bf16", "int8"]
 TrackingMode = Literal["auto", "online", "offline", "off"]
@@ -96,6 +98,7 @@ class Settings:
     skip_eval: bool = flag("skip the evaluation after training", False)
     feedback: bool = flag("also generate issues and feedback in the evaluation", False)
     score_precision: Precision = flag("precision of the evaluation; float32 is exact", "float32")
+    probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
     resume: str = flag(
         "resume from the newest complete checkpoint of RUN, or of the newest unfinished run",
         "off",

@@ -15,6 +15,7 @@ from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
 from pt_app.evidence.options import Asked
 from pt_app.evidence.pass_fail import corrected_pass_rate
+from pt_app.evidence.probe import NO_BASE
 from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.evidence.summary import PASS
 from pt_app.judge_data import verdict_files
@@ -78,7 +79,7 @@ def agree(
     if options.train:
         labelled = verdict_files.read_verdicts(options.train, columns, scale.name, reading)
         training = _labelled(_judges(labelled.judges)[0], scale)
-    baselines = fit_baselines(_labelled(judges[0], scale), scale, training)
+    baselines = [*fit_baselines(_labelled(judges[0], scale), scale, training), NO_BASE]
     results = results_of(judges, scale, _about(file), baselines, (), _run(), asked)
     for model, judge in zip(results.models, judges, strict=True):
         model.metrics |= ranks.get(model.name, {})

@@ -18,12 +18,14 @@ from pt_app.core.files import refuse_overwrite
 from pt_app.core.prompt_templates import Template
 from pt_app.core.results import Cost, LearningPoint, Results
 from pt_app.core.verdicts import Scale
-from pt_app.eval_model.evaluation import Scoring, measured, prediction
+from pt_app.eval_model.evaluation import Scoring, measured, prediction, probed
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
+from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.coding import headline
 from pt_app.evidence.options import Asked
+from pt_app.evidence.probe import NO_BASE
 from pt_app.evidence.results import WRITTEN, JudgeRows, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
@@ -75,6 +77,7 @@ def evaluate_judges(
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
     test = draw(dataset.test, options.rows, options.seed)
+    probe = _probe(infos[0], dataset, test, options) if infos else NO_BASE
     judges = [_judged(n, info, test, options) for n, info in zip(_names(infos), infos, strict=True)]
     if options.with_base and infos:
         judges.append(_judged("base", infos[0], test, options, tuned=False))
@@ -88,7 +91,8 @@ def evaluate_judges(
         budget = Budget(endpoint)
         judges.append(_prompted_rows(endpoint, budget, test, shots, dataset, journal))
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
-    results, baselines = measured(judges, dataset, test, run, Asked(options.target_accuracy))
+    asked = Asked(options.target_accuracy)
+    results, baselines = measured(judges, dataset, test, run, probe, asked)
     if endpoint is not None:
         n, spent = len(test), budget.spent
         results.models[-1].cost = Cost(dollars=spent, per_verdict=spent / max(1, n), n=n)
@@ -127,6 +131,15 @@ def _judged(
     model = adapters.load_merged(info.folder, source)
     rows = scoring.judged(name, info.folder.name, model)
     return replace(rows, fitted=Fitted.read(info.folder))
+
+
+def _probe(
+    info: AdapterInfo, data: JudgeData, test: Sequence[JudgeExample], options: EvalOptions
+) -> Baseline:
+    """Fit the frozen probe on the base of an adapter, with the adapter's prompts."""
+    source = adapters.base_of(info, options.base)
+    encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
+    return probed(source, encoder, data, test, options.probe_rows)
 
 
 def _names(infos: Sequence[AdapterInfo]) -> list[str]:

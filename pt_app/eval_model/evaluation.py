@@ -13,15 +13,18 @@ from transformers import PreTrainedModel
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.results import JsonObject, Prediction, Results
+from pt_app.core.results import PROBE, JsonObject, Prediction, Results
+from pt_app.core.settings import PROBE_ROWS
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.options import Asked
+from pt_app.evidence.probe import NO_BASE, fit_probe
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.gemm import pack_weights
 from pt_app.models.tree_attention import BLOCKS, use_attention
+from pt_app.scoring.base_states import BaseStates
 from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
@@ -38,6 +41,7 @@ def evaluate(
     run: JsonObject,
     feedback: bool = False,
     precision: str = "float32",
+    probe_rows: int = PROBE_ROWS,
 ) -> Results:
     """Score the test rows with the base and with the adapter, and write `adapter`/evaluation.
 
@@ -49,11 +53,14 @@ def evaluate(
         run: what results.json records about the run (command, seed, versions).
         feedback: also generate answers.
         precision: of the scoring.
+        probe_rows: how many training rows the frozen probe is fitted on.
 
     Returns:
         The content of results.json.
     """
     source, data = prepared.source, prepared.data
+    # First of all, since it frees its base before another is loaded.
+    probe = probed(source, prepared.encoder, data, prepared.test, probe_rows)
     scoring = Scoring(prepared.encoder, prepared.test, feedback, precision)
     # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
     base = scoring.judged("base", source.name, bases.load_model(source))
@@ -63,7 +70,7 @@ def evaluate(
     if own.fitted is not None:
         own.fitted.write(adapter)
     run = run | {"base": bases.model_identity(source)}
-    results, baselines = measured([own, base], data, prepared.test, run)
+    results, baselines = measured([own, base], data, prepared.test, run, probe)
     write_evaluation(adapter / "evaluation", [own, base], results, baselines)
     return results
 
@@ -73,12 +80,32 @@ def measured(
     data: JudgeData,
     test: Sequence[JudgeExample],
     run: JsonObject,
+    probe: Baseline = NO_BASE,
     asked: Asked | None = None,
 ) -> tuple[Results, list[Baseline]]:
     """Compute the results of judges on test rows of a dataset, and the baselines on them."""
     baselines = fit_baselines(labelled(test, data), data.scale, labelled(data.train, data))
+    baselines.append(probe)
     about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
     return results_of(judges, data.scale, about, baselines, data.leaks, run, asked), baselines
+
+
+def probed(
+    source: bases.ModelSource,
+    encoder: PromptEncoder,
+    data: JudgeData,
+    test: Sequence[JudgeExample],
+    rows: int,
+) -> Baseline:
+    """Fit the frozen probe on at most `rows` training rows, and return its verdicts on the test.
+
+    The hidden states of a pair are those of the order in which it is given.
+    """
+    if not rows:
+        return Baseline(PROBE, missing="--probe_rows is 0")
+    train, states = draw(data.train, rows, seed=0), BaseStates(source, encoder)
+    of_train, of_test = states.of(train), states.of(test)
+    return fit_probe(labelled(train, data), of_train, of_test, data.scale, len(data.train))
 
 
 def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pt_app.core.flags import flag
-from pt_app.core.settings import Precision
+from pt_app.core.settings import PROBE_HELP, PROBE_ROWS, Precision
 from pt_app.models.endpoint.options import RequestOptions
 
 
@@ -19,6 +19,7 @@ class EvalOptions:
     precision: Precision = flag(
         "precision of the scoring; float32 is exact", "float32", name="score_precision"
     )
+    probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
     target_accuracy: float = flag("accuracy to reach", 0.9, low=0.01, high=0.999)
     curve: bool = flag("also train on a quarter and on half of the rows", False)
     seed: int = flag("seed that draws rows and shots", 0)

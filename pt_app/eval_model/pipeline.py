@@ -184,8 +184,9 @@ class Run:
             memory.shortage_explained("the evaluation on the CPU", remedies),
             checkpoints.full_disk_explained(adapter, remedy),
         ):
-            precision = settings.score_precision
-            results = evaluate(prepared, adapter, about, settings.feedback, precision)
+            feedback, precision = settings.feedback, settings.score_precision
+            rows = settings.probe_rows
+            results = evaluate(prepared, adapter, about, feedback, precision, rows)
             adapters.update_model_card(adapter, results)
             yield results
 

@@ -160,7 +160,7 @@ def _chrf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
     numbers = numbers_of(scale)
     target = train.labels == 0 if numbers is None else numbers[train.labels]
     fitted = IsotonicRegression(increasing=numbers is not None or "auto", out_of_bounds="clip")
-    return _nearest(fitted.fit(scores[0][:, 0], target).predict(scores[1][:, 0]), scale)
+    return nearest(fitted.fit(scores[0][:, 0], target).predict(scores[1][:, 0]), scale)
 
 
 def _chrf_scores(rows: Sequence[Texts], scale: Scale) -> FloatArray:
@@ -203,13 +203,13 @@ def _regressed(x: Features, labels: IntArray, at: Features, scale: Scale) -> Int
 
     numbers = numbers_of(scale)
     if numbers is not None:
-        return _nearest(Ridge().fit(x, numbers[labels]).predict(at), scale)
+        return nearest(Ridge().fit(x, numbers[labels]).predict(at), scale)
     if len(np.unique(labels)) < 2:
         return np.full(at.shape[0], labels[0])
     return np.asarray(LogisticRegression(max_iter=1000).fit(x, labels).predict(at), np.int64)
 
 
-def _nearest(values: FloatArray, scale: Scale) -> IntArray:
+def nearest(values: FloatArray, scale: Scale) -> IntArray:
     """Return the position of the nearest number; of a probability of PASS, the likelier one."""
     numbers = numbers_of(scale)
     if numbers is None:

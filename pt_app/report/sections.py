@@ -29,12 +29,13 @@ def scorecard(evaluation: results.Results, judge: results.JudgeResults) -> list[
 def _compared(
     evaluation: results.Results, judge: results.JudgeResults, head: str
 ) -> Iterator[tuple[str, results.Metric | None]]:
-    """Yield name and headline metric of the judge, its base, the best baseline and annotators."""
+    """Yield name and headline metric of the judge, its base, what it must beat, and annotators."""
     for model in evaluation.models:
         if model.name in (judge.name, "base"):
             yield model.name, model.best.get(head)
-    if baseline := evaluation.best_baseline():
-        yield f"best baseline: {baseline.name}", baseline.metrics.get(head)
+    for baseline in evaluation.must_beat():
+        title = "" if baseline.name == results.PROBE else "best baseline: "
+        yield f"{title}{baseline.name}", baseline.metrics.get(head)
     if evaluation.ceiling:
         yield "one annotator against the others", evaluation.ceiling.metrics.get(head)
 
@@ -59,11 +60,12 @@ def _next_step(
         return "look at the parse failures, and train longer or use another base."
     if n < FEW_ROWS or judge.few_groups:
         return f"label more test rows from more sources: {n} rows decide little."
-    baseline = evaluation.best_baseline()
+    others = {baseline.name for baseline in evaluation.must_beat()}
     for difference in evaluation.comparisons:
         unclear = difference.low is None or difference.low <= 0
-        if baseline and difference.b == baseline.name and unclear:
-            return f"do not rely on it yet: it is not shown to beat {inline(baseline.name)}."
+        if difference.b in others and unclear:
+            name = "the frozen probe" if difference.b == results.PROBE else inline(difference.b)
+            return f"do not rely on it yet: it is not shown to beat {name}."
     if alarms:
         return f"read the section about biases before you use it ({alarms[0]})."
     top = evaluation.ceiling and evaluation.ceiling.metrics.get(head)

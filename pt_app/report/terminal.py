@@ -17,11 +17,13 @@ Columns = Sequence["Mapping[str, Metric]"]  # the numbers of each judge
 
 
 def terminal_table(results: "Results") -> "Table":
-    """Build the table of every judge's numbers with interval and n; three fit 80 columns."""
+    """Build the table of every judge's numbers with interval and n; four fit 80 columns.
+
+    The best baseline and the frozen probe are the last columns.
+    """
     from rich.text import Text
 
-    baseline = results.best_baseline()
-    names = [model.name for model in results.models] + ([baseline.name] if baseline else [])
+    names = [judge.name for judge in (*results.models, *results.must_beat())]
     leaks = results.leak_line()
     title = f"{leaks}\n" if leaks else ""
     title += f"{results.data.n} rows of {results.data.groups} groups, scale {results.scale}; "
@@ -49,9 +51,9 @@ def _table(title: str, caption: str) -> "Table":
 
 
 def _sections(results: "Results") -> list[tuple[str, Lines]]:
-    columns, models, baseline = list(results.columns()), results.models, results.best_baseline()
-    # The best baseline is the last column; it writes no answers.
-    best = [model.best for model in models] + ([baseline.metrics] if baseline else [])
+    columns, models = list(results.columns()), results.models
+    # Baselines write no answers.
+    best = [judge.best for judge in (*models, *results.must_beat())]
     if results.task == "metric":  # scores are not answers
         return [("scores", _lines(columns, best))]
     empty = [""] * len(best[len(models) :])

@@ -133,7 +133,7 @@ class JudgeScorer:
         prompts = [rows[place].prompt for place in places]
         scored = [Scored("too_long")] * len(examples)
         bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
-        with _evaluating(self.model), bar:
+        with evaluating(self.model), bar:
             for prompt, result in self._results(prompts):
                 scored[places[prompt]] = result
                 bar.update()
@@ -260,7 +260,7 @@ def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Switch off dropout and gradients, and choose the fastest exact matmul, within."""
     training = model.training
     model.eval()

@@ -123,12 +123,14 @@ def plan_run(
         validation=reading_passes(prompts, trie, settings.pack_tokens, vocabulary),
         validation_loss=packs_of(val),
         validations=math.ceil(len(planned) / settings.eval_steps) if val else 0,
-        evaluation=[] if settings.skip_eval else _evaluation(prepared, trie, vocabulary),
+        evaluation=[] if settings.skip_eval else _evaluation(settings, prepared, trie, vocabulary),
     )
 
 
-def _evaluation(prepared: Prepared, trie: VerdictTrie, vocabulary: int) -> list[Pack]:
-    """Return the passes in which base and adapter are scored, and the calibration is fitted."""
+def _evaluation(
+    settings: Settings, prepared: Prepared, trie: VerdictTrie, vocabulary: int
+) -> list[Pack]:
+    """Return the passes of the probe, of scoring base and adapter, and of the calibration."""
 
     def scored(rows: Sequence[JudgeExample]) -> list[Pack]:
         other_order = [other for row in rows if (other := swapped(row)) is not None]
@@ -136,7 +138,11 @@ def _evaluation(prepared: Prepared, trie: VerdictTrie, vocabulary: int) -> list[
         return [p for order in both for p in scoring_passes(prepared, order, trie, vocabulary)]
 
     calibration = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
-    return 2 * scored(prepared.test) + scored(calibration)
+    probed: list[JudgeExample] = []  # their hidden states may be cached already
+    if settings.probe_rows:
+        probed = [*draw(prepared.data.train, settings.probe_rows, seed=0), *prepared.test]
+    states = scoring_passes(prepared, probed, VerdictTrie.build([[0]]), vocabulary)
+    return states + 2 * scored(prepared.test) + scored(calibration)
 
 
 def scoring_passes(

@@ -1,0 +1,80 @@
+"""The frozen probe: a linear regression on hidden states of the base, which a judge must beat.
+
+It shows what the base knows of the verdict before any training (Alain and Bengio 2016, arXiv
+1610.01644): an adapter that is not better than it was not worth training. The states are computed
+elsewhere, so that nothing here needs torch.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.results import PROBE
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.baselines import FOLDS, Baseline, Labelled, nearest
+from pt_app.evidence.coding import numbers_of
+
+# Ridge's alpha and, of the logistic regression, 1 / C; the strongest is taken if all are equal.
+PENALTIES = 10.0 ** np.arange(6, -1, -1)
+NO_BASE = Baseline(PROBE, missing="no base is at hand whose hidden states could be read")
+
+
+def fit_probe(
+    train: Labelled, states: FloatArray, at: FloatArray, scale: Scale, rows: int
+) -> Baseline:
+    """Fit a probe on training rows, and return its verdicts on test rows.
+
+    Scores get a ridge regression whose values are rounded to the scale, other verdicts a logistic
+    one. The penalty is chosen by cross-validation in which the rows of a source stay together.
+
+    Args:
+        train: the training rows that have states.
+        states: their hidden states [n, width]; NaN for a row without.
+        at: the hidden states of the test rows [m, width]; a row without gets the mean state.
+        scale: the scale of the verdicts.
+        rows: how many training rows there are, of which `train` may be a sample.
+    """
+    has_state = np.flatnonzero(np.isfinite(states).all(axis=1))
+    train, states = train.take(has_state), states[has_state].astype(np.float64)
+    if len(set(train.groups)) < 2:
+        return Baseline(PROBE, missing="it needs training rows of two groups or more")
+    at = np.where(np.isfinite(at), at, states.mean(axis=0))
+    fitted = "the training rows"
+    if len(has_state) < rows:
+        fitted = f"{len(has_state):,} of the {rows:,} training rows"
+    places = _predicted(train, states, at, scale)
+    return Baseline(PROBE, [scale.values[place] for place in places], fitted)
+
+
+def _predicted(train: Labelled, x: FloatArray, at: FloatArray, scale: Scale) -> IntArray:
+    """Return the position on the scale of each row of `at`."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    numbers, y = numbers_of(scale), train.labels
+    groups = np.unique(np.array(list(map(str, train.groups))), return_inverse=True)[1]
+    folds = list(GroupKFold(min(FOLDS, groups.max() + 1)).split(x, groups=groups))
+    score: Any = "neg_mean_squared_error"
+    model, grid = Ridge(), {"model__alpha": PENALTIES}
+    if numbers is None:
+        # A fold whose other rows have one label alone says nothing about penalties.
+        folds = [(inside, out) for inside, out in folds if len(np.unique(y[inside])) > 1]
+        if not folds:
+            return np.full(len(at), np.bincount(y).argmax())
+        score = _log_score
+        model, grid = LogisticRegression(max_iter=1000), {"model__C": 1 / PENALTIES}
+    pipeline = Pipeline([("scale", StandardScaler()), ("model", model)])
+    search = GridSearchCV(pipeline, grid, scoring=score, cv=folds)
+    values = search.fit(x, y if numbers is None else numbers[y]).predict(at)
+    return np.asarray(values, np.int64) if numbers is None else nearest(values, scale)
+
+
+def _log_score(model: Any, x: FloatArray, labels: IntArray) -> float:
+    """Return the mean log probability of the labels that the model was fitted on."""
+    known = np.isin(labels, model.classes_)
+    places = np.searchsorted(model.classes_, labels[known])
+    chances = model.predict_log_proba(x[known])
+    return float(chances[np.arange(len(places)), places].mean()) if len(places) else 0.0

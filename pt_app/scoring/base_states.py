@@ -1,0 +1,133 @@
+"""The hidden states of a frozen base at the ends of prompts, on which a linear probe is fitted."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from pt_app.core.dataset import JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.files import cache_folder, write_bytes_atomic
+from pt_app.core.metrics import FloatArray
+from pt_app.core.prompts import PromptEncoder
+from pt_app.models import bases
+from pt_app.models.gemm import pack_weights
+from pt_app.models.packing import Tree, chunk_by_tokens
+from pt_app.models.tree_attention import (
+    BLOCKS,
+    core,
+    last_mlp_only_at,
+    tree_inputs,
+    use_attention,
+    why_no_tree,
+)
+from pt_app.scoring.scorer import evaluating
+
+BUDGET = 2048  # tokens per forward pass, as the scorer's
+Prompts = Sequence[Sequence[int]]
+log = logging.getLogger(__name__)
+
+
+class BaseStates:
+    """The last hidden states of a base in float32 on the CPU, kept in the cache folder.
+
+    An entry is named by the hash of the base's identity and of the prompts' ids, which are all
+    that the states depend on. The base is loaded only for prompts that are not there yet.
+    """
+
+    def __init__(self, source: bases.ModelSource, encoder: PromptEncoder) -> None:
+        self.source = source
+        self.encoder = encoder
+
+    def of(self, rows: Sequence[JudgeExample]) -> FloatArray:
+        """Return the state of the last token of each row's prompt, before the verdict.
+
+        Returns:
+            [n, width] in float32; NaN for a row that does not fit the context.
+        """
+        # As in scoring: a label must not influence the prompt.
+        bare = [row.model_copy(update={"label": None}) for row in rows]
+        fitted, _ = self.encoder.fit(bare)
+        prompts = [row.prompt for row in fitted if not row.unfit]
+        states = self._cached(prompts)
+        whole = np.full((len(rows), states.shape[1]), np.nan, np.float32)
+        whole[[not row.unfit for row in fitted]] = states
+        return whole
+
+    def _cached(self, prompts: Prompts) -> FloatArray:
+        key = sha256(json.dumps([self._identity, prompts], sort_keys=True).encode()).hexdigest()
+        path = cache_folder() / "states" / f"{key}.npy"
+        if (states := _read(path)) is not None:
+            return states
+        states = end_states(self._model, prompts)
+        content = BytesIO()
+        np.save(content, states)
+        try:
+            write_bytes_atomic(path, content.getvalue())
+        except UserError as error:  # the next evaluation computes them again
+            log.warning("hidden states are not cached: %s", error)
+        return states
+
+    @cached_property
+    def _identity(self) -> bases.Identity:
+        return bases.model_identity(self.source)
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        model = bases.load_model(self.source)
+        use_attention(model, BLOCKS)
+        return pack_weights(model)
+
+
+def _read(path: Path) -> FloatArray | None:
+    """Return the states of a cache entry; None if there is none that can be read."""
+    try:
+        states: FloatArray = np.load(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): the states are computed again", path, error)
+        return None
+    return states
+
+
+def end_states(model: PreTrainedModel, prompts: Prompts) -> FloatArray:
+    """Return the last hidden state, after the final norm, of the last token of each prompt.
+
+    Prompts are read together as prefix trees, one by one where the attention does not allow it.
+
+    Returns:
+        [n, width] in float32.
+    """
+    width = model.config.get_text_config().hidden_size
+    states = np.empty((len(prompts), width), np.float32)
+    why = why_no_tree(model, max(map(len, prompts), default=0))
+    together: Iterator[list[int]] = ([row] for row in range(len(prompts)))
+    if why is None:
+        together = chunk_by_tokens(prompts, BUDGET)
+    bar = tqdm(total=len(prompts), desc="base: hidden states", disable=None)
+    with evaluating(model), bar:
+        for rows in together:
+            tree = Tree.of([prompts[row] for row in rows])
+            ends = torch.tensor([path[-1] for path in tree.paths], device=model.device)
+            states[rows] = _hidden(model, tree, ends, why is None)[ends].float().cpu().numpy()
+            bar.update(len(rows))
+    return states
+
+
+def _hidden(model: PreTrainedModel, tree: Tree, ends: torch.Tensor, is_tree: bool) -> torch.Tensor:
+    """Return the last hidden states [t, width] of a tree, right at `ends` only."""
+    ids, depths = (torch.tensor([each], device=model.device) for each in (tree.ids, tree.depths))
+    last = torch.tensor(tree.last, device=model.device)
+    inputs = tree_inputs(model, ids, depths, last) if is_tree else {"input_ids": ids}
+    with last_mlp_only_at(model, torch.unique(ends)):
+        hidden: torch.Tensor = core(model).base_model(**inputs, use_cache=False).last_hidden_state
+    return hidden[0]
