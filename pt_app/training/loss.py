@@ -1,7 +1,7 @@
 """The loss of a judge's answers, computed on packs that share prefixes, or row by row."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,20 +12,23 @@ from pt_app.models.packing import IGNORED, Batch, Shapes, StepCollator, examples
 from pt_app.models.tree_attention import last_mlp_only_at, tree_inputs
 from pt_app.training.loop import Model, Objective
 
+# Returns the loss of a model summed over a pack or a plain micro-batch.
+SummedLoss = Callable[[Model, Batch], torch.Tensor]
 log = logging.getLogger(__name__)
 
 
-def summed_loss(model: Model, inputs: Batch) -> torch.Tensor:
-    """Return the cross-entropy summed over the supervised tokens of a pack or a plain micro-batch.
+def supervised_logits(model: Model, inputs: Batch) -> torch.Tensor:
+    """Return the logits of a pack or a plain micro-batch at its positions `keep` only.
 
-    Logits are computed at the positions `keep` only. Elsewhere they would cost up to a fifth of the
-    time of a small model and most of its memory. The stock loss refuses labels together with an
-    index tensor in `logits_to_keep`, hence the cross-entropy here.
+    Elsewhere they would cost up to a fifth of the time of a small model and most of its memory.
 
     Args:
         model: the model with its adapter.
         inputs: a pack (`input_ids` [1, t], `position_ids`, `last`) or a plain micro-batch
-            (`input_ids` [b, t], `attention_mask`), with `keep` [k] and `targets`.
+            (`input_ids` [b, t], `attention_mask`), with `keep` [k].
+
+    Returns:
+        [1, k, vocabulary] or [b, k, vocabulary], in float32 or more.
     """
     if "last" in inputs:
         layout = tree_inputs(model, inputs["input_ids"], inputs["position_ids"], inputs["last"])
@@ -33,12 +36,16 @@ def summed_loss(model: Model, inputs: Batch) -> torch.Tensor:
         layout = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with last_mlp_only_at(model, torch.unique(inputs["keep"])):
         logits = model(**layout, logits_to_keep=inputs["keep"], use_cache=False).logits
-    return F.cross_entropy(
-        logits.float().flatten(0, 1),
-        inputs["targets"].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def summed_loss(model: Model, inputs: Batch) -> torch.Tensor:
+    """Return the cross-entropy summed over the supervised tokens of a pack or a plain micro-batch.
+
+    The stock loss refuses labels together with an index tensor in `logits_to_keep`, hence this one.
+    """
+    logits, targets = supervised_logits(model, inputs), inputs["targets"].flatten()
+    return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
 
 
 @dataclass
@@ -58,6 +65,7 @@ class AnswerLoss(Objective):
         budget: the same since memory ran out; None: it has not.
         weights: the format in which the base is held.
         unchecked: whether the first step compares its packs with their plain rows.
+        summed: the loss itself; benchmarks/objectives has others than the cross-entropy.
     """
 
     pad_id: int
@@ -69,10 +77,11 @@ class AnswerLoss(Objective):
     budget: int | None = None
     weights: str = "float32"
     unchecked: bool = True
+    summed: SummedLoss = summed_loss
 
     def loss(self, model: Model, batch: Batch) -> torch.Tensor:
-        """Return the cross-entropy summed over the supervised tokens of a batch."""
-        return summed_loss(model, batch)
+        """Return the loss summed over a batch."""
+        return self.summed(model, batch)
 
     def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
         """Return the batches in which packs are computed; the first packs are checked."""
@@ -132,8 +141,8 @@ class AnswerLoss(Objective):
         smallest = {name: tensor.to(model.device) for name, tensor in smallest.items()}
         model.eval()
         with torch.no_grad():
-            tree = float(summed_loss(model, smallest))
-            plain = sum(float(summed_loss(model, batch)) for batch in self.plain(smallest))
+            tree = float(self.loss(model, smallest))
+            plain = sum(float(self.loss(model, batch)) for batch in self.plain(smallest))
         self.unchecked = False
         apart = abs(tree - plain) / max(abs(plain), 1.0)
         self.trees = apart <= self.tolerance

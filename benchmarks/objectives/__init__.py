@@ -1,0 +1,1 @@
+"""What a judge is trained to minimize, compared on labels of people: `judge bench objectives`."""
