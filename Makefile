@@ -4,6 +4,7 @@
 # make install-cpu    no GPU
 #
 # make demo           train, score and report a judge, offline but for the package index
+# make demo-real      the same with labels of people and a pretrained base
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
 # make test-nightly   what measures: seeds of the demo, estimates, benchmarks, the GPU check
@@ -28,7 +29,7 @@ ARGS ?=
 SMALL := --epochs 1 --max_samples 50 --test_samples 20
 
 .PHONY: install install-mps install-rocm install-cpu train-small train-small-mps train-small-rocm \
-	train-apple evaluate demo generate-data test test-slow test-nightly check lock
+	train-apple evaluate demo demo-real generate-data test test-slow test-nightly check lock
 
 install: $(VENV)/.cuda
 install-mps: $(VENV)/.mps
@@ -73,6 +74,9 @@ evaluate:
 
 demo: $(VENV)/.mps
 	$(BIN)/judge demo
+
+demo-real: $(VENV)/.mps
+	$(BIN)/judge demo --real
 
 generate-data: $(VENV)/.mps
 	$(BIN)/judge data generate
