@@ -10,6 +10,7 @@ from pt_app.eval_model import demo
 from tests.real_data import real
 
 
+@pytest.mark.slow  # it imports four files
 def test_the_official_dev_rows_train_and_the_official_test_rows_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
