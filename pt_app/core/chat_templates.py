@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pt_app.core.errors import UserError
+from pt_app.core.files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,36 @@ _DIRECTIVE = re.compile(r"%[-_0^#]?[A-Za-z]")
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 # A template of one turn alone: what it encodes is the text itself.
 _TEXT_ALONE = "{{ messages[0]['content'] }}"
+FOLDER = Path(__file__).with_name("chat")
+NAMED = ("chatml", "gemma", "plain")  # the templates in FOLDER
+_MARKER = re.compile(r"<\|?[a-z_]+\|?>")
+
+
+def give(tokenizer: Any, name: str) -> None:
+    """Give the tokenizer a chat template by its name (one of NAMED), or from a file.
+
+    Where its vocabulary lacks the markers of ChatML, it gets `plain`, the same layout without them.
+
+    Raises:
+        UserError: if there is no such template, or the vocabulary lacks the tokens it writes.
+    """
+    if name not in NAMED:
+        remedy = f"is not there: name a file, or one of {', '.join(NAMED)}"
+        tokenizer.chat_template = read_text(Path(name).expanduser(), remedy)
+        return
+    text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    lacking = sorted({*_MARKER.findall(text)} - tokenizer.get_vocab().keys())
+    if lacking and name != "chatml":
+        raise UserError(
+            f"--chat_template {name}: the vocabulary has no {', '.join(lacking)}: take plain"
+        )
+    if lacking:
+        log.info("chat template: plain, since the vocabulary has no %s", ", ".join(lacking))
+        give(tokenizer, "plain")
+        return
+    if tokenizer.eos_token is None and name == "plain":
+        raise UserError("--chat_template: the tokenizer has no end token: write a template FILE")
+    tokenizer.chat_template = text
 
 
 def seal(tokenizer: Any, day: date = DAY) -> None:

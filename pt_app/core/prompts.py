@@ -76,7 +76,7 @@ class PromptEncoder:
         self.template, self.scale = template, scale
         self.max_seq_length = max_seq_length
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError(f"{self._name} has no chat template: choose an instruct model")
+            raise UserError(f"{self._name} has no chat template: give it one with --chat_template")
         try:
             seal(tokenizer, day)
         except UserError as error:

@@ -33,6 +33,14 @@ class Settings:
         "no network)",
         also="model_name_or_path",
     )
+    chat_template: str = flag(
+        "chat template in place of the base's own, for one that has none: chatml, gemma, plain or "
+        "a file; without a value chatml",
+        "",
+        const="chatml",
+        also="chat_template_path",
+        unit="name or file",
+    )
     data_dir: str = flag("dataset folder with judge_{train,val,test}.json", "datasets/judge_eval")
     output_dir: str = flag("folder for runs and adapters", "adapters_eval")
     project_name: str = flag("project in W&B and Weave", "judge-training")

@@ -207,7 +207,12 @@ def check_examples(
 
 
 def check_folder(
-    folder: Path, *, near: float = NEAR, model: str = "", max_seq_length: int = 512
+    folder: Path,
+    *,
+    near: float = NEAR,
+    model: str = "",
+    max_seq_length: int = 512,
+    chat_template: str = "",
 ) -> CheckReport:
     """Read a dataset folder and check it.
 
@@ -221,7 +226,7 @@ def check_folder(
     if not model:
         return report
     rows = [row for examples in splits.values() for row in examples]
-    encoder = encoder_of(data.card, data.scale, model, max_seq_length)
+    encoder = encoder_of(data.card, data.scale, model, max_seq_length, chat_template)
     findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
     return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 

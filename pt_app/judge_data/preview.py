@@ -31,6 +31,7 @@ def preview(
     split: str = "train",
     ids: bool = False,
     max_seq_length: int = 512,
+    chat_template: str = "",
 ) -> None:
     """Print the first `n` rows of a split as their tokens, the supervised ones in bold green.
 
@@ -49,7 +50,8 @@ def preview(
         raise UserError(f"{path} is not there (of its kind: {there}): {remedy}")
     rows = read_rows(path, card, split)
     rows = rows if split == "test" else both_orders(rows)
-    encoder = encoder_of(card, card_scale(card, folder / "dataset.json"), model, max_seq_length)
+    scale = card_scale(card, folder / "dataset.json")
+    encoder = encoder_of(card, scale, model, max_seq_length, chat_template)
     # The rows of a group are cut alike, so all of them are encoded.
     groups = {row.group for row in rows[:n]}
     together = [at for at, row in enumerate(rows) if row.group in groups]
@@ -70,14 +72,16 @@ def preview(
             console.print(line, style=PROMPT, markup=False, soft_wrap=True)
 
 
-def encoder_of(card: DatasetCard, scale: Scale, model: str, max_seq_length: int) -> PromptEncoder:
+def encoder_of(
+    card: DatasetCard, scale: Scale, model: str, max_seq_length: int, chat_template: str = ""
+) -> PromptEncoder:
     """Build the encoder with which a model would be trained on a dataset."""
     from transformers.utils import logging
 
     from pt_app.models import bases
 
     logging.set_verbosity_error()  # the tokenizer warns of long rows, which are counted here
-    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model))
+    tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model), chat_template)
     template = Template.load(card.template, card.rubric)
     return PromptEncoder(tokenizer, template, scale, max_seq_length)
 

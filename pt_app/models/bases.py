@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pt_app
+from pt_app.core.chat_templates import NAMED, give
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_read, sha256_file
 from pt_app.models import gguf
@@ -88,18 +89,18 @@ def resolve_tokenizer(name: str) -> ModelSource:
     Raises:
         UserError: if there is no such model; `load_tokenizer` checks its files.
     """
-    return _local(name) or _on_hub(name, TOKENIZER)
+    return _local(name, weights=False) or _on_hub(name, TOKENIZER)
 
 
-def _local(name: str) -> ModelSource | None:
-    """Return a base that is asked of no hub; None if `name` is none."""
+def _local(name: str, weights: bool = True) -> ModelSource | None:
+    """Return a base that is asked of no hub, or its tokenizer alone; None if `name` is none."""
     path = Path(name).expanduser()
     if name == TINY:
         return ModelSource(TINY, shipped())
     if path.is_file():
         _refuse_pointer(path)
         digest = gguf.hash_of(path)
-        path = gguf.converted(path, name_of(digest), digest)
+        path = gguf.converted(path, name_of(digest), digest, weights)
     elif name in known_bases() and not path.is_dir():
         path = fetched(name)
     if not path.is_dir():
@@ -281,8 +282,14 @@ def short_identity(source: ModelSource) -> dict[str, str | int | None]:
     }
 
 
-def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    source: ModelSource | Path, chat_template: str = ""
+) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a base or of an adapter's folder; a missing pad token is set.
+
+    Args:
+        source: the base, or the adapter's folder.
+        chat_template: the name or file of a template that takes the place of its own.
 
     Raises:
         UserError: if it does not load or has no chat template that counts as the default.
@@ -299,7 +306,9 @@ def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
         raise UserError(f"{folder}: its tokenizer does not load ({short(error)})") from error
-    if isinstance(templates := tokenizer.chat_template, dict):
+    if chat_template:
+        give(tokenizer, chat_template)
+    elif isinstance(templates := tokenizer.chat_template, dict):
         # The others are for tools and the like.
         if "default" not in templates:
             raise UserError(
@@ -308,7 +317,10 @@ def load_tokenizer(source: ModelSource | Path) -> "PreTrainedTokenizerBase":
             )
         tokenizer.chat_template = templates["default"]
     if not tokenizer.chat_template:
-        raise UserError(f"{folder}: its tokenizer has no chat template; use an instruct model")
+        raise UserError(
+            f"{folder}: its tokenizer has no chat template: give it one with --chat_template "
+            f"({', '.join(NAMED)} or a file), or use an instruct model"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

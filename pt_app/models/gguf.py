@@ -81,26 +81,29 @@ def hash_of(file: Path) -> str:
     return sha256_file(file)
 
 
-def converted(file: Path, name: str, sha256: str) -> Path:
+def converted(file: Path, name: str, sha256: str, weights: bool = True) -> Path:
     """Return the folder of a GGUF file in float32, which is converted if it has not been yet.
 
     Args:
         file: the GGUF file.
         name: the recorded name of the base; "": the file's without its ending.
         sha256: the hash of the file.
+        weights: whether more than the tokenizer is needed.
 
     Raises:
         UserError: if the file cannot be a base, or the cache cannot be written.
     """
     folder = folder_of(sha256)
+    if not weights and not folder.is_dir():
+        folder = cache() / "tokenizers" / sha256
     if not folder.is_dir():
         with held(folder.with_name(f".{sha256}.lock"), f"{file.name} is being converted", True):
             if not folder.is_dir():
-                convert(file, folder, name or file.stem, sha256)
+                convert(file, folder, name or file.stem, sha256, weights)
     return folder
 
 
-def convert(file: Path, folder: Path, name: str, sha256: str) -> None:
+def convert(file: Path, folder: Path, name: str, sha256: str, weights: bool = True) -> None:
     """Dequantise a GGUF file to float32 into `folder`, which is complete or absent.
 
     Raises:
@@ -108,13 +111,15 @@ def convert(file: Path, folder: Path, name: str, sha256: str) -> None:
     """
     reader = _read(file)
     record = Record(name, file.name, sha256, _quantization(reader))
-    log.info("%s: dequantising %s to float32 into %s", file, record.quantization, folder)
+    if weights:
+        log.info("%s: dequantising %s to float32 into %s", file, record.quantization, folder)
     staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed; the lock is ours
     try:
         staged.mkdir(parents=True)
         _save_tokenizer(file, staged)
-        _save_model(file, staged)
+        if weights:
+            _save_model(file, staged)
         write_json_atomic(staged / RECORD, asdict(record))
         for path in staged.iterdir():
             with open(path, "rb") as written:

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
@@ -27,7 +26,8 @@ DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-d
 DOWNLOAD += ["--disable-pip-version-check", "--no-input", "--retries=2", "--timeout=20"]
 
 
-class Wheel(BaseModel, extra="forbid"):
+@dataclass(frozen=True)
+class Wheel:
     """A wheel of the package index, and the file in it that is a GGUF file or a part of one."""
 
     package: str
@@ -35,15 +35,16 @@ class Wheel(BaseModel, extra="forbid"):
     member: str
 
 
-class KnownBase(BaseModel, extra="forbid"):
+@dataclass(frozen=True)
+class KnownBase:
     """A base of known_bases.yaml, which explains the fields."""
 
     about: str
     original: str
     licence: str
-    terms: str = ""
     sha256: str
     wheels: list[Wheel]
+    terms: str = ""
 
     @property
     def folder(self) -> Path:
@@ -56,8 +57,17 @@ def known_bases() -> Mapping[str, KnownBase]:
     """Return the bases of known_bases.yaml by name."""
     import yaml
 
-    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return {name: KnownBase.model_validate(base) for name, base in yaml.safe_load(text).items()}
+    table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    for base in table.values():
+        base["wheels"] = [Wheel(**wheel) for wheel in base["wheels"]]
+    return {name: KnownBase(**base) for name, base in table.items()}
+
+
+def known_base(name: str) -> KnownBase:
+    """Return the known base of a name; raises UserError where there is none."""
+    if name not in known_bases():
+        raise UserError(f'base "{name}" is not in judge base list: {", ".join(known_bases())}')
+    return known_bases()[name]
 
 
 def name_of(sha256: str) -> str:
@@ -67,12 +77,12 @@ def name_of(sha256: str) -> str:
 
 def fetched(name: str) -> Path:
     """Return the folder of a known base; raises UserError where it has not been fetched."""
-    base = known_bases()[name]
+    base = known_base(name)
     if not base.folder.is_dir():
         terms = " --accept_terms" if base.terms else ""
         raise UserError(
-            f'base "{name}" is not here: fetch it with `judge base fetch {name}{terms}`, or take '
-            f"the original, --model {base.original}"
+            f'base "{name}" is not here: fetch it with `judge base fetch {name}{terms}`, or train '
+            f"on the original, --model {base.original}"
         )
     return base.folder
 
@@ -86,8 +96,7 @@ def fetch(name: str, accept_terms: bool = False) -> Path:
         UserError: for an unknown name, terms that are not accepted, a package index that does not
             answer, a file with another hash, and a disk that is full.
     """
-    if not (base := known_bases().get(name)):
-        raise UserError(f"{name} is no base of judge base list: {', '.join(known_bases())}")
+    base = known_base(name)
     if base.folder.is_dir():
         return base.folder
     if base.terms and not accept_terms:
@@ -155,6 +164,6 @@ def _run_pip(package: str, downloads: Path) -> None:
         raise UserError(files.cannot_write(downloads, RuntimeError(done.stderr)))
     connection = next((line for line in said if "onnection" in line), said[-1])
     raise UserError(
-        f"pip cannot fetch {package} from the package index ({short(connection)}): fetch it "
-        "where there is a network, and copy the folder that judge base fetch prints"
+        f"pip cannot fetch {package} from the package index ({short(connection)}): fetch it where "
+        "there is a network and copy its folder, or try --original, which asks the hub"
     )

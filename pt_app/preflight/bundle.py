@@ -133,6 +133,8 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     output = Path(settings.output_dir)
     made = output.name if output.is_absolute() else output.as_posix()
     places = {"model": base, "data_dir": f"data/{data.path.resolve().name}", "output_dir": made}
+    if (chat := Path(settings.chat_template).expanduser()).is_file():
+        files["chat_template.jinja"], places["chat_template"] = chat, "chat_template.jinja"
     values = read_config(config, table(recipe).values()) | places
     values.pop("resume", None)
     files["settings.yaml"] = yaml.safe_dump(values, allow_unicode=True).encode()

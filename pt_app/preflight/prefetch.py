@@ -17,6 +17,7 @@ from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError, exit_with
 from pt_app.core.settings import Recipe, resolve
 from pt_app.models import bases
+from pt_app.models.known_bases import fetch, known_bases
 
 log = logging.getLogger("pt_app.preflight.prefetch")  # also where this file is run with -m
 
@@ -42,6 +43,8 @@ def prefetch(recipe: Recipe, argv: Sequence[str]) -> None:
 
 def _fetch(name: str) -> None:
     """Update the cache, which may hold a part of an earlier, interrupted download."""
+    if name in known_bases() and not Path(name).is_dir():
+        fetch(name)
     if bases.is_local(name):
         return
     try:

@@ -52,7 +52,7 @@ def prepare(settings: Settings) -> Prepared:
     # The data come first: a base of several GB may have to be downloaded.
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
     source = bases.resolve_model(settings.model)
-    tokenizer = bases.load_tokenizer(source)
+    tokenizer = bases.load_tokenizer(source, settings.chat_template)
     bases.check_model(source, tokenizer)
     encoder = PromptEncoder(
         tokenizer,

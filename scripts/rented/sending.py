@@ -39,6 +39,11 @@ def settings_of(argv: Sequence[str]) -> Settings:
         raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
     if settings.resume != "off":
         raise UserError("--resume belongs before the --, to `launch`: it copies the run up")
+    if Path(settings.chat_template).expanduser().is_file():
+        raise UserError(
+            "--chat_template FILE is not copied to a host: write it as chat_template.jinja into "
+            "the base's folder, and name that folder with --model"
+        )
     mode, sinks = read_tracking(settings.tracking)
     if "tensorboard" in sinks:
         raise UserError(
@@ -78,11 +83,11 @@ def base_to_send(name: str, upload: bool) -> Path | None:
     """
     from huggingface_hub import HfApi
 
-    from pt_app.models.bases import TINY, resolve_model
+    from pt_app.models.bases import TINY, is_local, resolve_model
 
     if name == TINY:
         return None
-    if upload or Path(name).expanduser().is_dir():
+    if upload or is_local(name):
         return resolve_model(name).path.resolve()
     with suppress(Exception):  # the HTTP library's own errors, which change with its version
         if not HfApi(token=False).model_info(name, timeout=10).gated:

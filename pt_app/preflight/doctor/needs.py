@@ -46,7 +46,7 @@ class Needs:
         yield finding
         if source is None:
             return
-        yield from _loads(source)
+        yield from _loads(source, self.settings.chat_template)
         if read_json(source.path / "config.json").get("auto_map"):
             said = "its config.json names code on a hub (auto_map), which is never run here"
             yield Finding.wrong("remote code", said, "warn")
@@ -173,11 +173,11 @@ def _room(name: str, folder: Path, enough: float, least: float, short: str) -> F
     return Finding.of(name, free >= enough, said, "fail" if free < least else "warn")
 
 
-def _loads(source: ModelSource) -> Iterator[Finding]:
+def _loads(source: ModelSource, chat_template: str) -> Iterator[Finding]:
     """Check the tokenizer, and the weights against the architecture; no weight is read."""
     name = "tokenizer"
     try:
-        tokenizer = bases.load_tokenizer(source)
+        tokenizer = bases.load_tokenizer(source, chat_template)
         yield Finding(name, "ok", f"{len(tokenizer):,} tokens, with a chat template")
         name = "weights"
         bases.check_model(source, tokenizer)
