@@ -24,6 +24,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "pack_tokens": "512",
     "train_precision": "float32",
     "score_precision": "bf16",
+    "grid": "1-5",
     "max_samples": "9",
     "test_samples": "9",
     "lora_r": "4",

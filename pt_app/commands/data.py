@@ -105,6 +105,7 @@ def preview(
     ids: bool = flag("show the token ids", False),
     max_seq_length: int = MAX_SEQ_LENGTH,
     chat_template: str = CHAT_TEMPLATE,
+    grid: str = flag("coarser scale, as judge train has it", "auto", unit="scale"),
 ) -> None:
     """Show the prompts as the model reads them, with the supervised tokens in colour."""
     from pt_app.judge_data.preview import preview as show
@@ -117,6 +118,7 @@ def preview(
         ids=ids,
         max_seq_length=max_seq_length,
         chat_template=chat_template,
+        grid=grid,
     )
 
 

@@ -57,6 +57,7 @@ def attacked(
 
     Of a pair the candidate that the label calls worse is attacked (of a tie, B).
     """
+    scale = scale.grid or scale  # what the judge speaks
     for family in chosen:
         for row, example in enumerate(examples):
             pair, best = example.candidates, _best(example, scale)

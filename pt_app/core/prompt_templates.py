@@ -75,7 +75,8 @@ def fill(text: str, values: dict[str, str | None]) -> str:
 
 
 def scale_fields(scale: Scale) -> dict[str, str | None]:
-    """Return a scale in the words of the templates."""
+    """Return a scale in the words of the templates; with a grid, the grid."""
+    scale = scale.grid or scale
     ends = (str(scale.values[0]), str(scale.values[-1])) if scale.task == "score" else (None, None)
     return dict(zip(_SCALE_FIELDS, (*ends, scale.form()), strict=True))
 

@@ -332,6 +332,7 @@ class JudgeResults(Measured):
     """All numbers of one judge."""
 
     precision: str | None = None
+    grid: str | None = None
     precision_change: PrecisionChange | None = None
     ties: int = 0
     unscored: int = 0

@@ -71,6 +71,12 @@ class Settings:
     max_seq_length: int = flag(
         "maximum length of prompt and answer", 512, low=16, unit="tokens", also="max_length"
     )
+    grid: str = flag(
+        "coarser scale on which verdicts are trained and read, such as 0-9; auto: 0-9 if a scale "
+        "of over 11 verdicts has under 50 training rows for each; off: none",
+        "auto",
+        unit="scale",
+    )
     max_samples: int = flag("number of training rows, drawn by the seed; 0: all", 0, low=0)
     test_samples: int = flag("number of test rows, drawn by the seed; 0: all", 0, low=0)
     lora_r: int = flag("LoRA rank", 16, low=1)

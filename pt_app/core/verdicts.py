@@ -8,8 +8,9 @@ An answer starts with its verdict, alone on the first line, so that one forward 
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -65,11 +66,16 @@ class Scale:
 
     `task` is "score", "pairwise" or "pass_fail"; `name` is "0-10", "1-5", "0-10:0.5" (low, high,
     step), "pairwise" or "pass_fail". Whole numbers are ints, others floats.
+
+    `grid` is a coarser scale that a judge speaks instead: its lines then stand for bins of the
+    values (grids.py). Labels, names and probabilities stay those of the scale itself, so that
+    scales which differ by their grid alone are equal.
     """
 
     task: str
     name: str
     values: tuple[Verdict, ...]
+    grid: "Scale | None" = field(default=None, compare=False)
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -90,9 +96,23 @@ class Scale:
             )
         return Scale("score", name, tuple(_number(low + step * i) for i in range(int(steps) + 1)))
 
+    def with_grid(self, name: str) -> "Scale":
+        """Return this scale, spoken on the coarser scale `name`; raises UserError if none fits."""
+        grid = Scale.from_name(name)
+        are_numbers = self.task == grid.task == "score"
+        if not are_numbers or len(grid.values) >= len(self.values):
+            remedy = "name a coarser scale of numbers, or off"
+            raise UserError(f"grid {name}: it does not fit the scale {self.name}: {remedy}")
+        return replace(self, grid=grid)
+
     @cached_property
     def _line_of(self) -> dict[Verdict, str]:
         keyword = KEYWORDS[self.task]
+        if self.grid is not None:
+            # Bins of equal width from low to high; the top value lies in the last one.
+            lines, steps = self.grid.lines(), len(self.values) - 1
+            bins = [min(len(lines) - 1, i * len(lines) // steps) for i in range(steps + 1)]
+            return {value: lines[b] for value, b in zip(self.values, bins, strict=True)}
         if self.task != "score":
             return {value: f"{keyword}: {value}\n" for value in self.values}
         top = _plain(self.values[-1])
@@ -100,7 +120,26 @@ class Scale:
 
     @cached_property
     def _value_of(self) -> dict[str, Verdict]:
-        return {line[:-1]: value for value, line in self._line_of.items()}
+        return {
+            line[:-1]: value for line, value in zip(self.lines(), self.line_values, strict=True)
+        }
+
+    @cached_property
+    def line_values(self) -> tuple[Verdict, ...]:
+        """The verdict that each of `lines` stands for.
+
+        With a grid it is the value nearest to the mean of its bin, the lower one of two.
+        """
+        bins: dict[str, list[Verdict]] = {}
+        for value, line in self._line_of.items():
+            bins.setdefault(line, []).append(value)
+        return tuple(values[(len(values) - 1) // 2] for values in bins.values())
+
+    def spread(self, probabilities: Sequence[float]) -> tuple[float, ...]:
+        """Return the probabilities of `values` from those of `lines`: even within a bin."""
+        of_line = dict(zip(self.lines(), probabilities, strict=True))
+        sizes = Counter(self._line_of.values())
+        return tuple(of_line[line] / sizes[line] for line in self._line_of.values())
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
@@ -122,8 +161,8 @@ class Scale:
         return self._line_of[verdict]
 
     def lines(self) -> tuple[str, ...]:
-        """Return the lines of all verdicts, in the order of `values`."""
-        return tuple(self._line_of.values())
+        """Return the lines of all verdicts, in the order of `values`; with a grid, its lines."""
+        return tuple(dict.fromkeys(self._line_of.values()))
 
     def form(self) -> str:
         """Show how a verdict's line is written: "Score: N/10", "Winner: A, B or tie"."""

@@ -157,7 +157,9 @@ class Scoring:
             scores = zip(validation, scorer.score(validation), strict=True)
             judged = [prediction(name, row, score, None) for row, score in scores]
             fitted = Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
-        return JudgeRows(name, id_, rows, shortened, ties, self.precision, change, fitted)
+        grid = self.encoder.scale.grid
+        made = self.precision, change, fitted, grid and grid.name
+        return JudgeRows(name, id_, rows, shortened, ties, *made)
 
 
 def prediction(

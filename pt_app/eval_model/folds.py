@@ -70,7 +70,7 @@ def _joined(name: str, results: Sequence[Results], predictions: Sequence[Predict
     shortened, ties = sum(m.shortened for m in models), sum(m.ties for m in models)
     ids = ", ".join(dict.fromkeys(model.id for model in models))
     precisions = ", ".join(dict.fromkeys(model.precision or "" for model in models))
-    return JudgeRows(name, ids, rows, shortened, ties, precisions)
+    return JudgeRows(name, ids, rows, shortened, ties, precisions, grid=models[0].grid)
 
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:

@@ -9,7 +9,7 @@ its base is loaded and its training arguments; whatever else a platform changes 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
+from pt_app.core.grids import grid_name
 from pt_app.core.results import PREDICTIONS, Results
 from pt_app.core.settings import Recipe, Settings
 from pt_app.eval_model.evaluation import evaluate
@@ -43,6 +44,7 @@ class Run:
         settings: the resolved settings of the run.
 
     Attributes:
+        settings: the same, with the grid that was chosen.
         platform: what the machine changes.
         prepared: the data and the base.
         resumed: the folder of the run that --resume means.
@@ -55,7 +57,6 @@ class Run:
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
         console.start()
         launcher.settle()
-        self.settings = settings
         self.platform = platforms.decide(
             recipe,
             no_4bit=settings.no_4bit,
@@ -65,6 +66,7 @@ class Run:
         log.info("platform: %s (%s)", self.platform.hardware, self.platform.reason)
         check_tracking(settings.tracking)
         self.prepared = prepare(settings)
+        self.settings = replace(settings, grid=grid_name(self.prepared.encoder.scale))
         self.resumed: Path | None = None
         if settings.resume != "off":
             prefix = self._name_at(datetime.now())[: -len("YYYYMMDD_HHMMSS")]

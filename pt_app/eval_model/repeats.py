@@ -96,6 +96,7 @@ def over_folds(settings: Settings, folds: Sequence[Path], train: Train) -> list[
     """
     _check(settings, folds=True)
     root = _output_of(settings, folds)
+    settings = replace(settings, grid=_grid_of(settings, folds[0]))
     adapters = [
         train(replace(settings, data_dir=str(fold), output_dir=str(root / f"fold-{fold.name}")))
         for fold in folds
@@ -104,6 +105,16 @@ def over_folds(settings: Settings, folds: Sequence[Path], train: Train) -> list[
 
     log.info("report of all folds: %s", join_evaluations(adapters, root / "evaluation"))
     return adapters
+
+
+def _grid_of(settings: Settings, fold: Path) -> str:
+    """Choose the grid of all folds by the rows of the first: near a threshold they might differ."""
+    from pt_app.core.dataset import read_dataset
+    from pt_app.core.grids import choose_grid, grid_name
+
+    data = read_dataset(fold, settings.allow_leaks)
+    scale, _ = choose_grid(settings.grid, data.scale, data.train, settings.max_samples)
+    return grid_name(scale)
 
 
 def _output_of(settings: Settings, folds: Sequence[Path]) -> Path:
@@ -131,14 +142,16 @@ def on_fewer_rows(
     Raises:
         UserError: for an adapter whose settings are not recorded, and for too few rows.
     """
+    from pt_app.core.grids import grid_name
     from pt_app.models.platforms import recipe_for_this_machine
 
-    recorded = info.training.get("settings")
+    recorded = info.training.get("settings") or {}
     if not recorded:
         raise UserError(f"{info.folder} does not say how it was trained: no curve can be made")
     if rows < MIN_CURVE_ROWS:
         raise UserError(f"{data} has {rows} training rows: too few for a curve")
     recipe = recipe_for_this_machine()
+    recorded = {"grid": grid_name(info.scale)} | recorded
     repeated = (table(recipe).keys() & recorded.keys()) - NOT_REPEATED
     settings = replace(
         resolve(recipe, (), "judge eval", ""),

@@ -87,8 +87,14 @@ def confidence_of(
 
 
 def usual_tolerance(scale: Scale) -> float:
-    """Return the default tolerance: one unit if a scale has more than five verdicts, else 0."""
-    return 1.0 if scale.task == "score" and len(scale.values) > 5 else 0.0
+    """Return the default tolerance: a tenth of the range, but at least a step.
+
+    It is 0 for names, and on scales of up to five verdicts.
+    """
+    numbers = numbers_of(scale)
+    if numbers is None or len(numbers) <= 5:
+        return 0.0
+    return float(max(numbers[1] - numbers[0], (numbers[-1] - numbers[0]) / 10))
 
 
 def calibration(

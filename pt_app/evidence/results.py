@@ -33,7 +33,8 @@ class JudgeRows:
     """One judge's prediction rows on the test rows, in their order.
 
     `shortened` counts the rows that were cut to fit, `ties` those whose verdict rounding decided;
-    `change` says what the precision changed against float32.
+    `change` says what the precision changed against float32, and `grid` names the coarser scale
+    that the judge speaks, if it does.
     """
 
     name: str
@@ -44,6 +45,7 @@ class JudgeRows:
     precision: str = "float32"
     change: typed.PrecisionChange | None = None
     fitted: Fitted | None = None
+    grid: str | None = None
 
 
 def results_of(
@@ -79,6 +81,7 @@ def results_of(
         measured = judge_numbers(judge.rows, sample, scale, asked or Asked(), judge.fitted)
         measured.id, measured.name = judge.id, judge.name
         measured.precision, measured.precision_change = judge.precision, judge.change
+        measured.grid = judge.grid
         measured.ties, measured.shortened = judge.ties, judge.shortened
         measured.unscored = count - len(rows)
         return measured

@@ -14,6 +14,7 @@ from pt_app.core.chat_templates import control_tokens
 from pt_app.core.dataset import SPLITS, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
+from pt_app.core.grids import AUTO, choose_grid
 from pt_app.core.leaks import (
     LEAST_WORDS,
     Leak,
@@ -226,7 +227,8 @@ def check_folder(
     if not model:
         return report
     rows = [row for examples in splits.values() for row in examples]
-    encoder = encoder_of(data.card, data.scale, model, max_seq_length, chat_template)
+    scale, _ = choose_grid(AUTO, data.scale, data.train)
+    encoder = encoder_of(data.card, scale, model, max_seq_length, chat_template)
     findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
     return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 

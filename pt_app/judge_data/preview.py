@@ -11,6 +11,7 @@ from rich.text import Text
 from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_rows
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
+from pt_app.core.grids import AUTO, choose_grid
 from pt_app.core.orders import both_orders
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import Encoded, PromptEncoder
@@ -32,11 +33,13 @@ def preview(
     ids: bool = False,
     max_seq_length: int = 512,
     chat_template: str = "",
+    grid: str = AUTO,
 ) -> None:
     """Print the first `n` rows of a split as their tokens, the supervised ones in bold green.
 
     Where the output has no colour, they are ⟦marked⟧, and control tokens ‹so›. Rows are those that
-    training reads: pairs in both orders, and cut to `max_seq_length` tokens. Escape sequences,
+    training reads: pairs in both orders, and cut to `max_seq_length` tokens; `grid` as in training.
+    Escape sequences,
     invisible characters and these marks within data are shown as \\u.... Raises UserError for rows
     that cannot be read.
     """
@@ -49,8 +52,9 @@ def preview(
         remedy = "name a dataset folder, and one of its splits with --split"
         raise UserError(f"{path} is not there (of its kind: {there}): {remedy}")
     rows = read_rows(path, card, split)
+    train = rows if split == "train" else _train_rows(folder, card)
+    scale, why = choose_grid(grid, card_scale(card, folder / "dataset.json"), train)
     rows = rows if split == "test" else both_orders(rows)
-    scale = card_scale(card, folder / "dataset.json")
     encoder = encoder_of(card, scale, model, max_seq_length, chat_template)
     # The rows of a group are cut alike, so all of them are encoded.
     groups = {row.group for row in rows[:n]}
@@ -62,6 +66,8 @@ def preview(
     supervised, control = zip(names, (SUPERVISED, CONTROL), strict=True)
     legend = Text.assemble(supervised, ", ", control, "; the rest is read, not learned")
     console.print(legend, soft_wrap=True)
+    if why:
+        console.print(why, markup=False, soft_wrap=True)
     for at, row in enumerate(rows[:n]):
         name = f"\nrow {at + 1} of {len(rows)}, {' '.join(_shown(row.id).split())}"
         console.print(_heading(name, row, encoded[at], encoder), soft_wrap=True)
@@ -70,6 +76,11 @@ def preview(
         console.print(_tokens(encoded[at], encoder, marked), soft_wrap=True)
         for line in _id_lines(encoded[at], encoder) if ids else ():
             console.print(line, style=PROMPT, markup=False, soft_wrap=True)
+
+
+def _train_rows(folder: Path, card: DatasetCard) -> list[JudgeExample]:
+    path = folder / "judge_train.json"
+    return read_rows(path, card, "train") if path.exists() else []
 
 
 def encoder_of(

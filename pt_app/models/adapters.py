@@ -193,6 +193,7 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
         "schema": 1,
         "task": encoder.scale.task,
         "scale": encoder.scale.name,
+        "grid": encoder.scale.grid and encoder.scale.grid.name,
         "max_seq_length": encoder.max_seq_length,
         "template": asdict(encoder.template),
         "weights_sha256": sha256_file(folder / WEIGHTS),
@@ -249,7 +250,7 @@ def verify_adapter(folder: Path) -> AdapterInfo:
         return AdapterInfo(
             folder=folder,
             identity=dict(training["base"]),
-            scale=Scale.from_name(judge["scale"]),
+            scale=_scale(judge),
             template=Template(**judge["template"]),
             max_seq_length=judge["max_seq_length"],
             training=training,
@@ -263,6 +264,11 @@ def verify_adapter(folder: Path) -> AdapterInfo:
             f"{folder}: {error} is missing or malformed in {CONFIG}, {JUDGE} or {TRAINING}; "
             "save the adapter again"
         ) from error
+
+
+def _scale(judge: Json) -> Scale:
+    scale, grid = Scale.from_name(judge["scale"]), judge.get("grid")
+    return scale.with_grid(grid) if grid else scale
 
 
 def _day_of(folder: Path) -> date:

@@ -215,6 +215,7 @@ def _origin(results: Results) -> Section:
         ("data", results.data.path),
         ("data sha256", results.data.sha256),
         *((model.name, [model.id or None, model.precision]) for model in results.models),
+        *((f"{model.name}, grid", model.grid) for model in results.models),
         *results.run.items(),
     ]
     lines = [f"{inline(name)}: {inline(_plain(value))}" for name, value in facts if value]

@@ -49,9 +49,12 @@ class Scored:
         verdict: the verdict that the greedy answer starts with; None on a parse failure, where that
             answer leaves the allowed verdicts.
         constrained: the most likely of the allowed verdicts.
-        probabilities: over the values of the scale; they sum to 1.
+        probabilities: over the values of the scale; they sum to 1. A judge that speaks a grid
+            gives those of bins, which are spread evenly over the values of each.
         verdict_mass: the probability of all allowed verdicts together, before that normalization.
         expected: the mean of the probabilities on a scale of numbers.
+        confidence: the probability of the line of the constrained verdict.
+        tied: whether rounding decides which of two lines is the most likely.
         raw: the greedy answer, if it was generated.
     """
 
@@ -61,18 +64,9 @@ class Scored:
     probabilities: tuple[float, ...] = ()
     verdict_mass: float | None = None
     expected: float | None = None
+    confidence: float | None = None
+    tied: bool = False
     raw: str | None = None
-
-    @property
-    def confidence(self) -> float | None:
-        """The probability of the constrained verdict."""
-        return max(self.probabilities, default=None)
-
-    @property
-    def tied(self) -> bool:
-        """Whether rounding decides which of two verdicts is the most likely."""
-        *_, second, first = (-1.0, -1.0, *sorted(self.probabilities))
-        return first >= 0 and first - second < TIE
 
 
 @dataclass(eq=False)
@@ -194,19 +188,23 @@ class JudgeScorer:
         # Only the allowed verdicts count: what they lack to 1 is the mass of all other answers.
         mass = torch.logsumexp(reading.log_probabilities, dim=1)
         probabilities = (reading.log_probabilities - mass[:, None]).exp()
-        values = self.scale.values
-        numbers = [value for value in values if not isinstance(value, str)]
+        values = self.scale.line_values
+        numbers = [value for value in self.scale.values if not isinstance(value, str)]
         for row, greedy in enumerate(reading.greedy.tolist()):
-            chances = tuple(probabilities[row].tolist())
+            of_lines = probabilities[row].tolist()
+            second, first = sorted(of_lines)[-2:]
+            chances = self.scale.spread(of_lines)
             index = self.trie.walk(greedy)
             mean = sum((n * p for n, p in zip(numbers, chances, strict=False)), 0.0)
             yield Scored(
                 status="parse_failure" if index is None else "ok",
                 verdict=None if index is None else values[index],
-                constrained=values[chances.index(max(chances))],
+                constrained=values[of_lines.index(first)],
                 probabilities=chances,
                 verdict_mass=math.exp(float(mass[row])),
-                expected=mean if len(numbers) == len(values) else None,
+                expected=mean if self.scale.task == "score" else None,
+                confidence=first,
+                tied=first - second < TIE,
             )
 
     def _text(self, ids: list[int]) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset, to_dataset
 from pt_app.core.formatting import number
+from pt_app.core.grids import choose_grid
 from pt_app.core.orders import both_orders, names_a_candidate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.settings import Settings
-from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import detectable_difference
 from pt_app.models import bases
@@ -51,15 +51,18 @@ def prepare(settings: Settings) -> Prepared:
     """
     # The data come first: a base of several GB may have to be downloaded.
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
+    scale, why = choose_grid(settings.grid, data.scale, data.train, settings.max_samples)
     source = bases.resolve_model(settings.model)
     tokenizer = bases.load_tokenizer(source, settings.chat_template)
     bases.check_model(source, tokenizer)
     encoder = PromptEncoder(
         tokenizer,
         Template.load(data.card.template, data.card.rubric),
-        Scale.from_name(data.card.scale),
+        scale,
         settings.max_seq_length,
     )
+    if why:
+        log.info("%s", why)
     for note in data.notes:
         log.warning("%s", note)
     if data.leaks:

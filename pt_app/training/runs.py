@@ -13,12 +13,14 @@ from typing import Any, TypedDict
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
+from pt_app.core.grids import OFF
 from pt_app.training.checkpoints import discard_after, newest_complete, read_state, staging_folder
 
 RUN_SETTINGS = "settings.json"
 # A resumed run cannot change these, nor what is LoRA's: the order of its data or its weights would
 # differ.
 FIXED = ("lr", "warmup_steps", "epochs", "max_seq_length", "group_variants", "max_samples", "seed")
+FIXED += ("grid",)
 # Compared in other terms: the base by its identity, the step by its examples over all ranks.
 OTHERWISE = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
 NameAt = Callable[[datetime], str]
@@ -132,7 +134,8 @@ def _check_same_run(run: Path, about: About) -> None:
         before = json.loads((run / RUN_SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
-    settings, settings_before = about["settings"], before["settings"]
+    # Runs of version 0.1 had no grid.
+    settings, settings_before = about["settings"], {"grid": OFF} | before["settings"]
     step = "the number of examples per step (--batch_size x --gradient_accumulation x processes)"
     compared = {
         "the SHA-256 of the data": (before["data_sha256"], about["data_sha256"]),
