@@ -25,6 +25,8 @@ OTHER = {  # a value for each flag that is no recipe's default
     "train_precision": "float32",
     "score_precision": "bf16",
     "grid": "1-5",
+    "chat_template": "plain",
+    "probe_rows": "7",
     "max_samples": "9",
     "test_samples": "9",
     "lora_r": "4",
