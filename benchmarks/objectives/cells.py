@@ -1,0 +1,161 @@
+"""What the cells of the experiment are: cells.yaml, read and checked."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from benchmarks.objectives.measures import MEASURES
+from pt_app.core.errors import UserError
+from pt_app.core.records import first_problem
+
+CELLS = Path(__file__).with_name("cells.yaml")
+Values = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Import(_Strict):
+    """One `judge data import`: files below JUDGE_REAL_DATA, and its flags."""
+
+    files: list[str]
+    options: Values = Field(default_factory=dict)
+    plan: Values = Field(default_factory=dict)
+
+
+class Set(_Strict):
+    """A set of labels of people.
+
+    Attributes:
+        primary: the measure by which judges are compared on it, fixed before any run.
+        also: measures shown beside it.
+        held_out: kinds of errors that no training row has.
+        folds: split into so many by group, of which seed s tests number s + 1; 0: none.
+        imports: how its folder is made; the second and later ones add to it.
+        settings: what training on it changes.
+    """
+
+    primary: str
+    also: list[str] = Field(default_factory=list)
+    held_out: list[str] = Field(default_factory=list)
+    folds: int = 0
+    imports: list[Import]
+    settings: Values = Field(default_factory=dict)
+
+
+class Entry(_Strict):
+    """Cells that differ in their set and seed.
+
+    Attributes:
+        way: "judge", this project's training and reading, or "trl", SFT and the greedy answer.
+        objective: weights of the losses in `losses.LOSSES`.
+    """
+
+    name: str
+    sets: list[str]
+    seeds: list[int]
+    way: Literal["judge", "trl"] = "judge"
+    objective: dict[str, float] = Field(default_factory=lambda: {"ce": 1.0})
+    settings: Values = Field(default_factory=dict)
+
+
+class Quick(_Strict):
+    """What --quick runs, and what it changes."""
+
+    only: list[str]
+    settings: Values
+    test_rows: int
+    validation_rows: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its evaluation."""
+
+    set: str
+    entry: Entry
+    seed: int
+    settings: Values
+
+    @property
+    def name(self) -> str:
+        """The set, the entry and the seed."""
+        return f"{self.set}.{self.entry.name}.{self.seed}"
+
+
+class Experiment(_Strict):
+    """All cells; `test_rows` and `validation_rows` are drawn alike for every seed."""
+
+    settings: Values
+    test_rows: int
+    validation_rows: int
+    sets: dict[str, Set]
+    cells: list[Entry]
+    quick: Quick | None = None
+
+    def all(self) -> list[Cell]:
+        """Return the cells in the order in which they run."""
+        return [
+            Cell(name, entry, seed, {**self.settings, **self.sets[name].settings, **entry.settings})
+            for entry in self.cells
+            for seed in entry.seeds
+            for name in entry.sets
+        ]
+
+    def named(self, patterns: list[str]) -> list[Cell]:
+        """Return the cells that fit one of the patterns (`ro-en.*`); all without patterns.
+
+        Raises:
+            UserError: for a pattern that fits none.
+        """
+        cells = self.all()
+        for pattern in patterns:
+            if not any(fnmatch(cell.name, pattern) for cell in cells):
+                names = ", ".join(cell.name for cell in cells)
+                raise UserError(f"--only {pattern} is no cell: there are {names}")
+        return [c for c in cells if not patterns or any(fnmatch(c.name, p) for p in patterns)]
+
+
+def read_experiment(path: Path, quick: bool = False) -> Experiment:
+    """Read a file of cells; with `quick` the short version that it describes.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown key, set or measure.
+    """
+    try:
+        read = Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"--cells {path}: {error.strerror}: name an existing file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--cells {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {': '.join(filter(None, first_problem(error)))}") from None
+    for name, each in read.sets.items():
+        if unknown := {each.primary, *each.also} - MEASURES.keys():
+            known = f"choose of {', '.join(MEASURES)}"
+            raise UserError(f"{path}: set {name}: no measure {min(unknown)}: {known}")
+    for entry in read.cells:
+        if missing := set(entry.sets) - read.sets.keys():
+            raise UserError(f"{path}: cells {entry.name}: no set {min(missing)}")
+    return _shortened(read, path) if quick else read
+
+
+def _shortened(whole: Experiment, path: Path) -> Experiment:
+    quick = whole.quick
+    if quick is None:
+        raise UserError(f"{path} says nothing of a quick version: leave out --quick")
+    entries = [
+        Entry(**{**cell.entry.model_dump(), "sets": [cell.set], "seeds": [cell.seed]})
+        for cell in whole.named(quick.only)
+    ]
+    changed = {
+        "cells": [e.model_copy(update={"settings": e.settings | quick.settings}) for e in entries],
+        "test_rows": quick.test_rows,
+        "validation_rows": quick.validation_rows,
+    }
+    return whole.model_copy(update=changed)

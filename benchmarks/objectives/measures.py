@@ -1,0 +1,175 @@
+"""Measures of a judge on the test rows of a set, as functions of which rows are drawn."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.orders import flipped
+from pt_app.core.results import Prediction
+from pt_app.core.verdicts import Scale, Verdict
+
+# Takes the indices of the drawn rows, with repetitions; NaN where the number is undefined.
+Statistic = Callable[[IntArray], float]
+LEAST = 1e-6  # a probability in the log score
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one judge says of the rows of a test set.
+
+    Attributes:
+        rows: its rows of predictions.jsonl.
+        scale: the scale of all verdicts.
+        held_out: kinds of errors that no training row has.
+    """
+
+    rows: Sequence[Prediction]
+    scale: Scale
+    held_out: Sequence[str] = ()
+
+    def labels(self) -> FloatArray:
+        """Return the labels as numbers [n]."""
+        return np.array([float(row.label) for row in self.rows])
+
+    def numbers(self) -> FloatArray:
+        """Return the expected scores [n]; a verdict's number where there are no probabilities."""
+        read = [row.forced if row.expected is None else row.expected for row in self.rows]
+        return np.array([math.nan if value is None else float(value) for value in read])
+
+    def chances(self) -> FloatArray | None:
+        """Return the probabilities [n, v], of pairs the mean of both orders; None without."""
+        if any(row.probabilities is None for row in self.rows):
+            return None
+        own = np.array([row.probabilities for row in self.rows], np.float64)
+        if self.rows[0].swapped_probabilities is None:
+            return own
+        other = np.array([row.swapped_probabilities for row in self.rows], np.float64)
+        return (own + other[:, self._flips()]) / 2
+
+    def verdicts(self) -> list[Verdict | None]:
+        """Return the likeliest verdicts, of pairs by the mean of both orders [n]."""
+        chances = self.chances()
+        if chances is None:
+            return [row.forced for row in self.rows]
+        return [self.scale.values[place] for place in chances.argmax(axis=1)]
+
+    def votes(self) -> FloatArray:
+        """Return how many annotators gave each verdict [n, v]."""
+        cast = [[a.verdict for a in row.annotators or ()] for row in self.rows]
+        return np.array([[own.count(v) for v in self.scale.values] for own in cast], np.float64)
+
+    def _flips(self) -> list[int]:
+        return [self.scale.values.index(flipped(v) or v) for v in self.scale.values]
+
+
+def _correlation(name: str) -> Callable[[Judged], Statistic]:
+    def of(judged: Judged) -> Statistic:
+        from scipy import stats
+
+        correlate = {
+            "spearman": stats.spearmanr,
+            "pearson": stats.pearsonr,
+            "kendall": stats.kendalltau,
+        }[name]
+        x, y = judged.numbers(), judged.labels()
+
+        def statistic(at: IntArray) -> float:
+            if len(np.unique(x[at])) < 2 or len(np.unique(y[at])) < 2:
+                return math.nan
+            return float(correlate(x[at], y[at])[0])
+
+        return statistic
+
+    return of
+
+
+def _mean(values: Sequence[float] | FloatArray) -> Statistic:
+    array = np.array(values, np.float64)
+
+    def statistic(at: IntArray) -> float:
+        drawn = array[at][~np.isnan(array[at])]
+        return float(drawn.mean()) if len(drawn) else math.nan
+
+    return statistic
+
+
+def _mae(judged: Judged) -> Statistic:
+    return _mean(np.abs(judged.numbers() - judged.labels()))
+
+
+def _rps(judged: Judged) -> Statistic:
+    """The ranked probability score, 0 to 1; of a verdict alone its distance on that width."""
+    values, labels = np.array(judged.scale.values, np.float64), judged.labels()
+    width = values[-1] - values[0]
+    chances = judged.chances()
+    if chances is None:
+        return _mean(np.abs(judged.numbers() - labels) / width)
+    apart = chances.cumsum(axis=1)[:, :-1] - (values[:-1] >= labels[:, None])
+    return _mean((apart**2 * np.diff(values)).sum(axis=1) / width)
+
+
+def _accuracy(judged: Judged) -> Statistic:
+    pairs = zip(judged.verdicts(), judged.rows, strict=True)
+    return _mean([float(verdict == row.label) for verdict, row in pairs])
+
+
+def _accuracy_held_out(judged: Judged) -> Statistic:
+    kinds = set(judged.held_out)
+    pairs = zip(judged.verdicts(), judged.rows, strict=True)
+    return _mean(
+        [float(v == row.label) if kinds & set(row.errors or ()) else math.nan for v, row in pairs]
+    )
+
+
+def _f1_fail(judged: Judged) -> Statistic:
+    said = np.array([verdict == "FAIL" for verdict in judged.verdicts()])
+    true = np.array([row.label == "FAIL" for row in judged.rows])
+
+    def statistic(at: IntArray) -> float:
+        either = said[at].sum() + true[at].sum()
+        return float(2 * (said & true)[at].sum() / either) if either else math.nan
+
+    return statistic
+
+
+def _log_score(judged: Judged) -> Statistic:
+    """The mean log-probability of the annotators' votes.
+
+    A judge without probabilities is given the shares of the votes on the test rows with each of its
+    verdicts, the best that its verdicts allow: this favours it.
+    """
+    votes, chances = judged.votes(), judged.chances()
+    if chances is None:
+        verdicts = judged.verdicts()
+        chances = np.empty_like(votes)
+        for verdict in set(verdicts):
+            own = np.array([other == verdict for other in verdicts])
+            chances[own] = votes[own].sum(axis=0) / max(votes[own].sum(), 1.0)
+    score = (votes * np.log(np.maximum(chances, LEAST))).sum(axis=1)
+
+    def statistic(at: IntArray) -> float:
+        cast = votes[at].sum()
+        return float(score[at].sum() / cast) if cast else math.nan
+
+    return statistic
+
+
+def _flips_share(judged: Judged) -> Statistic:
+    """The share of pairs whose likeliest verdict is another one in the other order."""
+    own = [(row.forced, row.swapped_constrained or row.swapped) for row in judged.rows]
+    return _mean([math.nan if b is None else float(flipped(b) != a) for a, b in own])
+
+
+MEASURES: dict[str, Callable[[Judged], Statistic]] = {
+    **{name: _correlation(name) for name in ("spearman", "pearson", "kendall")},
+    "mae": _mae,
+    "rps": _rps,
+    "accuracy": _accuracy,
+    "accuracy_held_out": _accuracy_held_out,
+    "f1_fail": _f1_fail,
+    "log_score": _log_score,
+    "flips": _flips_share,
+}

@@ -1,0 +1,69 @@
+"""The dataset folders of the experiment, made by the product's own import."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pt_app
+from benchmarks.objectives.cells import Set
+from pt_app.core.errors import UserError
+from pt_app.core.files import held
+from pt_app.judge_data.folder import split_folder
+from pt_app.judge_data.importing import import_labels
+from pt_app.judge_data.options import ImportOptions, SplitPlan
+
+WAIT = 1.0  # seconds between looks at whether another process has made a folder
+
+
+def real_data() -> Path:
+    """Return the folder of the sets as they were published: JUDGE_REAL_DATA names it."""
+    beside = Path(pt_app.__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("JUDGE_REAL_DATA") or beside)
+
+
+def dataset_of(name: str, about: Set, seed: int, out: Path) -> Path:
+    """Return the dataset folder of a set below `out`, made once; of folds that of the seed.
+
+    Raises:
+        UserError: for files that are not there or cannot be used.
+    """
+    folder = out / name
+    with _waiting_for(out / f".{name}.lock"):
+        if not folder.exists():
+            staged = out / f".{name}"
+            shutil.rmtree(staged, ignore_errors=True)
+            make_folder(about, staged)
+            os.replace(staged, folder)
+    return folder / "folds" / str(seed % about.folds + 1) if about.folds else folder
+
+
+def make_folder(about: Set, folder: Path) -> None:
+    """Import a set into `folder`."""
+    root = real_data()
+    for number, each in enumerate(about.imports):
+        for file in each.files:
+            if not (root / file).exists():
+                problem = f"{root / file} is not there"
+                raise UserError(f"{problem}: name the folder of {file} in JUDGE_REAL_DATA")
+        files = [str(root / file) for file in each.files]
+        options, plan = ImportOptions(**each.options), SplitPlan(**each.plan)
+        import_labels(files, folder, options, plan, append=number > 0)
+    if about.folds:
+        split_folder(folder, SplitPlan(folds=about.folds))
+
+
+@contextmanager
+def _waiting_for(lock: Path) -> Iterator[None]:
+    """Hold a lock, after another process that holds it has ended."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(held(lock, "busy"))
+                break
+            except UserError:
+                time.sleep(WAIT)
+        yield
