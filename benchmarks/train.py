@@ -6,7 +6,7 @@ Each runs its own real training loop on the same rows in the same order, from th
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from benchmarks.processes import Samples, Turns, Work, in_turns
 from benchmarks.shapes import SHAPES, Shape, build
 from benchmarks.workloads import USUAL, Lengths, Workload, make_workload
+from pt_app.models.packing import Example
 
 RANK = 16
 TARGETS = "q_proj,k_proj,v_proj,o_proj"
@@ -73,7 +74,8 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
     )
 
 
-def _labelled(workload: Workload) -> Any:
+def labelled(rows: Iterable[Example]) -> Any:
+    """Return rows as TRL and Trainer take them, of which the answers alone are supervised."""
     from datasets import Dataset
 
     return Dataset.from_list(
@@ -83,7 +85,7 @@ def _labelled(workload: Workload) -> Any:
                 "labels": [IGNORED] * row["prompt_length"]
                 + row["input_ids"][row["prompt_length"] :],
             }
-            for row in workload.encoded
+            for row in rows
         ]
     )
 
@@ -94,7 +96,7 @@ def _trl(model: Any, workload: Workload, way: Way, common: dict[str, Any], **mor
     return SFTTrainer(
         model=model,
         args=SFTConfig(**common | more, max_length=None),
-        train_dataset=_labelled(workload),
+        train_dataset=labelled(workload.encoded),
         processing_class=workload.encoder.tokenizer,
     )
 
@@ -119,22 +121,22 @@ def _padded(model: Any, workload: Workload, way: Way, common: dict[str, Any]) ->
     return Trainer(
         model=model,
         args=TrainingArguments(**common),
-        train_dataset=_labelled(workload),
+        train_dataset=labelled(workload.encoded),
         data_collator=collate,
     )
 
 
-_PLAIN_TRL: dict[str, Any] = {"bf16": False, "activation_checkpointing": False}
+PLAIN_TRL: dict[str, Any] = {"bf16": False, "activation_checkpointing": False}
 WAYS = {
     "judge": Way(partial(_judge, trees=True)),
-    "TRL": Way(partial(_trl, **_PLAIN_TRL)),
-    "TRL, padding-free": Way(partial(_trl, **_PLAIN_TRL, padding_free=True)),
-    "TRL, batch 1": Way(partial(_trl, **_PLAIN_TRL), rows=1, accumulate=4),
+    "TRL": Way(partial(_trl, **PLAIN_TRL)),
+    "TRL, padding-free": Way(partial(_trl, **PLAIN_TRL, padding_free=True)),
+    "TRL, batch 1": Way(partial(_trl, **PLAIN_TRL), rows=1, accumulate=4),
     "Trainer, padded": Way(_padded),
     "judge, bf16": Way(partial(_judge, trees=True), dtype=torch.bfloat16),
-    "TRL, bf16": Way(partial(_trl, **_PLAIN_TRL), dtype=torch.bfloat16),
+    "TRL, bf16": Way(partial(_trl, **PLAIN_TRL), dtype=torch.bfloat16),
     "TRL, bf16, padding-free": Way(
-        partial(_trl, **_PLAIN_TRL, padding_free=True), dtype=torch.bfloat16
+        partial(_trl, **PLAIN_TRL, padding_free=True), dtype=torch.bfloat16
     ),
     "TRL, its defaults": Way(_trl, rows=8, matmul=SLOW),
     "judge, rows apart": Way(partial(_judge, trees=False), rows=1, accumulate=4),
@@ -142,7 +144,7 @@ WAYS = {
     "judge, rows apart, slow matmul": Way(
         partial(_judge, trees=False), rows=1, accumulate=4, matmul=SLOW
     ),
-    "TRL, slow matmul": Way(partial(_trl, **_PLAIN_TRL), matmul=SLOW),
+    "TRL, slow matmul": Way(partial(_trl, **PLAIN_TRL), matmul=SLOW),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ def find_benchmarks() -> None:
     sys.path.insert(0, str(clone))
 
 
+OBJECTIVES = Path("runs/objectives")
 ROUNDS = flag("interleaved rounds; the median is reported", 3, low=1)
 JSON_FILE = flag("write all numbers to this file", None, name="json")
 
@@ -105,3 +107,26 @@ def intervals(
 
     for name, share in coverage(groups, sets, resamples).items():
         print(f"{name:20}{share:7.1%}")
+
+
+@bench.command()
+def objectives(
+    *,
+    cells: Path | None = flag("file of cells instead of the experiment's own", None),
+    only: Sequence[str] = flag("names of cells to run or show, as ro-en.ce.0 or ro-en.*", ()),
+    quick: bool = flag("the short version, about 20 minutes", False),
+    table: bool = flag("run nothing; print the tables of what is finished", False),
+    out: Path = flag("folder of the results; a finished cell in it is not run again", OBJECTIVES),
+) -> None:
+    """Objectives: train and evaluate on labels of people, cell by cell; resumes where it ended."""
+    from benchmarks.objectives.cells import CELLS, read_experiment
+    from benchmarks.objectives.run import run_cells
+    from benchmarks.objectives.table import tables
+
+    experiment = read_experiment(cells or CELLS, quick)
+    chosen, out = experiment.named(only), out / "quick" if quick else out
+    console.start()
+    failed = [] if table else run_cells(experiment, chosen, out)
+    print(tables(experiment, chosen, out))
+    if failed:
+        raise UserError("; ".join(failed))

@@ -1,0 +1,177 @@
+"""Run the cells: each trains, is evaluated, and keeps predictions.jsonl, results.json, cell.json.
+
+A finished cell is not run again, so that the same command resumes a stopped experiment; a stopped
+cell starts again. Processes with one output folder share the cells.
+"""
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.objectives.cells import Cell, Experiment
+from benchmarks.objectives.losses import VerdictLoss, in_both_orders, raters_shares
+from benchmarks.objectives.sets import dataset_of
+from benchmarks.objectives.trl import trained_by_trl
+from pt_app.core.dataset import draw
+from pt_app.core.errors import UserError
+from pt_app.core.files import held, write_json_atomic, write_text_atomic
+from pt_app.core.results import PREDICTIONS, RESULTS
+from pt_app.core.settings import Settings, resolve
+from pt_app.eval_model import evaluation
+from pt_app.eval_model.judge_train_mps import load_base, training_arguments
+from pt_app.eval_model.pipeline import Run
+from pt_app.evidence.results import write_evaluation
+from pt_app.models import adapters
+from pt_app.models.provenance import about_this_run
+from pt_app.scoring.scorer import verdict_trie
+from pt_app.training.loss import SummedLoss, summed_loss
+from pt_app.training.preparation import Prepared
+
+CELL = "cell.json"  # written last: a cell that has it is finished
+SETTINGS = "settings.yaml"
+
+
+def is_finished(cell: Cell, out: Path) -> bool:
+    """Return whether a cell was run to its end."""
+    return (out / cell.name / CELL).exists()
+
+
+def run_cells(experiment: Experiment, cells: Sequence[Cell], out: Path) -> list[str]:
+    """Run all cells that are neither finished nor run by another process.
+
+    A cell that fails is named with its reason, and the next one runs.
+
+    Returns:
+        A line for each cell that failed.
+
+    Raises:
+        UserError: for an output folder that cannot be written.
+    """
+    failed = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+    for cell in cells:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(out / cell.name / ".lock", "busy"))
+            except UserError:
+                print(f"cell {cell.name}: another process runs it", flush=True)
+                continue
+            if is_finished(cell, out):
+                continue
+            print(f"cell {cell.name}", flush=True)
+            try:
+                run_cell(experiment, cell, out)
+            except UserError as error:
+                failed.append(f"{cell.name}: {error}")
+            except Exception as error:
+                traceback.print_exc()
+                failed.append(f"{cell.name}: {type(error).__name__}: {error}")
+    return failed
+
+
+def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
+    """Train and evaluate one cell; keep its files in a folder of its name."""
+    folder, began, computed = out / cell.name, time.time(), time.process_time()
+    work = folder / "run"
+    shutil.rmtree(work, ignore_errors=True)
+    about = experiment.sets[cell.set]
+    data = dataset_of(cell.set, about, cell.seed, out / "data")
+    this = Run("mps", _settings(cell, data, work, folder / SETTINGS))
+    this.prepared = _cut(this.prepared, experiment, this.settings)
+    with this.opened():
+        # The base and the baselines are those of every cell with the same test rows.
+        compared = cell.entry.name == "ce" and (cell.seed == 0 or about.folds > 0)
+        way: Callable[..., dict[str, Any]] = {"judge": _judge, "trl": _trl}[cell.entry.way]
+        told = way(this, cell, compared)
+    for name in (PREDICTIONS, RESULTS):
+        os.replace(this.adapter / "evaluation" / name, folder / name)
+    shutil.rmtree(work)
+    seconds = {"seconds": time.time() - began, "cpu_seconds": time.process_time() - computed}
+    counts = {"rows": len(this.prepared.data.train), "test_rows": len(this.prepared.test)}
+    write_json_atomic(
+        folder / CELL, {"objective": cell.entry.objective, **counts, **seconds, **told}
+    )
+
+
+def _settings(cell: Cell, data: Path, output: Path, file: Path) -> Settings:
+    """Write the settings file of a cell, and resolve it as a recipe does its --config."""
+    values = {**cell.settings, "seed": cell.seed, "data_dir": str(data), "output_dir": str(output)}
+    write_text_atomic(file, yaml.safe_dump(values, sort_keys=False))
+    return resolve("mps", ["--config", str(file)], "judge bench objectives", "")
+
+
+def _cut(prepared: Prepared, experiment: Experiment, settings: Settings) -> Prepared:
+    """Give baselines and probe the cell's training rows, and every seed the same test rows."""
+    data = prepared.data
+    train = draw(data.train, settings.max_samples, settings.seed)
+    val = draw(data.val, experiment.validation_rows, 0)
+    test = draw(prepared.test, experiment.test_rows, 0)
+    return replace(prepared, data=replace(data, train=list(train), val=list(val)), test=test)
+
+
+def _judge(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:
+    """Train and read as the product does, with the objective of the cell."""
+    trainer = this.build_trainer(load_base, training_arguments)
+    trainer.objective.summed = objective_of(cell, this.prepared)  # type: ignore[attr-defined]
+    this.train(trainer)
+    this.save(trainer)
+    losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+    del trainer
+    this.platform.free_memory()
+    if compared:
+        with this.evaluated():
+            pass
+    else:
+        _evaluate_alone(this.prepared, this.adapter)
+    return {"losses": losses}
+
+
+def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
+    """Return the loss of a cell.
+
+    Raises:
+        UserError: for an objective that the task or the rows do not allow.
+    """
+    weights, encoder = cell.entry.objective, prepared.encoder
+    if weights == {"ce": 1}:
+        return summed_loss
+    scale, shares = encoder.scale, None
+    if weights.get("soft"):
+        rows = prepared.data.train
+        own: Sequence[Sequence[float]] = raters_shares(rows, scale, lambda verdict: verdict)
+        if len(prepared.train) > len(rows):
+            own = in_both_orders(rows, own, scale)
+        shares = dict(zip(map(tuple, prepared.train["input_ids"]), own, strict=True))
+    return VerdictLoss(
+        verdict_trie(encoder), scale, weights, encoder.tokenizer.pad_token_id, shares
+    )
+
+
+def _evaluate_alone(prepared: Prepared, adapter: Path) -> None:
+    """Evaluate an adapter as `evaluation.evaluate` does, without base and baselines."""
+    source, data = prepared.source, prepared.data
+    scoring = evaluation.Scoring(prepared.encoder, prepared.test, False, "float32")
+    model = adapters.load_merged(adapter, source)
+    own = scoring.judged("adapter", adapter.name, model, data.val)
+    results, baselines = evaluation.measured([own], data, prepared.test, about_this_run())
+    write_evaluation(adapter / "evaluation", [own], results, baselines)
+
+
+def _trl(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:
+    """Train by TRL's SFTTrainer, and read the verdict of the greedy answer."""
+    judged, losses = trained_by_trl(this.prepared, this.settings, this.folder)
+    data, test = this.prepared.data, this.prepared.test
+    results, baselines = evaluation.measured([judged], data, test, about_this_run())
+    write_evaluation(this.adapter / "evaluation", [judged], results, baselines)
+    return {"losses": losses}

@@ -1,0 +1,261 @@
+"""The results of the experiment as tables with intervals, from the files that its cells keep.
+
+The interval of a number over several seeds is a cluster bootstrap over sources and seeds: each
+resample draws sources, the same for all seeds and judges on the same rows, and then seeds. The
+difference of two judges is taken within each resample.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.objectives.cells import Cell, Experiment, Set
+from benchmarks.objectives.measures import MEASURES, Judged
+from benchmarks.objectives.run import CELL, is_finished
+from pt_app.core.formatting import UNDEFINED, estimate, p_value, table
+from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.results import PROBE, Metric, Prediction, read_predictions, read_results
+from pt_app.core.verdicts import Scale
+from pt_app.evidence.comparison import holm
+from pt_app.evidence.intervals import percentile_interval
+
+RESAMPLES = 2000
+LOWER_IS_BETTER = {"mae", "rps", "flips"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A number of one judge by seed: on all its rows, and on each resample of the sources."""
+
+    values: Mapping[int, float]
+    resampled: Mapping[int, FloatArray]
+    rows: int
+    groups: int
+
+    def at(self, seeds: Sequence[int]) -> FloatArray:
+        """Return the resampled numbers [seeds, resamples]; one of a single seed is for all."""
+        return np.stack([self.resampled[s if s in self.resampled else 0] for s in seeds])
+
+    def value(self, seeds: Sequence[int]) -> float:
+        """Return the mean over the seeds."""
+        return float(np.mean([self.values[s if s in self.values else 0] for s in seeds]))
+
+
+class OfSet:
+    """The finished cells of one set."""
+
+    def __init__(self, name: str, about: Set, cells: Sequence[Cell], out: Path) -> None:
+        self.name, self.about, self.out = name, about, out
+        self.entries: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if cell.set == name and is_finished(cell, out):
+                self.entries.setdefault(cell.entry.name, []).append(cell)
+        self._drawn: dict[tuple[str, str], Drawn | None] = {}
+
+    def seeds(self, entry: str) -> list[int]:
+        """Return the seeds of an entry that are finished."""
+        return [cell.seed for cell in self.entries.get(entry, [])]
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[int, Sequence[Prediction]]]:
+        """The rows of each judge by seed: entries, "base", and the baselines with theirs."""
+        found: dict[str, dict[int, Sequence[Prediction]]] = {}
+        for entry, cells in self.entries.items():
+            for cell in cells:
+                rows = read_predictions(self.out / cell.name)
+                first = [row for row in rows if row.model == rows[0].model]
+                found.setdefault(entry, {})[cell.seed] = first
+                if base := [row for row in rows if row.model == "base"]:
+                    found.setdefault("base", {})[cell.seed] = base
+                    for name in first[0].rules or {}:
+                        own = [_ruled(row, name) for row in first]
+                        found.setdefault(f"rule {name}", {})[cell.seed] = own
+        return found
+
+    @cached_property
+    def _scale(self) -> Scale:
+        cell = next(iter(self.entries.values()))[0]
+        return Scale.from_name(read_results(self.out / cell.name).scale)
+
+    def drawn(self, judge: str, measure: str) -> Drawn | None:
+        """Return a number of a judge, an entry, "base" or "rule NAME"; None: it has no rows."""
+        if (judge, measure) not in self._drawn:
+            rows = self._rows.get(judge)
+            made = None if rows is None else self._draw(rows, measure)
+            self._drawn[judge, measure] = made
+        return self._drawn[judge, measure]
+
+    def _draw(self, of_seeds: Mapping[int, Sequence[Prediction]], measure: str) -> Drawn:
+        values, resampled, groups = {}, {}, set()
+        for seed, rows in of_seeds.items():
+            statistic = MEASURES[measure](Judged(rows, self._scale, self.about.held_out))
+            values[seed] = statistic(np.arange(len(rows)))
+            draws = resamples([row.group for row in rows])
+            resampled[seed] = np.array([statistic(at) for at in draws])
+            groups |= {row.group for row in rows}
+        return Drawn(values, resampled, len(next(iter(of_seeds.values()))), len(groups))
+
+    def best_rule(self) -> str | None:
+        """Return the simple baseline with the best primary number on the test rows."""
+        sign = -1 if self.about.primary in LOWER_IS_BETTER else 1
+        found = {}
+        for judge in self._rows:
+            drawn = self.drawn(judge, self.about.primary) if judge.startswith("rule ") else None
+            if drawn and judge != f"rule {PROBE}" and math.isfinite(value := drawn.value([0])):
+                found[judge] = sign * value
+        return max(found, key=lambda name: found[name], default=None)
+
+
+def _ruled(row: Prediction, name: str) -> Prediction:
+    """Return a row as a baseline answered it."""
+    verdict = (row.rules or {})[name]
+    gone = ("expected", "probabilities", "swapped", "swapped_constrained", "swapped_probabilities")
+    return row.model_copy(update={"constrained": verdict, **dict.fromkeys(gone)})
+
+
+def resamples(groups: Sequence[str | int]) -> list[IntArray]:
+    """Return the rows of each resample of whole groups; the same for equally many groups."""
+    positions: dict[str | int, list[int]] = {}
+    for row, group in enumerate(groups):
+        positions.setdefault(group, []).append(row)
+    members = [np.array(rows) for rows in positions.values()]
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(members), size=(RESAMPLES, len(members)))
+    return [np.concatenate([members[place] for place in draw]) for draw in draws]
+
+
+def number(drawn: Drawn | None, seeds: Sequence[int]) -> Metric:
+    """Return the mean over seeds with its interval over sources and seeds."""
+    if drawn is None or not seeds:
+        return Metric()
+    return _metric(drawn.value(seeds), over_seeds(drawn.at(seeds)), drawn)
+
+
+def difference(a: Drawn | None, b: Drawn | None, seeds: Sequence[int]) -> tuple[Metric, float]:
+    """Return a - b with its interval, and the two-sided p of the bootstrap (NaN: undefined)."""
+    if a is None or b is None or not seeds:
+        return Metric(), math.nan
+    drawn = over_seeds(a.at(seeds) - b.at(seeds))
+    value = a.value(seeds) - b.value(seeds)
+    defined = drawn[np.isfinite(drawn)]
+    beyond = min((defined <= 0).sum(), (defined >= 0).sum())
+    p = min(1.0, 2 * (1 + beyond) / (1 + len(defined)))
+    return _metric(value, drawn, a), p if math.isfinite(value) else math.nan
+
+
+def over_seeds(resampled: FloatArray) -> FloatArray:
+    """Draw seeds for each resample of [seeds, resamples], and return their mean [resamples]."""
+    seeds, count = resampled.shape
+    rng = np.random.default_rng(1)
+    chosen = rng.integers(0, seeds, size=(seeds, count))
+    return np.asarray(np.take_along_axis(resampled, chosen, axis=0).mean(axis=0))
+
+
+def _metric(value: float, drawn: FloatArray, of: Drawn) -> Metric:
+    spread = percentile_interval(drawn, of.groups) if of.groups > 1 else None
+    return Metric.of(value, of.rows, spread) if spread else Metric.of(value, of.rows)
+
+
+def tables(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
+    """Return the tables of all finished cells, in Markdown."""
+    sets = [OfSet(name, about, cells, out) for name, about in experiment.sets.items()]
+    sets = [one for one in sets if one.entries]
+    if not sets:
+        return "No cell is finished yet."
+    done = [cell for cell in cells if is_finished(cell, out)]
+    hours = sum(_told(cell, out)["cpu_seconds"] for cell in done) / 3600
+    objectives = _objectives_table(sets)
+    return "\n\n".join(
+        [
+            f"{len(done)} of {len(cells)} cells, {hours:.1f} hours of CPU. Intervals of 95 % over "
+            "sources and seeds.",
+            _main_table(sets),
+            *([objectives] if objectives else []),
+        ]
+    )
+
+
+def _main_table(sets: Sequence[OfSet]) -> str:
+    header = ["set", "judge", "seeds", "rows", "primary", "", "- base", "- best baseline"]
+    header += ["- probe", "- TRL", "beside it", "CPU min"]
+    lines = []
+    for one in sets:
+        primary, best = one.about.primary, one.best_rule()
+        for entry, cells in one.entries.items():
+            seeds, own = one.seeds(entry), one.drawn(entry, primary)
+            rivals = ["base", best or "", f"rule {PROBE}", "trl"]
+            gaps = [difference(own, one.drawn(name, primary), seeds)[0] for name in rivals]
+            shown = [estimate(gap) for gap in gaps]
+            if best and gaps[1].value is not None:
+                shown[1] += f" ({best.removeprefix('rule ')})"
+            if entry == "trl":
+                shown[3] = UNDEFINED
+            told = [_told(cell, one.out) for cell in cells]
+            minutes = sum(each["cpu_seconds"] for each in told) / len(told) / 60
+            also = [
+                f"{name} {estimate(number(one.drawn(entry, name), seeds))}"
+                for name in one.about.also
+            ]
+            rows = f"{told[0]['rows']:.0f} / {told[0]['test_rows']:.0f}"
+            lines.append(
+                [
+                    one.name,
+                    entry,
+                    str(len(seeds)),
+                    rows,
+                    primary,
+                    estimate(number(own, seeds)),
+                    *shown,
+                    "; ".join(also),
+                    f"{minutes:.0f}",
+                ]
+            )
+    return table(header, lines)
+
+
+def _objectives_table(sets: Sequence[OfSet]) -> str:
+    """Compare each other objective with `ce` on the seeds of both, Holm's p within a set."""
+    lines = []
+    for one in sets:
+        names = [
+            entry
+            for entry, cells in one.entries.items()
+            if cells[0].entry.way == "judge" and cells[0].entry.objective != {"ce": 1}
+        ]
+        seeds = {name: [s for s in one.seeds(name) if s in one.seeds("ce")] for name in names}
+        names = [name for name in names if seeds[name]]
+        found = {}
+        for name in names:
+            pair = one.drawn(name, one.about.primary), one.drawn("ce", one.about.primary)
+            found[name] = difference(*pair, seeds[name])
+        ps = [None if math.isnan(p) else p for _, p in found.values()]
+        for (name, (gap, _)), p in zip(found.items(), holm(ps), strict=True):
+            also = []
+            for measure in one.about.also:
+                pair = one.drawn(name, measure), one.drawn("ce", measure)
+                also.append(f"{measure} {estimate(difference(*pair, seeds[name])[0])}")
+            shown = UNDEFINED if p is None else p_value(p).removeprefix("= ")
+            primary = one.about.primary
+            lines.append(
+                [
+                    one.name,
+                    name,
+                    str(len(seeds[name])),
+                    primary,
+                    estimate(gap),
+                    shown,
+                    "; ".join(also),
+                ]
+            )
+    header = ["set", "objective", "seeds", "primary", "- ce", "p (Holm)", "- ce, beside it"]
+    return table(header, lines) if lines else ""
+
+
+def _told(cell: Cell, out: Path) -> dict[str, float]:
+    told: dict[str, float] = json.loads((out / cell.name / CELL).read_text(encoding="utf-8"))
+    return told
