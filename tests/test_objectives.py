@@ -138,11 +138,13 @@ def judged(label: str | int, *votes: str | int) -> JudgeExample:
 def test_shares_are_the_raters_votes_with_the_labels_of_all_rows_as_one_more() -> None:
     scale = Scale.from_name("pairwise")
     rows = [judged("A", "A", "A", "tie"), judged("B", "B", "B", "B")]
-    shares = raters_shares(rows, scale, lambda verdict: verdict)
+    shares = raters_shares(rows, scale)
     assert shares == [[2.5 / 4, 0.5 / 4, 1 / 4], [0.5 / 4, 3.5 / 4, 0]]
     in_order = in_both_orders(rows, shares, scale)
     assert in_order[1] == [0.5 / 4, 2.5 / 4, 1 / 4]
     assert in_order[0::2] == shares
+    fine = Scale.from_name("0-100").with_grid("0-9")
+    assert raters_shares([judged(55, 50, 59, 97)], fine) == [[0, 0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]]
 
 
 @pytest.mark.parametrize(
@@ -159,4 +161,4 @@ def test_objective_without_what_it_needs_is_refused(
     with pytest.raises(UserError, match=says):
         VerdictLoss(VerdictTrie.build([[1], [2], [3]]), Scale.from_name(scale), weights, 0)
     with pytest.raises(UserError, match="needs the verdicts of its annotators"):
-        raters_shares([judged(3)], Scale.from_name("0-10"), lambda verdict: verdict)
+        raters_shares([judged(3)], Scale.from_name("0-10"))

@@ -22,14 +22,14 @@ import torch.nn.functional as F  # noqa: N812
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.orders import flipped, swapped
-from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.verdicts import Scale
 from pt_app.models.packing import IGNORED, Batch, Example, examples_of, pack, unpacked
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.training.loop import Model
 from pt_app.training.loss import summed_loss, supervised_logits
 
-# Of log p [n, v], the labels' positions [n], the numbers of the scale [v] on a width of 1, and the
-# raters' shares [n, v]: the loss of each row [n].
+# Takes log p [n, v] over the lines of verdicts, the labels' positions [n], the numbers of the lines
+# [v] on a width of 1, and the raters' shares [n, v]; returns the loss of each row [n].
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # The raters' shares of a row by its token ids.
 Shares = Mapping[tuple[int, ...], Sequence[float]]
@@ -101,7 +101,7 @@ class VerdictLoss:
         self.tokens = torch.tensor([token for _, token in steps])
         member = [[float(step in path) for path in trie.paths] for step in steps]
         self.member = torch.tensor(member)  # [steps, v]
-        values = [v if isinstance(v, int | float) else i for i, v in enumerate(scale.values)]
+        values = [v if isinstance(v, int | float) else i for i, v in enumerate(scale.line_values)]
         self.numbers = torch.tensor(values, dtype=torch.float64) / (values[-1] - values[0])
 
     def __call__(self, model: Model, batch: Batch) -> torch.Tensor:
@@ -178,29 +178,29 @@ def check_objective(weights: Mapping[str, float], scale: Scale) -> None:
             raise UserError(f"objective {name} needs numbers, and the scale is {scale.name}")
 
 
-def raters_shares(
-    rows: Sequence[JudgeExample], scale: Scale, placed: Callable[[Verdict], Verdict]
-) -> list[list[float]]:
-    """Return the shares of the raters' verdicts of each row [rows][v], with Dirichlet smoothing.
+def raters_shares(rows: Sequence[JudgeExample], scale: Scale) -> list[list[float]]:
+    """Return the shares of the raters' verdicts of each row, with Dirichlet smoothing.
 
     Args:
         rows: the training rows.
         scale: the scale that is trained.
-        placed: returns the value of that scale on which a verdict lies.
+
+    Returns:
+        [rows][v], over the lines of verdicts: with a grid, those of its bins.
 
     Raises:
         UserError: for a row without raters.
     """
-    labels = Counter(placed(row.label.verdict) for row in rows if row.label)
-    prior = [labels[value] / labels.total() for value in scale.values]
+    labels = Counter(scale.line(row.label.verdict) for row in rows if row.label)
+    prior = [labels[line] / labels.total() for line in scale.lines()]
     shares = []
     for row in rows:
         if not row.annotators:
             raise UserError(f"{row.where}: objective soft needs the verdicts of its annotators")
-        votes = Counter(placed(annotator.verdict) for annotator in row.annotators)
+        votes = Counter(scale.line(annotator.verdict) for annotator in row.annotators)
         total = votes.total() + SMOOTHING
-        pairs = zip(scale.values, prior, strict=True)
-        shares.append([(votes[value] + SMOOTHING * share) / total for value, share in pairs])
+        pairs = zip(scale.lines(), prior, strict=True)
+        shares.append([(votes[line] + SMOOTHING * share) / total for line, share in pairs])
     return shares
 
 

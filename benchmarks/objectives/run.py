@@ -149,7 +149,7 @@ def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
     scale, shares = encoder.scale, None
     if weights.get("soft"):
         rows = prepared.data.train
-        own: Sequence[Sequence[float]] = raters_shares(rows, scale, lambda verdict: verdict)
+        own: Sequence[Sequence[float]] = raters_shares(rows, scale)
         if len(prepared.train) > len(rows):
             own = in_both_orders(rows, own, scale)
         shares = dict(zip(map(tuple, prepared.train["input_ids"]), own, strict=True))
