@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 RECORD = "gguf.json"
 PLAIN = {"F32", "F16", "BF16", "F64"}  # types of tensors that are not quantised
+# How a byte-level vocabulary splits texts (tokenizer.ggml.pre, llama.cpp's llama-vocab.cpp): as
+# GPT-2's, which transformers takes for each that it does not know; these split digits first.
+LIKE_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "gigachat"}
+DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +121,7 @@ def convert(file: Path, folder: Path, name: str, sha256: str, weights: bool = Tr
     shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed; the lock is ours
     try:
         staged.mkdir(parents=True)
-        _save_tokenizer(file, staged)
+        _save_tokenizer(file, staged, _field(reader, "tokenizer.ggml.pre"))
         if weights:
             _save_model(file, staged)
         write_json_atomic(staged / RECORD, asdict(record))
@@ -197,13 +201,20 @@ def _quantization(reader: "GGUFReader") -> str:
     return "+".join([name for name in names if name not in PLAIN] or names[:1])
 
 
-def _save_tokenizer(file: Path, folder: Path) -> None:
+def _save_tokenizer(file: Path, folder: Path, splitting: str | None) -> None:
+    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # of tokenizers and of transformers' readers, of many kinds
         raise UserError(f"{file}: its tokenizer does not load ({short(error)})") from error
+    if splitting in DIGITS_FIRST:
+        backend, digits = tokenizer.backend_tokenizer, pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    elif splitting not in {None, *LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
+        log.warning("%s: its texts are split as GPT-2's, not as %s", file, splitting)
     tokenizer.save_pretrained(folder)
 
 
