@@ -5,6 +5,7 @@ import json
 import sys
 from collections import UserDict
 from functools import cache
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class _Imported(UserDict[str, Any]):
 @cache
 def _imported(name: str) -> Any:
     """Import a subcommand, which is the one application of its module."""
-    module = importlib.import_module(f"pt_app.commands.{name}")
+    own_name = f"{name}_" if iskeyword(name) else name  # no module can be imported as `try`
+    module = importlib.import_module(f"pt_app.commands.{own_name}")
     (own,) = (each for each in vars(module).values() if isinstance(each, Commands))
     return typer.main.get_command(own)
 

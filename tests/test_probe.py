@@ -1,12 +1,14 @@
 """The frozen probe: states that are those of the plain model, their cache, and what is learned."""
 
 import random
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompt_templates import Template
@@ -18,6 +20,7 @@ from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.probe import fit_probe
 from pt_app.evidence.results import JudgeRows, results_of
 from pt_app.models import bases
+from pt_app.report import terminal_table
 from pt_app.report.page import sentences
 from pt_app.scoring import base_states
 from pt_app.scoring.base_states import BaseStates, end_states
@@ -148,12 +151,18 @@ def test_a_row_without_a_state_trains_nothing_and_gets_a_verdict(base: Path) -> 
     assert "two groups" in one_source.missing
 
 
-def sentence(low: float, high: float, name: str = "adapter") -> str:
+def compared(low: float, high: float, name: str = "adapter") -> Results:
     kappa = {"kappa_quadratic": Metric(value=0.5, low=0.4, high=0.6, n=40)}
-    judge = JudgeResults(name=name, constrained=kappa)
+    own = kappa | {"kappa_quadratic_strict": kappa["kappa_quadratic"]}
+    judge = JudgeResults(name=name, constrained=kappa, metrics=own)
     baseline: Any = {"name": "frozen probe", "metrics": kappa}
     between = Comparison(a=name, b="frozen probe", value=(low + high) / 2, low=low, high=high)
-    results = Results(models=[judge], baselines=[baseline], comparisons=[between], task="score")
+    return Results(models=[judge], baselines=[baseline], comparisons=[between], task="score")
+
+
+def sentence(low: float, high: float, name: str = "adapter") -> str:
+    results = compared(low, high, name)
+    judge = results.models[0]
     return sentences("probe", results=results, judge=judge, head="kappa_quadratic")
 
 
@@ -165,6 +174,16 @@ def test_the_report_says_only_what_the_interval_of_the_difference_shows() -> Non
         -0.2, -0.01
     )
     assert sentence(0.01, 0.2, "gpt").endswith("is 0.105 [0.010, 0.200].")
+
+
+def test_the_table_of_a_terminal_ends_with_the_probe() -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(terminal_table(compared(0.01, 0.2, "[gpt]")))
+    text = " ".join(console.export_text().split())
+    assert text.endswith(
+        "(the frozen probe) reaches 0.500 [0.400, 0.600] (n = 40); "
+        "\\[gpt\\] - probe is 0.105 [0.010, 0.200]."
+    )
 
 
 def test_the_probe_is_a_baseline_of_its_own_and_never_the_best_one() -> None:

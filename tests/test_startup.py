@@ -135,6 +135,7 @@ MISSING: dict[str, str] = {
     "score input": f"score --adapter here --input {ABSENT} --output o.jsonl",
     "score ending": "score --adapter here --input rows.csv --output o.txt",
     "score shard": "score --adapter a --input b --output c.csv --shard 9/8",
+    "try": f"try {ABSENT}",
     "attack": f"attack --adapter {ABSENT} --data {ABSENT}",
     "eval data": f"eval --data {ABSENT} --adapter {ABSENT}",
     "eval without a judge": "eval --data here",

@@ -87,9 +87,9 @@ def _locked(lock: Path, busy: str, wait: bool) -> IO[str]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: $JUDGE_CACHE, by default ~/.cache/judge."""
-    named = os.environ.get("JUDGE_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "judge"
+    """Return the folder of what is made once and kept: $JUDGE_CACHE, else ~/.cache/judge."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("JUDGE_CACHE") or f"{home}/judge").expanduser()
 
 
 def shown(path: Path | str) -> str:

@@ -50,6 +50,11 @@ class Template:
             texts["rubric.txt"] = rubric
         return Template(folder.name, texts["user.txt"], texts["system.txt"], texts["rubric.txt"])
 
+    def row_fields(self) -> list[str]:
+        """Return the fields of a row that the template shows, in its order, but for the rubric."""
+        names = dict.fromkeys(_FIELD.findall(f"{self.system}\n{self.user}"))
+        return [name for name in names if name not in (*_SCALE_FIELDS, "rubric")]
+
     def save(self, folder: Path) -> None:
         """Write the template's files into `folder`, from which `load` reads the same again."""
         for name in ("user", "system", "rubric"):

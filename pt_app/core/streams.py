@@ -22,7 +22,7 @@ _MOVES = re.compile(r"(\n|\x1b\[A)*")
 REPLACED = "pt_app.replaced"  # the name of the error handler below
 # What the project's own lines hold beside ASCII and has an equal there.
 SIGNS = dict(zip("–—−×“”„‘’\u00a0\u202f", '---x"""\'\'  ', strict=True))
-SIGNS |= {"…": "...", "±": "+-", "≤": "<=", "≥": ">="}
+SIGNS |= {"█": "#", "…": "...", "±": "+-", "≤": "<=", "≥": ">="}
 _LINES = Path(__file__).with_name("hidden_lines.txt").read_text(encoding="utf-8").splitlines()
 HIDDEN = re.compile("|".join(line for line in _LINES if line and not line.startswith("#")))
 

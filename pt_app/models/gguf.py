@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.core.files import held, sha256_file, write_json_atomic
+from pt_app.core.files import cache_folder, held, sha256_file, write_json_atomic
 from pt_app.models.loading import check_names, short, without_report
 
 if TYPE_CHECKING:
@@ -62,15 +62,9 @@ class Record:
             raise UserError(f"{folder / RECORD} cannot be read ({error}): {remedy}") from error
 
 
-def cache() -> Path:
-    """Return the folder of what is made once and kept: $JUDGE_CACHE, else ~/.cache/judge."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("JUDGE_CACHE") or f"{home}/judge").expanduser()
-
-
 def folder_of(sha256: str) -> Path:
     """Return where the conversion of a GGUF file lies, or will."""
-    return cache() / "gguf" / sha256
+    return cache_folder() / "gguf" / sha256
 
 
 def hash_of(file: Path) -> str:

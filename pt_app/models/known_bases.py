@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.core.files import held, sha256_file
+from pt_app.core.files import cache_folder, held, sha256_file
 from pt_app.models import gguf
 from pt_app.models.loading import short
 
@@ -107,7 +107,7 @@ def fetch(name: str, accept_terms: bool = False) -> Path:
     lock = base.folder.with_name(f".{base.sha256}.lock")
     with held(lock, f"another process fetches {name}", wait=True):
         if not base.folder.is_dir():
-            downloads = gguf.cache() / "downloads" / name
+            downloads = cache_folder() / "downloads" / name
             try:
                 downloads.mkdir(parents=True, exist_ok=True)
                 file = _join(name, base, downloads)

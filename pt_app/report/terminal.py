@@ -17,18 +17,21 @@ Columns = Sequence["Mapping[str, Metric]"]  # the numbers of each judge
 
 
 def terminal_table(results: "Results") -> "Table":
-    """Build the table of every judge's numbers with interval and n; four fit 80 columns.
+    """Build the table of every judge's numbers with interval and n; three fit 80 columns.
 
-    The best baseline and the frozen probe are the last columns.
+    The best baseline is the last column, and a sentence about the frozen probe stands below.
     """
     from rich.text import Text
 
-    names = [judge.name for judge in (*results.models, *results.must_beat())]
+    baseline = results.best_baseline()
+    names = [model.name for model in results.models] + ([baseline.name] if baseline else [])
     leaks = results.leak_line()
     title = f"{leaks}\n" if leaks else ""
     title += f"{results.data.n} rows of {results.data.groups} groups, scale {results.scale}; "
     title += "95 % intervals by group"
-    table = _table(title, sentences("caption"))
+    about = {"results": results, "judge": results.judge, "head": results.columns()[0]}
+    probe = sentences("probe", **about)
+    table = _table(title, "\n".join(filter(None, [sentences("caption"), probe])))
     table.collapse_padding = True
     table.add_column("")
     for name in names:
@@ -46,14 +49,16 @@ def terminal_table(results: "Results") -> "Table":
 def _table(title: str, caption: str) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    return Table(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    text = Text(caption, style="table.caption")  # not markup: an interval has brackets
+    return Table(title=title, caption=text, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 def _sections(results: "Results") -> list[tuple[str, Lines]]:
-    columns, models = list(results.columns()), results.models
-    # Baselines write no answers.
-    best = [judge.best for judge in (*models, *results.must_beat())]
+    columns, models, baseline = list(results.columns()), results.models, results.best_baseline()
+    # The best baseline is the last column; it writes no answers.
+    best = [model.best for model in models] + ([baseline.metrics] if baseline else [])
     if results.task == "metric":  # scores are not answers
         return [("scores", _lines(columns, best))]
     empty = [""] * len(best[len(models) :])
