@@ -54,6 +54,7 @@ class Entry(_Strict):
     Attributes:
         way: "judge", this project's training and reading, or "trl", SFT and the greedy answer.
         objective: weights of the losses in `losses.LOSSES`.
+        orders: in which pairs are trained; the product trains both.
     """
 
     name: str
@@ -61,7 +62,13 @@ class Entry(_Strict):
     seeds: list[int]
     way: Literal["judge", "trl"] = "judge"
     objective: dict[str, float] = Field(default_factory=lambda: {"ce": 1.0})
+    orders: Literal["both", "given"] = "both"
     settings: Values = Field(default_factory=dict)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether what is minimized is what the product minimizes."""
+        return self.objective == {"ce": 1} and self.orders == "both"
 
 
 class Quick(_Strict):

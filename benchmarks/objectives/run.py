@@ -89,6 +89,8 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
     data = dataset_of(cell.set, about, cell.seed, out / "data")
     this = Run("mps", _settings(cell, data, work, folder / SETTINGS))
     this.prepared = _cut(this.prepared, experiment, this.settings)
+    if cell.entry.orders == "given":
+        this.prepared = _as_given(this.prepared)
     with this.opened():
         # The base and the baselines are those of every cell with the same test rows.
         compared = cell.entry.name == "ce" and (cell.seed == 0 or about.folds > 0)
@@ -118,6 +120,13 @@ def _cut(prepared: Prepared, experiment: Experiment, settings: Settings) -> Prep
     val = draw(data.val, experiment.validation_rows, 0)
     test = draw(prepared.test, experiment.test_rows, 0)
     return replace(prepared, data=replace(data, train=list(train), val=list(val)), test=test)
+
+
+def _as_given(prepared: Prepared) -> Prepared:
+    """Train pairs in the given order alone."""
+    given = {row.id for row in prepared.data.train}
+    places = [place for place, name in enumerate(prepared.train["id"]) if name in given]
+    return replace(prepared, train=prepared.train.select(places))
 
 
 def _judge(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from benchmarks.objectives.measures import MEASURES, Judged
 from benchmarks.objectives.run import CELL, is_finished
 from pt_app.core.formatting import UNDEFINED, estimate, p_value, table
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.core.results import PROBE, Metric, Prediction, read_predictions, read_results
-from pt_app.core.verdicts import Scale
+from pt_app.core.results import PROBE, Metric, Prediction, read_predictions
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.comparison import holm
 from pt_app.evidence.intervals import percentile_interval
 
@@ -30,20 +31,31 @@ LOWER_IS_BETTER = {"mae", "rps", "flips"}
 
 @dataclass(frozen=True)
 class Drawn:
-    """A number of one judge by seed: on all its rows, and on each resample of the sources."""
+    """A number of one judge by seed: on all its rows, and on each resample of the sources.
+
+    Attributes:
+        folded: the seeds have other test rows; else one seed stands for any.
+    """
 
     values: Mapping[int, float]
     resampled: Mapping[int, FloatArray]
     rows: int
     groups: int
+    folded: bool
+
+    def has(self, seed: int) -> bool:
+        """Return whether there is a number for the test rows of a seed."""
+        return seed in self.values or (len(self.values) == 1 and not self.folded)
 
     def at(self, seeds: Sequence[int]) -> FloatArray:
-        """Return the resampled numbers [seeds, resamples]; one of a single seed is for all."""
-        return np.stack([self.resampled[s if s in self.resampled else 0] for s in seeds])
+        """Return the resampled numbers [seeds, resamples]."""
+        only = next(iter(self.values))
+        return np.stack([self.resampled[s if s in self.values else only] for s in seeds])
 
     def value(self, seeds: Sequence[int]) -> float:
         """Return the mean over the seeds."""
-        return float(np.mean([self.values[s if s in self.values else 0] for s in seeds]))
+        only = next(iter(self.values))
+        return float(np.mean([self.values[s if s in self.values else only] for s in seeds]))
 
 
 class OfSet:
@@ -73,14 +85,16 @@ class OfSet:
                 if base := [row for row in rows if row.model == "base"]:
                     found.setdefault("base", {})[cell.seed] = base
                     for name in first[0].rules or {}:
-                        own = [_ruled(row, name) for row in first]
+                        own = [_ruled(row, (row.rules or {})[name]) for row in first]
                         found.setdefault(f"rule {name}", {})[cell.seed] = own
+                    if self._scale.task == "pass_fail":  # which F1 rewards
+                        own = [_ruled(row, "FAIL") for row in first]
+                        found.setdefault("rule always FAIL", {})[cell.seed] = own
         return found
 
     @cached_property
     def _scale(self) -> Scale:
-        cell = next(iter(self.entries.values()))[0]
-        return Scale.from_name(read_results(self.out / cell.name).scale)
+        return Scale.from_name(_told(next(iter(self.entries.values()))[0], self.out)["scale"])
 
     def drawn(self, judge: str, measure: str) -> Drawn | None:
         """Return a number of a judge, an entry, "base" or "rule NAME"; None: it has no rows."""
@@ -98,7 +112,12 @@ class OfSet:
             draws = resamples([row.group for row in rows])
             resampled[seed] = np.array([statistic(at) for at in draws])
             groups |= {row.group for row in rows}
-        return Drawn(values, resampled, len(next(iter(of_seeds.values()))), len(groups))
+        rows = len(next(iter(of_seeds.values())))
+        return Drawn(values, resampled, rows, len(groups), self.about.folds > 0)
+
+    def gap(self, judge: str, other: str, measure: str) -> tuple[Metric, float]:
+        """Return the difference of two judges and its p, on the seeds that both have."""
+        return difference(self.drawn(judge, measure), self.drawn(other, measure), self.seeds(judge))
 
     def best_rule(self) -> str | None:
         """Return the simple baseline with the best primary number on the test rows."""
@@ -106,14 +125,15 @@ class OfSet:
         found = {}
         for judge in self._rows:
             drawn = self.drawn(judge, self.about.primary) if judge.startswith("rule ") else None
-            if drawn and judge != f"rule {PROBE}" and math.isfinite(value := drawn.value([0])):
+            if drawn is None or judge == f"rule {PROBE}":
+                continue
+            if math.isfinite(value := drawn.value([*drawn.values])):
                 found[judge] = sign * value
         return max(found, key=lambda name: found[name], default=None)
 
 
-def _ruled(row: Prediction, name: str) -> Prediction:
+def _ruled(row: Prediction, verdict: Verdict) -> Prediction:
     """Return a row as a baseline answered it."""
-    verdict = (row.rules or {})[name]
     gone = ("expected", "probabilities", "swapped", "swapped_constrained", "swapped_probabilities")
     return row.model_copy(update={"constrained": verdict, **dict.fromkeys(gone)})
 
@@ -138,6 +158,8 @@ def number(drawn: Drawn | None, seeds: Sequence[int]) -> Metric:
 
 def difference(a: Drawn | None, b: Drawn | None, seeds: Sequence[int]) -> tuple[Metric, float]:
     """Return a - b with its interval, and the two-sided p of the bootstrap (NaN: undefined)."""
+    if a is not None and b is not None:
+        seeds = [seed for seed in seeds if a.has(seed) and b.has(seed)]
     if a is None or b is None or not seeds:
         return Metric(), math.nan
     drawn = over_seeds(a.at(seeds) - b.at(seeds))
@@ -169,13 +191,13 @@ def tables(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
         return "No cell is finished yet."
     done = [cell for cell in cells if is_finished(cell, out)]
     hours = sum(_told(cell, out)["cpu_seconds"] for cell in done) / 3600
-    objectives = _objectives_table(sets)
+    variants = _variants_table(sets)
     return "\n\n".join(
         [
             f"{len(done)} of {len(cells)} cells, {hours:.1f} hours of CPU. Intervals of 95 % over "
             "sources and seeds.",
             _main_table(sets),
-            *([objectives] if objectives else []),
+            *([variants] if variants else []),
         ]
     )
 
@@ -183,79 +205,58 @@ def tables(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
 def _main_table(sets: Sequence[OfSet]) -> str:
     header = ["set", "judge", "seeds", "rows", "primary", "", "- base", "- best baseline"]
     header += ["- probe", "- TRL", "beside it", "CPU min"]
-    lines = []
-    for one in sets:
-        primary, best = one.about.primary, one.best_rule()
-        for entry, cells in one.entries.items():
-            seeds, own = one.seeds(entry), one.drawn(entry, primary)
-            rivals = ["base", best or "", f"rule {PROBE}", "trl"]
-            gaps = [difference(own, one.drawn(name, primary), seeds)[0] for name in rivals]
-            shown = [estimate(gap) for gap in gaps]
-            if best and gaps[1].value is not None:
-                shown[1] += f" ({best.removeprefix('rule ')})"
-            if entry == "trl":
-                shown[3] = UNDEFINED
-            told = [_told(cell, one.out) for cell in cells]
-            minutes = sum(each["cpu_seconds"] for each in told) / len(told) / 60
-            also = [
-                f"{name} {estimate(number(one.drawn(entry, name), seeds))}"
-                for name in one.about.also
-            ]
-            rows = f"{told[0]['rows']:.0f} / {told[0]['test_rows']:.0f}"
-            lines.append(
-                [
-                    one.name,
-                    entry,
-                    str(len(seeds)),
-                    rows,
-                    primary,
-                    estimate(number(own, seeds)),
-                    *shown,
-                    "; ".join(also),
-                    f"{minutes:.0f}",
-                ]
-            )
-    return table(header, lines)
+    return table(header, [_line(one, entry) for one in sets for entry in one.entries])
 
 
-def _objectives_table(sets: Sequence[OfSet]) -> str:
-    """Compare each other objective with `ce` on the seeds of both, Holm's p within a set."""
+def _line(one: OfSet, entry: str) -> list[str]:
+    """Describe one entry on one set."""
+    primary, best, seeds = one.about.primary, one.best_rule(), one.seeds(entry)
+    rivals = ["base", best or "", f"rule {PROBE}", "trl"]
+    gaps = [one.gap(entry, name, primary)[0] for name in rivals]
+    shown = [estimate(gap) for gap in gaps]
+    if best and gaps[1].value is not None:
+        shown[1] += f" ({best.removeprefix('rule ')})"
+    if entry == "trl":
+        shown[3] = UNDEFINED
+    told = [_told(cell, one.out) for cell in one.entries[entry]]
+    rows = f"{told[0]['rows']} / {told[0]['test_rows']}"
+    minutes = sum(each["cpu_seconds"] for each in told) / len(told) / 60
+    own = estimate(number(one.drawn(entry, primary), seeds))
+    beside = [f"{of} {estimate(number(one.drawn(entry, of), seeds))}" for of in one.about.also]
+    about = [one.name, entry, str(len(seeds)), rows, primary, own]
+    return [*about, *shown, "; ".join(beside), f"{minutes:.0f}"]
+
+
+def _variants_table(sets: Sequence[OfSet]) -> str:
+    """Compare every other entry with `ce` on the seeds of both.
+
+    Holm's p is over the objectives of a set, and over what else was varied on it.
+    """
     lines = []
     for one in sets:
-        names = [
-            entry
-            for entry, cells in one.entries.items()
-            if cells[0].entry.way == "judge" and cells[0].entry.objective != {"ce": 1}
-        ]
-        seeds = {name: [s for s in one.seeds(name) if s in one.seeds("ce")] for name in names}
-        names = [name for name in names if seeds[name]]
-        found = {}
-        for name in names:
-            pair = one.drawn(name, one.about.primary), one.drawn("ce", one.about.primary)
-            found[name] = difference(*pair, seeds[name])
-        ps = [None if math.isnan(p) else p for _, p in found.values()]
-        for (name, (gap, _)), p in zip(found.items(), holm(ps), strict=True):
-            also = []
-            for measure in one.about.also:
-                pair = one.drawn(name, measure), one.drawn("ce", measure)
-                also.append(f"{measure} {estimate(difference(*pair, seeds[name])[0])}")
-            shown = UNDEFINED if p is None else p_value(p).removeprefix("= ")
-            primary = one.about.primary
-            lines.append(
-                [
-                    one.name,
-                    name,
-                    str(len(seeds[name])),
-                    primary,
-                    estimate(gap),
-                    shown,
-                    "; ".join(also),
-                ]
-            )
-    header = ["set", "objective", "seeds", "primary", "- ce", "p (Holm)", "- ce, beside it"]
+        variants: dict[bool, list[str]] = {False: [], True: []}
+        for name, cells in one.entries.items():
+            if name != "ce" and cells[0].entry.way == "judge":
+                variants[cells[0].entry.is_usual].append(name)
+        for names in variants.values():
+            lines += _variants(one, names)
+    header = ["set", "variant", "seeds", "primary", "- ce", "p (Holm)", "- ce, beside it"]
     return table(header, lines) if lines else ""
 
 
-def _told(cell: Cell, out: Path) -> dict[str, float]:
-    told: dict[str, float] = json.loads((out / cell.name / CELL).read_text(encoding="utf-8"))
+def _variants(one: OfSet, names: Sequence[str]) -> list[list[str]]:
+    gaps = {name: one.gap(name, "ce", one.about.primary) for name in names}
+    ps = holm([None if math.isnan(p) else p for _, p in gaps.values()])
+    lines = []
+    for (name, (gap, _)), p in zip(gaps.items(), ps, strict=True):
+        beside = [f"{of} {estimate(one.gap(name, 'ce', of)[0])}" for of in one.about.also]
+        seeds = [seed for seed in one.seeds(name) if seed in one.seeds("ce")]
+        shown = UNDEFINED if p is None else p_value(p).removeprefix("= ")
+        line = [one.name, name, str(len(seeds)), one.about.primary, estimate(gap), shown]
+        lines.append([*line, "; ".join(beside)])
+    return lines
+
+
+def _told(cell: Cell, out: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((out / cell.name / CELL).read_text(encoding="utf-8"))
     return told

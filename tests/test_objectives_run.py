@@ -1,0 +1,254 @@
+"""`judge bench objectives`: which cells run, what they keep, and the tables made of that."""
+
+import json
+import random
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.objectives import run
+from benchmarks.objectives.cells import CELLS, Cell, Experiment, Import, Set, read_experiment
+from benchmarks.objectives.measures import MEASURES, Judged
+from benchmarks.objectives.sets import make_folder
+from benchmarks.objectives.table import tables
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.results import PREDICTIONS, Prediction
+from pt_app.core.verdicts import Scale
+from tests.real_data import real
+
+SET = {"primary": "spearman", "also": ["mae"], "imports": []}
+
+
+def experiment(cells: list[dict[str, Any]], **sets: Any) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "settings": {"model": "tiny"},
+            "test_rows": 8,
+            "validation_rows": 4,
+            "sets": sets or {"one": SET, "two": SET},
+            "cells": cells,
+        }
+    )
+
+
+TWO = [{"name": "ce", "sets": ["one", "two"], "seeds": [0]}]
+
+
+def finish(cell: Cell, out: Path, **told: Any) -> None:
+    about = {"scale": "0-10", "rows": 9, "test_rows": 40, "cpu_seconds": 120.0} | told
+    (out / cell.name).mkdir(parents=True, exist_ok=True)
+    (out / cell.name / run.CELL).write_text(json.dumps(about))
+
+
+def test_cells_run_seed_by_seed_and_an_entry_overrules_its_set() -> None:
+    sets = {"a": SET | {"settings": {"epochs": 1, "lr": 2.0}}, "b": SET}
+    entry = {"name": "ce", "sets": ["a", "b"], "seeds": [0, 1], "settings": {"lr": 3.0}}
+    cells = experiment([entry], **sets).all()
+    assert [cell.name for cell in cells] == ["a.ce.0", "b.ce.0", "a.ce.1", "b.ce.1"]
+    assert cells[0].settings == {"model": "tiny", "epochs": 1, "lr": 3.0}
+
+
+def test_finished_cells_are_skipped_and_a_failed_one_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"name": "ce", "sets": ["one"], "seeds": [0, 1, 2, 3]}
+    whole, ran = experiment([entry]), []
+
+    def run_cell(_: Experiment, cell: Cell, out: Path) -> None:
+        ran.append(cell.seed)
+        if cell.seed == 1:
+            raise UserError("no room")
+        finish(cell, out)
+
+    monkeypatch.setattr(run, "run_cell", run_cell)
+    finish(whole.all()[0], tmp_path)
+    assert run.run_cells(whole, whole.all(), tmp_path) == ["one.ce.1: no room"]
+    assert ran == [1, 2, 3]
+    run.run_cells(whole, whole.all(), tmp_path)
+    assert ran == [1, 2, 3, 1]
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = experiment(TWO)
+    monkeypatch.setattr(run, "run_cell", lambda _, cell, out: finish(cell, out))
+    code = "import sys; from pathlib import Path; from pt_app.core.files import held\n"
+    code += "with held(Path(sys.argv[1]), 'busy'): print(flush=True); input()"
+    lock = str(tmp_path / "one.ce.0" / ".lock")
+    command = [sys.executable, "-c", code, lock]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert run.run_cells(whole, whole.all(), tmp_path) == []
+        assert [run.is_finished(cell, tmp_path) for cell in whole.all()] == [False, True]
+        other.communicate(b"\n")
+    run.run_cells(whole, whole.all(), tmp_path)
+    assert run.is_finished(whole.all()[0], tmp_path)
+
+
+def keep(cell: Cell, out: Path, noise: float, base: bool = False) -> None:
+    """Write what a cell keeps: the expected scores are the labels with noise."""
+    rng, rows = random.Random(cell.seed), []
+    for name, spread in (("adapter", noise), *([("base", 9.0)] if base else [])):
+        for i in range(40):
+            expected = i % 11 + rng.uniform(-spread, spread)
+            rules = {"majority": 5, "length": 10 - i % 11, "probe": min(10, i % 11 + i // 11)}
+            row = Prediction(
+                model=name, id=str(i), group=i // 2, label=i % 11, verdict=5, expected=expected
+            )
+            rows.append(row.model_copy(update={"rules": rules} if name == "adapter" else {}))
+    finish(cell, out)
+    text = "".join(json.dumps(row.as_json()) + "\n" for row in rows)
+    (out / cell.name / PREDICTIONS).write_text(text)
+
+
+def test_tables_have_intervals_and_every_comparison(tmp_path: Path) -> None:
+    entries = [
+        {"name": "ce", "sets": ["one"], "seeds": [0, 1, 2]},
+        {"name": "trl", "sets": ["one"], "seeds": [0], "way": "trl"},
+        {"name": "raft", "sets": ["one"], "seeds": [0, 1], "objective": {"raft": 1}},
+        {"name": "soft", "sets": ["one"], "seeds": [0], "objective": {"soft": 1}},
+    ]
+    whole = experiment(entries)
+    assert tables(whole, whole.all(), tmp_path) == "No cell is finished yet."
+    for cell in whole.all()[:-1]:
+        noise = {"ce": 1.0, "trl": 5.0, "raft": 3.0}[cell.entry.name]
+        keep(cell, tmp_path, noise, base=cell.name == "one.ce.0")
+    text = tables(whole, whole.all(), tmp_path)
+    assert text.startswith("6 of 7 cells, 0.2 hours of CPU.")
+    ce = next(line for line in text.splitlines() if line.startswith("| one | ce |"))
+    cells = [cell.strip() for cell in ce.split("|")[1:-1]]
+    assert cells[:5] == ["one", "ce", "3", "9 / 40", "spearman"]
+    for shown in cells[5:10]:  # the number, and what it is above base, baseline, probe and TRL
+        value, low, high = (float(part.strip("[],")) for part in shown.split()[:3])
+        assert low < value < high
+    assert cells[7].endswith("(length)")
+    (raft,) = [line for line in text.splitlines() if "| one | raft | 2 | spearman | -" in line]
+    assert "0.00" in raft.split("|")[6] or "<" in raft.split("|")[6]
+
+
+def test_the_experiment_of_the_clone_can_be_read() -> None:
+    whole = read_experiment(CELLS)
+    assert len(whole.named(["*.ce.*"])) == 21
+    assert {cell.seed for cell in whole.named(["ro-en.ce+raft.*"])} == {0, 1, 2}
+    quick = read_experiment(CELLS, quick=True)
+    assert len(quick.all()) == 3
+    assert quick.all()[0].settings["max_samples"] == 320
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"settings": 3}, "settings: input should be a valid dictionary"),
+        ({"sets": {"one": SET | {"primary": "bleu"}}}, "set one: no measure bleu: choose of"),
+        ({"cells": [{"name": "ce", "sets": ["x"], "seeds": [0]}]}, "cells ce: no set x"),
+        ({"cell": []}, "cell: extra inputs are not permitted"),
+    ],
+)
+def test_wrong_file_of_cells_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    file = tmp_path / "cells.yaml"
+    file.write_text(yaml.safe_dump(experiment(TWO).model_dump() | change))
+    with pytest.raises(UserError, match=says):
+        read_experiment(file)
+    with pytest.raises(UserError, match=r"no cell: there are one\.ce\.0, two\.ce\.0"):
+        experiment(TWO).named(["three.*"])
+
+
+def judged(scale: str, *rows: dict[str, Any], **more: Any) -> Judged:
+    made = [Prediction(id=str(i), group=i, **row) for i, row in enumerate(rows)]
+    return Judged(made, Scale.from_name(scale), **more)
+
+
+def measured(name: str, of: Judged) -> float:
+    import numpy as np
+
+    return MEASURES[name](of)(np.arange(len(of.rows)))
+
+
+def test_pairs_are_measured_on_the_mean_of_both_orders() -> None:
+    first = {"label": "B", "probabilities": [0.6, 0.3, 0.1], "constrained": "A"}
+    first |= {"swapped_probabilities": [0.7, 0.1, 0.2], "swapped_constrained": "A"}
+    votes = [{"rater": "x", "verdict": "B"}, {"rater": "y", "verdict": "tie"}]
+    pair = judged("pairwise", first | {"annotators": votes, "errors": ["tense"]})
+    assert measured("accuracy", pair) == 1  # B has 0.3 and 0.7, A 0.6 and 0.1
+    assert measured("flips", pair) == 1
+    assert measured("log_score", pair) == pytest.approx((-0.693147 - 1.897120) / 2, abs=1e-5)
+    assert measured("accuracy_held_out", pair) != measured("accuracy_held_out", pair)  # NaN
+
+
+def test_verdict_alone_has_the_best_log_score_that_it_allows() -> None:
+    votes = [[{"verdict": v} for v in own] for own in ("AB", "AA", "BB")]
+    said = ["A", "A", "B"]
+    pairs = zip(said, votes, strict=True)
+    rows = [{"label": "A", "constrained": own, "annotators": cast} for own, cast in pairs]
+    assert measured("log_score", judged("pairwise", *rows)) == pytest.approx(
+        (3 * -0.287682 + -1.386294) / 6, abs=1e-5
+    )
+
+
+def test_f1_is_that_of_fail_and_rps_of_the_distribution() -> None:
+    pairs = [("FAIL", "FAIL"), ("FAIL", "PASS"), ("PASS", "FAIL"), ("PASS", "PASS")]
+    rows = [{"label": label, "constrained": said} for label, said in pairs]
+    assert measured("f1_fail", judged("pass_fail", *rows)) == 0.5
+    row = {"label": 2, "probabilities": [0.5, 0.0, 0.5], "expected": 1.0}
+    assert measured("rps", judged("0-2", row)) == pytest.approx(0.25)
+
+
+def cut(name: str, rows: int, folder: Path) -> None:
+    """Copy the first rows of a file of the real data."""
+    source, copy = real(name), folder / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".json"):
+        copy.write_text(json.dumps(json.loads(source.read_text())[:rows]))
+    elif name.endswith(".tsv"):
+        lines = source.read_text().splitlines(keepends=True)
+        copy.write_text("".join(lines[:: max(1, len(lines) // rows)]))
+    else:
+        with tarfile.open(source) as read, tarfile.open(copy, "w:gz") as written:
+            member = next(m for m in read.getmembers() if m.name.endswith(".df.short.tsv"))
+            stream = read.extractfile(member)
+            assert stream is not None
+            file = folder / "member.tsv"
+            file.write_bytes(b"".join(stream.readlines()[: rows + 1]))
+            written.add(file, member.name)
+
+
+def parts_of(name: str) -> list[str]:
+    return ["ro-en", "et-en"] if name == "ro-et-en" else [name]
+
+
+@pytest.mark.parametrize("name", sorted(read_experiment(CELLS).sets))
+def test_sets_are_imported_with_their_official_tests(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = read_experiment(CELLS).sets[name]
+    for each in about.imports:
+        for file in each.files:
+            cut(file, 20, tmp_path / "real")
+    monkeypatch.setenv("JUDGE_REAL_DATA", str(tmp_path / "real"))
+    make_folder(about, tmp_path / "set")
+    folder = tmp_path / "set" / "folds" / "2" if about.folds else tmp_path / "set"
+    data = read_dataset(folder)
+    assert data.train
+    assert data.test
+    if name.endswith(("-en", "-de")):
+        parts = {str((row.meta or {})["part"]) for row in data.test}
+        assert parts == {f"{pair}-test" for pair in parts_of(name)}
+    if about.held_out:
+        kinds = {kind for row in data.train for kind in row.errors or ()}
+        assert not kinds & set(about.held_out)
+        assert set(about.held_out) <= {k for row in data.test for k in row.errors or ()}
+
+
+def test_missing_real_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_REAL_DATA", str(tmp_path))
+    about = Set(primary="mae", imports=[Import(files=["mlqe/x.tsv"])])
+    with pytest.raises(UserError, match=r"x.tsv is not there: name the folder .* JUDGE_REAL_DATA"):
+        make_folder(about, tmp_path / "set")
