@@ -36,7 +36,7 @@ def fit_probe(
         rows: how many training rows there are, of which `train` may be a sample.
     """
     has_state = np.flatnonzero(np.isfinite(states).all(axis=1))
-    train, states = train.take(has_state), states[has_state].astype(np.float64)
+    train, states = train.take(has_state), states[has_state]
     if len(set(train.groups)) < 2:
         return Baseline(PROBE, missing="it needs training rows of two groups or more")
     at = np.where(np.isfinite(at), at, states.mean(axis=0))

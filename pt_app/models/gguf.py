@@ -93,7 +93,7 @@ def converted(file: Path, name: str, sha256: str, weights: bool = True) -> Path:
     """
     folder = folder_of(sha256)
     if not weights and not folder.is_dir():
-        folder = cache() / "tokenizers" / sha256
+        folder = cache_folder() / "tokenizers" / sha256
     if not folder.is_dir():
         with held(folder.with_name(f".{sha256}.lock"), f"{file.name} is being converted", True):
             if not folder.is_dir():

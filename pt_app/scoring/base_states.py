@@ -51,14 +51,14 @@ class BaseStates:
         """Return the state of the last token of each row's prompt, before the verdict.
 
         Returns:
-            [n, width] in float32; NaN for a row that does not fit the context.
+            [n, width]; NaN for a row that does not fit the context.
         """
         # As in scoring: a label must not influence the prompt.
         bare = [row.model_copy(update={"label": None}) for row in rows]
         fitted, _ = self.encoder.fit(bare)
         prompts = [row.prompt for row in fitted if not row.unfit]
         states = self._cached(prompts)
-        whole = np.full((len(rows), states.shape[1]), np.nan, np.float32)
+        whole = np.full((len(rows), states.shape[1]), np.nan)
         whole[[not row.unfit for row in fitted]] = states
         return whole
 
@@ -69,7 +69,7 @@ class BaseStates:
             return states
         states = end_states(self._model, prompts)
         content = BytesIO()
-        np.save(content, states)
+        np.save(content, states.astype(np.float32))
         try:
             write_bytes_atomic(path, content.getvalue())
         except UserError as error:  # the next evaluation computes them again
@@ -90,13 +90,12 @@ class BaseStates:
 def _read(path: Path) -> FloatArray | None:
     """Return the states of a cache entry; None if there is none that can be read."""
     try:
-        states: FloatArray = np.load(path)
+        return np.asarray(np.load(path), np.float64)
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        pass
+    except (OSError, ValueError, EOFError) as error:
         log.warning("%s cannot be read (%s): the states are computed again", path, error)
-        return None
-    return states
+    return None
 
 
 def end_states(model: PreTrainedModel, prompts: Prompts) -> FloatArray:
@@ -105,10 +104,10 @@ def end_states(model: PreTrainedModel, prompts: Prompts) -> FloatArray:
     Prompts are read together as prefix trees, one by one where the attention does not allow it.
 
     Returns:
-        [n, width] in float32.
+        [n, width], computed in float32.
     """
     width = model.config.get_text_config().hidden_size
-    states = np.empty((len(prompts), width), np.float32)
+    states = np.empty((len(prompts), width))
     why = why_no_tree(model, max(map(len, prompts), default=0))
     together: Iterator[list[int]] = ([row] for row in range(len(prompts)))
     if why is None:
