@@ -46,9 +46,8 @@ def _judge(
         workload = make_workload(workload.name, rows, scale, workload.lengths)
     use_attention(model, BLOCKS)
     model = pack_weights(convert(model, precision))
-    scorer = JudgeScorer(
-        model, workload.encoder, feedback=feedback, answer_tokens=ANSWER, progress=False
-    )
+    scorer = JudgeScorer(model, workload.encoder, order="as_given", progress=False)
+    scorer.feedback, scorer.answer_tokens = feedback, ANSWER
     return lambda: [one.probabilities for one in scorer.score(workload.examples)]
 
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pt_app.core.choosing import choose
 from pt_app.core.errors import UserError
+from pt_app.core.orders import flipped, order_of
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
 from pt_app.core.results import PrecisionChange
+from pt_app.core.settings import Order
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.calibration import Fitted, confidence_in
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 
@@ -40,12 +43,17 @@ class Judgement:
         status: "ok", "parse_failure" (the answer of the judge has no verdict), "too_long", or
             "bad_row" (see `problem`).
         judge: the adapter and the hash of all that a verdict depends on.
-        verdict: the verdict that the greedy answer starts with; None on a parse failure.
-        likeliest: the constrained verdict, which is the most likely of the allowed verdicts.
-        confidence: the probability of `likeliest`.
+        verdict: what the judge says, by the rule of its `judge.json`: the mean of the
+            probabilities, rounded to the scale, their median or their mode.
+        greedy: the verdict that the greedy answer starts with; None on a parse failure.
+        confidence: the probability that `verdict` is right: the label itself, or within one unit of
+            it on a scale of over five verdicts.
         expected: the mean score, on a scale of numbers.
+        median: the median score, on a scale of numbers.
+        mode: the most likely verdict.
+        consistent: of a pair that was judged in both orders, whether both have the same winner.
         verdict_mass: the probability of all allowed verdicts together, before normalization.
-        probabilities: of each allowed verdict; they sum to 1.
+        probabilities: of each allowed verdict; they sum to 1. Of a pair: the mean of both orders.
         calibrated: the accuracy on validation rows of this confidence; None if it was not fitted.
         abstain: whether the confidence is below the fitted threshold; None if it was not fitted.
         answer: the whole answer, if it was generated.
@@ -56,9 +64,12 @@ class Judgement:
     status: str
     judge: str
     verdict: Verdict | None = None
-    likeliest: Verdict | None = None
+    greedy: Verdict | None = None
     confidence: float | None = None
     expected: float | None = None
+    median: Verdict | None = None
+    mode: Verdict | None = None
+    consistent: bool | None = None
     verdict_mass: float | None = None
     probabilities: Mapping[str, float] | None = None
     calibrated: float | None = None
@@ -70,12 +81,19 @@ class Judgement:
 class Judge:
     """A base with a judge's adapter merged into it, ready to score."""
 
-    def __init__(self, model: PreTrainedModel, info: AdapterInfo, encoder: PromptEncoder) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        info: AdapterInfo,
+        encoder: PromptEncoder,
+        order: Order = "both",
+    ) -> None:
         self.model = model
+        self.order: Order = order
         self.info = info
         self.encoder = encoder
         self.change: PrecisionChange | None = None
-        self.fitted = Fitted.read(info.folder)
+        self.fitted = Fitted.read(info.folder, info.rule, order_of(order, info.scale))
         self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 
     @staticmethod
@@ -86,6 +104,7 @@ class Judge:
         device: str = "cpu",
         precision: str = "float32",
         sample: Sequence[Row] = (),
+        order: Order = "both",
     ) -> Judge:
         """Load the adapter of a folder, and merge it into its base.
 
@@ -95,6 +114,7 @@ class Judge:
             device: where to score: "cpu", "cuda" or "mps".
             precision: "float32" is exact; for "bf16" and "int8" the log says what they change.
             sample: rows on which that change is measured.
+            order: judge pairs in "both" orders, and take the mean, or once, "as_given".
 
         Raises:
             UserError: if the adapter is damaged, or the base is another one.
@@ -111,7 +131,7 @@ class Judge:
         read = [_read(row, ROWS, info.scale) for row in sample]
         rows = [row for row in read if isinstance(row, JudgeExample)]
         model, change = converted(model, precision, rows, encoder)
-        judge = Judge(pack_weights(model), info, encoder)
+        judge = Judge(pack_weights(model), info, encoder, order)
         judge.change = change
         return judge
 
@@ -139,7 +159,9 @@ class Judge:
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
         pairs = list(zip(rows, places, strict=True))
         read = [_read(row, place, self.info.scale) for row, place in pairs]
-        scorer = JudgeScorer(self.model, self.encoder, feedback=feedback, progress=progress)
+        scorer = JudgeScorer(
+            self.model, self.encoder, order=self.order, feedback=feedback, progress=progress
+        )
         scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
         return [
             self._judgement(example.id or place.where, next(scored))
@@ -149,21 +171,25 @@ class Judge:
         ]
 
     def _judgement(self, name: str, scored: Scored) -> Judgement:
-        values = map(str, self.info.scale.values)
-        chances = dict(zip(values, scored.probabilities, strict=False))
-        calibrated, abstain = None, None
-        if self.fitted is not None and chances:
-            calibrated, abstain = self.fitted.of_one(scored.probabilities, self.info.scale)
+        scale, chances = self.info.scale, scored.probabilities
+        if scored.verdict is None:
+            return Judgement(id=name, status=scored.status, judge=self.name)
+        sure = confidence_in(scored.verdict, chances, scale)
+        calibrated, abstain = self.fitted.of_one(sure) if self.fitted else (None, None)
+        winners = scored.orders and [one.verdict for one in scored.orders]
         return Judgement(
             id=name,
             status=scored.status,
             judge=self.name,
             verdict=scored.verdict,
-            likeliest=scored.constrained,
-            confidence=scored.confidence,
+            greedy=scored.greedy,
+            confidence=sure,
             expected=scored.expected,
+            median=choose(chances, scale, "median") if scale.task == "score" else None,
+            mode=choose(chances, scale, "mode"),
+            consistent=winners[0] == flipped(winners[1]) if winners else None,
             verdict_mass=scored.verdict_mass,
-            probabilities=chances or None,
+            probabilities=dict(zip(map(str, scale.values), chances, strict=True)),
             calibrated=calibrated,
             abstain=abstain,
             answer=scored.raw,

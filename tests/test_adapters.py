@@ -369,9 +369,9 @@ def test_folder_alone_gives_the_scores_of_training(folder, model, source, encode
     scored = JudgeScorer(merged, again, progress=False).score(rows)
     for one, other in zip(live, scored, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-        assert (one.status, one.constrained, one.raw) == (
+        assert (one.status, one.verdict, one.raw) == (
             other.status,
-            other.constrained,
+            other.verdict,
             other.raw,
         )
 
@@ -406,13 +406,13 @@ def judged(name, kappa, parse_failures):
     likeliest = {"kappa_quadratic": kappa}
     return {
         "name": name,
-        "metrics": own,
-        "constrained": likeliest,
+        "metrics": likeliest,
+        "greedy": own,
         "parse_failures": parse_failures,
     }
 
 
-def test_card_shows_the_likeliest_verdicts_numbers_with_interval_and_n(folder):
+def test_card_shows_the_verdicts_numbers_with_interval_and_n(folder):
     assert "Not evaluated" in (folder / "README.md").read_text()
     kappa = {"value": 0.8123, "low": 0.77, "high": 0.85, "n": 300}
     base = {"value": None, "reason": "one verdict only", "n": 300}
@@ -436,7 +436,7 @@ def test_card_shows_the_likeliest_verdicts_numbers_with_interval_and_n(folder):
     assert "| adapter | 0.812 [0.770, 0.850], n = 300 | 2 |" in card
     assert "| base | - | 299 |" in card
     assert "| majority | 0.000, n = 300 | - |" in card
-    assert "most likely of the allowed verdicts" in card
+    assert "The verdict is the expected score, rounded to the scale" in card
     assert "300 held-out rows from 75 sources" in card
     assert card.startswith("---\n")
     assert "library_name: peft" in card

@@ -118,7 +118,7 @@ def test_shift_and_share_raised_are_means_over_attacks_drawn_with_their_rows() -
 
 def test_no_attack_that_was_scored_leaves_no_numbers() -> None:
     rows = [example(), example(verdict=10)]
-    answered = Scored("ok", 4, 4, (1 / 11,) * 11)
+    answered = Scored("ok", 5, 4, (1 / 11,) * 11)
     unscored = Scored("too_long")
     assert _numbers(rows, [answered] * 2, [], [], TEN) == {}
     made = list(attacked(rows, TEN, [KNOWN["empty"]]))

@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score,
 
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.core.results import Prediction
+from pt_app.core.results import Calibration, Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import (
     Confidence,
@@ -36,9 +36,19 @@ def judged(n: int, seed: int, temperature: float = 1.0, k: int = 5) -> tuple[Flo
     return with_temperature(truth, temperature), labels
 
 
+def likeliest(probabilities: FloatArray) -> IntArray:
+    return np.asarray(probabilities.argmax(axis=1), np.int64)
+
+
+def of_likeliest(said: FloatArray, labels: IntArray, sample: Resampler) -> Calibration:
+    return calibration(said, likeliest(said), labels, FIVE, sample, 0)
+
+
 def test_calibration_is_that_of_its_definition() -> None:
     probabilities, labels = judged(400, 0)
-    found = calibration(probabilities, labels, FIVE, Resampler(range(400), 50), 0)
+    found = calibration(
+        probabilities, likeliest(probabilities), labels, FIVE, Resampler(range(400), 50), 0
+    )
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     order = np.argsort(sure)
     gaps = [abs((sure - right)[part].sum()) for part in np.split(order, 10)]
@@ -47,13 +57,13 @@ def test_calibration_is_that_of_its_definition() -> None:
     assert found.right.value == pytest.approx(np.mean(right))
     assert [one.right.n for one in found.reliability] == [40] * 10
     halves, binary = judged(300, 1, k=2)
-    two = calibration(halves, binary, PASS_FAIL, Resampler(range(300), 50), 0)
+    two = calibration(halves, likeliest(halves), binary, PASS_FAIL, Resampler(range(300), 50), 0)
     assert two.brier.value == pytest.approx(2 * brier_score_loss(binary, halves[:, 1]))
 
 
 def test_within_a_tolerance_the_confidence_is_of_that_event() -> None:
     probabilities = np.array([[0.0, 0.3, 0.5, 0.2, 0.0], [0.7, 0.1, 0.1, 0.1, 0.0]])
-    found = confidence_of(probabilities, np.array([3, 2]), FIVE, tolerance=1)
+    found = confidence_of(probabilities, np.array([2, 0]), np.array([3, 2]), FIVE, tolerance=1)
     assert found.sure == pytest.approx([1.0, 0.8])
     assert found.right.tolist() == [1, 0]
 
@@ -62,9 +72,9 @@ def test_a_calibrated_judge_is_told_so_and_one_that_is_too_sure_is_told_so() -> 
     alarms, seen = 0, 0
     for seed in range(100):
         sample = Resampler(range(300), 200, seed)
-        fair = calibration(*judged(300, seed), FIVE, sample, 0)
+        fair = of_likeliest(*judged(300, seed), sample)
         alarms += not fair.overconfidence.low <= 0 <= fair.overconfidence.high
-        sharp = calibration(*judged(300, seed, 0.4), FIVE, sample, 0)
+        sharp = of_likeliest(*judged(300, seed, 0.4), sample)
         seen += sharp.overconfidence.low > 0
         seen += sharp.ece.value > sharp.ece_if_calibrated.high
         assert fair.ece.value < fair.ece_if_calibrated.high * 2
@@ -92,7 +102,7 @@ def test_certain_probabilities_have_a_temperature_all_the_same() -> None:
 
 def test_isotonic_is_that_of_sklearn() -> None:
     probabilities, labels = judged(300, 5, temperature=0.3)
-    found = confidence_of(probabilities, labels, FIVE, 0)
+    found = confidence_of(probabilities, likeliest(probabilities), labels, FIVE, 0)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(found.sure, found.right)
     at = np.linspace(0, 1, 50)
     assert Isotonic.fit(found)(at) == pytest.approx(theirs.predict(at))
@@ -145,7 +155,7 @@ def test_rows_of_equal_confidence_share_their_risk() -> None:
 def test_accuracy_and_kappa_of_the_surest_rows_are_sklearns(scale: Scale, k: int) -> None:
     probabilities, labels = judged(400, 3, k=k)
     verdicts, sample = probabilities.argmax(axis=1), Resampler([i // 2 for i in range(400)], 200)
-    found = confidence_of(probabilities, labels, scale, tolerance=0)
+    found = confidence_of(probabilities, likeliest(probabilities), labels, scale, tolerance=0)
     entries = at_coverages(found, verdicts, labels, scale, sample)
     assert [one.coverage for one in entries] == [0.25, 0.5, 0.75]
     for one in entries:

@@ -65,11 +65,11 @@ def test_demo_judge_agrees_with_unseen_labels_far_better_than_its_base(
     adapter, base = (named(results["models"], name) for name in ("adapter", "base"))
     print(seed, {key: adapter["metrics"][key] for key in ("kappa_quadratic", "mae")})
     assert results["data"]["groups"] >= 300
-    assert adapter["constrained"]["kappa_quadratic"]["n"] >= 300
+    assert adapter["metrics"]["kappa_quadratic"]["n"] >= 300
     assert adapter["metrics"]["kappa_quadratic"]["value"] >= 0.80
     assert adapter["metrics"]["mae"]["value"] <= 1.0
     assert adapter["parse_failures"] / adapter["n"] < 0.02
-    kappas = [judge["constrained"]["kappa_quadratic"]["value"] for judge in (adapter, base)]
+    kappas = [judge["metrics"]["kappa_quadratic"]["value"] for judge in (adapter, base)]
     assert kappas[0] - kappas[1] >= 0.25
     assert "adapter" in report.read_text()
 

@@ -58,16 +58,16 @@ def test_adapters_base_and_a_prompted_model_judge_the_same_rows(
     names = [adapter.name.removesuffix("_final"), "other", "base", "big"]
     assert [model["name"] for model in found["models"]] == names
     first, second, _, prompted = found["models"]
-    assert first["constrained"] == second["constrained"]  # the same weights under another name
+    assert first["metrics"] == second["metrics"]  # the same weights under another name
     assert prompted["parse_failures"] == 1
-    assert "constrained" not in prompted
+    assert "greedy" not in prompted
     assert prompted["cost"]["dollars"] == pytest.approx(12 * (100 * 1 + 20 * 5) / 1e6)
     assert prompted["cost"]["per_verdict"] == pytest.approx(prompted["cost"]["dollars"] / 12)
     assert {one["b"] for one in found["comparisons"]} >= set(names[1:])
     assert all(one["p_holm"] >= one["p"] for one in found["comparisons"])
     report = (out / "report.md").read_text()
     assert "$0.0024 for 12 verdicts" in report
-    lines = [line for line in report.splitlines() if line.startswith("| big, own answer")]
+    lines = [line for line in report.splitlines() if line.startswith("| big, answer")]
     assert lines[0].endswith("| 0.000200 |")
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 4 * 12
 

@@ -49,7 +49,7 @@ def _judged(
 def _summary(**given: Any) -> JudgeResults:
     labels, verdicts, names = _judged(30)
     groups = given.pop("groups", names)
-    rows: dict[str, Any] = {"labels": labels, "verdicts": verdicts, "constrained": verdicts}
+    rows: dict[str, Any] = {"labels": labels, "verdicts": verdicts, "greedy": verdicts}
     rows |= {"sample": Resampler(groups, 200, given.pop("seed", 0)), "scale": TEN}
     return summarise(**(rows | given))
 
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> Non
 
 def test_dependent_rows_widen_the_interval() -> None:
     labels, verdicts, groups = _judged(40, rows=8)
-    rows = {"labels": labels, "verdicts": verdicts, "constrained": verdicts, "scale": TEN}
+    rows = {"labels": labels, "verdicts": verdicts, "scale": TEN}
     by_group = summarise(**rows, sample=Resampler(groups)).metrics["bias"]
     by_row = summarise(**rows, sample=Resampler(range(len(labels)))).metrics["bias"]
     assert by_group.value == by_row.value
@@ -120,10 +120,10 @@ def test_intervals_cover_the_truth_in_about_95_of_100_data_sets(groups: int) -> 
 
 def test_summary_gives_every_number_with_interval_and_n() -> None:
     summary = _summary(rouge=[0.5] * 90)
-    assert set(summary.constrained) == ORDERED
+    assert set(summary.metrics) == ORDERED
     names = ORDERED | {"rouge_l"}
-    assert set(summary.metrics) == names | {f"{name}_strict" for name in names}
-    for metric in [*summary.metrics.values(), *summary.constrained.values()]:
+    assert set(summary.answers) == names | {f"{name}_strict" for name in names}
+    for metric in [*summary.metrics.values(), *summary.answers.values()]:
         assert set(metric.as_json()) == {"value", "low", "high", "n"}
         assert metric.low <= metric.value + 1e-12
         assert metric.value <= metric.high + 1e-12
@@ -134,20 +134,22 @@ def test_summary_gives_every_number_with_interval_and_n() -> None:
 
 def test_a_failure_leaves_the_plain_number_and_is_the_farthest_verdict_in_the_strict_one() -> None:
     labels: list[Verdict] = [9, 2, 5, 7]
-    summary = summarise(labels, [9, 3, None, None], labels, Resampler("abcd"), TEN)
-    metrics = summary.metrics
+    said: list[Verdict | None] = [9, 3, None, None]
+    summary = summarise(labels, labels, Resampler("abcd"), TEN, said)
+    metrics = summary.answers
+    assert metrics == summarise(labels, said, Resampler("abcd"), TEN).metrics
     assert summary.parse_failures == 2
     assert (metrics["mae"].value, metrics["mae"].n) == (0.5, 2)
     # 5 is as far from 0 as from 10; 7 is farthest from 0
     assert (metrics["mae_strict"].value, metrics["mae_strict"].n) == ((0 + 1 + 5 + 7) / 4, 4)
     assert metrics["bias_strict"].value == (0 + 1 - 5 - 7) / 4
     assert metrics["exact_strict"].value == 0.25
-    assert summary.constrained["exact"].value == 1.0
+    assert summary.metrics["exact"].value == 1.0
 
 
 def test_a_failure_is_never_right_on_a_nominal_scale() -> None:
     labels: list[Verdict] = ["PASS", "FAIL", "FAIL", "PASS"]
-    summary = summarise(labels, ["PASS", "FAIL", None, None], labels, Resampler("abcd"), PASS_FAIL)
+    summary = summarise(labels, ["PASS", "FAIL", None, None], Resampler("abcd"), PASS_FAIL)
     metrics = summary.metrics
     assert metrics["accuracy"].value == 1.0
     assert metrics["accuracy_strict"].value == 0.5
@@ -157,7 +159,7 @@ def test_a_failure_is_never_right_on_a_nominal_scale() -> None:
 def test_without_ties_a_tied_verdict_counts_half() -> None:
     labels: list[Verdict] = ["A", "B", "A", "tie", "B"]
     said: list[Verdict | None] = ["A", "tie", "B", "A", None]
-    summary = summarise(labels, said, None, Resampler("abcde"), Scale.from_name("pairwise"))
+    summary = summarise(labels, said, Resampler("abcde"), Scale.from_name("pairwise"))
     plain, strict = (summary.metrics[f"accuracy_no_ties{end}"] for end in ("", "_strict"))
     assert (plain.value, plain.n) == (0.5, 3)
     assert (strict.value, strict.n) == (pytest.approx(1.5 / 4), 4)
@@ -165,20 +167,20 @@ def test_without_ties_a_tied_verdict_counts_half() -> None:
 
 def test_rouge_counts_only_rows_whose_label_has_feedback_and_a_failure_as_nothing() -> None:
     metrics = summarise(
-        [1, 2, 3], [1, None, 3], [1, 2, 3], Resampler("abc"), TEN, rouge=[0.8, 0.6, None]
-    ).metrics
+        [1, 2, 3], [1, 2, 3], Resampler("abc"), TEN, [1, None, 3], rouge=[0.8, 0.6, None]
+    ).answers
     assert (metrics["rouge_l"].value, metrics["rouge_l"].n) == (pytest.approx(0.8), 1)
     assert metrics["rouge_l_strict"].value == pytest.approx(0.4)
     assert metrics["rouge_l_strict"].n == 2
 
 
 def test_a_judge_whose_every_answer_fails_has_no_plain_number() -> None:
-    summary = _summary(verdicts=[None] * 90, rouge=[0.1] * 90)
-    kappa = summary.metrics["kappa_quadratic"]
+    summary = _summary(greedy=[None] * 90, rouge=[0.1] * 90)
+    kappa = summary.answers["kappa_quadratic"]
     undefined = {"value": None, "low": None, "high": None, "n": 0, "reason": "no rows"}
     assert kappa.as_json() == undefined
-    assert summary.metrics["kappa_quadratic_strict"].value < 0
-    assert summary.metrics["rouge_l_strict"].value == 0
+    assert summary.answers["kappa_quadratic_strict"].value < 0
+    assert summary.answers["rouge_l_strict"].value == 0
     json.dumps(summary.as_json(), allow_nan=False)
 
 
@@ -199,7 +201,7 @@ def test_one_group_has_no_interval_and_few_groups_are_flagged() -> None:
 def test_rouge_and_verdict_mass_of_few_groups_stay_between_0_and_1() -> None:
     sample = Resampler("abcd")
     nearly = [1.0, 1.0, 1.0, 0.2]
-    rouge = summarise([5] * 4, [5] * 4, [5] * 4, sample, TEN, nearly).metrics["rouge_l"]
+    rouge = summarise([5] * 4, [5] * 4, sample, TEN, rouge=nearly).metrics["rouge_l"]
     rounded = [1.0 + 1e-12, 1.0, 1.0, 0.2]  # a sum of exponentials
     for metric in (rouge, sample.share(nearly), sample.share(rounded)):
         assert metric.value == pytest.approx(0.8)
@@ -208,7 +210,7 @@ def test_rouge_and_verdict_mass_of_few_groups_stay_between_0_and_1() -> None:
 
 def test_a_number_undefined_in_many_resamples_has_no_interval() -> None:
     # One row of three groups has another label: 30 % of the resamples lack it.
-    summary = summarise([7, 7, 3], [7, 6, 3], [7, 6, 3], Resampler("abc"), TEN)
+    summary = summarise([7, 7, 3], [7, 6, 3], Resampler("abc"), TEN)
     kappa = summary.metrics["kappa_quadratic"]
     assert kappa.value is not None
     assert kappa.low is None
@@ -216,7 +218,7 @@ def test_a_number_undefined_in_many_resamples_has_no_interval() -> None:
 
 def test_error_kinds_have_their_own_mean_and_n() -> None:
     errors = [["gender"], ["gender", "tense"], []]
-    summary = summarise([5, 5, 10], [5, 5, 10], [7, 4, 10], Resampler("abc"), TEN, errors=errors)
+    summary = summarise([5, 5, 10], [7, 4, 10], Resampler("abc"), TEN, [5, 5, 10], errors=errors)
     found = {kind: (one.value, one.n) for kind, one in summary.by_error.items()}
     assert found == {"gender": (1.5, 2), "tense": (1.0, 1), "none": (0.0, 1)}
 
@@ -236,12 +238,12 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
     b = [value if i % 5 else (10 if value < 5 else 0) for i, value in enumerate(map(int, a))]
     found = compare(labels, a, b, Resampler(groups), TEN, names=("tuned", "stock"))
     single = {
-        name: summarise(labels, v, v, Resampler(groups), TEN).constrained["kappa_quadratic"]
+        name: summarise(labels, v, Resampler(groups), TEN).metrics["kappa_quadratic"]
         for name, v in (("a", a), ("b", b))
     }
     assert found.value == pytest.approx(single["a"].value - single["b"].value)
     assert (found.a, found.b, found.metric) == ("tuned", "stock", "kappa_quadratic")
-    assert (found.reading, found.n) == ("constrained", 180)
+    assert found.n == 180
     assert found.low > 0
     assert found.high - found.low < (
         single["a"].high - single["b"].low - (single["a"].low - single["b"].high)
@@ -269,12 +271,12 @@ def test_a_verdict_off_the_scale_names_row_and_scale() -> None:
     with pytest.raises(
         UserError, match=r"verdict 11 in row 2 is off the scale 0-10: allowed are 0 to 10"
     ):
-        summarise([1, 2], [1, 11], [1, 2], Resampler("ab"), TEN)
+        summarise([1, 2], [1, 11], Resampler("ab"), TEN)
 
 
 def test_columns_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="unequal length"):
-        summarise([1, 2], [1], [1, 2], Resampler("ab"), TEN)
+        summarise([1, 2], [1], Resampler("ab"), TEN)
 
 
 @pytest.mark.parametrize("name", ["0-10", "pairwise", "pass_fail"])
@@ -291,8 +293,8 @@ def test_other_scales_agree_with_sklearn(name: str) -> None:
     picks = rng.integers(0, len(scale.values), (2, 60))
     picks[1, ::2] = picks[0, ::2]
     labels, verdicts = ([scale.values[i] for i in column] for column in picks)
-    summary = summarise(labels, verdicts, verdicts, Resampler(range(60), 50), scale)
-    assert summary.constrained["kappa"].value == pytest.approx(sk.cohen_kappa_score(*picks))
+    summary = summarise(labels, verdicts, Resampler(range(60), 50), scale)
+    assert summary.metrics["kappa"].value == pytest.approx(sk.cohen_kappa_score(*picks))
 
 
 def test_two_people_of_pandalm_agree_as_sklearn_says() -> None:
@@ -303,8 +305,8 @@ def test_two_people_of_pandalm_agree_as_sklearn_says() -> None:
     names: list[Verdict] = ["tie", "A", "B"]
     first, second = ([names[int(row[f"annotator{i}"])] for row in rows] for i in (1, 2))
     groups = [(row["instruction"], row["input"]) for row in rows]
-    summary = summarise(first, second, second, Resampler(groups), Scale.from_name("pairwise"))
-    kappa = summary.constrained["kappa"]
+    summary = summarise(first, second, Resampler(groups), Scale.from_name("pairwise"))
+    kappa = summary.metrics["kappa"]
     assert (summary.n, summary.groups) == (999, 170)
     assert kappa.value == pytest.approx(sk.cohen_kappa_score(first, second))
     assert 0 < kappa.low < kappa.value < kappa.high < 1

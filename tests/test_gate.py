@@ -33,7 +33,6 @@ def evaluated(
             "group": f"s{i // 2}",
             "label": int(label),
             "verdict": None if i < failures else verdict,
-            "constrained": verdict,
             "status": "parse_failure" if i < failures else "ok",
         }
         | change

@@ -69,10 +69,12 @@ def test_judgements_are_those_of_the_evaluation(adapter: Path, base: Path, rows:
     assert [one.id for one in judged] == [row["id"] for row in test]
     for one, row in zip(judged, evaluated, strict=True):
         assert (one.status, one.verdict) == (row["status"], row["verdict"])
-        assert one.likeliest == row["constrained"]
+        assert one.greedy == row["greedy"]
         chances = list((one.probabilities or {}).values())
         assert chances == pytest.approx(row["probabilities"], abs=1e-5)
-        assert one.confidence == max(chances)
+        near = [p for value, p in enumerate(chances) if abs(value - row["verdict"]) <= 1]
+        assert one.confidence == pytest.approx(sum(near), abs=1e-9)
+        assert (one.mode, one.consistent) == (chances.index(max(chances)), None)
         assert one.judge.startswith(adapter.name + "@")
 
 
@@ -130,7 +132,7 @@ def test_csv_and_parquet_hold_what_json_lines_hold(
         assert json.loads(cells["probabilities"]) == line["probabilities"]
         assert json.loads(column["probabilities"]) == line["probabilities"]
         assert column["confidence"] == line["confidence"] == float(cells["confidence"])
-        assert str(line["likeliest"]) == cells["likeliest"] == column["likeliest"]
+        assert str(line["verdict"]) == cells["verdict"] == column["verdict"]
 
 
 def test_shards_hold_all_rows_once(adapter: Path, base: Path, tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ def scored(seed: int, bias: float = 0.0, temperature: float = 1.0) -> list[Predi
     said = with_temperature(belief, temperature)
     # A judge's likeliest verdict is biased by what labels are common; its draw is not.
     verdicts = (belief.cumsum(axis=1) > rng.random((300, 1))).argmax(axis=1)
+    verdicts = verdicts if temperature == 1 else said.argmax(axis=1)
     verdicts = np.clip(verdicts + (rng.random(300) < bias), 0, 4)
     return [
         Prediction(
             label=int(labels[i]) + 1,
             verdict=int(verdicts[i]) + 1,
-            constrained=int(verdicts[i]) + 1,
             probabilities=said[i].tolist(),
             candidate="word " * int(rng.integers(1, 20)),
             source="a source of words",

@@ -156,7 +156,7 @@ def test_a_row_without_a_state_trains_nothing_and_gets_a_verdict(base: Path) -> 
 def compared(low: float, high: float, name: str = "adapter") -> Results:
     kappa = {"kappa_quadratic": Metric(value=0.5, low=0.4, high=0.6, n=40)}
     own = kappa | {"kappa_quadratic_strict": kappa["kappa_quadratic"]}
-    judge = JudgeResults(name=name, constrained=kappa, metrics=own)
+    judge = JudgeResults(name=name, metrics=kappa, greedy=own)
     baseline: Any = {"name": "frozen probe", "metrics": kappa}
     between = Comparison(a=name, b="frozen probe", value=(low + high) / 2, low=low, high=high)
     return Results(models=[judge], baselines=[baseline], comparisons=[between], task="score")
@@ -189,9 +189,7 @@ def test_the_table_of_a_terminal_ends_with_the_probe() -> None:
 
 
 def test_the_probe_is_a_baseline_of_its_own_and_never_the_best_one() -> None:
-    rows = [
-        {"label": i % 5 + 1, "group": str(i), "verdict": 3, "constrained": 3} for i in range(40)
-    ]
+    rows = [{"label": i % 5 + 1, "group": str(i), "verdict": 3} for i in range(40)]
     labels = [row["label"] for row in rows]
     judge = JudgeRows("adapter", "adapter", [Prediction.model_validate(row) for row in rows])
     baselines = [Baseline("mean", [3] * 40), Baseline("frozen probe", labels, "the training rows")]

@@ -170,9 +170,9 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
         assert {"generosity", "overconfidence", "length", "copied"} == set(model["checks"])
     for model in results["models"]:
         assert set(model["metrics"]) >= METRICS
-        for metric in model["constrained"].values():
+        for metric in model["metrics"].values():
             assert set(metric) >= {"value", "low", "high", "n"}
-        assert model["constrained"]["kappa_quadratic"]["n"] == 12
+        assert model["metrics"]["kappa_quadratic"]["n"] == 12
         assert model["precision"] == "float32"
     lines = (evaluation / "predictions.jsonl").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]

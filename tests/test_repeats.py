@@ -35,7 +35,7 @@ def test_the_spread_over_seeds_is_in_every_report(
     assert len(adapters) == 2
     found = [results(adapter) for adapter in adapters]
     assert {one["run"]["seed"] for one in found} == {5, 6}
-    values = [one["models"][0]["constrained"]["kappa_quadratic"]["value"] for one in found]
+    values = [one["models"][0]["metrics"]["kappa_quadratic"]["value"] for one in found]
     for adapter, one in zip(adapters, found, strict=True):
         spread = one["over_seeds"]
         assert spread["seeds"] == [5, 6]

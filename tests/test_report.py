@@ -49,8 +49,8 @@ def _folder(
             "id": f"row-{i}",
             "group": names[i],
             "label": labels[i],
-            "verdict": None if i < failures else verdict,
-            "constrained": verdict,
+            "verdict": verdict,
+            "greedy": None if i < failures else verdict,
             "probabilities": [0.2, 0.8],
             "status": "parse_failure" if i < failures else "ok",
             "raw": "no verdict here" if i < failures else f"{verdict}",
@@ -86,7 +86,7 @@ def _results(
     rule = Baseline("majority", [max(labels, key=labels.count)] * 40)
 
     def judge(name: str) -> JudgeResults:
-        numbers = summarise(labels, own[name], judges[name], sample, scale, [0.5] * 40, errors)
+        numbers = summarise(labels, judges[name], sample, scale, own[name], (), [0.5] * 40, errors)
         numbers.id, numbers.name, numbers.precision = f"{name}_final", name, "float32"
         numbers.unscored, numbers.shortened = 0, 0
         numbers.verdict_mass = sample.mean([0.97] * 40)
@@ -119,7 +119,7 @@ def _write(folder: Path) -> str:
 def test_report_opens_with_a_scorecard_that_ends_with_the_next_step(tmp_path: Path) -> None:
     sections = _sections(_write(_folder(tmp_path)))
     card = next(iter(sections.values()))
-    kappa = json.loads((tmp_path / "results.json").read_text())["models"][0]["constrained"]
+    kappa = json.loads((tmp_path / "results.json").read_text())["models"][0]["metrics"]
     number = kappa["kappa_quadratic"]
     line = f"| adapter | {number['value']:.3f} [{number['low']:.3f}, {number['high']:.3f}] | 40"
     assert line in card
@@ -147,7 +147,7 @@ def test_the_scorecards_next_step_is_the_most_urgent_one(
     results = json.loads((folder / "results.json").read_text())
     results["data"]["n"] = 400
     judge = results["models"][0]
-    judge["constrained"]["kappa_quadratic"] |= {"value": 0.8, "low": 0.7, "high": 0.9}
+    judge["metrics"]["kappa_quadratic"] |= {"value": 0.8, "low": 0.7, "high": 0.9}
     judge["parse_failures"] = changes.get("parse_failures", 0)
     if "leaks" in changes:
         results["leaks"] = changes["leaks"]
@@ -156,7 +156,7 @@ def test_the_scorecards_next_step_is_the_most_urgent_one(
         judge["checks"]["overconfidence"] |= {"low": 0.1, "high": 0.3, "p": 0.0, "p_holm": 0.0}
     if top := changes.get("ceiling"):
         metric = {"value": top, "low": top, "high": top, "n": 400}
-        numbers = dict.fromkeys(judge["constrained"], metric)
+        numbers = dict.fromkeys(judge["metrics"], metric)
         results["ceiling"] = {"name": "ceiling", "metrics": numbers}
     typed = Results.model_validate(results)
     lines = scorecard(typed, typed.models[0])[-1].lines
@@ -204,7 +204,7 @@ def test_report_reads_judge_base_and_baseline_in_words(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     reading = _sections(report)["In words"]
     for model in results["models"]:
-        kappa = model["constrained"]["kappa_quadratic"]
+        kappa = model["metrics"]["kappa_quadratic"]
         expected = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}] (n = 40)"
         assert expected in reading
     assert "On 40 rows of 40 groups" in reading
@@ -226,7 +226,12 @@ def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
     reading = sections["In words"]
     assert "4 of 40 are parse failures (10.0 %)" in reading
     assert "(n = 36)" in reading
-    matrix = sections["Labels and verdicts"]
+    assert "parse failure" not in sections["Labels and verdicts"]
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    for row in rows:  # a judge whose verdicts are those of its answers
+        row["verdict"] = row.pop("greedy")
+    (tmp_path / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    matrix = _sections(_write(tmp_path))["Labels and verdicts"]
     assert "parse failure" in matrix
     cells = [re.split(r" *\| *", line) for line in matrix.splitlines() if line.startswith("| **")]
     assert sum(int(line[-3] or 0) for line in cells) == 4
@@ -236,7 +241,7 @@ def test_report_counts_answers_that_could_not_be_read(tmp_path: Path) -> None:
 def test_every_answer_unreadable_is_undefined_and_not_zero(tmp_path: Path) -> None:
     sections = _sections(_write(_folder(tmp_path, failures=40)))
     assert "quadratic kappa is undefined (no rows)" in sections["In words"]
-    line = next(x for x in sections["Numbers"].splitlines() if "adapter, own answer" in x)
+    line = next(x for x in sections["Numbers"].splitlines() if "adapter, greedy answer" in x)
     assert re.split(r" *\| *", line)[2:5] == ["–", "–", "–"]
 
 
@@ -276,11 +281,11 @@ def test_the_worst_rows_are_the_farthest_from_the_label(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").open(encoding="utf-8")]
     judged = [row for row in rows if row["model"] == "adapter"]
-    judged[20] |= {"label": 0, "constrained": 10, "candidate": ""}
+    judged[20] |= {"label": 0, "verdict": 10, "candidate": ""}
     (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, judged)))
     section = _write(folder).split("## Worst")[1]
-    heads = re.findall(r"^\*\*(row-\d+)\*\*: label (\d+), constrained verdict (\d+)", section, re.M)
-    wrong = [row for row in judged if row["label"] != row["constrained"]]
+    heads = re.findall(r"^\*\*(row-\d+)\*\*: label (\d+), verdict (\d+)", section, re.M)
+    wrong = [row for row in judged if row["label"] != row["verdict"]]
     assert heads[0] == ("row-20", "0", "10")
     assert len(heads) == min(20, len(wrong))
     assert "candidate:\n" in section  # an empty candidate is shown
@@ -322,7 +327,7 @@ def test_rows_that_did_not_fit_are_said_and_left_out(tmp_path: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     results["models"][0] |= {"unscored": 1, "shortened": 3}
     (folder / "results.json").write_text(json.dumps(results))
-    row = {"model": "adapter", "id": "long", "label": 3, "verdict": None, "constrained": None}
+    row = {"model": "adapter", "id": "long", "label": 3, "verdict": None}
     with (folder / "predictions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row | {"status": "too_long"}))
     report = _write(folder)
@@ -355,12 +360,12 @@ def test_terminal_table_fits_80_columns(tmp_path: Path, scale: str) -> None:
     folder = _folder(tmp_path, scale, failures=3)
     results = json.loads((folder / "results.json").read_text())
     for model in results["models"]:
-        metric = model["metrics"]["kappa_strict"]
+        metric = model["greedy"]["kappa_strict"]
         metric |= {"value": -0.55, "low": -0.65, "high": -0.45}
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
     console.print(terminal_table(Results.model_validate(results)))
     lines = console.export_text().splitlines()
-    kappa = results["models"][0]["constrained"]["kappa"]
+    kappa = results["models"][0]["metrics"]["kappa"]
     found = f"{kappa['value']:.3f} [{kappa['low']:.3f}, {kappa['high']:.3f}]"
     assert max(map(len, lines)) <= 80
     assert all(line.count("[") == line.count("]") for line in lines)  # none is broken
@@ -379,8 +384,8 @@ def test_a_broken_folder_is_one_line_with_file_and_place(tmp_path: Path) -> None
     (folder / "predictions.jsonl").write_text('\n{"model":\n')
     with pytest.raises(UserError, match=r"predictions\.jsonl:2: not JSON"):
         write_report(folder)
-    (folder / "results.json").write_text('{"schema": 2}')
-    with pytest.raises(UserError, match="schema is not 1"):
+    (folder / "results.json").write_text('{"schema": 3}')
+    with pytest.raises(UserError, match="schema is not 2"):
         write_report(folder)
     assert not (folder / "report.md").exists()
 

@@ -23,18 +23,18 @@ OLD = {
     ],
     "from_the_future": {"x": [1, None]},
 }
-ROW = {"model": "base", "label": 7, "verdict": "A", "constrained": 7.5, "status": "ok", "new": [1]}
+ROW = {"model": "base", "label": 7, "verdict": 7.5, "greedy": "A", "status": "ok", "new": [1]}
 
 
 def test_an_old_file_has_defaults_and_is_written_again_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(OLD))
     results = read_results(tmp_path)
-    assert results.as_json() == OLD
-    assert results.schema_version == 1
+    assert results.as_json() == OLD | {"schema": 2}
+    assert results.schema_version == 2
     assert (results.baselines, results.comparisons, results.ceiling) == ([], [], None)
     assert results.judge is not None
     assert (results.judge.name, results.judge.checks) == ("base", {})
-    assert results.judge.best["mae"].value == 0.5
+    assert results.judge.metrics["mae"].value == 0.5
     results.leaks.n = 2
     assert results.leak_line().startswith("LEAKS: 2 texts")
 
@@ -43,9 +43,31 @@ def test_a_row_keeps_the_types_of_verdicts_and_fields_it_does_not_know(tmp_path:
     (tmp_path / "predictions.jsonl").write_text(f"{json.dumps(ROW)}\n\n")
     (row,) = read_predictions(tmp_path)
     assert row.as_json() == ROW
-    assert (row.label, row.verdict, row.forced) == (7, "A", 7.5)
+    assert (row.label, row.verdict, row.answered) == (7, 7.5, "A")
     assert not row.in_both_orders
     assert Prediction.model_validate(ROW | {"swapped": None}).in_both_orders
+
+
+def test_what_schema_1_called_constrained_is_the_verdict(tmp_path: Path) -> None:
+    ours = {"verdict": None, "constrained": 7, "swapped": "B", "swapped_constrained": "A"}
+    old = [ours, {"verdict": 3, "constrained": None}]
+    lines = [json.dumps({"model": "m", "label": 7, "status": "ok"} | row) for row in old]
+    (tmp_path / "predictions.jsonl").write_text("\n".join(lines))
+    chosen, given = read_predictions(tmp_path)
+    assert (chosen.verdict, chosen.answered) == (7, None)
+    assert (chosen.in_one_order, chosen.swapped, chosen.swapped_greedy) == (7, "A", "B")
+    assert (given.verdict, given.answered) == (3, 3)
+    models = [
+        {"metrics": {"exact": {"value": 0.5}}, "constrained": {"exact": {"value": 0.7}}},
+        {"metrics": {"exact": {"value": 0.5}}},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(OLD | {"models": models}))
+    results = read_results(tmp_path)
+    chosen_by, written = results.models
+    assert (chosen_by.metrics["exact"].value, chosen_by.answers["exact"].value) == (0.7, 0.5)
+    assert written.answers == written.metrics
+    (tmp_path / "results.json").write_text(json.dumps(results.as_json()))
+    assert read_results(tmp_path) == results
 
 
 def test_a_field_of_another_type_is_named_with_its_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pt_app.core.choosing import choose
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
@@ -52,7 +53,7 @@ def encoder_of(tokenizer, scale="0-10", length=512):
 
 
 def scorer_of(model, encoder, **options):
-    return JudgeScorer(model, encoder, progress=False, **options)
+    return JudgeScorer(model, encoder, **{"order": "as_given", "progress": False} | options)
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def assert_equals_plain(scored, model, encoder, rows):
         lines = one_by_one(model, encoder, example)
         assert result.probabilities == pytest.approx(lines.softmax(0).tolist(), abs=1e-5)
         assert result.verdict_mass == pytest.approx(float(lines.exp().sum()), rel=1e-4, abs=1e-9)
-        assert result.constrained == encoder.scale.values[int(lines.argmax())]
+        assert result.verdict == choose(result.probabilities, encoder.scale, encoder.rule)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -93,7 +94,7 @@ def test_results_are_the_same_in_any_batch_size_and_order(chatml):
     for row, place in zip(order, shuffled, strict=True):
         assert place.probabilities == pytest.approx(whole[row].probabilities, abs=1e-5)
         assert place.probabilities == pytest.approx(singly[row].probabilities, abs=1e-5)
-        assert (place.status, place.constrained) == (whole[row].status, whole[row].constrained)
+        assert (place.status, place.greedy) == (whole[row].status, whole[row].greedy)
 
 
 def test_rows_are_read_one_by_one_where_trees_do_not_hold(chatml, monkeypatch):
@@ -225,9 +226,9 @@ def test_answers_are_those_of_greedy_generation_for_batches_of_any_size(trained,
     texts = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
     for scored in scored_in_batches:
         assert [result.raw for result in scored] == texts == answers
-        assert [result.verdict for result in scored] == [encoder.scale.parse(a) for a in answers]
+        assert [result.greedy for result in scored] == [encoder.scale.parse(a) for a in answers]
         for result in scored:
-            assert result.status == ("parse_failure" if result.verdict is None else "ok")
+            assert result.status == ("parse_failure" if result.greedy is None else "ok")
 
 
 def test_answers_of_a_model_without_an_end_stop_at_the_limit(chatml):
@@ -242,18 +243,18 @@ def test_answers_of_a_model_without_an_end_stop_at_the_limit(chatml):
         assert text == encoder.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def test_parse_failure_keeps_its_probabilities_and_gives_no_verdict(trained):
+def test_parse_failure_keeps_its_probabilities_and_has_no_greedy_verdict(trained):
     model, encoder, rows, _ = trained
     scored = scorer_of(model, encoder).score(rows)
     failed = [result for result in scored if result.status == "parse_failure"]
     assert len(failed) == 5
     for result in failed:
-        assert result.verdict is None
-        assert result.constrained in encoder.scale.values
+        assert result.greedy is None
+        assert result.verdict in encoder.scale.values
         assert result.verdict_mass < 0.5
         assert sum(result.probabilities) == pytest.approx(1.0)
     assert all(r.raw is None for r in scored)
-    assert all(r.constrained == r.verdict and r.verdict_mass > 0.5 for r in scored if r.verdict)
+    assert all(r.verdict == r.greedy and r.verdict_mass > 0.5 for r in scored if r.greedy)
 
 
 def test_models_own_generation_settings_do_not_leak(trained):
@@ -288,7 +289,7 @@ def test_row_that_cannot_fit_gets_a_status_and_stops_no_other(chatml, caplog):
     long = JudgeExample(source="a", candidate="casa " * 900, where="rows.json:9")
     scored = scorer_of(model, encoder).score([rows[0], long, *rows[1:]])
     assert scored[1].status == "too_long"
-    assert (scored[1].verdict, scored[1].constrained, scored[1].raw) == (None, None, None)
+    assert (scored[1].verdict, scored[1].greedy, scored[1].raw) == (None, None, None)
     for row, result in zip(alone, [scored[0], *scored[2:]], strict=True):
         assert result.probabilities == pytest.approx(row.probabilities, abs=1e-5)
     assert "rows.json:9" in caplog.text

@@ -78,18 +78,18 @@ def test_each_task_is_trained_and_evaluated_by_each_recipe(
     assert (found["task"], found["scale"]) == (task, TASKS[task])
     assert found["leaks"] == {"n": 0, "examples": []}
     rows = predictions(adapter)
-    assert {row["constrained"] for row in rows} <= set(VERDICTS[task])
+    assert {row["verdict"] for row in rows} <= set(VERDICTS[task])
     assert all(len(row["probabilities"]) == len(VERDICTS[task]) for row in rows)
     model = found["models"][0]
     both = task == "pairwise"
-    assert ("order_consistency" in model["constrained"]) is both
+    assert ("order_consistency" in model["metrics"]) is both
     assert ("swapped" in rows[0]) is both
     if both:
-        number = model["constrained"]["order_consistency"]
+        number = model["metrics"]["order_consistency"]
         assert number["n"] == 6
         flip = {"A": "B", "B": "A", "tie": "tie"}
         own = [row for row in rows if row["model"] == "adapter"]
-        same = [flip[row["swapped_constrained"]] == row["constrained"] for row in own]
+        same = [flip[row["swapped"]] == row["as_given"] for row in own]
         assert number["value"] == pytest.approx(sum(same) / len(same))
         assert "training: 8 pairs in both orders" in capsys.readouterr().out
         report = (adapter / "evaluation" / "report.md").read_text("utf-8")

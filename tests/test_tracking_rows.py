@@ -24,9 +24,9 @@ def test_rows_hold_texts_only_if_asked() -> None:
 
 
 def test_a_verdict_that_did_not_parse_is_counted_as_such() -> None:
-    row = as_row({**prediction(0), "verdict": None, "constrained": 7}, False)
-    assert row["output"]["constrained"] == 7
-    assert row["scores"] == {"parsed": False, "exact": False}
+    row = as_row({**prediction(0), "verdict": 7, "greedy": None}, False)
+    assert row["output"]["greedy"] is None
+    assert row["scores"] == {"parsed": False, "exact": True, "absolute_error": 0}
 
 
 def test_rows_are_json_even_where_a_number_is_none(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def main() -> None:
         for one, other in pairs
         for name, chance in one["probabilities"].items()
     ]
-    changed = sum(one["likeliest"] != other["likeliest"] for one, other in pairs)
+    changed = sum(one["verdict"] != other["verdict"] for one, other in pairs)
     part.save(
         {
             "devices": DEVICES,

@@ -36,7 +36,7 @@ class Judged:
 
     def numbers(self) -> FloatArray:
         """Return the expected scores [n]; a verdict's number where there are no probabilities."""
-        read = [row.forced if row.expected is None else row.expected for row in self.rows]
+        read = [row.verdict if row.expected is None else row.expected for row in self.rows]
         return np.array([math.nan if value is None else float(value) for value in read])
 
     def chances(self) -> FloatArray | None:
@@ -44,8 +44,10 @@ class Judged:
         if any(row.probabilities is None for row in self.rows):
             return None
         own = np.array([row.probabilities for row in self.rows], np.float64)
-        if self.rows[0].swapped_probabilities is None:
+        first = self.rows[0]
+        if first.swapped_probabilities is None or "as_given" in first.model_fields_set:
             return own
+        # Of rows of schema 1, the probabilities are those of the given order.
         other = np.array([row.swapped_probabilities for row in self.rows], np.float64)
         return (own + other[:, self._flips()]) / 2
 
@@ -53,7 +55,7 @@ class Judged:
         """Return the likeliest verdicts, of pairs by the mean of both orders [n]."""
         chances = self.chances()
         if chances is None:
-            return [row.forced for row in self.rows]
+            return [row.verdict for row in self.rows]
         return [self.scale.values[place] for place in chances.argmax(axis=1)]
 
     def votes(self) -> FloatArray:
@@ -159,7 +161,7 @@ def _log_score(judged: Judged) -> Statistic:
 
 def _flips_share(judged: Judged) -> Statistic:
     """The share of pairs whose likeliest verdict is another one in the other order."""
-    own = [(row.forced, row.swapped_constrained or row.swapped) for row in judged.rows]
+    own = [(row.in_one_order, row.swapped) for row in judged.rows]
     return _mean([math.nan if b is None else float(flipped(b) != a) for a, b in own])
 
 

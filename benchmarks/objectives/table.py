@@ -134,8 +134,8 @@ class OfSet:
 
 def _ruled(row: Prediction, verdict: Verdict) -> Prediction:
     """Return a row as a baseline answered it."""
-    gone = ("expected", "probabilities", "swapped", "swapped_constrained", "swapped_probabilities")
-    return row.model_copy(update={"constrained": verdict, **dict.fromkeys(gone)})
+    gone = ("expected", "probabilities", "swapped", "swapped_greedy", "swapped_probabilities")
+    return row.model_copy(update={"verdict": verdict, **dict.fromkeys(gone)})
 
 
 def resamples(groups: Sequence[str | int]) -> list[IntArray]:

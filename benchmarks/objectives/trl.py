@@ -3,6 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,17 @@ def greedy_verdicts(
 ) -> JudgeRows:
     """Read the verdicts of greedy answers, of pairs in both orders.
 
-    An answer without a verdict is a parse failure, whose constrained verdict is `stand_in`: a guess
-    in place of none favours this way.
+    An answer without a verdict is a parse failure, whose verdict is `stand_in`: a guess in place of
+    none favours this way.
     """
     model.eval()
     predictions = []
     for row in tqdm(rows, desc="TRL: greedy answers"):
-        own, other = _greedy(model, encoder, row), None
+        own = _scored(_greedy(model, encoder, row), stand_in)
         if (two := swapped(row)) is not None:
             other = _scored(_greedy(model, encoder, two), stand_in)
-        predictions.append(prediction("trl", row, _scored(own, stand_in), other))
+            own = replace(own, orders=(own, other))
+        predictions.append(prediction("trl", row, own))
     return JudgeRows("trl", "TRL SFT", predictions)
 
 
@@ -104,5 +106,5 @@ def _greedy(model: Any, encoder: PromptEncoder, row: JudgeExample) -> Verdict | 
 
 def _scored(verdict: Verdict | None, stand_in: Verdict) -> Scored:
     if verdict is None:
-        return Scored("parse_failure", constrained=stand_in)
+        return Scored("parse_failure", verdict=stand_in)
     return Scored("ok", verdict, verdict)

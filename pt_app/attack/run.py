@@ -17,9 +17,9 @@ from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
-from pt_app.evidence.coding import worth_of
+from pt_app.evidence.coding import coded, worth_of
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import summarise
+from pt_app.evidence.summary import agreement_metrics
 from pt_app.judge import Judge
 from pt_app.scoring.scorer import JudgeScorer, Scored
 
@@ -116,13 +116,13 @@ def _step(scale: Scale) -> float:
 def _clean(rows: Rows, clean: Scores, scale: Scale) -> results.Metrics:
     """Measure the agreement with the labels before any attack."""
     kept = [
-        (row.group, row.label.verdict, scored.constrained)
+        (row.group, row.label.verdict, scored.verdict)
         for row, scored in zip(rows, clean, strict=True)
-        if row.label is not None and scored.constrained is not None
+        if row.label is not None and scored.verdict is not None
     ]
     labels, verdicts = [label for _, label, _ in kept], [verdict for *_, verdict in kept]
     sample = Resampler([group for group, *_ in kept])
-    return summarise(labels, verdicts, verdicts, sample, scale).best
+    return agreement_metrics(sample, *coded(labels, verdicts, scale), scale)
 
 
 def _numbers(

@@ -18,6 +18,7 @@ MAX_TEXT = 1000  # characters of a text that a page shows
 
 _METRICS = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
 NAMES: dict[str, str] = _METRICS["names"]
+VERDICT_RULES: dict[str, str] = _METRICS["verdict_rules"]
 ANNOTATORS: dict[str, str] = _METRICS["annotators"]
 COLUMNS: dict[str, list[str]] = _METRICS["columns"]
 SHOWN_WITH: dict[str, str] = _METRICS["shown_with"]

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 
 from pt_app.core.records import JudgeExample, Label
-from pt_app.core.verdicts import Verdict
+from pt_app.core.settings import Order
+from pt_app.core.verdicts import Scale, Verdict
 
 _OTHER = {"A": "B", "B": "A"}
 # Comments in which a candidate goes by its letter, number or place: in the other order they would
@@ -21,9 +22,27 @@ _NAMES_A_CANDIDATE = re.compile(
 _LETTER = re.compile(r"(?<![\w'’.])[AB](?![\w'’])")
 
 
+def order_of(order: Order, scale: Scale) -> Order | None:
+    """Return the order in which pairs are judged; None if the verdicts are not about pairs."""
+    return order if scale.task == "pairwise" else None
+
+
 def flipped(verdict: Verdict | None) -> Verdict | None:
     """Return the verdict on the same pair in the other order; a tie stays one, None stays None."""
     return _OTHER.get(verdict, verdict) if isinstance(verdict, str) else verdict
+
+
+def mean_of_orders(given: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    """Return the mean probabilities of A, B and tie on a pair that was judged in both orders.
+
+    Candidates that change places change their means, too, and nothing else.
+
+    Args:
+        given: in the order of the letters that are returned.
+        other: in the other order, in that order's own letters.
+    """
+    a, b, tie = other
+    return tuple((p + q) / 2 for p, q in zip(given, (b, a, tie), strict=True))
 
 
 def swapped(example: JudgeExample) -> JudgeExample | None:

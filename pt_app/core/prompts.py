@@ -10,9 +10,11 @@ from datetime import date
 from typing import Any
 
 from pt_app.core.chat_templates import ANSWER, DAY, as_text, control_tokens, seal
+from pt_app.core.choosing import resolved_rule
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template, fill, scale_fields
+from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale, format_answer
 from pt_app.core.words import units
 
@@ -64,16 +66,24 @@ class Cuts:
 class PromptEncoder:
     """Encode examples for one tokenizer, template and scale.
 
+    `rule` says how a verdict is chosen from its probabilities, resolved for the scale.
     The tokenizer's chat template is sealed in place (`chat_templates.seal`): `day` is what its
     clock says from now on. Raises UserError if the tokenizer has no chat template, or one whose
     answers cannot be told from its prompts.
     """
 
     def __init__(
-        self, tokenizer: Any, template: Template, scale: Scale, max_seq_length: int, day: date = DAY
+        self,
+        tokenizer: Any,
+        template: Template,
+        scale: Scale,
+        max_seq_length: int,
+        day: date = DAY,
+        rule: VerdictRule = "auto",
     ) -> None:
         self.tokenizer, self.day = tokenizer, day
         self.template, self.scale = template, scale
+        self.rule = resolved_rule(rule, scale)
         self.max_seq_length = max_seq_length
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{self._name} has no chat template: give it one with --chat_template")

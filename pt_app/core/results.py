@@ -2,7 +2,8 @@
 
 docs/RESULTS_JSON.md describes the fields. A file of an older version lacks some of them, which then
 have their defaults; fields that this version does not know are kept. Only fields that were set are
-written, so that a file that is read and written again keeps its content.
+written, so that a file that is read and written again keeps its content; one of schema 1 is
+written as one of schema 2.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text
@@ -18,7 +19,7 @@ from pt_app.core.formatting import COLUMNS, SHOWN_WITH
 from pt_app.core.records import Annotation, Turn
 from pt_app.core.verdicts import Verdict
 
-SCHEMA = 1  # raised if the meaning of a field changes
+SCHEMA = 2  # raised if the meaning of a field changes
 PROBE = "frozen probe"  # the name of the baseline on the base's hidden states
 PREDICTIONS, RESULTS, ATTACKS = "predictions.jsonl", "results.json", "attacks.json"
 _ABSENT = "is missing: evaluate first (without --skip_eval), or name another folder"
@@ -75,6 +76,14 @@ class _Versioned(Stored):
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_schema_1(cls, data: object) -> object:
+        """Take a file of schema 1, whose parts say themselves what their fields were."""
+        if isinstance(data, dict) and data.get("schema") == 1:
+            return data | {"schema": SCHEMA}
+        return data
+
 
 class Metric(Stored):
     """A number with its 95 % interval over `n` rows; None where it is undefined.
@@ -119,12 +128,11 @@ class Check(Metric):
 
 
 class Comparison(Metric):
-    """The difference a - b of two judges in `metric`, on the same rows and kind of verdict."""
+    """The difference a - b of two judges in `metric`, on the same rows."""
 
     a: str = ""
     b: str = ""
     metric: str = ""
-    reading: str = ""
     p: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
@@ -298,21 +306,38 @@ class PrecisionChange(Stored):
 
 
 class Measured(Stored):
-    """A judge, a baseline or one annotator, measured against the labels."""
+    """A judge, a baseline or one annotator, measured against the labels.
+
+    Attributes:
+        metrics: of the verdicts. Without `greedy`, and of answers that could not all be read, also
+            `<name>_strict`, where parse failures count as wrong.
+        greedy: the same of the greedy answers, of a judge whose verdicts are chosen by their
+            probabilities.
+    """
 
     id: str = ""
     name: str = ""
     metrics: Metrics = {}
-    constrained: Metrics | None = None
+    greedy: Metrics | None = None
     parse_failures: int = 0
     n: int = 0
     groups: int = 0
     few_groups: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_schema_1(cls, data: object) -> object:
+        """Rename what schema 1 called `metrics` (of greedy answers) and `constrained`."""
+        if not isinstance(data, dict) or "constrained" not in data:
+            return data
+        data, chosen = dict(data), data["constrained"]
+        del data["constrained"]
+        return data | {"greedy": data.get("metrics"), "metrics": chosen} if chosen else data
+
     @property
-    def best(self) -> Metrics:
-        """The numbers of the constrained verdicts if there are any, else of the own answers."""
-        return self.constrained or self.metrics
+    def answers(self) -> Metrics:
+        """The numbers of the answers as they were written."""
+        return self.metrics if self.greedy is None else self.greedy
 
 
 class BaselineResults(Measured):
@@ -329,8 +354,17 @@ class Ceiling(Measured):
 
 
 class JudgeResults(Measured):
-    """All numbers of one judge."""
+    """All numbers of one judge.
 
+    Attributes:
+        verdict_rule: how verdicts were chosen from their probabilities; None: they were given.
+        order: "both" if a pair's probabilities are the mean of its two orders.
+        far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart.
+    """
+
+    verdict_rule: str | None = None
+    order: str | None = None
+    far_from_greedy: int = 0
     precision: str | None = None
     grid: str | None = None
     precision_change: PrecisionChange | None = None
@@ -454,7 +488,8 @@ class Results(_Versioned):
         ROUGE-L is among them only if answers were generated, the numbers of both orders only if
         pairs were judged in both.
         """
-        measured = {name for model in self.models for name in model.metrics} | {""}
+        models = self.models
+        measured = {name for model in models for name in (*model.metrics, *model.answers)} | {""}
         return tuple(name for name in COLUMNS[self.task] if SHOWN_WITH.get(name, "") in measured)
 
     @property
@@ -490,8 +525,12 @@ class Prediction(Stored):
 
     Attributes:
         score: of a metric, in place of verdicts.
+        verdict: what the judge says: chosen by the probabilities, else as it was given.
+        greedy: the verdict of the greedy answer (None: a parse failure); unset if `verdict` is it.
+        as_given: the verdict on the pair in this order alone; unset if `verdict` is it.
+        swapped: the verdict on the pair in its other order alone, in that order's letters; unset if
+            it was judged in one only.
         rules: the verdict of each baseline.
-        swapped: the verdict on the pair in its other order; unset if it was judged in one only.
     """
 
     model: str = ""
@@ -500,7 +539,7 @@ class Prediction(Stored):
     label: Verdict = ""
     score: float | None = None
     verdict: Verdict | None = None
-    constrained: Verdict | None = None
+    greedy: Verdict | None = None
     probabilities: list[float] | None = None
     verdict_mass: float | None = None
     expected: float | None = None
@@ -520,17 +559,32 @@ class Prediction(Stored):
     annotators: list[Annotation] | None = None
     system: Verdict | None = None
     slices: dict[str, Verdict | None] | None = None
+    as_given: Verdict | None = None
     swapped: Verdict | None = None
-    swapped_constrained: Verdict | None = None
+    swapped_greedy: Verdict | None = None
     swapped_probabilities: list[float] | None = None
     rules: dict[str, Verdict] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_schema_1(cls, data: object) -> object:
+        """Rename what schema 1 called `verdict` (of the greedy answer) and `constrained`."""
+        if not isinstance(data, dict) or "constrained" not in data:
+            return data
+        data = dict(data)
+        for name, old in (("verdict", "constrained"), ("swapped", "swapped_constrained")):
+            chosen = data.pop(old, None)
+            if chosen is not None:
+                greedy = "greedy" if name == "verdict" else f"{name}_greedy"
+                data[greedy], data[name] = data.get(name), chosen
+        return data
 
     @property
     def required(self) -> Sequence[str]:
         """The fields of a row of verdicts, or of a metric's scores."""
         if "score" in self.model_fields_set:
             return ("model", "label", "score")
-        return ("model", "status", "label", "verdict", "constrained")
+        return ("model", "status", "label", "verdict")
 
     @property
     def in_both_orders(self) -> bool:
@@ -538,9 +592,14 @@ class Prediction(Stored):
         return "swapped" in self.model_fields_set
 
     @property
-    def forced(self) -> Verdict | None:
-        """The constrained verdict, else the judge's own; None for a parse failure."""
-        return self.verdict if self.constrained is None else self.constrained
+    def answered(self) -> Verdict | None:
+        """The verdict of the answer as it was written; None for a parse failure."""
+        return self.greedy if "greedy" in self.model_fields_set else self.verdict
+
+    @property
+    def in_one_order(self) -> Verdict | None:
+        """The verdict on a pair in this order alone."""
+        return self.as_given if "as_given" in self.model_fields_set else self.verdict
 
 
 class AttackFamily(Stored):

@@ -19,6 +19,8 @@ PROBE_ROWS = 2000
 PROBE_HELP = "maximum training rows of the probe on the base's hidden states; 0: no probe"
 SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
 Precision = Literal["float32", "bf16", "int8"]
+VerdictRule = Literal["auto", "mean", "median", "mode"]
+Order = Literal["both", "as_given"]  # in which pairs are judged
 TrackingMode = Literal["auto", "online", "offline", "off"]
 MODES: tuple[TrackingMode, ...] = ("auto", "online", "offline", "off")
 SERVERS, SINKS = {"wandb", "weave"}, {"wandb", "weave", "tensorboard"}
@@ -113,6 +115,11 @@ class Settings:
     skip_eval: bool = flag("skip the evaluation after training", False)
     feedback: bool = flag("also generate issues and feedback in the evaluation", False)
     score_precision: Precision = flag("precision of the evaluation; float32 is exact", "float32")
+    verdict_rule: VerdictRule = flag(
+        "how a verdict is chosen from its probabilities: mean (rounded), median or mode; auto: "
+        "mean on scores, else mode",
+        "auto",
+    )
     probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
     resume: str = flag(
         "resume from the newest complete checkpoint of RUN, or of the newest unfinished run",

@@ -141,6 +141,13 @@ class Scale:
         sizes = Counter(self._line_of.values())
         return tuple(of_line[line] / sizes[line] for line in self._line_of.values())
 
+    def gathered(self, probabilities: Sequence[float]) -> tuple[float, ...]:
+        """Return the probabilities of `lines` from those of `values`: the inverse of `spread`."""
+        of_line = dict.fromkeys(self._line_of.values(), 0.0)
+        for line, probability in zip(self._line_of.values(), probabilities, strict=True):
+            of_line[line] += probability
+        return tuple(of_line.values())
+
     @cached_property
     def _written(self) -> re.Pattern[str]:
         heading = rf"{_LINE_START}{KEYWORDS[self.task]}{_MARKUP}[:=]?{_MARKUP}"

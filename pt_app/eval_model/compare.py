@@ -106,7 +106,7 @@ def evaluate_judges(
 def _curve(results: Results, dataset: JudgeData) -> list[LearningPoint]:
     """Return the headline number by the number of training rows, fewest first."""
     metric = headline(dataset.scale)
-    numbers, rows = {model.name: model.best for model in results.models}, len(dataset.train)
+    numbers, rows = {model.name: model.metrics for model in results.models}, len(dataset.train)
     return [
         numbers[name][metric].extended(
             LearningPoint, judge=name, rows=round(rows * share), metric=metric
@@ -125,12 +125,12 @@ def _judged(
     """Score the test rows with an adapter, or with its base if not `tuned`."""
     source = adapters.base_of(info, options.base)
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-    scoring = Scoring(encoder, test, options.feedback, options.precision)
+    scoring = Scoring(encoder, test, options.feedback, options.precision, options.order)
     if not tuned:
         return scoring.judged(name, source.name, bases.load_model(source))
     model = adapters.load_merged(info.folder, source)
     rows = scoring.judged(name, info.folder.name, model)
-    return replace(rows, fitted=Fitted.read(info.folder))
+    return replace(rows, fitted=Fitted.read(info.folder, info.rule, rows.order))
 
 
 def _probe(
@@ -174,7 +174,7 @@ def _prompted_rows(
     with closing(Journal(journal, _settings(endpoint, questions))) as kept:
         answers = _answers(endpoint, budget, questions, kept)
     scored = [_scored(answers[example.id], data.scale) for example in test]
-    rows = [prediction(endpoint.model, *pair, None) for pair in zip(test, scored, strict=True)]
+    rows = [prediction(endpoint.model, *pair) for pair in zip(test, scored, strict=True)]
     return JudgeRows(endpoint.model, f"{endpoint.model} at an endpoint", rows)
 
 
@@ -259,4 +259,4 @@ def _scored(entry: Entry, scale: Scale) -> Scored:
     if answer is not None:
         read = scale.read(answer)
         verdict = scale.parse(answer) if read is None else read.verdict
-    return Scored("parse_failure" if verdict is None else "ok", verdict=verdict, raw=text)
+    return Scored("parse_failure" if verdict is None else "ok", verdict, verdict, raw=text)

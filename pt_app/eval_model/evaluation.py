@@ -11,10 +11,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
-from pt_app.core.orders import swapped
+from pt_app.core.orders import order_of
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import PROBE, JsonObject, Prediction, Results
-from pt_app.core.settings import PROBE_ROWS
+from pt_app.core.settings import PROBE_ROWS, Order
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.calibration import Fitted
@@ -30,7 +30,7 @@ from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 
 # Fields that a row of predictions.jsonl takes over as they are.
-OF_SCORED = ("verdict", "constrained", "verdict_mass", "expected", "status", "raw")
+OF_SCORED = ("verdict", "greedy", "verdict_mass", "expected", "status", "raw")
 OF_EXAMPLE = {"id", "group", "source", "reference", "candidate", "errors"}
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
 
@@ -127,6 +127,7 @@ class Scoring:
     test: Sequence[JudgeExample]
     feedback: bool
     precision: str
+    order: Order = "both"
 
     def judged(
         self,
@@ -141,31 +142,24 @@ class Scoring:
         """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self.encoder)
-        scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, feedback=self.feedback)
-        scored = scorer.score(self.test)
+        scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, order=self.order)
+        scorer.feedback = self.feedback
+        scores = zip(self.test, scorer.score(self.test), strict=True)
+        rows = [prediction(name, row, score) for row, score in scores]
         shortened, ties = scorer.shortened, scorer.ties
-        scorer.feedback, scorer.name = False, f"{name}, other order"
-        pairs = {i: two for i, row in enumerate(self.test) if (two := swapped(row)) is not None}
-        others = dict(zip(pairs, scorer.score(list(pairs.values())), strict=True)) if pairs else {}
-        rows = [
-            prediction(name, example, score, others.get(i))
-            for i, (example, score) in enumerate(zip(self.test, scored, strict=True))
-        ]
-        fitted = None
+        scale, rule = self.encoder.scale, self.encoder.rule
+        fitted, order = None, order_of(self.order, scale)
         if validation:
-            scorer.name = f"{name}, validation rows"
+            scorer.name, scorer.feedback = f"{name}, validation rows", False
             scores = zip(validation, scorer.score(validation), strict=True)
-            judged = [prediction(name, row, score, None) for row, score in scores]
-            fitted = Fitted.on(judged, self.encoder.scale, Asked().target_accuracy)
-        grid = self.encoder.scale.grid
-        made = self.precision, change, fitted, grid and grid.name
+            judged = [prediction(name, row, score) for row, score in scores]
+            fitted = Fitted.on(judged, scale, Asked().target_accuracy, rule, order)
+        made = self.precision, change, fitted, scale.grid.name if scale.grid else None, rule, order
         return JudgeRows(name, id_, rows, shortened, ties, *made)
 
 
-def prediction(
-    name: str, example: JudgeExample, scored: Scored, other: Scored | None
-) -> Prediction:
-    """Lay out one row of predictions.jsonl; `other` is the verdict on the pair the other way."""
+def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
+    """Lay out one row of predictions.jsonl."""
     comments = scored.raw.partition("\n")[2] if scored.raw is not None else None
     row: JsonObject = {
         "model": name,
@@ -178,13 +172,19 @@ def prediction(
         # Texts that only some rows have; of a chat row the prompt, which holds them all.
         **example.model_dump(include=OPTIONAL, exclude_none=True, exclude_defaults=True),
     }
+    if not scored.probabilities and scored.greedy == scored.verdict:
+        del row["greedy"]  # as of a model at an endpoint: the verdict is that of the answer
     if example.annotators:
         row["annotators"] = [annotator.model_dump() for annotator in example.annotators]
     if system := (example.meta or {}).get("system"):
         row["system"] = system
-    if other is not None:
-        row |= {"swapped": other.verdict, "swapped_constrained": other.constrained}
-        row["swapped_probabilities"] = other.probabilities
+    if scored.orders is not None:
+        given, other = scored.orders
+        row |= {"as_given": given.verdict, "swapped": other.verdict}
+        row |= {
+            "swapped_greedy": other.greedy,
+            "swapped_probabilities": other.probabilities or None,
+        }
     return Prediction.model_validate(row)
 
 

@@ -70,7 +70,8 @@ def _joined(name: str, results: Sequence[Results], predictions: Sequence[Predict
     shortened, ties = sum(m.shortened for m in models), sum(m.ties for m in models)
     ids = ", ".join(dict.fromkeys(model.id for model in models))
     precisions = ", ".join(dict.fromkeys(model.precision or "" for model in models))
-    return JudgeRows(name, ids, rows, shortened, ties, precisions, grid=models[0].grid)
+    how = models[0].grid, models[0].verdict_rule, models[0].order
+    return JudgeRows(name, ids, rows, shortened, ties, precisions, None, None, *how)
 
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
@@ -92,8 +93,13 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
             ("task", result.task, first.task),
             ("scale", result.scale, first.scale),
             ("base", result.run.get("base"), first.run.get("base")),
+            ("verdict rule", _rules(result), _rules(first)),
             ("set of judges", [m.name for m in result.models], [m.name for m in first.models]),
         ):
             if own != expected:
                 problem = f"{adapter} has another {what} than {adapters[0]}"
                 raise UserError(f"{problem}: join adapters of one training")
+
+
+def _rules(results: Results) -> list[tuple[str | None, str | None]]:
+    return [(model.verdict_rule, model.order) for model in results.models]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pt_app.core.flags import flag
-from pt_app.core.settings import PROBE_HELP, PROBE_ROWS, Precision
+from pt_app.core.settings import PROBE_HELP, PROBE_ROWS, Order, Precision
 from pt_app.models.endpoint.options import RequestOptions
 
 
@@ -20,6 +20,7 @@ class EvalOptions:
         "precision of the scoring; float32 is exact", "float32", name="score_precision"
     )
     probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
+    order: Order = flag("judge pairs in both orders and take the mean, or once as_given", "both")
     target_accuracy: float = flag("accuracy to reach", 0.9, low=0.01, high=0.999)
     curve: bool = flag("also train on a quarter and on half of the rows", False)
     seed: int = flag("seed that draws rows and shots", 0)
@@ -56,6 +57,7 @@ class ScoreOptions:
     precision: Precision = flag(
         "precision of the scoring; float32 is exact", "float32", name="score_precision"
     )
+    order: Order = flag("judge pairs in both orders and take the mean, or once as_given", "both")
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
     device: str = flag("cpu, cuda or mps", "cpu")
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")

@@ -175,7 +175,7 @@ def _write_spread(adapters: Sequence[Path]) -> None:
 
     results = [read_results(adapter / "evaluation") for adapter in adapters]
     metric = results[0].columns()[0]
-    values = [result.models[0].best[metric].value for result in results]
+    values = [result.models[0].metrics[metric].value for result in results]
     defined = [value for value in values if value is not None]
     spread = SeedSpread(
         metric=metric,

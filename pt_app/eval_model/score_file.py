@@ -76,9 +76,13 @@ def _score(
     if columns:
         columns.check(table.columns, table.name)
     sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
-    device, precision = options.device, options.precision
     judge = Judge.load(
-        adapter, base=options.base, device=device, precision=precision, sample=sample
+        adapter,
+        base=options.base,
+        device=options.device,
+        precision=options.precision,
+        sample=sample,
+        order=options.order,
     )
     shard = shard_of(options.shard, sum(1 for _ in table.rows()))
     source = Path(input.partition("::")[0])  # a member of an archive follows its name
@@ -171,7 +175,8 @@ def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> 
     import pyarrow.parquet as parquet
 
     numbers = ("confidence", "calibrated", "expected", "verdict_mass")
-    kinds = dict.fromkeys(numbers, arrow.float64()) | {"abstain": arrow.bool_()}
+    kinds = dict.fromkeys(numbers, arrow.float64())
+    kinds |= dict.fromkeys(("abstain", "consistent"), arrow.bool_())
     texts = [{k: v if k in kinds or v is None else str(v) for k, v in row.items()} for row in rows]
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
     staged = output.with_name(f".{output.name}.partial")

@@ -163,10 +163,8 @@ def _difference_of_means(
 def verdicts_of_orders(
     rows: Sequence[Prediction],
 ) -> tuple[list[Verdict | None], list[Verdict | None]]:
-    """Return the verdicts in both orders: the constrained ones where they exist."""
-    if any(row.swapped_constrained is not None for row in rows):
-        return [row.constrained for row in rows], [row.swapped_constrained for row in rows]
-    return [row.verdict for row in rows], [row.swapped for row in rows]
+    """Return the verdicts on pairs in each order alone, in that order's own letters."""
+    return [row.in_one_order for row in rows], [row.swapped for row in rows]
 
 
 def by_order(
@@ -203,9 +201,7 @@ def first_preference(
     return np.array(shares)
 
 
-def orders(
-    rows: Sequence[Prediction], labels: IntArray, verdicts: IntArray, sample: Resampler
-) -> Orders:
+def orders(rows: Sequence[Prediction], labels: Sequence[Verdict], sample: Resampler) -> Orders:
     """Count which winner each order of a pair gave; and the accuracy by the better one's position.
 
     Returns:
@@ -215,13 +211,13 @@ def orders(
     first, swapped = verdicts_of_orders(rows)
     pairs = zip(first, map(flipped, swapped), strict=True)
     counts = Counter(compress(pairs, [row.in_both_orders for row in rows]))
-    right = np.where(verdicts >= 0, labels == verdicts, np.nan)
-
+    known = zip(labels, first, strict=True)
+    right = np.array([np.nan if verdict is None else label == verdict for label, verdict in known])
+    better = np.array(labels)
     ordered = sorted(counts.items(), key=str)
     return Orders(
         flips=[Flip(first=winner, swapped=other, n=n) for (winner, other), n in ordered],
         right_if_better_is={
-            better: sample.share(np.where(labels == place, right, np.nan))
-            for place, better in enumerate(("A", "B"))  # as on the scale
+            place: sample.share(np.where(better == place, right, np.nan)) for place in ("A", "B")
         },
     )

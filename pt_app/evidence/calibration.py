@@ -6,6 +6,7 @@ threshold of its confidence, and a person or a larger judge decides those rows. 
 validation rows is saved with the adapter (`Fitted`).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +20,14 @@ from pt_app.core import results
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import agreement_of_sums, headline, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.pass_fail import operating_threshold
 from pt_app.evidence.ranks import Levels
 from pt_app.evidence.summary import FAIL
+
+log = logging.getLogger(__name__)
 
 FILE = "calibration.json"
 MIN_ROWS = 30  # of validation; an isotonic map of fewer rows repeats their noise
@@ -72,18 +75,44 @@ def wrong_with(row: Sequence[float], scale: Scale) -> str:
 
 
 def confidence_of(
-    probabilities: FloatArray, labels: IntArray, scale: Scale, tolerance: float
+    probabilities: FloatArray,
+    verdicts: IntArray,
+    labels: IntArray,
+    scale: Scale,
+    tolerance: float,
 ) -> Confidence:
-    """Return the confidence in the constrained verdict of each row, and whether it is right."""
+    """Return the confidence in the verdict of each row, and whether it is right.
+
+    Args:
+        probabilities: of each verdict [n, K], NaN for a row without.
+        verdicts: positions on the scale [n]; those of rows without probabilities are not used.
+        labels: positions on the scale [n].
+        scale: the scale.
+        tolerance: how far from the label a verdict may lie to be right, in units of the scale.
+    """
+    near = _near(scale, tolerance)
+    return Confidence(_sure(probabilities, verdicts, near), near[verdicts, labels])
+
+
+def confidence_in(verdict: Verdict, probabilities: Sequence[float], scale: Scale) -> float:
+    """Return the confidence in the verdict of one row, at the usual tolerance."""
+    row, place = np.array([probabilities], np.float64), np.array([scale.values.index(verdict)])
+    # As for all rows of an evaluation: Python's sum may round otherwise, past a threshold.
+    row /= row.sum(axis=1, keepdims=True)
+    return float(_sure(row, place, _near(scale, usual_tolerance(scale)))[0])
+
+
+def _near(scale: Scale, tolerance: float) -> FloatArray:
+    """Return which verdicts count as one [K, K]."""
     numbers = numbers_of(scale)
     if numbers is None:
-        near = np.eye(len(scale.values))
-    else:  # [K, K]: which verdicts count as one
-        near = (np.abs(numbers[:, None] - numbers) <= tolerance + 1e-9).astype(np.float64)
-    verdicts = np.nan_to_num(probabilities).argmax(axis=1)
+        return np.eye(len(scale.values))
+    return (np.abs(numbers[:, None] - numbers) <= tolerance + 1e-9).astype(np.float64)
+
+
+def _sure(probabilities: FloatArray, verdicts: IntArray, near: FloatArray) -> FloatArray:
     # Rounded, so that probabilities which differ by the rounding of their sum are one confidence.
-    sure = (probabilities * near[verdicts]).sum(axis=1).round(12)
-    return Confidence(sure, near[verdicts, labels])
+    return np.asarray((probabilities * near[verdicts]).sum(axis=1).round(12), np.float64)
 
 
 def usual_tolerance(scale: Scale) -> float:
@@ -98,12 +127,18 @@ def usual_tolerance(scale: Scale) -> float:
 
 
 def calibration(
-    probabilities: FloatArray, labels: IntArray, scale: Scale, sample: Resampler, tolerance: float
+    probabilities: FloatArray,
+    verdicts: IntArray,
+    labels: IntArray,
+    scale: Scale,
+    sample: Resampler,
+    tolerance: float,
 ) -> results.Calibration:
     """Return the calibration of the rows that have probabilities; each number with interval and n.
 
     Args:
         probabilities: of each verdict [n, K], NaN for a row without.
+        verdicts: positions on the scale [n].
         labels: positions on the scale [n].
         scale: the scale.
         sample: the groups of the rows.
@@ -117,7 +152,7 @@ def calibration(
         `reliability`: mean confidence, accuracy and n of each bin.
     """
     present = ~np.isnan(probabilities[:, 0])
-    confidence = confidence_of(probabilities, labels, scale, tolerance)
+    confidence = confidence_of(probabilities, verdicts, labels, scale, tolerance)
     sure, right = confidence.sure, confidence.right
     gap = np.where(present, sure - right, np.nan)
     truth = np.eye(len(scale.values))[labels]
@@ -342,6 +377,8 @@ class Fitted(results.Stored):
 
     Attributes:
         rows: the number of validation rows.
+        verdict_rule: how their verdicts were chosen; before there were rules, as the mode.
+        order: in which pairs were judged; None for other rows.
         tolerance: how far from the label a verdict may lie to be right; confidence is the
             probability of that.
         temperature: recalibrates all probabilities.
@@ -353,6 +390,8 @@ class Fitted(results.Stored):
 
     schema_version: int = Field(default=1, alias="schema")
     rows: int
+    verdict_rule: str = "mode"
+    order: str | None = None
     tolerance: float
     temperature: float
     isotonic: Isotonic
@@ -360,7 +399,13 @@ class Fitted(results.Stored):
     operating: float | None = None
 
     @staticmethod
-    def on(rows: Sequence[results.Prediction], scale: Scale, target: float) -> "Fitted | None":
+    def on(
+        rows: Sequence[results.Prediction],
+        scale: Scale,
+        target: float,
+        rule: str = "mode",
+        order: str | None = None,
+    ) -> "Fitted | None":
         """Fit on prediction rows; None if under `MIN_ROWS` have probabilities."""
         rows = [row for row in rows if row.probabilities]
         if len(rows) < MIN_ROWS:
@@ -368,12 +413,15 @@ class Fitted(results.Stored):
         tolerance = usual_tolerance(scale)
         probabilities = probabilities_of(rows, scale)
         labels = positions([row.label for row in rows], scale, "label")
-        confidence = confidence_of(probabilities, labels, scale, tolerance)
+        verdicts = positions([row.verdict for row in rows], scale, "verdict")
+        confidence = confidence_of(probabilities, verdicts, labels, scale, tolerance)
         sample = Resampler([row.group for row in rows])
         fails = probabilities[:, FAIL] if scale.task == "pass_fail" else None
         return Fitted(
             schema=1,
             rows=len(rows),
+            verdict_rule=rule,
+            order=order,
             tolerance=tolerance,
             temperature=fit_temperature(probabilities, labels),
             isotonic=Isotonic.fit(confidence),
@@ -386,25 +434,31 @@ class Fitted(results.Stored):
         write_json_atomic(folder / FILE, self.as_json())
 
     @staticmethod
-    def read(folder: Path) -> "Fitted | None":
-        """Read `folder`/calibration.json; None if there is none.
+    def read(folder: Path, rule: str, order: str | None = None) -> "Fitted | None":
+        """Read `folder`/calibration.json; None if there is none for this rule and order of pairs.
 
         Raises:
             UserError: for a broken file.
         """
         path = folder / FILE
         again = "evaluate the adapter again"
-        text = read_text(path, remedy=again) if path.exists() else None
-        return None if text is None else Fitted.parse(text, path, again)
+        if not path.exists():
+            return None
+        fitted = Fitted.parse(read_text(path, remedy=again), path, again)
+        if (fitted.verdict_rule, fitted.order) == (rule, order):
+            return fitted
+        message = "%s was fitted on verdicts that were chosen otherwise, and is not used: %s"
+        log.warning(message, path, again)
+        return None
 
-    def of_one(self, probabilities: Sequence[float], scale: Scale) -> tuple[float, bool | None]:
+    def of_one(self, confidence: float) -> tuple[float, bool | None]:
         """Return the calibrated confidence in one row's verdict, and whether to abstain.
 
         The latter is None if no threshold holds: the judge cannot be trusted alone.
+
+        Args:
+            confidence: what `confidence_in` returns.
         """
-        row, unknown = np.array([probabilities], np.float64), np.zeros(1, dtype=np.int64)
-        # As for all rows of an evaluation: Python's sum may round otherwise, past the threshold.
-        row /= row.sum(axis=1, keepdims=True)
-        sure = confidence_of(row, unknown, scale, self.tolerance).sure
         least = self.threshold.threshold
-        return float(self.isotonic(sure)[0]), None if least is None else bool(sure[0] < least)
+        calibrated = float(self.isotonic(np.array([confidence]))[0])
+        return calibrated, None if least is None else confidence < least

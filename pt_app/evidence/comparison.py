@@ -22,7 +22,6 @@ def compare(
     sample: Resampler,
     scale: Scale,
     names: tuple[str, str] = ("adapter", "base"),
-    reading: str = "constrained",
 ) -> Comparison:
     """Return the difference a - b of the scale's headline number, with its paired interval.
 
@@ -33,7 +32,6 @@ def compare(
         sample: the groups of the rows.
         scale: the scale.
         names: of both judges, for the result.
-        reading: which verdicts these are, for the result: "constrained" or "verdict".
 
     Returns:
         The difference; `p` is that of a permutation test that exchanges the two judges in whole
@@ -53,7 +51,7 @@ def compare(
 
     both = np.concatenate(list(sums), axis=1)
     metric = sample.estimate_group_sums(both, difference)["difference"]
-    about = {"a": names[0], "b": names[1], "metric": name, "reading": reading}
+    about = {"a": names[0], "b": names[1], "metric": name}
     p = _permutation_p(sums, statistic, name, sample)
     detectable = None if metric.error is None else DETECTABLE_ERRORS * metric.error
     return metric.extended(Comparison, **about, p=p, detectable=detectable)

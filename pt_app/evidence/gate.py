@@ -72,7 +72,7 @@ def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:
     checks = [_enough(len(scored), limits)]
     if not scored:
         return [*checks, Check("agreement", "undecided", "no row was scored")]
-    failures = sum(row.verdict is None for row in scored)
+    failures = sum(row.answered is None for row in scored)
     checks += [
         _share("parse failures", failures, len(scored), limits.parse_failures),
         _share("abstentions", new.abstained * len(scored), len(scored), limits.abstentions),
@@ -105,7 +105,7 @@ def _share(name: str, count: float, n: int, most: float) -> Check:
 def _above_floor(rows: Sequence[Prediction], scale: Scale, floor: float) -> Check:
     labels, verdicts = [row.label for row in rows], [row.verdict for row in rows]
     sample = Resampler([row.group for row in rows])
-    metrics = summarise(labels, verdicts, None, sample, scale).metrics
+    metrics = summarise(labels, verdicts, sample, scale).metrics
     head = headline(scale)
     return _decided(f"{head} above {floor:g}", metrics[f"{head}_strict"], floor)
 
@@ -116,7 +116,7 @@ def _not_worse(new: Judged, baseline: Judged, margin: float) -> Check:
     labels, sample = [row.label for row, _ in fit], Resampler([row.group for row, _ in fit])
     ours, theirs = [row.verdict for row, _ in fit], [old.verdict for _, old in fit]
     names = new.name, baseline.name
-    difference = compare(labels, ours, theirs, sample, new.scale, names, "verdict")
+    difference = compare(labels, ours, theirs, sample, new.scale, names)
     return _decided(f"{difference.metric} not worse by {margin:g}", difference, -margin)
 
 

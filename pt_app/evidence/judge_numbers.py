@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pt_app.core.choosing import apart
 from pt_app.core.metrics import FloatArray, IntArray, rouge_l
 from pt_app.core.results import Check, JudgeResults, Prediction, Recalibrated, Slice, Systems
 from pt_app.core.verdicts import Scale, Verdict
@@ -19,10 +20,7 @@ from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_
 
 @dataclass(frozen=True)
 class _Judged:
-    """A judge's rows, and positions of their labels and verdicts (-1: none).
-
-    The verdicts are those whose biases are measured: the constrained ones if every row has one.
-    """
+    """A judge's rows, and positions of their labels and verdicts (-1: none)."""
 
     rows: Sequence[Prediction]
     labels: IntArray
@@ -46,9 +44,9 @@ def judge_numbers(
         fitted: calibration and threshold from other rows, if there are any.
     """
     numbers = _agreement(rows, sample, scale)
-    chosen = [row.verdict if numbers.constrained is None else row.constrained for row in rows]
+    numbers.far_from_greedy = sum(apart(row.verdict, row.answered, scale) for row in rows)
     labels = positions([row.label for row in rows], scale, "label")
-    verdicts = positions(chosen, scale, "verdict")
+    verdicts = positions([row.verdict for row in rows], scale, "verdict")
     judged = _Judged(rows, labels, verdicts, scale, sample, asked, fitted)
     if any(row.verdict_mass is not None for row in rows):
         numbers.verdict_mass = sample.share([row.verdict_mass for row in rows])
@@ -59,19 +57,21 @@ def judge_numbers(
     numbers.slices = _slices(judged)
     _add_sources(numbers, judged)
     if any(row.in_both_orders for row in rows):
-        numbers.orders = biases.orders(rows, labels, verdicts, sample)
+        numbers.orders = biases.orders(rows, [row.label for row in rows], sample)
     return numbers
 
 
 def _agreement(rows: Sequence[Prediction], sample: Resampler, scale: Scale) -> JudgeResults:
-    constrained = [row.constrained for row in rows if row.constrained is not None]
+    greedy = any("greedy" in row.model_fields_set for row in rows)
+    numeric = scale.task == "score" and any(row.expected is not None for row in rows)
     rouge = [_rouge(row) for row in rows] if any(row.raw is not None for row in rows) else None
     numbers = summarise(
         [row.label for row in rows],
         [row.verdict for row in rows],
-        constrained if len(constrained) == len(rows) else None,
         sample,
         scale,
+        [row.answered for row in rows] if greedy else None,
+        [row.expected for row in rows] if numeric else (),
         rouge,
         [row.errors or [] for row in rows] if any(row.errors for row in rows) else None,
     )
@@ -87,30 +87,32 @@ def _rouge(row: Prediction) -> float | None:
 def _add_orders(numbers: JudgeResults, rows: Sequence[Prediction], sample: Resampler) -> None:
     """Add the accuracy by order, the consistency, and how often the first position wins."""
     labels = [row.label for row in rows]
-    own = biases.by_order(labels, [row.verdict for row in rows], [row.swapped for row in rows])
+    by_order = biases.by_order(labels, *biases.verdicts_of_orders(rows))
+    if numbers.greedy is not None:
+        numbers.metrics |= {name: sample.share(values) for name, values in by_order.items()}
+        answers = [row.answered for row in rows], [row.swapped_greedy for row in rows]
+        by_order = biases.by_order(labels, *answers)
     # A row that was not judged in the other order stays out; a parse failure in either is wrong.
     judged = np.array([row.in_both_orders for row in rows])
     strict = {
         f"{name}_strict": np.where(judged, np.nan_to_num(values), np.nan)
-        for name, values in own.items()
+        for name, values in by_order.items()
         if name != "first_preference"
     }
-    numbers.metrics |= {name: sample.share(values) for name, values in (own | strict).items()}
-    if numbers.constrained and any("swapped_constrained" in row.model_fields_set for row in rows):
-        forced = [row.constrained for row in rows], [row.swapped_constrained for row in rows]
-        by_order = biases.by_order(labels, *forced)
-        numbers.constrained |= {name: sample.share(values) for name, values in by_order.items()}
+    # In place: `answers` is one of the two.
+    numbers.answers.update({n: sample.share(values) for n, values in (by_order | strict).items()})
 
 
 def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
     """Add what follows from probabilities; return confidence - accuracy of each row [n]."""
-    labels, scale, sample = judged.labels, judged.scale, judged.sample
+    labels, verdicts, scale, sample = judged.labels, judged.verdicts, judged.scale, judged.sample
     asked, fitted = judged.asked, judged.fitted
-    probabilities = calibration.probabilities_of(judged.rows, scale)
+    every = calibration.probabilities_of(judged.rows, scale)
+    probabilities = np.where(verdicts[:, None] < 0, np.nan, every)  # of a verdict that was read
     usual = calibration.usual_tolerance(scale)
     tolerance = usual if asked.tolerance is None else asked.tolerance
-    confidence = calibration.confidence_of(probabilities, labels, scale, tolerance)
-    rest = labels, scale, sample, tolerance
+    confidence = calibration.confidence_of(probabilities, verdicts, labels, scale, tolerance)
+    rest = verdicts, labels, scale, sample, tolerance
     numbers.calibration = calibration.calibration(probabilities, *rest)
     if fitted is not None:
         recalibrated = calibration.with_temperature(probabilities, fitted.temperature)
@@ -123,11 +125,10 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
         if fitted and (fitted.tolerance, fitted.threshold.target) == (tolerance, target):
             threshold = fitted.threshold.model_copy(update={"chosen_on": "validation"})
         numbers.selective = calibration.selective(confidence, sample, target, threshold)
-        likeliest = probabilities.argmax(axis=1), labels
-        covered = calibration.at_coverages(confidence, *likeliest, scale, sample)
+        covered = calibration.at_coverages(confidence, verdicts, labels, scale, sample)
         numbers.selective.at_coverage = covered
-        if scale.task == "pass_fail":
-            _add_pass_fail(numbers, probabilities[:, FAIL], judged)
+    if scale.task == "pass_fail" and not np.isnan(every).any():
+        _add_pass_fail(numbers, every[:, FAIL], judged)
     return confidence.sure - confidence.right
 
 
@@ -164,9 +165,9 @@ def _checks(judged: _Judged, gaps: FloatArray | None) -> dict[str, Check]:
 
 def _slices(judged: _Judged) -> dict[str, dict[str, Slice]]:
     of_rows = [row.slices or {} for row in judged.rows]
-    apart = distances(judged.labels, judged.verdicts, judged.scale)
+    far = distances(judged.labels, judged.verdicts, judged.scale)
     return {
-        name: biases.slices([_name(slices.get(name)) for slices in of_rows], apart, judged.sample)
+        name: biases.slices([_name(slices.get(name)) for slices in of_rows], far, judged.sample)
         for name in dict.fromkeys(name for slices in of_rows for name in slices)
     }
 

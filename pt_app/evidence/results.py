@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pt_app.core import results as typed
 from pt_app.core.files import write_json_atomic, write_text_atomic
 from pt_app.core.results import Prediction, Results
-from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.comparison import compare, holm
@@ -34,7 +34,8 @@ class JudgeRows:
 
     `shortened` counts the rows that were cut to fit, `ties` those whose verdict rounding decided;
     `change` says what the precision changed against float32, and `grid` names the coarser scale
-    that the judge speaks, if it does.
+    that the judge speaks, if it does. `rule` chose the verdicts by their probabilities (None: they
+    were given), of pairs in `order`.
     """
 
     name: str
@@ -46,6 +47,8 @@ class JudgeRows:
     change: typed.PrecisionChange | None = None
     fitted: Fitted | None = None
     grid: str | None = None
+    rule: str | None = None
+    order: str | None = None
 
 
 def results_of(
@@ -83,6 +86,7 @@ def results_of(
         measured.precision, measured.precision_change = judge.precision, judge.change
         measured.grid = judge.grid
         measured.ties, measured.shortened = judge.ties, judge.shortened
+        measured.verdict_rule, measured.order = judge.rule, judge.order
         measured.unscored = count - len(rows)
         return measured
 
@@ -107,25 +111,16 @@ def _comparisons(
 ) -> list[typed.Comparison]:
     """Compare the first judge with each other one, then with each baseline; Holm's p over all."""
     first, labels = judges[0], [row.label for row in judges[0].rows]
-    pairs = [(other.name, *_same_reading(first, other)) for other in judges[1:]]
-    reading, (own,) = _same_reading(first)
-    pairs += [(baseline.name, reading, [own, baseline.verdicts]) for baseline in baselines]
+    own = [row.verdict for row in first.rows]
+    others = [(other.name, [row.verdict for row in other.rows]) for other in judges[1:]]
+    others += [(baseline.name, list(baseline.verdicts)) for baseline in baselines]
     comparisons = [
-        compare(labels, a, b, sample, scale, (first.name, name), reading)
-        for name, reading, (a, b) in pairs
+        compare(labels, own, verdicts, sample, scale, (first.name, name))
+        for name, verdicts in others
     ]
     for comparison, p in zip(comparisons, holm([pair.p for pair in comparisons]), strict=True):
         comparison.p_holm = p
     return comparisons
-
-
-def _same_reading(*judges: JudgeRows) -> tuple[str, list[Sequence[Verdict | None]]]:
-    """Return the constrained verdicts of judges if all rows have one, else the own ones."""
-    constrained: list[Sequence[Verdict | None]]
-    constrained = [[row.constrained for row in judge.rows] for judge in judges]
-    if not any(None in verdicts for verdicts in constrained):
-        return "constrained", constrained
-    return "verdict", [[row.verdict for row in judge.rows] for judge in judges]
 
 
 def write_evaluation(

@@ -9,7 +9,8 @@ from pt_app.core.results import BaselineResults, JudgeResults, Metrics
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import coding
 from pt_app.evidence.baselines import Baseline
-from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.intervals import Resampler, with_counts
+from pt_app.evidence.ranks import rank_agreement
 
 PASS, FAIL = 0, 1  # positions on the scale of pass and fail
 
@@ -17,9 +18,10 @@ PASS, FAIL = 0, 1  # positions on the scale of pass and fail
 def summarise(
     labels: Sequence[Verdict],
     verdicts: Sequence[Verdict | None],
-    constrained: Sequence[Verdict] | None,
     sample: Resampler,
     scale: Scale,
+    greedy: Sequence[Verdict | None] | None = None,
+    expected: Sequence[float | None] = (),
     rouge: Sequence[float | None] | None = None,
     errors: Sequence[Sequence[str]] | None = None,
 ) -> JudgeResults:
@@ -27,47 +29,74 @@ def summarise(
 
     Args:
         labels: the label of each row [n].
-        verdicts: the judge's own verdicts [n], None for a parse failure.
-        constrained: the constrained verdict of every row [n]; None if they are not known.
+        verdicts: the judge's verdicts [n]; None for a parse failure.
         sample: the groups of the rows.
         scale: the scale of labels and verdicts.
+        greedy: the verdicts of its greedy answers [n], None for a parse failure, if `verdicts` were
+            chosen by their probabilities; None if `verdicts` are those of the answers.
+        expected: the mean score of each row [n]; empty if they are not known.
         rouge: ROUGE-L of each row's feedback [n], None if its label has none.
         errors: the kinds of error known to be in each row's candidate [n].
 
     Returns:
-        `metrics` holds <name> over the rows that parsed and <name>_strict with each failure counted
-        as wrong: on an ordered scale as the verdict farthest from the label, on a nominal one as a
-        verdict outside of it. `constrained` covers all rows.
+        The numbers of answers are <name> over the rows that parsed and <name>_strict with each
+        failure counted as wrong: on an ordered scale as the verdict farthest from the label, on a
+        nominal one as a verdict outside of it. Correlations and squared error of verdicts that were
+        chosen are those of `expected`, which need not be rounded for them.
 
     Raises:
         UserError: for a verdict off the scale.
         ValueError: for columns of unequal length.
     """
-    check_lengths(labels, verdicts, constrained, sample.index, rouge, errors)
+    check_lengths(labels, verdicts, greedy, expected or None, sample.index, rouge, errors)
     label, verdict = coding.coded(labels, verdicts, scale)
-    metrics = agreement_metrics(sample, label, verdict, scale)
-    wrong = coding.count_failures_as_wrong(label, verdict, scale)
-    strict = agreement_metrics(sample, label, wrong, scale)
-    if rouge is not None:
-        values = np.array(rouge, dtype=np.float64)  # None becomes NaN
-        metrics["rouge_l"] = sample.share(np.where(verdict < 0, np.nan, values))
-        strict["rouge_l"] = sample.share(np.where(verdict < 0, 0 * values, values))
+    answered = verdict if greedy is None else coding.positions(greedy, scale, "verdict")
+    answers = _of_answers(sample, label, answered, scale, rouge)
     summary = JudgeResults(
-        metrics=metrics | {f"{name}_strict": value for name, value in strict.items()},
-        parse_failures=int((verdict < 0).sum()),
+        metrics=answers,
+        parse_failures=int((answered < 0).sum()),
         n=len(label),
         groups=sample.groups,
         few_groups=sample.few_groups,
     )
-    forced = verdict
-    if constrained:
-        forced = coding.positions(constrained, scale, "verdict")
-        if (forced < 0).any():
-            raise ValueError("`constrained` needs a verdict in every row: leave unscored rows out")
-        summary.constrained = agreement_metrics(sample, label, forced, scale)
+    if greedy is not None:
+        summary.metrics, summary.greedy = agreement_metrics(sample, label, verdict, scale), answers
+    if expected:
+        summary.metrics |= _of_expected(sample, label, expected, scale)
     if errors is not None:
-        summary.by_error = _by_error(sample, coding.distances(label, forced, scale), scale, errors)
+        summary.by_error = _by_error(sample, coding.distances(label, verdict, scale), scale, errors)
     return summary
+
+
+def _of_answers(
+    sample: Resampler,
+    labels: IntArray,
+    verdicts: IntArray,
+    scale: Scale,
+    rouge: Sequence[float | None] | None,
+) -> Metrics:
+    metrics = agreement_metrics(sample, labels, verdicts, scale)
+    wrong = coding.count_failures_as_wrong(labels, verdicts, scale)
+    strict = agreement_metrics(sample, labels, wrong, scale)
+    if rouge is not None:
+        values = np.array(rouge, dtype=np.float64)  # None becomes NaN
+        metrics["rouge_l"] = sample.share(np.where(verdicts < 0, np.nan, values))
+        strict["rouge_l"] = sample.share(np.where(verdicts < 0, 0 * values, values))
+    return metrics | {f"{name}_strict": value for name, value in strict.items()}
+
+
+def _of_expected(
+    sample: Resampler, labels: IntArray, expected: Sequence[float | None], scale: Scale
+) -> Metrics:
+    """Return correlations and squared error of expected scores, over the rows that have one."""
+    values, scores = np.array(scale.values, np.float64)[labels], np.array(expected, np.float64)
+    squares = with_counts((scores - values) ** 2)
+
+    def rmse(sums: FloatArray) -> dict[str, FloatArray]:
+        return {"rmse": np.sqrt(sums[:, 0] / sums[:, 1])}
+
+    error = sample.estimate_sums(squares, rmse, int(squares[:, 1].sum()))
+    return rank_agreement(values, scores, sample) | error
 
 
 def baseline_results(

@@ -131,4 +131,4 @@ def _as_verdict(row: Row, verdict: Verdict | None, scale: Scale, measured: str) 
         problem = f"label {row['label']:g} is off the scale {scale.name}"
         raise UserError(f"{measured}, {row['id']}: {problem}: name another --scale")
     status = "parse_failure" if verdict is None else "ok"
-    return {"label": label, "verdict": verdict, "constrained": None, "status": status}
+    return {"label": label, "verdict": verdict, "status": status}

@@ -21,8 +21,9 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.results import JsonObject
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
+from pt_app.evidence.coding import coded
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.summary import summarise
+from pt_app.evidence.summary import agreement_metrics
 from pt_app.judge_data.card import table
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.options import Reading
@@ -105,7 +106,7 @@ def _agreement(again: Again, scale: Scale) -> JsonObject:
     first = [row.label.verdict for row, _ in again if row.label]
     second = [verdict for _, verdict in again]
     sample = Resampler([row.group for row, _ in again])
-    metrics = summarise(first, second, second, sample, scale).metrics
+    metrics = agreement_metrics(sample, *coded(first, second, scale), scale)
     score = scale.task == "score"
     names = {"exact": "exact" if score else "accuracy", "kappa": "kappa"}
     names |= {"kappa_quadratic": "kappa_quadratic"} if score else {}

@@ -188,7 +188,7 @@ def read_verdicts(
             population.setdefault(row.judge, []).append(verdict)
             return None
         status = "ok" if verdict is not None else "parse_failure"
-        judged = Row(label=label, verdict=verdict, constrained=None, status=status)
+        judged = Row(label=label, verdict=verdict, status=status)
         return judged | cells.more_of(row)
 
     judges = aligned(source.judged(read), source)
@@ -221,9 +221,7 @@ class _Cells:
         """Return a row's probabilities, its verdict on the swapped pair, and its annotators."""
         columns, more = self.columns, Row()
         if name := columns.probabilities:
-            more["probabilities"] = numbers = self._probabilities(row, name)
-            if numbers:
-                more["constrained"] = self.scale.values[numbers.index(max(numbers))]
+            more["probabilities"] = self._probabilities(row, name)
         if name := columns.swapped:
             more["swapped"] = self.verdict(row.cell(name), row.place, name)
         if name := columns.annotators:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from pt_app.core import files
 from pt_app.core.chat_templates import DAY, asks_for_the_date
+from pt_app.core.choosing import resolved_rule
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
-from pt_app.core.formatting import NAMES, estimate
+from pt_app.core.formatting import NAMES, VERDICT_RULES, estimate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import Results
+from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale
 from pt_app.models import bases, gguf
 from pt_app.models.bases import ADAPTER_CONFIG as CONFIG
@@ -58,6 +60,7 @@ class AdapterInfo:
         scale: the scale of its verdicts.
         template: the template of its prompts.
         max_seq_length: maximum tokens of a prompt and its answer.
+        rule: how a verdict is chosen from its probabilities.
         training: the content of training_config.json.
         config: the content of adapter_config.json.
         parameters: the number of its weights.
@@ -70,6 +73,7 @@ class AdapterInfo:
     scale: Scale
     template: Template
     max_seq_length: int
+    rule: VerdictRule
     training: dict[str, Any]
     config: dict[str, Any]
     parameters: int
@@ -195,6 +199,7 @@ def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
         "scale": encoder.scale.name,
         "grid": encoder.scale.grid and encoder.scale.grid.name,
         "max_seq_length": encoder.max_seq_length,
+        "verdict_rule": encoder.rule,
         "template": asdict(encoder.template),
         "weights_sha256": sha256_file(folder / WEIGHTS),
         "date": encoder.day.isoformat(),
@@ -247,12 +252,14 @@ def verify_adapter(folder: Path) -> AdapterInfo:
     parameters = _check_weights(folder / WEIGHTS, judge)
     try:
         _check_config(folder, config, judge, training)
+        scale = _scale(judge)
         return AdapterInfo(
             folder=folder,
             identity=dict(training["base"]),
-            scale=_scale(judge),
+            scale=scale,
             template=Template(**judge["template"]),
             max_seq_length=judge["max_seq_length"],
+            rule=resolved_rule(judge.get("verdict_rule", "auto"), scale),
             training=training,
             config=config,
             parameters=parameters,
@@ -285,7 +292,8 @@ def encoder_of(info: AdapterInfo, tokenizer: "PreTrainedTokenizerBase") -> Promp
     if asks_for_the_date(tokenizer):
         message = "%s: its prompts named the day on which they were made; now it is always %s"
         log.warning(message, info.folder, info.day)
-    return PromptEncoder(tokenizer, info.template, info.scale, info.max_seq_length, info.day)
+    length, day, rule = info.max_seq_length, info.day, info.rule
+    return PromptEncoder(tokenizer, info.template, info.scale, length, day, rule)
 
 
 def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> None:
@@ -432,5 +440,10 @@ def _card(info: AdapterInfo, name: str, results: Results | None = None) -> str:
     environment.filters["json"] = json.dumps
     template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        info=info, title=name, results=results, names=NAMES, estimate=estimate
+        info=info,
+        title=name,
+        results=results,
+        names=NAMES,
+        rules=VERDICT_RULES,
+        estimate=estimate,
     )

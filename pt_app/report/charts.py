@@ -40,8 +40,8 @@ def of_results(results: Results) -> Iterator[tuple[str, str]]:
 def agreement(results: Results) -> list[Chart]:
     """Show the headline number of judges, baselines and annotators with their intervals."""
     head = results.columns()[0]
-    entries = [(model.name, model.best.get(head), BLUE) for model in results.models]
-    entries += [(baseline.name, baseline.best.get(head), GREY) for baseline in results.baselines]
+    entries = [(model.name, model.metrics.get(head), BLUE) for model in results.models]
+    entries += [(baseline.name, baseline.metrics.get(head), GREY) for baseline in results.baselines]
     if results.ceiling:
         top = results.ceiling.metrics.get(head)
         entries.append(("one annotator against the others", top, GREEN))
@@ -82,7 +82,7 @@ def verdicts_by_label(rows: Sequence[Prediction]) -> list[Chart]:
     """Show the spread of the verdicts (expected scores if known) of each label's rows."""
     by_label: dict[float, list[float]] = {}
     for row in rows:
-        verdict = row.forced if row.expected is None else row.expected
+        verdict = row.verdict if row.expected is None else row.expected
         if isinstance(row.label, (int, float)) and isinstance(verdict, (int, float)):
             by_label.setdefault(float(row.label), []).append(float(verdict))
     if len(by_label) < 2:
@@ -156,7 +156,9 @@ def risk_coverage(selective: Selective | None) -> list[Chart]:
 def training(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     """Show training and validation loss by step, and the agreement on validation rows."""
     names = sorted({name for entry in history for name in entry})
-    quality = [name for name in names if name.startswith("eval_") and name.endswith("_strict")]
+    # Earlier versions counted parse failures as wrong, and said so.
+    metric = {name: name.removeprefix("eval_").removesuffix("_strict") for name in names}
+    quality = [name for name in names if name.startswith("eval_") and metric[name] in NAMES]
     charts = []
     for group in (["loss", "eval_loss"], *([name] for name in quality)):
         lines = {name: line for name in group if (line := _series(history, name))}

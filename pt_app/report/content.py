@@ -75,11 +75,12 @@ def _lines(results: Results) -> Iterator[tuple[str, Metrics, str, str]]:
     for model in results.models:
         name, failures = inline(model.name), str(model.parse_failures)
         cost = f"{model.cost.per_verdict:.6f}" if model.cost else UNDEFINED
-        own = model.metrics
+        own = model.answers
         strict = {name: own[f"{name}_strict"] for name in own if f"{name}_strict" in own}
-        if model.constrained is not None:
-            yield f"{name}, constrained verdict", model.constrained, UNDEFINED, cost
-        yield f"{name}, own answer", own, failures, cost
+        if model.greedy is not None:
+            yield f"{name}, verdict", model.metrics, UNDEFINED, cost
+        answer = "answer" if model.greedy is None else "greedy answer"
+        yield f"{name}, {answer}", own, failures, cost
         yield f"{name}, parse failures wrong", strict, failures, cost
     for baseline in results.baselines:
         name, verdict = inline(baseline.name), baseline.verdict
@@ -155,7 +156,7 @@ def _leaks(results: Results) -> Section | None:
 
 
 def _worst(rows: Sequence[Prediction], judge: JudgeResults) -> Section:
-    wrong = [row for row in rows if row.forced not in (None, row.label)]
+    wrong = [row for row in rows if row.verdict not in (None, row.label)]
     wrong.sort(key=lambda row: (*_distance(row), row.id))
     shown = wrong[:MAX_ROWS]
     lead = sentences("worst", shown=len(shown), wrong=len(wrong), rows=len(rows))
@@ -171,7 +172,7 @@ def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
         sure = max(chances.values(), default=0.0)
         if sure >= SURE and chances[row.label] < DOUBT:
             line = f"{inline(row.id)}: label {inline(row.label)} ({chances[row.label]:.2g}), judge "
-            line += f"{inline(row.forced)} ({sure:.2f})"
+            line += f"{inline(row.verdict)} ({sure:.2f})"
             doubted.append((chances[row.label], row.id, line))
     if not doubted:
         return None
@@ -182,7 +183,7 @@ def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
 
 def _distance(row: Prediction) -> tuple[float, float]:
     """Return a key that sorts far before near, then confident before hesitant."""
-    label, verdict = row.label, row.forced
+    label, verdict = row.label, row.verdict
     apart = 0.0
     if not isinstance(label, str) and not isinstance(verdict, str | None):
         apart = abs(verdict - label)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from pt_app.core.formatting import (
     NAMES,
+    VERDICT_RULES,
     estimate,
     fenced,
     inline,
@@ -76,7 +77,8 @@ def _environment() -> "Environment":
         with_n=with_n,
     )
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
-    environment.globals |= {"NAMES": NAMES, "CHECKS": titles().checks}
+    environment.globals |= {"NAMES": NAMES, "VERDICT_RULES": VERDICT_RULES}
+    environment.globals["CHECKS"] = titles().checks
     return environment
 
 

@@ -32,7 +32,7 @@ def _compared(
     """Yield name and headline metric of the judge, its base, what it must beat, and annotators."""
     for model in evaluation.models:
         if model.name in (judge.name, "base"):
-            yield model.name, model.best.get(head)
+            yield model.name, model.metrics.get(head)
     for baseline in evaluation.must_beat():
         title = "" if baseline.name == results.PROBE else "best baseline: "
         yield f"{title}{baseline.name}", baseline.metrics.get(head)
@@ -53,7 +53,7 @@ def _next_step(
     evaluation: results.Results, judge: results.JudgeResults, head: str, alarms: list[str]
 ) -> str:
     """Return the most urgent thing to do, in one sentence."""
-    n, own = evaluation.data.n or 0, judge.best.get(head)
+    n, own = evaluation.data.n or 0, judge.metrics.get(head)
     if evaluation.leaks.n:
         return "remove the texts that training and test share, and train again."
     if judge.parse_failures > MANY_PARSE_FAILURES * n:

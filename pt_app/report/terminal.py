@@ -58,21 +58,21 @@ def _table(title: str, caption: str) -> "Table":
 def _sections(results: "Results") -> list[tuple[str, Lines]]:
     columns, models, baseline = list(results.columns()), results.models, results.best_baseline()
     # The best baseline is the last column; it writes no answers.
-    best = [model.best for model in models] + ([baseline.metrics] if baseline else [])
+    best = [model.metrics for model in models] + ([baseline.metrics] if baseline else [])
     if results.task == "metric":  # scores are not answers
         return [("scores", _lines(columns, best))]
     empty = [""] * len(best[len(models) :])
-    own = [model.metrics for model in models] + [{} for _ in empty]
+    own = [model.answers for model in models] + [{} for _ in empty]
     strict = f"{columns[0]}_strict"
     first = _lines([name for name in columns if name != "rouge_l"], best)
     last = [
         ("parse failures", [str(model.parse_failures) for model in models] + empty),
         ("strict kappa", [estimate(numbers[strict]) if numbers else "" for numbers in own]),
     ]
-    if not any(model.constrained for model in models):
-        return [("own answer", [*first, *last])]
+    if not any(model.greedy for model in models):
+        return [("answer", [*first, *last])]
     last.append(("n", _counts(strict, own)))
-    return [("constrained", first), ("own answer", [*_lines(columns, own), *last])]
+    return [("verdict", first), ("greedy answer", [*_lines(columns, own), *last])]
 
 
 def _lines(names: Sequence[str], judges: Columns) -> Lines:

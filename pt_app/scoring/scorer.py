@@ -15,9 +15,12 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
+from pt_app.core.choosing import choose, is_tied, mean_of
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
+from pt_app.core.orders import mean_of_orders, swapped
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.settings import Order
 from pt_app.core.verdicts import Verdict
 from pt_app.models.contention import watched
 from pt_app.models.gemm import fast_matmul
@@ -31,8 +34,6 @@ log = logging.getLogger(__name__)
 
 # Logits per forward pass: 2^26 floats are 256 MiB, and reading them takes as much again.
 MAX_LOGITS = 1 << 26
-# Two verdicts this close in probability are a tie: rounding decides which one is constrained.
-TIE = 1e-5
 # Answers are decoded in batches whose KV cache holds this many times `batch_tokens` tokens.
 DECODED = 8
 
@@ -46,27 +47,27 @@ class Scored:
 
     Attributes:
         status: ok, parse_failure or too_long.
-        verdict: the verdict that the greedy answer starts with; None on a parse failure, where that
+        verdict: what the encoder's rule chooses by the probabilities.
+        greedy: the verdict that the greedy answer starts with; None on a parse failure, where that
             answer leaves the allowed verdicts.
-        constrained: the most likely of the allowed verdicts.
         probabilities: over the values of the scale; they sum to 1. A judge that speaks a grid
             gives those of bins, which are spread evenly over the values of each.
         verdict_mass: the probability of all allowed verdicts together, before that normalization.
         expected: the mean of the probabilities on a scale of numbers.
-        confidence: the probability of the line of the constrained verdict.
-        tied: whether rounding decides which of two lines is the most likely.
         raw: the greedy answer, if it was generated.
+        orders: of a pair that was judged in both orders, the two results, of which the second is in
+            its own order's letters; probabilities are then the mean of both, and greedy answer and
+            mass are those of the given order.
     """
 
     status: Literal["ok", "parse_failure", "too_long"]
     verdict: Verdict | None = None
-    constrained: Verdict | None = None
+    greedy: Verdict | None = None
     probabilities: tuple[float, ...] = ()
     verdict_mass: float | None = None
     expected: float | None = None
-    confidence: float | None = None
-    tied: bool = False
     raw: str | None = None
+    orders: tuple["Scored", "Scored"] | None = None
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ class JudgeScorer:
         model: the model, with or without an adapter.
         encoder: encodes prompts and verdicts.
         name: label of the progress bar and of warnings.
+        order: judge pairs in both orders, and take the mean; or as they are given.
         feedback: also generate answers.
         batch_tokens: maximum newly computed tokens per forward pass.
         answer_tokens: maximum tokens per generated answer.
@@ -87,7 +89,7 @@ class JudgeScorer:
 
     Attributes:
         shortened: rows that the last `score` had to shorten.
-        ties: rows of the last `score` with two equally likely verdicts.
+        ties: rows of the last `score` in which rounding decides between two verdicts.
 
     Raises:
         UserError: if the tokenizer cannot tell the verdicts of the scale apart.
@@ -97,6 +99,7 @@ class JudgeScorer:
     encoder: PromptEncoder
     _: KW_ONLY
     name: str = "judge"
+    order: Order = "both"
     feedback: bool = False
     batch_tokens: int = 2048
     answer_tokens: int = 160
@@ -110,11 +113,34 @@ class JudgeScorer:
         self.shortened = self.ties = 0
 
     def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
-        """Score every row, in the given order.
+        """Score every row, in the given order, and pairs in their other one, too.
 
         A row is shortened to fit the encoder's max_seq_length; one that cannot be has the status
         "too_long". Both are logged.
         """
+        scored = self._one_order(examples)
+        pairs = {
+            i: other
+            for i, row in enumerate(examples)
+            if self.order == "both" and scored[i].probabilities and (other := swapped(row))
+        }
+        if pairs:
+            other_order = replace(self, name=f"{self.name}, other order", feedback=False)
+            others = other_order._one_order(list(pairs.values()))
+            for i, result in zip(pairs, others, strict=True):
+                scored[i] = self._in_both_orders(scored[i], result)
+        rows = [result.probabilities for result in scored if result.probabilities]
+        self.ties = sum(is_tied(row, self.scale, self.encoder.rule) for row in rows)
+        return scored
+
+    def _in_both_orders(self, given: Scored, other: Scored) -> Scored:
+        if not other.probabilities:
+            return given
+        mean = mean_of_orders(given.probabilities, other.probabilities)
+        verdict = choose(mean, self.scale, self.encoder.rule)
+        return replace(given, verdict=verdict, probabilities=mean, orders=(given, other))
+
+    def _one_order(self, examples: Sequence[JudgeExample]) -> list[Scored]:
         # The label must not influence the prompt: a long one would leave less room for it.
         bare = [example.model_copy(update={"label": None}) for example in examples]
         rows, cuts = self.encoder.fit(bare)
@@ -131,7 +157,6 @@ class JudgeScorer:
             for prompt, result in self._results(prompts):
                 scored[places[prompt]] = result
                 bar.update()
-        self.ties = sum(result.tied for result in scored)
         return scored
 
     def _results(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
@@ -188,23 +213,16 @@ class JudgeScorer:
         # Only the allowed verdicts count: what they lack to 1 is the mass of all other answers.
         mass = torch.logsumexp(reading.log_probabilities, dim=1)
         probabilities = (reading.log_probabilities - mass[:, None]).exp()
-        values = self.scale.line_values
-        numbers = [value for value in self.scale.values if not isinstance(value, str)]
         for row, greedy in enumerate(reading.greedy.tolist()):
-            of_lines = probabilities[row].tolist()
-            second, first = sorted(of_lines)[-2:]
-            chances = self.scale.spread(of_lines)
+            chances = self.scale.spread(probabilities[row].tolist())
             index = self.trie.walk(greedy)
-            mean = sum((n * p for n, p in zip(numbers, chances, strict=False)), 0.0)
             yield Scored(
                 status="parse_failure" if index is None else "ok",
-                verdict=None if index is None else values[index],
-                constrained=values[of_lines.index(first)],
+                verdict=choose(chances, self.scale, self.encoder.rule),
+                greedy=None if index is None else self.scale.line_values[index],
                 probabilities=chances,
                 verdict_mass=math.exp(float(mass[row])),
-                expected=mean if self.scale.task == "score" else None,
-                confidence=first,
-                tied=first - second < TIE,
+                expected=mean_of(chances, self.scale),
             )
 
     def _text(self, ids: list[int]) -> str:

@@ -53,7 +53,7 @@ def media(
 def _agreement(results: Results) -> Iterator[Json]:
     """List the metrics of the judges, the baselines and the annotators (the ceiling)."""
     for judge in (*results.models, *results.baselines, results.ceiling or Ceiling()):
-        for reading in ("metrics", "constrained"):
+        for reading in ("metrics", "greedy"):
             for name, number in (getattr(judge, reading) or {}).items():
                 about = {"judge": judge.name, "reading": reading, "number": name}
                 yield number.as_json() | about

@@ -54,12 +54,12 @@ def as_row(prediction: Json, log_texts: bool) -> Json:
         inputs["group"] = hashlib.sha256(str(prediction["group"]).encode()).hexdigest()[:12]
     inputs["label"] = label
     output = {name: prediction[name] for name in SAFE_OUTPUTS if name in prediction}
-    if "constrained" in prediction:  # the most likely of the allowed verdicts
-        output["constrained"] = verdict_of(prediction["constrained"])
+    if "greedy" in prediction:  # the verdict of the answer as it was written
+        output["greedy"] = verdict_of(prediction["greedy"])
     output["verdict"] = verdict
     scores: Json = {}
     if label is not None:
-        scores = {"parsed": verdict is not None, "exact": verdict == label}
+        scores = {"parsed": output.get("greedy", verdict) is not None, "exact": verdict == label}
         if isinstance(verdict, int | float) and isinstance(label, int | float):
             scores["absolute_error"] = abs(verdict - label)
     model = str(prediction.get("model", "judge"))

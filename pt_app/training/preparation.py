@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pt_app.core.choosing import resolved_rule
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset, to_dataset
 from pt_app.core.formatting import number
 from pt_app.core.grids import choose_grid
@@ -51,6 +52,7 @@ def prepare(settings: Settings) -> Prepared:
     """
     # The data come first: a base of several GB may have to be downloaded.
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
+    rule = resolved_rule(settings.verdict_rule, data.scale)
     scale, why = choose_grid(settings.grid, data.scale, data.train, settings.max_samples)
     source = bases.resolve_model(settings.model)
     tokenizer = bases.load_tokenizer(source, settings.chat_template)
@@ -60,6 +62,7 @@ def prepare(settings: Settings) -> Prepared:
         Template.load(data.card.template, data.card.rubric),
         scale,
         settings.max_seq_length,
+        rule=rule,
     )
     if why:
         log.info("%s", why)

@@ -12,27 +12,27 @@ from pt_app.core import console
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.evidence.coding import headline
 from pt_app.evidence.summary import strict_agreement
 from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
-from pt_app.scoring.scorer import JudgeScorer
+from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.loop import Model
 from pt_app.training.loss import AnswerLoss
 
-# The verdict of each labelled row, and that of the model.
-Verdicts = list[tuple[Verdict, Verdict | None]]
+# The verdict of each labelled row, and what the model says.
+Verdicts = list[tuple[Verdict, Scored]]
 log = logging.getLogger(__name__)
 
 
 def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
-    """Return the metric that chooses the best checkpoint; it counts parse failures as wrong.
+    """Return the metric that chooses the best checkpoint: the first number of every report.
 
     Kappa is undefined if all labels are equal; then it is the fraction of exact verdicts.
     """
-    labels = {row.label.verdict for row in rows if row.label}
-    if scale.task != "score":
-        return "f1_macro_strict"
-    return "kappa_quadratic_strict" if len(labels) > 1 else "exact_strict"
+    if len({row.label.verdict for row in rows if row.label}) > 1:
+        return headline(scale)
+    return "exact" if scale.task == "score" else "accuracy"
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,11 @@ class Validation:
             log.warning("this validation ran out of memory and is skipped; training continues")
             return {}
         pairs = [pair for verdicts, _, _ in shards for pair in verdicts]
-        labels, answers = [label for label, _ in pairs], [verdict for _, verdict in pairs]
+        labels, verdicts = [label for label, _ in pairs], [own.verdict for _, own in pairs]
         name = quality_metric(self.encoder.scale, self.rows)
-        agreement = strict_agreement(labels, answers, self.encoder.scale)
         return {
-            name: agreement[name.removesuffix("_strict")],
-            "parse_failures": answers.count(None) / len(answers),
+            name: strict_agreement(labels, verdicts, self.encoder.scale)[name],
+            "parse_failures": sum(own.greedy is None for _, own in pairs) / len(pairs),
             "loss": sum(total for _, total, _ in shards) / sum(count for _, _, count in shards),
         }
 
@@ -88,7 +87,7 @@ class Validation:
             )
             try:
                 scored = zip(mine, scorer.score(mine), strict=True)
-                verdicts = [(row.label.verdict, own.verdict) for row, own in scored if row.label]
+                verdicts = [(row.label.verdict, own) for row, own in scored if row.label]
                 return (verdicts, *self._loss(model, encoded, replace(self.collate, budget=budget)))
             except (RuntimeError, MemoryError) as error:
                 # The other ranks of a sharded model wait within a layer.

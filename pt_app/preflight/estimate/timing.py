@@ -151,10 +151,8 @@ def _scoring_rate(trainer: TrainingLoop, needs: Estimate) -> float:
     """
     prepared, objective = needs.prepared, cast(AnswerLoss, trainer.objective)
     rows = list(prepared.data.val or prepared.data.train)[:SCORED]
-    shapes, trees = objective.shapes, objective.trees
-    scorer = JudgeScorer(
-        trainer.model, prepared.encoder, progress=False, shapes=shapes, trees=trees
-    )
+    scorer = JudgeScorer(trainer.model, prepared.encoder, order="as_given", progress=False)
+    scorer.shapes, scorer.trees = objective.shapes, objective.trees
     scorer.score(rows[:2])  # the first pass is slower
     seconds = _timed(partial(scorer.score, rows))
     passes = scoring_passes(prepared, rows, scorer.trie, needs.vocabulary)
