@@ -2,11 +2,15 @@
 
 import logging
 import re
+import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -18,11 +22,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pt_app import cli
+from pt_app.core import files
 from pt_app.core.errors import UserError, exit_with
 from pt_app.core.files import sha256_file
 from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.models import adapters, bases, gguf, known_bases
 from pt_app.models.known_bases import KnownBase, Wheel
+from tests.conftest import ROOT
 from tests.contract import assert_adapter_contract
 from tests.tiny_gguf import write_gguf
 
@@ -186,6 +192,42 @@ def test_conversion_that_ends_early_leaves_nothing(
     assert not [path for path in (store / "gguf").iterdir() if path.suffix != ".lock"]
     monkeypatch.setattr(gguf, "_save_model", save)
     assert bases.resolve_model(str(file)).path.is_dir()
+
+
+# Holds a lock until it is told to end, and then puts a folder in its place.
+HOLDER = """
+import os, sys
+from pathlib import Path
+from pt_app.core.files import held
+lock, staged, folder = map(Path, sys.argv[1:])
+with held(lock, "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+    os.replace(staged, folder)
+"""
+
+
+def test_second_process_waits_for_the_first_and_converts_nothing(
+    file: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bases.resolve_model(str(file)).path
+    staged = made.rename(store / "staged")
+    words = [str(path) for path in (made.with_name(f".{made.name}.lock"), staged, made)]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *words], stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdin is not None
+        assert first.stdout.readline() == "held\n"
+        monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("converted twice"))
+        waiting = threading.Event()
+        monkeypatch.setattr(files.log, "info", lambda *_: waiting.set())
+        with ThreadPoolExecutor() as pool:
+            second = pool.submit(bases.resolve_model, str(file))
+            assert waiting.wait(30)
+            assert not second.done()
+            first.stdin.close()
+            assert second.result().path == made
 
 
 @pytest.fixture(scope="module")
