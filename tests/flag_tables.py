@@ -84,6 +84,8 @@ beside their own. `--config FILE` reads them from a YAML or JSON file, whose key
 without dashes or, of transformers, TRL and peft, those of the third column: `lora.lora_alpha` is a
 key of the section `lora`. A key of a section is also found by both names joined: `lora: {r: 8}` is
 `lora_r`. A file with two names of one setting is refused. The command line overrules the file.
+`--preset small_data` is a settings file of this package (`pt_app/core/presets/`), which both
+overrule: for under 2,000 rows on a pretrained base.
 
 <!-- flags: recipes -->
 <!-- end of flags -->

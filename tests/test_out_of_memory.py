@@ -128,7 +128,7 @@ def test_validation_keeps_its_batches_whatever_a_step_was_left(
     examples, collate = make_examples(12), StepCollator(PAD, 60)
     # A step ran out of memory with more than 1000 tokens, a validation with more than 60.
     objective = AnswerLoss(PAD, budget=1000, unchecked=False)
-    validation = Validation([], examples, cast(Any, None), collate, objective)
+    validation = Validation([], examples, cast(Any, None), collate, objective, cast(Any, None))
     assert validation._loss(model, examples, collate)[1] > 0
     assert max(sizes) <= 60
 

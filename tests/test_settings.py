@@ -34,6 +34,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "lora_dropout": "0.1",
     "lora_targets": "all-linear",
     "eval_steps": "3",
+    "patience": "2",
     "save_steps": "3",
     "seeds": "3",
     "folds": "5",

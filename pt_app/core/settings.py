@@ -13,6 +13,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.flags import Flag, Parser, filled, flag, flags_of, read_config, resolved
 
 Recipe = Literal["mps", "cuda"]
+PRESETS = Path(__file__).with_name("presets")
 RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
 PROBE_ROWS = 2000
@@ -93,11 +94,18 @@ class Settings:
         "q_proj,k_proj,v_proj,o_proj",
         also="lora.target_modules lora_target_modules",
     )
-    eval_steps: int = flag(
-        "interval of validations, the last step included, which keep the best weights; 0: never",
+    eval_steps: float = flag(
+        "interval of validations, the last step included, which keep the best weights; below 1: a "
+        "fraction of all steps; 0: never",
         100,
         low=0,
         unit="steps",
+    )
+    patience: int = flag(
+        "validations without a better one after which training ends; 0: it does not",
+        0,
+        low=0,
+        also="early_stopping_patience",
     )
     save_steps: int = flag(
         "interval of checkpoints; 0: only the best and the last", 100, low=0, unit="steps"
@@ -190,10 +198,24 @@ def recipe_of(platform: Where) -> Recipe:
     return "mps" if platform == "cpu" else platform
 
 
+def presets() -> list[str]:
+    """Return the names of the settings files that --preset takes."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_file(name: str) -> Path:
+    """Return the settings file of a preset; raises UserError if there is none of that name."""
+    if name not in presets():
+        raise UserError(f"--preset {name}: must be one of {', '.join(presets())}")
+    return PRESETS / f"{name}.yaml"
+
+
 def build_parser(recipe: Recipe | None, prog: str, description: str) -> Parser:
     """Return the parser of a recipe; None: of both recipes."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
+    names = ",".join(presets())
+    parser.add_argument("--preset", metavar=f"{{{names}}}", help="settings below those of --config")
     parser.add_flags(table(recipe).values())
     return parser
 
@@ -217,16 +239,18 @@ def check_flags(argv: Sequence[str], prog: str, recipe: Recipe | None = None) ->
 
 
 def resolve(recipe: Recipe, argv: Sequence[str] | None, prog: str, description: str) -> Settings:
-    """Resolve the settings of a run: command line over config file over the recipe's defaults.
+    """Resolve the settings of a run: command line, config file, preset, the recipe's defaults.
 
     Raises:
         UserError: for an unknown flag or key, a wrong type or a value out of range.
     """
     given = vars(build_parser(recipe, prog, description).parse_args(argv))
     flags = table(recipe).values()
-    config = given.get("config") or ""
+    config, preset = given.get("config") or "", given.get("preset") or ""
     from_file = read_config(Path(config), flags) if config else {}
-    values = resolved(flags, ("command line", given), (config, from_file))
+    from_preset = read_config(preset_file(preset), flags) if preset else {}
+    sources = ("command line", given), (config, from_file), (f"--preset {preset}", from_preset)
+    values = resolved(flags, *sources)
     settings = filled(Settings, {"no_4bit": False} | values)
     in_file = "tracking" in from_file and "tracking" not in given
     read_tracking(settings.tracking, f"{config}: tracking" if in_file else "--tracking")

@@ -84,7 +84,8 @@ def measured(
     asked: Asked | None = None,
 ) -> tuple[Results, list[Baseline]]:
     """Compute the results of judges on test rows of a dataset, and the baselines on them."""
-    baselines = fit_baselines(labelled(test, data), data.scale, labelled(data.train, data))
+    of_test, of_train = (Labelled.of_examples(rows, data.scale) for rows in (test, data.train))
+    baselines = fit_baselines(of_test, data.scale, of_train)
     baselines.append(probe)
     about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
     return results_of(judges, data.scale, about, baselines, data.leaks, run, asked), baselines
@@ -105,18 +106,8 @@ def probed(
         return Baseline(PROBE, missing="--probe_rows is 0")
     train, states = draw(data.train, rows, seed=0), BaseStates(source, encoder)
     of_train, of_test = states.of(train), states.of(test)
-    return fit_probe(labelled(train, data), of_train, of_test, data.scale, len(data.train))
-
-
-def labelled(examples: Sequence[JudgeExample], data: JudgeData) -> Labelled:
-    """Return the rows in the form that the baselines take."""
-    # The candidate of a chat row is a part of its prompt.
-    rows = [
-        example if example.prompt is None else example.model_copy(update={"candidate": None})
-        for example in examples
-    ]
-    labels, groups = [_label(example) for example in examples], [e.group for e in examples]
-    return Labelled.of(rows, labels, groups, data.scale)
+    labelled = Labelled.of_examples(train, data.scale)
+    return fit_probe(labelled, of_train, of_test, data.scale, len(data.train))
 
 
 @dataclass(frozen=True)

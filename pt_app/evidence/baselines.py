@@ -42,6 +42,16 @@ class Labelled:
         """Make them of labels that are verdicts of the scale."""
         return Labelled(rows, positions(labels, scale, "label"), groups)
 
+    @staticmethod
+    def of_examples(examples: Sequence[JudgeExample], scale: Scale) -> "Labelled":
+        """Make them of rows of a dataset; the candidate of a chat row is a part of its prompt."""
+        rows = [
+            row if row.prompt is None else row.model_copy(update={"candidate": None})
+            for row in examples
+        ]
+        labels = [row.label.verdict for row in examples if row.label is not None]
+        return Labelled.of(rows, labels, [row.group for row in examples], scale)
+
     def take(self, index: IntArray) -> "Labelled":
         """Return the rows of these indices."""
         return Labelled(

@@ -98,6 +98,7 @@ class LoopArguments:
         optim: the optimizer; one of another name does not take over the state of a checkpoint.
         save_steps: steps between checkpoints; 0: only the best and the last, if validated.
         eval_steps: steps between validations; 0: never.
+        patience: validations without a better one after which the training ends; 0: it does not.
         metric_for_best_model: the number of a validation whose maximum gives the best weights.
         mixed_precision: "no", "bf16" or "fp16".
         torch_empty_cache_steps: steps between clearings of the device's allocator; None: never.
@@ -114,6 +115,7 @@ class LoopArguments:
     logging_steps: int = 10
     save_steps: int = 0
     eval_steps: int = 0
+    patience: int = 0
     metric_for_best_model: str | None = None
     use_cpu: bool = False
     mixed_precision: str = "no"
@@ -385,6 +387,13 @@ class TrainingLoop:
         if value is not None and (best is None or value > best):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
             self.control.should_save = True
+        elif self.args.patience and self._validations_since_best() >= self.args.patience:
+            log.info("no better validation in %d: training ends here", self.args.patience)
+            self.control.should_training_stop = True
+
+    def _validations_since_best(self) -> int:
+        metric, best = self.args.metric_for_best_model, self.state.best_global_step or 0
+        return sum(metric in each and each["step"] > best for each in self.state.log_history)
 
     def load_best(self) -> None:
         """Restore the weights of the best validation; without a validation the last ones stay."""

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import ProgressCallback, set_seed
 
 from pt_app.core import console
+from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
+from pt_app.core.orders import both_orders
 from pt_app.core.settings import Settings
+from pt_app.evidence.prior import Prior
 from pt_app.models import adapters
 from pt_app.models.bases import ModelSource
 from pt_app.models.contention import watched
@@ -27,6 +31,7 @@ from pt_app.models.tree_attention import use_attention, why_no_tree
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.training.checkpoints import newest_complete
 from pt_app.training.distributed import is_lost_rank, shard_base
+from pt_app.training.learning import Learning
 from pt_app.training.loop import LoopArguments, LoopState, Model, TrainingLoop
 from pt_app.training.loss import AnswerLoss
 from pt_app.training.ordering import GroupedOrder, Order, RowSteps
@@ -84,33 +89,41 @@ def build_trainer(
     """Build the training loop of a run: its steps, their packs and order, and its validation."""
     objective = _objective(settings, platform, prepared, model)
     collate = StepCollator(objective.pad_id, settings.pack_tokens, objective.shapes)
-    validate = metric = None
+    validate, callbacks, metric = None, [Progress(log_numbers)], None
     if prepared.val is not None:
-        rows, sharded = prepared.data.val, settings.shard_base
+        rows, encoder = prepared.data.val, prepared.encoder
         metric = f"eval_{quality_metric(prepared.data.scale, rows)}"
-        validate = Validation(rows, prepared.val, prepared.encoder, collate, objective, sharded)
+        train = draw(prepared.data.train, settings.max_samples, settings.seed)
+        labels = [row.label.verdict for row in both_orders(train) if row.label is not None]
+        prior = Prior.of(labels, encoder.scale)
+        how = collate, objective, prior, settings.shard_base
+        validate = Validation(rows, prepared.val, encoder, *how)
+        callbacks.append(Learning(validate, train, settings.lr))
     common = LoopArguments(
         output_dir=folder,
         num_train_epochs=settings.epochs,
         optim=platform.optimizer,
         seed=settings.seed,
         save_steps=settings.save_steps,
-        eval_steps=settings.eval_steps,
+        patience=settings.patience,
         metric_for_best_model=metric,
         use_cpu=platform.on_cpu,
         activation_checkpointing=settings.activation_checkpointing == "full",
         sharded=settings.shard_base,
     )
     args = make_arguments(common, platform)
+    steps = _steps(settings, prepared, collate, args)
+    number = math.ceil(len(steps) * settings.epochs)
+    args = replace(args, eval_steps=share_of(settings.eval_steps, number))
     return TrainingLoop(
         model,
         args,
-        _steps(settings, prepared, collate, args),
+        steps,
         objective,
         partial(adamw, args.optim, settings.lr),
         partial(cosine, settings.warmup_steps),
         validate,
-        [Progress(log_numbers)],
+        callbacks,
     )
 
 
@@ -186,6 +199,11 @@ def adamw(name: str, rate: float, model: Model) -> Sequence[torch.optim.Optimize
     return [optimizer_class(name)(trained, lr=rate, weight_decay=0.0)]
 
 
+def share_of(amount: float, steps: int) -> int:
+    """Return an amount of steps, which below 1 is a fraction of all `steps`."""
+    return int(amount) if amount >= 1 else math.ceil(amount * steps)
+
+
 def cosine(warmup: float, step: int, steps: int) -> float:
     """Return a fraction that rises linearly from 0 to 1 and then falls to 0 as a cosine.
 
@@ -194,7 +212,7 @@ def cosine(warmup: float, step: int, steps: int) -> float:
         step: the number of past updates.
         steps: all steps.
     """
-    rise = int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+    rise = share_of(warmup, steps)
     if step < rise:
         return step / rise
     done = (step - rise) / max(1, steps - rise)
@@ -215,6 +233,9 @@ class Progress(ProgressCallback):  # type: ignore[misc]
         self.log_numbers(logs, state.global_step)
         shown = ("loss", "grad_norm", "learning_rate", "train_runtime")
         names = [name for name in logs if name in shown or name.startswith("eval_")]
+        # The others are in the line of `Learning`.
+        more = ("_low", "_high", "_gain", "_log_loss", "_entropy")
+        names = [name for name in names if not name.endswith(more)]
         line = ", ".join(f"{name} {logs[name]:.4g}" for name in names)
         with logging_redirect_tqdm(console.LOGGERS):
             log.info("step %d/%d: %s", state.global_step, state.max_steps, line)

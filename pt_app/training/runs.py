@@ -19,8 +19,8 @@ from pt_app.training.checkpoints import discard_after, newest_complete, read_sta
 RUN_SETTINGS = "settings.json"
 # A resumed run cannot change these, nor what is LoRA's: the order of its data or its weights would
 # differ.
-FIXED = ("lr", "warmup_steps", "epochs", "max_seq_length", "group_variants", "max_samples", "seed")
-FIXED += ("grid",)
+FIXED = {"lr", "warmup_steps", "epochs", "max_seq_length", "group_variants", "max_samples"}
+FIXED |= {"grid", "seed"}
 # Compared in other terms: the base by its identity, the step by its examples over all ranks.
 OTHERWISE = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
 NameAt = Callable[[datetime], str]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -11,17 +12,18 @@ from accelerate.utils.memory import clear_device_cache
 from pt_app.core import console
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
+from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale, Verdict
-from pt_app.evidence.coding import headline
-from pt_app.evidence.summary import strict_agreement
+from pt_app.evidence.coding import coded, count_failures_as_wrong, headline
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.prior import Prior, entropy, surprise
+from pt_app.evidence.summary import agreement_metrics
 from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.loop import Model
 from pt_app.training.loss import AnswerLoss
 
-# The verdict of each labelled row, and what the model says.
-Verdicts = list[tuple[Verdict, Scored]]
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +37,21 @@ def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
     return "exact" if scale.task == "score" else "accuracy"
 
 
+class Judged(NamedTuple):
+    """A validation row; `log_loss`, `gain` and `entropy` are in nats.
+
+    `gain` is how much less surprising the label is than to the prior.
+    """
+
+    label: Verdict
+    verdict: Verdict | None
+    greedy: Verdict | None
+    group: str
+    log_loss: float | None = None
+    gain: float | None = None
+    entropy: float | None = None
+
+
 @dataclass(frozen=True)
 class Validation:
     """Score the validation rows with the current weights; each rank takes its shard of the rows.
@@ -45,6 +62,7 @@ class Validation:
         encoder: encodes prompts and verdicts.
         collate: lays rows out as packs.
         objective: the loss in training, which knows whether prefix trees may be used.
+        prior: the frequencies of the labels that are trained on.
         sharded: the model is sharded; every rank then scores all rows, in step with the others.
     """
 
@@ -53,10 +71,16 @@ class Validation:
     encoder: PromptEncoder
     collate: StepCollator
     objective: AnswerLoss
+    prior: Prior
     sharded: bool = False
 
     def __call__(self, model: Model) -> dict[str, float]:
-        """Return the quality metric, the fraction of parse failures, and the loss per token.
+        """Return the quality metric, parse failures, the loss per token, and what was learned.
+
+        `log_loss` is the mean of -log p of the label, and `entropy` that of the distribution over
+        verdicts, both in nats. `gain` is by how much that log loss is below the prior's. It and
+        the quality metric have `_low` and `_high`, the ends of their intervals. Numbers that are
+        undefined are left out, as is the loss without `encoded`.
 
         If memory runs out, smaller batches are tried; if the smallest do not fit either, the result
         is empty with a warning: a validation never ends a training.
@@ -66,17 +90,44 @@ class Validation:
         if any(shard is None for shard in shards):
             log.warning("this validation ran out of memory and is skipped; training continues")
             return {}
-        pairs = [pair for verdicts, _, _ in shards for pair in verdicts]
-        labels, verdicts = [label for label, _ in pairs], [own.verdict for _, own in pairs]
-        name = quality_metric(self.encoder.scale, self.rows)
-        return {
-            name: strict_agreement(labels, verdicts, self.encoder.scale)[name],
-            "parse_failures": sum(own.greedy is None for _, own in pairs) / len(pairs),
-            "loss": sum(total for _, total, _ in shards) / sum(count for _, _, count in shards),
-        }
+        judged = [row for rows, _, _ in shards for row in rows]
+        tokens = sum(count for _, _, count in shards)
+        numbers = self._numbers(judged)
+        return numbers | ({"loss": sum(total for _, total, _ in shards) / tokens} if tokens else {})
 
-    def _my_shard(self, model: Model) -> tuple[Verdicts, float, int] | None:
-        """Return verdicts, summed loss and tokens of this rank's rows; None: no memory."""
+    def _numbers(self, judged: Sequence[Judged]) -> dict[str, float]:
+        scale, sample = self.encoder.scale, Resampler([row.group for row in judged])
+        verdicts_of = [row.verdict for row in judged]
+        labels, verdicts = coded([row.label for row in judged], verdicts_of, scale)
+        strict = count_failures_as_wrong(labels, verdicts, scale)
+        name = quality_metric(scale, self.rows)
+        agreement = agreement_metrics(sample, labels, strict, scale)[name]
+        means = {
+            part: sample.mean([getattr(row, part) for row in judged])
+            for part in ("log_loss", "gain", "entropy")
+        }
+        numbers = {
+            **_with_ends(name, agreement),
+            "parse_failures": sum(row.greedy is None for row in judged) / len(judged),
+            **_with_ends("gain", means["gain"]),
+            "log_loss": means["log_loss"].value,
+            "entropy": means["entropy"].value,
+        }
+        return {name: value for name, value in numbers.items() if value is not None}
+
+    def _judged(self, row: JudgeExample, scored: Scored) -> Judged:
+        assert row.label is not None, "a validation row without a label passed read_dataset"
+        label, scale = row.label.verdict, self.encoder.scale
+        found = label, scored.verdict, scored.greedy, row.group
+        if not scored.probabilities:
+            return Judged(*found)
+        chances = scale.gathered(scored.probabilities)
+        own = surprise(chances, label, scale)
+        gain = self.prior.surprise(label) - own
+        return Judged(*found, own, gain, entropy(chances))
+
+    def _my_shard(self, model: Model) -> tuple[list[Judged], float, int] | None:
+        """Judge this rank's rows; return them, summed loss and tokens; None: no memory."""
         rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
         budget, objective = self.collate.budget, self.objective
@@ -86,9 +137,8 @@ class Validation:
                 model, self.encoder, batch_tokens=budget, progress=False, shapes=shapes, trees=trees
             )
             try:
-                scored = zip(mine, scorer.score(mine), strict=True)
-                verdicts = [(row.label.verdict, own) for row, own in scored if row.label]
-                return (verdicts, *self._loss(model, encoded, replace(self.collate, budget=budget)))
+                judged = list(map(self._judged, mine, scorer.score(mine)))
+                return (judged, *self._loss(model, encoded, replace(self.collate, budget=budget)))
             except (RuntimeError, MemoryError) as error:
                 # The other ranks of a sharded model wait within a layer.
                 if not is_out_of_memory(error) or self.sharded:
@@ -115,3 +165,7 @@ class Validation:
                     total += float(self.objective.loss(model, on_device))
         model.train(training)
         return total, int(step["count"])
+
+
+def _with_ends(name: str, metric: Metric) -> dict[str, float | None]:
+    return {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}

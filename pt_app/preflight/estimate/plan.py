@@ -15,7 +15,7 @@ from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.training.ordering import RowSteps
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
-from pt_app.training.run import examples_a_step, fixed_shapes, order_of
+from pt_app.training.run import examples_a_step, fixed_shapes, order_of, share_of
 
 SCORED_TOKENS = 2048  # batch_tokens of the JudgeScorer in the evaluation
 
@@ -116,13 +116,14 @@ def plan_run(
             of_ranks = [Step(rows, packs_of([train[row] for row in rows])) for rows in shares]
             planned.append(max(of_ranks, key=lambda step: step.tokens))
     planned = planned[: math.ceil(len(steps) * settings.epochs)]
+    every = share_of(settings.eval_steps, len(planned))
     trie = verdict_trie(prepared.encoder)
     prompts = [row["input_ids"][: row["prompt_length"]] for row in val]
     return Plan(
         steps=planned,
         validation=reading_passes(prompts, trie, settings.pack_tokens, vocabulary),
         validation_loss=packs_of(val),
-        validations=math.ceil(len(planned) / settings.eval_steps) if val else 0,
+        validations=math.ceil(len(planned) / every) if val else 0,
         evaluation=[] if settings.skip_eval else _evaluation(settings, prepared, trie, vocabulary),
     )
 

@@ -18,6 +18,7 @@ from pt_app.models.packing import Batch
 from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.plan import Plan, Step, scoring_passes
 from pt_app.scoring.scorer import JudgeScorer
+from pt_app.training.learning import MAX_BASE_ROWS
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.loss import AnswerLoss, summed_loss
 from pt_app.training.ordering import RowSteps
@@ -110,6 +111,9 @@ def time_run(trainer: TrainingLoop, needs: Estimate) -> Seconds:
     rate = cost.training([pack for step in chosen for pack in step.packs]) / seconds
     scoring = _scoring_rate(trainer, needs)
     operations = plan.validations * cost.forward([*plan.validation, *plan.validation_loss])
+    if plan.validations:  # and the base, on some of the rows
+        share = min(1.0, MAX_BASE_ROWS / len(needs.prepared.data.val))
+        operations += share * cost.forward(plan.validation)
     training, validation = cost.training(plan.packs) / rate, operations / scoring
     evaluation = 0.0
     if needs.evaluation is not None:
