@@ -60,6 +60,10 @@ class Learning(TrainerCallback):  # type: ignore[misc]
         """
         if state.global_step:
             return
+        if self.validate.sharded:
+            # The buffers of FSDP's first pass would be tensors that no gradient may pass.
+            log.info("validation of the base: left out, since it is sharded")
+            return
         every = self.validate.rows
         rows = draw(every, MAX_BASE_ROWS, seed=0)
         log.info("validation of the base: %d of %d rows", len(rows), len(every))
