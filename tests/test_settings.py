@@ -25,6 +25,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "train_precision": "float32",
     "score_precision": "bf16",
     "grid": "1-5",
+    "verdict_rule": "median",
     "chat_template": "plain",
     "probe_rows": "7",
     "max_samples": "9",
