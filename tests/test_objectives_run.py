@@ -1,6 +1,7 @@
 """`judge bench objectives`: which cells run, what they keep, and the tables made of that."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from benchmarks.objectives.sets import make_folder
 from benchmarks.objectives.table import tables
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.results import PREDICTIONS, Prediction
+from pt_app.core.results import PREDICTIONS, RESULTS, Prediction
 from pt_app.core.verdicts import Scale
 from tests.real_data import real
 
+ROOT = Path(__file__).parents[1]
 SET = {"primary": "spearman", "also": ["mae"], "imports": []}
 
 
@@ -100,9 +102,8 @@ def keep(cell: Cell, out: Path, noise: float, base: bool = False) -> None:
         for i in range(40):
             expected = i % 11 + rng.uniform(-spread, spread)
             rules = {"majority": 5, "length": 10 - i % 11, "probe": min(10, i % 11 + i // 11)}
-            row = Prediction(
-                model=name, id=str(i), group=i // 2, label=i % 11, verdict=5, expected=expected
-            )
+            about = {"model": name, "id": str(i), "group": i // 2, "label": i % 11, "status": "ok"}
+            row = Prediction(**about, verdict=5, constrained=5, expected=expected)
             rows.append(row.model_copy(update={"rules": rules} if name == "adapter" else {}))
     finish(cell, out)
     text = "".join(json.dumps(row.as_json()) + "\n" for row in rows)
@@ -252,3 +253,38 @@ def test_missing_real_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     about = Set(primary="mae", imports=[Import(files=["mlqe/x.tsv"])])
     with pytest.raises(UserError, match=r"x.tsv is not there: name the folder .* JUDGE_REAL_DATA"):
         make_folder(about, tmp_path / "set")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cells_and_a_third_prints_the_tables(tmp_path: Path) -> None:
+    rng, lines = random.Random(0), ["source,candidate,label,second"]
+    for i in range(80):
+        score = rng.randrange(101)
+        lines.append(f"the house {i} is {score},a casa {i} {'x' * (score // 10)},{score},{score}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    options = {"map": ["source=source,candidate=candidate,label=label+second"], "scale": "0-100"}
+    about = SET | {"imports": [{"files": ["labels.csv"], "options": options}]}
+    entries = [
+        {"name": "ce", "sets": ["one"], "seeds": [0, 1]},
+        {"name": "trl", "sets": ["one"], "seeds": [0], "way": "trl", "settings": {"grid": "off"}},
+        {"name": "mixed", "sets": ["one"], "seeds": [0], "objective": {"ce": 1, "soft": 1}},
+    ]
+    whole = experiment(entries, one=about).model_dump()
+    whole["settings"] |= {"epochs": 1, "eval_steps": 0, "save_steps": 0, "tracking": "off"}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(whole))
+    command = [sys.executable, "-m", "pt_app.cli", "bench", "objectives"]
+    command += [f"--cells={tmp_path / 'cells.yaml'}", f"--out={tmp_path / 'out'}"]
+    env = os.environ | {"JUDGE_REAL_DATA": str(tmp_path), "JUDGE_CACHE": str(tmp_path / "cache")}
+    both = [
+        subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=800)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    for name in ("one.ce.0", "one.ce.1", "one.trl.0", "one.mixed.0"):
+        assert sum(text.splitlines().count(f"cell {name}") for text in said) == 1
+        kept = {path.name for path in (tmp_path / "out" / name).iterdir()}
+        assert kept == {".lock", run.CELL, run.SETTINGS, PREDICTIONS, RESULTS}
+    shown = subprocess.run([*command, "--table"], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.startswith("4 of 4 cells")
+    assert "| one | mixed | 1 | spearman |" in shown.stdout
