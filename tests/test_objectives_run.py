@@ -19,7 +19,7 @@ from benchmarks.objectives.sets import make_folder
 from benchmarks.objectives.table import tables
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.results import PREDICTIONS, RESULTS, Prediction
+from pt_app.core.results import PREDICTIONS, PROBE, RESULTS, Prediction
 from pt_app.core.verdicts import Scale
 from tests.real_data import real
 
@@ -101,7 +101,7 @@ def keep(cell: Cell, out: Path, noise: float, base: bool = False) -> None:
     for name, spread in (("adapter", noise), *([("base", 9.0)] if base else [])):
         for i in range(40):
             expected = i % 11 + rng.uniform(-spread, spread)
-            rules = {"majority": 5, "length": 10 - i % 11, "probe": min(10, i % 11 + i // 11)}
+            rules = {"majority": 5, "length": 10 - i % 11, PROBE: min(10, i % 11 + i // 11)}
             about = {"model": name, "id": str(i), "group": i // 2, "label": i % 11, "status": "ok"}
             row = Prediction(**about, verdict=5, constrained=5, expected=expected)
             rows.append(row.model_copy(update={"rules": rules} if name == "adapter" else {}))
@@ -137,7 +137,7 @@ def test_tables_have_intervals_and_every_comparison(tmp_path: Path) -> None:
 
 def test_the_experiment_of_the_clone_can_be_read() -> None:
     whole = read_experiment(CELLS)
-    assert len(whole.named(["*.ce.*"])) == 21
+    assert len(whole.named(["*.ce.*"])) == 28
     assert {cell.seed for cell in whole.named(["ro-en.ce+raft.*"])} == {0, 1, 2}
     quick = read_experiment(CELLS, quick=True)
     assert len(quick.all()) == 3
@@ -221,10 +221,6 @@ def cut(name: str, rows: int, folder: Path) -> None:
             written.add(file, member.name)
 
 
-def parts_of(name: str) -> list[str]:
-    return ["ro-en", "et-en"] if name == "ro-et-en" else [name]
-
-
 @pytest.mark.parametrize("name", sorted(read_experiment(CELLS).sets))
 def test_sets_are_imported_with_their_official_tests(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,7 +237,8 @@ def test_sets_are_imported_with_their_official_tests(
     assert data.test
     if name.endswith(("-en", "-de")):
         parts = {str((row.meta or {})["part"]) for row in data.test}
-        assert parts == {f"{pair}-test" for pair in parts_of(name)}
+        pairs = ["ro-en", "et-en"] if name == "ro-et-en" else [name]
+        assert parts == {f"{pair}-test" for pair in pairs}
     if about.held_out:
         kinds = {kind for row in data.train for kind in row.errors or ()}
         assert not kinds & set(about.held_out)

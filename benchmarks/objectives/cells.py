@@ -13,6 +13,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.records import first_problem
 
 CELLS = Path(__file__).with_name("cells.yaml")
+USUAL = "ce"  # the entry with which the others are compared, and which has base and baselines
 Values = dict[str, Any]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.objectives.cells import Cell, Experiment
+from benchmarks.objectives.cells import USUAL, Cell, Experiment
 from benchmarks.objectives.losses import VerdictLoss, in_both_orders, raters_shares
 from benchmarks.objectives.sets import dataset_of
 from benchmarks.objectives.trl import trained_by_trl
@@ -93,7 +93,7 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
         this.prepared = _as_given(this.prepared)
     with this.opened():
         # The base and the baselines are those of every cell with the same test rows.
-        compared = cell.entry.name == "ce" and (cell.seed == 0 or about.folds > 0)
+        compared = cell.entry.name == USUAL and (cell.seed == 0 or about.folds > 0)
         way: Callable[..., dict[str, Any]] = {"judge": _judge, "trl": _trl}[cell.entry.way]
         told = way(this, cell, compared)
     for name in (PREDICTIONS, RESULTS):
@@ -101,9 +101,8 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
     shutil.rmtree(work)
     seconds = {"seconds": time.time() - began, "cpu_seconds": time.process_time() - computed}
     counts = {"rows": len(this.prepared.data.train), "test_rows": len(this.prepared.test)}
-    write_json_atomic(
-        folder / CELL, {"objective": cell.entry.objective, **counts, **seconds, **told}
-    )
+    told |= {"scale": this.prepared.data.scale.name, "objective": cell.entry.objective}
+    write_json_atomic(folder / CELL, {**counts, **seconds, **told})
 
 
 def _settings(cell: Cell, data: Path, output: Path, file: Path) -> Settings:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.objectives.cells import Cell, Experiment, Set
+from benchmarks.objectives.cells import USUAL, Cell, Experiment, Set
 from benchmarks.objectives.measures import MEASURES, Judged
 from benchmarks.objectives.run import CELL, is_finished
 from pt_app.core.formatting import UNDEFINED, estimate, p_value, table
@@ -236,7 +236,7 @@ def _variants_table(sets: Sequence[OfSet]) -> str:
     for one in sets:
         variants: dict[bool, list[str]] = {False: [], True: []}
         for name, cells in one.entries.items():
-            if name != "ce" and cells[0].entry.way == "judge":
+            if name != USUAL and cells[0].entry.way == "judge":
                 variants[cells[0].entry.is_usual].append(name)
         for names in variants.values():
             lines += _variants(one, names)
@@ -245,12 +245,12 @@ def _variants_table(sets: Sequence[OfSet]) -> str:
 
 
 def _variants(one: OfSet, names: Sequence[str]) -> list[list[str]]:
-    gaps = {name: one.gap(name, "ce", one.about.primary) for name in names}
+    gaps = {name: one.gap(name, USUAL, one.about.primary) for name in names}
     ps = holm([None if math.isnan(p) else p for _, p in gaps.values()])
     lines = []
     for (name, (gap, _)), p in zip(gaps.items(), ps, strict=True):
-        beside = [f"{of} {estimate(one.gap(name, 'ce', of)[0])}" for of in one.about.also]
-        seeds = [seed for seed in one.seeds(name) if seed in one.seeds("ce")]
+        beside = [f"{of} {estimate(one.gap(name, USUAL, of)[0])}" for of in one.about.also]
+        seeds = [seed for seed in one.seeds(name) if seed in one.seeds(USUAL)]
         shown = UNDEFINED if p is None else p_value(p).removeprefix("= ")
         line = [one.name, name, str(len(seeds)), one.about.primary, estimate(gap), shown]
         lines.append([*line, "; ".join(beside)])
