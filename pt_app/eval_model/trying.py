@@ -127,8 +127,10 @@ def try_examples(adapter: Path, data: Path, base: str | None, rows: int = 3) -> 
 
 def show(judgement: Judgement) -> None:
     """Print what a judgement holds, its distribution as bars, and its whole answer, if there is."""
-    names = [field.name for field in fields(judgement) if field.name not in NOT_SHOWN]
-    _show_lines({name.replace("_", " "): getattr(judgement, name) for name in names})
+    values = {field.name: getattr(judgement, field.name) for field in fields(judgement)}
+    shown = {name for name, value in values.items() if value is not None} | {"verdict", "abstain"}
+    names = [name for name in values if name in shown - NOT_SHOWN]
+    _show_lines({name.replace("_", " "): values[name] for name in names})
     if judgement.probabilities:
         console.show(_bars(folded(judgement.probabilities)))
     if judgement.answer is not None:

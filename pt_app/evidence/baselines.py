@@ -4,7 +4,7 @@ A fine-tuned judge may be no more than one of them (arXiv 2403.02839).
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -64,12 +64,28 @@ class Baseline:
     """A baseline's verdict on each row, or why there is none.
 
     `fitted` says on what: None (nothing), "the training rows" or "the other rows of the file".
+    `expected` has the scores before they were rounded to verdicts; empty if there are none.
     """
 
     name: str
     verdicts: Sequence[Verdict] = ()
     fitted: str | None = None
     missing: str = ""
+    expected: Sequence[float] = ()
+
+    @staticmethod
+    def of(name: str, values: FloatArray, scale: Scale, fitted: str | None) -> "Baseline":
+        """Make one of its values: scores on a scale of numbers, else positions."""
+        numbers = numbers_of(scale)
+        expected = () if numbers is None else np.clip(values, numbers[0], numbers[-1]).tolist()
+        places = values.astype(np.int64) if numbers is None else _nearest(values, numbers)
+        verdicts = [scale.values[place] for place in places]
+        return Baseline(name, verdicts, fitted, expected=expected)
+
+    def take(self, index: Sequence[int]) -> "Baseline":
+        """Return the same for the rows of these indices."""
+        expected = [self.expected[i] for i in index] if self.expected else ()
+        return replace(self, verdicts=[self.verdicts[i] for i in index], expected=expected)
 
 
 def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -> list[Baseline]:
@@ -80,12 +96,11 @@ def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -
             baselines.append(Baseline(name, missing=missing))
             continue
         if train is not None:
-            places, fitted = rule.predict(_sampled(train), test, scale), "the training rows"
+            values, fitted = rule.predict(_sampled(train), test, scale), "the training rows"
         else:
-            places, fitted = _cross_predicted(rule, test, scale), "the other rows of the file"
-        verdicts = [scale.values[place] for place in places]
+            values, fitted = _cross_predicted(rule, test, scale), "the other rows of the file"
         is_fitted = rule.fits_pairs or scale.task != "pairwise"
-        baselines.append(Baseline(name, verdicts, fitted if is_fitted else None))
+        baselines.append(Baseline.of(name, values, scale, fitted if is_fitted else None))
     return baselines
 
 
@@ -96,29 +111,30 @@ def _sampled(train: Labelled) -> Labelled:
     return train.take(np.sort(chosen))
 
 
-def _cross_predicted(rule: "_Rule", test: Labelled, scale: Scale) -> IntArray:
+def _cross_predicted(rule: "_Rule", test: Labelled, scale: Scale) -> FloatArray:
     """Predict each fifth of the groups from the others."""
     names = list(dict.fromkeys(test.groups))
     folds = np.random.default_rng(SEED).permutation(len(names)) % FOLDS
     fold_of = dict(zip(names, folds, strict=True))
     fold_of_row = np.array([fold_of[group] for group in test.groups])
-    places = np.zeros(len(test.rows), dtype=np.int64)
+    values = np.zeros(len(test.rows))
     for fold in range(FOLDS):
         inside, outside = np.flatnonzero(fold_of_row == fold), np.flatnonzero(fold_of_row != fold)
         if len(inside) and len(outside):
-            places[inside] = rule.predict(_sampled(test.take(outside)), test.take(inside), scale)
-    return places
+            values[inside] = rule.predict(_sampled(test.take(outside)), test.take(inside), scale)
+    return values
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a baseline predicts positions from (train, test, scale), and what it needs for that.
+    """How a baseline predicts values from (train, test, scale), and what it needs for that.
 
+    Values are scores on a scale of numbers, else positions.
     `needs` are fields of each row, or "numbers" if the verdicts must be numbers. Without
     `fits_pairs` nothing is fitted for pairs.
     """
 
-    predict: Callable[[Labelled, Labelled, Scale], IntArray]
+    predict: Callable[[Labelled, Labelled, Scale], FloatArray]
     needs: tuple[str, ...] = ()
     fits_pairs: bool = True
 
@@ -137,17 +153,18 @@ class _Rule:
         return ""
 
 
-def _majority(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
-    return np.full(len(test.rows), np.bincount(train.labels).argmax())
+def _majority(train: Labelled, test: Labelled, scale: Scale) -> FloatArray:
+    place, numbers = np.bincount(train.labels).argmax(), numbers_of(scale)
+    return np.full(len(test.rows), float(place if numbers is None else numbers[place]))
 
 
-def _mean(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
+def _mean(train: Labelled, test: Labelled, scale: Scale) -> FloatArray:
     numbers = numbers_of(scale)
     assert numbers is not None
-    return np.full(len(test.rows), np.abs(numbers - numbers[train.labels].mean()).argmin())
+    return np.full(len(test.rows), numbers[train.labels].mean())
 
 
-def _length(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
+def _length(train: Labelled, test: Labelled, scale: Scale) -> FloatArray:
     """Let the longer of a pair win (equal: tie); else regress the label on the lengths."""
     if scale.task == "pairwise":
         return _higher(_lengths(test.rows, scale), scale)
@@ -160,7 +177,7 @@ def _lengths(rows: Sequence[Texts], scale: Scale) -> FloatArray:
     return np.array([[len(text) for text in _texts(row, scale)] for row in rows], dtype=np.float64)
 
 
-def _chrf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
+def _chrf(train: Labelled, test: Labelled, scale: Scale) -> FloatArray:
     """Let the nearer of a pair to the reference win; else map chrF to the labels' mean."""
     from sklearn.isotonic import IsotonicRegression
 
@@ -170,7 +187,8 @@ def _chrf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
     numbers = numbers_of(scale)
     target = train.labels == 0 if numbers is None else numbers[train.labels]
     fitted = IsotonicRegression(increasing=numbers is not None or "auto", out_of_bounds="clip")
-    return nearest(fitted.fit(scores[0][:, 0], target).predict(scores[1][:, 0]), scale)
+    values: FloatArray = fitted.fit(scores[0][:, 0], target).predict(scores[1][:, 0])
+    return (values < 0.5).astype(np.float64) if numbers is None else values
 
 
 def _chrf_scores(rows: Sequence[Texts], scale: Scale) -> FloatArray:
@@ -183,7 +201,7 @@ def _chrf_scores(rows: Sequence[Texts], scale: Scale) -> FloatArray:
     return np.array([[score(text, reference).score for text in own] for own, reference in texts])
 
 
-def _tfidf(train: Labelled, test: Labelled, scale: Scale) -> IntArray:
+def _tfidf(train: Labelled, test: Labelled, scale: Scale) -> FloatArray:
     """Regress on words and word pairs of candidate and source, or on a pair's difference."""
     from scipy.sparse import csr_array, hstack
 
@@ -207,30 +225,28 @@ def _vectors(texts: Sequence[str], to_fit: int) -> "csr_array":
     return vectorizer.transform(texts)
 
 
-def _regressed(x: Features, labels: IntArray, at: Features, scale: Scale) -> IntArray:
-    """Predict positions by ridge regression of scores, or logistic regression of other verdicts."""
+def _regressed(x: Features, labels: IntArray, at: Features, scale: Scale) -> FloatArray:
+    """Predict by ridge regression of scores, or logistic regression of other verdicts."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     numbers = numbers_of(scale)
     if numbers is not None:
-        return nearest(Ridge().fit(x, numbers[labels]).predict(at), scale)
+        return np.asarray(Ridge().fit(x, numbers[labels]).predict(at), np.float64)
     if len(np.unique(labels)) < 2:
-        return np.full(at.shape[0], labels[0])
-    return np.asarray(LogisticRegression(max_iter=1000).fit(x, labels).predict(at), np.int64)
+        return np.full(at.shape[0], float(labels[0]))
+    return np.asarray(LogisticRegression(max_iter=1000).fit(x, labels).predict(at), np.float64)
 
 
-def nearest(values: FloatArray, scale: Scale) -> IntArray:
-    """Return the position of the nearest number; of a probability of PASS, the likelier one."""
-    numbers = numbers_of(scale)
-    if numbers is None:
-        return (values < 0.5).astype(np.int64)
-    return np.asarray(np.abs(np.asarray(values)[:, None] - numbers).argmin(axis=1), np.int64)
+def _nearest(values: FloatArray, numbers: FloatArray) -> IntArray:
+    """Return the position of the number nearest to each value."""
+    return np.asarray(np.abs(values[:, None] - numbers).argmin(axis=1), np.int64)
 
 
-def _higher(pairs: FloatArray, scale: Scale) -> IntArray:
+def _higher(pairs: FloatArray, scale: Scale) -> FloatArray:
     """Return the position of A, B or tie by which of two numbers [n, 2] is higher."""
     a, b, tie = (scale.values.index(value) for value in ("A", "B", "tie"))
-    return np.where(pairs[:, 0] > pairs[:, 1], a, np.where(pairs[:, 0] < pairs[:, 1], b, tie))
+    places = np.where(pairs[:, 0] > pairs[:, 1], a, np.where(pairs[:, 0] < pairs[:, 1], b, tie))
+    return places.astype(np.float64)
 
 
 def _texts(row: Texts, scale: Scale) -> Sequence[str]:

@@ -12,11 +12,11 @@ import numpy as np
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.results import PROBE
 from pt_app.core.verdicts import Scale
-from pt_app.evidence.baselines import FOLDS, Baseline, Labelled, nearest
+from pt_app.evidence.baselines import FOLDS, Baseline, Labelled
 from pt_app.evidence.coding import numbers_of
 
 # Ridge's alpha and, of the logistic regression, 1 / C; the strongest is taken if all are equal.
-PENALTIES = 10.0 ** np.arange(6, -1, -1)
+PENALTIES = 10.0 ** np.arange(5, -0.5, -0.5)
 NO_BASE = Baseline(PROBE, missing="no base is at hand whose hidden states could be read")
 
 
@@ -43,33 +43,31 @@ def fit_probe(
     fitted = "the training rows"
     if len(has_state) < rows:
         fitted = f"{len(has_state):,} of the {rows:,} training rows"
-    places = _predicted(train, states, at, scale)
-    return Baseline(PROBE, [scale.values[place] for place in places], fitted)
+    return Baseline.of(PROBE, _predicted(train, states, at, scale), scale, fitted)
 
 
-def _predicted(train: Labelled, x: FloatArray, at: FloatArray, scale: Scale) -> IntArray:
-    """Return the position on the scale of each row of `at`."""
+def _predicted(train: Labelled, x: FloatArray, at: FloatArray, scale: Scale) -> FloatArray:
+    """Return the score of each row of `at`, or the position of its verdict."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, GroupKFold
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
     numbers, y = numbers_of(scale), train.labels
-    groups = np.unique(np.array(list(map(str, train.groups))), return_inverse=True)[1]
+    groups = np.unique(list(map(str, train.groups)), return_inverse=True)[1]
     folds = list(GroupKFold(min(FOLDS, groups.max() + 1)).split(x, groups=groups))
     score: Any = "neg_mean_squared_error"
-    model, grid = Ridge(), {"model__alpha": PENALTIES}
+    model, grid = Ridge(), {"alpha": PENALTIES}
     if numbers is None:
         # A fold whose other rows have one label alone says nothing about penalties.
         folds = [(inside, out) for inside, out in folds if len(np.unique(y[inside])) > 1]
         if not folds:
-            return np.full(len(at), np.bincount(y).argmax())
+            return np.full(len(at), float(np.bincount(y).argmax()))
         score = _log_score
-        model, grid = LogisticRegression(max_iter=1000), {"model__C": 1 / PENALTIES}
-    pipeline = Pipeline([("scale", StandardScaler()), ("model", model)])
-    search = GridSearchCV(pipeline, grid, scoring=score, cv=folds)
-    values = search.fit(x, y if numbers is None else numbers[y]).predict(at)
-    return np.asarray(values, np.int64) if numbers is None else nearest(values, scale)
+        model, grid = LogisticRegression(max_iter=1000), {"C": 1 / PENALTIES}
+    # One unit for all features: to scale each by its own spread makes more of those that say less.
+    centre, unit = x.mean(axis=0), x.std() or 1.0
+    search = GridSearchCV(model, grid, scoring=score, cv=folds)
+    search.fit((x - centre) / unit, y if numbers is None else numbers[y])
+    return np.asarray(search.predict((at - centre) / unit), np.float64)
 
 
 def _log_score(model: Any, x: FloatArray, labels: IntArray) -> float:

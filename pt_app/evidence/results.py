@@ -76,7 +76,7 @@ def results_of(
     fits = [i for i in range(count) if all(j.rows[i].status != "too_long" for j in judges)]
     judges = [replace(judge, rows=[judge.rows[i] for i in fits]) for judge in judges]
     usable = [baseline for baseline in baselines if not baseline.missing]
-    answered = [replace(each, verdicts=[each.verdicts[i] for i in fits]) for each in usable]
+    answered = [each.take(fits) for each in usable]
     rows = judges[0].rows
     labels, sample = [row.label for row in rows], Resampler([row.group for row in rows])
 

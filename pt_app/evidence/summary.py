@@ -103,13 +103,17 @@ def baseline_results(
     baseline: Baseline, labels: Sequence[Verdict], sample: Resampler, scale: Scale
 ) -> BaselineResults:
     """Return the numbers of a baseline; its `verdict` is None if it answers several."""
-    verdicts = baseline.verdicts
-    check_lengths(verdicts, labels, sample.index)
+    verdicts, expected = baseline.verdicts, baseline.expected
+    check_lengths(verdicts, expected or None, labels, sample.index)
+    label, verdict = coding.coded(labels, verdicts, scale)
+    metrics = agreement_metrics(sample, label, verdict, scale)
+    if expected:
+        metrics |= _of_expected(sample, label, expected, scale)
     return BaselineResults(
         id=baseline.name,
         name=baseline.name,
         verdict=verdicts[0] if len(set(verdicts)) == 1 else None,
-        metrics=agreement_metrics(sample, *coding.coded(labels, verdicts, scale), scale),
+        metrics=metrics,
         parse_failures=0,
         n=len(labels),
         fitted=baseline.fitted,
