@@ -21,7 +21,7 @@ KIND = "StableLm"  # its norms stay in float64, which those of Llama do not
 SUMS = [{"ce": 1.0, name: 0.5} for name in LOSSES]
 ALONE: list[dict[str, float]] = [{"soft": 1.0}, {"rps": 4.0}, {"raft": 20.0}]
 # One state decides on 0-9; on 0-10 another one tells 1 from 10, and most labels do not reach it.
-SCALES = ["0-9", "0-10"]
+SCALES = [Scale.from_name("0-9"), Scale.from_name("0-10")]
 
 
 def lines_of(scale: Scale) -> list[list[int]]:
@@ -61,7 +61,7 @@ def moved(model: Any, direction: dict[str, torch.Tensor], by: float) -> Iterator
             yield
 
 
-@pytest.mark.parametrize("scale", map(Scale.from_name, SCALES), ids=SCALES)
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.name)
 @pytest.mark.parametrize("weights", [*SUMS, *ALONE], ids=str)
 def test_gradients_are_finite_differences(weights: dict[str, float], scale: Scale) -> None:
     rows, model = make_rows(scale), make_model(KIND).double()
@@ -78,7 +78,7 @@ def test_gradients_are_finite_differences(weights: dict[str, float], scale: Scal
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", map(Scale.from_name, SCALES), ids=SCALES)
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.name)
 @pytest.mark.parametrize("weights", [*SUMS, *ALONE], ids=str)
 def test_a_pack_has_the_loss_and_gradients_of_its_rows(
     weights: dict[str, float], scale: Scale

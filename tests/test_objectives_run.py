@@ -103,7 +103,7 @@ def keep(cell: Cell, out: Path, noise: float, base: bool = False) -> None:
             expected = i % 11 + rng.uniform(-spread, spread)
             rules = {"majority": 5, "length": 10 - i % 11, PROBE: min(10, i % 11 + i // 11)}
             about = {"model": name, "id": str(i), "group": i // 2, "label": i % 11, "status": "ok"}
-            row = Prediction(**about, verdict=5, constrained=5, expected=expected)
+            row = Prediction(**about, verdict=5, expected=expected)
             rows.append(row.model_copy(update={"rules": rules} if name == "adapter" else {}))
     finish(cell, out)
     text = "".join(json.dumps(row.as_json()) + "\n" for row in rows)
@@ -174,11 +174,11 @@ def measured(name: str, of: Judged) -> float:
 
 
 def test_pairs_are_measured_on_the_mean_of_both_orders() -> None:
-    first = {"label": "B", "probabilities": [0.6, 0.3, 0.1], "constrained": "A"}
-    first |= {"swapped_probabilities": [0.7, 0.1, 0.2], "swapped_constrained": "A"}
+    first = {"label": "B", "probabilities": [0.35, 0.5, 0.15], "verdict": "B"}
+    first |= {"as_given": "A", "swapped": "A"}
     votes = [{"rater": "x", "verdict": "B"}, {"rater": "y", "verdict": "tie"}]
     pair = judged("pairwise", first | {"annotators": votes, "errors": ["tense"]})
-    assert measured("accuracy", pair) == 1  # B has 0.3 and 0.7, A 0.6 and 0.1
+    assert measured("accuracy", pair) == 1
     assert measured("flips", pair) == 1
     assert measured("log_score", pair) == pytest.approx((-0.693147 - 1.897120) / 2, abs=1e-5)
     assert measured("accuracy_held_out", pair) != measured("accuracy_held_out", pair)  # NaN
@@ -188,7 +188,7 @@ def test_verdict_alone_has_the_best_log_score_that_it_allows() -> None:
     votes = [[{"verdict": v} for v in own] for own in ("AB", "AA", "BB")]
     said = ["A", "A", "B"]
     pairs = zip(said, votes, strict=True)
-    rows = [{"label": "A", "constrained": own, "annotators": cast} for own, cast in pairs]
+    rows = [{"label": "A", "verdict": own, "annotators": cast} for own, cast in pairs]
     assert measured("log_score", judged("pairwise", *rows)) == pytest.approx(
         (3 * -0.287682 + -1.386294) / 6, abs=1e-5
     )
@@ -196,7 +196,7 @@ def test_verdict_alone_has_the_best_log_score_that_it_allows() -> None:
 
 def test_f1_is_that_of_fail_and_rps_of_the_distribution() -> None:
     pairs = [("FAIL", "FAIL"), ("FAIL", "PASS"), ("PASS", "FAIL"), ("PASS", "PASS")]
-    rows = [{"label": label, "constrained": said} for label, said in pairs]
+    rows = [{"label": label, "verdict": said} for label, said in pairs]
     assert measured("f1_fail", judged("pass_fail", *rows)) == 0.5
     row = {"label": 2, "probabilities": [0.5, 0.0, 0.5], "expected": 1.0}
     assert measured("rps", judged("0-2", row)) == pytest.approx(0.25)

@@ -43,28 +43,16 @@ class Judged:
         """Return the probabilities [n, v], of pairs the mean of both orders; None without."""
         if any(row.probabilities is None for row in self.rows):
             return None
-        own = np.array([row.probabilities for row in self.rows], np.float64)
-        first = self.rows[0]
-        if first.swapped_probabilities is None or "as_given" in first.model_fields_set:
-            return own
-        # Of rows of schema 1, the probabilities are those of the given order.
-        other = np.array([row.swapped_probabilities for row in self.rows], np.float64)
-        return (own + other[:, self._flips()]) / 2
+        return np.array([row.probabilities for row in self.rows], np.float64)
 
     def verdicts(self) -> list[Verdict | None]:
-        """Return the likeliest verdicts, of pairs by the mean of both orders [n]."""
-        chances = self.chances()
-        if chances is None:
-            return [row.verdict for row in self.rows]
-        return [self.scale.values[place] for place in chances.argmax(axis=1)]
+        """Return the verdicts [n]."""
+        return [row.verdict for row in self.rows]
 
     def votes(self) -> FloatArray:
         """Return how many annotators gave each verdict [n, v]."""
         cast = [[a.verdict for a in row.annotators or ()] for row in self.rows]
         return np.array([[own.count(v) for v in self.scale.values] for own in cast], np.float64)
-
-    def _flips(self) -> list[int]:
-        return [self.scale.values.index(flipped(v) or v) for v in self.scale.values]
 
 
 def _correlation(name: str) -> Callable[[Judged], Statistic]:

@@ -106,5 +106,5 @@ def _greedy(model: Any, encoder: PromptEncoder, row: JudgeExample) -> Verdict | 
 
 def _scored(verdict: Verdict | None, stand_in: Verdict) -> Scored:
     if verdict is None:
-        return Scored("parse_failure", verdict=stand_in)
+        return Scored("parse_failure", stand_in)
     return Scored("ok", verdict, verdict)
