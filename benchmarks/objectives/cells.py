@@ -1,5 +1,6 @@
 """What the cells of the experiment are: cells.yaml, read and checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -115,7 +116,7 @@ class Experiment(_Strict):
             for name in entry.sets
         ]
 
-    def named(self, patterns: list[str]) -> list[Cell]:
+    def named(self, patterns: Sequence[str]) -> list[Cell]:
         """Return the cells that fit one of the patterns (`ro-en.*`); all without patterns.
 
         Raises:

@@ -130,7 +130,8 @@ class VerdictLoss:
         Returns:
             The sequences, and where in their logits each row has each branch [rows, branches].
         """
-        sequences, beside, where = list(rows), [], []
+        beside: list[Example] = []
+        where: list[int] = []
         lengths = [len(row["input_ids"]) - row["prompt_length"] for row in rows]
         starts = [sum(lengths[:i]) for i in range(len(rows) + 1)]
         for row, start in zip(rows, starts, strict=False):
@@ -142,7 +143,7 @@ class VerdictLoss:
                 where.append(starts[-1] + len(beside))
                 opened = [*prompt, *prefix]
                 beside.append(Example(input_ids=[*opened, token], prompt_length=len(opened)))
-        return sequences + beside, torch.tensor(where).view(len(rows), -1)
+        return [*rows, *beside], torch.tensor(where).view(len(rows), -1)
 
     def _logits(self, model: Model, sequences: Sequence[Example], trees: bool) -> torch.Tensor:
         """Return the logits before each token after the prompts, in order [k, vocabulary]."""

@@ -112,8 +112,8 @@ class OfSet:
             draws = resamples([row.group for row in rows])
             resampled[seed] = np.array([statistic(at) for at in draws])
             groups |= {row.group for row in rows}
-        rows = len(next(iter(of_seeds.values())))
-        return Drawn(values, resampled, rows, len(groups), self.about.folds > 0)
+        count = len(next(iter(of_seeds.values())))
+        return Drawn(values, resampled, count, len(groups), self.about.folds > 0)
 
     def gap(self, judge: str, other: str, measure: str) -> tuple[Metric, float]:
         """Return the difference of two judges and its p, on the seeds that both have."""

@@ -35,7 +35,9 @@ def supervised_logits(model: Model, inputs: Batch) -> torch.Tensor:
     else:
         layout = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with last_mlp_only_at(model, torch.unique(inputs["keep"])):
-        logits = model(**layout, logits_to_keep=inputs["keep"], use_cache=False).logits
+        logits: torch.Tensor = model(
+            **layout, logits_to_keep=inputs["keep"], use_cache=False
+        ).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
