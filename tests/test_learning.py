@@ -124,9 +124,8 @@ def test_validation_is_shown_beside_base_baseline_and_prior(said: Any) -> None:
     after(learning_of(), (0.5, 0.25, 0.3))
     (line,) = said.messages
     assert line.startswith("validation: quadratic kappa 0.400 [0.300, 0.500] of 30 rows (base 0.0")
-    assert (
-        "0.350 [0.250, 0.450] nats per verdict better than the prior, 1.000 against 1.350" in line
-    )
+    gain = "gain over the prior 0.350 [0.250, 0.450] nats per verdict"
+    assert f"{gain}, log loss 1.000 against 1.350; entropy" in line
     assert "entropy 1.500, of the prior 1.2" in line
 
 
@@ -203,7 +202,7 @@ def test_training_scores_its_base_once_and_compares_each_validation(
     train([*argv, "--skip_eval"])
     said = capsys.readouterr().out
     assert said.count("validation of the base: 4 of 4 rows") == 1
-    assert said.count("better than the prior") == 2
+    assert said.count("gain over the prior") == 2
     (adapter,) = tmp_path.glob("*_final")
     history = json.loads((adapter / "training_config.json").read_text())["log_history"]
     assert history[0]["step"] == 0

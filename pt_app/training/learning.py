@@ -90,8 +90,8 @@ class Learning(TrainerCallback):  # type: ignore[misc]
         others = ", ".join(f"{name} {number(value)}" for name, value in values.items())
         own, gain = (_estimate(logs, f"eval_{name}") for name in (self.metric, "gain"))
         return (
-            f"{self.name} {own} of {len(self.validate.rows)} rows ({others}); {gain} nats per "
-            f"verdict better than the prior, {number(logs['eval_log_loss'])} against "
+            f"{self.name} {own} of {len(self.validate.rows)} rows ({others}); gain over the prior "
+            f"{gain} nats per verdict, log loss {number(logs['eval_log_loss'])} against "
             f"{number(logs['eval_log_loss'] + logs['eval_gain'])}; entropy "
             f"{number(logs['eval_entropy'])}, of the prior {number(self.validate.prior.entropy)}"
         )
@@ -113,8 +113,8 @@ class Learning(TrainerCallback):  # type: ignore[misc]
             f"(a gain of {_estimate(logs, 'eval_gain')} nats per verdict over them). Most likely, "
             f"1. rows are too few: {rows:,} for {lines} verdicts; label more, or use a coarser "
             f"--grid; 2. scale, rubric or template are not what the labels mean: see judge data "
-            f"preview; 3. --lr {self.lr:g} does not fit: --preset small_data has the one for few "
-            "rows, and if the loss rises, try a tenth"
+            f"preview; 3. --lr {self.lr:g} does not fit: --preset small_data has one for few rows; "
+            "where the loss rises, try a tenth"
         )
 
 
