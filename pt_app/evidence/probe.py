@@ -16,7 +16,7 @@ from pt_app.evidence.baselines import FOLDS, Baseline, Labelled
 from pt_app.evidence.coding import numbers_of
 
 # Ridge's alpha and, of the logistic regression, 1 / C; the strongest is taken if all are equal.
-PENALTIES = 10.0 ** np.arange(5, -0.5, -0.5)
+PENALTIES = 10.0 ** np.arange(6, -0.5, -0.5)
 NO_BASE = Baseline(PROBE, missing="no base is at hand whose hidden states could be read")
 
 
@@ -64,7 +64,8 @@ def _predicted(train: Labelled, x: FloatArray, at: FloatArray, scale: Scale) -> 
         score = _log_score
         model, grid = LogisticRegression(max_iter=1000), {"C": 1 / PENALTIES}
     # One unit for all features: to scale each by its own spread makes more of those that say less.
-    centre, unit = x.mean(axis=0), x.std() or 1.0
+    centre = x.mean(axis=0)
+    unit = (x - centre).std() or 1.0
     search = GridSearchCV(model, grid, scoring=score, cv=folds)
     search.fit((x - centre) / unit, y if numbers is None else numbers[y])
     return np.asarray(search.predict((at - centre) / unit), np.float64)

@@ -1,4 +1,4 @@
-"""The hidden states of a frozen base at the ends of prompts, on which a linear probe is fitted."""
+"""The hidden states from which a frozen base writes its verdicts, for a linear probe on them."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from pt_app.core.metrics import FloatArray
 from pt_app.core.prompts import PromptEncoder
 from pt_app.models import bases
 from pt_app.models.gemm import pack_weights
-from pt_app.models.packing import Tree, chunk_by_tokens
+from pt_app.models.packing import Tree, chunk_by_tokens, common_prefix
 from pt_app.models.tree_attention import (
     BLOCKS,
     core,
@@ -39,16 +39,18 @@ log = logging.getLogger(__name__)
 class BaseStates:
     """The last hidden states of a base in float32 on the CPU, kept in the cache folder.
 
-    An entry is named by the hash of the base's identity and of the prompts' ids, which are all
-    that the states depend on. The base is loaded only for prompts that are not there yet.
+    An entry is named by the hash of the base's identity and of the tokens that are read, which are
+    all that the states depend on. The base is loaded only for what is not there yet.
     """
 
     def __init__(self, source: bases.ModelSource, encoder: PromptEncoder) -> None:
         self.source = source
         self.encoder = encoder
+        lines = [encoder.answer_ids(line) for line in encoder.scale.lines()]
+        self.lead = lines[0][: common_prefix(min(lines), max(lines))]  # such as "Score: "
 
     def of(self, rows: Sequence[JudgeExample]) -> FloatArray:
-        """Return the state of the last token of each row's prompt, before the verdict.
+        """Return the state from which the first token that tells verdicts apart is predicted.
 
         Returns:
             [n, width]; NaN for a row that does not fit the context.
@@ -56,7 +58,7 @@ class BaseStates:
         # As in scoring: a label must not influence the prompt.
         bare = [row.model_copy(update={"label": None}) for row in rows]
         fitted, _ = self.encoder.fit(bare)
-        prompts = [row.prompt for row in fitted if not row.unfit]
+        prompts = [[*row.prompt, *self.lead] for row in fitted if not row.unfit]
         states = self._cached(prompts)
         whole = np.full((len(rows), states.shape[1]), np.nan)
         whole[[not row.unfit for row in fitted]] = states
