@@ -45,7 +45,7 @@ def test_scores_have_the_numbers_of_the_evidence(metric: Any, groups: int) -> No
         resamples=300,
     )
     sample = Resampler(index, 300)
-    ours = summarise(labels, verdicts, None, sample, Scale.from_name("0-10")).metrics
+    ours = summarise(labels, verdicts, sample, Scale.from_name("0-10")).metrics
     expected = {n: one.as_json() for n, one in ours.items() if not n.endswith("_strict")}
     if groups < 20:
         expected = {name: one | {"low": None, "high": None} for name, one in expected.items()}
@@ -61,7 +61,7 @@ def test_names_have_the_numbers_of_the_evidence(metric: Any) -> None:
     assert found["parse_failures"] == 2
     sample = Resampler(range(90), 300)
     own = [verdict or None for verdict in verdicts]
-    ours = summarise(labels, own, None, sample, Scale.from_name("pass_fail")).metrics
+    ours = summarise(labels, own, sample, Scale.from_name("pass_fail")).metrics
     names = ("accuracy", "f1_macro", "kappa", "alpha", "mcc")
     same(numbers(found), {name: ours[name].as_json() for name in names})
 

@@ -159,7 +159,7 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
 ) -> None:
     evaluation = runs[recipe][0] / "evaluation"
     results = json.loads((evaluation / "results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert [model["name"] for model in results["models"]] == ["adapter", "base"]
     rules = ["majority", "mean", "length", "chrF", "TF-IDF", "frozen probe"]
     assert [row["name"] for row in results["baselines"]] == rules
@@ -169,8 +169,8 @@ def test_evaluation_holds_base_adapter_and_majority_on_the_same_rows(
         assert model["calibration"]["ece"]["n"] == results["data"]["n"]
         assert {"generosity", "overconfidence", "length", "copied"} == set(model["checks"])
     for model in results["models"]:
-        assert set(model["metrics"]) >= METRICS
-        for metric in model["metrics"].values():
+        assert set(model["greedy"]) >= METRICS
+        for metric in [*model["metrics"].values(), *model["greedy"].values()]:
             assert set(metric) >= {"value", "low", "high", "n"}
         assert model["metrics"]["kappa_quadratic"]["n"] == 12
         assert model["precision"] == "float32"

@@ -19,6 +19,7 @@ from pt_app.core.verdicts import Scale, Verdict
 # Two verdicts whose expected losses are this close are a tie: rounding decides between them.
 TIE = 1e-5
 FAR = 0.1  # of the scale's range: a greedy answer that is farther from the verdict is counted
+FAR_LINE = "%s: in %d of %d rows the greedy answer says another verdict (by over %g of the scale)"
 
 
 def resolved_rule(rule: str, scale: Scale) -> VerdictRule:

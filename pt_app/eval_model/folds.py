@@ -93,8 +93,8 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
             ("task", result.task, first.task),
             ("scale", result.scale, first.scale),
             ("base", result.run.get("base"), first.run.get("base")),
-            ("verdict rule", _rules(result), _rules(first)),
             ("set of judges", [m.name for m in result.models], [m.name for m in first.models]),
+            ("verdict rule or order", _rules(result), _rules(first)),
         ):
             if own != expected:
                 problem = f"{adapter} has another {what} than {adapters[0]}"

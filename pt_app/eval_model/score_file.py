@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.core import files
+from pt_app.core.choosing import FAR, FAR_LINE, apart
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.records import Place
@@ -26,6 +28,7 @@ from pt_app.judge_data.reading.tables import Table, open_table
 ENDINGS = (".jsonl", ".csv", ".parquet")
 PART = 500  # rows; a killed run loses at most so many
 JOB = "job.json"  # in the folder of parts: whose they are
+log = logging.getLogger(__name__)
 Json = dict[str, Any]
 Row = tuple[Place, Json]
 
@@ -107,6 +110,8 @@ def _score(
             "folder changed meanwhile? Remove the folder, and score again"
         )
     _write(output, judged)
+    far = sum(apart(row["verdict"], row["greedy"], judge.info.scale) for row in judged)
+    log.info(FAR_LINE, output.name, far, len(judged), FAR)
     return dict(Counter(row["status"] for row in judged))
 
 

@@ -5,6 +5,7 @@ numbers recomputed, and that anybody's verdicts can take the place of an adapter
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pt_app.core import results as typed
+from pt_app.core.choosing import FAR, FAR_LINE
 from pt_app.core.files import write_json_atomic, write_text_atomic
 from pt_app.core.results import Prediction, Results
 from pt_app.core.verdicts import Scale
@@ -23,6 +25,8 @@ from pt_app.evidence.judge_numbers import judge_numbers
 from pt_app.evidence.options import Asked
 from pt_app.evidence.people import agreement_among, ceiling
 from pt_app.evidence.summary import baseline_results
+
+log = logging.getLogger(__name__)
 
 # The files of an evaluation.
 WRITTEN = (typed.PREDICTIONS, typed.RESULTS, "report.html", "report.md")
@@ -88,6 +92,8 @@ def results_of(
         measured.ties, measured.shortened = judge.ties, judge.shortened
         measured.verdict_rule, measured.order = judge.rule, judge.order
         measured.unscored = count - len(rows)
+        if judge.rule is not None:
+            log.info(FAR_LINE, judge.name, measured.far_from_greedy, measured.n, FAR)
         return measured
 
     return Results(
