@@ -35,6 +35,7 @@ def _judge(
     feedback: bool = False,
     precision: str = "float32",
     scale: str = "",
+    branches: bool = False,
 ) -> Callable[[], Any]:
     from pt_app.models.gemm import pack_weights
     from pt_app.models.tree_attention import BLOCKS, use_attention

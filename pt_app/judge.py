@@ -18,7 +18,7 @@ from pt_app.core.orders import flipped, order_of
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
 from pt_app.core.results import PrecisionChange
-from pt_app.core.settings import Order
+from pt_app.core.settings import Order, ReadingMode
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.calibration import Fitted, confidence_in
 from pt_app.models import adapters, bases
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is re
     from transformers import PreTrainedModel
 
     from pt_app.scoring.scorer import Scored
+    from pt_app.scoring.verdict_trie import VerdictTrie
 
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
@@ -93,6 +94,8 @@ class Judge:
         self.info = info
         self.encoder = encoder
         self.change: PrecisionChange | None = None
+        self.cut: VerdictTrie | None = None
+        self.cut_change: PrecisionChange | None = None
         self.fitted = Fitted.read(info.folder, info.rule, order_of(order, info.scale))
         self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 
@@ -103,6 +106,7 @@ class Judge:
         base: str | None = None,
         device: str = "cpu",
         precision: str = "float32",
+        reading: ReadingMode = "exact",
         sample: Sequence[Row] = (),
         order: Order = "both",
     ) -> Judge:
@@ -113,7 +117,9 @@ class Judge:
             base: the folder of the base, if it was one: an adapter does not keep its path.
             device: where to score: "cpu", "cuda" or "mps".
             precision: "float32" is exact; for "bf16" and "int8" the log says what they change.
-            sample: rows on which that change is measured.
+            reading: "exact" reads the whole lines of verdicts; for "branches" and "auto" (branches
+                from 25 verdicts on) see `judge score --help`.
+            sample: rows on which what these two change is measured.
             order: judge pairs in "both" orders, and take the mean, or once, "as_given".
 
         Raises:
@@ -122,6 +128,7 @@ class Judge:
         info = adapters.verify_adapter(Path(adapter))
         from pt_app.models.gemm import pack_weights
         from pt_app.models.tree_attention import BLOCKS, use_attention
+        from pt_app.scoring.branches import chosen_lines
         from pt_app.scoring.precision import converted
 
         model = adapters.load_merged(info.folder, adapters.base_of(info, base))
@@ -133,6 +140,7 @@ class Judge:
         model, change = converted(model, precision, rows, encoder)
         judge = Judge(pack_weights(model), info, encoder, order)
         judge.change = change
+        judge.cut, judge.cut_change = chosen_lines(judge.model, reading, rows, encoder)
         return judge
 
     def score(
@@ -160,7 +168,12 @@ class Judge:
         pairs = list(zip(rows, places, strict=True))
         read = [_read(row, place, self.info.scale) for row, place in pairs]
         scorer = JudgeScorer(
-            self.model, self.encoder, order=self.order, feedback=feedback, progress=progress
+            self.model,
+            self.encoder,
+            order=self.order,
+            feedback=feedback,
+            progress=progress,
+            cut=self.cut,
         )
         scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
         return [

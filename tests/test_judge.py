@@ -187,6 +187,29 @@ def test_coarser_precision_says_what_it_changes(
     assert f"{precision}: changes {change.verdicts} of 20 verdicts" in caplog.text
 
 
+def test_cut_lines_say_what_they_change(
+    adapter: Path, base: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pt_app.scoring.branches.SAMPLE", 20)
+    monkeypatch.setattr("pt_app.scoring.branches.TOLERANCE", 1)
+    monkeypatch.setattr("pt_app.scoring.branches.MARGIN", 1)
+    exact = Judge.load(adapter, base=str(base)).score(some_rows(20))
+    judge = Judge.load(adapter, base=str(base), reading="branches", sample=some_rows(20))
+    fast = judge.score(some_rows(20))
+    change = judge.cut_change
+    assert change is not None
+    assert change.n == 10
+    largest = max(
+        abs(p - other.probabilities[verdict])
+        for one, other in zip(exact[1::2], fast[1::2], strict=True)
+        if one.probabilities and other.probabilities
+        for verdict, p in one.probabilities.items()
+    )
+    assert change.probability == pytest.approx(largest, abs=1e-6)
+    assert change.probability > 1e-7, "nothing was cut"
+    assert f"of 10 verdicts, a probability by up to {change.probability:.2g}" in caplog.text
+
+
 def test_parts_of_another_job_are_refused(adapter: Path, base: Path, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", some_rows(3))
     parts = tmp_path / "out.jsonl.parts"

@@ -379,17 +379,22 @@ def test_variants_of_a_source_share_a_step_where_asked(
     assert all(len(groups) == 2 for groups in steps), "two rows a source, four rows a step"
 
 
-def test_evaluation_in_another_precision_says_what_it_changes(
-    base: Path, rows: Path, tmp_path: Path
+def test_faster_evaluation_says_what_it_changes(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["--score_precision=int8", "--tracking=off"]
+    monkeypatch.setattr("pt_app.scoring.branches.SAMPLE", 12)
+    monkeypatch.setattr("pt_app.scoring.branches.TOLERANCE", 1)
+    more = ["--score_precision=int8", "--reading=branches", "--tracking=off"]
     main("mps", flags(base, rows, tmp_path, *more))
     (adapter,) = tmp_path.glob("*_final")
     results = json.loads((adapter / "evaluation" / "results.json").read_text())
     for model in results["models"]:
         assert model["precision"] == "int8"
         assert model["precision_change"]["n"] == 12
-    assert "scored in int8" in (adapter / "evaluation" / "report.md").read_text()
+        assert model["reading_change"]["n"] == 6
+    report = (adapter / "evaluation" / "report.md").read_text()
+    assert "scored in int8" in report
+    assert "of 6 rows differ from those of whole lines" in " ".join(report.split())
 
 
 def test_run_with_fixed_lengths_computes_at_most_eight_shapes(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from pt_app.core.choosing import choose
 from pt_app.core.errors import UserError
@@ -149,6 +150,29 @@ def test_short_window_falls_back_to_the_plain_path_and_says_so(chatml, caplog):
     assert "row by row: its attention window has 32 tokens" in caplog.text
 
 
+@pytest.mark.parametrize(("window", "read"), [(400, "as a tree"), (40, "row by row")])
+def test_layers_of_several_windows_read_as_a_tree_where_no_row_is_longer(
+    chatml, caplog, window, read
+):
+    encoder, rows = encoder_of(chatml), examples(4)
+    config = Gemma3TextConfig(
+        vocab_size=len(chatml),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+        sliding_window=window,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(config).eval()
+    assert_equals_plain(scorer_of(model, encoder).score(rows), model, encoder, rows)
+    assert ("row by row" in caplog.text) == (read == "row by row")
+
+
 def test_one_verdict_that_begins_another_is_told_apart_by_its_line_end():
     trie = VerdictTrie.build([[5, 1, 9], [5, 1, 0, 9]])
     assert trie.walk([5, 1, 9, 7]) == 0
@@ -229,6 +253,15 @@ def test_answers_are_those_of_greedy_generation_for_batches_of_any_size(trained,
         assert [result.greedy for result in scored] == [encoder.scale.parse(a) for a in answers]
         for result in scored:
             assert result.status == ("parse_failure" if result.greedy is None else "ok")
+
+
+def test_answers_behind_cut_lines_are_those_behind_whole_ones(trained):
+    model, encoder, rows, answers = trained
+    trie = scorer_of(model, encoder).trie
+    cut = trie.cut(trie.forks, [0.0] * len(trie.forks))
+    scored = scorer_of(model, encoder, feedback=True, cut=cut).score(rows)
+    assert [result.raw for result in scored] == answers
+    assert [result.greedy for result in scored] == [encoder.scale.parse(a) for a in answers]
 
 
 def test_answers_of_a_model_without_an_end_stop_at_the_limit(chatml):

@@ -29,6 +29,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "verdict_rule": "median",
     "chat_template": "plain",
     "probe_rows": "7",
+    "reading": "branches",
     "max_samples": "9",
     "test_samples": "9",
     "lora_r": "4",

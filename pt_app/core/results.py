@@ -298,7 +298,7 @@ class Cost(Stored):
 
 
 class PrecisionChange(Stored):
-    """What a lower precision changed against float32, on a sample of n rows."""
+    """What a faster way of scoring changed against the exact one, on a sample of n rows."""
 
     n: int
     verdicts: int
@@ -368,6 +368,7 @@ class JudgeResults(Measured):
     precision: str | None = None
     grid: str | None = None
     precision_change: PrecisionChange | None = None
+    reading_change: PrecisionChange | None = None
     ties: int = 0
     unscored: int = 0
     shortened: int = 0

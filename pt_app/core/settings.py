@@ -18,10 +18,15 @@ RECIPES: tuple[Recipe, ...] = ("mps", "cuda")
 Where = Literal["cpu", "mps", "cuda"]
 PROBE_ROWS = 2000
 PROBE_HELP = "maximum training rows of the probe on the base's hidden states; 0: no probe"
-SAMPLE = 100  # rows on which a lower --score_precision is compared with float32
+SAMPLE = 100  # rows on which a lower --score_precision or a faster --reading is compared
 Precision = Literal["float32", "bf16", "int8"]
 VerdictRule = Literal["auto", "mean", "median", "mode"]
 Order = Literal["both", "as_given"]  # in which pairs are judged
+ReadingMode = Literal["auto", "exact", "branches"]
+READING_HELP = (
+    "exact: whole lines of verdicts; branches: only their tokens that tell something about a row; "
+    "auto: branches from 25 verdicts on"
+)
 TrackingMode = Literal["auto", "online", "offline", "off"]
 MODES: tuple[TrackingMode, ...] = ("auto", "online", "offline", "off")
 SERVERS, SINKS = {"wandb", "weave"}, {"wandb", "weave", "tensorboard"}
@@ -128,6 +133,7 @@ class Settings:
         "mean on scores, else mode",
         "auto",
     )
+    reading: ReadingMode = flag(READING_HELP, "auto")
     probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
     resume: str = flag(
         "resume from the newest complete checkpoint of RUN, or of the newest unfinished run",

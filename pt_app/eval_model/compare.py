@@ -127,7 +127,8 @@ def _judged(
     """Score the test rows with an adapter, or with its base if not `tuned`."""
     source = adapters.base_of(info, options.base)
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-    scoring = Scoring(encoder, test, options.feedback, options.precision, options.order)
+    how = options.feedback, options.precision, options.order, options.reading
+    scoring = Scoring(encoder, test, *how)
     if not tuned:
         return scoring.judged(name, source.name, bases.load_model(source))
     model = adapters.load_merged(info.folder, source)

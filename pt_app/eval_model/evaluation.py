@@ -14,7 +14,7 @@ from pt_app.core.dataset import JudgeData, JudgeExample, draw
 from pt_app.core.orders import order_of
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import PROBE, JsonObject, Prediction, Results
-from pt_app.core.settings import PROBE_ROWS, Order
+from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.calibration import Fitted
@@ -25,6 +25,7 @@ from pt_app.models import adapters, bases
 from pt_app.models.gemm import pack_weights
 from pt_app.models.tree_attention import BLOCKS, use_attention
 from pt_app.scoring.base_states import BaseStates
+from pt_app.scoring.branches import chosen_lines
 from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
@@ -42,6 +43,7 @@ def evaluate(
     feedback: bool = False,
     precision: str = "float32",
     probe_rows: int = PROBE_ROWS,
+    reading: ReadingMode = "auto",
 ) -> Results:
     """Score the test rows with the base and with the adapter, and write `adapter`/evaluation.
 
@@ -54,6 +56,7 @@ def evaluate(
         feedback: also generate answers.
         precision: of the scoring.
         probe_rows: how many training rows the frozen probe is fitted on.
+        reading: of the verdicts' lines.
 
     Returns:
         The content of results.json.
@@ -61,7 +64,7 @@ def evaluate(
     source, data = prepared.source, prepared.data
     # First of all, since it frees its base before another is loaded.
     probe = probed(source, prepared.encoder, data, prepared.test, probe_rows)
-    scoring = Scoring(prepared.encoder, prepared.test, feedback, precision)
+    scoring = Scoring(prepared.encoder, prepared.test, feedback, precision, reading=reading)
     # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
     base = scoring.judged("base", source.name, bases.load_model(source))
     validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
@@ -119,6 +122,7 @@ class Scoring:
     feedback: bool
     precision: str
     order: Order = "both"
+    reading: ReadingMode = "auto"
 
     def judged(
         self,
@@ -133,7 +137,9 @@ class Scoring:
         """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self.encoder)
-        scorer = JudgeScorer(pack_weights(model), self.encoder, name=name, order=self.order)
+        model = pack_weights(model)
+        cut, moved = chosen_lines(model, self.reading, self.test, self.encoder)
+        scorer = JudgeScorer(model, self.encoder, name=name, order=self.order, cut=cut)
         scorer.feedback = self.feedback
         scores = zip(self.test, scorer.score(self.test), strict=True)
         rows = [prediction(name, row, score) for row, score in scores]
@@ -145,8 +151,9 @@ class Scoring:
             scores = zip(validation, scorer.score(validation), strict=True)
             judged = [prediction(name, row, score) for row, score in scores]
             fitted = Fitted.on(judged, scale, Asked().target_accuracy, rule, order)
-        made = self.precision, change, fitted, scale.grid.name if scale.grid else None, rule, order
-        return JudgeRows(name, id_, rows, shortened, ties, *made)
+        made = self.precision, change, moved, fitted
+        grid = scale.grid.name if scale.grid else None
+        return JudgeRows(name, id_, rows, shortened, ties, *made, grid, rule, order)
 
 
 def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pt_app.core.flags import flag
-from pt_app.core.settings import PROBE_HELP, PROBE_ROWS, Order, Precision
+from pt_app.core.settings import (
+    PROBE_HELP,
+    PROBE_ROWS,
+    READING_HELP,
+    Order,
+    Precision,
+    ReadingMode,
+)
 from pt_app.models.endpoint.options import RequestOptions
 
 
@@ -19,6 +26,7 @@ class EvalOptions:
     precision: Precision = flag(
         "precision of the scoring; float32 is exact", "float32", name="score_precision"
     )
+    reading: ReadingMode = flag(READING_HELP, "auto")
     probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
     order: Order = flag("judge pairs in both orders and take the mean, or once as_given", "both")
     target_accuracy: float = flag("accuracy to reach", 0.9, low=0.01, high=0.999)
@@ -58,6 +66,7 @@ class ScoreOptions:
         "precision of the scoring; float32 is exact", "float32", name="score_precision"
     )
     order: Order = flag("judge pairs in both orders and take the mean, or once as_given", "both")
+    reading: ReadingMode = flag(READING_HELP, "auto")
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
     device: str = flag("cpu, cuda or mps", "cpu")
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")

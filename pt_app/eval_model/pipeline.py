@@ -187,8 +187,8 @@ class Run:
             checkpoints.full_disk_explained(adapter, remedy),
         ):
             feedback, precision = settings.feedback, settings.score_precision
-            rows = settings.probe_rows
-            results = evaluate(prepared, adapter, about, feedback, precision, rows)
+            rows, reading = settings.probe_rows, settings.reading
+            results = evaluate(prepared, adapter, about, feedback, precision, rows, reading)
             adapters.update_model_card(adapter, results)
             yield results
 

@@ -84,6 +84,7 @@ def _score(
         base=options.base,
         device=options.device,
         precision=options.precision,
+        reading=options.reading,
         sample=sample,
         order=options.order,
     )

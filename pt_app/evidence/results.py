@@ -37,9 +37,10 @@ class JudgeRows:
     """One judge's prediction rows on the test rows, in their order.
 
     `shortened` counts the rows that were cut to fit, `ties` those whose verdict rounding decided;
-    `change` says what the precision changed against float32, and `grid` names the coarser scale
-    that the judge speaks, if it does. `rule` chose the verdicts by their probabilities (None: they
-    were given), of pairs in `order`.
+    `change` says what the precision changed against float32, `cut` what reading parts of the
+    verdicts' lines changed against whole lines, and `grid` names the coarser scale that the judge
+    speaks, if it does. `rule` chose the verdicts by their probabilities (None: they were given), of
+    pairs in `order`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class JudgeRows:
     ties: int = 0
     precision: str = "float32"
     change: typed.PrecisionChange | None = None
+    cut: typed.PrecisionChange | None = None
     fitted: Fitted | None = None
     grid: str | None = None
     rule: str | None = None
@@ -89,6 +91,7 @@ def results_of(
         measured.id, measured.name = judge.id, judge.name
         measured.precision, measured.precision_change = judge.precision, judge.change
         measured.grid = judge.grid
+        measured.reading_change = judge.cut
         measured.ties, measured.shortened = judge.ties, judge.shortened
         measured.verdict_rule, measured.order = judge.rule, judge.order
         measured.unscored = count - len(rows)

@@ -14,7 +14,7 @@ from pt_app.core.records import JudgeExample
 from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import SAMPLE
 from pt_app.models import gemm
-from pt_app.scoring.scorer import JudgeScorer
+from pt_app.scoring.scorer import JudgeScorer, Scored
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,21 @@ def converted(
     exact, coarse = (
         JudgeScorer(each, encoder, progress=False).score(sample[:SAMPLE]) for each in (model, lower)
     )
-    scored = zip(exact, coarse, strict=True)
+    change = change_between(exact, coarse)
+    changed = f"{change.verdicts} of {change.n} verdicts against float32"
+    log.warning(
+        "%s: changes %s, a probability by up to %.2g", precision, changed, change.probability
+    )
+    return lower, change
+
+
+def change_between(exact: Sequence[Scored], other: Sequence[Scored]) -> PrecisionChange:
+    """Return what another way of scoring changes on the same rows."""
+    scored = zip(exact, other, strict=True)
     pairs = [(a, b) for a, b in scored if a.probabilities and b.probabilities]
     differences = [
         abs(p - q) for a, b in pairs for p, q in zip(a.probabilities, b.probabilities, strict=True)
     ]
     verdicts = sum(a.verdict != b.verdict for a, b in pairs)
     largest = max(differences, default=0.0)
-    change = PrecisionChange(n=len(pairs), verdicts=verdicts, probability=largest)
-    changed = f"{verdicts} of {len(pairs)} verdicts against float32"
-    log.warning("%s: changes %s, a probability by up to %.2g", precision, changed, largest)
-    return lower, change
+    return PrecisionChange(n=len(pairs), verdicts=verdicts, probability=largest)

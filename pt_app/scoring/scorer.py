@@ -86,6 +86,7 @@ class JudgeScorer:
         shapes: the sizes to which tensors are padded; default: no padding.
         trees: read rows together as a prefix tree; else one by one, which is the fallback for
             models whose attention does not allow it.
+        cut: the lines of the verdicts, cut (branches.py); None: whole lines are read.
 
     Attributes:
         shortened: rows that the last `score` had to shorten.
@@ -106,9 +107,10 @@ class JudgeScorer:
     progress: bool = True
     shapes: Shapes = field(default_factory=Shapes)
     trees: bool = True
+    cut: VerdictTrie | None = None
 
     def __post_init__(self) -> None:
-        self.trie = verdict_trie(self.encoder)
+        self.trie = self.cut or verdict_trie(self.encoder)
         self.scale = self.encoder.scale
         self.shortened = self.ties = 0
 

@@ -6,8 +6,9 @@ inner node; at a state the model predicts the next token. The log-probability of
 sum of those of its steps, so that one forward pass over the trie gives all of them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -29,11 +30,13 @@ class VerdictTrie:
         edges: from a step to the next state, parents first; states count from 1 in this order.
         leaves: from a last step to the index of the verdict. The last token of a line has no
             state: nothing is predicted after it.
+        tails: of each verdict, the log-probability that stands for what `cut` took off its line.
     """
 
     paths: tuple[tuple[Step, ...], ...]
     edges: dict[Step, int]
     leaves: dict[Step, int]
+    tails: tuple[float, ...] = ()
 
     @staticmethod
     def build(lines: Sequence[Sequence[int]]) -> "VerdictTrie":
@@ -59,6 +62,34 @@ class VerdictTrie:
         if leaves.keys() & edges.keys():
             raise UserError("this tokenizer begins one verdict with another: use another model")
         return VerdictTrie(tuple(paths), edges, leaves)
+
+    def cut(self, kept: Sequence[int], tails: Sequence[float]) -> "VerdictTrie":
+        """Return the trie of the first `kept` tokens of each line, at least as many as `forks`."""
+        lines = [
+            [token for _, token in path[:count]]
+            for path, count in zip(self.paths, kept, strict=True)
+        ]
+        return replace(VerdictTrie.build(lines), tails=tuple(tails))
+
+    @cached_property
+    def forks(self) -> list[int]:
+        """For each line, how many of its tokens tell it from all other lines."""
+        ways = Counter(state for state, _ in self.steps)
+        return [
+            max((place for place, (state, _) in enumerate(path, 1) if ways[state] > 1), default=1)
+            for path in self.paths
+        ]
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """All steps, each once: verdicts share them."""
+        return sorted({*self.edges, *self.leaves})
+
+    @cached_property
+    def columns(self) -> list[list[int]]:
+        """For each line, where its steps are in `steps`."""
+        where = {step: column for column, step in enumerate(self.steps)}
+        return [[where[step] for step in path] for path in self.paths]
 
     @property
     def states(self) -> int:
@@ -118,10 +149,12 @@ class Reading:
     """What a model predicts for some rows.
 
     Attributes:
+        steps: log-probability of each step of the trie, [rows, steps] in float64.
         log_probabilities: of each verdict's line, [rows, verdicts] in float64.
         greedy: the most likely token at each state, [rows, states].
     """
 
+    steps: torch.Tensor
     log_probabilities: torch.Tensor
     greedy: torch.Tensor
 
@@ -151,11 +184,9 @@ def reading_of(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
     blocks = torch.split(logits.flatten(0, 1), max(1, CACHED // logits.shape[-1]))
     normalisers = [torch.logsumexp(block.float(), dim=-1) for block in blocks]
     normaliser = torch.cat(normalisers).view(logits.shape[:2]).double().cpu()
-    # Verdicts share steps, so each step is gathered once.
-    steps = sorted({step for path in trie.paths for step in path})
-    where = {step: index for index, step in enumerate(steps)}
-    at, token = torch.tensor(steps).T
+    at, token = torch.tensor(trie.steps).T
     of_steps = logits[:, at.to(logits.device), token.to(logits.device)].double().cpu()
     of_steps = of_steps - normaliser[:, at]
-    lines = [of_steps[:, [where[step] for step in path]].sum(dim=1) for path in trie.paths]
-    return Reading(torch.stack(lines, dim=1), logits.argmax(dim=-1).cpu())
+    lines = torch.stack([of_steps[:, columns].sum(dim=1) for columns in trie.columns], dim=1)
+    lines += torch.tensor(trie.tails or 0.0, dtype=lines.dtype)
+    return Reading(of_steps, lines, logits.argmax(dim=-1).cpu())
