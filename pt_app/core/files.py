@@ -87,9 +87,16 @@ def _locked(lock: Path, busy: str, wait: bool) -> IO[str]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what is made once and kept: $JUDGE_CACHE, else ~/.cache/judge."""
+    """Return the folder of what is made once and kept: $JUDGE_CACHE, else ~/.cache/judge.
+
+    Raises:
+        UserError: where there is no home folder, and JUDGE_CACHE names no other.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("JUDGE_CACHE") or f"{home}/judge").expanduser()
+    try:
+        return Path(os.environ.get("JUDGE_CACHE") or f"{home}/judge").expanduser()
+    except RuntimeError as error:
+        raise UserError("there is no home folder for a cache: name one in JUDGE_CACHE") from error
 
 
 def shown(path: Path | str) -> str:

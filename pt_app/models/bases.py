@@ -103,6 +103,8 @@ def _local(name: str, weights: bool = True) -> ModelSource | None:
         path = gguf.converted(path, name_of(digest), digest, weights)
     elif name in known_bases() and not path.is_dir():
         path = fetched(name)
+    elif path.suffix == gguf.SUFFIX and not path.exists():
+        raise UserError(f"{path} is not there: correct the path of the GGUF file")
     if not path.is_dir():
         return None
     record = gguf.Record.of(path)

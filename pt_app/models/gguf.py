@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from pt_app.models.loading import check_names, short, without_report
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-MAGIC = b"GGUF"
+MAGIC, SUFFIX = b"GGUF", ".gguf"
 RECORD = "gguf.json"
 PLAIN = {"F32", "F16", "BF16", "F64"}  # types of tensors that are not quantised
 # How a byte-level vocabulary splits texts (tokenizer.ggml.pre, llama.cpp's llama-vocab.cpp): as
@@ -195,13 +197,27 @@ def _quantization(reader: "GGUFReader") -> str:
     return "+".join([name for name in names if name not in PLAIN] or names[:1])
 
 
+@contextmanager
+def _alone(file: Path) -> Iterator[str]:
+    """Give a folder that holds the file and nothing else.
+
+    transformers also reads what lies beside a GGUF file: another model's tokenizer, an adapter.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, file.name).symlink_to(file.resolve())
+        yield folder
+
+
 def _save_tokenizer(file: Path, folder: Path, splitting: str | None) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with _alone(file) as place:
+            tokenizer = AutoTokenizer.from_pretrained(
+                place, gguf_file=file.name, trust_remote_code=False
+            )
     except Exception as error:  # of tokenizers and of transformers' readers, of many kinds
         raise UserError(f"{file}: its tokenizer does not load ({short(error)})") from error
     if splitting in DIGITS_FIRST:
@@ -217,10 +233,11 @@ def _save_model(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     try:
-        with without_report():
+        with _alone(file) as place, without_report():
             model, report = AutoModelForCausalLM.from_pretrained(
-                file.parent,
+                place,
                 gguf_file=file.name,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 # Else it would stay in its blocks where there is a kernel for them, as on Apple.
                 quantization_config=GgufConfig(dequantize=True),

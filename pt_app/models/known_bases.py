@@ -102,7 +102,7 @@ def fetch(name: str, accept_terms: bool = False) -> Path:
     if base.terms and not accept_terms:
         raise UserError(
             f"{name}: its licence ({base.licence}, {base.terms}) must be accepted: read it, and "
-            "add --accept_terms"
+            f"run judge base fetch {name} --accept_terms"
         )
     lock = base.folder.with_name(f".{base.sha256}.lock")
     with held(lock, f"another process fetches {name}", wait=True):
