@@ -1,6 +1,8 @@
 """The frozen probe: states that are those of the plain model, their cache, and what is learned."""
 
+import json
 import random
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,10 @@ def test_cached_states_are_read_without_the_base_and_belong_to_it(
     assert np.abs(of_other - states).max() > 0.1
     states_of(base).of(rows[:5])
     assert len(entries() - before) == 2  # other prompts, another entry
+    edited = shutil.copytree(base, tmp_path / base.name)  # the same name, weights and tokenizer
+    config = json.loads((edited / "config.json").read_text()) | {"rms_norm_eps": 0.5}
+    (edited / "config.json").write_text(json.dumps(config))
+    assert np.abs(states_of(edited).of(rows[:5]) - states[:5]).max() > 0.01
     monkeypatch.setattr(bases, "load_model", lambda *_: pytest.fail("the base was loaded"))
     np.testing.assert_array_equal(states_of(base).of(rows), states)
     np.testing.assert_array_equal(states_of(other).of(rows), of_other)

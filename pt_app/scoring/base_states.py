@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, write_bytes_atomic
+from pt_app.core.files import cache_folder, sha256_file, write_bytes_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompts import PromptEncoder
 from pt_app.models import bases
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class BaseStates:
     """The last hidden states of a base in float32 on the CPU, kept in the cache folder.
 
-    An entry is named by the hash of the base's identity and of the tokens that are read, which are
-    all that the states depend on. The base is loaded only for what is not there yet.
+    An entry is named by the hash of the base's identity, its config.json and the tokens that are
+    read: all that the states depend on. The base is loaded only for what is not there yet.
     """
 
     def __init__(self, source: bases.ModelSource, encoder: PromptEncoder) -> None:
@@ -65,7 +65,8 @@ class BaseStates:
         return whole
 
     def _cached(self, prompts: Prompts) -> FloatArray:
-        key = sha256(json.dumps([self._identity, prompts], sort_keys=True).encode()).hexdigest()
+        what = json.dumps([self._identity, self._config, prompts], sort_keys=True)
+        key = sha256(what.encode()).hexdigest()
         path = cache_folder() / "states" / f"{key}.npy"
         if (states := _read(path)) is not None:
             return states
@@ -81,6 +82,10 @@ class BaseStates:
     @cached_property
     def _identity(self) -> bases.Identity:
         return bases.model_identity(self.source)
+
+    @cached_property
+    def _config(self) -> str:
+        return sha256_file(self.source.path / bases.CONFIG)
 
     @cached_property
     def _model(self) -> PreTrainedModel:
