@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("adapter", type=Path, help="adapter folder of the judge")
     help = "dataset folder; default: %(default)s"
     parser.add_argument("--data", type=Path, default=Path("datasets/judge_eval"), help=help)
-    parser.add_argument("--base", default=None, help="the adapter's base, if it was a folder")
+    help = "the adapter's base, if it was a folder or file"
+    parser.add_argument("--base", default=None, help=help)
     arguments = parser.parse_args()
     find_folder(arguments.data)
     from pt_app.eval_model.trying import try_examples

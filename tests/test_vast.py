@@ -21,6 +21,7 @@ from scripts.rented.offers import Offer, Work
 from scripts.rented.sending import package_files
 from scripts.vast import main
 from tests.conftest import ROOT
+from tests.tiny_gguf import write_gguf
 from tests.vast_fixtures import ESTIMATE, FLOPS, SECRETS, attempt, launch_words
 from tests.vast_server import VastServer, offer
 
@@ -105,6 +106,12 @@ def test_base_in_a_folder_counts_to_the_disk_where_nothing_is_estimated(
     needed = offers.estimated(Search(hours=1.0, gpu_ram=8.0, recipe=[f"--model={folder}"]))
     assert needed.disk_gb == offers.DISK_GB + 4
     assert needed.up_gb == pytest.approx(3.0, rel=0.01)
+
+
+def test_base_from_a_gguf_file_is_copied_up(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "one.gguf")
+    search = Search(hours=1.0, gpu_ram=8.0, recipe=[f"--model={tmp_path / 'one.gguf'}"])
+    assert offers.estimated(search).up_gb > 0
 
 
 def test_base_that_is_copied_up_takes_hours_and_is_in_the_plan(

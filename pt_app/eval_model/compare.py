@@ -141,6 +141,7 @@ def _probe(
 ) -> Baseline:
     """Fit the frozen probe on the base of an adapter, with the adapter's prompts."""
     source = adapters.base_of(info, options.base)
+    adapters.check_base(info, bases.model_identity(source))  # before minutes of another base
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
     return probed(source, encoder, data, test, options.probe_rows)
 

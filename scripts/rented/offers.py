@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from pydantic import AliasChoices, AliasPath, BaseModel, Field
 
@@ -109,14 +108,16 @@ def estimated(flags: Search) -> Work:
     With --hours and --gpu_ram nothing is estimated, and the base's size is that of its files here.
     Raises UserError where the estimate fails, or neither the size of the base nor --disk is known.
     """
+    from pt_app.models.bases import TINY, is_local
+
     model = settings_of(flags.recipe).model
     if flags.hours is None or flags.gpu_ram is None:
         needs = _estimate(flags.recipe)
     else:
         needs = Estimate(base_bytes=_size_here(model, required=flags.disk is None))
     base_gb = needs.base_bytes / 1e9
-    is_folder = Path(model).expanduser().is_dir()
-    copied_up = is_folder or (isinstance(flags, Rental) and flags.upload_model)
+    of_this_machine = model != TINY and is_local(model)
+    copied_up = of_this_machine or (isinstance(flags, Rental) and flags.upload_model)
     return Work(
         flops=needs.flops,
         memory=needs.memory if flags.gpu_ram is None else flags.gpu_ram * 2**30,

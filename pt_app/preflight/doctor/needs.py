@@ -77,7 +77,7 @@ class Needs:
         except UserError as error:
             return None, Finding.wrong("base", one_line(error))
         size = sum(file.stat().st_size for file in weight_files(source.path))
-        where = "a folder" if bases.is_local(name) else "in the local cache"
+        where = "on this machine" if bases.is_local(name) else "in the local cache"
         where = "shipped" if name == bases.TINY else where
         return source, Finding("base", "ok", f"{name}: {where}, {size / 1e9:.2f} GB")
 
