@@ -26,7 +26,6 @@ OTHER = {  # a value for each flag that is no recipe's default
     "score_precision": "bf16",
     "verdict_rule": "mode",
     "grid": "1-5",
-    "verdict_rule": "median",
     "chat_template": "plain",
     "probe_rows": "7",
     "reading": "branches",

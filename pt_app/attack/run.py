@@ -48,7 +48,7 @@ def attack(
         out: where to write; None: the adapter's evaluation.
         rows: how many test rows to attack; 0: all.
         names: the families of attacks; none: all.
-        base: the adapter's base, if it was a folder.
+        base: the adapter's base, if it was a folder or file.
         seed: draws the rows.
         held_out: use only the texts that `--hard_negatives` does not train on.
 

@@ -12,7 +12,7 @@ def attack(
     data: Path = flag("dataset folder; its test rows are attacked"),
     rows: int = flag("number of test rows to attack; 0: all", 50, low=0),
     families: str = flag("families of attacks, separated by commas; default: all", ""),
-    base: str | None = flag("the adapter's base, if it was a folder", None),
+    base: str | None = flag("the adapter's base, if it was a folder or file", None),
     held_out: bool = flag("use only texts that --hard_negatives does not train on", False),
     out: Path | None = flag("output folder; default: the adapter's evaluation", None),
     seed: int = flag("seed that draws the rows", 0),

@@ -9,7 +9,7 @@ from pt_app.commands.flags import command, flag
 def try_(
     *,
     adapter: Path = flag("adapter folder of the judge", positional=True),
-    base: str | None = flag("the adapter's base, if it was a folder", None),
+    base: str | None = flag("the adapter's base, if it was a folder or file", None),
     feedback: bool = flag("also generate issues and feedback", False),
 ) -> None:
     """Type or paste rows, or pipe JSON Lines in, and see verdict, distribution and confidence."""

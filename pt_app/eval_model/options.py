@@ -20,7 +20,7 @@ class EvalOptions:
     """Which judges are compared, and on which rows."""
 
     with_base: bool = flag("also judge with the first adapter's base", False, name="base")
-    base: str | None = flag("path of the base, if it was a folder", None, name="base_path")
+    base: str | None = flag("path of the base, if it was a folder or file", None, name="base_path")
     rows: int = flag("number of test rows, drawn by the seed; 0: all", 0, low=0)
     feedback: bool = flag("also generate issues and feedback", False)
     precision: Precision = flag(
@@ -60,7 +60,7 @@ class ScoreOptions:
     """How the rows of a file are judged."""
 
     map: Sequence[str] = flag("field=column pairs, separated by commas", ())
-    base: str | None = flag("the adapter's base, if it was a folder", None)
+    base: str | None = flag("the adapter's base, if it was a folder or file", None)
     feedback: bool = flag("also generate issues and feedback", False)
     precision: Precision = flag(
         "precision of the scoring; float32 is exact", "float32", name="score_precision"

@@ -49,6 +49,8 @@ def try_rows(judge: Judge, feedback: bool = False) -> None:
                 show(judged(judge, row, Place(STDIN, count, lines=False), feedback))
             except UserError as error:
                 print(error)
+            except UnicodeDecodeError as error:
+                print(f"that is not UTF-8 ({error.reason}): type it again")
     print()
 
 
