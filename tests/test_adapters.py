@@ -22,6 +22,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.models import adapters
 from pt_app.models.adapters import (
     adapter_folder_name,
+    encoder_of,
     load_adapter,
     merge,
     save_adapter,
@@ -218,6 +219,20 @@ def test_weights_of_another_kind_are_refused(folder, change, message):
 def with_config(folder, target, **fields):
     config = json.loads((folder / "adapter_config.json").read_text()) | fields
     return copy_with(folder, target, "adapter_config.json", json.dumps(config).encode())
+
+
+@pytest.mark.parametrize(
+    ("stated", "rule"), [("median", "median"), ("auto", "mean"), (None, "mean")]
+)
+def test_rule_is_that_of_judge_json_and_an_earlier_adapter_has_auto(folder, stated, rule):
+    judge = json.loads((folder / "judge.json").read_text())
+    assert judge["verdict_rule"] == "mean"
+    assert verify_adapter(folder).rule == "mean"
+    del judge["verdict_rule"]
+    judge |= {"verdict_rule": stated} if stated else {}
+    (folder / "judge.json").write_text(json.dumps(judge))
+    info = verify_adapter(folder)
+    assert encoder_of(info, load_tokenizer(folder)).rule == info.rule == rule
 
 
 def without_hash_of_config(folder):

@@ -11,6 +11,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from pt_app.core.choosing import choose
 from pt_app.core.errors import UserError
+from pt_app.core.orders import flipped
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
@@ -326,6 +327,29 @@ def test_row_that_cannot_fit_gets_a_status_and_stops_no_other(chatml, caplog):
     for row, result in zip(alone, [scored[0], *scored[2:]], strict=True):
         assert result.probabilities == pytest.approx(row.probabilities, abs=1e-5)
     assert "rows.json:9" in caplog.text
+
+
+def test_pair_in_both_orders_has_their_mean_and_swapped_candidates_flip_it(chatml):
+    encoder, model = encoder_of(chatml, "pairwise"), make_model(chatml, seed=5)
+    texts = [("a casa", "o gato"), ("", "sim"), ("boa noite a todos", "boa")]
+    pairs = [JudgeExample(source="the house", candidates=pair) for pair in texts]
+    one, other = (
+        [row.model_copy(update={"candidates": row.candidates[::step]}) for row in pairs]
+        for step in (1, -1)
+    )
+    singly = [scorer_of(model, encoder).score(rows) for rows in (one, other)]
+    both = [scorer_of(model, encoder, order="both").score(rows) for rows in (one, other)]
+    for given, swapped, first, second in zip(*singly, *both, strict=True):
+        a, b, tie = swapped.probabilities
+        mean = [(p + q) / 2 for p, q in zip(given.probabilities, (b, a, tie), strict=True)]
+        assert first.probabilities == pytest.approx(mean, abs=1e-6)
+        assert second.verdict == flipped(first.verdict)
+        assert (first.greedy, first.verdict_mass) == (
+            given.greedy,
+            pytest.approx(given.verdict_mass),
+        )
+        assert [part.verdict for part in first.orders] == [given.verdict, swapped.verdict]
+        assert given.orders is None
 
 
 def test_no_rows_give_no_results(chatml):

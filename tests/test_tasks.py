@@ -14,6 +14,7 @@ from pt_app.core.results import JudgeResults, Results
 from pt_app.core.settings import RECIPES
 from pt_app.eval_model import dispatch, folds
 from pt_app.eval_model.folds import join_evaluations
+from pt_app.judge import Judge
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.options import SplitPlan
 from tests.real_data import real
@@ -67,6 +68,25 @@ def predictions(adapter: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line]
 
 
+def assert_order_does_not_matter(adapter: Path, base: Path, rows: list[dict[str, Any]]) -> None:
+    """Judge pairs as they are and swapped: winners flip, and so do their probabilities."""
+    names = ("id", "source", "conversation", "context", "reference", "candidates")
+    pairs = [{name: row[name] for name in names if row.get(name)} for row in rows]
+    swapped = [pair | {"candidates": pair["candidates"][::-1]} for pair in pairs]
+    judge = Judge.load(adapter, base=str(base))
+    judged, again = judge.score(pairs), judge.score(swapped)
+    for row, one, other in zip(rows, judged, again, strict=True):
+        flip = {"A": "B", "B": "A", "tie": "tie"}
+        assert (one.verdict, one.greedy) == (row["verdict"], row["greedy"])
+        assert other.verdict == flip[str(one.verdict)]
+        assert one.consistent == other.consistent == (row["as_given"] == flip[row["swapped"]])
+        chances, others = one.probabilities or {}, other.probabilities or {}
+        assert [others[flip[name]] for name in chances] == pytest.approx(
+            list(chances.values()), abs=1e-5
+        )
+        assert row["probabilities"] == pytest.approx(list(chances.values()), abs=1e-5)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_is_trained_and_evaluated_by_each_recipe(
@@ -91,6 +111,7 @@ def test_each_task_is_trained_and_evaluated_by_each_recipe(
         own = [row for row in rows if row["model"] == "adapter"]
         same = [flip[row["swapped"]] == row["as_given"] for row in own]
         assert number["value"] == pytest.approx(sum(same) / len(same))
+        assert_order_does_not_matter(adapter, base, own)
         assert "training: 8 pairs in both orders" in capsys.readouterr().out
         report = (adapter / "evaluation" / "report.md").read_text("utf-8")
         assert "same in both orders" in report
