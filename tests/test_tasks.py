@@ -164,6 +164,8 @@ def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
     root = tmp_path / "out" / "folds-of-data"
     joined = json.loads((root / "evaluation" / "results.json").read_text("utf-8"))
     assert joined["data"]["n"] == 16
+    assert [one["verdict_rule"] for one in joined["models"]] == ["mode", "mode"]
+    assert {one["order"] for one in joined["models"]} == {"both"}
     assert (root / "evaluation" / "report.md").exists()
     rows = (root / "evaluation" / "predictions.jsonl").read_text("utf-8").split("\n")
     ids = [json.loads(row)["id"] for row in rows if row]

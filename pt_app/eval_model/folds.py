@@ -70,8 +70,18 @@ def _joined(name: str, results: Sequence[Results], predictions: Sequence[Predict
     shortened, ties = sum(m.shortened for m in models), sum(m.ties for m in models)
     ids = ", ".join(dict.fromkeys(model.id for model in models))
     precisions = ", ".join(dict.fromkeys(model.precision or "" for model in models))
-    how = models[0].grid, models[0].verdict_rule, models[0].order
-    return JudgeRows(name, ids, rows, shortened, ties, precisions, None, None, *how)
+    first = models[0]
+    return JudgeRows(
+        name,
+        ids,
+        rows,
+        shortened,
+        ties,
+        precisions,
+        grid=first.grid,
+        rule=first.verdict_rule,
+        order=first.order,
+    )
 
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
