@@ -49,6 +49,10 @@ def _judge(
     model = pack_weights(convert(model, precision))
     scorer = JudgeScorer(model, workload.encoder, order="as_given", progress=False)
     scorer.feedback, scorer.answer_tokens = feedback, ANSWER
+    if branches:  # where a trained judge's lines are cut: random weights end lines in many ways
+        trie = scorer.trie
+        counts = [min(n + 1, len(path)) for n, path in zip(trie.forks, trie.paths, strict=True)]
+        scorer.trie = trie.cut(counts, [0.0] * len(counts))
     return lambda: [one.probabilities for one in scorer.score(workload.examples)]
 
 
@@ -121,6 +125,8 @@ WAYS = {
     "judge": Way(_judge),
     "judge, scale 1-5": Way(partial(_judge, scale="1-5")),
     "judge, scale pass_fail": Way(partial(_judge, scale="pass_fail")),
+    "judge, scale 0-100": Way(partial(_judge, scale="0-100")),
+    "judge, scale 0-100, branches": Way(partial(_judge, scale="0-100", branches=True)),
     "judge, with answers": Way(partial(_judge, feedback=True)),
     "judge, bf16": Way(partial(_judge, precision="bf16")),
     "judge, int8": Way(partial(_judge, precision="int8")),
@@ -192,6 +198,7 @@ RATIOS = {
     "ratio_vs_forward": ("judge", "forward, batches"),
     "ratio_vs_forward_scale_1-5": ("judge, scale 1-5", "forward, batches"),
     "ratio_vs_forward_scale_pass_fail": ("judge, scale pass_fail", "forward, batches"),
+    "ratio_branches_vs_whole_lines": ("judge, scale 0-100, branches", "judge, scale 0-100"),
     "ratio_vs_decision": ("judge", "decision pipeline"),
     "ratio_vs_batched_generate": ("judge, with answers", "generate, batches"),
     "ratio_vs_generate_same_matmul": ("judge", "generate, fast matmul"),

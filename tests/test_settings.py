@@ -24,6 +24,7 @@ OTHER = {  # a value for each flag that is no recipe's default
     "pack_tokens": "512",
     "train_precision": "float32",
     "score_precision": "bf16",
+    "verdict_rule": "mode",
     "grid": "1-5",
     "chat_template": "plain",
     "probe_rows": "7",

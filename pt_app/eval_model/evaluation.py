@@ -151,9 +151,8 @@ class Scoring:
             scores = zip(validation, scorer.score(validation), strict=True)
             judged = [prediction(name, row, score) for row, score in scores]
             fitted = Fitted.on(judged, scale, Asked().target_accuracy, rule, order)
-        made = self.precision, change, moved, fitted
-        grid = scale.grid.name if scale.grid else None
-        return JudgeRows(name, id_, rows, shortened, ties, *made, grid, rule, order)
+        made = self.precision, change, fitted, scale.grid.name if scale.grid else None, rule, order
+        return JudgeRows(name, id_, rows, shortened, ties, *made, moved)
 
 
 def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:

@@ -50,11 +50,11 @@ class JudgeRows:
     ties: int = 0
     precision: str = "float32"
     change: typed.PrecisionChange | None = None
-    cut: typed.PrecisionChange | None = None
     fitted: Fitted | None = None
     grid: str | None = None
     rule: str | None = None
     order: str | None = None
+    cut: typed.PrecisionChange | None = None
 
 
 def results_of(

@@ -76,7 +76,7 @@ def shortened(trie: VerdictTrie, steps: torch.Tensor) -> VerdictTrie:
     """Cut each line where what follows has nearly the same probability on all rows.
 
     What is cut counts with its mean probability, weighted by that of what is kept:
-    log sum(whole line) - log sum(kept tokens) over the rows. A line is cut at the first position at
+    log sum(whole line) - log sum(kept tokens) over the rows. A line is cut at the first token at
     which this moves its share of all verdicts by at most `MARGIN` on every row, but at least one
     token behind the one that tells it from all others: whether "20" ends there depends on a row,
     such as one that holds years, and a sample may have no such row.
