@@ -46,6 +46,8 @@ def finish(cell: Cell, out: Path, **told: Any) -> None:
     about = {"scale": "0-10", "rows": 9, "test_rows": 40, "cpu_seconds": 120.0} | told
     (out / cell.name).mkdir(parents=True, exist_ok=True)
     (out / cell.name / run.CELL).write_text(json.dumps(about))
+    settings = cell.settings | {"seed": cell.seed}
+    (out / cell.name / run.SETTINGS).write_text(yaml.safe_dump(settings))
 
 
 def test_cells_run_seed_by_seed_and_an_entry_overrules_its_set() -> None:
@@ -57,7 +59,7 @@ def test_cells_run_seed_by_seed_and_an_entry_overrules_its_set() -> None:
 
 
 def test_finished_cells_are_skipped_and_a_failed_one_costs_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = {"name": "ce", "sets": ["one"], "seeds": [0, 1, 2, 3]}
     whole, ran = experiment([entry]), []
@@ -74,6 +76,11 @@ def test_finished_cells_are_skipped_and_a_failed_one_costs_itself(
     assert ran == [1, 2, 3]
     run.run_cells(whole, whole.all(), tmp_path)
     assert ran == [1, 2, 3, 1]
+    assert "other settings" not in capsys.readouterr().out
+    changed = experiment([entry | {"settings": {"lr": 2.0}}])
+    run.run_cells(changed, changed.all()[:1], tmp_path)
+    assert ran == [1, 2, 3, 1]
+    assert "one.ce.0: finished with other settings: remove its" in capsys.readouterr().out
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(

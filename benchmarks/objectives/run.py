@@ -37,6 +37,7 @@ from pt_app.training.preparation import Prepared
 
 CELL = "cell.json"  # written last: a cell that has it is finished
 SETTINGS = "settings.yaml"
+OWN = ("seed", "data_dir", "output_dir")  # of the settings file, beside the settings of a cell
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
@@ -68,6 +69,9 @@ def run_cells(experiment: Experiment, cells: Sequence[Cell], out: Path) -> list[
                 print(f"cell {cell.name}: another process runs it", flush=True)
                 continue
             if is_finished(cell, out):
+                if not _is_as_run(cell, out / cell.name / SETTINGS):
+                    remedy = "remove its folder to run it again"
+                    print(f"cell {cell.name}: finished with other settings: {remedy}", flush=True)
                 continue
             print(f"cell {cell.name}", flush=True)
             try:
@@ -107,9 +111,16 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
 
 def _settings(cell: Cell, data: Path, output: Path, file: Path) -> Settings:
     """Write the settings file of a cell, and resolve it as a recipe does its --config."""
-    values = {**cell.settings, "seed": cell.seed, "data_dir": str(data), "output_dir": str(output)}
+    own = dict(zip(OWN, (cell.seed, str(data), str(output)), strict=True))
+    values = {**cell.settings, **own}
     write_text_atomic(file, yaml.safe_dump(values, sort_keys=False))
     return resolve("mps", ["--config", str(file)], "judge bench objectives", "")
+
+
+def _is_as_run(cell: Cell, file: Path) -> bool:
+    """Return whether the settings file of a finished cell holds its present settings."""
+    kept = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return cell.settings == {key: kept[key] for key in kept if key not in OWN}
 
 
 def _cut(prepared: Prepared, experiment: Experiment, settings: Settings) -> Prepared:
