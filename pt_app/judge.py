@@ -47,8 +47,8 @@ class Judgement:
         verdict: what the judge says, by the rule of its `judge.json`: the mean of the
             probabilities, rounded to the scale, their median or their mode.
         greedy: the verdict that the greedy answer starts with; None on a parse failure.
-        confidence: the probability that `verdict` is right: the label itself, or within one unit of
-            it on a scale of over five verdicts.
+        confidence: the probability that `verdict` is right: the label itself, or on a scale of over
+            five verdicts within a tenth of the range of it (at least a step).
         expected: the mean score, on a scale of numbers.
         median: the median score, on a scale of numbers.
         mode: the most likely verdict.

@@ -317,6 +317,21 @@ def test_labels_that_a_sure_judge_disputes_are_listed(tmp_path: Path) -> None:
     assert "- r5: label" in section
 
 
+def test_labels_of_a_wide_scale_are_disputed_though_no_one_value_is_likely(tmp_path: Path) -> None:
+    rows = rows_of()
+    for i, row in enumerate(rows):
+        row["human"] = 90 if i == 5 else 10 * row["human"]
+        row["said"] = 15 if i == 5 else row["human"]
+        around = [1.0 if abs(value - row["said"]) <= 5 else 0.0 for value in range(101)]
+        row["chances"] = json.dumps([chance / sum(around) for chance in around])
+    file = written(tmp_path / "v.csv", rows)
+    measured(file, "--id=id", "--probabilities=chances", "--scale=0-100")
+    report = (tmp_path / "out" / "report.md").read_text()
+    section = report.split("## Labels that the judge disputes")[1]
+    assert "1 rows in which" in section
+    assert "- r5: label 90 (0), judge 15 (1.00)" in section
+
+
 def test_equal_labels_leave_kappa_null_with_its_reason(tmp_path: Path) -> None:
     rows = [row | {"human": 3} for row in rows_of()]
     (judge,) = measured(written(tmp_path / "v.csv", rows), "--group=source")["models"]

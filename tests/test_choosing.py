@@ -15,6 +15,7 @@ from pt_app.core.choosing import apart, choose, is_tied, mean_of, resolved_rule
 from pt_app.core.errors import UserError
 from pt_app.core.orders import flipped, mean_of_orders
 from pt_app.core.results import Prediction
+from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 
@@ -49,6 +50,18 @@ def test_each_rule_has_the_least_expected_loss_of_all_verdicts(data: Any, scale:
     assert abs(float(choose(chances, scale, "mean")) - mean) <= (values[1] - values[0]) / 2 + 1e-9
     most = dict(zip(scale.line_values, scale.gathered(chances), strict=True))
     assert most[choose(chances, scale, "mode")] == max(most.values())
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_unit_of_a_scale_changes_neither_verdict_nor_tie(squared: bool) -> None:
+    units = [Scale.from_name(name) for name in ("0-100", "0-1:0.01", "0-10:0.1")]
+    rows, between = np.random.default_rng(1).dirichlet(np.full(101, 0.3), 200), np.zeros(101)
+    between[[20, 21]] = 0.5  # one is as good as the other
+    for chances in [*rows, between]:
+        rule: VerdictRule = "mean" if squared else "median"
+        chosen = {scale.values.index(choose(chances, scale, rule)) for scale in units}
+        tied = {is_tied(chances, scale, rule) for scale in units}
+        assert (len(chosen), tied) == (1, {chances is between})
 
 
 @given(st.data())

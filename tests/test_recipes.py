@@ -261,6 +261,8 @@ def test_resume_refuses_a_change_that_makes_it_another_run(
     run = next(p for p in tmp_path.iterdir() if not p.name.endswith("_final"))
     with pytest.raises(UserError, match="lora_r was 16"):
         main("mps", flags(base, rows, tmp_path, "--resume", str(run), "--lora_r", "4"))
+    with pytest.raises(UserError, match="chat_template was  in"):
+        main("mps", flags(base, rows, tmp_path, "--resume", str(run), "--chat_template", "plain"))
 
 
 def test_control_tokens_in_a_candidate_become_no_control_ids_in_training_and_scoring(

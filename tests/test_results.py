@@ -65,6 +65,7 @@ def test_what_schema_1_called_constrained_is_the_verdict(tmp_path: Path) -> None
     results = read_results(tmp_path)
     chosen_by, written = results.models
     assert (chosen_by.metrics["exact"].value, chosen_by.answers["exact"].value) == (0.7, 0.5)
+    assert (chosen_by.verdict_rule, chosen_by.far_from_greedy) == ("mode", None)
     assert written.answers == written.metrics
     (tmp_path / "results.json").write_text(json.dumps(results.as_json()))
     assert read_results(tmp_path) == results

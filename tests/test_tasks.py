@@ -5,15 +5,19 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
-from pt_app.core.results import JudgeResults, Results
+from pt_app.core.results import JudgeResults, Prediction, Results, read_results
 from pt_app.core.settings import RECIPES
+from pt_app.core.verdicts import Scale
 from pt_app.eval_model import dispatch, folds
 from pt_app.eval_model.folds import join_evaluations
+from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.judge import Judge
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.options import SplitPlan
@@ -178,10 +182,45 @@ def test_folds_are_trained_one_by_one_and_joined_with_every_row_once(
 
 
 def test_evaluations_of_another_training_are_not_joined() -> None:
-    other = Results(models=[JudgeResults(name="adapter")])
-    for results, what in ((Results(task="pairwise"), "task"), (other, "set of judges")):
+    judge = JudgeResults(name="adapter", grid="0-9")
+    first = Results(models=[judge])
+    for other, what in (
+        (Results(task="pairwise"), "task"),
+        (Results(), "set of judges"),
+        (Results(models=[judge.model_copy(update={"grid": None})]), "grid, verdict rule or order"),
+    ):
         with pytest.raises(UserError, match=f"^b has another {what} than a: join adapters of one"):
-            folds._check_same([Results(), results], [Path("a"), Path("b")])
+            folds._check_same([first, other], [Path("a"), Path("b")])
+
+
+def test_baselines_of_joined_folds_keep_their_scores_and_judges_how_they_judged(
+    tmp_path: Path,
+) -> None:
+    scale, adapters = Scale.from_name("1-5"), [tmp_path / "a", tmp_path / "b"]
+    for adapter in adapters:
+        rows = [
+            Prediction.model_validate(
+                {
+                    "model": "adapter",
+                    "status": "ok",
+                    "id": f"{adapter.name}{i}",
+                    "group": f"{adapter.name}{i}",
+                    "label": 1 + i % 5,
+                    "verdict": 1 + i % 4,
+                }
+            )
+            for i in range(20)
+        ]
+        judge = JudgeRows("adapter", adapter.name, rows, grid="1-3", rule="median", order=None)
+        values = np.array([1.4 + i % 5 / 2 for i in range(20)])
+        baselines = [Baseline.of("TF-IDF", values, scale, "the training rows")]
+        about = results_of([judge], scale, {"path": "d"}, baselines, (), {})
+        write_evaluation(adapter / "evaluation", [judge], about, baselines)
+    join_evaluations(adapters, tmp_path / "out")
+    joined = read_results(tmp_path / "out")
+    (baseline,), (model,) = joined.baselines, joined.models
+    assert baseline.metrics["pearson"].value == pytest.approx(1)
+    assert (model.grid, model.verdict_rule, model.order) == ("1-3", "median", None)
 
 
 REAL = {

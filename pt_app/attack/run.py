@@ -281,6 +281,7 @@ def twin_of(encoder: PromptEncoder, clean: list[JudgeExample]) -> TextTwin | Non
 
     SentencePiece tokenizers put a space before each piece, which the twin does not know about.
     """
-    twin = TextTwin(encoder.tokenizer, encoder.template, encoder.scale, encoder.max_seq_length)
+    same = encoder.scale, encoder.max_seq_length, encoder.day, encoder.rule
+    twin = TextTwin(encoder.tokenizer, encoder.template, *same)
     alike = all(twin.prompt_ids(row) == encoder.prompt_ids(row) for row in clean)
     return twin if alike else None

@@ -16,7 +16,8 @@ from pt_app.core.metrics import FloatArray
 from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale, Verdict
 
-# Two verdicts whose expected losses are this close are a tie: rounding decides between them.
+# Two verdicts whose expected losses (in steps of the scale, or their squares) are this close are a
+# tie: rounding decides between them.
 TIE = 1e-5
 FAR = 0.1  # of the scale's range: a greedy answer that is farther from the verdict is counted
 FAR_LINE = "%s: in %d of %d rows the greedy answer says another verdict (by over %g of the scale)"
@@ -85,12 +86,13 @@ def _expected_losses(
     """Return verdicts and the expected loss of each."""
     if rule == "mode":  # a judge that speaks a grid knows its bins alone
         return scale.line_values, 1 - np.array(scale.gathered(probabilities))
-    return scale.values, _losses(scale, rule) @ np.asarray(probabilities, np.float64)
+    losses = _losses(len(scale.values), squared=rule == "mean")
+    return scale.values, losses @ np.asarray(probabilities, np.float64)
 
 
 @lru_cache(maxsize=16)
-def _losses(scale: Scale, rule: VerdictRule) -> FloatArray:
-    """Return the loss of each verdict for each true one [K, K], of rules on numbers."""
-    values = np.array(scale.values, np.float64)
-    distance = np.abs(values[:, None] - values)
-    return distance**2 if rule == "mean" else distance
+def _losses(count: int, squared: bool) -> FloatArray:
+    """Return the loss of each verdict for each true one [K, K], in steps of a scale of numbers."""
+    places = np.arange(count, dtype=np.float64)
+    distance = np.abs(places[:, None] - places)
+    return distance**2 if squared else distance

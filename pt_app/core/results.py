@@ -332,7 +332,9 @@ class Measured(Stored):
             return data
         data, chosen = dict(data), data["constrained"]
         del data["constrained"]
-        return data | {"greedy": data.get("metrics"), "metrics": chosen} if chosen else data
+        if not chosen:
+            return data
+        return data | {"greedy": data.get("metrics"), "metrics": chosen, "verdict_rule": "mode"}
 
     @property
     def answers(self) -> Metrics:
@@ -359,12 +361,13 @@ class JudgeResults(Measured):
     Attributes:
         verdict_rule: how verdicts were chosen from their probabilities; None: they were given.
         order: "both" if a pair's probabilities are the mean of its two orders.
-        far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart.
+        far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart;
+            None: not counted, as in schema 1.
     """
 
     verdict_rule: str | None = None
     order: str | None = None
-    far_from_greedy: int = 0
+    far_from_greedy: int | None = None
     precision: str | None = None
     grid: str | None = None
     precision_change: PrecisionChange | None = None
@@ -532,6 +535,7 @@ class Prediction(Stored):
         swapped: the verdict on the pair in its other order alone, in that order's letters; unset if
             it was judged in one only.
         rules: the verdict of each baseline.
+        rules_expected: its score before it was rounded, on a scale of numbers.
     """
 
     model: str = ""
@@ -565,6 +569,7 @@ class Prediction(Stored):
     swapped_greedy: Verdict | None = None
     swapped_probabilities: list[float] | None = None
     rules: dict[str, Verdict] | None = None
+    rules_expected: dict[str, float] | None = None
 
     @model_validator(mode="before")
     @classmethod

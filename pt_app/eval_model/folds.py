@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
@@ -21,6 +22,8 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.report import write_report
+
+T = TypeVar("T")
 
 
 def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
@@ -86,13 +89,18 @@ def _joined(name: str, results: Sequence[Results], predictions: Sequence[Predict
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
     """Return the baselines that every fold has, each fitted on its own fold's training rows."""
-    verdicts = [row.rules or {} for row in judge.rows]
     fitted = {baseline.name: baseline.fitted or "" for baseline in first.baselines}
+    verdicts = _of_every_row([row.rules or {} for row in judge.rows])
+    expected = _of_every_row([row.rules_expected or {} for row in judge.rows])
     return [
-        Baseline(name, [of_row[name] for of_row in verdicts], fitted.get(name))
-        for name in verdicts[0]
-        if all(name in of_row for of_row in verdicts)
+        Baseline(name, own, fitted.get(name), expected=expected.get(name, ()))
+        for name, own in verdicts.items()
     ]
+
+
+def _of_every_row(rows: Sequence[Mapping[str, T]]) -> dict[str, list[T]]:
+    """Return the values of each name that all rows have, row by row."""
+    return {name: [row[name] for row in rows] for name in rows[0] if all(name in r for r in rows)}
 
 
 def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
@@ -104,12 +112,12 @@ def _check_same(results: Sequence[Results], adapters: Sequence[Path]) -> None:
             ("scale", result.scale, first.scale),
             ("base", result.run.get("base"), first.run.get("base")),
             ("set of judges", [m.name for m in result.models], [m.name for m in first.models]),
-            ("verdict rule or order", _rules(result), _rules(first)),
+            ("grid, verdict rule or order", _how(result), _how(first)),
         ):
             if own != expected:
                 problem = f"{adapter} has another {what} than {adapters[0]}"
                 raise UserError(f"{problem}: join adapters of one training")
 
 
-def _rules(results: Results) -> list[tuple[str | None, str | None]]:
-    return [(model.verdict_rule, model.order) for model in results.models]
+def _how(results: Results) -> list[tuple[str | None, ...]]:
+    return [(model.grid, model.verdict_rule, model.order) for model in results.models]

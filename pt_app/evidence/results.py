@@ -137,15 +137,17 @@ def write_evaluation(
 ) -> None:
     """Write every judge's rows, one JSON object per line, and then the results.
 
-    The first judge's rows get the verdict of each baseline (`rules`), so that folds can be joined.
+    The first judge's rows get the verdict of each baseline (`rules`), and its score before that was
+    rounded (`rules_expected`), so that folds can be joined.
     """
-    verdicts = {baseline.name: baseline.verdicts for baseline in baselines if not baseline.missing}
+    usable = [baseline for baseline in baselines if not baseline.missing]
+    scored = [baseline for baseline in usable if baseline.expected]
     rows = [row for judge in judges for row in judge.rows]
-    if baselines:
-        rows[: len(judges[0].rows)] = [
-            row.model_copy(update={"rules": {name: own[i] for name, own in verdicts.items()}})
-            for i, row in enumerate(judges[0].rows)
-        ]
+    for i, row in enumerate(judges[0].rows if baselines else ()):
+        rules: dict[str, object] = {"rules": {own.name: own.verdicts[i] for own in usable}}
+        if scored:
+            rules["rules_expected"] = {own.name: own.expected[i] for own in scored}
+        rows[i] = row.model_copy(update=rules)
     lines = (
         json.dumps(row.as_json(), ensure_ascii=False, allow_nan=False, default=str) + "\n"
         for row in rows

@@ -17,6 +17,7 @@ from pt_app.core.results import (
     read_attacks,
 )
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.evidence.calibration import confidence_in, wrong_with
 from pt_app.report import charts
 from pt_app.report import sections as parts
 from pt_app.report.page import Block, Lines, Section, Texts, blocks, paragraphs, sentences
@@ -168,12 +169,14 @@ def _disputed(rows: Sequence[Prediction], scale: Scale) -> Section | None:
     """List the rows whose label the judge all but rules out: the label may be wrong."""
     doubted = []
     for row in rows:
-        chances = dict(zip(scale.values, row.probabilities or (), strict=False))
-        sure = max(chances.values(), default=0.0)
-        if sure >= SURE and chances[row.label] < DOUBT:
-            line = f"{inline(row.id)}: label {inline(row.label)} ({chances[row.label]:.2g}), judge "
+        chances = row.probabilities or []
+        if row.verdict is None or wrong_with(chances, scale):
+            continue
+        sure, doubt = (confidence_in(v, chances, scale) for v in (row.verdict, row.label))
+        if sure >= SURE and doubt < DOUBT:
+            line = f"{inline(row.id)}: label {inline(row.label)} ({doubt:.2g}), judge "
             line += f"{inline(row.verdict)} ({sure:.2f})"
-            doubted.append((chances[row.label], row.id, line))
+            doubted.append((doubt, row.id, line))
     if not doubted:
         return None
     lead = sentences("disputed", rows=len(doubted), sure=SURE, doubt=DOUBT)

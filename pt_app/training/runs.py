@@ -20,7 +20,7 @@ RUN_SETTINGS = "settings.json"
 # A resumed run cannot change these, nor what is LoRA's: the order of its data or its weights would
 # differ.
 FIXED = {"lr", "warmup_steps", "epochs", "max_seq_length", "group_variants", "max_samples"}
-FIXED |= {"grid", "seed"}
+FIXED |= {"chat_template", "grid", "seed"}
 # Compared in other terms: the base by its identity, the step by its examples over all ranks.
 OTHERWISE = ("resume", "model", "batch_size", "gradient_accumulation", "output_dir", "data_dir")
 NameAt = Callable[[datetime], str]
@@ -134,8 +134,9 @@ def _check_same_run(run: Path, about: About) -> None:
         before = json.loads((run / RUN_SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
-    # Runs of version 0.1 had no grid.
-    settings, settings_before = about["settings"], {"grid": OFF} | before["settings"]
+    # Runs of version 0.1 had neither.
+    absent = {"chat_template": "", "grid": OFF}
+    settings, settings_before = about["settings"], absent | before["settings"]
     step = "the number of examples per step (--batch_size x --gradient_accumulation x processes)"
     compared = {
         "the SHA-256 of the data": (before["data_sha256"], about["data_sha256"]),
