@@ -16,7 +16,7 @@ from benchmarks.objectives import run
 from benchmarks.objectives.cells import CELLS, Cell, Experiment, Import, Set, read_experiment
 from benchmarks.objectives.measures import MEASURES, Judged
 from benchmarks.objectives.sets import make_folder
-from benchmarks.objectives.table import tables
+from benchmarks.objectives.table import as_rule, tables
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.results import PREDICTIONS, PROBE, RESULTS, Prediction
@@ -140,6 +140,14 @@ def test_tables_have_intervals_and_every_comparison(tmp_path: Path) -> None:
     assert cells[7].endswith("(length)")
     (raft,) = [line for line in text.splitlines() if "| one | raft | 2 | spearman | -" in line]
     assert "0.00" in raft.split("|")[6] or "<" in raft.split("|")[6]
+
+
+def test_a_baseline_is_read_by_its_score_before_that_was_rounded() -> None:
+    row = Prediction(label=6, verdict=5, expected=1.0, rules={"mean": 7})
+    for scores, number in (({"mean": 6.6}, 6.6), (None, 7)):
+        read = as_rule(row.model_copy(update={"rules_expected": scores}), "mean")
+        assert Judged([read], Scale.from_name("0-10")).numbers().tolist() == [number]
+        assert read.verdict == 7
 
 
 def test_the_experiment_of_the_clone_can_be_read() -> None:

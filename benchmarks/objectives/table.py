@@ -85,7 +85,7 @@ class OfSet:
                 if base := [row for row in rows if row.model == "base"]:
                     found.setdefault("base", {})[cell.seed] = base
                     for name in first[0].rules or {}:
-                        own = [_ruled(row, (row.rules or {})[name]) for row in first]
+                        own = [as_rule(row, name) for row in first]
                         found.setdefault(f"rule {name}", {})[cell.seed] = own
                     if self._scale.task == "pass_fail":  # which F1 rewards
                         own = [_ruled(row, "FAIL") for row in first]
@@ -132,10 +132,16 @@ class OfSet:
         return max(found, key=lambda name: found[name], default=None)
 
 
-def _ruled(row: Prediction, verdict: Verdict) -> Prediction:
-    """Return a row as a baseline answered it."""
-    gone = ("expected", "probabilities", "swapped", "swapped_greedy", "swapped_probabilities")
-    return row.model_copy(update={"verdict": verdict, **dict.fromkeys(gone)})
+def as_rule(row: Prediction, name: str) -> Prediction:
+    """Return a row as a baseline answered it, with its score before that was rounded."""
+    expected = (row.rules_expected or {}).get(name)
+    return _ruled(row, (row.rules or {})[name], expected)
+
+
+def _ruled(row: Prediction, verdict: Verdict, expected: float | None = None) -> Prediction:
+    gone = ("probabilities", "swapped", "swapped_greedy", "swapped_probabilities")
+    changed = {"verdict": verdict, "expected": expected, **dict.fromkeys(gone)}
+    return row.model_copy(update=changed)
 
 
 def resamples(groups: Sequence[str | int]) -> list[IntArray]:
