@@ -67,13 +67,7 @@ def evaluate_judges(
     options = options or EvalOptions()
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
-    infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
-    for info in infos:
-        if info.scale != dataset.scale:
-            raise UserError(
-                f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "
-                f"{dataset.scale.name}: name adapters and data of one scale"
-            )
+    infos = [_verified(Path(folder), dataset) for folder in folders]
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
     test = draw(dataset.test, options.rows, options.seed)
@@ -103,6 +97,16 @@ def evaluate_judges(
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
+
+
+def _verified(folder: Path, dataset: JudgeData) -> AdapterInfo:
+    info = adapters.verify_adapter(folder)
+    if info.scale != dataset.scale:
+        raise UserError(
+            f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "
+            f"{dataset.scale.name}: name adapters and data of one scale"
+        )
+    return info
 
 
 def _curve(results: Results, dataset: JudgeData) -> list[LearningPoint]:
