@@ -12,12 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from pt_app.core.dataset import read_dataset
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import Comparison, JudgeResults, Metric, Prediction, Results
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.eval_model import evaluation
 from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.probe import fit_probe
 from pt_app.evidence.results import JudgeRows, results_of
@@ -81,6 +83,29 @@ def test_a_linear_rule_on_the_states_is_learned_and_chance_is_not(
     chance = probe(states, shuffled, scale)
     agreed = np.mean([a == b for a, b in zip(chance.verdicts, shuffled[TRAIN:], strict=True)])
     assert agreed < right - 0.3
+
+
+def test_a_pair_is_the_difference_of_its_two_orders(base: Path, tmp_path: Path) -> None:
+    """What both orders have in common says nothing of the winner."""
+    words = ["o", "casa", "velho", "mesa", "branca"]
+    rng = random.Random(0)
+
+    def pair(i: int) -> dict[str, Any]:
+        return {"id": str(i), "source": f"the house {i}", "candidates": rng.sample(words, 2)}
+
+    train = [pair(i) | {"label": {"verdict": "AB"[i % 2]}} for i in range(20)]
+    one = pair(20) | {"label": {"verdict": "A"}}
+    other = one | {"id": "21", "candidates": one["candidates"][::-1]}
+    (tmp_path / "dataset.json").write_text('{"task": "pairwise"}')
+    (tmp_path / "judge_train.json").write_text(json.dumps(train))
+    (tmp_path / "judge_test.json").write_text(json.dumps([one, other]))
+    data, of_base = read_dataset(tmp_path), states_of(base)
+    features = evaluation._features(of_base, data.test, pairs=True)
+    np.testing.assert_allclose(features[0], -features[1], atol=1e-5)
+    assert np.abs(features[0]).max() > 0.1
+    probe = evaluation.probed(of_base.source, of_base.encoder, data, data.test, 2000)
+    assert probe.fitted == "the training rows"
+    assert len(probe.verdicts) == 2
 
 
 def test_states_are_those_of_the_plain_model_before_the_verdict(

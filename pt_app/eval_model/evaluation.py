@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
-from pt_app.core.orders import order_of
+from pt_app.core.metrics import FloatArray
+from pt_app.core.orders import order_of, swapped
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.results import PROBE, JsonObject, Prediction, Results
 from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
@@ -101,16 +102,23 @@ def probed(
     test: Sequence[JudgeExample],
     rows: int,
 ) -> Baseline:
-    """Fit the frozen probe on at most `rows` training rows, and return its verdicts on the test.
-
-    The hidden states of a pair are those of the order in which it is given.
-    """
+    """Fit the frozen probe on at most `rows` training rows, and return its verdicts on the test."""
     if not rows:
         return Baseline(PROBE, missing="--probe_rows is 0")
     train, states = draw(data.train, rows, seed=0), BaseStates(source, encoder)
-    of_train, of_test = states.of(train), states.of(test)
+    pairs = any(swapped(row) is not None for row in (*train, *test))
+    of_train, of_test = (_features(states, part, pairs) for part in (train, test))
     labelled = Labelled.of_examples(train, data.scale)
     return fit_probe(labelled, of_train, of_test, data.scale, len(data.train))
+
+
+def _features(states: BaseStates, rows: Sequence[JudgeExample], pairs: bool) -> FloatArray:
+    """Return the hidden states of rows [n, width], of `pairs` the difference of both orders.
+
+    A row of chat among pairs has no other order, and zeros.
+    """
+    given = states.of(rows)
+    return given - states.of([swapped(row) or row for row in rows]) if pairs else given
 
 
 @dataclass(frozen=True)

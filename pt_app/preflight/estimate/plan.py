@@ -133,16 +133,16 @@ def _evaluation(
 ) -> list[Pack]:
     """Return the passes of the probe, of scoring base and adapter, and of the calibration."""
 
-    def scored(rows: Sequence[JudgeExample]) -> list[Pack]:
+    def scored(rows: Sequence[JudgeExample], trie: VerdictTrie = trie) -> list[Pack]:
         other_order = [other for row in rows if (other := swapped(row)) is not None]
-        both = (rows, other_order)  # pairs are scored in both orders
+        both = (rows, other_order)  # pairs are read in both orders
         return [p for order in both for p in scoring_passes(prepared, order, trie, vocabulary)]
 
     calibration = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
     probed: list[JudgeExample] = []  # their hidden states may be cached already
     if settings.probe_rows:
         probed = [*draw(prepared.data.train, settings.probe_rows, seed=0), *prepared.test]
-    states = scoring_passes(prepared, probed, VerdictTrie.build([[0]]), vocabulary)
+    states = scored(probed, VerdictTrie.build([[0]]))
     return states + 2 * scored(prepared.test) + scored(calibration)
 
 
