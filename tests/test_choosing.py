@@ -49,7 +49,7 @@ def test_each_rule_has_the_least_expected_loss_of_all_verdicts(data: Any, scale:
     mean = mean_of(chances, scale)
     assert abs(float(choose(chances, scale, "mean")) - mean) <= (values[1] - values[0]) / 2 + 1e-9
     most = dict(zip(scale.line_values, scale.gathered(chances), strict=True))
-    assert most[choose(chances, scale, "mode")] == max(most.values())
+    assert most[choose(chances, scale, "mode")] == pytest.approx(max(most.values()))
 
 
 @pytest.mark.parametrize("squared", [True, False])
