@@ -258,6 +258,8 @@ def resolve(recipe: Recipe, argv: Sequence[str] | None, prog: str, description: 
     sources = ("command line", given), (config, from_file), (f"--preset {preset}", from_preset)
     values = resolved(flags, *sources)
     settings = filled(Settings, {"no_4bit": False} | values)
+    if settings.patience and not settings.eval_steps:
+        raise UserError(f"--patience {settings.patience} counts validations: set --eval_steps too")
     in_file = "tracking" in from_file and "tracking" not in given
     read_tracking(settings.tracking, f"{config}: tracking" if in_file else "--tracking")
     return settings

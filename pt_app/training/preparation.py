@@ -72,6 +72,8 @@ def prepare(settings: Settings) -> Prepared:
         log.warning("LEAKS: %d texts are on both sides: %s", len(data.leaks), data.leaks[0])
     train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
     val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
+    if settings.patience and val is None:
+        log.warning("--patience: the data have no validation rows, so training runs to its end")
     test = draw(data.test, settings.test_samples, settings.seed)
     if not settings.skip_eval:
         _say_what_test_rows_show(test, data)
