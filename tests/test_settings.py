@@ -179,7 +179,7 @@ def test_setting_out_of_range_is_refused_by_name(flag: str, value: str) -> None:
 
 def test_patience_without_validations_is_refused() -> None:
     with pytest.raises(UserError, match="--patience 3 counts validations"):
-        resolve("mps", ["--preset", "small_data", "--eval_steps", "0"], "test", "")
+        resolve("mps", ["--patience", "3", "--eval_steps", "0"], "test", "")
 
 
 @pytest.mark.parametrize("text", ["lr: [1]", "- 1", "epochs: yes", "lr: {a: 1", "batch_size: 2.5"])
