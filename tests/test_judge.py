@@ -21,6 +21,7 @@ from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.eval_model.options import ScoreOptions
 from pt_app.eval_model.score_file import score_file, shard_of
 from pt_app.judge import Judge
+from pt_app.judge_data import importing
 from pt_app.judge_data.importing import import_labels
 from pt_app.judge_data.options import ImportOptions, SplitPlan
 from tests.tiny_models import make_model_folder
@@ -351,7 +352,14 @@ def test_answer_of_a_chat_is_not_shown_to_its_judge(judge: Judge) -> None:
     assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
 
 
-def test_file_whose_name_is_not_utf8_is_scored(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_file_whose_name_is_not_utf8_is_scored(
+    adapter: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(importing, "BAR_AFTER", 0)  # a slow import shows a bar with the name
     file = tmp_path / os.fsdecode(b"lab\xe9l.jsonl")
     try:
         write_lines(file, [{"source": "the house", "candidate": "a casa"}, {"source": "x"}])
@@ -366,6 +374,7 @@ def test_file_whose_name_is_not_utf8_is_scored(adapter: Path, base: Path, tmp_pa
         assert sum(counts.values()) == 2
     imported = import_labels([str(labelled)], tmp_path / "ds", ImportOptions(), SplitPlan())
     assert "lab" in "\n".join(imported)
+    assert capsys.readouterr().err.encode()
     judged = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert judged[0]["id"] == r"lab\xe9l.jsonl:1"
 

@@ -24,6 +24,7 @@ from pt_app.judge_data.rows import Converted, Row
 from pt_app.judge_data.splitting import group_of
 
 TEMPLATE = "template"
+BAR_AFTER = 2  # seconds of an import: a shorter one shows no bar
 # Columns by which rows of the shapes in docs/DATA.md are recognised.
 _OWN_SHAPES = ({"messages"}, {"input", "output"}, {"candidate", "label"}, {"candidates", "label"})
 
@@ -116,7 +117,7 @@ def import_labels(
         longer = f"{path.parent.name}-{path.stem}"
         prefix = options.prefix or shown(longer if stems[path.stem] > 1 else path.stem)
         rows = examples_of(table, job, tally, prefix)
-        bar = tqdm(rows, f"import {table.name}", unit=" rows", delay=2)
+        bar = tqdm(rows, f"import {shown(table.name)}", unit=" rows", delay=BAR_AFTER)
         examples += [_identified(*made, job, tally, shown(file), prefix) for made in bar]
     if not examples:
         reasons = "; ".join(tally.lines()[1:]) or "they hold none"
