@@ -358,7 +358,9 @@ def test_file_whose_name_is_not_utf8_is_scored(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "pt_app")
     monkeypatch.setattr(importing, "BAR_AFTER", 0)  # a slow import shows a bar with the name
     file = tmp_path / os.fsdecode(b"lab\xe9l.jsonl")
     try:
@@ -374,7 +376,7 @@ def test_file_whose_name_is_not_utf8_is_scored(
         assert sum(counts.values()) == 2
     imported = import_labels([str(labelled)], tmp_path / "ds", ImportOptions(), SplitPlan())
     assert "lab" in "\n".join(imported)
-    assert capsys.readouterr().err.encode()
+    assert (capsys.readouterr().err + caplog.text).encode()
     judged = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert judged[0]["id"] == r"lab\xe9l.jsonl:1"
 

@@ -16,7 +16,7 @@ from typing import Any
 from pt_app.core import files
 from pt_app.core.choosing import FAR, FAR_LINE, apart
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
+from pt_app.core.files import refuse_overwrite, sha256_file, shown, write_text_atomic
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
 from pt_app.eval_model.options import ScoreOptions
@@ -112,7 +112,7 @@ def _score(
         )
     _write(output, judged)
     far = sum(apart(row["verdict"], row["greedy"], judge.info.scale) for row in judged)
-    log.info(FAR_LINE, output.name, far, len(judged), FAR)
+    log.info(FAR_LINE, shown(output.name), far, len(judged), FAR)
     return dict(Counter(row["status"] for row in judged))
 
 
