@@ -20,7 +20,9 @@ from pt_app.core.verdicts import Scale, Verdict
 # tie: rounding decides between them.
 TIE = 1e-5
 FAR = 0.1  # of the scale's range: a greedy answer that is farther from the verdict is counted
-FAR_LINE = "%s: in %d of %d rows the greedy answer says another verdict (by over %g of the scale)"
+FAR_LINE = (
+    "%s: in %d of %d rows the greedy answer says another verdict (scores: by over %g of the range)"
+)
 
 
 def resolved_rule(rule: str, scale: Scale) -> VerdictRule:
