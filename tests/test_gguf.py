@@ -303,11 +303,11 @@ def test_fetch_continues_where_it_was_interrupted(
 ) -> None:
     run, asked = known_bases._run_pip, list[str]()
 
-    def interrupted(package: str, downloads: Path) -> None:
+    def interrupted(package: str, downloads: Path, remedy: str) -> None:
         asked.append(package)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        run(package, downloads)
+        run(package, downloads, remedy)
 
     monkeypatch.setattr(known_bases, "_run_pip", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+Z = 1.96  # of a 95 % interval
 FEW_GROUPS = 20
 # How many numbers one array of a chunk of resamples holds: 16 MiB of float64.
 CHUNK_NUMBERS = 1 << 21
@@ -220,3 +221,15 @@ def jackknife_interval(value: float, left_out: FloatArray, name: str) -> Spread:
 def _jackknife_error(left_out: FloatArray) -> float:
     groups = len(left_out)
     return math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `n` independent rows (Wilson 1927).
+
+    Unlike a bootstrap it has a width where no row or every row counts. Without rows it is [0, 1].
+    """
+    if n == 0:
+        return 0.0, 1.0
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -30,6 +30,7 @@ from pt_app.core.results import JsonObject, Metric
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
+from pt_app.evidence.intervals import Z, wilson
 from pt_app.judge_data.card import label_counts
 from pt_app.judge_data.duplicates import near_pairs
 from pt_app.judge_data.options import NEAR
@@ -46,7 +47,6 @@ MEASURES = {
     "spearman": ("characters and label, rho", 0.0, 0.3),
     "longer wins": ("the longer candidate (characters) wins", 0.5, 0.1),
 }
-Z = 1.96  # of a 95 % interval
 LOOKED_FOR = yaml.safe_load(Path(__file__).with_name("checking.yaml").read_text(encoding="utf-8"))
 _CONTROL = re.compile("|".join(LOOKED_FOR["control"]))
 _VERDICT_LIKE = re.compile("|".join(LOOKED_FOR["verdict_like"]), re.IGNORECASE | re.MULTILINE)
@@ -284,7 +284,8 @@ def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | No
     if groups < MIN_GROUPS:
         return None
     if scale.task == "pairwise":
-        return _wilson(share_won_by_longer([texts for _, texts in labelled], verdicts), groups)
+        share = share_won_by_longer([texts for _, texts in labelled], verdicts)
+        return Lengths("longer wins", share, *wilson(share, groups), groups)
     from scipy.stats import spearmanr
 
     places = [scale.values.index(verdict) for verdict in verdicts]
@@ -295,12 +296,6 @@ def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | No
     rho = float(spearmanr(lengths, places).statistic) * (-1 if scale.task == "pass_fail" else 1)
     z, error = math.atanh(max(-0.999999, min(rho, 0.999999))), Z / math.sqrt(groups - 3)
     return Lengths("spearman", rho, math.tanh(z - error), math.tanh(z + error), groups)
-
-
-def _wilson(share: float, n: int) -> Lengths:
-    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return Lengths("longer wins", share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 def _short_shared(splits: Splits) -> int:

