@@ -1,0 +1,333 @@
+"""Tokens on disk: text becomes shards once, which trainings map into memory.
+
+A folder of shards holds `train-00000.bin`, `val-00000.bin` and so on, plain arrays of uint16 (or of
+uint32, for a vocabulary above 65,536), and `manifest.json`. Each document starts with a separator.
+"""
+
+import hashlib
+import json
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import (
+    read_text,
+    sha256_file,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from pt_app.judge_data.folder import replace_folder
+from pt_app.pretrain.model import END_OF_TEXT
+
+Split = Literal["train", "val"]
+MANIFEST, CHECKED = "manifest.json", "checked.json"
+SPLITS: tuple[Split, ...] = ("train", "val")
+ENCODED_TOGETHER = 256  # documents
+VAL_ONE_IN, VAL_BYTES = 64, 4_000_000
+REMAKE = "make the tokens again with scripts.tok_train"
+
+
+class Shard(BaseModel):
+    """A file of a split."""
+
+    file: str
+    sha256: str
+    tokens: int
+
+
+class SplitFacts(BaseModel):
+    """What a split holds; `bytes` are those of its text in UTF-8, separators not counted."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    shards: list[Shard] = []
+
+
+class Manifest(BaseModel):
+    """The facts of a folder of shards.
+
+    Attributes:
+        about: where the text comes from, in a line.
+        tokenizer: the hash of the tokenizer that made the tokens.
+        vocabulary: the number of its tokens.
+        dtype: the type of a token in the files.
+        left_out: documents that belong to validation, which has enough.
+        train, val: the splits.
+    """
+
+    about: str
+    tokenizer: str
+    vocabulary: int
+    dtype: Literal["uint16", "uint32"]
+    left_out: int = 0
+    train: SplitFacts = SplitFacts()
+    val: SplitFacts = SplitFacts()
+
+
+def by_hash(
+    documents: Iterable[str], one_in: int = VAL_ONE_IN, max_bytes: int = VAL_BYTES
+) -> Iterator[tuple[Split | None, str]]:
+    """Place each document in a split by its own hash, so that equal documents stay together.
+
+    Validation takes one document of `one_in` until it holds `max_bytes` of text; later ones are
+    left out (None). It then stays the same however much text follows.
+    """
+    room = max_bytes
+    for document in documents:
+        text = document.encode()
+        if int.from_bytes(hashlib.sha256(text).digest()[:8]) % one_in:
+            yield "train", document
+        else:
+            yield ("val" if room > 0 else None), document
+            room -= len(text)
+
+
+def at_end(text: str, val_share: float = 0.1) -> Iterator[tuple[Split | None, str]]:
+    """Split one text: its last part is for validation, as nanoGPT splits TinyShakespeare."""
+    end = int(len(text) * (1 - val_share))
+    yield "train", text[:end]
+    yield "val", text[end:]
+
+
+class Tokens:
+    """The tokens of a split, over all of its shards, read where they are asked for."""
+
+    def __init__(self, arrays: Iterable[NDArray[Any]]) -> None:
+        self.arrays = list(arrays)
+        self.ends = np.cumsum([len(array) for array in self.arrays]).tolist()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.ends else 0
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return tokens `start` to `stop`, [stop - start]."""
+        pieces = []
+        for index in range(bisect_right(self.ends, start), len(self.arrays)):
+            begin = self.ends[index] - len(self.arrays[index])
+            pieces.append(self.arrays[index][max(start - begin, 0) : max(stop - begin, 0)])
+            if self.ends[index] >= stop:
+                break
+        return np.concatenate(pieces).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder of shards, open for reading.
+
+    Attributes:
+        manifest: its facts.
+        train, val: the tokens of its splits.
+        pieces: the bytes of text that each token stands for; none for a special token.
+    """
+
+    manifest: Manifest
+    train: Tokens
+    val: Tokens
+    pieces: list[bytes]
+
+    @property
+    def token_bytes(self) -> NDArray[np.int64]:
+        """The number of bytes of text of each token of the vocabulary, [vocabulary]."""
+        return np.array([len(piece) for piece in self.pieces])
+
+    def text(self, split: Split) -> bytes:
+        """Return the text of a split in UTF-8, without separators: what its tokens stand for."""
+        tokens: Tokens = getattr(self, split)
+        return b"".join(self.pieces[token] for token in tokens.read(0, len(tokens)).tolist())
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """Return the bytes that each token of a byte-level vocabulary stands for.
+
+    Raises:
+        UserError: for a tokenizer of another kind.
+    """
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    added = set(tokenizer.added_tokens_decoder)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    try:
+        return [
+            b"" if index in added else bytes(byte_of[letter] for letter in token)
+            for index, token in enumerate(tokens)
+        ]
+    except KeyError as error:
+        raise UserError(
+            "the tokenizer is not a byte-level one, of whose tokens the bytes are known: take one "
+            "of scripts.tok_train, or GPT-2's"
+        ) from error
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that decides which tokens a text becomes."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    decisive = {
+        part: state[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+class _Writer:
+    """Writes the shards of one split."""
+
+    def __init__(self, folder: Path, split: Split, dtype: str, shard_tokens: int) -> None:
+        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
+        self.facts = SplitFacts()
+        self.waiting, self.size = list[NDArray[Any]](), 0
+
+    def add(self, ids: Sequence[int]) -> None:
+        self.waiting.append(np.array(ids, self.dtype))
+        self.size += len(ids)
+        self.facts.documents += 1
+        if self.size >= self.shard_tokens:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.size:
+            return
+        content = np.concatenate(self.waiting).tobytes()
+        name = f"{self.split}-{len(self.facts.shards):05}.bin"
+        write_bytes_atomic(self.folder / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        self.facts.shards.append(Shard(file=name, sha256=digest, tokens=self.size))
+        self.facts.tokens += self.size
+        self.waiting, self.size = [], 0
+
+
+def write_shards(
+    placed: Iterable[tuple[Split | None, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    about: str = "",
+    shard_tokens: int = 1 << 26,
+) -> Manifest:
+    """Turn documents into a folder of shards, which appears whole and replaces one that is there.
+
+    A marker such as <|im_end|> in a document is text, never a control token.
+
+    Args:
+        placed: each document with its split, from `by_hash` or `at_end`; None leaves it out.
+        tokenizer: a byte-level tokenizer, whose <|endoftext|> separates documents.
+        folder: the folder to write.
+        about: where the text comes from, in a line.
+        shard_tokens: tokens after which a shard ends, by default 128 MiB of uint16.
+
+    Raises:
+        UserError: if a split has no document, or the folder cannot be written.
+    """
+    lengths = np.array([len(piece) for piece in pieces_of(tokenizer)])
+    dtype: Literal["uint16", "uint32"] = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+    separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    manifest = Manifest(
+        about=about, tokenizer=tokenizer_hash(tokenizer), vocabulary=len(tokenizer), dtype=dtype
+    )
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    writers = {split: _Writer(staged, split, dtype, shard_tokens) for split in SPLITS}
+    documents = iter(placed)
+    while batch := list(islice(documents, ENCODED_TOGETHER)):
+        kept = [(split, text) for split, text in batch if split is not None]
+        manifest.left_out += len(batch) - len(kept)
+        for (split, _), ids in zip(kept, _encoded(tokenizer, [t for _, t in kept]), strict=True):
+            writers[split].add([separator, *ids])
+            writers[split].facts.bytes += int(lengths[ids].sum())
+    for writer in writers.values():
+        writer.flush()
+    manifest.train, manifest.val = writers["train"].facts, writers["val"].facts
+    for split in SPLITS:
+        if not writers[split].facts.tokens:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise UserError(
+                f"no document is in the split {split}: give more documents, or take the end of "
+                "each text for validation (--split end)"
+            )
+    write_json_atomic(staged / MANIFEST, manifest.model_dump())
+    replace_folder(staged, folder)
+    return manifest
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded.input_ids
+    return ids
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the facts of a folder of shards; raises UserError where it is none."""
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(read_text(path, f"is not there: {REMAKE}"))
+    except ValidationError as error:
+        raise UserError(f"{path} is no manifest of token shards: {REMAKE}") from error
+
+
+def open_shards(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Shards:
+    """Map the shards of a folder into memory, after their hashes have been checked once.
+
+    Raises:
+        UserError: if a shard is missing or is not what was written, or if another tokenizer made
+            the tokens.
+    """
+    manifest = read_manifest(folder)
+    if manifest.tokenizer != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"the tokens of {folder} were made with another tokenizer (hash "
+            f"{manifest.tokenizer[:12]}...): give its folder, or {REMAKE}"
+        )
+    _check(folder, [*manifest.train.shards, *manifest.val.shards])
+    train, val = (
+        Tokens(np.memmap(folder / shard.file, manifest.dtype, "r") for shard in split.shards)
+        for split in (manifest.train, manifest.val)
+    )
+    return Shards(manifest, train, val, pieces_of(tokenizer))
+
+
+def _check(folder: Path, shards: Sequence[Shard]) -> None:
+    """Compare each shard with its hash, unless it has not changed since that was done.
+
+    Every stage and process opens the shards: of 20 GB the hash alone takes half a minute.
+    """
+    seen = {}
+    for shard in shards:
+        path = folder / shard.file
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path} is missing: {REMAKE}, or copy it") from error
+        seen[shard.file] = [status.st_size, status.st_mtime_ns, shard.sha256]
+    if _read_checked(folder) == seen:
+        return
+    for shard in shards:
+        if (digest := sha256_file(folder / shard.file)) != shard.sha256:
+            raise UserError(
+                f"{folder / shard.file} is not the shard that was written (sha256 "
+                f"{digest[:12]}..., expected {shard.sha256[:12]}...): copy it again, or {REMAKE}"
+            )
+    with suppress(UserError):  # a folder that cannot be written is checked each time
+        write_json_atomic(folder / CHECKED, seen)
+
+
+def _read_checked(folder: Path) -> object:
+    with suppress(OSError, ValueError):
+        return json.loads((folder / CHECKED).read_text(encoding="utf-8"))
+    return None
