@@ -25,7 +25,7 @@ from pt_app.pretrain.shards import (
     write_shards,
 )
 
-WORDS = "the,a,river,boat,über,São,naïve,😀,judge,<|im_end|>,<|endoftext|>,\n\n,runs,.".split(",")
+WORDS = [
     "the",
     "a",
     "river",
@@ -39,7 +39,6 @@ WORDS = "the,a,river,boat,über,São,naïve,😀,judge,<|im_end|>,<|endoftext|>,
     "<|endoftext|>",
     "\n\n",
     "runs",
-    ",",
     ".",
 ]
 
