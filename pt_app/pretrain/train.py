@@ -16,6 +16,7 @@ from pt_app.judge_data.generator.errors import ERRORS
 from pt_app.models.packing import Batch, Step
 from pt_app.pretrain.corpus import NONE, Corpus, Document
 from pt_app.pretrain.model import grow, round_to_float16
+from pt_app.pretrain.optimizers import NAME, muon_and_adamw, trapezoid
 from pt_app.training.checkpoints import newest_complete, step_of
 from pt_app.training.loop import LoopArguments, Model, Objective, TrainingLoop
 from pt_app.training.run import Progress, train
@@ -98,20 +99,13 @@ class DocumentLoss(Objective):
 
 
 def optimizers(model: Model) -> list[torch.optim.Optimizer]:
-    """Make Muon for the matrices of the layers, and AdamW for embeddings, norms and biases."""
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    """Make the optimizers; an AdamW that is not fused keeps the weights of earlier versions."""
+    return muon_and_adamw(model, MUON_LR, ADAM_LR, fused=False)
 
 
 def rate(total: int, step: int, _: int) -> float:
-    """Return the fraction of the learning rate: warm-up, then flat, then linear to 0."""
-    warm = min(1.0, (step + 1) / min(100, total))
-    return min(warm, (total - step) / (total * (1 - DECAY_FROM)))
+    """Return the fraction of the learning rate over all `total` steps, two models' together."""
+    return trapezoid(total, 100, DECAY_FROM, step)
 
 
 class Yardstick:
@@ -172,7 +166,7 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
             run,
             first_step=first,
             max_steps=last,
-            optim="muon, adamw",
+            optim=NAME,
             seed=steps.seed,
             logging_steps=REPORT_EVERY,
             save_steps=SNAPSHOT_EVERY,

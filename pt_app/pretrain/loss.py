@@ -1,0 +1,215 @@
+"""The cross-entropy of next tokens in chunks of positions, and bits per byte on a whole split."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.models.packing import IGNORED, Batch
+from pt_app.training.loop import Model, Objective
+
+# Logits at a time: 32 MiB in float32, the largest tensor that a CPU keeps for reuse (gemm.py).
+# GPUs take more at a time, so that a matmul outlasts its launch.
+CPU_CHUNK, GPU_CHUNK = 2**23, 2**27
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Cross-entropy whose gradients are made with it, chunk by chunk (the way of Liger Kernel).
+
+    Neither logits nor their gradients exist for more than a chunk, and no logit is computed twice,
+    which recomputation in the backward pass would cost.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        hidden, matrix, targets, weights, softcap, chunk, wanted = inputs
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        narrow, rows = matrix.to(hidden.dtype), max(1, chunk // len(matrix))
+        by_hidden = torch.empty_like(hidden) if wanted else None
+        by_matrix = torch.zeros_like(matrix) if wanted else None
+        for part in (slice(i, i + rows) for i in range(0, len(targets), rows)):
+            logits = (hidden[part] @ narrow.T).to(exact)
+            bent = torch.tanh(logits / softcap) if softcap else None
+            found = F.log_softmax(logits if bent is None else bent * softcap, -1)
+            chosen, weight = targets[part, None], weights[part, None]
+            total -= (found.gather(1, chosen) * weight).sum()
+            if by_hidden is None or by_matrix is None:
+                continue
+            slope = found.exp_().scatter_add_(1, chosen, -torch.ones_like(weight, dtype=exact))
+            slope = slope.mul_(weight) if bent is None else slope.mul_(weight * (1 - bent**2))
+            slope = slope.to(hidden.dtype)
+            torch.mm(slope, narrow, out=by_hidden[part])
+            if hidden.dtype == matrix.dtype:
+                by_matrix.addmm_(slope.T, hidden[part])
+            else:
+                by_matrix += slope.T @ hidden[part]
+        ctx.gradients = by_hidden, by_matrix
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        by_hidden, by_matrix = ctx.gradients
+        ctx.gradients = None
+        return by_hidden.mul_(outer[0]), by_matrix.mul_(outer[0]), None, None, None, None, None
+
+
+def cross_entropy(
+    hidden: Tensor,
+    matrix: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    softcap: float | None = None,
+    chunk: int = CPU_CHUNK,
+) -> Tensor:
+    """Return the weighted sum of the cross-entropy of `targets` under `hidden matrix'`, in nats.
+
+    Args:
+        hidden: [n, d], in the precision of the matmuls.
+        matrix: [v, d], the output matrix; its gradient has its own precision.
+        targets: [n], token ids.
+        weights: [n], of each target, in float32 or more.
+        softcap: the bound c of c tanh(logits / c); None: the logits are not bounded.
+        chunk: logits at a time.
+    """
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or matrix.requires_grad)
+    with torch.autocast(hidden.device.type, enabled=False):
+        inputs = hidden, matrix, targets, weights, softcap, chunk, wanted
+        loss: Tensor = _ChunkedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def output_matrix(model: Model) -> Tensor:
+    """Return the matrix [v, d] that gives the logits; raises UserError if there is also a bias."""
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(
+            f"{model.config.model_type}: its logits are no plain product with the output matrix: "
+            "choose another model"
+        )
+    matrix: Tensor = head.weight
+    return matrix
+
+
+@dataclass
+class NextTokens(Objective):
+    """The cross-entropy of each token after those before it, for any causal model of transformers.
+
+    A batch holds `input_ids` [b, t], `labels` [b, t] (`IGNORED` where nothing is learned) and
+    perhaps the `weight` [b, t] of each label.
+
+    Attributes:
+        compute_dtype: of the matmuls; weights stay in float32.
+        chunk: logits at a time.
+        rows: maximum rows of a micro-batch, since memory ran out; None: it has not.
+    """
+
+    compute_dtype: torch.dtype = torch.float32
+    chunk: int = CPU_CHUNK
+    rows: int | None = None
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Return the loss summed over a batch, in nats."""
+        ids, labels = batch["input_ids"], batch["labels"]
+        narrow = self.compute_dtype != torch.float32
+        with torch.autocast(ids.device.type, self.compute_dtype, enabled=narrow):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        kept = labels != IGNORED
+        weight = batch.get("weight")
+        weights = kept[kept].to(hidden.dtype) if weight is None else weight[kept]
+        if narrow:
+            hidden, weights = hidden.to(self.compute_dtype), weights.float()
+        softcap = getattr(model.config, "final_logit_softcapping", None)
+        return cross_entropy(
+            hidden[kept], output_matrix(model), labels[kept], weights, softcap, self.chunk
+        )
+
+    def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
+        """Return the packs of a step as micro-batches of at most `rows` rows."""
+        return [part for packed in packs for part in self._divided(packed)]
+
+    def _divided(self, packed: Batch) -> Iterator[Batch]:
+        rows = self.rows or len(packed["input_ids"])
+        for start in range(0, len(packed["input_ids"]), rows):
+            yield {name: tensor[start : start + rows] for name, tensor in packed.items()}
+
+    def idle(self) -> Batch:
+        """Return a batch without a target, whose loss and gradients are 0."""
+        return {"input_ids": torch.zeros(1, 2).long(), "labels": torch.full((1, 2), IGNORED)}
+
+    def shrink(self, packs: Sequence[Batch]) -> str | None:
+        """Halve the rows of a micro-batch; a single row is not divided."""
+        rows = max(len(packed["input_ids"]) for packed in packs)
+        rows = min(rows, self.rows or rows)
+        if rows == 1:
+            return None
+        self.rows = rows // 2
+        return f"{self.rows} rows"
+
+    def state(self) -> dict[str, object]:
+        """Return the rows that memory allowed."""
+        return {"rows": self.rows}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the rows that memory allowed."""
+        self.rows = state["rows"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Measures a model on a whole held-out split; each rank takes its share of the batches.
+
+    Each window of `sequence` targets starts without context, and the last one may be shorter.
+    Special tokens stand for no byte of the text: they count neither bytes nor nats.
+
+    Attributes:
+        tokens: [n], the ids of the split.
+        token_bytes: [v], the UTF-8 bytes of each token; 0 for a special token.
+        sequence: targets of a window.
+        rows: windows of a batch.
+        objective: the loss.
+    """
+
+    tokens: np.ndarray[Any, Any]
+    token_bytes: np.ndarray[Any, Any]
+    sequence: int
+    rows: int
+    objective: NextTokens
+
+    def __call__(self, model: Model) -> dict[str, float]:
+        """Return `bpb` (bits per byte), `loss` (nats per token), `n_tokens` and `n_bytes`."""
+        nats, training = 0.0, model.training
+        model.eval()
+        with torch.no_grad():
+            for batch in list(self.batches())[console.rank() :: console.ranks()]:
+                on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                nats += float(self.objective.loss(model, on_device))
+        model.train(training)
+        nats = sum(gather_object([nats]))
+        lengths = self.token_bytes[self.tokens[1:]]
+        n_tokens, n_bytes = int((lengths > 0).sum()), int(lengths.sum())
+        bpb, loss = nats / math.log(2) / max(n_bytes, 1), nats / max(n_tokens, 1)
+        return {"bpb": bpb, "loss": loss, "n_tokens": n_tokens, "n_bytes": n_bytes}
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the windows of the split in batches, each target once."""
+        whole = (len(self.tokens) - 1) // self.sequence * self.sequence
+        size = self.sequence * self.rows
+        for start in range(0, whole, size):
+            yield self._batch(start, min(start + size, whole), self.sequence)
+        if whole < len(self.tokens) - 1:
+            yield self._batch(whole, len(self.tokens) - 1, len(self.tokens) - 1 - whole)
+
+    def _batch(self, start: int, end: int, sequence: int) -> Batch:
+        ids = self.tokens[start : end + 1].astype(np.int64)
+        labels = np.where(self.token_bytes[ids[1:]] > 0, ids[1:], IGNORED)
+        found = {"input_ids": torch.from_numpy(ids[:-1]), "labels": torch.from_numpy(labels)}
+        return {name: tensor.view(-1, sequence) for name, tensor in found.items()}

@@ -1,0 +1,84 @@
+"""Muon for the matrices of the layers, AdamW for everything else, and the rate over a run."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from pt_app.training.loop import Model
+
+NAME = "muon, adamw"  # for checkpoints: the state of other optimizers does not fit
+log = logging.getLogger(__name__)
+
+
+def divided(model: Model) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the matrices of the layers, and the embeddings, output matrix, norms and biases.
+
+    Together they are all parameters that are trained, each once: a tied output matrix is the
+    embedding.
+    """
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    head = model.get_output_embeddings()
+    apart = {id(table) for table in [*tables, *([head.weight] if head is not None else [])]}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in apart]
+    others = [p for p in trained if p.ndim != 2 or id(p) in apart]
+    return matrices, others
+
+
+def muon_and_adamw(
+    model: Model,
+    matrix_lr: float,
+    other_lr: float,
+    weight_decay: float = 0.01,
+    fused: bool | None = None,
+) -> list[torch.optim.Optimizer]:
+    """Make Muon for the matrices of the layers, and AdamW for the other parameters.
+
+    Muon rounds to bfloat16 in each step: a run is the same to the bit on one machine, and to the
+    last digits on another. Where a device cannot compute its step (Apple GPUs with some versions of
+    torch), AdamW takes its place at `other_lr`, which is logged.
+
+    Args:
+        model: the model, on its device.
+        matrix_lr: the learning rate of the matrices.
+        other_lr: that of the other parameters.
+        weight_decay: of the matrices.
+        fused: whether AdamW is torch's fused one; None: torch decides.
+    """
+    matrices, others = divided(model)
+    adamw = {"lr": other_lr, "betas": (0.9, 0.95), "fused": fused}
+    if matrices and (why := _why_no_muon(matrices[0].device)):
+        log.warning("Muon does not run on %s (%s): AdamW trains all", matrices[0].device, why)
+        first: torch.optim.Optimizer = torch.optim.AdamW(
+            matrices, weight_decay=weight_decay, **adamw
+        )
+    else:
+        first = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+    return [first, torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
+
+
+def _why_no_muon(device: torch.device) -> str:
+    """Return why a device cannot take a step of Muon; "" where it can."""
+    if device.type == "cpu":
+        return ""
+    weight = torch.ones(2, 2, device=device, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    try:
+        torch.optim.Muon([weight]).step()
+    except (RuntimeError, TypeError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return ""
+
+
+def trapezoid(total: int, warmup: int, decay_from: float, step: int) -> float:
+    """Return the fraction of the learning rate: a linear rise, then flat, then linear to 0.
+
+    Args:
+        total: all steps.
+        warmup: steps of the rise.
+        decay_from: the fraction of all steps after which it falls.
+        step: past updates.
+    """
+    warm = min(1.0, (step + 1) / min(warmup, total)) if warmup else 1.0
+    return min(warm, (total - step) / (total * (1 - decay_from)))
