@@ -62,12 +62,29 @@ def held_out(source: str) -> bool:
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt with its answer, in ChatML; `kinds` are the differences in its candidate."""
+    """What a user asks and the reply to it; `kinds` are the differences in its candidate."""
 
     task: str
-    prompt: str
-    answer: str
+    user: str
+    reply: str
     kinds: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, which its task's system turn opens."""
+        turns = {"system": TEXTS["systems"][self.task], "user": self.user, "assistant": self.reply}
+        return [{"role": role, "content": text} for role, text in turns.items()]
+
+    @property
+    def prompt(self) -> str:
+        """What stands before the reply, as the chat template writes it."""
+        turns = (f"{TURN_START}{m['role']}\n{m['content']}{TURN_END}\n" for m in self.messages[:2])
+        return f"{''.join(turns)}{TURN_START}assistant\n"
+
+    @property
+    def answer(self) -> str:
+        """The reply with its end, as the chat template writes it."""
+        return f"{self.reply}{TURN_END}\n"
 
 
 @dataclass(frozen=True)
@@ -223,13 +240,10 @@ class Corpus:
         return " ".join(word.strip(".").lower() for word in drawn[:number])
 
 
-def document(task: str, user: str, answer: str, candidate: Candidate | None = None) -> Document:
-    """Lay out a conversation and its answer as the chat template writes them."""
-    turns = {"system": TEXTS["systems"][task], "user": user}
-    prompt = "".join(f"{TURN_START}{who}\n{text}{TURN_END}\n" for who, text in turns.items())
-    prompt += f"{TURN_START}assistant\n"
+def document(task: str, user: str, reply: str, candidate: Candidate | None = None) -> Document:
+    """Make a document with the kinds of difference of its candidate, if there is one."""
     kinds = tuple(issue.kind for issue in candidate.issues) if candidate else ()
-    return Document(task, prompt, f"{answer}{TURN_END}\n", kinds)
+    return Document(task, user, reply, kinds)
 
 
 def draw_kinds(rng: random.Random) -> list[str]:

@@ -1,0 +1,193 @@
+"""Where conversations come from: files of people's own, and built-in ones by name.
+
+`chat` is made here: who the model is, and words to spell. `judge` are the documents of the tiny
+base. `smalltalk` is fetched once from the package index. No test set is part of any of them.
+"""
+
+import json
+import random
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pt_app.core.dataset import parse_json
+from pt_app.core.errors import UserError
+from pt_app.core.files import cache_folder, read_text
+from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
+from pt_app.models.known_bases import Wheel, download
+from pt_app.pretrain.conversations import Conversation
+from pt_app.pretrain.corpus import Corpus, held_out
+
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SPELLINGS = 1500  # conversations
+DOCUMENTS = 4000  # of the judge's corpus
+ORDERS = ([], ["system"])  # roles before the first user's turn
+
+
+def read(names: str, seed: int) -> list[Conversation]:
+    """Return the conversations of mixtures and files, in the order of their names.
+
+    Args:
+        names: mixtures ("chat", "judge", "smalltalk") and paths of JSON Lines, separated by commas.
+        seed: of the built-in ones.
+
+    Raises:
+        UserError: for a name that is neither, and a line that holds no conversation.
+    """
+    found: list[Conversation] = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if make := MIXTURES.get(name):
+            found += make(random.Random(f"{seed} {name}"))
+        elif (path := Path(name).expanduser()).is_file():
+            found += of_file(path)
+        else:
+            known = ", ".join(MIXTURES)
+            raise UserError(f"{name} is neither a mixture ({known}) nor a file: correct --mixture")
+    return found
+
+
+def split(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
+    """Divide conversations for training and validation, by the first text of the user.
+
+    The same question is on one side, whatever else is read beside it.
+    """
+    sides: tuple[list[Conversation], list[Conversation]] = ([], [])
+    for conversation in conversations:
+        asked = next(message["content"] for message in conversation if message["role"] == "user")
+        sides[held_out(asked)].append(conversation)
+    return sides
+
+
+def digest(conversations: Sequence[Conversation]) -> str:
+    """Return the SHA-256 of conversations, by which a stage knows its data again."""
+    return sha256(json.dumps(conversations, sort_keys=True).encode()).hexdigest()
+
+
+def of_file(path: Path) -> list[Conversation]:
+    """Read JSON Lines: each a list of messages, or an object with one under "messages".
+
+    Raises:
+        UserError: for a line that is no conversation of user and assistant in turn.
+    """
+    found = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.strip():
+            row = parse_json(line, path, number)
+            turns = row.get("messages") if isinstance(row, dict) else row
+            if problem := fault(turns):
+                raise UserError(f"{path}, line {number}: {problem}")
+            found.append([{**turn, "content": turn["content"].strip()} for turn in turns])
+    if not found:
+        raise UserError(f"{path} holds no conversation: one line per conversation")
+    return found
+
+
+def fault(turns: object) -> str:
+    """Return what keeps `turns` from being a conversation to train on; "" for one that is."""
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        return 'not a list of messages: write {"messages": [{"role": ..., "content": ...}, ...]}'
+    roles = [turn.get("role") for turn in turns]
+    pairs = (len(roles) - (roles[:1] == ["system"])) // 2
+    if not pairs or roles not in [[*order, *["user", "assistant"] * pairs] for order in ORDERS]:
+        return "the roles are not user and assistant in turn, after a system turn or none"
+    for turn in turns:
+        content = turn.get("content")
+        if not isinstance(content, str) or not content.strip():
+            return f"the {turn['role']}'s content is no text, or empty"
+    return ""
+
+
+def multiple_choice(question: str, choices: Sequence[str]) -> str:
+    """Write a question with lettered choices, whose answer is a letter alone."""
+    lettered = "".join(f"\n{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
+    return f"{question}\n{lettered}\n\nAnswer with the letter of the right choice."
+
+
+# --- the built-in mixtures ---
+
+
+def _exchanges(*pairs: tuple[str, str]) -> Conversation:
+    return [
+        {"role": role, "content": text.strip()}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _chat(rng: random.Random) -> list[Conversation]:
+    """Say who the model is, and spell words; some conversations have several exchanges."""
+    identity = [
+        (ask, answer)
+        for group in TEXTS["identity"]
+        for ask in group["ask"]
+        for answer in group["answer"]
+    ]
+    said = [_exchanges(pair) for pair in identity]
+    for _ in range(SPELLINGS):
+        pairs = [_spelling(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
+        said.append(_exchanges(*pairs, *rng.sample(identity, rng.random() < 0.2)))
+    return said
+
+
+def _spelling(rng: random.Random) -> tuple[str, str]:
+    """Draw a question about the letters of a word, and answer it."""
+    word = rng.choice(_words())
+    letter = rng.choice(word) if rng.random() < 0.8 else rng.choice("aeimnorst")
+    letters, count = "-".join(word), word.count(letter)
+    answers = {
+        "spell": letters,
+        "count": f"{letters}: {count} {'time' if count == 1 else 'times'}.",
+        "length": f"{letters}: {len(word)} letters.",
+    }
+    kind = rng.choice(list(answers))
+    return rng.choice(TEXTS[kind]).format(word=word, letter=letter), answers[kind]
+
+
+@cache
+def _words() -> list[str]:
+    """Return words of three letters or more of the generator's lexicon, in both languages."""
+    form = {"number": "singular", "tense": "present", "gender": "masculine"}
+    cells = {
+        row[ROLES[role][language].format_map(form)]
+        for role, rows in load_lexicon("full").items()
+        for row in rows
+        for language in ("english", "portuguese")
+    }
+    return sorted(word for word in cells if word.isalpha() and len(word) > 2)
+
+
+def _judge(rng: random.Random) -> list[Conversation]:
+    """Draw documents about differences of translations; no score follows from a candidate."""
+    corpus = Corpus.of_grammar("full")
+    drawn = (corpus.sample(rng) for _ in range(DOCUMENTS))
+    return [[{**m, "content": m["content"].strip()} for m in d.messages] for d in drawn]
+
+
+def _smalltalk(_: random.Random) -> list[Conversation]:
+    """Read the exchanges of the chatterbot corpus."""
+    source = TEXTS["smalltalk"]
+    wheel = Wheel(**source["wheel"])
+    downloads = cache_folder() / "downloads" / "smalltalk"
+    downloads.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(download(wheel, downloads)) as opened:
+        return list(_of_wheel(opened, wheel.member, source))
+
+
+def _of_wheel(opened: zipfile.ZipFile, folder: str, source: Any) -> Iterator[Conversation]:
+    for language in ("english", "portuguese"):
+        for name in source[language]:
+            content = yaml.safe_load(opened.read(f"{folder}{language}/{name}.yml"))
+            for ask, answer, *_ in content["conversations"]:
+                yield _exchanges((str(ask), str(answer)))
+
+
+MIXTURES: Mapping[str, Callable[[random.Random], list[Conversation]]] = {
+    "chat": _chat,
+    "judge": _judge,
+    "smalltalk": _smalltalk,
+}
