@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from pt_app.core.errors import UserError
 from pt_app.models.packing import IGNORED
@@ -21,6 +22,7 @@ from pt_app.pretrain.conversations import (
     encode,
     pieces_of,
 )
+from pt_app.pretrain.loss import NextTokens
 from tests.tiny_models import KINDS, make_model, make_tokenizer
 
 texts = st.text(alphabet="abc é<|>\n", min_size=1, max_size=40).filter(str.strip).map(str.strip)
@@ -40,6 +42,12 @@ def talk(*exchanges: tuple[str, str]) -> Conversation:
         for exchange in exchanges
         for role, text in zip(roles, exchange, strict=True)
     ]
+
+
+def gpt2(vocabulary: int) -> Any:
+    """A random GPT-2, whose positions are learned."""
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, initializer_range=0.3, **shape)).eval()
 
 
 def targets(batch: dict[str, torch.Tensor]) -> list[int]:
@@ -114,27 +122,24 @@ def test_rows_hold_every_length_once_and_never_too_much(lengths: list[int]) -> N
     assert len(rows) < 2 or sum(sorted(sums)[:2]) > 50
 
 
-def test_a_row_computes_what_its_conversations_compute_alone(tokenizer: Any) -> None:
+@pytest.mark.parametrize("kind", ["qwen", "gpt2"])
+def test_a_row_computes_what_its_conversations_compute_alone(kind: str, tokenizer: Any) -> None:
     said = [talk(("one", "ab" * n), ("two", "c" * n)) for n in (3, 1, 4, 2)]
     steps = ConversationSteps.of(
         tokenizer, said, batch_tokens=600, sequence=300, micro_batch=2, seed=0
     )
     assert len(steps.rows) < len(said)
-    model = make_model(tokenizer)
-
-    def loss(batch: dict[str, torch.Tensor]) -> float:
-        inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
-        # With a cache transformers makes no mask of the positions.
-        logits = model(**inputs, use_cache=False).logits.detach().flatten(0, 1)
-        total = torch.nn.functional.cross_entropy(
-            logits, batch["labels"].flatten().long(), reduction="sum"
-        )
-        return float(total)
-
+    model = make_model(tokenizer) if kind == "qwen" else gpt2(len(tokenizer))
     (step,) = steps.epoch(0, 0)
-    packed = sum(map(loss, step["packs"]))
-    alone = [{"input_ids": p.ids[None].long(), "labels": p.labels[None]} for p in steps.pieces]
-    assert packed == pytest.approx(sum(map(loss, alone)), rel=1e-5)
+    alone = [
+        {"input_ids": p.ids[None].long(), "labels": p.labels[None].long()} for p in steps.pieces
+    ]
+    with torch.no_grad():
+        packed, apart = (
+            sum(float(NextTokens().loss(model, batch)) for batch in batches)
+            for batches in (step["packs"], alone)
+        )
+    assert packed == pytest.approx(apart, rel=1e-5)
 
 
 def test_a_long_conversation_is_cut_after_an_answer_and_counted(

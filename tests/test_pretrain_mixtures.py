@@ -136,6 +136,15 @@ def test_small_talk_is_fetched_from_the_package_index() -> None:
     assert not [problem for turns in said if (problem := mixtures.fault(turns))]
 
 
-def test_choices_are_lettered() -> None:
-    text = mixtures.multiple_choice("Which?", ["x", "y", "z"])
-    assert text.startswith("Which?\n\nA. x\nB. y\nC. z\n\n")
+@pytest.mark.slow
+def test_choices_are_questions_of_no_test_set() -> None:
+    try:
+        bundle = mixtures.Bundle()
+    except UserError as error:
+        pytest.skip(f"the package index does not give it: {error}")
+    said = mixtures.read("choices", seed=1)
+    assert 2500 < len(said) < 1531 + 285 + 570 + 299
+    texts = "\0".join(turns[0]["content"] for turns in said)
+    tested = [q.text for task in mixtures.TEXTS["choices"] for q in bundle.questions(task)]
+    assert not [text for text in tested if f"\0{text}\nA. " in texts]
+    assert {turns[1]["content"] for turns in said} <= set("ABCDE")

@@ -104,7 +104,8 @@ class NextTokens(Objective):
     """The cross-entropy of each token after those before it, for any causal model of transformers.
 
     A batch holds `input_ids` [b, t], `labels` [b, t] (`IGNORED` where nothing is learned) and
-    perhaps the `weight` [b, t] of each label.
+    perhaps the `weight` [b, t] of each label and the `position_ids` [b, t]. Where positions start
+    again, another text does, which sees nothing of the one before; transformers makes the mask.
 
     Attributes:
         compute_dtype: of the matmuls; weights stay in float32.
@@ -119,9 +120,10 @@ class NextTokens(Objective):
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Return the loss summed over a batch, in nats."""
         ids, labels = batch["input_ids"], batch["labels"]
+        inputs = {"input_ids": ids, "position_ids": batch.get("position_ids")}
         narrow = self.compute_dtype != torch.float32
         with torch.autocast(ids.device.type, self.compute_dtype, enabled=narrow):
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
         kept = labels != IGNORED
         weight = batch.get("weight")
         weights = kept[kept].to(hidden.dtype) if weight is None else weight[kept]

