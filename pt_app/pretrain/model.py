@@ -26,6 +26,9 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train on `texts` and return a `Qwen2Tokenizer` of at most `vocab_size` entries.
 
+    It has fewer where the text has no more pairs that occur twice: one that occurs once teaches
+    nothing, and its embedding stays as it was drawn.
+
     All 256 bytes are in the vocabulary, so every text can be encoded. AutoTokenizer turns each
     tokenizer of model type qwen2 into this class, which puts its own normalizer and
     pre-tokenizer in place of the file's: training uses the class's own, so that ids agree.
@@ -34,6 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     specials = [END_OF_TEXT, TURN_START, TURN_END]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
+        min_frequency=2,
         special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

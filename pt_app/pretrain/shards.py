@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -60,7 +60,7 @@ class Manifest(BaseModel):
     """The facts of a folder of shards.
 
     Attributes:
-        about: where the text comes from, in a line.
+        settings: what it was made with: where the text comes from, and how it is split.
         tokenizer: the hash of the tokenizer that made the tokens.
         vocabulary: the number of its tokens.
         dtype: the type of a token in the files.
@@ -68,7 +68,7 @@ class Manifest(BaseModel):
         train, val: the splits.
     """
 
-    about: str
+    settings: dict[str, Any] = {}
     tokenizer: str
     vocabulary: int
     dtype: Literal["uint16", "uint32"]
@@ -210,7 +210,7 @@ def write_shards(
     placed: Iterable[tuple[Split | None, str]],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    about: str = "",
+    settings: Mapping[str, object] | None = None,
     shard_tokens: int = 1 << 26,
 ) -> Manifest:
     """Turn documents into a folder of shards, which appears whole and replaces one that is there.
@@ -221,7 +221,7 @@ def write_shards(
         placed: each document with its split, from `by_hash` or `at_end`; None leaves it out.
         tokenizer: a byte-level tokenizer, whose <|endoftext|> separates documents.
         folder: the folder to write.
-        about: where the text comes from, in a line.
+        settings: what the manifest should say of where the text comes from.
         shard_tokens: tokens after which a shard ends, by default 128 MiB of uint16.
 
     Raises:
@@ -231,7 +231,10 @@ def write_shards(
     dtype: Literal["uint16", "uint32"] = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     manifest = Manifest(
-        about=about, tokenizer=tokenizer_hash(tokenizer), vocabulary=len(tokenizer), dtype=dtype
+        settings=dict(settings or {}),
+        tokenizer=tokenizer_hash(tokenizer),
+        vocabulary=len(tokenizer),
+        dtype=dtype,
     )
     staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
