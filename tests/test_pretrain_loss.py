@@ -1,6 +1,7 @@
 """Training from scratch: the chunked loss, bits per byte, baselines and optimizers."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from transformers import (
 from pt_app.core.errors import UserError
 from pt_app.models.packing import IGNORED
 from pt_app.pretrain.baselines import baselines, ngram_bits_per_byte
+from pt_app.pretrain.batches import in_order
 from pt_app.pretrain.loss import HeldOut, NextTokens
 from pt_app.pretrain.optimizers import divided, muon_and_adamw, trapezoid
+from pt_app.pretrain.shards import Tokens
 
 VOCAB = 300
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1}
@@ -132,7 +135,8 @@ def test_bits_per_byte_are_those_of_each_token_alone(number: int, rows: int) -> 
     tokens = rng.integers(VOCAB, size=number).astype(np.uint16)
     lengths = rng.integers(1, 5, size=VOCAB)
     lengths[tokens[1 : number // 2 : 3]] = 0  # special tokens
-    found = HeldOut(tokens, lengths, sequence, rows, NextTokens())(model)
+    batches = partial(in_order, Tokens([tokens]), sequence, rows)
+    found = HeldOut(batches, lengths, NextTokens())(model)
     nats = 0.0
     for i in range(1, number):
         if lengths[tokens[i]]:

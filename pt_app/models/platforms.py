@@ -128,8 +128,7 @@ def decide(
     torch.set_flush_denormal(True)
     platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
     if on_cpu:
-        requested = f"the CPU, as requested: judge_train_{recipe}.py trains there"
-        platform = replace(platform, reason=requested)
+        platform = replace(platform, reason="the CPU, as requested")
     if precision != "auto":
         platform = _in_precision(platform, precision)
     if sharded:

@@ -1,13 +1,15 @@
 """The cross-entropy of next tokens in chunks of positions, and bits per byte on a whole split."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -169,49 +171,33 @@ class NextTokens(Objective):
 class HeldOut:
     """Measures a model on a whole held-out split; each rank takes its share of the batches.
 
-    Each window of `sequence` targets starts without context, and the last one may be shorter.
-    Special tokens stand for no byte of the text: they count neither bytes nor nats.
+    Special tokens stand for no byte of a text: they count neither bytes nor nats.
 
     Attributes:
-        tokens: [n], the ids of the split.
+        batches: makes the batches of the split, in which each target occurs once.
         token_bytes: [v], the UTF-8 bytes of each token; 0 for a special token.
-        sequence: targets of a window.
-        rows: windows of a batch.
         objective: the loss.
     """
 
-    tokens: np.ndarray[Any, Any]
-    token_bytes: np.ndarray[Any, Any]
-    sequence: int
-    rows: int
+    batches: Callable[[], Iterable[Batch]]
+    token_bytes: NDArray[np.int64]
     objective: NextTokens
 
     def __call__(self, model: Model) -> dict[str, float]:
         """Return `bpb` (bits per byte), `loss` (nats per token), `n_tokens` and `n_bytes`."""
-        nats, training = 0.0, model.training
+        lengths, training = torch.from_numpy(self.token_bytes), model.training
+        nats, n_tokens, n_bytes = 0.0, 0, 0
         model.eval()
         with torch.no_grad():
-            for batch in list(self.batches())[console.rank() :: console.ranks()]:
-                on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            for batch in islice(self.batches(), console.rank(), None, console.ranks()):
+                labels = batch["labels"]
+                size = lengths[labels.clamp(min=0)] * (labels != IGNORED)
+                counted = {"labels": labels.where(size > 0, IGNORED)}
+                on_device = {n: t.to(model.device) for n, t in (batch | counted).items()}
                 nats += float(self.objective.loss(model, on_device))
+                n_tokens, n_bytes = n_tokens + int((size > 0).sum()), n_bytes + int(size.sum())
         model.train(training)
-        nats = sum(gather_object([nats]))
-        lengths = self.token_bytes[self.tokens[1:]]
-        n_tokens, n_bytes = int((lengths > 0).sum()), int(lengths.sum())
+        sums = gather_object([(nats, n_tokens, n_bytes)])
+        nats, n_tokens, n_bytes = (sum(part) for part in zip(*sums, strict=True))
         bpb, loss = nats / math.log(2) / max(n_bytes, 1), nats / max(n_tokens, 1)
         return {"bpb": bpb, "loss": loss, "n_tokens": n_tokens, "n_bytes": n_bytes}
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield the windows of the split in batches, each target once."""
-        whole = (len(self.tokens) - 1) // self.sequence * self.sequence
-        size = self.sequence * self.rows
-        for start in range(0, whole, size):
-            yield self._batch(start, min(start + size, whole), self.sequence)
-        if whole < len(self.tokens) - 1:
-            yield self._batch(whole, len(self.tokens) - 1, len(self.tokens) - 1 - whole)
-
-    def _batch(self, start: int, end: int, sequence: int) -> Batch:
-        ids = self.tokens[start : end + 1].astype(np.int64)
-        labels = np.where(self.token_bytes[ids[1:]] > 0, ids[1:], IGNORED)
-        found = {"input_ids": torch.from_numpy(ids[:-1]), "labels": torch.from_numpy(labels)}
-        return {name: tensor.view(-1, sequence) for name, tensor in found.items()}

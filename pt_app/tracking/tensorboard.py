@@ -34,6 +34,12 @@ class EventFile:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
         self._write(step, summary=Summary(value=values))
 
+    def write_text(self, tag: str, text: str, step: int) -> None:
+        """Write a text of an optimizer step; raises OSError if the disk is full."""
+        from tensorboardX.summary import text as summary_of
+
+        self._write(step, summary=summary_of(tag, text))
+
     def _write(self, step: int, **content: object) -> None:
         from tensorboardX.proto.event_pb2 import Event
 

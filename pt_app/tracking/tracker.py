@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pt_app.core import console
 from pt_app.core.results import Results
-from pt_app.core.settings import SERVERS, Settings, read_tracking
+from pt_app.core.settings import SERVERS, read_tracking
 from pt_app.tracking.access import describe, reachable, resolve_access
 from pt_app.tracking.sync import WANDB_SETTINGS, Child, Kind, note, read_state, send
 from pt_app.tracking.tensorboard import EventFile, tag_of
@@ -35,11 +35,26 @@ Charts = Callable[[Results], Iterable[tuple[str, str]]]
 """Draws the content of results.json: names and SVG texts."""
 
 
+class Tracked(Protocol):
+    """What tracking asks of the settings of a run, which are a dataclass."""
+
+    @property
+    def tracking(self) -> str: ...
+    @property
+    def project_name(self) -> str: ...
+    @property
+    def log_texts(self) -> bool: ...
+
+
 class Tracker:
     """Tracks one run; use it in a `with`. A failure costs one line, never the run."""
 
     def __init__(
-        self, settings: Settings, run_dir: Path, say: Callable[[str], None] = print
+        self,
+        settings: Tracked,
+        run_dir: Path,
+        say: Callable[[str], None] = print,
+        name: str = "",
     ) -> None:
         """Begin to track a run; say in one line what is done and why, and what leaves the machine.
 
@@ -47,14 +62,15 @@ class Tracker:
 
         Args:
             settings: the settings of the run, of which no secrets and folders leave the machine.
-            run_dir: the folder of the run, for event files and what is not sent. The W&B run, its
-                group and the Weave evaluations have its name.
+            run_dir: the folder of the run, for event files and what is not sent.
             say: prints a line.
+            name: of the W&B run, its group and the Weave evaluations; by default the folder's.
 
         Raises:
             UserError: for an unknown value and for `online` without a key; nothing else is raised.
         """
         self._run_dir, self._log_texts, self._say = run_dir, settings.log_texts, say
+        self._name = name or run_dir.name
         self._entity, _, self._project = settings.project_name.rpartition("/")
         self._run: wandb.Run | None = None
         self._run_folder = self._rows = ""
@@ -67,7 +83,7 @@ class Tracker:
         self.access = resolve_access(tracking)
         self._left_out = self._sinks & SERVERS if self.access.mode == "off" else set()
         self._sinks -= self._left_out
-        self._settings = clean_settings(asdict(settings), self.access.key)
+        self._settings = clean_settings(asdict(cast(Any, settings)), self.access.key)
         if "wandb" in self._sinks:
             with self._harmless("W&B is left out"):
                 self._begin()
@@ -82,8 +98,8 @@ class Tracker:
             mode="offline",
             entity=self._entity or None,
             project=self._project,
-            name=self._run_dir.name,
-            group=self._run_dir.name,  # a resumed run is a second W&B run of the same group
+            name=self._name,
+            group=self._name,  # a resumed run is a second W&B run of the same group
             dir=str(self._run_dir),
             config=self._settings,
             settings=wandb_settings(),
@@ -132,9 +148,7 @@ class Tracker:
 
                     self._run.log(media(results, predictions, charts(results)))
                 self._run.summary.update(numbers)
-                self._run.log_artifact(
-                    adapter_artifact(self._run_dir.name, adapter, self._log_texts)
-                )
+                self._run.log_artifact(adapter_artifact(self._name, adapter, self._log_texts))
         self._close(0)
         if self._rows and self.access.mode == "online":
             self._send("weave", self._rows)
@@ -152,8 +166,17 @@ class Tracker:
         values = {tag: v for tag, v in numbers.items() if isinstance(v, int | float)}
         if "tensorboard" in self._sinks and values:
             with self._harmless("TensorBoard's file is not complete"):
-                self._events = self._events or EventFile(self._run_dir / "tensorboard", first_step)
-                self._events.write(values, step)
+                self._event_file(first_step).write(values, step)
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write a text for TensorBoard alone: it stays on this machine."""
+        if "tensorboard" in self._sinks:
+            with self._harmless("TensorBoard's file is not complete"):
+                self._event_file(step).write_text(name, text, step)
+
+    def _event_file(self, first_step: int | None) -> EventFile:
+        self._events = self._events or EventFile(self._run_dir / "tensorboard", first_step)
+        return self._events
 
     def _write_rows(
         self, results: Results, summary: Mapping[str, Mapping[str, object]], predictions: Path
@@ -162,7 +185,7 @@ class Tracker:
         header = {
             "entity": self._entity,
             "project": self._project,
-            "evaluation": self._run_dir.name,
+            "evaluation": self._name,
             "dataset": Path(results.data.path or "test").name,
             "settings": self._settings,
             "summary": summary,

@@ -99,10 +99,12 @@ class LoopArguments:
         save_steps: steps between checkpoints; 0: only the best and the last, if validated.
         eval_steps: steps between validations; 0: never.
         patience: validations without a better one after which the training ends; 0: it does not.
-        metric_for_best_model: the number of a validation whose maximum gives the best weights.
+        metric_for_best_model: the number of a validation that decides which weights are the best.
+        greater_is_better: whether these have its maximum; else its minimum.
         mixed_precision: "no", "bf16" or "fp16".
         torch_empty_cache_steps: steps between clearings of the device's allocator; None: never.
         sharded: whether the base is sharded over the ranks.
+        remedy: what to do about a loss that is not finite, for the message.
     """
 
     output_dir: Path
@@ -117,6 +119,7 @@ class LoopArguments:
     eval_steps: int = 0
     patience: int = 0
     metric_for_best_model: str | None = None
+    greater_is_better: bool = True
     use_cpu: bool = False
     mixed_precision: str = "no"
     activation_checkpointing: bool = False
@@ -124,6 +127,9 @@ class LoopArguments:
     dataloader_num_workers: int = 0
     dataloader_pin_memory: bool = False
     sharded: bool = False
+    remedy: str = (
+        "try a lower --lr or more --warmup_steps, and look at the rows with judge data preview"
+    )
 
 
 @dataclass
@@ -384,7 +390,8 @@ class TrainingLoop:
             return
         self.log(numbers)
         value, best = numbers.get(self.args.metric_for_best_model or ""), self.state.best_metric
-        if value is not None and (best is None or value > best):
+        sign = 1 if self.args.greater_is_better else -1
+        if value is not None and (best is None or sign * value > sign * best):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
             self.control.should_save = True
         elif self.args.patience and self._validations_since_best() >= self.args.patience:
@@ -476,10 +483,7 @@ class TrainingLoop:
         load_accelerator_state(str(checkpoint), [], optimizers, [], [], rank, scaler)
 
     def _diverged(self, what: str) -> str:
-        return (
-            f"{what} in step {self.state.global_step + 1}; {self._kept()}: try a lower --lr or "
-            "more --warmup_steps, and look at the rows with judge data preview"
-        )
+        return f"{what} in step {self.state.global_step + 1}; {self._kept()}: {self.args.remedy}"
 
     def _kept(self) -> str:
         newest, _ = checkpoints.newest_complete(self.args.output_dir)

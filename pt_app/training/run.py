@@ -233,8 +233,8 @@ class Progress(ProgressCallback):  # type: ignore[misc]
         self.log_numbers(logs, state.global_step)
         shown = ("loss", "grad_norm", "learning_rate", "train_runtime")
         names = [name for name in logs if name in shown or name.startswith("eval_")]
-        # The others are in the line of `Learning`.
-        more = ("_low", "_high", "_gain", "_log_loss", "_entropy")
+        # The others are in the line of `Learning`, or the same each time.
+        more = ("_low", "_high", "_gain", "_log_loss", "_entropy", "_n_tokens", "_n_bytes")
         names = [name for name in names if not name.endswith(more)]
         line = ", ".join(f"{name} {logs[name]:.4g}" for name in names)
         with logging_redirect_tqdm(console.LOGGERS):

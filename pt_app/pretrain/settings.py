@@ -1,0 +1,145 @@
+"""The flags of the trainings from scratch: a table per script."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pt_app.core.flags import Parser, filled, flag, flags_of, read_config, resolved
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["auto", "float32", "bf16"]
+Mode = Literal["auto", "off"]
+Table = TypeVar("Table")
+# What changes neither the steps nor what they are taken on: another value resumes a training, and
+# does not make a finished one another. The step is compared by its tokens.
+LAYOUT = {"device", "train_precision", "compile", "eval_steps", "save_steps", "logging_steps"}
+LAYOUT |= {"tracking", "project_name", "model_dir", "output_dir", "final_dir", "log_dir", "resume"}
+LAYOUT |= {"device_batch_size", "batch_size", "gradient_accumulation_steps", "data_dir"}
+LAYOUT |= {"train_data", "tokenizer"}  # compared by their hashes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all trainings from scratch share."""
+
+    device: Device = flag("where to train; auto: CUDA, then MPS, then the CPU", "auto")
+    train_precision: Precision = flag(
+        "precision of the matmuls; auto: float32, 16 bits on GPUs; weights stay in float32",
+        "auto",
+        also="fp16",
+        means={True: "auto", False: "float32"},
+    )
+    compile: Mode = flag("torch.compile; auto: on CUDA only", "auto")
+    seed: int = flag("seed of the weights and of the order of the text", 42, low=0, below=2**32)
+    matrix_lr: float = flag(
+        "peak learning rate of the matrices of the layers (Muon)", 0.01, above=0
+    )
+    lr: float = flag(
+        "peak learning rate of embeddings, head and norms (AdamW)",
+        3e-3,
+        above=0,
+        also="learning_rate",
+    )
+    weight_decay: float = flag("weight decay of the matrices", 0.01, low=0)
+    warmup_steps: float = flag(
+        "length of the linear warm-up; below 1: a fraction of all steps", 0.02, low=0, unit="steps"
+    )
+    decay: float = flag("share of the steps in which the rate falls to 0", 0.6, low=0.01, high=1)
+    max_grad_norm: float = flag("bound of the norm of the gradients; 0: none", 1.0, low=0)
+    eval_steps: float = flag(
+        "interval of validations; below 1: a fraction of all steps; 0: only at the end",
+        0.1,
+        low=0,
+        unit="steps",
+    )
+    save_steps: int = flag("interval of checkpoints; 0: only the last", 250, low=0, unit="steps")
+    logging_steps: int = flag("interval of logged losses", 10, low=1, unit="steps")
+    tracking: str = flag(
+        "auto, online, offline or off, or a list of wandb, weave, tensorboard (docs/TRACKING.md)",
+        "off",
+        unit="list",
+        also="wandb",
+        means={True: "wandb", False: "off"},
+    )
+    project_name: str = flag("project in W&B", "from-scratch", also="wandb_project")
+    log_texts = False  # texts are written for TensorBoard alone, which stays on this machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Training):
+    """What base, mid and sft share."""
+
+    model_dir: str = flag("folder of the model, which gets base, mid and sft", "runs/scratch")
+    max_seq_len: int = flag("length of a sequence", 512, low=8, unit="tokens")
+    device_batch_size: int = flag("maximum sequences that a process computes together", 8, low=1)
+    total_batch_size: int = flag("tokens per step, over all processes", 8192, low=8, unit="tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSettings(Stage):
+    """scripts.base_train."""
+
+    depth: int = flag("number of layers; the width is 64 times that", 4, low=1)
+    data_dir: str = flag("folder of scripts.tok_train, with tokens and tokenizer", "data/scratch")
+    num_iterations: int = flag("number of steps; 0: by --tokens_per_parameter", 0, low=0)
+    tokens_per_parameter: float = flag(
+        "tokens to train on per parameter of matrices and head", 10.5, above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(Training):
+    """What GPT-2 and the small trainer share."""
+
+    train_data: str = flag("text files to train on; several: a pattern such as 'data/*.txt'", "")
+    num_epochs: float = flag("passes over the text", 5.0, above=0)
+    batch_size: int = flag("sequences that a process computes together", 8, low=1)
+    gradient_accumulation_steps: int = flag("such batches per step", 1, low=1)
+    resume: str = flag("checkpoint to resume; default: the newest of the output folder", "")
+    log_dir: str = flag("folder of event files for TensorBoard; default: none", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpt2Settings(TextSettings):
+    """scripts/train_gpt2.py."""
+
+    seq_length: int = flag("length of a sequence", 256, low=8, high=1024, unit="tokens")
+    output_dir: str = flag("folder of checkpoints", "runs/gpt2")
+    final_dir: str = flag("folder of the trained model", "runs/gpt2/final_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallSettings(TextSettings):
+    """scripts/train.py."""
+
+    hidden_size: int = flag("width of the model", 384, low=32)
+    num_layers: int = flag("number of layers", 6, low=1)
+    num_heads: int = flag("number of attention heads", 6, low=1)
+    intermediate_size: int = flag("width of the MLPs", 1024, low=32)
+    max_seq_length: int = flag("length of a sequence", 512, low=8, unit="tokens")
+    vocab_size: int = flag("maximum size of a vocabulary that is trained", 32_000, low=260)
+    tokenizer: str = flag("tokenizer.json; trained if it is not there", "tokenizer/tokenizer.json")
+    output_dir: str = flag("folder of checkpoints", "outputs/small_model")
+    final_dir: str = flag("folder of the trained model", "outputs/final_model")
+
+
+def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:
+    """Return the settings of a command line: its flags, then those of --config, then defaults.
+
+    Raises:
+        UserError: for an unknown flag or key, a wrong type or a value out of range.
+    """
+    parser, flags = Parser(description=description), flags_of(table)
+    parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
+    parser.add_flags(flags)
+    given = vars(parser.parse_args(argv))
+    config = given.get("config")
+    from_file = read_config(Path(config), flags) if config else {}
+    values = resolved(flags, ("command line", given), (str(config), from_file))
+    return filled(table, values)
+
+
+def decisive(settings: Any) -> dict[str, object]:
+    """Return the settings that make a training another one."""
+    return {name: value for name, value in asdict(settings).items() if name not in LAYOUT}

@@ -1,0 +1,337 @@
+"""Run a training from scratch: skipped when complete, resumed when not, a Hugging Face folder then.
+
+While it runs, `work` holds its settings and checkpoints. The folder of the finished model appears
+complete: config.json, model.safetensors, tokenizer, chat template, stage.json (settings, hashes,
+time and tokens), metrics.jsonl, and complete.json with the hash of each file.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.core.files import give_mode_of, held, write_json_atomic, write_text_atomic
+from pt_app.models import launcher, platforms
+from pt_app.models.memory import shortage_explained
+from pt_app.models.platforms import Platform
+from pt_app.models.provenance import about_this_run, without_absolute_paths
+from pt_app.pretrain.loss import CPU_CHUNK, GPU_CHUNK, HeldOut, NextTokens
+from pt_app.pretrain.optimizers import NAME, muon_and_adamw, trapezoid
+from pt_app.pretrain.settings import Training
+from pt_app.tracking.access import check_tracking
+from pt_app.tracking.tracker import Tracker
+from pt_app.training import checkpoints
+from pt_app.training.loop import LoopArguments, LoopState, Model, Steps, TrainingLoop
+from pt_app.training.run import Progress, share_of, train
+
+STAGE, METRICS = "stage.json", "metrics.jsonl"
+SAMPLE_TOKENS = 64
+AGAIN = "the same command continues"
+SHORTAGE = "shorter sequences, or a smaller model"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training before anything is loaded.
+
+    Attributes:
+        name: what is trained, such as "base".
+        settings: its flags.
+        facts: what makes it another training: decisive settings and hashes of data and parent.
+        work: the folder of its checkpoints.
+        final: the folder of the trained model.
+        resume: the checkpoint to resume; None: the newest in `work`, if there is one.
+        keep_best: whether the weights of the best validation are the result, and the checkpoints
+            stay; else the last weights are, and they do not.
+        log_dir: the folder of TensorBoard's event files; None: `work`.
+    """
+
+    name: str
+    settings: Training
+    facts: Mapping[str, object]
+    work: Path
+    final: Path
+    resume: Path | None = None
+    keep_best: bool = False
+    log_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, on what.
+
+    Attributes:
+        model: in float32, with fresh or earlier weights.
+        tokenizer: with its chat template.
+        steps: of one epoch, which is the whole training.
+        tokens: tokens of all steps.
+        held_out: the validation; None: there is none.
+        prompt: what a sample at each validation continues; "": there is none.
+    """
+
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    steps: Steps
+    tokens: int
+    held_out: HeldOut | None = None
+    prompt: str = ""
+
+
+Build = Callable[[NextTokens], Parts]
+
+
+def get_device(wish: str = "auto", precision: str = "auto") -> Platform:
+    """Return the platform of a training: CUDA (ROCm too), else MPS, else the CPU.
+
+    Raises:
+        UserError: if the machine has no such device, or cannot compute in this precision.
+    """
+    recipe = "mps" if wish == "mps" else "cuda" if wish == "cuda" else None
+    platform = platforms.decide(
+        recipe or platforms.recipe_for_this_machine(),
+        no_4bit=True,
+        precision=precision,
+        on_cpu=wish == "cpu",
+    )
+    if wish not in ("auto", platform.device.partition(":")[0]):
+        raise UserError(f"--device {wish}: there is none here: take cpu, or leave it out")
+    return platform
+
+
+def run_stage(plan: Plan, build: Build) -> Path:
+    """Train as planned, unless that is done already; return the folder of the model.
+
+    Args:
+        plan: what is trained, and where.
+        build: loads the parts; called only where something is left to train.
+
+    Raises:
+        UserError: if the folder holds a training with other settings, and for what else a user can
+            fix.
+        KeyboardInterrupt: after the checkpoint that a signal asked for.
+    """
+    console.start()
+    launcher.settle()
+    settings, final = plan.settings, plan.final
+    tracking = _tracking(plan)
+    check_tracking(tracking)
+    platform = get_device(settings.device, settings.train_precision)
+    with ExitStack() as stack:
+        if console.is_main_process():
+            lock = final.with_name(f".{final.name}.lock")
+            busy = f"another process trains {final}: wait until it ends, or stop it"
+            stack.enter_context(held(lock, busy))
+        if _is_complete(plan):
+            log.info("%s: complete, with the same settings: skipped", final)
+            return final
+        checkpoint = _checkpoint(plan)
+        log.info("%s on %s (%s)", plan.name, platform.hardware, platform.reason)
+        launcher.meet(platform.on_cpu)
+        tracked = replace(settings, tracking=tracking)
+        name, folder = _run_name(plan), plan.log_dir or plan.work
+        tracker = stack.enter_context(Tracker(tracked, folder, say=log.info, name=name))
+        stack.enter_context(shortage_explained("training", SHORTAGE))
+        chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
+        objective = NextTokens(platform.compute_dtype, chunk)
+        parts = build(objective)
+        loop = _loop(plan, parts, objective, platform, tracker)
+        train(loop, checkpoint, AGAIN)
+        if console.is_main_process():
+            room = "its checkpoints are whole: make room, and the same command finishes"
+            with checkpoints.full_disk_explained(final.parent, room):
+                _publish(plan, parts, loop, platform)
+    return final
+
+
+def _run_name(plan: Plan) -> str:
+    """Name the run in W&B: by WANDB_RUN, if it is set, or by the folder of the model."""
+    return f"{os.environ.get('WANDB_RUN') or plan.final.parent.name}-{plan.name}"
+
+
+def _tracking(plan: Plan) -> str:
+    """Return the value of --tracking; WANDB_RUN=dummy, nanochat's word, switches W&B off."""
+    tracking = plan.settings.tracking
+    if os.environ.get("WANDB_RUN") == "dummy":
+        tracking = "tensorboard" if "tensorboard" in tracking else "off"
+    if plan.log_dir and "tensorboard" not in tracking:
+        tracking = "tensorboard" if tracking == "off" else f"{tracking},tensorboard"
+    return tracking
+
+
+def _is_complete(plan: Plan) -> bool:
+    """Return whether the training has ended with the same settings; raises UserError for others."""
+    if not plan.final.exists():
+        return False
+    if wrong := checkpoints.fault(plan.final):
+        raise UserError(f"{plan.final} holds no complete model ({wrong}): remove it or move it")
+    _compare(plan, plan.final)
+    return True
+
+
+def _checkpoint(plan: Plan) -> Path | None:
+    """Return the checkpoint to resume, and keep in `work` what the training is."""
+    source = plan.resume.parent if plan.resume else plan.work
+    if (source / STAGE).exists():
+        _compare(plan, source)
+    elif plan.resume:
+        raise UserError(f"--resume {plan.resume}: there is no {STAGE} beside it: name a checkpoint")
+    if plan.resume:
+        if wrong := checkpoints.fault(plan.resume):
+            raise UserError(f"--resume {plan.resume}: {wrong}: name another checkpoint")
+        checkpoint: Path | None = plan.resume
+    else:
+        checkpoint, skipped = checkpoints.newest_complete(plan.work)
+        for line in skipped:
+            log.warning("%s", line)
+    if console.is_main_process():
+        shutil.rmtree(checkpoints.staging_folder(plan.work), ignore_errors=True)
+        if checkpoint and checkpoint.parent == plan.work:
+            checkpoints.discard_after(checkpoint)
+        write_json_atomic(plan.work / STAGE, {"stage": plan.name, "facts": plan.facts})
+    if checkpoint:
+        checkpoints.read_state(checkpoint)  # one of an earlier version is refused
+        log.info("resuming from %s", checkpoint)
+    return checkpoint
+
+
+def _compare(plan: Plan, folder: Path) -> None:
+    try:
+        before = json.loads((folder / STAGE).read_text(encoding="utf-8"))["facts"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder} has no readable {STAGE}: remove it or move it") from None
+    now = json.loads(json.dumps(plan.facts))
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{folder}: {name} was {before.get(name)} in this training and is "
+                f"{now.get(name)} now: restore it, or choose another folder"
+            )
+
+
+def _loop(
+    plan: Plan, parts: Parts, objective: NextTokens, platform: Platform, tracker: Tracker
+) -> TrainingLoop:
+    settings, total = plan.settings, len(parts.steps)
+    parameters = f"{parts.model.num_parameters():,}"
+    shape = f"{parameters} parameters, {total:,} steps, {parts.tokens:,} tokens"
+    log.info("%s: %s", plan.name, shape)
+    if settings.compile == "auto" and platform.has_own_memory:
+        parts.model.base_model.compile()
+    best = plan.keep_best and parts.held_out is not None
+    args = LoopArguments(
+        plan.work,
+        max_steps=total,
+        optim=NAME,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        logging_steps=min(settings.logging_steps, total),
+        save_steps=settings.save_steps or total,
+        eval_steps=share_of(settings.eval_steps, total) or total,
+        metric_for_best_model="eval_loss" if best else None,
+        greater_is_better=False,
+        use_cpu=platform.on_cpu,
+        mixed_precision=platform.mixed_precision,
+        remedy="try a lower --matrix_lr and --lr, or more --warmup_steps",
+    )
+
+    def optimizers(model: Model) -> list[torch.optim.Optimizer]:
+        return muon_and_adamw(model, settings.matrix_lr, settings.lr, settings.weight_decay)
+
+    def schedule(step: int, steps: int) -> float:
+        warmup = share_of(settings.warmup_steps, steps)
+        return trapezoid(steps, warmup, 1 - settings.decay, step)
+
+    callbacks: list[TrainerCallback] = [Clock(tracker.log)]
+    if parts.prompt:
+        callbacks.append(Samples(parts, tracker))
+    made = optimizers, schedule, parts.held_out, callbacks
+    return TrainingLoop(parts.model, args, parts.steps, objective, *made)
+
+
+class Clock(Progress):
+    """Shows progress; notes in the history how long the training took up to each line."""
+
+    def on_train_begin(self, args: Any, state: LoopState, control: Any, **more: Any) -> None:
+        """Start the clock at the time of the checkpoint that is resumed."""
+        super().on_train_begin(args, state, control, **more)
+        before = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
+        self.began = time.monotonic() - max(before, default=0.0)
+
+    def on_log(self, args: Any, state: LoopState, control: Any, logs: Any, **more: Any) -> None:
+        """Handle the newest numbers."""
+        state.log_history[-1]["seconds"] = round(time.monotonic() - self.began, 2)
+        super().on_log(args, state, control, logs, **more)
+
+
+class Samples(TrainerCallback):  # type: ignore[misc]
+    """Shows what the model writes after the prompt, at each validation."""
+
+    def __init__(self, parts: Parts, tracker: Tracker) -> None:
+        self.parts, self.tracker = parts, tracker
+
+    def on_log(self, args: Any, state: LoopState, control: Any, logs: Any, **more: Any) -> None:
+        """Write a sample after the numbers of a validation."""
+        if "eval_loss" in logs and console.is_main_process():
+            text = sample(self.parts.model, self.parts.tokenizer, self.parts.prompt)
+            log.info("sample at step %d: %s", state.global_step, json.dumps(text))
+            self.tracker.log_text("sample", text, state.global_step)
+
+
+def sample(model: Model, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return what a model writes after a prompt, the same each time, drawn at temperature 0.8."""
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(0)
+        how = {"max_new_tokens": SAMPLE_TOKENS, "do_sample": True, "temperature": 0.8}
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+    model.train(training)
+    return str(tokenizer.decode(made[0], skip_special_tokens=True))
+
+
+def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -> None:
+    """Write the folder of the finished model, complete or not at all; drop the checkpoints."""
+    staged = checkpoints.staging_folder(plan.final.parent) / plan.final.name
+    shutil.rmtree(staged, ignore_errors=True)
+    model = loop.accelerator.unwrap_model(loop.model)
+    model.save_pretrained(staged)
+    parts.tokenizer.save_pretrained(staged)
+    give_mode_of(staged / "config.json", staged.glob("*.safetensors"))
+    history = [entry for entry in loop.state.log_history if "train_runtime" not in entry]
+    lines = [json.dumps(entry) + "\n" for entry in history]
+    write_text_atomic(staged / METRICS, "".join(lines))
+    losses = [entry for entry in history if "eval_loss" in entry]
+    numbers = {
+        "steps": loop.state.global_step,
+        "tokens": parts.tokens,
+        "parameters": model.num_parameters(),
+        "seconds": max(entry["seconds"] for entry in history),
+        "processes": console.ranks(),
+        "hardware": platform.hardware,
+        "platform": platform.reason,
+        "last": losses[-1] if losses else None,
+        "best": min(losses, key=lambda entry: float(entry["eval_loss"])) if losses else None,
+    }
+    facts = {"stage": plan.name, "facts": plan.facts}
+    settings = without_absolute_paths(asdict(plan.settings))
+    about = facts | {"settings": settings} | numbers | about_this_run()
+    write_json_atomic(staged / STAGE, about)
+    checkpoints.publish(staged, plan.final.parent)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+    if not plan.keep_best:
+        shutil.rmtree(plan.work)
+    log.info("%s: %s", plan.name, plan.final)

@@ -1,0 +1,202 @@
+"""Training from scratch: stages train, resume exactly, are skipped, and refuse other settings."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file
+from pt_app.pretrain import loss as loss_module
+from pt_app.pretrain.model import train_tokenizer
+from pt_app.pretrain.plans import base_train
+from pt_app.pretrain.settings import BaseSettings, parsed
+from pt_app.pretrain.shards import at_end, write_shards
+from tests.conftest import ROOT
+
+SMALL = {"depth": 1, "max_seq_len": 64, "device_batch_size": 4, "total_batch_size": 512}
+SMALL |= {"num_iterations": 12, "save_steps": 5, "eval_steps": 6, "logging_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 2,000 sentences of few words, and their tokenizer."""
+    folder = tmp_path_factory.mktemp("scratch") / "data"
+    rng = random.Random(0)
+    words = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "it"]
+    lines = [" ".join(rng.choices(words, k=8)) + ".\n" for _ in range(2000)]
+    tokenizer = train_tokenizer(lines, 300)
+    write_shards(at_end("".join(lines)), tokenizer, folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def train(data: Path, model_dir: Path, **changed: Any) -> Path:
+    flags = SMALL | {"device": "cpu", "data_dir": data, "model_dir": model_dir} | changed
+    return base_train(parsed(BaseSettings, [f"--{name}={v}" for name, v in flags.items()]))
+
+
+@pytest.fixture(scope="module")
+def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(data, tmp_path_factory.mktemp("runs"))
+
+
+def weights(folder: Path) -> str:
+    return sha256_file(folder / "model.safetensors")
+
+
+def interrupt_at(patch: pytest.MonkeyPatch, call: int) -> None:
+    calls, plain = iter(range(10**6)), loss_module.NextTokens.loss
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    patch.setattr(loss_module.NextTokens, "loss", interrupted)
+
+
+def test_a_stage_leaves_a_folder_that_transformers_reads(made: Path, data: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(made)
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    assert model.config.model_type == "qwen3"
+    assert model.dtype == torch.float32
+    assert tokenizer.chat_template
+    assert model.generation_config.eos_token_id == sorted(
+        tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    )
+    ids = tokenizer("the cat sat", return_tensors="pt").input_ids
+    assert torch.isfinite(model(input_ids=ids).logits).all()
+    assert [path.name for path in made.parent.iterdir() if path.name[0] != "."] == ["base"]
+
+
+def test_a_stage_says_what_it_did(made: Path) -> None:
+    about = json.loads((made / "stage.json").read_text("utf-8"))
+    assert about["steps"] == 12
+    assert about["tokens"] == 12 * 512
+    assert about["settings"]["depth"] == 1
+    assert about["seconds"] > 0
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    measured = [line for line in lines if "eval_bpb" in line]
+    assert [line["step"] for line in measured] == [6, 12]
+    assert measured[1]["eval_bpb"] < measured[0]["eval_bpb"]
+    assert about["last"] == measured[1]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_a_complete_stage_is_skipped(
+    made: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, 0)
+    before = (made / "stage.json").stat()
+    assert train(data, made.parent, save_steps=3, tracking="off") == made
+    assert (made / "stage.json").stat() == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("depth", 2), ("lr", 1e-4), ("seed", 1)])
+def test_other_settings_than_those_of_a_complete_stage_are_refused(
+    made: Path, data: Path, name: str, value: float
+) -> None:
+    with pytest.raises(UserError, match=f"base: {name} was .* and is {value} now"):
+        train(data, made.parent, **{name: value})
+
+
+def test_other_tokens_are_refused(made: Path, data: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    write_shards(at_end("the dog saw it.\n" * 999), tokenizer, tmp_path / "other")
+    with pytest.raises(UserError, match="tokens was"):
+        train(tmp_path / "other", made.parent)
+
+
+@pytest.mark.parametrize("call", [3, 11, 31])
+def test_an_interrupted_stage_resumes_to_the_same_weights(
+    made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, call)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path)
+    assert not (tmp_path / "base").exists()
+    with pytest.raises(UserError, match=r"base\.training: depth was 1"):
+        train(data, tmp_path, depth=2)
+    again = train(data, tmp_path)
+    assert weights(again) == weights(made)
+    lines = [(folder / "metrics.jsonl").read_text("utf-8").splitlines() for folder in (made, again)]
+    numbers = [[json.loads(line) | {"seconds": 0} for line in each] for each in lines]
+    assert numbers[0] == numbers[1]
+
+
+def test_a_changed_model_is_refused(data: Path, tmp_path: Path) -> None:
+    final = train(data, tmp_path, num_iterations=1)
+    with open(final / "model.safetensors", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"model\.safetensors was changed"):
+        train(data, tmp_path, num_iterations=1)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, plain = iter(range(10**6)), loss_module.NextTokens.loss
+
+    def broken(*arguments: Any) -> Any:
+        return plain(*arguments) * (float("nan") if next(calls) == 11 else 1)
+
+    monkeypatch.setattr(loss_module.NextTokens, "loss", broken)
+    with pytest.raises(UserError, match=r"nan in step 6; the last good checkpoint is .*-5: try"):
+        train(data, tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("there is an Apple GPU here")
+    with pytest.raises(UserError, match="--device mps: there is none here"):
+        train(data, tmp_path, device="mps")
+
+
+def test_wandb_run_changes_no_step(
+    made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN", "dummy")
+    final = train(data, tmp_path, tracking="offline")
+    assert weights(final) == weights(made)
+    assert not list(tmp_path.rglob("wandb"))
+
+
+def test_a_config_file_is_below_the_command_line_and_reads_numbers(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("lr: 5e-4\ndepth: 2\n")
+    settings = parsed(BaseSettings, [f"--config={config}", "--depth=3"])
+    assert (settings.lr, settings.depth, settings.seed) == (5e-4, 3, 42)
+    config.write_text("dept: 2\n")
+    with pytest.raises(UserError, match="the nearest known one is 'depth'"):
+        parsed(BaseSettings, [f"--config={config}"])
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_weights(
+    made: Path, data: Path, tmp_path: Path
+) -> None:
+    flags = SMALL | {"device": "cpu", "data_dir": data, "model_dir": tmp_path, "save_steps": 1}
+    command = [sys.executable, "-m", "scripts.base_train"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        seen = set(tmp_path.glob("base.training/checkpoint-*"))
+        while process.poll() is None and set(tmp_path.glob("base.training/checkpoint-*")) <= seen:
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) in (-number, 130)
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert weights(tmp_path / "base") == weights(made)
