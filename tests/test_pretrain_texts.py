@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
+from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.shards import at_end, open_shards, read_manifest, write_shards
@@ -241,6 +242,20 @@ def test_the_first_stage_leaves_a_tokenizer_and_its_tokens(settings: TokenizerSe
     assert sorted(path.name for path in out.iterdir()) == [".lock", TOKENIZER, TOKENS]
 
 
+def test_a_text_beyond_what_the_tokenizer_learns_from_is_read_once_and_whole(
+    settings: TokenizerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, read, asked = sentences(20_000), files.read_text, list[Path]()
+    assert len(text) > 1_100_000
+    Path(settings.text).write_text(text)
+    monkeypatch.setattr(files, "read_text", lambda path, *_: asked.append(path) or read(path))
+    make_tokens(replace(settings, tokenizer_megabytes=1))
+    out = Path(settings.data_dir)
+    shards = open_shards(out / TOKENS, AutoTokenizer.from_pretrained(out / TOKENIZER))
+    assert (shards.text("train") + shards.text("val")).decode() == text
+    assert asked == [Path(settings.text)]
+
+
 def test_ids_are_the_same_in_another_process(settings: TokenizerSettings) -> None:
     make_tokens(settings)
     folder = Path(settings.data_dir) / TOKENIZER
@@ -258,11 +273,11 @@ def test_a_complete_stage_is_skipped_and_other_settings_are_refused(
     settings: TokenizerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make_tokens(settings)
-    files = {p: p.stat().st_mtime_ns for p in Path(settings.data_dir).rglob("*.bin")}
+    made = {p: p.stat().st_mtime_ns for p in Path(settings.data_dir).rglob("*.bin")}
     with caplog.at_level("INFO", "pt_app"):
         assert make_tokens(settings) == first
     assert "complete" in caplog.text
-    assert files == {p: p.stat().st_mtime_ns for p in Path(settings.data_dir).rglob("*.bin")}
+    assert made == {p: p.stat().st_mtime_ns for p in Path(settings.data_dir).rglob("*.bin")}
     with pytest.raises(UserError, match="made with --vocab_size 400, not 420"):
         make_tokens(replace(settings, vocab_size=420))
 

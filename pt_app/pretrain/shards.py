@@ -35,7 +35,7 @@ Split = Literal["train", "val"]
 MANIFEST, CHECKED = "manifest.json", "checked.json"
 SPLITS: tuple[Split, ...] = ("train", "val")
 ENCODED_TOGETHER = 256  # documents
-VAL_ONE_IN, VAL_BYTES = 64, 4_000_000
+VAL_ONE_IN, VAL_BYTES = 32, 4_000_000
 REMAKE = "make the tokens again with scripts.tok_train"
 
 

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -79,12 +80,14 @@ def make_tokens(settings: TokenizerSettings) -> Manifest:
             _refuse_others(folder, manifest.settings, wanted)
             log.info("the tokens of %s are complete: %s", folder, summary(manifest))
             return manifest
-        refuse_overwrite([folder], [s for s in sources if _is_path(s)], "--data_dir")
-        tokenizer = (
-            gpt2_tokenizer() if settings.vocabulary == "gpt2" else _trained(settings, sources)
-        )
+        made = [folder / TOKENIZER, folder / TOKENS]
+        refuse_overwrite(made, [s for s in sources if _is_path(s)], "--data_dir")
+        texts, learned_from, trained = documents(sources), [], settings.vocabulary == "trained"
+        if trained:  # what it learns from is kept, so that every source is read once
+            learned_from = list(_first(texts, settings.tokenizer_megabytes * 10**6))
+        tokenizer = _trained(settings, learned_from) if trained else gpt2_tokenizer()
         _save(tokenizer, folder / TOKENIZER)
-        placed = _split(documents(sources), settings)
+        placed = _split(chain(learned_from, texts), settings)
         manifest = write_shards(placed, tokenizer, folder / TOKENS, wanted)
     log.info("the tokens of %s: %s", folder, summary(manifest))
     return manifest
@@ -113,8 +116,7 @@ def _refuse_others(folder: Path, before: dict[str, object], wanted: dict[str, ob
             )
 
 
-def _trained(settings: TokenizerSettings, sources: list[str]) -> PreTrainedTokenizerBase:
-    texts = _first(documents(sources), settings.tokenizer_megabytes * 10**6)
+def _trained(settings: TokenizerSettings, texts: list[str]) -> PreTrainedTokenizerBase:
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     if (supported := len(tokenizer)) < settings.vocab_size:
         raise UserError(
