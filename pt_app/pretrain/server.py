@@ -1,0 +1,346 @@
+"""Serve a model with an OpenAI-compatible interface and a page to chat, on this machine alone.
+
+One answer is made at a time; others wait their turn. What a request asks for and cannot get is
+refused in the form that OpenAI's own clients report, never left out in silence.
+"""
+
+import json
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import anyio
+from pydantic import BaseModel, Field, ValidationError
+
+from pt_app.core.errors import UserError
+from pt_app.pretrain.chat import Chat, Reply, TooLongError
+from pt_app.pretrain.options import Sampling, ServeOptions
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import iterate_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
+except ImportError as error:
+    raise UserError(f"{error}: pip install -r requirements-serve.txt") from error
+
+log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page.html")
+# The page asks for nothing but this server's answers; its script and style stand in it.
+POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+MAX_BODY = 2**20  # bytes of a request
+MAX_WAITING = 8  # requests that wait for their turn
+EVERYWHERE = ("0.0.0.0", "::")
+# Fields of OpenAI's interface that would change an answer, with the values that change none.
+UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "audio": (),
+}
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error of OpenAI's form."""
+
+    def __init__(self, message: str, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status, self.code = message, status, code
+
+
+class Part(BaseModel):
+    """A part of a message's content; texts alone are read."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Turn(BaseModel):
+    """A message of a request."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    def message(self) -> dict[str, str]:
+        """Return it as a chat template reads it."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(BaseModel):
+    """Whether a stream ends with what it took."""
+
+    include_usage: bool = False
+
+
+class Asked(BaseModel, extra="allow"):
+    """A request for a chat completion, as OpenAI documents it.
+
+    `top_k` is vLLM's, and `truncation` that of OpenAI's Responses: "auto" leaves the oldest
+    exchanges out where a conversation does not fit.
+    """
+
+    model: str
+    messages: list[Turn] = Field(min_length=1)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    seed: int | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    truncation: Literal["auto", "disabled"] = "disabled"
+
+    def sampling(self, default: Sampling) -> Sampling:
+        """Return how tokens are drawn: what is not asked for is as the server was started."""
+        asked = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        asked["max_tokens"] = self.max_completion_tokens or self.max_tokens
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(default, **given)
+
+    def stops(self) -> list[str]:
+        """Return the texts that end the answer."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
+
+
+class Server:
+    """The routes of a model, with its turn: one request at a time."""
+
+    def __init__(self, chat: Chat, sampling: Sampling) -> None:
+        self.chat, self.sampling = chat, sampling
+        self._turn, self._waiting = anyio.Lock(), 0
+        self._started = int(time.time())
+
+    def application(self, hosts: list[str]) -> Starlette:
+        """Return the ASGI application for requests to these host names ("*": any).
+
+        A page of another origin cannot read or ask anything: its host name is not ours even where
+        its address is (DNS rebinding), and JSON needs a leave that is never given (CORS).
+        """
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/healthz", self.health),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{name:path}", self.models),
+                Route("/v1/chat/completions", self.completions, methods=["POST"]),
+            ],
+            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+            exception_handlers={RefusedError: refusal},
+        )
+
+    async def page(self, _: Request) -> Response:
+        """Show the page."""
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
+
+    async def health(self, _: Request) -> Response:
+        """Say that the model is loaded."""
+        return JSONResponse({"status": "ok", "model": self.chat.name})
+
+    async def models(self, request: Request) -> Response:
+        """List the model, or describe it by its name."""
+        name = self.chat.name
+        model = {"id": name, "object": "model", "created": self._started, "owned_by": "local"}
+        model |= {"max_model_len": self.chat.context}  # as vLLM names it
+        if "name" not in request.path_params:
+            return JSONResponse({"object": "list", "data": [model]})
+        self._check_name(request.path_params["name"])
+        return JSONResponse(model)
+
+    async def completions(self, request: Request) -> Response:
+        """Answer a conversation, as a stream or at once."""
+        asked = read(await body(request), request.headers.get("content-type", ""))
+        self._check_name(asked.model)
+        reply, cut = await anyio.to_thread.run_sync(self._reply, asked)
+        if self._waiting >= MAX_WAITING:
+            raise RefusedError(f"{MAX_WAITING} requests wait already: try again later", 429)
+        head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
+        head |= {"model": self.chat.name}
+        if asked.stream:
+            return Stream(self._events(asked, reply, cut, head), media_type="text/event-stream")
+        text = ""
+        async with aclosing(self._pieces(reply)) as pieces:
+            async for piece in pieces:
+                text += piece
+                if await request.is_disconnected():
+                    break
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": reply.reason or "stop"}
+        whole = {"object": "chat.completion", "choices": [choice], "usage": usage(reply, cut)}
+        return JSONResponse(head | whole)
+
+    def _check_name(self, name: str) -> None:
+        if name != self.chat.name:
+            problem = f"there is no model {name!r} here: this is {self.chat.name!r}"
+            raise RefusedError(problem, 404, "model_not_found")
+
+    def _reply(self, asked: Asked) -> tuple[Reply, int]:
+        """Return the answer to make, and how many exchanges are left out of its conversation."""
+        sampling = asked.sampling(self.sampling)
+        # Room for some answer, at least: whoever leaves it to us loses no more than is needed.
+        room = 1
+        if asked.truncation == "auto":
+            room = min(sampling.max_tokens or self.chat.context, self.chat.context // 4)
+        try:
+            ids, cut = self.chat.fitted([turn.message() for turn in asked.messages], room)
+        except TooLongError as error:
+            raise RefusedError(str(error), 400, "context_length_exceeded") from error
+        except UserError as error:
+            raise RefusedError(str(error)) from error
+        if cut and asked.truncation == "disabled":
+            raise RefusedError(
+                f"the conversation does not fit the context of {self.chat.context} tokens without "
+                f'its oldest {cut} exchanges: leave them out, or add "truncation": "auto"',
+                400,
+                "context_length_exceeded",
+            )
+        return Reply(self.chat, ids, sampling, asked.stops()), cut
+
+    async def _pieces(self, reply: Reply) -> AsyncIterator[str]:
+        """Yield the pieces of an answer when its turn has come, each made in a thread."""
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            async for piece in iterate_in_threadpool(reply):
+                yield piece
+        finally:
+            self._turn.release()
+
+    async def _events(
+        self, asked: Asked, reply: Reply, cut: int, head: Mapping[str, object]
+    ) -> AsyncIterator[str]:
+        """Yield server-sent events, as OpenAI streams a completion."""
+
+        def event(delta: Mapping[str, str], reason: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            return data(head | {"object": "chat.completion.chunk", "choices": [choice]})
+
+        yield event({"role": "assistant", "content": ""})
+        async with aclosing(self._pieces(reply)) as pieces:
+            async for piece in pieces:
+                yield event({"content": piece})
+        yield event({}, reply.reason or "stop")
+        if asked.stream_options.include_usage:
+            last = {"object": "chat.completion.chunk", "choices": [], "usage": usage(reply, cut)}
+            yield data(head | last)
+        yield "data: [DONE]\n\n"
+
+
+class Stream(StreamingResponse):
+    """A stream that gives up its turn when its client goes away."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.body_iterator.aclose()  # type: ignore[attr-defined]
+
+
+def data(content: Mapping[str, object]) -> str:
+    """Write one server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def usage(reply: Reply, cut: int) -> dict[str, int]:
+    """Return what an answer took, and the exchanges that its prompt left out."""
+    prompt, answer = len(reply.ids), reply.tokens
+    counts = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    return counts | {"dropped_exchanges": cut}
+
+
+async def body(request: Request) -> bytes:
+    """Read the body of a request; refuses one that is too long."""
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_BODY:
+            raise RefusedError(f"the request has more than {MAX_BODY} bytes", 413)
+    return content
+
+
+def read(content: bytes, kind: str) -> Asked:
+    """Read a request; refuses what is none, and what this server cannot do."""
+    if kind.partition(";")[0].strip().casefold() != "application/json":
+        raise RefusedError("the Content-Type is not application/json", 415)
+    try:
+        asked = Asked.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the request"
+        raise RefusedError(f"{where}: {first['msg']}") from error
+    for name, neutral in UNSUPPORTED.items():
+        value = (asked.model_extra or {}).get(name)
+        if value is not None and value not in neutral:
+            raise RefusedError(f"{name} is not supported here: leave it out", 400, name)
+    return asked
+
+
+async def refusal(_: Request, error: Exception) -> Response:
+    """Write a refused request's error."""
+    assert isinstance(error, RefusedError)
+    kind = "invalid_request_error" if error.status < 429 else "rate_limit_error"
+    content = {"message": error.message, "type": kind, "param": None, "code": error.code}
+    headers = {"Retry-After": "1"} if error.status == 429 else None
+    return JSONResponse({"error": content}, error.status, headers)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address; raises UserError where that cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(found[0][4][:2], family=found[0][0])
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise UserError(
+            f"{host}:{port} cannot be listened at ({reason}): choose another --port or --host"
+        ) from error
+
+
+def serve(options: ServeOptions) -> None:
+    """Load a model and answer requests until Ctrl-C.
+
+    Raises:
+        UserError: for a port in use, and as `Chat.load`.
+    """
+    with listen(options.host, options.port) as listening:
+        chat = Chat.load(options.model, options.device)
+        port = listening.getsockname()[1]
+        here = options.host if options.host not in EVERYWHERE else "127.0.0.1"
+        url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
+        print(f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)")
+        print("Ctrl-C ends", flush=True)
+        hosts = ["localhost", "127.0.0.1", "::1", "[::1]", options.host]
+        hosts = ["*"] if options.host in EVERYWHERE else hosts
+        application = Server(chat, options.sampling).application(hosts)
+        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listening])
