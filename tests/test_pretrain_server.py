@@ -38,8 +38,8 @@ class Running:
         self.chat, self.server = chat, Server(chat, Sampling())
         self.socket = listen("127.0.0.1", 0)
         self.port: int = self.socket.getsockname()[1]
-        app = self.server.application(["127.0.0.1", "localhost"])
-        self._uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self.app = self.server.application(["127.0.0.1", "localhost"])
+        self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
         self._thread = threading.Thread(target=self._uvicorn.run, args=([self.socket],))
 
     def __enter__(self) -> "Running":
