@@ -143,6 +143,14 @@ class EvalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """scripts.fetch_data."""
+
+    data_dir: str = flag("folder of scripts.tok_train, whose tokens are read", "data/scratch")
+    mixture: str = flag("mixtures that are read", "chat,choices,judge,smalltalk", unit="list")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportSettings:
     """scripts.report."""
 
