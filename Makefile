@@ -6,6 +6,7 @@
 # make demo           train, score and report a judge, offline but for the package index
 # make demo-real      the same with labels of people and a pretrained base
 # make generate-data  make evaluate [ADAPTER=adapters_eval/<name>_final] [DATA=datasets/judge_eval]
+# make scratch-small[-mps|-rocm]      a small model from nothing (docs/SCRATCH.md)
 # make test           the fast tests     make test-slow   the demo, kills, several processes, SLURM
 # make test-nightly   what measures: seeds of the demo, estimates, benchmarks, the GPU check
 # make check          ruff, mypy, layers make lock        the locks again, after a change of pins
@@ -29,7 +30,8 @@ ARGS ?=
 SMALL := --epochs 1 --max_samples 50 --test_samples 20
 
 .PHONY: install install-mps install-rocm install-cpu train-small train-small-mps train-small-rocm \
-	train-apple evaluate demo demo-real generate-data test test-slow test-nightly check lock
+	train-apple scratch-small scratch-small-mps scratch-small-rocm evaluate demo demo-real \
+	generate-data test test-slow test-nightly check lock
 
 install: $(VENV)/.cuda
 install-mps: $(VENV)/.mps
@@ -66,6 +68,15 @@ train-small-rocm: $(VENV)/.rocm
 train-apple: $(VENV)/.mps
 	$(BIN)/python pt_app/eval_model/judge_train_mps.py \
 	  --config configs/apple_silicon_config.json $(ARGS)
+
+scratch-small: $(VENV)/.cuda
+	$(BIN)/python scripts/train.py --config configs/small_config.yaml $(ARGS)
+
+scratch-small-mps: $(VENV)/.mps
+	$(BIN)/python scripts/train.py --config configs/small_config_mps.yaml $(ARGS)
+
+scratch-small-rocm: $(VENV)/.rocm
+	$(BIN)/python scripts/train.py --config configs/small_config_rocm.yaml $(ARGS)
 
 evaluate:
 	@test -n "$(ADAPTER)" || { echo "no adapter under adapters_eval: train one, or say" \
