@@ -1,15 +1,15 @@
-"""Train a tokenizer and turn text into tokens: the first stage of a model from scratch."""
+"""Make tokenizer and tokens: python -m scripts.tok_train --text docstrings:numpy."""
 
 from pt_app.core import console
 from pt_app.core.errors import exit_with
+from pt_app.pretrain.settings import TokenizerSettings, parsed
 
 
 def main() -> None:
-    """Parse the flags, and make the tokens."""
-    from pt_app.pretrain.settings import parsed
-    from pt_app.pretrain.vocabulary import TextSettings, make_tokens
+    """Parse the flags, and make tokenizer and tokens."""
+    settings = parsed(TokenizerSettings, None, __doc__)
+    from pt_app.pretrain.vocabulary import make_tokens  # takes seconds: --help does without
 
-    settings = parsed(TextSettings, None, __doc__)
     console.start()
     make_tokens(settings)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,15 +20,10 @@ from transformers import AutoTokenizer
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.pretrain.model import train_tokenizer
-from pt_app.pretrain.shards import at_end, open_shards, read_manifest, write_shards
+from pt_app.pretrain.settings import TokenizerSettings
+from pt_app.pretrain.shards import TOKENIZER, at_end, open_shards, read_manifest, write_shards
 from pt_app.pretrain.texts import cut, documents, plain_text
-from pt_app.pretrain.vocabulary import (
-    TOKENIZER,
-    TOKENS,
-    TokenizerSettings,
-    gpt2_tokenizer,
-    make_tokens,
-)
+from pt_app.pretrain.vocabulary import gpt2_tokenizer, make_tokens
 from tests.conftest import ROOT
 from tests.real_data import real
 
@@ -180,26 +176,21 @@ def test_a_machine_without_apt_is_told_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "debian" / "some-doc").exists()
 
 
-class Listed:
+def listed_file(path: str, digest: str) -> SimpleNamespace:
     """A file as the hub lists it."""
-
-    def __init__(self, path: str, digest: str) -> None:
-        self.path, self.lfs = path, type("Lfs", (), {"sha256": digest})
+    return SimpleNamespace(path=path, lfs=SimpleNamespace(sha256=digest))
 
 
 def test_files_of_the_hub_are_taken_in_order_and_compared_with_their_hashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hashlib
-
     import huggingface_hub
 
-    for number in range(3):
-        parquet.write_table(pa.table({"text": [f"text {number}"]}), tmp_path / f"{number}.parquet")
-    hashes = [
-        hashlib.sha256((tmp_path / f"{n}.parquet").read_bytes()).hexdigest() for n in range(3)
-    ]
-    listed = [Listed(f"{n}.parquet", hashes[n]) for n in (2, 0, 1)] + [Listed("README.md", "")]
+    shards = [tmp_path / f"{number}.parquet" for number in range(3)]
+    for shard in shards:
+        parquet.write_table(pa.table({"text": [f"text {shard.stem}"]}), shard)
+    listed = [listed_file(shards[n].name, files.sha256_file(shards[n])) for n in (2, 0, 1)]
+    listed.append(listed_file("README.md", ""))
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", lambda *_, **__: iter(listed))
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda _, path, repo_type: str(tmp_path / path)
@@ -234,12 +225,12 @@ def test_the_first_stage_leaves_a_tokenizer_and_its_tokens(settings: TokenizerSe
     manifest = make_tokens(settings)
     out = Path(settings.data_dir)
     tokenizer = AutoTokenizer.from_pretrained(out / TOKENIZER)
-    shards = open_shards(out / TOKENS, tokenizer)
+    shards = open_shards(out, tokenizer)
     text = Path(settings.text).read_bytes()
     assert shards.text("train") + shards.text("val") == text
     assert manifest.vocabulary == len(tokenizer) == 400
     assert manifest.val.bytes == pytest.approx(len(text) / 10, rel=0.01)
-    assert sorted(path.name for path in out.iterdir()) == [".lock", TOKENIZER, TOKENS]
+    assert sorted(path.name for path in out.parent.iterdir()) == [".out.lock", "out", "text.txt"]
 
 
 def test_a_text_beyond_what_the_tokenizer_learns_from_is_read_once_and_whole(
@@ -248,10 +239,15 @@ def test_a_text_beyond_what_the_tokenizer_learns_from_is_read_once_and_whole(
     text, read, asked = sentences(20_000), files.read_text, list[Path]()
     assert len(text) > 1_100_000
     Path(settings.text).write_text(text)
-    monkeypatch.setattr(files, "read_text", lambda path, *_: asked.append(path) or read(path))
+
+    def noted(path: Path) -> str:
+        asked.append(path)
+        return read(path)
+
+    monkeypatch.setattr(files, "read_text", noted)
     make_tokens(replace(settings, tokenizer_megabytes=1))
     out = Path(settings.data_dir)
-    shards = open_shards(out / TOKENS, AutoTokenizer.from_pretrained(out / TOKENIZER))
+    shards = open_shards(out, AutoTokenizer.from_pretrained(out / TOKENIZER))
     assert (shards.text("train") + shards.text("val")).decode() == text
     assert asked == [Path(settings.text)]
 
@@ -292,7 +288,7 @@ def test_an_interrupted_stage_starts_again(
         within.setattr("pt_app.pretrain.shards.write_json_atomic", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_tokens(settings)
-    assert make_tokens(settings) == read_manifest(Path(settings.data_dir) / TOKENS)
+    assert make_tokens(settings) == read_manifest(Path(settings.data_dir))
 
 
 def test_a_vocabulary_above_what_the_text_supports_is_refused(settings: TokenizerSettings) -> None:
@@ -312,11 +308,11 @@ def test_no_token_stands_for_what_occurs_once() -> None:
     assert not [token for token in tokenizer.get_vocab() if token in "xyzzy" and len(token) > 1]
 
 
-def test_the_text_itself_is_never_replaced(settings: TokenizerSettings) -> None:
-    inside = Path(settings.data_dir) / TOKENS / "text.txt"
-    inside.parent.mkdir(parents=True)
+def test_a_folder_of_other_files_is_never_replaced(settings: TokenizerSettings) -> None:
+    inside = Path(settings.data_dir) / "text.txt"
+    inside.parent.mkdir()
     inside.write_text(sentences(100))
-    with pytest.raises(UserError, match="--data_dir"):
+    with pytest.raises(UserError, match=r"holds other files.*--data_dir"):
         make_tokens(replace(settings, text=str(inside)))
     assert inside.is_file()
 

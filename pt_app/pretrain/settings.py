@@ -20,6 +20,24 @@ LAYOUT |= {"train_data", "tokenizer"}  # compared by their hashes
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """scripts.tok_train."""
+
+    text: str = flag(
+        "files, folders, patterns, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT",
+        unit="list",
+    )
+    vocabulary: Literal["trained", "gpt2"] = flag("a tokenizer of this text, or GPT-2's", "trained")
+    vocab_size: int = flag("size of a trained vocabulary", 4096, low=260, unit="tokens")
+    tokenizer_megabytes: int = flag("text that the tokenizer learns from", 100, low=1, unit="MB")
+    split: Literal["documents", "end"] = flag(
+        "validation: documents by their hashes, or the last tenth of the text", "documents"
+    )
+    val_bytes: int = flag("most text for validation by documents", 4_000_000, low=1, unit="bytes")
+    data_dir: str = flag("folder that gets tokenizer and tokens", "data/scratch")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """What all trainings from scratch share."""
 

@@ -1,7 +1,8 @@
 """Tokens on disk: text becomes shards once, which trainings map into memory.
 
 A folder of shards holds `train-00000.bin`, `val-00000.bin` and so on, plain arrays of uint16 (or of
-uint32, for a vocabulary above 65,536), and `manifest.json`. Each document starts with a separator.
+uint32, for a vocabulary above 65,536), `manifest.json`, and the tokenizer's folder `tokenizer`.
+Each document starts with a separator.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import (
+    cannot_write,
     read_text,
     sha256_file,
     write_bytes_atomic,
@@ -32,7 +34,7 @@ from pt_app.judge_data.folder import replace_folder
 from pt_app.pretrain.model import END_OF_TEXT
 
 Split = Literal["train", "val"]
-MANIFEST, CHECKED = "manifest.json", "checked.json"
+MANIFEST, CHECKED, TOKENIZER = "manifest.json", "checked.json", "tokenizer"
 SPLITS: tuple[Split, ...] = ("train", "val")
 ENCODED_TOGETHER = 256  # documents
 VAL_ONE_IN, VAL_BYTES = 32, 4_000_000
@@ -257,7 +259,11 @@ def write_shards(
                 "each text for validation (--split end)"
             )
     write_json_atomic(staged / MANIFEST, manifest.model_dump())
-    replace_folder(staged, folder)
+    try:
+        tokenizer.save_pretrained(staged / TOKENIZER)
+        replace_folder(staged, folder)
+    except OSError as error:
+        raise UserError(cannot_write(folder, error)) from error
     return manifest
 
 

