@@ -8,9 +8,9 @@ from transformers import AutoTokenizer
 from pt_app.core import console
 from pt_app.pretrain import mixtures
 from pt_app.pretrain.settings import FetchSettings
-from pt_app.pretrain.shards import open_shards
+from pt_app.pretrain.shards import TOKENIZER, open_shards
 from pt_app.pretrain.tasks import Bundle
-from pt_app.pretrain.vocabulary import TOKENIZER, TOKENS, summary
+from pt_app.pretrain.vocabulary import summary
 
 log = logging.getLogger(__name__)
 
@@ -28,5 +28,5 @@ def fetch_all(settings: FetchSettings) -> None:
     log.info("evaluation data: %s", Bundle().path)
     log.info("%s: %d conversations", settings.mixture, len(mixtures.read(settings.mixture, 0)))
     data = Path(settings.data_dir)
-    shards = open_shards(data / TOKENS, AutoTokenizer.from_pretrained(data / TOKENIZER))
+    shards = open_shards(data, AutoTokenizer.from_pretrained(data / TOKENIZER))
     log.info("tokens: %s", summary(shards.manifest))
