@@ -36,7 +36,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [" ".join(rng.choices(words, k=8)) + ".\n" for _ in range(2000)]
     tokenizer = train_tokenizer(lines, 300)
     write_shards(at_end("".join(lines)), tokenizer, folder)
-    tokenizer.save_pretrained(folder / "tokenizer")
     return folder
 
 

@@ -142,6 +142,24 @@ def decide(
     return platform
 
 
+def get_device(wish: str = "auto", precision: str = "auto") -> Platform:
+    """Return the platform of a model without a frozen base: CUDA, else MPS, else the CPU.
+
+    Args:
+        wish: "auto", or the one device that will do: "cuda", "mps" or "cpu".
+        precision: as for `decide`.
+
+    Raises:
+        UserError: if the machine has no such device, or cannot compute in this precision.
+    """
+    recipes: dict[str, Recipe] = {"cuda": "cuda", "mps": "mps"}
+    recipe = recipes.get(wish, recipe_for_this_machine())
+    platform = decide(recipe, no_4bit=True, precision=precision, on_cpu=wish == "cpu")
+    if wish not in ("auto", platform.device.partition(":")[0]):
+        raise UserError(f"--device {wish}: there is none here: take cpu, or leave it out")
+    return platform
+
+
 def _sharded(platform: Platform) -> Platform:
     """Return the platform with its base sharded over the processes."""
     if console.ranks() == 1:

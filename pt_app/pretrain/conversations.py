@@ -210,6 +210,12 @@ class ConversationSteps:
             targets = sum(int(pack["labels"].ne(IGNORED).sum()) for pack in packs)
             yield {"packs": packs, "count": torch.tensor(targets)}
 
+    def in_order(self) -> Iterator[Batch]:
+        """Yield all rows once, for a validation."""
+        for start in range(0, len(self.rows), self.micro_batch):
+            end = min(start + self.micro_batch, len(self.rows))
+            yield self._batch(range(start, end), self.width)
+
     def _batch(self, chosen: Sequence[int], width: int) -> Batch:
         """Return `input_ids`, `labels` (already shifted) and `position_ids`, [b, width] each."""
         shape = (len(chosen), width)

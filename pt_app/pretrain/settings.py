@@ -1,16 +1,19 @@
 """The flags of the trainings from scratch: a table per script."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
-from pt_app.core.flags import Parser, filled, flag, flags_of, read_config, resolved
+from pt_app.core.errors import UserError, exit_with
+from pt_app.core.flags import Flag, Parser, filled, flag, flags_of, read_config, resolved
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bf16"]
 Mode = Literal["auto", "off"]
 Table = TypeVar("Table")
+LR_HELP = "peak learning rate of embeddings, head and norms (AdamW)"
 # What changes neither the steps nor what they are taken on: another value resumes a training, and
 # does not make a finished one another. The step is compared by its tokens.
 LAYOUT = {"device", "train_precision", "compile", "eval_steps", "save_steps", "logging_steps"}
@@ -53,12 +56,7 @@ class Training:
     matrix_lr: float = flag(
         "peak learning rate of the matrices of the layers (Muon)", 0.01, above=0
     )
-    lr: float = flag(
-        "peak learning rate of embeddings, head and norms (AdamW)",
-        3e-3,
-        above=0,
-        also="learning_rate",
-    )
+    lr: float = flag(LR_HELP, 3e-3, above=0, also="learning_rate")
     weight_decay: float = flag("weight decay of the matrices", 0.01, low=0)
     warmup_steps: float = flag(
         "length of the linear warm-up; below 1: a fraction of all steps", 0.02, low=0, unit="steps"
@@ -107,23 +105,62 @@ class BaseSettings(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MidSettings(Stage):
+    """scripts.mid_train: conversations, of which the answers are learned."""
+
+    stage = "mid"
+    source: str = flag("what to start from: a stage of --model_dir, or a folder", "base")
+    mixture: str = flag(
+        "conversations: chat, choices, judge, smalltalk and JSON Lines files",
+        "chat,judge",
+        unit="list",
+    )
+    num_epochs: float = flag("passes over the conversations", 1.0, above=0)
+    num_iterations: int = flag("number of steps; 0: by --num_epochs", 0, low=0)
+    matrix_lr: float = flag("peak learning rate of the layers' matrices (Muon)", 0.005, above=0)
+    lr: float = flag(LR_HELP, 1.5e-3, above=0, also="learning_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings(MidSettings):
+    """scripts.chat_sft."""
+
+    stage = "sft"
+    source: str = flag("what to start from: a stage of --model_dir, or a folder", "mid")
+    mixture: str = flag(
+        "conversations: chat, choices, judge, smalltalk and JSON Lines files", "chat", unit="list"
+    )
+    matrix_lr: float = flag("peak learning rate of the layers' matrices (Muon)", 0.002, above=0)
+    lr: float = flag(LR_HELP, 6e-4, above=0, also="learning_rate")
+    decay: float = flag("share of the steps in which the rate falls to 0", 1.0, low=0.01, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSettings(Training):
     """What GPT-2 and the small trainer share."""
 
-    train_data: str = flag("text files to train on; several: a pattern such as 'data/*.txt'", "")
+    train_data: str = flag("text to train on, as scripts.tok_train --text takes it", unit="list")
+    split: Literal["documents", "end"] = flag(
+        "validation: documents by their hashes, or the last tenth of the text", "end"
+    )
     num_epochs: float = flag("passes over the text", 5.0, above=0)
     batch_size: int = flag("sequences that a process computes together", 8, low=1)
     gradient_accumulation_steps: int = flag("such batches per step", 1, low=1)
     resume: str = flag("checkpoint to resume; default: the newest of the output folder", "")
-    log_dir: str = flag("folder of event files for TensorBoard; default: none", "")
+    log_dir: str = flag("folder for TensorBoard (tracking by tensorboard)", "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpt2Settings(TextSettings):
     """scripts/train_gpt2.py."""
 
+    train_data: str = flag(
+        "text to train on, as scripts.tok_train --text takes it",
+        "data/tinyshakespeare/input.txt",
+        unit="list",
+    )
     seq_length: int = flag("length of a sequence", 256, low=8, high=1024, unit="tokens")
-    output_dir: str = flag("folder of checkpoints", "runs/gpt2")
+    output_dir: str = flag("folder of checkpoints and tokens", "runs/gpt2")
     final_dir: str = flag("folder of the trained model", "runs/gpt2/final_model")
 
 
@@ -136,9 +173,9 @@ class SmallSettings(TextSettings):
     num_heads: int = flag("number of attention heads", 6, low=1)
     intermediate_size: int = flag("width of the MLPs", 1024, low=32)
     max_seq_length: int = flag("length of a sequence", 512, low=8, unit="tokens")
-    vocab_size: int = flag("maximum size of a vocabulary that is trained", 32_000, low=260)
+    vocab_size: int = flag("size of a vocabulary that is trained", 4096, low=260, unit="tokens")
     tokenizer: str = flag("tokenizer.json; trained if it is not there", "tokenizer/tokenizer.json")
-    output_dir: str = flag("folder of checkpoints", "outputs/small_model")
+    output_dir: str = flag("folder of checkpoints and tokens", "outputs/small_model")
     final_dir: str = flag("folder of the trained model", "outputs/final_model")
 
 
@@ -178,6 +215,26 @@ class ReportSettings:
     output: str = flag("the report; its pictures are put beside it", "report.md")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a text is continued."""
+
+    max_new_tokens: int = flag("maximum length of what is written", 200, low=1, unit="tokens")
+    temperature: float = flag("randomness; 0: always the likeliest token", 0.8, low=0)
+    top_k: int = flag("tokens that may come next; 0: all", 50, low=0)
+    seed: int = flag("seed of what is written", 0, low=0, below=2**32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(Sampling):
+    """scripts/inference.py."""
+
+    model: str = flag("folder of a model", "outputs/final_model")
+    tokenizer: str = flag("tokenizer.json; default: the model's own", "")
+    device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
+    prompt: str = flag("what the model continues; default: each line that is typed", "")
+
+
 def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:
     """Return the settings of a command line: its flags, then those of --config, then defaults.
 
@@ -186,12 +243,34 @@ def parsed(table: type[Table], argv: Sequence[str] | None, description: str | No
     """
     parser, flags = Parser(description=description), flags_of(table)
     parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
-    parser.add_flags(flags)
+    # What must be given may stand in the file.
+    parser.add_flags(replace(each, default=None) if _must(each) else each for each in flags)
     given = vars(parser.parse_args(argv))
     config = given.get("config")
     from_file = read_config(Path(config), flags) if config else {}
     values = resolved(flags, ("command line", given), (str(config), from_file))
+    for each in flags:
+        if values[each.name] is MISSING:
+            raise UserError(f"{each.option} is missing: give it, or write it into --config")
     return filled(table, values)
+
+
+def _must(flag: Flag) -> bool:
+    return flag.default is MISSING
+
+
+def launch(table: type[Table], function: str, description: str | None) -> NoReturn:
+    """Call a function of this package, such as "plans.base_train", as the flags say; then exit.
+
+    It is named, since its module imports torch, which takes seconds: --help and a typo do without.
+    """
+
+    def main() -> None:
+        settings = parsed(table, None, description)
+        module, _, name = function.partition(".")
+        getattr(import_module(f"pt_app.pretrain.{module}"), name)(settings)
+
+    exit_with(main)
 
 
 def decisive(settings: Any) -> dict[str, object]:

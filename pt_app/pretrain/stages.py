@@ -22,13 +22,14 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import give_mode_of, held, write_json_atomic, write_text_atomic
-from pt_app.models import launcher, platforms
+from pt_app.models import launcher
 from pt_app.models.memory import shortage_explained
-from pt_app.models.platforms import Platform
+from pt_app.models.platforms import Platform, get_device
 from pt_app.models.provenance import about_this_run, without_absolute_paths
+from pt_app.pretrain.inference import continued
 from pt_app.pretrain.loss import CPU_CHUNK, GPU_CHUNK, HeldOut, NextTokens
 from pt_app.pretrain.optimizers import NAME, muon_and_adamw, trapezoid
-from pt_app.pretrain.settings import Training
+from pt_app.pretrain.settings import Sampling, Training
 from pt_app.tracking.access import check_tracking
 from pt_app.tracking.tracker import Tracker
 from pt_app.training import checkpoints
@@ -75,39 +76,23 @@ class Parts:
     Attributes:
         model: in float32, with fresh or earlier weights.
         tokenizer: with its chat template.
-        steps: of one epoch, which is the whole training.
-        tokens: tokens of all steps.
-        held_out: the validation; None: there is none.
+        steps: those of an epoch.
+        total: the number of steps.
+        tokens: tokens per step.
+        held_out: the validation.
         prompt: what a sample at each validation continues; "": there is none.
     """
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
     steps: Steps
+    total: int
     tokens: int
-    held_out: HeldOut | None = None
+    held_out: HeldOut
     prompt: str = ""
 
 
 Build = Callable[[NextTokens], Parts]
-
-
-def get_device(wish: str = "auto", precision: str = "auto") -> Platform:
-    """Return the platform of a training: CUDA (ROCm too), else MPS, else the CPU.
-
-    Raises:
-        UserError: if the machine has no such device, or cannot compute in this precision.
-    """
-    recipe = "mps" if wish == "mps" else "cuda" if wish == "cuda" else None
-    platform = platforms.decide(
-        recipe or platforms.recipe_for_this_machine(),
-        no_4bit=True,
-        precision=precision,
-        on_cpu=wish == "cpu",
-    )
-    if wish not in ("auto", platform.device.partition(":")[0]):
-        raise UserError(f"--device {wish}: there is none here: take cpu, or leave it out")
-    return platform
 
 
 def run_stage(plan: Plan, build: Build) -> Path:
@@ -146,7 +131,7 @@ def run_stage(plan: Plan, build: Build) -> Path:
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
         objective = NextTokens(platform.compute_dtype, chunk)
         parts = build(objective)
-        loop = _loop(plan, parts, objective, platform, tracker)
+        loop = _loop(plan, parts, platform, tracker)
         train(loop, checkpoint, AGAIN)
         if console.is_main_process():
             room = "its checkpoints are whole: make room, and the same command finishes"
@@ -220,16 +205,12 @@ def _compare(plan: Plan, folder: Path) -> None:
             )
 
 
-def _loop(
-    plan: Plan, parts: Parts, objective: NextTokens, platform: Platform, tracker: Tracker
-) -> TrainingLoop:
-    settings, total = plan.settings, len(parts.steps)
-    parameters = f"{parts.model.num_parameters():,}"
-    shape = f"{parameters} parameters, {total:,} steps, {parts.tokens:,} tokens"
+def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
+    settings, total, parameters = plan.settings, parts.total, parts.model.num_parameters()
+    shape = f"{parameters:,} parameters, {total:,} steps of {parts.tokens:,} tokens"
     log.info("%s: %s", plan.name, shape)
     if settings.compile == "auto" and platform.has_own_memory:
         parts.model.base_model.compile()
-    best = plan.keep_best and parts.held_out is not None
     args = LoopArguments(
         plan.work,
         max_steps=total,
@@ -239,7 +220,7 @@ def _loop(
         logging_steps=min(settings.logging_steps, total),
         save_steps=settings.save_steps or total,
         eval_steps=share_of(settings.eval_steps, total) or total,
-        metric_for_best_model="eval_loss" if best else None,
+        metric_for_best_model="eval_loss" if plan.keep_best else None,
         greater_is_better=False,
         use_cpu=platform.on_cpu,
         mixed_precision=platform.mixed_precision,
@@ -256,8 +237,8 @@ def _loop(
     callbacks: list[TrainerCallback] = [Clock(tracker.log)]
     if parts.prompt:
         callbacks.append(Samples(parts, tracker))
-    made = optimizers, schedule, parts.held_out, callbacks
-    return TrainingLoop(parts.model, args, parts.steps, objective, *made)
+    made = parts.held_out.objective, optimizers, schedule, parts.held_out, callbacks
+    return TrainingLoop(parts.model, args, parts.steps, *made)
 
 
 class Clock(Progress):
@@ -284,23 +265,10 @@ class Samples(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: LoopState, control: Any, logs: Any, **more: Any) -> None:
         """Write a sample after the numbers of a validation."""
         if "eval_loss" in logs and console.is_main_process():
-            text = sample(self.parts.model, self.parts.tokenizer, self.parts.prompt)
+            parts, how = self.parts, Sampling(max_new_tokens=SAMPLE_TOKENS)
+            text = continued(parts.model, parts.tokenizer, parts.prompt, how)
             log.info("sample at step %d: %s", state.global_step, json.dumps(text))
             self.tracker.log_text("sample", text, state.global_step)
-
-
-def sample(model: Model, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Return what a model writes after a prompt, the same each time, drawn at temperature 0.8."""
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    training = model.training
-    model.eval()
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(0)
-        how = {"max_new_tokens": SAMPLE_TOKENS, "do_sample": True, "temperature": 0.8}
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
-    model.train(training)
-    return str(tokenizer.decode(made[0], skip_special_tokens=True))
 
 
 def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -> None:
@@ -317,14 +285,14 @@ def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -
     losses = [entry for entry in history if "eval_loss" in entry]
     numbers = {
         "steps": loop.state.global_step,
-        "tokens": parts.tokens,
+        "tokens": loop.state.global_step * parts.tokens,
         "parameters": model.num_parameters(),
         "seconds": max(entry["seconds"] for entry in history),
         "processes": console.ranks(),
         "hardware": platform.hardware,
         "platform": platform.reason,
-        "last": losses[-1] if losses else None,
-        "best": min(losses, key=lambda entry: float(entry["eval_loss"])) if losses else None,
+        "last": losses[-1],
+        "best": min(losses, key=lambda entry: float(entry["eval_loss"])),
     }
     facts = {"stage": plan.name, "facts": plan.facts}
     settings = without_absolute_paths(asdict(plan.settings))

@@ -41,8 +41,12 @@ GPT2_FILES = {
 }
 
 
-def make_tokens(settings: TokenizerSettings) -> Manifest:
+def make_tokens(
+    settings: TokenizerSettings, given: PreTrainedTokenizerBase | None = None
+) -> Manifest:
     """Make the tokenizer and the token shards in `settings.data_dir`, unless they are there.
+
+    A tokenizer that is `given` takes the place of the one of the settings.
 
     Raises:
         UserError: for text that is not there, a vocabulary that is larger than the text supports,
@@ -61,17 +65,24 @@ def make_tokens(settings: TokenizerSettings) -> Manifest:
             raise UserError(
                 f"{folder} holds other files: name a folder that is not there with --data_dir"
             )
-        manifest = _made(settings, folder, wanted)
+        manifest = _made(settings, given, folder, wanted)
     log.info("the tokens of %s: %s", folder, summary(manifest))
     return manifest
 
 
-def _made(settings: TokenizerSettings, folder: Path, wanted: Mapping[str, object]) -> Manifest:
+def _made(
+    settings: TokenizerSettings,
+    given: PreTrainedTokenizerBase | None,
+    folder: Path,
+    wanted: Mapping[str, object],
+) -> Manifest:
     sources = [source.strip() for source in settings.text.split(",") if source.strip()]
-    texts, learned_from, trained = documents(sources), list[str](), settings.vocabulary == "trained"
-    if trained:  # what it learns from is kept, so that every source is read once
+    texts, learned_from, tokenizer = documents(sources), list[str](), given
+    if given is None and settings.vocabulary == "trained":
+        # What it learns from is kept, so that every source is read once.
         learned_from = list(_first(texts, settings.tokenizer_megabytes * 10**6))
-    tokenizer = _trained(settings, learned_from) if trained else gpt2_tokenizer()
+        tokenizer = _trained(settings, learned_from)
+    tokenizer = tokenizer or gpt2_tokenizer()
     placed = _split(chain(learned_from, texts), settings)
     return write_shards(placed, tokenizer, folder, wanted)
 
