@@ -22,5 +22,5 @@ tracking=(--tracking "${TRACKING:-off}")
 base=(--depth "$depth" "${shape[@]}" "${tracking[@]}")
 mid=("${shape[@]}" "${tracking[@]}")
 sft=("${shape[@]}" --total_batch_size 65536 "${tracking[@]}")
-evaluation=()
+core=() chat=()
 pipeline

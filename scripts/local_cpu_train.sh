@@ -14,10 +14,11 @@ processes=1
 # Text that every machine has: what the authors of the installed packages wrote about them.
 packages=(torch transformers scipy numpy sklearn matplotlib pandas)
 tokens=(--vocab_size 4096)
-base=(--depth 4 --max_seq_len 512 --total_batch_size 8192 --num_iterations 1200)
+base=(--depth 4 --max_seq_len 512 --total_batch_size 8192 --num_iterations 1000)
 mid=(--max_seq_len 512 --total_batch_size 8192)
 sft=(--max_seq_len 512 --total_batch_size 8192)
-evaluation=(--max_per_task 500 --max_new_tokens 64)
+core=(--max_per_task 500) # some 4 CPU minutes
+chat=(--max_new_tokens 64) # every row, some 5
 name=d4
 if [ -n "${QUICK:-}" ]; then
   name=d4-quick
@@ -25,7 +26,8 @@ if [ -n "${QUICK:-}" ]; then
   base=(--depth 4 --max_seq_len 256 --total_batch_size 4096 --num_iterations 60)
   mid=(--max_seq_len 256 --total_batch_size 4096 --num_iterations 15)
   sft=(--max_seq_len 256 --total_batch_size 4096 --num_iterations 15)
-  evaluation=(--max_per_task 40 --max_new_tokens 16)
+  core=(--max_per_task 40)
+  chat=(--max_per_task 40 --max_new_tokens 16)
 fi
 run=${MODEL_DIR:-runs/$name}
 data=${DATA_DIR:-data/$name}

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the scripts that read this file set the flags
 # The stages of a model from scratch, for local_cpu_train.sh and speedrun.sh, which set the flags:
-# tokens, base, mid, sft and evaluation (arrays), run and data (folders), and the number of processes.
+# tokens, base, mid, sft, core and chat (arrays), run and data (folders), and the number of processes.
 #
 # A complete stage with the same flags is skipped, an incomplete one is resumed: running the same
 # script again is the resume. FETCH_ONLY=1 ends before the training (download_data.sh).
@@ -42,11 +42,11 @@ pipeline() {
   fi
   [ -z "${FETCH_ONLY:-}" ] || exit 0
   train base_train "${base[@]}" --data_dir "$data" --model_dir "$run"
-  [ -z "${evaluated:-}" ] || stage base_eval "${evaluation[@]}" --model_dir "$run"
+  [ -z "${evaluated:-}" ] || stage base_eval "${core[@]}" --model_dir "$run"
   train mid_train "${mid[@]}" --mixture "$conversations,judge" --model_dir "$run"
-  [ -z "${evaluated:-}" ] || stage chat_eval "${evaluation[@]}" --stage mid --model_dir "$run"
+  [ -z "${evaluated:-}" ] || stage chat_eval "${chat[@]}" --stage mid --model_dir "$run"
   train chat_sft "${sft[@]}" --mixture "$conversations" --model_dir "$run"
-  [ -z "${evaluated:-}" ] || stage chat_eval "${evaluation[@]}" --model_dir "$run"
+  [ -z "${evaluated:-}" ] || stage chat_eval "${chat[@]}" --model_dir "$run"
   stage report --model_dir "$run" --data_dir "$data" --output "${REPORT:-report.md}"
   echo "the report: ${REPORT:-report.md}; to talk: $python -m scripts.chat_cli --model $run/sft"
 }

@@ -114,6 +114,12 @@ def test_the_guess_rate_is_that_of_each_row() -> None:
     assert Outcome.of_choices(rows([0] * 9, 1), [1] * 9, None).guess == 0.0
 
 
+@pytest.mark.parametrize("n", [1, 26, 164, 1319])
+def test_no_row_right_is_never_told_apart(n: int) -> None:
+    assert not Outcome.of_choices(rows([0] * n, 1), [1] * n, None).told_apart
+    assert Outcome.of_choices(rows([0] * n, 1), [0] * n, None).high == 1.0
+
+
 def test_no_row_right_has_an_interval_and_groups_widen_it() -> None:
     nothing = Outcome.of_choices(rows([0] * 100, 1), [1] * 100, None)
     assert (nothing.accuracy, nothing.low) == (0.0, 0.0)

@@ -232,4 +232,5 @@ def wilson(share: float, n: float) -> tuple[float, float]:
         return 0.0, 1.0
     centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Of no row and of every row the bound is exact, which rounding would miss.
+    return centre - half if share > 0 else 0.0, centre + half if share < 1 else 1.0
