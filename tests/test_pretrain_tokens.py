@@ -129,10 +129,9 @@ def test_a_split_without_documents_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_shard_is_refused_also_after_a_check(
+def test_a_shard_that_changed_or_is_missing_is_refused(
     folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    open_shards(folder, tokenizer)
     shard = folder / "train-00001.bin"
     content = bytearray(shard.read_bytes())
     content[7] ^= 1
@@ -142,14 +141,6 @@ def test_another_shard_is_refused_also_after_a_check(
     shard.unlink()
     with pytest.raises(UserError, match=r"train-00001.bin is missing"):
         open_shards(folder, tokenizer)
-
-
-def test_hashes_are_computed_once(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_shards(folder, tokenizer)
-    monkeypatch.setattr("pt_app.pretrain.shards.sha256_file", lambda path: pytest.fail(str(path)))
-    open_shards(folder, tokenizer)
 
 
 def test_tokens_of_another_tokenizer_are_refused(folder: Path) -> None:

@@ -10,7 +10,6 @@ import json
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,9 +33,11 @@ from pt_app.judge_data.folder import replace_folder
 from pt_app.pretrain.model import END_OF_TEXT
 
 Split = Literal["train", "val"]
-MANIFEST, CHECKED, TOKENIZER = "manifest.json", "checked.json", "tokenizer"
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
 SPLITS: tuple[Split, ...] = ("train", "val")
 ENCODED_TOGETHER = 256  # documents
+# Nothing is put around a document, its control tokens are text, and it may have any length.
+AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 VAL_ONE_IN, VAL_BYTES = 32, 4_000_000
 REMAKE = "make the tokens again with scripts.tok_train"
 
@@ -245,7 +246,10 @@ def write_shards(
     while batch := list(islice(documents, ENCODED_TOGETHER)):
         kept = [(split, text) for split, text in batch if split is not None]
         manifest.left_out += len(batch) - len(kept)
-        for (split, _), ids in zip(kept, _encoded(tokenizer, [t for _, t in kept]), strict=True):
+        if not kept:
+            continue
+        encoded = tokenizer([text for _, text in kept], **AS_TEXT).input_ids
+        for (split, _), ids in zip(kept, encoded, strict=True):
             writers[split].add([separator, *ids])
             writers[split].facts.bytes += int(lengths[ids].sum())
     for writer in writers.values():
@@ -267,20 +271,6 @@ def write_shards(
     return manifest
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded.input_ids
-    return ids
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read the facts of a folder of shards; raises UserError where it is none."""
     path = folder / MANIFEST
@@ -291,7 +281,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def open_shards(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Shards:
-    """Map the shards of a folder into memory, after their hashes have been checked once.
+    """Map the shards of a folder into memory, after their hashes have been checked.
 
     Raises:
         UserError: if a shard is missing or is not what was written, or if another tokenizer made
@@ -303,40 +293,19 @@ def open_shards(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Shards:
             f"the tokens of {folder} were made with another tokenizer (hash "
             f"{manifest.tokenizer[:12]}...): give its folder, or {REMAKE}"
         )
-    _check(folder, [*manifest.train.shards, *manifest.val.shards])
     train, val = (
-        Tokens(np.memmap(folder / shard.file, manifest.dtype, "r") for shard in split.shards)
+        Tokens(np.memmap(_check(folder / s.file, s), manifest.dtype, "r") for s in split.shards)
         for split in (manifest.train, manifest.val)
     )
     return Shards(manifest, train, val, pieces_of(tokenizer))
 
 
-def _check(folder: Path, shards: Sequence[Shard]) -> None:
-    """Compare each shard with its hash, unless it has not changed since that was done.
-
-    Every stage and process opens the shards: of 20 GB the hash alone takes half a minute.
-    """
-    seen = {}
-    for shard in shards:
-        path = folder / shard.file
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path} is missing: {REMAKE}, or copy it") from error
-        seen[shard.file] = [status.st_size, status.st_mtime_ns, shard.sha256]
-    if _read_checked(folder) == seen:
-        return
-    for shard in shards:
-        if (digest := sha256_file(folder / shard.file)) != shard.sha256:
-            raise UserError(
-                f"{folder / shard.file} is not the shard that was written (sha256 "
-                f"{digest[:12]}..., expected {shard.sha256[:12]}...): copy it again, or {REMAKE}"
-            )
-    with suppress(UserError):  # a folder that cannot be written is checked each time
-        write_json_atomic(folder / CHECKED, seen)
-
-
-def _read_checked(folder: Path) -> object:
-    with suppress(OSError, ValueError):
-        return json.loads((folder / CHECKED).read_text(encoding="utf-8"))
-    return None
+def _check(path: Path, shard: Shard) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {REMAKE}, or copy it")
+    if (digest := sha256_file(path)) != shard.sha256:
+        raise UserError(
+            f"{path} is not the shard that was written (sha256 {digest[:12]}..., expected "
+            f"{shard.sha256[:12]}...): copy it again, or {REMAKE}"
+        )
+    return path
