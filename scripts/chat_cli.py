@@ -1,16 +1,6 @@
-"""Talk with a model in the terminal: python -m scripts.chat_cli [-p "Why is the sky blue?"]."""
+"""Talk with a model in the terminal: python -m scripts.chat_cli [-p "Who are you?"]."""
 
-from pt_app.core.errors import exit_with
-from pt_app.pretrain.options import TalkOptions, parsed
-
-
-def main() -> None:
-    """Parse the flags, load the model and answer."""
-    options = parsed(TalkOptions, __doc__)
-    from pt_app.pretrain.chat import talk
-
-    talk(options)
-
+from pt_app.pretrain.settings import TalkSettings, launch
 
 if __name__ == "__main__":
-    exit_with(main)
+    launch(TalkSettings, "chat.talk", __doc__)

@@ -91,6 +91,7 @@ async function drive() {
   enter();
   await until("a refusal", () => last(".wrong").includes("context"));
   found.refused = last(".wrong");
+  found.kept = part("text").value.length;
   type("three");
   enter();
   await until("an answer after it", () => all(".assistant").length === 3 && idle());
@@ -157,6 +158,7 @@ def test_a_person_can_ask_stop_ask_again_and_begin_again(
     assert found["note"].startswith("8 tokens, ")
     assert found["note"].endswith("cut at the maximum of tokens")
     assert "shorten it" in found["refused"]
+    assert found["kept"] == 799
     assert found["wrong"] == 0  # what was refused is gone, and is not sent again
     assert found["turns"] == 6
     assert found["empty"]

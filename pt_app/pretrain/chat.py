@@ -21,13 +21,13 @@ from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
 from pt_app.models.bases import load_model, load_tokenizer, resolve_model
 from pt_app.models.packing import common_prefix
-from pt_app.models.platforms import Platform, decide, recipe_for_this_machine
+from pt_app.models.platforms import get_device
 from pt_app.pretrain.conversations import Conversation, Message, template_ids
-from pt_app.pretrain.options import Device, Sampling, TalkOptions
+from pt_app.pretrain.settings import Answers, Device, TalkSettings
 
 STAGES = ("sft", "mid", "base")
 COMPLETE = "complete.json"
-MAX_HELD = 4  # tokens: a character has at most four bytes
+WINDOW = 16  # tokens that are decoded together
 
 
 class TooLongError(UserError):
@@ -49,6 +49,8 @@ class Chat:
         # An answer has no special token in it: a base without chats would begin a user's turn.
         ends = model.generation_config.eos_token_id
         self._ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+        self._seen: list[int] = []
+        self._cache: Any = None
         self._forget()
 
     @staticmethod
@@ -58,7 +60,7 @@ class Chat:
         Raises:
             UserError: if there is none, or no such device.
         """
-        platform, source = platform_of(device), resolve_model(name or str(newest_stage()))
+        platform, source = get_device(device), resolve_model(name or str(newest_stage()))
         tokenizer = load_tokenizer(source)
         model = load_model(source, platform.compute_dtype, platform.device)
         return Chat(model.eval(), tokenizer, source.name)
@@ -124,21 +126,11 @@ class Chat:
         return logits
 
     def _forget(self) -> None:
-        self._seen: list[int] = []
-        self._cache = DynamicCache(config=self.model.config)
+        self._seen, self._cache = [], DynamicCache(config=self.model.config)
 
     def ends(self, token: int) -> bool:
         """Return whether a token ends an answer."""
         return token in self._ends
-
-
-def platform_of(device: Device) -> Platform:
-    """Decide the platform; raises UserError for a device that is not there."""
-    recipe = "mps" if device == "mps" else recipe_for_this_machine()
-    platform = decide(recipe, no_4bit=True, on_cpu=device == "cpu")
-    if device != "auto" and not platform.device.startswith(device):
-        raise UserError(f"--device {device}: this machine has none: leave it out")
-    return platform
 
 
 def newest_stage(runs: Path = Path("runs")) -> Path:
@@ -166,7 +158,7 @@ class Reply:
 
     chat: Chat
     ids: list[int]
-    sampling: Sampling
+    sampling: Answers
     stops: Sequence[str] = ()
     tokens: int = 0
     reason: Literal["", "stop", "length"] = ""
@@ -209,7 +201,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def draw(logits: Tensor, sampling: Answers, generator: torch.Generator) -> int:
     """Draw a token from the logits [v], by the warpers of transformers in their usual order."""
     if sampling.temperature == 0:
         return int(logits.argmax())
@@ -225,35 +217,36 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
 def text_pieces(tokenizer: Any, tokens: Iterable[int]) -> Iterator[str]:
     """Yield the text of tokens as they come, in whole characters.
 
-    Each piece is decoded together with the one before, on which its first blank may depend (the
-    way of vLLM and TGI).
+    The newest tokens are decoded together, since a blank at the front depends on what stands before
+    it. The bytes of a character that is not whole yet are decoded as one U+FFFD at the end.
     """
     ids: list[int] = []
-    before, shown = 0, 0  # where the piece before begins, and where the next one does
+    shown = 0  # characters of their text
     for token in tokens:
         ids.append(token)
-        known, text = (tokenizer.decode(ids[before:end]) for end in (shown, len(ids)))
-        broken = text.endswith("\ufffd") and len(ids) - shown < MAX_HELD
-        if len(text) > len(known) and not broken:
-            yield text[len(known) :]
-            before, shown = shown, len(ids)
-    known, text = (tokenizer.decode(ids[before:end]) for end in (shown, len(ids)))
-    if len(text) > len(known):
-        yield text[len(known) :]
+        text = tokenizer.decode(ids)
+        if piece := text.removesuffix("\ufffd")[shown:]:
+            yield piece
+            shown += len(piece)
+        if len(ids) > WINDOW and shown == len(text):
+            ids = ids[-WINDOW // 2 :]
+            shown = len(tokenizer.decode(ids))
+    if piece := tokenizer.decode(ids)[shown:]:
+        yield piece
 
 
 # --- in the terminal ---
 
 
-def talk(options: TalkOptions) -> None:
+def talk(settings: TalkSettings) -> None:
     """Answer one prompt, or what is typed until Ctrl-D; Ctrl-C stops an answer.
 
     Raises:
         UserError: as `Chat.load`, and for a prompt that does not fit.
     """
-    chat = Chat.load(options.model, options.device)
-    if options.p:
-        _answer(chat, [{"role": "user", "content": options.p}], options.sampling)
+    chat = Chat.load(settings.model, settings.device)
+    if settings.p:
+        _answer(chat, [{"role": "user", "content": settings.p}], settings.sampling)
         return
     print(f"{chat.name}, a context of {chat.context} tokens; /new begins again, Ctrl-D ends")
     said: list[Message] = []
@@ -263,7 +256,7 @@ def talk(options: TalkOptions) -> None:
         elif text:
             turn = {"role": "user", "content": text}
             try:
-                answer = _answer(chat, [*said, turn], options.sampling)
+                answer = _answer(chat, [*said, turn], settings.sampling)
             except TooLongError as error:
                 print(error)
                 continue
@@ -279,7 +272,7 @@ def _typed() -> str | None:
         return None
 
 
-def _answer(chat: Chat, messages: Conversation, sampling: Sampling) -> str:
+def _answer(chat: Chat, messages: Conversation, sampling: Answers) -> str:
     """Print an answer as it is made, and return it."""
     room = min(sampling.max_tokens or chat.context, chat.context // 4)
     ids, cut = chat.fitted(messages, room)

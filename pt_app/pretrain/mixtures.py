@@ -28,7 +28,7 @@ from pt_app.pretrain.tasks import Bundle, Question
 TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SPELLINGS = 1500  # conversations
 DOCUMENTS = 4000  # of the judge's corpus
-ORDERS = ([], ["system"])  # roles before the first user's turn
+ORDERS: tuple[list[str], ...] = ([], ["system"])  # roles before the first user's turn
 
 
 def read(names: str, seed: int) -> list[Conversation]:
@@ -76,11 +76,11 @@ def of_file(path: Path) -> list[Conversation]:
     Raises:
         UserError: for a line that is no conversation of user and assistant in turn.
     """
-    found = []
+    found: list[Conversation] = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             row = parse_json(line, path, number)
-            turns = row.get("messages") if isinstance(row, dict) else row
+            turns: Any = row.get("messages") if isinstance(row, dict) else row
             if problem := fault(turns):
                 raise UserError(f"{path}, line {number}: {problem}")
             found.append([{**turn, "content": turn["content"].strip()} for turn in turns])
@@ -89,7 +89,7 @@ def of_file(path: Path) -> list[Conversation]:
     return found
 
 
-def fault(turns: object) -> str:
+def fault(turns: Any) -> str:
     """Return what keeps `turns` from being a conversation to train on; "" for one that is."""
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         return 'not a list of messages: write {"messages": [{"role": ..., "content": ...}, ...]}'

