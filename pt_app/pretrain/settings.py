@@ -65,7 +65,7 @@ class Training:
     max_grad_norm: float = flag("bound of the norm of the gradients; 0: none", 1.0, low=0)
     eval_steps: float = flag(
         "interval of validations; below 1: a fraction of all steps; 0: only at the end",
-        0.1,
+        0.25,
         low=0,
         unit="steps",
     )

@@ -168,18 +168,17 @@ def _is_complete(plan: Plan) -> bool:
 def _checkpoint(plan: Plan) -> Path | None:
     """Return the checkpoint to resume, and keep in `work` what the training is."""
     source = plan.resume.parent if plan.resume else plan.work
-    if (source / STAGE).exists():
+    if plan.resume and not plan.resume.is_dir():
+        raise UserError(f"--resume {plan.resume}: there is no checkpoint: name another")
+    if plan.resume or (source / STAGE).exists():
         _compare(plan, source)
-    elif plan.resume:
-        raise UserError(f"--resume {plan.resume}: there is no {STAGE} beside it: name a checkpoint")
-    if plan.resume:
-        if wrong := checkpoints.fault(plan.resume):
-            raise UserError(f"--resume {plan.resume}: {wrong}: name another checkpoint")
-        checkpoint: Path | None = plan.resume
-    else:
+    checkpoint, skipped = plan.resume, list[str]()
+    if checkpoint is None:
         checkpoint, skipped = checkpoints.newest_complete(plan.work)
-        for line in skipped:
-            log.warning("%s", line)
+    elif wrong := checkpoints.fault(checkpoint):
+        raise UserError(f"--resume {checkpoint}: {wrong}: name another checkpoint")
+    for line in skipped:
+        log.warning("%s", line)
     if console.is_main_process():
         shutil.rmtree(checkpoints.staging_folder(plan.work), ignore_errors=True)
         if checkpoint and checkpoint.parent == plan.work:
