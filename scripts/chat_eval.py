@@ -1,16 +1,6 @@
-"""Evaluate a chat model on ARC, MMLU, GSM8K and HumanEval: python -m scripts.chat_eval."""
+"""Evaluate a chat model: python -m scripts.chat_eval (docs/SCRATCH.md)."""
 
-from pt_app.core.errors import exit_with
-from pt_app.pretrain.settings import EvalSettings, parsed
-
-
-def main() -> None:
-    """Parse the flags and evaluate."""
-    settings = parsed(EvalSettings, None, __doc__)
-    from pt_app.pretrain.evaluate import evaluate  # torch takes seconds: --help does without
-
-    evaluate("chat", settings)
-
+from pt_app.pretrain.settings import EvalSettings, launch
 
 if __name__ == "__main__":
-    exit_with(main)
+    launch(EvalSettings, "evaluate.chat_eval", __doc__)

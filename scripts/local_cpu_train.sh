@@ -24,8 +24,8 @@ if [ -n "${QUICK:-}" ]; then
   name=d4-quick
   packages=(numpy scipy)
   base=(--depth 4 --max_seq_len 256 --total_batch_size 4096 --num_iterations 60)
-  mid=(--max_seq_len 256 --total_batch_size 4096 --num_iterations 15)
-  sft=(--max_seq_len 256 --total_batch_size 4096 --num_iterations 15)
+  mid=(--max_seq_len 256 --total_batch_size 4096 --num_iterations 15 --eval_steps 5)
+  sft=(--max_seq_len 256 --total_batch_size 4096 --num_iterations 15 --eval_steps 5)
   core=(--max_per_task 40)
   chat=(--max_per_task 40 --max_new_tokens 16)
 fi

@@ -21,11 +21,11 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_json_atomic
 from pt_app.evidence.intervals import Z, wilson
+from pt_app.models.platforms import get_device
 from pt_app.pretrain import code
 from pt_app.pretrain.conversations import template_ids
 from pt_app.pretrain.scoring import answers, generate
 from pt_app.pretrain.settings import EvalSettings
-from pt_app.pretrain.stages import get_device
 from pt_app.pretrain.tasks import LETTERS, TASKS, Bundle, Ids, Question, Row, read_questions
 from pt_app.training.checkpoints import MANIFEST, fault
 from pt_app.training.loop import Model
@@ -121,16 +121,21 @@ def summary(kind: str, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     }
 
 
-def evaluate(kind: str, settings: EvalSettings) -> dict[str, Any]:
-    """Evaluate a stage's model and keep the results beside it; return them.
-
-    Args:
-        kind: "core" (scripts.base_eval) or "chat" (scripts.chat_eval).
-        settings: the flags.
+def base_eval(settings: EvalSettings) -> dict[str, Any]:
+    """Evaluate a stage's model, by default the base, on CORE's tasks; return what is kept of it.
 
     Raises:
         UserError: for a model that is not complete, an unknown task, data that cannot be fetched.
     """
+    return _evaluate("core", settings)
+
+
+def chat_eval(settings: EvalSettings) -> dict[str, Any]:
+    """Evaluate a stage's model, by default sft, as `base_eval` does, on the tasks of ChatCORE."""
+    return _evaluate("chat", settings)
+
+
+def _evaluate(kind: str, settings: EvalSettings) -> dict[str, Any]:
     console.start()
     run = Path(settings.model_dir)
     stage = STAGES[kind] if settings.stage == "auto" else settings.stage

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from pt_app.pretrain.overlap import WORDS, Overlap, texts_of
 from pt_app.pretrain.scoring import generate
 from pt_app.pretrain.settings import ReportSettings
 from pt_app.pretrain.shards import MANIFEST, Shards, Tokens, open_shards
-from pt_app.pretrain.stages import METRICS, STAGE, sample
+from pt_app.pretrain.stages import METRICS, STAGE
 from pt_app.pretrain.tasks import TASKS, Bundle
 from pt_app.report.charts import training
 
 log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 STAGES = ("base", "mid", "sft")
-BEGINNINGS = ("The ", "In the beginning", "A function that")
+BEGINNINGS = ("The", "In the beginning", "A function that")
 QUESTIONS = ("Who are you?", "Spell the word river.", "What is the capital of France?")
+SAMPLE_TOKENS = 48
 PIECE, MAX_SCANNED = 1 << 20, 1 << 30  # tokens at a time, and bytes of text in all
 Json = dict[str, Any]
 
@@ -142,11 +144,12 @@ def _stages(stages: dict[str, Json]) -> str:
         numbers += [f"{about['seconds']:,.0f}", f"{about['tokens'] / about['seconds']:,.0f}"]
         loss = f"{last['eval_loss']:.4f}" if "eval_loss" in last else "–"
         rows.append([name, *numbers, loss, "–" if bpb is None else f"{bpb:.4f}"])
-    where = {
-        f"{name}: {inline(about['hardware'])}, {about['processes']} process(es)"
-        for name, about in stages.items()
-    }
-    return "\n\n".join([table(header, rows), "; ".join(sorted(where)) + "."])
+    where = dict[str, list[str]]()
+    for name, about in stages.items():
+        processes = "one process" if about["processes"] == 1 else f"{about['processes']} processes"
+        where.setdefault(f"{inline(about['hardware'])}, {processes}", []).append(name)
+    lines = [f"{', '.join(names)}: {hardware}." for hardware, names in where.items()]
+    return "\n\n".join([table(header, rows), *lines])
 
 
 def _pictures(run: Path, stages: dict[str, Json], output: Path) -> Iterator[tuple[str, Json]]:
@@ -159,7 +162,8 @@ def _pictures(run: Path, stages: dict[str, Json], output: Path) -> Iterator[tupl
 
 
 def _validation(stages: dict[str, Json], text: Json | None) -> str:
-    rows = {f"{name} (this model)": _bpb(about) for name, about in stages.items()}
+    """Compare the base with the baselines: later stages are validated on conversations."""
+    rows = {"base (this model)": _bpb(stages["base"])} if "base" in stages else {}
     rows |= (text or {}).get("baselines", {})
     known = {name: value for name, value in rows.items() if value is not None}
     ordered = sorted(known.items(), key=lambda row: row[1])
@@ -218,17 +222,18 @@ def _letters(own: dict[str, Json]) -> Iterator[str]:
 
 
 def _samples(run: Path, stages: dict[str, Json]) -> Iterator[str]:
-    """Yield what each model writes: beginnings it continues, and questions it answers."""
+    """Yield what each model writes, greedily: beginnings it continues, questions it answers."""
     for name in stages:
         model = AutoModelForCausalLM.from_pretrained(run / name).eval()
         tokenizer = AutoTokenizer.from_pretrained(run / name)
         if name == "base":
-            written = [sample(model, tokenizer, beginning) for beginning in BEGINNINGS]
-            yield fenced([(f"base {number}", text) for number, text in enumerate(written, 1)])
+            written = generate(model, tokenizer, BEGINNINGS, SAMPLE_TOKENS)
+            pairs = zip(BEGINNINGS, written, strict=True)
+            yield fenced([(name, beginning + text) for beginning, text in pairs])
             continue
         asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
         ids = [template_ids(tokenizer, turns, add_generation_prompt=True) for turns in asked]
-        written = generate(model, tokenizer, [tuple(prompt) for prompt in ids], 48)
+        written = generate(model, tokenizer, [tuple(prompt) for prompt in ids], SAMPLE_TOKENS)
         pairs = zip(QUESTIONS, written, strict=True)
         yield fenced([(who, t) for q, a in pairs for who, t in (("user", q), (name, a))])
 
@@ -244,8 +249,14 @@ def _overlap(text: Json | None) -> str:
 
 def _settings(stages: dict[str, Json]) -> str:
     names = sorted({name for about in stages.values() for name in about["facts"]})
+    facts = [[about["facts"].get(name) for about in stages.values()] for name in names]
     rows = [
-        [inline(name), *[inline(about["facts"].get(name, "")) for about in stages.values()]]
-        for name in names
+        [inline(name), *["" if value is None else inline(_short(str(value))) for value in own]]
+        for name, own in zip(names, facts, strict=True)
     ]
     return table(["", *stages], rows)
+
+
+def _short(value: str) -> str:
+    """Write a hash by its first digits: stage.json has all of it."""
+    return f"{value[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", value) else value
