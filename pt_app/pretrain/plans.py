@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,6 @@ from pt_app.pretrain.settings import (
     Gpt2Settings,
     MidSettings,
     SmallSettings,
-    TextSettings,
     TokenizerSettings,
     decisive,
 )
@@ -104,18 +102,18 @@ def chat_train(settings: MidSettings) -> Path:
 def train_gpt2(settings: Gpt2Settings) -> Path:
     """Train GPT-2 124M with its own vocabulary on a text; return its folder."""
     data = Path(settings.output_dir) / "tokens"
-    common = {"text": settings.train_data, "split": settings.split, "data_dir": str(data)}
-    make_tokens(TokenizerSettings(vocabulary="gpt2", **common))
+    wanted = TokenizerSettings(text=settings.train_data, split=settings.split, data_dir=str(data))
+    make_tokens(replace(wanted, vocabulary="gpt2"))
     return _train_text("gpt2", settings, settings.seq_length, data, shapes.gpt2())
 
 
 def train_small(settings: SmallSettings) -> Path:
     """Train a small model on a text, with the tokenizer that is there or a new one."""
     data, folder = Path(settings.output_dir) / "tokens", Path(settings.tokenizer).parent
-    common = {"text": settings.train_data, "split": settings.split, "data_dir": str(data)}
+    wanted = TokenizerSettings(text=settings.train_data, split=settings.split, data_dir=str(data))
     there = (folder / "tokenizer_config.json").is_file()
     given = AutoTokenizer.from_pretrained(folder) if there else None
-    made = make_tokens(TokenizerSettings(vocab_size=settings.vocab_size, **common), given)
+    made = make_tokens(replace(wanted, vocab_size=settings.vocab_size), given)
     if not there and console.is_main_process():
         shutil.copytree(data / TOKENIZER, folder, dirs_exist_ok=True)
     if settings.hidden_size % settings.num_heads:
@@ -139,7 +137,11 @@ def train_small(settings: SmallSettings) -> Path:
 
 
 def _train_text(
-    name: str, settings: TextSettings, sequence: int, data: Path, config: PretrainedConfig
+    name: str,
+    settings: Gpt2Settings | SmallSettings,
+    sequence: int,
+    data: Path,
+    config: PretrainedConfig,
 ) -> Path:
     """Train in passes over a text, and keep the best weights; `data` holds its tokens."""
     batch = settings.batch_size * settings.gradient_accumulation_steps * console.ranks()
@@ -172,7 +174,7 @@ def _working(final: Path) -> Path:
     return final.with_name(f"{final.name}.training")
 
 
-def _tokens(data: Path) -> Mapping[str, object]:
+def _tokens(data: Path) -> dict[str, object]:
     """Return the hash of the manifest of the tokens, which has those of the shards."""
     return {"tokens": sha256_file(data / MANIFEST)}
 
