@@ -199,3 +199,17 @@ def test_a_killed_process_resumes_to_the_same_weights(
         assert process.wait(60) in (-number, 130)
     subprocess.run(command, cwd=ROOT, check=True)
     assert weights(tmp_path / "base") == weights(made)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(made: Path, data: Path, tmp_path: Path) -> None:
+    flags = SMALL | {"device": "cpu", "data_dir": data, "model_dir": tmp_path}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "scripts.base_train", *(f"--{name}={value}" for name, value in flags.items())]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    lines = [
+        (f / "metrics.jsonl").read_text("utf-8").splitlines() for f in (made, tmp_path / "base")
+    ]
+    for one, two in zip(*([json.loads(line) for line in each] for each in lines), strict=True):
+        for name in one.keys() & {"loss", "eval_loss", "eval_bpb", "eval_n_bytes"}:
+            assert two[name] == pytest.approx(one[name], abs=1e-5), name

@@ -56,7 +56,7 @@ class Plan:
         resume: the checkpoint to resume; None: the newest in `work`, if there is one.
         keep_best: whether the weights of the best validation are the result, and the checkpoints
             stay; else the last weights are, and they do not.
-        log_dir: the folder of TensorBoard's event files; None: `work`.
+        log_dir: the folder for event files of TensorBoard; None: they are not asked for.
     """
 
     name: str
@@ -125,7 +125,7 @@ def run_stage(plan: Plan, build: Build) -> Path:
         log.info("%s on %s (%s)", plan.name, platform.hardware, platform.reason)
         launcher.meet(platform.on_cpu)
         tracked = replace(settings, tracking=tracking)
-        name, folder = _run_name(plan), plan.log_dir or plan.work
+        name, folder = _run_name(plan), plan.log_dir or final.parent / "tracking" / plan.name
         tracker = stack.enter_context(Tracker(tracked, folder, say=log.info, name=name))
         stack.enter_context(shortage_explained("training", SHORTAGE))
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK

@@ -286,7 +286,7 @@ def train(loop: TrainingLoop, checkpoint: Path | None, again: str = "--resume co
         if not is_lost_rank(error):
             raise
         newest, _ = newest_complete(loop.args.output_dir)
-        kept = f"--resume continues from {newest}" if newest else "start again"
+        kept = f"{again} from {newest}" if newest else "start again"
         raise UserError(
             f"one of the {console.ranks()} processes that trained together is gone, in step "
             f"{loop.state.global_step + 1}; look at its last lines; {kept}"
