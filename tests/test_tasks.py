@@ -214,7 +214,13 @@ def test_baselines_of_joined_folds_keep_their_scores_and_judges_how_they_judged(
             )
             for i in range(20)
         ]
-        how: dict[str, Any] = {"grid": "1-3", "rule": "median", "order": None, "change": int8, "cut": cut}
+        how: dict[str, Any] = {
+            "grid": "1-3",
+            "rule": "median",
+            "order": None,
+            "change": int8,
+            "cut": cut,
+        }
         judge = JudgeRows("adapter", adapter.name, rows, precision="int8", **how)
         values = np.array([1.4 + i % 5 / 2 for i in range(20)])
         baselines = [Baseline.of("TF-IDF", values, scale, "the training rows")]

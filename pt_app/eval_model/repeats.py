@@ -116,7 +116,8 @@ def over_folds(settings: Settings, folds: Sequence[Path], train: Train) -> list[
 def _grid_of(settings: Settings, data: JudgeData) -> str:
     from pt_app.core.grids import choose_grid, grid_name
 
-    scale, _ = choose_grid(settings.grid, data.scale, data.train, settings.max_samples)
+    how = settings.max_samples, (*data.val, *data.test)
+    scale, _ = choose_grid(settings.grid, data.scale, data.train, *how)
     return grid_name(scale)
 
 
