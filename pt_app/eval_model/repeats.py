@@ -122,9 +122,9 @@ def _grid_of(settings: Settings, data: JudgeData) -> str:
 
 
 def trained_before(settings: Settings) -> list[Path]:
-    """Return the adapters in `--output_dir` that a training with these settings would make again.
+    """Return the adapters in `--output_dir` of the same settings, data and base, the newest first.
 
-    They have the same settings, data and base, wherever these two lie. The newest is first.
+    Where data and base lie does not matter.
     """
     from pt_app.core.dataset import read_dataset
     from pt_app.models.bases import model_identity, read_json, resolve_model
@@ -140,8 +140,8 @@ def trained_before(settings: Settings) -> list[Path]:
 
     def is_same(folder: Path) -> bool:
         made = read_json(folder / "training_config.json")
-        same_data = made["data"]["sha256"] == data.sha256
-        return same_data and made["base"] == base and made["settings"] | places == own
+        by = made["settings"] | places, made["data"]["sha256"], made["base"]
+        return by == (own, data.sha256, base)
 
     return [folder for folder in folders if is_same(folder)]
 
