@@ -433,6 +433,36 @@ def test_pass_fail_has_auc_mcc_and_accuracy_at_coverages(tmp_path: Path) -> None
     assert f"(AUC) of {judge['roc_auc']['value']:.3f} [" in report
 
 
+def test_rows_without_verdict_or_probabilities_leave_the_others_their_numbers(
+    tmp_path: Path,
+) -> None:
+    draw = random.Random(6)
+    rows = []
+    for i in range(100):
+        fail = round(draw.random(), 3)
+        human, said = ("FAIL" if draw.random() < fail else "PASS" for _ in range(2))
+        rows.append({"human": human, "said": said, "p": f"{1 - fail:.3f} {fail}", "s": i // 2})
+    flags = "--probabilities=p", "--group=s", "--scale=pass_fail"
+    for folder in ("others", "all"):
+        (tmp_path / folder).mkdir()
+    others = measured(written(tmp_path / "others" / "v.csv", rows[3:]), *flags)["models"][0]
+    for row in rows[:2]:
+        row["said"] = "I cannot say" if row is rows[0] else ""
+    rows[2]["p"] = ""
+    file = written(tmp_path / "all" / "v.csv", rows)
+    found = measured(file, *flags, "--labels=I cannot say=")["models"][0]
+    assert (found["n"], found["parse_failures"]) == (100, 2)
+    assert found["selective"].pop("left_out") == 3
+    assert others["selective"].pop("left_out") == 0
+    assert found["selective"] == others["selective"]
+    assert found["selective"]["kept"]["n"] == 97
+    # The probability of FAIL is known where the verdict is not.
+    assert found["roc_auc"]["n"] == found["operating"]["n"] == 99
+    report = (tmp_path / "all" / "out" / "report.md").read_text()
+    assert "3 rows without a readable verdict or without probabilities are left out." in report
+    assert "left out." not in (tmp_path / "others" / "out" / "report.md").read_text()
+
+
 def test_each_two_annotators_have_their_kappa_in_results_and_report(tmp_path: Path) -> None:
     results = measured(written(tmp_path / "v.csv", rows_of()), "--annotators=people")
     (pair,) = results["people"]["pairs"]

@@ -312,6 +312,25 @@ def test_a_gpu_that_is_not_here_is_planned_for_and_told_as_json(
     assert unknown["limit"]["bytes"] is None
 
 
+def test_evaluation_that_may_read_less_than_whole_lines_is_said_to_be_estimated_with_them(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows", test=100)
+
+    def says(data: Path, *flags: str) -> bool:
+        lines = wanted(base, data, tmp_path, *flags).lines()
+        return any("as if whole lines of verdicts were read" in line for line in lines)
+
+    assert says(data, "--reading=branches")
+    assert not says(data, "--reading=branches", "--skip_eval")
+    assert not says(data, "--reading=auto")  # eleven verdicts
+    assert not says(rows, "--reading=branches")  # too few rows to compare on
+    (data / "dataset.json").write_text('{"scale": "0-100"}')
+    assert says(data, "--grid=off")
+    assert not says(data, "--grid=off", "--reading=exact")
+    assert not says(data)  # the grid has ten
+
+
 def test_times_are_told_in_the_unit_that_a_person_would_use() -> None:
     seconds = Seconds(training=93_960, validation=2_100, evaluation=12, packs=3, spent=1.25)
     (line,) = seconds.lines()

@@ -109,6 +109,17 @@ def test_a_curve_is_the_same_training_on_fewer_rows(
             k: v for k, v in mine.items() if k not in other
         }
     assert "## Learning curve" in (tmp_path / "out" / "report.md").read_text()
+    # Its shares are used again; those of a judge that was trained otherwise are not.
+    other = tmp_path / "other_final"
+    shutil.copytree(adapter, other)
+    config = json.loads((other / "training_config.json").read_text())
+    config["settings"]["lr"] *= 2
+    (other / "training_config.json").write_text(json.dumps(config))
+    for judge, trainings in ((adapter, 1), (other, 2)):
+        words[1] = f"--adapter={judge}"
+        assert run(*words, f"--out={tmp_path / 'out'}").exit_code == 0
+        for name in ("quarter", "half"):
+            assert len([*(tmp_path / "out" / "curve" / name).glob("*_final")]) == trainings
 
 
 def test_examples_are_shown_as_turns_before_the_row(

@@ -1,6 +1,7 @@
 """A judge of a fine scale that speaks a coarser one: bins, prompts, scores, adapters, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from pt_app.core.grids import choose_grid
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
+from pt_app.core.settings import resolve
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import usual_tolerance
 from pt_app.models.adapters import attach_lora, save_adapter, verify_adapter
 from pt_app.scoring.scorer import JudgeScorer
+from pt_app.training.preparation import prepare
 from tests.tiny_models import make_model, make_tokenizer
 
 FINE, COARSE = Scale.from_name("0-100"), Scale.from_name("0-9")
@@ -169,6 +172,20 @@ def test_grid_that_does_not_fit_is_refused_in_one_line(scale: str, grid: str, pr
     with pytest.raises(UserError, match=problem) as raised:
         choose_grid(grid, Scale.from_name(scale), [])
     assert "\n" not in str(raised.value)
+
+
+def test_grid_is_refused_with_chat_rows_in_any_split(tmp_path: Path) -> None:
+    fields = {"source": "the house", "candidate": "a casa", "label": {"verdict": 55}}
+    chat = {"input": "Score this from 0 to 100: a casa", "output": "Score: 55/100"}
+    for split in ("train", "val", "test"):
+        for other in ("train", "val", "test"):
+            rows = [fields | {"source": other}, *([chat] if other == split else [])]
+            (tmp_path / f"judge_{other}.json").write_text(json.dumps(rows))
+        (tmp_path / "dataset.json").write_text(json.dumps({"scale": "0-100"}))
+        settings = resolve("mps", ["--model=tiny", f"--data_dir={tmp_path}", "--grid=0-9"], "", "")
+        with pytest.raises(UserError, match=f"judge_{split}.json.*--grid 0-9: it is a chat row"):
+            prepare(settings)
+        assert prepare(replace(settings, grid="auto")).encoder.scale.grid is None
 
 
 def test_preview_shows_the_grid_that_training_would_choose(tmp_path: Path) -> None:

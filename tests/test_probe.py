@@ -1,6 +1,7 @@
 """The frozen probe: states that are those of the plain model, their cache, and what is learned."""
 
 import json
+import os
 import random
 import shutil
 from io import StringIO
@@ -170,6 +171,27 @@ def test_a_damaged_entry_is_computed_again_and_a_full_disk_does_not_matter(
     monkeypatch.setenv("JUDGE_CACHE", str(cache / "file"))
     np.testing.assert_array_equal(states_of(base).of(rows), first)
     assert "not cached" in caplog.text
+
+
+def test_the_least_recently_used_entries_go_when_the_cache_is_full(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_CACHE", str(tmp_path))
+    folder, own, rows = tmp_path / "states", states_of(base), some_rows(4)
+    kept: list[Path] = []
+    for count in (1, 2, 3):
+        own.of(rows[:count])
+        (entry,) = set(folder.iterdir()) - set(kept)
+        kept.append(entry)
+        os.utime(entry, (count, count))  # seconds, since each is written within one
+    own.of(rows[:1])
+    size = sum(entry.stat().st_size for entry in (kept[0], kept[2]))
+    last = own.of(rows)
+    (entry,) = set(folder.iterdir()) - set(kept)
+    entry.unlink()
+    monkeypatch.setattr(base_states, "MAX_CACHED", size + last.size * 4 + 128)
+    own.of(rows)
+    assert set(folder.iterdir()) == {kept[0], kept[2], entry}
 
 
 def test_a_row_without_a_state_trains_nothing_and_gets_a_verdict(base: Path) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pt_app.core.errors import UserError
+from pt_app.core.settings import Settings, resolve
+from pt_app.eval_model import demo, repeats
 from pt_app.eval_model.judge_train_cuda import main as train_cuda
 from pt_app.eval_model.judge_train_mps import main as train_mps
 from tests.conftest import slow_case
@@ -75,3 +78,41 @@ def test_repeats_that_would_tell_nothing_are_refused(
     with pytest.raises(UserError, match=words):
         train_mps(flags(base, rows, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def trained(adapter: Path, base: Path, rows: Path) -> Settings:
+    """The settings of the adapter, which says which grid was chosen for them."""
+    given = {"model": base, "data_dir": rows, "output_dir": adapter.parent, "epochs": 1}
+    argv = [f"--{name}={value}" for name, value in given.items()]
+    return resolve("mps", [*argv, "--tracking=off"], "", "")
+
+
+def test_demo_shows_an_earlier_judge_only_if_it_has_the_same_settings(
+    adapter: Path, trained: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Settings] = []
+
+    def run(settings: Settings, _: repeats.Train) -> list[Path]:
+        begun.append(settings)
+        return [adapter]
+
+    monkeypatch.setattr(demo.repeats, "run", run)
+    monkeypatch.setattr(demo, "_generated", lambda *_: [])
+    others = [{"lr": 0.5}, {"test_samples": 3}, {"verdict_rule": "mode"}, {"seed": 1}, {}]
+    for changed in others:
+        settings = replace(trained, **changed)
+        monkeypatch.setattr(demo, "resolve", lambda *_, chosen=settings: chosen)
+        assert demo.run_demo() == adapter / "evaluation" / "report.html"
+    assert begun == [replace(trained, **changed) for changed in others if changed]
+
+
+def test_judge_of_other_data_or_another_base_was_not_trained_before(
+    adapter: Path, trained: Settings, tmp_path: Path
+) -> None:
+    assert repeats.trained_before(trained) == [adapter]
+    assert repeats.trained_before(replace(trained, model="tiny")) == []
+    other = write_rows(tmp_path / "rows")
+    assert repeats.trained_before(replace(trained, data_dir=str(other))) == [adapter]  # the same
+    (other / "judge_val.json").unlink()
+    assert repeats.trained_before(replace(trained, data_dir=str(other))) == []

@@ -123,6 +123,55 @@ def test_command_ends_well_on_any_terminal(
         json.loads(made.stdout)
 
 
+LOGS = """
+import logging, os, sys
+from pt_app.core import console
+console.start()
+logging.getLogger("pt_app.x").info("a line")
+print("not ended by the first line", file=sys.stderr)"""
+SOCKET = """
+import socket
+one, other = socket.socketpair()
+other.close()
+one.send(b"x")"""
+CLOSED: dict[str, list[str]] = {
+    "a recipe's help": ["pt_app/eval_model/judge_train_mps.py", "--help"],
+    "a script's help": ["scripts/vast.py", "--help"],
+    "a group's help": ["-m", "pt_app.cli", "--help"],
+    "a command's help": ["-m", "pt_app.cli", "score", "--help"],
+    "a command": ["-m", "pt_app.cli", "base", "list"],
+    "JSON": ["-m", "pt_app.cli", "data", "check", "datasets/judge_eval", "--json"],
+}
+
+
+def closed(*command: str, unbuffered: str = "1") -> tuple[int, str]:
+    """Run Python with these words where stdout has no reader; return its code and its stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    words = [sys.executable, *command]
+    done = subprocess.run(words, cwd=ROOT, env=env, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize("what", CLOSED)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_a_process_silently(what: str, unbuffered: str) -> None:
+    assert closed(*CLOSED[what], unbuffered=unbuffered) == (141, "")
+
+
+@pytest.mark.parametrize(("body", "code"), [(LOGS, 141), (SOCKET, 1)])
+def test_log_line_that_nobody_reads_ends_a_process_and_a_closed_socket_is_a_bug(
+    body: str, code: int, tmp_path: Path
+) -> None:
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    program = f"from pt_app.core.errors import exit_with\ndef main():\n{lines}exit_with(main)"
+    ended, said = closed("-c", program)
+    assert (ended, "BrokenPipeError" in said) == (code, code == 1)
+    assert "not ended" not in said
+
+
 class Log(io.StringIO):
     """A log file, in place of stderr."""
 

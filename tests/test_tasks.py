@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
-from pt_app.core.results import JudgeResults, Prediction, Results, read_results
+from pt_app.core.results import JudgeResults, PrecisionChange, Prediction, Results, read_results
 from pt_app.core.settings import RECIPES
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model import dispatch, folds
@@ -197,7 +197,10 @@ def test_baselines_of_joined_folds_keep_their_scores_and_judges_how_they_judged(
     tmp_path: Path,
 ) -> None:
     scale, adapters = Scale.from_name("1-5"), [tmp_path / "a", tmp_path / "b"]
-    for adapter in adapters:
+    int8 = PrecisionChange(n=12, verdicts=1, probability=0.02)
+    # The other fold's lines could not be cut.
+    cuts = [PrecisionChange(n=50, verdicts=0, probability=1e-5), None]
+    for adapter, cut in zip(adapters, cuts, strict=True):
         rows = [
             Prediction.model_validate(
                 {
@@ -211,7 +214,14 @@ def test_baselines_of_joined_folds_keep_their_scores_and_judges_how_they_judged(
             )
             for i in range(20)
         ]
-        judge = JudgeRows("adapter", adapter.name, rows, grid="1-3", rule="median", order=None)
+        how: dict[str, Any] = {
+            "grid": "1-3",
+            "rule": "median",
+            "order": None,
+            "change": int8,
+            "cut": cut,
+        }
+        judge = JudgeRows("adapter", adapter.name, rows, precision="int8", **how)
         values = np.array([1.4 + i % 5 / 2 for i in range(20)])
         baselines = [Baseline.of("TF-IDF", values, scale, "the training rows")]
         about = results_of([judge], scale, {"path": "d"}, baselines, (), {})
@@ -221,6 +231,8 @@ def test_baselines_of_joined_folds_keep_their_scores_and_judges_how_they_judged(
     (baseline,), (model,) = joined.baselines, joined.models
     assert baseline.metrics["pearson"].value == pytest.approx(1)
     assert (model.grid, model.verdict_rule, model.order) == ("1-3", "median", None)
+    assert model.precision_change == PrecisionChange(n=24, verdicts=2, probability=0.02)
+    assert model.reading_change == cuts[0]
 
 
 REAL = {

@@ -58,13 +58,32 @@ def test_a_row_is_typed_field_by_field_or_pasted_as_json() -> None:
 
 @pytest.mark.parametrize("name", ["pass_fail", "pairwise", "0-10", "0-10:0.5", "0-100", "0-1000"])
 def test_a_distribution_has_eleven_bars_at_most_which_sum_to_one(name: str) -> None:
-    values = Scale.from_name(name).values
-    bars = folded({str(value): 1 / len(values) for value in values})
-    assert len(bars) == min(len(values), len(bars), 11)
+    scale = Scale.from_name(name)
+    bars = folded({str(value): 1 / len(scale.values) for value in scale.values}, scale)
+    assert len(bars) == min(len(scale.values), len(bars), 11)
     assert sum(bars.values()) == pytest.approx(1)
-    if name == "0-100":
-        assert list(bars)[0::10] == ["0 to 9", "100"]
-        assert bars["0 to 9"] == pytest.approx(10 / 101)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "titles"),
+    [
+        ("0-100", "", ["0 to 9", "10 to 19", "90 to 100"]),
+        ("1-100", "", ["1 to 10", "11 to 20", "91 to 100"]),
+        ("0-100", "0-9", ["0 to 9", "10 to 19", "90 to 100"]),
+        ("0-100", "1-5", ["0 to 19", "20 to 39", "80 to 100"]),
+        ("0-10", "0-4", ["0 to 1", "2 to 3", "8 to 10"]),
+        ("0-1000", "0-100", ["0 to 99", "100 to 199", "900 to 1000"]),  # too many for a screen
+    ],
+)
+def test_the_bars_are_the_bins_that_the_judge_speaks_or_tens(
+    name: str, grid: str, titles: list[str]
+) -> None:
+    scale = Scale.from_name(name)
+    scale = scale.with_grid(grid) if grid else scale
+    bars = folded({str(value): float(value) for value in scale.values}, scale)
+    assert [*list(bars)[:2], list(bars)[-1]] == titles
+    low, _, high = titles[-1].partition(" to ")
+    assert bars[titles[-1]] == sum(range(int(low), int(high) + 1))
 
 
 def test_a_terminal_is_asked_until_its_end_and_a_bad_row_is_only_said(

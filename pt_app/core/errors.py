@@ -1,6 +1,6 @@
 """Errors that a user can fix, and how a program ends on them.
 
-Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted.
+Exit codes: 0 done; 1 a bug; 2 the user can fix it; 130 interrupted; 141 nobody reads the output.
 """
 
 import errno
@@ -29,6 +29,14 @@ def exit_with(main: Callable[[], object]) -> NoReturn:
     # Python looks for garbage among them a few thousand times, a quarter of the 10 s they take.
     gc.set_threshold(50_000, 20, 20)
     streams.prepare(_keep)
+    try:
+        _run(main)
+    except SystemExit:
+        print(end="", flush=True)  # here, since Python's own end would complain of a closed pipe
+        raise
+
+
+def _run(main: Callable[[], object]) -> NoReturn:
     try:
         main()
     except UserError as error:

@@ -18,7 +18,11 @@ MIN_ROWS = 50  # training rows per verdict from which on `auto` leaves a finer s
 
 
 def choose_grid(
-    asked: str, scale: Scale, train: Sequence[JudgeExample], max_samples: int = 0
+    asked: str,
+    scale: Scale,
+    train: Sequence[JudgeExample],
+    max_samples: int = 0,
+    others: Sequence[JudgeExample] = (),
 ) -> tuple[Scale, str]:
     """Return a scale with the grid that its judge speaks, or without one.
 
@@ -29,24 +33,30 @@ def choose_grid(
         scale: the scale of the labels.
         train: the training rows of the dataset.
         max_samples: how many of them are drawn; 0: all.
+        others: the other rows of the dataset.
 
     Returns:
         The scale, and a line that says why; the line is "" where there is nothing to choose.
 
     Raises:
-        UserError: for a grid that does not fit the scale.
+        UserError: for a grid that does not fit the scale, or the prompts of chat rows.
     """
+    chat = [row for row in (*train, *others) if row.prompt is not None]
     if asked not in (AUTO, OFF):
         try:
             binned = scale.with_grid(asked)
         except UserError as error:
             raise UserError(f"--grid: {error}") from error
+        if chat:
+            problem = f"it is a chat row, whose prompt names the scale {scale.name} itself"
+            remedy = "give rows of fields, as in docs/DATA.md, or leave --grid out"
+            raise UserError(f"{chat[0].where}: --grid {asked}: {problem}: {remedy}")
         return binned, f"grid {asked}: as asked for; {_cost(binned, train)}"
     if asked == OFF or scale.task != "score" or len(scale.values) <= MAX_VERDICTS:
         return scale, ""
     rows, verdicts = min(max_samples or len(train), len(train)), len(scale.values)
     share = f"{rows:,} training rows are {rows / verdicts:.3g} for each of {verdicts} verdicts"
-    if any(row.prompt is not None for row in train):
+    if chat:
         return scale, f"grid: none, since the prompts of chat rows name the scale {scale.name}"
     if rows >= MIN_ROWS * verdicts:
         return scale, f"grid: none, {share} ({MIN_ROWS} suffice)"

@@ -203,7 +203,11 @@ class Coverage(Stored):
 
 
 class Selective(Threshold):
-    """Selective judging: risk by coverage, and what the threshold keeps."""
+    """Selective judging: risk by coverage, and what the threshold keeps.
+
+    `left_out` counts the rows without a readable verdict or without probabilities, which are in
+    none of its numbers.
+    """
 
     curve: list[RiskPoint] = []
     aurc: Metric = Metric()
@@ -211,6 +215,7 @@ class Selective(Threshold):
     kept: Metric = Metric()
     right: Metric = Metric()
     at_coverage: list[Coverage] = []
+    left_out: int = 0
 
 
 class Operating(Stored):

@@ -2,7 +2,8 @@
 
 A sign that the terminal lacks is replaced. Where a stream is no terminal, a progress bar, whichever
 library draws it, is a plain line every half minute. Known lines of libraries that no reader can act
-on are not shown. What `--json` is to print stands alone on stdout.
+on are not shown. What `--json` is to print stands alone on stdout. Where nobody reads a stream any
+longer, as behind `| head`, the process ends silently.
 
 Nothing heavy is imported here, since every command pays for it.
 """
@@ -15,9 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 BAR_SECONDS = 30.0
+CLOSED = 141  # exit code: 128 + SIGPIPE, as a shell says it of a program that this signal ended
 _MOVES = re.compile(r"(\n|\x1b\[A)*")
 REPLACED = "pt_app.replaced"  # the name of the error handler below
 # What the project's own lines hold beside ASCII and has an equal there.
@@ -64,33 +66,52 @@ class Stream:
         A bar below others starts with line ends, as an empty line does: in a file these wait for
         what follows.
         """
-        if "\r" in text and "\n" not in text:
-            self._in_bar, self._blank = True, ""
-            self._draw(text)
-        elif _MOVES.fullmatch(text) and not self._partial:  # a bar's end, or a step to another bar
-            if self._terminal:
-                self._inner.write(text)
-            elif not self._in_bar:
-                self._blank += text
-        else:
-            self._inner.write(self._blank)
-            self._in_bar, self._blank = False, ""
-            *lines, self._partial = (self._partial + text).split("\n")
-            for line in lines:
-                self._line(line)
+        with self._ended_if_closed():
+            if "\r" in text and "\n" not in text:
+                self._in_bar, self._blank = True, ""
+                self._draw(text)
+            elif _MOVES.fullmatch(text) and not self._partial:  # a bar's end, or a step to another
+                if self._terminal:
+                    self._inner.write(text)
+                elif not self._in_bar:
+                    self._blank += text
+            else:
+                self._inner.write(self._blank)
+                self._in_bar, self._blank = False, ""
+                *lines, self._partial = (self._partial + text).split("\n")
+                for line in lines:
+                    self._line(line)
         return len(text)
 
     def flush(self) -> None:
         """Write what a line has so far."""
-        if self._partial:
-            self._inner.write(self._partial)
-            self._partial = ""
-        self._inner.flush()
+        with self._ended_if_closed():
+            if self._partial:
+                self._inner.write(self._partial)
+                self._partial = ""
+            self._inner.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each of `lines`."""
         for line in lines:
             self.write(line)
+
+    @contextmanager
+    def _ended_if_closed(self) -> Iterator[None]:
+        """End the process where the reader of the stream has gone.
+
+        SystemExit is what libraries let pass: typer and argparse have answers of their own to an
+        OSError, and `logging` prints it for each line. The signal itself would also end a process
+        whose socket is closed.
+        """
+        try:
+            yield
+        except BrokenPipeError:
+            # What is left to write, at the exit too, goes nowhere.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._inner.fileno())
+            os.close(nowhere)
+            sys.exit(CLOSED)
 
     def _line(self, line: str) -> None:
         if not HIDDEN.search(line):
@@ -155,7 +176,7 @@ def only_json(wanted: bool = True) -> Iterator[None]:
     with suppress(AttributeError, OSError, ValueError):  # a stream that is no file
         descriptor = before.fileno()
     if descriptor == 1:
-        _result = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        _result = cast(TextIO, Stream(os.fdopen(os.dup(1), "w", encoding="utf-8")))
         os.dup2(2, 1)
     sys.stdout = sys.stderr
     try:

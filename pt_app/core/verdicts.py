@@ -125,15 +125,20 @@ class Scale:
         }
 
     @cached_property
+    def bins(self) -> tuple[tuple[Verdict, ...], ...]:
+        """The verdicts that each of `lines` stands for: without a grid one each."""
+        bins: dict[str, list[Verdict]] = {}
+        for value, line in self._line_of.items():
+            bins.setdefault(line, []).append(value)
+        return tuple(map(tuple, bins.values()))
+
+    @cached_property
     def line_values(self) -> tuple[Verdict, ...]:
         """The verdict that each of `lines` stands for.
 
         With a grid it is the value nearest to the mean of its bin, the lower one of two.
         """
-        bins: dict[str, list[Verdict]] = {}
-        for value, line in self._line_of.items():
-            bins.setdefault(line, []).append(value)
-        return tuple(values[(len(values) - 1) // 2] for values in bins.values())
+        return tuple(values[(len(values) - 1) // 2] for values in self.bins)
 
     def spread(self, probabilities: Sequence[float]) -> tuple[float, ...]:
         """Return the probabilities of `values` from those of `lines`: even within a bin."""

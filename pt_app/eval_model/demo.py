@@ -10,10 +10,9 @@ import pt_app
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.results import read_results
-from pt_app.core.settings import Settings, resolve
+from pt_app.core.settings import resolve
 from pt_app.eval_model import judge_train_mps, repeats
 from pt_app.eval_model.dispatch import recipe_command
-from pt_app.models.bases import model_identity, read_json, resolve_model
 from pt_app.models.known_bases import fetch
 from pt_app.report import terminal_table
 
@@ -27,7 +26,7 @@ ON_THE_HUB = "wmt/wmt20_mlqe_task1"
 def run_demo(seed: int = 0, real: bool = False) -> Path:
     """Make or read the data, train, evaluate, and print the table; return the path of report.html.
 
-    What is there already is used again.
+    Data that are there already are used again, and so is a judge that these settings made.
 
     Args:
         seed: of generated data and of the training. Each has folders of its own.
@@ -44,17 +43,16 @@ def run_demo(seed: int = 0, real: bool = False) -> Path:
     argv = ["--config", config, *flags]
     settings = resolve("mps", argv, "judge demo", "")
     print("\n".join(_real_data(data, settings.model) if real else _generated(data, seed)))
-    evaluation = _finished(data, settings)
-    if evaluation is None:
-        print(f"$ {shlex.join(recipe_command('mps', argv))}", flush=True)
-        (adapter,) = repeats.run(settings, judge_train_mps.train)
-        evaluation = adapter / "evaluation"
+    report = Path("evaluation/report.html")
+    made = [folder for folder in repeats.trained_before(settings) if (folder / report).exists()]
+    if made:
+        print(f"trained and evaluated before: {made[0]}")
+        console.show(terminal_table(read_results(made[0] / "evaluation")))
     else:
-        print(f"trained and evaluated before: {evaluation.parent}")
-        console.show(terminal_table(read_results(evaluation)))
-    report = evaluation / "report.html"
-    print(f"report: {report}")
-    return report
+        print(f"$ {shlex.join(recipe_command('mps', argv))}", flush=True)
+        made = repeats.run(settings, judge_train_mps.train)
+    print(f"report: {made[0] / report}")
+    return made[0] / report
 
 
 def _generated(data: Path, seed: int) -> list[str]:
@@ -115,17 +113,3 @@ def _config(name: str) -> str:
     if not file.exists():
         raise UserError(f"{file} is not there: run the demo from a clone of the repository")
     return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
-
-
-def _finished(data: Path, settings: Settings) -> Path | None:
-    """Return the newest evaluation of a demo adapter on this data, base and seed."""
-    hashes = read_json(data / "dataset.json")["sha256"]
-    base = model_identity(resolve_model(settings.model))
-    for adapter in sorted(ADAPTERS.glob("*_final"), reverse=True):
-        if not (adapter / "evaluation" / "report.html").exists():
-            continue
-        made = read_json(adapter / "training_config.json")
-        same_data = made["data"]["sha256"].items() <= hashes.items()
-        if same_data and made["base"] == base and made["settings"]["seed"] == settings.seed:
-            return adapter / "evaluation"
-    return None

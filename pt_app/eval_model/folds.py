@@ -13,6 +13,7 @@ from pt_app.core.results import (
     PREDICTIONS,
     RESULTS,
     JsonObject,
+    PrecisionChange,
     Prediction,
     Results,
     read_predictions,
@@ -81,10 +82,22 @@ def _joined(name: str, results: Sequence[Results], predictions: Sequence[Predict
         shortened,
         ties,
         precisions,
+        change=_over_all([model.precision_change for model in models]),
         grid=first.grid,
         rule=first.verdict_rule,
         order=first.order,
+        cut=_over_all([model.reading_change for model in models]),
     )
+
+
+def _over_all(changes: Sequence[PrecisionChange | None]) -> PrecisionChange | None:
+    """Return what scoring faster changed on the samples of all folds that did so."""
+    made = [change for change in changes if change is not None]
+    if not made:
+        return None
+    n, verdicts = sum(one.n for one in made), sum(one.verdicts for one in made)
+    largest = max(one.probability for one in made)
+    return PrecisionChange(n=n, verdicts=verdicts, probability=largest)
 
 
 def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:

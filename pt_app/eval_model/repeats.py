@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.settings import Recipe, Settings, resolve, table
 
 if TYPE_CHECKING:
+    from pt_app.core.dataset import JudgeData
     from pt_app.models.adapters import AdapterInfo
 
 # Trains and evaluates one judge, and returns the adapter's folder: `train` of a recipe.
@@ -28,6 +29,7 @@ MIN_CURVE_ROWS = 8
 # What a run on fewer rows does not take from the adapter's own training.
 NOT_REPEATED = {"data_dir", "output_dir", "model", "max_samples", "skip_eval", "resume"}
 NOT_REPEATED |= {"tracking", "seeds", "folds", "log_texts", "test_samples"}
+PLACES = ("data_dir", "output_dir", "model")  # settings that name where something lies
 log = logging.getLogger(__name__)
 
 
@@ -94,9 +96,13 @@ def over_folds(settings: Settings, folds: Sequence[Path], train: Train) -> list[
     Raises:
         UserError: for settings that do not fit, and an output folder that exists.
     """
+    from pt_app.core.dataset import read_dataset
+
     _check(settings, folds=True)
     root = _output_of(settings, folds)
-    settings = replace(settings, grid=_grid_of(settings, folds[0]))
+    # Chosen by the rows of the first fold for all of them: near a threshold they might differ.
+    first = read_dataset(folds[0], settings.allow_leaks)
+    settings = replace(settings, grid=_grid_of(settings, first))
     adapters = [
         train(replace(settings, data_dir=str(fold), output_dir=str(root / f"fold-{fold.name}")))
         for fold in folds
@@ -107,14 +113,37 @@ def over_folds(settings: Settings, folds: Sequence[Path], train: Train) -> list[
     return adapters
 
 
-def _grid_of(settings: Settings, fold: Path) -> str:
-    """Choose the grid of all folds by the rows of the first: near a threshold they might differ."""
-    from pt_app.core.dataset import read_dataset
+def _grid_of(settings: Settings, data: JudgeData) -> str:
     from pt_app.core.grids import choose_grid, grid_name
 
-    data = read_dataset(fold, settings.allow_leaks)
-    scale, _ = choose_grid(settings.grid, data.scale, data.train, settings.max_samples)
+    how = settings.max_samples, (*data.val, *data.test)
+    scale, _ = choose_grid(settings.grid, data.scale, data.train, *how)
     return grid_name(scale)
+
+
+def trained_before(settings: Settings) -> list[Path]:
+    """Return the adapters in `--output_dir` of the same settings, data and base, the newest first.
+
+    Where data and base lie does not matter.
+    """
+    from pt_app.core.dataset import read_dataset
+    from pt_app.models.bases import model_identity, read_json, resolve_model
+    from pt_app.models.provenance import without_absolute_paths
+
+    folders = sorted(Path(settings.output_dir).glob("*_final"), reverse=True)
+    if not folders:
+        return []
+    data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
+    places = dict.fromkeys(PLACES)
+    own = without_absolute_paths(asdict(settings)) | {"grid": _grid_of(settings, data)} | places
+    base = model_identity(resolve_model(settings.model))
+
+    def is_same(folder: Path) -> bool:
+        made = read_json(folder / "training_config.json")
+        by = made["settings"] | places, made["data"]["sha256"], made["base"]
+        return by == (own, data.sha256, base)
+
+    return [folder for folder in folders if is_same(folder)]
 
 
 def _output_of(settings: Settings, folds: Sequence[Path]) -> Path:
@@ -134,7 +163,7 @@ def on_fewer_rows(
         data: its dataset folder.
         rows: the number of training rows there.
         base: the path of its base, if that was a folder.
-        out: the folder below which to train; shares that are there are not trained again.
+        out: the folder below which to train; shares that were trained so are not trained again.
 
     Returns:
         The adapters' folders by the name of the share.
@@ -161,11 +190,13 @@ def on_fewer_rows(
         skip_eval=True,
         tracking="off",
     )
+    shares = {}
     for name, share in SHARES.items():
         count, folder = max(2, round(rows * share)), out / "curve" / name
-        if not list(folder.glob("*_final")):
-            train_with(recipe)(replace(settings, max_samples=count, output_dir=str(folder)))
-    return {name: max((out / "curve" / name).glob("*_final")) for name in SHARES}
+        own = replace(settings, max_samples=count, output_dir=str(folder))
+        made = trained_before(own)
+        shares[name] = made[0] if made else train_with(recipe)(own)
+    return shares
 
 
 def _write_spread(adapters: Sequence[Path]) -> None:

@@ -3,7 +3,6 @@
 `judge score` is for files of rows, `judge eval` for numbers.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pt_app.core import console
 from pt_app.core.dataset import draw, parse_json, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import UNDEFINED, number, shortened, visible
+from pt_app.core.grids import USUAL
 from pt_app.core.prompt_templates import Template, row_fields
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale
@@ -35,7 +35,7 @@ def try_rows(judge: Judge, feedback: bool = False) -> None:
     """
     if not sys.stdin.isatty():
         for place, row in piped_rows(sys.stdin):
-            show(judged(judge, row, place, feedback))
+            show(judged(judge, row, place, feedback), judge.info.scale)
         return
     with suppress(ImportError):
         import readline  # noqa: F401  (else a terminal cuts a pasted line after 4,095 bytes)
@@ -46,7 +46,8 @@ def try_rows(judge: Judge, feedback: bool = False) -> None:
         for count in range(1, sys.maxsize):
             try:
                 row = typed_row(asked_fields(judge.info.template, judge.info.scale))
-                show(judged(judge, row, Place(STDIN, count, lines=False), feedback))
+                place = Place(STDIN, count, lines=False)
+                show(judged(judge, row, place, feedback), judge.info.scale)
             except UserError as error:
                 print(error)
             except UnicodeDecodeError as error:
@@ -124,31 +125,31 @@ def try_examples(adapter: Path, data: Path, base: str | None, rows: int = 3) -> 
         texts = {"prompt": example.prompt, **row_fields(example)}
         _show_lines({name: text for name, text in texts.items() if text is not None})
         _show_lines({"label": example.label and example.label.verdict})
-        show(judged(judge, example.as_row(scale), Place(data, count, lines=False)))
+        show(judged(judge, example.as_row(scale), Place(data, count, lines=False)), scale)
 
 
-def show(judgement: Judgement) -> None:
+def show(judgement: Judgement, scale: Scale) -> None:
     """Print what a judgement holds, its distribution as bars, and its whole answer, if there is."""
     values = {field.name: getattr(judgement, field.name) for field in fields(judgement)}
     shown = {name for name, value in values.items() if value is not None} | {"verdict", "abstain"}
     names = [name for name in values if name in shown - NOT_SHOWN]
     _show_lines({name.replace("_", " "): values[name] for name in names})
     if judgement.probabilities:
-        console.show(_bars(folded(judgement.probabilities)))
+        console.show(_bars(folded(judgement.probabilities, scale)))
     if judgement.answer is not None:
         print(visible(judgement.answer.strip()))
     print(flush=True)
 
 
-def folded(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """Sum the probabilities of neighbours, so that at most `MAX_BARS` are left."""
-    names, chances = list(probabilities), list(probabilities.values())
-    size = math.ceil(len(names) / MAX_BARS)
-    starts = range(0, len(names), size)
-    sums = [sum(chances[start : start + size]) for start in starts]
-    parts = [names[start : start + size] for start in starts]
-    titles = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
-    return dict(zip(titles, sums, strict=True))
+def folded(probabilities: Mapping[str, float], scale: Scale) -> dict[str, float]:
+    """Sum the probabilities of neighbours, so that at most `MAX_BARS` are left.
+
+    They are summed by the bins that the judge speaks, if these are few enough, else by ten of equal
+    width, of which the last holds the top value too.
+    """
+    shown = scale if len(scale.bins) <= MAX_BARS else scale.with_grid(USUAL)
+    titles = [f"{own[0]} to {own[-1]}" if len(own) > 1 else str(own[0]) for own in shown.bins]
+    return dict(zip(titles, shown.gathered(list(probabilities.values())), strict=True))
 
 
 def _bars(chances: Mapping[str, float]) -> object:

@@ -77,6 +77,10 @@ class Resampler:
         """Whether there are too few groups (under 20) for a bootstrap."""
         return self.groups < FEW_GROUPS
 
+    def among(self, rows: npt.NDArray[np.bool_]) -> "Resampler":
+        """Return one of the groups that these rows [n] are in, with equal settings."""
+        return Resampler(self.index[rows].tolist(), self.resamples, self.seed)
+
     def estimate(self, statistic: Statistic, n: int | None = None, size: int = 1) -> Metrics:
         """Return each number of `statistic` on all rows, with its interval.
 

@@ -10,7 +10,7 @@ from pt_app.core.metrics import FloatArray, IntArray, rouge_l
 from pt_app.core.results import Check, JudgeResults, Prediction, Recalibrated, Slice, Systems
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import biases, calibration, pass_fail
-from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.calibration import Confidence, Fitted
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Asked
@@ -119,24 +119,33 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
         after = calibration.calibration(recalibrated, *rest)
         same = {name: getattr(after, name) for name in ("ece", "overconfidence", "brier")}
         numbers.mended = Recalibrated(temperature=fitted.temperature, rows=fitted.rows, **same)
-    if not np.isnan(probabilities).any():
+    if (known := ~np.isnan(probabilities[:, 0])).any():
         threshold, target = None, asked.target_accuracy
         # The threshold from validation rows holds for its own target and tolerance only.
         if fitted and (fitted.tolerance, fitted.threshold.target) == (tolerance, target):
             threshold = fitted.threshold.model_copy(update={"chosen_on": "validation"})
-        numbers.selective = calibration.selective(confidence, sample, target, threshold)
-        covered = calibration.at_coverages(confidence, verdicts, labels, scale, sample)
+        sure, among = (
+            Confidence(confidence.sure[known], confidence.right[known]),
+            sample.among(known),
+        )
+        numbers.selective = calibration.selective(sure, among, target, threshold)
+        covered = calibration.at_coverages(sure, verdicts[known], labels[known], scale, among)
         numbers.selective.at_coverage = covered
-    if scale.task == "pass_fail" and not np.isnan(every).any():
+        numbers.selective.left_out = int((~known).sum())
+    if scale.task == "pass_fail":
         _add_pass_fail(numbers, every[:, FAIL], judged)
     return confidence.sure - confidence.right
 
 
 def _add_pass_fail(numbers: JudgeResults, fail: FloatArray, judged: _Judged) -> None:
-    """Add the areas below the curves, and the cheapest threshold on the probability of FAIL."""
-    labels, asked, fitted = judged.labels, judged.asked, judged.fitted
+    """Add the areas below the curves, and the cheapest threshold on the probability of FAIL.
+
+    Rows without probabilities, whose `fail` is NaN, are left out.
+    """
+    known = ~np.isnan(fail)
+    fail, labels, asked, fitted = fail[known], judged.labels[known], judged.asked, judged.fitted
     costs = asked.missed_fail_costs, asked.false_alarm_costs
-    areas = pass_fail.areas(fail, labels, judged.sample)
+    areas = pass_fail.areas(fail, labels, judged.sample.among(known))
     numbers.roc_auc, numbers.pr_auc = areas["roc_auc"], areas["pr_auc"]
     if fitted is None or fitted.operating is None:
         numbers.operating = pass_fail.operating_threshold(fail, labels, *costs)

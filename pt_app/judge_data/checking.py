@@ -227,7 +227,7 @@ def check_folder(
     if not model:
         return report
     rows = [row for examples in splits.values() for row in examples]
-    scale, _ = choose_grid(AUTO, data.scale, data.train)
+    scale, _ = choose_grid(AUTO, data.scale, data.train, others=rows)
     encoder = encoder_of(data.card, scale, model, max_seq_length, chat_template)
     findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
     return replace(report, findings=findings, fit=_fit(rows, encoder, model))

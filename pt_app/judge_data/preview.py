@@ -53,7 +53,7 @@ def preview(
         raise UserError(f"{path} is not there (of its kind: {there}): {remedy}")
     rows = read_rows(path, card, split)
     train = rows if split == "train" else _train_rows(folder, card)
-    scale, why = choose_grid(grid, card_scale(card, folder / "dataset.json"), train)
+    scale, why = choose_grid(grid, card_scale(card, folder / "dataset.json"), train, others=rows)
     rows = rows if split == "test" else both_orders(rows)
     encoder = encoder_of(card, scale, model, max_seq_length, chat_template)
     # The rows of a group are cut alike, so all of them are encoded.

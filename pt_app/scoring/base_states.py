@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,7 @@ from pt_app.models.tree_attention import (
 from pt_app.scoring.scorer import evaluating
 
 BUDGET = 2048  # tokens per forward pass, as the scorer's
+MAX_CACHED = 2**30  # bytes of all entries; 2,000 rows of a base of width 4096 take 33 MB
 Prompts = Sequence[Sequence[int]]
 log = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ class BaseStates:
         np.save(content, states.astype(np.float32))
         try:
             write_bytes_atomic(path, content.getvalue())
+            _bound(path.parent)
         except UserError as error:  # the next evaluation computes them again
             log.warning("hidden states are not cached: %s", error)
         return states
@@ -97,12 +102,26 @@ class BaseStates:
 def _read(path: Path) -> FloatArray | None:
     """Return the states of a cache entry; None if there is none that can be read."""
     try:
-        return np.asarray(np.load(path), np.float64)
+        states = np.asarray(np.load(path), np.float64)
+        with suppress(OSError):  # a cache of somebody else
+            os.utime(path)  # now, for `_bound`: not every disk keeps when a file was read
+        return states
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError) as error:
         log.warning("%s cannot be read (%s): the states are computed again", path, error)
     return None
+
+
+def _bound(folder: Path) -> None:
+    """Remove the least recently used entries of the cache that are beyond `MAX_CACHED` bytes."""
+    with suppress(OSError):  # another process removes some too
+        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir()]
+        newest = sorted(entries, reverse=True)
+        totals = accumulate(size for _, size, _ in newest)
+        for total, (_, _, path) in zip(totals, newest, strict=True):
+            if total > MAX_CACHED:
+                path.unlink()
 
 
 def end_states(model: PreTrainedModel, prompts: Prompts) -> FloatArray:

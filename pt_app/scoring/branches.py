@@ -15,6 +15,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import SAMPLE, ReadingMode
+from pt_app.core.verdicts import Scale
 from pt_app.models.tree_attention import why_no_tree
 from pt_app.scoring.precision import change_between
 from pt_app.scoring.scorer import JudgeScorer, Scored
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 MANY = 25  # lines of verdicts from which "auto" cuts lines
 TOLERANCE = 1e-3  # maximum change of a probability
 MARGIN = TOLERANCE / 20  # the same on the rows that decide where lines are cut
+
+
+def may_cut(mode: ReadingMode, scale: Scale) -> bool:
+    """Return whether lines of a scale's verdicts are cut where a sample shows that they can be."""
+    return mode == "branches" or (mode == "auto" and len(scale.lines()) >= MANY)
 
 
 def chosen_lines(
@@ -47,7 +53,7 @@ def chosen_lines(
     Returns:
         The cut lines for `JudgeScorer`, and the change; None and None: whole lines are read.
     """
-    if mode == "exact" or (mode == "auto" and len(encoder.scale.lines()) < MANY):
+    if not may_cut(mode, encoder.scale):
         return None, None
     why = why_no_tree(model, encoder.max_seq_length)
     if len(sample) < SAMPLE:

@@ -53,7 +53,8 @@ def prepare(settings: Settings) -> Prepared:
     # The data come first: a base of several GB may have to be downloaded.
     data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
     rule = resolved_rule(settings.verdict_rule, data.scale)
-    scale, why = choose_grid(settings.grid, data.scale, data.train, settings.max_samples)
+    how = settings.max_samples, (*data.val, *data.test)
+    scale, why = choose_grid(settings.grid, data.scale, data.train, *how)
     source = bases.resolve_model(settings.model)
     tokenizer = bases.load_tokenizer(source, settings.chat_template)
     bases.check_model(source, tokenizer)

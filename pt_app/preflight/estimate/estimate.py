@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pt_app.core.errors import UserError
-from pt_app.core.settings import Settings
+from pt_app.core.settings import SAMPLE, Settings
 from pt_app.models.bases import tokenizer_files, weight_files
 from pt_app.models.platforms import Platform
 from pt_app.preflight.doctor.needs import free_bytes
@@ -17,6 +17,7 @@ from pt_app.preflight.estimate import memory
 from pt_app.preflight.estimate.memory import FLOAT32, GIB, MARGIN, Limit, Memory
 from pt_app.preflight.estimate.outline import Cost, Outline
 from pt_app.preflight.estimate.plan import Plan, plan_run
+from pt_app.scoring.branches import may_cut
 from pt_app.training.preparation import Prepared
 
 PACKS = [2**power for power in range(7, 16)]  # --pack_tokens that are tried: 128 to 32768
@@ -103,12 +104,27 @@ class Estimate:
         """Whether the evaluation stays below its limit, or is skipped."""
         return self.evaluation is None or self.host.fits(self.evaluation.total)
 
+    @property
+    def _may_read_less(self) -> bool:
+        """Whether the evaluation may read less than whole lines, as only the trained model tells.
+
+        Its peak memory stays the same: whole lines are read on a sample before.
+        """
+        reading, scale = self.settings.reading, self.prepared.encoder.scale
+        can_be_compared = self._outline.why_no_tree is None and len(self.prepared.test) >= SAMPLE
+        return can_be_compared and may_cut(reading, scale)
+
     def lines(self) -> list[str]:
         """Return lines about memory and disk."""
         lines = [f"memory: {_described(self.memory, self.limit)}"]
         if self.evaluation is not None:
             evaluation = _described(self.evaluation, self.host)
             lines.append(f"memory of the evaluation, on the CPU: {evaluation}")
+            if self._may_read_less:
+                lines.append(
+                    "evaluation: as if whole lines of verdicts were read; with --reading "
+                    f"{self.settings.reading} it takes less time where they can be cut"
+                )
         room = f"{self.free / GIB:.1f} GiB free in {self.settings.output_dir}"
         return [*lines, f"disk: {self.disk / GIB:.2f} GiB of {room}"]
 
