@@ -170,9 +170,12 @@ def test_baselines_know_what_they_have_seen() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "gpt2", "nanochat"])
-def test_each_parameter_has_one_optimizer(kind: str) -> None:
+@pytest.mark.parametrize("muon", [True, False])
+def test_each_parameter_has_one_optimizer(kind: str, muon: bool) -> None:
     model = make_model(kind)
-    made = [group["params"] for o in muon_and_adamw(model, 0.01, 0.01) for group in o.param_groups]
+    optimizers = muon_and_adamw(model, 0.01, 0.01, muon=muon)
+    assert isinstance(optimizers[0], torch.optim.Muon) == muon
+    made = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
     held = [id(p) for params in made for p in params]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     matrices = {id(p) for p in divided(model)[0]}

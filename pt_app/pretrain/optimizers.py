@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pt_app.training.loop import Model
 
-NAME = "muon, adamw"  # for checkpoints: the state of other optimizers does not fit
+MUON, ADAMW = "muon, adamw", "adamw"  # for checkpoints: the state of others does not fit
 log = logging.getLogger(__name__)
 
 
@@ -31,30 +31,35 @@ def muon_and_adamw(
     matrix_lr: float,
     other_lr: float,
     weight_decay: float = 0.01,
-    fused: bool | None = None,
+    *,
+    muon: bool = True,
+    fused: bool = True,
 ) -> list[torch.optim.Optimizer]:
     """Make Muon for the matrices of the layers, and AdamW for the other parameters.
 
     Muon rounds to bfloat16 in each step: a run is the same to the bit on one machine, and to the
-    last digits on another. Where a device cannot compute its step (Apple GPUs with some versions of
-    torch), AdamW takes its place at `other_lr`, which is logged.
+    last digits on another. Its step costs some 20 x min(rows, columns) operations per weight, as
+    much as 3 x min(rows, columns) tokens: small batches of large models are better off with AdamW.
+    That also takes its place, which is logged, where a device cannot compute its step (Apple GPUs
+    with some versions of torch).
 
     Args:
         model: the model, on its device.
-        matrix_lr: the learning rate of the matrices.
-        other_lr: that of the other parameters.
+        matrix_lr: the learning rate of Muon.
+        other_lr: that of AdamW.
         weight_decay: of the matrices.
-        fused: whether AdamW is torch's fused one; None: torch decides.
+        muon: whether to use Muon.
+        fused: whether AdamW is torch's fused one.
     """
     matrices, others = divided(model)
     adamw = {"lr": other_lr, "betas": (0.9, 0.95), "fused": fused}
-    if matrices and (why := _why_no_muon(matrices[0].device)):
+    if muon and (why := _why_no_muon(matrices[0].device)):
         log.warning("Muon does not run on %s (%s): AdamW trains all", matrices[0].device, why)
-        first: torch.optim.Optimizer = torch.optim.AdamW(
-            matrices, weight_decay=weight_decay, **adamw
-        )
-    else:
-        first = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+        muon = False
+    if not muon:
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others}]
+        return [torch.optim.AdamW(groups, weight_decay=0.0, **adamw)]
+    first = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
     return [first, torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
 
 

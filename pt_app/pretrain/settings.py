@@ -12,8 +12,9 @@ from pt_app.core.flags import Flag, Parser, filled, flag, flags_of, read_config,
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bf16"]
 Mode = Literal["auto", "off"]
+Optimizer = Literal["muon", "adamw"]
 Table = TypeVar("Table")
-LR_HELP = "peak learning rate of embeddings, head and norms (AdamW)"
+LR_HELP = "peak learning rate of AdamW"
 # What changes neither the steps nor what they are taken on: another value resumes a training, and
 # does not make a finished one another. The step is compared by its tokens.
 LAYOUT = {"device", "train_precision", "compile", "eval_steps", "save_steps", "logging_steps"}
@@ -53,9 +54,8 @@ class Training:
     )
     compile: Mode = flag("torch.compile; auto: on CUDA only", "auto")
     seed: int = flag("seed of the weights and of the order of the text", 42, low=0, below=2**32)
-    matrix_lr: float = flag(
-        "peak learning rate of the matrices of the layers (Muon)", 0.01, above=0
-    )
+    optimizer: Optimizer = flag("of the layers' matrices; AdamW trains the rest", "muon")
+    matrix_lr: float = flag("peak learning rate of Muon", 0.01, above=0)
     lr: float = flag(LR_HELP, 3e-3, above=0, also="learning_rate")
     weight_decay: float = flag("weight decay of the matrices", 0.01, low=0)
     warmup_steps: float = flag(
@@ -117,7 +117,7 @@ class MidSettings(Stage):
     )
     num_epochs: float = flag("passes over the conversations", 1.0, above=0)
     num_iterations: int = flag("number of steps; 0: by --num_epochs", 0, low=0)
-    matrix_lr: float = flag("peak learning rate of the layers' matrices (Muon)", 0.005, above=0)
+    matrix_lr: float = flag("peak learning rate of Muon", 0.005, above=0)
     lr: float = flag(LR_HELP, 1.5e-3, above=0, also="learning_rate")
 
 
@@ -130,7 +130,7 @@ class SftSettings(MidSettings):
     mixture: str = flag(
         "conversations: chat, choices, judge, smalltalk and JSON Lines files", "chat", unit="list"
     )
-    matrix_lr: float = flag("peak learning rate of the layers' matrices (Muon)", 0.002, above=0)
+    matrix_lr: float = flag("peak learning rate of Muon", 0.002, above=0)
     lr: float = flag(LR_HELP, 6e-4, above=0, also="learning_rate")
     decay: float = flag("share of the steps in which the rate falls to 0", 1.0, low=0.01, high=1)
 
@@ -159,6 +159,10 @@ class Gpt2Settings(TextSettings):
         "data/tinyshakespeare/input.txt",
         unit="list",
     )
+    # On 124 M weights a step of Muon costs as much as some 2,500 tokens.
+    optimizer: Optimizer = flag("of the layers' matrices; AdamW trains the rest", "adamw")
+    lr: float = flag(LR_HELP, 6e-4, above=0, also="learning_rate")
+    weight_decay: float = flag("weight decay of the matrices", 0.1, low=0)
     seq_length: int = flag("length of a sequence", 256, low=8, high=1024, unit="tokens")
     output_dir: str = flag("folder of checkpoints and tokens", "runs/gpt2")
     final_dir: str = flag("folder of the trained model", "runs/gpt2/final_model")

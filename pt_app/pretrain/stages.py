@@ -28,7 +28,7 @@ from pt_app.models.platforms import Platform, get_device
 from pt_app.models.provenance import about_this_run, without_absolute_paths
 from pt_app.pretrain.inference import continued
 from pt_app.pretrain.loss import CPU_CHUNK, GPU_CHUNK, HeldOut, NextTokens
-from pt_app.pretrain.optimizers import NAME, muon_and_adamw, trapezoid
+from pt_app.pretrain.optimizers import ADAMW, MUON, muon_and_adamw, trapezoid
 from pt_app.pretrain.settings import Sampling, Training
 from pt_app.tracking.access import check_tracking
 from pt_app.tracking.tracker import Tracker
@@ -206,6 +206,7 @@ def _compare(plan: Plan, folder: Path) -> None:
 
 def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
     settings, total, parameters = plan.settings, parts.total, parts.model.num_parameters()
+    muon = settings.optimizer == "muon"
     shape = f"{parameters:,} parameters, {total:,} steps of {parts.tokens:,} tokens"
     log.info("%s: %s", plan.name, shape)
     if settings.compile == "auto" and platform.has_own_memory:
@@ -213,7 +214,7 @@ def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> Tra
     args = LoopArguments(
         plan.work,
         max_steps=total,
-        optim=NAME,
+        optim=MUON if muon else ADAMW,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         logging_steps=min(settings.logging_steps, total),
@@ -227,7 +228,8 @@ def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> Tra
     )
 
     def optimizers(model: Model) -> list[torch.optim.Optimizer]:
-        return muon_and_adamw(model, settings.matrix_lr, settings.lr, settings.weight_decay)
+        rates = settings.matrix_lr, settings.lr, settings.weight_decay
+        return muon_and_adamw(model, *rates, muon=muon)
 
     def schedule(step: int, steps: int) -> float:
         warmup = share_of(settings.warmup_steps, steps)

@@ -16,7 +16,7 @@ from pt_app.judge_data.generator.errors import ERRORS
 from pt_app.models.packing import Batch, Step
 from pt_app.pretrain.corpus import NONE, Corpus, Document
 from pt_app.pretrain.model import grow, round_to_float16
-from pt_app.pretrain.optimizers import NAME, muon_and_adamw, trapezoid
+from pt_app.pretrain.optimizers import MUON, muon_and_adamw, trapezoid
 from pt_app.training.checkpoints import newest_complete, step_of
 from pt_app.training.loop import LoopArguments, Model, Objective, TrainingLoop
 from pt_app.training.run import Progress, train
@@ -166,7 +166,7 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
             run,
             first_step=first,
             max_steps=last,
-            optim=NAME,
+            optim=MUON,
             seed=steps.seed,
             logging_steps=REPORT_EVERY,
             save_steps=SNAPSHOT_EVERY,
