@@ -3,4 +3,4 @@
 from pt_app.pretrain.settings import FetchSettings, launch
 
 if __name__ == "__main__":
-    launch(FetchSettings, "fetching.fetch_all", __doc__)
+    launch(FetchSettings, "vocabulary.fetch_all", __doc__)

@@ -1,4 +1,4 @@
-"""Answers piece by piece: the KV cache, draws, ends, the context, and the terminal."""
+"""Sampling piece by piece: the KV cache, draws, ends, the context, and the terminal."""
 
 import re
 import subprocess
@@ -16,11 +16,11 @@ from pt_app.core.errors import UserError
 from pt_app.models.bases import load_tokenizer, shipped
 from pt_app.pretrain import chat as chatting
 from pt_app.pretrain.chat import Chat, Reply, TooLongError, draw, newest_stage, talk, text_pieces
-from pt_app.pretrain.settings import Answers, ServeSettings, TalkSettings, parsed
+from pt_app.pretrain.settings import Sampling, ServeSettings, TalkSettings, parsed
 from tests.conftest import ROOT
 from tests.tiny_models import make_model, make_tokenizer
 
-GREEDY = Answers(temperature=0, max_tokens=24)
+GREEDY = Sampling(temperature=0, max_tokens=24)
 
 
 def user(text: str) -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_a_cache_that_cannot_go_back_is_filled_again(tokenizer: Any) -> None:
 def test_an_answer_ends_where_the_context_does(chat: Chat) -> None:
     chat._ends = set()  # this model never ends
     ids, _ = chat.fitted([user("one")])
-    reply = Reply(chat, ids, Answers(temperature=0))
+    reply = Reply(chat, ids, Sampling(temperature=0))
     "".join(reply)
     assert (len(ids) + reply.tokens, reply.reason) == (256, "length")
 
@@ -164,24 +164,24 @@ def test_draws_follow_the_chances_that_are_left() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(1)
 
-    def shares(sampling: Answers) -> list[float]:
+    def shares(sampling: Sampling) -> list[float]:
         drawn = torch.tensor([draw(logits, sampling, generator) for _ in range(4000)])
         return (drawn.bincount(minlength=4) / 4000).tolist()
 
-    assert shares(Answers(temperature=1, top_k=0)) == pytest.approx(
+    assert shares(Sampling(temperature=1, top_k=0)) == pytest.approx(
         [0.5, 0.3, 0.15, 0.05], abs=0.03
     )
-    assert shares(Answers(temperature=1, top_k=2)) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
-    assert shares(Answers(temperature=1, top_p=0.75))[2:] == [0, 0]
+    assert shares(Sampling(temperature=1, top_k=2)) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert shares(Sampling(temperature=1, top_p=0.75))[2:] == [0, 0]
     halved = [p**2 / 0.365 for p in (0.5, 0.3, 0.15, 0.05)]
-    assert shares(Answers(temperature=0.5, top_k=0)) == pytest.approx(halved, abs=0.03)
+    assert shares(Sampling(temperature=0.5, top_k=0)) == pytest.approx(halved, abs=0.03)
     assert draw(logits, GREEDY, generator) == 0
 
 
 def test_a_seed_repeats_an_answer(chat: Chat) -> None:
     ids, _ = chat.fitted([user("one")])
     one, same, other = (
-        "".join(Reply(chat, ids, Answers(temperature=2, max_tokens=24, seed=seed)))
+        "".join(Reply(chat, ids, Sampling(temperature=2, max_tokens=24, seed=seed)))
         for seed in (1, 1, 2)
     )
     assert one == same != other

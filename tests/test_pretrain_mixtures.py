@@ -119,7 +119,7 @@ def test_small_talk_is_read_from_the_wheel(tmp_path: Path, monkeypatch: pytest.M
             for name in source[language]:
                 file.writestr(f"{source['wheel']['member']}{language}/{name}.yml", content)
     monkeypatch.setenv("JUDGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(mixtures, "download", lambda *_: wheel)
+    monkeypatch.setattr(mixtures, "cached", lambda *_: wheel)
     said = mixtures.read("smalltalk", seed=1)
     assert len(said) == len(source["english"]) + len(source["portuguese"])
     assert [turn["content"] for turn in said[0]] == ["ask", "answer"]

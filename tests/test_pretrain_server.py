@@ -23,7 +23,7 @@ from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.options import RequestOptions
 from pt_app.pretrain.chat import Chat, Reply
 from pt_app.pretrain.server import MAX_BODY, MAX_WAITING, PAGE, Server, listen, serve
-from pt_app.pretrain.settings import Answers, ServeSettings
+from pt_app.pretrain.settings import Sampling, ServeSettings
 from tests.conftest import ROOT
 from tests.tiny_models import make_model, make_tokenizer
 
@@ -35,7 +35,7 @@ class Running:
     """A server in a thread of this process, and its model."""
 
     def __init__(self, chat: Chat) -> None:
-        self.chat, self.server = chat, Server(chat, Answers())
+        self.chat, self.server = chat, Server(chat, Sampling())
         self.socket = listen("127.0.0.1", 0)
         self.port: int = self.socket.getsockname()[1]
         self.app = self.server.application(["127.0.0.1", "localhost"])
@@ -83,7 +83,7 @@ def running(chat: Chat) -> Iterator[Running]:
 
 def expected(chat: Chat, **sampling: Any) -> str:
     ids, _ = chat.fitted(ASKED)
-    return "".join(Reply(chat, ids, Answers(**(GREEDY | sampling))))
+    return "".join(Reply(chat, ids, Sampling(**(GREEDY | sampling))))
 
 
 def wait_for(condition: Any, seconds: float = 30) -> None:

@@ -274,7 +274,7 @@ def test_a_complete_stage_is_skipped_and_other_settings_are_refused(
         assert make_tokens(settings) == first
     assert "complete" in caplog.text
     assert made == {p: p.stat().st_mtime_ns for p in Path(settings.data_dir).rglob("*.bin")}
-    with pytest.raises(UserError, match="made with --vocab_size 400, not 420"):
+    with pytest.raises(UserError, match="vocab_size was 400 and is 420 now"):
         make_tokens(replace(settings, vocab_size=420))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pt_app.core.errors import UserError
-from pt_app.pretrain.batches import TokenSteps, in_order, steps_in
+from pt_app.pretrain.batches import TokenSteps, in_order
 from pt_app.pretrain.model import END_OF_TEXT, train_tokenizer
 from pt_app.pretrain.shards import (
     Tokens,
@@ -224,12 +224,6 @@ def test_a_batch_that_does_not_divide_and_a_text_too_short_are_refused() -> None
         steps_of(100, 20, 8, 1, 1)
     with pytest.raises(UserError, match="15 tokens, fewer than two sequences of 8"):
         steps_of(15, 8, 8, 1, 1)
-
-
-def test_steps_of_passes_cover_the_text() -> None:
-    tokens = Tokens([np.arange(1000)])
-    assert steps_in(5, tokens, 100) == 50
-    assert steps_in(0.101, tokens, 100) == 2
 
 
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 4))

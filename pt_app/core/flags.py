@@ -287,6 +287,26 @@ def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
     return values
 
 
+def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:
+    """Return the flags of a command line: those given, then those of --config, then defaults.
+
+    Raises:
+        UserError: for an unknown flag or key, a wrong type or a value out of range.
+    """
+    parser, flags = Parser(description=description), flags_of(table)
+    parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
+    # What must be given may stand in the file.
+    parser.add_flags(replace(e, default=None) if e.default is MISSING else e for e in flags)
+    given = vars(parser.parse_args(argv))
+    config = given.get("config")
+    from_file = read_config(Path(config), flags) if config else {}
+    values = resolved(flags, ("command line", given), (str(config), from_file))
+    for each in flags:
+        if values[each.name] is MISSING:
+            raise UserError(f"{each.option} is missing: give it, or write it into --config")
+    return filled(table, values)
+
+
 def _entries(section: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the keys of a settings file, those within a section with its name: "lora.r"."""
     for key, value in section.items():

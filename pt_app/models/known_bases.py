@@ -164,6 +164,19 @@ def download(wheel: Wheel, downloads: Path, remedy: str = ELSEWHERE) -> Path:
     return path
 
 
+def cached(wheel: Wheel, name: str, remedy: str) -> Path:
+    """Return a wheel of the cache's folder `name`, downloaded once as by `download`.
+
+    Args:
+        wheel: the wheel.
+        name: of the folder.
+        remedy: what else helps, with {} for the folder.
+    """
+    folder = cache_folder() / "downloads" / name
+    with held(folder / ".lock", f"another process fetches {wheel.package}", wait=True):
+        return download(wheel, folder, remedy.format(folder))
+
+
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink()

@@ -58,10 +58,8 @@ class TokenSteps:
                 f"sequence: choose {math.ceil(self.batch_tokens / self.sequence) * self.sequence}"
             )
         if self.windows < 1:
-            raise UserError(
-                f"the training text has {len(self.tokens):,} tokens, fewer than two sequences of "
-                f"{self.sequence}: train on more text or on shorter sequences"
-            )
+            short = f"{len(self.tokens):,} tokens, fewer than two sequences of {self.sequence}"
+            raise UserError(f"the training text has {short}: take more text, or shorter sequences")
 
     @property
     def windows(self) -> int:
@@ -88,11 +86,6 @@ class TokenSteps:
     def _start(self, row: int) -> int:
         turn, place = divmod(row, self.windows)
         return int(_starts(self.windows, self.sequence, self.seed, turn)[place])
-
-
-def steps_in(passes: float, tokens: Tokens, batch_tokens: int) -> int:
-    """Return the steps of so many passes over a text."""
-    return max(1, math.ceil(passes * len(tokens) / batch_tokens))
 
 
 def batch_at(tokens: Tokens, starts: Sequence[int], sequence: int) -> Batch:

@@ -8,13 +8,8 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, LogitsProcessorList
+from transformers.generation import logits_process
 
 from pt_app.core.chat_templates import control_tokens
 from pt_app.core.errors import UserError
@@ -23,10 +18,10 @@ from pt_app.models.bases import load_model, load_tokenizer, resolve_model
 from pt_app.models.packing import common_prefix
 from pt_app.models.platforms import get_device
 from pt_app.pretrain.conversations import Conversation, Message, template_ids
-from pt_app.pretrain.settings import Answers, Device, TalkSettings
+from pt_app.pretrain.settings import Device, Sampling, TalkSettings
+from pt_app.training.checkpoints import MANIFEST
 
 STAGES = ("sft", "mid", "base")
-COMPLETE = "complete.json"
 WINDOW = 16  # tokens that are decoded together
 
 
@@ -40,6 +35,7 @@ class Chat:
     Attributes:
         name: of the model.
         context: tokens that it can read and write together.
+        ends: the tokens that end an answer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -48,7 +44,7 @@ class Chat:
         control_tokens(tokenizer)
         # An answer has no special token in it: a base without chats would begin a user's turn.
         ends = model.generation_config.eos_token_id
-        self._ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+        self.ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
         self._seen: list[int] = []
         self._cache: Any = None
         self._forget()
@@ -84,10 +80,8 @@ class Chat:
             ids = self.prompt([*system, *messages[start:]])
             if len(ids) + room <= self.context:
                 return ids, cut
-        raise TooLongError(
-            f"the last message alone takes {len(ids)} tokens of a context of {self.context} (with "
-            f"{room} for the answer): shorten it"
-        )
+        problem = f"{len(ids)} tokens of a context of {self.context}, {room} of it for the answer"
+        raise TooLongError(f"the last message alone takes {problem}: shorten it")
 
     def prompt(self, messages: Conversation) -> list[int]:
         """Return the ids of a conversation up to where the answer begins."""
@@ -128,14 +122,10 @@ class Chat:
     def _forget(self) -> None:
         self._seen, self._cache = [], DynamicCache(config=self.model.config)
 
-    def ends(self, token: int) -> bool:
-        """Return whether a token ends an answer."""
-        return token in self._ends
-
 
 def newest_stage(runs: Path = Path("runs")) -> Path:
     """Return the last complete stage of the run that completed one last."""
-    complete = [path for stage in STAGES for path in runs.glob(f"*/{stage}/{COMPLETE}")]
+    complete = [path for stage in STAGES for path in runs.glob(f"*/{stage}/{MANIFEST}")]
     if not complete:
         raise UserError(f"{runs} holds no complete stage: train one, or name a model with --model")
     run = max(complete, key=lambda path: path.stat().st_mtime).parents[1]
@@ -158,7 +148,7 @@ class Reply:
 
     chat: Chat
     ids: list[int]
-    sampling: Answers
+    sampling: Sampling
     stops: Sequence[str] = ()
     tokens: int = 0
     reason: Literal["", "stop", "length"] = ""
@@ -188,7 +178,7 @@ class Reply:
         while self.tokens < min(limit, self.sampling.max_tokens or limit):
             token = draw(self.chat.scores(ids), self.sampling, generator)
             self.tokens += 1
-            if self.chat.ends(token):
+            if token in self.chat.ends:
                 self.reason = "stop"
                 return
             ids.append(token)
@@ -201,15 +191,16 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def draw(logits: Tensor, sampling: Answers, generator: torch.Generator) -> int:
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw a token from the logits [v], by the warpers of transformers in their usual order."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
+    temperature = logits_process.TemperatureLogitsWarper(float(sampling.temperature))
+    warpers = LogitsProcessorList([temperature])
     if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
+        warpers.append(logits_process.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(float(sampling.top_p)))
+        warpers.append(logits_process.TopPLogitsWarper(float(sampling.top_p)))
     chances = warpers(torch.empty(1, 0, dtype=torch.long), logits[None])[0].softmax(-1)
     return int(torch.multinomial(chances, 1, generator=generator))
 
@@ -272,7 +263,7 @@ def _typed() -> str | None:
         return None
 
 
-def _answer(chat: Chat, messages: Conversation, sampling: Answers) -> str:
+def _answer(chat: Chat, messages: Conversation, sampling: Sampling) -> str:
     """Print an answer as it is made, and return it."""
     room = min(sampling.max_tokens or chat.context, chat.context // 4)
     ids, cut = chat.fitted(messages, room)

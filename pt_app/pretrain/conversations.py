@@ -42,10 +42,15 @@ class Turns(NamedTuple):
 
 def template_ids(tokenizer: Any, messages: Conversation, **options: bool) -> list[int]:
     """Return what the chat template makes of messages; control tokens in their texts are text."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages, sanitize_control_tokens=True, return_dict=False, **options
-    )
+    options |= {"sanitize_control_tokens": True, "return_dict": False}
+    ids: list[int] = tokenizer.apply_chat_template(messages, **options)
     return ids
+
+
+def asking(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Return the ids of a user's question up to where its answer begins."""
+    asked = [{"role": "user", "content": text}]
+    return tuple(template_ids(tokenizer, asked, add_generation_prompt=True))
 
 
 def encode(tokenizer: Any, conversation: Conversation) -> Turns:
@@ -155,7 +160,6 @@ class ConversationSteps:
     def of(
         tokenizer: Any,
         conversations: Sequence[Conversation],
-        *,
         batch_tokens: int,
         sequence: int,
         micro_batch: int,
@@ -176,20 +180,16 @@ class ConversationSteps:
         """
         pieces = list(pieces_of(tokenizer, conversations, sequence))
         if not pieces:
+            count = len(conversations)
             raise UserError(
-                f"none of {len(conversations)} conversations fits --max_seq_len {sequence}: raise "
-                "it, or shorten them"
+                f"none of {count} conversations fits --max_seq_len {sequence}: raise it"
             )
         rows = best_fit([len(piece.ids) for piece in pieces], sequence)
         batch = max(1, batch_tokens // sequence)
         steps = ConversationSteps(pieces, rows, batch, micro_batch, seed)
         targets = sum(int(piece.labels.ne(IGNORED).sum()) for piece in pieces)
-        tokens = sum(len(piece.ids) for piece in pieces)
-        log.info(
-            "%d conversations: %d tokens, %d of them targets, in %d rows of %d (%.0f %% filled)",
-            *(len(pieces), tokens, targets, len(rows), steps.width),
-            100 * tokens / (len(rows) * steps.width),
-        )
+        counts = len(pieces), sum(len(piece.ids) for piece in pieces), targets, len(rows)
+        log.info("%d conversations: %d tokens, %d of them targets, in %d rows", *counts)
         return steps
 
     def __len__(self) -> int:

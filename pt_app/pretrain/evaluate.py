@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
@@ -23,10 +23,11 @@ from pt_app.core.files import sha256_file, write_json_atomic
 from pt_app.evidence.intervals import Z, wilson
 from pt_app.models.platforms import get_device
 from pt_app.pretrain import code
-from pt_app.pretrain.conversations import template_ids
+from pt_app.pretrain.conversations import asking
+from pt_app.pretrain.model import load
 from pt_app.pretrain.scoring import answers, generate
 from pt_app.pretrain.settings import EvalSettings
-from pt_app.pretrain.tasks import LETTERS, TASKS, Bundle, Ids, Question, Row, read_questions
+from pt_app.pretrain.tasks import LETTERS, TASKS, Bundle, Question, Row, read_questions
 from pt_app.training.checkpoints import MANIFEST, fault
 from pt_app.training.loop import Model
 
@@ -142,9 +143,7 @@ def _evaluate(kind: str, settings: EvalSettings) -> dict[str, Any]:
     if wrong := fault(run / stage):
         raise UserError(f"{run / stage}: {wrong}: train it first, or name another --model_dir")
     platform = get_device(settings.device)
-    model = AutoModelForCausalLM.from_pretrained(run / stage, dtype=platform.compute_dtype)
-    model = model.to(platform.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run / stage)
+    model, tokenizer = load(run / stage, platform.device, platform.compute_dtype)
     file = run / FOLDER / f"{stage}-{kind}.json"
     identity = sha256_file(run / stage / MANIFEST)
     content = Evaluation(kind, model, tokenizer, settings, file, identity).run()
@@ -152,36 +151,33 @@ def _evaluate(kind: str, settings: EvalSettings) -> dict[str, Any]:
     return content
 
 
+@dataclass
 class Evaluation:
-    """The evaluation of one model, whose results are kept in a file as each task ends."""
+    """The evaluation of one model, whose results are kept in a file as each task ends.
 
-    def __init__(
-        self,
-        kind: str,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: EvalSettings,
-        file: Path,
-        identity: str,
-    ) -> None:
-        """Prepare the evaluation `kind`, "core" or "chat".
+    Attributes:
+        kind: which tasks, "core" or "chat".
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        settings: the flags.
+        file: keeps the results; those of another model or of other settings are not taken.
+        identity: the hash of the model.
+    """
 
-        Args:
-            kind: which tasks.
-            model: a causal language model.
-            tokenizer: its tokenizer.
-            settings: the flags.
-            file: keeps the results; those of another model or of other settings are not taken.
-            identity: the hash of the model.
-        """
-        self.kind, self.model, self.tokenizer = kind, model, tokenizer
-        self.settings, self.file = settings, file
-        names = [name.strip() for name in settings.tasks.split(",") if name.strip()]
-        if unknown := [name for name in names if name not in TASKS[kind]]:
-            raise UserError(f"--tasks: no task {unknown[0]}: choose of {', '.join(TASKS[kind])}")
-        self.names = names or list(TASKS[kind])
-        decisive = (settings.max_per_task, settings.max_new_tokens, settings.allow_code)
-        self.key = {"model": identity, "settings": list(decisive)}
+    kind: str
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    settings: EvalSettings
+    file: Path
+    identity: str
+
+    def __post_init__(self) -> None:
+        settings, known = self.settings, list(TASKS[self.kind])
+        self.names = [name.strip() for name in settings.tasks.split(",") if name.strip()] or known
+        if unknown := [name for name in self.names if name not in known]:
+            raise UserError(f"--tasks: no task {unknown[0]}: choose of {', '.join(known)}")
+        decisive = [settings.max_per_task, settings.max_new_tokens, settings.allow_code]
+        self.key = {"model": self.identity, "settings": decisive}
         self.outcomes = self._kept()
         self._bundle: Bundle | None = None
 
@@ -195,12 +191,10 @@ class Evaluation:
         return self._write()
 
     def _add(self, name: str, evaluate: Callable[[str], Outcome]) -> None:
-        start = time.monotonic()
-        outcome = evaluate(name)
-        seconds = round(time.monotonic() - start, 1)
-        self.outcomes[name] = replace(outcome, seconds=seconds)
+        start, outcome = time.monotonic(), evaluate(name)
+        self.outcomes[name] = replace(outcome, seconds=round(time.monotonic() - start, 1))
         self._write()
-        log.info("%s: %s (%.0f s)", name, in_words(outcome), seconds)
+        log.info("%s: %s", name, in_words(self.outcomes[name]))
 
     def _run_task(self, name: str) -> Outcome:
         self._bundle = self._bundle or Bundle(self.settings.eval_data)
@@ -224,14 +218,11 @@ class Evaluation:
         return random.Random(0).sample(rows, most) if most < len(rows) else rows
 
     def _of_rows(self, rows: Sequence[Row], guess: float | None, by_token: bool = True) -> Outcome:
-        taken, cut = answers(
-            self.model, self.tokenizer, rows, by_token, self.settings.eval_batch_tokens
-        )
-        outcome = Outcome.of_choices(rows, taken, guess)
-        return replace(outcome, cut=cut)
+        taken, cut = answers(self.model, self.tokenizer, rows, by_token)
+        return replace(Outcome.of_choices(rows, taken, guess), cut=cut)
 
     def _of_letters(self, questions: Sequence[Question]) -> Outcome:
-        prompts = [self._prompt(question.prompt()) for question in questions]
+        prompts = [asking(self.tokenizer, question.prompt()) for question in questions]
         rows = [
             Row(tuple((prompt, letter) for letter in LETTERS[: len(q.choices)]), q.gold, str(i))
             for i, (prompt, q) in enumerate(zip(prompts, questions, strict=True))
@@ -243,27 +234,15 @@ class Evaluation:
             return Outcome(why_not="it runs what the model writes: --allow_code")
         assert self._bundle is not None
         problems = self._drawn(self._bundle.problems(name))
-        prompts = [self._prompt(problem.text) for problem in problems]
-        written = generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            self.settings.max_new_tokens,
-            self.settings.eval_batch_tokens,
-        )
-        if name == "humaneval":
-            pairs = zip(problems, written, strict=True)
-            right = [code.passes(code.program(problem, text)) for problem, text in pairs]
-        else:
-            right = [
-                last_number(text) == last_number(problem.answer)
-                for problem, text in zip(problems, written, strict=True)
-            ]
+        prompts = [asking(self.tokenizer, problem.text) for problem in problems]
+        written = generate(self.model, self.tokenizer, prompts, self.settings.max_new_tokens)
+        right = [
+            code.passes(code.program(problem, text))
+            if name == "humaneval"
+            else last_number(text) == last_number(problem.answer)
+            for problem, text in zip(problems, written, strict=True)
+        ]
         return _with_interval(right, len(right))
-
-    def _prompt(self, text: str) -> Ids:
-        asked = [{"role": "user", "content": text}]
-        return tuple(template_ids(self.tokenizer, asked, add_generation_prompt=True))
 
     def _kept(self) -> dict[str, Outcome]:
         """Return the outcomes in the file, if they are of this model and these settings."""
@@ -302,7 +281,5 @@ def in_words(outcome: Outcome) -> str:
         return f"not run ({outcome.why_not})"
     level = max(outcome.guess, outcome.chance)
     told = "" if outcome.told_apart else ", not told apart from guessing"
-    return (
-        f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}] (n = {outcome.n}, "
-        f"guessing {level:.3f}{told})"
-    )
+    interval = f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}]"
+    return f"{interval} (n = {outcome.n}, guessing {level:.3f}{told})"

@@ -1,7 +1,7 @@
 """The cross-entropy of next tokens in chunks of positions, and bits per byte on a whole split."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -93,10 +93,7 @@ def output_matrix(model: Model) -> Tensor:
     """Return the matrix [v, d] that gives the logits; raises UserError if there is also a bias."""
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(
-            f"{model.config.model_type}: its logits are no plain product with the output matrix: "
-            "choose another model"
-        )
+        raise UserError(f"{model.config.model_type} has a bias of its logits: choose another model")
     matrix: Tensor = head.weight
     return matrix
 
@@ -132,18 +129,17 @@ class NextTokens(Objective):
         if narrow:
             hidden, weights = hidden.to(self.compute_dtype), weights.float()
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        return cross_entropy(
-            hidden[kept], output_matrix(model), labels[kept], weights, softcap, self.chunk
-        )
+        inputs = hidden[kept], output_matrix(model), labels[kept], weights
+        return cross_entropy(*inputs, softcap, self.chunk)
 
     def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
         """Return the packs of a step as micro-batches of at most `rows` rows."""
-        return [part for packed in packs for part in self._divided(packed)]
-
-    def _divided(self, packed: Batch) -> Iterator[Batch]:
-        rows = self.rows or len(packed["input_ids"])
-        for start in range(0, len(packed["input_ids"]), rows):
-            yield {name: tensor[start : start + rows] for name, tensor in packed.items()}
+        parts = []
+        for packed in packs:
+            rows = self.rows or len(packed["input_ids"])
+            starts = range(0, len(packed["input_ids"]), rows)
+            parts += [{n: t[i : i + rows] for n, t in packed.items()} for i in starts]
+        return parts
 
     def idle(self) -> Batch:
         """Return a batch without a target, whose loss and gradients are 0."""

@@ -8,9 +8,10 @@ from the package index.
 import json
 import random
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
+from itertools import chain, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import yaml
 
 from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, held, read_text
+from pt_app.core.files import read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
-from pt_app.models.known_bases import Wheel, download
+from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation
 from pt_app.pretrain.corpus import Corpus, held_out
 from pt_app.pretrain.tasks import Bundle, Question
@@ -108,21 +109,14 @@ def fault(turns: Any) -> str:
 
 
 def _exchanges(*pairs: tuple[str, str]) -> Conversation:
-    return [
-        {"role": role, "content": text.strip()}
-        for pair in pairs
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+    texts = zip(cycle(("user", "assistant")), chain.from_iterable(pairs))
+    return [{"role": role, "content": text.strip()} for role, text in texts]
 
 
 def _chat(rng: random.Random) -> list[Conversation]:
     """Say who the model is, and spell words; some conversations have several exchanges."""
-    identity = [
-        (ask, answer)
-        for group in TEXTS["identity"]
-        for ask in group["ask"]
-        for answer in group["answer"]
-    ]
+    groups = TEXTS["identity"]
+    identity = [pair for group in groups for pair in product(group["ask"], group["answer"])]
     said = [_exchanges(pair) for pair in identity]
     for _ in range(SPELLINGS):
         pairs = [_spelling(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
@@ -168,19 +162,14 @@ def _smalltalk(_: random.Random) -> list[Conversation]:
     """Read the exchanges of the chatterbot corpus."""
     source = TEXTS["smalltalk"]
     wheel = Wheel(**source["wheel"])
-    downloads = cache_folder() / "downloads" / "smalltalk"
-    with held(downloads / ".lock", "another process fetches the small talk", wait=True):
-        path = download(wheel, downloads, f"leave smalltalk out, or copy {downloads}")
-    with zipfile.ZipFile(path) as opened:
-        return list(_of_wheel(opened, wheel.member, source))
-
-
-def _of_wheel(opened: zipfile.ZipFile, folder: str, source: Any) -> Iterator[Conversation]:
-    for language in ("english", "portuguese"):
-        for name in source[language]:
-            content = yaml.safe_load(opened.read(f"{folder}{language}/{name}.yml"))
-            for ask, answer, *_ in content["conversations"]:
-                yield _exchanges((str(ask), str(answer)))
+    with zipfile.ZipFile(cached(wheel, "smalltalk", "leave smalltalk out, or copy {}")) as opened:
+        files = [
+            yaml.safe_load(opened.read(f"{wheel.member}{language}/{name}.yml"))
+            for language in ("english", "portuguese")
+            for name in source[language]
+        ]
+    lists = (each for file in files for each in file["conversations"])
+    return [_exchanges((str(ask), str(answer))) for ask, answer, *_ in lists]
 
 
 def _choices(_: random.Random) -> list[Conversation]:
@@ -197,9 +186,4 @@ def _choices(_: random.Random) -> list[Conversation]:
     return [_exchanges((question.prompt(), question.letter)) for question in kept]
 
 
-MIXTURES: Mapping[str, Callable[[random.Random], list[Conversation]]] = {
-    "chat": _chat,
-    "choices": _choices,
-    "judge": _judge,
-    "smalltalk": _smalltalk,
-}
+MIXTURES = {"chat": _chat, "choices": _choices, "judge": _judge, "smalltalk": _smalltalk}

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
@@ -79,6 +86,14 @@ def new_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     return Qwen2ForCausalLM(config)
+
+
+def load(
+    folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model of a folder, ready to be read, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def grow(model: Qwen2ForCausalLM, seed: int) -> None:

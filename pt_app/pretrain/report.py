@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import fenced, inline, table
 from pt_app.pretrain.baselines import LIMIT, baselines
-from pt_app.pretrain.conversations import template_ids
-from pt_app.pretrain.evaluate import COMPLETE, FOLDER, Outcome
+from pt_app.pretrain.conversations import asking
+from pt_app.pretrain.evaluate import COMPLETE, FOLDER, Outcome, mean_in_words
+from pt_app.pretrain.model import load
 from pt_app.pretrain.overlap import WORDS, Overlap, texts_of
 from pt_app.pretrain.scoring import generate
 from pt_app.pretrain.settings import ReportSettings
-from pt_app.pretrain.shards import MANIFEST, Shards, Tokens, open_shards
+from pt_app.pretrain.shards import MANIFEST, open_shards
 from pt_app.pretrain.stages import METRICS, STAGE
 from pt_app.pretrain.tasks import TASKS, Bundle
 from pt_app.report.charts import training
@@ -78,23 +79,19 @@ def _about(folder: Path) -> Json:
     return about | {"history": [json.loads(line) for line in lines]}
 
 
-def _bpb(about: Json) -> float | None:
-    value = (about["last"] or {}).get("eval_bpb")
-    return None if value is None else float(value)
-
-
 def _text_facts(run: Path, stages: dict[str, Json], settings: ReportSettings) -> Json | None:
     """Return baselines and overlap of the base's text, kept for the next report; None without."""
-    data = Path(settings.data_dir or stages.get("base", {}).get("settings", {}).get("data_dir", ""))
-    folder = data / "tokens" if (data / "tokens").is_dir() else data
-    if "base" not in stages or not (folder / MANIFEST).is_file():
+    if "base" not in stages:
+        return None
+    folder = Path(settings.data_dir or stages["base"]["settings"].get("data_dir", ""))
+    if not (folder / MANIFEST).is_file():
         return None
     file, key = run / FOLDER / "text.json", sha256_file(folder / MANIFEST)
     if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
         return dict(kept)
     shards = open_shards(folder, AutoTokenizer.from_pretrained(run / "base"))
-    train = _bytes(shards, shards.train, max(0, len(shards.train) - LIMIT))[-LIMIT:]
-    val = _bytes(shards, shards.val)
+    train = shards.text("train", max(0, len(shards.train) - LIMIT))[-LIMIT:]
+    val = shards.text("val")
     facts: Json = {"key": key, "baselines": baselines(train, val)}
     facts |= {"train_bytes": len(train), "val_bytes": len(val)}
     facts |= {"bytes": shards.manifest.train.bytes, "overlap": {}, "scanned": 0}
@@ -104,7 +101,7 @@ def _text_facts(run: Path, stages: dict[str, Json], settings: ReportSettings) ->
         log.warning("evaluation rows are not looked for in the text: %s", error)
         return facts
     for start in range(0, len(shards.train), PIECE):
-        piece = _bytes(shards, shards.train, start, start + PIECE + 4 * WORDS)
+        piece = shards.text("train", start, start + PIECE + 4 * WORDS)
         overlap.read(piece.decode("utf-8", "replace"))
         facts["scanned"] = min(facts["scanned"] + len(piece), facts["bytes"])
         if facts["scanned"] >= MAX_SCANNED:
@@ -114,16 +111,11 @@ def _text_facts(run: Path, stages: dict[str, Json], settings: ReportSettings) ->
     return facts
 
 
-def _bytes(shards: Shards, tokens: Tokens, start: int = 0, stop: int | None = None) -> bytes:
-    ids = tokens.read(start, min(len(tokens), len(tokens) if stop is None else stop))
-    return b"".join(shards.pieces[token] or b" " for token in ids.tolist())
-
-
 def _verdict(stages: dict[str, Json], text: Json | None) -> str:
     """Say first whether the base has learned more than an n-gram or a compressor knows."""
-    bpb = _bpb(stages["base"]) if "base" in stages else None
-    if bpb is None or text is None:
-        return "Whether the base is better than an n-gram is not known: there is no validation."
+    if text is None:
+        return "Whether the base is better than an n-gram is not known: its text is not here."
+    bpb = float(stages["base"]["last"]["eval_bpb"])
     better = {name: value for name, value in text["baselines"].items() if value <= bpb}
     if better:
         names = ", ".join(f"{name} ({value:.3f})" for name, value in better.items())
@@ -137,19 +129,15 @@ def _verdict(stages: dict[str, Json], text: Json | None) -> str:
 
 def _stages(stages: dict[str, Json]) -> str:
     header = ["stage", "parameters", "steps", "tokens", "seconds", "tokens/s", "loss", "bits/byte"]
+    header += ["hardware", "processes"]
     rows = []
     for name, about in stages.items():
-        last, bpb = about["last"] or {}, _bpb(about)
+        last = about["last"]
         numbers = [f"{about[key]:,}" for key in ("parameters", "steps", "tokens")]
         numbers += [f"{about['seconds']:,.0f}", f"{about['tokens'] / about['seconds']:,.0f}"]
-        loss = f"{last['eval_loss']:.4f}" if "eval_loss" in last else "–"
-        rows.append([name, *numbers, loss, "–" if bpb is None else f"{bpb:.4f}"])
-    where = dict[str, list[str]]()
-    for name, about in stages.items():
-        processes = "one process" if about["processes"] == 1 else f"{about['processes']} processes"
-        where.setdefault(f"{inline(about['hardware'])}, {processes}", []).append(name)
-    lines = [f"{', '.join(names)}: {hardware}." for hardware, names in where.items()]
-    return "\n\n".join([table(header, rows), *lines])
+        numbers += [f"{last['eval_loss']:.4f}", f"{last['eval_bpb']:.4f}"]
+        rows.append([name, *numbers, inline(about["hardware"]), str(about["processes"])])
+    return table(header, rows)
 
 
 def _pictures(run: Path, stages: dict[str, Json], output: Path) -> Iterator[tuple[str, Json]]:
@@ -163,10 +151,10 @@ def _pictures(run: Path, stages: dict[str, Json], output: Path) -> Iterator[tupl
 
 def _validation(stages: dict[str, Json], text: Json | None) -> str:
     """Compare the base with the baselines: later stages are validated on conversations."""
-    rows = {"base (this model)": _bpb(stages["base"])} if "base" in stages else {}
-    rows |= (text or {}).get("baselines", {})
-    known = {name: value for name, value in rows.items() if value is not None}
-    ordered = sorted(known.items(), key=lambda row: row[1])
+    if text is None:
+        return ""
+    rows = {"base (this model)": stages["base"]["last"]["eval_bpb"]} | text["baselines"]
+    ordered = sorted(rows.items(), key=lambda row: float(row[1]))
     return table(["", "bits per byte"], [[name, f"{value:.4f}"] for name, value in ordered])
 
 
@@ -186,7 +174,7 @@ def _evaluation(results: dict[tuple[str, str], Json]) -> Iterator[str]:
             rows.append([inline(task), f"{first.n:,}", f"{first.guess:.3f}", *cells])
         means = [content["summary"] for content in own.values()]
         covered = sorted({mean["name"] for mean in means})
-        rows.append([f"**{' / '.join(covered)}**, centred", "", "0", *map(_mean, means)])
+        rows.append([f"**{' / '.join(covered)}**, centred", "", "0", *map(mean_in_words, means)])
         yield table(header, rows)
         if kind == "chat":
             yield from _letters(own)
@@ -203,13 +191,6 @@ def _cell(outcome: Outcome) -> str:
     return f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}]{guessing}{cut}"
 
 
-def _mean(mean: Json) -> str:
-    if not mean["tasks"]:
-        return "–"
-    guessing = "" if mean["told_apart"] else " guessing"
-    return f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]{guessing}"
-
-
 def _letters(own: dict[str, Json]) -> Iterator[str]:
     rows = [
         [f"{stage}, {inline(task)}", *[f"{each['shares'].get(x, 0):.0%}" for x in "ABCDE"]]
@@ -224,17 +205,13 @@ def _letters(own: dict[str, Json]) -> Iterator[str]:
 def _samples(run: Path, stages: dict[str, Json]) -> Iterator[str]:
     """Yield what each model writes, greedily: beginnings it continues, questions it answers."""
     for name in stages:
-        model = AutoModelForCausalLM.from_pretrained(run / name).eval()
-        tokenizer = AutoTokenizer.from_pretrained(run / name)
+        model, tokenizer = load(run / name)
         if name == "base":
             written = generate(model, tokenizer, BEGINNINGS, SAMPLE_TOKENS)
-            pairs = zip(BEGINNINGS, written, strict=True)
-            yield fenced([(name, beginning + text) for beginning, text in pairs])
+            yield fenced([(name, b + text) for b, text in zip(BEGINNINGS, written, strict=True)])
             continue
-        asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
-        ids = [template_ids(tokenizer, turns, add_generation_prompt=True) for turns in asked]
-        written = generate(model, tokenizer, [tuple(prompt) for prompt in ids], SAMPLE_TOKENS)
-        pairs = zip(QUESTIONS, written, strict=True)
+        prompts = [asking(tokenizer, question) for question in QUESTIONS]
+        pairs = zip(QUESTIONS, generate(model, tokenizer, prompts, SAMPLE_TOKENS), strict=True)
         yield fenced([(who, t) for q, a in pairs for who, t in (("user", q), (name, a))])
 
 

@@ -83,11 +83,7 @@ def choose(scores: Sequence[Score], by_token: bool) -> int:
 
 
 def answers(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    by_token: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
+    model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], by_token: bool = True
 ) -> tuple[list[int], int]:
     """Return the position of the choice that the model takes for each row, and how many were cut.
 
@@ -95,7 +91,7 @@ def answers(
     greedily, and with 1 where it does not.
     """
     pairs = [pair for row in rows for pair in row.pairs]
-    scores = iter(log_likelihoods(model, tokenizer, pairs, batch_tokens))
+    scores = iter(log_likelihoods(model, tokenizer, pairs))
     taken, cut = [], 0
     for row in rows:
         own = [next(scores) for _ in row.pairs]
@@ -105,11 +101,7 @@ def answers(
 
 
 def generate(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Text],
-    max_new_tokens: int,
-    batch_tokens: int = BATCH_TOKENS,
+    model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], max_new_tokens: int
 ) -> list[str]:
     """Return what the model writes after each prompt, greedily, up to the end of its turn.
 
@@ -119,7 +111,7 @@ def generate(
     encoded = [ids[-room:] for ids in _encode(tokenizer, prompts)]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [""] * len(prompts)
-    for batch in _batches(order, [len(ids) + max_new_tokens for ids in encoded], batch_tokens):
+    for batch in _batches(order, [len(ids) + max_new_tokens for ids in encoded]):
         longest = max(len(encoded[index]) for index in batch)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -202,7 +194,7 @@ def _common(order: Sequence[Ids], reach: int) -> Ids:
 
 
 def _batches(
-    order: Sequence[int], lengths: Sequence[int], batch_tokens: int
+    order: Sequence[int], lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[list[int]]:
     """Yield items in their order, as many as fit with the longest one's padding."""
     batch, longest = list[int](), 0
@@ -228,9 +220,8 @@ def _scores_of(
     past = copy.deepcopy(cache)
     if past is not None:
         past.batch_repeat_interleave(len(rows))
-    states = model.base_model(
-        ids.to(model.device), past_key_values=past, use_cache=past is not None
-    )
+    ids = ids.to(model.device)
+    states = model.base_model(ids, past_key_values=past, use_cache=past is not None)
     for hidden, part, row in zip(states.last_hidden_state, parts, rows, strict=True):
         longest = max(len(request.targets) for request in row)
         logits: Tensor = model.get_output_embeddings()(hidden[len(part) - longest : len(part)])

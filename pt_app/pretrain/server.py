@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.pretrain.chat import Chat, Reply, TooLongError
-from pt_app.pretrain.settings import Answers, ServeSettings
+from pt_app.pretrain.settings import Sampling, ServeSettings
 
 try:
     import uvicorn
@@ -47,18 +47,9 @@ MAX_BODY = 2**20  # bytes of a request
 MAX_WAITING = 8  # requests that wait for their turn
 EVERYWHERE = ("0.0.0.0", "::")
 # Fields of OpenAI's interface that would change an answer, with the values that change none.
-UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "audio": (),
-}
+UNSUPPORTED: dict[str, object] = {"n": 1, "logprobs": False, "tools": [], "functions": []}
+UNSUPPORTED |= {"top_logprobs": 0, "presence_penalty": 0, "frequency_penalty": 0}
+UNSUPPORTED |= {"response_format": {"type": "text"}, "logit_bias": {}, "audio": None}
 
 
 class RefusedError(Exception):
@@ -115,7 +106,7 @@ class Asked(BaseModel, extra="allow"):
     stream_options: StreamOptions = StreamOptions()
     truncation: Literal["auto", "disabled"] = "disabled"
 
-    def sampling(self, default: Answers) -> Answers:
+    def sampling(self, default: Sampling) -> Sampling:
         """Return how tokens are drawn: what is not asked for is as the server was started."""
         asked = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
         asked["max_tokens"] = self.max_completion_tokens or self.max_tokens
@@ -131,7 +122,7 @@ class Asked(BaseModel, extra="allow"):
 class Server:
     """The routes of a model, with its turn: one request at a time."""
 
-    def __init__(self, chat: Chat, sampling: Answers) -> None:
+    def __init__(self, chat: Chat, sampling: Sampling) -> None:
         self.chat, self.sampling = chat, sampling
         self._turn, self._waiting = anyio.Lock(), 0
         self._started = int(time.time())
@@ -167,7 +158,7 @@ class Server:
         """List the model, or describe it by its name."""
         name = self.chat.name
         model = {"id": name, "object": "model", "created": self._started, "owned_by": "local"}
-        model |= {"max_model_len": self.chat.context}  # as vLLM names it
+        model["max_model_len"] = self.chat.context  # as vLLM names it
         if "name" not in request.path_params:
             return JSONResponse({"object": "list", "data": [model]})
         self._check_name(request.path_params["name"])
@@ -214,12 +205,9 @@ class Server:
         except UserError as error:
             raise RefusedError(str(error)) from error
         if cut and asked.truncation == "disabled":
-            raise RefusedError(
-                f"the conversation does not fit the context of {self.chat.context} tokens without "
-                f'its oldest {cut} exchanges: leave them out, or add "truncation": "auto"',
-                400,
-                "context_length_exceeded",
-            )
+            problem = f"{self.chat.context} tokens hold the conversation without its oldest {cut}"
+            problem += ' exchanges: leave them out, or add "truncation": "auto"'
+            raise RefusedError(problem, 400, "context_length_exceeded")
         return Reply(self.chat, ids, sampling, asked.stops()), cut
 
     async def _pieces(self, reply: Reply) -> AsyncGenerator[str, None]:
@@ -300,7 +288,7 @@ def read(content: bytes, kind: str) -> Asked:
         raise RefusedError(f"{where}: {first['msg']}") from error
     for name, neutral in UNSUPPORTED.items():
         value = (asked.model_extra or {}).get(name)
-        if value is not None and value not in neutral:
+        if value is not None and value != neutral:
             raise RefusedError(f"{name} is not supported here: leave it out", 400, name)
     return asked
 
@@ -310,7 +298,7 @@ async def refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     kind = "invalid_request_error" if error.status < 429 else "rate_limit_error"
     content = {"message": error.message, "type": kind, "param": None, "code": error.code}
-    headers = {"Retry-After": "1"} if error.status == 429 else None
+    headers = {"Retry-After": "1"} if error.status == 429 else {}
     return JSONResponse({"error": content}, error.status, headers)
 
 
@@ -321,9 +309,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(found[0][4][:2], family=found[0][0])
     except OSError as error:
         reason = str(error.strerror or error).lower()
-        raise UserError(
-            f"{host}:{port} cannot be listened at ({reason}): choose another --port or --host"
-        ) from error
+        problem = f"{host}:{port} cannot be listened at ({reason})"
+        raise UserError(f"{problem}: choose another --port or --host") from error
 
 
 def serve(settings: ServeSettings) -> None:

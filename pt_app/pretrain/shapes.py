@@ -4,8 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, Qwen3Config
+import transformers
+from transformers import GPT2Config, PretrainedConfig, PreTrainedTokenizerBase, Qwen3Config
+
+from pt_app.pretrain.model import END_OF_TEXT
+from pt_app.pretrain.optimizers import divided
+from pt_app.training.loop import Model
 
 WIDTH_PER_LAYER = 64
 # A separate head pays where the layers outweigh it, and so do heads of 128: below that a model of
@@ -14,7 +18,9 @@ LARGE = 12
 GPT2_VOCABULARY, GPT2_CONTEXT = 50_257, 1024
 
 
-def qwen3(depth: int, vocab: int, max_length: int) -> Qwen3Config:
+def qwen3(
+    depth: int, vocab: int, max_length: int, width: int = 0, heads: int = 0, mlp: int = 0
+) -> Qwen3Config:
     """Return the shape of a depth: all of it follows from the number of layers.
 
     The width is 64 per layer. A SwiGLU layer has three matrices where the classic one has two of
@@ -24,17 +30,19 @@ def qwen3(depth: int, vocab: int, max_length: int) -> Qwen3Config:
         depth: number of layers.
         vocab: number of tokens of the tokenizer.
         max_length: longest sequence, in tokens.
+        width, heads, mlp: numbers that do not follow from the depth: the width, the attention heads
+            and the width of the MLPs.
     """
-    width, large = WIDTH_PER_LAYER * depth, depth >= LARGE
-    head = 128 if large and width % 128 == 0 else 64
+    width, large = width or WIDTH_PER_LAYER * depth, depth >= LARGE
+    heads = heads or width // (128 if large and width % 128 == 0 else 64)
     return Qwen3Config(
         vocab_size=vocab,
         hidden_size=width,
-        intermediate_size=math.ceil(width * 8 / 3 / 64) * 64,
+        intermediate_size=mlp or math.ceil(width * 8 / 3 / 64) * 64,
         num_hidden_layers=depth,
-        num_attention_heads=width // head,
-        num_key_value_heads=width // head,
-        head_dim=head,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=not large,
         bos_token_id=None,
@@ -55,35 +63,19 @@ class Sizes:
         parameters: all of them, a matrix that is used twice counted once.
         matrices: those of the matrices of the layers, which Muon trains.
         head: width x vocabulary, which every token pays whether or not the head is tied.
-        flops_per_token: floating-point operations of a training step per token, 6 per weight of a
-            matmul and 12 x layers x width x sequence of attention (PaLM, arXiv:2204.02311,
-            appendix B).
     """
 
     parameters: int
     matrices: int
     head: int
-    flops_per_token: int
 
     @staticmethod
-    def of(config: PretrainedConfig, sequence: int) -> "Sizes":
-        """Count a model of this shape, which is not allocated, on sequences of so many tokens."""
+    def of(config: PretrainedConfig) -> "Sizes":
+        """Count a model of this shape, which is not allocated."""
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        embeddings = {model.get_output_embeddings()}
-        embeddings |= {m for m in model.modules() if isinstance(m, nn.Embedding)}
-        matrices = sum(
-            weight.numel()
-            for module in model.modules()
-            if module not in embeddings
-            for weight in module.parameters(recurse=False)
-            if weight.ndim == 2
-        )
-        width = config.num_attention_heads * getattr(config, "head_dim", 0) or config.hidden_size
-        head = config.hidden_size * config.vocab_size
-        attention = 12 * config.num_hidden_layers * width * sequence
-        flops = 6 * (matrices + head) + attention
-        return Sizes(model.num_parameters(), matrices, head, flops)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        matrices = sum(weight.numel() for weight in divided(model)[0])
+        return Sizes(model.num_parameters(), matrices, config.hidden_size * config.vocab_size)
 
     def steps(self, tokens_per_parameter: float, batch_tokens: int) -> int:
         """Return the steps of a training on so many tokens per parameter of matrices and head.
@@ -93,3 +85,15 @@ class Sizes:
         """
         tokens = tokens_per_parameter * (self.matrices + self.head)
         return max(1, math.ceil(tokens / batch_tokens))
+
+
+def new_model(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Model:
+    """Make a float32 model of random weights, whose answers end where a turn or a text does."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TEXT)}
+    pad = min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, pad
+    answers = {"eos_token_id": sorted(ends), "pad_token_id": pad, "do_sample": False}
+    model.generation_config = transformers.GenerationConfig(**answers)
+    return model

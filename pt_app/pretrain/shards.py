@@ -21,14 +21,9 @@ from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.core.files import (
-    cannot_write,
-    read_text,
-    sha256_file,
-    write_bytes_atomic,
-    write_json_atomic,
-)
+from pt_app.core.files import read_text, sha256_file
 from pt_app.judge_data.folder import replace_folder
 from pt_app.pretrain.model import END_OF_TEXT
 
@@ -67,7 +62,6 @@ class Manifest(BaseModel):
         tokenizer: the hash of the tokenizer that made the tokens.
         vocabulary: the number of its tokens.
         dtype: the type of a token in the files.
-        left_out: documents that belong to validation, which has enough.
         train, val: the splits.
     """
 
@@ -75,7 +69,6 @@ class Manifest(BaseModel):
     tokenizer: str
     vocabulary: int
     dtype: Literal["uint16", "uint32"]
-    left_out: int = 0
     train: SplitFacts = SplitFacts()
     val: SplitFacts = SplitFacts()
 
@@ -144,12 +137,18 @@ class Shards:
     @property
     def token_bytes(self) -> NDArray[np.int64]:
         """The number of bytes of text of each token of the vocabulary, [vocabulary]."""
-        return np.array([len(piece) for piece in self.pieces])
+        return lengths_of(self.pieces)
 
-    def text(self, split: Split) -> bytes:
-        """Return the text of a split in UTF-8, without separators: what its tokens stand for."""
+    def text(self, split: Split, start: int = 0, stop: int | None = None) -> bytes:
+        """Return what tokens of a split stand for, by default all: UTF-8 without separators."""
         tokens: Tokens = getattr(self, split)
-        return b"".join(self.pieces[token] for token in tokens.read(0, len(tokens)).tolist())
+        stop = len(tokens) if stop is None else min(stop, len(tokens))
+        return b"".join(self.pieces[token] for token in tokens.read(start, stop).tolist())
+
+
+def lengths_of(pieces: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return the number of bytes of each piece, [v]."""
+    return np.array([len(piece) for piece in pieces])
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
@@ -159,26 +158,21 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
         UserError: for a tokenizer of another kind.
     """
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    added = set(tokenizer.added_tokens_decoder)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    added = tokenizer.added_tokens_decoder
+    texts = ["" if i in added else token for i, token in enumerate(tokens)]
     try:
-        return [
-            b"" if index in added else bytes(byte_of[letter] for letter in token)
-            for index, token in enumerate(tokens)
-        ]
+        return [bytes(byte_of[letter] for letter in text) for text in texts]
     except KeyError as error:
-        raise UserError(
-            "the tokenizer is not a byte-level one, of whose tokens the bytes are known: take one "
-            "of scripts.tok_train, or GPT-2's"
-        ) from error
+        remedy = "take one of scripts.tok_train, or GPT-2's"
+        raise UserError(f"the tokenizer is not a byte-level one: {remedy}") from error
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of all that decides which tokens a text becomes."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    decisive = {
-        part: state[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")
-    }
+    parts = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+    decisive = {part: state[part] for part in parts}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -202,7 +196,7 @@ class _Writer:
             return
         content = np.concatenate(self.waiting).tobytes()
         name = f"{self.split}-{len(self.facts.shards):05}.bin"
-        write_bytes_atomic(self.folder / name, content)
+        files.write_bytes_atomic(self.folder / name, content)
         digest = hashlib.sha256(content).hexdigest()
         self.facts.shards.append(Shard(file=name, sha256=digest, tokens=self.size))
         self.facts.tokens += self.size
@@ -230,44 +224,33 @@ def write_shards(
     Raises:
         UserError: if a split has no document, or the folder cannot be written.
     """
-    lengths = np.array([len(piece) for piece in pieces_of(tokenizer)])
+    lengths = lengths_of(pieces_of(tokenizer))
     dtype: Literal["uint16", "uint32"] = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    manifest = Manifest(
-        settings=dict(settings or {}),
-        tokenizer=tokenizer_hash(tokenizer),
-        vocabulary=len(tokenizer),
-        dtype=dtype,
-    )
+    manifest = Manifest(tokenizer=tokenizer_hash(tokenizer), vocabulary=len(tokenizer), dtype=dtype)
+    manifest.settings = dict(settings or {})
     staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     writers = {split: _Writer(staged, split, dtype, shard_tokens) for split in SPLITS}
-    documents = iter(placed)
-    while batch := list(islice(documents, ENCODED_TOGETHER)):
-        kept = [(split, text) for split, text in batch if split is not None]
-        manifest.left_out += len(batch) - len(kept)
-        if not kept:
-            continue
-        encoded = tokenizer([text for _, text in kept], **AS_TEXT).input_ids
-        for (split, _), ids in zip(kept, encoded, strict=True):
+    kept = ((split, text) for split, text in placed if split is not None)
+    while batch := list(islice(kept, ENCODED_TOGETHER)):
+        encoded = tokenizer([text for _, text in batch], **AS_TEXT).input_ids
+        for (split, _), ids in zip(batch, encoded, strict=True):
             writers[split].add([separator, *ids])
             writers[split].facts.bytes += int(lengths[ids].sum())
-    for writer in writers.values():
+    for split, writer in writers.items():
         writer.flush()
-    manifest.train, manifest.val = writers["train"].facts, writers["val"].facts
-    for split in SPLITS:
-        if not writers[split].facts.tokens:
+        if not writer.facts.tokens:
             shutil.rmtree(staged, ignore_errors=True)
-            raise UserError(
-                f"no document is in the split {split}: give more documents, or take the end of "
-                "each text for validation (--split end)"
-            )
-    write_json_atomic(staged / MANIFEST, manifest.model_dump())
+            remedy = "give more documents, or take the end of the text (--split end)"
+            raise UserError(f"no document is in the split {split}: {remedy}")
+    manifest.train, manifest.val = writers["train"].facts, writers["val"].facts
+    files.write_json_atomic(staged / MANIFEST, manifest.model_dump())
     try:
         tokenizer.save_pretrained(staged / TOKENIZER)
         replace_folder(staged, folder)
     except OSError as error:
-        raise UserError(cannot_write(folder, error)) from error
+        raise UserError(files.cannot_write(folder, error)) from error
     return manifest
 
 
@@ -289,10 +272,8 @@ def open_shards(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Shards:
     """
     manifest = read_manifest(folder)
     if manifest.tokenizer != tokenizer_hash(tokenizer):
-        raise UserError(
-            f"the tokens of {folder} were made with another tokenizer (hash "
-            f"{manifest.tokenizer[:12]}...): give its folder, or {REMAKE}"
-        )
+        made = f"made with another tokenizer (hash {manifest.tokenizer[:12]}...)"
+        raise UserError(f"the tokens of {folder} were {made}: give its folder, or {REMAKE}")
     train, val = (
         Tokens(np.memmap(_check(folder / s.file, s), manifest.dtype, "r") for s in split.shards)
         for split in (manifest.train, manifest.val)
@@ -304,8 +285,6 @@ def _check(path: Path, shard: Shard) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing: {REMAKE}, or copy it")
     if (digest := sha256_file(path)) != shard.sha256:
-        raise UserError(
-            f"{path} is not the shard that was written (sha256 {digest[:12]}..., expected "
-            f"{shard.sha256[:12]}...): copy it again, or {REMAKE}"
-        )
+        found = f"(sha256 {digest[:12]}..., expected {shard.sha256[:12]}...)"
+        raise UserError(f"{path} is not the shard that was written {found}: copy it, or {REMAKE}")
     return path

