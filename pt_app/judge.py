@@ -44,8 +44,8 @@ class Judgement:
         status: "ok", "parse_failure" (the answer of the judge has no verdict), "too_long", or
             "bad_row" (see `problem`).
         judge: the adapter and the hash of all that a verdict depends on.
-        verdict: what the judge says, by the rule of its `judge.json`: the median of the
-            probabilities, their mean, rounded to the scale, or their mode.
+        verdict: what the judge says, by the rule of its `judge.json`: the mean of the
+            probabilities, rounded to the scale, their median or their mode.
         greedy: the verdict that the greedy answer starts with; None on a parse failure.
         confidence: the probability that `verdict` is right: the label itself, or on a scale of over
             five verdicts within a tenth of the range of it (at least a step).

@@ -222,12 +222,12 @@ def with_config(folder, target, **fields):
 
 
 @pytest.mark.parametrize(
-    ("stated", "rule"), [("mean", "mean"), ("auto", "median"), (None, "median")]
+    ("stated", "rule"), [("median", "median"), ("auto", "mean"), (None, "mean")]
 )
 def test_rule_is_that_of_judge_json_and_an_earlier_adapter_has_auto(folder, stated, rule):
     judge = json.loads((folder / "judge.json").read_text())
-    assert judge["verdict_rule"] == "median"
-    assert verify_adapter(folder).rule == "median"
+    assert judge["verdict_rule"] == "mean"
+    assert verify_adapter(folder).rule == "mean"
     del judge["verdict_rule"]
     judge |= {"verdict_rule": stated} if stated else {}
     (folder / "judge.json").write_text(json.dumps(judge))
@@ -451,7 +451,7 @@ def test_card_shows_the_verdicts_numbers_with_interval_and_n(folder):
     assert "| adapter | 0.812 [0.770, 0.850], n = 300 | 2 |" in card
     assert "| base | - | 299 |" in card
     assert "| majority | 0.000, n = 300 | - |" in card
-    assert "The verdict is the median of its distribution" in card
+    assert "The verdict is the expected score, rounded to the scale" in card
     assert "300 held-out rows from 75 sources" in card
     assert card.startswith("---\n")
     assert "library_name: peft" in card

@@ -83,11 +83,11 @@ def test_judge_that_goes_by_the_place_alone_calls_a_tie() -> None:
 def test_rule_follows_from_what_a_scale_is_measured_with() -> None:
     pass_fail = Scale.from_name("pass_fail")
     assert [resolved_rule("auto", scale) for scale in (TEN, PAIR, pass_fail)] == [
-        "median",
+        "mean",
         "mode",
         "mode",
     ]
-    assert resolved_rule("mean", TEN) == "mean"
+    assert resolved_rule("median", TEN) == "median"
     for rule in ("mean", "median"):
         with pytest.raises(UserError, match=f"--verdict_rule {rule}: pairwise has no numbers"):
             resolved_rule(rule, PAIR)

@@ -23,7 +23,7 @@ from benchmarks.objectives.trl import trained_by_trl
 from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
 from pt_app.core.files import held, write_json_atomic, write_text_atomic
-from pt_app.core.results import PREDICTIONS, RESULTS
+from pt_app.core.results import PREDICTIONS, RESULTS, JsonObject
 from pt_app.core.settings import Settings, resolve
 from pt_app.eval_model import evaluation
 from pt_app.eval_model.judge_train_mps import load_base, training_arguments
@@ -31,6 +31,8 @@ from pt_app.eval_model.pipeline import Run
 from pt_app.evidence.results import write_evaluation
 from pt_app.models import adapters
 from pt_app.models.provenance import about_this_run
+from pt_app.models.tree_attention import BLOCKS, use_attention
+from pt_app.scoring.branches import chosen_lines
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.training.loss import SummedLoss, summed_loss
 from pt_app.training.preparation import Prepared
@@ -148,12 +150,12 @@ def _judge(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
     del trainer
     this.platform.free_memory()
-    if compared:
-        with this.evaluated():
-            pass
-    else:
+    if not compared:
         _evaluate_alone(this.prepared, this.adapter)
-    return {"losses": losses}
+        return {"losses": losses}
+    with this.evaluated():
+        pass
+    return {"losses": losses, "branches": _change_by_branches(this.prepared, this.adapter)}
 
 
 def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
@@ -175,6 +177,14 @@ def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
     return VerdictLoss(
         verdict_trie(encoder), scale, weights, encoder.tokenizer.pad_token_id, shares
     )
+
+
+def _change_by_branches(prepared: Prepared, adapter: Path) -> JsonObject | None:
+    """Return what `--reading branches` changes on 50 test rows; None: it reads whole lines."""
+    model = adapters.load_merged(adapter, prepared.source)
+    use_attention(model, BLOCKS)
+    _, change = chosen_lines(model, "branches", prepared.test, prepared.encoder)
+    return None if change is None else change.model_dump()
 
 
 def _evaluate_alone(prepared: Prepared, adapter: Path) -> None:

@@ -1,10 +1,8 @@
 """The verdict that a distribution over a scale's verdicts stands for: that of least expected loss.
 
-Which loss depends on what the verdict is measured with: squared error asks for the mean, absolute
-error for the median, exact agreement for the mode (Gneiting 2011, "Making and evaluating point
-forecasts"). Quadratic kappa counts squared errors but divides them by the spread of the verdicts,
-so that means, which lie close together where a judge is unsure, have less of it than medians:
-docs/LOG.md has the figures that made the median the default of scores.
+Which loss depends on what the verdict is measured with: squared error and quadratic kappa ask for
+the mean, absolute error for the median, exact agreement for the mode (Gneiting 2011, "Making and
+evaluating point forecasts").
 """
 
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ FAR_LINE = (
 
 
 def resolved_rule(rule: str, scale: Scale) -> VerdictRule:
-    """Return the rule that "auto" stands for on a scale: median for scores, else mode.
+    """Return the rule that "auto" stands for on a scale: mean for scores, else mode.
 
     Raises:
         UserError: for another word, and for a mean or median of verdicts that are no numbers.
@@ -36,7 +34,7 @@ def resolved_rule(rule: str, scale: Scale) -> VerdictRule:
     if rule not in get_args(VerdictRule):
         raise UserError(f"--verdict_rule {rule}: choose of {', '.join(get_args(VerdictRule))}")
     if rule == "auto":
-        return "median" if scale.task == "score" else "mode"
+        return "mean" if scale.task == "score" else "mode"
     if scale.task != "score" and rule != "mode":
         raise UserError(f"--verdict_rule {rule}: {scale.name} has no numbers: use mode or auto")
     return rule  # type: ignore[return-value]

@@ -130,7 +130,7 @@ class Settings:
     score_precision: Precision = flag("precision of the evaluation; float32 is exact", "float32")
     verdict_rule: VerdictRule = flag(
         "how a verdict is chosen from its probabilities: mean (rounded), median or mode; auto: "
-        "median on scores, else mode",
+        "mean on scores, else mode",
         "auto",
     )
     reading: ReadingMode = flag(READING_HELP, "auto")

@@ -69,10 +69,8 @@ def encode(tokenizer: Any, conversation: Conversation) -> Turns:
         whole = template_ids(tokenizer, conversation[: turn + 1])
         start = len(prompt)
         if ids[: len(whole)] != whole or whole[:start] != prompt:
-            raise UserError(
-                "the chat template does not continue a prompt with its answer alone, so that the "
-                "assistant's tokens cannot be told: train on the base of another model"
-            )
+            problem = "the chat template does not continue a prompt with its answer alone"
+            raise UserError(f"{problem}: train on the base of another model")
         answer = whole[start:]
         # What the template writes behind the end token, such as a line end, is nobody's answer.
         end_id = tokenizer.eos_token_id

@@ -244,10 +244,8 @@ def _hub_explained(repository: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the HTTP library's own errors, which change with its version
-        raise UserError(
-            f"hub:{repository} cannot be fetched ({type(error).__name__}): run it where there is a "
-            "network, or name other text; what was fetched is kept"
-        ) from error
+        problem = f"hub:{repository} cannot be fetched ({type(error).__name__}); the rest is kept"
+        raise UserError(f"{problem}: run it with a network, or name other text") from error
 
 
 READERS = {"docstrings": _docstrings, "debian": _debian, "hub": _hub}

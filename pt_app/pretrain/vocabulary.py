@@ -91,10 +91,9 @@ def summary(manifest: Manifest) -> str:
 def _trained(settings: TokenizerSettings, texts: list[str]) -> PreTrainedTokenizerBase:
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     if (supported := len(tokenizer)) < settings.vocab_size:
-        raise UserError(
-            f"the text supports a vocabulary of {supported:,} tokens, of pairs that occur at least "
-            f"twice, not {settings.vocab_size:,}: give more text, or --vocab_size {supported}"
-        )
+        problem = f"the text supports a vocabulary of {supported:,} tokens"
+        problem += f" with pairs that occur twice, not {settings.vocab_size:,}"
+        raise UserError(f"{problem}: give more text, or --vocab_size {supported}")
     return tokenizer
 
 
