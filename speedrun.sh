@@ -19,7 +19,7 @@ text=${TEXT:-hub:karpathy/fineweb-edu-100b-shuffle:${SHARDS:-110}}
 tokens=(--text "$text" --vocab_size 65536)
 shape=(--max_seq_len 2048 --device_batch_size "${BATCH:-16}" --total_batch_size 524288)
 tracking=(--tracking "${TRACKING:-off}")
-base=(--depth "$depth" "${shape[@]}" "${tracking[@]}")
+base=(--config configs/d20.yaml --depth "$depth" "${shape[@]}" "${tracking[@]}")
 mid=("${shape[@]}" "${tracking[@]}")
 sft=("${shape[@]}" --total_batch_size 65536 "${tracking[@]}")
 core=() chat=()

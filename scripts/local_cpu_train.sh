@@ -14,7 +14,7 @@ processes=1
 # Text that every machine has: what the authors of the installed packages wrote about them.
 packages=(torch transformers scipy numpy sklearn matplotlib pandas sympy networkx) # 34 MB
 tokens=(--vocab_size 4096)
-base=(--depth 4 --max_seq_len 512 --total_batch_size 8192 --num_iterations 1000)
+base=(--config configs/d4_cpu.yaml)
 mid=(--max_seq_len 512 --total_batch_size 8192)
 sft=(--max_seq_len 512 --total_batch_size 8192)
 core=(--max_per_task 500) # some 4 CPU minutes

@@ -12,17 +12,40 @@ from typing import Any
 import typer
 
 from pt_app.cli import app
-from pt_app.core.flags import Flag
+from pt_app.core.flags import Flag, flags_of
 from pt_app.core.settings import table
+from pt_app.pretrain import settings
 
 DOCS = Path(__file__).parents[1] / "docs"
+SCRIPTS: dict[str, type] = {
+    "tok_train": settings.TokenizerSettings,
+    "fetch_data": settings.FetchSettings,
+    "base_train": settings.BaseSettings,
+    "mid_train": settings.MidSettings,
+    "chat_sft": settings.SftSettings,
+    "base_eval": settings.EvalSettings,
+    "report": settings.ReportSettings,
+    "chat_cli": settings.TalkSettings,
+    "chat_web": settings.ServeSettings,
+    "train_gpt2": settings.Gpt2Settings,
+    "train": settings.SmallSettings,
+    "inference": settings.InferenceSettings,
+}
 SECTION = re.compile(r"(<!-- flags: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 
 
 def flags_of_command(words: str) -> list[Flag]:
-    """The flags of a `judge` command; those of the recipes for "recipes"."""
+    """The flags of a `judge` command; those of the recipes for "recipes".
+
+    "scripts.NAME" names a script of the from-scratch track; "scripts.NAME beside OTHER" those of
+    its flags that another script does not have, or has with another default.
+    """
     if words == "recipes":
         return list(table(None).values())
+    if words.startswith("scripts."):
+        name, _, other = words.removeprefix("scripts.").partition(" beside ")
+        known = {(each.name, each.default) for each in flags_of(SCRIPTS[other])} if other else set()
+        return [e for e in flags_of(SCRIPTS[name]) if (e.name, e.default) not in known]
     command: Any = typer.main.get_command(app)
     for word in words.split():
         command = command.commands[word]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.flag_tables import DOCS, commands, flags_of_command, pages
+from tests.flag_tables import DOCS, SCRIPTS, commands, flags_of_command, pages
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in [*DOCS.glob("*.md")]))
@@ -12,7 +12,7 @@ def test_tables_of_flags_are_those_of_the_code(page: str) -> None:
 
 
 def test_every_flag_says_what_it_sets() -> None:
-    for name in ["recipes", *commands()]:
+    for name in ["recipes", *commands(), *[f"scripts.{script}" for script in SCRIPTS]]:
         for flag in flags_of_command(name):
             assert flag.help, f"{name} {flag.option}"
             assert not flag.help.removesuffix("...").endswith("."), f"{name} {flag.option}"

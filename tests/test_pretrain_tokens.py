@@ -19,6 +19,7 @@ from pt_app.pretrain.shards import (
     Tokens,
     at_end,
     by_hash,
+    lengths_of,
     open_shards,
     read_manifest,
     tokenizer_hash,
@@ -78,9 +79,9 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(
     """Letters of two to four bytes are cut into tokens that are no text by themselves."""
     shards = open_shards(folder, tokenizer)
     tokens = shards.train.read(0, len(shards.train))
-    assert shards.token_bytes[tokens].sum() == shards.manifest.train.bytes
+    assert lengths_of(shards.pieces)[tokens].sum() == shards.manifest.train.bytes
     special = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    assert shards.token_bytes[special] == 0
+    assert lengths_of(shards.pieces)[special] == 0
     assert (tokens == special).sum() == shards.manifest.train.documents
 
 

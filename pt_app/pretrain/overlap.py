@@ -47,8 +47,7 @@ class Overlap:
 
 def sequences(text: str) -> Codes:
     """Return a number for each `WORDS` words in sequence, whatever stands between them."""
-    words = [_code(word) for word in _WORD.findall(text.lower())]
-    codes = np.array(words, np.uint64)
+    codes = np.array([_code(word) for word in _WORD.findall(text.lower())], np.uint64)
     number = max(0, len(codes) - WORDS + 1)
     total = np.zeros(number, np.uint64)
     with np.errstate(over="ignore"):

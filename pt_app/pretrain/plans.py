@@ -136,6 +136,6 @@ def _on_text(
     opened = shards.open_shards(data, tokenizer)
     steps = TokenSteps(opened.train, *shape)
     batches = partial(in_order, opened.val, steps.sequence, steps.micro_batch)
-    held_out = HeldOut(batches, opened.token_bytes, objective)
+    held_out = HeldOut(batches, shards.lengths_of(opened.pieces), objective)
     model = shapes.new_model(config, tokenizer, steps.seed)
     return Parts(model, tokenizer, steps, len(steps), steps.batch_tokens, held_out, prompt)

@@ -22,7 +22,8 @@ SOURCE = "what to start from: a stage of --model_dir, or a folder"
 MIXTURE = "conversations: chat, choices, judge, smalltalk and JSON Lines files"
 MODEL_DIR = "folder of the model, with base, mid and sft"
 DEVICE = "where to compute; auto: CUDA, then MPS, then the CPU"
-FRACTION = "; below 1: a fraction of all steps; 0: none on the way"
+WARMUP = "length of the linear warm-up; below 1: a fraction of all steps"
+EVAL_STEPS = "interval of validations; below 1: a fraction of all steps; 0: only at the end"
 PRECISION = "precision of the matmuls; auto: float32, 16 bits on GPUs; weights stay in float32"
 TRACKING = "auto, online, offline or off, or of wandb, weave, tensorboard (docs/TRACKING.md)"
 WHEEL = "evaluation wheel; default: that in the cache"
@@ -61,10 +62,10 @@ class Training:
     matrix_lr: float = flag(MATRIX_LR, 0.01, above=0)
     lr: float = flag(LR, 3e-3, above=0, also="learning_rate")
     weight_decay: float = flag("weight decay of the matrices", 0.01, low=0)
-    warmup_steps: float = flag("steps of the linear warm-up" + FRACTION, 0.02, low=0, unit="steps")
+    warmup_steps: float = flag(WARMUP, 0.02, low=0, unit="steps")
     decay: float = flag(DECAY, 0.6, low=0.01, high=1)
     max_grad_norm: float = flag("bound of the norm of the gradients; 0: none", 1.0, low=0)
-    eval_steps: float = flag("steps between validations" + FRACTION, 0.25, low=0, unit="steps")
+    eval_steps: float = flag(EVAL_STEPS, 0.25, low=0, unit="steps")
     save_steps: int = flag("interval of checkpoints; 0: only the last", 250, low=0, unit="steps")
     logging_steps: int = flag("interval of logged losses", 10, low=1, unit="steps")
     tracking: str = flag(
@@ -165,7 +166,7 @@ class EvalSettings:
     """scripts.base_eval and scripts.chat_eval."""
 
     model_dir: str = flag(MODEL_DIR, "runs/scratch")
-    stage: Literal["auto", "base", "mid", "sft"] = flag("auto: base or, for chats, sft", "auto")
+    stage: Literal["auto", "base", "mid", "sft"] = flag("auto: base, for chat_eval sft", "auto")
     device: Device = flag(DEVICE, "auto")
     tasks: str = flag("tasks, separated by commas; default: all", "", unit="list")
     max_per_task: int | None = flag("rows of a task, drawn at random; default: all", None, low=1)
@@ -200,8 +201,8 @@ class Sampling:
     temperature: float = flag("randomness; 0: always the most probable token", 0.8, low=0, high=10)
     top_k: int = flag("draw from that many of the most probable tokens; 0: from all", 50, low=0)
 
-    top_p: float = flag("draw from the tokens that together are so probable", 1.0, above=0, high=1)
-    max_tokens: int | None = flag("end after that many; default: with the context", None, low=1)
+    top_p: float = flag("draw from the most probable tokens with this sum", 1.0, above=0, high=1)
+    max_tokens: int | None = flag("maximum length; default: what the context holds", None, low=1)
     seed: int | None = flag("seed of the draws; default: another one each time", None)
 
 

@@ -134,11 +134,6 @@ class Shards:
     val: Tokens
     pieces: list[bytes]
 
-    @property
-    def token_bytes(self) -> NDArray[np.int64]:
-        """The number of bytes of text of each token of the vocabulary, [vocabulary]."""
-        return lengths_of(self.pieces)
-
     def text(self, split: Split, start: int = 0, stop: int | None = None) -> bytes:
         """Return what tokens of a split stand for, by default all: UTF-8 without separators."""
         tokens: Tokens = getattr(self, split)

@@ -39,8 +39,6 @@ from pt_app.training.run import Progress, share_of, train
 
 STAGE, METRICS = "stage.json", "metrics.jsonl"
 SAMPLE_TOKENS = 64
-AGAIN = "the same command continues"
-SHORTAGE = "shorter sequences, or a smaller model"
 log = logging.getLogger(__name__)
 
 
@@ -125,11 +123,11 @@ def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
         name = f"{os.environ.get('WANDB_RUN') or final.parent.name}-{plan.name}"
         folder = plan.log_dir or final.parent / "tracking" / plan.name
         tracker = stack.enter_context(Tracker(settings, folder, log.info, name))
-        stack.enter_context(shortage_explained("training", SHORTAGE))
+        stack.enter_context(shortage_explained("training", "shorter sequences, or a smaller model"))
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
         parts = build(NextTokens(platform.compute_dtype, chunk))
         loop = _loop(plan, parts, platform, tracker)
-        train(loop, checkpoint, AGAIN)
+        train(loop, checkpoint, "the same command continues")
         if console.is_main_process():
             room = "its checkpoints are whole: make room, and the same command finishes"
             with checkpoints.full_disk_explained(final.parent, room):
