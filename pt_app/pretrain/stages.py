@@ -251,9 +251,10 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         """Write a sample after the numbers of a validation."""
         if "eval_loss" in logs and console.is_main_process():
             parts, how = self.parts, Sampling(max_tokens=SAMPLE_TOKENS, seed=0)
+            training = parts.model.training
             chat = Chat(parts.model.eval(), parts.tokenizer, "")
             text = "".join(continued(chat, parts.prompt, how))
-            parts.model.train()
+            parts.model.train(training)
             log.info("sample at step %d: %s", state.global_step, json.dumps(text))
             self.tracker.log_text("sample", text, state.global_step)
 
