@@ -129,8 +129,8 @@ class NextTokens(Objective):
         if narrow:
             hidden, weights = hidden.to(self.compute_dtype), weights.float()
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        inputs = hidden[kept], output_matrix(model), labels[kept], weights
-        return cross_entropy(*inputs, softcap, self.chunk)
+        needed = hidden[kept], output_matrix(model), labels[kept], weights
+        return cross_entropy(*needed, softcap, self.chunk)
 
     def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
         """Return the packs of a step as micro-batches of at most `rows` rows."""

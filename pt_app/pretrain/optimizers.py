@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +59,8 @@ def muon_and_adamw(
         log.warning("Muon does not run on %s (%s): AdamW trains all", matrices[0].device, why)
         muon = False
     if not muon:
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others}]
-        return [adamw(groups, weight_decay=0.0)]
+        decayed: dict[str, Any] = {"params": matrices, "weight_decay": weight_decay}
+        return [adamw([decayed, {"params": others}], weight_decay=0.0)]
     first = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
     return [first, adamw(others, weight_decay=0.0)]
 
