@@ -87,7 +87,7 @@ def test_a_second_report_reads_no_text_again(run: dict[str, str], tmp_path: Path
 
 def test_without_its_text_no_baseline_is_claimed(run: dict[str, str], tmp_path: Path) -> None:
     text = report(run, tmp_path, data_dir=tmp_path)
-    assert "is not known: there is no validation" in text
+    assert "is not known: its text is not here" in text
     assert "no baseline can be computed" in text
 
 
