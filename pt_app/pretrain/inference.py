@@ -33,7 +33,7 @@ def continued(
     """
     room = model.config.max_position_embeddings - 1
     ids = tokenizer(prompt, return_tensors="pt").input_ids[:, -room:].to(model.device)
-    options = {"do_sample": False} if how.temperature == 0 else {"do_sample": True}
+    options: dict[str, object] = {"do_sample": how.temperature > 0}
     if how.temperature:
         options |= {"temperature": how.temperature, "top_k": how.top_k}
     training = model.training

@@ -1,6 +1,8 @@
 """Muon for the matrices of the layers, AdamW for everything else, and the rate over a run."""
 
 import logging
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,15 +54,17 @@ def muon_and_adamw(
         fused: whether AdamW is torch's fused one.
     """
     matrices, others = divided(model)
-    adamw = {"lr": other_lr, "betas": (0.9, 0.95), "fused": fused}
+    adamw = partial(
+        torch.optim.AdamW, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+    )
     if muon and (why := _why_no_muon(matrices[0].device)):
         log.warning("Muon does not run on %s (%s): AdamW trains all", matrices[0].device, why)
         muon = False
     if not muon:
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others}]
-        return [torch.optim.AdamW(groups, weight_decay=0.0, **adamw)]
+        decaying: dict[str, Any] = {"params": matrices, "weight_decay": weight_decay}
+        return [adamw([decaying, {"params": others}])]
     first = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
-    return [first, torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
+    return [first, adamw(others)]
 
 
 def _why_no_muon(device: torch.device) -> str:
@@ -70,7 +74,7 @@ def _why_no_muon(device: torch.device) -> str:
     weight = torch.ones(2, 2, device=device, requires_grad=True)
     weight.grad = torch.ones_like(weight)
     try:
-        torch.optim.Muon([weight]).step()
+        torch.optim.Muon([weight]).step()  # type: ignore[no-untyped-call]
     except (RuntimeError, TypeError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0][:160]
     return ""
