@@ -46,7 +46,7 @@ def generated(chat: Chat, ids: list[int], tokens: int) -> list[int]:
     whole = chat.model.generate(
         torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, use_cache=False
     )
-    return [token for token in whole[0, len(ids) :].tolist() if not chat.ends(token)]
+    return [token for token in whole[0, len(ids) :].tolist() if token not in chat.ends]
 
 
 def test_an_answer_is_what_generate_gives_whatever_the_cache_holds(chat: Chat) -> None:
@@ -101,7 +101,7 @@ def test_a_cache_that_cannot_go_back_is_filled_again(tokenizer: Any) -> None:
 
 
 def test_an_answer_ends_where_the_context_does(chat: Chat) -> None:
-    chat._ends = set()  # this model never ends
+    chat.ends = set()  # this model never ends
     ids, _ = chat.fitted([user("one")])
     reply = Reply(chat, ids, Sampling(temperature=0))
     "".join(reply)
@@ -260,7 +260,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_came(
         return scores(ids)
 
     monkeypatch.setattr(chat, "scores", interrupted)
-    chat._ends = set()
+    chat.ends = set()
     text = chatting._answer(chat, [user("one")], GREEDY)
     out = capsys.readouterr().out
     assert text

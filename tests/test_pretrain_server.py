@@ -238,7 +238,7 @@ def test_requests_wait_their_turn_and_get_their_own_answers(running: Running) ->
 def endless(chat: Chat, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
     """Let the model write one token after another, slowly, up to the end of its context."""
     forward = chat._forward
-    monkeypatch.setattr(chat, "_ends", set())
+    monkeypatch.setattr(chat, "ends", set())
     monkeypatch.setattr(chat, "_forward", lambda ids: (time.sleep(seconds), forward(ids))[1])
 
 
