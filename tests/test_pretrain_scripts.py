@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pt_app.core.flags import parsed
+from tests import flag_tables
 from tests.conftest import ROOT
 
 SCRIPTS = ["speedrun.sh", "scripts/pipeline.sh", "scripts/local_cpu_train.sh"]
@@ -77,6 +79,19 @@ def test_the_stages_run_in_order_and_the_chat_is_named_last(checkout: Path, scri
     assert (done.returncode, done.stderr) == (0, "")
     assert stages(checkout) == ALL
     assert "scripts.chat_cli --model runs/d" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", ["scripts/local_cpu_train.sh", "speedrun.sh"])
+@pytest.mark.parametrize("quick", ["", "1"])
+def test_the_stages_know_the_flags_that_they_are_given(
+    checkout: Path, script: str, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # where configs/ is
+    run(checkout, script, QUICK=quick)
+    tables = flag_tables.SCRIPTS | {"chat_eval": flag_tables.SCRIPTS["base_eval"]}
+    for line in (checkout / "arguments").read_text().splitlines():
+        stage, *flags = line.partition("scripts.")[2].split()
+        parsed(tables[stage], flags)
 
 
 @pytest.mark.parametrize("stage", dict.fromkeys(ALL) | {"fetch_data": None})

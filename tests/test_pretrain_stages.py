@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
 from pt_app.pretrain import loss as loss_module
 from pt_app.pretrain.model import train_tokenizer
-from pt_app.pretrain.plans import base_train
-from pt_app.pretrain.settings import BaseSettings, parsed
+from pt_app.pretrain.plans import base_train, chat_train
+from pt_app.pretrain.settings import BaseSettings, MidSettings, SftSettings, parsed
 from pt_app.pretrain.shards import at_end, write_shards
 from tests.conftest import ROOT
 
@@ -51,6 +52,31 @@ def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(folder: Path) -> str:
     return sha256_file(folder / "model.safetensors")
+
+
+def test_mid_and_sft_learn_answers_from_the_stage_before(made: Path, tmp_path: Path) -> None:
+    model_dir, said = tmp_path / "runs", tmp_path / "said.jsonl"
+    shutil.copytree(made, model_dir / "base")
+    turns = [{"role": "user", "content": "it?"}, {"role": "assistant", "content": "the cat sat."}]
+    asked = [[turns[0] | {"content": f"the cat {n}?"}, turns[1]] for n in range(200)]
+    said.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    flags = {"mixture": said, "model_dir": model_dir, "device": "cpu", "max_seq_len": 64}
+    flags |= {"total_batch_size": 512, "num_iterations": 4, "logging_steps": 1}
+    argv = [f"--{name}={value}" for name, value in flags.items()]
+    mid, sft = (chat_train(parsed(table, argv)) for table in (MidSettings, SftSettings))
+    assert [path.name for path in (mid, sft)] == ["mid", "sft"]
+    about = [json.loads((path / "stage.json").read_text()) for path in (mid, sft)]
+    losses = [each["last"]["eval_loss"] for each in about]
+    assert losses[1] < losses[0]
+    assert len({weights(path) for path in (made, mid, sft)}) == 3
+    before = weights(sft)
+    assert weights(chat_train(parsed(SftSettings, argv))) == before
+    said.write_text(said.read_text().replace("sat", "ran"))
+    with pytest.raises(UserError, match="conversations was"):
+        chat_train(parsed(SftSettings, argv))
+    longer = ["--max_seq_len=128", "--source=base", f"--model_dir={made.parent}"]
+    with pytest.raises(UserError, match="reads at most 64 tokens"):
+        chat_train(parsed(SftSettings, [*argv, *longer]))
 
 
 def interrupt_at(patch: pytest.MonkeyPatch, call: int) -> None:
