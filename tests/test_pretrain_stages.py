@@ -74,7 +74,8 @@ def test_mid_and_sft_learn_answers_from_the_stage_before(made: Path, tmp_path: P
     said.write_text(said.read_text().replace("sat", "ran"))
     with pytest.raises(UserError, match="conversations was"):
         chat_train(parsed(SftSettings, argv))
-    longer = ["--max_seq_len=128", "--source=base", f"--model_dir={made.parent}"]
+    shutil.copytree(made, tmp_path / "other" / "base")
+    longer = ["--max_seq_len=128", "--source=base", f"--model_dir={tmp_path / 'other'}"]
     with pytest.raises(UserError, match="reads at most 64 tokens"):
         chat_train(parsed(SftSettings, [*argv, *longer]))
 

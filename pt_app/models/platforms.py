@@ -110,6 +110,7 @@ def decide(
     precision: str = "auto",
     sharded: bool = False,
     on_cpu: bool = False,
+    by: str = "",
 ) -> Platform:
     """Decide the platform of a run of `recipe` on this machine.
 
@@ -119,6 +120,7 @@ def decide(
         precision: "auto", "float32" or "bf16" (--train_precision).
         sharded: shard the base over the processes (--shard_base).
         on_cpu: do not use a GPU of this machine.
+        by: what trains, for the reason; "": the recipe.
 
     Raises:
         UserError: if this machine cannot compute in this precision, or has nothing to shard over.
@@ -128,7 +130,8 @@ def decide(
     torch.set_flush_denormal(True)
     platform = _mps(on_cpu) if recipe == "mps" else _cuda(no_4bit, on_cpu)
     if on_cpu:
-        platform = replace(platform, reason="the CPU, as requested")
+        requested = f"the CPU, as requested: {by or f'judge_train_{recipe}.py'} trains there"
+        platform = replace(platform, reason=requested)
     if precision != "auto":
         platform = _in_precision(platform, precision)
     if sharded:
@@ -154,7 +157,9 @@ def get_device(wish: str = "auto", precision: str = "auto") -> Platform:
     """
     recipes: dict[str, Recipe] = {"cuda": "cuda", "mps": "mps"}
     recipe = recipes.get(wish, recipe_for_this_machine())
-    platform = decide(recipe, no_4bit=True, precision=precision, on_cpu=wish == "cpu")
+    platform = decide(
+        recipe, no_4bit=True, precision=precision, on_cpu=wish == "cpu", by="the model"
+    )
     if wish not in ("auto", platform.device.partition(":")[0]):
         raise UserError(f"--device {wish}: there is none here: take cpu, or leave it out")
     return platform
