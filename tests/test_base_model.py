@@ -137,6 +137,16 @@ def test_training_writes_a_base_that_transformers_loads(made: Path) -> None:
 
 
 @pytest.mark.slow
+def test_weights_do_not_depend_on_how_the_process_computed_matmuls_before(tmp_path: Path) -> None:
+    hashes = set()
+    for precision in ("highest", "medium"):  # the latter is what a recipe leaves on a CPU
+        torch.set_float32_matmul_precision(precision)
+        base = train_base(tmp_path / precision, BaseOptions(**SMALL))
+        hashes.add(read_card(base)["weights sha256"])
+    assert len(hashes) == 1
+
+
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_weights(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

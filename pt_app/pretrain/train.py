@@ -154,6 +154,8 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
     """Train to the end, from the newest checkpoint in `run` if there is one; round to float16."""
     # Numbers below 1e-38 are set to zero: without it a step takes up to eight times as long.
     torch.set_flush_denormal(True)
+    # The same bytes whatever this process trained before: a recipe leaves oneDNN's matmuls on.
+    torch.set_float32_matmul_precision("highest")
     checkpoint, _ = newest_complete(run)
     reached = step_of(checkpoint) if checkpoint else 0
     grow_at = steps.total * 3 // 7  # comparing words has formed by then
