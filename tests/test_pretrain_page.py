@@ -154,7 +154,9 @@ def test_a_person_can_ask_stop_ask_again_and_begin_again(
     assert found["first"] < 2000
     assert found["later"] == found["stopped"] != ""
     assert found["stopNote"] == "stopped"
-    assert found["stopped"].startswith(found["again"].rstrip("\ufffd"))
+    # The same greedy answer, of which a busy machine may have shown fewer than 8 tokens.
+    texts = sorted((found[name].rstrip("\ufffd") for name in ("stopped", "again")), key=len)
+    assert texts[1].startswith(texts[0])
     assert found["note"].startswith("8 tokens, ")
     assert found["note"].endswith("cut at the maximum of tokens")
     assert "shorten it" in found["refused"]
