@@ -32,7 +32,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        hidden, matrix, targets, weights, softcap, chunk, wanted = inputs
+        hidden, matrix, targets, softcap, chunk, wanted = inputs
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         narrow, rows = matrix.to(hidden.dtype), max(1, chunk // len(matrix))
@@ -42,13 +42,12 @@ class _ChunkedLoss(torch.autograd.Function):
             logits = (hidden[part] @ narrow.T).to(exact)
             bent = torch.tanh(logits / softcap) if softcap else None
             found = F.log_softmax(logits if bent is None else bent * softcap, -1)
-            chosen, weight = targets[part, None], weights[part, None]
-            total -= (found.gather(1, chosen) * weight).sum()
+            chosen = targets[part, None]
+            total -= found.gather(1, chosen).sum()
             if by_hidden is None or by_matrix is None:
                 continue
-            slope = found.exp_().scatter_add_(1, chosen, -torch.ones_like(weight, dtype=exact))
-            slope = slope.mul_(weight) if bent is None else slope.mul_(weight * (1 - bent**2))
-            slope = slope.to(hidden.dtype)
+            slope = found.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=exact))
+            slope = (slope if bent is None else slope.mul_(1 - bent**2)).to(hidden.dtype)
             torch.mm(slope, narrow, out=by_hidden[part])
             if hidden.dtype == matrix.dtype:
                 by_matrix.addmm_(slope.T, hidden[part])
@@ -61,30 +60,28 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Any) -> Any:
         by_hidden, by_matrix = ctx.gradients
         ctx.gradients = None
-        return by_hidden.mul_(outer[0]), by_matrix.mul_(outer[0]), None, None, None, None, None
+        return by_hidden.mul_(outer[0]), by_matrix.mul_(outer[0]), None, None, None, None
 
 
 def cross_entropy(
     hidden: Tensor,
     matrix: Tensor,
     targets: Tensor,
-    weights: Tensor,
     softcap: float | None = None,
     chunk: int = CPU_CHUNK,
 ) -> Tensor:
-    """Return the weighted sum of the cross-entropy of `targets` under `hidden matrix'`, in nats.
+    """Return the sum of the cross-entropy of `targets` under `hidden matrix'`, in nats.
 
     Args:
         hidden: [n, d], in the precision of the matmuls.
         matrix: [v, d], the output matrix; its gradient has its own precision.
         targets: [n], token ids.
-        weights: [n], of each target, in float32 or more.
         softcap: the bound c of c tanh(logits / c); None: the logits are not bounded.
         chunk: logits at a time.
     """
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or matrix.requires_grad)
     with torch.autocast(hidden.device.type, enabled=False):
-        inputs = hidden, matrix, targets, weights, softcap, chunk, wanted
+        inputs = hidden, matrix, targets, softcap, chunk, wanted
         loss: Tensor = _ChunkedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
     return loss
 
@@ -103,8 +100,8 @@ class NextTokens(Objective):
     """The cross-entropy of each token after those before it, for any causal model of transformers.
 
     A batch holds `input_ids` [b, t], `labels` [b, t] (`IGNORED` where nothing is learned) and
-    perhaps the `weight` [b, t] of each label and the `position_ids` [b, t]. Where positions start
-    again, another text does, which sees nothing of the one before; transformers makes the mask.
+    perhaps `position_ids` [b, t]. Where positions start again, another text does, which sees
+    nothing of the one before; transformers makes the mask.
 
     Attributes:
         compute_dtype: of the matmuls; weights stay in float32.
@@ -124,13 +121,11 @@ class NextTokens(Objective):
         with torch.autocast(ids.device.type, self.compute_dtype, enabled=narrow):
             hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
         kept = labels != IGNORED
-        weight = batch.get("weight")
-        weights = kept[kept].to(hidden.dtype) if weight is None else weight[kept]
         if narrow:
-            hidden, weights = hidden.to(self.compute_dtype), weights.float()
+            hidden = hidden.to(self.compute_dtype)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        needed = hidden[kept], output_matrix(model), labels[kept], weights
-        return cross_entropy(*needed, softcap, self.chunk)
+        matrix = output_matrix(model)
+        return cross_entropy(hidden[kept], matrix, labels[kept], softcap, self.chunk)
 
     def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
         """Return the packs of a step as micro-batches of at most `rows` rows."""

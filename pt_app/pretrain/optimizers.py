@@ -39,8 +39,8 @@ def muon_and_adamw(
 ) -> list[torch.optim.Optimizer]:
     """Make Muon for the matrices of the layers, and AdamW for the other parameters.
 
-    Muon rounds to bfloat16 in each step: a run is the same to the bit on one machine, and to the
-    last digits on another. Its step costs some 20 x min(rows, columns) operations per weight, as
+    Muon rounds to bfloat16 in each step: a run is bit-exact on one machine, and equal but for
+    rounding on another. Its step costs some 20 x min(rows, columns) operations per weight, as
     much as 3 x min(rows, columns) tokens: small batches of large models are better off with AdamW.
     That also takes its place, which is logged, where a device cannot compute its step (Apple GPUs
     with some versions of torch).
