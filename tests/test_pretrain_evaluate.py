@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from pt_app.core.errors import UserError
 from pt_app.pretrain import evaluate
 from pt_app.pretrain.code import passes, program, without_network
-from pt_app.pretrain.evaluate import Evaluation, Outcome, last_number, summary
+from pt_app.pretrain.evaluate import Evaluation, Outcome, in_words, last_number, summary
 from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.settings import EvalSettings
 from pt_app.pretrain.shapes import qwen3
@@ -57,10 +57,15 @@ def test_a_mean_is_named_by_the_tasks_that_it_covers(evaluation: Any, tmp_path: 
     assert json.loads((tmp_path / "chat.json").read_text()) == chat
 
 
-def test_random_weights_are_not_told_apart_from_guessing(evaluation: Any) -> None:
+def test_random_weights_are_not_above_guessing_from_guessing(evaluation: Any) -> None:
     content = evaluation("core").run()
-    assert not content["summary"]["told_apart"]
-    assert not any(Outcome(**each).told_apart for each in content["tasks"].values())
+    assert not content["summary"]["above_guessing"]
+    assert not any(Outcome(**each).above_guessing for each in content["tasks"].values())
+
+
+def test_a_number_below_guessing_is_not_called_the_same_as_guessing() -> None:
+    worse = Outcome(n=400, accuracy=0.1, low=0.07, high=0.13, guess=0.25)
+    assert in_words(worse) == "0.100 [0.070, 0.130] (n = 400, guessing 0.250, not above guessing)"
 
 
 def test_an_evaluation_takes_up_the_tasks_that_are_missing(
@@ -101,10 +106,10 @@ def test_always_the_letter_that_the_key_prefers_is_guessing() -> None:
     outcome = Outcome.of_choices(key, [3] * 900, None)
     assert outcome.low > outcome.guess == 0.25
     assert outcome.chance == pytest.approx(1 / 3)
-    assert not outcome.told_apart
+    assert not outcome.above_guessing
     assert outcome.shares == {"D": 1.0}
     knows = Outcome.of_choices(key, [row.gold for row in key], None)
-    assert knows.told_apart
+    assert knows.above_guessing
     assert knows.chance < 0.3
 
 
@@ -115,8 +120,8 @@ def test_the_guess_rate_is_that_of_each_row() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 26, 164, 1319])
-def test_no_row_right_is_never_told_apart(n: int) -> None:
-    assert not Outcome.of_choices(rows([0] * n, 1), [1] * n, None).told_apart
+def test_no_row_right_is_never_above_guessing(n: int) -> None:
+    assert not Outcome.of_choices(rows([0] * n, 1), [1] * n, None).above_guessing
     assert Outcome.of_choices(rows([0] * n, 1), [0] * n, None).high == 1.0
 
 
@@ -140,7 +145,7 @@ def test_a_mean_is_centred_on_guessing() -> None:
     assert mean["value"] == pytest.approx((0.15 / 0.75 + 0.3) / 2)
     reach = ((0.1 / 0.75) ** 2 + 0.1**2) ** 0.5 / 2
     assert mean["high"] - mean["value"] == pytest.approx(reach)
-    assert mean["told_apart"]
+    assert mean["above_guessing"]
     assert mean["name"] == "CORE, 2 of 22 tasks"
     assert summary("core", {})["tasks"] == 0
 

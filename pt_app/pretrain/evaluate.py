@@ -72,7 +72,7 @@ class Outcome:
         return (value - self.guess) / (1 - self.guess)
 
     @property
-    def told_apart(self) -> bool:
+    def above_guessing(self) -> bool:
         """Whether the whole interval lies above what guessing gets."""
         return self.low > max(self.guess, self.chance)
 
@@ -118,7 +118,7 @@ def summary(kind: str, outcomes: dict[str, Outcome]) -> dict[str, Any]:
         "value": value,
         "low": value - reach,
         "high": value + reach,
-        "told_apart": value - reach > chance,
+        "above_guessing": value - reach > chance,
     }
 
 
@@ -271,7 +271,7 @@ def mean_in_words(mean: dict[str, Any]) -> str:
     """Write the mean of `summary` with its interval."""
     if not mean["tasks"]:
         return "no task was run"
-    told = "" if mean["told_apart"] else ", not told apart from guessing"
+    told = "" if mean["above_guessing"] else ", not above guessing"
     return f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] (n = {mean['n']:,}{told})"
 
 
@@ -280,6 +280,6 @@ def in_words(outcome: Outcome) -> str:
     if outcome.why_not:
         return f"not run ({outcome.why_not})"
     level = max(outcome.guess, outcome.chance)
-    told = "" if outcome.told_apart else ", not told apart from guessing"
+    told = "" if outcome.above_guessing else ", not above guessing"
     interval = f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}]"
     return f"{interval} (n = {outcome.n}, guessing {level:.3f}{told})"

@@ -186,7 +186,7 @@ _ABSENT = {"why_not": "not asked for"}
 def _cell(outcome: Outcome) -> str:
     if outcome.why_not:
         return f"not run: {inline(outcome.why_not)}"
-    guessing = "" if outcome.told_apart else " guessing"
+    guessing = "" if outcome.above_guessing else " guessing"
     cut = f", {outcome.cut} cut" if outcome.cut else ""
     return f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}]{guessing}{cut}"
 
