@@ -1,5 +1,6 @@
 """Training from scratch: stages train, resume exactly, are skipped, and refuse other settings."""
 
+import errno
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.plans import base_train, chat_train
 from pt_app.pretrain.settings import BaseSettings, MidSettings, SftSettings, parsed
 from pt_app.pretrain.shards import at_end, write_shards
+from pt_app.training import checkpoints
 from tests.conftest import ROOT
 
 SMALL = {"depth": 1, "max_seq_len": 64, "device_batch_size": 4, "total_batch_size": 512}
@@ -161,6 +163,36 @@ def test_an_interrupted_stage_resumes_to_the_same_weights(
     lines = [(folder / "metrics.jsonl").read_text("utf-8").splitlines() for folder in (made, again)]
     numbers = [[json.loads(line) | {"seconds": 0} for line in each] for each in lines]
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("checkpoint-10", "step 10 has no room; the last good checkpoint is .*-5: make room"),
+        ("base", "its checkpoints are whole: make room"),
+    ],
+)
+def test_a_full_disk_names_the_resume_that_stages_have(
+    made: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    problem: str,
+) -> None:
+    publish = checkpoints.publish
+
+    def full(written: Path, run: Path) -> Path:
+        if written.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return publish(written, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "publish", full)
+        with pytest.raises(UserError, match=f"is full: .*{problem}.* same command") as refused:
+            train(data, tmp_path)
+    assert "--resume" not in str(refused.value)
+    assert weights(train(data, tmp_path)) == weights(made)
 
 
 def test_a_changed_model_is_refused(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.pretrain.model import train_tokenizer
-from pt_app.pretrain.settings import TokenizerSettings
+from pt_app.pretrain.settings import SmallSettings, TokenizerSettings
 from pt_app.pretrain.shards import TOKENIZER, at_end, open_shards, read_manifest, write_shards
 from pt_app.pretrain.texts import cut, documents, plain_text
 from pt_app.pretrain.vocabulary import gpt2_tokenizer, make_tokens
@@ -63,6 +63,21 @@ def test_a_folder_gives_the_texts_of_its_files_in_their_order(folder: Path) -> N
 def test_files_patterns_and_several_sources_follow_each_other(folder: Path) -> None:
     sources = [str(folder / "*.jsonl"), str(folder / "b.txt"), str(folder / "**" / "*.gz")]
     assert list(documents(sources)) == ["fourth", "fifth", "second\n", "thïrd\n"]
+
+
+def test_tinyshakespeare_is_found_here_before_the_folder_of_real_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUDGE_REAL_DATA", str(tmp_path / "real"))
+    source = [SmallSettings().train_data]
+    with pytest.raises(UserError, match=r"^data/tinyshakespeare/input\.txt is not there: .* text$"):
+        list(documents(source))
+    for folder, text in (("real", "To be"), ("data", "or not to be")):
+        file = tmp_path / folder / "tinyshakespeare" / "input.txt"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+        assert list(documents(source)) == [text]
 
 
 def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ Split = Literal["documents", "end"]
 Table = TypeVar("Table")
 # Help of flags whose default differs between tables.
 TEXT = "files, folders, patterns, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT"
+TEXT += ", tinyshakespeare"
 LR, MATRIX_LR = "peak learning rate of AdamW", "peak learning rate of Muon"
 OPTIMIZER = "of the matrices of the layers; AdamW trains the rest"
 DECAY = "share of the steps in which the rate falls to 0"
@@ -124,7 +125,7 @@ class SftSettings(MidSettings):
 class TextSettings(Training):
     """What GPT-2 and the small trainer share."""
 
-    train_data: str = flag(TEXT, "data/tinyshakespeare/input.txt", unit="list")
+    train_data: str = flag(TEXT, "tinyshakespeare", unit="list")
     split: Split = flag(SPLIT, "end")
     num_epochs: float = flag("passes over the text", 5.0, above=0)
     batch_size: int = flag("sequences that a process computes together", 8, low=1)

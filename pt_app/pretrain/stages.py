@@ -127,7 +127,7 @@ def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
         parts = build(NextTokens(platform.compute_dtype, chunk))
         loop = _loop(plan, parts, platform, tracker)
-        train(loop, checkpoint, "the same command continues")
+        train(loop, checkpoint)
         if console.is_main_process():
             room = "its checkpoints are whole: make room, and the same command finishes"
             with checkpoints.full_disk_explained(final.parent, room):
@@ -175,7 +175,6 @@ def _checkpoint(plan: Plan) -> Path | None:
             checkpoints.discard_after(checkpoint)
         write_json_atomic(plan.work / STAGE, {"stage": plan.name, "facts": plan.facts})
     if checkpoint:
-        checkpoints.read_state(checkpoint)  # one of an earlier version is refused
         log.info("resuming from %s", checkpoint)
     return checkpoint
 
@@ -209,6 +208,7 @@ def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> Tra
         use_cpu=platform.on_cpu,
         mixed_precision=platform.mixed_precision,
         remedy="try a lower --matrix_lr and --lr, or more --warmup_steps",
+        again="the same command continues",
     )
 
     def optimizers(model: Model) -> list[torch.optim.Optimizer]:

@@ -174,6 +174,7 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
             save_steps=SNAPSHOT_EVERY,
             eval_steps=REPORT_EVERY,
             use_cpu=True,
+            again="the same command continues",
         )
         loop = TrainingLoop(
             model,
@@ -186,6 +187,6 @@ def fit(model: Model, steps: DocumentSteps, yardstick: Yardstick, run: Path) -> 
             [Progress()],
         )
         resumed = checkpoint if first < reached <= last else None
-        train(loop, resumed, "the same command continues")
+        train(loop, resumed)
     round_to_float16(model)
     return yardstick.measure(model)

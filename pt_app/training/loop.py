@@ -105,6 +105,7 @@ class LoopArguments:
         torch_empty_cache_steps: steps between clearings of the device's allocator; None: never.
         sharded: whether the base is sharded over the ranks.
         remedy: what to do about a loss that is not finite, for the message.
+        again: what resumes the training, for messages.
     """
 
     output_dir: Path
@@ -130,6 +131,7 @@ class LoopArguments:
     remedy: str = (
         "try a lower --lr or more --warmup_steps, and look at the rows with judge data preview"
     )
+    again: str = "--resume continues"
 
 
 @dataclass
@@ -433,17 +435,17 @@ class TrainingLoop:
         try:
             self._write_checkpoint()
         except Exception as error:
-            # Ranks wait for each other while they write, so that one alone cannot start again.
-            if not is_full(error) or self.accelerator.num_processes > 1:
-                raise
-            shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
-            checkpoints.release(run)
-            with checkpoints.full_disk_explained(run, f"{checkpoint} has no room; {self._kept()}"):
+            remedy = f"make room; {self.args.again}"
+            lost = f"{checkpoint} has no room; {self._kept()}: {remedy}"
+            with checkpoints.full_disk_explained(run, lost):
+                # Ranks wait for each other while they write, so that one alone cannot start again.
+                if self.accelerator.num_processes > 1 or not is_full(error):
+                    raise
+                shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
+                checkpoints.release(run)
                 self._write_checkpoint()
-            raise UserError(
-                f"the disk of {run} is full: {checkpoint} is written, in the room "
-                "that was reserved for it: make room, then run the same command with --resume"
-            ) from error
+            written = f"{checkpoint} is written, in the last room there was"
+            raise UserError(f"the disk of {run} is full: {written}: {remedy}") from error
 
     def _write_checkpoint(self) -> None:
         run, accelerator = self.args.output_dir, self.accelerator

@@ -267,13 +267,12 @@ def listening(loop: TrainingLoop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def train(loop: TrainingLoop, checkpoint: Path | None, again: str = "--resume continues") -> None:
+def train(loop: TrainingLoop, checkpoint: Path | None) -> None:
     """Train to the end, or on an interrupt to the end of the step and a checkpoint.
 
     Args:
         loop: the training.
         checkpoint: where it resumes.
-        again: what resumes it after an interrupt, for the message.
 
     Raises:
         UserError: if another process of the training is gone.
@@ -286,12 +285,12 @@ def train(loop: TrainingLoop, checkpoint: Path | None, again: str = "--resume co
         if not is_lost_rank(error):
             raise
         newest, _ = newest_complete(loop.args.output_dir)
-        kept = f"{again} from {newest}" if newest else "start again"
+        kept = f"{loop.args.again} from {newest}" if newest else "start again"
         raise UserError(
             f"one of the {console.ranks()} processes that trained together is gone, in step "
             f"{loop.state.global_step + 1}; look at its last lines; {kept}"
         ) from error
     if loop.interrupted:
-        log.warning("interrupted; %s from the checkpoint of this step", again)
+        log.warning("interrupted; %s from the checkpoint of this step", loop.args.again)
         raise KeyboardInterrupt
     loop.load_best()
