@@ -2,12 +2,14 @@
 
 import http.client
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -318,20 +320,47 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(running: Running) -
         serve(ServeSettings(model="tiny", port=running.port))
 
 
-@pytest.mark.slow
-def test_the_script_serves_until_it_is_interrupted(tmp_path: Path) -> None:
-    import signal
-
+@contextmanager
+def served() -> Iterator[str]:
+    """The URL of a server of the tiny base in a process of its own, which Ctrl-C ends."""
     command = [sys.executable, "-m", "scripts.chat_web", "--model=tiny", "--port=0", "--device=cpu"]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        url = next(word for word in process.stdout.readline().split() if word.startswith("http"))
-        client = OpenAI(base_url=f"{url}/v1", api_key="none")
-        stream = client.chat.completions.create(model="tiny", messages=ASKED, stream=True)
-        next(stream)  # an answer is under way
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            words = process.stdout.readline().split()
+            yield next(word for word in words if word.startswith("http")) + "/v1"
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors
     assert process.returncode in (0, 130)
+
+
+@pytest.mark.slow
+def test_the_script_serves_until_it_is_interrupted() -> None:
+    with served() as url:
+        client = OpenAI(base_url=url, api_key="none")
+        stream = client.chat.completions.create(model="tiny", messages=ASKED, stream=True)
+        next(stream)  # an answer is under way
+
+
+@pytest.mark.slow
+def test_judge_eval_measures_what_the_script_serves(rows: Path, tmp_path: Path) -> None:
+    words = ["eval", f"--data={rows}", "--endpoint_model=tiny", "--max_tokens=64"]
+    command = [sys.executable, "-m", "pt_app.cli", *words, f"--out={tmp_path}"]
+    with served() as url:
+        done = subprocess.run(
+            [*command, f"--endpoint={url}"], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()
+    answered = [json.loads(line) for line in lines]
+    assert len(answered) == 12
+    assert {row["status"] for row in answered} <= {"ok", "parse_failure"}
+    assert all(row["raw"] for row in answered)
+    models = json.loads((tmp_path / "results.json").read_text("utf-8"))["models"]
+    (measured,) = (model for model in models if model["name"] == "tiny")
+    unread = sum(row["status"] == "parse_failure" for row in answered)
+    assert measured["parse_failures"] == unread

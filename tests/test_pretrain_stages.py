@@ -24,7 +24,9 @@ from pt_app.pretrain.plans import base_train, chat_train
 from pt_app.pretrain.settings import BaseSettings, MidSettings, SftSettings, parsed
 from pt_app.pretrain.shards import at_end, write_shards
 from pt_app.training import checkpoints
+from tests import killed_recipe
 from tests.conftest import ROOT
+from tests.test_kills import held_at
 
 SMALL = {"depth": 1, "max_seq_len": 64, "device_batch_size": 4, "total_batch_size": 512}
 SMALL |= {"num_iterations": 12, "save_steps": 5, "eval_steps": 6, "logging_steps": 1}
@@ -56,12 +58,17 @@ def weights(folder: Path) -> str:
     return sha256_file(folder / "model.safetensors")
 
 
-def test_mid_and_sft_learn_answers_from_the_stage_before(made: Path, tmp_path: Path) -> None:
-    model_dir, said = tmp_path / "runs", tmp_path / "said.jsonl"
-    shutil.copytree(made, model_dir / "base")
+def write_mixture(file: Path) -> Path:
+    """200 conversations of one answer."""
     turns = [{"role": "user", "content": "it?"}, {"role": "assistant", "content": "the cat sat."}]
     asked = [[turns[0] | {"content": f"the cat {n}?"}, turns[1]] for n in range(200)]
-    said.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    file.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    return file
+
+
+def test_mid_and_sft_learn_answers_from_the_stage_before(made: Path, tmp_path: Path) -> None:
+    model_dir, said = tmp_path / "runs", write_mixture(tmp_path / "said.jsonl")
+    shutil.copytree(made, model_dir / "base")
     flags = {"mixture": said, "model_dir": model_dir, "device": "cpu", "max_seq_len": 64}
     flags |= {"total_batch_size": 512, "num_iterations": 4, "logging_steps": 1}
     argv = [f"--{name}={value}" for name, value in flags.items()]
@@ -260,15 +267,86 @@ def test_a_killed_process_resumes_to_the_same_weights(
     assert weights(tmp_path / "base") == weights(made)
 
 
+STAGES = {"base_train": "base", "mid_train": "mid", "chat_sft": "sft"}
+
+
+def words_of(script: str, data: Path, mixture: Path, run: Path) -> list[str]:
+    """The flags of the script of a stage, 40 short steps."""
+    flags = SMALL | {"device": "cpu", "model_dir": run, "num_iterations": 40, "save_steps": 4}
+    flags |= {"data_dir": data} if script == "base_train" else {"mixture": mixture}
+    if script != "base_train":
+        del flags["depth"]
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+@pytest.mark.slow
+def test_stages_killed_at_25_random_points_end_with_the_uninterrupted_weights(
+    data: Path, tmp_path: Path
+) -> None:
+    """In the midst of steps, of savings, and of the publication of the model."""
+    mixture, rng = write_mixture(tmp_path / "said.jsonl"), random.Random(25)
+    for (script, name), kills in zip(STAGES.items(), (9, 8, 8), strict=True):
+        folders = [tmp_path / kind / name for kind in ("whole", "cut")]
+        whole, cut = (words_of(script, data, mixture, folder.parent) for folder in folders)
+        killed_recipe.STAGES[script](whole)
+        points = [(step, rng.choice(["0", "1", "saving"])) for step in rng.sample(range(40), kills)]
+        command = [sys.executable, "-m", "tests.killed_recipe", script]
+        command += [json.dumps(sorted(points)), *cut]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not folders[1].exists()
+        killed_recipe.STAGES[script](cut)
+        assert weights(folders[0]) == weights(folders[1])
+
+
+def launched(processes: int, script: str, *words: str) -> list[str]:
+    """The command that starts the script of a stage in so many processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *torchrun, "-m", f"scripts.{script}", *words]
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    lines = [(path / "metrics.jsonl").read_text("utf-8").splitlines() for path in (one, other)]
+    for each, same in zip(*([json.loads(line) for line in file] for file in lines), strict=True):
+        for name in each.keys() & {"loss", "eval_loss", "eval_bpb", "eval_n_bytes"}:
+            assert same[name] == pytest.approx(each[name], abs=1e-5), name
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(made: Path, data: Path, tmp_path: Path) -> None:
     flags = SMALL | {"device": "cpu", "data_dir": data, "model_dir": tmp_path}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "scripts.base_train", *(f"--{name}={value}" for name, value in flags.items())]
+    command = launched(2, "base_train", *(f"--{name}={value}" for name, value in flags.items()))
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    lines = [
-        (f / "metrics.jsonl").read_text("utf-8").splitlines() for f in (made, tmp_path / "base")
-    ]
-    for one, two in zip(*([json.loads(line) for line in each] for each in lines), strict=True):
-        for name in one.keys() & {"loss", "eval_loss", "eval_bpb", "eval_n_bytes"}:
-            assert two[name] == pytest.approx(one[name], abs=1e-5), name
+    assert_same_losses(made, tmp_path / "base")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_any_stage_resumes_on_another_number_of_processes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage begins in one process, is stopped after step 20, and ends in two; then back."""
+    mixture, env = write_mixture(tmp_path / "said.jsonl"), os.environ | {"OMP_NUM_THREADS": "1"}
+    for script, name in STAGES.items():
+        run = {kind: tmp_path / kind for kind in ("whole", "wider", "narrower")}
+        words = {kind: words_of(script, data, mixture, path) for kind, path in run.items()}
+        killed_recipe.STAGES[script](words["whole"])
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 43)  # a step is two batches
+            with pytest.raises(KeyboardInterrupt):
+                killed_recipe.STAGES[script](words["wider"])
+        subprocess.run(launched(2, script, *words["wider"]), cwd=ROOT, check=True, env=env)
+        with subprocess.Popen(
+            launched(2, script, *words["narrower"]),
+            cwd=ROOT,
+            env=env | held_at(20),
+            start_new_session=True,
+        ) as process:
+            saved = run["narrower"] / f"{name}.training" / "checkpoint-20" / "complete.json"
+            while process.poll() is None and not saved.exists():
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+        assert (saved.parents[1] / "stage.json").exists()
+        killed_recipe.STAGES[script](words["narrower"])
+        for kind in ("wider", "narrower"):
+            assert_same_losses(run["whole"] / name, run[kind] / name)

@@ -126,7 +126,7 @@ def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
         stack.enter_context(shortage_explained("training", "shorter sequences, or a smaller model"))
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
         parts = build(NextTokens(platform.compute_dtype, chunk))
-        loop = _loop(plan, parts, platform, tracker)
+        loop = training_loop(plan, parts, platform, tracker)
         train(loop, checkpoint)
         if console.is_main_process():
             room = "its checkpoints are whole: make room, and the same command finishes"
@@ -187,7 +187,8 @@ def _compare(plan: Plan, folder: Path) -> None:
     refuse_others(folder, before, json.loads(json.dumps(plan.facts)))
 
 
-def _loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
+def training_loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
+    """Return the training loop of a plan: its optimizers, schedule, validation and progress."""
     settings, total, parameters = plan.settings, parts.total, parts.model.num_parameters()
     muon = settings.optimizer == "muon"
     shape = f"{parameters:,} parameters, {total:,} steps of {parts.tokens:,} tokens"
