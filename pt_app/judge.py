@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pt_app.core.choosing import choose
 from pt_app.core.errors import UserError
+from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.orders import flipped, order_of
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
@@ -217,7 +218,9 @@ def _read(row: Row, place: Place, scale: Scale) -> JudgeExample | str:
     if PROBLEM in row and len(row) == 1:
         return str(row[PROBLEM])
     try:
-        return unlabelled(dict(row), place, scale)
+        example = unlabelled(dict(row), place, scale)
+        refuse_chat_rows(scale, [example])
+        return example
     except UserError as error:
         return str(error)
 

@@ -22,7 +22,8 @@ from pt_app.core.records import JudgeExample, Label
 from pt_app.core.settings import resolve
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import usual_tolerance
-from pt_app.models.adapters import attach_lora, save_adapter, verify_adapter
+from pt_app.judge import Judge
+from pt_app.models.adapters import AdapterInfo, attach_lora, save_adapter, verify_adapter
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.preparation import prepare
 from tests.tiny_models import make_model, make_tokenizer
@@ -115,17 +116,20 @@ def test_scores_on_a_grid_are_those_of_the_coarse_scale_spread(tokenizer: Any) -
         assert other.expected == pytest.approx(mean)
 
 
-def test_adapter_keeps_its_grid_and_an_earlier_one_has_none(tokenizer: Any, tmp_path: Path) -> None:
+def saved_judge(model: Any, tokenizer: Any, folder: Path) -> AdapterInfo:
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "targets": "q_proj"}
-    identity = {"name": "x", "revision": None, "weights_sha256": "0"}
-    folder = tmp_path / "judge"
-    info = save_adapter(
-        attach_lora(make_model(tokenizer), **lora),
+    return save_adapter(
+        attach_lora(model, **lora),
         encoder_of(tokenizer, BINNED),
         folder,
-        identity=identity,
+        identity={"name": "x", "revision": None, "weights_sha256": "0"},
         training_config={},
     )
+
+
+def test_adapter_keeps_its_grid_and_an_earlier_one_has_none(tokenizer: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    info = saved_judge(make_model(tokenizer), tokenizer, folder)
     assert info.scale == FINE
     assert info.scale.grid == COARSE
     assert "0-9" in (folder / "README.md").read_text()
@@ -136,6 +140,29 @@ def test_adapter_keeps_its_grid_and_an_earlier_one_has_none(tokenizer: Any, tmp_
     del judge["grid"]
     (folder / "judge.json").write_text(json.dumps(judge))
     assert verify_adapter(folder).scale.grid is None
+
+
+def test_judge_with_a_grid_refuses_chat_rows_whose_prompt_names_the_scale(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    model = make_model(tokenizer)
+    info = saved_judge(model, tokenizer, tmp_path / "judge")
+    fields = {"source": "the house", "candidate": "a casa", "label": {"verdict": 55}}
+    chat = {"input": "Score this from 0 to 100: a casa", "output": "Score: 55/100"}
+    judged = Judge(model, info, encoder_of(tokenizer, BINNED)).score([fields, chat])
+    assert [one.status == "bad_row" for one in judged] == [False, True]
+    assert "names the scale 0-100 itself" in (judged[1].problem or "")
+    for split in ("val", "test"):
+        data = tmp_path / split
+        data.mkdir()
+        for other in ("train", "val", "test"):
+            rows = [fields | {"source": other}, *([chat] if other == split else [])]
+            (data / f"judge_{other}.json").write_text(json.dumps(rows))
+        (data / "dataset.json").write_text(json.dumps({"scale": "0-100"}))
+        where = [f"--data={data}", f"--adapter={info.folder}", f"--out={tmp_path / 'out'}"]
+        refused = CliRunner().invoke(app, ["eval", *where])
+        assert isinstance(refused.exception, UserError)
+        assert f"judge_{split}.json" in str(refused.exception)
 
 
 def test_auto_chooses_by_the_rows_for_each_verdict() -> None:

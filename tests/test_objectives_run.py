@@ -6,15 +6,19 @@ import random
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.objectives import run
 from benchmarks.objectives.cells import CELLS, Cell, Experiment, Import, Set, read_experiment
-from benchmarks.objectives.measures import MEASURES, Judged
+from benchmarks.objectives.measures import MEASURES, Judged, threshold_of_f1
 from benchmarks.objectives.sets import make_folder
 from benchmarks.objectives.table import as_rule, tables
 from pt_app.core.dataset import read_dataset
@@ -152,8 +156,11 @@ def test_a_baseline_is_read_by_its_score_before_that_was_rounded() -> None:
 
 def test_the_experiment_of_the_clone_can_be_read() -> None:
     whole = read_experiment(CELLS)
-    assert len(whole.named(["*.ce.*"])) == 28
-    assert {cell.seed for cell in whole.named(["ro-en.ce+raft.*"])} == {0, 1, 2}
+    for name in ("ro-en", "et-en", "en-de", "pandalm", "demetr", "paracrawl", "mqm"):
+        for entry in ("ce", "trl"):
+            cells = whole.named([f"{name}.{entry}.*"])
+            assert [cell.seed for cell in cells] == [0, 1, 2]
+            assert {cell.entry.way for cell in cells} == {"trl" if entry == "trl" else "judge"}
     quick = read_experiment(CELLS, quick=True)
     assert len(quick.all()) == 3
     assert quick.all()[0].settings["max_samples"] == 320
@@ -183,8 +190,6 @@ def judged(scale: str, *rows: dict[str, Any], **more: Any) -> Judged:
 
 
 def measured(name: str, of: Judged) -> float:
-    import numpy as np
-
     return MEASURES[name](of)(np.arange(len(of.rows)))
 
 
@@ -215,6 +220,31 @@ def test_f1_is_that_of_fail_and_rps_of_the_distribution() -> None:
     assert measured("f1_fail", judged("pass_fail", *rows)) == 0.5
     row = {"label": 2, "probabilities": [0.5, 0.0, 0.5], "expected": 1.0}
     assert measured("rps", judged("0-2", row)) == pytest.approx(0.25)
+
+
+def test_f1_fails_rows_from_the_threshold_that_a_cell_chose() -> None:
+    fails = [("FAIL", 0.4), ("FAIL", 0.3), ("PASS", 0.2), ("PASS", 0.1)]
+    rows = [
+        {"label": label, "verdict": "PASS", "probabilities": [1 - fail, fail]}
+        for label, fail in fails
+    ]
+    of = judged("pass_fail", *rows)
+    assert measured("f1_fail", of) == 0
+    assert measured("f1_fail", replace(of, fail_from=0.3)) == 1
+    assert measured("f1_fail", replace(of, fail_from=0.0)) == pytest.approx(2 / 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=20))
+def test_threshold_of_f1_is_the_best_of_all_thresholds(rows: list[tuple[int, bool]]) -> None:
+    fail = np.array([tenths / 10 for tenths, _ in rows])
+    is_fail = np.array([float(failed) for _, failed in rows])
+
+    def f1(threshold: float) -> float:
+        said = fail >= threshold
+        return float(2 * (is_fail * said).sum() / (said.sum() + is_fail.sum()))
+
+    chosen = threshold_of_f1(fail, is_fail)
+    assert f1(chosen) == max(map(f1, fail))
 
 
 def cut(name: str, rows: int, folder: Path) -> None:

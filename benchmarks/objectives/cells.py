@@ -39,6 +39,7 @@ class Set(_Strict):
         held_out: kinds of errors that no training row has.
         folds: split into so many by group, of which seed s tests number s + 1; 0: none.
         imports: how its folder is made; the second and later ones add to it.
+        test_rows: how many are drawn where it is not the experiment's number; 0: all.
         settings: what training on it changes.
     """
 
@@ -47,6 +48,7 @@ class Set(_Strict):
     held_out: list[str] = Field(default_factory=list)
     folds: int = 0
     imports: list[Import]
+    test_rows: int | None = None
     settings: Values = Field(default_factory=dict)
 
 

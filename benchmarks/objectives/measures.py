@@ -10,6 +10,7 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.orders import flipped
 from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.evidence.summary import FAIL
 
 # Takes the indices of the drawn rows, with repetitions; NaN where the number is undefined.
 Statistic = Callable[[IntArray], float]
@@ -24,11 +25,14 @@ class Judged:
         rows: its rows of predictions.jsonl.
         scale: the scale of all verdicts.
         held_out: kinds of errors that no training row has.
+        fail_from: the probability of FAIL from which on F1 counts a row as failed; None: as the
+            verdicts say.
     """
 
     rows: Sequence[Prediction]
     scale: Scale
     held_out: Sequence[str] = ()
+    fail_from: float | None = None
 
     def labels(self) -> FloatArray:
         """Return the labels as numbers [n]."""
@@ -117,12 +121,32 @@ def _accuracy_held_out(judged: Judged) -> Statistic:
 def _f1_fail(judged: Judged) -> Statistic:
     said = np.array([verdict == "FAIL" for verdict in judged.verdicts()])
     true = np.array([row.label == "FAIL" for row in judged.rows])
+    chances = judged.chances()
+    if chances is not None and judged.fail_from is not None:
+        said = chances[:, FAIL] >= judged.fail_from
 
     def statistic(at: IntArray) -> float:
         either = said[at].sum() + true[at].sum()
         return float(2 * (said & true)[at].sum() / either) if either else math.nan
 
     return statistic
+
+
+def threshold_of_f1(fail: FloatArray, is_fail: FloatArray) -> float:
+    """Return the probability of FAIL from which on failing rows gives the greatest F1 on these.
+
+    The verdict of least expected loss is not FAIL from one half on where F1 is the measure, but
+    from half of the F1 that can be reached (Lipton et al. 2014, arXiv 1402.1892).
+
+    Args:
+        fail: the probability of FAIL [n].
+        is_fail: whether the label is FAIL, 1 or 0 [n].
+    """
+    order = np.argsort(-fail, kind="stable")
+    hits, failed = np.cumsum(is_fail[order]), np.arange(1, len(fail) + 1)
+    f1 = 2 * hits / (failed + is_fail.sum())
+    last = np.append(np.diff(fail[order]) != 0, True)  # rows of equal probability fail together
+    return float(fail[order][np.argmax(np.where(last, f1, -1.0))])
 
 
 def _log_score(judged: Judged) -> Statistic:

@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from benchmarks.objectives.cells import USUAL, Cell, Experiment
 from benchmarks.objectives.losses import VerdictLoss, in_both_orders, raters_shares
+from benchmarks.objectives.measures import threshold_of_f1
 from benchmarks.objectives.sets import dataset_of
 from benchmarks.objectives.trl import trained_by_trl
 from pt_app.core.dataset import draw
@@ -29,11 +31,13 @@ from pt_app.eval_model import evaluation
 from pt_app.eval_model.judge_train_mps import load_base, training_arguments
 from pt_app.eval_model.pipeline import Run
 from pt_app.evidence.results import write_evaluation
-from pt_app.models import adapters
+from pt_app.evidence.summary import FAIL
+from pt_app.models import adapters, bases
+from pt_app.models.gemm import pack_weights
 from pt_app.models.provenance import about_this_run
 from pt_app.models.tree_attention import BLOCKS, use_attention
 from pt_app.scoring.branches import chosen_lines
-from pt_app.scoring.scorer import verdict_trie
+from pt_app.scoring.scorer import JudgeScorer, verdict_trie
 from pt_app.training.loss import SummedLoss, summed_loss
 from pt_app.training.preparation import Prepared
 
@@ -94,7 +98,7 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
     about = experiment.sets[cell.set]
     data = dataset_of(cell.set, about, cell.seed, out / "data")
     this = Run("mps", _settings(cell, data, work, folder / SETTINGS))
-    this.prepared = _cut(this.prepared, experiment, this.settings)
+    this.prepared = _cut(this.prepared, experiment, about.test_rows, this.settings)
     if cell.entry.orders == "given":
         this.prepared = _as_given(this.prepared)
     with this.opened():
@@ -125,12 +129,14 @@ def _is_as_run(cell: Cell, file: Path) -> bool:
     return cell.settings == {key: kept[key] for key in kept if key not in OWN}
 
 
-def _cut(prepared: Prepared, experiment: Experiment, settings: Settings) -> Prepared:
+def _cut(
+    prepared: Prepared, experiment: Experiment, test_rows: int | None, settings: Settings
+) -> Prepared:
     """Give baselines and probe the cell's training rows, and every seed the same test rows."""
     data = prepared.data
     train = draw(data.train, settings.max_samples, settings.seed)
     val = draw(data.val, experiment.validation_rows, 0)
-    test = draw(prepared.test, experiment.test_rows, 0)
+    test = draw(prepared.test, experiment.test_rows if test_rows is None else test_rows, 0)
     return replace(prepared, data=replace(data, train=list(train), val=list(val)), test=test)
 
 
@@ -150,12 +156,13 @@ def _judge(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
     del trainer
     this.platform.free_memory()
+    told = {"losses": losses, "fail_from": _thresholds_of_f1(this.prepared, this.adapter, compared)}
     if not compared:
         _evaluate_alone(this.prepared, this.adapter)
-        return {"losses": losses}
+        return told
     with this.evaluated():
         pass
-    return {"losses": losses, "branches": _change_by_branches(this.prepared, this.adapter)}
+    return told | {"branches": _change_by_branches(this.prepared, this.adapter)}
 
 
 def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
@@ -177,6 +184,24 @@ def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
     return VerdictLoss(
         verdict_trie(encoder), scale, weights, encoder.tokenizer.pad_token_id, shares
     )
+
+
+def _thresholds_of_f1(prepared: Prepared, adapter: Path, compared: bool) -> dict[str, float] | None:
+    """Return the threshold of F1 on the validation rows, by judge; None: not a pass/fail set."""
+    source, rows = prepared.source, prepared.data.val
+    if prepared.data.scale.task != "pass_fail" or not rows:
+        return None
+    models = {"adapter": adapters.load_merged(adapter, source)}
+    if compared:
+        models["base"] = bases.load_model(source)
+    is_fail = np.array([float(row.label.verdict == "FAIL") for row in rows if row.label])
+    found = {}
+    for name, model in models.items():
+        use_attention(model, BLOCKS)
+        scored = JudgeScorer(pack_weights(model), prepared.encoder, name=name).score(rows)
+        fail = np.array([one.probabilities[FAIL] for one in scored])
+        found[name] = threshold_of_f1(fail, is_fail)
+    return found
 
 
 def _change_by_branches(prepared: Prepared, adapter: Path) -> JsonObject | None:

@@ -92,6 +92,12 @@ class OfSet:
                         found.setdefault("rule always FAIL", {})[cell.seed] = own
         return found
 
+    def _fail_from(self, judge: str, seed: int) -> float | None:
+        """Return the threshold of F1 of a cell's validation rows; None: it has none."""
+        entry, model = (USUAL, "base") if judge == "base" else (judge, "adapter")
+        found = [_told(cell, self.out) for cell in self.entries.get(entry, []) if cell.seed == seed]
+        return (found[0].get("fail_from") or {}).get(model) if found else None
+
     @cached_property
     def _scale(self) -> Scale:
         return Scale.from_name(_told(next(iter(self.entries.values()))[0], self.out)["scale"])
@@ -100,14 +106,17 @@ class OfSet:
         """Return a number of a judge, an entry, "base" or "rule NAME"; None: it has no rows."""
         if (judge, measure) not in self._drawn:
             rows = self._rows.get(judge)
-            made = None if rows is None else self._draw(rows, measure)
+            made = None if rows is None else self._draw(judge, rows, measure)
             self._drawn[judge, measure] = made
         return self._drawn[judge, measure]
 
-    def _draw(self, of_seeds: Mapping[int, Sequence[Prediction]], measure: str) -> Drawn:
+    def _draw(
+        self, judge: str, of_seeds: Mapping[int, Sequence[Prediction]], measure: str
+    ) -> Drawn:
         values, resampled, groups = {}, {}, set()
         for seed, rows in of_seeds.items():
-            statistic = MEASURES[measure](Judged(rows, self._scale, self.about.held_out))
+            judged = Judged(rows, self._scale, self.about.held_out, self._fail_from(judge, seed))
+            statistic = MEASURES[measure](judged)
             values[seed] = statistic(np.arange(len(rows)))
             draws = resamples([row.group for row in rows])
             resampled[seed] = np.array([statistic(at) for at in draws])

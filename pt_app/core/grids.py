@@ -47,10 +47,9 @@ def choose_grid(
             binned = scale.with_grid(asked)
         except UserError as error:
             raise UserError(f"--grid: {error}") from error
-        if chat:
-            problem = f"it is a chat row, whose prompt names the scale {scale.name} itself"
-            remedy = "give rows of fields, as in docs/DATA.md, or leave --grid out"
-            raise UserError(f"{chat[0].where}: --grid {asked}: {problem}: {remedy}")
+        refuse_chat_rows(
+            binned, chat, "give rows of fields, as in docs/DATA.md, or leave --grid out"
+        )
         return binned, f"grid {asked}: as asked for; {_cost(binned, train)}"
     if asked == OFF or scale.task != "score" or len(scale.values) <= MAX_VERDICTS:
         return scale, ""
@@ -62,6 +61,15 @@ def choose_grid(
         return scale, f"grid: none, {share} ({MIN_ROWS} suffice)"
     binned = scale.with_grid(USUAL)
     return binned, f"grid {USUAL}: {share}, under {MIN_ROWS}; {_cost(binned, train)}"
+
+
+def refuse_chat_rows(scale: Scale, rows: Sequence[JudgeExample], other: str = "") -> None:
+    """Raise UserError for the first chat row that a judge of a scale with a grid would read."""
+    for row in rows:
+        if scale.grid and row.prompt is not None:
+            problem = f"it is a chat row, whose prompt names the scale {scale.name} itself"
+            remedy = f"give rows of fields, as in docs/DATA.md {other}".rstrip()
+            raise UserError(f"{row.where}: --grid {scale.grid.name}: {problem}: {remedy}")
 
 
 def grid_name(scale: Scale) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
+from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.prompt_templates import Template
 from pt_app.core.results import Cost, LearningPoint, Results
 from pt_app.core.verdicts import Scale
@@ -106,6 +107,7 @@ def _verified(folder: Path, dataset: JudgeData) -> AdapterInfo:
             f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "
             f"{dataset.scale.name}: name adapters and data of one scale"
         )
+    refuse_chat_rows(info.scale, (*dataset.test, *(dataset.val or ())))
     return info
 
 
