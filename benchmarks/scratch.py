@@ -46,7 +46,7 @@ from pt_app.pretrain.loss import HeldOut, NextTokens
 from pt_app.pretrain.optimizers import trapezoid
 from pt_app.pretrain.settings import BaseSettings, Gpt2Settings, SmallSettings, TokenizerSettings
 from pt_app.pretrain.settings import Training as Settings
-from pt_app.pretrain.stages import Parts, Plan, training_loop
+from pt_app.pretrain.stages import Parts, Plan, loop_of
 from pt_app.pretrain.vocabulary import make_tokens
 from pt_app.training.loop import TrainingLoop
 
@@ -203,7 +203,7 @@ def our_work(case: Case, matmul: str) -> Work:
         steps = TokenSteps(shards.Tokens([ids]), *shape)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(case.config, dtype=torch.float32)
-        loop = loop_of(case.settings, model, steps, lambda: ())
+        loop = bare_loop(case.settings, model, steps, lambda: ())
         torch.set_float32_matmul_precision(matmul)
         loop.callbacks = [Held(turns)]
         loop.train()
@@ -211,7 +211,7 @@ def our_work(case: Case, matmul: str) -> Work:
     return work
 
 
-def loop_of(
+def bare_loop(
     settings: Settings, model: Any, steps: TokenSteps, batches: Callable[[], Any]
 ) -> TrainingLoop:
     """Return the training loop of a stage without its folders."""
@@ -219,7 +219,7 @@ def loop_of(
     held_out = HeldOut(batches, np.ones(model.config.vocab_size, np.int64), NextTokens())
     parts = Parts(model, None, steps, len(steps), steps.batch_tokens, held_out)  # type: ignore[arg-type]
     tracker: Any = SimpleNamespace(log=lambda *_: None)
-    return training_loop(Plan("bench", settings, {}, nowhere, nowhere), parts, platform, tracker)
+    return loop_of(Plan("bench", settings, {}, nowhere, nowhere), parts, platform, tracker)
 
 
 def speed(options: Options) -> Json:
@@ -299,7 +299,7 @@ def architecture(options: Options) -> Json:
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             steps = TokenSteps(opened.train, 4096, 512, ENDLESS, seed, 8)
-            loop = loop_of(replace(settings, seed=seed), model, steps, lambda: ())
+            loop = bare_loop(replace(settings, seed=seed), model, steps, lambda: ())
             clock = Clock(settings, options.seconds)
             loop.schedule, loop.callbacks, loop.validate = clock.rate, [clock], None
             loop.train()

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from pt_app.core.files import cache_folder
+from pt_app.pretrain import scoring
 from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.scoring import Score, answers, choose, generate, log_likelihoods
 from pt_app.pretrain.shapes import qwen3
@@ -72,7 +73,10 @@ def plain(model: Any, tokenizer: PreTrainedTokenizerBase, context: str, answer: 
 
 @pytest.mark.parametrize("examples", [0, 3, 9])  # 3: a common prefix; 9: more than the context
 def test_scores_are_those_of_one_pass_per_pair(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, examples: int
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    examples: int,
 ) -> None:
     rng = random.Random(2)
     shots = "".join(f"Question: {sentence(rng, 8)}?\nAnswer: paper\n\n" for _ in range(examples))
@@ -81,7 +85,8 @@ def test_scores_are_those_of_one_pass_per_pair(
         for _ in range(6)
         for space, answer in ((" ", "A"), ("", " stone"), ("", f" {sentence(rng, 3)}"), ("", " B"))
     ]
-    together = log_likelihoods(model, tokenizer, pairs, batch_tokens=300)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 300)
+    together = log_likelihoods(model, tokenizer, pairs)
     for score, (context, answer) in zip(together, pairs, strict=True):
         alone = plain(model, tokenizer, context, answer)
         assert score.total == pytest.approx(alone.total, abs=1e-4)

@@ -18,10 +18,9 @@ from pt_app.models.bases import load_model, load_tokenizer, resolve_model
 from pt_app.models.packing import common_prefix
 from pt_app.models.platforms import get_device
 from pt_app.pretrain.conversations import Conversation, Message, template_ids
-from pt_app.pretrain.settings import Device, Sampling, TalkSettings
+from pt_app.pretrain.settings import STAGES, Device, Sampling, TalkSettings
 from pt_app.training.checkpoints import MANIFEST
 
-STAGES = ("sft", "mid", "base")
 WINDOW = 16  # tokens that are decoded together
 
 
@@ -125,7 +124,7 @@ class Chat:
 
 def newest_stage(runs: Path = Path("runs")) -> Path:
     """Return the last complete stage of the run that completed one last."""
-    complete = [path for stage in STAGES for path in runs.glob(f"*/{stage}/{MANIFEST}")]
+    complete = [path for stage in reversed(STAGES) for path in runs.glob(f"*/{stage}/{MANIFEST}")]
     if not complete:
         raise UserError(f"{runs} holds no complete stage: train one, or name a model with --model")
     run = max(complete, key=lambda path: path.stat().st_mtime).parents[1]

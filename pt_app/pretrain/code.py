@@ -58,7 +58,7 @@ def passes(source: str, seconds: int = SECONDS) -> bool:
 
 def _limit(seconds: int) -> None:
     limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_FSIZE: FILE_BYTES}
-    limits |= {resource.RLIMIT_CORE: 0}
+    limits[resource.RLIMIT_CORE] = 0
     if sys.platform != "darwin":  # where it cannot be set, and raises
         limits |= {resource.RLIMIT_AS: MEMORY}
     for kind, limit in limits.items():

@@ -17,13 +17,12 @@ from pt_app.pretrain.batches import TokenSteps, in_order
 from pt_app.pretrain.conversations import ConversationSteps
 from pt_app.pretrain.loss import HeldOut, NextTokens
 from pt_app.pretrain.model import load
-from pt_app.pretrain.settings import decisive
+from pt_app.pretrain.settings import TextSettings, decisive
 from pt_app.pretrain.shards import MANIFEST, TOKENIZER, Manifest, read_manifest
 from pt_app.pretrain.stages import Parts, Plan, run_stage
 from pt_app.pretrain.vocabulary import make_tokens
 from pt_app.tracking.access import has_tensorboard
 
-Text = tables.Gpt2Settings | tables.SmallSettings
 Shape = tuple[int, int, int, int, int]
 """Tokens per step, of a window, steps, seed and windows per batch: the fields of `TokenSteps`."""
 
@@ -89,13 +88,13 @@ def train_small(settings: tables.SmallSettings) -> Path:
     return _train_text("small", settings, settings.max_seq_length, made, config)
 
 
-def _text_of(settings: Text) -> tables.TokenizerSettings:
+def _text_of(settings: TextSettings) -> tables.TokenizerSettings:
     data, text = str(Path(settings.output_dir) / "tokens"), settings.train_data
     return tables.TokenizerSettings(text=text, split=settings.split, data_dir=data)
 
 
 def _train_text(
-    name: str, settings: Text, sequence: int, made: Manifest, config: PretrainedConfig
+    name: str, settings: TextSettings, sequence: int, made: Manifest, config: PretrainedConfig
 ) -> Path:
     """Train in passes over a text, and keep the best weights."""
     work = Path(settings.output_dir)

@@ -20,7 +20,7 @@ from pt_app.pretrain.evaluate import COMPLETE, FOLDER, Outcome, mean_in_words
 from pt_app.pretrain.model import load
 from pt_app.pretrain.overlap import WORDS, Overlap, texts_of
 from pt_app.pretrain.scoring import generate
-from pt_app.pretrain.settings import ReportSettings
+from pt_app.pretrain.settings import STAGES, ReportSettings
 from pt_app.pretrain.shards import MANIFEST, open_shards
 from pt_app.pretrain.stages import METRICS, STAGE
 from pt_app.pretrain.tasks import TASKS, Bundle
@@ -28,7 +28,6 @@ from pt_app.report.charts import training
 
 log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
-STAGES = ("base", "mid", "sft")
 BEGINNINGS = ("The", "In the beginning", "A function that")
 QUESTIONS = ("Who are you?", "Spell the word river.", "What is the capital of France?")
 SAMPLE_TOKENS = 48

@@ -51,10 +51,7 @@ class _Request:
 
 
 def log_likelihoods(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    batch_tokens: int = BATCH_TOKENS,
+    model: Model, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
 ) -> list[Score]:
     """Return the score of each continuation after its context.
 
@@ -65,14 +62,13 @@ def log_likelihoods(
         model: a causal language model.
         tokenizer: its tokenizer.
         pairs: contexts that are not empty, as text or as tokens, and their continuations.
-        batch_tokens: tokens of a forward pass.
     """
     requests = _requests(tokenizer, pairs, model.config.max_position_embeddings)
     scores = dict[_Request, Score]()
     with torch.inference_mode():
         for cut in (False, True):
             wanted = {request for request in requests if request.cut == cut}
-            scores.update(_scored(model, wanted, batch_tokens))
+            scores.update(_scored(model, wanted))
     return [scores[request] for request in requests]
 
 
@@ -163,7 +159,7 @@ def _requests(
     return requests
 
 
-def _scored(model: Model, requests: set[_Request], batch_tokens: int) -> dict[_Request, Score]:
+def _scored(model: Model, requests: set[_Request]) -> dict[_Request, Score]:
     """Return the score of each request; requests that read the same tokens share a row."""
     by_ids = dict[Ids, list[_Request]]()
     for request in requests:
@@ -178,7 +174,7 @@ def _scored(model: Model, requests: set[_Request], batch_tokens: int) -> dict[_R
         first = torch.tensor([prefix], device=model.device)
         cache = model.base_model(first, use_cache=True).past_key_values
     scores = dict[_Request, Score]()
-    for batch in _batches(range(len(order)), lengths, batch_tokens):
+    for batch in _batches(range(len(order)), lengths):
         rows = [by_ids[order[index]] for index in batch]
         scores.update(_scores_of(model, rows, len(prefix), cache))
     return scores
@@ -193,14 +189,12 @@ def _common(order: Sequence[Ids], reach: int) -> Ids:
     return prefix if len(prefix) >= SHARED else ()
 
 
-def _batches(
-    order: Sequence[int], lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS
-) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
     """Yield items in their order, as many as fit with the longest one's padding."""
     batch, longest = list[int](), 0
     for index in order:
         longest = max(longest, lengths[index])
-        if batch and longest * (len(batch) + 1) > batch_tokens:
+        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
             yield batch
             batch, longest = [], lengths[index]
         batch.append(index)

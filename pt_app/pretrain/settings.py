@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 from pt_app.core.errors import UserError, exit_with
 from pt_app.core.flags import flag, parsed
@@ -11,10 +11,9 @@ from pt_app.core.flags import flag, parsed
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Optimizer = Literal["muon", "adamw"]
 Split = Literal["documents", "end"]
-Table = TypeVar("Table")
+STAGES = ("base", "mid", "sft")
 # Help of flags whose default differs between tables.
-TEXT = "files, folders, patterns, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT"
-TEXT += ", tinyshakespeare"
+TEXT = "paths, patterns, tinyshakespeare, docstrings:PACKAGE, debian:PACKAGE, hub:OWNER/NAME:COUNT"
 LR, MATRIX_LR = "peak learning rate of AdamW", "peak learning rate of Muon"
 OPTIMIZER = "of the matrices of the layers; AdamW trains the rest"
 DECAY = "share of the steps in which the rate falls to 0"
@@ -22,6 +21,7 @@ SPLIT = "validation: documents by their hashes, or the last tenth of the text"
 SOURCE = "what to start from: a stage of --model_dir, or a folder"
 MIXTURE = "conversations: chat, choices, judge, smalltalk and JSON Lines files"
 MODEL_DIR = "folder of the model, with base, mid and sft"
+OUTPUT_DIR, FINAL_DIR = "folder of checkpoints and tokens", "folder of the trained model"
 DEVICE = "where to compute; auto: CUDA, then MPS, then the CPU"
 WARMUP = "length of the linear warm-up; below 1: a fraction of all steps"
 EVAL_STEPS = "interval of validations; below 1: a fraction of all steps; 0: only at the end"
@@ -132,6 +132,8 @@ class TextSettings(Training):
     gradient_accumulation_steps: int = flag("such batches per step", 1, low=1)
     resume: str = flag("checkpoint to resume; default: the newest of the output folder", "")
     log_dir: str = flag("folder for TensorBoard (tracking by tensorboard)", "")
+    output_dir: str = flag(OUTPUT_DIR, "outputs/small_model")
+    final_dir: str = flag(FINAL_DIR, "outputs/final_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +145,8 @@ class Gpt2Settings(TextSettings):
     lr: float = flag(LR, 6e-4, above=0, also="learning_rate")
     weight_decay: float = flag("weight decay of the matrices", 0.1, low=0)
     seq_length: int = flag("length of a sequence", 256, low=8, high=1024, unit="tokens")
-    output_dir: str = flag("folder of checkpoints and tokens", "runs/gpt2")
-    final_dir: str = flag("folder of the trained model", "runs/gpt2/final_model")
+    output_dir: str = flag(OUTPUT_DIR, "runs/gpt2")
+    final_dir: str = flag(FINAL_DIR, "runs/gpt2/final_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,6 @@ class SmallSettings(TextSettings):
     max_seq_length: int = flag("length of a sequence", 512, low=8, unit="tokens")
     vocab_size: int = flag("size of a vocabulary that is trained", 4096, low=260, unit="tokens")
     tokenizer: str = flag("tokenizer.json; trained if it is not there", "tokenizer/tokenizer.json")
-    output_dir: str = flag("folder of checkpoints and tokens", "outputs/small_model")
-    final_dir: str = flag("folder of the trained model", "outputs/final_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ class ServeSettings(ChatSettings):
     port: int = flag("port to listen at; 0: any that is free", 8000, low=0, high=65535)
 
 
-def launch(table: type[Table], function: str, description: str | None) -> NoReturn:
+def launch(table: type[Any], function: str, description: str | None) -> NoReturn:
     """Call a function of this package, such as "plans.base_train", as the flags say; then exit.
 
     It is named, since its module imports torch, which takes seconds: --help and a typo do without.

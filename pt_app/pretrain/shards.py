@@ -186,6 +186,15 @@ class _Writer:
         if self.size >= self.shard_tokens:
             self.flush()
 
+    def finish(self) -> SplitFacts:
+        """Write what waits, and return the facts; raises UserError if no document came."""
+        self.flush()
+        if not self.facts.tokens:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            remedy = "give more documents, or take the end of the text (--split end)"
+            raise UserError(f"no document is in the split {self.split}: {remedy}")
+        return self.facts
+
     def flush(self) -> None:
         if not self.size:
             return
@@ -233,13 +242,7 @@ def write_shards(
         for (split, _), ids in zip(batch, encoded, strict=True):
             writers[split].add([separator, *ids])
             writers[split].facts.bytes += int(lengths[ids].sum())
-    for split, writer in writers.items():
-        writer.flush()
-        if not writer.facts.tokens:
-            shutil.rmtree(staged, ignore_errors=True)
-            remedy = "give more documents, or take the end of the text (--split end)"
-            raise UserError(f"no document is in the split {split}: {remedy}")
-    manifest.train, manifest.val = writers["train"].facts, writers["val"].facts
+    manifest.train, manifest.val = (writers[split].finish() for split in SPLITS)
     files.write_json_atomic(staged / MANIFEST, manifest.model_dump())
     try:
         tokenizer.save_pretrained(staged / TOKENIZER)

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from pt_app.core import console
@@ -126,7 +126,7 @@ def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
         stack.enter_context(shortage_explained("training", "shorter sequences, or a smaller model"))
         chunk = CPU_CHUNK if platform.on_cpu else GPU_CHUNK
         parts = build(NextTokens(platform.compute_dtype, chunk))
-        loop = training_loop(plan, parts, platform, tracker)
+        loop = loop_of(plan, parts, platform, tracker)
         train(loop, checkpoint)
         if console.is_main_process():
             room = "its checkpoints are whole: make room, and the same command finishes"
@@ -187,7 +187,7 @@ def _compare(plan: Plan, folder: Path) -> None:
     refuse_others(folder, before, json.loads(json.dumps(plan.facts)))
 
 
-def training_loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
+def loop_of(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> TrainingLoop:
     """Return the training loop of a plan: its optimizers, schedule, validation and progress."""
     settings, total, parameters = plan.settings, parts.total, parts.model.num_parameters()
     muon = settings.optimizer == "muon"
@@ -212,14 +212,13 @@ def training_loop(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker
         again="the same command continues",
     )
 
-    def optimizers(model: Model) -> list[torch.optim.Optimizer]:
-        rates = settings.matrix_lr, settings.lr, settings.weight_decay
-        return muon_and_adamw(model, *rates, muon=muon)
-
     def schedule(step: int, steps: int) -> float:
         warmup = share_of(settings.warmup_steps, steps)
         return trapezoid(steps, warmup, 1 - settings.decay, step)
 
+    rates = {"matrix_lr": settings.matrix_lr, "other_lr": settings.lr}
+    decay = settings.weight_decay
+    optimizers = partial(muon_and_adamw, **rates, weight_decay=decay, muon=muon)
     callbacks: list[TrainerCallback] = [Clock(tracker.log)]
     if parts.prompt:
         callbacks.append(Samples(parts, tracker))
@@ -283,10 +282,9 @@ def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -
         "last": losses[-1],
         "best": min(losses, key=lambda entry: float(entry["eval_loss"])),
     }
-    facts = {"stage": plan.name, "facts": plan.facts}
     settings = without_absolute_paths(asdict(plan.settings))
-    about = facts | {"settings": settings} | numbers | about_this_run()
-    write_json_atomic(staged / STAGE, about)
+    facts = {"stage": plan.name, "facts": plan.facts, "settings": settings}
+    write_json_atomic(staged / STAGE, facts | numbers | about_this_run())
     checkpoints.publish(staged, plan.final.parent)
     shutil.rmtree(staged.parent, ignore_errors=True)
     if not plan.keep_best:

@@ -253,12 +253,11 @@ def _hub_explained(repository: str) -> Iterator[None]:
 
 def _shakespeare(_: str) -> Iterator[str]:
     """Yield TinyShakespeare, from data/, or from the folder of real data that the tests use."""
-    folders = "data", os.environ.get("JUDGE_REAL_DATA") or "../shared/data"
-    places = [Path(folder, SHAKESPEARE, "input.txt") for folder in folders]
-    if not (found := next(filter(Path.is_file, places), None)):
-        source = "github.com/karpathy/char-rnn has it in data/"
-        raise UserError(f"{places[0]} is not there: {source}; or name other text")
-    return _of_file(found)
+    for folder in ("data", os.environ.get("JUDGE_REAL_DATA") or "../shared/data"):
+        if (file := Path(folder, SHAKESPEARE, "input.txt")).is_file():
+            return _of_file(file)
+    source = "put input.txt of github.com/karpathy/char-rnn there"
+    raise UserError(f"data/{SHAKESPEARE} holds no text: {source}, or name other text")
 
 
 READERS = {"docstrings": _docstrings, "debian": _debian, "hub": _hub, SHAKESPEARE: _shakespeare}
