@@ -108,6 +108,13 @@ def test_the_same_question_is_on_one_side_of_the_split() -> None:
     assert not asked[0] & asked[1]
 
 
+def test_so_few_conversations_that_none_is_for_validation_are_refused(tmp_path: Path) -> None:
+    few = mixtures.read(str(write(tmp_path / "own.jsonl", TURNS)), seed=1)
+    for said in (few, []):
+        with pytest.raises(UserError, match=f"{len(said)} conversations leave none .*: add more"):
+            mixtures.split(said)
+
+
 def test_small_talk_is_read_from_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 

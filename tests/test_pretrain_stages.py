@@ -84,6 +84,10 @@ def test_mid_and_sft_learn_answers_from_the_stage_before(made: Path, tmp_path: P
     with pytest.raises(UserError, match="conversations was"):
         chat_train(parsed(SftSettings, argv))
     shutil.copytree(made, tmp_path / "other" / "base")
+    plain = tmp_path / "plain"
+    shutil.copytree(made, plain, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    with pytest.raises(UserError, match="plain has no chat template: name a stage"):
+        chat_train(parsed(SftSettings, [*argv, f"--source={plain}", f"--model_dir={tmp_path}"]))
     longer = ["--max_seq_len=128", "--source=base", f"--model_dir={tmp_path / 'other'}"]
     with pytest.raises(UserError, match="reads at most 64 tokens"):
         chat_train(parsed(SftSettings, [*argv, *longer]))

@@ -36,13 +36,13 @@ def test_a_question_holds_neither_the_worked_examples_nor_the_answer(bundle: Bun
     first, second, *_ = bundle.questions("arc_easy")
     assert first == Question("What is number 0?", ("answer 0a", "answer 0b", "answer 0c"), 0)
     assert SHOTS not in second.prompt()
-    assert second.letter == "B"
+    assert second.gold == 1
     assert "\nB. answer 1b\n" in second.prompt()
 
 
 def test_splits_to_train_on_hold_no_row_of_the_test(bundle: Bundle) -> None:
     assert len(bundle.questions("mmlu")) == 2 * ROWS  # of two subjects
-    assert bundle.questions("arc_easy", "validation")[0].letter == "B"
+    assert bundle.questions("arc_easy", "validation")[0].gold == 1
     with pytest.raises(KeyError, match="no split dev"):
         bundle.questions("arc_easy", "dev")
     assert TEST not in TASKS["chat"]["arc_easy"]["tables"]

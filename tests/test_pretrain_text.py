@@ -151,6 +151,25 @@ def test_a_checkpoint_of_another_training_is_refused(
         small(text, tmp_path, resume=tmp_path / "nothing" / "checkpoint-1")
 
 
+def test_a_tokenizer_that_is_not_whole_is_refused_and_kept(
+    made: Path, text: Path, tmp_path: Path
+) -> None:
+    """One without its settings was trained again, and written over."""
+    own = tmp_path / "tok" / "tokenizer.json"
+    own.parent.mkdir()
+    shutil.copy(made / "tokenizer.json", own)
+    with pytest.raises(UserError, match=r"tok/tokenizer\.json: name a tokenizer\.json with its"):
+        small(text, tmp_path)
+    assert own.read_bytes() == (made / "tokenizer.json").read_bytes()
+    with pytest.raises(UserError, match=r"name a tokenizer\.json"):
+        small(text, tmp_path, tokenizer=tmp_path / "new" / "mine.json")
+
+
+def test_a_shape_that_rotary_positions_cannot_have_is_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no multiple of twice --num_heads 11"):
+        small(text, tmp_path, hidden_size=33, num_heads=11)
+
+
 def test_the_settings_files_take_the_same_steps(tmp_path: Path) -> None:
     read = [parsed(SmallSettings, ["--config", str(path)]) for path in CONFIGS]
     assert len(read) == 3

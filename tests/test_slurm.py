@@ -1,10 +1,11 @@
-"""Judges trained on a real SLURM of one node, whose jobs have no network.
+"""Judges, and models from scratch, trained on a real SLURM of one node, without a network.
 
 The SLURM is Debian's, started by scripts/slurm/one_node.sh. Its finest time limit is a minute, and
 it looks at limits every half minute: a job is signalled 5 to 35 seconds before its limit.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, without_network
+from tests.test_kills import held_at
 from tests.tracking_server import TrackingServer
 
 SCRIPTS = ROOT / "scripts"
@@ -150,8 +152,8 @@ def set_limit(slurm: dict[str, str], job: str, minutes: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def processes_of(job: str) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if _environment(p).get("SLURM_ARRAY_JOB_ID") == job]
+def processes_of(job: str, variable: str = "SLURM_ARRAY_JOB_ID") -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if _environment(p).get(variable) == job]
 
 
 def recipes_of(job: str) -> list[psutil.Process]:
@@ -260,3 +262,67 @@ def test_tasks_of_a_dead_node_are_resumed_each_from_its_own_checkpoint(
             f"start 2 on {socket.gethostname().partition('.')[0]}: resuming out/{out.name}/" in log
         )
         assert weights(out) == weights(checkout / f"whole-{task}")
+
+
+# The stages of a model of one layer, as speedrun.sh gives them.
+STAGES = """
+set -euo pipefail
+source scripts/pipeline.sh
+processes=1 run=${MODEL_DIR:-runs/tiny} data=data/tiny core=() chat=()
+tokens=(--text input.txt --vocab_size 400 --split end)
+short=(--max_seq_len 256 --total_batch_size 1024 --num_iterations 20 --logging_steps 1)
+base=(--depth 1 "${short[@]}") mid=("${short[@]}") sft=("${short[@]}")
+pipeline
+"""
+
+
+def cut_by_the_limit(slurm: dict[str, str], job: str, stage: str, log: Path, began: float) -> None:
+    """Let a job's time limit end it in a stage that waits for that after step 10."""
+    reached = re.compile(rf"== \S+ {stage} .*step 10/20", re.DOTALL)
+    wait_until(lambda: reached.search(log.read_text(errors="replace")), 600, f"step 10 of {stage}")
+    own = [p for p in processes_of(job, "SLURM_JOB_ID") if f"scripts.{stage}" in p.cmdline()]
+    process = own[-1]  # behind the command that cuts it off from the network
+    process.suspend()
+    set_limit(slurm, job, int(time.monotonic() - began + 35) // 60 + 1)
+    wait_until(lambda: is_asked_to_stop(process), 300, "the signal before the time limit")
+    set_limit(slurm, job, LIMIT)
+    process.resume()
+
+
+def test_a_model_from_scratch_is_finished_by_a_job_whose_limit_cuts_every_stage(
+    slurm: dict[str, str], checkout: Path
+) -> None:
+    (checkout / "tiny.sh").write_text(STAGES)
+    (checkout / "input.txt").write_text((ROOT / "docs" / "DATA.md").read_text("utf-8"), "utf-8")
+    words = ["sbatch", "--parsable", f"--time={LIMIT}", "--signal=B:USR1@5", "--cpus-per-task=1"]
+    env = slurm | held_at(10)
+    env["PYTHONPATH"] = os.pathsep.join([held_at(10)["PYTHONPATH"], slurm["PYTHONPATH"]])
+    done = subprocess.run(
+        [*words, "scripts/speedrun.slurm", "tiny.sh"],
+        cwd=checkout,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    job, stages = done.stdout.strip(), ("base_train", "mid_train", "chat_sft")
+    log = checkout / "logs" / f"scratch-{job}.log"
+    wait_until(log.exists, 300, "the start of the job")
+    for cuts, stage in enumerate(stages, start=1):
+        began = time.monotonic()
+        cut_by_the_limit(slurm, job, stage, log, began)
+        wait_until(lambda n=cuts: log.read_text().count("queued again") == n, 300, "the requeue")
+    wait_for_end(slurm, job)
+    said = log.read_text(errors="replace")
+    assert f"job {job}: start 4 on" in said
+    assert said.count("resuming from") == 3
+    assert said.rstrip().endswith("ended with exit code 0")
+    assert "DUE TO TIME LIMIT" not in said
+    whole = slurm | {"MODEL_DIR": "runs/whole", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*without_network(), "bash", "tiny.sh"], cwd=checkout, env=whole, check=True)
+    hashes = [
+        [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*.safe*"))]
+        for folder in (checkout / "runs" / "tiny", checkout / "runs" / "whole")
+    ]
+    assert len(hashes[0]) == 3
+    assert hashes[0] == hashes[1]

@@ -24,12 +24,11 @@ from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation
 from pt_app.pretrain.corpus import Corpus, held_out
-from pt_app.pretrain.tasks import Bundle, Question
+from pt_app.pretrain.tasks import LETTERS, Bundle, Question
 
 TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SPELLINGS = 1500  # conversations
 DOCUMENTS = 4000  # of the judge's corpus
-ORDERS: tuple[list[str], ...] = ([], ["system"])  # roles before the first user's turn
 
 
 def read(names: str, seed: int) -> list[Conversation]:
@@ -57,12 +56,16 @@ def read(names: str, seed: int) -> list[Conversation]:
 def split(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
     """Divide conversations for training and validation, by the first text of the user.
 
-    The same question is on one side, whatever else is read beside it.
+    The same question is on one side, whatever else is read beside it. Raises UserError for so few
+    conversations that a side has none.
     """
     sides: tuple[list[Conversation], list[Conversation]] = ([], [])
     for conversation in conversations:
         asked = next(message["content"] for message in conversation if message["role"] == "user")
         sides[held_out(asked)].append(conversation)
+    if not all(sides):
+        problem = f"{len(conversations)} conversations leave none to train on, or to validate on"
+        raise UserError(f"--mixture: {problem}: add more of them")
     return sides
 
 
@@ -95,8 +98,8 @@ def fault(turns: Any) -> str:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         return 'not a list of messages: write {"messages": [{"role": ..., "content": ...}, ...]}'
     roles = [turn.get("role") for turn in turns]
-    pairs = (len(roles) - (roles[:1] == ["system"])) // 2
-    if not pairs or roles not in [[*order, *["user", "assistant"] * pairs] for order in ORDERS]:
+    said = roles[1:] if roles[:1] == ["system"] else roles
+    if not said or said != ["user", "assistant"] * (len(said) // 2):
         return "the roles are not user and assistant in turn, after a system turn or none"
     for turn in turns:
         content = turn.get("content")
@@ -183,7 +186,7 @@ def _choices(_: random.Random) -> list[Conversation]:
         for split in splits:
             asked += bundle.questions(task, split)
     kept = [question for question in asked if question.text not in tested]
-    return [_exchanges((question.prompt(), question.letter)) for question in kept]
+    return [_exchanges((question.prompt(), LETTERS[question.gold])) for question in kept]
 
 
 MIXTURES = {"chat": _chat, "choices": _choices, "judge": _judge, "smalltalk": _smalltalk}

@@ -34,7 +34,8 @@ def base_train(settings: tables.BaseSettings) -> Path:
     batch, ratio = settings.total_batch_size, settings.tokens_per_parameter
     total = settings.num_iterations or shapes.Sizes.of(config).steps(ratio, batch)
     steps = batch, settings.max_seq_len, total, settings.seed, settings.device_batch_size
-    plan = Plan("base", settings, decisive(settings) | _tokens(data), _working(final), final)
+    facts = decisive(settings) | {"tokens": sha256_file(data / MANIFEST)}
+    plan = Plan("base", settings, facts, _working(final), final)
     return run_stage(plan, partial(_on_text, data, config, steps, ""))
 
 
@@ -53,9 +54,10 @@ def chat_train(settings: tables.MidSettings) -> Path:
 
     def build(objective: NextTokens) -> Parts:
         model, tokenizer = load(source)
-        longest = model.config.max_position_embeddings
-        if settings.max_seq_len > longest:
+        if settings.max_seq_len > (longest := model.config.max_position_embeddings):
             raise UserError(f"--max_seq_len: {source} reads at most {longest} tokens")
+        if not tokenizer.chat_template:
+            raise UserError(f"--source: {source} has no chat template: name a stage")
         batch, rows = settings.total_batch_size, settings.device_batch_size
         shape = batch, settings.max_seq_len, rows, settings.seed
         steps, val = (ConversationSteps.of(tokenizer, side, *shape) for side in sides)
@@ -74,15 +76,19 @@ def train_gpt2(settings: tables.Gpt2Settings) -> Path:
 
 def train_small(settings: tables.SmallSettings) -> Path:
     """Train a small model on a text, with the tokenizer that is there or a new one."""
-    folder, wanted = Path(settings.tokenizer).parent, _text_of(settings)
-    there = (folder / "tokenizer_config.json").is_file()
+    file, wanted = Path(settings.tokenizer), _text_of(settings)
+    folder, there = file.parent, file.is_file()
+    if file.name != "tokenizer.json" or there != (folder / "tokenizer_config.json").is_file():
+        whole = "a tokenizer.json with its tokenizer_config.json, or one in a new folder"
+        raise UserError(f"--tokenizer {file}: name {whole}")
     given = AutoTokenizer.from_pretrained(folder) if there else None
     made = make_tokens(replace(wanted, vocab_size=settings.vocab_size), given)
     if not there and console.is_main_process():
         shutil.copytree(Path(wanted.data_dir) / TOKENIZER, folder, dirs_exist_ok=True)
     width, heads = settings.hidden_size, settings.num_heads
-    if width % heads:
-        raise UserError(f"--hidden_size {width} is no multiple of --num_heads {heads}: change one")
+    if width % (2 * heads):
+        problem = f"{width} is no multiple of twice --num_heads {heads}"
+        raise UserError(f"--hidden_size {problem}: change one")
     shape = width, heads, settings.intermediate_size
     config = shapes.qwen3(settings.num_layers, made.vocabulary, settings.max_seq_length, *shape)
     return _train_text("small", settings, settings.max_seq_length, made, config)
@@ -107,7 +113,7 @@ def _train_text(
     plan = Plan(
         name,
         settings,
-        decisive(settings) | _tokens(data) | {"tokens_per_step": batch},
+        decisive(settings) | {"tokens": sha256_file(data / MANIFEST), "tokens_per_step": batch},
         work=work,
         final=Path(settings.final_dir),
         resume=Path(settings.resume) if settings.resume else None,
@@ -120,11 +126,6 @@ def _train_text(
 def _working(final: Path) -> Path:
     """Return the folder of a stage's checkpoints."""
     return final.with_name(f"{final.name}.training")
-
-
-def _tokens(data: Path) -> dict[str, object]:
-    """Return the hash of the manifest of the tokens, which has those of the shards."""
-    return {"tokens": sha256_file(data / MANIFEST)}
 
 
 def _on_text(

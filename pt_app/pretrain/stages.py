@@ -217,8 +217,7 @@ def loop_of(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> T
         return trapezoid(steps, warmup, 1 - settings.decay, step)
 
     rates = {"matrix_lr": settings.matrix_lr, "other_lr": settings.lr}
-    decay = settings.weight_decay
-    optimizers = partial(muon_and_adamw, **rates, weight_decay=decay, muon=muon)
+    optimizers = partial(muon_and_adamw, **rates, weight_decay=settings.weight_decay, muon=muon)
     callbacks: list[TrainerCallback] = [Clock(tracker.log)]
     if parts.prompt:
         callbacks.append(Samples(parts, tracker))

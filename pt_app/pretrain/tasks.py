@@ -64,11 +64,6 @@ class Question:
         lines = [f"{LETTERS[at]}. {choice}" for at, choice in enumerate(self.choices)]
         return "\n".join([self.text, *lines, "Answer with the letter alone."])
 
-    @property
-    def letter(self) -> str:
-        """The letter of the right choice."""
-        return LETTERS[self.gold]
-
     def row(self) -> Row:
         """Write it for a base model, whose continuations are the choices themselves."""
         pairs = tuple((f"Question: {self.text}\nAnswer:", f" {each}") for each in self.choices)

@@ -17,12 +17,15 @@ LOOP = "pt_app.training.loop"
 
 
 def hold(module: ModuleType) -> None:
-    """Let the training loop wait, after so many steps, for the signal that interrupts it."""
+    """Let the training loop wait, after so many steps, for the signal that interrupts it.
+
+    A run that resumes from there does not wait again.
+    """
     loop, step = module.TrainingLoop, int(os.environ["JUDGE_TEST_HOLD_AT"])
     compute = loop.compute_loss
 
     def compute_once_signalled(self: Any, *arguments: Any) -> Any:
-        while self.state.global_step >= step and not self.interrupted:
+        while self.state.global_step == step and not self.interrupted:
             time.sleep(0.01)
         return compute(self, *arguments)
 
