@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import Samples
+from benchmarks.scratch import FAST, SLOW, ratio
 from benchmarks.workloads import WORKLOADS, Lengths, make_workload
 from pt_app.models.gemm import has_bfloat16
 from pt_app.models.packing import common_prefix
@@ -66,3 +68,37 @@ def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
         assert report["verdicts_changed"] == 0
         assert report["probability_difference"] < 1e-5
         assert report["ratio_vs_generate"] > 0
+
+
+def test_a_ratio_of_speeds_is_of_the_rounds_and_has_an_interval() -> None:
+    found = {f"ours, {FAST}": Samples([1.0, 2.0, 1.0]), f"theirs, {SLOW}": Samples([2.0, 4.0, 2.0])}
+    assert ratio(found, FAST, SLOW) == pytest.approx({"value": 2, "low": 2, "high": 2, "n": 3})
+    found[f"theirs, {SLOW}"].seconds[0] = 3.0
+    measured = ratio(found, FAST, SLOW)
+    assert measured is not None
+    assert (
+        1 < measured["low"] < measured["value"] == pytest.approx(12 ** (1 / 3)) < measured["high"]
+    )
+    assert ratio(found, SLOW, SLOW) is None, "one side was not measured"
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_architectures_from_scratch_get_equal_seconds(tmp_path: Path) -> None:
+    words = ["--parts=architecture", "--seconds=6", "--seeds=2", f"--data_dir={tmp_path / 'data'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scratch",
+        *words,
+        f"--json={tmp_path / 'out.json'}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())["architecture"]
+    assert list(report["runs"]) == ["Qwen3ForCausalLM", "NanoChatForCausalLM"]
+    for runs in report["runs"].values():
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert all(run["steps"] > 0 and 0 < run["bpb"] < 8 for run in runs)
+    difference = report["difference"]
+    assert difference["low"] < difference["value"] < difference["high"]

@@ -329,11 +329,14 @@ def test_two_processes_take_the_steps_of_one(made: Path, data: Path, tmp_path: P
 def test_a_checkpoint_of_any_stage_resumes_on_another_number_of_processes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each stage begins in one process, is stopped after step 20, and ends in two; then back."""
+    """Each stage begins in one process, is stopped, and ends in two; then the other way."""
     mixture, env = write_mixture(tmp_path / "said.jsonl"), os.environ | {"OMP_NUM_THREADS": "1"}
+    before: Path | None = None
     for script, name in STAGES.items():
         run = {kind: tmp_path / kind for kind in ("whole", "wider", "narrower")}
         words = {kind: words_of(script, data, mixture, path) for kind, path in run.items()}
+        if before:  # the same start for all three
+            words = {kind: [*own, f"--source={before}"] for kind, own in words.items()}
         killed_recipe.STAGES[script](words["whole"])
         with monkeypatch.context() as patch:
             interrupt_at(patch, 43)  # a step is two batches
@@ -352,5 +355,6 @@ def test_a_checkpoint_of_any_stage_resumes_on_another_number_of_processes(
             process.send_signal(signal.SIGTERM)
         assert (saved.parents[1] / "stage.json").exists()
         killed_recipe.STAGES[script](words["narrower"])
+        before = run["whole"] / name
         for kind in ("wider", "narrower"):
             assert_same_losses(run["whole"] / name, run[kind] / name)
