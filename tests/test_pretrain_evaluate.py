@@ -14,7 +14,14 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from pt_app.core.errors import UserError
 from pt_app.pretrain import evaluate
 from pt_app.pretrain.code import passes, program, without_network
-from pt_app.pretrain.evaluate import Evaluation, Outcome, in_words, last_number, summary
+from pt_app.pretrain.evaluate import (
+    Evaluation,
+    Outcome,
+    base_eval,
+    in_words,
+    last_number,
+    summary,
+)
 from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.settings import EvalSettings
 from pt_app.pretrain.shapes import qwen3
@@ -89,6 +96,11 @@ def test_own_questions_are_a_row_that_no_mean_covers(evaluation: Any, tmp_path: 
         content = evaluation(kind, tasks=task, questions=own).run()
         assert content["tasks"]["own.jsonl"]["n"] == 1
         assert content["summary"]["tasks"] == 1
+
+
+def test_a_model_that_is_not_there_is_to_be_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="base: there is none: train it first"):
+        base_eval(EvalSettings(model_dir=str(tmp_path)))
 
 
 def test_an_unknown_task_is_named_with_the_known_ones(evaluation: Any) -> None:

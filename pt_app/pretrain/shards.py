@@ -34,7 +34,7 @@ ENCODED_TOGETHER = 256  # documents
 # Nothing is put around a document, its control tokens are text, and it may have any length.
 AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 VAL_ONE_IN, VAL_BYTES = 32, 4_000_000
-REMAKE = "make the tokens again with scripts.tok_train"
+REMAKE = "make the tokens with scripts.tok_train"
 
 
 class Shard(BaseModel):

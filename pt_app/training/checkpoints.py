@@ -97,6 +97,8 @@ def _newest_first(run: Path) -> list[Path]:
 
 def fault(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if every file is as it was written."""
+    if not folder.is_dir():
+        return "there is none"
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
