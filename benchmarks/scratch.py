@@ -9,10 +9,13 @@ DIR are clones of github.com/karpathy/{nanoGPT,nanochat}, of which nothing is co
   nanoGPT, and of depth 4 on 1 x 1,024 beside nanochat, each with and without oneDNN's matmuls
 - architecture: NanoChatForCausalLM and Qwen3ForCausalLM of depth 4 after equal CPU seconds
 - shakespeare: a small model of TinyShakespeare's bytes, on the whole validation split
+- processes: two processes of a thread each beside one, in tokens per second; needs two idle cores
 """
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -51,6 +54,7 @@ from pt_app.pretrain.vocabulary import make_tokens
 from pt_app.training.loop import TrainingLoop
 
 FAST, SLOW = "medium", "highest"  # torch.set_float32_matmul_precision: with and without oneDNN
+ALL = "speed,architecture,shakespeare,processes"
 ENDLESS = 10**6  # steps of a training that is stopped by something else
 NEVER = {"eval_steps": 0, "save_steps": 0}  # only at that end
 Json = dict[str, Any]
@@ -62,7 +66,7 @@ class Options:
 
     nanogpt: Path | None = flag("clone of nanoGPT; without it ours alone is measured", None)
     nanochat: Path | None = flag("clone of nanochat; without it ours alone is measured", None)
-    parts: str = flag("parts, separated by commas", "speed,architecture,shakespeare", unit="list")
+    parts: str = flag("parts, separated by commas", ALL, unit="list")
     threads: int = flag("threads of each side", 1, low=1)
     rounds: int = flag("interleaved rounds, a step of each side in each", 20, low=2)
     compile: bool = flag("compile nanochat's model as its script does: minutes at first", False)
@@ -90,7 +94,7 @@ class Case:
 
 
 def cases(options: Options) -> list[Case]:
-    """Return the workloads, and nanochat's depth 4 with a vocabulary that fits a small text."""
+    """Return the workloads; the last two have nothing to be compared with."""
     gpt2, nanochat = options.nanogpt, options.nanochat
     d4 = BaseSettings(device="cpu", **NEVER)
     return [
@@ -103,6 +107,10 @@ def cases(options: Options) -> list[Case]:
             partial(nanochat_step, nanochat, options.compile) if nanochat else None,
         ),
         Case("depth 4, 1 x 1,024, 4,096 tokens", 1, 1024, d4, shapes.qwen3(4, 4096, 1024), None),
+        Case(
+            *("small trainer, 23 M, 8 x 512", 8, 512, SmallSettings(device="cpu", **NEVER)),
+            *(shapes.qwen3(6, 32_000, 512, 384, 6, 1024), None),
+        ),
     ]
 
 
@@ -281,9 +289,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 def architecture(options: Options) -> Json:
     """Train both architectures of depth 4 for equal CPU seconds; return their bits per byte."""
-    text = "docstrings:numpy,docstrings:scipy"
-    make_tokens(TokenizerSettings(text=text, data_dir=options.data_dir))
-    folder = Path(options.data_dir)
+    folder = tokens_of(options)
     opened = shards.open_shards(folder, AutoTokenizer.from_pretrained(folder / shards.TOKENIZER))
     vocabulary, lengths = opened.manifest.vocabulary, shards.lengths_of(opened.pieces)
     shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
@@ -308,6 +314,13 @@ def architecture(options: Options) -> Json:
             runs[name].append(measured | {"seed": seed, "steps": loop.state.global_step})
             print(f"{name}, seed {seed}: {measured['bpb']:.4f} bits per byte", flush=True)
     return {"seconds": options.seconds, "runs": runs} | summary(runs)
+
+
+def tokens_of(options: Options) -> Path:
+    """Return the folder of tokens, made of what the authors of two packages wrote about them."""
+    text = "docstrings:numpy,docstrings:scipy"
+    make_tokens(TokenizerSettings(text=text, data_dir=options.data_dir))
+    return Path(options.data_dir)
 
 
 def summary(runs: dict[str, list[Json]]) -> Json:
@@ -355,7 +368,29 @@ def shakespeare(options: Options) -> Json:
     return report
 
 
-PARTS = {"speed": speed, "architecture": architecture, "shakespeare": shakespeare}
+# --- processes ---
+
+
+def processes(options: Options) -> Json:
+    """Train depth 4 in one process and in two, in turns; return how many times as fast two are."""
+    data, seconds = tokens_of(options), dict[int, list[float]]()
+    flags = ["--device=cpu", f"--data_dir={data}", "--num_iterations=20", "--eval_steps=0"]
+    for _ in range(max(2, options.rounds // 4)):
+        for number in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                torchrun = ["-m", "torch.distributed.run", "--standalone"]
+                command = [sys.executable, *torchrun, f"--nproc_per_node={number}"]
+                command += ["-m", "scripts.base_train", *flags, f"--model_dir={folder}"]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                subprocess.run(command, check=True, env=environment)
+                lines = (Path(folder) / "base" / "metrics.jsonl").read_text("utf-8").splitlines()
+                logged = [line for line in map(json.loads, lines) if "loss" in line]
+                seconds.setdefault(number, []).append(logged[-1]["seconds"])
+    sides = {"ours, 2": Samples(seconds[2]), "theirs, 1": Samples(seconds[1])}
+    return {"seconds": seconds, "two processes / one": ratio(sides, "2", "1")}
+
+
+PARTS = {each.__name__: each for each in (speed, architecture, shakespeare, processes)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -131,7 +131,7 @@ class Server:
         """Return the ASGI application for requests to these host names ("*": any).
 
         A page of another origin cannot read or ask anything: its host name is not ours even where
-        its address is (DNS rebinding), and JSON needs a leave that is never given (CORS).
+        its address is (DNS rebinding), and JSON needs a permission that is never given (CORS).
         """
         return Starlette(
             routes=[
