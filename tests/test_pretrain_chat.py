@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pt_app.core.errors import UserError
@@ -135,6 +135,8 @@ def test_pieces_are_the_text_of_the_tokens_in_whole_characters(
     assert "".join(text_pieces(tokenizer, noise)) == tokenizer.decode(noise)
 
 
+@example(["ca", "c"], ["a", "cac"])
+@example(["cac"], ["a", "cac"])
 @given(
     st.lists(st.text("abc", max_size=3), max_size=12),
     st.lists(st.text("abc", min_size=1), max_size=3),
@@ -146,11 +148,12 @@ def test_a_stop_ends_the_answer_wherever_it_falls(pieces: list[str], stops: list
             self.reason = "length"
 
     whole = "".join(pieces)
-    ends = [whole.index(stop) for stop in stops if stop in whole]
+    # Where each first ends, and where that begins: of two that overlap the first to end counts.
+    ends = [(whole.index(stop) + len(stop), whole.index(stop)) for stop in stops if stop in whole]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chatting, "text_pieces", lambda _, tokens: (pieces[i] for i in tokens))
         reply = Written(_Nothing(), [], GREEDY, stops)
-        assert "".join(reply) == whole[: min(ends, default=len(whole))]
+        assert "".join(reply) == whole[: min(ends)[1] if ends else None]
     assert reply.reason == ("stop" if ends else "length")
 
 

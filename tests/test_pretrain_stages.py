@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -327,16 +328,22 @@ def test_two_processes_take_the_steps_of_one(made: Path, data: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_checkpoint_of_any_stage_resumes_on_another_number_of_processes(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each stage begins in one process, is stopped, and ends in two; then the other way."""
+    """Each stage begins in one process, is stopped, and ends in two; then the other way.
+
+    With AdamW: sums of two processes differ in the last digit, which Muon's rounding to bfloat16
+    makes one in the fourth within 20 steps. The log says that they are rounded otherwise.
+    """
     mixture, env = write_mixture(tmp_path / "said.jsonl"), os.environ | {"OMP_NUM_THREADS": "1"}
     before: Path | None = None
     for script, name in STAGES.items():
         run = {kind: tmp_path / kind for kind in ("whole", "wider", "narrower")}
-        words = {kind: words_of(script, data, mixture, path) for kind, path in run.items()}
-        if before:  # the same start for all three
-            words = {kind: [*own, f"--source={before}"] for kind, own in words.items()}
+        more = ["--optimizer=adamw", *([f"--source={before}"] if before else [])]
+        words = {k: [*words_of(script, data, mixture, path), *more] for k, path in run.items()}
         killed_recipe.STAGES[script](words["whole"])
         with monkeypatch.context() as patch:
             interrupt_at(patch, 43)  # a step is two batches
@@ -354,7 +361,10 @@ def test_a_checkpoint_of_any_stage_resumes_on_another_number_of_processes(
                 time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
         assert (saved.parents[1] / "stage.json").exists()
-        killed_recipe.STAGES[script](words["narrower"])
+        with caplog.at_level(logging.WARNING):
+            killed_recipe.STAGES[script](words["narrower"])
+        assert "2 processes trained before and 1 do now" in caplog.text
+        caplog.clear()
         before = run["whole"] / name
         for kind in ("wider", "narrower"):
             assert_same_losses(run["whole"] / name, run[kind] / name)

@@ -157,8 +157,9 @@ class Reply:
         held = ""
         for piece in pieces:
             held += piece
-            if found := [held.index(stop) for stop in self.stops if stop in held]:
-                held, self.reason = held[: min(found)], "stop"
+            # The first that is whole ends the answer, however the tokens divide the text.
+            if found := [(held.index(s) + len(s), held.index(s)) for s in self.stops if s in held]:
+                held, self.reason = held[: min(found)[1]], "stop"
                 break
             # What may be the beginning of a stop waits for what follows.
             waiting = max((_overlap(held, stop) for stop in self.stops), default=0)

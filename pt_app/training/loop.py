@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 CHANGES = {
     "optimizer": "the optimizer was %s and is %s here: its state does not fit, and starts empty",
     "max_grad_norm": "gradients were clipped at %g, and are at %g from here on",
-    "ranks": "%d processes trained before and %d do now: the random state of dropout is new",
+    "ranks": "%d processes trained before and %d do now: the random state of dropout is new, and "
+    "sums are rounded in another order",
 }
 # A transformers or PEFT model; neither package is typed.
 Model = Any
