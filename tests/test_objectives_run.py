@@ -163,7 +163,7 @@ def test_the_experiment_of_the_clone_can_be_read() -> None:
             assert {cell.entry.way for cell in cells} == {"trl" if entry == "trl" else "judge"}
     quick = read_experiment(CELLS, quick=True)
     assert len(quick.all()) == 3
-    assert quick.all()[0].settings["max_samples"] == 320
+    assert quick.all()[0].settings["max_samples"] == 640
 
 
 @pytest.mark.parametrize(
