@@ -91,6 +91,7 @@ class Judge:
         info: AdapterInfo,
         encoder: PromptEncoder,
         order: Order = "both",
+        calibrated: bool = True,
     ) -> None:
         self.model = model
         self.order: Order = order
@@ -99,7 +100,8 @@ class Judge:
         self.change: PrecisionChange | None = None
         self.cut: VerdictTrie | None = None
         self.cut_change: PrecisionChange | None = None
-        self.fitted = Fitted.read(info.folder, info.rule, order_of(order, info.scale))
+        own = order_of(order, info.scale)
+        self.fitted = Fitted.read(info.folder, info.rule, own) if calibrated else None
         self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 
     @staticmethod

@@ -72,6 +72,13 @@ def rubric_of(judge: Judge) -> str:
     return fill(judge.info.template.rubric, scale_fields(judge.info.scale))
 
 
+def row_fields_of(judge: Judge) -> list[str]:
+    """Return the fields of a row that a judge is shown."""
+    pair = judge.info.scale.task == "pairwise"
+    others = ("candidate",) if pair else ("candidate_a", "candidate_b")
+    return [name for name in judge.info.template.row_fields() if name not in others]
+
+
 def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -> Asked:
     """Return the row that asks a question about a state.
 
@@ -82,7 +89,7 @@ def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -
     if _is_own(question, judge):
         row = _row_of(state)
         if row is None:
-            fields = ", ".join(judge.info.template.row_fields())
+            fields = ", ".join(row_fields_of(judge))
             problem = f"the state is no row: give an object with the fields {fields}"
             raise RefusedError(problem, 422, "state")
         return Asked(judge, None, row, question.options)
@@ -99,9 +106,7 @@ def zero_shot(judge: Judge, scale: str) -> Judge:
     other = Scale.from_name(scale)
     info = replace(judge.info, scale=other, rule="mode", max_seq_length=CONTEXT)
     encoder = adapters.encoder_of(info, judge.encoder.tokenizer)
-    view = Judge(judge.model, info, encoder, "as_given")
-    view.fitted = None
-    return view
+    return Judge(judge.model, info, encoder, "as_given", calibrated=False)
 
 
 def _own_options(judge: Judge) -> list[str]:

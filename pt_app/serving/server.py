@@ -43,7 +43,7 @@ from pt_app.models import adapters
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import Asked, asked, rubric_of
+from pt_app.serving.questions import Asked, asked, row_fields_of, rubric_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -262,7 +262,7 @@ def described(judge: Judge) -> dict[str, Any]:
         "scale": info.scale.name,
         "options": [str(value) for value in info.scale.values],
         "instructions": rubric_of(judge),
-        "fields": info.template.row_fields(),
+        "fields": row_fields_of(judge),
         "max_seq_length": info.max_seq_length,
         "base": info.base_name,
         "sha256": info.sha256,
