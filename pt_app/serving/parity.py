@@ -49,7 +49,7 @@ LIMITS: dict[Precision, float] = {
 }
 STRICT = 1e-5
 MIN_ROWS = 20
-ATTACKED = 20  # rows that are attacked with control tokens
+ATTACKS = 40  # prompts with control tokens as text
 REPEATED = 20  # rows that are read again
 TIE = 1e-3  # margin between two verdicts below which rounding may choose either
 WIDE = 0.1  # margin at which a change of the verdict fails whatever the precision
@@ -160,9 +160,10 @@ class Reference:
         model = adapters.load_merged(info.folder, adapters.base_of(info, options.base))
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
         rows = draw(dataset.test, options.rows, options.seed)
-        own = [row for row in rows if row.prompt is None][:ATTACKED]
+        own = [row for row in rows if row.prompt is None][:ATTACKS]
         control = [family for family in families() if family.control]
         attacks = [each.example for each in attacked(own, info.scale, control)]
+        attacks = attacks[:: -(-len(attacks) // ATTACKS) or 1]  # some of each family
         cases = [*_cases(rows, encoder, False), *_cases(attacks, encoder, True)]
         if not cases:
             raise UserError(f"{data} has no test row that fits the judge: name other rows")
@@ -222,12 +223,13 @@ class Reference:
         made = [engine.tokens(text) for text in self.texts]
         if made[0] is None:
             return None
-        equal = [ids == case.ids for ids, case in zip(made, self.cases, strict=True)]
-        attack = [case.attack for case in self.cases]
-        of = [sum(e for e, a in zip(equal, attack, strict=True) if a is which) for which in (0, 1)]
-        attacks = sum(attack)
+        equal = [(ids == case.ids, case.attack) for ids, case in zip(made, self.cases, strict=True)]
+        attacks = sum(attack for _, attack in equal)
         return Tokens(
-            clean=len(attack) - attacks, clean_equal=of[0], attacks=attacks, attacks_equal=of[1]
+            clean=len(equal) - attacks,
+            clean_equal=sum(same and not attack for same, attack in equal),
+            attacks=attacks,
+            attacks_equal=sum(same and attack for same, attack in equal),
         )
 
 
