@@ -71,11 +71,13 @@ class Worker:
         """Score batch after batch until it is cancelled."""
         while True:
             works = await self._batch()
-            for work in [work for work in works if await work.request.is_disconnected()]:
-                works.remove(work)
-                work.done.set_exception(RefusedError("the client left", 499))
-            if works:
+            try:
                 await self._score(works)
+            except Exception as error:
+                log.exception("a batch of %d requests could not be judged", len(works))
+                for work in works:
+                    if not work.done.done():
+                        work.done.set_exception(RefusedError(type(error).__name__, 500))
 
     async def _batch(self) -> list[Work]:
         """Return the works of the next batch, at least one.
@@ -94,18 +96,19 @@ class Worker:
         return works
 
     async def _score(self, works: Sequence[Work]) -> None:
-        rows = [row for work in works for row in work.rows]
+        """Score the rows of works whose clients are still there."""
+        kept = []
+        for work in works:
+            if await work.request.is_disconnected():
+                work.done.set_exception(RefusedError("the client left", 499))
+            elif not work.done.done():
+                kept.append(work)
+        if not (rows := [row for work in kept for row in work.rows]):
+            return
         self.batches, self.rows = self.batches + 1, self.rows + len(rows)
         loop = asyncio.get_running_loop()
-        try:
-            judged = deque(await loop.run_in_executor(self._thread, self._judged, rows))
-        except Exception as error:
-            log.exception("%d rows could not be judged", len(rows))
-            for work in works:
-                if not work.done.done():
-                    work.done.set_exception(RefusedError(f"{type(error).__name__}", 500))
-            return
-        for work in works:
+        judged = deque(await loop.run_in_executor(self._thread, self._judged, rows))
+        for work in kept:
             own = [judged.popleft() for _ in work.rows]
             if not work.done.done():
                 work.done.set_result(own)

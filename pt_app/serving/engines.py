@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ from pt_app.serving.options import Precision
 
 MLX, LLAMA_CPP = "mlx-lm (on Linux with mlx[cpu])", "xllamacpp"  # what pip installs
 TIMEOUT = 600  # seconds for an answer
+AT_ONCE = 32  # rows of a request to `judge serve`
+SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
 LIKELY = 100  # tokens whose log-probability llama.cpp is asked for first; then for all
 OF_GGUF: dict[str, Precision] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OF_GGUF |= {"Q8_0": "8bit"}
@@ -139,11 +141,11 @@ class LlamaCpp:
     prompt makes the states of a row cheap.
     """
 
+    held: object  # a server in this process, which ends with the last reference to it
     url: str
     vocabulary: int
     precision: Precision
     strict: bool = False
-    held: object = None  # a server in this process
 
     @property
     def name(self) -> str:
@@ -151,10 +153,18 @@ class LlamaCpp:
         return f"llama.cpp, {'flash attention off, KV float32' if self.strict else 'defaults'}"
 
     @staticmethod
-    def of_file(files: str, length: int, vocabulary: int, strict: bool) -> "LlamaCpp":
-        """Serve a GGUF file, or "BASE.gguf+LORA.gguf", in this process."""
+    def of_file(files: str, length: int, vocabulary: int) -> "list[LlamaCpp]":
+        """Serve a GGUF file, or "BASE.gguf+LORA.gguf"; one in float32 strictly and by default."""
+        base = files if Path(files).is_file() else files.partition("+")[0]
+        precision = OF_GGUF.get(gguf.quantization_of(Path(base)), "other")
+        served = partial(LlamaCpp._served, base, files[len(base) + 1 :], length)
+        ways = (True, False) if precision == "float32" else (False,)
+        return [LlamaCpp(*served(strict), vocabulary, precision, strict) for strict in ways]
+
+    @staticmethod
+    def _served(base: str, lora: str, length: int, strict: bool) -> tuple[object, str]:
+        """Start a server in this process, and return it with its URL."""
         server = imported("xllamacpp", LLAMA_CPP)
-        base, _, lora = files.partition("+")
         params = server.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel = base, length, 1
         params.cpuparams.n_threads = torch.get_num_threads()
@@ -169,9 +179,8 @@ class LlamaCpp:
         try:
             running = server.Server(params)
         except RuntimeError as error:
-            raise UserError(f"{files} does not load in llama.cpp ({error})") from error
-        kind = OF_GGUF.get(gguf.quantization_of(Path(base)), "other")
-        return LlamaCpp(running.listening_address, vocabulary, kind, strict, running)
+            raise UserError(f"{base} does not load in llama.cpp ({error})") from error
+        return running, running.listening_address
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
@@ -239,9 +248,11 @@ class Served:
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
-        rows = [{"messages": case.messages} for case in cases]
-        asked = {"rows": rows} | ({"model": self.model} if self.model else {})
-        judged = post(f"{self.url}/judgements", asked)["judgements"]
+        judged: list[Mapping[str, Any]] = []
+        for start in range(0, len(cases), AT_ONCE):
+            rows = [{"messages": case.messages} for case in cases[start : start + AT_ONCE]]
+            asked = {"rows": rows} | ({"model": self.model} if self.model else {})
+            judged += post(f"{self.url}/judgements", asked)["judgements"]
         absent = [np.nan] * len(trie.paths)
         return np.array([self._lines(one) or absent for one in judged], np.float64)
 
@@ -249,8 +260,8 @@ class Served:
         if judged["probabilities"] is None:
             return None
         chances = self.scale.gathered([*judged["probabilities"].values()])
-        with np.errstate(divide="ignore"):
-            return [*(np.log(chances) + np.log(judged["verdict_mass"]))]
+        logs = np.log(np.maximum(chances, SMALLEST)) + np.log(judged["verdict_mass"])
+        return [*logs.tolist()]
 
     def tokens(self, text: str) -> list[int] | None:
         """Return None: it is given turns, which it sanitizes itself."""

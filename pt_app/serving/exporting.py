@@ -101,6 +101,7 @@ def _written(
 
 def _save_folder(model: Any, info: AdapterInfo, folder: Path, dtype: Dtype) -> None:
     """Write a folder that transformers and mlx-lm load."""
+    model.config._name_or_path = ""  # the base's path
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     config = bases.read_json(folder / bases.CONFIG)
     # mlx-lm (0.32) reads rope_theta at top level, and takes its own default where it is absent;

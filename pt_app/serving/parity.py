@@ -52,6 +52,7 @@ MIN_ROWS = 20
 ATTACKS = 40  # prompts with control tokens as text
 REPEATED = 20  # rows that are read again
 TIE = 1e-3  # margin between two verdicts below which rounding may choose either
+NOT_DECIDED = {"decision": "undecided", "why": ""}
 WIDE = 0.1  # margin at which a change of the verdict fails whatever the precision
 
 
@@ -182,18 +183,21 @@ class Reference:
         given = engine.read(self.cases, self.trie)
         read = np.isfinite(given).all(axis=1)
         clean = sum(not case.attack for case in self.cases)
-        head = {"against": against, "engine": engine.name, "precision": engine.precision}
+        head: dict[str, object] = {"against": against, "engine": engine.name}
+        head["precision"] = engine.precision
         head |= {"rows": clean, "attacks": len(self.cases) - clean, "unread": int((~read).sum())}
         if not read.any():
-            return Compared(**head, decision="undecided", why="the engine reads no row")
+            why = {"decision": "undecided", "why": "the engine reads no row"}
+            return Compared.model_validate(head | why)
         numbers = self._numbers(self.logs[read], given[read])
-        again = [*range(len(self.cases))][-REPEATED:][::-1]
+        again = range(0, len(self.cases), max(1, len(self.cases) // REPEATED))[::-1]
         warm = [engine.read([self.cases[i]], self.trie)[0] for i in again]
         moved = np.abs(_shares(np.array(warm)) - _shares(given[again]))
         numbers["stability"] = float(np.nanmax(moved)) if np.isfinite(moved).any() else None
         limit = STRICT if engine.strict and engine.precision == "float32" else None
         numbers["limit"] = limit or LIMITS.get(engine.precision)
-        found = Compared(**head, **numbers, tokens=self._tokens(engine), decision="", why="")
+        tokens = self._tokens(engine)
+        found = Compared.model_validate(head | numbers | {"tokens": tokens} | NOT_DECIDED)
         decision, why = decided(found)
         return found.model_copy(update={"decision": decision, "why": why})
 
@@ -265,11 +269,7 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
     encoder, longest = reference.encoder, max(len(case.ids) for case in reference.cases)
     vocabulary = len(encoder.tokenizer)
     if kind == "gguf":
-        length = longest + reference.trie.depth + 8
-        strict = LlamaCpp.of_file(place, length, vocabulary, strict=True)
-        if strict.precision == "float32":
-            return [strict, LlamaCpp.of_file(place, length, vocabulary, strict=False)]
-        return [LlamaCpp.of_file(place, length, vocabulary, strict=False)]
+        return [*LlamaCpp.of_file(place, longest + reference.trie.depth + 8, vocabulary)]
     if kind == "mlx":
         return [Mlx(Path(place))]
     if kind == "merged":
@@ -279,7 +279,7 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
         raise UserError(f"--against {target}: name {known}")
     url, precision = target.rstrip("/"), options.engine_precision
     if options.engine == "llama.cpp":
-        return [LlamaCpp(url.removesuffix("/v1"), vocabulary, precision)]
+        return [LlamaCpp(None, url.removesuffix("/v1"), vocabulary, precision)]
     if options.engine == "vllm":
         return [Vllm(url, options.served_model, precision)]
     return [Served(url, options.served_model, encoder.scale, precision)]

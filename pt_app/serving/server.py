@@ -282,8 +282,10 @@ def serve(folders: Sequence[Path], options: ServeOptions) -> None:
     if options.host not in LOOPBACK and key is None:
         raise UserError(f"--host {options.host}: others can reach it: give --key_file, too")
     with listen(options.host, options.port) as listening:
-        load = {"base": options.base, "precision": options.precision}
-        server = Server([Judge.load(folder, **load) for folder in folders], options.strict)
+        judges = [
+            Judge.load(folder, base=options.base, precision=options.precision) for folder in folders
+        ]
+        server = Server(judges, options.strict)
         application = server.application(options.host, key)
         url = url_of(listening, options.host)
         print(f"{', '.join(server.judges)}: {url} (OpenAI: {url}/v1)", flush=True)

@@ -133,7 +133,7 @@ class Part(BaseModel, extra="allow"):
         """Return its text or data."""
         if "image" in self.type:
             raise RefusedError("images are not read here", 422, "input")
-        return self.data if self.type == "input_json" else self.text
+        return self.data if self.type == "input_json" else self.text or ""
 
 
 Parts = str | list[Part]
