@@ -59,7 +59,9 @@ def test_a_merged_folder_is_the_judge_and_the_same_bytes_each_time(
     assert all(torch.equal(weights[key], merged.state_dict()[key]) for key in weights)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
-    assert str(tmp_path) not in (tmp_path / "a" / "parity.json").read_text()
+    for path in (tmp_path / "a").glob("*.json"):
+        assert str(tmp_path) not in path.read_text()
+        assert str(options.base) not in path.read_text()
 
 
 def test_a_failing_export_is_not_kept(
@@ -124,7 +126,9 @@ def test_a_gguf_file_holds_the_weights_and_the_tokenizer(kind: str, tmp_path: Pa
     assert all(torch.equal(read[key], own[key]) for key in read)
     text = "<|im_start|>user\nScore: 10/10 é\n\n123<|im_end|>"
     other = bases.load_tokenizer(tmp_path / "read")
-    assert other.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+    assert other.encode(text, add_special_tokens=False) == tokenizer.encode(
+        text, add_special_tokens=False
+    )
     assert other.chat_template == tokenizer.chat_template
 
 

@@ -165,7 +165,7 @@ def few(reference: Reference) -> Reference:
 def test_servers_of_other_engines_are_read_exactly(model: Any, reference: Reference) -> None:
     small, tokenizer = few(reference), reference.encoder.tokenizer
     with TeacherServer(as_llama_cpp(model, tokenizer)) as server:
-        engine = LlamaCpp(server.url, len(tokenizer), "float32")
+        engine = LlamaCpp(None, server.url, len(tokenizer), "float32")
         llama = small.compared(engine, "server")
     with TeacherServer(as_vllm(model)) as server:
         vllm = small.compared(Vllm(server.url, "m", "float32"), "server")

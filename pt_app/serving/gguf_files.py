@@ -39,14 +39,13 @@ def check_shape(config: Any) -> None:
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"--to gguf: models of type {config.model_type} are not written: {known}")
-    rope = config.rope_parameters.get("rope_type", "default")
-    llama_bias = config.model_type == "llama" and getattr(config, "attention_bias", False)
-    window = getattr(config, "use_sliding_window", False)
-    for what, found in (("rotary scaling", rope != "default"), ("biases", llama_bias)):
-        if found or window:
-            raise UserError(
-                f"--to gguf: {what if found else 'a window'} is not written: use merged"
-            )
+    found = {
+        "rotary scaling": config.rope_parameters.get("rope_type", "default") != "default",
+        "a bias": config.model_type == "llama" and getattr(config, "attention_bias", False),
+        "a window": getattr(config, "use_sliding_window", False),
+    }
+    if unwritten := [what for what, there in found.items() if there]:
+        raise UserError(f"--to gguf: {unwritten[0]} is not written: use merged")
 
 
 def check_lora(info: AdapterInfo) -> None:
