@@ -3,6 +3,9 @@
 `pip install -r requirements-clients.txt`; what is not installed is skipped.
 """
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,13 +65,76 @@ def test_typesafe_s_client(running: Running, expected: Any) -> None:
     assert answer.choices["choice"].probabilities == pytest.approx(expected, abs=1e-5)
 
 
-def test_langchain(running: Running, expected: Any) -> None:
-    openai = installed("langchain_openai")
-    if not hasattr(openai, "OpenAIDecisions"):
-        pytest.skip("this langchain-openai has no OpenAIDecisions: 1.7.4 has")
-    model = openai.OpenAIDecisions(model="jev-latest", base_url=f"{running.url}/v1", api_key="none")
-    assert model is not None
+def rubric(running: Running) -> str:
+    """The words of the judge's own question: some clients send no empty instructions."""
+    (model,) = running.client.models.list()
+    words: str = model.model_extra["x_judge"]["instructions"]  # type: ignore[index]
+    return words
+
+
+def test_langchain_s_decisions(running: Running, expected: Any) -> None:
+    decisions = installed("langchain_openai.decisions")
+    words = rubric(running)
+    score = decisions.Score(instructions=words, levels=VALUES)
+    choice = decisions.Choice(instructions=words, choices=dict.fromkeys(VALUES))
+    url = f"{running.url}/v1"
+    model = decisions.OpenAIDecisions(model="jev-latest", base_url=url, api_key="none")
+    answer = model.invoke({"input": ROW, "questions": {"score": score, "choice": choice}})
+    assert answer.choices["choice"].probabilities == pytest.approx(expected, abs=1e-5)
+    assert [*answer.scores["score"].probabilities.values()] == pytest.approx(
+        [*expected.values()], abs=1e-5
+    )
+
+
+def test_langchain_s_typesafe_classifier(running: Running, expected: Any) -> None:
+    typesafe = installed("langchain_typesafe")
+    choice = typesafe.Choice(instructions=rubric(running), criteria=dict.fromkeys(VALUES))
+    model = typesafe.TypeSafeClassifier(model="jev-latest", base_url=running.url, api_key="none")
+    answer = model.invoke({"state": ROW, "questions": {"choice": choice}})
+    assert answer.choices["choice"].probabilities == pytest.approx(expected, abs=1e-5)
 
 
 def test_litellm(running: Running, expected: Any) -> None:
-    installed("litellm")
+    litellm = installed("litellm")
+    choices = [{"value": value} for value in VALUES]
+    asked = {"type": "choice", "name": "q", "instructions": rubric(running), "choices": choices}
+    answer = litellm.decisions(
+        model="openai/jev-latest",
+        input=json.dumps(ROW),
+        questions=[asked],
+        api_base=f"{running.url}/v1",
+        api_key="none",
+    )
+    (chosen,) = answer.answers
+    given = {each.value: each.probability for each in chosen.probabilities}
+    assert given == pytest.approx(expected, abs=1e-5)
+
+
+AI_SDK = """
+import { experimental_decide as decide } from "ai";
+import { createOpenAI } from "@ai-sdk/openai";
+const openai = createOpenAI({ baseURL: process.env.URL, apiKey: "none" });
+const options = Object.fromEntries(JSON.parse(process.env.VALUES).map((value) => [value, null]));
+const { answers } = await decide({
+  model: openai.decisionModel("jev-latest"),
+  input: process.env.ROW,
+  questions: { q: { type: "choice", instructions: process.env.RUBRIC, options } },
+});
+console.log(JSON.stringify(answers.q));
+"""
+
+
+def test_the_ai_sdk(running: Running, expected: Any, tmp_path: Path) -> None:
+    folder = os.environ.get("JUDGE_NODE_CLIENTS", "")
+    if not folder or not Path(folder, "node_modules", "ai").is_dir():
+        pytest.skip("npm install ai @ai-sdk/openai in a folder, and name it in JUDGE_NODE_CLIENTS")
+    script = Path(folder) / f"{tmp_path.name}.mjs"
+    script.write_text(AI_SDK)
+    given = {"URL": f"{running.url}/v1", "ROW": json.dumps(ROW), "VALUES": json.dumps(VALUES)}
+    env = os.environ | given | {"RUBRIC": rubric(running)}
+    try:
+        ran = subprocess.run(["node", script], env=env, capture_output=True, text=True, check=False)
+    finally:
+        script.unlink()
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["probabilities"] == pytest.approx(expected, abs=1e-5)

@@ -68,8 +68,12 @@ def text_of(value: Json) -> str:
 
 
 def rubric_of(judge: Judge) -> str:
-    """Return what a judge was trained to ask."""
-    return fill(judge.info.template.rubric, scale_fields(judge.info.scale))
+    """Return the words of the question that a judge was trained on.
+
+    Its rubric; a template may have none for a scale, and then has its system's text.
+    """
+    template, of_scale = judge.info.template, scale_fields(judge.info.scale)
+    return fill(template.rubric, of_scale) or fill(template.system, of_scale)
 
 
 def row_fields_of(judge: Judge) -> list[str]:
