@@ -169,7 +169,7 @@ LONG = ROW | {"candidate": "casa " * 3000}
         ("systemone", {"state": "x", "questions": {"q": {"type": "box"}}}, 422, "questions.q"),
         (
             "decisions",
-            {"model": "m", "input": "x", "questions": [{"type": "score"}]},
+            {"model": "m", "input": "x", "questions": [{"type": "score", "instructions": ""}]},
             422,
             "levels",
         ),
@@ -335,7 +335,8 @@ def malformed(rng: random.Random) -> bytes:
             break
         key = rng.choice(keys)
         if isinstance(where[key], dict | list) and rng.random() < 0.6:
-            where = where[key] = where[key].copy()
+            where[key] = copied = where[key].copy()
+            where = copied
         else:
             where[key] = rng.choice(odd)
             break
