@@ -61,7 +61,9 @@ def test_typesafe_s_client(running: Running, expected: Any) -> None:
         answer = client.system_one(state=ROW, questions={"score": score, "choice": choice})
         with pytest.raises(sdk.TypeSafeUnprocessableEntityError):
             client.system_one(state={"source": "a"}, questions={"score": score})
-    assert answer.scores["score"].probabilities == pytest.approx(expected, abs=1e-5)
+    assert [*answer.scores["score"].probabilities.values()] == pytest.approx(
+        [*expected.values()], abs=1e-5
+    )
     assert answer.choices["choice"].probabilities == pytest.approx(expected, abs=1e-5)
 
 
@@ -114,13 +116,17 @@ AI_SDK = """
 import { experimental_decide as decide } from "ai";
 import { createOpenAI } from "@ai-sdk/openai";
 const openai = createOpenAI({ baseURL: process.env.URL, apiKey: "none" });
-const options = Object.fromEntries(JSON.parse(process.env.VALUES).map((value) => [value, null]));
+const values = JSON.parse(process.env.VALUES);
+const options = Object.fromEntries(values.map((value) => [value, null]));
 const { answers } = await decide({
   model: openai.decisionModel("jev-latest"),
-  input: process.env.ROW,
-  questions: { q: { type: "choice", instructions: process.env.RUBRIC, options } },
+  state: JSON.parse(process.env.ROW),
+  questions: {
+    choice: { type: "choice", instructions: process.env.RUBRIC, criteria: options },
+    score: { type: "score", criteria: values },
+  },
 });
-console.log(JSON.stringify(answers.q));
+console.log(JSON.stringify(answers));
 """
 
 
@@ -137,4 +143,5 @@ def test_the_ai_sdk(running: Running, expected: Any, tmp_path: Path) -> None:
     finally:
         script.unlink()
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["probabilities"] == pytest.approx(expected, abs=1e-5)
+    for answer in json.loads(ran.stdout).values():
+        assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)

@@ -157,7 +157,7 @@ class Predicate(BaseModel):
 
     type: Literal["predicate"]
     name: str | None = None
-    instructions: Parts
+    instructions: Parts | None = None
 
     def question(self) -> Question:
         """Return it as a judge is asked."""
@@ -180,7 +180,7 @@ class ListChoice(BaseModel):
 
     type: Literal["choice"]
     name: str | None = None
-    instructions: Parts
+    instructions: Parts | None = None
     choices: list[Option] = Field(min_length=2, max_length=MAX_OPTIONS)
 
     def question(self) -> Question:
@@ -210,11 +210,16 @@ class ListScore(BaseModel):
 
     type: Literal["score"]
     name: str | None = None
-    instructions: Parts
+    instructions: Parts | None = None
     levels: list[Level] = Field(min_length=2, max_length=MAX_OPTIONS)
 
     def question(self) -> Question:
         """Return it as a judge is asked."""
+        # The AI SDK numbers the levels, and puts the text of each into its description.
+        numbered = all(level.label == str(i) for i, level in enumerate(self.levels))
+        if numbered and all(level.description for level in self.levels):
+            texts = tuple(level.description or "" for level in self.levels)
+            return Question("score", _joined(self.instructions), texts, ("",) * len(texts))
         names = tuple(level.label for level in self.levels)
         described = tuple(level.description or "" for level in self.levels)
         return Question("score", _joined(self.instructions), names, described)
@@ -309,9 +314,9 @@ def _tokens(answers: Sequence[Answer]) -> int:
     return sum(judgement.tokens for _, judgement in answers)
 
 
-def _values(parts: Parts) -> list[Json]:
-    return [parts] if isinstance(parts, str) else [part.value() for part in parts]
+def _values(parts: Parts | None) -> list[Json]:
+    return [part.value() for part in parts] if isinstance(parts, list) else [parts or ""]
 
 
-def _joined(parts: Parts) -> str:
+def _joined(parts: Parts | None) -> str:
     return "\n".join(map(text_of, _values(parts)))
