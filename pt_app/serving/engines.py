@@ -87,11 +87,16 @@ class Plain:
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
-        with torch.inference_mode():
-            read = [
-                read_plain(self.model, [case.ids], trie, self.pad).log_probabilities
-                for case in cases
-            ]
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.inference_mode():
+                read = [
+                    read_plain(self.model, [case.ids], trie, self.pad).log_probabilities
+                    for case in cases
+                ]
+        finally:
+            torch.set_float32_matmul_precision(before)
         return np.asarray(torch.cat(read), np.float64)
 
     def tokens(self, text: str) -> list[int] | None:

@@ -52,7 +52,7 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
         with tempfile.TemporaryDirectory() as spare:
             target = _written(info, to, staged, Path(spare), options)
             own = ParityOptions(rows=options.rows, base=options.base, seed=options.seed)
-            found = parity(Reference.of(adapter, data, own), [target], own)
+            found = parity(Reference.of(adapter, data, own), [target], own, f"{to}:{out.name}")
         if found.decision != "same":
             return found
         write_json_atomic(staged / FILE, found.as_json())

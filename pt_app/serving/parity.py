@@ -285,10 +285,16 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
     return [Served(url, options.served_model, encoder.scale, precision)]
 
 
-def parity(reference: Reference, targets: Sequence[str], options: ParityOptions) -> Parity:
-    """Compare each target with the reference; raises UserError as `engines_of`."""
+def parity(
+    reference: Reference, targets: Sequence[str], options: ParityOptions, name: str = ""
+) -> Parity:
+    """Compare each target, or what it is to be called, with the reference.
+
+    Raises:
+        UserError: as `engines_of`.
+    """
     compared = [
-        reference.compared(engine, _shown(target))
+        reference.compared(engine, name or _shown(target))
         for target in targets
         for engine in engines_of(target, reference, options)
     ]
