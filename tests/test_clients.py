@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -110,6 +110,24 @@ def test_litellm(running: Running, expected: Any) -> None:
     (chosen,) = answer.answers
     given = {each.value: each.probability for each in chosen.probabilities}
     assert given == pytest.approx(expected, abs=1e-5)
+
+
+def test_mlflow_s_make_judge(
+    running: Running, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges = installed("mlflow.genai.judges")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    judge = judges.make_judge(
+        name="quality",
+        instructions=f"{rubric(running)} {{{{ inputs }}}}",
+        model="openai:/jev-latest",
+        base_url=f"{running.url}/v1",
+        model_api="decisions",
+        feedback_value_type=Literal[tuple(VALUES)],  # type: ignore[valid-type]
+    )
+    feedback = judge(inputs=ROW)
+    given = json.loads(feedback.metadata["openai.decisions.probabilities"])
+    assert [each["probability"] for each in given] == pytest.approx([*expected.values()], abs=1e-5)
 
 
 AI_SDK = """

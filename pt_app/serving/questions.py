@@ -20,6 +20,8 @@ MAX_OPTIONS = 255
 # Tokens of a prompt that is asked zero-shot: 255 options are longer than what a judge was trained
 # on, and a short context (the tiny base's) is exceeded rather than an option left out.
 CONTEXT = 8192
+# MLflow's judges must name their input in their words, and write its name before it.
+MLFLOW_WORDS, MLFLOW_STATE = 'the "inputs" field in the input', "inputs: "
 Json = Any  # a value that was read from JSON
 
 
@@ -123,6 +125,7 @@ def _is_own(question: Question, judge: Judge) -> bool:
     No words ask for what the judge asks. Options of a choice may be in any order.
     """
     words, own = one_line(question.instructions), _own_options(judge)
+    words = words.removesuffix(MLFLOW_WORDS).strip()
     if (words and words != one_line(rubric_of(judge))) or any(question.descriptions):
         return False
     options, task = list(question.options), judge.info.scale.task
@@ -132,10 +135,10 @@ def _is_own(question: Question, judge: Judge) -> bool:
 
 
 def _row_of(state: Json) -> Mapping[str, object] | None:
-    if isinstance(state, str) and state.lstrip().startswith("{"):
+    if isinstance(state, str):
         try:
-            state = json.loads(state)
-        except ValueError:
+            state = json.loads(state.removeprefix(MLFLOW_STATE))
+        except (ValueError, RecursionError):
             return None
     return state if isinstance(state, dict) else None
 
