@@ -144,8 +144,8 @@ class JudgeScorer:
             return given
         mean = mean_of_orders(given.probabilities, other.probabilities)
         verdict = choose(mean, self.scale, self.encoder.rule)
-        both = {"tokens": given.tokens + other.tokens, "orders": (given, other)}
-        return replace(given, verdict=verdict, probabilities=mean, **both)
+        tokens, orders = given.tokens + other.tokens, (given, other)
+        return replace(given, verdict=verdict, probabilities=mean, tokens=tokens, orders=orders)
 
     def _one_order(self, examples: Sequence[JudgeExample]) -> list[Scored]:
         # The label must not influence the prompt: a long one would leave less room for it.

@@ -45,17 +45,19 @@ class Case:
 
 
 class Engine(Protocol):
-    """Something that predicts tokens.
+    """Something that predicts tokens."""
 
-    Attributes:
-        name: the engine and its settings.
-        precision: of its weights.
-        strict: whether it computes as the reference does, but for the order of sums.
-    """
+    @property
+    def name(self) -> str:
+        """The engine and its settings."""
 
-    name: str
-    precision: Precision
-    strict: bool
+    @property
+    def precision(self) -> Precision:
+        """The precision of its weights."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether it computes as the reference does, but for the order of sums."""
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""

@@ -190,7 +190,7 @@ class Reference:
             why = {"decision": "undecided", "why": "the engine reads no row"}
             return Compared.model_validate(head | why)
         numbers = self._numbers(self.logs[read], given[read])
-        again = range(0, len(self.cases), max(1, len(self.cases) // REPEATED))[::-1]
+        again = [*range(0, len(self.cases), max(1, len(self.cases) // REPEATED))][::-1]
         warm = [engine.read([self.cases[i]], self.trie)[0] for i in again]
         moved = np.abs(_shares(np.array(warm)) - _shares(given[again]))
         numbers["stability"] = float(np.nanmax(moved)) if np.isfinite(moved).any() else None

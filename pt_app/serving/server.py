@@ -48,6 +48,7 @@ from pt_app.serving.questions import Asked, asked, row_fields_of, rubric_of
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
 MAX_ROWS = 1000  # of one request
+MAX_DETAILS = 20  # problems of a request that are listed
 OPEN = ("/", "/healthz")  # routes that need no key
 # OpenAI's type of an error by its status, and TypeSafe's.
 KINDS = {401: "authentication_error", 404: "not_found_error", 413: "max_tokens_exceeded"}
@@ -237,21 +238,22 @@ async def content(request: Request) -> dict[str, Any]:
 
 def refusal(error: RefusedError | ValidationError) -> JSONResponse:
     """Write an error in both forms that clients read: OpenAI's `error` and TypeSafe's `detail`."""
+    details: list[dict[str, Any]] = []
     if isinstance(error, ValidationError):
-        status, code = 422, None
-        given = error.errors(include_url=False, include_context=False, include_input=False)
-        details = [{"loc": ["body", *e["loc"]], "msg": e["msg"], "type": e["type"]} for e in given]
+        for each in error.errors(include_url=False, include_context=False, include_input=False):
+            loc = ["body", *each["loc"]]
+            details.append({"loc": loc, "msg": each["msg"], "type": each["type"]})
         where = ".".join(map(str, details[0]["loc"][1:])) or "the request"
-        message = f"{where}: {details[0]['msg']}"
-    else:
-        status, code, message = error.status, error.code, error.message
-        where = ["body", *([code] if code else [])]
-        details = [{"loc": where, "msg": message, "type": "value_error"}]
-    kind = KINDS.get(status, "invalid_request_error")
-    detail = details[:20] if status == 422 else {"error_type": kind, "message": message}
-    openai = {"message": message, "type": kind, "param": None, "code": code}
-    headers = {"Retry-After": "1"} if status == 429 else {}
-    return JSONResponse({"error": openai, "detail": detail}, status, headers)
+        error = RefusedError(f"{where}: {details[0]['msg']}", 422)
+    elif error.status == 422:
+        loc = ["body", *([error.code] if error.code else [])]
+        details.append({"loc": loc, "msg": error.message, "type": "value_error"})
+    kind = KINDS.get(error.status, "invalid_request_error")
+    openai = {"message": error.message, "type": kind, "param": None, "code": error.code}
+    typesafe = {"error_type": kind, "message": error.message}
+    headers = {"Retry-After": "1"} if error.status == 429 else {}
+    answer = {"error": openai, "detail": details[:MAX_DETAILS] or typesafe}
+    return JSONResponse(answer, error.status, headers)
 
 
 def described(judge: Judge) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Noul(BaseModel):
     def question(self) -> Question:
         """Return it as a judge is asked."""
         about = self.criteria or {}
-        described = tuple(text_of(about.get(side) or "") for side in ("true", "false"))
+        described = text_of(about.get("true") or ""), text_of(about.get("false") or "")
         return Question("yes_no", text_of(self.instructions or ""), ("PASS", "FAIL"), described)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
@@ -291,7 +291,7 @@ def nearness(chances: Sequence[float]) -> float:
     return max(0.0, 1 - spread / even)
 
 
-def _extended(fields: dict[str, object], answer: Answer) -> dict[str, object]:
+def _extended(fields: Mapping[str, object], answer: Answer) -> dict[str, object]:
     asked, judgement = answer
     own = asked.scale is None
     fitted = asked.judge.fitted if own else None
@@ -302,7 +302,7 @@ def _extended(fields: dict[str, object], answer: Answer) -> dict[str, object]:
         names = ("verdict", "greedy", "expected", "confidence", "consistent")
         extra |= {name: getattr(judgement, name) for name in names}
         extra["accuracy"] = judgement.calibrated
-    return fields | {"x_judge": extra}
+    return {**fields, "x_judge": extra}
 
 
 def _chances(answer: Answer) -> list[float]:
