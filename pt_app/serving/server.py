@@ -43,7 +43,7 @@ from pt_app.models import adapters
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import Asked, asked, row_fields_of, rubric_of
+from pt_app.serving.questions import CONTEXT, Asked, asked, row_fields_of, rubric_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -169,9 +169,9 @@ class Server:
         judge, state = self._judge(wire.model), wire.state()
         rows = [asked(question, state, judge, self.strict) for question in wire.asked()]
         judgements = await self.worker.judged(request, rows)
-        for judgement in judgements:
-            _check(judgement, judge)
         answers = list(zip(rows, judgements, strict=True))
+        for row, judgement in answers:
+            _check(row, judgement)
         return JSONResponse(wire.answer(judge.name, answers))
 
     async def judgements(self, request: Request) -> Response:
@@ -307,13 +307,14 @@ def _folder(judge: Judge) -> str:
     return judge.info.folder.resolve().name
 
 
-def _check(judgement: Judgement, judge: Judge) -> None:
+def _check(row: Asked, judgement: Judgement) -> None:
     """Refuse a row that could not be judged."""
     if judgement.status == "bad_row":
         raise RefusedError(judgement.problem or "the row is malformed", 422, "state")
     if judgement.status == "too_long":
-        limit = f"the {judge.info.max_seq_length} tokens that it reads"
-        raise RefusedError(f"state and question take more than {limit}: shorten them", 413)
+        limit = row.judge.info.max_seq_length if row.scale is None else CONTEXT
+        problem = f"state and question take more than the {limit} tokens that are read"
+        raise RefusedError(f"{problem}: shorten them", 413)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:
