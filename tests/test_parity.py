@@ -81,7 +81,9 @@ def few(reference: Reference) -> Reference:
 
 def test_the_reference_is_the_same_as_itself(model: Any, reference: Reference) -> None:
     found = shifted(model, reference, 0, "float32")
-    assert (found.decision, found.line, found.probability, found.verdicts) == ("same", 0, 0, 0)
+    assert (found.decision, found.verdicts) == ("same", 0)
+    # The same sums, but for where their numbers lie in memory.
+    assert (found.line, found.probability) == pytest.approx((0, 0), abs=1e-6)
     assert (found.rows, found.unread, found.limit) == (ROWS, 0, STRICT)
     assert found.attacks > 10
     assert any(case.attack and "<|im_" in str(case.messages) for case in reference.cases)
