@@ -29,7 +29,7 @@ ADAPTER ?= $(shell ls -dt adapters_eval/*_final 2>/dev/null | head -n 1)
 ARGS ?=
 SMALL := --epochs 1 --max_samples 50 --test_samples 20
 
-.PHONY: install install-mps install-rocm install-cpu train-small train-small-mps train-small-rocm \
+.PHONY: install install-mps install-rocm install-cpu install-clients train-small train-small-mps train-small-rocm \
 	train-apple scratch-small scratch-small-mps scratch-small-rocm evaluate demo demo-real \
 	generate-data test test-slow test-nightly check lock
 
@@ -55,6 +55,10 @@ $(VENV)/.%: requirements-%.lock pyproject.toml | $(VENV)/bin/python
 	@[ $* != cuda ] || $(BIN)/python -c "import torch; torch.version.cuda or print('note: this', \
 	  'torch', torch.__version__, 'is not built for NVIDIA; make install TORCH_INDEX=... chooses')"
 	@touch $@
+
+# Clients of decision models and other engines, which some slow tests ask; they skip without.
+install-clients: $(VENV)/.dev
+	$(PIP) -r requirements-clients.txt
 
 train-small: $(VENV)/.cuda
 	$(BIN)/python pt_app/eval_model/judge_train_cuda.py $(SMALL) $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ class Judgement:
         calibrated: the accuracy on validation rows of this confidence; None if it was not fitted.
         abstain: whether the confidence is below the fitted threshold; None if it was not fitted.
         answer: the whole answer, if it was generated.
+        tokens: the length of the prompt; of a pair that was judged in both orders, of both.
         problem: what is wrong with a bad row.
     """
 
@@ -77,6 +79,7 @@ class Judgement:
     calibrated: float | None = None
     abstain: bool | None = None
     answer: str | None = None
+    tokens: int = 0
     problem: str | None = None
 
 
@@ -89,6 +92,7 @@ class Judge:
         info: AdapterInfo,
         encoder: PromptEncoder,
         order: Order = "both",
+        calibrated: bool = True,
     ) -> None:
         self.model = model
         self.order: Order = order
@@ -97,7 +101,8 @@ class Judge:
         self.change: PrecisionChange | None = None
         self.cut: VerdictTrie | None = None
         self.cut_change: PrecisionChange | None = None
-        self.fitted = Fitted.read(info.folder, info.rule, order_of(order, info.scale))
+        own = order_of(order, info.scale)
+        self.fitted = Fitted.read(info.folder, info.rule, own) if calibrated else None
         self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 
     @staticmethod
@@ -151,6 +156,7 @@ class Judge:
         feedback: bool = False,
         progress: bool = False,
         places: Sequence[Place] | None = None,
+        shorten: bool = True,
     ) -> list[Judgement]:
         """Judge rows of fields as in a dataset (docs/DATA.md), in the given order.
 
@@ -161,6 +167,7 @@ class Judge:
             feedback: also generate issues and feedback.
             progress: show a progress bar.
             places: the file and number of each row, for messages.
+            shorten: cut what does not fit (never a candidate); else it is "too_long".
         """
         from pt_app.scoring.scorer import JudgeScorer
 
@@ -174,7 +181,8 @@ class Judge:
             order=self.order,
             feedback=feedback,
             progress=progress,
-            cut=self.cut,
+            cut=self.cut or self.whole,
+            shorten=shorten,
         )
         scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
         return [
@@ -183,6 +191,13 @@ class Judge:
             else Judgement(_id(row, place), "bad_row", self.name, problem=example)
             for (row, place), example in zip(pairs, read, strict=True)
         ]
+
+    @cached_property
+    def whole(self) -> VerdictTrie:
+        """The whole lines of the verdicts, which take some milliseconds to encode."""
+        from pt_app.scoring.scorer import verdict_trie
+
+        return verdict_trie(self.encoder)
 
     def _judgement(self, name: str, scored: Scored) -> Judgement:
         scale, chances = self.info.scale, scored.probabilities
@@ -207,6 +222,7 @@ class Judge:
             calibrated=calibrated,
             abstain=abstain,
             answer=scored.raw,
+            tokens=scored.tokens,
         )
 
 

@@ -20,11 +20,12 @@ pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 import uvicorn
 
 from pt_app.core.errors import UserError
+from pt_app.core.http_server import MAX_BODY, listen
 from pt_app.models.endpoint.budget import Budget
 from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.options import RequestOptions
 from pt_app.pretrain.chat import Chat, Reply
-from pt_app.pretrain.server import MAX_BODY, MAX_WAITING, PAGE, Server, listen, serve
+from pt_app.pretrain.server import MAX_WAITING, PAGE, Server, serve
 from pt_app.pretrain.settings import Sampling, ServeSettings
 from tests.conftest import ROOT
 from tests.tiny_models import make_model, make_tokenizer
@@ -40,7 +41,7 @@ class Running:
         self.chat, self.server = chat, Server(chat, Sampling())
         self.socket = listen("127.0.0.1", 0)
         self.port: int = self.socket.getsockname()[1]
-        self.app = self.server.application(["127.0.0.1", "localhost"])
+        self.app = self.server.application("127.0.0.1")
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
         self._thread = threading.Thread(target=self._uvicorn.run, args=([self.socket],))
 

@@ -129,14 +129,19 @@ class PromptEncoder:
             raise UserError(cuts.unfit[0])
         return rows, cuts
 
-    def fit(self, examples: Sequence[JudgeExample]) -> tuple[list[Encoded], Cuts]:
+    def fit(
+        self, examples: Sequence[JudgeExample], shorten: bool = True
+    ) -> tuple[list[Encoded], Cuts]:
         """Cut what does not fit `max_seq_length`, alike for all rows of a group, and encode.
 
         Label and candidate are never cut, nor is the prompt of a chat row. A row that cannot fit
-        says why in `unfit`.
+        says why in `unfit`; without `shorten` so does each that would have to be cut.
         """
         rows = [Encoded(e, self.prompt_ids(e), self._answer_with_end(e)) for e in examples]
         cuts = Cuts(longest=max((len(row.prompt) + len(row.answer) for row in rows), default=0))
+        if not shorten:
+            self._refuse_long(rows, cuts)
+            return rows, cuts
         groups: dict[str, list[Encoded]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.example.group or f"\0{index}", []).append(row)
@@ -144,6 +149,12 @@ class PromptEncoder:
             if any(len(row.prompt) > self._budget(row) for row in group):
                 self._fit_group(group, cuts)
         return rows, cuts
+
+    def _refuse_long(self, rows: Sequence[Encoded], cuts: Cuts) -> None:
+        for row in rows:
+            if (length := len(row.prompt)) > (budget := self._budget(row)):
+                row.unfit = f"{row.example.where}: {length} tokens, and {budget} fit: shorten it"
+                cuts.unfit += (row.unfit,)
 
     def _fit_group(self, group: list[Encoded], cuts: Cuts) -> None:
         long: list[tuple[JudgeExample, int]] = []

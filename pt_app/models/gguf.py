@@ -188,6 +188,11 @@ def _architectures() -> set[str]:
     return {*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS}
 
 
+def quantization_of(file: Path) -> str:
+    """Name the types of the quantised tensors of a file, else of the plain one with most bytes."""
+    return _quantization(_read(file))
+
+
 def _quantization(reader: "GGUFReader") -> str:
     """Name the types of the quantised tensors, those with the most bytes first."""
     sizes = Counter[str]()

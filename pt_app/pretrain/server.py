@@ -6,7 +6,6 @@ refused in the form that OpenAI's own clients report, never left out in silence.
 
 import json
 import logging
-import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -19,15 +18,21 @@ import anyio
 from pydantic import BaseModel, Field, ValidationError
 
 from pt_app.core.errors import UserError
+from pt_app.core.http_server import (
+    PAGE_HEADERS,
+    RefusedError,
+    body,
+    known_hosts,
+    listen,
+    run,
+    url_of,
+)
 from pt_app.pretrain.chat import Chat, Reply, TooLongError
 from pt_app.pretrain.settings import Sampling, ServeSettings
 
 try:
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import iterate_in_threadpool
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
@@ -38,26 +43,11 @@ except ImportError as error:
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page.html")
-# The page asks for nothing but this server's answers; its script and style stand in it.
-POLICY = (
-    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
-MAX_BODY = 2**20  # bytes of a request
 MAX_WAITING = 8  # requests that wait for their turn
-EVERYWHERE = ("0.0.0.0", "::")
 # Fields of OpenAI's interface that would change an answer, with the values that change none.
 UNSUPPORTED: dict[str, object] = {"n": 1, "logprobs": False, "tools": [], "functions": []}
 UNSUPPORTED |= {"top_logprobs": 0, "presence_penalty": 0, "frequency_penalty": 0}
 UNSUPPORTED |= {"response_format": {"type": "text"}, "logit_bias": {}, "audio": None}
-
-
-class RefusedError(Exception):
-    """A request that is answered with an error of OpenAI's form."""
-
-    def __init__(self, message: str, status: int = 400, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.status, self.code = message, status, code
 
 
 class Part(BaseModel):
@@ -127,12 +117,8 @@ class Server:
         self._turn, self._waiting = anyio.Lock(), 0
         self._started = int(time.time())
 
-    def application(self, hosts: list[str]) -> Starlette:
-        """Return the ASGI application for requests to these host names ("*": any).
-
-        A page of another origin cannot read or ask anything: its host name is not ours even where
-        its address is (DNS rebinding), and JSON needs a permission that is never given (CORS).
-        """
+    def application(self, host: str) -> Starlette:
+        """Return the ASGI application for requests to a host name."""
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -141,14 +127,13 @@ class Server:
                 Route("/v1/models/{name:path}", self.models),
                 Route("/v1/chat/completions", self.completions, methods=["POST"]),
             ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+            middleware=[known_hosts(host)],
             exception_handlers={RefusedError: refusal},
         )
 
     async def page(self, _: Request) -> Response:
         """Show the page."""
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
 
     async def health(self, _: Request) -> Response:
         """Say that the model is loaded."""
@@ -166,7 +151,7 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """Answer a conversation, as a stream or at once."""
-        asked = read(await body(request), request.headers.get("content-type", ""))
+        asked = read(await body(request))
         self._check_name(asked.model)
         reply, cut = await anyio.to_thread.run_sync(self._reply, asked)
         if self._waiting >= MAX_WAITING:
@@ -266,20 +251,8 @@ def usage(reply: Reply, cut: int) -> dict[str, int]:
     return counts | {"dropped_exchanges": cut}
 
 
-async def body(request: Request) -> bytes:
-    """Read the body of a request; refuses one that is too long."""
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BODY:
-            raise RefusedError(f"the request has more than {MAX_BODY} bytes", 413)
-    return content
-
-
-def read(content: bytes, kind: str) -> Asked:
+def read(content: bytes) -> Asked:
     """Read a request; refuses what is none, and what this server cannot do."""
-    if kind.partition(";")[0].strip().casefold() != "application/json":
-        raise RefusedError("the Content-Type is not application/json", 415)
     try:
         asked = Asked.model_validate_json(content)
     except ValidationError as error:
@@ -302,17 +275,6 @@ async def refusal(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": content}, error.status, headers)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address; raises UserError where that cannot be had."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server(found[0][4][:2], family=found[0][0])
-    except OSError as error:
-        reason = str(error.strerror or error).lower()
-        problem = f"{host}:{port} cannot be listened at ({reason})"
-        raise UserError(f"{problem}: choose another --port or --host") from error
-
-
 def serve(settings: ServeSettings) -> None:
     """Load a model and answer requests until Ctrl-C.
 
@@ -321,13 +283,7 @@ def serve(settings: ServeSettings) -> None:
     """
     with listen(settings.host, settings.port) as listening:
         chat = Chat.load(settings.model, settings.device)
-        port = listening.getsockname()[1]
-        here = settings.host if settings.host not in EVERYWHERE else "127.0.0.1"
-        url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
+        url = url_of(listening, settings.host)
         print(f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)")
         print("Ctrl-C ends", flush=True)
-        hosts = ["localhost", "127.0.0.1", "::1", "[::1]", settings.host]
-        hosts = ["*"] if settings.host in EVERYWHERE else hosts
-        application = Server(chat, settings.sampling).application(hosts)
-        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listening])
+        run(Server(chat, settings.sampling).application(settings.host), listening, 1)

@@ -55,6 +55,7 @@ class Scored:
         verdict_mass: the probability of all allowed verdicts together, before that normalization.
         expected: the mean of the probabilities on a scale of numbers.
         raw: the greedy answer, if it was generated.
+        tokens: the length of the prompt; of a pair that was judged in both orders, of both.
         orders: of a pair that was judged in both orders, the two results, of which the second is in
             its own order's letters; probabilities are then the mean of both, and greedy answer and
             mass are those of the given order.
@@ -67,6 +68,7 @@ class Scored:
     verdict_mass: float | None = None
     expected: float | None = None
     raw: str | None = None
+    tokens: int = 0
     orders: tuple["Scored", "Scored"] | None = None
 
 
@@ -87,6 +89,7 @@ class JudgeScorer:
         trees: read rows together as a prefix tree; else one by one, which is the fallback for
             models whose attention does not allow it.
         cut: the lines of the verdicts, cut (branches.py); None: whole lines are read.
+        shorten: cut what does not fit; else such a row has the status "too_long".
 
     Attributes:
         shortened: rows that the last `score` had to shorten.
@@ -108,6 +111,7 @@ class JudgeScorer:
     shapes: Shapes = field(default_factory=Shapes)
     trees: bool = True
     cut: VerdictTrie | None = None
+    shorten: bool = True
 
     def __post_init__(self) -> None:
         self.trie = self.cut or verdict_trie(self.encoder)
@@ -140,12 +144,13 @@ class JudgeScorer:
             return given
         mean = mean_of_orders(given.probabilities, other.probabilities)
         verdict = choose(mean, self.scale, self.encoder.rule)
-        return replace(given, verdict=verdict, probabilities=mean, orders=(given, other))
+        tokens, orders = given.tokens + other.tokens, (given, other)
+        return replace(given, verdict=verdict, probabilities=mean, tokens=tokens, orders=orders)
 
     def _one_order(self, examples: Sequence[JudgeExample]) -> list[Scored]:
         # The label must not influence the prompt: a long one would leave less room for it.
         bare = [example.model_copy(update={"label": None}) for example in examples]
-        rows, cuts = self.encoder.fit(bare)
+        rows, cuts = self.encoder.fit(bare, self.shorten)
         self.shortened = cuts.rows_cut
         for problem in cuts.unfit:
             log.warning("%s", problem)
@@ -157,7 +162,7 @@ class JudgeScorer:
         bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
         with evaluating(self.model), bar:
             for prompt, result in self._results(prompts):
-                scored[places[prompt]] = result
+                scored[places[prompt]] = replace(result, tokens=len(prompts[prompt]))
                 bar.update()
         return scored
 

@@ -107,7 +107,7 @@ class VerdictTrie:
         return max(map(len, self.paths)) - 1
 
     @cached_property
-    def _prefixes(self) -> list[tuple[int, ...]]:
+    def prefixes(self) -> list[tuple[int, ...]]:
         """The tokens from the end of the prompt to each state."""
         prefixes: list[tuple[int, ...]] = [()]
         for state, token in self.edges:
@@ -121,14 +121,14 @@ class VerdictTrie:
         Without inner nodes it is one empty sequence.
         """
         ends = sorted(set(range(self.states)) - {state for state, _ in self.edges})
-        return tuple(self._prefixes[state] for state in ends)
+        return tuple(self.prefixes[state] for state in ends)
 
     @cached_property
     def places(self) -> tuple[tuple[int, int], ...]:
         """For each state, a stem through it and how many tokens of the stem lead there."""
         return tuple(
             next((i, len(path)) for i, stem in enumerate(self.stems) if stem[: len(path)] == path)
-            for path in self._prefixes
+            for path in self.prefixes
         )
 
     def walk(self, greedy: Sequence[int]) -> int | None:

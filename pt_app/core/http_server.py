@@ -1,0 +1,92 @@
+"""What this project's servers share: a socket, bodies of limited size, refusals, a run.
+
+Needs starlette and uvicorn (requirements-serve.txt); only servers import it.
+"""
+
+import socket
+
+from pt_app.core.errors import UserError
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+except ImportError as error:
+    raise UserError(f"{error}: pip install -r requirements-serve.txt") from error
+
+# A page asks for nothing but its server's answers; its script and style stand in it.
+POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+PAGE_HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+MAX_BODY = 2**20  # bytes of a request
+EVERYWHERE = ("0.0.0.0", "::")
+LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error: its message, status and OpenAI's code."""
+
+    def __init__(self, message: str, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status, self.code = message, status, code
+
+
+async def body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """Read the body of a request; refuses one of another type, or of more than `limit` bytes.
+
+    A page of another origin may send any type but JSON without asking (CORS).
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().casefold() != "application/json":
+        raise RefusedError("the Content-Type is not application/json", 415)
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > limit:
+            raise RefusedError(f"the request has more than {limit} bytes", 413)
+    return content
+
+
+def known_hosts(host: str) -> Middleware:
+    """Refuse requests to host names that are not ours.
+
+    A page of another origin cannot ask anything: its host name is not ours even where its address
+    is (DNS rebinding).
+    """
+    hosts = ["*"] if host in EVERYWHERE else [*LOOPBACK, host]
+    return Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address; raises UserError where that cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(found[0][4][:2], family=found[0][0])
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        problem = f"{host}:{port} cannot be listened at ({reason})"
+        raise UserError(f"{problem}: choose another --port or --host") from error
+
+
+def url_of(listening: socket.socket, host: str) -> str:
+    """Return the URL at which this machine reaches a server."""
+    here = "127.0.0.1" if host in EVERYWHERE else host
+    return f"http://{f'[{here}]' if ':' in here else here}:{listening.getsockname()[1]}"
+
+
+def run(application: Starlette, listening: socket.socket, patience: int) -> None:
+    """Answer requests until SIGTERM or Ctrl-C.
+
+    Requests that are under way then have `patience` seconds to end.
+    """
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=patience,
+    )
+    uvicorn.Server(config).run(sockets=[listening])

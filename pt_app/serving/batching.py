@@ -1,0 +1,136 @@
+"""One worker for all requests: what arrives together is scored in one prefix tree."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from pt_app.core.http_server import RefusedError
+from pt_app.judge import Judge, Judgement
+from pt_app.serving.questions import Asked, zero_shot
+
+MAX_ROWS = 64  # scored together; more would let others wait
+MAX_WAITING = 2048  # rows; beyond that a request is told to come back
+GATHER = 0.005  # seconds that a batch waits for as many requests as the last one had
+VIEWS = 64  # scales of zero-shot questions that are kept
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """Rows of one request that are scored together."""
+
+    request: Request
+    rows: Sequence[Asked]
+    done: asyncio.Future[list[Judgement]]
+
+
+class Worker:
+    """Scores the rows of all requests, batch after batch, in a thread of its own.
+
+    Tokenizers and models are used by that thread alone.
+
+    Attributes:
+        waiting: rows that wait or are being scored.
+        batches, rows: how many have been scored.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = self.batches = self.rows = 0
+        self._queue: asyncio.Queue[Work] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "judge")
+        self._views: dict[tuple[int, str], Judge] = {}
+        self._company = 1
+
+    async def judged(self, request: Request, rows: Sequence[Asked]) -> list[Judgement]:
+        """Return the judgement of each row.
+
+        Raises:
+            RefusedError: if too many rows wait already.
+        """
+        if self.waiting and self.waiting + len(rows) > MAX_WAITING:
+            raise RefusedError(f"{self.waiting} rows wait already: try again later", 429)
+        self.waiting += len(rows)
+        try:
+            parts = [rows[start : start + MAX_ROWS] for start in range(0, len(rows), MAX_ROWS)]
+            loop = asyncio.get_running_loop()
+            works = [Work(request, part, loop.create_future()) for part in parts]
+            for work in works:
+                self._queue.put_nowait(work)
+            return [one for own in await asyncio.gather(*(w.done for w in works)) for one in own]
+        finally:
+            self.waiting -= len(rows)
+
+    async def run(self) -> None:
+        """Score batch after batch until it is cancelled."""
+        while True:
+            works = await self._batch()
+            try:
+                await self._score(works)
+            except Exception as error:
+                log.exception("a batch of %d requests could not be judged", len(works))
+                for work in works:
+                    if not work.done.done():
+                        work.done.set_exception(RefusedError(type(error).__name__, 500))
+
+    async def _batch(self) -> list[Work]:
+        """Return the works of the next batch, at least one.
+
+        Clients that ask again after each answer come back together: after a batch of several
+        requests it waits a moment for as many. A lone request waits for nobody.
+        """
+        works = [await self._queue.get()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER):
+                while len(works) < self._company:
+                    works.append(await self._queue.get())
+        while not self._queue.empty() and sum(len(work.rows) for work in works) < MAX_ROWS:
+            works.append(self._queue.get_nowait())
+        self._company = len(works)
+        return works
+
+    async def _score(self, works: Sequence[Work]) -> None:
+        """Score the rows of works whose clients are still there."""
+        kept = []
+        for work in works:
+            if await work.request.is_disconnected():
+                work.done.set_exception(RefusedError("the client left", 499))
+            elif not work.done.done():
+                kept.append(work)
+        if not (rows := [row for work in kept for row in work.rows]):
+            return
+        self.batches, self.rows = self.batches + 1, self.rows + len(rows)
+        loop = asyncio.get_running_loop()
+        judged = deque(await loop.run_in_executor(self._thread, self._judged, rows))
+        for work in kept:
+            own = [judged.popleft() for _ in work.rows]
+            if not work.done.done():
+                work.done.set_result(own)
+
+    def _judged(self, rows: Sequence[Asked]) -> list[Judgement]:
+        """Score rows, those of one judge and scale together."""
+        judgements: dict[int, Judgement] = {}
+        groups: dict[int, tuple[Judge, list[int]]] = {}
+        for place, row in enumerate(rows):
+            judge = self._view(row)
+            groups.setdefault(id(judge), (judge, []))[1].append(place)
+        for judge, places in groups.values():
+            own = judge.score([rows[place].row for place in places], shorten=False)
+            judgements.update(zip(places, own, strict=True))
+        return [judgements[place] for place in range(len(rows))]
+
+    def _view(self, row: Asked) -> Judge:
+        if row.scale is None:
+            return row.judge
+        key = id(row.judge), row.scale
+        if key not in self._views:
+            if len(self._views) >= VIEWS:
+                del self._views[next(iter(self._views))]
+            self._views[key] = zero_shot(row.judge, row.scale)
+        return self._views[key]

@@ -1,0 +1,318 @@
+"""Engines that claim to be a judge: each reads the log-probability of every verdict's line.
+
+They get token ids: a server that renders a chat from text would make control tokens of a
+candidate's `<|im_end|>`.
+"""
+
+import importlib
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pt_app.core.errors import UserError
+from pt_app.core.metrics import FloatArray
+from pt_app.core.verdicts import Scale
+from pt_app.models import bases, gguf
+from pt_app.models.bases import ModelSource
+from pt_app.scoring.verdict_trie import VerdictTrie, read_plain
+from pt_app.serving.options import Precision
+
+MLX, LLAMA_CPP = "mlx-lm (on Linux with mlx[cpu])", "xllamacpp"  # what pip installs
+TIMEOUT = 600  # seconds for an answer
+AT_ONCE = 32  # rows of a request to `judge serve`
+SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
+LIKELY = 100  # tokens whose log-probability llama.cpp is asked for first; then for all
+OF_GGUF: dict[str, Precision] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+OF_GGUF |= {"Q8_0": "8bit"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt: its turns, its ids, and whether its candidate holds control tokens as text."""
+
+    messages: list[dict[str, str]]
+    ids: list[int]
+    attack: bool
+
+
+class Engine(Protocol):
+    """Something that predicts tokens."""
+
+    @property
+    def name(self) -> str:
+        """The engine and its settings."""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of its weights."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether it computes as the reference does, but for the order of sums."""
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the log-probability of each line [cases, lines]."""
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return the ids that the engine makes of a rendered prompt; None if it takes ids alone."""
+
+
+@dataclass
+class Plain:
+    """transformers, one sequence per line: the reference, and what a merged folder gives."""
+
+    model: Any
+    pad: int
+    folder: Path | None = None
+    name: str = "transformers"
+    precision: Precision = "float32"
+    strict: bool = True
+
+    @staticmethod
+    def of_folder(folder: Path, pad: int) -> "Plain":
+        """Load a merged folder in the precision that its config.json names."""
+        bases.check_base_folder(folder)
+        kind = str(bases.read_json(folder / bases.CONFIG).get("dtype", "float32"))
+        if kind not in ("float32", "float16", "bfloat16"):
+            raise UserError(f"{folder}: its weights are {kind}: export it again")
+        model = bases.load_model(ModelSource(folder.name, folder), getattr(torch, kind))
+        return Plain(model.eval(), pad, folder, precision=kind)  # type: ignore[arg-type]
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the log-probability of each line [cases, lines]."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.inference_mode():
+                read = [
+                    read_plain(self.model, [case.ids], trie, self.pad).log_probabilities
+                    for case in cases
+                ]
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return np.asarray(torch.cat(read), np.float64)
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return the ids that the folder's tokenizer makes of a rendered prompt."""
+        return None if self.folder is None else _encoded(self.folder, text)
+
+
+class Mlx:
+    """mlx_lm: the prompt once, then each line behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name, self.strict = folder, "mlx", True
+        mlx = imported("mlx_lm.utils", MLX)
+        self.model, config = mlx.load_model(folder)
+        self.precision: Precision = config.get("dtype", "other")
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the log-probability of each line [cases, lines]."""
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+
+        def log_probability(last: int, line: Sequence[int], cache: Any) -> float:
+            logits = self.model(mx.array([[last, *line[:-1]]]), cache=cache)[0].astype(mx.float32)
+            logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            total = float(logs[mx.arange(len(line)), mx.array(line)].sum())
+            trim_prompt_cache(cache, len(line))
+            return total
+
+        rows = []
+        for case in cases:
+            cache = make_prompt_cache(self.model)
+            mx.eval(self.model(mx.array([case.ids[:-1]]), cache=cache))
+            lines = _lines(trie)
+            rows.append([log_probability(case.ids[-1], line, cache) for line in lines])
+        return np.array(rows, np.float64)
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return the ids that the folder's tokenizer makes of a rendered prompt."""
+        return _encoded(self.folder, text)
+
+
+@dataclass
+class LlamaCpp:
+    """llama.cpp's own HTTP server: one request for each state of the trie, as token ids.
+
+    Its `/completion` gives the log-probabilities before any sampler, and its cache of the last
+    prompt makes the states of a row cheap.
+    """
+
+    held: object  # a server in this process, which ends with the last reference to it
+    url: str
+    vocabulary: int
+    precision: Precision
+    strict: bool = False
+
+    @property
+    def name(self) -> str:
+        """The engine and its settings."""
+        return f"llama.cpp, {'flash attention off, KV float32' if self.strict else 'defaults'}"
+
+    @staticmethod
+    def of_file(files: str, length: int, vocabulary: int) -> "list[LlamaCpp]":
+        """Serve a GGUF file, or "BASE.gguf+LORA.gguf"; one in float32 strictly and by default."""
+        base = files if Path(files).is_file() else files.partition("+")[0]
+        precision = OF_GGUF.get(gguf.quantization_of(Path(base)), "other")
+        served = partial(LlamaCpp._served, base, files[len(base) + 1 :], length)
+        ways = (True, False) if precision == "float32" else (False,)
+        return [LlamaCpp(*served(strict), vocabulary, precision, strict) for strict in ways]
+
+    @staticmethod
+    def _served(base: str, lora: str, length: int, strict: bool) -> tuple[object, str]:
+        """Start a server in this process, and return it with its URL."""
+        server = imported("xllamacpp", LLAMA_CPP)
+        params = server.CommonParams()
+        params.model.path, params.n_ctx, params.n_parallel = base, length, 1
+        params.cpuparams.n_threads = torch.get_num_threads()
+        params.verbosity, params.warmup, params.fit_params, params.ui = -1, False, False, False
+        if strict:
+            params.flash_attn_type = server.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.cache_type_k = params.cache_type_v = server.ggml_type.GGML_TYPE_F32
+        if lora:
+            adapter = server.CommonAdapterLoraInfo()
+            adapter.path, adapter.scale = lora, 1.0
+            params.lora_adapters = [adapter]
+        try:
+            running = server.Server(params)
+        except RuntimeError as error:
+            raise UserError(f"{base} does not load in llama.cpp ({error})") from error
+        return running, running.listening_address
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the log-probability of each line [cases, lines]."""
+        rows = []
+        for case in cases:
+            logs: dict[tuple[int, int], float] = {}
+            for state, prefix in enumerate(trie.prefixes):
+                wanted = {token for at, token in trie.steps if at == state}
+                for count in (LIKELY, self.vocabulary):
+                    given = self._likely([*case.ids, *prefix], count)
+                    if wanted <= given.keys():
+                        break
+                logs |= {(state, token): given.get(token, np.nan) for token in wanted}
+            rows.append([sum(logs[step] for step in path) for path in trie.paths])
+        return np.array(rows, np.float64)
+
+    def _likely(self, ids: Sequence[int], count: int) -> dict[int, float]:
+        asked = {"prompt": ids, "n_predict": 1, "n_probs": count, "cache_prompt": True}
+        given = post(f"{self.url}/completion", asked)["completion_probabilities"][0]
+        return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return the ids that the file's tokenizer makes of a rendered prompt."""
+        asked = {"content": text, "add_special": False, "parse_special": True}
+        ids: list[int] = post(f"{self.url}/tokenize", asked)["tokens"]
+        return ids
+
+
+@dataclass
+class Vllm:
+    """vLLM's completions, whose `prompt_logprobs` are those of a line behind its prompt."""
+
+    url: str
+    model: str
+    precision: Precision
+    name: str = "vllm"
+    strict: bool = False
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the log-probability of each line [cases, lines]."""
+        rows = []
+        for case in cases:
+            lines = _lines(trie)
+            asked = {"model": self.model, "prompt": [[*case.ids, *line] for line in lines]}
+            asked |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+            choices = post(f"{self.url}/completions", asked)["choices"]
+            rows.append([_of_line(c, line) for c, line in zip(choices, lines, strict=True)])
+        return np.array(rows, np.float64)
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return None: it is given ids."""
+        return None
+
+
+@dataclass
+class Served:
+    """`judge serve`: rows in, judgements out."""
+
+    url: str
+    model: str
+    scale: Scale
+    precision: Precision
+    name: str = "judge serve"
+    strict: bool = True
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the log-probability of each line [cases, lines]."""
+        judged: list[Mapping[str, Any]] = []
+        for start in range(0, len(cases), AT_ONCE):
+            rows = [{"messages": case.messages} for case in cases[start : start + AT_ONCE]]
+            asked = {"rows": rows} | ({"model": self.model} if self.model else {})
+            judged += post(f"{self.url}/judgements", asked)["judgements"]
+        absent = [np.nan] * len(trie.paths)
+        return np.array([self._lines(one) or absent for one in judged], np.float64)
+
+    def _lines(self, judged: Mapping[str, Any]) -> list[float] | None:
+        if judged["probabilities"] is None:
+            return None
+        chances = self.scale.gathered([*judged["probabilities"].values()])
+        logs = np.log(np.maximum(chances, SMALLEST)) + np.log(judged["verdict_mass"])
+        return [*logs.tolist()]
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return None: it is given turns, which it sanitizes itself."""
+        return None
+
+
+def post(url: str, body: Mapping[str, object]) -> Any:
+    """Post JSON and return the JSON of the answer; raises UserError where there is none."""
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read(300).decode("utf-8", "replace").split())
+        raise UserError(f"{url} answers {error.code}: {said}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url} does not answer ({error}): start it, or correct the URL") from error
+
+
+def imported(module: str, package: str) -> Any:
+    """Import the package of an engine; raises UserError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{module} is not there ({error}): pip install {package}") from error
+
+
+def _encoded(folder: Path, text: str) -> list[int]:
+    ids: list[int] = _tokenizer(folder).encode(text, add_special_tokens=False)
+    return ids
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    return bases.load_tokenizer(folder)
+
+
+def _lines(trie: VerdictTrie) -> list[list[int]]:
+    return [[token for _, token in path] for path in trie.paths]
+
+
+def _of_line(choice: Mapping[str, Any], line: Sequence[int]) -> float:
+    logs = choice["prompt_logprobs"][-len(line) :]
+    return sum(at[str(token)]["logprob"] for at, token in zip(logs, line, strict=True))

@@ -1,0 +1,147 @@
+"""`judge export`: a judge for other engines, compared with the trained one before it is kept."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pt_app.core.errors import UserError
+from pt_app.core.files import cannot_write, refuse_overwrite, write_json_atomic, write_text_atomic
+from pt_app.evidence import calibration
+from pt_app.models import adapters, bases
+from pt_app.models.adapters import AdapterInfo
+from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
+from pt_app.serving.parity import FILE, Parity, Reference, parity
+
+MODEL, LORA = "judge.gguf", "judge-lora.gguf"
+DTYPES: dict[Target, tuple[Dtype, ...]] = {
+    "merged": ("float32", "float16", "bfloat16"),
+    "mlx": ("float32", "float16", "bfloat16"),
+    "gguf": ("float32", "float16", "bfloat16", "q8_0"),
+    "gguf-lora": ("float32",),
+}
+MODELFILE = """\
+# ollama create NAME -f Modelfile. Ollama takes text alone: control tokens that a candidate holds
+# count there, and of the probabilities it gives the 20 largest. Use it for trusted candidates.
+FROM ./{file}
+TEMPLATE "{{{{ .Prompt }}}}"
+PARAMETER temperature 0
+"""
+
+
+def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOptions) -> Parity:
+    """Write a judge for another engine into the folder `out`, if it gives the judge's numbers.
+
+    Raises:
+        UserError: for an `out` that exists, a precision or an adapter that the target does not
+            have or would compute otherwise, and an engine for the comparison that is not installed.
+    """
+    refuse_overwrite([out], [adapter, data])
+    if out.exists():
+        raise UserError(f"{out} exists: name another --out")
+    if options.dtype not in DTYPES[to]:
+        raise UserError(f"--dtype {options.dtype}: {to} has {', '.join(DTYPES[to])}")
+    info = adapters.verify_adapter(adapter)
+    _require_engine(to)
+    staged = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        staged.mkdir(parents=True)
+        with tempfile.TemporaryDirectory() as spare:
+            target = _written(info, to, staged, Path(spare), options)
+            own = ParityOptions(rows=options.rows, base=options.base, seed=options.seed)
+            found = parity(Reference.of(adapter, data, own), [target], own, f"{to}:{out.name}")
+        if found.decision != "same":
+            return found
+        write_json_atomic(staged / FILE, found.as_json())
+        _add_records(info, staged, to, options, found)
+        os.replace(staged, out)
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return found
+
+
+def _require_engine(to: Target) -> None:
+    """Raise UserError where what the export is compared with is not installed."""
+    from pt_app.serving import engines
+
+    if to == "mlx":
+        engines.imported("mlx_lm.utils", engines.MLX)
+    elif to != "merged":
+        engines.imported("xllamacpp", engines.LLAMA_CPP)
+
+
+def _written(
+    info: AdapterInfo, to: Target, folder: Path, spare: Path, options: ExportOptions
+) -> str:
+    """Write the model's files and return what `judge parity` is asked to compare."""
+    source = adapters.base_of(info, options.base)
+    name = info.folder.resolve().name
+    if to == "gguf-lora":
+        from pt_app.serving import gguf_files
+
+        base = bases.load_model(source)
+        adapters.check_base(info, bases.model_identity(source))
+        gguf_files.write_lora(info, base.config, folder / LORA)
+        gguf_files.write_model(base, info.folder, spare / MODEL, "float32", info.base_name)
+        return f"gguf:{spare / MODEL}+{folder / LORA}"
+    model = adapters.load_merged(info.folder, source)
+    if to == "gguf":
+        from pt_app.serving import gguf_files
+
+        gguf_files.write_model(model, info.folder, folder / MODEL, options.dtype, name)
+        return f"gguf:{folder / MODEL}"
+    _save_folder(model, info, folder, options.dtype)
+    return f"{to}:{folder}"
+
+
+def _save_folder(model: Any, info: AdapterInfo, folder: Path, dtype: Dtype) -> None:
+    """Write a folder that transformers and mlx-lm load."""
+    model.config._name_or_path = ""  # the base's path
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    config = bases.read_json(folder / bases.CONFIG)
+    # mlx-lm (0.32) reads rope_theta at top level, and takes its own default where it is absent;
+    # transformers 5 writes it into rope_parameters alone: half of the verdicts would be wrong.
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        config["rope_theta"] = theta
+    write_json_atomic(folder / bases.CONFIG, config)
+    _copy_tokenizer(info, folder)
+
+
+def _copy_tokenizer(info: AdapterInfo, folder: Path) -> None:
+    names = (*(path.name for path in bases.tokenizer_files(info.folder)), adapters.TEMPLATE)
+    for name in (*names, "tokenizer_config.json"):
+        shutil.copyfile(info.folder / name, folder / name)
+
+
+def _add_records(
+    info: AdapterInfo, folder: Path, to: Target, options: ExportOptions, found: Parity
+) -> None:
+    """Put beside the weights what is needed to read and trust them."""
+    for name in (adapters.JUDGE, calibration.FILE):
+        if (info.folder / name).is_file():
+            shutil.copyfile(info.folder / name, folder / name)
+    if to == "gguf":
+        write_text_atomic(folder / "Modelfile", MODELFILE.format(file=MODEL))
+    write_text_atomic(folder / adapters.CARD, _card(info, to, options.dtype, found))
+
+
+def _card(info: AdapterInfo, to: Target, dtype: Dtype, found: Parity) -> str:
+    head = f"# {info.folder.resolve().name}, {to} in {dtype}\n\n"
+    head += f"Judge {found.judge} on base {info.base_name}, scale {info.scale.name}.\n\n"
+    head += "| engine | rows and attacks | largest change of a probability | allowed | verdicts |\n"
+    head += "|---|---|---|---|---|\n"
+    rows = [
+        f"| {t.engine} | {t.rows} and {t.attacks} | {t.probability:.2g} | {t.limit:g} "
+        f"| {t.verdicts} change |\n"
+        for t in found.targets
+    ]
+    note = (
+        "\nGive token ids, not text: a server that renders a chat itself makes control tokens of "
+    )
+    return head + "".join(rows) + note + "what a candidate holds.\n"

@@ -1,0 +1,368 @@
+"""`judge parity`: whether something that claims to be a judge gives its numbers.
+
+The reference is the plain reading in float32, one sequence per row and verdict, on test rows and on
+attacks with control tokens. What is compared, with which limits, and what is decided is written to
+parity.json.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from pt_app.core import results
+from pt_app.core.attack_families import attacked, families
+from pt_app.core.choosing import choose
+from pt_app.core.dataset import draw, read_dataset
+from pt_app.core.errors import UserError
+from pt_app.core.files import refuse_overwrite, write_json_atomic
+from pt_app.core.metrics import FloatArray
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale
+from pt_app.models import adapters, bases
+from pt_app.scoring.scorer import verdict_trie
+from pt_app.scoring.verdict_trie import VerdictTrie
+from pt_app.serving.engines import (
+    Case,
+    Engine,
+    LlamaCpp,
+    Mlx,
+    Plain,
+    Served,
+    Vllm,
+)
+from pt_app.serving.options import ParityOptions, Precision
+
+FILE = "parity.json"
+EXIT_CODES = {"same": 0, "differs": 3, "undecided": 4}
+# Largest change of a probability, measured per engine in judges of 1.3 and 135 M parameters
+# (docs/SERVING.md); float32 of an engine that computes otherwise than the reference has 2e-3.
+LIMITS: dict[Precision, float] = {
+    "float32": 2e-3,
+    "float16": 5e-3,
+    "bfloat16": 4e-2,
+    "8bit": 5e-2,
+}
+STRICT = 1e-5
+MIN_ROWS = 20
+ATTACKS = 40  # prompts with control tokens as text
+REPEATED = 20  # rows that are read again
+TIE = 1e-3  # margin between two verdicts below which rounding may choose either
+NOT_DECIDED = {"decision": "undecided", "why": ""}
+WIDE = 0.1  # margin at which a change of the verdict fails whatever the precision
+
+
+class Tokens(results.Stored):
+    """On how many prompts an engine makes the same ids of the text: clean ones and attacks."""
+
+    clean: int
+    clean_equal: int
+    attacks: int
+    attacks_equal: int
+
+
+class Compared(results.Stored):
+    """An engine beside the reference.
+
+    Attributes:
+        against: the target, as it was named.
+        engine: the engine and its settings.
+        precision: of its weights.
+        rows, attacks: how many prompts were compared.
+        unread: prompts that the engine did not answer.
+        line: largest change of the log-probability of a verdict's line.
+        probability: largest change of a probability; `limit` is what is allowed.
+        variation: largest total variation distance of a row.
+        expected: largest change of the mean score, in units of the scale.
+        mass: largest change of the probability of all verdicts together.
+        verdicts: rows whose verdict changes; `decided` of these are no ties, `wide` have a margin
+            of over 0.1 between the two likeliest verdicts.
+        stability: largest change of a probability when rows are read again, in another order and
+            one by one, with a warm cache.
+        tokens: what the engine makes of rendered text; null if it takes ids or rows alone.
+        decision: same, differs or undecided, and `why`.
+    """
+
+    against: str
+    engine: str
+    precision: Precision
+    rows: int
+    attacks: int
+    unread: int
+    line: float | None = None
+    probability: float | None = None
+    limit: float | None = None
+    variation: float | None = None
+    expected: float | None = None
+    mass: float | None = None
+    verdicts: int = 0
+    decided: int = 0
+    wide: int = 0
+    stability: float | None = None
+    tokens: Tokens | None = None
+    decision: str
+    why: str
+
+
+class Parity(results.Stored):
+    """What parity.json holds."""
+
+    schema_version: int = Field(default=1, alias="schema")
+    judge: str
+    data: results.DataUsed
+    reference: str = "plain reading in float32"
+    targets: list[Compared]
+
+    @property
+    def decision(self) -> str:
+        """The worst of the targets' decisions."""
+        found = {each.decision for each in self.targets}
+        return next(each for each in ("differs", "undecided", "same") if each in found)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What engines are compared with.
+
+    Attributes:
+        judge: the judge's name with its hash.
+        encoder: makes its prompts.
+        trie: the lines of its verdicts.
+        cases: the prompts.
+        texts: the prompts as text.
+        logs: the log-probability of each line [cases, lines].
+        data: the rows.
+    """
+
+    judge: str
+    encoder: PromptEncoder
+    trie: VerdictTrie
+    cases: list[Case]
+    texts: list[str]
+    logs: FloatArray
+    data: results.DataUsed
+
+    @staticmethod
+    def of(adapter: Path, data: Path, options: ParityOptions) -> "Reference":
+        """Read test rows and attacks plainly.
+
+        Raises:
+            UserError: for a damaged adapter, another base, and data of another scale.
+        """
+        info = adapters.verify_adapter(adapter)
+        dataset = read_dataset(data)
+        if dataset.scale != info.scale:
+            problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
+            raise UserError(f"{problem}: name data of the judge's scale")
+        model = adapters.load_merged(info.folder, adapters.base_of(info, options.base))
+        encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
+        rows = draw(dataset.test, options.rows, options.seed)
+        own = [row for row in rows if row.prompt is None][:ATTACKS]
+        control = [family for family in families() if family.control]
+        attacks = [each.example for each in attacked(own, info.scale, control)]
+        attacks = attacks[:: -(-len(attacks) // ATTACKS) or 1]  # some of each family
+        cases = [*_cases(rows, encoder, False), *_cases(attacks, encoder, True)]
+        if not cases:
+            raise UserError(f"{data} has no test row that fits the judge: name other rows")
+        write = partial(
+            encoder.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
+        )
+        trie = verdict_trie(encoder)
+        name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
+        used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
+        logs = Plain(model.eval(), encoder.end_token_id).read(cases, trie)
+        texts = [write(case.messages) for case in cases]
+        return Reference(name, encoder, trie, cases, texts, logs, used)
+
+    def compared(self, engine: Engine, against: str) -> Compared:
+        """Compare an engine with the reference."""
+        given = engine.read(self.cases, self.trie)
+        read = np.isfinite(given).all(axis=1)
+        clean = sum(not case.attack for case in self.cases)
+        head: dict[str, object] = {"against": against, "engine": engine.name}
+        head["precision"] = engine.precision
+        head |= {"rows": clean, "attacks": len(self.cases) - clean, "unread": int((~read).sum())}
+        if not read.any():
+            why = {"decision": "undecided", "why": "the engine reads no row"}
+            return Compared.model_validate(head | why)
+        numbers = self._numbers(self.logs[read], given[read])
+        again = [*range(0, len(self.cases), max(1, len(self.cases) // REPEATED))][::-1]
+        warm = [engine.read([self.cases[i]], self.trie)[0] for i in again]
+        moved = np.abs(_shares(np.array(warm)) - _shares(given[again]))
+        numbers["stability"] = float(np.nanmax(moved)) if np.isfinite(moved).any() else None
+        limit = STRICT if engine.strict and engine.precision == "float32" else None
+        numbers["limit"] = limit or LIMITS.get(engine.precision)
+        tokens = self._tokens(engine)
+        found = Compared.model_validate(head | numbers | {"tokens": tokens} | NOT_DECIDED)
+        decision, why = decided(found)
+        return found.model_copy(update={"decision": decision, "why": why})
+
+    def _numbers(self, own: FloatArray, given: FloatArray) -> dict[str, object]:
+        """Return the differences between two readings [rows, lines]."""
+        p, q = _shares(own), _shares(given)
+        scale, rule = self.encoder.scale, self.encoder.rule
+        spread = [[scale.spread(row.tolist()) for row in rows] for rows in (p, q)]
+        first, second = ([choose(row, scale, rule) for row in rows] for rows in spread)
+        changed = np.array([a != b for a, b in zip(first, second, strict=True)])
+        two = np.sort(p, axis=1)[:, -2:]
+        margin = two[:, 1] - two[:, 0]
+        top = p.argmax(axis=1) != q.argmax(axis=1)
+        mass = np.abs(np.exp(own).sum(axis=1) - np.exp(given).sum(axis=1))
+        return {
+            "line": float(np.abs(own - given).max()),
+            "probability": float(np.abs(p - q).max()),
+            "variation": float(np.abs(p - q).sum(axis=1).max() / 2),
+            "expected": _expected(spread, scale),
+            "mass": float(mass.max()),
+            "verdicts": int(changed.sum()),
+            "decided": int((top & (margin > TIE)).sum()),
+            "wide": int((top & (margin > WIDE)).sum()),
+        }
+
+    def _tokens(self, engine: Engine) -> Tokens | None:
+        made = [engine.tokens(text) for text in self.texts]
+        if made[0] is None:
+            return None
+        equal = [(ids == case.ids, case.attack) for ids, case in zip(made, self.cases, strict=True)]
+        attacks = sum(attack for _, attack in equal)
+        return Tokens(
+            clean=len(equal) - attacks,
+            clean_equal=sum(same and not attack for same, attack in equal),
+            attacks=attacks,
+            attacks_equal=sum(same and attack for same, attack in equal),
+        )
+
+
+def decided(found: Compared) -> tuple[str, str]:
+    """Return what a comparison says, and why."""
+    assert found.probability is not None
+    tokens, limit = found.tokens, found.limit
+    if tokens and tokens.clean_equal < tokens.clean:
+        wrong = tokens.clean - tokens.clean_equal
+        return "differs", f"other token ids on {wrong} of {tokens.clean} prompts: another tokenizer"
+    if found.wide:
+        return "differs", f"{found.wide} verdicts change on rows with a margin of over {WIDE}"
+    if limit is not None and found.probability > limit:
+        return "differs", f"a probability moves by {found.probability:.2g}, more than {limit:g}"
+    if limit is not None and (found.stability or 0) > limit:
+        return "differs", f"read again a probability moves by {found.stability:.2g}"
+    if found.unread:
+        return "undecided", f"{found.unread} prompts were not read"
+    if limit is None:
+        return "undecided", "no limit is known for this precision: see the numbers"
+    if found.rows < MIN_ROWS:
+        return "undecided", f"{found.rows} rows are too few: at least {MIN_ROWS}"
+    return "same", f"a probability moves by {found.probability:.2g}, at most {limit:g} is allowed"
+
+
+def engines_of(target: str, reference: Reference, options: ParityOptions) -> list[Engine]:
+    """Return the engines of a target: a GGUF file in float32 is read strictly and by default.
+
+    Raises:
+        UserError: for an unknown kind of target, and an engine that is not installed.
+    """
+    kind, _, place = target.partition(":")
+    encoder, longest = reference.encoder, max(len(case.ids) for case in reference.cases)
+    vocabulary = len(encoder.tokenizer)
+    if kind == "gguf":
+        return [*LlamaCpp.of_file(place, longest + reference.trie.depth + 8, vocabulary)]
+    if kind == "mlx":
+        return [Mlx(Path(place))]
+    if kind == "merged":
+        return [Plain.of_folder(Path(place), encoder.end_token_id)]
+    if kind not in ("http", "https"):
+        known = "gguf:FILE, gguf:BASE+LORA, mlx:FOLDER, merged:FOLDER or a URL"
+        raise UserError(f"--against {target}: name {known}")
+    url, precision = target.rstrip("/"), options.engine_precision
+    if options.engine == "llama.cpp":
+        return [LlamaCpp(None, url.removesuffix("/v1"), vocabulary, precision)]
+    if options.engine == "vllm":
+        return [Vllm(url, options.served_model, precision)]
+    return [Served(url, options.served_model, encoder.scale, precision)]
+
+
+def parity(
+    reference: Reference, targets: Sequence[str], options: ParityOptions, name: str = ""
+) -> Parity:
+    """Compare each target, or what it is to be called, with the reference.
+
+    Raises:
+        UserError: as `engines_of`.
+    """
+    compared = [
+        reference.compared(engine, name or _shown(target))
+        for target in targets
+        for engine in engines_of(target, reference, options)
+    ]
+    return Parity(schema=1, judge=reference.judge, data=reference.data, targets=compared)
+
+
+def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOptions) -> Parity:
+    """Compare targets with an adapter and write parity.json.
+
+    Raises:
+        UserError: as `Reference.of` and `engines_of`.
+    """
+    refuse_overwrite([options.out], [adapter / adapters.JUDGE, data])
+    found = parity(Reference.of(adapter, data, options), against, options)
+    write_json_atomic(options.out, found.as_json())
+    return found
+
+
+def table(found: Parity) -> str:
+    """Return the comparisons as lines of text."""
+    head = ("engine", "precision", "d log p", "dp", "dE", "verdicts", "again", "text ids")
+    rows = [head, *(_row(each) for each in found.targets)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [
+        f"{each.decision}: {each.against} ({each.engine}): {each.why}" for each in found.targets
+    ]
+    return "\n".join(lines)
+
+
+def _row(each: Compared) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2g}"
+
+    n, tokens = each.rows + each.attacks - each.unread, each.tokens
+    ids = "-" if tokens is None else f"{tokens.clean_equal}/{tokens.clean}"
+    ids += "" if tokens is None else f", attacks {tokens.attacks_equal}/{tokens.attacks}"
+    numbers = map(number, (each.line, each.probability, each.expected))
+    changed = f"{each.verdicts} of {n} change"
+    return each.engine, each.precision, *numbers, changed, number(each.stability), ids
+
+
+def _cases(rows: Sequence[JudgeExample], encoder: PromptEncoder, attack: bool) -> list[Case]:
+    bare = [row.model_copy(update={"label": None}) for row in rows]
+    encoded = [row for row in encoder.fit(bare)[0] if not row.unfit]
+    return [Case(encoder.messages(row.example), row.prompt, attack) for row in encoded]
+
+
+def _shares(logs: FloatArray) -> FloatArray:
+    """Return the probabilities [rows, lines] of log-probabilities, which sum to 1."""
+    shares = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float64)
+
+
+def _expected(spread: Sequence[Sequence[Sequence[float]]], scale: Scale) -> float | None:
+    if scale.task != "score":
+        return None
+    values = np.array(scale.values, np.float64)
+    own, given = (np.array(rows) @ values for rows in spread)
+    return float(np.abs(own - given).max())
+
+
+def _shown(target: str) -> str:
+    """Return a target without the folders of its files."""
+    kind, _, place = target.partition(":")
+    if kind in ("http", "https"):
+        return target
+    return f"{kind}:{'+'.join(Path(part).name for part in place.split('+'))}"

@@ -1,0 +1,212 @@
+"""`judge parity`: engines that compute what a judge computes, and engines that do not."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pt_app.core.errors import UserError
+from pt_app.serving.engines import Case, LlamaCpp, Plain, Precision, Vllm
+from pt_app.serving.options import ParityOptions
+from pt_app.serving.parity import (
+    EXIT_CODES,
+    LIMITS,
+    STRICT,
+    Compared,
+    Reference,
+    check,
+    decided,
+    parity,
+    table,
+)
+from tests.rows import write_rows
+from tests.teacher_server import Answer, Body, TeacherServer
+
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("parity"), test=ROWS)
+
+
+@pytest.fixture(scope="module")
+def options(base: Path) -> ParityOptions:
+    return ParityOptions(base=str(base))
+
+
+@pytest.fixture(scope="module")
+def reference(adapter: Path, data: Path, options: ParityOptions) -> Reference:
+    return Reference.of(adapter, data, options)
+
+
+@pytest.fixture(scope="module")
+def model(adapter: Path, base: Path) -> Any:
+    from pt_app.models import adapters, bases
+
+    return adapters.load_merged(adapter, bases.resolve_model(str(base))).eval()
+
+
+class Shifted(Plain):
+    """The reference with noise on its log-probabilities."""
+
+    noise = 0.0
+
+    def read(self, cases: Any, trie: Any) -> Any:
+        logs = super().read(cases, trie)
+        return logs + np.random.default_rng(0).normal(0, self.noise, logs.shape)
+
+    def tokens(self, text: str) -> list[int] | None:
+        return [1]
+
+
+def shifted(model: Any, reference: Reference, noise: float, precision: Precision) -> Compared:
+    engine = Shifted(model, reference.encoder.end_token_id, precision=precision)
+    engine.noise = noise
+    engine.tokens = lambda _: None  # type: ignore[method-assign]
+    return reference.compared(engine, "shifted")
+
+
+def few(reference: Reference) -> Reference:
+    """The first rows and attacks of a reference."""
+    kept = [0, 1, ROWS, ROWS + 1]
+    cases, texts = ([each[i] for i in kept] for each in (reference.cases, reference.texts))
+    return replace(reference, cases=cases, texts=texts, logs=reference.logs[kept])
+
+
+def test_the_reference_is_the_same_as_itself(model: Any, reference: Reference) -> None:
+    found = shifted(model, reference, 0, "float32")
+    assert (found.decision, found.verdicts) == ("same", 0)
+    # The same sums, but for where their numbers lie in memory.
+    assert (found.line, found.probability) == pytest.approx((0, 0), abs=1e-6)
+    assert (found.rows, found.unread, found.limit) == (ROWS, 0, STRICT)
+    assert found.attacks > 10
+    assert any(case.attack and "<|im_" in str(case.messages) for case in reference.cases)
+
+
+@pytest.mark.parametrize(
+    ("noise", "precision", "decision"),
+    [
+        (1e-7, "float32", "same"),
+        (1e-4, "float32", "differs"),
+        (1e-3, "float16", "same"),
+        (0.3, "float16", "differs"),
+        (0.01, "bfloat16", "same"),
+        (1e-6, "other", "undecided"),
+    ],
+)
+def test_the_limit_is_that_of_the_precision(
+    noise: float, precision: Precision, decision: str, model: Any, reference: Reference
+) -> None:
+    found = shifted(model, reference, noise, precision)
+    assert found.decision == decision, found.why
+    assert found.limit == (STRICT if precision == "float32" else LIMITS.get(precision))
+
+
+def test_another_tokenizer_or_another_verdict_differs_at_every_precision(
+    model: Any, reference: Reference
+) -> None:
+    found = shifted(model, few(reference), 0, "bfloat16").model_copy(update={"rows": ROWS})
+    engine = Shifted(model, reference.encoder.end_token_id)
+    other = few(reference).compared(engine, "shifted")
+    assert (other.decision, "another tokenizer" in other.why) == ("differs", True)
+    wide = found.model_copy(update={"wide": 1})
+    assert decided(wide)[0] == "differs"
+    assert decided(found.model_copy(update={"rows": 5}))[0] == "undecided"
+    assert decided(found.model_copy(update={"unread": 5}))[0] == "undecided"
+    assert decided(found.model_copy(update={"stability": 0.1}))[0] == "differs"
+
+
+def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0].double()
+    return logits.log_softmax(-1)
+
+
+def as_llama_cpp(model: Any, tokenizer: Any) -> Callable[[Body, int], Answer]:
+    """Answer /completion and /tokenize as llama.cpp's server does."""
+
+    def answer(body: Body, _: int) -> Answer:
+        if "content" in body:
+            ids = tokenizer.encode(body["content"], add_special_tokens=False)
+            return 200, {}, json.dumps({"tokens": ids}).encode()
+        values, ids = log_probabilities(model, body["prompt"])[-1].topk(body["n_probs"])
+        likely = [
+            {"id": i, "logprob": p} for i, p in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+        return (
+            200,
+            {},
+            json.dumps({"completion_probabilities": [{"top_logprobs": likely}]}).encode(),
+        )
+
+    return answer
+
+
+def as_vllm(model: Any) -> Callable[[Body, int], Answer]:
+    """Answer /completions with prompt_logprobs as vLLM's server does."""
+
+    def choice(ids: list[int]) -> Body:
+        logs = log_probabilities(model, ids)
+        own = [{str(t): {"logprob": float(logs[i, t])}} for i, t in enumerate(ids[1:])]
+        return {"prompt_logprobs": [None, *own]}
+
+    def answer(body: Body, _: int) -> Answer:
+        choices = [choice(ids) for ids in body["prompt"]]
+        return 200, {}, json.dumps({"choices": choices}).encode()
+
+    return answer
+
+
+def test_servers_of_other_engines_are_read_exactly(model: Any, reference: Reference) -> None:
+    small, tokenizer = few(reference), reference.encoder.tokenizer
+    with TeacherServer(as_llama_cpp(model, tokenizer)) as server:
+        engine = LlamaCpp(None, server.url, len(tokenizer), "float32")
+        llama = small.compared(engine, "server")
+    with TeacherServer(as_vllm(model)) as server:
+        vllm = small.compared(Vllm(server.url, "m", "float32"), "server")
+    for found in (llama, vllm):
+        assert found.probability == pytest.approx(0, abs=1e-5)
+        assert found.line == pytest.approx(0, abs=1e-3)
+        assert (found.unread, found.decision) == (0, "undecided")  # of so few rows
+    assert llama.tokens is not None
+    assert (llama.tokens.clean, llama.tokens.clean_equal) == (2, 2)
+    assert llama.tokens.attacks_equal < llama.tokens.attacks == 2  # hence ids, never text
+    assert vllm.tokens is None
+
+
+def test_judge_serve_is_the_judge(
+    adapter: Path, base: Path, data: Path, options: ParityOptions, tmp_path: Path
+) -> None:
+    pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
+    from pt_app.judge import Judge
+    from tests.serving import Running
+
+    with Running(Judge.load(adapter, base=str(base))) as running:
+        out = tmp_path / "parity.json"
+        found = check(adapter, data, [f"{running.url}/v1"], replace(options, out=out))
+    (served,) = found.targets
+    assert (found.decision, served.limit) == ("same", STRICT), served.why
+    written = json.loads(out.read_text())
+    assert (written["schema"], written["judge"]) == (1, found.judge)
+    assert written["targets"][0]["probability"] == served.probability
+    assert "same" in table(found)
+
+
+def test_targets_that_cannot_be_asked_are_named(
+    reference: Reference, options: ParityOptions, tmp_path: Path
+) -> None:
+    for target, said in (
+        ("http://127.0.0.1:9/v1", "does not answer"),
+        ("nothing", "name gguf:FILE"),
+        (f"merged:{tmp_path}", "config.json"),
+    ):
+        with pytest.raises(UserError, match=said):
+            parity(reference, [target], options)
+    assert set(EXIT_CODES.values()) == {0, 3, 4}
+    assert isinstance(reference.cases[0], Case)
