@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SkipValidation, ValidationError
 from pydantic.types import StrictFloat, StrictInt, StrictStr
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
+from pt_app.core.questions import Question
 from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
 
 ROLES = ("system", "user", "assistant")
+ONLY_READ = ("prompt", "system", "state", "question", "shares", "where")  # of no row on disk
 LARGEST = sys.float_info.max
 
 
@@ -83,8 +85,10 @@ class JudgeExample(BaseModel):
     A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
     a row of fields is laid out by a prompt template. `annotators` has the label of each of them,
     `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
-    known to be in the candidate, where a generator put them there. `where` is "file:row", for
-    messages.
+    known to be in the candidate, where a generator put them there. A row of a dataset that declares
+    questions is an example for each `question`, about the same `state`; `shares` are those of
+    several labels, over the values of its scale, if it has more than one. `where` is "file:row",
+    for messages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,7 +108,15 @@ class JudgeExample(BaseModel):
     meta: dict[str, Any] = {}
     prompt: str | None = None
     system: str | None = None
+    state: str | None = None
+    question: SkipValidation[Question | None] = None
+    shares: tuple[float, ...] = ()
     where: str = ""
+
+    @property
+    def asks(self) -> str:
+        """The name of its question; "" if the dataset declares none."""
+        return self.question.name if self.question else ""
 
     def answer(self, scale: Scale) -> str | None:
         """Write the label as the answer to supervise; None where the row has no label."""
@@ -248,7 +260,7 @@ def unlabelled(value: Cells, place: Place, scale: Scale) -> JudgeExample:
 
 def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     # What only reading sets is not taken from the file.
-    own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}
+    own = {k: v for k, v in value.items() if k not in ONLY_READ}
     row = _validate(JudgeExample, own, place)
     wanted = "candidates" if scale.task == "pairwise" else "candidate"
     if getattr(row, wanted) is None:
