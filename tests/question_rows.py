@@ -5,6 +5,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+from pt_app.core.questions import Declared, Question, questions_of
+from pt_app.core.records import JudgeExample, Place
+from pt_app.core.state_rows import state_example
+
 QUESTIONS: dict[str, dict[str, Any]] = {
     "apologises": {
         "type": "bool",
@@ -23,7 +27,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     },
     "overall": {"type": "score", "instructions": "How good is it overall?", "scale": "0-10"},
 }
-CARD = {"task": "questions", "state": ["ticket", "reply"], "questions": QUESTIONS}
+CARD: dict[str, Any] = {"task": "questions", "state": ["ticket", "reply"], "questions": QUESTIONS}
 WORDS = ["sorry", "cup", "broken", "new", "money", "back", "today", "no"]
 
 
@@ -53,3 +57,19 @@ def write_questions(folder: Path, train: int = 24, val: int = 8, test: int = 12)
         lines = [json.dumps(make_row(split, i)) for i in range(count)]
         (folder / f"judge_{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def questions(**more: dict[str, Any]) -> tuple[Question, ...]:
+    """The questions of `CARD`, and others."""
+    declared = {name: Declared.model_validate(own) for name, own in (QUESTIONS | more).items()}
+    return questions_of(declared, "dataset.json, field questions")
+
+
+def examples(count: int, asked: tuple[Question, ...], split: str = "test") -> list[JudgeExample]:
+    """An unlabelled example of each of the first `count` rows and each question."""
+    rows = []
+    for i in range(count):
+        place = Place(Path("rows.json"), i + 1, lines=True)
+        bare = state_example(make_row(split, i), place, CARD["state"], f"{split}-{i}")
+        rows += [bare.model_copy(update={"question": question}) for question in asked]
+    return rows

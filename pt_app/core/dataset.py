@@ -79,6 +79,17 @@ class JudgeData:
         """The scale of all labels; raises UserError if there are several questions."""
         return only_scale(self.asked)
 
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The questions that it declares; empty if it has a scale of its own."""
+        return () if isinstance(self.asked, Scale) else self.asked
+
+    def views(self) -> list[tuple[str, "JudgeData"]]:
+        """Return the data of each question by its name; of a scale of its own all data, by ""."""
+        if not self.questions:
+            return [("", self)]
+        return [(question.name, self.about((question,))) for question in self.questions]
+
     def about(self, questions: Sequence[Question]) -> "JudgeData":
         """Return the same data with the labels of these questions alone."""
         names = {question.name for question in questions}

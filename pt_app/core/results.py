@@ -469,8 +469,47 @@ class SeedSpread(Stored):
     sd: float | None = None
 
 
+class QuestionSummary(Stored):
+    """One question of a judge: a row of its overview.
+
+    Attributes:
+        type: bool, choice or score.
+        scale: the name of its scale.
+        metric: the name of the headline number, which judge, base, baseline and ceiling have.
+        baseline: the name of the best baseline.
+        few: why there are no numbers; "" where there are.
+        agreement, of_base, of_baseline, ceiling: the headline number of the judge, of its base, of
+            the best baseline, and of one annotator against the others.
+        ece, ece_if_calibrated: the calibration error, and that of a calibrated judge on n rows.
+        target, threshold: the accuracy that is promised, and the confidence from which on.
+        kept, right: the share of the rows above the threshold, and the accuracy there.
+    """
+
+    type: str = ""
+    scale: str = ""
+    metric: str = ""
+    n: int = 0
+    few: str = ""
+    agreement: Metric | None = None
+    of_base: Metric | None = None
+    baseline: str = ""
+    of_baseline: Metric | None = None
+    ceiling: Metric | None = None
+    ece: Metric | None = None
+    ece_if_calibrated: Range | None = None
+    target: float | None = None
+    threshold: float | None = None
+    kept: Metric | None = None
+    right: Metric | None = None
+    verdict_mass: Metric | float | None = None
+
+
 class Results(_Versioned):
-    """The content of results.json."""
+    """The content of results.json.
+
+    `questions` has a row for each question of a judge of several; its whole results are in the
+    folder of its name.
+    """
 
     leaks: Leaks = Leaks()
     task: str = "score"
@@ -484,6 +523,7 @@ class Results(_Versioned):
     comparisons: list[Comparison] = []
     curve: list[LearningPoint] = []
     over_seeds: SeedSpread | None = None
+    questions: dict[str, QuestionSummary] = {}
     run: JsonObject = {}
 
     @property
@@ -533,6 +573,7 @@ class Prediction(Stored):
     """A row of predictions.jsonl: what one judge answered to one row.
 
     Attributes:
+        question: which is answered, of several.
         score: of a metric, in place of verdicts.
         verdict: what the judge says: chosen by the probabilities, else as it was given.
         greedy: the verdict of the greedy answer (None: a parse failure); unset if `verdict` is it.
@@ -545,6 +586,7 @@ class Prediction(Stored):
 
     model: str = ""
     id: str = ""
+    question: str | None = None
     group: str | int = ""
     label: Verdict = ""
     score: float | None = None

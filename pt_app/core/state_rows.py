@@ -9,8 +9,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic import ValidationError
+
 from pt_app.core.choosing import choose, resolved_rule
-from pt_app.core.questions import Question
+from pt_app.core.errors import UserError
+from pt_app.core.questions import Declared, Question
 from pt_app.core.records import (
     Annotation,
     Cells,
@@ -18,12 +21,22 @@ from pt_app.core.records import (
     Label,
     Place,
     as_name,
+    first_problem,
     is_unicode,
     one_line,
 )
 from pt_app.core.verdicts import Verdict
 
 RESERVED = ("id", "group", "meta", "labels")  # no field of the state may have such a name
+
+
+def as_declared(name: str, value: Declared | Mapping[str, object]) -> Declared:
+    """Read the declaration of a question; raises UserError for one that is malformed."""
+    try:
+        return Declared.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise UserError(f"questions.{name}, field {field}: {problem}: correct it") from error
 
 
 def state_of(value: Cells, fields: Sequence[str], place: Place) -> dict[str, str]:
@@ -60,7 +73,7 @@ def examples_of(
         UserError: for a field of the state that is missing, and for a label that cannot be read or
             belongs to no question.
     """
-    bare = asked(value, place, fields, (), name)
+    bare = state_example(value, place, fields, name)
     labels = value.get("labels") or {}
     if not isinstance(labels, Mapping):
         raise place.error("labels", "they are no object", "write {question: label}")
@@ -75,9 +88,7 @@ def examples_of(
             yield bare.model_copy(update=update)
 
 
-def asked(
-    value: Cells, place: Place, fields: Sequence[str], questions: Sequence[Question], name: str
-) -> JudgeExample:
+def state_example(value: Cells, place: Place, fields: Sequence[str], name: str) -> JudgeExample:
     """Make the record of a row about which nothing is asked yet.
 
     The last field is the candidate, and the others are what it is judged against.
