@@ -373,7 +373,8 @@ def members_of(examples: Sequence[JudgeExample]) -> list[list[int]]:
     members: list[list[int]] = []
     before: JudgeExample | None = None
     for index, example in enumerate(examples):
-        if before is None or not example.asks or example.where != before.where:
+        own = example.id, example.where
+        if before is None or not example.asks or own != (before.id, before.where):
             members.append([])
         members[-1].append(index)
         before = example

@@ -18,6 +18,7 @@ from pt_app.core.verdicts import YES_NO, Scale, Verdict
 
 MAX_OPTIONS = 255
 # Names of questions are names of folders and columns.
+TRUTH = ("true", "false", *YES_NO)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # What each type of question may declare beside its instructions.
 OWN = {"bool": {"criteria"}, "choice": {"options"}, "score": {"levels", "scale", "legend"}}
@@ -121,7 +122,7 @@ class Question:
         """Read a label, as JSON or as text: true, "refund", 7, "7"; None if it is none."""
         if self.type == "bool":
             text = str(cell).strip().lower() if isinstance(cell, str | bool) else ""
-            return {"true": "yes", "false": "no"}.get(text, text) if text else None
+            return {"true": "yes", "false": "no"}.get(text, text) if text in TRUTH else None
         if self.type == "score" and isinstance(cell, str):
             try:
                 cell = float(cell)

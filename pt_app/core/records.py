@@ -16,11 +16,11 @@ from pydantic.types import StrictFloat, StrictInt, StrictStr
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
-from pt_app.core.questions import Question
+from pt_app.core.questions import Asked, Question, only_scale
 from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
 
 ROLES = ("system", "user", "assistant")
-ONLY_READ = ("prompt", "system", "state", "question", "shares", "where")  # of no row on disk
+ONLY_READ = ("prompt", "system", "state", "question", "shares", "row", "where")  # of no row on disk
 LARGEST = sys.float_info.max
 
 
@@ -87,8 +87,8 @@ class JudgeExample(BaseModel):
     `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
     known to be in the candidate, where a generator put them there. A row of a dataset that declares
     questions is an example for each `question`, about the same `state`; `shares` are those of
-    several labels, over the values of its scale, if it has more than one. `where` is "file:row",
-    for messages.
+    several labels, over the values of its scale, if it has more than one, and `row` is the whole
+    row as it was read. `where` is "file:row", for messages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,6 +111,7 @@ class JudgeExample(BaseModel):
     state: str | None = None
     question: SkipValidation[Question | None] = None
     shares: tuple[float, ...] = ()
+    row: SkipValidation[Cells | None] = None
     where: str = ""
 
     @property
@@ -124,14 +125,18 @@ class JudgeExample(BaseModel):
             return None
         return format_answer(scale, self.label.verdict, self.label.issues, self.label.feedback)
 
-    def as_row(self, scale: Scale) -> dict[str, Any]:
+    def as_row(self, scale: Asked) -> dict[str, Any]:
         """Return the row as it is written to disk, in the shape it was read from.
 
         The answer of a chat row is rewritten from its label, as training supervises it.
         """
+        if self.row is not None:
+            meta = {"meta": self.meta} if self.meta else {}
+            return {**self.row, "id": self.id, "group": self.group, **meta}
         if self.prompt is None:
             return self.model_dump(exclude={"where"}, exclude_defaults=True)
-        turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
+        answer = self.answer(only_scale(scale))
+        turns = [("system", self.system), ("user", self.prompt), ("assistant", answer)]
         row: dict[str, Any] = {"id": self.id, "group": self.group}
         row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
         others = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}

@@ -106,6 +106,7 @@ def state_example(value: Cells, place: Place, fields: Sequence[str], name: str) 
         candidate=candidate,
         state="\n".join(f"{field}: {text}" for field, text in texts.items()),
         meta=meta,
+        row=value,
         where=place.where,
     )
 
