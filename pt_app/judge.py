@@ -155,8 +155,6 @@ class Judge:
             UserError: if the adapter is damaged, or the base is another one.
         """
         info = adapters.verify_adapter(Path(adapter))
-        if info.questions and sample:
-            raise UserError(f"{info.folder} answers questions: its lines are read whole")
         from pt_app.models.gemm import pack_weights
         from pt_app.models.tree_attention import BLOCKS, use_attention
         from pt_app.scoring.branches import chosen_lines
@@ -166,8 +164,8 @@ class Judge:
         model = _on(model.eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-        read = [_read(row, ROWS, info.scale) for row in sample]
-        rows = [row for row in read if isinstance(row, JudgeExample)]
+        read = [_read(row, ROWS, info) for row in sample]
+        rows = [each for row in read if isinstance(row, JudgeExample) for each in _about(row, info)]
         model, change = converted(model, precision, rows, encoder)
         judge = Judge(pack_weights(model), info, encoder, order)
         judge.change = change
@@ -197,7 +195,8 @@ class Judge:
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
         pairs = list(zip(rows, places, strict=True))
-        read = [_read(row, place, self.info.scale) for row, place in pairs]
+        scale = self.info.scale
+        read = [_read(row, place, self.info) for row, place in pairs]
         scorer = JudgeScorer(
             self.model,
             self.encoder,
@@ -207,11 +206,11 @@ class Judge:
             cut=self.cut,
         )
         scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
-        how = self.info.scale, self.fitted[""]
+        how = scale, self.fitted[""]
         return [
             self._judgement(example.id or place.where, next(scored), *how)
             if isinstance(example, JudgeExample)
-            else Judgement(_id(row, place), "bad_row", self.name, problem=example)
+            else Judgement(row_id(row, place), "bad_row", self.name, problem=example)
             for (row, place), example in zip(pairs, read, strict=True)
         ]
 
@@ -254,22 +253,28 @@ class Judge:
 
         An answer about a state that is too long says so by its status; else as `ask` does.
         """
+        rows = [self._state(state, number) for number, state in enumerate(states, 1)]
+        return self._answered(rows, self._asked(questions, strict), progress)
+
+    def answer(
+        self, rows: Iterable[Row], places: Sequence[Place], *, progress: bool = False
+    ) -> list[dict[str, Answer] | str]:
+        """Answer all questions about rows of a file; of a row that cannot be read, say why."""
+        read = [_read(row, place, self.info) for row, place in zip(rows, places, strict=True)]
+        fit = [row for row in read if isinstance(row, JudgeExample)]
+        answers = iter(self._answered(fit, self._asked(None, strict=True), progress))
+        return [row if isinstance(row, str) else next(answers) for row in read]
+
+    def _answered(
+        self, rows: Sequence[JudgeExample], asked: Mapping[str, Question], progress: bool
+    ) -> list[dict[str, Answer]]:
         from pt_app.scoring.scorer import JudgeScorer
 
-        asked = self._asked(questions, strict)
-        rows = [
-            bare.model_copy(update={"question": question})
-            for number, state in enumerate(states, 1)
-            for bare in [self._state(state, number)]
-            for question in asked.values()
-        ]
+        each = [row.model_copy(update={"question": q}) for row in rows for q in asked.values()]
         encoder = self.encoder.about(*asked.values())
-        scored = JudgeScorer(self.model, encoder, progress=progress).score(rows)
-        answers = iter(zip(rows, scored, strict=True))
-        return [
-            {name: self._answer(name, *next(answers)) for name in asked}
-            for _ in range(len(rows) // len(asked))
-        ]
+        scored = JudgeScorer(self.model, encoder, progress=progress).score(each)
+        answers = iter(zip(each, scored, strict=True))
+        return [{name: self._answer(name, *next(answers)) for name in asked} for _ in rows]
 
     def _state(self, state: Row | str, number: int) -> JudgeExample:
         place, fields = Place(Path("states"), number, lines=False), self.info.state
@@ -357,7 +362,13 @@ class Judge:
         )
 
 
-def _read(row: Row, place: Place, scale: Scale) -> JudgeExample | str:
+def _about(row: JudgeExample, info: AdapterInfo) -> list[JudgeExample]:
+    """Return a row with each question of a judge; of one without questions as it is."""
+    asked = [row.model_copy(update={"question": question}) for question in info.questions]
+    return asked or [row]
+
+
+def _read(row: Row, place: Place, info: AdapterInfo) -> JudgeExample | str:
     """Return the record of a row, or what is wrong with it."""
     if not isinstance(row, Mapping):
         what = f"a row must map fields to values, not be a {type(row).__name__}"
@@ -365,12 +376,14 @@ def _read(row: Row, place: Place, scale: Scale) -> JudgeExample | str:
     if PROBLEM in row and len(row) == 1:
         return str(row[PROBLEM])
     try:
-        return unlabelled(dict(row), place, scale)
+        if info.questions:
+            return state_example(row, place, info.state, place.where)
+        return unlabelled(dict(row), place, info.scale)
     except UserError as error:
         return str(error)
 
 
-def _id(row: object, place: Place) -> str:
+def row_id(row: object, place: Place) -> str:
     """Return the id of a row that cannot be judged, or its number."""
     name = as_name(row.get("id")) if isinstance(row, Mapping) else ""
     return name if isinstance(name, str) and is_unicode(name) and name else place.where

@@ -131,7 +131,7 @@ def test_rows_of_several_raters_are_joined(tmp_path: Path) -> None:
     ("options", "problem"),
     [
         ({"map": ("ticket=Ticket text",)}, r"labels.csv has no column reply; its columns are"),
-        ({"map": (*MAP, "tone=ana")}, "there is no such field or question: use ticket, reply"),
+        ({"map": (*MAP, "tone=ana")}, "no such field or question: use ticket, reply"),
         ({"map": ("ticket=Ticket text,reply=Repyl",)}, "no column Repyl"),
         ({"map": (*MAP, "polite=stars")}, "labels.polite: '1' is not allowed: allowed are true"),
         ({"scale": "0-10"}, "--scale does not go with --questions"),

@@ -10,14 +10,17 @@ from pt_app.core.dataset import members_of, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import per_question
 from pt_app.core.records import JudgeExample
 from pt_app.models.packing import Example, StepCollator, pack, unpacked
-from pt_app.training.answers import answers_of, balanced, weights_of
+from pt_app.training.answers import answers_of, balanced
 from pt_app.training.loss import summed_loss
 from pt_app.training.ordering import RowSteps
-from tests.question_rows import questions, write_questions
+from tests.question_rows import QUESTIONS, questions, write_questions
 from tests.test_packing import gradients, make_model
 from tests.tiny_models import make_tokenizer
+
+NAMES = list(QUESTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -142,5 +145,6 @@ def test_a_step_has_all_examples_of_its_rows(
 )
 def test_weights_that_cannot_be_read_are_refused(text: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
-        weights_of(text, questions())
-    assert weights_of("offer=2, quality=.5", questions()) == {"offer": 2.0, "quality": 0.5}
+        per_question(text, NAMES, "--question_weights")
+    found = per_question("offer=2, quality=.5", NAMES, "--question_weights")
+    assert found == {"offer": 2.0, "quality": 0.5}

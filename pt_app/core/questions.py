@@ -4,10 +4,12 @@ A row and a question are one example: its prompt begins with what is asked about
 ends with the question. The names of questions are not part of any prompt.
 """
 
+import math
 import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -219,6 +221,34 @@ def only_scale(asked: Asked) -> Scale:
             "name one with --questions where the command has it, or make a folder of one"
         )
     return asked[0].scale
+
+
+def per_question(
+    text: str, known: Sequence[str], flag: str, above: bool = True
+) -> dict[str, float]:
+    """Read numbers of questions, such as "tone=2,offer=0.5".
+
+    Args:
+        text: what the flag says.
+        known: the names of the questions.
+        flag: its name, for messages.
+        above: whether a number must be above 0, or may be 0.
+
+    Raises:
+        UserError: for another question, and what is no such number.
+    """
+    numbers: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = part.partition("=")
+        if name not in known:
+            use = f"use {', '.join(known)}" if known else "there are no questions"
+            raise UserError(f'{flag} {text}: there is no question "{name}": {use}')
+        with suppress(ValueError):
+            numbers[name] = float(number)
+        if not 0 <= numbers.get(name, -1.0) < math.inf or (above and not numbers[name]):
+            least = "above 0" if above else "of 0 or more"
+            raise UserError(f'{flag} {text}: "{number}" is no number {least}')
+    return numbers
 
 
 def chosen(questions: Sequence[Question], names: Sequence[str], where: str) -> tuple[Question, ...]:

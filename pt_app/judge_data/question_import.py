@@ -15,6 +15,7 @@ with a `rater` each.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import yaml
 from pt_app.core.dataset import DatasetCard, card_asks
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite, shown
-from pt_app.core.questions import Question
 from pt_app.core.records import JudgeExample, Place, RowError
 from pt_app.core.state_rows import examples_of
 from pt_app.judge_data.folder import FILES, build_folder
@@ -61,12 +61,14 @@ def import_questions(
     typed = DatasetCard.model_validate(card)
     asked = card_asks(typed, options.questions)
     assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
+    names = [question.name for question in asked]
     tables = [open_table(file, options.reading) for file in files]
     tally, examples = Tally(options.drop_bad), list[JudgeExample]()
     for table in tables:
         prefix = options.prefix or shown(Path(table.name).stem)
-        columns = _columns(table, options, typed.state, asked)
-        for place, row, count in _merged(_rows(table, columns, options, asked, tally), columns):
+        columns = StateMap.of(table, options.map, typed.state, names)
+        rows = _rows(table, columns, options, names, tally)
+        for place, row, count in _merged(rows, columns.columns):
             try:
                 made = list(examples_of(row, place, typed.state, asked, f"{prefix}-{place.row}"))
             except RowError as error:
@@ -87,7 +89,7 @@ def import_questions(
     imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
     imported["dropped"] = dict(tally.dropped.counts)
     folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
-    return [f"questions: {', '.join(q.name for q in asked)}", *tally.lines(), *folder.lines()]
+    return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
 
 
 RULE = "mean of scores, else majority; training learns the shares of all"
@@ -121,60 +123,76 @@ class _EachOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _columns(
-    table: Table, options: ImportOptions, state: Sequence[str], asked: Sequence[Question]
-) -> Columns:
-    """Return the columns of each field and question: those of --map, else those of its name."""
-    known = [*state, *(question.name for question in asked), "id", "group", "rater", *META]
-    columns: dict[str, Sequence[str]] = {}
-    for target, written in pairs(",".join(options.map), "--map"):
-        if target not in known and not target.startswith("meta."):
-            use = f"use {', '.join(known)} or meta.NAME"
-            raise UserError(f"--map {target}={written}: there is no such field or question: {use}")
-        columns[target] = [plain(name) for name in split_at(written, "+")]
-        for name in columns[target]:
-            check_column(table.columns, name, table.name, f"--map {target}={name}")
-    for name in known:
-        if name not in columns and name in table.columns:
-            columns[name] = [name]
-    missing = [name for name in state if name not in columns]
-    if missing:
-        remedy = f"say which column it is with --map {missing[0]}=COLUMN"
-        problem = f"has no column {missing[0]}; its columns are {', '.join(table.columns)}"
-        raise UserError(f"{table.name} {problem}: {remedy}")
-    return columns
+@dataclass(frozen=True)
+class StateMap:
+    """Which columns make which field of a row, and which its labels.
+
+    Attributes:
+        columns: of each field and question.
+        state: the fields that are asked about; other fields are id, group, rater and meta.
+    """
+
+    columns: Columns
+    state: Sequence[str]
+
+    @staticmethod
+    def of(
+        table: Table, map: Sequence[str], state: Sequence[str], asked: Sequence[str] = ()
+    ) -> "StateMap":
+        """Take the columns of --map, else those of the same name.
+
+        Raises:
+            UserError: for a field, question or column that is not there.
+        """
+        known = [*state, *asked, "id", "group", "rater", *META]
+        columns: dict[str, Sequence[str]] = {}
+        for target, written in pairs(",".join(map), "--map"):
+            if target not in known and not target.startswith("meta."):
+                use = f"use {', '.join(known)} or meta.NAME"
+                raise UserError(f"--map {target}={written}: no such field or question: {use}")
+            columns[target] = [plain(name) for name in split_at(written, "+")]
+            for name in columns[target]:
+                check_column(table.columns, name, table.name, f"--map {target}={name}")
+        for name in known:
+            if name not in columns and name in table.columns:
+                columns[name] = [name]
+        for name in state:
+            if name not in columns:
+                problem = f"has no column {name}; its columns are {', '.join(table.columns)}"
+                remedy = f"say which one it is with --map {name}=COLUMN"
+                raise UserError(f"{table.name} {problem}: {remedy}")
+        return StateMap(columns, state)
+
+    def fields(self, place: Place, value: Row) -> Row:
+        """Return a row of the file as a row of a dataset, without labels."""
+        row: Row = {}
+        for target, own in self.columns.items():
+            texts = [cell for name in own if (cell := find(value, name)) is not None]
+            cell = "\n".join(map(str, texts)) if len(texts) > 1 else next(iter(texts), None)
+            if target in self.state or target in ("id", "group", "rater"):
+                row[target] = cell
+            elif target in META or target.startswith("meta."):
+                row.setdefault("meta", {})[target.removeprefix("meta.")] = cell
+        return row
 
 
 def _rows(
-    table: Table,
-    columns: Columns,
-    options: ImportOptions,
-    asked: Sequence[Question],
-    tally: Tally,
+    table: Table, columns: StateMap, options: ImportOptions, asked: Sequence[str], tally: Tally
 ) -> Iterator[tuple[Place, Row]]:
     """Yield the rows of a file as rows of a dataset."""
     wanted = wanted_values(options.only, table)
     meant = {key_of(key): value for key, value in pairs(options.labels, "--labels")}
-    names = {question.name for question in asked}
     for place, value in table.rows():
         if reason := unwanted(value, wanted):
             tally.dropped.add(reason)
             continue
-        own_labels = parsed(value.get("labels"))
-        row: Row = {"labels": dict(own_labels) if isinstance(own_labels, Mapping) else {}}
-        meta: Row = {}
-        for target, own in columns.items():
-            cells = {name: find(value, name) for name in own}
-            if target in names:
-                label = _label({n: meant.get(key_of(c), c) for n, c in cells.items()})
-                row["labels"] |= {} if label is None else {target: label}
-            elif target in META or target.startswith("meta."):
-                meta[target.removeprefix("meta.")] = next(iter(cells.values()))
-            else:
-                texts = [cell for cell in cells.values() if cell is not None]
-                joined = "\n".join(map(str, texts))
-                row[target] = joined if len(texts) > 1 else next(iter(texts), None)
-        yield place, row | ({"meta": meta} if meta else {})
+        own = parsed(value.get("labels"))
+        labels = dict(own) if isinstance(own, Mapping) else {}
+        for name in asked:
+            cells = {column: find(value, column) for column in columns.columns.get(name, ())}
+            label = _label({n: meant.get(key_of(cell), cell) for n, cell in cells.items()})
+            labels |= {} if label is None else {name: label}
+        yield place, {**columns.fields(place, value), "labels": labels}
 
 
 def _label(cells: Row) -> object:

@@ -7,8 +7,6 @@ its share: the soft cross-entropy over the lines of verdicts. In a pack they hav
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from pt_app.core.errors import UserError
-from pt_app.core.questions import Question
 from pt_app.core.records import JudgeExample, Label
 
 
@@ -59,25 +57,3 @@ def balanced(
     every, total = sum(labels.values()), sum(weights.get(name, 1.0) for name in labels)
     scaled = {n: weights.get(n, 1.0) / total * every / count for n, count in labels.items()}
     return [share * scaled[a.asks] for a, share in zip(answers, shares, strict=True)]
-
-
-def weights_of(text: str, questions: Sequence[Question]) -> dict[str, float]:
-    """Read --question_weights, such as "tone=2,offer=0.5".
-
-    Raises:
-        UserError: for a question that is not trained, and a weight that is no number above 0.
-    """
-    weights: dict[str, float] = {}
-    known = [question.name for question in questions]
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, number = part.partition("=")
-        if name not in known:
-            of = f"use {', '.join(known)}" if known else "the data declare no questions"
-            raise UserError(f'--question_weights {text}: there is no question "{name}": {of}')
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
-            raise UserError(f'--question_weights {text}: "{number}" is no number above 0')
-    return weights

@@ -21,13 +21,13 @@ from pt_app.core.grids import choose_grid
 from pt_app.core.orders import both_orders, names_a_candidate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.questions import chosen
+from pt_app.core.questions import Question, chosen, per_question
 from pt_app.core.settings import Settings
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import detectable_difference
 from pt_app.models import bases
-from pt_app.training.answers import answers_of, balanced, weights_of
+from pt_app.training.answers import answers_of, balanced
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,13 @@ def asked_for(settings: Settings, data: JudgeData) -> JudgeData:
             raise UserError(f"--questions {settings.questions}: {data.path} declares none")
     else:
         data = data.about(chosen(data.asked, names, f"--questions {settings.questions}"))
-    weights_of(settings.question_weights, data.questions)
+    _weights(settings, data.questions)
     return data
+
+
+def _weights(settings: Settings, questions: Sequence[Question]) -> dict[str, float]:
+    names = [question.name for question in questions]
+    return per_question(settings.question_weights, names, "--question_weights")
 
 
 def _say_what_test_rows_show(test: Sequence[JudgeExample], scale: Scale, name: str) -> None:
@@ -139,7 +144,7 @@ def _encode(
         count = len(members_of(rows))
         # Options are validated as they are read: in the declared order.
         rows, shares = answers_of(rows, settings.seed if name == "training" else None)
-        weights = weights_of(settings.question_weights, encoder.questions)
+        weights = _weights(settings, encoder.questions)
         columns["weight"] = balanced(rows, shares, weights)
         log.info("%s: %d answers of %d rows", name, len(rows), count)
     elif encoder.scale.task == "pairwise":
