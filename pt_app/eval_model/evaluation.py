@@ -151,6 +151,8 @@ def probed(
     probes = {}
     for name, view in data.views():
         some, others = ([i for i, row in enumerate(p) if row.asks == name] for p in (train, test))
+        if not some or not others:
+            continue
         labelled = Labelled.of_examples([train[i] for i in some], view.scale)
         how = view.scale, len(view.train)
         probes[name] = fit_probe(labelled, of_train[some], of_test[others], *how)

@@ -1,9 +1,9 @@
 """The overview of a judge of several questions: a row for each."""
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, number
+from pt_app.core.questions import NAME
 
 if TYPE_CHECKING:
     from pt_app.core.results import Metric, QuestionSummary, Results
@@ -21,7 +21,8 @@ def overview_table(results: "Results", pages: bool = False) -> tuple[list[str], 
     lines = []
     for name, own in results.questions.items():
         cells = _cells(own)
-        link = f"[{inline(name)}]({quote(name)}/report.html)" if own.n else inline(name)
+        linked = own.n and NAME.fullmatch(name)  # such a name needs no escapes
+        link = f"[{name}]({name}/report.html)" if linked else inline(name)
         lines.append([link, *map(inline, cells)] if pages else [name, *cells])
     return HEADER, lines
 

@@ -160,8 +160,9 @@ def _steps(
 
 def order_of(settings: Settings, prepared: Prepared) -> Order:
     """Return the order of the training rows: that of the seed, in groups if that is asked for."""
-    members, groups = prepared.members, prepared.train["group"]
+    members = prepared.members
     if settings.group_variants:
+        groups = prepared.train["group"]
         groups = groups if members is None else [groups[own[0]] for own in members]
         return GroupedOrder(groups, examples_a_step(settings), settings.seed)
     order: Order = SeedableRandomSampler(members or prepared.train, data_seed=settings.seed)
