@@ -10,8 +10,9 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
 from pt_app.core.questions import Question
 from pt_app.core.results import RESULTS, Prediction, Results, read_results
-from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.combining import Distributions, combine, lines
 from pt_app.evidence.gate import decide, gate_folders
 from pt_app.evidence.options import Limits
 from pt_app.evidence.overview import MIN_LABELS, overview
@@ -129,3 +130,33 @@ def test_gates_of_other_questions_are_refused(folder: Path) -> None:
         gate_folders([folder, folder / "quality"], Limits())
     with pytest.raises(UserError, match='there is no question "tone": use apologises'):
         gate_folders([folder, folder], Limits(question_margins="tone=1"))
+
+
+def test_questions_that_make_up_another_are_combined_into_it() -> None:
+    """The label is the sum of what two questions say; asked directly the judge guesses."""
+    scale, rng = questions()[2].scale, random.Random(0)
+    rows, distributions, labels = [], [], []
+    for i in range(160):
+        polite, helpful = rng.random() < 0.5, rng.random() < 0.5
+        distributions.append(
+            {
+                "polite": {"true": 0.9 if polite else 0.1, "false": 0.1 if polite else 0.9},
+                "offer": {"refund": 0.8 if helpful else 0.2, "no": 0.2 if helpful else 0.8},
+            }
+        )
+        labels.append(int(polite) + int(helpful))
+        rows.append(Prediction(group=f"g{i}"))
+    groups = [row.group for row in rows]
+
+    def part(start: int, stop: int) -> tuple[Labelled, list[Distributions]]:
+        own = slice(start, stop)
+        return Labelled.of(rows[own], labels[own], groups[own], scale), distributions[own]
+
+    guessed = [rng.randrange(3) for _ in range(80)]
+    found = combine("quality", scale, part(0, 80), part(80, 160), guessed)
+    assert found.combined.value == pytest.approx(1.0)
+    assert (found.difference.low or 0) > 0.3
+    assert found.weights["polite"]["true"][0] > 0 > found.weights["polite"]["false"][0]
+    assert "combined - direct" in "\n".join(lines(found))
+    with pytest.raises(UserError, match="20 validation rows have a label for quality: 30 are"):
+        combine("quality", scale, part(0, 20), part(80, 160), guessed)
