@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.judge_data.checking import check_folder
 from pt_app.judge_data.folder import split_folder
-from pt_app.judge_data.options import ImportOptions, SplitPlan
+from pt_app.judge_data.generator.generate import generate
+from pt_app.judge_data.options import GenerateOptions, ImportOptions, SplitPlan
 from pt_app.judge_data.question_import import import_questions
 
 DECLARED = """
@@ -161,3 +163,25 @@ def test_a_file_of_questions_that_cannot_be_used_is_refused(
     written[1].write_text(declared)
     with pytest.raises(UserError, match=problem):
         imported(written, tmp_path / "out")
+
+
+def test_generated_rows_ask_for_each_error_the_worst_and_the_score(tmp_path: Path) -> None:
+    options = GenerateOptions(rows=60, val_rows=20, test_rows=20, lexicon="small", questions=True)
+    generate(tmp_path / "out", options)
+    data = read_dataset(tmp_path / "out")
+    names = [question.name for question in data.questions]
+    assert names[-2:] == ["worst", "overall"]
+    assert "omission" in names
+    rows = {row["id"]: row["labels"] for row in rows_of(tmp_path / "out")}
+    assert len(rows) == 100
+    for labels in rows.values():
+        kinds = [name for name in names[:-2] if labels[name]]
+        assert labels["worst"] == (kinds[0] if kinds else "none")
+        assert (labels["overall"] == 10) == (not kinds)
+    plain = replace(options, questions=False)
+    generate(tmp_path / "plain", plain)
+    for row in read_dataset(tmp_path / "plain").test:
+        assert row.label is not None
+        assert rows[row.id]["overall"] == row.label.verdict  # the same rows, asked otherwise
+    with pytest.raises(UserError, match="--hard_negatives change the score alone"):
+        generate(tmp_path / "other", replace(options, hard_negatives=0.5))

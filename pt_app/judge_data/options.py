@@ -157,6 +157,7 @@ class GenerateOptions:
     max_words: int | None = flag("longest sentence of the corpus to use", None, low=3, unit="words")
     variants: int = flag("number of candidates per training source", 4, low=1, high=16)
     hard_negatives: float = flag("fraction of training rows to attack and add", 0.0, low=0, high=1)
+    questions: bool = flag("ask for each kind of error, the worst one, and the score", False)
 
 
 @dataclass(frozen=True)
