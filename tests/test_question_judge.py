@@ -64,6 +64,7 @@ def test_each_question_has_an_evaluation_of_its_own_below_an_overview(
         assert summary.n == results.data.n == 36
         assert [model.name for model in results.models] == ["adapter", "base"]
         assert summary.agreement == results.models[0].metrics[summary.metric]
+        assert (summary.option_order is not None) == (summary.type == "choice")
         assert {row.question for row in read_predictions(adapter / "evaluation" / name)} == {name}
         assert (adapter / f"calibration.{name}.json").exists()
         assert (adapter / "evaluation" / name / "report.html").exists()

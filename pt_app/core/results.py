@@ -366,6 +366,8 @@ class JudgeResults(Measured):
     Attributes:
         verdict_rule: how verdicts were chosen from their probabilities; None: they were given.
         order: "both" if a pair's probabilities are the mean of its two orders.
+        option_order: how often the verdict on a choice is another one where its options are listed
+            in another order, on some rows.
         far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart;
             None: not counted, as in schema 1.
     """
@@ -377,6 +379,7 @@ class JudgeResults(Measured):
     grid: str | None = None
     precision_change: PrecisionChange | None = None
     reading_change: PrecisionChange | None = None
+    option_order: Metric | None = None
     ties: int = 0
     unscored: int = 0
     shortened: int = 0
@@ -483,6 +486,7 @@ class QuestionSummary(Stored):
         ece, ece_if_calibrated: the calibration error, and that of a calibrated judge on n rows.
         target, threshold: the accuracy that is promised, and the confidence from which on.
         kept, right: the share of the rows above the threshold, and the accuracy there.
+        verdict_mass, option_order: of the judge, as `JudgeResults` has them.
     """
 
     type: str = ""
@@ -502,6 +506,7 @@ class QuestionSummary(Stored):
     kept: Metric | None = None
     right: Metric | None = None
     verdict_mass: Metric | float | None = None
+    option_order: Metric | None = None
 
 
 class Results(_Versioned):

@@ -4,8 +4,8 @@
 made from these two alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -16,11 +16,12 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.orders import order_of, swapped
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.results import PROBE, RESULTS, JsonObject, Prediction, Results
+from pt_app.core.results import PROBE, RESULTS, JsonObject, Metric, Prediction, Results
 from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Asked
 from pt_app.evidence.overview import overview
 from pt_app.evidence.probe import NO_BASE, fit_probe
@@ -36,6 +37,7 @@ from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 
 # Fields that a row of predictions.jsonl takes over as they are.
 OF_SCORED = ("verdict", "greedy", "verdict_mass", "expected", "status", "raw")
+ORDER_ROWS = 100  # test rows on which options are listed in another order
 OF_EXAMPLE = {"id", "group", "source", "reference", "candidate", "errors"}
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
 ByQuestion = Mapping[str, JudgeRows]
@@ -210,11 +212,13 @@ class Scoring:
         cut, moved = chosen_lines(model, self.reading, self.test, self.encoder)
         scorer = JudgeScorer(model, self.encoder, name=name, order=self.order, cut=cut)
         scorer.feedback = self.feedback
-        scores = zip(self.test, scorer.score(self.test), strict=True)
-        rows = [prediction(name, row, score) for row, score in scores]
+        scored = scorer.score(self.test)
+        rows = [prediction(name, *both) for both in zip(self.test, scored, strict=True)]
         shortened, judged = scorer.shortened, []
+        scorer.name, scorer.feedback = f"{name}, options in another order", False
+        flips = dict(self._option_order(scorer, scored))
         if validation:
-            scorer.name, scorer.feedback = f"{name}, validation rows", False
+            scorer.name = f"{name}, validation rows"
             scores = zip(validation, scorer.score(validation), strict=True)
             judged = [prediction(name, row, score) for row, score in scores]
         by_question = {}
@@ -226,8 +230,27 @@ class Scoring:
             ties = sum(is_tied(r.probabilities, scale, rule) for r in own if r.probabilities)
             grid = scale.grid.name if scale.grid else None
             made = self.precision, change, fitted, grid, rule, order
-            by_question[asks or ""] = JudgeRows(name, id_, own, shortened, ties, *made, moved)
+            of_order = flips.get(asks or "")
+            by_question[asks or ""] = JudgeRows(
+                name, id_, own, shortened, ties, *made, moved, of_order
+            )
         return by_question
+
+    def _option_order(
+        self, scorer: JudgeScorer, scored: Sequence[Scored]
+    ) -> Iterator[tuple[str, Metric]]:
+        """Yield how often each choice has another verdict if its options are listed backwards."""
+        for question in self.encoder.questions:
+            places = [i for i, row in enumerate(self.test) if row.asks == question.name]
+            places = places[:ORDER_ROWS] if question.type == "choice" else []
+            other = replace(question, described=question.described[::-1])
+            rows = [self.test[i].model_copy(update={"question": other}) for i in places]
+            if not rows:
+                continue
+            others = scorer.score(rows)
+            both = zip((scored[i] for i in places), others, strict=True)
+            changed = [float(one.verdict != other.verdict) for one, other in both]
+            yield question.name, Resampler([row.group for row in rows]).share(changed)
 
 
 def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:

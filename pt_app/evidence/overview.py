@@ -69,4 +69,5 @@ def _summary(question: Question, of_each: Mapping[str, Results]) -> QuestionSumm
         kept=chosen and chosen.kept,
         right=chosen and chosen.right,
         verdict_mass=judge.verdict_mass,
+        option_order=judge.option_order,
     )

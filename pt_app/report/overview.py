@@ -8,7 +8,17 @@ from pt_app.core.questions import NAME
 if TYPE_CHECKING:
     from pt_app.core.results import Metric, QuestionSummary, Results
 
-HEADER = ["question", "n", "agreement", "base", "best baseline", "one annotator", "ECE", "kept"]
+HEADER = [
+    "question",
+    "n",
+    "agreement",
+    "base",
+    "best baseline",
+    "one annotator",
+    "ECE",
+    "kept",
+    "order",
+]
 
 
 def overview_table(results: "Results", pages: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -41,6 +51,7 @@ def _cells(own: "QuestionSummary") -> list[str]:
         _value(own.ceiling),
         f"{_value(own.ece)} (noise {number(noise.mean)})" if noise else _value(own.ece),
         kept,
+        _value(own.option_order),
     ]
 
 
