@@ -28,7 +28,9 @@ MANY = {
 ASKED = questions(code=MANY)
 
 
-def judged(question: Question, name: str, count: int, right: float) -> list[Prediction]:
+def judged(
+    question: Question, name: str, count: int, right: float, prefix: str = "r"
+) -> list[Prediction]:
     """Predictions of a judge that is right so often, and knows how often."""
     values, rows = question.scale.values, []
     for i in range(count):
@@ -37,7 +39,7 @@ def judged(question: Question, name: str, count: int, right: float) -> list[Pred
         verdict = label if rng.random() < right else rng.randrange(len(values))
         rest = (1 - right) / (len(values) - 1)
         chances = [right if place == verdict else rest for place in range(len(values))]
-        row = {"model": name, "id": f"r{i}", "group": f"g{i}", "label": values[label]}
+        row = {"model": name, "id": f"{prefix}{i}", "group": f"{prefix}{i}", "label": values[label]}
         row |= {"question": question.name, "verdict": values[verdict], "status": "ok"}
         row |= {"greedy": values[verdict], "probabilities": chances, "verdict_mass": 0.9}
         if question.type == "score":
@@ -46,7 +48,9 @@ def judged(question: Question, name: str, count: int, right: float) -> list[Pred
     return rows
 
 
-def evaluation(folder: Path, right: float = 0.8, count: int = 150, short: int = 12) -> Results:
+def evaluation(
+    folder: Path, right: float = 0.8, count: int = 150, short: int = 12, prefix: str = "r"
+) -> Results:
     """An evaluation folder as the pipeline writes it; `offer` has few rows, `overall` none."""
     of_each = {}
     for question in ASKED:
@@ -54,17 +58,18 @@ def evaluation(folder: Path, right: float = 0.8, count: int = 150, short: int = 
         if not n:
             continue
         rule = "mean" if question.type == "score" else "mode"
-        own = judged(question, "adapter", n, right)
+        own = judged(question, "adapter", n, right, prefix)
         fitted = Fitted.on(own, question.scale, 0.9, rule)
         judges = [
             JudgeRows("adapter", "a", own, fitted=fitted, rule=rule),
-            JudgeRows("base", "b", judged(question, "base", n, 0.2), rule=rule),
+            JudgeRows("base", "b", judged(question, "base", n, 0.2, prefix), rule=rule),
         ]
         always = [Baseline("majority", [question.scale.values[0]] * n)]
         results = results_of(judges, question.scale, {"path": "d"}, always, (), {})
         write_evaluation(folder / question.name, judges, results, always)
         of_each[question.name] = results
-    whole = overview(ASKED, of_each, {"path": "d"}, (), {})
+    asked = {question.name: (question.type, question.scale.name) for question in ASKED}
+    whole = overview(asked, of_each, {"path": "d"}, (), {})
     write_json_atomic(folder / RESULTS, whole.as_json())
     return whole
 
@@ -160,3 +165,20 @@ def test_questions_that_make_up_another_are_combined_into_it() -> None:
     assert "combined - direct" in "\n".join(lines(found))
     with pytest.raises(UserError, match="20 validation rows have a label for quality: 30 are"):
         combine("quality", scale, part(0, 20), part(80, 160), guessed)
+
+
+def test_evaluations_of_folds_are_joined_question_by_question(tmp_path: Path) -> None:
+    from pt_app.eval_model.folds import join_evaluations
+
+    for fold in ("1", "2"):
+        evaluation(tmp_path / fold / "evaluation", count=40, prefix=f"{fold}-")
+    join_evaluations([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    joined = read_results(tmp_path / "all").questions
+    assert {name: own.n for name, own in joined.items()} == {
+        "apologises": 80,
+        "offer": 24,
+        "quality": 80,
+        "overall": 0,
+        "code": 80,
+    }
+    assert read_results(tmp_path / "all" / "quality").data.n == 80

@@ -1,5 +1,6 @@
 """A judge of several questions, from its dataset to its answers."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import pytest
 
 from pt_app.core.errors import UserError
 from pt_app.core.results import Results, read_predictions, read_results
+from pt_app.eval_model.combining import combine_questions
+from pt_app.eval_model.options import EvalOptions, ScoreOptions
+from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
 from pt_app.models.adapters import verify_adapter
 from tests.question_rows import QUESTIONS, make_row, write_questions
@@ -138,7 +142,6 @@ def test_judges_of_shared_questions_are_compared(
 ) -> None:
     from pt_app.eval_model.compare import evaluate_judges
     from pt_app.eval_model.judge_train_mps import main as train
-    from pt_app.eval_model.options import EvalOptions
 
     flags = {"model": base, "data_dir": folder, "output_dir": tmp_path, "epochs": 1}
     flags |= {"tracking": "off", "questions": "quality", "max_samples": 8}
@@ -159,3 +162,41 @@ def test_commands_of_one_scale_refuse_several_questions_in_a_line(
 ) -> None:
     with pytest.raises(UserError, match="takes one question, and there are 4"):
         judge.score([make_row("test", 0)])
+
+
+def test_a_file_gets_a_set_of_columns_for_each_question(
+    adapter: Path, base: Path, judge: Judge, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": "a", "text": STATE["ticket"], "reply": STATE["reply"]},
+        {"id": "b", "text": "One cup is broken."},
+        {"id": "c", "text": "x", "reply": "cup " * 2000},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ScoreOptions(base=str(base), map=("ticket=text",))
+    for ending in ("jsonl", "csv", "parquet"):
+        out = tmp_path / f"out.{ending}"
+        counts = score_file(adapter, str(tmp_path / "rows.jsonl"), out, options)
+        assert counts == {"ok": 1, "bad_row": 1, "too_long": 1}
+    judged = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for name, answer in judge.ask(STATE).items():
+        assert judged[0][f"{name}.value"] == answer.value
+        assert judged[0][f"{name}.probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
+        assert judged[0][f"{name}.abstain"] == answer.abstain
+    assert "field reply: the row has none" in judged[1]["problem"]
+    assert judged[2]["offer.status"] == "too_long"
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert first["offer.value"] == judged[0]["offer.value"]
+
+
+def test_a_question_is_combined_of_the_others_and_compared_with_asking_it(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    found = combine_questions(adapter, folder, "overall", tmp_path, base=str(base))
+    assert found.rows == 33
+    assert found.difference.n == 36
+    assert set(found.weights) == {"apologises", "offer", "quality"}
+    assert (tmp_path / "combined.json").exists()
+    with pytest.raises(UserError, match='declares no question "tone": it declares apologises'):
+        combine_questions(adapter, folder, "tone", tmp_path, base=str(base))

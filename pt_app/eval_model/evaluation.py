@@ -112,7 +112,8 @@ def written(
     if not data.questions:
         return of_each[""]
     about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
-    results = overview(data.questions, of_each, about, data.leaks, run)
+    asked_for = {q.name: (q.type, q.scale.name) for q in data.questions}
+    results = overview(asked_for, of_each, about, data.leaks, run)
     write_json_atomic(folder / RESULTS, results.as_json())
     return results
 

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from pt_app.core import results as typed
-from pt_app.core.questions import Question
 from pt_app.core.results import QuestionSummary, Results
 
 MIN_LABELS = 30  # below it an interval says more about its method than about the judge
 
 
 def overview(
-    questions: Sequence[Question],
+    questions: Mapping[str, tuple[str, str]],
     of_each: Mapping[str, Results],
     data: Mapping[str, object],
     leaks: Sequence[str],
@@ -19,13 +18,13 @@ def overview(
     """Summarize the results of questions, in their declared order.
 
     Args:
-        questions: that the judge answers.
+        questions: by name the type and the name of the scale of all that the judge answers.
         of_each: the results of those that test rows have a label for.
         data: path and hash of the rows.
         leaks: a line for each text on both sides of the split.
         run: how the rows were made; written as it is.
     """
-    summaries = {question.name: _summary(question, of_each) for question in questions}
+    summaries = {name: _summary(*of, of_each.get(name)) for name, of in questions.items()}
     used = [results.data for results in of_each.values()]
     count = {
         name: max((getattr(d, name) or 0 for d in used), default=0) for name in ("n", "groups")
@@ -42,9 +41,8 @@ def overview(
     )
 
 
-def _summary(question: Question, of_each: Mapping[str, Results]) -> QuestionSummary:
-    results = of_each.get(question.name)
-    about = {"type": question.type, "scale": question.scale.name}
+def _summary(type: str, scale: str, results: Results | None) -> QuestionSummary:
+    about = {"type": type, "scale": scale}
     n = (results.data.n or 0) if results else 0
     if results is None or results.judge is None or n < MIN_LABELS:
         few = f"not enough labels ({n}; {MIN_LABELS} are needed)"
