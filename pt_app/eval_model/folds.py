@@ -31,8 +31,9 @@ T = TypeVar("T")
 def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     """Join the evaluations of adapters, one per fold, into `out`; return the report's path.
 
-    Of several questions each is joined, into the folder of its name. The numbers are recomputed over all rows, each judged by the adapter that did not see it; the
-    baselines' verdicts are each fold's own.
+    Of several questions each is joined, into the folder of its name. The numbers are recomputed
+    over all rows, each judged by the adapter that did not see it; the baselines' verdicts are each
+    fold's own.
 
     Raises:
         UserError: for an adapter that was not evaluated, evaluations of different tasks or bases,
