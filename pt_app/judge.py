@@ -3,6 +3,10 @@
 judge = Judge.load("adapters_eval/tiny-judge-2ep-20261121_101500_final")
 for judgement in judge.score([{"source": "the house", "candidate": "a casa"}]):
     print(judgement.verdict, judgement.confidence)
+
+judge = Judge.load("adapters_eval/tickets-judge-2ep-20261129_101500_final")
+answers = judge.ask({"ticket": "One cup is broken.", "reply": "Sorry! A new cup leaves today."})
+print(answers["offer"].value, answers["offer"].probabilities, answers["offer"].abstain)
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ from pt_app.core.errors import UserError
 from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.orders import flipped, order_of
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import Declared, Question, chosen, questions_of
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
 from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import Order, ReadingMode
+from pt_app.core.state_rows import as_declared, state_example
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.calibration import Fitted, confidence_in
 from pt_app.models import adapters, bases
@@ -35,6 +41,8 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is re
 ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
 Row = Mapping[str, object]
+Declaration = Declared | Mapping[str, object]
+"""A question as dataset.json declares it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,24 @@ class Judgement:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class Answer(Judgement):
+    """The answer to one question about a state.
+
+    Attributes:
+        question: the name of the question.
+        type: bool, choice or score.
+        value: the verdict as its type has it: true or false, an option, or a number.
+        trained: whether the judge was trained on this question, in these words; else nothing is
+            known of its confidence, and it abstains.
+    """
+
+    question: str = ""
+    type: str = ""
+    value: bool | Verdict | None = None
+    trained: bool = True
+
+
 class Judge:
     """A base with a judge's adapter merged into it, ready to score."""
 
@@ -101,8 +127,12 @@ class Judge:
         self.change: PrecisionChange | None = None
         self.cut: VerdictTrie | None = None
         self.cut_change: PrecisionChange | None = None
-        own = order_of(order, info.scale)
-        self.fitted = Fitted.read(info.folder, info.rule, own) if calibrated else None
+        self.fitted = {
+            name: Fitted.read(info.folder, encoder.rule_of(scale), order_of(order, scale), name)
+            if calibrated
+            else None
+            for name, scale in self._scales()
+        }
         self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
 
     @staticmethod
@@ -141,8 +171,8 @@ class Judge:
         model = _on(model.eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-        read = [_read(row, ROWS, info.scale) for row in sample]
-        rows = [row for row in read if isinstance(row, JudgeExample)]
+        read = [_read(row, ROWS, info) for row in sample]
+        rows = [each for row in read if isinstance(row, JudgeExample) for each in _about(row, info)]
         model, change = converted(model, precision, rows, encoder)
         judge = Judge(pack_weights(model), info, encoder, order)
         judge.change = change
@@ -174,7 +204,8 @@ class Judge:
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
         pairs = list(zip(rows, places, strict=True))
-        read = [_read(row, place, self.info.scale) for row, place in pairs]
+        scale = self.info.scale
+        read = [_read(row, place, self.info) for row, place in pairs]
         scorer = JudgeScorer(
             self.model,
             self.encoder,
@@ -185,10 +216,11 @@ class Judge:
             shorten=shorten,
         )
         scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
+        how = scale, self.fitted[""]
         return [
-            self._judgement(example.id or place.where, next(scored))
+            self._judgement(example.id or place.where, next(scored), *how)
             if isinstance(example, JudgeExample)
-            else Judgement(_id(row, place), "bad_row", self.name, problem=example)
+            else Judgement(row_id(row, place), "bad_row", self.name, problem=example)
             for (row, place), example in zip(pairs, read, strict=True)
         ]
 
@@ -199,12 +231,134 @@ class Judge:
 
         return verdict_trie(self.encoder)
 
-    def _judgement(self, name: str, scored: Scored) -> Judgement:
-        scale, chances = self.info.scale, scored.probabilities
+    def ask(
+        self,
+        state: Row | str,
+        questions: Iterable[str] | Mapping[str, Declaration] | None = None,
+        *,
+        strict: bool = False,
+    ) -> dict[str, Answer]:
+        """Answer questions about a state, in one pass; none sees another.
+
+        Args:
+            state: the texts of the state by field; of a state with one field also its text.
+            questions: names of the judge's questions, or declarations as in dataset.json by any
+                name; None: all of its questions. One that is not among those the judge was trained
+                on, whatever its name, is answered, and abstained from.
+            strict: refuse such questions.
+
+        Raises:
+            UserError: for a field that is missing, a state that is too long, and a question that is
+                unknown or cannot be asked.
+        """
+        answers = self.ask_all([state], questions, strict=strict)[0]
+        for name, answer in answers.items():
+            if answer.status == "too_long":
+                limit = f"more than its {self.encoder.max_seq_length} tokens: shorten it"
+                raise UserError(f"question {name}: state and question take {limit}")
+        return answers
+
+    def ask_all(
+        self,
+        states: Iterable[Row | str],
+        questions: Iterable[str] | Mapping[str, Declaration] | None = None,
+        *,
+        strict: bool = False,
+        progress: bool = False,
+    ) -> list[dict[str, Answer]]:
+        """Answer the same questions about each of several states.
+
+        An answer about a state that is too long says so by its status; else as `ask` does.
+        """
+        rows = [self._state(state, number) for number, state in enumerate(states, 1)]
+        return self._answered(rows, self._asked(questions, strict), progress)
+
+    def answer(
+        self, rows: Iterable[Row], places: Sequence[Place], *, progress: bool = False
+    ) -> list[dict[str, Answer] | str]:
+        """Answer all questions about rows of a file; of a row that cannot be read, say why."""
+        read = [_read(row, place, self.info) for row, place in zip(rows, places, strict=True)]
+        fit = [row for row in read if isinstance(row, JudgeExample)]
+        answers = iter(self._answered(fit, self._asked(None, strict=True), progress))
+        return [row if isinstance(row, str) else next(answers) for row in read]
+
+    def _answered(
+        self, rows: Sequence[JudgeExample], asked: Mapping[str, Question], progress: bool
+    ) -> list[dict[str, Answer]]:
+        from pt_app.scoring.scorer import JudgeScorer
+
+        each = [row.model_copy(update={"question": q}) for row in rows for q in asked.values()]
+        encoder = self.encoder.about(*asked.values())
+        scored = JudgeScorer(self.model, encoder, progress=progress).score(each)
+        answers = iter(zip(each, scored, strict=True))
+        return [{name: self._answer(name, *next(answers)) for name in asked} for _ in rows]
+
+    def _state(self, state: Row | str, number: int) -> JudgeExample:
+        place, fields = Place(Path("states"), number, lines=False), self.info.state
+        if isinstance(state, str):
+            if len(fields) != 1:
+                remedy = f"give a text for each of {', '.join(fields)}"
+                raise place.error("", "the state has several fields", remedy)
+            state = {fields[0]: state}
+        return state_example(state, place, fields, place.where)
+
+    def _asked(
+        self, questions: Iterable[str] | Mapping[str, Declaration] | None, strict: bool
+    ) -> dict[str, Question]:
+        """Return what is asked by its name; a trained question is that of the judge itself.
+
+        It is known by its content: a name is no part of a prompt, and the order of its options is
+        that of the training.
+        """
+        own = self.info.questions
+        if not own:
+            raise UserError(f"{self.info.folder} has a scale and no questions: use score()")
+        if not isinstance(questions, Mapping):
+            some = chosen(own, list(questions or ()), f"{self.info.folder}")
+            return {question.name: question for question in some}
+        declared = {name: as_declared(name, words) for name, words in questions.items()}
+        known = {question.content: question for question in own}
+        asked = {q.name: known.get(q.content, q) for q in questions_of(declared, "questions")}
+        if strict and (other := [name for name, q in asked.items() if q.content not in known]):
+            names = ", ".join(question.name for question in own)
+            problem = "it is not one that the judge was trained on, to the word"
+            raise UserError(f"questions.{other[0]}: {problem}: those are {names}")
+        return asked
+
+    def _answer(self, name: str, row: JudgeExample, scored: Scored) -> Answer:
+        question = row.question
+        assert question is not None, "ask_all gives each row its question"
+        trained = question in self.info.questions
+        fitted = self.fitted.get(question.name) if trained else None
+        judged = self._judgement(row.id, scored, question.scale, fitted)
+        chances = judged.probabilities or {}
+        typed = {str(question.typed(value)).lower(): p for value, p in chances.items()}
+        return Answer(
+            **{
+                **vars(judged),
+                "abstain": judged.abstain if trained else True,
+                "probabilities": typed if question.type == "bool" else chances,
+            },
+            question=name,
+            type=question.type,
+            value=question.typed(judged.verdict),
+            trained=trained,
+        )
+
+    def _scales(self) -> list[tuple[str, Scale]]:
+        """Return the scale of each question by its name; of a judge without questions, by ""."""
+        if not self.info.questions:
+            return [("", self.info.scale)]
+        return [(question.name, question.scale) for question in self.info.questions]
+
+    def _judgement(
+        self, name: str, scored: Scored, scale: Scale, fitted: Fitted | None
+    ) -> Judgement:
+        chances = scored.probabilities
         if scored.verdict is None:
             return Judgement(id=name, status=scored.status, judge=self.name)
         sure = confidence_in(scored.verdict, chances, scale)
-        calibrated, abstain = self.fitted.of_one(sure) if self.fitted else (None, None)
+        calibrated, abstain = fitted.of_one(sure) if fitted else (None, None)
         winners = scored.orders and [one.verdict for one in scored.orders]
         return Judgement(
             id=name,
@@ -226,7 +380,13 @@ class Judge:
         )
 
 
-def _read(row: Row, place: Place, scale: Scale) -> JudgeExample | str:
+def _about(row: JudgeExample, info: AdapterInfo) -> list[JudgeExample]:
+    """Return a row with each question of a judge; of one without questions as it is."""
+    asked = [row.model_copy(update={"question": question}) for question in info.questions]
+    return asked or [row]
+
+
+def _read(row: Row, place: Place, info: AdapterInfo) -> JudgeExample | str:
     """Return the record of a row, or what is wrong with it."""
     if not isinstance(row, Mapping):
         what = f"a row must map fields to values, not be a {type(row).__name__}"
@@ -234,14 +394,16 @@ def _read(row: Row, place: Place, scale: Scale) -> JudgeExample | str:
     if PROBLEM in row and len(row) == 1:
         return str(row[PROBLEM])
     try:
-        example = unlabelled(dict(row), place, scale)
-        refuse_chat_rows(scale, [example])
+        if info.questions:
+            return state_example(row, place, info.state, place.where)
+        example = unlabelled(dict(row), place, info.scale)
+        refuse_chat_rows(info.scale, [example])
         return example
     except UserError as error:
         return str(error)
 
 
-def _id(row: object, place: Place) -> str:
+def row_id(row: object, place: Place) -> str:
     """Return the id of a row that cannot be judged, or its number."""
     name = as_name(row.get("id")) if isinstance(row, Mapping) else ""
     return name if isinstance(name, str) and is_unicode(name) and name else place.where

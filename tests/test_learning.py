@@ -74,7 +74,7 @@ def test_validation_measures_agreement_and_what_is_known_beyond_the_prior(
     rows = rows_of(labels, groups=12)
     encoder = PromptEncoder(tokenizer, Template.load("translation"), scale, 256)
     collate, prior = StepCollator(0, 1024), Prior.of(labels, scale)
-    numbers = Validation(rows, (), encoder, collate, AnswerLoss(0), prior)(model)
+    numbers = Validation(rows, (), encoder, collate, AnswerLoss(0), {"": prior})(model)
     scored = JudgeScorer(model, encoder, progress=False).score(rows)
     chances = [scale.gathered(own.probabilities) for own in scored]
     places = [scale.lines().index(scale.line(label)) for label in labels]

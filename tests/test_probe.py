@@ -104,7 +104,7 @@ def test_a_pair_is_the_difference_of_its_two_orders(base: Path, tmp_path: Path) 
     features = evaluation._features(of_base, data.test, pairs=True)
     np.testing.assert_allclose(features[0], -features[1], atol=1e-5)
     assert np.abs(features[0]).max() > 0.1
-    probe = evaluation.probed(of_base.source, of_base.encoder, data, data.test, 2000)
+    probe = evaluation.probed(of_base.source, of_base.encoder, data, data.test, 2000)[""]
     assert probe.fitted == "the training rows"
     assert len(probe.verdicts) == 2
 
@@ -127,7 +127,7 @@ def test_a_model_that_takes_no_tree_is_read_row_by_row(
     base: Path, states: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_base = states_of(base)
-    prompts = [of_base.encoder.prompt_ids(row) + of_base.lead for row in some_rows(ROWS)[:8]]
+    prompts = [of_base.encoder.prompt_ids(row) + of_base.lead(FIVE) for row in some_rows(ROWS)[:8]]
     monkeypatch.setattr(base_states, "why_no_tree", lambda *_: "it is told so")
     model = bases.load_model(of_base.source)
     np.testing.assert_allclose(end_states(model, prompts), states[:8], atol=2e-5)

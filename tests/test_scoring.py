@@ -190,6 +190,7 @@ def test_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
     merging = SimpleNamespace(
         answer_ids=lambda text: [*text.encode()[:-1], len(text)],
         scale=Scale.from_name("pass_fail"),
+        questions=(),
     )
     with pytest.raises(UserError, match="merges"):
         JudgeScorer(None, merging)
@@ -389,9 +390,8 @@ def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, 
         prompts.append(fitted[0].prompt)
         return fitted, cuts
 
-    scorer.encoder = SimpleNamespace(
-        **{**vars(encoder), "fit": fit, "answer_ids": encoder.answer_ids}
-    )
+    scorer.encoder = copy.copy(encoder)
+    scorer.encoder.fit = fit
     scores = [scorer.score([one]) for one in (row, labelled)]
     assert scores[0] == scores[1]
     assert scores[0][0].status != "too_long"

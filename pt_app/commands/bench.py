@@ -96,6 +96,29 @@ def score(
 
 
 @bench.command()
+def questions(
+    *,
+    model: str = flag("base: folder, name of judge base list, or tiny", "tiny"),
+    tokens: int = flag("length of a state", 510, low=1, unit="tokens"),
+    states: int = flag("number of states per round", 2, low=1),
+    rounds: int = ROUNDS,
+    json_file: Path | None = JSON_FILE,
+) -> None:
+    """Several questions about a text: seconds against transformers' pipeline, on one CPU core."""
+    from benchmarks.questions import measure
+
+    console.start()
+    found = measure(model, tokens, states, rounds)
+    for name, seconds in found["seconds_per_state"].items():
+        print(f"{name:14}{seconds:8.3f} s per state")
+    print(f"judge: 8 questions take {found['eight_against_one']:.2f} times as long as 1")
+    for count, ratio in found["faster_than_pipeline"].items():
+        print(f"{count} questions: {ratio:.1f} times as fast as the pipeline")
+    if json_file:
+        write_json_atomic(json_file, found)
+
+
+@bench.command()
 def intervals(
     *,
     groups: int = flag("number of sources of a test set, with 3 rows each", 60, low=2),

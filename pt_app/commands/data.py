@@ -49,8 +49,10 @@ def import_(
 ) -> None:
     """Turn a file of labels into a dataset folder: split without leaks, checked and documented."""
     from pt_app.judge_data.importing import import_labels
+    from pt_app.judge_data.question_import import import_questions
 
-    print("\n".join(import_labels(files, out, options, replace(plan, into=into), append=append)))
+    run = import_questions if options.questions else import_labels
+    print("\n".join(run(files, out, options, replace(plan, into=into), append=append)))
 
 
 @data.command()

@@ -6,16 +6,18 @@ Every problem is a UserError with file, row and field; nothing is dropped or rep
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, sha256_file
 from pt_app.core.leaks import find_leaks
+from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_of
 from pt_app.core.records import JudgeExample, Place, clipped, example_of, first_problem, one_line
+from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.core.verdicts import NAMED, Scale, Task
 
 if TYPE_CHECKING:
@@ -28,39 +30,73 @@ OPTIONAL_SPLITS = ("val",)
 
 
 class DatasetCard(BaseModel):
-    """`dataset.json`: what the rows are about, and where they come from."""
+    """`dataset.json`: what the rows are about, and where they come from.
+
+    `state` and `questions` are those of the task "questions": the fields of a row that are asked
+    about, and what is asked (questions.py).
+    """
 
     model_config = ConfigDict(extra="allow")
-    task: Task = "score"
+    task: Task | Literal["questions"] = "score"
     scale: str = ""
     template: str = "translation"
     rubric: str | None = None
     origin: str = ""
     licence: str = ""
+    state: list[str] = []
+    questions: dict[str, Declared] = {}
     sha256: dict[str, str] = Field(default_factory=dict)
     split: dict[str, object] = Field(default_factory=dict)
 
     def model_post_init(self, _context: object) -> None:
-        """Return a card without a scale the usual one of its task."""
-        self.scale = self.scale or (self.task if self.task in NAMED else "0-10")
+        """Return a card without a scale or template the usual one of its task."""
+        if self.task == "questions":
+            self.template = self.template if "template" in self.model_fields_set else self.task
+        else:
+            self.scale = self.scale or (self.task if self.task in NAMED else "0-10")
 
 
 @dataclass(frozen=True)
 class JudgeData:
     """A dataset folder in memory. `sha256` is of each file as it was read.
 
-    `leaks` has a line for each text on both sides of the split, if that was allowed.
+    `asked` is the scale of its labels, or its questions. `leaks` has a line for each text on both
+    sides of the split, if that was allowed.
     """
 
     path: Path
     card: DatasetCard
-    scale: Scale
+    asked: Asked
     train: list[JudgeExample]
     val: list[JudgeExample]
     test: list[JudgeExample]
     sha256: dict[str, str]
     notes: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of all labels; raises UserError if there are several questions."""
+        return only_scale(self.asked)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The questions that it declares; empty if it has a scale of its own."""
+        return () if isinstance(self.asked, Scale) else self.asked
+
+    def views(self) -> list[tuple[str, "JudgeData"]]:
+        """Return the data of each question by its name; of a scale of its own all data, by ""."""
+        if not self.questions:
+            return [("", self)]
+        return [(question.name, self.about((question,))) for question in self.questions]
+
+    def about(self, questions: Sequence[Question]) -> "JudgeData":
+        """Return the same data with the labels of these questions alone."""
+        names = {question.name for question in questions}
+        splits = {
+            split: [row for row in getattr(self, split) if row.asks in names] for split in SPLITS
+        }
+        return replace(self, asked=tuple(questions), **splits)
 
 
 def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
@@ -71,17 +107,31 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     """
     folder = find_folder(folder)
     card = read_card(folder)
-    scale = card_scale(card, folder / "dataset.json")
+    asked = card_asks(card, folder / "dataset.json")
     if (folder / "1" / "judge_test.json").exists():
         remedy = f"train them all with `judge train --data_dir {folder}`, or one, {folder / '1'}"
         raise UserError(f"{folder} holds folds: {remedy}")
     splits = read_splits(folder, card)
     paths = [folder / f"judge_{split}.json" for split in SPLITS]
     hashes = {path.name: sha256_file(path) for path in paths if path.exists()}
+    if not isinstance(asked, Scale):
+        _check_labelled(asked, splits["train"], folder)
     leaks = _leaks(splits, card, folder, allow_leaks)
     changed = [name for name, digest in card.sha256.items() if hashes.get(name, digest) != digest]
     notes = tuple(f"{name} is not the file that dataset.json describes" for name in changed)
-    return JudgeData(folder, card, scale, notes=notes, sha256=hashes, leaks=leaks, **splits)
+    return JudgeData(folder, card, asked, notes=notes, sha256=hashes, leaks=leaks, **splits)
+
+
+def _check_labelled(
+    questions: Sequence[Question], train: Sequence[JudgeExample], folder: Path
+) -> None:
+    """Raise UserError for the first question that no training row has a label for."""
+    labelled = {row.asks for row in train}
+    for question in questions:
+        if question.name not in labelled:
+            remedy = "label some, or remove it from dataset.json"
+            path = folder / "judge_train.json"
+            raise UserError(f"{path}: no row has a label for {question.name}: {remedy}")
 
 
 def find_folder(folder: str | Path) -> Path:
@@ -135,6 +185,8 @@ def read_card(folder: Path) -> DatasetCard:
     if not path.exists():
         return DatasetCard()
     value = parse_json(read_text(path), path)
+    if isinstance(value, dict) and value.get("task") == "questions":
+        parse_json(read_text(path), path, pairs=_each_once)
     try:
         card = DatasetCard.model_validate(value)
     except ValidationError as error:
@@ -145,8 +197,30 @@ def read_card(folder: Path) -> DatasetCard:
     return card.model_copy(update={"template": str(own)}) if is_own else card
 
 
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of its members; raises ValueError for two of one name: one would be lost."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f'"{twice[0]}" stands twice in one object')
+    return dict(pairs)
+
+
+def card_asks(card: DatasetCard, path: Path) -> Asked:
+    """Return the card's scale or questions; raises UserError for what is wrong with them."""
+    if card.task != "questions":
+        return card_scale(card, path)
+    where = f"{path}, field"
+    if not card.state or len(set(card.state)) < len(card.state):
+        raise UserError(f"{where} state: name the fields of a row that are asked about, each once")
+    if taken := set(card.state) & set(RESERVED):
+        raise UserError(f"{where} state: {min(taken)} is no field of the state: rename it")
+    return questions_of(card.questions, f"{where} questions")
+
+
 def card_scale(card: DatasetCard, path: Path) -> Scale:
     """Return the card's scale; raises UserError if it does not belong to the card's task."""
+    if card.task == "questions":
+        return only_scale(card_asks(card, path))
     try:
         scale = Scale.from_name(card.scale)
     except UserError as error:
@@ -165,12 +239,15 @@ def read_rows(
     `split` names rows that have no id: "train-17". `labelled=False` also takes rows of fields
     without a label. Raises UserError at the first row that cannot be used, or if there is none.
     """
-    scale = card_scale(card, path.parent / "dataset.json")
-    examples = []
+    asked = card_asks(card, path.parent / "dataset.json")
+    examples: list[JudgeExample] = []
     for place, value in _values(path):
         if not isinstance(value, dict):
             raise place.error("", "a row must be an object", "write {...} for each row")
-        example = example_of(value, place, scale)
+        if not isinstance(asked, Scale):
+            examples += examples_of(value, place, card.state, asked, f"{split}-{place.row}")
+            continue
+        example = example_of(value, place, asked)
         if example.label is None and labelled:
             raise place.error("label", "the row has none", "label it or leave it out")
         name = example.id or f"{split}-{place.row}"
@@ -211,14 +288,19 @@ def _values(path: Path) -> Iterator[tuple[Place, object]]:
 
 
 def parse_json(
-    text: str, path: Path, line: int = 1, constant: Callable[[str], object] | None = None
+    text: str,
+    path: Path,
+    line: int = 1,
+    constant: Callable[[str], object] | None = None,
+    pairs: Callable[[list[tuple[str, object]]], object] | None = None,
 ) -> Any:
     """Parse `text`, which starts at `line` of the file; raise UserError with line and column.
 
-    `constant` makes a value of NaN and the infinities, or refuses them with a ValueError.
+    `constant` makes a value of NaN and the infinities, or refuses them with a ValueError; `pairs`
+    does so of the members of an object.
     """
     try:
-        value = json.loads(text, parse_constant=constant)
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
         if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -236,7 +318,8 @@ def check_ids(examples: Iterable[JudgeExample]) -> None:
     """Raise UserError for the first id that two rows have."""
     seen: dict[str, str] = {}
     for example in examples:
-        if example.id in seen:
+        # The examples of a row, one for each question, have one id and one place.
+        if example.id in seen and not (example.asks and seen[example.id] == example.where):
             where = f"{seen[example.id]} and {example.where}, field id"
             raise UserError(f'two rows have the id "{example.id}": {where}: give each its own')
         seen[example.id] = example.where
@@ -274,7 +357,25 @@ def read_places(folder: Path) -> dict[str, str]:
 
 
 def draw(rows: Sequence[JudgeExample], count: int, seed: int) -> Sequence[JudgeExample]:
-    """Draw `count` rows by the seed, in their order; all rows if `count` is 0."""
-    if not 0 < count < len(rows):
+    """Draw `count` rows by the seed, in their order; all rows if `count` is 0.
+
+    All examples of a row, one for each question, are drawn together.
+    """
+    members = members_of(rows)
+    if not 0 < count < len(members):
         return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]
+    drawn = sorted(random.Random(seed).sample(range(len(members)), count))
+    return [rows[i] for row in drawn for i in members[row]]
+
+
+def members_of(examples: Sequence[JudgeExample]) -> list[list[int]]:
+    """Return the indices of the examples of each row: one, or one for each of its questions."""
+    members: list[list[int]] = []
+    before: JudgeExample | None = None
+    for index, example in enumerate(examples):
+        own = example.id, example.where
+        if before is None or not example.asks or own != (before.id, before.where):
+            members.append([])
+        members[-1].append(index)
+        before = example
+    return members

@@ -9,6 +9,7 @@ values: whatever reads a judge sees probabilities of the scale of the labels (`S
 from collections.abc import Sequence
 
 from pt_app.core.errors import UserError
+from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 
@@ -19,12 +20,12 @@ MIN_ROWS = 50  # training rows per verdict from which on `auto` leaves a finer s
 
 def choose_grid(
     asked: str,
-    scale: Scale,
+    scale: Asked,
     train: Sequence[JudgeExample],
     max_samples: int = 0,
     others: Sequence[JudgeExample] = (),
-) -> tuple[Scale, str]:
-    """Return a scale with the grid that its judge speaks, or without one.
+) -> tuple[Asked, str]:
+    """Return a scale with the grid that its judge speaks, or without one; questions have none.
 
     Only the number of rows decides, not which are drawn: the seeds of a training agree.
 
@@ -41,6 +42,10 @@ def choose_grid(
     Raises:
         UserError: for a grid that does not fit the scale, or the prompts of chat rows.
     """
+    if not isinstance(scale, Scale):
+        if asked not in (AUTO, OFF):
+            raise UserError(f"--grid {asked}: questions have scales of their own: leave it out")
+        return scale, ""
     chat = [row for row in (*train, *others) if row.prompt is not None]
     if asked not in (AUTO, OFF):
         try:
@@ -72,9 +77,9 @@ def refuse_chat_rows(scale: Scale, rows: Sequence[JudgeExample], other: str = ""
             raise UserError(f"{row.where}: --grid {scale.grid.name}: {problem}: {remedy}")
 
 
-def grid_name(scale: Scale) -> str:
+def grid_name(asked: Asked) -> str:
     """Name the grid of a scale as --grid does."""
-    return scale.grid.name if scale.grid else OFF
+    return asked.grid.name if isinstance(asked, Scale) and asked.grid else OFF
 
 
 def _cost(binned: Scale, train: Sequence[JudgeExample]) -> str:

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).with_name("templates")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SCALE_FIELDS = ("low", "high", "verdict_form")
 _TEXTS = ("rubric", "source", "conversation", "context", "reference")
-_ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, "candidate", "candidate_a", "candidate_b")
+_CANDIDATES = ("candidate", "candidate_a", "candidate_b")
+_ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, *_CANDIDATES, "state", "question")
 FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": _ALL_FIELDS, "user.txt": _ALL_FIELDS}
 
 
@@ -34,7 +35,8 @@ class Template:
         """Read a template by its name, or from a folder with user.txt, system.txt, rubric.txt.
 
         Only user.txt is required; `rubric`, a dataset's own, replaces the template's. Raises
-        UserError for an unknown name or field, and a user.txt without a candidate.
+        UserError for an unknown name or field, and a user.txt without a candidate, or without the
+        state and the question of a dataset that declares questions.
         """
         folder = FOLDER / name if "/" not in name and (FOLDER / name).is_dir() else Path(name)
         if not (folder / "user.txt").is_file():
@@ -42,7 +44,8 @@ class Template:
             problem = f"is neither one of {known} nor a folder with a user.txt"
             raise UserError(f"template {name} {problem}: correct its name")
         texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
-        if not {"candidate", "candidate_a"} & set(_FIELD.findall(texts["user.txt"])):
+        shown = set(_FIELD.findall(texts["user.txt"]))
+        if not {"candidate", "candidate_a"} & shown and not {"state", "question"} <= shown:
             remedy = "put {candidate} into it, or {candidate_a} and {candidate_b}"
             raise UserError(f"{folder / 'user.txt'} shows no candidate: {remedy}")
         if rubric:
@@ -60,6 +63,11 @@ class Template:
         for name in ("user", "system", "rubric"):
             if text := getattr(self, name):
                 write_text_atomic(folder / f"{name}.txt", text + "\n")
+
+    @property
+    def asks(self) -> bool:
+        """Whether it shows a declared question and what is asked about."""
+        return {"state", "question"} <= set(_FIELD.findall(self.user))
 
     def render(self, example: JudgeExample, scale: Scale) -> tuple[str, str]:
         """Fill in the system's and the user's text for one row of fields."""
@@ -95,7 +103,8 @@ def row_fields(example: JudgeExample) -> dict[str, str | None]:
     texts = {name: getattr(example, name) or None for name in ("source", "context", "reference")}
     turns = "\n".join(f"{turn.role}: {turn.content}" for turn in example.conversation or ())
     candidates = {"candidate": example.candidate, "candidate_a": first, "candidate_b": second}
-    return {**texts, "conversation": turns or None, **candidates}
+    asked = {"state": example.state, "question": example.question and example.question.text}
+    return {**texts, "conversation": turns or None, **candidates, **asked}
 
 
 def _read(path: Path, fields: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ does not fit is cut from context, then from source and reference, alike for all 
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -14,6 +15,7 @@ from pt_app.core.choosing import resolved_rule
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template, fill, scale_fields
+from pt_app.core.questions import Asked, Question, only_scale
 from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale, format_answer
 from pt_app.core.words import units
@@ -64,7 +66,7 @@ class Cuts:
 
 
 class PromptEncoder:
-    """Encode examples for one tokenizer, template and scale.
+    """Encode examples for one tokenizer, one template, and one scale or several questions.
 
     `rule` says how a verdict is chosen from its probabilities, resolved for the scale.
     The tokenizer's chat template is sealed in place (`chat_templates.seal`): `day` is what its
@@ -76,15 +78,20 @@ class PromptEncoder:
         self,
         tokenizer: Any,
         template: Template,
-        scale: Scale,
+        asked: Asked,
         max_seq_length: int,
         day: date = DAY,
         rule: VerdictRule = "auto",
     ) -> None:
         self.tokenizer, self.day = tokenizer, day
-        self.template, self.scale = template, scale
-        self.rule = resolved_rule(rule, scale)
+        self.template, self.asked = template, asked
+        self.asked_rule = resolved_rule(rule, asked) if isinstance(asked, Scale) else rule
         self.max_seq_length = max_seq_length
+        if self.questions and not template.asks:
+            remedy = "use questions, or put both into its user.txt"
+            raise UserError(
+                f"template {template.name} shows no {{state}} and {{question}}: {remedy}"
+            )
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{self._name} has no chat template: give it one with --chat_template")
         try:
@@ -104,12 +111,48 @@ class PromptEncoder:
     def _refused(self, problem: str) -> UserError:
         return UserError(f"{self._name}: its chat template {problem}: choose another model")
 
+    @property
+    def scale(self) -> Scale:
+        """The scale of all verdicts; raises UserError if there are several questions."""
+        return only_scale(self.asked)
+
+    @property
+    def rule(self) -> VerdictRule:
+        """How a verdict is chosen from its probabilities; raises UserError as `scale` does."""
+        return self.rule_of(self.scale)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The questions that the dataset declares; empty if it has a scale of its own."""
+        return () if isinstance(self.asked, Scale) else self.asked
+
+    def scales(self) -> list[tuple[str | None, Scale]]:
+        """Return the scale of each question by its name; None: without questions."""
+        if not self.questions:
+            return [(None, self.scale)]
+        return [(question.name, question.scale) for question in self.questions]
+
+    def about(self, *questions: Question) -> "PromptEncoder":
+        """Return the same encoder, for these questions alone."""
+        own = copy(self)
+        own.asked = questions
+        return own
+
+    def scale_of(self, example: JudgeExample) -> Scale:
+        """Return the scale of a row's verdicts."""
+        return example.question.scale if example.question else self.scale
+
+    def rule_of(self, scale: Scale) -> VerdictRule:
+        """Return how a verdict is chosen from its probabilities; options have no mean."""
+        options = scale.task == "choice"
+        return "mode" if options else resolved_rule(self.asked_rule, scale)
+
     def messages(self, example: JudgeExample) -> list[dict[str, str]]:
         """Lay an example out as turns; a template without a system role gets it in the user's."""
         if example.prompt is not None:
             system, user = example.system or "", example.prompt
         else:
-            system, user = self.template.render(example, self.scale)
+            system, user = self.template.render(example, self.scale_of(example))
         if not system or not self.has_system_role:
             return [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -194,13 +237,15 @@ class PromptEncoder:
     def _longest_field(self, row: Encoded) -> str:
         """Name what keeps a row from fitting, of all that is never cut."""
         short = _shortened(row.example, 0, 1)
-        own = short.rubric or fill(self.template.rubric, scale_fields(self.scale))
+        scale = self.scale_of(short)
+        own = short.rubric or fill(self.template.rubric, scale_fields(scale))
         texts = {
             "prompt (the user's turn)": short.prompt,
             "system": short.system,
             "rubric": own if short.prompt is None else None,
             "conversation": "\n".join(turn.content for turn in short.conversation or ()),
-            "candidate": short.candidate if short.prompt is None else None,
+            "candidate": short.candidate if short.prompt is None and not short.state else None,
+            "state": short.state,
             "candidates": "\n".join(short.candidates or ()),
         }
         lengths = {name: len(self.answer_ids(text)) for name, text in texts.items() if text}
@@ -219,7 +264,8 @@ class PromptEncoder:
 
     def _answer_with_end(self, example: JudgeExample) -> list[int]:
         """Encode the label's answer and its end; without a label, room for a verdict alone."""
-        answer = example.answer(self.scale) or self.scale.lines()[-1]
+        scale = self.scale_of(example)
+        answer = example.answer(scale) or scale.lines()[-1]
         return [*self.answer_ids(answer), self.end_token_id]
 
     def _template_ids(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
@@ -287,12 +333,13 @@ class PromptEncoder:
 
         asked = [{"role": "user", "content": "x"}]
         prompt = self._template_ids(asked, add_generation_prompt=True)
-        probe = format_answer(self.scale, self.scale.values[-1], ["a"], "Fine, é 1.")
+        scale = self.questions[0].scale if self.questions else self.scale
+        probe = format_answer(scale, scale.values[-1], ["a"], "Fine, é 1.")
         whole = self._template_ids([*asked, {"role": "assistant", "content": probe}])
         for encode in (plain, after_newline):
             answer = encode(self._lead + probe)
             start = [*prompt, *answer]
-            verdict = encode(self._lead + self.scale.lines()[-1])
+            verdict = encode(self._lead + scale.lines()[-1])
             if (
                 whole[: len(start)] == start
                 and self.end_token_id in whole[len(start) :]

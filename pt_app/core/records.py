@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SkipValidation, ValidationError
 from pydantic.types import StrictFloat, StrictInt, StrictStr
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import shown
+from pt_app.core.questions import Asked, Question, only_scale
 from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
 
 ROLES = ("system", "user", "assistant")
+ONLY_READ = ("prompt", "system", "state", "question", "shares", "row", "where")  # of no row on disk
 LARGEST = sys.float_info.max
 
 
@@ -83,8 +85,10 @@ class JudgeExample(BaseModel):
     A chat row carries `prompt`, the user's turn as it was written, and `system` where it had one;
     a row of fields is laid out by a prompt template. `annotators` has the label of each of them,
     `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
-    known to be in the candidate, where a generator put them there. `where` is "file:row", for
-    messages.
+    known to be in the candidate, where a generator put them there. A row of a dataset that declares
+    questions is an example for each `question`, about the same `state`; `shares` are those of
+    several labels, over the values of its scale, if it has more than one, and `row` is the whole
+    row as it was read. `where` is "file:row", for messages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,7 +108,16 @@ class JudgeExample(BaseModel):
     meta: dict[str, Any] = {}
     prompt: str | None = None
     system: str | None = None
+    state: str | None = None
+    question: SkipValidation[Question | None] = None
+    shares: tuple[float, ...] = ()
+    row: SkipValidation[Cells | None] = None
     where: str = ""
+
+    @property
+    def asks(self) -> str:
+        """The name of its question; "" if the dataset declares none."""
+        return self.question.name if self.question else ""
 
     def answer(self, scale: Scale) -> str | None:
         """Write the label as the answer to supervise; None where the row has no label."""
@@ -112,14 +125,18 @@ class JudgeExample(BaseModel):
             return None
         return format_answer(scale, self.label.verdict, self.label.issues, self.label.feedback)
 
-    def as_row(self, scale: Scale) -> dict[str, Any]:
+    def as_row(self, scale: Asked) -> dict[str, Any]:
         """Return the row as it is written to disk, in the shape it was read from.
 
         The answer of a chat row is rewritten from its label, as training supervises it.
         """
+        if self.row is not None:
+            meta = {"meta": self.meta} if self.meta else {}
+            return {**self.row, "id": self.id, "group": self.group, **meta}
         if self.prompt is None:
             return self.model_dump(exclude={"where"}, exclude_defaults=True)
-        turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(scale))]
+        answer = self.answer(only_scale(scale))
+        turns = [("system", self.system), ("user", self.prompt), ("assistant", answer)]
         row: dict[str, Any] = {"id": self.id, "group": self.group}
         row["messages"] = [{"role": r, "content": text} for r, text in turns if text is not None]
         others = {"source": self.source, "translation": self.candidate, "meta": self.meta or None}
@@ -248,7 +265,7 @@ def unlabelled(value: Cells, place: Place, scale: Scale) -> JudgeExample:
 
 def _fields(value: Cells, place: Place, scale: Scale) -> JudgeExample:
     # What only reading sets is not taken from the file.
-    own = {k: v for k, v in value.items() if k not in ("prompt", "system", "where")}
+    own = {k: v for k, v in value.items() if k not in ONLY_READ}
     row = _validate(JudgeExample, own, place)
     wanted = "candidates" if scale.task == "pairwise" else "candidate"
     if getattr(row, wanted) is None:

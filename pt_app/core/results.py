@@ -366,6 +366,8 @@ class JudgeResults(Measured):
     Attributes:
         verdict_rule: how verdicts were chosen from their probabilities; None: they were given.
         order: "both" if a pair's probabilities are the mean of its two orders.
+        option_order: how often the verdict on a choice is another one where its options are listed
+            in another order, on some rows.
         far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart;
             None: not counted, as in schema 1.
     """
@@ -377,6 +379,7 @@ class JudgeResults(Measured):
     grid: str | None = None
     precision_change: PrecisionChange | None = None
     reading_change: PrecisionChange | None = None
+    option_order: Metric | None = None
     ties: int = 0
     unscored: int = 0
     shortened: int = 0
@@ -469,8 +472,49 @@ class SeedSpread(Stored):
     sd: float | None = None
 
 
+class QuestionSummary(Stored):
+    """One question of a judge: a row of its overview.
+
+    Attributes:
+        type: bool, choice or score.
+        scale: the name of its scale.
+        metric: the name of the headline number, which judge, base, baseline and ceiling have.
+        baseline: the name of the best baseline.
+        few: why there are no numbers; "" where there are.
+        agreement, of_base, of_baseline, ceiling: the headline number of the judge, of its base, of
+            the best baseline, and of one annotator against the others.
+        ece, ece_if_calibrated: the calibration error, and that of a calibrated judge on n rows.
+        target, threshold: the accuracy that is promised, and the confidence from which on.
+        kept, right: the share of the rows above the threshold, and the accuracy there.
+        verdict_mass, option_order: of the judge, as `JudgeResults` has them.
+    """
+
+    type: str = ""
+    scale: str = ""
+    metric: str = ""
+    n: int = 0
+    few: str = ""
+    agreement: Metric | None = None
+    of_base: Metric | None = None
+    baseline: str = ""
+    of_baseline: Metric | None = None
+    ceiling: Metric | None = None
+    ece: Metric | None = None
+    ece_if_calibrated: Range | None = None
+    target: float | None = None
+    threshold: float | None = None
+    kept: Metric | None = None
+    right: Metric | None = None
+    verdict_mass: Metric | float | None = None
+    option_order: Metric | None = None
+
+
 class Results(_Versioned):
-    """The content of results.json."""
+    """The content of results.json.
+
+    `questions` has a row for each question of a judge of several; its whole results are in the
+    folder of its name.
+    """
 
     leaks: Leaks = Leaks()
     task: str = "score"
@@ -484,6 +528,7 @@ class Results(_Versioned):
     comparisons: list[Comparison] = []
     curve: list[LearningPoint] = []
     over_seeds: SeedSpread | None = None
+    questions: dict[str, QuestionSummary] = {}
     run: JsonObject = {}
 
     @property
@@ -533,6 +578,7 @@ class Prediction(Stored):
     """A row of predictions.jsonl: what one judge answered to one row.
 
     Attributes:
+        question: which is answered, of several.
         score: of a metric, in place of verdicts.
         verdict: what the judge says: chosen by the probabilities, else as it was given.
         greedy: the verdict of the greedy answer (None: a parse failure); unset if `verdict` is it.
@@ -545,6 +591,7 @@ class Prediction(Stored):
 
     model: str = ""
     id: str = ""
+    question: str | None = None
     group: str | int = ""
     label: Verdict = ""
     score: float | None = None

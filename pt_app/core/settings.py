@@ -85,6 +85,15 @@ class Settings:
         "auto",
         unit="scale",
     )
+    questions: str = flag(
+        "names of the questions to train, of data that declare some; default: all", "", unit="list"
+    )
+    question_weights: str = flag(
+        "weights of questions in the loss, such as tone=2,offer=0.5; default: 1 for each, however "
+        "many labels it has",
+        "",
+        unit="list",
+    )
     max_samples: int = flag("number of training rows, drawn by the seed; 0: all", 0, low=0)
     test_samples: int = flag("number of test rows, drawn by the seed; 0: all", 0, low=0)
     lora_r: int = flag("LoRA rank", 16, low=1)

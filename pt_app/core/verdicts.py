@@ -7,6 +7,7 @@ An answer starts with its verdict, alone on the first line, so that one forward 
     Feedback: The article has the wrong gender and an adverb is missing.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,13 +21,16 @@ from pt_app.core.errors import UserError
 Task = Literal["score", "pairwise", "pass_fail"]
 Verdict = int | float | str
 
-KEYWORDS = {"score": "Score", "pairwise": "Winner", "pass_fail": "Verdict"}
+KEYWORDS = {"score": "Score", "pairwise": "Winner", "pass_fail": "Verdict", "choice": "Answer"}
 NAMED: dict[str, tuple[Verdict, ...]] = {
     "pairwise": ("A", "B", "tie"),
     "pass_fail": ("PASS", "FAIL"),
 }
+YES_NO = ("yes", "no")
+CHOICE = "choice:"  # before the options, as a JSON list, in the name of a scale of options
 # Every verdict is a path that the scorer reads; a scale finer than this is a regression.
 MAX_VALUES = 1001
+MAX_NAMED = 8  # options that a message or a form names
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})(?::({_NUMBER}))?")
@@ -65,7 +69,9 @@ class Scale:
     """The allowed verdicts of a task, in order.
 
     `task` is "score", "pairwise" or "pass_fail"; `name` is "0-10", "1-5", "0-10:0.5" (low, high,
-    step), "pairwise" or "pass_fail". Whole numbers are ints, others floats.
+    step), "pairwise" or "pass_fail". Whole numbers are ints, others floats. A question
+    (questions.py) may also ask for options, of the task "choice": "bool" is yes or no, and
+    'choice:["red", "blue"]' names them.
 
     `grid` is a coarser scale that a judge speaks instead: its lines then stand for bins of the
     values (grids.py). Labels, names and probabilities stay those of the scale itself, so that
@@ -83,6 +89,10 @@ class Scale:
         """Build the scale that `name` stands for; raises UserError for any other text."""
         if name in NAMED:
             return Scale(name, name, NAMED[name])
+        if name == "bool":
+            return Scale("choice", name, YES_NO)
+        if name.startswith(CHOICE):
+            return Scale("choice", name, tuple(json.loads(name.removeprefix(CHOICE))))
         match = _RANGE.fullmatch(name)
         parts = match.groups() if match else ("0", "0", "0")
         low, high, step = (Decimal(part or "1") for part in parts)
@@ -95,6 +105,11 @@ class Scale:
                 "low-high:step (0-10:0.5) whose steps lead to its end, pairwise or pass_fail"
             )
         return Scale("score", name, tuple(_number(low + step * i) for i in range(int(steps) + 1)))
+
+    @staticmethod
+    def of_options(options: Sequence[str]) -> "Scale":
+        """Build the scale of the options of a question."""
+        return Scale.from_name(CHOICE + json.dumps(list(options), ensure_ascii=False))
 
     def with_grid(self, name: str) -> "Scale":
         """Return this scale, spoken on the coarser scale `name`; raises UserError if none fits."""
@@ -156,7 +171,9 @@ class Scale:
     @cached_property
     def _written(self) -> re.Pattern[str]:
         heading = rf"{_LINE_START}{KEYWORDS[self.task]}{_MARKUP}[:=]?{_MARKUP}"
-        body = rf"{_WRITTEN[self.task]}{_END}[*_`.]*"
+        options = sorted((re.escape(str(value)) for value in self.values), key=len, reverse=True)
+        written = _WRITTEN.get(self.task) or f"({'|'.join(options)})()"
+        body = rf"{written}{_END}[*_`.]*"
         return re.compile(heading + body, re.IGNORECASE | re.MULTILINE)
 
     def normalise(self, verdict: object) -> Verdict | None:
@@ -185,8 +202,10 @@ class Scale:
 
     def says(self) -> str:
         """Name the allowed verdicts in a few words, for messages."""
-        if len(self.values) <= 3:
-            return "allowed are " + ", ".join(map(str, self.values))
+        if len(self.values) <= 3 or self.task != "score":
+            more = f" and {len(self.values) - MAX_NAMED} more"
+            named = ", ".join(map(str, self.values[:MAX_NAMED]))
+            return f"allowed are {named}{more if len(self.values) > MAX_NAMED else ''}"
         step = Decimal(str(self.values[1])) - Decimal(str(self.values[0]))
         return f"allowed are {self.values[0]} to {self.values[-1]} in steps of {_plain(step)}"
 

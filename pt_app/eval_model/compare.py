@@ -17,9 +17,16 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
 from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.prompt_templates import Template
-from pt_app.core.results import Cost, LearningPoint, Results
+from pt_app.core.results import Cost, JsonObject, LearningPoint, Results
 from pt_app.core.verdicts import Scale
-from pt_app.eval_model.evaluation import Scoring, measured, prediction, probed
+from pt_app.eval_model.evaluation import (
+    ByQuestion,
+    Scoring,
+    measured,
+    prediction,
+    probed,
+    written,
+)
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
 from pt_app.evidence.baselines import Baseline
@@ -68,26 +75,24 @@ def evaluate_judges(
     options = options or EvalOptions()
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
+    if dataset.questions:
+        return _of_questions(dataset, out, folders, endpoint, options)
     infos = [_verified(Path(folder), dataset) for folder in folders]
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
     test = draw(dataset.test, options.rows, options.seed)
-    probe = _probe(infos[0], dataset, test, options) if infos else NO_BASE
-    judges = [_judged(n, info, test, options) for n, info in zip(_names(infos), infos, strict=True)]
-    if options.with_base and infos:
-        judges.append(_judged("base", infos[0], test, options, tuned=False))
+    probe = _probe(infos[0], dataset, test, options)[""] if infos else NO_BASE
+    judges = [each[""] for each in _judged_each(infos, test, options)]
     if options.curve:
         shares = on_fewer_rows(infos[0], data, len(dataset.train), options.base, out)
         for name, folder in shares.items():
-            judges.append(_judged(name, adapters.verify_adapter(folder), test, options))
+            judges.append(_judged(name, adapters.verify_adapter(folder), test, options)[""])
     if endpoint is not None:
         journal = out.with_name(f"{out.name}.journal.jsonl")
         shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
         budget = Budget(endpoint)
         judges.append(_prompted_rows(endpoint, budget, test, shots, dataset, journal))
-    run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
-    if infos and all(info.identity == infos[0].identity for info in infos):
-        run |= {"base": infos[0].identity}
+    run = _about(infos)
     asked = Asked(options.target_accuracy)
     results, baselines = measured(judges, dataset, test, run, probe, asked)
     if endpoint is not None:
@@ -98,6 +103,54 @@ def evaluate_judges(
     write_evaluation(out, judges, results, baselines)
     write_report(out)
     return results
+
+
+def _of_questions(
+    dataset: JudgeData,
+    out: Path,
+    folders: Sequence[Path],
+    endpoint: Endpoint | None,
+    options: EvalOptions,
+) -> Results:
+    """Judge the questions of a dataset that all adapters know, to the word.
+
+    Raises:
+        UserError: if there is none, and for what is there for one scale only.
+    """
+    if endpoint is not None or options.curve:
+        raise UserError(f"{dataset.path} asks questions: --endpoint and --curve take one scale")
+    infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
+    shared = [q for q in dataset.questions if all(q in info.questions for info in infos)]
+    if not shared:
+        raise UserError(
+            f"{dataset.path} asks no question that all of the adapters were trained on, in the "
+            "same words and options: name data and adapters of the same questions"
+        )
+    dataset = dataset.about(shared)
+    test = draw(dataset.test, options.rows, options.seed)
+    probes, judges = _probe(infos[0], dataset, test, options), _judged_each(infos, test, options)
+    asked = Asked(options.target_accuracy)
+    results = written(out, judges, dataset, test, _about(infos), probes, asked)
+    write_report(out)
+    return results
+
+
+def _about(infos: Sequence[AdapterInfo]) -> JsonObject:
+    run = about_this_run() | {"command": ["judge", *sys.argv[1:]]}
+    if infos and all(info.identity == infos[0].identity for info in infos):
+        run |= {"base": infos[0].identity}
+    return run
+
+
+def _judged_each(
+    infos: Sequence[AdapterInfo], test: Sequence[JudgeExample], options: EvalOptions
+) -> list[ByQuestion]:
+    """Score the test rows with each adapter, and with the first one's base if that is asked for."""
+    names = zip(_names(infos), infos, strict=True)
+    judges = [_judged(name, info, test, options) for name, info in names]
+    if options.with_base and infos:
+        judges.append(_judged("base", infos[0], test, options, tuned=False))
+    return judges
 
 
 def _verified(folder: Path, dataset: JudgeData) -> AdapterInfo:
@@ -129,23 +182,28 @@ def _judged(
     test: Sequence[JudgeExample],
     options: EvalOptions,
     tuned: bool = True,
-) -> JudgeRows:
+) -> ByQuestion:
     """Score the test rows with an adapter, or with its base if not `tuned`."""
     source = adapters.base_of(info, options.base)
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
+    if asked := {row.asks for row in test} - {""}:
+        encoder = encoder.about(*(q for q in encoder.questions if q.name in asked))
     how = options.feedback, options.precision, options.order, options.reading
     scoring = Scoring(encoder, test, *how)
     if not tuned:
-        return scoring.judged(name, source.name, bases.load_model(source))
+        return scoring.each(name, source.name, bases.load_model(source))
     model = adapters.load_merged(info.folder, source)
-    rows = scoring.judged(name, info.folder.name, model)
-    return replace(rows, fitted=Fitted.read(info.folder, info.rule, rows.order))
+    each = scoring.each(name, info.folder.name, model)
+    return {
+        asks: replace(rows, fitted=Fitted.read(info.folder, rows.rule or "", rows.order, asks))
+        for asks, rows in each.items()
+    }
 
 
 def _probe(
     info: AdapterInfo, data: JudgeData, test: Sequence[JudgeExample], options: EvalOptions
-) -> Baseline:
-    """Fit the frozen probe on the base of an adapter, with the adapter's prompts."""
+) -> dict[str, Baseline]:
+    """Fit the frozen probe on the base of an adapter, with the adapter's prompts, by question."""
     source = adapters.base_of(info, options.base)
     adapters.check_base(info, bases.model_identity(source))  # before minutes of another base
     encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))

@@ -4,22 +4,26 @@
 made from these two alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from pt_app.core.choosing import is_tied
 from pt_app.core.dataset import JudgeData, JudgeExample, draw
+from pt_app.core.files import write_json_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.orders import order_of, swapped
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.results import PROBE, JsonObject, Prediction, Results
+from pt_app.core.results import PROBE, RESULTS, JsonObject, Metric, Prediction, Results
 from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Asked
+from pt_app.evidence.overview import overview
 from pt_app.evidence.probe import NO_BASE, fit_probe
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.models import adapters, bases
@@ -33,8 +37,11 @@ from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
 
 # Fields that a row of predictions.jsonl takes over as they are.
 OF_SCORED = ("verdict", "greedy", "verdict_mass", "expected", "status", "raw")
+ORDER_ROWS = 100  # test rows on which options are listed in another order
 OF_EXAMPLE = {"id", "group", "source", "reference", "candidate", "errors"}
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
+ByQuestion = Mapping[str, JudgeRows]
+"""A judge's rows by question; "": of a judge without questions."""
 
 
 def evaluate(
@@ -64,18 +71,50 @@ def evaluate(
     """
     source, data = prepared.source, prepared.data
     # First of all, since it frees its base before another is loaded.
-    probe = probed(source, prepared.encoder, data, prepared.test, probe_rows)
+    probes = probed(source, prepared.encoder, data, prepared.test, probe_rows)
     scoring = Scoring(prepared.encoder, prepared.test, feedback, precision, reading=reading)
     # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
-    base = scoring.judged("base", source.name, bases.load_model(source))
+    base = scoring.each("base", source.name, bases.load_model(source))
     validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
     model = adapters.load_merged(adapter, source)
-    own = scoring.judged("adapter", adapter.name, model, validation)
-    if own.fitted is not None:
-        own.fitted.write(adapter)
+    own = scoring.each("adapter", adapter.name, model, validation)
+    for name, rows in own.items():
+        if rows.fitted is not None:
+            rows.fitted.write(adapter, name)
     run = run | {"base": bases.model_identity(source)}
-    results, baselines = measured([own, base], data, prepared.test, run, probe)
-    write_evaluation(adapter / "evaluation", [own, base], results, baselines)
+    return written(adapter / "evaluation", [own, base], data, prepared.test, run, probes)
+
+
+def written(
+    folder: Path,
+    judges: Sequence[ByQuestion],
+    data: JudgeData,
+    test: Sequence[JudgeExample],
+    run: JsonObject,
+    probes: Mapping[str, Baseline],
+    asked: Asked | None = None,
+) -> Results:
+    """Write the results of judges: of each question in a folder of its name, then the overview.
+
+    Without questions there is one, of no name, in `folder` itself.
+
+    Returns:
+        The content of `folder`/results.json.
+    """
+    of_each = {}
+    for name, view in data.views():
+        rows, own = [row for row in test if row.asks == name], [judge[name] for judge in judges]
+        if not rows:
+            continue
+        results, baselines = measured(own, view, rows, run, probes.get(name, NO_BASE), asked)
+        write_evaluation(folder / name, own, results, baselines)
+        of_each[name] = results
+    if not data.questions:
+        return of_each[""]
+    about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
+    asked_for = {q.name: (q.type, q.scale.name) for q in data.questions}
+    results = overview(asked_for, of_each, about, data.leaks, run)
+    write_json_atomic(folder / RESULTS, results.as_json())
     return results
 
 
@@ -101,15 +140,26 @@ def probed(
     data: JudgeData,
     test: Sequence[JudgeExample],
     rows: int,
-) -> Baseline:
-    """Fit the frozen probe on at most `rows` training rows, and return its verdicts on the test."""
+) -> dict[str, Baseline]:
+    """Fit the frozen probe on at most `rows` training rows, for each question a map of its own.
+
+    Returns:
+        Its verdicts on the test rows by question; "": without one.
+    """
     if not rows:
-        return Baseline(PROBE, missing="--probe_rows is 0")
+        return {name: Baseline(PROBE, missing="--probe_rows is 0") for name, _ in data.views()}
     train, states = draw(data.train, rows, seed=0), BaseStates(source, encoder)
     pairs = any(swapped(row) is not None for row in (*train, *test))
     of_train, of_test = (_features(states, part, pairs) for part in (train, test))
-    labelled = Labelled.of_examples(train, data.scale)
-    return fit_probe(labelled, of_train, of_test, data.scale, len(data.train))
+    probes = {}
+    for name, view in data.views():
+        some, others = ([i for i, row in enumerate(p) if row.asks == name] for p in (train, test))
+        if not some or not others:
+            continue
+        labelled = Labelled.of_examples([train[i] for i in some], view.scale)
+        how = view.scale, len(view.train)
+        probes[name] = fit_probe(labelled, of_train[some], of_test[others], *how)
+    return probes
 
 
 def _features(states: BaseStates, rows: Sequence[JudgeExample], pairs: bool) -> FloatArray:
@@ -139,9 +189,23 @@ class Scoring:
         model: PreTrainedModel,
         validation: Sequence[JudgeExample] = (),
     ) -> JudgeRows:
+        """Score the test rows with one judge that has one scale; else as `each` does."""
+        (rows,) = self.each(name, id_, model, validation).values()
+        return rows
+
+    def each(
+        self,
+        name: str,
+        id_: str,
+        model: PreTrainedModel,
+        validation: Sequence[JudgeExample] = (),
+    ) -> ByQuestion:
         """Score the test rows with one judge, and calibrate its confidence on validation rows.
 
         `model` is in float32; its weights are packed in place.
+
+        Returns:
+            The rows by question; "": without one.
         """
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self.encoder)
@@ -149,18 +213,45 @@ class Scoring:
         cut, moved = chosen_lines(model, self.reading, self.test, self.encoder)
         scorer = JudgeScorer(model, self.encoder, name=name, order=self.order, cut=cut)
         scorer.feedback = self.feedback
-        scores = zip(self.test, scorer.score(self.test), strict=True)
-        rows = [prediction(name, row, score) for row, score in scores]
-        shortened, ties = scorer.shortened, scorer.ties
-        scale, rule = self.encoder.scale, self.encoder.rule
-        fitted, order = None, order_of(self.order, scale)
+        scored = scorer.score(self.test)
+        rows = [prediction(name, *both) for both in zip(self.test, scored, strict=True)]
+        shortened, judged = scorer.shortened, []
+        scorer.name, scorer.feedback = f"{name}, options in another order", False
+        flips = dict(self._option_order(scorer, scored))
         if validation:
-            scorer.name, scorer.feedback = f"{name}, validation rows", False
+            scorer.name = f"{name}, validation rows"
             scores = zip(validation, scorer.score(validation), strict=True)
             judged = [prediction(name, row, score) for row, score in scores]
-            fitted = Fitted.on(judged, scale, Asked().target_accuracy, rule, order)
-        made = self.precision, change, fitted, scale.grid.name if scale.grid else None, rule, order
-        return JudgeRows(name, id_, rows, shortened, ties, *made, moved)
+        by_question = {}
+        for asks, scale in self.encoder.scales():
+            own, calibrating = ([r for r in part if r.question == asks] for part in (rows, judged))
+            rule, order = self.encoder.rule_of(scale), order_of(self.order, scale)
+            target = Asked().target_accuracy
+            fitted = Fitted.on(calibrating, scale, target, rule, order)
+            ties = sum(is_tied(r.probabilities, scale, rule) for r in own if r.probabilities)
+            grid = scale.grid.name if scale.grid else None
+            made = self.precision, change, fitted, grid, rule, order
+            of_order = flips.get(asks or "")
+            by_question[asks or ""] = JudgeRows(
+                name, id_, own, shortened, ties, *made, moved, of_order
+            )
+        return by_question
+
+    def _option_order(
+        self, scorer: JudgeScorer, scored: Sequence[Scored]
+    ) -> Iterator[tuple[str, Metric]]:
+        """Yield how often each choice has another verdict if its options are listed backwards."""
+        for question in self.encoder.questions:
+            places = [i for i, row in enumerate(self.test) if row.asks == question.name]
+            places = places[:ORDER_ROWS] if question.type == "choice" else []
+            other = replace(question, described=question.described[::-1])
+            rows = [self.test[i].model_copy(update={"question": other}) for i in places]
+            if not rows:
+                continue
+            others = scorer.score(rows)
+            both = zip((scored[i] for i in places), others, strict=True)
+            changed = [float(one.verdict != other.verdict) for one, other in both]
+            yield question.name, Resampler([row.group for row in rows]).share(changed)
 
 
 def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
@@ -177,6 +268,8 @@ def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
         # Texts that only some rows have; of a chat row the prompt, which holds them all.
         **example.model_dump(include=OPTIONAL, exclude_none=True, exclude_defaults=True),
     }
+    if example.asks:
+        row["question"] = example.asks
     if not scored.probabilities and scored.greedy == scored.verdict:
         del row["greedy"]  # as of a model at an endpoint: the verdict is that of the answer
     if example.annotators:

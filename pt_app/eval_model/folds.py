@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite
+from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.results import (
     PREDICTIONS,
     RESULTS,
@@ -21,6 +21,7 @@ from pt_app.core.results import (
 )
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.baselines import Baseline
+from pt_app.evidence.overview import overview
 from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
 from pt_app.report import write_report
 
@@ -30,8 +31,9 @@ T = TypeVar("T")
 def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     """Join the evaluations of adapters, one per fold, into `out`; return the report's path.
 
-    The numbers are recomputed over all rows, each judged by the adapter that did not see it; the
-    baselines' verdicts are each fold's own.
+    Of several questions each is joined, into the folder of its name. The numbers are recomputed
+    over all rows, each judged by the adapter that did not see it; the baselines' verdicts are each
+    fold's own.
 
     Raises:
         UserError: for an adapter that was not evaluated, evaluations of different tasks or bases,
@@ -40,6 +42,27 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     if len(adapters) < 2:
         raise UserError("one adapter is no set of folds: name the adapters of all folds")
     folders = [Path(adapter) / "evaluation" for adapter in adapters]
+    first, *others = (read_results(folder) for folder in folders)
+    if not first.questions:
+        _join(folders, adapters, out)
+        return write_report(out)
+    if any(other.questions.keys() != first.questions.keys() for other in others):
+        raise UserError("the adapters answer other questions: join adapters of one training")
+    of_each = {
+        name: _join([folder / name for folder in folders], adapters, out / name)
+        for name in first.questions
+        if all((folder / name / RESULTS).exists() for folder in folders)
+    }
+    asked = {name: (own.type, own.scale) for name, own in first.questions.items()}
+    data = next(iter(of_each.values())).data.model_dump(include={"path", "sha256"})
+    joined = overview(asked, of_each, data, (), next(iter(of_each.values())).run)
+    refuse_overwrite([out / RESULTS], [folder / RESULTS for folder in folders])
+    write_json_atomic(out / RESULTS, joined.as_json())
+    return write_report(out)
+
+
+def _join(folders: Sequence[Path], adapters: Sequence[Path], out: Path) -> Results:
+    """Join evaluations of one scale into `out`, and return the results."""
     read = [folder / name for folder in folders for name in (RESULTS, PREDICTIONS)]
     refuse_overwrite([out / name for name in WRITTEN], read)
     results = [read_results(folder) for folder in folders]
@@ -64,7 +87,7 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     joined = results_of(judges, Scale.from_name(first.scale), data, baselines, leaks, run)
     joined.leaks.n = sum(result.leaks.n for result in results)
     write_evaluation(out, judges, joined)
-    return write_report(out)
+    return joined
 
 
 def _joined(name: str, results: Sequence[Results], predictions: Sequence[Prediction]) -> JudgeRows:

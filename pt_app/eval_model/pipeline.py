@@ -66,7 +66,7 @@ class Run:
         log.info("platform: %s (%s)", self.platform.hardware, self.platform.reason)
         check_tracking(settings.tracking)
         self.prepared = prepare(settings)
-        self.settings = replace(settings, grid=grid_name(self.prepared.encoder.scale))
+        self.settings = replace(settings, grid=grid_name(self.prepared.encoder.asked))
         self.resumed: Path | None = None
         if settings.resume != "off":
             prefix = self._name_at(datetime.now())[: -len("YYYYMMDD_HHMMSS")]
@@ -143,6 +143,7 @@ class Run:
             trainer.model,
             self.prepared.encoder,
             identity=identity,
+            state=data.card.state,
             training_config={
                 "settings": asdict(self.settings),
                 "platform": {k: str(v) for k, v in asdict(self.platform).items()},

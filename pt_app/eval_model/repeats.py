@@ -117,8 +117,8 @@ def _grid_of(settings: Settings, data: JudgeData) -> str:
     from pt_app.core.grids import choose_grid, grid_name
 
     how = settings.max_samples, (*data.val, *data.test)
-    scale, _ = choose_grid(settings.grid, data.scale, data.train, *how)
-    return grid_name(scale)
+    asked, _ = choose_grid(settings.grid, data.asked, data.train, *how)
+    return grid_name(asked)
 
 
 def trained_before(settings: Settings) -> list[Path]:
@@ -201,10 +201,19 @@ def on_fewer_rows(
 
 def _write_spread(adapters: Sequence[Path]) -> None:
     """Write into each adapter's results how the headline number varies over the seeds."""
+    from pt_app.core.results import read_results
+
+    for name in read_results(adapters[0] / "evaluation").questions or ("",):
+        _write_spread_of([adapter / "evaluation" / name for adapter in adapters])
+
+
+def _write_spread_of(folders: Sequence[Path]) -> None:
     from pt_app.core.results import RESULTS, SeedSpread, read_results
     from pt_app.report import write_report
 
-    results = [read_results(adapter / "evaluation") for adapter in adapters]
+    if not all((folder / RESULTS).exists() for folder in folders):
+        return  # a question without a test row
+    results = [read_results(folder) for folder in folders]
     metric = results[0].columns()[0]
     values = [result.models[0].metrics[metric].value for result in results]
     defined = [value for value in values if value is not None]
@@ -215,7 +224,7 @@ def _write_spread(adapters: Sequence[Path]) -> None:
         mean=statistics.mean(defined) if defined else None,
         sd=statistics.stdev(defined) if len(defined) > 1 else None,
     )
-    for adapter, result in zip(adapters, results, strict=True):
+    for folder, result in zip(folders, results, strict=True):
         result.over_seeds = spread
-        write_json_atomic(adapter / "evaluation" / RESULTS, result.as_json())
-        log.info("report: %s", write_report(adapter / "evaluation"))
+        write_json_atomic(folder / RESULTS, result.as_json())
+        log.info("report: %s", write_report(folder))

@@ -20,11 +20,18 @@ from pt_app.core.files import refuse_overwrite, sha256_file, shown, write_text_a
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
 from pt_app.eval_model.options import ScoreOptions
-from pt_app.judge import PROBLEM, Judge
+from pt_app.judge import PROBLEM, Answer, Judge, row_id
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import Reading
+from pt_app.judge_data.question_import import StateMap
 from pt_app.judge_data.reading.tables import Table, open_table
+from pt_app.models.adapters import verify_adapter
 
+# What is written of an answer to one of several questions.
+ANSWERED = (
+    *("value", "confidence", "calibrated", "abstain", "expected", "verdict_mass", "status"),
+    "probabilities",
+)
 ENDINGS = (".jsonl", ".csv", ".parquet")
 PART = 500  # rows; a killed run loses at most so many
 JOB = "job.json"  # in the folder of parts: whose they are
@@ -75,8 +82,12 @@ def _score(
     adapter: Path, input: str, output: Path, parts: Path, options: ScoreOptions
 ) -> dict[str, int]:
     table = open_table(input, Reading(options.encoding, stand_in=lambda e: {PROBLEM: str(e)}))
-    columns = ColumnMap.from_flags(options.map) if options.map else None
-    if columns:
+    state = verify_adapter(adapter).state
+    columns: ColumnMap | StateMap | None = None
+    if state:
+        columns = StateMap.of(table, options.map, state)
+    elif options.map:
+        columns = ColumnMap.from_flags(options.map)
         columns.check(table.columns, table.name)
     sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
     judge = Judge.load(
@@ -111,12 +122,14 @@ def _score(
             "folder changed meanwhile? Remove the folder, and score again"
         )
     _write(output, judged)
+    if state:
+        return dict(Counter(row["status"] for row in judged))
     far = sum(apart(row["verdict"], row["greedy"], judge.info.scale) for row in judged)
     log.info(FAR_LINE, shown(output.name), far, len(judged), FAR)
     return dict(Counter(row["status"] for row in judged))
 
 
-def _rows(table: Table, columns: ColumnMap | None) -> Iterator[Row]:
+def _rows(table: Table, columns: ColumnMap | StateMap | None) -> Iterator[Row]:
     for place, value in table.rows():
         if columns is None or PROBLEM in value:
             yield place, value
@@ -146,10 +159,29 @@ def _open_parts(parts: Path, job: Json) -> None:
 
 def _write_part(judge: Judge, batch: Sequence[Row], path: Path, feedback: bool) -> None:
     places, rows = [place for place, _ in batch], [row for _, row in batch]
+    if judge.info.questions:
+        answers = judge.answer(rows, places, progress=True)
+        named = zip(rows, places, answers, strict=True)
+        write_text_atomic(path, _as_lines([_answer_row(*each, judge.name) for each in named]))
+        return
     judged = map(asdict, judge.score(rows, feedback=feedback, progress=True, places=places))
     optional = ("answer", "problem")
     kept = [{k: v for k, v in one.items() if k not in optional or v is not None} for one in judged]
     write_text_atomic(path, _as_lines(kept))
+
+
+def _answer_row(row: Json, place: Place, answers: dict[str, Answer] | str, judge: str) -> Json:
+    """Lay out the answers about a row: a set of columns for each question."""
+    named: Json = {"id": row_id(row, place), "status": "bad_row", "judge": judge}
+    if isinstance(answers, str):
+        return named | {"problem": answers}
+    statuses = [answer.status for answer in answers.values() if answer.status != "ok"]
+    columns = {
+        f"{name}.{field}": getattr(answer, field)
+        for name, answer in answers.items()
+        for field in ANSWERED
+    }
+    return named | {"status": statuses[0] if statuses else "ok"} | columns
 
 
 def _as_lines(rows: Sequence[Json]) -> str:
@@ -161,7 +193,7 @@ def _write(output: Path, rows: Sequence[Json]) -> None:
         write_text_atomic(output, _as_lines(rows))
         return
     flat = [
-        row | {"probabilities": row["probabilities"] and json.dumps(row["probabilities"])}
+        {k: json.dumps(cell) if isinstance(cell, dict) else cell for k, cell in row.items()}
         for row in rows
     ]
     names = list(dict.fromkeys(name for row in flat for name in row))
@@ -180,9 +212,10 @@ def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> 
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    numbers = ("confidence", "calibrated", "expected", "verdict_mass")
-    kinds = dict.fromkeys(numbers, arrow.float64())
-    kinds |= dict.fromkeys(("abstain", "consistent"), arrow.bool_())
+    of = dict.fromkeys(("confidence", "calibrated", "expected", "verdict_mass"), arrow.float64())
+    of |= dict.fromkeys(("abstain", "consistent"), arrow.bool_())
+    # Of several questions behind the name of each, which may hold a point.
+    kinds = {name: of[last] for name in names if (last := name.rpartition(".")[2]) in of}
     texts = [{k: v if k in kinds or v is None else str(v) for k, v in row.items()} for row in rows]
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
     staged = output.with_name(f".{output.name}.partial")

@@ -353,6 +353,10 @@ def guaranteed_threshold(
     return chosen
 
 
+def _file(question: str) -> str:
+    return f"calibration.{question}.json" if question else FILE
+
+
 class Isotonic(BaseModel):
     """A rising map of confidence to accuracy: straight lines between the points `x` and `y`."""
 
@@ -429,18 +433,23 @@ class Fitted(results.Stored):
             operating=None if fails is None else operating_threshold(fails, labels, 1, 1).threshold,
         )
 
-    def write(self, folder: Path) -> None:
-        """Write `folder`/calibration.json."""
-        write_json_atomic(folder / FILE, self.as_json())
+    def write(self, folder: Path, question: str = "") -> None:
+        """Write `folder`/calibration.json, or that of a question."""
+        write_json_atomic(folder / _file(question), self.as_json())
 
     @staticmethod
-    def read(folder: Path, rule: str, order: str | None = None) -> "Fitted | None":
-        """Read `folder`/calibration.json; None if there is none for this rule and order of pairs.
+    def read(
+        folder: Path, rule: str, order: str | None = None, question: str = ""
+    ) -> "Fitted | None":
+        """Read `folder`/calibration.json, or that of a question.
+
+        Returns:
+            None if there is none for this rule and order of pairs.
 
         Raises:
             UserError: for a broken file.
         """
-        path = folder / FILE
+        path = folder / _file(question)
         again = "evaluate the adapter again"
         if not path.exists():
             return None

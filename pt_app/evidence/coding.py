@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _WORTH: dict[Verdict, float] = {"PASS": 1.0, "FAIL": 0.0, "A": 1.0, "tie": 0.5, "B": 0.0}
 
 
+MAX_CLASSES = 12  # of a nominal scale, from which on those that never occur are left out
+
+
 def headline(scale: Scale) -> str:
     """Return the name of the number that comes first wherever agreement on a scale is shown."""
     return "kappa" if numbers_of(scale) is None else "kappa_quadratic"
@@ -92,6 +95,10 @@ def agreement_of_sums(
         used = np.unique(np.concatenate([labels, *judges]))
         used = used[used >= 0]
         numbers, shape = numbers[used], (len(used), len(used))
+    elif len(scale.values) > MAX_CLASSES:  # nor do options, the column of parse failures stays
+        used = np.unique(np.concatenate([labels, *judges, used[-1:]]))
+        used = used[used >= 0]
+        shape = (len(used) - 1, len(used))
     columns = []
     for verdicts in judges:
         rows = np.flatnonzero(verdicts >= 0)

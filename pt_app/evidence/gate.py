@@ -7,13 +7,14 @@ judge is better.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
+from pt_app.core.questions import per_question
 from pt_app.core.results import Metric, Prediction, read_predictions, read_results
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
@@ -60,6 +61,31 @@ class Judged:
                 raise UserError(f"{folder}: field {field} is missing in a row: evaluate again")
         abstained = 1 - (judge.selective.kept.value or 0.0) if judge.selective else 0.0
         return Judged(f"{folder}", Scale.from_name(results.scale), rows, abstained)
+
+
+def gate_folders(folders: Sequence[Path], limits: Limits) -> list[Check]:
+    """Return the checks of the last folder against the first, if there are two.
+
+    Of several questions there are checks for each, with its own margin.
+
+    Raises:
+        UserError: as `gate` does, and for folders of other questions.
+    """
+    asked = [list(read_results(folder).questions) for folder in folders]
+    if asked[0] != asked[-1]:
+        named = " and ".join(", ".join(names) or "no questions" for names in asked)
+        raise UserError(f"the folders are about {named}: compare evaluations of the same questions")
+    margins = per_question(limits.question_margins, asked[0], "--question_margins", above=False)
+    checks = []
+    for name in asked[0] or [""]:
+        of_one = [Judged.read(folder / name) for folder in folders if (folder / name).exists()]
+        if len(of_one) < len(folders):
+            checks.append(Check(f"{name}: rows", "undecided", "no row has a label for it"))
+            continue
+        own = replace(limits, margin=margins.get(name, limits.margin))
+        found = gate(of_one[-1], of_one[0] if len(folders) == 2 else None, own)
+        checks += [replace(c, name=f"{name}: {c.name}") if name else c for c in found]
+    return checks
 
 
 def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:

@@ -157,11 +157,14 @@ def _add_pass_fail(numbers: JudgeResults, fail: FloatArray, judged: _Judged) -> 
 def _checks(judged: _Judged, gaps: FloatArray | None) -> dict[str, Check]:
     """Return what is 0 for a judge without biases, by name; see docs/RESULTS_JSON.md."""
     rows, labels, scale, sample = judged.rows, judged.labels, judged.scale, judged.sample
-    errors = biases.errors_of(labels, judged.verdicts, scale)
-    name = "first_place" if scale.task == "pairwise" else "generosity"
-    checks = {name: biases.mean_check(errors, sample)}
+    checks = {}
     if gaps is not None:
         checks["overconfidence"] = biases.mean_check(gaps, sample)
+    if scale.task == "choice":  # an option is worth no more than another
+        return biases.corrected(checks)
+    errors = biases.errors_of(labels, judged.verdicts, scale)
+    name = "first_place" if scale.task == "pairwise" else "generosity"
+    checks = {name: biases.mean_check(errors, sample), **checks}
     if any(row.in_both_orders for row in rows):
         shares = biases.first_preference(*biases.verdicts_of_orders(rows))
         checks["order"] = biases.mean_check(shares - 0.5, sample)

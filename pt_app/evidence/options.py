@@ -22,6 +22,9 @@ class Limits:
     """What a new judge must meet."""
 
     margin: float = flag("allowed loss of agreement", 0.02, low=0)
+    question_margins: str = flag(
+        "allowed losses of single questions, of several: tone=0.05,offer=0.01", "", unit="list"
+    )
     floor: float | None = flag("minimum agreement; required if only one folder is given", None)
     rows: int = flag("minimum number of rows for a decision", 100, low=1)
     parse_failures: float = flag("maximum fraction", 0.02, low=0, high=1)

@@ -5,6 +5,7 @@ It shows what the base knows of the verdict before any training (Alain and Bengi
 elsewhere, so that nothing here needs torch.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,32 +44,57 @@ def fit_probe(
     fitted = "the training rows"
     if len(has_state) < rows:
         fitted = f"{len(has_state):,} of the {rows:,} training rows"
-    return Baseline.of(PROBE, _predicted(train, states, at, scale), scale, fitted)
+    values = Regression.fit(train, states, scale).predict(at)
+    return Baseline.of(PROBE, values, scale, fitted)
 
 
-def _predicted(train: Labelled, x: FloatArray, at: FloatArray, scale: Scale) -> FloatArray:
-    """Return the score of each row of `at`, or the position of its verdict."""
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.model_selection import GridSearchCV, GroupKFold
+@dataclass(frozen=True)
+class Regression:
+    """A ridge regression of scores, or a logistic one of other verdicts.
 
-    numbers, y = numbers_of(scale), train.labels
-    groups = np.unique(list(map(str, train.groups)), return_inverse=True)[1]
-    folds = list(GroupKFold(min(FOLDS, groups.max() + 1)).split(x, groups=groups))
-    score: Any = "neg_mean_squared_error"
-    model, grid = Ridge(), {"alpha": PENALTIES}
-    if numbers is None:
-        # A fold whose other rows have one label alone says nothing about penalties.
-        folds = [(inside, out) for inside, out in folds if len(np.unique(y[inside])) > 1]
-        if not folds:
-            return np.full(len(at), float(np.bincount(y).argmax()))
-        score = _log_score
-        model, grid = LogisticRegression(max_iter=1000), {"C": 1 / PENALTIES}
-    # One unit for all features: to scale each by its own spread makes more of those that say less.
-    centre = x.mean(axis=0)
-    unit = (x - centre).std() or 1.0
-    search = GridSearchCV(model, grid, scoring=score, cv=folds)
-    search.fit((x - centre) / unit, y if numbers is None else numbers[y])
-    return np.asarray(search.predict((at - centre) / unit), np.float64)
+    Attributes:
+        model: the estimator of scikit-learn; None: `always` is all that it says.
+        centre: what is taken from features [width].
+        unit: what they are divided by then.
+        always: the position of the verdict that no feature changes.
+    """
+
+    model: Any
+    centre: FloatArray
+    unit: float
+    always: float = 0.0
+
+    @staticmethod
+    def fit(train: Labelled, x: FloatArray, scale: Scale) -> "Regression":
+        """Fit on features [n, width]; the penalty is chosen with the rows of a group together."""
+        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.model_selection import GridSearchCV, GroupKFold
+
+        numbers, y = numbers_of(scale), train.labels
+        groups = np.unique(list(map(str, train.groups)), return_inverse=True)[1]
+        folds = list(GroupKFold(min(FOLDS, groups.max() + 1)).split(x, groups=groups))
+        # One unit for all features: to scale each by its own spread makes more of those that say
+        # less.
+        centre = x.mean(axis=0)
+        unit = (x - centre).std() or 1.0
+        score: Any = "neg_mean_squared_error"
+        model, grid = Ridge(), {"alpha": PENALTIES}
+        if numbers is None:
+            # A fold whose other rows have one label alone says nothing about penalties.
+            folds = [(inside, out) for inside, out in folds if len(np.unique(y[inside])) > 1]
+            if not folds:
+                return Regression(None, centre, unit, float(np.bincount(y).argmax()))
+            score = _log_score
+            model, grid = LogisticRegression(max_iter=1000), {"C": 1 / PENALTIES}
+        search = GridSearchCV(model, grid, scoring=score, cv=folds)
+        search.fit((x - centre) / unit, y if numbers is None else numbers[y])
+        return Regression(search.best_estimator_, centre, unit)
+
+    def predict(self, at: FloatArray) -> FloatArray:
+        """Return the score of each row of features, or the position of its verdict [m]."""
+        if self.model is None:
+            return np.full(len(at), self.always)
+        return np.asarray(self.model.predict((at - self.centre) / self.unit), np.float64)
 
 
 def _log_score(model: Any, x: FloatArray, labels: IntArray) -> float:

@@ -39,7 +39,8 @@ class JudgeRows:
     `shortened` counts the rows that were cut to fit, `ties` those whose verdict rounding decided;
     `change` says what the precision changed against float32, `cut` what reading parts of the
     verdicts' lines changed against whole lines, and `grid` names the coarser scale that the judge
-    speaks, if it does. `rule` chose the verdicts by their probabilities (None: they were given), of
+    speaks, if it does. `option_order` says how often another order of options changes the verdict.
+    `rule` chose the verdicts by their probabilities (None: they were given), of
     pairs in `order`.
     """
 
@@ -55,6 +56,7 @@ class JudgeRows:
     rule: str | None = None
     order: str | None = None
     cut: typed.PrecisionChange | None = None
+    option_order: typed.Metric | None = None
 
 
 def results_of(
@@ -92,6 +94,8 @@ def results_of(
         measured.precision, measured.precision_change = judge.precision, judge.change
         measured.grid = judge.grid
         measured.reading_change = judge.cut
+        if judge.option_order is not None:
+            measured.option_order = judge.option_order
         measured.ties, measured.shortened = judge.ties, judge.shortened
         measured.verdict_rule, measured.order = judge.rule, judge.order
         measured.unscored = count - len(rows)

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from pt_app.core.formatting import estimate
+from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale, Verdict
@@ -22,7 +23,7 @@ Card = dict[str, Any]
 def data_card(
     about: Card,
     splits: Mapping[str, Sequence[JudgeExample]],
-    scale: Scale,
+    asked: Asked,
     generated: Mapping[str, object] | None = None,
 ) -> str:
     """Write the card as Markdown; a leak, if there is one, is in its first line.
@@ -34,7 +35,7 @@ def data_card(
     environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
     environment.filters["estimate"] = lambda json: estimate(Metric.model_validate(json))
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    labels = _labels(splits, scale)
+    labels = _labels_of(splits, asked)
     return template.render(about=about, splits=splits, labels=labels, generated=generated)
 
 
@@ -46,6 +47,18 @@ def label_counts(
         split: Counter(row.label.verdict if row.label else None for row in rows)
         for split, rows in splits.items()
     }
+
+
+def _labels_of(splits: Mapping[str, Sequence[JudgeExample]], asked: Asked) -> list[list[object]]:
+    """Count the labels of each split, those of several questions by the names of these."""
+    if isinstance(asked, Scale):
+        return _labels(splits, asked)
+    lines: list[list[object]] = []
+    for question in asked:
+        own = {n: [r for r in rows if r.asks == question.name] for n, rows in splits.items()}
+        named = _labels(own, question.scale)
+        lines += [[f"{question.name}: {label}", *counts] for label, *counts in named]
+    return lines
 
 
 def _labels(splits: Mapping[str, Sequence[JudgeExample]], scale: Scale) -> list[list[object]]:

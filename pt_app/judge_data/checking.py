@@ -5,13 +5,13 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from pt_app.core.chat_templates import control_tokens
-from pt_app.core.dataset import SPLITS, read_dataset
+from pt_app.core.dataset import SPLITS, members_of, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
 from pt_app.core.grids import AUTO, choose_grid
@@ -25,6 +25,7 @@ from pt_app.core.leaks import (
     is_telling,
 )
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.results import JsonObject, Metric
 from pt_app.core.verdicts import Scale
@@ -106,7 +107,8 @@ class Fit:
 class CheckReport:
     """What a check found. Leaks make `judge data check` fail, the rest are warnings.
 
-    `findings` say for each warning of checking.yaml which rows, or how many texts.
+    `findings` say for each warning of checking.yaml which rows, or how many texts. `questions` are
+    the reports of the labels of each question, of several.
     """
 
     leaks: Sequence[Leak]
@@ -117,6 +119,7 @@ class CheckReport:
     findings: Mapping[str, Sequence[str] | int]
     fit: Fit | None = None
     notes: Sequence[str] = ()
+    questions: Mapping[str, "CheckReport"] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -125,7 +128,11 @@ class CheckReport:
 
     def warnings(self) -> list[str]:
         """Say in a line each what is no leak, and yet worth a look."""
-        lines = [*self.notes, *_one_class(self.labels)]
+        lines = [*self.notes, *([] if self.questions else _one_class(self.labels))]
+        for name, own in self.questions.items():
+            lines += [f"{name}: {line}" for line in _one_class(own.labels)]
+            if own.lengths and own.lengths.telling:
+                lines.append(f"{name}: length alone predicts the label: {own.lengths.line()}")
         if self.lengths and self.lengths.telling:
             lines.append(f"length alone predicts the label: {self.lengths.line()}")
         if self.fit and self.fit.unfit:
@@ -207,6 +214,31 @@ def check_examples(
     return CheckReport(leaks, by_row, near, labels, lengths, findings)
 
 
+def check_asked(
+    splits: Splits, asked: Asked, *, near: float = NEAR, by_row: bool = False
+) -> CheckReport:
+    """Check rows in their splits, of several questions the texts once and the labels of each."""
+    if isinstance(asked, Scale):
+        return check_examples(splits, asked, near=near, by_row=by_row)
+    firsts = {n: [rows[own[0]] for own in members_of(rows)] for n, rows in splits.items()}
+    report = check_examples(firsts, asked[0].scale, near=near, by_row=by_row)
+    questions, labels, found = {}, {}, list[str]()
+    for question in asked:
+        name = question.name
+        own = {split: [r for r in rows if r.asks == name] for split, rows in splits.items()}
+        questions[name] = check_examples(own, question.scale, near=1.0)
+        labels |= {f"{split}, {name}": n for split, n in questions[name].labels.items()}
+        every = [row for part in own.values() for row in part]
+        found += [f"{name}: {line}" for line in _contradictions(every)]
+    return replace(
+        report,
+        labels=labels,
+        lengths=None,
+        findings={**report.findings, "contradictions": found},
+        questions=questions,
+    )
+
+
 def check_folder(
     folder: Path,
     *,
@@ -223,12 +255,12 @@ def check_folder(
     data = read_dataset(folder, allow_leaks=True)
     splits = {split: rows for split in SPLITS if (rows := getattr(data, split))}
     by_row = data.card.split.get("by") == "row"
-    report = replace(check_examples(splits, data.scale, near=near, by_row=by_row), notes=data.notes)
+    report = replace(check_asked(splits, data.asked, near=near, by_row=by_row), notes=data.notes)
     if not model:
         return report
     rows = [row for examples in splits.values() for row in examples]
-    scale, _ = choose_grid(AUTO, data.scale, data.train, others=rows)
-    encoder = encoder_of(data.card, scale, model, max_seq_length, chat_template)
+    asked, _ = choose_grid(AUTO, data.asked, data.train, others=rows)
+    encoder = encoder_of(data.card, asked, model, max_seq_length, chat_template)
     findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
     return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 

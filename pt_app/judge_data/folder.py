@@ -15,8 +15,9 @@ from pathlib import Path
 from pt_app.core.dataset import (
     SPLITS,
     DatasetCard,
-    card_scale,
+    card_asks,
     check_ids,
+    members_of,
     read_card,
     read_places,
     read_splits,
@@ -24,18 +25,19 @@ from pt_app.core.dataset import (
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_write, sha256_file, write_text_atomic
 from pt_app.core.prompt_templates import Template
+from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
 from pt_app.judge_data.card import Card, data_card
-from pt_app.judge_data.checking import CheckReport, check_examples
-from pt_app.judge_data.duplicates import links
+from pt_app.judge_data.checking import CheckReport, check_asked
 from pt_app.judge_data.options import NEAR, SplitPlan
 from pt_app.judge_data.rows import Row
 from pt_app.judge_data.splitting import (
     Placement,
     gap_line,
     group_of,
+    links_of,
     place,
     place_units,
     strata_of,
@@ -65,7 +67,7 @@ class FolderSummary:
     def sizes(self) -> str:
         """List the rows and groups of each split in one line."""
         return ", ".join(
-            f"{len(rows):,} {split} ({len({row.group for row in rows}):,} groups)"
+            f"{len(members_of(rows)):,} {split} ({len({row.group for row in rows}):,} groups)"
             for split, rows in self.splits.items()
         )
 
@@ -74,8 +76,26 @@ class FolderSummary:
         state = "" if self.written else " (already there, unchanged)"
         lines = [f"{self.out}{state}: {self.sizes()}", *self.notes]
         if self.agreement:
-            lines += people.lines(self.agreement)
+            lines += _agreement_lines(self.agreement)
         return [*lines, *self.report.lines()]
+
+
+def _agreement(rows: Sequence[JudgeExample], asked: Asked) -> Card | None:
+    """Measure the agreement among annotators, of several questions for each by its name."""
+    if isinstance(asked, Scale):
+        return people.agreement_of(rows, asked)
+    each = {}
+    for question in asked:
+        own = [row for row in rows if row.asks == question.name]
+        if agreement := people.agreement_of(own, question.scale):
+            each[question.name] = agreement
+    return each or None
+
+
+def _agreement_lines(agreement: Card) -> list[str]:
+    if "units" in agreement:
+        return people.lines(agreement)
+    return [f"{name}: {line}" for name, own in agreement.items() for line in people.lines(own)]
 
 
 def build_folder(
@@ -166,6 +186,9 @@ def _joined(
             problem = f"{was}, but that of the new rows is {new}"
             remedy = "add them to a folder of their own"
             raise UserError(f"{out / 'dataset.json'}, field {name}: {problem}: {remedy}")
+    if own.get("questions") != card.get("questions", own.get("questions")):
+        remedy = "add rows of the same questions, to the word"
+        raise UserError(f"{out / 'dataset.json'} declares other questions: {remedy}")
     joined = dict(card) | own
     for name in JOINED:
         texts = filter(None, (own.get(name, ""), card.get(name, "")))
@@ -191,8 +214,8 @@ def _raw_card(folder: Path) -> Card:
     return card
 
 
-def _scale(card: Card, out: Path) -> Scale:
-    return card_scale(DatasetCard.model_validate(_unmeasured(card)), out / "dataset.json")
+def _asked(card: Card, out: Path) -> Asked:
+    return card_asks(DatasetCard.model_validate(_unmeasured(card)), out / "dataset.json")
 
 
 def _write(
@@ -207,7 +230,7 @@ def _write(
         how["left_out"] = left_out
     kept = keep_handmade(out, card) if replacing else ()
     all_notes = (*kept, *notes, *placement.notes)
-    agreement = people.agreement_of(rows, _scale(card, out))
+    agreement = _agreement(rows, _asked(card, out))
     return write_folder(out, placement.splits, card, how, agreement, replacing, notes=all_notes)
 
 
@@ -220,13 +243,13 @@ def _write_folds(
     whether it leaks. Raises UserError for fewer groups than folds, and where `folds` holds
     something else.
     """
-    agreement = people.agreement_of(rows, _scale(card, folder))
+    agreement = _agreement(rows, _asked(card, folder))
     out = folder / FOLDS
     foreign = [path for path in sorted(out.glob("*")) if not path.name.isdigit()]
     if foreign or out.is_file():
         raise UserError(f"{foreign[0] if foreign else out} is no fold: move it away first")
     rows = [with_own_group(row) for row in rows]
-    units = units_of(rows, links(rows, plan.near))
+    units = units_of(rows, links_of(rows, plan.near))
     names = [str(fold) for fold in range(1, plan.folds + 1)]
     fold_of_unit = place_units(units, strata_of(rows), dict.fromkeys(names, 1.0), plan.seed)
     fold_of = {row: fold_of_unit[unit.name] for unit in units for row in unit.rows}
@@ -289,12 +312,14 @@ def write_folder(
     Raises UserError for a row that JSON cannot hold, and as `_write_files` does.
     """
     typed = DatasetCard.model_validate(_unmeasured(card))
-    scale = card_scale(typed, out / "dataset.json")
+    asked = card_asks(typed, out / "dataset.json")
     near, by_row = how.get("near", NEAR), how.get("by") == "row"
-    report = check_examples(splits, scale, near=near, by_row=by_row)
+    report = check_asked(splits, asked, near=near, by_row=by_row)
     filled, files = {split: rows for split, rows in splits.items() if rows}, dict[str, str]()
     for split, rows in filled.items():
-        lines = (_line(row, as_row(row) if as_row else row.as_row(scale)) for row in rows)
+        # One for each row, whose examples are one line.
+        firsts = (rows[own[0]] for own in members_of(rows))
+        lines = (_line(row, as_row(row) if as_row else row.as_row(asked)) for row in firsts)
         files[f"judge_{split}.json"] = "".join(lines)
     places = {row.group: split for split, rows in splits.items() for row in rows}
     files["splits.json"] = json.dumps(places, ensure_ascii=False, indent=0) + "\n"
@@ -303,7 +328,7 @@ def write_folder(
     about["checks"] = report.summary()
     about |= {"agreement": agreement} if agreement else {}
     about["sha256"] = {name: sha256(text.encode()).hexdigest() for name, text in files.items()}
-    files["README.md"] = data_card(about, splits, scale, generated)
+    files["README.md"] = data_card(about, splits, asked, generated)
     files["dataset.json"] = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     written = _write_files(out, files, replacing)
     return FolderSummary(out, written, filled, report, agreement, notes)

@@ -62,7 +62,7 @@ class ColumnMap:
                 raise UserError(f"--map {target}={column}: {problem}: {use}")
             if target in columns:
                 raise UserError(f"--map names the field {target} twice: join columns with +")
-            columns[target] = tuple(_plain(name) for name in _split(column, "+"))
+            columns[target] = tuple(plain(name) for name in split_at(column, "+"))
         return ColumnMap(columns, {key_of(key): value for key, value in pairs(labels, "--labels")})
 
     @property
@@ -323,19 +323,20 @@ def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
     The value may be empty in --labels alone: such a label is none. That of --map keeps its
     backslashes, because `+` separates its columns.
     """
-    for pair in filter(None, _split(text, ",")):
-        parts = _split(pair, "=")
+    for pair in filter(None, split_at(text, ",")):
+        parts = split_at(pair, "=")
         needed = parts[:1] if flag == "--labels" else parts
         if len(parts) != 2 or not all(part.strip() for part in needed):
             raise UserError(f"{flag} {pair!r} is not a pair: write name=name, by commas")
         name, value = parts
-        yield _plain(name), value.strip() if flag == "--map" else _plain(value)
+        yield plain(name), value.strip() if flag == "--map" else plain(value)
 
 
-def _split(text: str, by: str) -> list[str]:
+def split_at(text: str, by: str) -> list[str]:
     """Split at `by` where no backslash precedes it; backslashes are kept."""
     return re.split(rf"(?<!\\){re.escape(by)}", text)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a name without the backslashes that made `,`, `=` or `+` parts of it."""
     return re.sub(r"\\([,=+])", r"\1", text.strip())

@@ -64,6 +64,7 @@ class ImportOptions(FormatOptions):
 
     format: str = flag("public format: mlqe-pe, wmt-mqm, pandalm, llmbar, demetr, ...", "")
     map: Sequence[str] = flag("field=column pairs: source=src,label=score", ())
+    questions: Path | None = flag("YAML file of several questions, a column each", None)
     labels: str = flag("meaning of labels: good=PASS,bad=FAIL or 1=A,2=B; unsure= is no label", "")
     task: Task | None = flag("task, if the map and the labels do not tell it", None)
     scale: str = flag("scale of scores: 0-10, 1-5, 0-100, 0-10:0.5", "")
@@ -156,6 +157,7 @@ class GenerateOptions:
     max_words: int | None = flag("longest sentence of the corpus to use", None, low=3, unit="words")
     variants: int = flag("number of candidates per training source", 4, low=1, high=16)
     hard_negatives: float = flag("fraction of training rows to attack and add", 0.0, low=0, high=1)
+    questions: bool = flag("ask for each kind of error, the worst one, and the score", False)
 
 
 @dataclass(frozen=True)

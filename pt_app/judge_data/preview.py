@@ -8,15 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from pt_app.core.dataset import DatasetCard, card_scale, read_card, read_rows
+from pt_app.core.dataset import DatasetCard, card_asks, read_card, read_rows
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
 from pt_app.core.grids import AUTO, choose_grid
 from pt_app.core.orders import both_orders
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import Encoded, PromptEncoder
+from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
-from pt_app.core.verdicts import Scale
 
 SUPERVISED, CONTROL, PROMPT = "bold green", "cyan", "dim"
 WIDTH = 80
@@ -53,9 +53,9 @@ def preview(
         raise UserError(f"{path} is not there (of its kind: {there}): {remedy}")
     rows = read_rows(path, card, split)
     train = rows if split == "train" else _train_rows(folder, card)
-    scale, why = choose_grid(grid, card_scale(card, folder / "dataset.json"), train, others=rows)
+    asked, why = choose_grid(grid, card_asks(card, folder / "dataset.json"), train, others=rows)
     rows = rows if split == "test" else both_orders(rows)
-    encoder = encoder_of(card, scale, model, max_seq_length, chat_template)
+    encoder = encoder_of(card, asked, model, max_seq_length, chat_template)
     # The rows of a group are cut alike, so all of them are encoded.
     groups = {row.group for row in rows[:n]}
     together = [at for at, row in enumerate(rows) if row.group in groups]
@@ -84,7 +84,7 @@ def _train_rows(folder: Path, card: DatasetCard) -> list[JudgeExample]:
 
 
 def encoder_of(
-    card: DatasetCard, scale: Scale, model: str, max_seq_length: int, chat_template: str = ""
+    card: DatasetCard, asked: Asked, model: str, max_seq_length: int, chat_template: str = ""
 ) -> PromptEncoder:
     """Build the encoder with which a model would be trained on a dataset."""
     from transformers.utils import logging
@@ -94,12 +94,12 @@ def encoder_of(
     logging.set_verbosity_error()  # the tokenizer warns of long rows, which are counted here
     tokenizer = bases.load_tokenizer(bases.resolve_tokenizer(model), chat_template)
     template = Template.load(card.template, card.rubric)
-    return PromptEncoder(tokenizer, template, scale, max_seq_length)
+    return PromptEncoder(tokenizer, template, asked, max_seq_length)
 
 
 def _heading(name: str, row: JudgeExample, encoded: Encoded, encoder: PromptEncoder) -> Text:
     """Describe a row: its verdict, its tokens, and whether it was cut."""
-    verdict, *_ = (row.answer(encoder.scale) or "no label").split("\n")
+    verdict, *_ = (row.answer(encoder.scale_of(row)) or "no label").split("\n")
     if encoded.unfit:
         return Text(f"{name}, {verdict}: {_shown(encoded.unfit)}", style="bold red")
     prompt = encoded.prompt_length

@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import accumulate
 
-from pt_app.core.dataset import SPLITS
+from pt_app.core.dataset import SPLITS, members_of
 from pt_app.core.errors import UserError
 from pt_app.core.leaks import input_text
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.verdicts import Verdict
 from pt_app.core.words import normalised
-from pt_app.judge_data.card import label_counts
 from pt_app.judge_data.duplicates import links
 from pt_app.judge_data.options import SplitPlan
 
@@ -68,7 +67,7 @@ def place(
     rows = [_alone(row) if plan.by == "row" else with_own_group(row) for row in examples]
     left_out: list[JudgeExample] = []
     while True:
-        units = units_of(rows, () if plan.by == "row" else links(rows, plan.near))
+        units = units_of(rows, () if plan.by == "row" else links_of(rows, plan.near))
         torn = {row for unit in units for row in _torn(rows, unit, places, old, plan.into)}
         if not torn:
             break
@@ -120,6 +119,13 @@ def with_own_group(row: JudgeExample) -> JudgeExample:
     return row.model_copy(update={"group": meta.pop(OWN_GROUP), "meta": meta})
 
 
+def links_of(examples: Sequence[JudgeExample], near: float) -> list[tuple[int, int]]:
+    """Return the positions of near duplicates; the examples of a row have one text."""
+    firsts = [own[0] for own in members_of(examples)]
+    found = links([examples[row] for row in firsts], near)
+    return [(firsts[a], firsts[b]) for a, b in found]
+
+
 def units_of(examples: Sequence[JudgeExample], links: Iterable[tuple[int, int]] = ()) -> list[Unit]:
     """Join the rows of one group, and those that `links` connect by their positions."""
     from scipy.cluster.hierarchy import DisjointSet  # half a second, which flags need not wait for
@@ -161,7 +167,23 @@ def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str])
 
 
 def strata_of(examples: Sequence[JudgeExample]) -> list[int]:
-    """Return the stratum of each row: its label, or the label's quantile where there are many."""
+    """Return the stratum of each row: its label, or the label's quantile where there are many.
+
+    Each question has strata of its own.
+    """
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, example in enumerate(examples):
+        rows_of[example.asks].append(row)
+    strata, taken = [UNLABELLED] * len(examples), 0
+    for rows in rows_of.values():
+        own = _strata_of([examples[row] for row in rows])
+        for row, stratum in zip(rows, own, strict=True):
+            strata[row] = stratum + taken if stratum >= 0 else stratum
+        taken += max(own) + 1
+    return strata
+
+
+def _strata_of(examples: Sequence[JudgeExample]) -> list[int]:
     verdicts = [example.label.verdict if example.label else None for example in examples]
     labels = [verdict for verdict in verdicts if verdict is not None]
     strata = {verdict: i for i, verdict in enumerate(sorted(set(labels), key=str))}
@@ -350,8 +372,12 @@ def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     The number is their total variation distance: the least share of a split's labels that would
     have to change for the two distributions to be equal.
     """
-    labels = label_counts({split: rows for split, rows in splits.items() if rows})
-    whole = sum(labels.values(), Counter[Verdict | None]())
+    labels = {
+        split: Counter((row.asks, row.label and row.label.verdict) for row in rows)
+        for split, rows in splits.items()
+        if rows
+    }
+    whole = sum(labels.values(), Counter[tuple[str, Verdict | None]]())
     gaps = []
     for split, own in labels.items():
         gap = sum(abs(own[v] / own.total() - whole[v] / whole.total()) for v in whole) / 2

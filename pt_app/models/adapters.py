@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from hashlib import sha256
@@ -21,6 +21,7 @@ from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import NAMES, VERDICT_RULES, estimate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_of
 from pt_app.core.results import Results
 from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale
@@ -57,7 +58,8 @@ class AdapterInfo:
     Attributes:
         folder: where it is.
         identity: the base that it was trained on.
-        scale: the scale of its verdicts.
+        asked: the scale of its verdicts, or its questions.
+        state: the fields of a row that its questions are about.
         template: the template of its prompts.
         max_seq_length: maximum tokens of a prompt and its answer.
         rule: how a verdict is chosen from its probabilities.
@@ -70,7 +72,7 @@ class AdapterInfo:
 
     folder: Path
     identity: Identity
-    scale: Scale
+    asked: Asked
     template: Template
     max_seq_length: int
     rule: VerdictRule
@@ -79,6 +81,17 @@ class AdapterInfo:
     parameters: int
     day: date
     sha256: str
+    state: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of its verdicts; raises UserError if it answers several questions."""
+        return only_scale(self.asked)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The questions that it answers; empty if it has a scale of its own."""
+        return () if isinstance(self.asked, Scale) else self.asked
 
     @property
     def base_name(self) -> str:
@@ -130,11 +143,12 @@ def save_adapter(
     *,
     identity: Identity,
     training_config: Json,
+    state: Sequence[str] = (),
 ) -> AdapterInfo:
     """Write the LoRA adapter of `model` as a complete folder or not at all.
 
-    Tokenizer, template and scale are those of `encoder`. Of absolute paths in `training_config`
-    the last part is kept.
+    Tokenizer, template and scale are those of `encoder`, the fields of its questions are `state`.
+    Of absolute paths in `training_config` the last part is kept.
 
     Raises:
         UserError: if `folder` exists, cannot be written, or a weight is not finite.
@@ -146,7 +160,7 @@ def save_adapter(
         staged.mkdir(parents=True)
         _write_weights(model, staged, identity)
         encoder.tokenizer.save_pretrained(staged)
-        _write_judge(staged, encoder)
+        _write_judge(staged, encoder, state)
         training = without_absolute_paths({**training_config, "base": dict(identity)})
         write_json_atomic(staged / TRAINING, training)
         write_text_atomic(staged / CARD, "# Adapter\n")
@@ -192,14 +206,19 @@ def _write_weights(model: "PeftModel", folder: Path, identity: Identity) -> None
     config.save_pretrained(str(folder))
 
 
-def _write_judge(folder: Path, encoder: PromptEncoder) -> None:
+def _write_judge(folder: Path, encoder: PromptEncoder, state: Sequence[str]) -> None:
+    if encoder.questions:
+        declared = {q.name: q.declared.model_dump(exclude_none=True) for q in encoder.questions}
+        asked: dict[str, object] = {"task": "questions", "state": [*state], "questions": declared}
+    else:
+        scale = encoder.scale
+        grid = scale.grid and scale.grid.name
+        asked = {"task": scale.task, "scale": scale.name, "grid": grid}
     judge = {
         "schema": 1,
-        "task": encoder.scale.task,
-        "scale": encoder.scale.name,
-        "grid": encoder.scale.grid and encoder.scale.grid.name,
+        **asked,
         "max_seq_length": encoder.max_seq_length,
-        "verdict_rule": encoder.rule,
+        "verdict_rule": encoder.asked_rule,
         "template": asdict(encoder.template),
         "weights_sha256": sha256_file(folder / WEIGHTS),
         "date": encoder.day.isoformat(),
@@ -252,14 +271,15 @@ def verify_adapter(folder: Path) -> AdapterInfo:
     parameters = _check_weights(folder / WEIGHTS, judge)
     try:
         _check_config(folder, config, judge, training)
-        scale = _scale(judge)
+        asked, rule = _asked(judge, folder), judge.get("verdict_rule", "auto")
         return AdapterInfo(
             folder=folder,
             identity=dict(training["base"]),
-            scale=scale,
+            asked=asked,
+            state=tuple(judge.get("state", ())),
             template=Template(**judge["template"]),
             max_seq_length=judge["max_seq_length"],
-            rule=resolved_rule(judge.get("verdict_rule", "auto"), scale),
+            rule=resolved_rule(rule, asked) if isinstance(asked, Scale) else rule,
             training=training,
             config=config,
             parameters=parameters,
@@ -273,7 +293,10 @@ def verify_adapter(folder: Path) -> AdapterInfo:
         ) from error
 
 
-def _scale(judge: Json) -> Scale:
+def _asked(judge: Json, folder: Path) -> Asked:
+    if judge["task"] == "questions":
+        declared = {n: Declared.model_validate(own) for n, own in judge["questions"].items()}
+        return questions_of(declared, f"{folder / JUDGE}, field questions")
     scale, grid = Scale.from_name(judge["scale"]), judge.get("grid")
     return scale.with_grid(grid) if grid else scale
 
@@ -293,7 +316,7 @@ def encoder_of(info: AdapterInfo, tokenizer: "PreTrainedTokenizerBase") -> Promp
         message = "%s: its prompts named the day on which they were made; now it is always %s"
         log.warning(message, info.folder, info.day)
     length, day, rule = info.max_seq_length, info.day, info.rule
-    return PromptEncoder(tokenizer, info.template, info.scale, length, day, rule)
+    return PromptEncoder(tokenizer, info.template, info.asked, length, day, rule)
 
 
 def _check_config(folder: Path, config: Json, judge: Json, training: Json) -> None:

@@ -8,7 +8,7 @@ sees what it would see in a sequence of its own, and the loss is that of separat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -17,10 +17,14 @@ Batch = dict[str, torch.Tensor]
 
 
 class Example(TypedDict):
-    """A tokenized row: its token ids, of which the first `prompt_length` are the prompt."""
+    """A tokenized row: its token ids, of which the first `prompt_length` are the prompt.
+
+    Its loss counts `weight` times; once without one. Either all examples have weights, or none.
+    """
 
     input_ids: list[int]
     prompt_length: int
+    weight: NotRequired[float]
 
 
 class Step(TypedDict):
@@ -95,7 +99,7 @@ def chunk_by_tokens(
     sequences: Sequence[Sequence[int]],
     budget: int,
     *,
-    extra: int = 0,
+    extra: int | Sequence[int] = 0,
     max_rows: int | None = None,
     cached: bool = False,
 ) -> Iterator[list[int]]:
@@ -107,19 +111,21 @@ def chunk_by_tokens(
     Args:
         sequences: token ids.
         budget: maximum tokens per tree.
-        extra: tokens that are appended to each sequence.
+        extra: tokens that are appended to each sequence, or to each one its own.
         max_rows: maximum sequences per tree.
         cached: the prefix that a tree shares with the previous one costs nothing.
     """
+    appended = [extra] * len(sequences) if isinstance(extra, int) else extra
     chosen: list[int] = []
     size = 0
     before: Sequence[int] = ()
     for index in _sorted(sequences):
         sequence = sequences[index]
-        more = len(sequence) + extra - common_prefix(before, sequence)
+        whole = len(sequence) + appended[index]
+        more = whole - common_prefix(before, sequence)
         if chosen and (size + more > budget or len(chosen) == max_rows):
             yield chosen
-            chosen, size, more = [], 0, more if cached else len(sequence) + extra
+            chosen, size, more = [], 0, more if cached else whole
         chosen.append(index)
         size, before = size + more, sequence
     if chosen:
@@ -164,7 +170,8 @@ def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes = UNPADDED) ->
     Returns:
         `input_ids`, `position_ids` [1, t] and `last` [t]: the tree. `keep` and `targets` [k]: the
         position before each supervised token, and that token. `paths` [n, w], padded with -1, and
-        `starts` [n]: from these `unpacked` restores the plain layout.
+        `starts` [n]: from these `unpacked` restores the plain layout. Of examples with weights also
+        `weight` [n] and `weights` [k]: those of the examples, and of the targets.
     """
     tree = Tree.of([example["input_ids"] for example in examples])
     starts = [example["prompt_length"] for example in examples]
@@ -173,7 +180,13 @@ def pack(examples: Sequence[Example], pad_id: int, shapes: Shapes = UNPADDED) ->
     size = shapes.tokens(len(tree.ids))
     pads, more = size - len(tree.ids), shapes.logits(len(keep), size) - len(keep)
     width = max(map(len, tree.paths))
-    return {
+    weighted: Batch = {}
+    if "weight" in examples[0]:
+        own = [example["weight"] for example in examples]
+        counts = [len(e["input_ids"]) - n for e, n in zip(examples, starts, strict=True)]
+        each = [w for w, count in zip(own, counts, strict=True) for _ in range(count)]
+        weighted = {"weight": torch.tensor(own), "weights": torch.tensor(each + [0.0] * more)}
+    return weighted | {
         "input_ids": torch.tensor([tree.ids + [pad_id] * pads]),
         "position_ids": torch.tensor([tree.depths + [0] * pads]),
         "last": torch.tensor(tree.last + list(range(size - pads, size))),
@@ -191,7 +204,7 @@ def unpacked(packed: Batch, pad_id: int, rows: int = 1, shapes: Shapes = UNPADDE
 
     Returns:
         Batches with `input_ids` and `attention_mask` [b, w], and `keep` [k] with `targets` [b, k]:
-        the columns whose next token is supervised in some row.
+        the columns whose next token is supervised in some row; `weights` [b, k] if rows have some.
     """
     order = packed["paths"].ge(0).sum(dim=1).argsort(stable=True).tolist()
     batches = []
@@ -208,19 +221,24 @@ def unpacked(packed: Batch, pad_id: int, rows: int = 1, shapes: Shapes = UNPADDE
         more = shapes.logits(len(columns), width) - len(columns)
         keep = torch.nn.functional.pad(columns, (0, more))
         targets = torch.nn.functional.pad(labels[:, columns + 1], (0, more), value=IGNORED)
-        batches.append(
-            {"input_ids": ids, "attention_mask": real.long(), "keep": keep, "targets": targets}
-        )
+        batch = {"input_ids": ids, "attention_mask": real.long(), "keep": keep, "targets": targets}
+        if "weight" in packed:
+            batch["weights"] = packed["weight"][chosen][:, None].expand(targets.shape)
+        batches.append(batch)
     return batches
 
 
 def examples_of(packed: Batch) -> list[Example]:
-    """Return the examples of a pack, with `input_ids` and `prompt_length`."""
+    """Return the examples of a pack, with `input_ids`, `prompt_length` and weights if any."""
     ids = packed["input_ids"][0]
-    return [
+    examples: list[Example] = [
         {"input_ids": ids[path[path >= 0]].tolist(), "prompt_length": int(start)}
         for path, start in zip(packed["paths"], packed["starts"], strict=True)
     ]
+    if "weight" in packed:
+        for example, weight in zip(examples, packed["weight"].tolist(), strict=True):
+            example["weight"] = weight
+    return examples
 
 
 @dataclass(frozen=True)
@@ -233,8 +251,9 @@ class StepCollator:
 
     def __call__(self, examples: Sequence[Example]) -> Step:
         packs = self.packs(examples)
-        supervised = sum(int(packed["targets"].ne(IGNORED).sum()) for packed in packs)
-        return {"packs": packs, "count": torch.tensor(supervised)}
+        # Of weighted examples the weights of their supervised tokens. A rank may have no example.
+        counts = [packed.get("weights", packed["targets"].ne(IGNORED)).sum() for packed in packs]
+        return {"packs": packs, "count": torch.tensor(float(sum(counts)))}
 
     def packs(self, examples: Sequence[Example]) -> list[Batch]:
         """Return the packs of these examples; an empty list for none."""

@@ -10,6 +10,8 @@ __all__ = ["attack_table", "terminal_table", "write_report"]
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html and report.md from its two files; return the path of the HTML.
 
+    The pages of each question, of several, are in the folder of its name.
+
     Raises:
         UserError: if either file is missing or broken.
     """
@@ -21,7 +23,11 @@ def write_report(folder: Path) -> Path:
     read = [folder / RESULTS, folder / PREDICTIONS]
     refuse_overwrite([folder / "report.md", folder / "report.html"], read, "the report")
     results = read_results(folder)
-    sections, warning = content(folder, results, read_predictions(folder)), results.leak_line()
+    for name, summary in results.questions.items():
+        if summary.n:
+            write_report(folder / name)
+    predictions = [] if results.questions else read_predictions(folder)
+    sections, warning = content(folder, results, predictions), results.leak_line()
     for page in ("report.md", "report.html"):
         write_text_atomic(folder / page, written(sections, warning, f"{page}.jinja"))
     return folder / "report.html"

@@ -20,7 +20,8 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.calibration import confidence_in, wrong_with
 from pt_app.report import charts
 from pt_app.report import sections as parts
-from pt_app.report.page import Block, Lines, Section, Texts, blocks, paragraphs, sentences
+from pt_app.report.overview import overview_table
+from pt_app.report.page import Block, Grid, Lines, Section, Texts, blocks, paragraphs, sentences
 
 MAX_ROWS = 20  # that a section shows one by one
 SURE, DOUBT = 0.9, 0.01
@@ -35,6 +36,10 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         results: the content of results.json.
         predictions: the rows of predictions.jsonl.
     """
+    if results.questions:
+        title = "How far the judge agrees, question by question"
+        table = Grid(*overview_table(results, pages=True))
+        return [Section(title, [table, sentences("overview")]), _origin(results)]
     judge = results.judge
     reading = sentences("reading", results=results, judge=judge, head=results.columns()[0])
     in_words: list[Block] = [reading, *charts.agreement(results)]

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 _BETWEEN_CELLS = re.compile(r"(?<!\\)\|")  # a "|" of a text is escaped
-_ESCAPED_OR_CODE = re.compile(r"\\([^A-Za-z0-9])|`([^`]+)`")
+# An escaped sign, code, or a link to a page beside this one: "[" of a text is escaped.
+_MARKUP = re.compile(r"\\([^A-Za-z0-9])|`([^`]+)`|\[([\w.-]+)\]\(([\w.-]+/report\.html)\)")
 
 
 class Titles(BaseModel):
@@ -184,8 +185,10 @@ def _line_to_html(line: str) -> "Markup":
 
     html, end = Markup(), 0
     line = unescape(line)
-    for match in _ESCAPED_OR_CODE.finditer(line):
-        shown = match[1] if match[1] else Markup("<code>{}</code>").format(match[2])
+    for match in _MARKUP.finditer(line):
+        shown = match[1] or Markup("<code>{}</code>").format(match[2])
+        if match[3]:
+            shown = Markup('<a href="{}">{}</a>').format(match[4], match[3])
         html += escape(line[end : match.start()]) + shown
         end = match.end()
     return html + line[end:]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pt_app.core.formatting import NAMES, estimate
+from pt_app.report.overview import overview_table
 from pt_app.report.page import sentences, titles
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def terminal_table(results: "Results") -> "Table":
     """
     from rich.text import Text
 
+    if results.questions:
+        return _overview(results)
     baseline = results.best_baseline()
     names = [model.name for model in results.models] + ([baseline.name] if baseline else [])
     leaks = results.leak_line()
@@ -43,6 +46,20 @@ def terminal_table(results: "Results") -> "Table":
         for name, cells in lines:
             table.add_row(name, *(Text(_folded(cell, room)) for cell in cells))
         table.add_section()
+    return table
+
+
+def _overview(results: "Results") -> "Table":
+    """Build the table of several questions, a row for each."""
+    from rich.text import Text
+
+    header, lines = overview_table(results)
+    leaks = results.leak_line()
+    table = _table(f"{leaks}\n" if leaks else "", sentences("overview"))
+    for name in header:
+        table.add_column(name)
+    for line in lines:
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -21,6 +21,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import cache_folder, sha256_file, write_bytes_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
 from pt_app.models import bases
 from pt_app.models.gemm import pack_weights
 from pt_app.models.packing import Tree, chunk_by_tokens, common_prefix
@@ -50,8 +51,14 @@ class BaseStates:
     def __init__(self, source: bases.ModelSource, encoder: PromptEncoder) -> None:
         self.source = source
         self.encoder = encoder
-        lines = [encoder.answer_ids(line) for line in encoder.scale.lines()]
-        self.lead = lines[0][: common_prefix(min(lines), max(lines))]  # such as "Score: "
+        self._leads: dict[Scale, list[int]] = {}
+
+    def lead(self, scale: Scale) -> list[int]:
+        """Return what the lines of all verdicts of a scale begin with, such as "Score: "."""
+        if scale not in self._leads:
+            lines = [self.encoder.answer_ids(line) for line in scale.lines()]
+            self._leads[scale] = lines[0][: common_prefix(min(lines), max(lines))]
+        return self._leads[scale]
 
     def of(self, rows: Sequence[JudgeExample]) -> FloatArray:
         """Return the state from which the first token that tells verdicts apart is predicted.
@@ -62,7 +69,10 @@ class BaseStates:
         # As in scoring: a label must not influence the prompt.
         bare = [row.model_copy(update={"label": None}) for row in rows]
         fitted, _ = self.encoder.fit(bare)
-        prompts = [[*row.prompt, *self.lead] for row in fitted if not row.unfit]
+        lead = [self.lead(self.encoder.scale_of(row.example)) for row in fitted]
+        prompts = [
+            [*row.prompt, *own] for row, own in zip(fitted, lead, strict=True) if not row.unfit
+        ]
         states = self._cached(prompts)
         whole = np.full((len(rows), states.shape[1]), np.nan)
         whole[[not row.unfit for row in fitted]] = states

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import SAMPLE, ReadingMode
@@ -28,9 +29,14 @@ TOLERANCE = 1e-3  # maximum change of a probability
 MARGIN = TOLERANCE / 20  # the same on the rows that decide where lines are cut
 
 
-def may_cut(mode: ReadingMode, scale: Scale) -> bool:
-    """Return whether lines of a scale's verdicts are cut where a sample shows that they can be."""
-    return mode == "branches" or (mode == "auto" and len(scale.lines()) >= MANY)
+def may_cut(mode: ReadingMode, asked: Asked) -> bool:
+    """Return whether lines of verdicts are cut where a sample shows that they can be.
+
+    Those of questions are read whole.
+    """
+    if not isinstance(asked, Scale):
+        return False
+    return mode == "branches" or (mode == "auto" and len(asked.lines()) >= MANY)
 
 
 def chosen_lines(
@@ -53,7 +59,7 @@ def chosen_lines(
     Returns:
         The cut lines for `JudgeScorer`, and the change; None and None: whole lines are read.
     """
-    if not may_cut(mode, encoder.scale):
+    if not may_cut(mode, encoder.asked):
         return None, None
     why = why_no_tree(model, encoder.max_seq_length)
     if len(sample) < SAMPLE:
@@ -112,6 +118,6 @@ class _Steps(JudgeScorer):
         self.read: list[torch.Tensor] = []
         return super().score(examples)
 
-    def _scored(self, reading: Reading) -> Iterator[Scored]:
+    def _scored(self, reading: Reading, scale: Scale) -> Iterator[Scored]:
         self.read.append(reading.steps)
-        return super()._scored(reading)
+        return super()._scored(reading, scale)

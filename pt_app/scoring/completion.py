@@ -14,7 +14,6 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from pt_app.models.tree_attention import as_attention_mask
 from pt_app.scoring.tree_reading import Part
-from pt_app.scoring.verdict_trie import VerdictTrie
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Opening:
         return self.states[0][0].shape[1]
 
 
-def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
+def openings(part: Part) -> list[Opening]:
     """Return the start of the greedy answer of each row of a part, as far as it is in the trie.
 
     The line of the verdict was read with the tree: only what follows it is left to decode.
@@ -46,7 +45,7 @@ def openings(part: Part, trie: VerdictTrie) -> list[Opening]:
     opened = []
     for i, row in enumerate(part.rows):
         greedy = part.reading.greedy[i].tolist()
-        states = trie.greedy_states(greedy)
+        states = part.trie.greedy_states(greedy)
         index = torch.tensor(part.paths[i] + [part.places[i][state] for state in states[1:]])
         copies = [
             tuple(x[0].index_select(1, index.to(x.device)) for x in (layer.keys, layer.values))

@@ -21,7 +21,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.orders import mean_of_orders, swapped
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.settings import Order
-from pt_app.core.verdicts import Verdict
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.models.contention import watched
 from pt_app.models.gemm import fast_matmul
 from pt_app.models.packing import Shapes
@@ -88,7 +88,8 @@ class JudgeScorer:
         shapes: the sizes to which tensors are padded; default: no padding.
         trees: read rows together as a prefix tree; else one by one, which is the fallback for
             models whose attention does not allow it.
-        cut: the lines of the verdicts, cut (branches.py); None: whole lines are read.
+        cut: the lines of the verdicts of the one scale, cut (branches.py); None: whole lines are
+            read.
         shorten: cut what does not fit; else such a row has the status "too_long".
 
     Attributes:
@@ -114,9 +115,15 @@ class JudgeScorer:
     shorten: bool = True
 
     def __post_init__(self) -> None:
-        self.trie = self.cut or verdict_trie(self.encoder)
-        self.scale = self.encoder.scale
+        self.tries = verdict_tries(self.encoder)
+        if self.cut:
+            self.tries = {self.encoder.scale: self.cut}
         self.shortened = self.ties = 0
+
+    @property
+    def trie(self) -> VerdictTrie:
+        """The verdicts of the one scale; raises UserError if there are several questions."""
+        return self.tries[self.encoder.scale]
 
     def score(self, examples: Sequence[JudgeExample]) -> list[Scored]:
         """Score every row, in the given order, and pairs in their other one, too.
@@ -135,15 +142,19 @@ class JudgeScorer:
             others = other_order._one_order(list(pairs.values()))
             for i, result in zip(pairs, others, strict=True):
                 scored[i] = self._in_both_orders(scored[i], result)
-        rows = [result.probabilities for result in scored if result.probabilities]
-        self.ties = sum(is_tied(row, self.scale, self.encoder.rule) for row in rows)
+        scales = map(self.encoder.scale_of, examples)
+        self.ties = sum(
+            is_tied(result.probabilities, scale, self.encoder.rule_of(scale))
+            for result, scale in zip(scored, scales, strict=True)
+            if result.probabilities
+        )
         return scored
 
     def _in_both_orders(self, given: Scored, other: Scored) -> Scored:
         if not other.probabilities:
             return given
         mean = mean_of_orders(given.probabilities, other.probabilities)
-        verdict = choose(mean, self.scale, self.encoder.rule)
+        verdict = choose(mean, self.encoder.scale, self.encoder.rule)
         tokens, orders = given.tokens + other.tokens, (given, other)
         return replace(given, verdict=verdict, probabilities=mean, tokens=tokens, orders=orders)
 
@@ -158,36 +169,45 @@ class JudgeScorer:
             log.warning("%s: %d of %d rows shortened", self.name, cuts.rows_cut, len(examples))
         places = [place for place, row in enumerate(rows) if not row.unfit]
         prompts = [rows[place].prompt for place in places]
+        scales = [self.encoder.scale_of(rows[place].example) for place in places]
         scored = [Scored("too_long")] * len(examples)
         bar = tqdm(total=len(prompts), desc=f"{self.name}: verdicts", disable=not self.progress)
         with evaluating(self.model), bar:
-            for prompt, result in self._results(prompts):
+            for prompt, result in self._results(prompts, scales):
                 scored[places[prompt]] = replace(result, tokens=len(prompts[prompt]))
                 bar.update()
         return scored
 
-    def _results(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+    def _results(
+        self, prompts: Sequence[list[int]], scales: Sequence[Scale]
+    ) -> Iterator[tuple[int, Scored]]:
         """Yield the index of each prompt and its result, in the order of computation."""
-        room = max(self.trie.depth, self.answer_tokens if self.feedback else 0)
+        deepest = max(trie.depth for trie in self.tries.values())
+        room = max(deepest, self.answer_tokens if self.feedback else 0)
         why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
         if why is None and self.trees:
-            return self._from_tree(prompts)
+            return self._from_tree(prompts, scales)
         if prompts and why is not None:
             log.warning("%s: verdicts are read row by row: %s", self.name, why)
-        return self._row_by_row(prompts)
+        return self._row_by_row(prompts, scales)
 
-    def _from_tree(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+    def _from_tree(
+        self, prompts: Sequence[list[int]], scales: Sequence[Scale]
+    ) -> Iterator[tuple[int, Scored]]:
         vocabulary = self.model.config.get_text_config().vocab_size
-        max_rows = max(1, MAX_LOGITS // (self.trie.states * vocabulary))
+        tries = [self.tries[scale] for scale in scales]
+        largest = max((trie.states for trie in tries), default=1)
+        max_rows = max(1, MAX_LOGITS // (largest * vocabulary))
         pad = self.encoder.end_token_id
         sizes = self.batch_tokens, max_rows, pad, self.shapes
         waiting: Waiting = {}
-        for part in TreeReader(self.model, self.trie, *sizes).parts(prompts):
-            results = zip(part.rows, self._scored(part.reading), strict=True)
+        for part in TreeReader(self.model, *sizes).parts(prompts, tries):
+            scored = self._scored(part.reading, scales[part.rows[0]])
+            results = zip(part.rows, scored, strict=True)
             if not self.feedback:
                 yield from results
                 continue
-            for opening, (row, result) in zip(openings(part, self.trie), results, strict=True):
+            for opening, (row, result) in zip(openings(part), results, strict=True):
                 if self._is_full(waiting, opening):
                     yield from self._completed(waiting)
                     waiting = {}
@@ -205,36 +225,40 @@ class JudgeScorer:
         for row, ids in answers.items():
             yield row, replace(waiting[row][1], raw=self._text(ids))
 
-    def _row_by_row(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Scored]]:
+    def _row_by_row(
+        self, prompts: Sequence[list[int]], scales: Sequence[Scale]
+    ) -> Iterator[tuple[int, Scored]]:
         end = self.encoder.end_token_id
-        for row, prompt in enumerate(prompts):
-            (result,) = self._scored(read_plain(self.model, [prompt], self.trie, end))
+        for row, (prompt, scale) in enumerate(zip(prompts, scales, strict=True)):
+            reading = read_plain(self.model, [prompt], self.tries[scale], end)
+            (result,) = self._scored(reading, scale)
             if self.feedback:
                 answer = greedy_answer(self.model, prompt, end, self.answer_tokens)
                 result = replace(result, raw=self._text(answer))
             yield row, result
 
-    def _scored(self, reading: Reading) -> Iterator[Scored]:
+    def _scored(self, reading: Reading, scale: Scale) -> Iterator[Scored]:
         if not bool(torch.isfinite(reading.log_probabilities).all()):
             raise UserError(f"{self.name}: a logit of the model is not finite: load it in float32")
         # Only the allowed verdicts count: what they lack to 1 is the mass of all other answers.
         mass = torch.logsumexp(reading.log_probabilities, dim=1)
         probabilities = (reading.log_probabilities - mass[:, None]).exp()
+        trie, rule = self.tries[scale], self.encoder.rule_of(scale)
         for row, greedy in enumerate(reading.greedy.tolist()):
-            chances = self.scale.spread(probabilities[row].tolist())
-            index = self.trie.walk(greedy)
+            chances = scale.spread(probabilities[row].tolist())
+            index = trie.walk(greedy)
             yield Scored(
                 status="parse_failure" if index is None else "ok",
-                verdict=choose(chances, self.scale, self.encoder.rule),
-                greedy=None if index is None else self.scale.line_values[index],
+                verdict=choose(chances, scale, rule),
+                greedy=None if index is None else scale.line_values[index],
                 probabilities=chances,
                 verdict_mass=math.exp(float(mass[row])),
-                expected=mean_of(chances, self.scale),
+                expected=mean_of(chances, scale),
             )
 
     def _text(self, ids: list[int]) -> str:
         """Decode an answer up to its end token, without what the chat template puts before it."""
-        end, line = self.encoder.end_token_id, self.scale.lines()[0]
+        end, line = self.encoder.end_token_id, next(iter(self.tries)).lines()[0]
         own = ids[: ids.index(end)] if end in ids else ids
         answer, lead = self.encoder.tokenizer.batch_decode(
             [own, self.encoder.answer_ids(line)],
@@ -266,14 +290,31 @@ def greedy_answer(
     return ids_of_answer
 
 
-def verdict_trie(encoder: PromptEncoder) -> VerdictTrie:
-    """Build the trie of the verdicts of an encoder's scale; each line is tokenized alone.
+def verdict_tries(encoder: PromptEncoder) -> dict[Scale, VerdictTrie]:
+    """Build the trie of each scale of an encoder: of its one scale, or of its questions'.
+
+    Raises:
+        UserError: as `verdict_trie` does.
+    """
+    scales = [question.scale for question in encoder.questions] or [encoder.scale]
+    return {scale: verdict_trie(encoder, scale) for scale in scales}
+
+
+def largest_trie(encoder: PromptEncoder) -> VerdictTrie:
+    """Return the trie of the verdicts, of several questions the one with most tokens."""
+    return max(verdict_tries(encoder).values(), key=lambda trie: trie.states)
+
+
+def verdict_trie(encoder: PromptEncoder, scale: Scale | None = None) -> VerdictTrie:
+    """Build the trie of the verdicts of a scale, by default of an encoder's one.
+
+    Each line is tokenized alone.
 
     Raises:
         UserError: if the tokens of a line change when comments follow, or if the tokenizer cannot
             tell two verdicts apart.
     """
-    texts = encoder.scale.lines()
+    texts = (scale or encoder.scale).lines()
     lines = [encoder.answer_ids(line) for line in texts]
     for line, ids in zip(texts, lines, strict=True):
         if encoder.answer_ids(line + "Issues: none")[: len(ids)] != ids:

@@ -1,6 +1,6 @@
 """Read the verdicts of a whole test set as one prefix tree, one part of it per forward pass.
 
-Prompts are sorted. A part is the tree of some prompts, with the verdict trie appended to each. What
+Prompts are sorted. A part is the tree of some prompts, with a verdict trie appended to each. What
 its first prompt shares with the last prompt of the previous part is not computed again: the KV
 cache still holds it. A rubric is therefore computed once per test set, and a source once.
 """
@@ -8,6 +8,7 @@ cache still holds it. A rubric is therefore computed once per test set, and a so
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -19,9 +20,10 @@ from pt_app.scoring.verdict_trie import Reading, VerdictTrie, reading_of
 
 @dataclass(frozen=True)
 class Part:
-    """Some prompts that were read together.
+    """Some prompts that were read together, with one trie.
 
     Attributes:
+        trie: the allowed verdicts.
         rows: the indices of the prompts.
         reading: the verdicts, one row per prompt.
         places: [rows][states], the position in the tree of each state of the trie.
@@ -29,6 +31,7 @@ class Part:
         cache: keys and values of the whole tree; None if shapes are fixed.
     """
 
+    trie: VerdictTrie
     rows: list[int]
     reading: Reading
     places: list[list[int]]
@@ -42,7 +45,6 @@ class TreeReader:
 
     Attributes:
         model: the model, in evaluation mode.
-        trie: the allowed verdicts.
         budget: maximum newly computed tokens per part.
         max_rows: maximum prompts per part.
         pad_id: the padding token.
@@ -51,42 +53,50 @@ class TreeReader:
     """
 
     model: PreTrainedModel
-    trie: VerdictTrie
     budget: int
     max_rows: int
     pad_id: int
     shapes: Shapes
 
-    def parts(self, prompts: Sequence[Sequence[int]]) -> Iterator[Part]:
-        """Read prompts, given as token ids."""
-        trie, fixed = self.trie, bool(self.shapes.lengths)
-        sizes = {"extra": len(trie.tokens), "max_rows": self.max_rows}
+    def parts(
+        self, prompts: Sequence[Sequence[int]], tries: Sequence[VerdictTrie]
+    ) -> Iterator[Part]:
+        """Read prompts, given as token ids, each with its own trie.
+
+        What was read in one forward pass is a part for each of its tries.
+        """
+        fixed = bool(self.shapes.lengths)
+        extra = [len(trie.tokens) for trie in tries]
         cache: DynamicCache | None = None
         before: Sequence[int] = ()
         path: list[int] = []
-        for rows in chunk_by_tokens(prompts, self.budget, cached=not fixed, **sizes):
-            first = prompts[rows[0]]
+        for rows in chunk_by_tokens(
+            prompts, self.budget, extra=extra, max_rows=self.max_rows, cached=not fixed
+        ):
+            first, of_rows = prompts[rows[0]], [tries[row] for row in rows]
             # The logits of the last token of the first prompt are needed, cached or not.
             cached = 0 if fixed else min(common_prefix(before, first), len(first) - 1)
-            tree = Tree.of([[*prompts[row], *stem] for row in rows for stem in trie.stems])
+            tree = Tree.of([[*prompts[row], *stem] for row in rows for stem in tries[row].stems])
             cache = None if fixed else _pruned(cache or DynamicCache(), path[:cached])
-            per = len(trie.stems)
-            of_rows = [tree.paths[i * per : (i + 1) * per] for i in range(len(rows))]
+            stems = iter(tree.paths)
+            own = [list(islice(stems, len(trie.stems))) for trie in of_rows]
             places = [
-                [paths[stem][len(prompts[row]) - 1 + depth] for stem, depth in trie.places]
-                for row, paths in zip(rows, of_rows, strict=True)
+                [paths[stem][len(prompts[row]) - 1 + depth] for stem, depth in tries[row].places]
+                for row, paths in zip(rows, own, strict=True)
             ]
             positions = [place - cached for of_row in places for place in of_row]
             # The logits get no name: it would keep them alive until those of the next part exist.
-            reading = reading_of(self._logits(tree, positions, cached, cache), trie)
-            paths = [p[0][: len(prompts[row])] for row, p in zip(rows, of_rows, strict=True)]
-            yield Part(rows, reading, places, paths, cache)
+            readings = _readings(self._logits(tree, positions, cached, cache), of_rows)
+            paths = [p[0][: len(prompts[row])] for row, p in zip(rows, own, strict=True)]
+            for trie, chosen, reading in readings:
+                of_trie = [[each[i] for i in chosen] for each in (rows, places, paths)]
+                yield Part(trie, of_trie[0], reading, of_trie[1], of_trie[2], cache)
             before, path = prompts[rows[-1]], paths[-1]
 
     def _logits(
         self, tree: Tree, positions: list[int], cached: int, cache: DynamicCache | None
     ) -> torch.Tensor:
-        """Return the logits [rows, states, vocabulary] at `positions`, counted from `cached`."""
+        """Return the logits [positions, vocabulary] at `positions`, counted from `cached`."""
         size = self.shapes.tokens(len(tree.ids))
         pads = size - len(tree.ids)
         more = self.shapes.logits(len(positions), size) - len(positions)
@@ -102,7 +112,28 @@ class TreeReader:
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).logits[0]
-        return logits[: len(positions)].view(-1, self.trie.states, logits.shape[-1])
+        return logits[: len(positions)]
+
+
+def _readings(
+    logits: torch.Tensor, tries: Sequence[VerdictTrie]
+) -> list[tuple[VerdictTrie, list[int], Reading]]:
+    """Reduce the logits of some rows [states of all, vocabulary] to a reading for each trie.
+
+    Returns:
+        Each trie, the indices of its rows, and their reading.
+    """
+    chosen: dict[int, list[int]] = {}
+    for row, trie in enumerate(tries):
+        chosen.setdefault(id(trie), []).append(row)
+    if len(chosen) == 1:  # without a copy
+        of_rows = logits.view(len(tries), tries[0].states, -1)
+        return [(tries[0], list(range(len(tries))), reading_of(of_rows, tries[0]))]
+    each = logits.split([trie.states for trie in tries])
+    return [
+        (tries[rows[0]], rows, reading_of(torch.stack([each[row] for row in rows]), tries[rows[0]]))
+        for rows in chosen.values()
+    ]
 
 
 def _pruned(cache: DynamicCache, path: list[int]) -> DynamicCache:

@@ -258,7 +258,8 @@ def refusal(error: RefusedError | ValidationError) -> JSONResponse:
 
 def described(judge: Judge) -> dict[str, Any]:
     """Describe a judge as OpenAI lists models, with the question that it was trained on."""
-    info, made = judge.info, (judge.info.folder / adapters.WEIGHTS).stat().st_mtime
+    info, fitted = judge.info, judge.fitted[""]
+    made = (judge.info.folder / adapters.WEIGHTS).stat().st_mtime
     about = {
         "task": info.scale.task,
         "scale": info.scale.name,
@@ -268,7 +269,7 @@ def described(judge: Judge) -> dict[str, Any]:
         "max_seq_length": info.max_seq_length,
         "base": info.base_name,
         "sha256": info.sha256,
-        "threshold": judge.fitted.threshold.as_json() if judge.fitted else None,
+        "threshold": fitted.threshold.as_json() if fitted else None,
     }
     head = {"id": judge.name, "object": "model", "created": int(made), "owned_by": "local"}
     return head | {"x_judge": about}

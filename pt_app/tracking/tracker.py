@@ -315,6 +315,11 @@ def clean_settings(settings: Json, key: str | None = None) -> Json:
 def summarize(results: Results) -> dict[str, dict[str, object]]:
     """Return the numbers of each model: metrics with interval and n, and the parse failures."""
     summary: dict[str, dict[str, object]] = {}
+    for name, own in results.questions.items():
+        if own.agreement is not None:
+            parts = own.agreement.model_dump(include={"low", "high", "n"})
+            summary[name] = {f"{own.metric}_{part}": value for part, value in parts.items()}
+            summary[name][own.metric] = own.agreement.value
     for model in results.models:
         numbers = summary.setdefault(model.name, {})
         for name, metric in model.metrics.items():

@@ -44,10 +44,16 @@ def supervised_logits(model: Model, inputs: Batch) -> torch.Tensor:
 def summed_loss(model: Model, inputs: Batch) -> torch.Tensor:
     """Return the cross-entropy summed over the supervised tokens of a pack or a plain micro-batch.
 
+    With `weights` each token counts as often as its weight says.
+
     The stock loss refuses labels together with an index tensor in `logits_to_keep`, hence this one.
     """
     logits, targets = supervised_logits(model, inputs), inputs["targets"].flatten()
-    return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+    flat, weights = logits.flatten(0, 1), inputs.get("weights")
+    if weights is None:
+        return F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
+    each = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
+    return each @ weights.flatten().to(each.dtype)
 
 
 @dataclass

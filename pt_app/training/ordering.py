@@ -94,6 +94,7 @@ class RowSteps:
         collate: makes a step of the rows of a rank.
         workers: processes that collate.
         pin_memory: whether the tensors are copied into page-locked memory.
+        members: the examples of each row, of which `order` and `size` then speak; None: one each.
     """
 
     rows: Dataset[Example]
@@ -102,16 +103,20 @@ class RowSteps:
     collate: Callable[[Sequence[Example]], Step]
     workers: int = 0
     pin_memory: bool = False
+    members: Sequence[Sequence[int]] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
 
     def rows_of(self, number: int, rank: int | None = None) -> list[list[int]]:
-        """Return the rows that a rank, by default this one, takes of each step of an epoch."""
+        """Return the examples that a rank, by default this one, takes of each step of an epoch."""
         if hasattr(self.order, "set_epoch"):  # a sequential sampler has none
             self.order.set_epoch(number)
         rank = console.rank() if rank is None else rank
-        return shares(self.order, self.size, rank, console.ranks())
+        taken = shares(self.order, self.size, rank, console.ranks())
+        if self.members is None:
+            return taken
+        return [[i for row in step for i in self.members[row]] for step in taken]
 
     def epoch(self, number: int, done: int) -> Iterable[Step]:
         """Return a loader of the steps of epoch `number` without the first `done`."""

@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.core.choosing import resolved_rule
-from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset, to_dataset
+from pt_app.core.dataset import (
+    JudgeData,
+    JudgeExample,
+    draw,
+    members_of,
+    read_dataset,
+    to_dataset,
+)
+from pt_app.core.errors import UserError
 from pt_app.core.formatting import number
 from pt_app.core.grids import choose_grid
 from pt_app.core.orders import both_orders, names_a_candidate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import Question, chosen, per_question
 from pt_app.core.settings import Settings
+from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import detectable_difference
 from pt_app.models import bases
+from pt_app.training.answers import answers_of, balanced
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +42,11 @@ class Prepared:
         source: the base.
         data: the dataset.
         encoder: encodes prompts and verdicts.
-        train: a `datasets.Dataset` with input_ids and prompt_length.
+        train: a `datasets.Dataset` with input_ids and prompt_length; of data that declare
+            questions also with weight.
         val: the same of the validation rows; None without a validation.
         test: the test rows.
+        members: the examples in `train` of each row; None: one each.
     """
 
     source: bases.ModelSource
@@ -42,6 +55,7 @@ class Prepared:
     train: Any
     val: Any
     test: Sequence[JudgeExample]
+    members: Sequence[Sequence[int]] | None = None
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -51,19 +65,20 @@ def prepare(settings: Settings) -> Prepared:
         UserError: for whatever the user can fix in the data, the base or the settings.
     """
     # The data come first: a base of several GB may have to be downloaded.
-    data = read_dataset(Path(settings.data_dir), settings.allow_leaks)
-    rule = resolved_rule(settings.verdict_rule, data.scale)
+    data = asked_for(settings, read_dataset(Path(settings.data_dir), settings.allow_leaks))
+    if isinstance(data.asked, Scale):  # refused before anything is fetched
+        resolved_rule(settings.verdict_rule, data.asked)
     how = settings.max_samples, (*data.val, *data.test)
-    scale, why = choose_grid(settings.grid, data.scale, data.train, *how)
+    asked, why = choose_grid(settings.grid, data.asked, data.train, *how)
     source = bases.resolve_model(settings.model)
     tokenizer = bases.load_tokenizer(source, settings.chat_template)
     bases.check_model(source, tokenizer)
     encoder = PromptEncoder(
         tokenizer,
         Template.load(data.card.template, data.card.rubric),
-        scale,
+        asked,
         settings.max_seq_length,
-        rule=rule,
+        rule=settings.verdict_rule,
     )
     if why:
         log.info("%s", why)
@@ -71,31 +86,68 @@ def prepare(settings: Settings) -> Prepared:
         log.warning("%s", note)
     if data.leaks:
         log.warning("LEAKS: %d texts are on both sides: %s", len(data.leaks), data.leaks[0])
-    train = _encode(encoder, draw(data.train, settings.max_samples, settings.seed), "training")
-    val = _encode(encoder, data.val, "validation") if data.val and settings.eval_steps else None
+    rows = draw(data.train, settings.max_samples, settings.seed)
+    train = _encode(encoder, rows, "training", settings)
+    val = None
+    if data.val and settings.eval_steps:
+        val = _encode(encoder, data.val, "validation", settings)
     if settings.patience and val is None:
         log.warning("--patience: the data have no validation rows, so training runs to its end")
     test = draw(data.test, settings.test_samples, settings.seed)
     if not settings.skip_eval:
-        _say_what_test_rows_show(test, data)
-    return Prepared(source, data, encoder, train, val, test)
+        for name, view in data.views():
+            own = [row for row in test if row.asks == name]
+            _say_what_test_rows_show(own, view.scale, f"test, {name}" if name else "test")
+    members = _members(rows, train) if encoder.questions else None
+    return Prepared(source, data, encoder, train, val, test, members)
 
 
-def _say_what_test_rows_show(test: Sequence[JudgeExample], data: JudgeData) -> None:
+def asked_for(settings: Settings, data: JudgeData) -> JudgeData:
+    """Return the data of the questions that the settings name.
+
+    Raises:
+        UserError: for a question that the data do not declare.
+    """
+    names = [name.strip() for name in settings.questions.split(",") if name.strip()]
+    if isinstance(data.asked, Scale):
+        if names:
+            raise UserError(f"--questions {settings.questions}: {data.path} declares none")
+    else:
+        data = data.about(chosen(data.asked, names, f"--questions {settings.questions}"))
+    _weights(settings, data.questions)
+    return data
+
+
+def _weights(settings: Settings, questions: Sequence[Question]) -> dict[str, float]:
+    names = [question.name for question in questions]
+    return per_question(settings.question_weights, names, "--question_weights")
+
+
+def _say_what_test_rows_show(test: Sequence[JudgeExample], scale: Scale, name: str) -> None:
     """Log, before hours of training, how small a difference the test rows can detect."""
     labels = [example.label.verdict for example in test if example.label is not None]
     groups = [example.group for example in test]
-    smallest = detectable_difference(labels, groups, data.scale)
+    smallest = detectable_difference(labels, groups, scale)
     power = "they cannot tell two judges apart"
     if smallest is not None:
         power = f"they tell two judges apart that differ by {number(smallest)} or more in "
-        power += f"{headline(data.scale)} (80 of 100 times, near 0.7)"
-    log.info("test: %d rows of %d groups; %s", len(test), len(set(groups)), power)
+        power += f"{headline(scale)} (80 of 100 times, near 0.7)"
+    log.info("%s: %d rows of %d groups; %s", name, len(test), len(set(groups)), power)
 
 
-def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> Any:
-    """Tokenize rows for the trainer, pairs in both orders."""
-    if encoder.scale.task == "pairwise":
+def _encode(
+    encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str, settings: Settings
+) -> Any:
+    """Tokenize rows for the trainer, pairs in both orders, and of questions each answer."""
+    columns: dict[str, Sequence[object]] = {}
+    if encoder.questions:
+        count = len(members_of(rows))
+        # Options are validated as they are read: in the declared order.
+        rows, shares = answers_of(rows, settings.seed if name == "training" else None)
+        weights = _weights(settings, encoder.questions)
+        columns["weight"] = balanced(rows, shares, weights)
+        log.info("%s: %d answers of %d rows", name, len(rows), count)
+    elif encoder.scale.task == "pairwise":
         single, rows = rows, both_orders(rows)
         bare = sum(names_a_candidate(row.label) for row in single if row.label and row.candidates)
         log.info(
@@ -110,4 +162,12 @@ def _encode(encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str) -> 
         f"{name}: {len(rows)} rows, {supervised:,} supervised tokens, "
         f"longest {cuts.longest} tokens, {cuts.rows_cut} rows shortened"
     )
-    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts})
+    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts, **columns})
+
+
+def _members(rows: Sequence[JudgeExample], train: Any) -> list[list[int]]:
+    """Return the examples of each row: of the same place."""
+    members: dict[str, list[int]] = {row.where: [] for row in rows}
+    for index, where in enumerate(train["where"]):
+        members[where].append(index)
+    return list(members.values())

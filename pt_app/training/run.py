@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,10 @@ from pt_app.core import console
 from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
 from pt_app.core.orders import both_orders
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.records import JudgeExample
 from pt_app.core.settings import Settings
+from pt_app.core.verdicts import Verdict
 from pt_app.evidence.prior import Prior
 from pt_app.models import adapters
 from pt_app.models.bases import ModelSource
@@ -28,7 +32,7 @@ from pt_app.models.gated_mlp import keep_less
 from pt_app.models.packing import Shapes, StepCollator
 from pt_app.models.platforms import Platform
 from pt_app.models.tree_attention import use_attention, why_no_tree
-from pt_app.scoring.scorer import verdict_trie
+from pt_app.scoring.scorer import largest_trie
 from pt_app.training.checkpoints import newest_complete
 from pt_app.training.distributed import is_lost_rank, shard_base
 from pt_app.training.learning import Learning
@@ -36,7 +40,7 @@ from pt_app.training.loop import LoopArguments, LoopState, Model, TrainingLoop
 from pt_app.training.loss import AnswerLoss
 from pt_app.training.ordering import GroupedOrder, Order, RowSteps
 from pt_app.training.preparation import Prepared
-from pt_app.training.validation import Validation, quality_metric
+from pt_app.training.validation import AGREEMENT, Validation, quality_metric
 
 LoadBase = Callable[[ModelSource, Settings, Platform], Model]
 # Completes the arguments that both recipes share by what the platform needs.
@@ -92,13 +96,14 @@ def build_trainer(
     validate, callbacks, metric = None, [Progress(log_numbers)], None
     if prepared.val is not None:
         rows, encoder = prepared.data.val, prepared.encoder
-        metric = f"eval_{quality_metric(prepared.data.scale, rows)}"
         train = draw(prepared.data.train, settings.max_samples, settings.seed)
-        labels = [row.label.verdict for row in both_orders(train) if row.label is not None]
-        prior = Prior.of(labels, encoder.scale)
-        how = collate, objective, prior, settings.shard_base
+        how = collate, objective, priors_of(train, encoder), settings.shard_base
         validate = Validation(rows, prepared.val, encoder, *how)
-        callbacks.append(Learning(validate, train, settings.lr))
+        if encoder.questions:
+            metric = f"eval_{AGREEMENT}"
+        else:
+            metric = f"eval_{quality_metric(prepared.data.scale, rows)}"
+            callbacks.append(Learning(validate, train, settings.lr))
     common = LoopArguments(
         output_dir=folder,
         num_train_epochs=settings.epochs,
@@ -127,6 +132,17 @@ def build_trainer(
     )
 
 
+def priors_of(train: Sequence[JudgeExample], encoder: PromptEncoder) -> dict[str, Prior]:
+    """Return the frequencies of the labels that are trained on, by question; "": without one."""
+    labels: dict[str, list[Verdict]] = defaultdict(list)
+    for row in both_orders(train):
+        if row.label is not None:
+            labels[row.asks].append(row.label.verdict)
+    if not encoder.questions:
+        return {"": Prior.of(labels[""], encoder.scale)}
+    return {q.name: Prior.of(labels[q.name], q.scale) for q in encoder.questions}
+
+
 def _steps(
     settings: Settings, prepared: Prepared, collate: StepCollator, args: LoopArguments
 ) -> RowSteps:
@@ -134,7 +150,8 @@ def _steps(
     examples = examples_a_step(settings)
     order = order_of(settings, prepared)
     workers, pin_memory = args.dataloader_num_workers, args.dataloader_pin_memory
-    steps = RowSteps(prepared.train, order, examples, collate, workers, pin_memory)
+    how = collate, workers, pin_memory, prepared.members
+    steps = RowSteps(prepared.train, order, examples, *how)
     shape = f"batch {settings.batch_size} x accumulation {settings.gradient_accumulation}"
     number = math.ceil(len(steps) * settings.epochs)
     log.info("steps: %d of %d examples (%s x %d ranks)", number, examples, shape, console.ranks())
@@ -143,9 +160,12 @@ def _steps(
 
 def order_of(settings: Settings, prepared: Prepared) -> Order:
     """Return the order of the training rows: that of the seed, in groups if that is asked for."""
+    members = prepared.members
     if settings.group_variants:
-        return GroupedOrder(prepared.train["group"], examples_a_step(settings), settings.seed)
-    order: Order = SeedableRandomSampler(prepared.train, data_seed=settings.seed)
+        groups = prepared.train["group"]
+        groups = groups if members is None else [groups[own[0]] for own in members]
+        return GroupedOrder(groups, examples_a_step(settings), settings.seed)
+    order: Order = SeedableRandomSampler(members or prepared.train, data_seed=settings.seed)
     return order
 
 
@@ -180,7 +200,7 @@ def fixed_shapes(settings: Settings, platform: Platform, prepared: Prepared) -> 
     if not platform.fixed_lengths:
         return Shapes()
     # Validation reads each prompt with the trie of all verdicts appended.
-    nodes = len(verdict_trie(prepared.encoder).tokens)
+    nodes = len(largest_trie(prepared.encoder).tokens)
     return Shapes.up_to(max(settings.pack_tokens, settings.max_seq_length + nodes))
 
 

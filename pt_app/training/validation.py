@@ -1,7 +1,8 @@
 """How good a judge is while it is trained: verdict quality and loss on the validation split."""
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from pt_app.training.loop import Model
 from pt_app.training.loss import AnswerLoss
 
 log = logging.getLogger(__name__)
+AGREEMENT = "agreement"  # the mean of the questions' quality metrics
 
 
 def quality_metric(scale: Scale, rows: Sequence[JudgeExample]) -> str:
@@ -50,6 +52,7 @@ class Judged(NamedTuple):
     log_loss: float | None = None
     gain: float | None = None
     entropy: float | None = None
+    asks: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Validation:
         encoder: encodes prompts and verdicts.
         collate: lays rows out as packs.
         objective: the loss in training, which knows whether prefix trees may be used.
-        prior: the frequencies of the labels that are trained on.
+        priors: the frequencies of the labels that are trained on, by question; "": without one.
         sharded: the model is sharded; every rank then scores all rows, in step with the others.
     """
 
@@ -71,7 +74,7 @@ class Validation:
     encoder: PromptEncoder
     collate: StepCollator
     objective: AnswerLoss
-    prior: Prior
+    priors: Mapping[str, Prior]
     sharded: bool = False
 
     def __call__(self, model: Model) -> dict[str, float]:
@@ -80,7 +83,8 @@ class Validation:
         `log_loss` is the mean of -log p of the label, and `entropy` that of the distribution over
         verdicts, both in nats. `gain` is by how much that log loss is below the prior's. It and
         the quality metric have `_low` and `_high`, the ends of their intervals. Numbers that are
-        undefined are left out, as is the loss without `encoded`.
+        undefined are left out, as is the loss without `encoded`. Of several questions they are the
+        means, `agreement` that of the quality metrics, which are there for each, too.
 
         If memory runs out, smaller batches are tried; if the smallest do not fit either, the result
         is empty with a warning: a validation never ends a training.
@@ -95,12 +99,37 @@ class Validation:
         numbers = self._numbers(judged)
         return numbers | ({"loss": sum(total for _, total, _ in shards) / tokens} if tokens else {})
 
+    @property
+    def prior(self) -> Prior:
+        """The prior of the one scale."""
+        return self.priors[""]
+
     def _numbers(self, judged: Sequence[Judged]) -> dict[str, float]:
-        scale, sample = self.encoder.scale, Resampler([row.group for row in judged])
+        if not self.encoder.questions:
+            return self._of_scale(judged, self.encoder.scale, self.rows)
+        numbers, means = {}, defaultdict(list)
+        for question in self.encoder.questions:
+            own = [row for row in judged if row.asks == question.name]
+            rows = [row for row in self.rows if row.asks == question.name]
+            if not own:
+                continue
+            name = quality_metric(question.scale, rows)
+            of_one = self._of_scale(own, question.scale, rows)
+            if name in of_one:
+                numbers[f"{question.name}_{name}"] = of_one[name]
+                means[AGREEMENT].append(of_one[name])
+            for part in ("parse_failures", "gain", "log_loss", "entropy"):
+                means[part] += [of_one[part]] if part in of_one else []
+        return numbers | {name: sum(of) / len(of) for name, of in means.items() if of}
+
+    def _of_scale(
+        self, judged: Sequence[Judged], scale: Scale, rows: Sequence[JudgeExample]
+    ) -> dict[str, float]:
+        sample = Resampler([row.group for row in judged])
         verdicts_of = [row.verdict for row in judged]
         labels, verdicts = coded([row.label for row in judged], verdicts_of, scale)
         strict = count_failures_as_wrong(labels, verdicts, scale)
-        name = quality_metric(scale, self.rows)
+        name = quality_metric(scale, rows)
         agreement = agreement_metrics(sample, labels, strict, scale)[name]
         means = {
             part: sample.mean([getattr(row, part) for row in judged])
@@ -117,16 +146,16 @@ class Validation:
 
     def _judged(self, row: JudgeExample, scored: Scored) -> Judged:
         assert row.label is not None, "a validation row without a label passed read_dataset"
-        label, scale = row.label.verdict, self.encoder.scale
+        label, scale = row.label.verdict, self.encoder.scale_of(row)
         found = label, scored.verdict, scored.greedy, row.group
         if not scored.probabilities:
-            return Judged(*found)
+            return Judged(*found, asks=row.asks)
         chances = scale.gathered(scored.probabilities)
         own = surprise(chances, label, scale)
-        gain = self.prior.surprise(label) - own
-        return Judged(*found, own, gain, entropy(chances))
+        gain = self.priors[row.asks].surprise(label) - own
+        return Judged(*found, own, gain, entropy(chances), row.asks)
 
-    def _my_shard(self, model: Model) -> tuple[list[Judged], float, int] | None:
+    def _my_shard(self, model: Model) -> tuple[list[Judged], float, float] | None:
         """Judge this rank's rows; return them, summed loss and tokens; None: no memory."""
         rank, ranks = (0, 1) if self.sharded else (console.rank(), console.ranks())
         mine, encoded = list(self.rows[rank::ranks]), list(self.encoded)[rank::ranks]
@@ -151,10 +180,10 @@ class Validation:
 
     def _loss(
         self, model: Model, encoded: Sequence[Example], collate: StepCollator
-    ) -> tuple[float, int]:
-        """Return the summed cross-entropy and the number of supervised tokens."""
+    ) -> tuple[float, float]:
+        """Return the summed cross-entropy and the number of supervised tokens, or their weights."""
         if not encoded:
-            return 0.0, 0
+            return 0.0, 0.0
         step, total, training = collate(encoded), 0.0, model.training
         model.eval()
         with torch.no_grad():
@@ -164,7 +193,7 @@ class Validation:
                     on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
                     total += float(self.objective.loss(model, on_device))
         model.train(training)
-        return total, int(step["count"])
+        return total, float(step["count"])
 
 
 def _with_ends(name: str, metric: Metric) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from pt_app.core.flags import check
 from pt_app.core.records import JudgeExample, Label
 from pt_app.core.verdicts import Scale
 from pt_app.core.words import normalised
+from pt_app.judge_data.card import Card
 from pt_app.judge_data.folder import FILES, FolderSummary, write_folder
 from pt_app.judge_data.generator.corpus import CorpusMaterial, read_corpus
 from pt_app.judge_data.generator.errors import (
@@ -26,6 +27,7 @@ from pt_app.judge_data.generator.errors import (
 )
 from pt_app.judge_data.generator.grammar import Grammar
 from pt_app.judge_data.generator.lexicon import table
+from pt_app.judge_data.generator.questions import as_questions, questions_card
 from pt_app.judge_data.options import GenerateOptions
 
 # How many candidates of a hundred hold 0, 1, 2, 3 errors; a third of the first are paraphrases.
@@ -48,6 +50,7 @@ def _command(options: GenerateOptions) -> str:
     values |= {"lexicon": None} if options.corpus else {}
     flags = [f"--{name} {values[name]}" for name in names if values[name] is not None]
     flags += [f"--hard_negatives {options.hard_negatives:g}"] if options.hard_negatives else []
+    flags += ["--questions"] if options.questions else []
     return f"judge data generate --out FOLDER {' '.join(flags)}"
 
 
@@ -77,6 +80,8 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
         material = CorpusMaterial(pairs)
         origin += f" (corpus sha256 {sha256_file(corpus)})"
         licence = "that of the corpus"
+    if options.questions and options.hard_negatives:
+        raise UserError("--hard_negatives change the score alone: leave them out with --questions")
     splits = _splits(material, options)
     splits["train"] += _attacked_copies(splits["train"], options.hard_negatives, options.seed)
     errors = Counter(kind for rows in splits.values() for row in rows for kind in row.errors or ())
@@ -84,7 +89,10 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
     notes = ["errors: " + ", ".join(f"{kind} {n}" for kind, _, n in kinds)]
     if dropped:
         notes.append("pairs left out: " + ", ".join(f"{why} {n}" for why, n in dropped.items()))
-    card = {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
+    card: Card = {"task": SCALE.task, "scale": SCALE.name, "template": "translation"}
+    if options.questions:
+        card = questions_card()
+        splits = {split: list(as_questions(rows, card)) for split, rows in splits.items()}
     return write_folder(
         out,
         {split: rows for split, rows in splits.items() if rows},
@@ -93,7 +101,7 @@ def generate(out: Path, options: GenerateOptions) -> FolderSummary:
         notes=tuple(notes),
         generated={"kinds": kinds, "dropped": dropped},
         # Not `as_row`, which leaves empty lists of issues out: a reader sees that there are none.
-        as_row=lambda row: row.model_dump(exclude_unset=True),
+        as_row=None if options.questions else lambda row: row.model_dump(exclude_unset=True),
     )
 
 

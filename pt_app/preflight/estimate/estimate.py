@@ -110,9 +110,9 @@ class Estimate:
 
         Its peak memory stays the same: whole lines are read on a sample before.
         """
-        reading, scale = self.settings.reading, self.prepared.encoder.scale
+        reading, asked = self.settings.reading, self.prepared.encoder.asked
         can_be_compared = self._outline.why_no_tree is None and len(self.prepared.test) >= SAMPLE
-        return can_be_compared and may_cut(reading, scale)
+        return can_be_compared and may_cut(reading, asked)
 
     def lines(self) -> list[str]:
         """Return lines about memory and disk."""

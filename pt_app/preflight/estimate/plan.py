@@ -11,7 +11,7 @@ from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
 from pt_app.models.packing import Batch, Example, StepCollator, Tree, chunk_by_tokens, common_prefix
 from pt_app.models.platforms import Platform
-from pt_app.scoring.scorer import MAX_LOGITS, verdict_trie
+from pt_app.scoring.scorer import MAX_LOGITS, largest_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.training.ordering import RowSteps
 from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
@@ -109,7 +109,7 @@ def plan_run(
 
     train, val = list(prepared.train), list(prepared.val or ())
     size, order = examples_a_step(settings), order_of(settings, prepared)
-    steps = RowSteps(prepared.train, order, size, collate)
+    steps = RowSteps(prepared.train, order, size, collate, members=prepared.members)
     planned: list[Step] = []
     for epoch in range(math.ceil(settings.epochs)):
         for shares in zip(*(steps.rows_of(epoch, k) for k in range(console.ranks())), strict=True):
@@ -117,7 +117,7 @@ def plan_run(
             planned.append(max(of_ranks, key=lambda step: step.tokens))
     planned = planned[: math.ceil(len(steps) * settings.epochs)]
     every = share_of(settings.eval_steps, len(planned))
-    trie = verdict_trie(prepared.encoder)
+    trie = largest_trie(prepared.encoder)
     prompts = [row["input_ids"][: row["prompt_length"]] for row in val]
     return Plan(
         steps=planned,

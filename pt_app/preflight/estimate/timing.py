@@ -17,7 +17,7 @@ from pt_app.models.memory import is_out_of_memory
 from pt_app.models.packing import Batch
 from pt_app.preflight.estimate.estimate import Estimate
 from pt_app.preflight.estimate.plan import Plan, Step, scoring_passes
-from pt_app.scoring.scorer import JudgeScorer
+from pt_app.scoring.scorer import JudgeScorer, largest_trie
 from pt_app.training.learning import MAX_BASE_ROWS
 from pt_app.training.loop import TrainingLoop
 from pt_app.training.loss import AnswerLoss, summed_loss
@@ -159,7 +159,8 @@ def _scoring_rate(trainer: TrainingLoop, needs: Estimate) -> float:
     scorer.shapes, scorer.trees = objective.shapes, objective.trees
     scorer.score(rows[:2])  # the first pass is slower
     seconds = _timed(partial(scorer.score, rows))
-    passes = scoring_passes(prepared, rows, scorer.trie, needs.vocabulary)
+    trie = largest_trie(prepared.encoder)
+    passes = scoring_passes(prepared, rows, trie, needs.vocabulary)
     return needs.cost.forward(passes) / seconds
 
 

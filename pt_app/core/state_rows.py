@@ -1,0 +1,158 @@
+"""Rows of a dataset that declares questions: from a row on disk to an example for each question.
+
+{"id": "t-104", "ticket": "One cup is broken.", "reply": "Sorry! A new cup leaves today.",
+ "labels": {"apologises": true, "offer": {"votes": {"replacement": 2, "refund": 1}},
+            "quality": {"annotators": {"ana": 2, "rui": 1}}}}
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from pydantic import ValidationError
+
+from pt_app.core.choosing import choose, resolved_rule
+from pt_app.core.errors import UserError
+from pt_app.core.questions import Declared, Question
+from pt_app.core.records import (
+    Annotation,
+    Cells,
+    JudgeExample,
+    Label,
+    Place,
+    as_name,
+    first_problem,
+    is_unicode,
+    one_line,
+)
+from pt_app.core.verdicts import Verdict
+
+RESERVED = ("id", "group", "meta", "labels")  # no field of the state may have such a name
+
+
+def as_declared(name: str, value: Declared | Mapping[str, object]) -> Declared:
+    """Read the declaration of a question; raises UserError for one that is malformed."""
+    try:
+        return Declared.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise UserError(f"questions.{name}, field {field}: {problem}: correct it") from error
+
+
+def state_of(value: Cells, fields: Sequence[str], place: Place) -> dict[str, str]:
+    """Return the texts of a row's state by field; raises UserError for one that is missing."""
+    texts = {}
+    for name in fields:
+        cell = value.get(name)
+        if cell is None:
+            raise place.error(
+                name, "the row has none", "the state needs it: write it, or leave the row out"
+            )
+        text = (
+            json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else as_name(cell)
+        )
+        if not isinstance(text, str) or not is_unicode(text):
+            raise place.error(name, "it is no text", "write a text, a number, or JSON of these")
+        texts[name] = text
+    return texts
+
+
+def examples_of(
+    value: Cells, place: Place, fields: Sequence[str], questions: Sequence[Question], name: str
+) -> Iterator[JudgeExample]:
+    """Make an example of a row and each of the questions that it has a label for.
+
+    Args:
+        value: the row.
+        place: where it is, for messages.
+        fields: of the state.
+        questions: that are declared.
+        name: the id of a row that has none.
+
+    Raises:
+        UserError: for a field of the state that is missing, and for a label that cannot be read or
+            belongs to no question.
+    """
+    bare = state_example(value, place, fields, name)
+    labels = value.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        raise place.error("labels", "they are no object", "write {question: label}")
+    declared = {question.name: question for question in questions}
+    for label in labels:
+        if label not in declared:
+            remedy = f"declared are {', '.join(declared)}"
+            raise place.error(f"labels.{label}", "there is no such question", remedy)
+    for question in questions:
+        if (cell := labels.get(question.name)) is not None:
+            update = {"question": question, **_label(cell, question, place)}
+            yield bare.model_copy(update=update)
+
+
+def state_example(value: Cells, place: Place, fields: Sequence[str], name: str) -> JudgeExample:
+    """Make the record of a row about which nothing is asked yet.
+
+    The last field is the candidate, and the others are what it is judged against.
+    """
+    texts = state_of(value, fields, place)
+    *others, candidate = texts.values()
+    source = "\n".join(others) if others else candidate
+    meta = value.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise place.error("meta", "it is no object", "write {name: value}")
+    return JudgeExample(
+        id=as_name(value.get("id")) or name,
+        group=one_line(str(as_name(value.get("group")) or source)),
+        source=source,
+        candidate=candidate,
+        state="\n".join(f"{field}: {text}" for field, text in texts.items()),
+        meta=meta,
+        row=value,
+        where=place.where,
+    )
+
+
+def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
+    """Return label, shares and annotators of a cell: a value, votes, or annotators."""
+    at = f"labels.{question.name}"
+    if not isinstance(cell, Mapping):
+        return {"label": Label(verdict=_verdict(cell, question, place, at))}
+    if len(cell) != 1 or not isinstance(given := cell.get(kind := next(iter(cell))), Mapping):
+        kind = ""
+    if kind == "votes":
+        counts = dict.fromkeys(question.scale.values, 0.0)
+        for option, count in given.items():
+            if not isinstance(count, int | float) or not 0 <= count < math.inf:
+                raise place.error(f"{at}.votes.{option}", f"{count!r} votes", "give 0 or more")
+            counts[_verdict(option, question, place, f"{at}.votes")] += count
+        return _shared(counts, question, place, f"{at}.votes")
+    if kind == "annotators":
+        people = [
+            Annotation(
+                rater=name, verdict=_verdict(one, question, place, f"{at}.annotators.{name}")
+            )
+            for name, one in given.items()
+        ]
+        counts = {value: sum(p.verdict == value for p in people) for value in question.scale.values}
+        return _shared(counts, question, place, f"{at}.annotators") | {"annotators": people}
+    raise place.error(
+        at, "it is no label", 'give a value, {"votes": {...}} or {"annotators": {...}}'
+    )
+
+
+def _shared(
+    counts: Mapping[Verdict, float], question: Question, place: Place, at: str
+) -> dict[str, object]:
+    """Return votes as shares, and the verdict that they stand for."""
+    total = sum(counts.values())
+    if not total:
+        raise place.error(at, "all votes are 0", "give votes, or leave the question out of the row")
+    shares = tuple(counts[value] / total for value in question.scale.values)
+    rule = resolved_rule("auto", question.scale)
+    return {"label": Label(verdict=choose(shares, question.scale, rule)), "shares": shares}
+
+
+def _verdict(cell: object, question: Question, place: Place, at: str) -> Verdict:
+    verdict = question.verdict(cell)
+    if verdict is None:
+        raise place.error(at, f"{cell!r} is not allowed", question.says())
+    return verdict

@@ -1,0 +1,224 @@
+"""`judge data import --questions`: from a file with a column a question to a dataset folder.
+
+A file of questions, in YAML or JSON, says what is asked about and what is asked:
+
+    state: [ticket, reply]
+    questions:
+      offer:
+        type: choice
+        instructions: What does the reply offer?
+        options: [replacement, refund, nothing]
+
+Several columns of a question (`--map offer=ana+rui`) are annotators; so are several rows of an id
+with a `rater` each.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pt_app.core.dataset import DatasetCard, card_asks
+from pt_app.core.errors import UserError
+from pt_app.core.files import read_text, refuse_overwrite, shown
+from pt_app.core.records import JudgeExample, Place, RowError
+from pt_app.core.state_rows import examples_of
+from pt_app.judge_data.folder import FILES, build_folder
+from pt_app.judge_data.importing import Tally
+from pt_app.judge_data.labels import key_of
+from pt_app.judge_data.mapping import META, pairs, plain, split_at, unwanted, wanted_values
+from pt_app.judge_data.options import ImportOptions, SplitPlan
+from pt_app.judge_data.reading.tables import Table, open_table
+from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed
+from pt_app.judge_data.splitting import group_of
+
+Columns = Mapping[str, Sequence[str]]
+
+
+def import_questions(
+    files: Sequence[str], out: Path, options: ImportOptions, plan: SplitPlan, append: bool = False
+) -> list[str]:
+    """Read files of labels of several questions into the dataset folder `out`.
+
+    Returns:
+        Lines that describe what was read, and the folder that it became.
+
+    Raises:
+        UserError: Something that the user can fix. Nothing has been written then.
+    """
+    assert options.questions is not None, "called without a file of questions"
+    for name in ("format", "task", "scale", "reduce", "template", "rubric"):
+        if getattr(options, name):
+            remedy = f"write it into {options.questions}, or leave it out"
+            raise UserError(f"--{name} does not go with --questions: {remedy}")
+    refuse_overwrite([out / name for name in FILES], [*files, str(options.questions)])
+    if len({Path(file).name for file in files}) < len(files):
+        raise UserError(f"{', '.join(files)}: two files have one name: rename one")
+    card = _declared(options.questions)
+    typed = DatasetCard.model_validate(card)
+    asked = card_asks(typed, options.questions)
+    assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
+    names = [question.name for question in asked]
+    tables = [open_table(file, options.reading) for file in files]
+    tally, examples = Tally(options.drop_bad), list[JudgeExample]()
+    for table in tables:
+        prefix = options.prefix or shown(Path(table.name).stem)
+        columns = StateMap.of(table, options.map, typed.state, names)
+        rows = _rows(table, columns, options, names, tally)
+        for place, row, count in _merged(rows, columns.columns):
+            try:
+                made = list(examples_of(row, place, typed.state, asked, f"{prefix}-{place.row}"))
+            except RowError as error:
+                tally.refuse(error, count)
+                continue
+            if not made:
+                tally.dropped.add("no label", count=count)
+                continue
+            tally.kept += count
+            tally.examples += 1
+            group = made[0].group if row.get("group") else group_of(made[0])
+            examples += [example.model_copy(update={"group": group}) for example in made]
+    if not examples:
+        raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
+    about = {"origin": options.origin or f"imported: {', '.join(t.name for t in tables)}"}
+    about |= {"licence": options.licence or "not stated", "label_rule": RULE}
+    imported = Row(files=[table.name for table in tables], format="", map=list(options.map))
+    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
+    imported["dropped"] = dict(tally.dropped.counts)
+    folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
+    return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
+
+
+RULE = "mean of scores, else majority; training learns the shares of all"
+
+
+def _declared(path: Path) -> Row:
+    """Read a file of questions as the part of dataset.json that it is."""
+    try:
+        value = yaml.load(read_text(path), _EachOnce)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as YAML ({error}): correct it") from error
+    if not isinstance(value, dict) or not {"state", "questions"} <= value.keys():
+        remedy = "write state, a list of fields, and questions (docs/QUESTIONS.md)"
+        raise UserError(f"{path}: it has no state or no questions: {remedy}")
+    card = {**value, "task": "questions"}
+    try:
+        DatasetCard.model_validate(card)
+    except ValueError as error:
+        problem = " ".join(str(error).split("\n")[1:3]).strip()
+        raise UserError(f"{path}: {problem}: correct it") from error
+    return card
+
+
+class _EachOnce(yaml.SafeLoader):
+    """A loader that refuses two members of one name: one of them would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f'line {node.start_mark.line + 1}: "{twice[0]}" stands twice')
+        return super().construct_mapping(node, deep)
+
+
+@dataclass(frozen=True)
+class StateMap:
+    """Which columns make which field of a row, and which its labels.
+
+    Attributes:
+        columns: of each field and question.
+        state: the fields that are asked about; other fields are id, group, rater and meta.
+    """
+
+    columns: Columns
+    state: Sequence[str]
+
+    @staticmethod
+    def of(
+        table: Table, map: Sequence[str], state: Sequence[str], asked: Sequence[str] = ()
+    ) -> "StateMap":
+        """Take the columns of --map, else those of the same name.
+
+        Raises:
+            UserError: for a field, question or column that is not there.
+        """
+        known = [*state, *asked, "id", "group", "rater", *META]
+        columns: dict[str, Sequence[str]] = {}
+        for target, written in pairs(",".join(map), "--map"):
+            if target not in known and not target.startswith("meta."):
+                use = f"use {', '.join(known)} or meta.NAME"
+                raise UserError(f"--map {target}={written}: no such field or question: {use}")
+            columns[target] = [plain(name) for name in split_at(written, "+")]
+            for name in columns[target]:
+                check_column(table.columns, name, table.name, f"--map {target}={name}")
+        for name in known:
+            if name not in columns and name in table.columns:
+                columns[name] = [name]
+        for name in state:
+            if name not in columns:
+                problem = f"has no column {name}; its columns are {', '.join(table.columns)}"
+                remedy = f"say which one it is with --map {name}=COLUMN"
+                raise UserError(f"{table.name} {problem}: {remedy}")
+        return StateMap(columns, state)
+
+    def fields(self, place: Place, value: Row) -> Row:
+        """Return a row of the file as a row of a dataset, without labels."""
+        row: Row = {}
+        for target, own in self.columns.items():
+            texts = [cell for name in own if (cell := find(value, name)) is not None]
+            cell = "\n".join(map(str, texts)) if len(texts) > 1 else next(iter(texts), None)
+            if target in self.state or target in ("id", "group", "rater"):
+                row[target] = cell
+            elif target in META or target.startswith("meta."):
+                row.setdefault("meta", {})[target.removeprefix("meta.")] = cell
+        return row
+
+
+def _rows(
+    table: Table, columns: StateMap, options: ImportOptions, asked: Sequence[str], tally: Tally
+) -> Iterator[tuple[Place, Row]]:
+    """Yield the rows of a file as rows of a dataset."""
+    wanted = wanted_values(options.only, table)
+    meant = {key_of(key): value for key, value in pairs(options.labels, "--labels")}
+    for place, value in table.rows():
+        if reason := unwanted(value, wanted):
+            tally.dropped.add(reason)
+            continue
+        own = parsed(value.get("labels"))
+        labels = dict(own) if isinstance(own, Mapping) else {}
+        for name in asked:
+            cells = {column: find(value, column) for column in columns.columns.get(name, ())}
+            label = _label({n: meant.get(key_of(cell), cell) for n, cell in cells.items()})
+            labels |= {} if label is None else {name: label}
+        yield place, {**columns.fields(place, value), "labels": labels}
+
+
+def _label(cells: Row) -> object:
+    """Return the label of the cells of a question: of several columns, that of annotators."""
+    given = {name: parsed(cell) for name, cell in cells.items() if not is_empty(cell)}
+    if len(cells) == 1 or not given:
+        return next(iter(given.values()), None)
+    return {"annotators": given}
+
+
+def _merged(
+    rows: Iterator[tuple[Place, Row]], columns: Columns
+) -> Iterator[tuple[Place, Row, int]]:
+    """Yield rows and how many rows of the file each was: those of an id, one for each rater."""
+    joined: dict[str, tuple[Place, Row]] = {}
+    counts = Counter[str]()
+    for place, row in rows:
+        rater = row.pop("rater", None)
+        if not {"id", "rater"} <= columns.keys():
+            yield place, row, 1
+            continue
+        name = str(row["id"])
+        counts[name] += 1
+        _, first = joined.setdefault(name, (place, {**row, "labels": {}}))
+        for question, label in row["labels"].items():
+            of_all = first["labels"].setdefault(question, {"annotators": {}})
+            of_all["annotators"][str(rater)] = label
+    for name, (place, row) in joined.items():
+        yield place, row, counts[name]

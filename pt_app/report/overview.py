@@ -1,0 +1,59 @@
+"""The overview of a judge of several questions: a row for each."""
+
+from typing import TYPE_CHECKING
+
+from pt_app.core.formatting import NAMES, UNDEFINED, estimate, inline, number
+from pt_app.core.questions import NAME
+
+if TYPE_CHECKING:
+    from pt_app.core.results import Metric, QuestionSummary, Results
+
+HEADER = [
+    "question",
+    "n",
+    "agreement",
+    "base",
+    "best baseline",
+    "one annotator",
+    "ECE",
+    "kept",
+    "order",
+]
+
+
+def overview_table(results: "Results", pages: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns, and the cells of each question.
+
+    Args:
+        results: the overview.
+        pages: names are links to the pages of the questions, in Markdown.
+    """
+    lines = []
+    for name, own in results.questions.items():
+        cells = _cells(own)
+        linked = own.n and NAME.fullmatch(name)  # such a name needs no escapes
+        link = f"[{name}]({name}/report.html)" if linked else inline(name)
+        lines.append([link, *map(inline, cells)] if pages else [name, *cells])
+    return HEADER, lines
+
+
+def _cells(own: "QuestionSummary") -> list[str]:
+    if own.few:
+        return [str(own.n), own.few, *[UNDEFINED] * (len(HEADER) - 3)]
+    noise, kept = own.ece_if_calibrated, "none"
+    if own.threshold is not None:
+        kept = f"{_value(own.kept)}, {_value(own.right)} right"
+    return [
+        str(own.n),
+        f"{NAMES[own.metric]} {estimate(own.agreement)}",
+        _value(own.of_base),
+        f"{own.baseline} {_value(own.of_baseline)}",
+        _value(own.ceiling),
+        f"{_value(own.ece)} (noise {number(noise.mean)})" if noise else _value(own.ece),
+        kept,
+        _value(own.option_order),
+    ]
+
+
+def _value(metric: "Metric | None") -> str:
+    return UNDEFINED if metric is None else number(metric.value)

@@ -1,0 +1,184 @@
+"""The evidence of a judge of several questions: results of each, overview, pages, gate."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pt_app.core import console
+from pt_app.core.errors import UserError
+from pt_app.core.files import write_json_atomic
+from pt_app.core.questions import Question
+from pt_app.core.results import RESULTS, Prediction, Results, read_results
+from pt_app.evidence.baselines import Baseline, Labelled
+from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.combining import Distributions, combine, lines
+from pt_app.evidence.gate import decide, gate_folders
+from pt_app.evidence.options import Limits
+from pt_app.evidence.overview import MIN_LABELS, overview
+from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
+from pt_app.report import terminal_table, write_report
+from tests.question_rows import questions
+
+MANY = {
+    "type": "choice",
+    "instructions": "Which code?",
+    "options": [f"code {i}" for i in range(255)],
+}
+ASKED = questions(code=MANY)
+
+
+def judged(
+    question: Question, name: str, count: int, right: float, prefix: str = "r"
+) -> list[Prediction]:
+    """Predictions of a judge that is right so often, and knows how often."""
+    values, rows = question.scale.values, []
+    for i in range(count):
+        rng = random.Random(f"{question.name} {name} {i}")
+        label = random.Random(f"{question.name} {i}").randrange(len(values))
+        verdict = label if rng.random() < right else rng.randrange(len(values))
+        rest = (1 - right) / (len(values) - 1)
+        chances = [right if place == verdict else rest for place in range(len(values))]
+        row = {"model": name, "id": f"{prefix}{i}", "group": f"{prefix}{i}", "label": values[label]}
+        row |= {"question": question.name, "verdict": values[verdict], "status": "ok"}
+        row |= {"greedy": values[verdict], "probabilities": chances, "verdict_mass": 0.9}
+        if question.type == "score":
+            row["expected"] = sum(float(v) * p for v, p in zip(values, chances, strict=True))
+        rows.append(Prediction.model_validate(row))
+    return rows
+
+
+def evaluation(
+    folder: Path, right: float = 0.8, count: int = 150, short: int = 12, prefix: str = "r"
+) -> Results:
+    """An evaluation folder as the pipeline writes it; `offer` has few rows, `overall` none."""
+    of_each = {}
+    for question in ASKED:
+        n = {"offer": short, "overall": 0}.get(question.name, count)
+        if not n:
+            continue
+        rule = "mean" if question.type == "score" else "mode"
+        own = judged(question, "adapter", n, right, prefix)
+        fitted = Fitted.on(own, question.scale, 0.9, rule)
+        judges = [
+            JudgeRows("adapter", "a", own, fitted=fitted, rule=rule),
+            JudgeRows("base", "b", judged(question, "base", n, 0.2, prefix), rule=rule),
+        ]
+        always = [Baseline("majority", [question.scale.values[0]] * n)]
+        results = results_of(judges, question.scale, {"path": "d"}, always, (), {})
+        write_evaluation(folder / question.name, judges, results, always)
+        of_each[question.name] = results
+    asked = {question.name: (question.type, question.scale.name) for question in ASKED}
+    whole = overview(asked, of_each, {"path": "d"}, (), {})
+    write_json_atomic(folder / RESULTS, whole.as_json())
+    return whole
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("evaluation") / "new"
+    evaluation(made)
+    return made
+
+
+def test_the_overview_has_a_row_for_each_question_and_no_number_of_few_rows(folder: Path) -> None:
+    rows = read_results(folder).questions
+    assert list(rows) == [question.name for question in ASKED]
+    assert (rows["quality"].metric, rows["apologises"].metric) == ("kappa_quadratic", "kappa")
+    for name in ("apologises", "quality", "code"):
+        own = read_results(folder / name)
+        assert own.judge is not None
+        assert rows[name].agreement == own.judge.metrics[rows[name].metric]
+        assert rows[name].baseline == "majority"
+        assert rows[name].ece == own.judge.calibration.ece  # type: ignore[union-attr]
+    assert rows["offer"].few == f"not enough labels (12; {MIN_LABELS} are needed)"
+    assert rows["overall"].few == f"not enough labels (0; {MIN_LABELS} are needed)"
+    assert rows["offer"].agreement is None
+
+
+def test_every_question_has_its_pages_and_the_overview_links_to_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = write_report(folder).read_text()
+    for name in ("apologises", "offer", "quality", "code"):
+        assert f'href="{name}/report.html"' in page
+        assert (folder / name / "report.html").exists()
+    assert "not enough labels (12; 30 are needed)" in page
+    console.show(terminal_table(read_results(folder)))
+    assert "apologises" in capsys.readouterr().out
+
+
+def test_options_have_no_check_of_leniency(folder: Path) -> None:
+    judge = read_results(folder / "code").judge
+    assert judge is not None
+    assert set(judge.checks) == {"overconfidence"}
+
+
+def test_a_gate_decides_for_each_question_with_its_own_margin(folder: Path, tmp_path: Path) -> None:
+    evaluation(tmp_path / "worse", right=0.5)
+    limits = Limits(rows=50)
+    checks = {check.name: check.decision for check in gate_folders([folder, folder], limits)}
+    assert checks["apologises: kappa not worse by 0.02"] == "pass"
+    assert checks["offer: rows"] == "undecided"
+    assert checks["overall: rows"] == "undecided"
+    worse = gate_folders([folder, tmp_path / "worse"], limits)
+    assert decide(worse) == "fail"
+    named = {check.name: check.decision for check in worse}
+    assert named["quality: kappa_quadratic not worse by 0.02"] == "fail"
+    lenient = Limits(rows=50, question_margins="quality=2")
+    named = {c.name: c.decision for c in gate_folders([folder, tmp_path / "worse"], lenient)}
+    assert named["quality: kappa_quadratic not worse by 2"] == "pass"
+
+
+def test_gates_of_other_questions_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="compare evaluations of the same questions"):
+        gate_folders([folder, folder / "quality"], Limits())
+    with pytest.raises(UserError, match='there is no question "tone": use apologises'):
+        gate_folders([folder, folder], Limits(question_margins="tone=1"))
+
+
+def test_questions_that_make_up_another_are_combined_into_it() -> None:
+    """The label is the sum of what two questions say; asked directly the judge guesses."""
+    scale, rng = questions()[2].scale, random.Random(0)
+    rows, distributions, labels = [], [], []
+    for i in range(160):
+        polite, helpful = rng.random() < 0.5, rng.random() < 0.5
+        distributions.append(
+            {
+                "polite": {"true": 0.9 if polite else 0.1, "false": 0.1 if polite else 0.9},
+                "offer": {"refund": 0.8 if helpful else 0.2, "no": 0.2 if helpful else 0.8},
+            }
+        )
+        labels.append(int(polite) + int(helpful))
+        rows.append(Prediction(group=f"g{i}"))
+    groups = [row.group for row in rows]
+
+    def part(start: int, stop: int) -> tuple[Labelled, list[Distributions]]:
+        own = slice(start, stop)
+        return Labelled.of(rows[own], labels[own], groups[own], scale), distributions[own]
+
+    guessed = [rng.randrange(3) for _ in range(80)]
+    found = combine("quality", scale, part(0, 80), part(80, 160), guessed)
+    assert found.combined.value == pytest.approx(1.0)
+    assert (found.difference.low or 0) > 0.3
+    assert found.weights["polite"]["true"][0] > 0 > found.weights["polite"]["false"][0]
+    assert "combined - direct" in "\n".join(lines(found))
+    with pytest.raises(UserError, match="20 validation rows have a label for quality: 30 are"):
+        combine("quality", scale, part(0, 20), part(80, 160), guessed)
+
+
+def test_evaluations_of_folds_are_joined_question_by_question(tmp_path: Path) -> None:
+    from pt_app.eval_model.folds import join_evaluations
+
+    for fold in ("1", "2"):
+        evaluation(tmp_path / fold / "evaluation", count=40, prefix=f"{fold}-")
+    join_evaluations([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    joined = read_results(tmp_path / "all").questions
+    assert {name: own.n for name, own in joined.items()} == {
+        "apologises": 80,
+        "offer": 24,
+        "quality": 80,
+        "overall": 0,
+        "code": 80,
+    }
+    assert read_results(tmp_path / "all" / "quality").data.n == 80

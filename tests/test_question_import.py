@@ -1,0 +1,187 @@
+"""Files with a column a question become a dataset folder, and stay one when it is split again."""
+
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app.core.dataset import read_dataset
+from pt_app.core.errors import UserError
+from pt_app.judge_data.checking import check_folder
+from pt_app.judge_data.folder import split_folder
+from pt_app.judge_data.generator.generate import generate
+from pt_app.judge_data.options import GenerateOptions, ImportOptions, SplitPlan
+from pt_app.judge_data.question_import import import_questions
+
+DECLARED = """
+state: [ticket, reply]
+questions:
+  polite: {type: bool, instructions: "Is the reply polite?"}
+  offer:
+    type: choice
+    instructions: What is offered?
+    options: [replacement, refund, nothing]
+  quality: {type: score, instructions: "How good?", scale: 1-5}
+"""
+OFFERS = ["replacement", "refund", "nothing"]
+
+
+def cells(i: int) -> dict[str, Any]:
+    return {
+        "Ticket text": f"ticket number {i} is about cup {i}",
+        "Reply": f"reply {i} says word{i} and word{i * 7} to them about it",
+        "polite": ["yes", "no"][i % 2],
+        "ana": OFFERS[i % 3],
+        "rui": OFFERS[(i + i % 2) % 3],
+        "stars": "" if i % 5 == 0 else str(i % 5 + (i % 5 == 0)),
+    }
+
+
+MAP = ("ticket=Ticket text,reply=Reply,offer=ana+rui,quality=stars",)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[str, Path]:
+    with open(tmp_path / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(cells(0)))
+        writer.writeheader()
+        writer.writerows(cells(i) for i in range(60))
+    (tmp_path / "questions.yaml").write_text(DECLARED)
+    return str(tmp_path / "labels.csv"), tmp_path / "questions.yaml"
+
+
+def imported(written: tuple[str, Path], out: Path, **options: Any) -> list[str]:
+    file, questions = written
+    chosen = ImportOptions(questions=questions, **{"map": MAP, **options})
+    return import_questions([file], out, chosen, SplitPlan())
+
+
+def test_a_column_a_question_becomes_a_folder_that_training_reads(
+    written: tuple[str, Path], tmp_path: Path
+) -> None:
+    lines = imported(written, tmp_path / "out")
+    assert "read 60 rows: kept 60, dropped 0" in lines
+    assert any(line.startswith("offer: agreement: 2 raters, 120 labels") for line in lines)
+    data = read_dataset(tmp_path / "out")
+    rows = [row for part in (data.train, data.val, data.test) for row in part]
+    assert len({row.id for row in rows}) == 60
+    counts = Counter(row.asks for row in rows)
+    assert counts == {"polite": 60, "offer": 60, "quality": 48}
+    first = next(row for row in rows if row.id == "labels-5" and row.asks == "offer")
+    assert (first.row or {})["labels"] == {
+        "polite": "no",
+        "offer": {"annotators": {"ana": "replacement", "rui": "refund"}},
+        "quality": "3",
+    }
+
+
+def test_every_question_is_balanced_over_the_splits(
+    written: tuple[str, Path], tmp_path: Path
+) -> None:
+    imported(written, tmp_path / "out")
+    data = read_dataset(tmp_path / "out")
+    for name, values in (("polite", ("yes", "no")), ("quality", (1, 2, 3, 4))):
+        for split in (data.train, data.val, data.test):
+            labels = [row.label.verdict for row in split if row.asks == name and row.label]
+            for value in values:
+                assert abs(labels.count(value) / len(labels) - 1 / len(values)) < 0.25
+
+
+def test_a_folder_of_questions_is_split_again_and_checked(
+    written: tuple[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    imported(written, out)
+    before = {row["id"]: row for row in rows_of(out)}
+    split_folder(out, SplitPlan(seed=5, anew=True))
+    after = {row["id"]: row for row in rows_of(out)}
+    assert after == before
+    split_folder(out, SplitPlan(folds=2))
+    assert sum(len(read_dataset(out / "folds" / n).test) for n in "12") == 60 + 60 + 48
+    report = check_folder(out)
+    assert not report.failed
+    assert set(report.questions) == {"polite", "offer", "quality"}
+    assert any(line.startswith("  train, polite labels: yes") for line in report.lines())
+    assert "| polite: yes |" in (out / "README.md").read_text()
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    texts = [path.read_text().splitlines() for path in folder.glob("judge_*.json")]
+    return [json.loads(line) for lines in texts for line in lines]
+
+
+def test_rows_of_several_raters_are_joined(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.yaml"
+    questions.write_text(DECLARED)
+    lines = [
+        {"id": f"r{i}", "rater": who, "ticket": f"t {i}", "reply": f"r {i}", "polite": "yes"}
+        for i in range(20)
+        for who in ("ana", "rui")
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    said = imported((str(tmp_path / "rows.jsonl"), questions), tmp_path / "out", map=())
+    assert "read 40 rows: kept 40 as 20 examples, dropped 0" in said
+    row = rows_of(tmp_path / "out")[0]
+    assert row["labels"] == {"polite": {"annotators": {"ana": "yes", "rui": "yes"}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"map": ("ticket=Ticket text",)}, r"labels.csv has no column reply; its columns are"),
+        ({"map": (*MAP, "tone=ana")}, "no such field or question: use ticket, reply"),
+        ({"map": ("ticket=Ticket text,reply=Repyl",)}, "no column Repyl"),
+        ({"map": (*MAP, "polite=stars")}, "labels.polite: '1' is not allowed: allowed are true"),
+        ({"scale": "0-10"}, "--scale does not go with --questions"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_in_a_line(
+    written: tuple[str, Path], tmp_path: Path, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem) as refused:
+        imported(written, tmp_path / "out", **options)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        ("- a", "it has no state or no questions"),
+        (DECLARED + '  polite: {type: bool, instructions: "Again?"}\n', '"polite" stands twice'),
+        (DECLARED.replace("bool", "boolean"), "questions.polite.type"),
+        (DECLARED.replace("[replacement, refund, nothing]", "[a, a]"), 'named "a"'),
+    ],
+)
+def test_a_file_of_questions_that_cannot_be_used_is_refused(
+    written: tuple[str, Path], tmp_path: Path, declared: str, problem: str
+) -> None:
+    written[1].write_text(declared)
+    with pytest.raises(UserError, match=problem):
+        imported(written, tmp_path / "out")
+
+
+def test_generated_rows_ask_for_each_error_the_worst_and_the_score(tmp_path: Path) -> None:
+    options = GenerateOptions(rows=60, val_rows=20, test_rows=20, lexicon="small", questions=True)
+    generate(tmp_path / "out", options)
+    data = read_dataset(tmp_path / "out")
+    names = [question.name for question in data.questions]
+    assert names[-2:] == ["worst", "overall"]
+    assert "omission" in names
+    rows = {row["id"]: row["labels"] for row in rows_of(tmp_path / "out")}
+    assert len(rows) == 100
+    for labels in rows.values():
+        kinds = [name for name in names[:-2] if labels[name]]
+        assert labels["worst"] == (kinds[0] if kinds else "none")
+        assert (labels["overall"] == 10) == (not kinds)
+    plain = replace(options, questions=False)
+    generate(tmp_path / "plain", plain)
+    for row in read_dataset(tmp_path / "plain").test:
+        assert row.label is not None
+        assert rows[row.id]["overall"] == row.label.verdict  # the same rows, asked otherwise
+    with pytest.raises(UserError, match="--hard_negatives change the score alone"):
+        generate(tmp_path / "other", replace(options, hard_negatives=0.5))

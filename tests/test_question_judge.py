@@ -1,0 +1,202 @@
+"""A judge of several questions, from its dataset to its answers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pt_app.core.errors import UserError
+from pt_app.core.results import Results, read_predictions, read_results
+from pt_app.eval_model.combining import combine_questions
+from pt_app.eval_model.options import EvalOptions, ScoreOptions
+from pt_app.eval_model.score_file import score_file
+from pt_app.judge import Judge
+from pt_app.models.adapters import verify_adapter
+from tests.question_rows import QUESTIONS, make_row, write_questions
+
+STATE = {"ticket": "One cup is broken.", "reply": "Sorry! A new cup leaves today."}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("data") / "tickets", val=44, test=48)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge of four questions, trained for a few steps and evaluated."""
+    from pt_app.eval_model.judge_train_mps import main as train
+
+    out = tmp_path_factory.mktemp("judge")
+    flags = {"model": base, "data_dir": folder, "output_dir": out, "epochs": 1, "tracking": "off"}
+    train([f"--{name}={value}" for name, value in flags.items()])
+    (made,) = out.glob("*_final")
+    return made
+
+
+@pytest.fixture(scope="module")
+def judge(adapter: Path, base: Path) -> Judge:
+    return Judge.load(adapter, base=str(base))
+
+
+def test_an_adapter_keeps_its_questions_as_they_were_declared(adapter: Path) -> None:
+    kept = json.loads((adapter / "judge.json").read_text())
+    assert kept["task"] == "questions"
+    assert kept["state"] == ["ticket", "reply"]
+    assert list(kept["questions"]) == list(QUESTIONS)
+    assert "scale" not in kept
+    assert [q.type for q in verify_adapter(adapter).questions] == [
+        "bool",
+        "choice",
+        "score",
+        "score",
+    ]
+    card = (adapter / "README.md").read_text()
+    assert "| offer | choice | What does the reply offer? |" in card
+
+
+def test_each_question_has_an_evaluation_of_its_own_below_an_overview(
+    adapter: Path, folder: Path
+) -> None:
+    overview = read_results(adapter / "evaluation")
+    assert list(overview.questions) == list(QUESTIONS)
+    for name, summary in overview.questions.items():
+        results = read_results(adapter / "evaluation" / name)
+        assert results.task == ("score" if QUESTIONS[name]["type"] == "score" else "choice")
+        assert summary.n == results.data.n == 36
+        assert [model.name for model in results.models] == ["adapter", "base"]
+        assert summary.agreement == results.models[0].metrics[summary.metric]
+        assert (summary.option_order is not None) == (summary.type == "choice")
+        assert {row.question for row in read_predictions(adapter / "evaluation" / name)} == {name}
+        assert (adapter / f"calibration.{name}.json").exists()
+        assert (adapter / "evaluation" / name / "report.html").exists()
+    page = (adapter / "evaluation" / "report.html").read_text()
+    assert 'href="offer/report.html"' in page
+
+
+def test_answers_have_the_types_of_their_questions(judge: Judge) -> None:
+    answers = judge.ask(STATE)
+    assert list(answers) == list(QUESTIONS)
+    assert isinstance(answers["apologises"].value, bool)
+    assert set(answers["apologises"].probabilities or ()) == {"true", "false"}
+    assert answers["offer"].value in QUESTIONS["offer"]["options"]
+    assert answers["quality"].value in (0, 1, 2)
+    assert answers["overall"].expected is not None
+    for answer in answers.values():
+        assert sum((answer.probabilities or {}).values()) == pytest.approx(1, abs=1e-6)
+        assert answer.trained
+        assert answer.calibrated is not None
+        assert 0 < (answer.verdict_mass or 0) <= 1
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(judge: Judge) -> None:
+    whole = judge.ask(STATE)
+    for names in (["overall"], ["quality", "offer"]):
+        for name, answer in judge.ask(STATE, names).items():
+            assert answer.probabilities == pytest.approx(whole[name].probabilities, abs=1e-5)
+
+
+def test_a_trained_question_is_known_by_its_words_and_not_by_its_name(judge: Judge) -> None:
+    options = dict(reversed(QUESTIONS["offer"]["options"].items()))
+    asked = {"what": {**QUESTIONS["offer"], "options": options}}
+    answer = judge.ask(STATE, asked, strict=True)["what"]
+    trained = judge.ask(STATE)["offer"]
+    assert answer.trained
+    assert answer.probabilities == pytest.approx(trained.probabilities, abs=1e-5)
+    assert answer.abstain == trained.abstain
+
+
+def test_another_question_is_answered_but_not_relied_on(judge: Judge) -> None:
+    asked: dict[str, Any] = {"polite": {"type": "bool", "instructions": "Is the reply polite?"}}
+    answer = judge.ask(STATE, asked)["polite"]
+    assert (answer.trained, answer.calibrated, answer.abstain) == (False, None, True)
+    assert isinstance(answer.value, bool)
+    with pytest.raises(
+        UserError, match=r"questions.polite: it is not one that .* apologises, offer"
+    ):
+        judge.ask(STATE, asked, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "questions", "problem"),
+    [
+        ({"ticket": "x"}, None, "field reply: the row has none"),
+        ("a text", None, "give a text for each of ticket, reply"),
+        (STATE, ["tone"], 'there is no question "tone": use apologises, offer'),
+        (STATE, {"a": {"type": "choice", "instructions": "?", "options": ["x"]}}, "1 options"),
+        (STATE, {"a": {"type": "box"}}, "questions.a, field type"),
+        ({**STATE, "reply": "cup " * 2000}, None, "question apologises: state and question take"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    judge: Judge, state: Any, questions: Any, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        judge.ask(state, questions)
+
+
+def test_judges_of_shared_questions_are_compared(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    from pt_app.eval_model.compare import evaluate_judges
+    from pt_app.eval_model.judge_train_mps import main as train
+
+    flags = {"model": base, "data_dir": folder, "output_dir": tmp_path, "epochs": 1}
+    flags |= {"tracking": "off", "questions": "quality", "max_samples": 8}
+    train([*(f"--{name}={value}" for name, value in flags.items()), "--skip_eval"])
+    (single,) = tmp_path.glob("*_final")
+    options = EvalOptions(base=str(base), probe_rows=0)
+    results = evaluate_judges(folder, tmp_path / "out", [adapter, single], options)
+    assert list(results.questions) == ["quality"]
+    found: Results = read_results(tmp_path / "out" / "quality")
+    assert len(found.models) == 2
+    again = found.models[0].metrics["kappa_quadratic"].value
+    own = read_results(adapter / "evaluation" / "quality").models[0]
+    assert again == pytest.approx(own.metrics["kappa_quadratic"].value)
+
+
+def test_commands_of_one_scale_refuse_several_questions_in_a_line(
+    judge: Judge, folder: Path
+) -> None:
+    with pytest.raises(UserError, match="takes one question, and there are 4"):
+        judge.score([make_row("test", 0)])
+
+
+def test_a_file_gets_a_set_of_columns_for_each_question(
+    adapter: Path, base: Path, judge: Judge, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": "a", "text": STATE["ticket"], "reply": STATE["reply"]},
+        {"id": "b", "text": "One cup is broken."},
+        {"id": "c", "text": "x", "reply": "cup " * 2000},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ScoreOptions(base=str(base), map=("ticket=text",))
+    for ending in ("jsonl", "csv", "parquet"):
+        out = tmp_path / f"out.{ending}"
+        counts = score_file(adapter, str(tmp_path / "rows.jsonl"), out, options)
+        assert counts == {"ok": 1, "bad_row": 1, "too_long": 1}
+    judged = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for name, answer in judge.ask(STATE).items():
+        assert judged[0][f"{name}.value"] == answer.value
+        assert judged[0][f"{name}.probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
+        assert judged[0][f"{name}.abstain"] == answer.abstain
+    assert "field reply: the row has none" in judged[1]["problem"]
+    assert judged[2]["offer.status"] == "too_long"
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert first["offer.value"] == judged[0]["offer.value"]
+
+
+def test_a_question_is_combined_of_the_others_and_compared_with_asking_it(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    found = combine_questions(adapter, folder, "overall", tmp_path, base=str(base))
+    assert found.rows == 33
+    assert found.difference.n == 36
+    assert set(found.weights) == {"apologises", "offer", "quality"}
+    assert (tmp_path / "combined.json").exists()
+    with pytest.raises(UserError, match='declares no question "tone": it declares apologises'):
+        combine_questions(adapter, folder, "tone", tmp_path, base=str(base))
