@@ -56,7 +56,6 @@ from pt_app.training.loop import TrainingLoop
 FAST, SLOW = "medium", "highest"  # torch.set_float32_matmul_precision: with and without oneDNN
 ALL = "speed,architecture,shakespeare,processes"
 ENDLESS = 10**6  # steps of a training that is stopped by something else
-NEVER = {"eval_steps": 0, "save_steps": 0}  # only at that end
 Json = dict[str, Any]
 
 
@@ -96,10 +95,10 @@ class Case:
 def cases(options: Options) -> list[Case]:
     """Return the workloads; the last two have nothing to be compared with."""
     gpt2, nanochat = options.nanogpt, options.nanochat
-    d4 = BaseSettings(device="cpu", **NEVER)
+    d4, small = BaseSettings(device="cpu"), SmallSettings(device="cpu")
     return [
         Case(
-            *("GPT-2 124M, 4 x 64", 4, 64, Gpt2Settings(device="cpu", **NEVER), shapes.gpt2()),
+            *("GPT-2 124M, 4 x 64", 4, 64, Gpt2Settings(device="cpu"), shapes.gpt2()),
             partial(nanogpt_step, gpt2) if gpt2 else None,
         ),
         Case(
@@ -108,7 +107,7 @@ def cases(options: Options) -> list[Case]:
         ),
         Case("depth 4, 1 x 1,024, 4,096 tokens", 1, 1024, d4, shapes.qwen3(4, 4096, 1024), None),
         Case(
-            *("small trainer, 23 M, 8 x 512", 8, 512, SmallSettings(device="cpu", **NEVER)),
+            *("small trainer, 23 M, 8 x 512", 8, 512, small),
             *(shapes.qwen3(6, 32_000, 512, 384, 6, 1024), None),
         ),
     ]
@@ -149,7 +148,7 @@ def nanochat_step(clone: Path, compiled: bool) -> Callable[[], object]:
     optimizer = model.setup_optimizer(**{name: lr * scale for name, lr in rates.items()})
     if not compiled:  # its optimizer is compiled too
         torch.compiler.set_stance("force_eager")
-    run = torch.compile(model, dynamic=False)
+    run: Any = torch.compile(model, dynamic=False)
     x, y = random_ids(1, 1024, 32_768)
 
     def step() -> None:
@@ -224,8 +223,9 @@ def bare_loop(
 ) -> TrainingLoop:
     """Return the training loop of a stage without its folders."""
     platform, nowhere = get_device("cpu"), Path(tempfile.gettempdir())
+    settings = replace(settings, eval_steps=0, save_steps=0)  # only at its end, if it has one
     held_out = HeldOut(batches, np.ones(model.config.vocab_size, np.int64), NextTokens())
-    parts = Parts(model, None, steps, len(steps), steps.batch_tokens, held_out)  # type: ignore[arg-type]
+    parts = Parts(model, None, steps, len(steps), steps.batch_tokens, held_out)
     tracker: Any = SimpleNamespace(log=lambda *_: None)
     return loop_of(Plan("bench", settings, {}, nowhere, nowhere), parts, platform, tracker)
 
@@ -298,7 +298,7 @@ def architecture(options: Options) -> Json:
         "Qwen3ForCausalLM": shapes.qwen3(4, vocabulary, 512),
         "NanoChatForCausalLM": NanoChatConfig(vocab_size=vocabulary, **shape),
     }
-    settings = BaseSettings(device="cpu", **NEVER)
+    settings = BaseSettings(device="cpu")
     runs: dict[str, list[Json]] = {name: [] for name in configs}
     for seed in range(options.seeds):
         for name, config in configs.items():
@@ -342,19 +342,33 @@ def summary(runs: dict[str, list[Json]]) -> Json:
 
 def shakespeare(options: Options) -> Json:
     """Train 0.79 M weights on bytes, 12 x 64 a step as nanoGPT for CPUs; validate on all of it."""
-    shape = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 320}
-    batch = {"max_seq_length": 64, "batch_size": 12, "vocab_size": 260}
-    common = SmallSettings(device="cpu", **shape, **batch, **NEVER)
+    common = SmallSettings(
+        device="cpu",
+        hidden_size=128,
+        num_layers=4,
+        num_heads=4,
+        intermediate_size=320,
+        max_seq_length=64,
+        batch_size=12,
+        vocab_size=260,
+        eval_steps=0,
+        save_steps=0,
+    )
     report: Json = {}
     for steps in (int(number) for number in options.steps.split(",")):
         found = []
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                places = {"tokenizer": str(folder / "tokenizer" / "tokenizer.json")}
-                places |= {"output_dir": str(folder / "run"), "final_dir": str(folder / "final")}
-                # TinyShakespeare's first nine tenths are 1,003,855 tokens.
-                settings = replace(common, seed=seed, num_epochs=steps * 768 / 1_003_855, **places)
+                settings = replace(
+                    common,
+                    seed=seed,
+                    # TinyShakespeare's first nine tenths are 1,003,855 tokens.
+                    num_epochs=steps * 768 / 1_003_855,
+                    tokenizer=str(folder / "tokenizer" / "tokenizer.json"),
+                    output_dir=str(folder / "run"),
+                    final_dir=str(folder / "final"),
+                )
                 began = time.process_time()
                 final = plans.train_small(settings)
                 about = json.loads((final / "stage.json").read_text("utf-8"))

@@ -142,6 +142,7 @@ def test_a_declaration_that_cannot_be_asked_is_refused(
         ({"labels": {"offer": {"yes": 1}}}, "labels.offer: it is no label"),
         ({"labels": {"quality": {"annotators": {"a": 7}}}}, "annotators.a: 7 is not allowed"),
         ({"reply": None}, "field reply: the row has none"),
+        ({"id": ["a"]}, "field id: it is no name: write a text or a number"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_with_file_row_and_field(

@@ -93,10 +93,10 @@ class JudgeData:
     def about(self, questions: Sequence[Question]) -> "JudgeData":
         """Return the same data with the labels of these questions alone."""
         names = {question.name for question in questions}
-        splits = {
-            split: [row for row in getattr(self, split) if row.asks in names] for split in SPLITS
-        }
-        return replace(self, asked=tuple(questions), **splits)
+        train, val, test = (
+            [row for row in rows if row.asks in names] for rows in (self.train, self.val, self.test)
+        )
+        return replace(self, asked=tuple(questions), train=train, val=val, test=test)
 
 
 def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:

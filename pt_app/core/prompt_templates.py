@@ -103,7 +103,8 @@ def row_fields(example: JudgeExample) -> dict[str, str | None]:
     texts = {name: getattr(example, name) or None for name in ("source", "context", "reference")}
     turns = "\n".join(f"{turn.role}: {turn.content}" for turn in example.conversation or ())
     candidates = {"candidate": example.candidate, "candidate_a": first, "candidate_b": second}
-    asked = {"state": example.state, "question": example.question and example.question.text}
+    question = example.question.text if example.question else None
+    asked = {"state": example.state, "question": question}
     return {**texts, "conversation": turns or None, **candidates, **asked}
 
 

@@ -99,8 +99,11 @@ def state_example(value: Cells, place: Place, fields: Sequence[str], name: str) 
     meta = value.get("meta") or {}
     if not isinstance(meta, dict):
         raise place.error("meta", "it is no object", "write {name: value}")
+    own = as_name(value.get("id")) or name
+    if not isinstance(own, str) or not is_unicode(own):
+        raise place.error("id", "it is no name", "write a text or a number")
     return JudgeExample(
-        id=as_name(value.get("id")) or name,
+        id=own,
         group=one_line(str(as_name(value.get("group")) or source)),
         source=source,
         candidate=candidate,
@@ -116,8 +119,9 @@ def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
     at = f"labels.{question.name}"
     if not isinstance(cell, Mapping):
         return {"label": Label(verdict=_verdict(cell, question, place, at))}
-    if len(cell) != 1 or not isinstance(given := cell.get(kind := next(iter(cell))), Mapping):
-        kind = ""
+    kind, given = next(iter(cell.items()), ("", None))
+    if len(cell) != 1 or not isinstance(given, Mapping):
+        kind, given = "", {}
     if kind == "votes":
         counts = dict.fromkeys(question.scale.values, 0.0)
         for option, count in given.items():

@@ -83,7 +83,9 @@ def combine(
         return summarise(labels, verdicts, sample, scale).metrics[f"{head}_strict"]
 
     weights: dict[str, dict[str, list[float]]] = {}
-    coefficients = np.atleast_2d(fitted.model.coef_ / fitted.unit) if fitted.model else []
+    coefficients: FloatArray = np.empty((0, len(places)))
+    if fitted.model is not None:
+        coefficients = np.atleast_2d(fitted.model.coef_ / fitted.unit)
     for column, (name, answer) in enumerate(places):
         weights.setdefault(name, {})[answer] = [float(row[column]) for row in coefficients]
     return Combined(

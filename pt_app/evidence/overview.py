@@ -42,30 +42,30 @@ def overview(
 
 
 def _summary(type: str, scale: str, results: Results | None) -> QuestionSummary:
-    about = {"type": type, "scale": scale}
     n = (results.data.n or 0) if results else 0
     if results is None or results.judge is None or n < MIN_LABELS:
         few = f"not enough labels ({n}; {MIN_LABELS} are needed)"
-        return QuestionSummary(**about, n=n, few=few)
+        return QuestionSummary(type=type, scale=scale, n=n, few=few)
     judge, head = results.judge, results.columns()[0]
     best = results.best_baseline()
     base = next((model for model in results.models if model.name == "base"), None)
-    chosen = judge.selective
+    ceiling, calibration, chosen = results.ceiling, judge.calibration, judge.selective
     return QuestionSummary(
-        **about,
+        type=type,
+        scale=scale,
         n=n,
         metric=head,
         agreement=judge.metrics.get(head),
-        of_base=base and base.metrics.get(head),
+        of_base=base.metrics.get(head) if base else None,
         baseline=best.name if best else "",
-        of_baseline=best and best.metrics.get(head),
-        ceiling=results.ceiling and results.ceiling.metrics.get(head),
-        ece=judge.calibration and judge.calibration.ece,
-        ece_if_calibrated=judge.calibration and judge.calibration.ece_if_calibrated,
-        target=chosen and chosen.target,
-        threshold=chosen and chosen.threshold,
-        kept=chosen and chosen.kept,
-        right=chosen and chosen.right,
+        of_baseline=best.metrics.get(head) if best else None,
+        ceiling=ceiling.metrics.get(head) if ceiling else None,
+        ece=calibration.ece if calibration else None,
+        ece_if_calibrated=calibration.ece_if_calibrated if calibration else None,
+        target=chosen.target if chosen else None,
+        threshold=chosen.threshold if chosen else None,
+        kept=chosen.kept if chosen else None,
+        right=chosen.right if chosen else None,
         verdict_mass=judge.verdict_mass,
         option_order=judge.option_order,
     )

@@ -222,7 +222,9 @@ def check_asked(
         return check_examples(splits, asked, near=near, by_row=by_row)
     firsts = {n: [rows[own[0]] for own in members_of(rows)] for n, rows in splits.items()}
     report = check_examples(firsts, asked[0].scale, near=near, by_row=by_row)
-    questions, labels, found = {}, {}, list[str]()
+    questions: dict[str, CheckReport] = {}
+    labels: dict[str, Mapping[str, int]] = {}
+    found: list[str] = []
     for question in asked:
         name = question.name
         own = {split: [r for r in rows if r.asks == name] for split, rows in splits.items()}

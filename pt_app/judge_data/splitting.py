@@ -373,7 +373,7 @@ def gap_line(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     have to change for the two distributions to be equal.
     """
     labels = {
-        split: Counter((row.asks, row.label and row.label.verdict) for row in rows)
+        split: Counter((row.asks, row.label.verdict if row.label else None) for row in rows)
         for split, rows in splits.items()
         if rows
     }

@@ -89,8 +89,8 @@ class TreeReader:
             readings = _readings(self._logits(tree, positions, cached, cache), of_rows)
             paths = [p[0][: len(prompts[row])] for row, p in zip(rows, own, strict=True)]
             for trie, chosen, reading in readings:
-                of_trie = [[each[i] for i in chosen] for each in (rows, places, paths)]
-                yield Part(trie, of_trie[0], reading, of_trie[1], of_trie[2], cache)
+                at, ways = [places[i] for i in chosen], [paths[i] for i in chosen]
+                yield Part(trie, [rows[i] for i in chosen], reading, at, ways, cache)
             before, path = prompts[rows[-1]], paths[-1]
 
     def _logits(
@@ -129,7 +129,7 @@ def _readings(
     if len(chosen) == 1:  # without a copy
         of_rows = logits.view(len(tries), tries[0].states, -1)
         return [(tries[0], list(range(len(tries))), reading_of(of_rows, tries[0]))]
-    each = logits.split([trie.states for trie in tries])
+    each = torch.split(logits, [trie.states for trie in tries])
     return [
         (tries[rows[0]], rows, reading_of(torch.stack([each[row] for row in rows]), tries[rows[0]]))
         for rows in chosen.values()

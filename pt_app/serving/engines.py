@@ -120,7 +120,7 @@ class Mlx:
         import mlx.core as mx
         from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
-        def log_probability(last: int, line: Sequence[int], cache: Any) -> float:
+        def log_probability(last: int, line: list[int], cache: Any) -> float:
             logits = self.model(mx.array([[last, *line[:-1]]]), cache=cache)[0].astype(mx.float32)
             logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             total = float(logs[mx.arange(len(line)), mx.array(line)].sum())
@@ -231,7 +231,8 @@ class Vllm:
         rows = []
         for case in cases:
             lines = _lines(trie)
-            asked = {"model": self.model, "prompt": [[*case.ids, *line] for line in lines]}
+            prompts = [[*case.ids, *line] for line in lines]
+            asked: dict[str, object] = {"model": self.model, "prompt": prompts}
             asked |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
             choices = post(f"{self.url}/completions", asked)["choices"]
             rows.append([_of_line(c, line) for c, line in zip(choices, lines, strict=True)])
@@ -315,4 +316,4 @@ def _lines(trie: VerdictTrie) -> list[list[int]]:
 
 def _of_line(choice: Mapping[str, Any], line: Sequence[int]) -> float:
     logs = choice["prompt_logprobs"][-len(line) :]
-    return sum(at[str(token)]["logprob"] for at, token in zip(logs, line, strict=True))
+    return sum(float(at[str(token)]["logprob"]) for at, token in zip(logs, line, strict=True))

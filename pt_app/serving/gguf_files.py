@@ -28,8 +28,8 @@ FILE_TYPES = {
 }
 ARCHITECTURES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "llama": gguf.MODEL_ARCH.LLAMA}
 # Fields of adapter_config.json that llama.cpp does not read: it scales by lora_alpha / r alone.
-UNREAD = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
-UNREAD += ("lora_bias", "layer_replication", "fan_in_fan_out")
+UNREAD = ["use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"]
+UNREAD += ["lora_bias", "layer_replication", "fan_in_fan_out"]
 # tokenizer.ggml.pre, by what a tokenizer.json splits texts with; `judge parity` compares the ids.
 QWEN2_SPLIT, LLAMA3_SPLIT = r"|\p{N}|", r"\p{N}{1,3}"
 
@@ -54,7 +54,7 @@ def check_lora(info: AdapterInfo) -> None:
     if info.config.get("bias", "none") != "none":
         unread.append("bias")
     if unread:
-        problem = f"llama.cpp does not read {', '.join(unread)} of {adapters.CONFIG}"
+        problem = f"llama.cpp does not read {', '.join(unread)} of {bases.ADAPTER_CONFIG}"
         raise UserError(f"--to gguf-lora: {problem}: use --to gguf, which merges")
 
 
@@ -130,9 +130,9 @@ def _add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, size: int) -> None:
     writer.add_token_types(types)
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
     writer.add_token_merges(merges)
-    for kind in ("bos", "eos", "pad"):
-        if (place := getattr(tokenizer, f"{kind}_token_id")) is not None:
-            getattr(writer, f"add_{kind}_token_id")(place)
+    for name in ("bos", "eos", "pad"):
+        if (place := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(place)
     writer.add_add_bos_token(False)  # the chat template writes what it needs
     writer.add_chat_template(tokenizer.chat_template)
 

@@ -187,8 +187,8 @@ class Reference:
         head["precision"] = engine.precision
         head |= {"rows": clean, "attacks": len(self.cases) - clean, "unread": int((~read).sum())}
         if not read.any():
-            why = {"decision": "undecided", "why": "the engine reads no row"}
-            return Compared.model_validate(head | why)
+            head |= {"decision": "undecided", "why": "the engine reads no row"}
+            return Compared.model_validate(head)
         numbers = self._numbers(self.logs[read], given[read])
         again = [*range(0, len(self.cases), max(1, len(self.cases) // REPEATED))][::-1]
         warm = [engine.read([self.cases[i]], self.trie)[0] for i in again]

@@ -110,7 +110,7 @@ def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -
 def zero_shot(judge: Judge, scale: str) -> Judge:
     """Return the same model with another scale and no calibration."""
     other = Scale.from_name(scale)
-    info = replace(judge.info, scale=other, rule="mode", max_seq_length=CONTEXT)
+    info = replace(judge.info, asked=other, rule="mode", max_seq_length=CONTEXT)
     encoder = adapters.encoder_of(info, judge.encoder.tokenizer)
     return Judge(judge.model, info, encoder, "as_given", calibrated=False)
 

@@ -8,7 +8,7 @@ import asyncio
 import hmac
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -79,7 +79,8 @@ class Server:
         if len(self._names) != 2 * len(judges):
             raise UserError("two adapters have one name: rename the folder of one of them")
         self._names |= {wires.DEFAULT: judges[0]}
-        self._answers, self._seconds = Counter[tuple[str, int]](), Counter[str]()
+        self._answers = Counter[tuple[str, int]]()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def application(self, host: str, key: str | None = None) -> Starlette:
         """Return the ASGI application for requests to a host name, and with a key if one is set."""
