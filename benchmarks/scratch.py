@@ -56,8 +56,8 @@ from pt_app.training.loop import TrainingLoop
 FAST, SLOW = "medium", "highest"  # torch.set_float32_matmul_precision: with and without oneDNN
 ALL = "speed,architecture,shakespeare,processes"
 ENDLESS = 10**6  # steps of a training that is stopped by something else
-NEVER = {"eval_steps": 0, "save_steps": 0}  # only at that end
 Json = dict[str, Any]
+NEVER: Json = {"eval_steps": 0, "save_steps": 0}  # only at that end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def nanochat_step(clone: Path, compiled: bool) -> Callable[[], object]:
     optimizer = model.setup_optimizer(**{name: lr * scale for name, lr in rates.items()})
     if not compiled:  # its optimizer is compiled too
         torch.compiler.set_stance("force_eager")
-    run = torch.compile(model, dynamic=False)
+    run: Any = torch.compile(model, dynamic=False)
     x, y = random_ids(1, 1024, 32_768)
 
     def step() -> None:
@@ -225,7 +225,7 @@ def bare_loop(
     """Return the training loop of a stage without its folders."""
     platform, nowhere = get_device("cpu"), Path(tempfile.gettempdir())
     held_out = HeldOut(batches, np.ones(model.config.vocab_size, np.int64), NextTokens())
-    parts = Parts(model, None, steps, len(steps), steps.batch_tokens, held_out)  # type: ignore[arg-type]
+    parts = Parts(model, None, steps, len(steps), steps.batch_tokens, held_out)
     tracker: Any = SimpleNamespace(log=lambda *_: None)
     return loop_of(Plan("bench", settings, {}, nowhere, nowhere), parts, platform, tracker)
 
@@ -342,8 +342,8 @@ def summary(runs: dict[str, list[Json]]) -> Json:
 
 def shakespeare(options: Options) -> Json:
     """Train 0.79 M weights on bytes, 12 x 64 a step as nanoGPT for CPUs; validate on all of it."""
-    shape = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 320}
-    batch = {"max_seq_length": 64, "batch_size": 12, "vocab_size": 260}
+    shape: Json = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 320}
+    batch: Json = {"max_seq_length": 64, "batch_size": 12, "vocab_size": 260}
     common = SmallSettings(device="cpu", **shape, **batch, **NEVER)
     report: Json = {}
     for steps in (int(number) for number in options.steps.split(",")):
@@ -351,7 +351,7 @@ def shakespeare(options: Options) -> Json:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                places = {"tokenizer": str(folder / "tokenizer" / "tokenizer.json")}
+                places: Json = {"tokenizer": str(folder / "tokenizer" / "tokenizer.json")}
                 places |= {"output_dir": str(folder / "run"), "final_dir": str(folder / "final")}
                 # TinyShakespeare's first nine tenths are 1,003,855 tokens.
                 settings = replace(common, seed=seed, num_epochs=steps * 768 / 1_003_855, **places)

@@ -216,7 +216,7 @@ def loop_of(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> T
         warmup = share_of(settings.warmup_steps, steps)
         return trapezoid(steps, warmup, 1 - settings.decay, step)
 
-    rates = {"matrix_lr": settings.matrix_lr, "other_lr": settings.lr}
+    rates: dict[str, Any] = {"matrix_lr": settings.matrix_lr, "other_lr": settings.lr}
     optimizers = partial(muon_and_adamw, **rates, weight_decay=settings.weight_decay, muon=muon)
     callbacks: list[TrainerCallback] = [Clock(tracker.log)]
     if parts.prompt:
