@@ -57,6 +57,7 @@ FAST, SLOW = "medium", "highest"  # torch.set_float32_matmul_precision: with and
 ALL = "speed,architecture,shakespeare,processes"
 ENDLESS = 10**6  # steps of a training that is stopped by something else
 Json = dict[str, Any]
+NEVER: Json = {"eval_steps": 0, "save_steps": 0}  # only at that end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +96,10 @@ class Case:
 def cases(options: Options) -> list[Case]:
     """Return the workloads; the last two have nothing to be compared with."""
     gpt2, nanochat = options.nanogpt, options.nanochat
-    d4, small = BaseSettings(device="cpu"), SmallSettings(device="cpu")
+    d4 = BaseSettings(device="cpu", **NEVER)
     return [
         Case(
-            *("GPT-2 124M, 4 x 64", 4, 64, Gpt2Settings(device="cpu"), shapes.gpt2()),
+            *("GPT-2 124M, 4 x 64", 4, 64, Gpt2Settings(device="cpu", **NEVER), shapes.gpt2()),
             partial(nanogpt_step, gpt2) if gpt2 else None,
         ),
         Case(
@@ -107,7 +108,7 @@ def cases(options: Options) -> list[Case]:
         ),
         Case("depth 4, 1 x 1,024, 4,096 tokens", 1, 1024, d4, shapes.qwen3(4, 4096, 1024), None),
         Case(
-            *("small trainer, 23 M, 8 x 512", 8, 512, small),
+            *("small trainer, 23 M, 8 x 512", 8, 512, SmallSettings(device="cpu", **NEVER)),
             *(shapes.qwen3(6, 32_000, 512, 384, 6, 1024), None),
         ),
     ]
@@ -223,7 +224,6 @@ def bare_loop(
 ) -> TrainingLoop:
     """Return the training loop of a stage without its folders."""
     platform, nowhere = get_device("cpu"), Path(tempfile.gettempdir())
-    settings = replace(settings, eval_steps=0, save_steps=0)  # only at its end, if it has one
     held_out = HeldOut(batches, np.ones(model.config.vocab_size, np.int64), NextTokens())
     parts = Parts(model, None, steps, len(steps), steps.batch_tokens, held_out)
     tracker: Any = SimpleNamespace(log=lambda *_: None)
@@ -298,7 +298,7 @@ def architecture(options: Options) -> Json:
         "Qwen3ForCausalLM": shapes.qwen3(4, vocabulary, 512),
         "NanoChatForCausalLM": NanoChatConfig(vocab_size=vocabulary, **shape),
     }
-    settings = BaseSettings(device="cpu")
+    settings = BaseSettings(device="cpu", **NEVER)
     runs: dict[str, list[Json]] = {name: [] for name in configs}
     for seed in range(options.seeds):
         for name, config in configs.items():
@@ -342,33 +342,19 @@ def summary(runs: dict[str, list[Json]]) -> Json:
 
 def shakespeare(options: Options) -> Json:
     """Train 0.79 M weights on bytes, 12 x 64 a step as nanoGPT for CPUs; validate on all of it."""
-    common = SmallSettings(
-        device="cpu",
-        hidden_size=128,
-        num_layers=4,
-        num_heads=4,
-        intermediate_size=320,
-        max_seq_length=64,
-        batch_size=12,
-        vocab_size=260,
-        eval_steps=0,
-        save_steps=0,
-    )
+    shape: Json = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 320}
+    batch: Json = {"max_seq_length": 64, "batch_size": 12, "vocab_size": 260}
+    common = SmallSettings(device="cpu", **shape, **batch, **NEVER)
     report: Json = {}
     for steps in (int(number) for number in options.steps.split(",")):
         found = []
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                settings = replace(
-                    common,
-                    seed=seed,
-                    # TinyShakespeare's first nine tenths are 1,003,855 tokens.
-                    num_epochs=steps * 768 / 1_003_855,
-                    tokenizer=str(folder / "tokenizer" / "tokenizer.json"),
-                    output_dir=str(folder / "run"),
-                    final_dir=str(folder / "final"),
-                )
+                places: Json = {"tokenizer": str(folder / "tokenizer" / "tokenizer.json")}
+                places |= {"output_dir": str(folder / "run"), "final_dir": str(folder / "final")}
+                # TinyShakespeare's first nine tenths are 1,003,855 tokens.
+                settings = replace(common, seed=seed, num_epochs=steps * 768 / 1_003_855, **places)
                 began = time.process_time()
                 final = plans.train_small(settings)
                 about = json.loads((final / "stage.json").read_text("utf-8"))
