@@ -385,8 +385,8 @@ def test_label_of_a_row_changes_neither_its_prompt_nor_its_score(chatml, words, 
     scorer = scorer_of(model, encoder)
     prompts = []
 
-    def fit(rows):
-        fitted, cuts = encoder.fit(rows)
+    def fit(rows, shorten):
+        fitted, cuts = encoder.fit(rows, shorten)
         prompts.append(fitted[0].prompt)
         return fitted, cuts
 

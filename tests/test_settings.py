@@ -27,6 +27,8 @@ OTHER = {  # a value for each flag that is no recipe's default
     "verdict_rule": "mode",
     "grid": "1-5",
     "chat_template": "plain",
+    "questions": "polite,offer",
+    "question_weights": "offer=2",
     "probe_rows": "7",
     "reading": "branches",
     "max_samples": "9",

@@ -42,6 +42,8 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     if len(adapters) < 2:
         raise UserError("one adapter is no set of folds: name the adapters of all folds")
     folders = [Path(adapter) / "evaluation" for adapter in adapters]
+    read = [folder / name for folder in folders for name in (RESULTS, PREDICTIONS)]
+    refuse_overwrite([out / name for name in WRITTEN], read)
     first, *others = (read_results(folder) for folder in folders)
     if not first.questions:
         _join(folders, adapters, out)
@@ -56,15 +58,12 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
     asked = {name: (own.type, own.scale) for name, own in first.questions.items()}
     data = next(iter(of_each.values())).data.model_dump(include={"path", "sha256"})
     joined = overview(asked, of_each, data, (), next(iter(of_each.values())).run)
-    refuse_overwrite([out / RESULTS], [folder / RESULTS for folder in folders])
     write_json_atomic(out / RESULTS, joined.as_json())
     return write_report(out)
 
 
 def _join(folders: Sequence[Path], adapters: Sequence[Path], out: Path) -> Results:
     """Join evaluations of one scale into `out`, and return the results."""
-    read = [folder / name for folder in folders for name in (RESULTS, PREDICTIONS)]
-    refuse_overwrite([out / name for name in WRITTEN], read)
     results = [read_results(folder) for folder in folders]
     rows = [row for folder in folders for row in read_predictions(folder)]
     _check_same(results, adapters)
