@@ -12,7 +12,7 @@ print(answers["offer"].value, answers["offer"].probabilities, answers["offer"].a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,14 +198,18 @@ class Judge:
             progress: show a progress bar.
             places: the file and number of each row, for messages.
             shorten: cut what does not fit (never a candidate); else it is "too_long".
+
+        Raises:
+            UserError: if it answers several questions.
         """
         from pt_app.scoring.scorer import JudgeScorer
 
         rows = list(rows)
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
         pairs = list(zip(rows, places, strict=True))
-        scale = self.info.scale
+        scale, (fitted, *_) = self.info.scale, self.fitted.values()
         read = [_read(row, place, self.info) for row, place in pairs]
+        asked = [_about(row, self.info)[0] for row in read if isinstance(row, JudgeExample)]
         scorer = JudgeScorer(
             self.model,
             self.encoder,
@@ -215,10 +219,9 @@ class Judge:
             cut=self.cut or self.whole,
             shorten=shorten,
         )
-        scored = iter(scorer.score([row for row in read if isinstance(row, JudgeExample)]))
-        how = scale, self.fitted[""]
+        scored = iter(scorer.score(asked))
         return [
-            self._judgement(example.id or place.where, next(scored), *how)
+            self._judgement(example.id or place.where, next(scored), scale, fitted)
             if isinstance(example, JudgeExample)
             else Judgement(row_id(row, place), "bad_row", self.name, problem=example)
             for (row, place), example in zip(pairs, read, strict=True)
@@ -285,13 +288,21 @@ class Judge:
     def _answered(
         self, rows: Sequence[JudgeExample], asked: Mapping[str, Question], progress: bool
     ) -> list[dict[str, Answer]]:
+        each = [row.model_copy(update={"question": q}) for row in rows for q in asked.values()]
+        answers = iter(self.answers(each, progress=progress))
+        return [{name: replace(next(answers), question=name) for name in asked} for _ in rows]
+
+    def answers(
+        self, examples: Sequence[JudgeExample], *, progress: bool = False, shorten: bool = True
+    ) -> list[Answer]:
+        """Answer the question of each example, all in one pass; `shorten` is as in `score`."""
         from pt_app.scoring.scorer import JudgeScorer
 
-        each = [row.model_copy(update={"question": q}) for row in rows for q in asked.values()]
-        encoder = self.encoder.about(*asked.values())
-        scored = JudgeScorer(self.model, encoder, progress=progress).score(each)
-        answers = iter(zip(each, scored, strict=True))
-        return [{name: self._answer(name, *next(answers)) for name in asked} for _ in rows]
+        questions = [example.question for example in examples if example.question]
+        encoder = self.encoder.about(*questions)
+        scorer = JudgeScorer(self.model, encoder, progress=progress, shorten=shorten)
+        scored = zip(examples, questions, scorer.score(examples), strict=True)
+        return [self._answer(*each) for each in scored]
 
     def _state(self, state: Row | str, number: int) -> JudgeExample:
         place, fields = Place(Path("states"), number, lines=False), self.info.state
@@ -305,11 +316,7 @@ class Judge:
     def _asked(
         self, questions: Iterable[str] | Mapping[str, Declaration] | None, strict: bool
     ) -> dict[str, Question]:
-        """Return what is asked by its name; a trained question is that of the judge itself.
-
-        It is known by its content: a name is no part of a prompt, and the order of its options is
-        that of the training.
-        """
+        """Return what is asked by its name; a trained question is that of the judge itself."""
         own = self.info.questions
         if not own:
             raise UserError(f"{self.info.folder} has a scale and no questions: use score()")
@@ -317,17 +324,23 @@ class Judge:
             some = chosen(own, list(questions or ()), f"{self.info.folder}")
             return {question.name: question for question in some}
         declared = {name: as_declared(name, words) for name, words in questions.items()}
-        known = {question.content: question for question in own}
-        asked = {q.name: known.get(q.content, q) for q in questions_of(declared, "questions")}
-        if strict and (other := [name for name, q in asked.items() if q.content not in known]):
+        asked = {q.name: self.known(q) for q in questions_of(declared, "questions")}
+        if strict and (other := [name for name, q in asked.items() if q not in own]):
             names = ", ".join(question.name for question in own)
             problem = "it is not one that the judge was trained on, to the word"
             raise UserError(f"questions.{other[0]}: {problem}: those are {names}")
         return asked
 
-    def _answer(self, name: str, row: JudgeExample, scored: Scored) -> Answer:
-        question = row.question
-        assert question is not None, "ask_all gives each row its question"
+    def known(self, question: Question) -> Question:
+        """Return the judge's own question where it is the same, else the given one.
+
+        It is known by its content: a name is no part of a prompt, and the order of its options is
+        that of the training.
+        """
+        same = (own for own in self.info.questions if own.content == question.content)
+        return next(same, question)
+
+    def _answer(self, row: JudgeExample, question: Question, scored: Scored) -> Answer:
         trained = question in self.info.questions
         fitted = self.fitted.get(question.name) if trained else None
         judged = self._judgement(row.id, scored, question.scale, fitted)
@@ -339,7 +352,7 @@ class Judge:
                 "abstain": judged.abstain if trained else True,
                 "probabilities": typed if question.type == "bool" else chances,
             },
-            question=name,
+            question=question.name,
             type=question.type,
             value=question.typed(judged.verdict),
             trained=trained,

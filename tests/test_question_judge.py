@@ -2,6 +2,10 @@
 
 import csv
 import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,9 @@ from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
 from pt_app.models.adapters import verify_adapter
+from pt_app.serving.exporting import export
+from pt_app.serving.options import ExportOptions, ParityOptions
+from pt_app.serving.parity import check
 from tests.question_rows import QUESTIONS, make_row, write_questions
 
 STATE = {"ticket": "One cup is broken.", "reply": "Sorry! A new cup leaves today."}
@@ -137,7 +144,7 @@ def test_what_cannot_be_asked_is_refused(
         judge.ask(state, questions)
 
 
-def test_judges_of_shared_questions_are_compared(
+def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     adapter: Path, base: Path, folder: Path, tmp_path: Path
 ) -> None:
     from pt_app.eval_model.compare import evaluate_judges
@@ -147,6 +154,10 @@ def test_judges_of_shared_questions_are_compared(
     flags |= {"tracking": "off", "questions": "quality", "max_samples": 8}
     train([*(f"--{name}={value}" for name, value in flags.items()), "--skip_eval"])
     (single,) = tmp_path.glob("*_final")
+    one = Judge.load(single, base=str(base))
+    (score,), answer = one.score([STATE]), one.ask(STATE)["quality"]
+    assert score.probabilities == pytest.approx(answer.probabilities, abs=1e-5)
+    assert (score.verdict, score.abstain) == (answer.verdict, answer.abstain)
     options = EvalOptions(base=str(base), probe_rows=0)
     results = evaluate_judges(folder, tmp_path / "out", [adapter, single], options)
     assert list(results.questions) == ["quality"]
@@ -174,10 +185,13 @@ def test_a_file_gets_a_set_of_columns_for_each_question(
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = ScoreOptions(base=str(base), map=("ticket=text",))
+    # A judge of few steps may leave the verdicts: of several statuses the first is the row's.
+    own = [answer.status for answer in judge.ask(STATE).values()]
+    first = next((status for status in own if status != "ok"), "ok")
     for ending in ("jsonl", "csv", "parquet"):
         out = tmp_path / f"out.{ending}"
         counts = score_file(adapter, str(tmp_path / "rows.jsonl"), out, options)
-        assert counts == {"ok": 1, "bad_row": 1, "too_long": 1}
+        assert counts == {first: 1, "bad_row": 1, "too_long": 1}
     judged = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for name, answer in judge.ask(STATE).items():
         assert judged[0][f"{name}.value"] == answer.value
@@ -200,3 +214,148 @@ def test_a_question_is_combined_of_the_others_and_compared_with_asking_it(
     assert (tmp_path / "combined.json").exists()
     with pytest.raises(UserError, match='declares no question "tone": it declares apologises'):
         combine_questions(adapter, folder, "tone", tmp_path, base=str(base))
+
+
+@pytest.fixture(scope="module")
+def running(judge: Judge) -> Iterator[Any]:
+    pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
+    from tests.serving import Running
+
+    with Running(judge) as server:
+        yield server
+
+
+# The questions of the judge by other names, as System One has them.
+OWN: dict[str, Any] = {
+    "a": {"type": "noul", "criteria": QUESTIONS["apologises"]["criteria"]},
+    "b": {
+        "type": "choice",
+        "criteria": dict(reversed(QUESTIONS["offer"]["options"].items())),
+    },
+    "c": {"type": "score", "criteria": QUESTIONS["quality"]["levels"]},
+    "d": {"type": "score", "criteria": [str(value) for value in range(11)]},
+}
+for asked, declared in zip(OWN.values(), QUESTIONS.values(), strict=True):
+    asked["instructions"] = f" {declared['instructions']}\n"
+
+
+def served(running: Any, questions: Any, state: Any = STATE) -> dict[str, Any]:
+    answer = running.post("/v1/systemone", {"state": state, "questions": questions})
+    answers: dict[str, Any] = answer["answers"]
+    return answers
+
+
+def test_served_questions_are_answered_as_the_judge_answers_its_own(
+    judge: Judge, running: Any
+) -> None:
+    answers = served(running, OWN)
+    for found, own in zip(answers.values(), judge.ask(STATE).values(), strict=True):
+        chances = own.probabilities or {}
+        if own.type == "bool":
+            assert found["noul"] == pytest.approx(chances["true"], abs=1e-5)
+        else:
+            assert found["probabilities"] == pytest.approx(chances, abs=1e-5)
+        extra = found["x_judge"]
+        assert (extra["trained_question"], extra["calibrated"]) == (True, True)
+        assert (extra["verdict"], extra["abstain"]) == (own.verdict, own.abstain)
+        assert extra["accuracy"] == pytest.approx(own.calibrated, abs=1e-5)
+    assert served(running, OWN, json.dumps(STATE)) == answers
+
+
+def test_a_served_question_in_other_words_is_not_the_trained_one(running: Any) -> None:
+    other = {
+        **OWN,
+        "a": {"type": "noul", "instructions": QUESTIONS["apologises"]["instructions"]},
+        "c": {**OWN["c"], "criteria": [*QUESTIONS["quality"]["levels"], "more"]},
+    }
+    answers = served(running, other)
+    for name, trained in zip("abcd", (False, True, False, True), strict=True):
+        extra = answers[name]["x_judge"]
+        assert (extra["trained_question"], extra["calibrated"]) == (trained, trained)
+    assert answers["a"]["x_judge"]["abstain"]
+    assert len(answers["c"]["probabilities"]) == 4
+
+
+def test_a_strict_server_answers_its_own_questions_alone(judge: Judge, running: Any) -> None:
+    with type(running)(judge, strict=True) as strict:
+        assert served(strict, OWN)
+        asked = {"q": {"type": "noul", "instructions": "Is it polite?"}}
+        status, content, _ = strict.ask(
+            "POST", "/v1/systemone", {"state": STATE, "questions": asked}
+        )
+    assert (status, b"own questions alone: Does the reply apologise?" in content) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("systemone", {"state": {"ticket": "x"}, "questions": OWN}, 422, "field reply"),
+        ("systemone", {"state": "x", "questions": OWN}, 422, "field ticket"),
+        ("systemone", {"state": STATE, "questions": {"q": {"type": "noul"}}}, 422, "are empty"),
+        (
+            "systemone",
+            {"state": {**STATE, "reply": "cup " * 2000}, "questions": OWN},
+            413,
+            "shorten them",
+        ),
+        ("judgements", {"rows": [STATE]}, 422, "ask them at /v1/systemone"),
+    ],
+)
+def test_what_a_server_of_questions_cannot_answer_is_a_typed_error(
+    path: str, body: Any, status: int, said: str, running: Any
+) -> None:
+    found, content, _ = running.ask("POST", f"/v1/{path}", body)
+    assert (found, said in json.loads(content)["error"]["message"]) == (status, True), content
+
+
+def test_a_served_request_that_fails_does_not_fail_those_beside_it(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, go = Judge.answers, threading.Event()
+
+    def answers(judge: Judge, examples: Any, **how: Any) -> Any:
+        go.wait(60)
+        if any("Xq7" in example.state for example in examples):
+            raise UserError("two options are one to this tokenizer")
+        return score(judge, examples, **how)
+
+    monkeypatch.setattr(Judge, "answers", answers)
+
+    def wait_for(rows: int) -> None:
+        end = time.monotonic() + 60
+        while running.server.worker.waiting < rows and time.monotonic() < end:
+            time.sleep(0.02)
+
+    bad = {"state": {**STATE, "reply": "Xq7"}, "questions": OWN}
+    with ThreadPoolExecutor(3) as pool:
+        good = [pool.submit(served, running, OWN)]
+        wait_for(4)  # the others wait for it, and are scored together
+        good.append(pool.submit(served, running, OWN))
+        failed = pool.submit(running.ask, "POST", "/v1/systemone", bad)
+        wait_for(12)
+        go.set()
+        assert all(each.result() for each in good)
+        status, content, _ = failed.result()
+    assert (status, b"two options are one" in content) == (422, True)
+
+
+def test_a_server_says_what_its_questions_are(judge: Judge, running: Any) -> None:
+    (model,) = json.loads(running.ask("GET", "/v1/models")[1])["data"]
+    about = model["x_judge"]
+    assert (about["task"], about["fields"]) == ("questions", ["ticket", "reply"])
+    assert list(about["questions"]) == list(QUESTIONS)
+    own = about["questions"]["offer"]
+    assert own["instructions"] == QUESTIONS["offer"]["instructions"]
+    fitted = judge.fitted["offer"]
+    assert fitted is not None
+    assert own["threshold"] == fitted.threshold.as_json()
+
+
+def test_exports_and_parity_of_questions_are_refused_before_anything_is_written(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="has questions, which engines are not asked"):
+        export(adapter, "merged", tmp_path / "out", folder, ExportOptions(base=str(base)))
+    with pytest.raises(UserError, match="has questions, which engines are not asked"):
+        check(adapter, folder, ["merged:x"], ParityOptions(out=tmp_path / "parity.json"))
+    assert not list(tmp_path.iterdir())

@@ -56,8 +56,11 @@ def _overview(results: "Results") -> "Table":
     header, lines = overview_table(results)
     leaks = results.leak_line()
     table = _table(f"{leaks}\n" if leaks else "", sentences("overview"))
-    for name in header:
-        table.add_column(name)
+    table.padding = 0  # the box leaves a blank between columns
+    # Folded, where rich would cut: a name that is cut is another one.
+    table.add_column(header[0], overflow="fold", no_wrap=max(map(len, results.questions)) <= 20)
+    for name in header[1:]:
+        table.add_column(name, overflow="fold", min_width=max(map(len, name.split())))
     for line in lines:
         table.add_row(*map(Text, line))
     return table

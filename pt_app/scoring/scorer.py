@@ -297,7 +297,7 @@ def verdict_tries(encoder: PromptEncoder) -> dict[Scale, VerdictTrie]:
         UserError: as `verdict_trie` does.
     """
     scales = [question.scale for question in encoder.questions] or [encoder.scale]
-    return {scale: verdict_trie(encoder, scale) for scale in scales}
+    return {scale: verdict_trie(encoder, scale) for scale in dict.fromkeys(scales)}
 
 
 def largest_trie(encoder: PromptEncoder) -> VerdictTrie:

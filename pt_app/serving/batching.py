@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.judge import Judge, Judgement
-from pt_app.serving.questions import Asked, zero_shot
+from pt_app.serving.questions import Asked, judgements_of, zero_shot
 
 MAX_ROWS = 64  # scored together; more would let others wait
 MAX_WAITING = 2048  # rows; beyond that a request is told to come back
@@ -70,14 +71,23 @@ class Worker:
     async def run(self) -> None:
         """Score batch after batch until it is cancelled."""
         while True:
-            works = await self._batch()
-            try:
-                await self._score(works)
-            except Exception as error:
-                log.exception("a batch of %d requests could not be judged", len(works))
+            await self._answered(await self._batch())
+
+    async def _answered(self, works: Sequence[Work]) -> None:
+        """Score works; where that fails, each alone: no request may fail those beside it."""
+        try:
+            await self._score(works)
+        except Exception as error:
+            if len(works) > 1:
                 for work in works:
-                    if not work.done.done():
-                        work.done.set_exception(RefusedError(type(error).__name__, 500))
+                    await self._answered([work])
+                return
+            refused = RefusedError(str(error), 422)
+            if not isinstance(error, UserError):
+                log.exception("a request could not be judged")
+                refused = RefusedError(type(error).__name__, 500)
+            if not works[0].done.done():
+                works[0].done.set_exception(refused)
 
     async def _batch(self) -> list[Work]:
         """Return the works of the next batch, at least one.
@@ -121,7 +131,7 @@ class Worker:
             judge = self._view(row)
             groups.setdefault(id(judge), (judge, []))[1].append(place)
         for judge, places in groups.values():
-            own = judge.score([rows[place].row for place in places], shorten=False)
+            own = judgements_of(judge, [rows[place] for place in places])
             judgements.update(zip(places, own, strict=True))
         return [judgements[place] for place in range(len(rows))]
 

@@ -14,7 +14,7 @@ from pt_app.evidence import calibration
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
-from pt_app.serving.parity import FILE, Parity, Reference, parity
+from pt_app.serving.parity import FILE, Parity, Reference, parity, refuse_questions
 
 MODEL, LORA = "judge.gguf", "judge-lora.gguf"
 DTYPES: dict[Target, tuple[Dtype, ...]] = {
@@ -45,6 +45,7 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
     if options.dtype not in DTYPES[to]:
         raise UserError(f"--dtype {options.dtype}: {to} has {', '.join(DTYPES[to])}")
     info = adapters.verify_adapter(adapter)
+    refuse_questions(info)
     _require_engine(to)
     staged = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

@@ -24,6 +24,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
+from pt_app.models.adapters import AdapterInfo
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.serving.engines import (
@@ -124,6 +125,13 @@ class Parity(results.Stored):
         return next(each for each in ("differs", "undecided", "same") if each in found)
 
 
+def refuse_questions(info: AdapterInfo) -> None:
+    """Raise UserError for a judge of questions: engines are read on the verdicts of one scale."""
+    if info.questions:
+        remedy = "`judge serve` and `judge score` answer them"
+        raise UserError(f"{info.folder} has questions, which engines are not asked: {remedy}")
+
+
 @dataclass(frozen=True)
 class Reference:
     """What engines are compared with.
@@ -151,9 +159,11 @@ class Reference:
         """Read test rows and attacks plainly.
 
         Raises:
-            UserError: for a damaged adapter, another base, and data of another scale.
+            UserError: for a damaged adapter, one with questions, another base, and data of another
+                scale.
         """
         info = adapters.verify_adapter(adapter)
+        refuse_questions(info)
         dataset = read_dataset(data)
         if dataset.scale != info.scale:
             problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"

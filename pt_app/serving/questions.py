@@ -1,17 +1,22 @@
 """What a question of any wire means to a judge: the one place where questions meet scales.
 
-A judge knows one question, its own: it is recognized by wording and options, never by its name.
-Any other is asked of the same model zero-shot, without the calibration, which belongs to wording.
+A judge knows its own question, or questions: they are recognized by wording and options, never by
+name. Any other is asked of the same model zero-shot, without the calibration, which belongs to
+wording.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from pt_app.core import questions as core
+from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.core.prompt_templates import fill, scale_fields
-from pt_app.core.records import one_line
+from pt_app.core.records import JudgeExample, Place, one_line
+from pt_app.core.state_rows import state_example
 from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge, Judgement
 from pt_app.models import adapters
@@ -49,14 +54,16 @@ class Asked:
     Attributes:
         judge: the judge of the model that was named.
         scale: the scale of the answer; None: the judge's own.
-        row: the row to judge.
+        row: the row to judge; of a judge of questions an example with the question.
         verdicts: the verdict that stands for each option.
+        trained: whether the judge was trained on this question.
     """
 
     judge: Judge
     scale: str | None
-    row: Mapping[str, object]
+    row: Mapping[str, object] | JudgeExample
     verdicts: tuple[str, ...]
+    trained: bool = True
 
     def probabilities(self, judgement: Judgement) -> list[float]:
         """Return the probability of each option."""
@@ -80,6 +87,8 @@ def rubric_of(judge: Judge) -> str:
 
 def row_fields_of(judge: Judge) -> list[str]:
     """Return the fields of a row that a judge is shown."""
+    if judge.info.questions:
+        return [*judge.info.state]
     pair = judge.info.scale.task == "pairwise"
     others = ("candidate",) if pair else ("candidate_a", "candidate_b")
     return [name for name in judge.info.template.row_fields() if name not in others]
@@ -92,6 +101,8 @@ def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -
         RefusedError: for another question than the judge's own under `strict`, and a state that is
             no row of fields where the question is the judge's own.
     """
+    if judge.info.questions:
+        return _asked_of_several(question, state, judge, strict)
     if _is_own(question, judge):
         row = _row_of(state)
         if row is None:
@@ -104,7 +115,61 @@ def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -
         raise RefusedError(f"this judge answers its own question alone: {own}", 422, "questions")
     scale = "pass_fail" if question.kind == "yes_no" else f"1-{len(question.options)}"
     row = {"messages": [{"role": "user", "content": _prompt(question, state, scale)}]}
-    return Asked(judge, scale, row, tuple(map(str, Scale.from_name(scale).values)))
+    return Asked(judge, scale, row, tuple(map(str, Scale.from_name(scale).values)), trained=False)
+
+
+def judgements_of(judge: Judge, rows: Sequence[Asked]) -> Sequence[Judgement]:
+    """Judge rows for a judge, which is that of all of them."""
+    if judge.info.questions:
+        examples = [asked.row for asked in rows if isinstance(asked.row, JudgeExample)]
+        return judge.answers(examples, shorten=False)
+    return judge.score([row.row for row in rows if isinstance(row.row, Mapping)], shorten=False)
+
+
+def _asked_of_several(question: Question, state: Json, judge: Judge, strict: bool) -> Asked:
+    """Ask a judge of questions, in the form of prompts that it was trained on."""
+    try:
+        declared = core.Question.of("asked", _declared(question, judge), "questions")
+    except UserError as error:
+        raise RefusedError(str(error), 422, "questions") from error
+    known = judge.known(declared)
+    trained = known in judge.info.questions
+    if strict and not trained:
+        own = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
+        raise RefusedError(f"this judge answers its own questions alone: {own}", 422, "questions")
+    row, fields = _row_of(state), judge.info.state
+    if row is None and isinstance(state, str) and len(fields) == 1:
+        row = {fields[0]: state}
+    try:
+        example = state_example(row or {}, Place(Path("state"), 1, lines=False), fields, "state")
+    except UserError as error:
+        raise RefusedError(str(error), 422, "state") from error
+    values = {"bool": ("true", "false"), "choice": question.options}
+    verdicts = values.get(known.type, tuple(map(str, known.scale.values)))
+    return Asked(judge, None, example.model_copy(update={"question": known}), verdicts, trained)
+
+
+def _declared(question: Question, judge: Judge) -> core.Declared:
+    """Declare a question as a dataset does: the levels of a score by their texts or as numbers."""
+    words = question.instructions.removesuffix(MLFLOW_WORDS).strip()
+    pairs = list(zip(question.options, question.descriptions, strict=True))
+    about = {name: text for name, text in pairs if text}
+    if question.kind == "yes_no":
+        yes, no = question.descriptions
+        criteria: Any = {"true": yes, "false": no} if about else None
+        return core.Declared(type="bool", instructions=words, criteria=criteria)
+    if question.kind == "choice":
+        unique = len(dict(pairs)) == len(pairs)
+        options: Any = dict(pairs) if about and unique else list(question.options)
+        return core.Declared(type="choice", instructions=words, options=options)
+    scales = [own.scale for own in judge.info.questions if own.type == "score"]
+    for scale in scales:
+        if question.options == tuple(map(str, scale.values)):
+            return core.Declared(
+                type="score", instructions=words, scale=scale.name, legend=about or None
+            )
+    levels: list[str | None] = [f"{name}: {text}" if text else name for name, text in pairs]
+    return core.Declared(type="score", instructions=words, levels=levels)
 
 
 def zero_shot(judge: Judge, scale: str) -> Judge:

@@ -179,6 +179,9 @@ class Server:
         """Judge rows; one that cannot be judged says so in its status."""
         given = Rows.model_validate(await content(request))
         judge = self._judge(given.model)
+        if judge.info.questions:
+            problem = "this judge answers questions: ask them at /v1/systemone or /v1/decisions"
+            raise RefusedError(problem, 422, "model")
         rows = [Asked(judge, None, row, ()) for row in given.rows]
         judged = await self.worker.judged(request, rows)
         usage = {"input_tokens": sum(one.tokens for one in judged), "output_tokens": 0}
@@ -258,20 +261,23 @@ def refusal(error: RefusedError | ValidationError) -> JSONResponse:
 
 
 def described(judge: Judge) -> dict[str, Any]:
-    """Describe a judge as OpenAI lists models, with the question that it was trained on."""
-    info, fitted = judge.info, judge.fitted[""]
-    made = (judge.info.folder / adapters.WEIGHTS).stat().st_mtime
-    about = {
-        "task": info.scale.task,
-        "scale": info.scale.name,
-        "options": [str(value) for value in info.scale.values],
-        "instructions": rubric_of(judge),
-        "fields": row_fields_of(judge),
-        "max_seq_length": info.max_seq_length,
-        "base": info.base_name,
-        "sha256": info.sha256,
-        "threshold": fitted.threshold.as_json() if fitted else None,
-    }
+    """Describe a judge as OpenAI lists models, with what it was trained on."""
+    info = judge.info
+    made = (info.folder / adapters.WEIGHTS).stat().st_mtime
+    thresholds = {name: each and each.threshold.as_json() for name, each in judge.fitted.items()}
+    about: dict[str, Any] = {"fields": row_fields_of(judge), "base": info.base_name}
+    about |= {"max_seq_length": info.max_seq_length, "sha256": info.sha256}
+    if info.questions:
+        about |= {"task": "questions", "scale": ", ".join(judge.fitted)}
+        about["questions"] = {
+            each.name: each.declared.model_dump(exclude_none=True)
+            | {"threshold": thresholds[each.name]}
+            for each in info.questions
+        }
+    else:
+        about |= {"task": info.scale.task, "scale": info.scale.name}
+        about |= {"options": [str(value) for value in info.scale.values]}
+        about |= {"instructions": rubric_of(judge), "threshold": thresholds[""]}
     head = {"id": judge.name, "object": "model", "created": int(made), "owned_by": "local"}
     return head | {"x_judge": about}
 

@@ -293,9 +293,8 @@ def nearness(chances: Sequence[float]) -> float:
 
 def _extended(fields: Mapping[str, object], answer: Answer) -> dict[str, object]:
     asked, judgement = answer
-    own = asked.scale is None
-    fitted = asked.judge.fitted[""] if own else None
-    extra: dict[str, object] = {"trained_question": own, "calibrated": fitted is not None}
+    own, fitted = asked.trained, judgement.calibrated is not None
+    extra: dict[str, object] = {"trained_question": own, "calibrated": fitted}
     extra |= {"abstain": judgement.abstain if fitted else True}
     extra |= {"verdict_mass": judgement.verdict_mass}
     if own:
