@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from pt_app.cli import app
 from pt_app.core.errors import UserError
-from pt_app.serving.engines import Case, LlamaCpp, Plain, Precision, Vllm
+from pt_app.serving.engines import LlamaCpp, Plain, Precision, Vllm
 from pt_app.serving.options import ParityOptions
 from pt_app.serving.parity import (
-    EXIT_CODES,
     LIMITS,
     STRICT,
     Compared,
@@ -203,10 +204,26 @@ def test_targets_that_cannot_be_asked_are_named(
 ) -> None:
     for target, said in (
         ("http://127.0.0.1:9/v1", "does not answer"),
-        ("nothing", "name gguf:FILE"),
         (f"merged:{tmp_path}", "config.json"),
     ):
         with pytest.raises(UserError, match=said):
             parity(reference, [target], options)
-    assert set(EXIT_CODES.values()) == {0, 3, 4}
-    assert isinstance(reference.cases[0], Case)
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("gguf:no.gguf", "no.gguf is not there"),
+        ("gguf:tests/test_parity.py+no-lora.gguf", "no-lora.gguf is not there"),
+        ("mlx:no-folder", "no-folder is not there"),
+        ("merged:no-folder", "no-folder is not there"),
+        ("onnx:judge.onnx", "name gguf:FILE"),
+    ],
+)
+def test_target_that_is_not_there_is_refused_before_the_judge_is_read(
+    target: str, problem: str, tmp_path: Path
+) -> None:
+    words = ["parity", str(tmp_path), f"--data={tmp_path}", f"--against={target}"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, UserError)
+    assert problem in str(result.exception)

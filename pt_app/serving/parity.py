@@ -273,7 +273,7 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
     """Return the engines of a target: a GGUF file in float32 is read strictly and by default.
 
     Raises:
-        UserError: for an unknown kind of target, and an engine that is not installed.
+        UserError: for an engine that is not installed or does not answer.
     """
     kind, _, place = target.partition(":")
     encoder, longest = reference.encoder, max(len(case.ids) for case in reference.cases)
@@ -284,15 +284,26 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
         return [Mlx(Path(place))]
     if kind == "merged":
         return [Plain.of_folder(Path(place), encoder.end_token_id)]
-    if kind not in ("http", "https"):
-        known = "gguf:FILE, gguf:BASE+LORA, mlx:FOLDER, merged:FOLDER or a URL"
-        raise UserError(f"--against {target}: name {known}")
     url, precision = target.rstrip("/"), options.engine_precision
     if options.engine == "llama.cpp":
         return [LlamaCpp(None, url.removesuffix("/v1"), vocabulary, precision)]
     if options.engine == "vllm":
         return [Vllm(url, options.served_model, precision)]
     return [Served(url, options.served_model, encoder.scale, precision)]
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Raise UserError for an unknown kind of target, and for files that are not there."""
+    for target in targets:
+        kind, _, place = target.partition(":")
+        if kind not in ("gguf", "mlx", "merged", "http", "https"):
+            known = "gguf:FILE, gguf:BASE+LORA, mlx:FOLDER, merged:FOLDER or a URL"
+            raise UserError(f"--against {target}: name {known}")
+        if kind.startswith("http") or Path(place).exists():
+            continue
+        for part in place.split("+") if kind == "gguf" else [place]:
+            if not Path(part).exists():
+                raise UserError(f"--against {target}: {part} is not there: name one that is")
 
 
 def parity(
@@ -315,9 +326,10 @@ def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOpti
     """Compare targets with an adapter and write parity.json.
 
     Raises:
-        UserError: as `Reference.of` and `engines_of`.
+        UserError: as `check_targets`, `Reference.of` and `engines_of`.
     """
     refuse_overwrite([options.out], [adapter / adapters.JUDGE, data])
+    check_targets(against)
     found = parity(Reference.of(adapter, data, options), against, options)
     write_json_atomic(options.out, found.as_json())
     return found
