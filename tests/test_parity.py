@@ -130,12 +130,17 @@ def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def as_llama_cpp(model: Any, tokenizer: Any) -> Callable[[Body, int], Answer]:
-    """Answer /completion and /tokenize as llama.cpp's server does."""
+    """Answer /completion and /tokenize as llama.cpp's server does.
+
+    It is as if the likeliest token were a part of a character, of which llama.cpp says nothing.
+    """
 
     def answer(body: Body, _: int) -> Answer:
         if "content" in body:
             ids = tokenizer.encode(body["content"], add_special_tokens=False)
             return 200, {}, json.dumps({"tokens": ids}).encode()
+        if not body.get("logit_bias"):
+            return 200, {}, json.dumps({"content": "\ufffd"}).encode()
         values, ids = log_probabilities(model, body["prompt"])[-1].topk(body["n_probs"])
         likely = [
             {"id": i, "logprob": p} for i, p in zip(ids.tolist(), values.tolist(), strict=True)

@@ -30,6 +30,7 @@ MLX, LLAMA_CPP = "mlx-lm (on Linux with mlx[cpu])", "xllamacpp"  # what pip inst
 TIMEOUT = 600  # seconds for an answer
 AT_ONCE = 32  # rows of a request to `judge serve`
 SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
+BIAS = 1e4  # more than logits are apart
 LIKELY = 100  # tokens whose log-probability llama.cpp is asked for first; then for all
 OF_GGUF: dict[str, Precision] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OF_GGUF |= {"Q8_0": "8bit"}
@@ -197,15 +198,18 @@ class LlamaCpp:
             for state, prefix in enumerate(trie.prefixes):
                 wanted = {token for at, token in trie.steps if at == state}
                 for count in (LIKELY, self.vocabulary):
-                    given = self._likely([*case.ids, *prefix], count)
+                    given = self._likely([*case.ids, *prefix], count, min(wanted))
                     if wanted <= given.keys():
                         break
                 logs |= {(state, token): given.get(token, np.nan) for token in wanted}
             rows.append([sum(logs[step] for step in path) for path in trie.paths])
         return np.array(rows, np.float64)
 
-    def _likely(self, ids: Sequence[int], count: int) -> dict[int, float]:
-        asked = {"prompt": ids, "n_predict": 1, "n_probs": count, "cache_prompt": True}
+    def _likely(self, ids: Sequence[int], count: int, drawn: int) -> dict[int, float]:
+        asked: dict[str, object] = {"prompt": ids, "n_predict": 1, "n_probs": count}
+        # llama.cpp withholds all probabilities where it draws a part of a character. It gives those
+        # before this bias, which makes it draw a token of a verdict.
+        asked |= {"cache_prompt": True, "logit_bias": [[drawn, BIAS]]}
         given = post(f"{self.url}/completion", asked)["completion_probabilities"][0]
         return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
 
