@@ -24,7 +24,7 @@ from pt_app.models import adapters
 MAX_OPTIONS = 255
 # Tokens of a prompt that is asked zero-shot: 255 options are longer than what a judge was trained
 # on, and a short context (the tiny base's) is exceeded rather than an option left out.
-CONTEXT = 8192
+CONTEXT = 16_384
 # MLflow's judges must name their input in their words, and write its name before it.
 MLFLOW_WORDS, MLFLOW_STATE = 'the "inputs" field in the input', "inputs: "
 Json = Any  # a value that was read from JSON
