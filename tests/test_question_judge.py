@@ -357,5 +357,5 @@ def test_exports_and_parity_of_questions_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match="has questions, which engines are not asked"):
         export(adapter, "merged", tmp_path / "out", folder, ExportOptions(base=str(base)))
     with pytest.raises(UserError, match="has questions, which engines are not asked"):
-        check(adapter, folder, ["merged:x"], ParityOptions(out=tmp_path / "parity.json"))
+        check(adapter, folder, [f"merged:{folder}"], ParityOptions(out=tmp_path / "parity.json"))
     assert not list(tmp_path.iterdir())
