@@ -1,31 +1,30 @@
-"""A `judge serve` in a thread of the tests' process."""
+"""Servers in a thread of the tests' process: any application, and `judge serve`."""
 
 import http.client
 import json
 import threading
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from openai import OpenAI
+from starlette.applications import Starlette
 
 from pt_app.core.http_server import listen
 from pt_app.judge import Judge
 from pt_app.serving.server import Server
 
 
-class Running:
-    """A server of some judges on the loopback."""
+class Loopback:
+    """An application that answers on the loopback."""
 
-    def __init__(self, *judges: Judge, strict: bool = False, key: str | None = None) -> None:
-        self.server, self.key = Server(judges, strict), key
-        self.socket = listen("127.0.0.1", 0)
+    def __init__(self, application: Starlette) -> None:
+        self.app, self.socket = application, listen("127.0.0.1", 0)
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        app = self.server.application("127.0.0.1", key)
-        self._uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
         self._thread = threading.Thread(target=self._uvicorn.run, args=([self.socket],))
 
-    def __enter__(self) -> "Running":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -33,6 +32,14 @@ class Running:
         self._uvicorn.should_exit = True
         self._thread.join(timeout=60)
         assert not self._thread.is_alive()
+
+
+class Running(Loopback):
+    """A server of some judges."""
+
+    def __init__(self, *judges: Judge, strict: bool = False, key: str | None = None) -> None:
+        self.server, self.key = Server(judges, strict), key
+        super().__init__(self.server.application("127.0.0.1", key))
 
     @property
     def client(self) -> OpenAI:

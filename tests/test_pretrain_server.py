@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,9 @@ import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
 pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
-import uvicorn
 
 from pt_app.core.errors import UserError
-from pt_app.core.http_server import MAX_BODY, listen
+from pt_app.core.http_server import MAX_BODY
 from pt_app.models.endpoint.budget import Budget
 from pt_app.models.endpoint.client import Client
 from pt_app.models.endpoint.options import RequestOptions
@@ -28,36 +26,23 @@ from pt_app.pretrain.chat import Chat, Reply
 from pt_app.pretrain.server import MAX_WAITING, PAGE, Server, serve
 from pt_app.pretrain.settings import Sampling, ServeSettings
 from tests.conftest import ROOT
+from tests.serving import Loopback
 from tests.tiny_models import make_model, make_tokenizer
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 ASKED: Any = [{"role": "user", "content": "Source: a casa"}]
 
 
-class Running:
-    """A server in a thread of this process, and its model."""
+class Running(Loopback):
+    """A server of a model, and the model."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat, self.server = chat, Server(chat, Sampling())
-        self.socket = listen("127.0.0.1", 0)
-        self.port: int = self.socket.getsockname()[1]
-        self.app = self.server.application("127.0.0.1")
-        self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
-        self._thread = threading.Thread(target=self._uvicorn.run, args=([self.socket],))
-
-    def __enter__(self) -> "Running":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._uvicorn.should_exit = True
-        self._thread.join(timeout=30)
-        assert not self._thread.is_alive()
+        super().__init__(self.server.application("127.0.0.1"))
 
     @property
     def client(self) -> OpenAI:
-        url = f"http://127.0.0.1:{self.port}/v1"
-        return OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
     def ask(
         self, method: str, path: str, body: bytes | str = b"", **headers: str

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, sha256_file
 from pt_app.core.leaks import find_leaks
-from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_of
+from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.records import JudgeExample, Place, clipped, example_of, first_problem, one_line
 from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.core.verdicts import NAMED, Scale, Task
@@ -82,7 +82,7 @@ class JudgeData:
     @property
     def questions(self) -> tuple[Question, ...]:
         """The questions that it declares; empty if it has a scale of its own."""
-        return () if isinstance(self.asked, Scale) else self.asked
+        return questions_in(self.asked)
 
     def views(self) -> list[tuple[str, "JudgeData"]]:
         """Return the data of each question by its name; of a scale of its own all data, by ""."""

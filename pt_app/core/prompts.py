@@ -15,7 +15,7 @@ from pt_app.core.choosing import resolved_rule
 from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template, fill, scale_fields
-from pt_app.core.questions import Asked, Question, only_scale
+from pt_app.core.questions import Asked, Question, only_scale, questions_in
 from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale, format_answer
 from pt_app.core.words import units
@@ -124,7 +124,7 @@ class PromptEncoder:
     @property
     def questions(self) -> tuple[Question, ...]:
         """The questions that the dataset declares; empty if it has a scale of its own."""
-        return () if isinstance(self.asked, Scale) else self.asked
+        return questions_in(self.asked)
 
     def scales(self) -> list[tuple[str | None, Scale]]:
         """Return the scale of each question by its name; None: without questions."""

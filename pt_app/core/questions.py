@@ -206,6 +206,11 @@ def questions_of(declared: Mapping[str, Declared], where: str) -> tuple[Question
     return tuple(Question.of(name, each, f"{where}.{name}") for name, each in declared.items())
 
 
+def questions_in(asked: Asked) -> tuple[Question, ...]:
+    """Return the questions that a judge is asked; none if it has a scale of its own."""
+    return () if isinstance(asked, Scale) else asked
+
+
 def only_scale(asked: Asked) -> Scale:
     """Return the scale of all verdicts.
 

@@ -21,7 +21,7 @@ from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import NAMES, VERDICT_RULES, estimate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_of
+from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.results import Results
 from pt_app.core.settings import VerdictRule
 from pt_app.core.verdicts import Scale
@@ -91,7 +91,7 @@ class AdapterInfo:
     @property
     def questions(self) -> tuple[Question, ...]:
         """The questions that it answers; empty if it has a scale of its own."""
-        return () if isinstance(self.asked, Scale) else self.asked
+        return questions_in(self.asked)
 
     @property
     def base_name(self) -> str:
