@@ -298,6 +298,8 @@ class Judge:
         """Answer the question of each example, all in one pass; `shorten` is as in `score`."""
         from pt_app.scoring.scorer import JudgeScorer
 
+        if not examples:
+            return []
         questions = [example.question for example in examples if example.question]
         encoder = self.encoder.about(*questions)
         scorer = JudgeScorer(self.model, encoder, progress=progress, shorten=shorten)

@@ -1,6 +1,8 @@
 """The evidence of a judge of several questions: results of each, overview, pages, gate."""
 
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,19 @@ def test_evaluations_of_folds_are_joined_question_by_question(tmp_path: Path) ->
         "code": 80,
     }
     assert read_results(tmp_path / "all" / "quality").data.n == 80
+
+
+def test_a_question_that_a_fold_has_no_rows_of_is_joined_from_the_others(tmp_path: Path) -> None:
+    from pt_app.eval_model.folds import join_evaluations
+
+    for fold in ("1", "2"):
+        evaluation(tmp_path / fold / "evaluation", count=40, prefix=f"{fold}-")
+    shutil.rmtree(tmp_path / "2" / "evaluation" / "code")
+    path = tmp_path / "1" / "evaluation" / "results.json"
+    leaks = {"n": 1, "examples": ["a source on both sides"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"leaks": leaks}))
+    join_evaluations([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    joined = read_results(tmp_path / "all")
+    assert joined.questions["code"].n == 40
+    assert joined.questions["quality"].n == 80
+    assert joined.leaks.n == 1

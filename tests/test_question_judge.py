@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pt_app.attack.run import attack
 from pt_app.core.errors import UserError
 from pt_app.core.results import Results, read_predictions, read_results
 from pt_app.eval_model.combining import combine_questions
@@ -158,6 +160,8 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     (score,), answer = one.score([STATE]), one.ask(STATE)["quality"]
     assert score.probabilities == pytest.approx(answer.probabilities, abs=1e-5)
     assert (score.verdict, score.abstain) == (answer.verdict, answer.abstain)
+    with pytest.raises(UserError, match="no candidate that an attack could change"):
+        attack(single, folder, base=str(base))
     options = EvalOptions(base=str(base), probe_rows=0)
     results = evaluate_judges(folder, tmp_path / "out", [adapter, single], options)
     assert list(results.questions) == ["quality"]
@@ -173,6 +177,34 @@ def test_commands_of_one_scale_refuse_several_questions_in_a_line(
 ) -> None:
     with pytest.raises(UserError, match="takes one question, and there are 4"):
         judge.score([make_row("test", 0)])
+
+
+def test_a_file_of_rows_that_cannot_be_read_is_answered_row_by_row(
+    adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"ticket": 1}\n{"reply": 2}\n')
+    options = ScoreOptions(base=str(base))
+    out = tmp_path / "out.jsonl"
+    assert score_file(adapter, str(tmp_path / "rows.jsonl"), out, options) == {"bad_row": 2}
+    with pytest.raises(UserError, match="--feedback: a judge of questions writes none"):
+        score_file(
+            adapter,
+            str(tmp_path / "rows.jsonl"),
+            tmp_path / "other.jsonl",
+            ScoreOptions(base=str(base), feedback=True),
+        )
+
+
+def test_a_question_of_other_words_is_not_combined(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    card = json.loads((data / "dataset.json").read_text())
+    card["questions"]["quality"]["instructions"] = "How long is the reply?"
+    (data / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="quality is another question"):
+        combine_questions(adapter, data, "quality", tmp_path, base=str(base))
 
 
 def test_a_file_gets_a_set_of_columns_for_each_question(

@@ -9,9 +9,9 @@ import pytest
 
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
-from pt_app.core.prompt_templates import Template
+from pt_app.core.prompt_templates import Template, asked_fields
 from pt_app.core.verdicts import Scale
-from pt_app.eval_model.trying import asked_fields, folded, try_examples, try_rows, typed_row
+from pt_app.eval_model.trying import folded, try_examples, try_rows, typed_row
 from pt_app.judge import Judge
 from tests.conftest import run_offline
 

@@ -53,7 +53,8 @@ def attack(
         held_out: use only the texts that `--hard_negatives` does not train on.
 
     Raises:
-        UserError: for unknown families, and data of another scale than the judge's.
+        UserError: for unknown families, a judge of questions, and data of another scale than the
+            judge's.
     """
     written = (out or adapter / "evaluation") / results.ATTACKS
     refuse_overwrite([written] if out else [], [adapter / "judge.json", data])
@@ -61,6 +62,9 @@ def attack(
     if held_out:
         chosen = [part for each in chosen if (part := each.part(1)).append or part.replace]
     dataset, judge = read_dataset(data), Judge.load(adapter, base=base)
+    if judge.info.questions:
+        problem = "has questions about a state, and no candidate that an attack could change"
+        raise UserError(f"{adapter} {problem}: attack a judge of one scale")
     scale = judge.info.scale
     examples = draw(_attackable(dataset, scale, data), rows, seed)
     attacks = list(attacked(examples, scale, chosen))

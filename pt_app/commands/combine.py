@@ -10,7 +10,7 @@ def combine(
     *,
     adapter: Path = flag("adapter folder of a judge of several questions"),
     data: Path = flag("dataset folder: weights are fitted on its validation rows"),
-    question: str = flag("the question whose label is to be had from the others"),
+    question: str = flag("question to predict from the others"),
     of: str = flag("questions to combine, separated by commas; default: all others", ""),
     base: str | None = flag("the adapter's base, if it was a folder or file", None),
     rows: int = flag("number of rows of each split; 0: all", 0, low=0),

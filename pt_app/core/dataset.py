@@ -49,7 +49,7 @@ class DatasetCard(BaseModel):
     split: dict[str, object] = Field(default_factory=dict)
 
     def model_post_init(self, _context: object) -> None:
-        """Return a card without a scale or template the usual one of its task."""
+        """Fill in the usual scale or template of the task."""
         if self.task == "questions":
             self.template = self.template if "template" in self.model_fields_set else self.task
         else:

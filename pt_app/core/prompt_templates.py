@@ -94,6 +94,12 @@ def scale_fields(scale: Scale) -> dict[str, str | None]:
     return dict(zip(_SCALE_FIELDS, (*ends, scale.form()), strict=True))
 
 
+def asked_fields(template: Template, scale: Scale) -> list[str]:
+    """Return the fields of a row that a template shows, in its order."""
+    other = {"candidate"} if scale.task == "pairwise" else {"candidate_a", "candidate_b"}
+    return [name for name in template.row_fields() if name not in other]
+
+
 def row_fields(example: JudgeExample) -> dict[str, str | None]:
     """Name the texts of a row as templates do; None for what the row does not have.
 

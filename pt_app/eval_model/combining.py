@@ -1,5 +1,6 @@
 """`judge combine`: ask a judge several questions, and fit what they say of another one."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pt_app.evidence.baselines import Labelled
 from pt_app.evidence.combining import Combined, Distributions, combine
 from pt_app.judge import Answer, Judge
 
+log = logging.getLogger(__name__)
 COMBINED = "combined.json"
 Asked = list[tuple[JudgeExample, dict[str, Answer]]]
 
@@ -32,7 +34,7 @@ def combine_questions(
     Args:
         adapter: the folder of the judge.
         data: the dataset folder.
-        question: the question whose label is to be had.
+        question: the question to predict from the others.
         out: where combined.json is written; default: the adapter's evaluation.
         of: the questions that are combined; default: all others of the judge.
         base: the path of the adapter's base, if it was a folder.
@@ -46,6 +48,9 @@ def combine_questions(
     path = (out or adapter / "evaluation") / COMBINED
     refuse_overwrite([path], [data])
     judge = Judge.load(adapter, base=base)
+    if any(q.name == question and q.content != asked.content for q in judge.info.questions):
+        problem = f"{question} is another question in {data} than in {adapter}"
+        raise UserError(f"{problem}: name the data that it was trained on")
     others = list(of) or [q.name for q in judge.info.questions if q.name != question]
     if not others or question in others:
         raise UserError(f"{question} is to be combined of other questions: name some with --of")
@@ -68,10 +73,13 @@ def _question(dataset: JudgeData, name: str) -> Question:
 
 
 def _answered(judge: Judge, rows: Sequence[JudgeExample], names: Sequence[str]) -> Asked:
-    """Ask about rows; those that are too long are left out."""
+    """Ask about rows; those that are too long are left out, and counted."""
     answers = judge.ask_all([row.row or {} for row in rows], names, progress=True)
     both = zip(rows, answers, strict=True)
-    return [(row, own) for row, own in both if all(a.probabilities for a in own.values())]
+    kept = [(row, own) for row, own in both if all(a.probabilities for a in own.values())]
+    if left_out := len(rows) - len(kept):
+        log.warning("%d of %d rows are too long for the judge, and left out", left_out, len(rows))
+    return kept
 
 
 def _labelled(rows: Asked, question: Question) -> Labelled:

@@ -50,14 +50,20 @@ def join_evaluations(adapters: Sequence[Path], out: Path) -> Path:
         return write_report(out)
     if any(other.questions.keys() != first.questions.keys() for other in others):
         raise UserError("the adapters answer other questions: join adapters of one training")
-    of_each = {
-        name: _join([folder / name for folder in folders], adapters, out / name)
-        for name in first.questions
-        if all((folder / name / RESULTS).exists() for folder in folders)
-    }
+    of_each = {}
+    for name in first.questions:
+        # A fold may have no test row with a label for a question.
+        having = [place for place, own in enumerate(folders) if (own / name / RESULTS).exists()]
+        if having:
+            own = [folders[place] / name for place in having]
+            of_each[name] = _join(own, [adapters[place] for place in having], out / name)
+    if not of_each:
+        raise UserError("no fold has results of a question: evaluate them again")
     asked = {name: (own.type, own.scale) for name, own in first.questions.items()}
     data = next(iter(of_each.values())).data.model_dump(include={"path", "sha256"})
-    joined = overview(asked, of_each, data, (), next(iter(of_each.values())).run)
+    leaks = [line for fold in (first, *others) for line in fold.leaks.examples]
+    joined = overview(asked, of_each, data, leaks, next(iter(of_each.values())).run)
+    joined.leaks.n = sum(fold.leaks.n for fold in (first, *others))
     write_json_atomic(out / RESULTS, joined.as_json())
     return write_report(out)
 

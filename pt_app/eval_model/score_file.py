@@ -84,6 +84,8 @@ def _score(
     table = open_table(input, Reading(options.encoding, stand_in=lambda e: {PROBLEM: str(e)}))
     state = verify_adapter(adapter).state
     columns: ColumnMap | StateMap | None = None
+    if state and options.feedback:
+        raise UserError("--feedback: a judge of questions writes none: leave it out")
     if state:
         columns = StateMap.of(table, options.map, state)
     elif options.map:

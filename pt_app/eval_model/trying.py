@@ -15,7 +15,7 @@ from pt_app.core.dataset import draw, parse_json, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import UNDEFINED, number, shortened, visible
 from pt_app.core.grids import USUAL
-from pt_app.core.prompt_templates import Template, row_fields
+from pt_app.core.prompt_templates import row_fields
 from pt_app.core.records import Place
 from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge, Judgement
@@ -45,7 +45,7 @@ def try_rows(judge: Judge, feedback: bool = False) -> None:
     with suppress(EOFError):
         for count in range(1, sys.maxsize):
             try:
-                row = typed_row(asked_fields(judge.info.template, judge.info.scale))
+                row = typed_row(judge.info.row_fields)
                 place = Place(STDIN, count, lines=False)
                 show(judged(judge, row, place, feedback), judge.info.scale)
             except UserError as error:
@@ -80,12 +80,6 @@ def typed_row(names: Sequence[str], ask: Callable[[str], str] = input) -> Row:
         elif text or name.startswith("candidate"):
             row[name] = text
     return row
-
-
-def asked_fields(template: Template, scale: Scale) -> list[str]:
-    """Return the fields of a row that a template shows, in its order."""
-    other = {"candidate"} if scale.task == "pairwise" else {"candidate_a", "candidate_b"}
-    return [name for name in template.row_fields() if name not in other]
 
 
 def _object(line: str, count: int) -> Row:

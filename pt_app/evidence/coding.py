@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _WORTH: dict[Verdict, float] = {"PASS": 1.0, "FAIL": 0.0, "A": 1.0, "tie": 0.5, "B": 0.0}
 
 
-MAX_CLASSES = 12  # of a nominal scale, from which on those that never occur are left out
+MAX_CLASSES = 12  # of a nominal scale: above this, classes that never occur are dropped
 
 
 def headline(scale: Scale) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pt_app.core.errors import UserError
+from pt_app.core.formatting import NAMES, p_value, with_n
 from pt_app.core.metrics import FloatArray
 from pt_app.core.results import Comparison, Metric, Stored
 from pt_app.core.verdicts import Scale, Verdict
@@ -117,12 +118,11 @@ def _features(
 
 def lines(found: Combined) -> list[str]:
     """Describe a combination in a few lines."""
-    from pt_app.core.formatting import NAMES, with_n
-
     name, difference = NAMES[found.metric], found.difference
     said = [
         f"{found.question}: {name} of the combination {with_n(found.combined)}",
         f"asked directly: {with_n(found.direct)}",
-        f"combined - direct: {with_n(difference)}, p {difference.p}",
+        f"combined - direct: {with_n(difference)}"
+        + ("" if difference.p is None else f", p {p_value(difference.p)}"),
     ]
     return [*said, f"weights of {', '.join(found.weights)}, from {found.rows} validation rows"]

@@ -19,7 +19,7 @@ from pt_app.core.choosing import resolved_rule
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import NAMES, VERDICT_RULES, estimate
-from pt_app.core.prompt_templates import Template
+from pt_app.core.prompt_templates import Template, asked_fields
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.results import Results
@@ -92,6 +92,11 @@ class AdapterInfo:
     def questions(self) -> tuple[Question, ...]:
         """The questions that it answers; empty if it has a scale of its own."""
         return questions_in(self.asked)
+
+    @property
+    def row_fields(self) -> list[str]:
+        """The fields of a row that it is shown."""
+        return [*self.state] or asked_fields(self.template, self.scale)
 
     @property
     def base_name(self) -> str:

@@ -85,15 +85,6 @@ def rubric_of(judge: Judge) -> str:
     return fill(template.rubric, of_scale) or fill(template.system, of_scale)
 
 
-def row_fields_of(judge: Judge) -> list[str]:
-    """Return the fields of a row that a judge is shown."""
-    if judge.info.questions:
-        return [*judge.info.state]
-    pair = judge.info.scale.task == "pairwise"
-    others = ("candidate",) if pair else ("candidate_a", "candidate_b")
-    return [name for name in judge.info.template.row_fields() if name not in others]
-
-
 def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -> Asked:
     """Return the row that asks a question about a state.
 
@@ -106,7 +97,7 @@ def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -
     if _is_own(question, judge):
         row = _row_of(state)
         if row is None:
-            fields = ", ".join(row_fields_of(judge))
+            fields = ", ".join(judge.info.row_fields)
             problem = f"the state is no row: give an object with the fields {fields}"
             raise RefusedError(problem, 422, "state")
         return Asked(judge, None, row, question.options)

@@ -43,7 +43,7 @@ from pt_app.models import adapters
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import CONTEXT, Asked, asked, row_fields_of, rubric_of
+from pt_app.serving.questions import CONTEXT, Asked, asked, rubric_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -265,7 +265,7 @@ def described(judge: Judge) -> dict[str, Any]:
     info = judge.info
     made = (info.folder / adapters.WEIGHTS).stat().st_mtime
     thresholds = {name: each and each.threshold.as_json() for name, each in judge.fitted.items()}
-    about: dict[str, Any] = {"fields": row_fields_of(judge), "base": info.base_name}
+    about: dict[str, Any] = {"fields": info.row_fields, "base": info.base_name}
     about |= {"max_seq_length": info.max_seq_length, "sha256": info.sha256}
     if info.questions:
         about |= {"task": "questions", "scale": ", ".join(judge.fitted)}
