@@ -339,6 +339,10 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
         r"dataset.json, field scale: pairwise is no scale of the task score",
     ),
     "card of wrong type": (text("dataset.json", '{"rubric": 1}'), r"dataset.json, field rubric: "),
+    "card with a scale twice": (
+        text("dataset.json", '{"scale": "0-10", "scale": "1-5"}'),
+        r'dataset.json, from line 1: "scale" stands twice in one object: correct it',
+    ),
     "card is a list": (text("dataset.json", "[]"), r"dataset.json"),
     "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json must be an object"),
     "split of another name": (

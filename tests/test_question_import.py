@@ -114,19 +114,86 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for lines in texts for line in lines]
 
 
-def test_rows_of_several_raters_are_joined(tmp_path: Path) -> None:
-    questions = tmp_path / "questions.yaml"
-    questions.write_text(DECLARED)
-    lines = [
+def of_raters(tmp_path: Path, *odd: dict[str, Any], **options: Any) -> list[str]:
+    """Import 20 rows of ana and of rui, and then some odd ones."""
+    (tmp_path / "questions.yaml").write_text(DECLARED)
+    usual = [
         {"id": f"r{i}", "rater": who, "ticket": f"t {i}", "reply": f"r {i}", "polite": "yes"}
         for i in range(20)
         for who in ("ana", "rui")
     ]
+    lines = [*usual, *({**usual[0], **row} for row in odd)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    said = imported((str(tmp_path / "rows.jsonl"), questions), tmp_path / "out", map=())
-    assert "read 40 rows: kept 40 as 20 examples, dropped 0" in said
+    written = str(tmp_path / "rows.jsonl"), tmp_path / "questions.yaml"
+    return imported(written, tmp_path / "out", map=(), **options)
+
+
+def test_rows_of_several_raters_are_joined(tmp_path: Path) -> None:
+    assert "read 40 rows: kept 40 as 20 examples, dropped 0" in of_raters(tmp_path)
     row = rows_of(tmp_path / "out")[0]
     assert row["labels"] == {"polite": {"annotators": {"ana": "yes", "rui": "yes"}}}
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        (
+            {"polite": "no"},
+            r"line 41, field labels.polite: annotator ana says yes \(rows.jsonl:1\) and no: keep",
+        ),
+        ({"ticket": "x"}, r'line 41, field ticket: differs from that of rows.jsonl:1.*id "r0"'),
+        ({"id": None}, "line 41, field id: the row has none: name the row"),
+        ({"id": " "}, "line 41, field id: the row has none: name the row"),
+    ],
+)
+def test_rows_of_raters_that_cannot_be_joined_are_refused(
+    tmp_path: Path, odd: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem) as refused:
+        of_raters(tmp_path, odd)
+    assert "or leave such rows out with --drop_bad" in str(refused.value)
+
+
+def test_what_raters_say_once_more_or_otherwise_is_left_out_and_counted(tmp_path: Path) -> None:
+    odd = [{}, {"id": "r1", "ticket": "t 1", "reply": "r 1", "polite": "no"}, {"id": None}]
+    odd += [{"rater": who, "polite": None, "quality": 3} for who in ("ana", None)]
+    said = of_raters(tmp_path, *odd, drop_bad=True)
+    assert "read 45 rows: kept 44 as 20 examples, dropped 1" in said
+    assert "  1 answer left out: the same annotator's answer once more" in said
+    assert any("1 answer left out: its annotator contradicts themself" in line for line in said)
+    labels = {row["id"]: row["labels"] for row in rows_of(tmp_path / "out")}
+    assert labels["r0"] == {
+        "polite": {"annotators": {"ana": "yes", "rui": "yes"}},
+        "quality": {"annotators": {"ana": 3, "answer 5": 3}},
+    }
+    assert labels["r1"] == {"polite": {"annotators": {"rui": "yes"}}}
+
+
+NATURAL = """
+state: [ticket, reply]
+questions:
+  polite:
+    type: bool
+    instructions: Is the reply polite?
+    criteria: {true: it is, false: it is not}
+  offer: {type: choice, instructions: Is it new, options: [yes, no, 2026-01-01, 1.50]}
+  kept: {type: choice, instructions: Is it kept, options: {on: , off: null}}
+  tone: {type: score, instructions: Its tone, levels: [bad, null, ~, 3]}
+  quality: {type: score, instructions: How good, scale: 1-5, legend: {1: bad, 5: good}}
+"""
+
+
+def test_words_that_yaml_takes_for_other_than_texts_stay_texts(
+    written: tuple[str, Path], tmp_path: Path
+) -> None:
+    written[1].write_text(NATURAL)
+    imported(written, tmp_path / "out", map=(MAP[0].replace("offer=ana+rui,", ""),))
+    asked = json.loads((tmp_path / "out" / "dataset.json").read_text())["questions"]
+    assert asked["polite"]["criteria"] == {"true": "it is", "false": "it is not"}
+    assert asked["offer"]["options"] == ["yes", "no", "2026-01-01", "1.50"]
+    assert asked["kept"]["options"] == {"on": None, "off": None}
+    assert asked["tone"]["levels"] == ["bad", None, None, "3"]
+    assert asked["quality"]["legend"] == {"1": "bad", "5": "good"}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +204,7 @@ def test_rows_of_several_raters_are_joined(tmp_path: Path) -> None:
         ({"map": ("ticket=Ticket text,reply=Repyl",)}, "no column Repyl"),
         ({"map": (*MAP, "polite=stars")}, "labels.polite: '1' is not allowed: allowed are true"),
         ({"scale": "0-10"}, "--scale does not go with --questions"),
+        ({"mqm_weights": "core"}, "--mqm_weights does not go with --questions"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_in_a_line(
@@ -152,8 +220,16 @@ def test_what_cannot_be_imported_is_refused_in_a_line(
     ("declared", "problem"),
     [
         ("- a", "it has no state or no questions"),
+        (
+            "state: [a\nquestions: b",
+            r"cannot be read as YAML \(.*line 2, column 10: questions.*: correct it$",
+        ),
         (DECLARED + '  polite: {type: bool, instructions: "Again?"}\n', '"polite" stands twice'),
-        (DECLARED.replace("bool", "boolean"), "questions.polite.type"),
+        (
+            DECLARED.replace("bool", "boolean"),
+            "questions.yaml, field questions.polite.type: input should be 'bool', .*: correct it$",
+        ),
+        (DECLARED.replace("1-5", "'choice:5'"), 'quality.scale: "choice:5" is not a scale'),
         (DECLARED.replace("[replacement, refund, nothing]", "[a, a]"), 'named "a"'),
     ],
 )

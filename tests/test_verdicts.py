@@ -68,6 +68,14 @@ def test_what_is_no_scale_is_refused(name: str) -> None:
         Scale.from_name(name)
 
 
+@pytest.mark.parametrize(
+    "options", ["", "[", "5", "null", "[]", '["a"]', '["a", "a"]', '["a", 1]', '{"a": 1, "b": 2}']
+)
+def test_options_that_are_no_list_of_different_texts_are_no_scale(options: str) -> None:
+    with pytest.raises(UserError, match="is not a scale: use choice: and a JSON list of two"):
+        Scale.from_name(f"choice:{options}")
+
+
 @pytest.mark.parametrize("name", ["5-1234", "0-1:0.0001", f"0-{'9' * 40}"])
 def test_a_scale_of_too_many_values_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="has over 1001 values: widen its step"):

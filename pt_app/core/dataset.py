@@ -184,17 +184,19 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / "dataset.json"
     if not path.exists():
         return DatasetCard()
-    value = parse_json(read_text(path), path)
-    if isinstance(value, dict) and value.get("task") == "questions":
-        parse_json(read_text(path), path, pairs=_each_once)
-    try:
-        card = DatasetCard.model_validate(value)
-    except ValidationError as error:
-        field, problem = first_problem(error)
-        raise UserError(f"{path}, field {field}: {problem}: correct it") from error
+    card = card_of(parse_json(read_text(path), path, pairs=_each_once), path)
     own = (folder / card.template).absolute()
     is_own = (own / "user.txt").is_file()
     return card.model_copy(update={"template": str(own)}) if is_own else card
+
+
+def card_of(value: object, path: Path) -> DatasetCard:
+    """Return what was read from a file as a card; raises UserError for a field that is wrong."""
+    try:
+        return DatasetCard.model_validate(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise UserError(f"{path}, field {field}: {problem}: correct it") from error
 
 
 def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -11,10 +11,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from pt_app.core.errors import UserError
 
@@ -92,7 +93,7 @@ class Scale:
         if name == "bool":
             return Scale("choice", name, YES_NO)
         if name.startswith(CHOICE):
-            return Scale("choice", name, tuple(json.loads(name.removeprefix(CHOICE))))
+            return Scale("choice", name, _options(name))
         match = _RANGE.fullmatch(name)
         parts = match.groups() if match else ("0", "0", "0")
         low, high, step = (Decimal(part or "1") for part in parts)
@@ -273,6 +274,18 @@ def read_comments(text: str) -> tuple[list[str], str]:
         else:
             rest.append(body.strip())
     return issues, "\n".join(rest).strip()
+
+
+def _options(name: str) -> tuple[str, ...]:
+    """Read the options in the name of a scale; raises UserError for what are none."""
+    options: Any = None
+    with suppress(ValueError, RecursionError):
+        options = json.loads(name.removeprefix(CHOICE))
+    are_texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if are_texts and len(set(options)) == len(options) >= 2:
+        return tuple(options)
+    remedy = f'use {CHOICE} and a JSON list of two or more different texts, {CHOICE}["a", "b"]'
+    raise UserError(f'"{name}" is not a scale: {remedy}')
 
 
 def _number(value: Decimal) -> int | float:

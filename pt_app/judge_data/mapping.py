@@ -5,14 +5,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, Field, StrictStr, TypeAdapter, ValidationError
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError
 from pt_app.core.verdicts import NAMED, Scale, Verdict
-from pt_app.judge_data.labels import Answer, LabelReader, answers_of, key_of, reduce
+from pt_app.judge_data.labels import Answer, LabelReader, Reasons, answers_of, key_of, reduce
 from pt_app.judge_data.reading.tables import Table
 from pt_app.judge_data.rows import Converted, Row, check_column, find, parsed, refuse_bytes
 
@@ -159,11 +159,11 @@ class ColumnMap:
         return "\n\n".join(filter(None, map(_as_text, cells))) if cells else None
 
 
-class _Vote(NamedTuple):
-    """The label of one annotator, and where it was read."""
+class Vote(NamedTuple):
+    """The label of one annotator, a verdict or the cell of one, and where it was read."""
 
     rater: str
-    verdict: Verdict
+    verdict: Any
     place: Place
 
     def as_row(self) -> Row:
@@ -172,15 +172,15 @@ class _Vote(NamedTuple):
 
 def _votes(
     answers: Sequence[Answer], reader: LabelReader, place: Place, several: bool
-) -> list[_Vote]:
+) -> list[Vote]:
     """Read the answers of one row; those that do not count are counted in `reader`.
 
     Raises:
         RowError: An answer cannot be read, unless `reader.drop_bad` and another answer can.
     """
-    votes: list[_Vote] = []
+    votes: list[Vote] = []
     bad: list[RowError] = []
-    for rater, answer in zip(_named([a.rater for a in answers]), answers, strict=True):
+    for rater, answer in zip(named([a.rater for a in answers]), answers, strict=True):
         if answer.out:
             reader.left_out.add(answer.out)
             continue
@@ -193,8 +193,8 @@ def _votes(
             bad.append(error)
             continue
         if verdict is not None:
-            votes.append(_Vote(rater, verdict, place))
-    votes = _one_each(votes, reader)
+            votes.append(Vote(rater, verdict, place))
+    votes = one_each(votes, reader.left_out, reader.drop_bad)
     if bad and not (votes and reader.drop_bad):
         raise bad[0]
     for problem in bad:
@@ -202,7 +202,7 @@ def _votes(
     return votes
 
 
-def _named(raters: Sequence[str]) -> list[str]:
+def named(raters: Sequence[str]) -> list[str]:
     """Name the annotators who have no name by their number."""
     unnamed = "answer " if any(raters) else ""
     return [rater or f"{unnamed}{number}" for number, rater in enumerate(raters, start=1)]
@@ -216,26 +216,28 @@ def _check_range(verdict: Verdict | None, scale: Scale, place: Place) -> None:
         raise place.error("label", f"{verdict} is off the scale {scale.name}", scale.says())
 
 
-def _one_each(votes: Sequence[_Vote], reader: LabelReader) -> list[_Vote]:
-    """Count each annotator once.
+def one_each(
+    votes: Sequence[Vote], left_out: Reasons, drop_bad: bool, field: str = "label"
+) -> list[Vote]:
+    """Count each annotator once; the other answers are counted in `left_out`.
 
     Raises:
-        RowError: An annotator gave two different labels, unless `reader.drop_bad`.
+        RowError: An annotator gave two different labels, unless `drop_bad`.
     """
-    first: dict[str, _Vote] = {}
+    first: dict[str, Vote] = {}
     disagreeing: set[str] = set()
     for vote in votes:
         earlier = first.setdefault(vote.rater, vote)
         if earlier.verdict != vote.verdict:
             before = f"{earlier.verdict} ({earlier.place.where})"
             problem = f"annotator {vote.rater} says {before} and {vote.verdict}"
-            error = vote.place.error("label", problem, "keep one answer of each annotator")
-            if not reader.drop_bad:
+            error = vote.place.error(field, problem, "keep one answer of each annotator")
+            if not drop_bad:
                 raise error
-            reader.left_out.add("its annotator contradicts themself", str(error))
+            left_out.add("its annotator contradicts themself", str(error))
             disagreeing.add(vote.rater)
         elif earlier is not vote:
-            reader.left_out.add("the same annotator's answer once more")
+            left_out.add("the same annotator's answer once more")
     return [vote for vote in first.values() if vote.rater not in disagreeing]
 
 
@@ -248,38 +250,48 @@ def merge_raters(
         refuse: Takes the error of rows that cannot be joined, and how many they are: rows of one
             id with different texts, or with two answers of one annotator.
     """
-    by_id: dict[str, list[tuple[Place, Row]]] = {}
+    labelled: list[tuple[Place, Row]] = []
     for converted in rows:
         if converted.row is None:
             yield converted
-            continue
-        group = by_id.setdefault(converted.row["id"], [])
-        group.append((converted.place, converted.row))
-        if error := _difference(group[0], group[-1]):
-            group.pop()
-            refuse(error, 1)
-    for group in by_id.values():
+        else:
+            labelled.append((converted.place, converted.row))
+    for group in by_id(labelled, ("source", "candidate", "candidates", "conversation"), refuse):
         try:
             yield _merged(group, reader)
         except RowError as error:
             refuse(error, len(group))
 
 
-def _difference(first: tuple[Place, Row], other: tuple[Place, Row]) -> RowError | None:
-    """Return an error that names the first text in which two rows of one id differ."""
-    (earlier, row), (place, another) = first, other
-    for field in ("source", "candidate", "candidates", "conversation"):
-        if row.get(field) != another.get(field):
+def by_id(
+    rows: Iterable[tuple[Place, Row]],
+    fields: Sequence[str],
+    refuse: Callable[[RowError, int], None],
+) -> Iterator[list[tuple[Place, Row]]]:
+    """Yield the rows of each id.
+
+    Args:
+        fields: Those in which the rows of an id must be the same.
+        refuse: Takes the error of a row in which one differs from the first row of its id.
+    """
+    groups: dict[str, list[tuple[Place, Row]]] = {}
+    for place, row in rows:
+        group = groups.setdefault(str(row["id"]), [])
+        earlier, first = group[0] if group else (place, row)
+        if other := [field for field in fields if row.get(field) != first.get(field)]:
             problem = f'differs from that of {earlier.where}, both of id "{row["id"]}"'
-            return place.error(field, problem, "give two candidates two ids")
-    return None
+            refuse(place.error(other[0], problem, "give different texts different ids"), 1)
+        else:
+            group.append((place, row))
+    yield from groups.values()
 
 
 def _merged(group: Sequence[tuple[Place, Row]], reader: LabelReader) -> Converted:
     """Make one row of the rows of one id; raise RowError for two answers of one annotator."""
-    raters = _named([str(row.get("meta", {}).pop("rater", "")) for _, row in group])
+    raters = named([str(row.get("meta", {}).pop("rater", "")) for _, row in group])
     given = zip(raters, group, strict=True)
-    votes = _one_each([_Vote(r, row["label"]["verdict"], p) for r, (p, row) in given], reader)
+    votes = [Vote(r, row["label"]["verdict"], p) for r, (p, row) in given]
+    votes = one_each(votes, reader.left_out, reader.drop_bad)
     place, row = group[0]
     if not votes:
         return Converted(place, None, "no label", rows_read=len(group))

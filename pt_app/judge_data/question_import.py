@@ -13,7 +13,6 @@ Several columns of a question (`--map offer=ana+rui`) are annotators; so are sev
 with a `rater` each.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,26 @@ from typing import Any
 
 import yaml
 
-from pt_app.core.dataset import DatasetCard, card_asks
+from pt_app.core.dataset import card_asks, card_of
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite, shown
-from pt_app.core.records import JudgeExample, Place, RowError
+from pt_app.core.records import JudgeExample, Place, RowError, one_line
 from pt_app.core.state_rows import examples_of
 from pt_app.judge_data.folder import FILES, build_folder
 from pt_app.judge_data.importing import Tally
 from pt_app.judge_data.labels import key_of
-from pt_app.judge_data.mapping import META, pairs, plain, split_at, unwanted, wanted_values
+from pt_app.judge_data.mapping import (
+    META,
+    Vote,
+    by_id,
+    named,
+    one_each,
+    pairs,
+    plain,
+    split_at,
+    unwanted,
+    wanted_values,
+)
 from pt_app.judge_data.options import ImportOptions, SplitPlan
 from pt_app.judge_data.reading.tables import Table, open_table
 from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed
@@ -50,15 +60,15 @@ def import_questions(
         UserError: Something that the user can fix. Nothing has been written then.
     """
     assert options.questions is not None, "called without a file of questions"
-    for name in ("format", "task", "scale", "reduce", "template", "rubric"):
-        if getattr(options, name):
+    for name in ("format", "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
+        if getattr(options, name) != getattr(ImportOptions(), name):
             remedy = f"write it into {options.questions}, or leave it out"
             raise UserError(f"--{name} does not go with --questions: {remedy}")
     refuse_overwrite([out / name for name in FILES], [*files, str(options.questions)])
     if len({Path(file).name for file in files}) < len(files):
         raise UserError(f"{', '.join(files)}: two files have one name: rename one")
     card = _declared(options.questions)
-    typed = DatasetCard.model_validate(card)
+    typed = card_of(card, options.questions)
     asked = card_asks(typed, options.questions)
     assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
     names = [question.name for question in asked]
@@ -68,7 +78,7 @@ def import_questions(
         prefix = options.prefix or shown(Path(table.name).stem)
         columns = StateMap.of(table, options.map, typed.state, names)
         rows = _rows(table, columns, options, names, tally)
-        for place, row, count in _merged(rows, columns.columns):
+        for place, row, count in _merged(rows, columns, tally):
             try:
                 made = list(examples_of(row, place, typed.state, asked, f"{prefix}-{place.row}"))
             except RowError as error:
@@ -88,6 +98,8 @@ def import_questions(
     imported = Row(files=[table.name for table in tables], format="", map=list(options.map))
     imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
     imported["dropped"] = dict(tally.dropped.counts)
+    if tally.answers.counts:
+        imported["answers_left_out"] = dict(tally.answers.counts)
     folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
     return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
 
@@ -100,27 +112,32 @@ def _declared(path: Path) -> Row:
     try:
         value = yaml.load(read_text(path), _EachOnce)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({error}): correct it") from error
+        problem = one_line(str(error))
+        raise UserError(f"{path} cannot be read as YAML ({problem}): correct it") from error
     if not isinstance(value, dict) or not {"state", "questions"} <= value.keys():
         remedy = "write state, a list of fields, and questions (docs/QUESTIONS.md)"
         raise UserError(f"{path}: it has no state or no questions: {remedy}")
-    card = {**value, "task": "questions"}
-    try:
-        DatasetCard.model_validate(card)
-    except ValueError as error:
-        problem = " ".join(str(error).split("\n")[1:3]).strip()
-        raise UserError(f"{path}: {problem}: correct it") from error
-    return card
+    return {**value, "task": "questions"}
 
 
 class _EachOnce(yaml.SafeLoader):
-    """A loader that refuses two members of one name: one of them would be lost."""
+    """A loader of texts that refuses two members of one name: one of them would be lost.
+
+    What YAML takes for a truth value, a number or a date stays the text that it is: options may
+    be yes and no, and a legend is of numbers. Only null is no text: a level without words.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f'line {node.start_mark.line + 1}: "{twice[0]}" stands twice')
         return super().construct_mapping(node, deep)
+
+
+_EachOnce.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag == "tag:yaml.org,2002:null"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 @dataclass(frozen=True)
@@ -204,21 +221,54 @@ def _label(cells: Row) -> object:
 
 
 def _merged(
-    rows: Iterator[tuple[Place, Row]], columns: Columns
+    rows: Iterator[tuple[Place, Row]], columns: StateMap, tally: Tally
 ) -> Iterator[tuple[Place, Row, int]]:
-    """Yield rows and how many rows of the file each was: those of an id, one for each rater."""
-    joined: dict[str, tuple[Place, Row]] = {}
-    counts = Counter[str]()
-    for place, row in rows:
-        rater = row.pop("rater", None)
-        if not {"id", "rater"} <= columns.keys():
+    """Yield rows and how many rows of the file each was: those of an id, one for each rater.
+
+    Rows without an id, of one id with different texts, or with two answers of one annotator are
+    refused in `tally`.
+    """
+    if not {"id", "rater"} <= columns.columns.keys():
+        for place, row in rows:
+            row.pop("rater", None)
             yield place, row, 1
+        return
+    for group in by_id(_with_id(rows, tally), columns.state, tally.refuse):
+        (place, first), count = group[0], len(group)
+        try:
+            labels = _of_raters(group, tally)
+        except RowError as error:
+            tally.refuse(error, count)
             continue
-        name = str(row["id"])
-        counts[name] += 1
-        _, first = joined.setdefault(name, (place, {**row, "labels": {}}))
+        yield place, {**first, "labels": labels}, count
+
+
+def _with_id(rows: Iterator[tuple[Place, Row]], tally: Tally) -> Iterator[tuple[Place, Row]]:
+    """Yield the rows that have an id, by which those of several raters are joined."""
+    for place, row in rows:
+        if is_empty(row["id"]):
+            remedy = "name the row, since rows of several raters are joined by it"
+            tally.refuse(place.error("id", "the row has none", remedy))
+        else:
+            yield place, row
+
+
+def _of_raters(group: Sequence[tuple[Place, Row]], tally: Tally) -> Row:
+    """Return the labels of the rows of one id by question, and take the raters from the rows.
+
+    Raises:
+        RowError: for two answers of one annotator to a question, unless `tally.drop_bad`.
+    """
+    raters = [row.pop("rater") for _, row in group]
+    raters = named(["" if is_empty(rater) else str(rater) for rater in raters])
+    votes: dict[str, list[Vote]] = {}
+    for rater, (place, row) in zip(raters, group, strict=True):
         for question, label in row["labels"].items():
-            of_all = first["labels"].setdefault(question, {"annotators": {}})
-            of_all["annotators"][str(rater)] = label
-    for name, (place, row) in joined.items():
-        yield place, row, counts[name]
+            if label is not None:
+                votes.setdefault(question, []).append(Vote(rater, label, place))
+    labels: Row = {}
+    for question, given in votes.items():
+        counted = one_each(given, tally.answers, tally.drop_bad, f"labels.{question}")
+        if counted:
+            labels[question] = {"annotators": {vote.rater: vote.verdict for vote in counted}}
+    return labels
