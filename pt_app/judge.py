@@ -66,7 +66,8 @@ class Judgement:
         verdict_mass: the probability of all allowed verdicts together, before normalization.
         probabilities: of each allowed verdict; they sum to 1. Of a pair: the mean of both orders.
         calibrated: the accuracy on validation rows of this confidence; None if it was not fitted.
-        abstain: whether the confidence is below the fitted threshold; None if it was not fitted.
+        abstain: whether the confidence is below the fitted threshold; None if none was fitted or
+            none holds; always True of a question that the judge was not trained on.
         answer: the whole answer, if it was generated.
         tokens: the length of the prompt; of a pair that was judged in both orders, of both.
         problem: what is wrong with a bad row.
@@ -118,10 +119,11 @@ class Judge:
         info: AdapterInfo,
         encoder: PromptEncoder,
         order: Order = "both",
-        calibrated: bool = True,
+        trained: bool = True,
     ) -> None:
         self.model = model
         self.order: Order = order
+        self.trained = trained  # on the scale of `encoder`
         self.info = info
         self.encoder = encoder
         self.change: PrecisionChange | None = None
@@ -129,7 +131,7 @@ class Judge:
         self.cut_change: PrecisionChange | None = None
         self.fitted = {
             name: Fitted.read(info.folder, encoder.rule_of(scale), order_of(order, scale), name)
-            if calibrated
+            if trained
             else None
             for name, scale in self._scales()
         }
@@ -221,7 +223,7 @@ class Judge:
         )
         scored = iter(scorer.score(asked))
         return [
-            self._judgement(example.id or place.where, next(scored), scale, fitted)
+            self._judgement(example.id or place.where, next(scored), scale, fitted, self.trained)
             if isinstance(example, JudgeExample)
             else Judgement(row_id(row, place), "bad_row", self.name, problem=example)
             for (row, place), example in zip(pairs, read, strict=True)
@@ -345,13 +347,12 @@ class Judge:
     def _answer(self, row: JudgeExample, question: Question, scored: Scored) -> Answer:
         trained = question in self.info.questions
         fitted = self.fitted.get(question.name) if trained else None
-        judged = self._judgement(row.id, scored, question.scale, fitted)
+        judged = self._judgement(row.id, scored, question.scale, fitted, trained)
         chances = judged.probabilities or {}
         typed = {str(question.typed(value)).lower(): p for value, p in chances.items()}
         return Answer(
             **{
                 **vars(judged),
-                "abstain": judged.abstain if trained else True,
                 "probabilities": typed if question.type == "bool" else chances,
             },
             question=question.name,
@@ -367,13 +368,13 @@ class Judge:
         return [(question.name, question.scale) for question in self.info.questions]
 
     def _judgement(
-        self, name: str, scored: Scored, scale: Scale, fitted: Fitted | None
+        self, name: str, scored: Scored, scale: Scale, fitted: Fitted | None, trained: bool
     ) -> Judgement:
-        chances = scored.probabilities
+        chances, unknown = scored.probabilities, None if trained else True
         if scored.verdict is None:
-            return Judgement(id=name, status=scored.status, judge=self.name)
+            return Judgement(id=name, status=scored.status, judge=self.name, abstain=unknown)
         sure = confidence_in(scored.verdict, chances, scale)
-        calibrated, abstain = fitted.of_one(sure) if fitted else (None, None)
+        calibrated, abstain = fitted.of_one(sure) if fitted else (None, unknown)
         winners = scored.orders and [one.verdict for one in scored.orders]
         return Judgement(
             id=name,

@@ -110,6 +110,31 @@ def test_what_cannot_be_exported_is_refused(
             check_lora(replace(info, config=info.config | {field: value}))
 
 
+def test_what_cannot_be_read_is_not_said_of_out(
+    adapter: Path,
+    data: Path,
+    options: ExportOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unreadable = replace(options, base="x" * 300)  # no file system has such a name
+    with pytest.raises(UserError, match=r"^xxx.* cannot be read"):
+        export(adapter, "merged", tmp_path / "out", data, unreadable)
+
+    def failing(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for where, name in ((adapters, "load_merged"), (parity, "read_dataset")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, failing)
+            with pytest.raises(PermissionError):
+                export(adapter, "merged", tmp_path / "out", data, options)
+    monkeypatch.setattr(exporting, "_save_folder", failing)
+    with pytest.raises(UserError, match="out cannot be written"):
+        export(adapter, "merged", tmp_path / "out", data, options)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
 def test_a_gguf_file_holds_the_weights_and_the_tokenizer(kind: str, tmp_path: Path) -> None:
     """Read back by transformers, which undoes llama.cpp's order of rotary pairs."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from typer.testing import CliRunner
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
+from pt_app.core.prompts import PromptEncoder
+from pt_app.core.verdicts import Scale
+from pt_app.models import adapters, bases
+from pt_app.serving import engines
 from pt_app.serving.engines import LlamaCpp, Plain, Precision, Vllm
 from pt_app.serving.options import ParityOptions
 from pt_app.serving.parity import (
@@ -48,8 +54,6 @@ def reference(adapter: Path, data: Path, options: ParityOptions) -> Reference:
 
 @pytest.fixture(scope="module")
 def model(adapter: Path, base: Path) -> Any:
-    from pt_app.models import adapters, bases
-
     return adapters.load_merged(adapter, bases.resolve_model(str(base))).eval()
 
 
@@ -202,6 +206,51 @@ def test_judge_serve_is_the_judge(
     assert (written["schema"], written["judge"]) == (1, found.judge)
     assert written["targets"][0]["probability"] == served.probability
     assert "same" in table(found)
+
+
+def test_judge_serve_of_a_judge_with_a_grid_is_the_judge(
+    base: Path, options: ParityOptions, tmp_path: Path
+) -> None:
+    pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
+    from pt_app.judge import Judge
+    from tests.serving import Running
+
+    source, scale = bases.resolve_model(str(base)), Scale.from_name("0-100").with_grid("0-9")
+    template, tokenizer = Template.load("translation"), bases.load_tokenizer(base)
+    adapter = adapters.save_adapter(
+        adapters.attach_lora(bases.load_model(source), r=2, alpha=4, dropout=0, targets="q_proj"),
+        PromptEncoder(tokenizer, template, scale, 256),
+        tmp_path / "judge",
+        identity=bases.model_identity(source),
+        training_config={},
+    ).folder
+    data = write_rows(tmp_path / "data", test=ROWS)
+    (data / "dataset.json").write_text(json.dumps({"scale": "0-100"}))
+    test = data / "judge_test.json"
+    test.write_text(test.read_text().replace("the old house", "the old house " * 60))  # is cut
+    with Running(Judge.load(adapter, base=str(base))) as running:
+        out = tmp_path / "parity.json"
+        found = check(adapter, data, [f"{running.url}/v1"], replace(options, out=out))
+    (served,) = found.targets
+    assert (served.decision, served.unread, served.limit) == ("same", 0, STRICT), served.why
+    assert served.attacks > 10
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "bfloat16", "quantization": {"bits": 4, "group_size": 64}}, "other"),
+        ({"dtype": "float64"}, "other"),
+        ({}, "other"),
+    ],
+)
+def test_precision_of_an_mlx_folder_is_that_of_its_weights(
+    config: dict[str, Any], precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = SimpleNamespace(load_model=lambda _: (None, config))
+    monkeypatch.setattr(engines, "imported", lambda *_: utils)
+    assert engines.Mlx(tmp_path).precision == precision
 
 
 def test_targets_that_cannot_be_asked_are_named(

@@ -105,6 +105,8 @@ def test_the_own_question_is_answered_as_score_and_as_choice(
     assert {e.value: e.probability for e in chosen.probabilities} == pytest.approx(chances)
     extra = score.model_extra["x_judge"]
     assert (extra["trained_question"], extra["verdict"]) == (True, own.verdict)
+    # Too few validation rows to fit anything: nothing is known, which is no reason to abstain.
+    assert (extra["calibrated"], extra["abstain"], own.abstain) == (False, None, None)
     assert answer.usage.input_tokens == answer.usage.total_tokens == 2 * own.tokens
 
 
@@ -201,7 +203,8 @@ def test_what_is_too_long_is_an_error_and_never_cut(running: Running) -> None:
 
 def test_a_bad_row_says_what_is_wrong(running: Running) -> None:
     good, bad = running.judged(ROW, {"source": "a"})
-    assert (good["status"], bad["status"]) == ("ok", "bad_row") or good["probabilities"]
+    assert (bad["status"], bad["probabilities"]) == ("bad_row", None)
+    assert sum(good["probabilities"].values()) == pytest.approx(1)
     assert "candidate" in bad["problem"]
     with pytest.raises(UnprocessableEntityError, match="candidate"):
         decided(running, OWN, input='{"source": "a"}')
@@ -255,6 +258,17 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
+def disconnect(running: Running, count: int) -> None:
+    """Ask for rows, and disconnect while they wait."""
+    worker, before = running.server.worker, running.server.worker.waiting
+    body = json.dumps({"rows": [ROW] * count}).encode()
+    head = f"POST /v1/judgements HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        wait_for(lambda: worker.waiting == before + count)
+    time.sleep(0.2)
+
+
 def test_too_many_waiting_rows_are_told_to_come_back(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,24 +285,46 @@ def test_too_many_waiting_rows_are_told_to_come_back(
     assert running.judged(ROW)
 
 
-def test_rows_of_a_client_that_left_are_not_scored(
+def test_rows_of_a_client_that_disconnected_are_not_scored(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, go = running.server.worker, held(monkeypatch)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.judged, ROW)
         wait_for(lambda: worker.waiting == 1)
-        body = json.dumps({"rows": [ROW] * 5}).encode()
-        head = f"POST /v1/judgements HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
-        with socket.create_connection(("127.0.0.1", running.port)) as left:
-            left.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-            wait_for(lambda: worker.waiting == 6)
-        time.sleep(0.2)
+        disconnect(running, 5)
         before = worker.rows
         go.set()
         assert first.result()
     wait_for(lambda: not worker.waiting)
     assert worker.rows == before
+
+
+def test_a_failure_beside_a_client_that_disconnected_is_only_its_own(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, score, go = running.server.worker, Judge.score, threading.Event()
+
+    def failing(judge: Judge, rows: Any, **more: Any) -> Any:
+        go.wait(60)
+        if any("fails" in row for row in rows):
+            raise UserError("it cannot be judged")
+        return score(judge, rows, **more)
+
+    monkeypatch.setattr(Judge, "score", failing)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(running.judged, ROW)
+        wait_for(lambda: worker.waiting == 1)
+        disconnect(running, 5)
+        body = {"rows": [ROW | {"fails": ""}]}
+        failed = pool.submit(running.ask, "POST", "/v1/judgements", body)
+        wait_for(lambda: worker.waiting == 7)
+        go.set()
+        assert first.result()
+        status, content, _ = failed.result()
+    assert (status, b"it cannot be judged" in content) == (422, True)
+    wait_for(lambda: not worker.waiting)
+    assert not [record for record in caplog.records if record.name == batching.__name__]
 
 
 def test_a_failure_is_reported_and_the_next_request_is_answered(

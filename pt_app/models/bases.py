@@ -97,7 +97,11 @@ def _local(name: str, weights: bool = True) -> ModelSource | None:
     path = Path(name).expanduser()
     if name == TINY:
         return ModelSource(TINY, shipped())
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # such as a folder above it that may not be searched
+        raise UserError(cannot_read(path, error)) from error
+    if is_file:
         _refuse_pointer(path)
         digest = gguf.hash_of(path)
         path = gguf.converted(path, name_of(digest), digest, weights)

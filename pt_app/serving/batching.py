@@ -109,9 +109,12 @@ class Worker:
         """Score the rows of works whose clients are still there."""
         kept = []
         for work in works:
-            if await work.request.is_disconnected():
-                work.done.set_exception(RefusedError("the client left", 499))
-            elif not work.done.done():
+            disconnected = await work.request.is_disconnected()
+            if work.done.done():  # by the batch that failed before, or cancelled
+                continue
+            if disconnected:
+                work.done.set_exception(RefusedError("the client disconnected", 499))
+            else:
                 kept.append(work)
         if not (rows := [row for work in kept for row in work.rows]):
             return

@@ -32,15 +32,20 @@ AT_ONCE = 32  # rows of a request to `judge serve`
 SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
 BIAS = 1e4  # more than logits are apart
 LIKELY = 100  # tokens whose log-probability llama.cpp is asked for first; then for all
+FLOATS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 OF_GGUF: dict[str, Precision] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OF_GGUF |= {"Q8_0": "8bit"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt: its turns, its ids, and whether its candidate holds control tokens as text."""
+    """A prompt: its turns, its ids, and whether its candidate holds control tokens as text.
+
+    `row` is what `judge serve` is given to make that prompt itself.
+    """
 
     messages: list[dict[str, str]]
+    row: Mapping[str, object]
     ids: list[int]
     attack: bool
 
@@ -83,10 +88,10 @@ class Plain:
         """Load a merged folder in the precision that its config.json names."""
         bases.check_base_folder(folder)
         kind = str(bases.read_json(folder / bases.CONFIG).get("dtype", "float32"))
-        if kind not in ("float32", "float16", "bfloat16"):
+        if kind not in FLOATS:
             raise UserError(f"{folder}: its weights are {kind}: export it again")
         model = bases.load_model(ModelSource(folder.name, folder), getattr(torch, kind))
-        return Plain(model.eval(), pad, folder, precision=kind)  # type: ignore[arg-type]
+        return Plain(model.eval(), pad, folder, precision=kind)
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
@@ -114,7 +119,9 @@ class Mlx:
         self.folder, self.name, self.strict = folder, "mlx", True
         mlx = imported("mlx_lm.utils", MLX)
         self.model, config = mlx.load_model(folder)
-        self.precision: Precision = config.get("dtype", "other")
+        # A folder that mlx-lm quantised keeps the dtype of its original.
+        kind = "other" if "quantization" in config else config.get("dtype")
+        self.precision: Precision = kind if kind in FLOATS else "other"
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
@@ -262,7 +269,7 @@ class Served:
         """Return the log-probability of each line [cases, lines]."""
         judged: list[Mapping[str, Any]] = []
         for start in range(0, len(cases), AT_ONCE):
-            rows = [{"messages": case.messages} for case in cases[start : start + AT_ONCE]]
+            rows = [case.row for case in cases[start : start + AT_ONCE]]
             asked = {"rows": rows} | ({"model": self.model} if self.model else {})
             judged += post(f"{self.url}/judgements", asked)["judgements"]
         absent = [np.nan] * len(trie.paths)
@@ -276,7 +283,7 @@ class Served:
         return [*logs.tolist()]
 
     def tokens(self, text: str) -> list[int] | None:
-        """Return None: it is given turns, which it sanitizes itself."""
+        """Return None: it is given rows, which it sanitizes itself."""
         return None
 
 

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
 from pt_app.serving.parity import FILE, Parity, Reference, parity, refuse_questions
 
 MODEL, LORA = "judge.gguf", "judge-lora.gguf"
+BASE = "base.gguf"  # beside the LoRA for the comparison alone
 DTYPES: dict[Target, tuple[Dtype, ...]] = {
     "merged": ("float32", "float16", "bfloat16"),
     "mlx": ("float32", "float16", "bfloat16"),
@@ -49,21 +51,33 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
     _require_engine(to)
     staged = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        staged.mkdir(parents=True)
-        with tempfile.TemporaryDirectory() as spare:
-            target = _written(info, to, staged, Path(spare), options)
-            own = ParityOptions(rows=options.rows, base=options.base, seed=options.seed)
-            found = parity(Reference.of(adapter, data, own), [target], own, f"{to}:{out.name}")
+        with _writing(out):
+            staged.mkdir(parents=True)
+        model = _loaded(info, to, options)
+        with _writing(out):
+            target = _written(model, info, to, staged, options.dtype)
+        del model  # the reference loads its own
+        own = ParityOptions(rows=options.rows, base=options.base, seed=options.seed)
+        found = parity(Reference.of(adapter, data, own), [target], own, f"{to}:{out.name}")
         if found.decision != "same":
             return found
-        write_json_atomic(staged / FILE, found.as_json())
-        _add_records(info, staged, to, options, found)
-        os.replace(staged, out)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
+        with _writing(out):
+            (staged / BASE).unlink(missing_ok=True)
+            write_json_atomic(staged / FILE, found.as_json())
+            _add_records(info, staged, to, options, found)
+            os.replace(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return found
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raise UserError where what is written below fails; what is read has errors of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
 
 
 def _require_engine(to: Target) -> None:
@@ -76,28 +90,29 @@ def _require_engine(to: Target) -> None:
         engines.imported("xllamacpp", engines.LLAMA_CPP)
 
 
-def _written(
-    info: AdapterInfo, to: Target, folder: Path, spare: Path, options: ExportOptions
-) -> str:
-    """Write the model's files and return what `judge parity` is asked to compare."""
+def _loaded(info: AdapterInfo, to: Target, options: ExportOptions) -> Any:
+    """Load the model whose files are written: the judge, or the base that its LoRA goes beside."""
     source = adapters.base_of(info, options.base)
-    name = info.folder.resolve().name
-    if to == "gguf-lora":
-        from pt_app.serving import gguf_files
+    if to != "gguf-lora":
+        return adapters.load_merged(info.folder, source)
+    adapters.check_base(info, bases.model_identity(source))
+    return bases.load_model(source)
 
-        base = bases.load_model(source)
-        adapters.check_base(info, bases.model_identity(source))
-        gguf_files.write_lora(info, base.config, folder / LORA)
-        gguf_files.write_model(base, info.folder, spare / MODEL, "float32", info.base_name)
-        return f"gguf:{spare / MODEL}+{folder / LORA}"
-    model = adapters.load_merged(info.folder, source)
+
+def _written(model: Any, info: AdapterInfo, to: Target, folder: Path, dtype: Dtype) -> str:
+    """Write the model's files and return what `judge parity` is asked to compare."""
+    if to in ("merged", "mlx"):
+        _save_folder(model, info, folder, dtype)
+        return f"{to}:{folder}"
+    from pt_app.serving import gguf_files
+
     if to == "gguf":
-        from pt_app.serving import gguf_files
-
-        gguf_files.write_model(model, info.folder, folder / MODEL, options.dtype, name)
+        name = info.folder.resolve().name
+        gguf_files.write_model(model, info.folder, folder / MODEL, dtype, name)
         return f"gguf:{folder / MODEL}"
-    _save_folder(model, info, folder, options.dtype)
-    return f"{to}:{folder}"
+    gguf_files.write_lora(info, model.config, folder / LORA)
+    gguf_files.write_model(model, info.folder, folder / BASE, "float32", info.base_name)
+    return f"gguf:{folder / BASE}+{folder / LORA}"
 
 
 def _save_folder(model: Any, info: AdapterInfo, folder: Path, dtype: Dtype) -> None:

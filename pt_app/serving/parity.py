@@ -5,7 +5,7 @@ attacks with control tokens. What is compared, with which limits, and what is de
 parity.json.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from pt_app.core.dataset import draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray
-from pt_app.core.prompts import PromptEncoder
+from pt_app.core.prompts import Encoded, PromptEncoder
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
@@ -363,9 +363,20 @@ def _row(each: Compared) -> tuple[str, ...]:
 
 
 def _cases(rows: Sequence[JudgeExample], encoder: PromptEncoder, attack: bool) -> list[Case]:
-    bare = [row.model_copy(update={"label": None}) for row in rows]
+    unseen: dict[str, object] = {"label": None, "annotators": [], "errors": None, "meta": {}}
+    bare = [row.model_copy(update=unseen) for row in rows]
     encoded = [row for row in encoder.fit(bare)[0] if not row.unfit]
-    return [Case(encoder.messages(row.example), row.prompt, attack) for row in encoded]
+    return [_case(row, encoder, attack) for row in encoded]
+
+
+def _case(encoded: Encoded, encoder: PromptEncoder, attack: bool) -> Case:
+    example = encoded.example
+    messages = encoder.messages(example)
+    row: Mapping[str, object] = {"messages": messages}
+    # A judge with a grid refuses turns. A pair of fields would be judged in both orders.
+    if example.prompt is None and example.candidates is None:
+        row = example.as_row(encoder.scale)
+    return Case(messages, row, encoded.prompt, attack)
 
 
 def _shares(logs: FloatArray) -> FloatArray:

@@ -21,7 +21,6 @@ from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge, Judgement
 from pt_app.models import adapters
 
-MAX_OPTIONS = 255
 # Tokens of a prompt that is asked zero-shot: 255 options are longer than what a judge was trained
 # on, and a short context (the tiny base's) is exceeded rather than an option left out.
 CONTEXT = 16_384
@@ -164,11 +163,11 @@ def _declared(question: Question, judge: Judge) -> core.Declared:
 
 
 def zero_shot(judge: Judge, scale: str) -> Judge:
-    """Return the same model with another scale and no calibration."""
+    """Return the same model with another scale, for questions that it was not trained on."""
     other = Scale.from_name(scale)
     info = replace(judge.info, asked=other, rule="mode", max_seq_length=CONTEXT)
     encoder = adapters.encoder_of(info, judge.encoder.tokenizer)
-    return Judge(judge.model, info, encoder, "as_given", calibrated=False)
+    return Judge(judge.model, info, encoder, "as_given", trained=False)
 
 
 def _own_options(judge: Judge) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from pt_app.core.http_server import RefusedError
+from pt_app.core.questions import MAX_OPTIONS
 from pt_app.judge import Judgement
-from pt_app.serving.questions import MAX_OPTIONS, Asked, Json, Question, text_of
+from pt_app.serving.questions import Asked, Json, Question, text_of
 
 MAX_QUESTIONS = 400
 DEFAULT = "jev-latest"  # the model that TypeSafe's clients name by default
@@ -293,11 +294,10 @@ def nearness(chances: Sequence[float]) -> float:
 
 def _extended(fields: Mapping[str, object], answer: Answer) -> dict[str, object]:
     asked, judgement = answer
-    own, fitted = asked.trained, judgement.calibrated is not None
-    extra: dict[str, object] = {"trained_question": own, "calibrated": fitted}
-    extra |= {"abstain": judgement.abstain if fitted else True}
-    extra |= {"verdict_mass": judgement.verdict_mass}
-    if own:
+    fitted = judgement.calibrated is not None
+    extra: dict[str, object] = {"trained_question": asked.trained, "calibrated": fitted}
+    extra |= {"abstain": judgement.abstain, "verdict_mass": judgement.verdict_mass}
+    if asked.trained:
         names = ("verdict", "greedy", "expected", "confidence", "consistent")
         extra |= {name: getattr(judgement, name) for name in names}
         extra["accuracy"] = judgement.calibrated
