@@ -24,8 +24,11 @@ from benchmarks.objectives.table import as_rule, tables
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.results import PREDICTIONS, PROBE, RESULTS, Prediction
+from pt_app.core.settings import resolve
 from pt_app.core.verdicts import Scale
+from pt_app.training.preparation import prepare
 from tests.real_data import real
+from tests.rows import write_rows
 
 ROOT = Path(__file__).parents[1]
 SET = {"primary": "spearman", "also": ["mae"], "imports": []}
@@ -288,6 +291,18 @@ def test_sets_are_imported_with_their_official_tests(
         kinds = {kind for row in data.train for kind in row.errors or ()}
         assert not kinds & set(about.held_out)
         assert set(about.held_out) <= {k for row in data.test for k in row.errors or ()}
+
+
+def test_validation_rows_of_a_fold_are_taken_from_its_training_rows(tmp_path: Path) -> None:
+    (write_rows(tmp_path / "rows", train=24) / "judge_val.json").unlink()
+    told = ["--data_dir", str(tmp_path / "rows"), "--model", "tiny", "--eval_steps", "0"]
+    prepared = prepare(resolve("mps", told, "judge train", ""))
+    parted = run._validated(prepared, 5)
+    train, val = ([row.id for row in part] for part in (parted.data.train, parted.data.val))
+    assert len(val) == 5
+    assert {*train} | {*val} == {row.id for row in prepared.data.train}
+    assert not {row.group for row in parted.data.train} & {row.group for row in parted.data.val}
+    assert parted.train["id"] == train
 
 
 def test_missing_real_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,8 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
     data = dataset_of(cell.set, about, cell.seed, out / "data")
     this = Run("mps", _settings(cell, data, work, folder / SETTINGS))
     this.prepared = _cut(this.prepared, experiment, about.test_rows, this.settings)
+    if about.folds and about.primary == "f1_fail":
+        this.prepared = _validated(this.prepared, experiment.validation_rows)
     if cell.entry.orders == "given":
         this.prepared = _as_given(this.prepared)
     with this.opened():
@@ -138,6 +140,18 @@ def _cut(
     val = draw(data.val, experiment.validation_rows, 0)
     test = draw(prepared.test, experiment.test_rows if test_rows is None else test_rows, 0)
     return replace(prepared, data=replace(data, train=list(train), val=list(val)), test=test)
+
+
+def _validated(prepared: Prepared, count: int) -> Prepared:
+    """Take validation rows from the training rows: a fold has none, and a threshold needs them."""
+    data = prepared.data
+    val = list(draw(data.train, count, 0))
+    groups = {row.group for row in val}
+    train = [row for row in data.train if row.group not in groups]
+    kept = {row.id for row in train}
+    places = [place for place, name in enumerate(prepared.train["id"]) if name in kept]
+    data = replace(data, train=train, val=val)
+    return replace(prepared, data=data, train=prepared.train.select(places))
 
 
 def _as_given(prepared: Prepared) -> Prepared:
