@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pt_app.core.errors import UserError
-from pt_app.training.run import STOPPING, train
+from pt_app.training.ordering import STOPPING
+from pt_app.training.run import train
 from tests.conftest import ROOT
 from tests.contract import assert_adapter_contract
 from tests.rented_host import free_port

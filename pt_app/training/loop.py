@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +57,7 @@ class Steps(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, number: int, done: int) -> Iterable[Step]:
+    def epoch(self, number: int, done: int) -> Iterator[Step]:
         """Yield the steps of epoch `number` without the first `done`."""
 
 
@@ -257,7 +257,7 @@ class TrainingLoop:
         # A loader draws a seed for its workers here. The random state of a checkpoint within an
         # epoch is one from after that draw.
         with torch.random.fork_rng(devices=[], enabled=done > 0):
-            return iter(self.steps.epoch(epoch, done))
+            return self.steps.epoch(epoch, done)
 
     def _take(self, step: Step) -> None:
         """Take one optimizer step; then log, validate and save as it is due."""

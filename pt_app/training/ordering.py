@@ -2,8 +2,10 @@
 
 import os
 import random
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pt_app.core import console
 from pt_app.models.packing import Example, Step
 
+# These end a training after its step and a checkpoint.
+STOPPING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGUSR1"):  # SLURM sends it before a job's limit (sbatch --signal)
+    STOPPING.append(signal.SIGUSR1)
 LOOKAHEAD = 64  # groups tried for the room left in a step; more take time and gain little
 
 
@@ -74,13 +80,26 @@ def shares(order: Iterable[int], size: int, rank: int = 0, ranks: int = 1) -> li
     return [step[len(step) * rank // ranks : len(step) * (rank + 1) // ranks] for step in steps]
 
 
-def own_process_group(_: int) -> None:
+def _leave_process_group(_: int) -> None:
     """Move a loader's worker to its own process group, out of reach of signals to the run.
 
     torchrun and GNU timeout send SIGTERM to the whole group. torch's workers die of it at once, and
     the training would end in the error of a lost worker, before its checkpoint.
     """
     os.setpgrp()
+    while signal.sigpending() & {*STOPPING}:  # sent to the group before this worker left it
+        signal.sigwait(STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back within, and until they leave its process group in processes made within."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
@@ -118,13 +137,17 @@ class RowSteps:
             return taken
         return [[i for row in step for i in self.members[row]] for step in taken]
 
-    def epoch(self, number: int, done: int) -> Iterable[Step]:
-        """Return a loader of the steps of epoch `number` without the first `done`."""
-        return DataLoader(
+    def epoch(self, number: int, done: int) -> Iterator[Step]:
+        """Load the steps of epoch `number` without the first `done`."""
+        loader = DataLoader(
             self.rows,
             batch_sampler=self.rows_of(number)[done:],
             collate_fn=self.collate,
-            worker_init_fn=own_process_group,
+            worker_init_fn=_leave_process_group,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
         )
+        if not self.workers:
+            return iter(loader)
+        with _signals_held():
+            return iter(loader)

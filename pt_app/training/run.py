@@ -38,7 +38,7 @@ from pt_app.training.distributed import is_lost_rank, shard_base
 from pt_app.training.learning import Learning
 from pt_app.training.loop import LoopArguments, LoopState, Model, TrainingLoop
 from pt_app.training.loss import AnswerLoss
-from pt_app.training.ordering import GroupedOrder, Order, RowSteps
+from pt_app.training.ordering import STOPPING, GroupedOrder, Order, RowSteps
 from pt_app.training.preparation import Prepared
 from pt_app.training.validation import AGREEMENT, Validation, quality_metric
 
@@ -47,9 +47,6 @@ LoadBase = Callable[[ModelSource, Settings, Platform], Model]
 MakeArguments = Callable[[LoopArguments, Platform], LoopArguments]
 # Takes numbers by name and the optimizer step that they are of.
 LogNumbers = Callable[[dict[str, float], int], None]
-STOPPING = [signal.SIGINT, signal.SIGTERM]
-if hasattr(signal, "SIGUSR1"):  # SLURM sends it before a job's limit (sbatch --signal)
-    STOPPING.append(signal.SIGUSR1)
 log = logging.getLogger(__name__)
 
 
