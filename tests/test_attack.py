@@ -175,6 +175,24 @@ def test_no_attack_that_was_scored_leaves_no_numbers() -> None:
     assert _numbers(rows, [unscored] * 2, made, [answered] * len(made), TEN) == {}
 
 
+def test_of_questions_the_share_of_changed_answers_is_measured() -> None:
+    asked = [row for row in asked_rows(4, questions()) if row.asks == "offer"]
+    rows = [row.model_copy(update={"label": Label(verdict="refund")}) for row in asked]
+    refund, nothing = (
+        Scored("ok", v, v, p) for v, p in (("refund", (0, 1, 0)), ("nothing", (0, 0, 1)))
+    )
+    made = list(attacked(rows, questions()[1].scale, [KNOWN["empty"]], CARD["state"]))
+    found = _numbers(rows, [refund] * 4, made, [refund, nothing] * 2, questions()[1].scale)["empty"]
+    assert found.changed is not None
+    assert (found.changed.value, found.shift.value, found.raised.value) == (0.5, 0.5, 0.5)
+    of_scale = list(attacked([example()], TEN, [KNOWN["empty"]]))
+    answered = Scored("ok", 5, 4, (1 / 11,) * 11)
+    assert (
+        "changed"
+        not in _numbers([example()], [answered], of_scale, [answered], TEN)["empty"].as_json()
+    )
+
+
 def test_shares_of_few_rows_have_intervals_between_0_and_1() -> None:
     clean, rows = np.full(6, 2.0), np.arange(6)
     after = np.array([9.0, 9.0, 9.0, 9.0, 9.0, 2.0])  # raised 5 of 6
