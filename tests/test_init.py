@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.core.dataset import read_card, read_rows
+from pt_app.core.dataset import read_card, read_dataset, read_rows
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
@@ -355,6 +355,91 @@ def test_a_folder_that_is_there_is_not_proposed_again(
     file = write(Path(), "csv", [translations(i) for i in range(9)])
     Path("datasets/labels").mkdir(parents=True)
     assert inspect(str(file)).out == "datasets/labels-2"
+
+
+def rated(i: int) -> Row:
+    """A row with labels of every kind, and columns that look like labels and are none."""
+    return {
+        "id": f"t-{i}",
+        "ticket": source(i),
+        "reply": answer(i),
+        "polite": ("yes", "No")[i % 2],
+        "offer": ("refund", "new cup, free", "'null'")[i % 3],
+        "stars": i % 5 + 1,
+        "flag": i % 2,
+        "model": "ab"[i % 2],
+    }
+
+
+def nested(i: int) -> Row:
+    row = rated(i)
+    labels = {"is it polite?": bool(i % 2), "stars": row["stars"] / 2}
+    return {"reply text": row["reply"], "said": labels, "offer": [row["offer"]][i % 4 :]}
+
+
+ASKED: dict[str, tuple[str, Callable[[int], Row], dict[str, str], dict[str, int]]] = {
+    # ending, rows, scale of each question, how many labels each has
+    "a column a question": (
+        "csv",
+        rated,
+        {"polite": "bool", "offer": "choice", "stars": "1-5", "flag": "0-1"},
+        {"polite": COUNT, "offer": COUNT, "stars": COUNT, "flag": COUNT},
+    ),
+    "JSON with columns of other names": (
+        "jsonl",
+        nested,
+        {"is_it_polite": "bool", "stars": "0-5:0.5"},
+        {"is_it_polite": COUNT, "stars": COUNT},
+    ),
+    "raters of a question": (
+        "tsv",
+        lambda i: by_column(i) | {"offer": "ab"[i % 2]},
+        {"label": "1-5", "offer": "choice"},
+        {"label": COUNT, "offer": COUNT},
+    ),
+}
+
+
+@pytest.mark.parametrize(("ending", "row", "scales", "labels"), ASKED.values(), ids=ASKED.keys())
+def test_questions_for_several_columns_of_labels_can_be_imported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    row: Callable[[int], Row],
+    scales: Mapping[str, str],
+    labels: Mapping[str, int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path(), ending, [row(i) for i in range(COUNT)])
+    said = run(["init", str(file), "--questions", "q.yaml"])
+    (importing,) = commands("next:\n" + said.partition("q.yaml is corrected:\n")[2])
+    run(importing[1:])
+    data = read_dataset(Path("datasets/labels-questions"))
+    assert {q.name: q.scale.name.partition(":[")[0] for q in data.questions} == scales
+    rows = [*data.train, *data.val, *data.test]
+    assert Counter(one.asks for one in rows) == labels
+    if ending == "csv":  # whose columns need no --map
+        assert data.card.state == ["ticket", "reply"]
+        run(["data", "import", str(file), "--out", "again", "--questions", "q.yaml"])
+        assert read_dataset(Path("again")).questions == data.questions
+
+
+def test_questions_are_written_only_where_asked_and_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = write(Path(), "csv", [translations(i) for i in range(COUNT)])
+    assert "questions" not in run(["init", str(one)])
+    with pytest.raises(UserError, match="has no two columns of labels, beside a text"):
+        inspect(str(one), questions=Path("q.yaml"))
+    assert not Path("q.yaml").exists()
+    several = write(Path(), "jsonl", [rated(i) for i in range(COUNT)])
+    assert "--questions FILE writes" in run(["init", str(several)])
+    with pytest.raises(UserError, match="--out and --questions are both"):
+        inspect(str(several), rubric=Path("q.yaml"), questions=Path("q.yaml"))
+    inspect(str(several), questions=Path("q.yaml"))
+    with pytest.raises(UserError, match="is there already: choose another name with --questions"):
+        inspect(str(several), questions=Path("q.yaml"))
 
 
 REAL = {

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pt_app.attack.run import attack
+from pt_app.cli import app
 from pt_app.core.errors import UserError
-from pt_app.core.results import Results, read_predictions, read_results
+from pt_app.core.results import Results, read_attacks, read_predictions, read_results
 from pt_app.eval_model.combining import combine_questions
 from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
@@ -160,8 +162,8 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     (score,), answer = one.score([STATE]), one.ask(STATE)["quality"]
     assert score.probabilities == pytest.approx(answer.probabilities, abs=1e-5)
     assert (score.verdict, score.abstain) == (answer.verdict, answer.abstain)
-    with pytest.raises(UserError, match="no candidate that an attack could change"):
-        attack(single, folder, base=str(base))
+    found = attack(single, folder, base=str(base), rows=2, names=["empty", "asked alone"])
+    assert list(found) == ["quality"]
     options = EvalOptions(base=str(base), probe_rows=0)
     results = evaluate_judges(folder, tmp_path / "out", [adapter, single], options)
     assert list(results.questions) == ["quality"]
@@ -177,6 +179,44 @@ def test_commands_of_one_scale_refuse_several_questions_in_a_line(
 ) -> None:
     with pytest.raises(UserError, match="takes one question, and there are 4"):
         judge.score([make_row("test", 0)])
+
+
+def test_a_judge_is_attacked_question_by_question(adapter: Path, base: Path, folder: Path) -> None:
+    words = ["attack", f"--adapter={adapter}", f"--data={folder}", f"--base={base}", "--rows=4"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    for name, declared in QUESTIONS.items():
+        found = read_attacks(adapter / "evaluation" / name)
+        assert found is not None
+        n = found.data.rows or 0
+        assert (found.question, 0 < n <= 4) == (name, True)
+        assert found.families["steering"].attacks == n * 6 * len(STATE)
+        assert ("option order" in found.families) == (declared["type"] == "choice")
+        alone = found.families["asked alone"]
+        assert alone.changed is not None
+        assert alone.changed.value == 0
+        assert alone.shift.value == pytest.approx(0, abs=1e-4)
+        control = found.control_tokens
+        assert control is not None
+        assert (control.control_ids, control.other_ids) == (0, 0)
+        assert control.twins == control.attacks == n * 8
+        page = (adapter / "evaluation" / name / "report.md").read_text()
+        assert "| steering |" in page
+        assert "Changed: share with another verdict" in page
+        assert f"{name}: {n} test rows attacked" in done.output
+
+
+def test_other_data_than_the_judges_questions_is_not_attacked(
+    adapter: Path, base: Path, folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="asks none of the questions of"):
+        attack(adapter, rows, base=str(base))
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    card = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(card | {"state": ["ticket"]}))
+    with pytest.raises(UserError, match="about ticket, reply: name data of the judge's"):
+        attack(adapter, data, base=str(base))
 
 
 def test_a_file_of_rows_that_cannot_be_read_is_answered_row_by_row(

@@ -3,13 +3,16 @@
 import logging
 import re
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from pt_app.core import results
-from pt_app.core.attack_families import Attacked, Family, attacked, families, loser
+from pt_app.core.attack_families import Attacked, Family, aim, attacked, families
 from pt_app.core.chat_templates import as_text
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
@@ -21,6 +24,7 @@ from pt_app.evidence.coding import coded, worth_of
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import agreement_metrics
 from pt_app.judge import Judge
+from pt_app.models.adapters import AdapterInfo, verify_adapter
 from pt_app.scoring.scorer import JudgeScorer, Scored
 
 log = logging.getLogger(__name__)
@@ -39,8 +43,8 @@ def attack(
     base: str | None = None,
     seed: int = 0,
     held_out: bool = False,
-) -> results.AttackResults:
-    """Attack test rows of `data` and write attacks.json.
+) -> dict[str, results.AttackResults]:
+    """Attack test rows of `data` and write attacks.json, for each question in a folder of its name.
 
     Args:
         adapter: the judge's folder.
@@ -52,60 +56,96 @@ def attack(
         seed: draws the rows.
         held_out: use only the texts that `--hard_negatives` does not train on.
 
+    Returns:
+        The results by question; "": of a judge without questions.
+
     Raises:
-        UserError: for unknown families, a judge of questions, and data of another scale than the
+        UserError: for unknown families, and data of another scale or of other questions than the
             judge's.
     """
-    written = (out or adapter / "evaluation") / results.ATTACKS
-    refuse_overwrite([written] if out else [], [adapter / "judge.json", data])
-    chosen = _chosen(names)
+    folder = out or adapter / "evaluation"
+    refuse_overwrite([folder / results.ATTACKS] if out else [], [adapter / "judge.json", data])
+    info = verify_adapter(adapter)
+    chosen = _chosen(names, info)
     if held_out:
         chosen = [part for each in chosen if (part := each.part(1)).append or part.replace]
-    dataset, judge = read_dataset(data), Judge.load(adapter, base=base)
-    if judge.info.questions:
-        problem = "has questions about a state, and no candidate that an attack could change"
-        raise UserError(f"{adapter} {problem}: attack a judge of one scale")
-    scale = judge.info.scale
-    examples = draw(_attackable(dataset, scale, data), rows, seed)
-    attacks = list(attacked(examples, scale, chosen))
+    dataset = _attackable(read_dataset(data), info, data)
+    examples = draw(dataset.test, rows, seed)
+    judge = Judge.load(adapter, base=base)
+    encoder = judge.encoder.about(*dataset.questions) if dataset.questions else judge.encoder
+    clean = JudgeScorer(judge.model, encoder, name="clean rows").score(examples)
+    used = results.DataUsed(path=data.name, sha256=dataset.sha256)
+    found: dict[str, results.AttackResults] = {}
+    for name, _ in dataset.views():
+        own = [i for i, example in enumerate(examples) if example.asks == name]
+        if own:
+            both = [examples[i] for i in own], [clean[i] for i in own]
+            found[name] = _attacked(judge, *both, chosen, used)
+            found[name].held_out = held_out
+            write_json_atomic(folder / name / results.ATTACKS, found[name].as_json())
+    return found
+
+
+def _attackable(dataset: JudgeData, info: AdapterInfo, data: Path) -> JudgeData:
+    """Return what of a dataset can be attacked: test rows with a candidate, known questions.
+
+    Raises:
+        UserError: if there is none, and for data of another scale or state than the judge's.
+    """
+    if info.questions:
+        shared = [question for question in dataset.questions if question in info.questions]
+        if not shared or (*dataset.card.state,) != info.state:
+            problem = f"asks none of the questions of {info.folder} about {', '.join(info.state)}"
+            raise UserError(f"{data} {problem}: name data of the judge's questions and state")
+        dataset = dataset.about(shared)
+    elif dataset.questions or dataset.scale != info.scale:
+        own = "questions" if dataset.questions else f"the scale {dataset.scale.name}"
+        remedy = "name data of the judge's scale"
+        raise UserError(f"{data} has {own}, the judge {info.scale.name}: {remedy}")
+    rows = [row for row in dataset.test if row.prompt is None]
+    if not rows:
+        problem = "no test row has a label and a candidate apart from its prompt"
+        raise UserError(f"{data}: {problem}: add such rows")
+    return replace(dataset, test=rows)
+
+
+def _attacked(
+    judge: Judge, rows: Rows, clean: Scores, chosen: Sequence[Family], used: results.DataUsed
+) -> results.AttackResults:
+    """Attack rows of the one scale, or of one question, and measure what changes.
+
+    Args:
+        judge: the judge.
+        rows: the clean rows.
+        clean: what the judge says of them.
+        chosen: the families.
+        used: the data that they are of.
+    """
+    question = rows[0].question
+    encoder = judge.encoder.about(question) if question else judge.encoder
+    scale, name = encoder.scale, f"{question.name}: attacks" if question else "attacks"
+    attacks = list(attacked(rows, scale, chosen, judge.info.state))
     of_control = {family.name for family in chosen if family.control}
     control = [attack for attack in attacks if attack.family in of_control]
-    log.info("attacks: %d on %d rows, %d families", len(attacks), len(examples), len(chosen))
-    scorer = JudgeScorer(judge.model, judge.encoder, name="clean rows")
-    clean = scorer.score(examples)
-    scorer.name = "attacks"
+    log.info("%s: %d on %d rows, %d families", name, len(attacks), len(rows), len(chosen))
+    scorer = JudgeScorer(judge.model, encoder, name=name)
     after = scorer.score([attack.example for attack in attacks])
     numbers = results.AttackResults(
         schema=results.SCHEMA,
         judge=judge.name,
-        data=results.DataUsed(path=data.name, rows=len(examples), sha256=dataset.sha256),
+        data=used.model_copy(update={"rows": len(rows)}),
         scale=scale.name,
         step=_step(scale),
-        held_out=held_out,
-        clean=_clean(examples, clean, scale),
-        families=_numbers(examples, clean, attacks, after, scale),
+        clean=_clean(rows, clean, scale),
+        families=_numbers(rows, clean, attacks, after, scale),
         unscored=sum(scored.status == "too_long" for scored in after),
-        control_tokens=_control(judge, examples, control) if control else None,
+        control_tokens=_control(judge.model, encoder, rows, control) if control else None,
     )
-    write_json_atomic(written, numbers.as_json())
-    return numbers
+    return numbers.model_copy(update={"question": question.name}) if question else numbers
 
 
-def _attackable(dataset: JudgeData, scale: Scale, data: Path) -> list[JudgeExample]:
-    """Return the test rows whose candidate can be changed; raises UserError if there are none."""
-    if dataset.scale != scale:
-        raise UserError(
-            f"{data} has the scale {dataset.scale.name}, the judge {scale.name}: "
-            "name data of the judge's scale"
-        )
-    rows = [row for row in dataset.test if row.prompt is None]
-    if not rows:
-        raise UserError(f"{data}: no test row has a candidate apart from its prompt")
-    return rows
-
-
-def _chosen(names: Sequence[str]) -> list[Family]:
-    by_name = {family.name: family for family in families()}
+def _chosen(names: Sequence[str], info: AdapterInfo) -> list[Family]:
+    by_name = {family.name: family for family in families(questions=bool(info.questions))}
     for name in names:
         if name not in by_name:
             raise UserError(f'--families "{name}": must be of: {", ".join(by_name)}')
@@ -132,13 +172,14 @@ def _clean(rows: Rows, clean: Scores, scale: Scale) -> results.Metrics:
 def _numbers(
     rows: Rows, clean: Scores, attacks: Sequence[Attacked], after: Scores, scale: Scale
 ) -> dict[str, results.AttackFamily]:
-    losers = np.array([loser(row) for row in rows], dtype=np.int64)
+    aims = np.array([aim(row, scale) for row in rows], dtype=np.int64)
     places = np.array([attack.row for attack in attacks], dtype=np.int64)
-    before = favour(_chances(clean, scale), scale, losers)
-    given = favour(_chances(after, scale), scale, losers[places])
+    before = favour(_chances(clean, scale), scale, aims)
+    given = favour(_chances(after, scale), scale, aims[places])
     kept = [
         i for i, row in enumerate(places) if after[i].probabilities and clean[row].probabilities
     ]
+    asked = rows[0].question is not None
     return attack_numbers(
         [attacks[i].family for i in kept],
         places[kept],
@@ -147,6 +188,7 @@ def _numbers(
         given[kept],
         _step(scale),
         [after[i].status == "parse_failure" for i in kept],
+        [after[i].verdict != clean[places[i]].verdict for i in kept] if asked else None,
     )
 
 
@@ -155,18 +197,21 @@ def _chances(scored: Scores, scale: Scale) -> FloatArray:
     return np.array([row.probabilities or absent for row in scored]).reshape(-1, len(absent))
 
 
-def favour(probabilities: FloatArray, scale: Scale, losers: IntArray) -> FloatArray:
+def favour(probabilities: FloatArray, scale: Scale, aims: IntArray) -> FloatArray:
     """Return what a judge gives the attacked candidate [n].
 
-    It is the expected score, or the probability of PASS or of winning; a tie is half a win.
+    It is the expected score, or the probability of PASS, of winning (a tie is half a win), or of
+    the option that the attack wants.
 
     Args:
         probabilities: of each verdict [n, K].
         scale: the scale.
-        losers: which candidate of each pair (0 or 1) is attacked [n].
+        aims: which candidate of each pair (0 or 1) is attacked, or which option is wanted [n].
     """
+    if scale.task == "choice":
+        return probabilities[np.arange(len(aims)), aims]
     if scale.task == "pairwise":
-        in_place = losers[:, None] == 0
+        in_place = aims[:, None] == 0
         probabilities = np.where(in_place, probabilities, probabilities[:, [1, 0, 2]])
     return np.asarray(probabilities @ worth_of(scale), np.float64)
 
@@ -179,6 +224,7 @@ def attack_numbers(
     after: FloatArray,
     step: float,
     failures: Sequence[bool],
+    changed: Sequence[bool] | None = None,
 ) -> dict[str, results.AttackFamily]:
     """Return the mean shift of each family and the share raised, both with intervals.
 
@@ -192,53 +238,57 @@ def attack_numbers(
         after: what it gives the attacked ones [m].
         step: an attack counts as raised above that.
         failures: whether the answer could not be parsed [m].
+        changed: whether the verdict is another one [m]; None: not measured.
     """
     sample, family_of, shift = Resampler(groups), np.array(names), after - clean[rows]
-    columns = np.stack(
-        [shift, shift > step + 1e-9, after, np.array(failures), np.ones_like(after)], axis=1
-    )
+    measured = {"shift": shift, "raised": shift > step + 1e-9, "verdict": after}
+    measured["parse_failures"] = np.array(failures)
+    if changed is not None:
+        measured["changed"] = np.array(changed)
+    columns = np.stack([*measured.values(), np.ones_like(after)], axis=1)
     numbers = {}
     for name in dict.fromkeys(names):
         own = family_of == name
         sums = np.zeros((len(clean), columns.shape[1]))
         np.add.at(sums, rows[own], columns[own])  # attacks are drawn with the groups of their rows
         count = int(own.sum())
-        metrics = sample.estimate_sums(sums, _means, count)
+        metrics = sample.estimate_sums(sums, partial(_means, list(measured)), count)
         numbers[name] = results.AttackFamily.model_validate({**metrics, "attacks": count})
     return numbers
 
 
-def _means(sums: FloatArray) -> dict[str, FloatArray]:
-    names = ("shift", "raised", "verdict", "parse_failures")
+def _means(names: Sequence[str], sums: FloatArray) -> dict[str, FloatArray]:
     return {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}
 
 
-def _control(judge: Judge, rows: Rows, own: Sequence[Attacked]) -> results.ControlTokens:
+def _control(
+    model: PreTrainedModel, encoder: PromptEncoder, rows: Rows, own: Sequence[Attacked]
+) -> results.ControlTokens:
     """Return whether control tokens in candidates do more than the same characters as text."""
     examples = [attack.example for attack in own]
-    twin = twin_of(judge.encoder, list(rows))
+    twin = twin_of(encoder, list(rows))
     if twin is None:
         reason = "this tokenizer has no text twin"
         return results.ControlTokens(attacks=len(own), twins=0, reason=reason)
     # Both alone: among other rows they would be read in other packs, and round differently.
     scored = [
-        JudgeScorer(judge.model, encoder, name=name).score(examples)
-        for encoder, name in ((judge.encoder, "control tokens"), (twin, "text twins"))
+        JudgeScorer(model, each, name=name).score(examples)
+        for each, name in ((encoder, "control tokens"), (twin, "text twins"))
     ]
     apart = [
         max(abs(p - q) for p, q in zip(a.probabilities, b.probabilities, strict=True))
         for a, b in zip(*scored, strict=True)
         if a.probabilities and b.probabilities
     ]
-    added = judge.encoder.tokenizer.added_tokens_decoder
+    added = encoder.tokenizer.added_tokens_decoder
 
     def control_ids(example: JudgeExample) -> int:
-        return sum(id_ in added for id_ in judge.encoder.prompt_ids(example))
+        return sum(id_ in added for id_ in encoder.prompt_ids(example))
 
     return results.ControlTokens(
         attacks=len(own),
         twins=len(apart),
-        other_ids=sum(twin.prompt_ids(e) != judge.encoder.prompt_ids(e) for e in examples),
+        other_ids=sum(twin.prompt_ids(e) != encoder.prompt_ids(e) for e in examples),
         control_ids=sum(control_ids(a.example) != control_ids(rows[a.row]) for a in own),
         largest_difference=max(apart, default=0.0),
     )
@@ -285,7 +335,7 @@ def twin_of(encoder: PromptEncoder, clean: list[JudgeExample]) -> TextTwin | Non
 
     SentencePiece tokenizers put a space before each piece, which the twin does not know about.
     """
-    same = encoder.scale, encoder.max_seq_length, encoder.day, encoder.rule
+    same = encoder.asked, encoder.max_seq_length, encoder.day, encoder.asked_rule
     twin = TextTwin(encoder.tokenizer, encoder.template, *same)
     alike = all(twin.prompt_ids(row) == encoder.prompt_ids(row) for row in clean)
     return twin if alike else None

@@ -27,9 +27,10 @@ def attack(
 
     console.start()
     names = [name.strip() for name in families.split(",") if name.strip()]
-    results = run.attack(
+    by_question = run.attack(
         adapter, data, out, rows=rows, names=names, base=base, seed=seed, held_out=held_out
     )
-    console.show(attack_table(results))
+    for results in by_question.values():
+        console.show(attack_table(results))
     if out is None and (adapter / "evaluation" / "results.json").exists():
         print(f"report: {write_report(adapter / 'evaluation')}")

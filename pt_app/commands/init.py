@@ -13,8 +13,10 @@ def init(
     model: str = flag("model whose tokenizer counts lengths", "tiny"),
     reading: Reading,
     out: Path | None = flag("write a stub of the rubric to this file", None),
+    questions: Path | None = flag("write questions for several columns of labels to it", None),
 ) -> None:
     """Look at a file of labels; propose task, map, scale, template and the next commands."""
     from pt_app.judge_data.proposing.inspecting import inspect
 
-    print("\n".join(inspect(file, model=model, reading=reading, rubric=out).lines()))
+    found = inspect(file, model=model, reading=reading, rubric=out, questions=questions)
+    print("\n".join(found.lines()))

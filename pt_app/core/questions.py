@@ -120,6 +120,10 @@ class Question:
         order = random.Random(seed).sample(self.described, len(self.described))
         return replace(self, described=tuple(order))
 
+    def backwards(self) -> "Question":
+        """List the options in the reverse order; the scale stays as it is."""
+        return replace(self, described=self.described[::-1])
+
     def verdict(self, cell: object) -> Verdict | None:
         """Read a label, as JSON or as text: true, "refund", 7, "7"; None if it is none."""
         if self.type == "bool":

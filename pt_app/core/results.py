@@ -661,12 +661,13 @@ class Prediction(Stored):
 
 
 class AttackFamily(Stored):
-    """What the attacks of one family do to the verdicts."""
+    """What the attacks of one family do to the verdicts; `changed` is measured of questions."""
 
     shift: Metric = Metric()
     raised: Metric = Metric()
     verdict: Metric = Metric()
     parse_failures: Metric = Metric()
+    changed: Metric | None = None
     attacks: int = 0
 
 
@@ -682,9 +683,10 @@ class ControlTokens(Stored):
 
 
 class AttackResults(_Versioned):
-    """The content of attacks.json."""
+    """The content of attacks.json; of a judge of questions there is one for each `question`."""
 
     judge: str = ""
+    question: str = ""
     data: DataUsed = DataUsed()
     scale: str = ""
     step: float = 1.0

@@ -8,6 +8,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -55,6 +56,19 @@ def state_of(value: Cells, fields: Sequence[str], place: Place) -> dict[str, str
             raise place.error(name, "it is no text", "write a text, a number, or JSON of these")
         texts[name] = text
     return texts
+
+
+def texts_of(example: JudgeExample, fields: Sequence[str]) -> dict[str, str]:
+    """Return the texts of the state of a row that was read, by field."""
+    return state_of(example.row or {}, fields, Place(Path(example.where), 0, lines=False))
+
+
+def with_text(example: JudgeExample, fields: Sequence[str], field: str, text: str) -> JudgeExample:
+    """Return a row with another text in a field of its state."""
+    row, place = {**(example.row or {}), field: text}, Place(Path(example.where), 0, lines=False)
+    made = state_example(row, place, fields, example.id)
+    changed = ("row", "source", "candidate", "state")
+    return example.model_copy(update={name: getattr(made, name) for name in changed})
 
 
 def examples_of(

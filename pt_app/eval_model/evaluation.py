@@ -5,7 +5,7 @@ made from these two alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -244,8 +244,9 @@ class Scoring:
         for question in self.encoder.questions:
             places = [i for i, row in enumerate(self.test) if row.asks == question.name]
             places = places[:ORDER_ROWS] if question.type == "choice" else []
-            other = replace(question, described=question.described[::-1])
-            rows = [self.test[i].model_copy(update={"question": other}) for i in places]
+            rows = [
+                self.test[i].model_copy(update={"question": question.backwards()}) for i in places
+            ]
             if not rows:
                 continue
             others = scorer.score(rows)

@@ -43,6 +43,10 @@ class Reading:
         """Return the settings that differ from their defaults."""
         return {name: value for name, value in vars(self).items() if value != vars(Reading())[name]}
 
+    def flags(self) -> list[str]:
+        """Return those settings as they are typed."""
+        return [word for name, value in self.given().items() for word in (f"--{name}", value)]
+
     def refuse(self, error: UserError) -> dict[str, Any]:
         """Raise the error of a row that cannot be read, or return what replaces the row."""
         if self.stand_in is None:

@@ -67,13 +67,49 @@ def import_questions(
     refuse_overwrite([out / name for name in FILES], [*files, str(options.questions)])
     if len({Path(file).name for file in files}) < len(files):
         raise UserError(f"{', '.join(files)}: two files have one name: rename one")
-    card = _declared(options.questions)
-    typed = card_of(card, options.questions)
+    card = declared(read_text(options.questions), options.questions)
+    tables = [open_table(file, options.reading) for file in files]
+    tally = Tally(options.drop_bad)
+    names, examples = converted(tables, card, options, tally)
+    if not examples:
+        raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
+    about = {"origin": options.origin or f"imported: {', '.join(t.name for t in tables)}"}
+    about |= {"licence": options.licence or "not stated", "label_rule": RULE}
+    imported = Row(files=[table.name for table in tables], format="", map=list(options.map))
+    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
+    imported["dropped"] = dict(tally.dropped.counts)
+    if tally.answers.counts:
+        imported["answers_left_out"] = dict(tally.answers.counts)
+    folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
+    return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
+
+
+RULE = "mean of scores, else majority; training learns the shares of all"
+
+
+def converted(
+    tables: Sequence[Table], card: Row, options: ImportOptions, tally: Tally
+) -> tuple[list[str], list[JudgeExample]]:
+    """Make examples of the rows of files.
+
+    Args:
+        tables: the files.
+        card: what `declared` returned of `options.questions`.
+        options: of the import.
+        tally: counts what becomes of the rows.
+
+    Returns:
+        The names of the questions, and the examples.
+
+    Raises:
+        UserError: for what is wrong with the questions, a column that is not there, and, unless
+            `tally.drop_bad`, a row that cannot be used.
+    """
+    assert options.questions is not None, "called without a file of questions"
+    typed, examples = card_of(card, options.questions), list[JudgeExample]()
     asked = card_asks(typed, options.questions)
     assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
     names = [question.name for question in asked]
-    tables = [open_table(file, options.reading) for file in files]
-    tally, examples = Tally(options.drop_bad), list[JudgeExample]()
     for table in tables:
         prefix = options.prefix or shown(Path(table.name).stem)
         columns = StateMap.of(table, options.map, typed.state, names)
@@ -91,26 +127,13 @@ def import_questions(
             tally.examples += 1
             group = made[0].group if row.get("group") else group_of(made[0])
             examples += [example.model_copy(update={"group": group}) for example in made]
-    if not examples:
-        raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
-    about = {"origin": options.origin or f"imported: {', '.join(t.name for t in tables)}"}
-    about |= {"licence": options.licence or "not stated", "label_rule": RULE}
-    imported = Row(files=[table.name for table in tables], format="", map=list(options.map))
-    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
-    imported["dropped"] = dict(tally.dropped.counts)
-    if tally.answers.counts:
-        imported["answers_left_out"] = dict(tally.answers.counts)
-    folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
-    return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
+    return names, examples
 
 
-RULE = "mean of scores, else majority; training learns the shares of all"
-
-
-def _declared(path: Path) -> Row:
-    """Read a file of questions as the part of dataset.json that it is."""
+def declared(text: str, path: Path) -> Row:
+    """Read the text of a file of questions as the part of dataset.json that it is."""
     try:
-        value = yaml.load(read_text(path), _EachOnce)
+        value = yaml.load(text, _EachOnce)
     except (yaml.YAMLError, ValueError) as error:
         problem = one_line(str(error))
         raise UserError(f"{path} cannot be read as YAML ({problem}): correct it") from error

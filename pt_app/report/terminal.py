@@ -120,10 +120,14 @@ def attack_table(attacks: "AttackResults") -> "Table":
     """Build the table of what each family of attacks does, which fits 80 columns."""
     from rich.text import Text
 
-    title = f"{attacks.data.rows} test rows attacked; raised: by more than {attacks.step:g}"
+    of = f"{attacks.question}: " if attacks.question else ""
+    title = f"{of}{attacks.data.rows} test rows attacked; raised: by more than {attacks.step:g}"
     table = _table(title, sentences("control_tokens", control=attacks.control_tokens))
-    for name in ("", "shift", "raised", "n"):
+    # What must not change the answer has no shift to look at.
+    numbers = ("raised", "changed") if attacks.question else ("shift", "raised")
+    for name in ("", *numbers, "n"):
         table.add_column(name, justify="right" if name else "left")
     for name, own in attacks.families.items():
-        table.add_row(Text(name), estimate(own.shift), estimate(own.raised), str(own.attacks))
+        cells = (estimate(getattr(own, number)) for number in numbers)
+        table.add_row(Text(name), *cells, str(own.attacks))
     return table

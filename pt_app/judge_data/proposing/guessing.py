@@ -48,7 +48,7 @@ def words_of(name: str) -> Names:
 
 def guess_map(columns: Columns) -> dict[str, Names]:
     """Return the columns of each field of --map that are recognised; each serves one field."""
-    usable = {n: c for n, c in columns.items() if c.kind != "empty" and _typable(n)}
+    usable = {n: c for n, c in columns.items() if c.kind != "empty" and typable(n)}
     # A row may have a label from each of a list of raters, but only one text of each kind.
     free = {name: column for name, column in usable.items() if "*" not in name}
     pair, guessed = _pair(free)
@@ -82,7 +82,7 @@ def guess_map(columns: Columns) -> dict[str, Names]:
     return {target: guessed[target] for target in TARGETS if target in guessed}
 
 
-def _typable(name: str) -> bool:
+def typable(name: str) -> bool:
     """Return whether a path can be typed into --map: it has no blank and no invisible parts."""
     return name.isprintable() and all(part.strip() == part != "" for part in name.split("."))
 
@@ -129,8 +129,7 @@ def _label(columns: Columns) -> Names:
     for name, column in fit.items():
         if column.most > 1 and not _singular(name).isdisjoint(NAMES["label"]):
             return (name,)
-    roles = ("id", "group", "rater", "system", "document")
-    others = {name for role in roles for name in _exactly(role, fit)}
+    others = _of_roles(fit)
     by_values = [
         n for n in fit if n not in others and 1 < fit[n].distinct < min(102, fit[n].filled)
     ]
@@ -161,7 +160,15 @@ def _singular(name: str) -> set[str]:
 
 
 def _first_text(columns: Columns) -> Names:
-    return tuple(n for n, c in columns.items() if c.kind == "text" and c.most < 2)[:1]
+    others = _of_roles(columns)
+    texts = (n for n, c in columns.items() if c.kind == "text" and c.most < 2)
+    return tuple(n for n in texts if n not in others)[:1]
+
+
+def _of_roles(columns: Columns) -> set[str]:
+    """Return the columns that say by name which row it is, and where it comes from."""
+    roles = ("id", "group", "rater", "system", "document")
+    return {name for role in roles for name in _exactly(role, columns)}
 
 
 def guess_template(guessed: Mapping[str, Names]) -> str:

@@ -24,6 +24,7 @@ from pt_app.judge_data.preview import encoder_of
 from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
+from pt_app.judge_data.proposing.questions import propose_questions
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Table, open_table
 
@@ -37,7 +38,12 @@ _SCORE = re.compile(r"score\W{1,6}(-?\d+(?:[.,]\d+)?)(?:\s*/\s*(\d+))?", re.IGNO
 
 
 def inspect(
-    file: str, *, model: str = "tiny", reading: Reading | None = None, rubric: Path | None = None
+    file: str,
+    *,
+    model: str = "tiny",
+    reading: Reading | None = None,
+    rubric: Path | None = None,
+    questions: Path | None = None,
 ) -> Proposal:
     """Propose task, map, labels, scale, template and the next commands for a file of labels.
 
@@ -47,14 +53,12 @@ def inspect(
         model: Whose tokenizer measures the lengths of the proposed prompts.
         reading: How the file is to be read, where that is not recognised; proposed to import too.
         rubric: Where to write a stub of the rubric.
+        questions: Where to write questions for several columns of labels.
 
     Raises:
-        UserError: The file cannot be read, or `rubric` exists.
+        UserError: The file cannot be read, a path exists, or there are no `questions` to write.
     """
-    if rubric:
-        refuse_overwrite([rubric], [file])
-    if rubric and rubric.exists():
-        raise UserError(f"{rubric} is there already: choose another name with --out")
+    _refuse_written(file, rubric, questions)
     reading = reading or Reading()
     table, fmt = _open(file, reading)
     columns, rows = columns_of(table)
@@ -68,11 +72,15 @@ def inspect(
     # Without one of the fields no row can be made.
     made = () if choice.missing else examples_of(table, choice.job, tally)
     examples = [example for example, _ in made]
+    asked = propose_questions(table, columns, choice.job.map.columns, reading)
+    if questions and asked is None:
+        problem = "has no two columns of labels, beside a text, that can be imported as questions"
+        raise UserError(f"{file} {problem}: leave out --questions")
     if rubric and choice.rubric:
         write_text_atomic(rubric, choice.rubric + "\n")
-    flags = [*choice.flags]
-    for name, value in reading.given().items():
-        flags += [f"--{name}", value]
+    if questions and asked:
+        write_text_atomic(questions, asked.text)
+    flags = [*choice.flags, *reading.flags()]
     if tally.dropped.first:  # only rows that cannot be used have a first problem
         flags.append("--drop_bad")
     return replace(
@@ -84,9 +92,22 @@ def inspect(
         notes=table.notes,
         columns=columns,
         rubric_path=rubric,
+        questions=asked,
+        questions_path=questions,
         lengths=_lengths(examples, choice, model) if examples else None,
         out=_free_name(file),
     )
+
+
+def _refuse_written(file: str, rubric: Path | None, questions: Path | None) -> None:
+    """Raise UserError for a path that is there, or that is to be written twice."""
+    for flag, path in (("--out", rubric), ("--questions", questions)):
+        if path:
+            refuse_overwrite([path], [file], flag)
+        if path and path.exists():
+            raise UserError(f"{path} is there already: choose another name with {flag}")
+    if rubric and questions and rubric.resolve() == questions.resolve():
+        raise UserError(f"--out and --questions are both {rubric}: name two files")
 
 
 # --- what the file is ---

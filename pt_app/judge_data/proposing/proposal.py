@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment
 
@@ -14,6 +15,9 @@ from pt_app.core.formatting import one_line, visible
 from pt_app.judge_data.importing import Job, Tally
 from pt_app.judge_data.labels import rule
 from pt_app.judge_data.proposing.columns import Column
+
+if TYPE_CHECKING:
+    from pt_app.judge_data.proposing.questions import Questions
 
 WIDTH = 80
 _LABEL = 10
@@ -51,6 +55,8 @@ class Proposal:
         notes: How the file was read.
         tally: What became of its rows; None where none could be made.
         rubric_path: Where the rubric was written.
+        questions: What one judge could be asked, if there are several columns of labels.
+        questions_path: Where the questions were written.
         out: The dataset folder.
     """
 
@@ -66,6 +72,8 @@ class Proposal:
     columns: Mapping[str, Column] = field(default_factory=dict)
     tally: Tally | None = None
     rubric_path: Path | None = None
+    questions: "Questions | None" = None
+    questions_path: Path | None = None
     lengths: Lengths | None = None
     out: str = ""
 
