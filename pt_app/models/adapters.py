@@ -99,6 +99,11 @@ class AdapterInfo:
         return [*self.state] or asked_fields(self.template, self.scale)
 
     @property
+    def words(self) -> str:
+        """The question that it was trained on in words, of a judge with one scale."""
+        return self.template.words(self.scale)
+
+    @property
     def base_name(self) -> str:
         """The base's hub id, or the bare name of its folder."""
         return str(self.identity["name"])
