@@ -74,3 +74,12 @@ class ScoreOptions:
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
     device: str = flag("cpu, cuda or mps", "cpu")
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")
+    ray: str = flag(
+        "score with the workers of a Ray cluster at HOST:PORT; auto: that of this machine, or one "
+        "of its own",
+        "",
+        unit="address",
+    )
+    workers: int | None = flag(
+        "number of Ray workers, of a thread and a judge each; default: one per CPU", None, low=1
+    )
