@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,5 +116,11 @@ def test_workers_without_ray_are_refused(adapter: Path, tmp_path: Path) -> None:
     assert "say --ray auto too" in refused(adapter, tmp_path, "--workers=2")
 
 
-def test_workers_must_be_one_at_least(adapter: Path, tmp_path: Path) -> None:
-    assert "at least 1" in refused(adapter, tmp_path, "--ray=auto", "--workers=0")
+def test_workers_must_be_one_at_least() -> None:
+    words = ["score", "--adapter=a", "--input=b", "--output=c", "--ray=auto", "--workers=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pt_app.cli", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--workers" in line

@@ -39,8 +39,9 @@ ANSWERED = (
     "probabilities",
 )
 ENDINGS = (".jsonl", ".csv", ".parquet")
-PART = 500  # rows; a killed run loses at most so many in each worker
-WINDOW = 40  # parts that are sorted, and put in order again, in memory
+# Rows; a killed run loses at most so many in each worker, and as many are read with one rubric.
+PART = 100
+WINDOW = 200  # parts that are sorted, and put in order again, in memory
 WHO = ("ray", "workers")  # options that change who judges, and no judgement
 JOB = "job.json"  # in the folder of parts: whose they are
 log = logging.getLogger(__name__)
