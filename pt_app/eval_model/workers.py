@@ -32,6 +32,7 @@ VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # reports to Ray's makers
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # else an error for each constructor that has arguments
     "RAY_worker_niceness": "0",  # by default 15: beside another program hardly any progress
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # to connect, of 40 s each; by default 20
 }
 REACHABLE = 10  # seconds; Ray itself waits a minute or more
 Work = Callable[[Sequence[Any]], str]
@@ -116,9 +117,10 @@ class _Worker:
 
 
 def _iterated(ray: Any, dataset: Any) -> Iterator[dict[str, Any]]:
+    lost = ray.exceptions.ActorDiedError, ray.data.exceptions.ExecutionTimeoutError
     try:
         yield from dataset.iter_rows()
-    except (ray.exceptions.ActorDiedError, ray.exceptions.GetTimeoutError, TimeoutError) as error:
+    except lost as error:
         message = f"Ray lost its workers: {_first_line(error)}"
         raise UserError(f"{message}: is their memory enough, and pt_app installed?") from error
 
@@ -130,7 +132,7 @@ def _cluster(address: str) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     try:
         import ray
-        import ray.data
+        import ray.data.exceptions
     except ImportError as error:
         raise UserError(f"--ray: {error}: pip install -r requirements-ray.txt") from error
     if address != "auto":
