@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -117,7 +117,8 @@ def _score(
         "parts_a_window": WINDOW,
     }
     _open_parts(parts, job)
-    start = partial(_start, adapter, options, sample)
+    here = replace(options, base=_absolute(options.base))  # workers have another working folder
+    start = partial(_start, adapter.absolute(), here, sample)
     rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
     missing = _missing(rows, ("rubric", *info.row_fields, "messages", "input"), parts)
     for number, lines in _done(start, missing, options):
@@ -164,6 +165,11 @@ def _start(adapter: Path, options: ScoreOptions, sample: Sequence[Json]) -> Call
         order=options.order,
     )
     return partial(_judged, judge, options.feedback, not options.ray)
+
+
+def _absolute(base: str | None) -> str | None:
+    """Return the path of a base that is a folder or file; a hub id as it is."""
+    return str(Path(base).absolute()) if base and Path(base).exists() else base
 
 
 def _missing(

@@ -70,15 +70,7 @@ def in_workers(
         if not refs:  # all is done
             return
         size = min(size, len(refs))
-        dataset = ray.data.from_pandas_refs(refs).map_batches(
-            _Worker,
-            fn_constructor_args=(start,),
-            batch_size=None,  # a part is a block
-            batch_format="pandas",
-            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
-            num_cpus=SHARE,
-            num_gpus=1 if gpus else None,
-        )
+        dataset = _mapped(ray, refs, start, size, gpus)
         with tqdm(total=sum(sizes.values()), desc=f"{size} workers: rows") as bar:
             spans = []
             for done in _iterated(ray, dataset):
@@ -90,6 +82,20 @@ def in_workers(
         seconds = max(end for _, end in spans) - min(began for began, _ in spans)
         message = "%d rows in %.1f s after the start of %d workers: %.1f rows/s"
         log.info(message, bar.total, seconds, size, bar.total / max(seconds, 1e-9))
+
+
+def _mapped(ray: Any, refs: list[Any], start: Callable[[], Work], size: int, gpus: bool) -> Any:
+    """Return the dataset of what workers make of parts: nothing is done before it is read."""
+    return ray.data.from_pandas_refs(refs).map_batches(
+        _Worker,
+        fn_constructor_args=(start,),
+        batch_size=None,  # a part is a block
+        batch_format="pandas",
+        # A part that waits for a worker is one that another cannot take.
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+        num_cpus=SHARE,
+        num_gpus=1 if gpus else None,
+    )
 
 
 class _Worker:
