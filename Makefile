@@ -37,6 +37,8 @@ install: $(VENV)/.cuda
 install-mps: $(VENV)/.mps
 install-rocm: $(VENV)/.rocm
 install-cpu: $(VENV)/.cpu
+# Clients, evaluators and engines that some tests run beside those of .dev; they skip without.
+install-clients: $(VENV)/.clients
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -55,10 +57,6 @@ $(VENV)/.%: requirements-%.lock pyproject.toml | $(VENV)/bin/python
 	@[ $* != cuda ] || $(BIN)/python -c "import torch; torch.version.cuda or print('note: this', \
 	  'torch', torch.__version__, 'is not built for NVIDIA; make install TORCH_INDEX=... chooses')"
 	@touch $@
-
-# Clients of decision models and other engines, which some slow tests ask; they skip without.
-install-clients: $(VENV)/.dev
-	$(PIP) -r requirements-clients.txt
 
 train-small: $(VENV)/.cuda
 	$(BIN)/python pt_app/eval_model/judge_train_cuda.py $(SMALL) $(ARGS)

@@ -135,7 +135,7 @@ class Judge:
             else None
             for name, scale in self._scales()
         }
-        self.name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
+        self.name = info.name
 
     @staticmethod
     def load(

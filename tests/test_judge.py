@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pt_app.core.errors import UserError
+from pt_app.eval_model import score_file as score_command
 from pt_app.eval_model.judge_train_mps import main as train
 from pt_app.eval_model.options import ScoreOptions
 from pt_app.eval_model.score_file import score_file, shard_of
@@ -148,6 +149,30 @@ def test_shards_hold_all_rows_once(adapter: Path, base: Path, tmp_path: Path) ->
     assert [row["id"] for row in parts] == [row["id"] for row in whole]
     for one, other in zip(parts, whole, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_rows_of_one_source_are_judged_together_and_written_in_their_order(
+    adapter: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_command, "PART", 3)
+    monkeypatch.setattr(score_command, "WINDOW", 2)
+    judge, judged = score_command._judged, list[list[str]]()
+
+    def noted(*arguments: Any) -> str:
+        judged.append([row["source"] for _, (_, row) in arguments[-1]])
+        return judge(*arguments)
+
+    monkeypatch.setattr(score_command, "_judged", noted)
+    rows = [{**row, "source": "bacab"[i % 5]} for i, row in enumerate(some_rows(10))]
+    file = write_lines(tmp_path / "rows.jsonl", rows)
+    score_file(adapter, str(file), tmp_path / "out.csv", options(base))
+    assert judged == [list("aab"), list("bbc"), list("aab"), list("c")]
+    alone = Judge.load(adapter, base=str(base)).score(rows)
+    with open(tmp_path / "out.csv", newline="") as written:
+        for row, one in zip(csv.DictReader(written), alone, strict=True):
+            assert (row["id"], row["verdict"]) == (one.id, str(one.verdict))
+            chances = json.loads(row["probabilities"])
+            assert chances == pytest.approx(one.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])

@@ -281,13 +281,13 @@ def test_rows_that_got_lost_in_a_part_are_an_error(
     rows = write_lines(tmp_path / "rows.jsonl", some_rows(9))
     output = tmp_path / f"out{ending}"
     monkeypatch.setattr(score_command, "PART", 4)
-    write = score_command._write_part
+    judged = score_command._judged
 
-    def losing(judge: Judge, batch: Any, path: Path, feedback: bool) -> None:
-        write(judge, batch[:-1] if path.stem == "000001" else batch, path, feedback)
+    def losing(judge: Judge, feedback: bool, progress: bool, part: Any) -> str:
+        return judged(judge, feedback, progress, part[:-1] if part[0][0] == 4 else part)
 
-    monkeypatch.setattr(score_command, "_write_part", losing)
-    with pytest.raises(UserError, match="holds 8 judgements of 9 rows"):
+    monkeypatch.setattr(score_command, "_judged", losing)
+    with pytest.raises(UserError, match="holds 8 judgements of the 9 rows"):
         score_file(adapter, str(rows), output, ScoreOptions(base=str(base)))
     assert not output.exists()
 
@@ -303,7 +303,7 @@ def test_input_that_shrinks_while_it_is_scored_is_an_error(
         opened(parts, job)
 
     monkeypatch.setattr(score_command, "_open_parts", shrinking)
-    with pytest.raises(UserError, match="holds 5 judgements of 9 rows"):
+    with pytest.raises(UserError, match="holds 5 judgements of the 9 rows"):
         score_file(adapter, str(rows), tmp_path / "out.jsonl", ScoreOptions(base=str(base)))
 
 

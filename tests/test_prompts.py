@@ -350,6 +350,20 @@ def test_cut_is_the_same_with_and_without_label() -> None:
     assert labelled.example.source == bare.example.source != row.source
 
 
+def test_what_scoring_reads_is_not_too_long_where_nothing_may_be_cut() -> None:
+    texts = {str(n): words(n) for n in range(5, 45)}
+    rows = [example(id=name, group=name, candidate=text) for name, text in texts.items()]
+    fitted = [row for row in encoder(max_seq_length=512).fit(rows)[0] if not row.unfit]
+    longest = max(fitted, key=lambda row: len(row.prompt))
+    assert len(longest.prompt) > 512 - 96  # it leaves room for its verdict, not for the reserve
+    whole, cuts = encoder(max_seq_length=512).fit([row.example for row in fitted], shorten=False)
+    assert ([row.prompt for row in whole], cuts.unfit) == ([row.prompt for row in fitted], ())
+    limit = len(longest.prompt) + len(longest.answer)
+    for length, fits in ((limit, True), (limit - 1, False)):
+        (row,), cuts = encoder(max_seq_length=length).fit([longest.example], shorten=False)
+        assert (row.unfit == "", cuts.unfit == ()) == (fits, fits)
+
+
 def test_row_that_cannot_fit_stops_training_and_not_scoring() -> None:
     bad = example(candidate=words(500), where="judge_train.json:7")
     too_long = r"judge_train.json:7.* \d+ tokens at the shortest, more than max_seq_length 512"

@@ -17,10 +17,16 @@ def evaluate(
     endpoint: Endpoint,
     out: Path = flag("output folder", Path("evaluation")),
 ) -> None:
-    """Judge a test set with several judges, prompted models among them."""
-    if bool(endpoint.url) != bool(endpoint.model):
-        raise UserError("--endpoint and --endpoint_model belong together: give both")
-    if not adapter and not endpoint.url:
+    """Judge a test set with several judges, prompted and decision models among them."""
+    url = endpoint.url or endpoint.decisions
+    if endpoint.url and endpoint.decisions:
+        raise UserError("--endpoint and --decisions are two ways of asking: give one")
+    if bool(url) != bool(endpoint.model):
+        given = "--decisions" if endpoint.decisions else "--endpoint"
+        raise UserError(f"{given} and --endpoint_model belong together: give both")
+    if endpoint.decisions and endpoint.shots:
+        raise UserError("--shots are for --endpoint: a decision model takes no examples")
+    if not adapter and not url:
         raise UserError("name a judge: --adapter DIR, or --endpoint URL with --endpoint_model M")
     from pt_app.core.dataset import find_folder
 
@@ -30,6 +36,6 @@ def evaluate(
     from pt_app.report import terminal_table
 
     console.start()
-    prompted = endpoint if endpoint.url else None
-    console.show(terminal_table(evaluate_judges(data, out, adapter, options, prompted)))
+    asked = endpoint if url else None
+    console.show(terminal_table(evaluate_judges(data, out, adapter, options, asked)))
     print(f"report: {out / 'report.html'}")

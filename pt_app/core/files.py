@@ -140,18 +140,29 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` as `write_text_atomic` does."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with staged(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that becomes `path` once all of it is written, and leaves nothing if it is not.
+
+    Raises UserError if the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(staged, "wb") as file:
-            file.write(content)
+        with open(partial, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
+        os.replace(partial, path)
     except OSError as error:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
         raise UserError(cannot_write(path, error)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json_atomic(path: Path, value: Mapping[str, object] | Sequence[object]) -> None:

@@ -69,6 +69,16 @@ class Template:
         """Whether it shows a declared question and what is asked about."""
         return {"state", "question"} <= set(_FIELD.findall(self.user))
 
+    def words(self, scale: Scale) -> str:
+        """Return what is asked in words: the system's text with the rubric.
+
+        Lines about one row, or about how an answer is written, are left out.
+        """
+        of_scale = scale_fields(scale)
+        rubric = fill(self.rubric, of_scale)
+        system = fill(self.system, of_scale | {"verdict_form": None, "rubric": rubric or None})
+        return system if rubric in system else f"{system}\n{rubric}".strip()
+
     def render(self, example: JudgeExample, scale: Scale) -> tuple[str, str]:
         """Fill in the system's and the user's text for one row of fields."""
         of_scale = scale_fields(scale)

@@ -178,7 +178,7 @@ class PromptEncoder:
         """Cut what does not fit `max_seq_length`, alike for all rows of a group, and encode.
 
         Label and candidate are never cut, nor is the prompt of a chat row. A row that cannot fit
-        says why in `unfit`; without `shorten` so does each that would have to be cut.
+        says why in `unfit`; without `shorten` so does each that leaves no room for its answer.
         """
         rows = [Encoded(e, self.prompt_ids(e), self._answer_with_end(e)) for e in examples]
         cuts = Cuts(longest=max((len(row.prompt) + len(row.answer) for row in rows), default=0))
@@ -195,8 +195,10 @@ class PromptEncoder:
 
     def _refuse_long(self, rows: Sequence[Encoded], cuts: Cuts) -> None:
         for row in rows:
-            if (length := len(row.prompt)) > (budget := self._budget(row)):
-                row.unfit = f"{row.example.where}: {length} tokens, and {budget} fit: shorten it"
+            # The reserve is for what is cut: a prompt that is read whole leaves its own answer.
+            most = self.max_seq_length - len(row.answer)
+            if (length := len(row.prompt)) > most:
+                row.unfit = f"{row.example.where}: {length} tokens, and {most} fit: shorten it"
                 cuts.unfit += (row.unfit,)
 
     def _fit_group(self, group: list[Encoded], cuts: Cuts) -> None:

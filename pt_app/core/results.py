@@ -295,11 +295,75 @@ class Orders(Stored):
 
 
 class Cost(Stored):
-    """What the verdicts of a model at an endpoint cost, in dollars."""
+    """What `n` verdicts of a model at an endpoint cost, in dollars, repeated ones too."""
 
     dollars: float
     per_verdict: float
     n: int
+
+
+class Repeats(Stored):
+    """How far answers are the same if each row is asked about several times.
+
+    Attributes:
+        times: how often each row was asked about.
+        flips: the share of rows whose verdict is not the same each time.
+        probability: the largest change of a probability; None if no row has two answers.
+    """
+
+    times: int
+    flips: Metric = Metric()
+    probability: float | None = None
+
+
+class SharesDistance(Stored):
+    """The mean distance of a judge's distributions to those of the annotators' verdicts.
+
+    Attributes:
+        judge: how far probability must be moved, in units of the scale; on a nominal one, how much.
+        constant: the same of one distribution for all rows: the mean of the annotators'.
+    """
+
+    judge: Metric
+    constant: Metric
+
+
+class EscalationPoint(Stored):
+    """A judge that keeps its rows from a confidence on, and sends the others to another one.
+
+    Attributes:
+        threshold: the lowest confidence of a row that is kept; None: none is kept.
+        kept: the share of rows that are kept.
+        right: the accuracy within the tolerance, over all rows.
+        agreement: the headline number, over all rows.
+        per_verdict: the mean cost of a verdict, in dollars.
+    """
+
+    threshold: float | None
+    kept: float
+    right: Metric
+    agreement: Metric
+    per_verdict: float
+
+
+class Escalation(Stored):
+    """What is reached by judge `a` on the rows of which it is sure, and judge `b` on the others.
+
+    Attributes:
+        metric: the name of the headline number.
+        points: from no row kept to all.
+        chosen: at the threshold of judge a; None if it has none.
+        chosen_on: `validation`, if that threshold is from there.
+        difference: in the headline number, of the chosen point and judge b alone.
+    """
+
+    a: str
+    b: str
+    metric: str
+    points: list[EscalationPoint] = []
+    chosen: EscalationPoint | None = None
+    chosen_on: str | None = None
+    difference: Comparison | None = None
 
 
 class PrecisionChange(Stored):
@@ -368,6 +432,8 @@ class JudgeResults(Measured):
         order: "both" if a pair's probabilities are the mean of its two orders.
         option_order: how often the verdict on a choice is another one where its options are listed
             in another order, on some rows.
+        annotators: how far its distributions are from the annotators'.
+        repeats: of a decision model at an endpoint, how far its answers are the same.
         far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart;
             None: not counted, as in schema 1.
     """
@@ -397,6 +463,8 @@ class JudgeResults(Measured):
     within_source_pairs: SourcePairs | None = None
     systems: Systems | None = None
     orders: Orders | None = None
+    annotators: SharesDistance | None = None
+    repeats: Repeats | None = None
     cost: Cost | None = None
 
 
@@ -527,6 +595,7 @@ class Results(_Versioned):
     people: AnnotatorAgreement | None = None
     comparisons: list[Comparison] = []
     curve: list[LearningPoint] = []
+    escalation: Escalation | None = None
     over_seeds: SeedSpread | None = None
     questions: dict[str, QuestionSummary] = {}
     run: JsonObject = {}
@@ -585,6 +654,7 @@ class Prediction(Stored):
         as_given: the verdict on the pair in this order alone; unset if `verdict` is it.
         swapped: the verdict on the pair in its other order alone, in that order's letters; unset if
             it was judged in one only.
+        shares: of several labels, over the values of the scale.
         rules: the verdict of each baseline.
         rules_expected: its score before it was rounded, on a scale of numbers.
     """
@@ -613,6 +683,7 @@ class Prediction(Stored):
     context: str | None = None
     candidates: list[str] | None = None
     meta: JsonObject | None = None
+    shares: list[float] | None = None
     annotators: list[Annotation] | None = None
     system: Verdict | None = None
     slices: dict[str, Verdict | None] | None = None

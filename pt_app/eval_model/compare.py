@@ -1,32 +1,18 @@
-"""`judge eval`: adapters, their base and a prompted model on the same rows.
+"""`judge eval`: adapters, their base and a model at an endpoint on the same rows."""
 
-The prompted model is behind an OpenAI-compatible endpoint, with or without examples in its prompt.
-"""
-
-import logging
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
-from hashlib import sha256
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite
 from pt_app.core.grids import refuse_chat_rows
-from pt_app.core.prompt_templates import Template
-from pt_app.core.results import Cost, JsonObject, LearningPoint, Results
-from pt_app.core.verdicts import Scale
-from pt_app.eval_model.evaluation import (
-    ByQuestion,
-    Scoring,
-    measured,
-    prediction,
-    probed,
-    written,
-)
+from pt_app.core.results import JsonObject, LearningPoint, Results
+from pt_app.eval_model.asking import prompted_rows
+from pt_app.eval_model.deciding import decided_rows
+from pt_app.eval_model.evaluation import ByQuestion, Scoring, measured, probed, written
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
 from pt_app.evidence.baselines import Baseline
@@ -34,19 +20,11 @@ from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.coding import headline
 from pt_app.evidence.options import Asked
 from pt_app.evidence.probe import NO_BASE
-from pt_app.evidence.results import WRITTEN, JudgeRows, write_evaluation
+from pt_app.evidence.results import WRITTEN, write_evaluation
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
-from pt_app.models.endpoint.budget import Budget
-from pt_app.models.endpoint.client import Client
-from pt_app.models.endpoint.journal import Entry, Journal
-from pt_app.models.endpoint.reply import RefusedError, answer_part
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
-from pt_app.scoring.scorer import Scored
-
-Messages = list[dict[str, str]]
-log = logging.getLogger(__name__)
 
 
 def evaluate_judges(
@@ -63,7 +41,7 @@ def evaluate_judges(
         out: the folder to write.
         folders: the adapters.
         options: which rows and which other judges; None: all rows, and no other judge.
-        endpoint: a prompted model.
+        endpoint: a model at an endpoint.
 
     Returns:
         The content of results.json.
@@ -88,16 +66,10 @@ def evaluate_judges(
         for name, folder in shares.items():
             judges.append(_judged(name, adapters.verify_adapter(folder), test, options)[""])
     if endpoint is not None:
-        journal = out.with_name(f"{out.name}.journal.jsonl")
-        shots = draw(dataset.train, endpoint.shots, options.seed) if endpoint.shots else ()
-        budget = Budget(endpoint)
-        judges.append(_prompted_rows(endpoint, budget, test, shots, dataset, journal))
+        judges.append(_at_endpoint(endpoint, test, dataset, out, options.seed)[""])
     run = _about(infos)
     asked = Asked(options.target_accuracy)
     results, baselines = measured(judges, dataset, test, run, probe, asked)
-    if endpoint is not None:
-        n, spent = len(test), budget.spent
-        results.models[-1].cost = Cost(dollars=spent, per_verdict=spent / max(1, n), n=n)
     if options.curve:
         results.curve = _curve(results, dataset)
     write_evaluation(out, judges, results, baselines)
@@ -117,7 +89,7 @@ def _of_questions(
     Raises:
         UserError: if there is none, and for what is there for one scale only.
     """
-    if endpoint is not None or options.curve:
+    if (endpoint and endpoint.url) or options.curve:
         raise UserError(f"{dataset.path} asks questions: --endpoint and --curve take one scale")
     infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
     shared = [q for q in dataset.questions if all(q in info.questions for info in infos)]
@@ -128,11 +100,25 @@ def _of_questions(
         )
     dataset = dataset.about(shared)
     test = draw(dataset.test, options.rows, options.seed)
-    probes, judges = _probe(infos[0], dataset, test, options), _judged_each(infos, test, options)
+    probes = _probe(infos[0], dataset, test, options) if infos else {}
+    judges = _judged_each(infos, test, options)
+    if endpoint is not None:
+        judges.append(_at_endpoint(endpoint, test, dataset, out, options.seed))
     asked = Asked(options.target_accuracy)
     results = written(out, judges, dataset, test, _about(infos), probes, asked)
     write_report(out)
     return results
+
+
+def _at_endpoint(
+    endpoint: Endpoint, test: Sequence[JudgeExample], data: JudgeData, out: Path, seed: int
+) -> ByQuestion:
+    """Ask the model at an endpoint; a run resumes from `<out>.journal.jsonl`."""
+    journal = out.with_name(f"{out.name}.journal.jsonl")
+    if endpoint.decisions:
+        return decided_rows(endpoint, test, data, journal)
+    shots = draw(data.train, endpoint.shots, seed) if endpoint.shots else ()
+    return {"": prompted_rows(endpoint, test, shots, data, journal)}
 
 
 def _about(infos: Sequence[AdapterInfo]) -> JsonObject:
@@ -219,112 +205,3 @@ def _names(infos: Sequence[AdapterInfo]) -> list[str]:
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
         for i, name in enumerate(names)
     ]
-
-
-def _prompted_rows(
-    endpoint: Endpoint,
-    budget: Budget,
-    test: Sequence[JudgeExample],
-    shots: Sequence[JudgeExample],
-    data: JudgeData,
-    journal: Path,
-) -> JudgeRows:
-    """Ask about each test row once; a run resumes from the answers in `journal`.
-
-    An answer whose verdict cannot be read, and a refused request, is a parse failure; the log
-    counts what was refused or cut.
-
-    Raises:
-        UserError: if the endpoint is down, refuses all requests, or `max_cost` is reached.
-    """
-    template = Template.load(data.card.template, data.card.rubric)
-    questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
-    with closing(Journal(journal, _settings(endpoint, questions))) as kept:
-        answers = _answers(endpoint, budget, questions, kept)
-    scored = [_scored(answers[example.id], data.scale) for example in test]
-    rows = [prediction(endpoint.model, *pair) for pair in zip(test, scored, strict=True)]
-    return JudgeRows(endpoint.model, f"{endpoint.model} at an endpoint", rows)
-
-
-def _messages(
-    example: JudgeExample, shots: Sequence[JudgeExample], template: Template, scale: Scale
-) -> Messages:
-    """Return the template's prompt, preceded by some training rows with their answers."""
-    turns: Messages = []
-    for row in (*shots, example):
-        system, user = row.system or "", row.prompt
-        if user is None:
-            system, user = template.render(row, scale)
-        if not turns and system:
-            turns.append({"role": "system", "content": system})
-        turns.append({"role": "user", "content": user})
-        if row is not example:
-            turns.append({"role": "assistant", "content": row.answer(scale) or ""})
-    return turns
-
-
-def _settings(endpoint: Endpoint, questions: Mapping[str, Messages]) -> dict[str, str | int]:
-    """Return what an answer depends on: a journal of other settings is refused."""
-    hashed = sha256(repr(sorted(questions.items())).encode()).hexdigest()
-    return {"model": endpoint.model, "questions": hashed, "max_tokens": endpoint.max_tokens}
-
-
-def _answers(
-    endpoint: Endpoint, budget: Budget, questions: Mapping[str, Messages], journal: Journal
-) -> dict[str, Entry]:
-    """Return each row's journal entry, after asking about the rows that have none."""
-    done = {entry["id"]: entry for entry in journal.entries}
-    budget.spent = sum(entry["cost"] for entry in done.values())
-    waiting = [id_ for id_ in questions if id_ not in done]
-
-    async def ask(id_: str) -> None:
-        entry: Entry = {"id": id_, "text": "", "cost": 0.0}
-        try:
-            reply = await client.ask(questions[id_], None)
-            cost = budget.cost(reply.usage)
-            entry |= {"text": reply.text, "cost": cost, "usage": asdict(reply.usage)}
-            entry |= {"cut": True} if reply.cut else {}
-        except RefusedError as refused:
-            entry["refused"] = str(refused)
-        journal.append(entry)
-        done[id_] = entry
-
-    if waiting:
-        client = Client(
-            model=endpoint.model,
-            budget=budget,
-            base_url=endpoint.url,
-            max_tokens=endpoint.max_tokens,
-        )
-        client.ask_all(waiting, ask, "verdicts")
-    _report_missing([done[id_] for id_ in questions], endpoint)
-    return done
-
-
-def _report_missing(entries: Sequence[Entry], endpoint: Endpoint) -> None:
-    """Log how many rows have no complete answer, and why; raise UserError if all were refused."""
-    refused = Counter(entry["refused"] for entry in entries if "refused" in entry)
-    if refused and sum(refused.values()) == len(entries):
-        raise UserError(
-            f"the endpoint refuses every request ({next(iter(refused))}): correct the settings, "
-            "and give another --out"
-        )
-    for reason, count in refused.most_common():
-        log.warning("%d rows have no answer: %s", count, reason)
-    if cut := sum(bool(entry.get("cut")) for entry in entries):
-        cause = f"cut at --max_tokens {endpoint.max_tokens}: raise it for a model that thinks"
-        log.warning("%d answers were %s", cut, cause)
-
-
-def _scored(entry: Entry, scale: Scale) -> Scored:
-    """Read an answer: the verdict in the exact format, else as a person would write it.
-
-    A verdict within a thought does not count, nor one in the last line of an answer that was cut.
-    """
-    text, cut = entry["text"], entry.get("cut", False)
-    verdict = scale.parse(text) if "\n" in text or not cut else None
-    answer = answer_part(text, cut) if verdict is None else None
-    if answer is not None:
-        read = scale.read(answer)
-        verdict = scale.parse(answer) if read is None else read.verdict
-    return Scored("parse_failure" if verdict is None else "ok", verdict, verdict, raw=text)

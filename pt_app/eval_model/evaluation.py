@@ -271,8 +271,10 @@ def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
     }
     if example.asks:
         row["question"] = example.asks
-    if not scored.probabilities and scored.greedy == scored.verdict:
+    if scored.verdict_mass is None and scored.greedy == scored.verdict:
         del row["greedy"]  # as of a model at an endpoint: the verdict is that of the answer
+    if example.shares:
+        row["shares"] = example.shares
     if example.annotators:
         row["annotators"] = [annotator.model_dump() for annotator in example.annotators]
     if system := (example.meta or {}).get("system"):

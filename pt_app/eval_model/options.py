@@ -12,6 +12,7 @@ from pt_app.core.settings import (
     Precision,
     ReadingMode,
 )
+from pt_app.models.endpoint.decisions import Wire
 from pt_app.models.endpoint.options import RequestOptions
 
 
@@ -36,12 +37,15 @@ class EvalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(RequestOptions):
-    """A model at an endpoint, how it is prompted, and what it may cost."""
+    """A model at an endpoint, prompted or a decision model, how it is asked, and at what cost."""
 
     url: str = flag("URL of an OpenAI-compatible endpoint", "", name="endpoint")
+    decisions: str = flag("URL of a decision model, in place of --endpoint", "")
     model: str = flag("name of the model at the endpoint", "", name="endpoint_model")
     shots: int = flag("number of training rows in its prompt", 0, low=0)
     max_tokens: int = flag("maximum length of an answer", 512, low=1, unit="tokens")
+    wire: Wire = flag("how a decision model is asked: OpenAI's Decisions or System One", "openai")
+    repeats: int = flag("how often a decision model is asked about each row", 3, low=1)
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,12 @@ class ScoreOptions:
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
     device: str = flag("cpu, cuda or mps", "cpu")
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")
+    ray: str = flag(
+        "score with the workers of a Ray cluster at HOST:PORT; auto: that of this machine, or one "
+        "of its own",
+        "",
+        unit="address",
+    )
+    workers: int | None = flag(
+        "number of Ray workers, of a thread and a judge each; default: one per CPU", None, low=1
+    )

@@ -1,4 +1,8 @@
-"""`judge score`: judge the rows of a file, in parts from which a killed run resumes."""
+"""`judge score`: judge the rows of a file, in parts from which a killed run resumes.
+
+A few parts at a time are sorted, so that rows that share the start of their prompts are in one; the
+output has the order of the input. Neither rows nor judgements are held all at once.
+"""
 
 import contextlib
 import csv
@@ -8,10 +12,12 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pt_app.core import files
 from pt_app.core.choosing import FAR, FAR_LINE, apart
@@ -20,7 +26,7 @@ from pt_app.core.files import refuse_overwrite, sha256_file, shown, write_text_a
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
 from pt_app.eval_model.options import ScoreOptions
-from pt_app.judge import PROBLEM, Answer, Judge, row_id
+from pt_app.judge import PROBLEM, Answer, Judge, Judgement, row_id
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.question_import import StateMap
@@ -33,11 +39,16 @@ ANSWERED = (
     "probabilities",
 )
 ENDINGS = (".jsonl", ".csv", ".parquet")
-PART = 500  # rows; a killed run loses at most so many
+# Rows; a killed run loses at most so many in each worker, and as many are read with one rubric.
+PART = 100
+WINDOW = 200  # parts that are sorted, and put in order again, in memory
+WHO = ("ray", "workers")  # options that change who judges, and no judgement
 JOB = "job.json"  # in the folder of parts: whose they are
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 Row = tuple[Place, Json]
+Part = Sequence[tuple[int, Row]]
+"""Rows with their number in the shard."""
 
 
 def shard_of(text: str, rows: int) -> range:
@@ -57,7 +68,7 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
 
     Raises:
         UserError: for files that cannot be read or written, an output that is also read or that
-            another process writes, and parts of another job.
+            another process writes, parts of another job, and a Ray cluster that is not to be had.
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
@@ -71,8 +82,9 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
             counts = _score(adapter, input, output, parts, options)
             shutil.rmtree(parts)
         finally:
-            if not (parts / JOB).exists():  # the job was refused before it began
-                lock.unlink(missing_ok=True)
+            if not any(parts.glob("*.jsonl")):  # nothing is judged that a later run would need
+                for path in (parts / JOB, lock):
+                    path.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     parts.rmdir()
     return counts
@@ -81,17 +93,68 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
 def _score(
     adapter: Path, input: str, output: Path, parts: Path, options: ScoreOptions
 ) -> dict[str, int]:
+    if options.workers and not options.ray:
+        raise UserError(f"--workers {options.workers}: they are Ray's: say --ray auto too")
     table = open_table(input, Reading(options.encoding, stand_in=lambda e: {PROBLEM: str(e)}))
-    state = verify_adapter(adapter).state
+    info = verify_adapter(adapter)
     columns: ColumnMap | StateMap | None = None
-    if state and options.feedback:
+    if info.state and options.feedback:
         raise UserError("--feedback: a judge of questions writes none: leave it out")
-    if state:
-        columns = StateMap.of(table, options.map, state)
+    if info.state:
+        columns = StateMap.of(table, options.map, info.state)
     elif options.map:
         columns = ColumnMap.from_flags(options.map)
         columns.check(table.columns, table.name)
     sample = [row for _, row in itertools.islice(_rows(table, columns), SAMPLE)]
+    shard = shard_of(options.shard, sum(1 for _ in table.rows()))
+    source = Path(input.partition("::")[0])  # a member of an archive follows its name
+    deciding = {name: value for name, value in asdict(options).items() if name not in WHO}
+    job = {
+        "judge": info.name,
+        "input": sha256_file(source) if source.is_file() else input,
+        "options": json.loads(json.dumps(deciding)),
+        "rows_a_part": PART,
+        "parts_a_window": WINDOW,
+    }
+    _open_parts(parts, job)
+    here = replace(options, base=_absolute(options.base))  # workers have another working folder
+    start = partial(_start, adapter.absolute(), here, sample)
+    rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
+    missing = _missing(rows, ("rubric", *info.row_fields, "messages", "input"), parts)
+    for number, lines in _done(start, missing, options):
+        write_text_atomic(_path(parts, number), lines)  # a part that exists is whole
+    judged = partial(_judgements, parts, len(shard))
+    counts, names, far = Counter[str](), dict[str, None](), 0
+    for row in judged():
+        counts[row["status"]] += 1
+        names |= dict.fromkeys(row)
+        far += not info.state and apart(row["verdict"], row["greedy"], info.scale)
+    _write(output, judged(), list(names))
+    if not info.state:
+        log.info(FAR_LINE, shown(output.name), far, len(shard), FAR)
+    return dict(counts)
+
+
+def _done(
+    start: Callable[[], Callable[[Part], str]],
+    parts: Iterable[tuple[int, Part]],
+    options: ScoreOptions,
+) -> Iterator[tuple[int, str]]:
+    """Judge parts here or with Ray, and yield the number of each with its lines."""
+    if options.ray:
+        from pt_app.eval_model.workers import in_workers
+
+        gpus = options.device.startswith("cuda")
+        yield from in_workers(start, parts, options.ray, options.workers, gpus)
+        return
+    judged = None
+    for number, part in parts:
+        judged = judged or start()  # takes seconds, and is not needed if all is judged
+        yield number, judged(part)
+
+
+def _start(adapter: Path, options: ScoreOptions, sample: Sequence[Json]) -> Callable[[Part], str]:
+    """Load the judge, in a worker or here, and return what judges a part."""
     judge = Judge.load(
         adapter,
         base=options.base,
@@ -101,34 +164,59 @@ def _score(
         sample=sample,
         order=options.order,
     )
-    shard = shard_of(options.shard, sum(1 for _ in table.rows()))
-    source = Path(input.partition("::")[0])  # a member of an archive follows its name
-    job = {
-        "judge": judge.name,
-        "input": sha256_file(source) if source.is_file() else input,
-        "options": json.loads(json.dumps(asdict(options))),
-        "rows_a_part": PART,
-    }
-    _open_parts(parts, job)
-    rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
-    judged: list[Json] = []
-    for number in range(-(-len(shard) // PART)):
-        path, batch = parts / f"{number:06}.jsonl", list(itertools.islice(rows, PART))
-        if not path.exists():  # staged then renamed: a part that exists is whole
-            _write_part(judge, batch, path, options.feedback)
-        with open(path, encoding="utf-8", newline="\n") as file:  # texts may hold other line ends
-            judged += map(json.loads, file)
-    if len(judged) != len(shard):
-        raise UserError(
-            f"{parts} holds {len(judged):,} judgements of {len(shard):,} rows: was {input} or the "
-            "folder changed meanwhile? Remove the folder, and score again"
-        )
-    _write(output, judged)
-    if state:
-        return dict(Counter(row["status"] for row in judged))
-    far = sum(apart(row["verdict"], row["greedy"], judge.info.scale) for row in judged)
-    log.info(FAR_LINE, shown(output.name), far, len(judged), FAR)
-    return dict(Counter(row["status"] for row in judged))
+    return partial(_judged, judge, options.feedback, not options.ray)
+
+
+def _absolute(base: str | None) -> str | None:
+    """Return the path of a base that is a folder or file; a hub id as it is."""
+    return str(Path(base).absolute()) if base and Path(base).exists() else base
+
+
+def _missing(
+    rows: Iterator[Row], shown_first: Sequence[str], parts: Path
+) -> Iterator[tuple[int, Part]]:
+    """Yield the parts that are not judged yet, with their numbers.
+
+    Args:
+        rows: of the shard.
+        shown_first: fields in the order of the prompt, by which the rows of a window are sorted.
+        parts: the folder of those that are.
+    """
+    numbered, number = enumerate(rows), itertools.count()
+    while window := list(itertools.islice(numbered, WINDOW * PART)):
+        window.sort(key=lambda each: [str(each[1][1].get(name) or "") for name in shown_first])
+        for first in range(0, len(window), PART):
+            if not _path(parts, this := next(number)).exists():
+                yield this, window[first : first + PART]
+
+
+def _path(parts: Path, number: int) -> Path:
+    return parts / f"{number:06}.jsonl"
+
+
+def _judgements(parts: Path, count: int) -> Iterator[Json]:
+    """Yield the judgements of all rows in their order, of which a window is in memory.
+
+    Raises UserError where a row has none, or several.
+    """
+    for first in range(0, count, WINDOW * PART):
+        last = min(first + WINDOW * PART, count)
+        paths = [_path(parts, n) for n in range(first // PART, -(-last // PART))]
+        window = sorted(itertools.chain(*map(_read_part, paths)), key=itemgetter(0))
+        if [number for number, _ in window] != list(range(first, last)):
+            raise UserError(
+                f"{parts} holds {len(window):,} judgements of the {last - first:,} rows from "
+                f"{first + 1:,} on: was the input or the folder changed meanwhile? Remove the "
+                "folder, and score again"
+            )
+        yield from (row for _, row in window)
+
+
+def _read_part(path: Path) -> list[tuple[int, Json]]:
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="\n") as file:  # texts may hold other line ends
+        return list(map(json.loads, file))
 
 
 def _rows(table: Table, columns: ColumnMap | StateMap | None) -> Iterator[Row]:
@@ -159,17 +247,23 @@ def _open_parts(parts: Path, job: Json) -> None:
         )
 
 
-def _write_part(judge: Judge, batch: Sequence[Row], path: Path, feedback: bool) -> None:
-    places, rows = [place for place, _ in batch], [row for _, row in batch]
+def _judged(judge: Judge, feedback: bool, progress: bool, part: Part) -> str:
+    """Judge the rows of a part: a line each, with the number of the row."""
+    places, rows = [place for _, (place, _) in part], [row for _, (_, row) in part]
     if judge.info.questions:
-        answers = judge.answer(rows, places, progress=True)
+        answers = judge.answer(rows, places, progress=progress)
         named = zip(rows, places, answers, strict=True)
-        write_text_atomic(path, _as_lines([_answer_row(*each, judge.name) for each in named]))
-        return
-    judged = map(asdict, judge.score(rows, feedback=feedback, progress=True, places=places))
+        judged = [_answer_row(*each, judge.name) for each in named]
+    else:
+        scored = judge.score(rows, feedback=feedback, progress=progress, places=places)
+        judged = list(map(_as_row, scored))
+    numbers = [number for number, _ in part]
+    return "".join(map(_as_line, zip(numbers, judged, strict=True)))
+
+
+def _as_row(judgement: Judgement) -> Json:
     optional = ("answer", "problem")
-    kept = [{k: v for k, v in one.items() if k not in optional or v is not None} for one in judged]
-    write_text_atomic(path, _as_lines(kept))
+    return {k: v for k, v in asdict(judgement).items() if k not in optional or v is not None}
 
 
 def _answer_row(row: Json, place: Place, answers: dict[str, Answer] | str, judge: str) -> Json:
@@ -186,30 +280,30 @@ def _answer_row(row: Json, place: Place, answers: dict[str, Answer] | str, judge
     return named | {"status": statuses[0] if statuses else "ok"} | columns
 
 
-def _as_lines(rows: Sequence[Json]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _as_line(row: object) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _write(output: Path, rows: Sequence[Json]) -> None:
-    if output.suffix == ".jsonl":
-        write_text_atomic(output, _as_lines(rows))
-        return
-    flat = [
+def _write(output: Path, rows: Iterable[Json], names: Sequence[str]) -> None:
+    flat = (
         {k: json.dumps(cell) if isinstance(cell, dict) else cell for k, cell in row.items()}
         for row in rows
-    ]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    if output.suffix == ".parquet":
-        _write_parquet(output, flat, names)
-        return
-    text_file = io.StringIO(newline="")
-    writer = csv.DictWriter(text_file, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    write_text_atomic(output, text_file.getvalue())
+    )
+    with files.staged(output) as file:
+        if output.suffix == ".parquet":
+            _write_parquet(file, flat, names)
+            return
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        if output.suffix == ".csv":
+            writer = csv.DictWriter(text, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(flat)
+        else:
+            text.writelines(map(_as_line, rows))
+        text.detach()
 
 
-def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> None:
+def _write_parquet(file: IO[bytes], rows: Iterator[Json], names: Sequence[str]) -> None:
     """Write a table whose verdicts are texts: numbers and names may not share a column."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -218,12 +312,11 @@ def _write_parquet(output: Path, rows: Sequence[Json], names: Sequence[str]) -> 
     of |= dict.fromkeys(("abstain", "consistent"), arrow.bool_())
     # Of several questions behind the name of each, which may hold a point.
     kinds = {name: of[last] for name in names if (last := name.rpartition(".")[2]) in of}
-    texts = [{k: v if k in kinds or v is None else str(v) for k, v in row.items()} for row in rows]
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
-    staged = output.with_name(f".{output.name}.partial")
-    try:
-        with open(staged, "wb") as file:  # Arrow takes no name that is not UTF-8
-            parquet.write_table(arrow.Table.from_pylist(texts, schema), file)
-        staged.replace(output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error}): choose another folder") from error
+    with parquet.ParquetWriter(file, schema) as writer:  # Arrow takes no name that is not UTF-8
+        while group := list(itertools.islice(rows, WINDOW * PART)):
+            texts = [
+                {k: v if k in kinds or v is None else str(v) for k, v in row.items()}
+                for row in group
+            ]
+            writer.write_table(arrow.Table.from_pylist(texts, schema))

@@ -14,6 +14,7 @@ from pt_app.evidence.calibration import Confidence, Fitted
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Asked
+from pt_app.evidence.people import distance_to_shares
 from pt_app.evidence.summary import FAIL, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
 
@@ -132,6 +133,8 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
         covered = calibration.at_coverages(sure, verdicts[known], labels[known], scale, among)
         numbers.selective.at_coverage = covered
         numbers.selective.left_out = int((~known).sum())
+    if (far := distance_to_shares(judged.rows, every, scale, sample)) is not None:
+        numbers.annotators = far
     if scale.task == "pass_fail":
         _add_pass_fail(numbers, every[:, FAIL], judged)
     return confidence.sure - confidence.right

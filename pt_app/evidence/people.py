@@ -131,6 +131,54 @@ def ceiling(rows: Sequence[Rated], scale: Scale) -> results.Ceiling | None:
     )
 
 
+def distance_to_shares(
+    rows: Sequence[results.Prediction], chances: FloatArray, scale: Scale, sample: Resampler
+) -> results.SharesDistance | None:
+    """Measure how far a judge's distributions are from those of the annotators' verdicts.
+
+    The earth mover's distance (Rubner et al. 2000): of numbers the area between the cumulative
+    distributions, in units of the scale; without an order the total variation, 0 to 1.
+
+    Args:
+        rows: of the judge; those with two verdicts of annotators, or with votes, count.
+        chances: its probabilities [n, K], NaN for a row without.
+        scale: the scale.
+        sample: the groups of the rows.
+
+    Returns:
+        The mean distance with n, beside that of one distribution for all rows; None without rows.
+    """
+    shares = np.array([_shares(row, scale) for row in rows])
+    counted = ~np.isnan(shares[:, 0]) & ~np.isnan(chances[:, 0])
+    if not counted.any():
+        return None
+    mean = np.broadcast_to(shares[counted].mean(axis=0), shares.shape)
+    own, constant = (
+        np.where(counted, _moved(part, shares, scale), np.nan) for part in (chances, mean)
+    )
+    return results.SharesDistance(judge=sample.mean(own), constant=sample.mean(constant))
+
+
+def _shares(row: results.Prediction, scale: Scale) -> list[float]:
+    """Return the share of each verdict [K] among a row's labels; NaN for fewer than two."""
+    labels = row.annotators or []
+    if row.shares:
+        return list(row.shares)
+    if len(labels) < 2:
+        return [np.nan] * len(scale.values)
+    given = [label.verdict for label in labels]
+    return [given.count(value) / len(given) for value in scale.values]
+
+
+def _moved(a: FloatArray, b: FloatArray, scale: Scale) -> FloatArray:
+    """Return the earth mover's distance of the distributions in each row [n]."""
+    numbers = numbers_of(scale)
+    if numbers is None:
+        return np.asarray(np.abs(a - b).sum(axis=1) / 2, np.float64)
+    apart = np.abs((a - b).cumsum(axis=1))[:, :-1]
+    return np.asarray(apart @ np.diff(numbers), np.float64)
+
+
 def _consensus(places: IntArray, numbers: FloatArray | None) -> IntArray:
     """Return the positions that stand for some annotators' verdicts, all of equal weight."""
     if numbers is not None:

@@ -20,6 +20,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.comparison import compare, holm
+from pt_app.evidence.escalation import escalation
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import judge_numbers
 from pt_app.evidence.options import Asked
@@ -41,7 +42,8 @@ class JudgeRows:
     verdicts' lines changed against whole lines, and `grid` names the coarser scale that the judge
     speaks, if it does. `option_order` says how often another order of options changes the verdict.
     `rule` chose the verdicts by their probabilities (None: they were given), of
-    pairs in `order`.
+    pairs in `order`. Of a model at an endpoint `cost` is what it took, and `repeats` how far
+    repeated answers are the same.
     """
 
     name: str
@@ -57,6 +59,8 @@ class JudgeRows:
     order: str | None = None
     cut: typed.PrecisionChange | None = None
     option_order: typed.Metric | None = None
+    repeats: typed.Repeats | None = None
+    cost: typed.Cost | None = None
 
 
 def results_of(
@@ -99,11 +103,15 @@ def results_of(
         measured.ties, measured.shortened = judge.ties, judge.shortened
         measured.verdict_rule, measured.order = judge.rule, judge.order
         measured.unscored = count - len(rows)
-        if judge.rule is not None:
+        if judge.cost is not None:
+            measured.cost = judge.cost
+        if judge.repeats is not None:
+            measured.repeats = judge.repeats
+        if judge.rule is not None and measured.greedy is not None:
             log.info(FAR_LINE, judge.name, measured.far_from_greedy, measured.n, FAR)
         return measured
 
-    return Results(
+    results = Results(
         schema=typed.SCHEMA,
         leaks=typed.Leaks(n=len(leaks), examples=list(leaks[:5])),
         task=scale.task,
@@ -117,6 +125,12 @@ def results_of(
         comparisons=_comparisons(judges, answered, sample, scale),
         run=run,
     )
+    pairs = list(zip(results.models, [judge.rows for judge in judges], strict=True))
+    if paid := next((pair for pair in pairs[1:] if pair[0].cost), None):
+        found = escalation(pairs[0], paid, scale, sample)
+        if found is not None:
+            results.escalation = found
+    return results
 
 
 def _comparisons(

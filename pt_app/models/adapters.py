@@ -94,9 +94,19 @@ class AdapterInfo:
         return questions_in(self.asked)
 
     @property
+    def name(self) -> str:
+        """The name of the judge: its folder, and the start of the hash."""
+        return f"{self.folder.resolve().name}@{self.sha256[:12]}"
+
+    @property
     def row_fields(self) -> list[str]:
         """The fields of a row that it is shown."""
         return [*self.state] or asked_fields(self.template, self.scale)
+
+    @property
+    def words(self) -> str:
+        """The question that it was trained on in words, of a judge with one scale."""
+        return self.template.words(self.scale)
 
     @property
     def base_name(self) -> str:

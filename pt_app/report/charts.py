@@ -9,7 +9,7 @@ from statistics import median_high
 from typing import TYPE_CHECKING
 
 from pt_app.core.formatting import NAMES, estimate, number, one_line
-from pt_app.core.results import Calibration, Metric, Prediction, Results, Selective
+from pt_app.core.results import Calibration, Escalation, Metric, Prediction, Results, Selective
 from pt_app.report.page import Chart
 
 if TYPE_CHECKING:
@@ -151,6 +151,28 @@ def risk_coverage(selective: Selective | None) -> list[Chart]:
     parts = [curve[int(part * (len(curve) - 1))] for part in (0.25, 0.5, 0.75, 1)]
     says = "; ".join(f"surest {p.coverage:.0%}: {p.risk:.1%} wrong" for p in parts)
     return [_chart(draw, f"Risk and coverage: {says}", 3.0)]
+
+
+def escalation(found: Escalation) -> list[Chart]:
+    """Show the accuracy of two judges together by the share that the first one keeps."""
+    points = [point for point in found.points if point.right.value is not None]
+    if len(points) < 2:
+        return []
+    xs, ys = [point.kept for point in points], [point.right.value or 0.0 for point in points]
+
+    def draw(ax: "Axes") -> None:
+        ax.plot([xs[0], xs[-1]], [ys[0], ys[-1]], color=GREY, linestyle="--")
+        for x, point in zip(xs, points, strict=True):
+            if point.right.low is not None and point.right.high is not None:
+                ax.plot([x, x], [point.right.low, point.right.high], color=BLUE)
+        ax.plot(xs, ys, "o-", color=BLUE)
+        if found.chosen is not None:
+            ax.axvline(found.chosen.kept, color=GREEN)
+        ax.set_xlabel("share of rows kept, surest first (dashed: kept at random)")
+        ax.set_ylabel("accuracy")
+
+    says = "; ".join(f"{p.kept:.0%} kept: {estimate(p.right)}" for p in points)
+    return [_chart(draw, f"Accuracy by rows kept: {says}", 3.0)]
 
 
 def training(history: Sequence[Mapping[str, float]]) -> list[Chart]:

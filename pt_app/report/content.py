@@ -56,6 +56,8 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         _numbers(results),
         _confusion(rows, judge),
         *parts.evidence_sections(judge),
+        parts.endpoint_section(results),
+        parts.escalation_section(results.escalation),
         parts.people_section(results.people),
         _by_error(results, judge),
         parts.attack_section(read_attacks(folder)),

@@ -133,6 +133,22 @@ def matrix(
     return Grid([corner, *map(named, columns), "n"], body, heat=True)
 
 
+def endpoint_section(evaluation: results.Results) -> Section | None:
+    """Compare the probabilities of all judges; None if none is a decision model at an endpoint."""
+    judges = [model for model in evaluation.models if model.calibration]
+    if not any(model.repeats for model in judges):
+        return None
+    return Section("Probabilities, judge by judge", blocks("endpoint", judges=judges))
+
+
+def escalation_section(found: results.Escalation | None) -> Section | None:
+    """Return what is reached by sending some rows to an endpoint; None if that was not measured."""
+    if found is None:
+        return None
+    first = blocks("escalation", found=found)
+    return Section("Accept or escalate", [*first, *charts.escalation(found)])
+
+
 def people_section(agreement: results.AnnotatorAgreement | None) -> Section | None:
     """Return how far the annotators agree with each other; None if no row has several."""
     if agreement is None:

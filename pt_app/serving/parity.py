@@ -182,11 +182,10 @@ class Reference:
             encoder.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
         )
         trie = verdict_trie(encoder)
-        name = f"{info.folder.resolve().name}@{info.sha256[:12]}"
         used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
         logs = Plain(model.eval(), encoder.end_token_id).read(cases, trie)
         texts = [write(case.messages) for case in cases]
-        return Reference(name, encoder, trie, cases, texts, logs, used)
+        return Reference(info.name, encoder, trie, cases, texts, logs, used)
 
     def compared(self, engine: Engine, against: str) -> Compared:
         """Compare an engine with the reference."""

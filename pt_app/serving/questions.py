@@ -118,11 +118,14 @@ def judgements_of(judge: Judge, rows: Sequence[Asked]) -> Sequence[Judgement]:
 
 def _asked_of_several(question: Question, state: Json, judge: Judge, strict: bool) -> Asked:
     """Ask a judge of questions, in the form of prompts that it was trained on."""
+    # A client whose scores have few levels asks a fine scale as a choice of its numbers.
+    forms = [question, replace(question, kind="score")] if question.kind == "choice" else [question]
     try:
-        declared = core.Question.of("asked", _declared(question, judge), "questions")
+        read = [core.Question.of("asked", _declared(form, judge), "questions") for form in forms]
     except UserError as error:
         raise RefusedError(str(error), 422, "questions") from error
-    known = judge.known(declared)
+    each = [judge.known(one) for one in read]
+    known = next((one for one in each if one in judge.info.questions), each[0])
     trained = known in judge.info.questions
     if strict and not trained:
         own = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
@@ -134,8 +137,8 @@ def _asked_of_several(question: Question, state: Json, judge: Judge, strict: boo
         example = state_example(row or {}, Place(Path("state"), 1, lines=False), fields, "state")
     except UserError as error:
         raise RefusedError(str(error), 422, "state") from error
-    values = {"bool": ("true", "false"), "choice": question.options}
-    verdicts = values.get(known.type, tuple(map(str, known.scale.values)))
+    values = {"yes_no": ("true", "false"), "choice": question.options}
+    verdicts = values.get(question.kind, tuple(map(str, known.scale.values)))
     return Asked(judge, None, example.model_copy(update={"question": known}), verdicts, trained)
 
 
@@ -181,7 +184,8 @@ def _is_own(question: Question, judge: Judge) -> bool:
     """
     words, own = one_line(question.instructions), _own_options(judge)
     words = words.removesuffix(MLFLOW_WORDS).strip()
-    if (words and words != one_line(rubric_of(judge))) or any(question.descriptions):
+    known = ("", one_line(rubric_of(judge)), one_line(judge.info.words))
+    if words not in known or any(question.descriptions):
         return False
     options, task = list(question.options), judge.info.scale.task
     if question.kind == "score":

@@ -1,4 +1,7 @@
-"""Ask a model behind an OpenAI-compatible endpoint: within a budget, with retries, in parallel."""
+"""Ask a model behind an endpoint: within a budget, with retries, in parallel.
+
+It writes text (OpenAI's chat completions), or decides (the wires of decisions.py).
+"""
 
 import asyncio
 import json
@@ -10,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,8 +25,10 @@ from pt_app.models.endpoint.reply import (
     AgainError,
     RefusedError,
     Reply,
+    decisions_of,
     error_of,
     one_line,
+    parsed_json,
     reply_of,
     whole_characters,
 )
@@ -38,7 +44,11 @@ COMPLAINTS = {
     "response_format": ("response_format", "json_schema", "schema"),
     "temperature": ("temperature",),
 }
+CHAT = "/chat/completions"
 Messages = Sequence[Mapping[str, str]]
+Schema = Mapping[str, object]
+Body = dict[str, Any]
+Read = Callable[[object, Usage], Reply]
 Item = TypeVar("Item")
 
 
@@ -73,7 +83,7 @@ class Client:
             "temperature": self.temperature,
         }
 
-    async def ask(self, messages: Messages, schema: Mapping[str, object] | None) -> Reply:
+    async def ask(self, messages: Messages, schema: Schema | None) -> Reply:
         """Get one answer, of a JSON schema or (None) in free text.
 
         Raises RefusedError where this request cannot be answered, MoneySpentError at the limit,
@@ -81,13 +91,25 @@ class Client:
         """
         # Bytes over two is more than any tokenizer makes of a text, and counts the roles' tokens.
         prompt = sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // 2 + 50
-        estimate = Usage(prompt, self.max_tokens)
+        write = partial(self._chat, messages, schema)
+        return await self._answered(CHAT, write, reply_of, Usage(prompt, self.max_tokens))
+
+    async def decide(self, url: str, body: Mapping[str, object]) -> Reply:
+        """Get a decision model's answers to one request at `url`, as JSON; raises as `ask`."""
+        sent: Body = parsed_json(json.dumps(body))
+        estimate = Usage(len(json.dumps(sent, ensure_ascii=False).encode()) // 2 + 50)
+        return await self._answered(url, lambda: sent, decisions_of, estimate)
+
+    async def _answered(
+        self, url: str, write: Callable[[], Body], read: Read, estimate: Usage
+    ) -> Reply:
+        """Make a request, and again where that may help; `write` is called for each try."""
         attempt = 1
         while True:
             entry = await self.budget.acquire(estimate)
             usage: Usage | None = None
             try:
-                reply = await self._once(messages, schema, estimate)
+                reply = read(await self._once(url, write()), estimate)
                 usage = reply.usage
                 return reply
             except AgainError as again:
@@ -139,24 +161,22 @@ class Client:
             limit = f"--max_cost {self.budget.limits.max_cost:g}"
             raise UserError(f"stopped at {limit}: {done}: {remedy}") from failed[0]
 
-    async def _once(
-        self, messages: Messages, schema: Mapping[str, object] | None, estimate: Usage
-    ) -> Reply:
-        """Make one request; raises AgainError where another try may help."""
-        import openai
-
-        sent = dict(self._options)
+    def _chat(self, messages: Messages, schema: Schema | None) -> Body:
+        sent = {"model": self.model, **self._options}
         if schema is None:
             sent.pop("response_format", None)
         elif "response_format" in sent:
             judgement = {"name": "judgement", "strict": True, "schema": dict(schema)}
             sent["response_format"] = {"type": "json_schema", "json_schema": judgement}
-        turns: Any = [{**turn, "content": whole_characters(turn["content"])} for turn in messages]
+        turns = [{**turn, "content": whole_characters(turn["content"])} for turn in messages]
+        return sent | {"messages": turns}
+
+    async def _once(self, url: str, sent: Body) -> object:
+        """Make one request, and return its JSON; raises AgainError where another try may help."""
+        import openai
+
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model=self.model, messages=turns, **sent
-            )
-            body = json.loads(raw.text)
+            body: object = json.loads(await self._client.post(url, cast_to=str, body=sent))
         except openai.APIStatusError as error:
             message = error.body.get("message") if isinstance(error.body, dict) else None
             problem = one_line(message or error.message)
@@ -171,7 +191,7 @@ class Client:
             if failure[0] < 400:  # unknown, so another try may help
                 raise AgainError(failure[1])
             raise self._status(*failure, None, sent)
-        return reply_of(body, estimate)
+        return body
 
     def _status(
         self, status: int, problem: str, after: float | None, sent: Mapping[str, object]
@@ -184,7 +204,7 @@ class Client:
             return UserError(f"{self.where} {refusal} (status {status}): export a valid one")
         if status == 404:
             refusal = f"knows no model {self.model} at this address (status 404)"
-            remedy = "correct --model or --base_url (it usually ends in /v1)"
+            remedy = "correct the model's name or the URL (which usually ends in /v1)"
             return UserError(f"{self.where} {refusal}: {remedy}")
         if status == 400 and (option := self._without(problem.casefold(), sent)):
             return AgainError(f"status 400 about {option}", 0.0)

@@ -1,4 +1,4 @@
-"""Read what an OpenAI-compatible endpoint answered, whatever shape it gave it."""
+"""Read what an endpoint answered, whatever shape it gave it."""
 
 import json
 import re
@@ -37,12 +37,14 @@ class Reply:
     """An answer's text and what it took; `estimated` where the endpoint did not say.
 
     `cut`: it reached the maximum of tokens that was asked for, so its last line is not whole.
+    `model`: the name under which the model answered; "" if the endpoint does not say.
     """
 
     text: str
     usage: Usage
     estimated: bool
     cut: bool = False
+    model: str = ""
 
 
 def reply_of(body: object, estimate: Usage) -> Reply:
@@ -69,6 +71,22 @@ def reply_of(body: object, estimate: Usage) -> Reply:
         len(text.encode()) // 2 + 1 if answer is None else answer,
     )
     return Reply(text, usage, prompt is None or answer is None, reason == "length")
+
+
+def decisions_of(body: object, estimate: Usage) -> Reply:
+    """Read the body of a decision model's answer; its text is the JSON of the answers.
+
+    Raises AgainError where there are none.
+    """
+    fields = _mapping(body)
+    answers, counts = fields.get("answers"), _mapping(fields.get("usage"))
+    if not isinstance(answers, list | Mapping):
+        raise AgainError("an answer without answers", of_row=True)
+    prompt = _count(counts.get("input_tokens"))
+    answer = _count(counts.get("output_tokens")) or 0
+    usage = Usage(estimate.prompt if prompt is None else prompt, answer)
+    text = json.dumps(answers, ensure_ascii=False)
+    return Reply(text, usage, prompt is None, model=one_line(fields.get("model") or ""))
 
 
 def error_of(body: object) -> tuple[int, str] | None:

@@ -1,0 +1,169 @@
+"""A decision model at an endpoint as a judge: asked about each row several times, at a price.
+
+It is asked in the words of the dataset's rubric, or of its questions, about the fields that an
+adapter is shown, and answers with a probability for each verdict.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pt_app.core.choosing import choose, mean_of, resolved_rule
+from pt_app.core.dataset import JudgeData, JudgeExample
+from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template, asked_fields
+from pt_app.core.results import Repeats
+from pt_app.core.verdicts import Scale
+from pt_app.eval_model.asking import Answers, asked_all, hash_of
+from pt_app.eval_model.evaluation import ByQuestion, prediction
+from pt_app.eval_model.options import Endpoint
+from pt_app.evidence.intervals import Resampler
+from pt_app.evidence.results import JudgeRows
+from pt_app.models.endpoint.decisions import Decision, answer_to, request, route
+from pt_app.models.endpoint.journal import Entry
+from pt_app.scoring.scorer import Scored
+
+ONLY = "verdict"  # the name of the question of a dataset that declares none
+Asked = Mapping[str, Decision]
+Chances = Sequence[float] | None  # None: no answer that can be read
+log = logging.getLogger(__name__)
+
+
+def decided_rows(
+    endpoint: Endpoint, test: Sequence[JudgeExample], data: JudgeData, journal: Path
+) -> ByQuestion:
+    """Ask a decision model about each test row, `endpoint.repeats` times; resumes from `journal`.
+
+    All questions of a row are asked in one request. The first answer counts; the others show how
+    far the model agrees with itself. One that is refused or cannot be read is a parse failure, and
+    the log counts them.
+
+    Returns:
+        Its rows by question; "": without one.
+
+    Raises:
+        UserError: as `asked_all`, if no answer can be read, and for a scale that is too fine.
+    """
+    asked = _questions(test, data)
+    fields = _fields(data)
+    bodies = {
+        row.id: request(endpoint.wire, endpoint.model, _state(row, fields), asked[row.id])
+        for row in test
+    }
+    turns, url = range(1, endpoint.repeats + 1), route(endpoint.decisions, endpoint.wire)
+    requests = {f"{turn} {name}": body for turn in turns for name, body in bodies.items()}
+    settings = {"questions": hash_of(bodies)}
+    answers = asked_all(endpoint, requests, settings, journal, lambda c, b: c.decide(url, b))
+    read = _read(answers, test, asked, endpoint.repeats)
+    rows: dict[str, JudgeRows] = {}
+    for name, view in data.views():
+        own = [i for i, row in enumerate(test) if row.asks == name]
+        scored = [[_scored(one, view.scale) for one in read[i]] for i in own]
+        examples, count = [test[i] for i in own], endpoint.repeats
+        pairs = zip(examples, scored, strict=True)
+        rows[name] = JudgeRows(
+            endpoint.model,
+            answers.name,
+            [prediction(endpoint.model, row, first) for row, (first, *_) in pairs],
+            rule=resolved_rule("auto", view.scale),
+            repeats=_repeats(scored, [row.group for row in examples]),
+            cost=answers.cost(len(own) * count, len(test) * count),
+        )
+    return rows
+
+
+def _questions(test: Sequence[JudgeExample], data: JudgeData) -> dict[str, dict[str, Decision]]:
+    """Return what is asked about each row, by its id: all questions that it has a label for."""
+    scales = {name: view.scale for name, view in data.views()}
+    words = "" if data.questions else _words(data)
+    asked: dict[str, dict[str, Decision]] = {}
+    for row in test:
+        decision = Decision.of(scales[row.asks], words, row.question)
+        asked.setdefault(row.id, {})[row.asks or ONLY] = decision
+    return asked
+
+
+def _words(data: JudgeData) -> str:
+    words = Template.load(data.card.template, data.card.rubric).words(data.scale)
+    if not words.strip():
+        problem = f"{data.path} has neither a rubric nor a template with a system text"
+        raise UserError(f"{problem}: a decision model is asked in its words; write a rubric")
+    return words
+
+
+def _fields(data: JudgeData) -> list[str]:
+    """Return the fields of a row that an adapter is shown."""
+    if data.questions:
+        return data.card.state
+    shown = asked_fields(Template.load(data.card.template, data.card.rubric), data.scale)
+    named = ("candidates" if name.startswith("candidate_") else name for name in shown)
+    return [*dict.fromkeys(named), "rubric"]
+
+
+def _state(row: JudgeExample, fields: Sequence[str]) -> Any:
+    """Return what is asked about: the fields of a row, or the turns of a chat row."""
+    if row.row is not None:
+        return {name: row.row[name] for name in fields}
+    if row.prompt is not None:
+        turns = (("system", row.system), ("user", row.prompt))
+        return {"messages": [{"role": who, "content": said} for who, said in turns if said]}
+    return row.model_dump(include=set(fields), exclude_none=True)
+
+
+def _read(
+    answers: Answers, test: Sequence[JudgeExample], asked: Mapping[str, Asked], repeats: int
+) -> list[list[Chances]]:
+    """Return the probabilities of each row in each of its answers, and log what cannot be read.
+
+    Raises:
+        UserError: if that is all.
+    """
+    problems: Counter[str] = Counter()
+
+    def chances(entry: Entry, row: JudgeExample) -> Chances:
+        if "refused" in entry:
+            return None
+        name, questions = row.asks or ONLY, asked[row.id]
+        try:
+            given = answer_to(name, [*questions], json.loads(entry["text"]))
+            return questions[name].chances(given)
+        except ValueError as error:
+            problems[str(error)] += 1
+            return None
+
+    turns = range(1, repeats + 1)
+    read = [[chances(answers.entries[f"{turn} {row.id}"], row) for turn in turns] for row in test]
+    if problems and not any(one for each in read for one in each):
+        problem = f"no answer of {answers.model} can be read ({problems.most_common(1)[0][0]})"
+        raise UserError(f"{problem}: correct --wire or --endpoint_model, and give another --out")
+    for problem, count in problems.most_common():
+        log.warning("%d answers of %s cannot be read: %s", count, answers.model, problem)
+    return read
+
+
+def _scored(chances: Chances, scale: Scale) -> Scored:
+    if chances is None:
+        return Scored("parse_failure")
+    verdict = choose(chances, scale, resolved_rule("auto", scale))
+    expected = mean_of(chances, scale)
+    return Scored("ok", verdict, verdict, probabilities=tuple(chances), expected=expected)
+
+
+def _repeats(scored: Sequence[Sequence[Scored]], groups: Sequence[str]) -> Repeats | None:
+    """Return how far repeated answers are the same; None if each row was asked about once."""
+    times = len(scored[0]) if scored else 1
+    if times == 1:
+        return None
+    verdicts = [{one.verdict for one in each} for each in scored]
+    flips = [None if own == {None} else float(len(own) > 1) for own in verdicts]
+    moved = [
+        abs(p - q)
+        for first, *others in scored
+        for other in others
+        for p, q in zip(first.probabilities, other.probabilities, strict=False)
+    ]
+    share = Resampler(groups).share(flips)
+    return Repeats(times=times, flips=share, probability=max(moved, default=None))

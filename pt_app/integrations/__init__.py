@@ -1,0 +1,1 @@
+"""A judge in process inside of other evaluators: inspect_ai, Weave, DeepEval."""
