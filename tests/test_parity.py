@@ -49,7 +49,8 @@ def options(base: Path) -> ParityOptions:
 
 @pytest.fixture(scope="module")
 def reference(adapter: Path, data: Path, options: ParityOptions) -> Reference:
-    return Reference.of(adapter, data, options)
+    (one,) = Reference.of(adapters.verify_adapter(adapter), data, options)
+    return one
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ class Shifted(Plain):
         logs = super().read(cases, trie)
         return logs + np.random.default_rng(0).normal(0, self.noise, logs.shape)
 
-    def tokens(self, text: str) -> list[int] | None:
+    def tokens(self, case: Any) -> list[int] | None:
         return [1]
 
 
@@ -80,8 +81,8 @@ def shifted(model: Any, reference: Reference, noise: float, precision: Precision
 def few(reference: Reference) -> Reference:
     """The first rows and attacks of a reference."""
     kept = [0, 1, ROWS, ROWS + 1]
-    cases, texts = ([each[i] for i in kept] for each in (reference.cases, reference.texts))
-    return replace(reference, cases=cases, texts=texts, logs=reference.logs[kept])
+    cases = [reference.cases[i] for i in kept]
+    return replace(reference, cases=cases, logs=reference.logs[kept])
 
 
 def test_the_reference_is_the_same_as_itself(model: Any, reference: Reference) -> None:
@@ -261,7 +262,7 @@ def test_targets_that_cannot_be_asked_are_named(
         (f"merged:{tmp_path}", "config.json"),
     ):
         with pytest.raises(UserError, match=said):
-            parity(reference, [target], options)
+            parity([reference], [target], options)
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,12 @@ def import_(
     plan: SplitPlan,
 ) -> None:
     """Turn a file of labels into a dataset folder: split without leaks, checked and documented."""
+    from pt_app.judge_data.decision_rows import LABELS
     from pt_app.judge_data.importing import import_labels
     from pt_app.judge_data.question_import import import_questions
 
-    run = import_questions if options.questions else import_labels
+    asks = options.questions or options.format in LABELS
+    run = import_questions if asks else import_labels
     print("\n".join(run(files, out, options, replace(plan, into=into), append=append)))
 
 

@@ -14,7 +14,8 @@ def parity(
     *,
     adapter: Path = flag("adapter folder of the judge", positional=True),
     against: Sequence[str] = flag(
-        "gguf:FILE, gguf:BASE+LORA, mlx:FOLDER, merged:FOLDER or a URL; may be repeated"
+        "gguf:FILE, gguf:BASE+LORA, mlx:FOLDER, merged:FOLDER, transformers:FOLDER or a URL; "
+        "may be repeated"
     ),
     data: Path = flag("dataset folder, whose test rows are compared"),
     options: ParityOptions,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -193,6 +194,24 @@ def cannot_read(path: Path, error: OSError) -> str:
     if isinstance(error, PermissionError):
         remedy = f"its owner can give the right to (chmod a+r {path})"
     return f"{path} cannot be read ({error.strerror}): {remedy}"
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder beside `folder`, to be renamed to it; what is not is removed at the end.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        try:
+            staged.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(cannot_write(folder, error)) from error
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: BaseException) -> str:

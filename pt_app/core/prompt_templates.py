@@ -1,6 +1,8 @@
 """Prompt templates: folders of small text files with named fields, and how they are filled in."""
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,8 @@ _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SCALE_FIELDS = ("low", "high", "verdict_form")
 _TEXTS = ("rubric", "source", "conversation", "context", "reference")
 _CANDIDATES = ("candidate", "candidate_a", "candidate_b")
-_ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, *_CANDIDATES, "state", "question")
-FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": _ALL_FIELDS, "user.txt": _ALL_FIELDS}
+ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, *_CANDIDATES, "state", "question")
+FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": ALL_FIELDS, "user.txt": ALL_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,36 @@ def fill(text: str, values: dict[str, str | None]) -> str:
         if not names or any(values.get(name) is not None for name in names):
             lines.append(_FIELD.sub(lambda match: values.get(match.group(1)) or "", line))
     return "\n".join(lines)
+
+
+def as_jinja(text: str, known: Mapping[str, str | None], others: str) -> str:
+    """Write what `fill` makes of a text as a Jinja expression.
+
+    Args:
+        text: the text with named fields.
+        known: the fields whose values are known now.
+        others: the name of the mapping that has the other fields, none for what a row lacks.
+    """
+    lines = []
+    for line in text.split("\n"):
+        names = _FIELD.findall(line)
+        open_fields = [f"{others}.{name}" for name in names if name not in known]
+        shown = not names or any(known.get(name) is not None for name in names)
+        if not shown and not open_fields:
+            continue
+        # Jinja reads JSON's escapes, but not those of surrogate pairs: no escapes but the needed.
+        pieces = [
+            f'({others}.{part} or "")'
+            if number % 2 and part not in known
+            else json.dumps((known[part] or "") if number % 2 else part, ensure_ascii=False)
+            for number, part in enumerate(_FIELD.split(line))
+        ]
+        written = " ~ ".join(pieces)
+        if not shown:
+            found = " or ".join(f"{name} is not none" for name in open_fields)
+            written = f"({written} if {found} else none)"
+        lines.append(written)
+    return f'[{", ".join(lines)}]|reject("none")|join("\\n")'
 
 
 def scale_fields(scale: Scale) -> dict[str, str | None]:

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place, RowError, first_problem
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.judge_data.decision_rows import LABELS as DECISIONS
 from pt_app.judge_data.labels import LabelReader, key_of, nearest, reduce
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import FormatOptions, Reading
@@ -289,8 +290,9 @@ CHAT = FORMATS["chat"]
 def get(name: str) -> Format:
     """Return the format of that name; raise UserError for an unknown one."""
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.0)[0]
-        use = f"use {', '.join(FORMATS)}, or --map"
+        known = (*FORMATS, *DECISIONS)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        use = f"use {', '.join(known)}, or --map"
         raise UserError(f"--format {name} is unknown, the nearest is {near}: {use}")
     return FORMATS[name]
 

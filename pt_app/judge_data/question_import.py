@@ -25,6 +25,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite, shown
 from pt_app.core.records import JudgeExample, Place, RowError, one_line
 from pt_app.core.state_rows import examples_of
+from pt_app.judge_data.decision_rows import as_dataset
 from pt_app.judge_data.folder import FILES, build_folder
 from pt_app.judge_data.importing import Tally
 from pt_app.judge_data.labels import key_of
@@ -59,29 +60,41 @@ def import_questions(
     Raises:
         UserError: Something that the user can fix. Nothing has been written then.
     """
-    assert options.questions is not None, "called without a file of questions"
-    for name in ("format", "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
-        if getattr(options, name) != getattr(ImportOptions(), name):
-            remedy = f"write it into {options.questions}, or leave it out"
-            raise UserError(f"--{name} does not go with --questions: {remedy}")
-    refuse_overwrite([out / name for name in FILES], [*files, str(options.questions)])
+    _refuse_others(options)
+    own = [str(options.questions)] if options.questions else []
+    refuse_overwrite([out / name for name in FILES], [*files, *own])
     if len({Path(file).name for file in files}) < len(files):
         raise UserError(f"{', '.join(files)}: two files have one name: rename one")
-    card = declared(read_text(options.questions), options.questions)
     tables = [open_table(file, options.reading) for file in files]
+    if options.questions:
+        card = declared(read_text(options.questions), options.questions)
+    else:
+        card, tables = as_dataset(tables, options.format)
     tally = Tally(options.drop_bad)
     names, examples = converted(tables, card, options, tally)
     if not examples:
         raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
     about = {"origin": options.origin or f"imported: {', '.join(t.name for t in tables)}"}
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
-    imported = Row(files=[table.name for table in tables], format="", map=list(options.map))
+    imported = Row(files=[t.name for t in tables], format=options.format, map=list(options.map))
     imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
     imported["dropped"] = dict(tally.dropped.counts)
     if tally.answers.counts:
         imported["answers_left_out"] = dict(tally.answers.counts)
     folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
     return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
+
+
+def _refuse_others(options: ImportOptions) -> None:
+    """Raise UserError for flags that the questions, which say what is read, leave no place for."""
+    asked = "--questions" if options.questions else f"--format {options.format}"
+    other = "format" if options.questions else "map"
+    for name in (other, "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
+        if getattr(options, name) != getattr(ImportOptions(), name):
+            remedy = "leave it out"
+            if options.questions:
+                remedy = f"write it into {options.questions}, or {remedy}"
+            raise UserError(f"--{name} does not go with {asked}: {remedy}")
 
 
 RULE = "mean of scores, else majority; training learns the shares of all"
@@ -94,7 +107,7 @@ def converted(
 
     Args:
         tables: the files.
-        card: what `declared` returned of `options.questions`.
+        card: what `declared` or `as_dataset` returned.
         options: of the import.
         tally: counts what becomes of the rows.
 
@@ -105,9 +118,9 @@ def converted(
         UserError: for what is wrong with the questions, a column that is not there, and, unless
             `tally.drop_bad`, a row that cannot be used.
     """
-    assert options.questions is not None, "called without a file of questions"
-    typed, examples = card_of(card, options.questions), list[JudgeExample]()
-    asked = card_asks(typed, options.questions)
+    where = options.questions or Path(tables[0].name)
+    typed, examples = card_of(card, where), list[JudgeExample]()
+    asked = card_asks(typed, where)
     assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
     names = [question.name for question in asked]
     for table in tables:

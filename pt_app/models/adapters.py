@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -170,28 +169,25 @@ def save_adapter(
     """
     if folder.exists():
         raise UserError(f"{folder} exists: name another folder for the adapter")
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        staged.mkdir(parents=True)
-        _write_weights(model, staged, identity)
-        encoder.tokenizer.save_pretrained(staged)
-        _write_judge(staged, encoder, state)
-        training = without_absolute_paths({**training_config, "base": dict(identity)})
-        write_json_atomic(staged / TRAINING, training)
-        write_text_atomic(staged / CARD, "# Adapter\n")
-        info = verify_adapter(staged)
-        write_text_atomic(staged / CARD, _card(info, folder.name))
-        # Flushed before the rename: files are complete or absent.
-        for path in filter(Path.is_file, staged.rglob("*")):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(staged, folder)
+        with files.staged_folder(folder) as staged:
+            _write_weights(model, staged, identity)
+            encoder.tokenizer.save_pretrained(staged)
+            _write_judge(staged, encoder, state)
+            training = without_absolute_paths({**training_config, "base": dict(identity)})
+            write_json_atomic(staged / TRAINING, training)
+            write_text_atomic(staged / CARD, "# Adapter\n")
+            info = verify_adapter(staged)
+            write_text_atomic(staged / CARD, _card(info, folder.name))
+            # Flushed before the rename: files are complete or absent.
+            for path in filter(Path.is_file, staged.rglob("*")):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(staged, folder)
     except Exception as error:  # tokenizers has no kind of its own for a disk that is full
         if isinstance(error, UserError) or not (isinstance(error, OSError) or files.is_full(error)):
             raise
         raise UserError(files.cannot_write(folder, error)) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return verify_adapter(folder)
 
 

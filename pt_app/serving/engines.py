@@ -9,7 +9,8 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -41,10 +42,11 @@ OF_GGUF |= {"Q8_0": "8bit"}
 class Case:
     """A prompt: its turns, its ids, and whether its candidate holds control tokens as text.
 
-    `row` is what `judge serve` is given to make that prompt itself.
+    `row` is what `judge serve` is given to make that prompt itself, `text` the rendered prompt.
     """
 
     messages: list[dict[str, str]]
+    text: str
     row: Mapping[str, object]
     ids: list[int]
     attack: bool
@@ -68,8 +70,8 @@ class Engine(Protocol):
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
 
-    def tokens(self, text: str) -> list[int] | None:
-        """Return the ids that the engine makes of a rendered prompt; None if it takes ids alone."""
+    def tokens(self, case: Case) -> list[int] | None:
+        """Return the ids that the engine makes of a prompt itself; None if it takes ids alone."""
 
 
 @dataclass
@@ -95,21 +97,28 @@ class Plain:
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.inference_mode():
-                read = [
-                    read_plain(self.model, [case.ids], trie, self.pad).log_probabilities
-                    for case in cases
-                ]
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with exact_matmul(), torch.inference_mode():
+            read = [
+                read_plain(self.model, [case.ids], trie, self.pad).log_probabilities
+                for case in cases
+            ]
         return np.asarray(torch.cat(read), np.float64)
 
-    def tokens(self, text: str) -> list[int] | None:
+    def next_tokens(
+        self, cases: Sequence[Case], lead: Sequence[int], tokens: Sequence[int]
+    ) -> FloatArray:
+        """Return the log-probability of tokens behind each prompt and `lead` [cases, tokens]."""
+        rows = []
+        with exact_matmul(), torch.inference_mode():
+            for case in cases:
+                ids = torch.tensor([[*case.ids, *lead]])
+                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+                rows.append(logits.double().log_softmax(dim=-1)[[*tokens]])
+        return np.asarray(torch.stack(rows), np.float64)
+
+    def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the folder's tokenizer makes of a rendered prompt."""
-        return None if self.folder is None else _encoded(self.folder, text)
+        return None if self.folder is None else _encoded(self.folder, case.text)
 
 
 class Mlx:
@@ -143,9 +152,9 @@ class Mlx:
             rows.append([log_probability(case.ids[-1], line, cache) for line in lines])
         return np.array(rows, np.float64)
 
-    def tokens(self, text: str) -> list[int] | None:
+    def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the folder's tokenizer makes of a rendered prompt."""
-        return _encoded(self.folder, text)
+        return _encoded(self.folder, case.text)
 
 
 @dataclass
@@ -220,9 +229,9 @@ class LlamaCpp:
         given = post(f"{self.url}/completion", asked)["completion_probabilities"][0]
         return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
 
-    def tokens(self, text: str) -> list[int] | None:
+    def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the file's tokenizer makes of a rendered prompt."""
-        asked = {"content": text, "add_special": False, "parse_special": True}
+        asked = {"content": case.text, "add_special": False, "parse_special": True}
         ids: list[int] = post(f"{self.url}/tokenize", asked)["tokens"]
         return ids
 
@@ -249,7 +258,7 @@ class Vllm:
             rows.append([_of_line(c, line) for c, line in zip(choices, lines, strict=True)])
         return np.array(rows, np.float64)
 
-    def tokens(self, text: str) -> list[int] | None:
+    def tokens(self, case: Case) -> list[int] | None:
         """Return None: it is given ids."""
         return None
 
@@ -269,7 +278,11 @@ class Served:
         """Return the log-probability of each line [cases, lines]."""
         judged: list[Mapping[str, Any]] = []
         for start in range(0, len(cases), AT_ONCE):
-            rows = [case.row for case in cases[start : start + AT_ONCE]]
+            # A pair of fields would be judged in both orders.
+            rows = [
+                {"messages": case.messages} if "candidates" in case.row else case.row
+                for case in cases[start : start + AT_ONCE]
+            ]
             asked = {"rows": rows} | ({"model": self.model} if self.model else {})
             judged += post(f"{self.url}/judgements", asked)["judgements"]
         absent = [np.nan] * len(trie.paths)
@@ -282,9 +295,20 @@ class Served:
         logs = np.log(np.maximum(chances, SMALLEST)) + np.log(judged["verdict_mass"])
         return [*logs.tolist()]
 
-    def tokens(self, text: str) -> list[int] | None:
+    def tokens(self, case: Case) -> list[int] | None:
         """Return None: it is given rows, which it sanitizes itself."""
         return None
+
+
+@contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Multiply in full float32, within."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def post(url: str, body: Mapping[str, object]) -> Any:

@@ -1,19 +1,28 @@
 """`judge export`: a judge for other engines, compared with the trained one before it is kept."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import cannot_write, refuse_overwrite, write_json_atomic, write_text_atomic
-from pt_app.evidence import calibration
+from pt_app.core.files import (
+    cannot_write,
+    refuse_overwrite,
+    staged_folder,
+    write_json_atomic,
+    write_text_atomic,
+)
+from pt_app.core.questions import chosen
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
+from pt_app.serving import decisions
 from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
 from pt_app.serving.parity import FILE, Parity, Reference, parity, refuse_questions
 
@@ -24,6 +33,7 @@ DTYPES: dict[Target, tuple[Dtype, ...]] = {
     "mlx": ("float32", "float16", "bfloat16"),
     "gguf": ("float32", "float16", "bfloat16", "q8_0"),
     "gguf-lora": ("float32",),
+    "transformers": ("float32",),
 }
 MODELFILE = """\
 # ollama create NAME -f Modelfile. Ollama takes text alone: control tokens that a candidate holds
@@ -31,6 +41,22 @@ MODELFILE = """\
 FROM ./{file}
 TEMPLATE "{{{{ .Prompt }}}}"
 PARAMETER temperature 0
+"""
+NOTE = """
+Give token ids, not text: a server that renders a chat itself makes control tokens of what a
+candidate holds.
+"""
+USE = """
+`transformers.pipeline("decision", model=FOLDER)` takes `{{"state": ..., "questions": ...}}`: as the
+state an object with the fields {fields} as texts, and any of these questions, under any
+name but in these words and this order of options:
+
+```json
+{questions}
+```
+
+It reads the token that tells the verdicts apart, not the rest of their lines, and cuts nothing. The
+files of calibration are for the judge's own confidence.
 """
 
 
@@ -46,19 +72,16 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
         raise UserError(f"{out} exists: name another --out")
     if options.dtype not in DTYPES[to]:
         raise UserError(f"--dtype {options.dtype}: {to} has {', '.join(DTYPES[to])}")
-    info = adapters.verify_adapter(adapter)
-    refuse_questions(info)
+    info = _asked(adapters.verify_adapter(adapter), to, options)
     _require_engine(to)
-    staged = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with _writing(out):
-            staged.mkdir(parents=True)
+    with staged_folder(out) as staged:
         model = _loaded(info, to, options)
         with _writing(out):
             target = _written(model, info, to, staged, options.dtype)
         del model  # the reference loads its own
         own = ParityOptions(rows=options.rows, base=options.base, seed=options.seed)
-        found = parity(Reference.of(adapter, data, own), [target], own, f"{to}:{out.name}")
+        references = Reference.of(info, data, own, to == "transformers")
+        found = parity(references, [target], own, f"{to}:{out.name}")
         if found.decision != "same":
             return found
         with _writing(out):
@@ -66,8 +89,6 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
             write_json_atomic(staged / FILE, found.as_json())
             _add_records(info, staged, to, options, found)
             os.replace(staged, out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return found
 
 
@@ -80,13 +101,27 @@ def _writing(out: Path) -> Iterator[None]:
         raise UserError(cannot_write(out, error)) from error
 
 
+def _asked(info: AdapterInfo, to: Target, options: ExportOptions) -> AdapterInfo:
+    """Take the questions that are named; raise UserError for those that the target cannot hold."""
+    if to != "transformers" or (options.questions and not info.questions):
+        refuse_questions(info)
+        if options.questions:
+            raise UserError(f"--questions {options.questions}: there are none: leave it out")
+        return info
+    names = [name.strip() for name in options.questions.split(",") if name.strip()]
+    some = chosen(info.questions, names, f"--questions {options.questions}")
+    info = replace(info, asked=some or info.asked)
+    decisions.held(info, bases.load_tokenizer(info.folder))
+    return info
+
+
 def _require_engine(to: Target) -> None:
     """Raise UserError where what the export is compared with is not installed."""
     from pt_app.serving import engines
 
     if to == "mlx":
         engines.imported("mlx_lm.utils", engines.MLX)
-    elif to != "merged":
+    elif to.startswith("gguf"):
         engines.imported("xllamacpp", engines.LLAMA_CPP)
 
 
@@ -103,6 +138,10 @@ def _written(model: Any, info: AdapterInfo, to: Target, folder: Path, dtype: Dty
     """Write the model's files and return what `judge parity` is asked to compare."""
     if to in ("merged", "mlx"):
         _save_folder(model, info, folder, dtype)
+        return f"{to}:{folder}"
+    if to == "transformers":
+        decisions.write_checkpoint(model, info, bases.load_tokenizer(info.folder), folder)
+        _copy_tokenizer(info, folder)
         return f"{to}:{folder}"
     from pt_app.serving import gguf_files
 
@@ -139,25 +178,28 @@ def _add_records(
     info: AdapterInfo, folder: Path, to: Target, options: ExportOptions, found: Parity
 ) -> None:
     """Put beside the weights what is needed to read and trust them."""
-    for name in (adapters.JUDGE, calibration.FILE):
-        if (info.folder / name).is_file():
-            shutil.copyfile(info.folder / name, folder / name)
+    for path in (info.folder / adapters.JUDGE, *info.folder.glob("calibration*.json")):
+        shutil.copyfile(path, folder / path.name)
     if to == "gguf":
         write_text_atomic(folder / "Modelfile", MODELFILE.format(file=MODEL))
     write_text_atomic(folder / adapters.CARD, _card(info, to, options.dtype, found))
 
 
 def _card(info: AdapterInfo, to: Target, dtype: Dtype, found: Parity) -> str:
+    asked = ", ".join(question.name for question in info.questions)
+    what = f"questions {asked}" if asked else f"scale {info.scale.name}"
     head = f"# {info.folder.resolve().name}, {to} in {dtype}\n\n"
-    head += f"Judge {found.judge} on base {info.base_name}, scale {info.scale.name}.\n\n"
+    head += f"Judge {found.judge} on base {info.base_name}, {what}.\n\n"
     head += "| engine | rows and attacks | largest change of a probability | allowed | verdicts |\n"
     head += "|---|---|---|---|---|\n"
     rows = [
-        f"| {t.engine} | {t.rows} and {t.attacks} | {t.probability:.2g} | {t.limit:g} "
-        f"| {t.verdicts} change |\n"
+        f"| {f'{t.question}: ' if t.question else ''}{t.engine} | {t.rows} and {t.attacks} "
+        f"| {t.probability:.2g} | {t.limit:g} | {t.verdicts} change |\n"
         for t in found.targets
     ]
-    note = (
-        "\nGive token ids, not text: a server that renders a chat itself makes control tokens of "
-    )
-    return head + "".join(rows) + note + "what a candidate holds.\n"
+    note = NOTE
+    if to == "transformers":
+        each = decisions.held(info, bases.load_tokenizer(info.folder))
+        asked = json.dumps({one.name: one.request for one in each}, ensure_ascii=False, indent=2)
+        note = USE.format(fields=", ".join(info.row_fields), questions=asked)
+    return head + "".join(rows) + note

@@ -9,7 +9,7 @@ from pt_app.core.settings import Precision as ScorePrecision
 
 Precision = Literal["float32", "float16", "bfloat16", "8bit", "other"]
 EngineName = Literal["judge", "llama.cpp", "vllm"]
-Target = Literal["merged", "gguf-lora", "gguf", "mlx"]
+Target = Literal["merged", "gguf-lora", "gguf", "mlx", "transformers"]
 Dtype = Literal["float32", "float16", "bfloat16", "q8_0"]
 
 
@@ -53,3 +53,6 @@ class ExportOptions(Rows):
     """In which precision a judge is written."""
 
     dtype: Dtype = flag("precision of the weights", "float32")
+    questions: str = flag(
+        "questions to hold, separated by commas, for transformers; default: all", ""
+    )

@@ -6,9 +6,9 @@ parity.json.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -16,17 +16,19 @@ from pydantic import Field
 from pt_app.core import results
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.choosing import choose
-from pt_app.core.dataset import draw, read_dataset
+from pt_app.core.dataset import JudgeData, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompts import Encoded, PromptEncoder
 from pt_app.core.records import JudgeExample
+from pt_app.core.state_rows import texts_of
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
+from pt_app.serving.decisions import Held, Pipeline
 from pt_app.serving.engines import (
     Case,
     Engine,
@@ -39,6 +41,7 @@ from pt_app.serving.engines import (
 from pt_app.serving.options import ParityOptions, Precision
 
 FILE = "parity.json"
+TRANSFORMERS = "transformers"  # the kind of target that is a folder of decisions.py
 EXIT_CODES = {"same": 0, "differs": 3, "undecided": 4}
 # Largest change of a probability, measured per engine in judges of 1.3 and 135 M parameters
 # (docs/SERVING.md); float32 of an engine that computes otherwise than the reference has 2e-3.
@@ -49,6 +52,7 @@ LIMITS: dict[Precision, float] = {
     "8bit": 5e-2,
 }
 STRICT = 1e-5
+DECIDING = 1e-6  # of a decision model beside the same tokens of the reference
 MIN_ROWS = 20
 ATTACKS = 40  # prompts with control tokens as text
 REPEATED = 20  # rows that are read again
@@ -85,10 +89,12 @@ class Compared(results.Stored):
         stability: largest change of a probability when rows are read again, in another order and
             one by one, with a warm cache.
         tokens: what the engine makes of rendered text; null if it takes ids or rows alone.
+        question: which of a judge's questions was asked.
         decision: same, differs or undecided, and `why`.
     """
 
     against: str
+    question: str | None = None
     engine: str
     precision: Precision
     rows: int
@@ -126,9 +132,9 @@ class Parity(results.Stored):
 
 
 def refuse_questions(info: AdapterInfo) -> None:
-    """Raise UserError for a judge of questions: engines are read on the verdicts of one scale."""
+    """Raise UserError for a judge of questions: most engines are read on one scale."""
     if info.questions:
-        remedy = "`judge serve` and `judge score` answer them"
+        remedy = "`judge serve` and `judge score` answer them, and an export --to transformers"
         raise UserError(f"{info.folder} has questions, which engines are not asked: {remedy}")
 
 
@@ -138,63 +144,100 @@ class Reference:
 
     Attributes:
         judge: the judge's name with its hash.
-        encoder: makes its prompts.
+        encoder: makes its prompts, of a judge of questions those of one.
         trie: the lines of its verdicts.
         cases: the prompts.
-        texts: the prompts as text.
         logs: the log-probability of each line [cases, lines].
+        decided: the same of the token that tells a line from the others alone, if it was read.
         data: the rows.
+        whole: whether `logs` are of whole lines.
     """
 
     judge: str
     encoder: PromptEncoder
     trie: VerdictTrie
     cases: list[Case]
-    texts: list[str]
     logs: FloatArray
     data: results.DataUsed
+    decided: FloatArray | None = None
+    whole: bool = True
 
     @staticmethod
-    def of(adapter: Path, data: Path, options: ParityOptions) -> "Reference":
-        """Read test rows and attacks plainly.
+    def of(
+        info: AdapterInfo, data: Path, options: ParityOptions, deciding: bool = False
+    ) -> "list[Reference]":
+        """Read test rows and attacks plainly, for each question of a judge.
+
+        Args:
+            info: the judge.
+            data: the dataset folder.
+            options: which rows, and the base.
+            deciding: also read the tokens that tell the lines apart alone.
 
         Raises:
-            UserError: for a damaged adapter, one with questions, another base, and data of another
-                scale.
+            UserError: for another base, for data of another scale or without a question, and with
+                `deciding` for verdicts that no single token tells apart.
         """
-        info = adapters.verify_adapter(adapter)
-        refuse_questions(info)
         dataset = read_dataset(data)
-        if dataset.scale != info.scale:
+        if isinstance(info.asked, Scale) and dataset.scale != info.scale:
             problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
             raise UserError(f"{problem}: name data of the judge's scale")
-        model = adapters.load_merged(info.folder, adapters.base_of(info, options.base))
+        for question in info.questions:
+            if question not in dataset.questions:
+                raise UserError(f"{data} does not ask {question.name}: name the judge's own data")
+        model = adapters.load_merged(info.folder, adapters.base_of(info, options.base)).eval()
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-        rows = draw(dataset.test, options.rows, options.seed)
+        asked = [(encoder.about(own), dataset.about((own,))) for own in info.questions]
+        asked = asked or [(encoder, dataset)]
+        read = [Reference._of(model, info, *each, options) for each in asked]
+        if not deciding:
+            return read
+        plain = Plain(model, encoder.end_token_id)
+        held = [Held.of(each.encoder) for each in read]
+        return [
+            replace(each, decided=plain.next_tokens(each.cases, one.lead, one.labels))
+            for each, one in zip(read, held, strict=True)
+        ]
+
+    @staticmethod
+    def _of(
+        model: Any, info: AdapterInfo, encoder: PromptEncoder, data: JudgeData, drawn: ParityOptions
+    ) -> "Reference":
+        rows = draw(data.test, drawn.rows, drawn.seed)
         own = [row for row in rows if row.prompt is None][:ATTACKS]
         control = [family for family in families() if family.control]
-        attacks = [each.example for each in attacked(own, info.scale, control)]
+        attacks = [each.example for each in attacked(own, encoder.scale, control, info.state)]
         attacks = attacks[:: -(-len(attacks) // ATTACKS) or 1]  # some of each family
-        cases = [*_cases(rows, encoder, False), *_cases(attacks, encoder, True)]
+        cases = [*_cases(rows, encoder, info, False), *_cases(attacks, encoder, info, True)]
         if not cases:
-            raise UserError(f"{data} has no test row that fits the judge: name other rows")
-        write = partial(
-            encoder.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
-        )
+            raise UserError(f"{data.path} has no test row that fits the judge: name other rows")
         trie = verdict_trie(encoder)
-        used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
-        logs = Plain(model.eval(), encoder.end_token_id).read(cases, trie)
-        texts = [write(case.messages) for case in cases]
-        return Reference(info.name, encoder, trie, cases, texts, logs, used)
+        logs = Plain(model, encoder.end_token_id).read(cases, trie)
+        used = results.DataUsed(path=data.path.name, rows=len(rows), sha256=data.sha256)
+        return Reference(info.name, encoder, trie, cases, logs, used)
+
+    def of_deciding(self, against: str) -> "tuple[Reference, Compared]":
+        """Return what the tokens that tell the lines apart say alone, compared with the lines."""
+        assert self.decided is not None, "the deciding tokens were not read"
+        clean = sum(not case.attack for case in self.cases)
+        head = self._head(against, "deciding tokens", "float32", clean, 0)
+        numbers = self._numbers(self.logs, self.decided) | {"line": None, "mass": None}
+        found = _concluded(head | numbers | {"limit": LIMITS["float32"]})
+        return replace(self, logs=self.decided, whole=False), found
+
+    def _head(
+        self, against: str, engine: str, precision: Precision, clean: int, unread: int
+    ) -> dict[str, object]:
+        head: dict[str, object] = {"against": against, "engine": engine, "precision": precision}
+        head["question"] = next((each.name for each in self.encoder.questions), None)
+        return head | {"rows": clean, "attacks": len(self.cases) - clean, "unread": unread}
 
     def compared(self, engine: Engine, against: str) -> Compared:
         """Compare an engine with the reference."""
         given = engine.read(self.cases, self.trie)
         read = np.isfinite(given).all(axis=1)
         clean = sum(not case.attack for case in self.cases)
-        head: dict[str, object] = {"against": against, "engine": engine.name}
-        head["precision"] = engine.precision
-        head |= {"rows": clean, "attacks": len(self.cases) - clean, "unread": int((~read).sum())}
+        head = self._head(against, engine.name, engine.precision, clean, int((~read).sum()))
         if not read.any():
             head |= {"decision": "undecided", "why": "the engine reads no row"}
             return Compared.model_validate(head)
@@ -205,10 +248,9 @@ class Reference:
         numbers["stability"] = float(np.nanmax(moved)) if np.isfinite(moved).any() else None
         limit = STRICT if engine.strict and engine.precision == "float32" else None
         numbers["limit"] = limit or LIMITS.get(engine.precision)
-        tokens = self._tokens(engine)
-        found = Compared.model_validate(head | numbers | {"tokens": tokens} | NOT_DECIDED)
-        decision, why = decided(found)
-        return found.model_copy(update={"decision": decision, "why": why})
+        if not self.whole:  # such an engine gives shares, which say nothing of lines
+            numbers |= {"line": None, "mass": None, "limit": DECIDING}
+        return _concluded(head | numbers | {"tokens": self._tokens(engine)})
 
     def _numbers(self, own: FloatArray, given: FloatArray) -> dict[str, object]:
         """Return the differences between two readings [rows, lines]."""
@@ -233,7 +275,7 @@ class Reference:
         }
 
     def _tokens(self, engine: Engine) -> Tokens | None:
-        made = [engine.tokens(text) for text in self.texts]
+        made = [engine.tokens(case) for case in self.cases]
         if made[0] is None:
             return None
         equal = [(ids == case.ids, case.attack) for ids, case in zip(made, self.cases, strict=True)]
@@ -244,6 +286,12 @@ class Reference:
             attacks=attacks,
             attacks_equal=sum(same and attack for same, attack in equal),
         )
+
+
+def _concluded(about: dict[str, object]) -> Compared:
+    found = Compared.model_validate(about | NOT_DECIDED)
+    decision, why = decided(found)
+    return found.model_copy(update={"decision": decision, "why": why})
 
 
 def decided(found: Compared) -> tuple[str, str]:
@@ -281,6 +329,8 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
         return [*LlamaCpp.of_file(place, longest + reference.trie.depth + 8, vocabulary)]
     if kind == "mlx":
         return [Mlx(Path(place))]
+    if kind == TRANSFORMERS:
+        return [Pipeline(Path(place), Held.of(encoder))]
     if kind == "merged":
         return [Plain.of_folder(Path(place), encoder.end_token_id)]
     url, precision = target.rstrip("/"), options.engine_precision
@@ -295,8 +345,8 @@ def check_targets(targets: Sequence[str]) -> None:
     """Raise UserError for an unknown kind of target, and for files that are not there."""
     for target in targets:
         kind, _, place = target.partition(":")
-        if kind not in ("gguf", "mlx", "merged", "http", "https"):
-            known = "gguf:FILE, gguf:BASE+LORA, mlx:FOLDER, merged:FOLDER or a URL"
+        if kind not in ("gguf", "mlx", "merged", TRANSFORMERS, "http", "https"):
+            known = "gguf:FILE, gguf:BASE+LORA, mlx:, merged: or transformers:FOLDER, or a URL"
             raise UserError(f"--against {target}: name {known}")
         if kind.startswith("http") or Path(place).exists():
             continue
@@ -306,37 +356,55 @@ def check_targets(targets: Sequence[str]) -> None:
 
 
 def parity(
-    reference: Reference, targets: Sequence[str], options: ParityOptions, name: str = ""
+    references: Sequence[Reference], targets: Sequence[str], options: ParityOptions, name: str = ""
 ) -> Parity:
-    """Compare each target, or what it is to be called, with the reference.
+    """Compare each target, or what it is to be called, with the reference of each question.
 
     Raises:
         UserError: as `engines_of`.
     """
-    compared = [
-        reference.compared(engine, name or _shown(target))
-        for target in targets
-        for engine in engines_of(target, reference, options)
-    ]
-    return Parity(schema=1, judge=reference.judge, data=reference.data, targets=compared)
+    compared = []
+    for reference in references:
+        for target in targets:
+            against, own = name or _shown(target), reference
+            if target.startswith(TRANSFORMERS):
+                own, found = reference.of_deciding(against)
+                compared.append(found)
+            compared += [own.compared(e, against) for e in engines_of(target, own, options)]
+    first = references[0]
+    return Parity(schema=1, judge=first.judge, data=first.data, targets=compared)
 
 
 def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOptions) -> Parity:
     """Compare targets with an adapter and write parity.json.
 
     Raises:
-        UserError: as `check_targets`, `Reference.of` and `engines_of`.
+        UserError: for a damaged adapter, and as `check_targets`, `Reference.of` and `engines_of`.
     """
     refuse_overwrite([options.out], [adapter / adapters.JUDGE, data])
     check_targets(against)
-    found = parity(Reference.of(adapter, data, options), against, options)
+    info = adapters.verify_adapter(adapter)
+    decides = [target.startswith(TRANSFORMERS) for target in against]
+    if not all(decides):
+        refuse_questions(info)
+    found = parity(Reference.of(info, data, options, any(decides)), against, options)
     write_json_atomic(options.out, found.as_json())
     return found
 
 
 def table(found: Parity) -> str:
     """Return the comparisons as lines of text."""
-    head = ("engine", "precision", "d log p", "dp", "dE", "verdicts", "again", "text ids")
+    head = (
+        "question",
+        "engine",
+        "precision",
+        "d log p",
+        "dp",
+        "dE",
+        "verdicts",
+        "again",
+        "text ids",
+    )
     rows = [head, *(_row(each) for each in found.targets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -358,24 +426,37 @@ def _row(each: Compared) -> tuple[str, ...]:
     ids += "" if tokens is None else f", attacks {tokens.attacks_equal}/{tokens.attacks}"
     numbers = map(number, (each.line, each.probability, each.expected))
     changed = f"{each.verdicts} of {n} change"
-    return each.engine, each.precision, *numbers, changed, number(each.stability), ids
+    return (
+        each.question or "",
+        each.engine,
+        each.precision,
+        *numbers,
+        changed,
+        number(each.stability),
+        ids,
+    )
 
 
-def _cases(rows: Sequence[JudgeExample], encoder: PromptEncoder, attack: bool) -> list[Case]:
+def _cases(
+    rows: Sequence[JudgeExample], encoder: PromptEncoder, info: AdapterInfo, attack: bool
+) -> list[Case]:
     unseen: dict[str, object] = {"label": None, "annotators": [], "errors": None, "meta": {}}
     bare = [row.model_copy(update=unseen) for row in rows]
     encoded = [row for row in encoder.fit(bare)[0] if not row.unfit]
-    return [_case(row, encoder, attack) for row in encoded]
+    return [_case(row, encoder, info, attack) for row in encoded]
 
 
-def _case(encoded: Encoded, encoder: PromptEncoder, attack: bool) -> Case:
+def _case(encoded: Encoded, encoder: PromptEncoder, info: AdapterInfo, attack: bool) -> Case:
     example = encoded.example
     messages = encoder.messages(example)
-    row: Mapping[str, object] = {"messages": messages}
-    # A judge with a grid refuses turns. A pair of fields would be judged in both orders.
-    if example.prompt is None and example.candidates is None:
+    row: Mapping[str, object] = {"messages": messages}  # a judge with a grid refuses turns
+    if info.state:
+        row = texts_of(example, info.state)
+    elif example.prompt is None:
         row = example.as_row(encoder.scale)
-    return Case(messages, row, encoded.prompt, attack)
+    write = encoder.tokenizer.apply_chat_template
+    text = write(messages, tokenize=False, add_generation_prompt=True)
+    return Case(messages, text, row, encoded.prompt, attack)
 
 
 def _shares(logs: FloatArray) -> FloatArray:

@@ -1,0 +1,352 @@
+"""A judge as a decision model of transformers: a checkpoint that `pipeline("decision")` loads.
+
+A checkpoint of type `jev` (transformers 5.23, models/jev and decision/) is a model without its
+matrix of outputs, and a linear head, which scores labels of one token at one place of the prompt.
+The head gets the rows of the outputs for the tokens that tell a judge's verdicts apart; the
+template writes the judge's prompt and the tokens that all verdicts begin with, and refuses what
+the judge was not trained on. What follows the deciding token is not read ("/10" and the line end):
+its probability is nearly the same for all verdicts of a trained judge, and parity says how nearly.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pt_app.core.errors import UserError
+from pt_app.core.metrics import FloatArray
+from pt_app.core.prompt_templates import ALL_FIELDS, as_jinja, fill, scale_fields
+from pt_app.core.prompts import PromptEncoder
+from pt_app.models import adapters
+from pt_app.models.adapters import AdapterInfo
+from pt_app.scoring.scorer import verdict_trie
+from pt_app.scoring.verdict_trie import VerdictTrie
+from pt_app.serving.engines import SMALLEST, Case, exact_matmul
+from pt_app.serving.options import Precision
+
+MAX_OPTIONS = 26  # the pipeline's labels are A to Z
+MARK = "<|mark|>"  # where the head reads: behind the token before it
+KINDS = {"score": "score", "pairwise": "choice", "pass_fail": "noul", "choice": "choice"}
+VERDICT = "verdict"  # the question of a judge with a scale, which has no name
+
+
+@dataclass(frozen=True)
+class Held:
+    """A question of a judge in the form of decision models.
+
+    Attributes:
+        name: its name.
+        kind: noul, choice or score.
+        instructions: its words; "" for a judge with a scale, whose prompt has its own.
+        options: what the pipeline calls the verdicts' lines, in their order.
+        descriptions: what they mean; "" for none.
+        encoder: makes its prompts.
+        lead: the tokens with which all lines begin.
+        labels: the next token of each line, which tells it from the others.
+    """
+
+    name: str
+    kind: str
+    instructions: str
+    options: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    encoder: PromptEncoder
+    lead: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @staticmethod
+    def of(encoder: PromptEncoder) -> "Held":
+        """Take the question of an encoder of one.
+
+        Raises:
+            UserError: for verdicts that no single token tells apart, and for more than 26.
+        """
+        scale, question = encoder.scale, next(iter(encoder.questions), None)
+        name = question.name if question else VERDICT
+        lines = [[token for _, token in path] for path in verdict_trie(encoder).paths]
+        # No line is the start of another: at some place they differ.
+        at = next(i for i, own in enumerate(zip(*lines, strict=False)) if len({*own}) > 1)
+        lead, labels = lines[0][:at], [line[at] for line in lines]
+        shown = [line.strip() for line in scale.lines()]
+        if len(lines) > MAX_OPTIONS:
+            problem = f"{len(lines)} answers, and decision models have {MAX_OPTIONS} labels"
+            raise UserError(f"{name}: {problem}: {_remedy(encoder)}")
+        if len({*labels}) < len(labels):
+            token = next(token for token, count in Counter(labels).items() if count > 1)
+            one, other, *_ = (text for text, own in zip(shown, labels, strict=True) if own == token)
+            problem = f'"{one}" and "{other}" continue with one token, and decision models read one'
+            raise UserError(f"{name}: {problem}: {_remedy(encoder)}")
+        kind = "noul" if scale.name == "bool" else KINDS[scale.task]
+        words = question.declared.instructions.strip() if question else ""
+        options, descriptions = _options(encoder, kind)
+        return Held(name, kind, words, options, descriptions, encoder, tuple(lead), tuple(labels))
+
+    @property
+    def request(self) -> dict[str, object]:
+        """The question as the pipeline takes it."""
+        asked: dict[str, object] = {"type": self.kind}
+        if self.instructions:
+            asked["instructions"] = self.instructions
+        if self.kind == "score":
+            return asked | {"criteria": [*self.descriptions]}
+        about = dict(zip(self.options, (text or None for text in self.descriptions), strict=True))
+        return (
+            asked
+            if self.kind == "noul" and not any(about.values())
+            else asked | {"criteria": about}
+        )
+
+
+def _remedy(encoder: PromptEncoder) -> str:
+    return "leave it out with --questions" if encoder.questions else "take another --to"
+
+
+def _options(encoder: PromptEncoder, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the options of a question and their descriptions, one for each line."""
+    scale, question = encoder.scale, next(iter(encoder.questions), None)
+    words = dict(question.described) if question else {}
+    names = [*map(str, scale.line_values)]
+    about = tuple(words.get(name, "") for name in names)
+    if kind == "noul":
+        return ("true", "false"), about
+    if kind == "choice":
+        return tuple(names), about
+    # Levels of a score must have words; of a grid each is a bin of the scale's values.
+    bins = [f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0]) for own in scale.bins]
+    levels = tuple(text or name for text, name in zip(about, bins, strict=True))
+    return tuple(map(str, range(len(names)))), levels
+
+
+def held(info: AdapterInfo, tokenizer: Any) -> list[Held]:
+    """Take the questions of a judge, or the one that its scale is about.
+
+    Raises:
+        UserError: as `Held.of`, and for two questions of a type with other labels: a decision model
+            has one list of labels for each type.
+    """
+    encoder = adapters.encoder_of(info, tokenizer)
+    each = [Held.of(encoder.about(question)) for question in info.questions]
+    each = each or [Held.of(encoder)]
+    for kind, longest in _by_kind(each).items():
+        for one in each:
+            if one.kind == kind and one.labels != longest.labels[: len(one.labels)]:
+                problem = f"has other labels than {longest.name}, and {kind} questions share theirs"
+                raise UserError(f"{one.name}: {problem}: export it alone, --questions {one.name}")
+    return each
+
+
+def _by_kind(each: Sequence[Held]) -> dict[str, Held]:
+    """Return the question with most labels of each type."""
+    longest: dict[str, Held] = {}
+    for one in sorted(each, key=lambda one: len(one.labels), reverse=True):
+        longest.setdefault(one.kind, one)
+    return longest
+
+
+def write_checkpoint(model: Any, info: AdapterInfo, tokenizer: Any, folder: Path) -> None:
+    """Write a merged judge as a checkpoint of type jev; raises UserError as `held`."""
+    from transformers import JevConfig, JevForDecision
+    from transformers.decision import DecisionConfig, Question
+
+    each = held(info, tokenizer)
+    rows: list[int] = []
+    offsets = dict.fromkeys(Question.questions_types, 0)
+    by_kind = _by_kind(each)
+    for kind, one in by_kind.items():
+        offsets[kind] = len(rows)
+        rows += one.labels
+    text = model.config.get_text_config()
+    text.dtype, text._name_or_path = "float32", ""  # the base's path
+    config = JevConfig(
+        text_config=text.to_dict(),
+        hidden_size=text.hidden_size,
+        num_verbalizers=len(rows),
+        offsets=offsets,
+        softcap=getattr(text, "final_logit_softcapping", None),
+    )
+    with torch.device("meta"):  # its weights are those of the judge
+        jev = JevForDecision(config)
+    jev.model = model.base_model
+    jev.proj = _head(model.get_output_embeddings(), rows)
+    jev.decision_config = DecisionConfig(
+        labels={
+            kind: [tokenizer.decode([label]) for label in one.labels]
+            for kind, one in by_kind.items()
+        },
+        chat_template=template(each, info),
+    )
+    jev.save_pretrained(folder)
+
+
+def _head(outputs: Any, rows: Sequence[int]) -> torch.nn.Linear:
+    """Return the head that gives the logits of these tokens alone."""
+    head = torch.nn.Linear(outputs.in_features, len(rows))
+    bias = getattr(outputs, "bias", None)
+    with torch.no_grad():
+        head.weight.copy_(outputs.weight[[*rows]])
+        head.bias.copy_(torch.zeros(len(rows)) if bias is None else bias[[*rows]])
+    return head
+
+
+class Pipeline:
+    """transformers' `pipeline("decision")` on a folder: rows in, answers out."""
+
+    name = "transformers, pipeline decision"
+    precision: Precision = "float32"
+    strict = True
+
+    def __init__(self, folder: Path, question: Held) -> None:
+        from transformers import pipeline
+
+        self.question = question
+        self.pipe: Any = pipeline("decision", model=str(folder), device="cpu")
+
+    def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
+        """Return the logarithm of the probability of each option [cases, options].
+
+        Raises:
+            UserError: if the pipeline refuses a row.
+        """
+        with exact_matmul():
+            return np.log(np.maximum([self._shares(case) for case in cases], SMALLEST))
+
+    def _shares(self, case: Case) -> list[float]:
+        from jinja2 import TemplateError
+
+        try:
+            answer = self.pipe(self._request(case))["asked"]
+        except (TemplateError, ValueError) as error:
+            raise UserError(f"the pipeline refuses a row: {error}") from error
+        if self.question.kind == "noul":
+            return [answer["noul"], 1 - answer["noul"]]
+        return [*answer["probabilities"].values()]
+
+    def _request(self, case: Case) -> dict[str, object]:
+        return {"state": case.row, "questions": {"asked": self.question.request}}
+
+    def tokens(self, case: Case) -> list[int]:
+        """Return the ids that the pipeline makes of a row, without those of the answer."""
+        ((inputs, _),) = self.pipe.preprocess(self._request(case))["prompts"]
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        lead = [*self.question.lead]
+        return ids[: -len(lead)] if lead and ids[-len(lead) :] == lead else ids
+
+
+# In Jinja: {texts} are the fields of a row that hold texts. What is no text would be written in
+# another way than the judge's own encoder does, and is refused.
+_ROWS = """\
+{{%- if state is not mapping -%}}
+{{{{- raise_exception("the state is an object with the fields {fields}") -}}}}
+{{%- endif -%}}
+{{%- for name in {texts} -%}}
+{{%- if state[name] is defined and state[name] is not none and state[name] is not string -%}}
+{{{{- raise_exception("a field of the state is no text: " ~ name) -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{%- set judge_pair = state["candidates"] or [none, none] -%}}
+{{%- set judge_turns = namespace(lines=[]) -%}}
+{{%- for turn in state["conversation"] or [] -%}}
+{{%- set judge_turns.lines = judge_turns.lines + [turn.role ~ ": " ~ turn.content] -%}}
+{{%- endfor -%}}
+{{%- set judge = {{"source": state["source"] or none, "context": state["context"] or none,
+  "reference": state["reference"] or none, "conversation": judge_turns.lines|join("\\n") or none,
+  "candidate": state["candidate"]|default(none), "candidate_a": judge_pair[0],
+  "candidate_b": judge_pair[1], "rubric": state["rubric"] or {rubric} or none}} -%}}
+{{%- if judge.candidate is none and judge.candidate_a is none and not state["messages"] -%}}
+{{{{- raise_exception("the state has no candidate") -}}}}
+{{%- endif -%}}
+"""
+_TEXTS = ("source", "context", "reference", "candidate", "rubric")
+_OF_ROWS = (*_TEXTS, "conversation", "candidate_a", "candidate_b")
+_STATE = """\
+{{%- if state is string and {fields}|length == 1 -%}}
+{{%- set state = {{{fields}[0]: state}} -%}}
+{{%- endif -%}}
+{{%- set judge_lines = namespace(all=[]) -%}}
+{{%- for name in {fields} -%}}
+{{%- if state is not mapping or state[name] is not string -%}}
+{{{{- raise_exception("the state is an object with these texts: " ~ {fields}|join(", ")) -}}}}
+{{%- endif -%}}
+{{%- set judge_lines.all = judge_lines.all + [name ~ ": " ~ state[name]] -%}}
+{{%- endfor -%}}
+{{%- set judge = {{"state": judge_lines.all|join("\\n")}} -%}}
+"""
+_ASKED = (
+    '[question.type, (question.instructions or "")|trim, question.options, '
+    'question.descriptions|map("default", "", true)|list]'
+)
+_SYSTEM_TURN = """\
+{%- set messages = [{"role": "user", "content": judge_user}] -%}
+{%- if judge_system -%}
+{%- set messages = [{"role": "system", "content": judge_system}] + messages -%}
+{%- endif -%}
+"""
+_NO_SYSTEM_TURN = """\
+{%- set judge_all = judge_system ~ "\\n\\n" ~ judge_user if judge_system else judge_user -%}
+{%- set messages = [{"role": "user", "content": judge_all}] -%}
+"""
+_TURNS = """\
+{%- if state["messages"] -%}{%- set messages = state["messages"] -%}{%- endif -%}
+"""
+
+
+def template(each: Sequence[Held], info: AdapterInfo) -> str:
+    """Write the Jinja template that makes a judge's prompts of a request's `state` and `question`.
+
+    It sets `messages`, and goes on as the judge's own chat template does.
+    """
+    encoder, fields = each[0].encoder, _json(info.row_fields)
+    chat = encoder.tokenizer.chat_template.removesuffix("\n")
+    if info.questions:
+        state = _STATE.format(fields=fields)
+    else:
+        rubric = _json(_rubric(encoder))
+        state = _ROWS.format(fields=", ".join(info.row_fields), texts=_json(_TEXTS), rubric=rubric)
+    branches = "".join(
+        f"{{%- {'elif' if number else 'if'} judge_asked == {_json(_content(one))} -%}}"
+        f"{_texts(one, ('state',) if info.questions else _OF_ROWS)}"
+        for number, one in enumerate(each)
+    )
+    known = " or ".join(_json(one.request) for one in each)
+    refused = _json(f"the judge was not trained on this question; ask {known}")
+    return (
+        f"{state}{{%- set judge_asked = {_ASKED} -%}}{branches}"
+        f"{{%- else -%}}{{{{- raise_exception({refused}) -}}}}{{%- endif -%}}\n"
+        f"{_SYSTEM_TURN if encoder.has_system_role else _NO_SYSTEM_TURN}"
+        f"{'' if info.questions else _TURNS}"
+        # Jinja drops the line end behind a block, and that of the whole template.
+        f"{{%- set judge_is_written = true %}}\n{chat}{{{{ judge_lead }}}}{MARK}"
+    )
+
+
+def _content(one: Held) -> list[object]:
+    return [one.kind, one.instructions, [*one.options], [*one.descriptions]]
+
+
+def _rubric(encoder: PromptEncoder) -> str:
+    return fill(encoder.template.rubric, scale_fields(encoder.scale))
+
+
+def _texts(one: Held, open_fields: Sequence[str]) -> str:
+    """Write in Jinja what the system and the user say, and how an answer begins."""
+    encoder, question = one.encoder, next(iter(one.encoder.questions), None)
+    known: dict[str, str | None] = dict.fromkeys(set(ALL_FIELDS) - set(open_fields))
+    known |= scale_fields(encoder.scale)
+    if question:
+        known |= {"question": question.text, "rubric": _rubric(encoder) or None}
+    system, user = (
+        as_jinja(text, known, "judge") for text in (encoder.template.system, encoder.template.user)
+    )
+    lead = _json(encoder.tokenizer.decode([*one.lead]))
+    values = {"judge_system": system, "judge_user": user, "judge_lead": lead}
+    return "".join(f"{{%- set {name} = {value} -%}}" for name, value in values.items())
+
+
+def _json(value: object) -> str:
+    """Write texts for Jinja, which reads JSON's escapes, but not those of surrogate pairs."""
+    return json.dumps(value, ensure_ascii=False)
