@@ -22,7 +22,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.orders import flipped, order_of
 from pt_app.core.prompts import PromptEncoder
-from pt_app.core.questions import Declared, Question, chosen, questions_of
+from pt_app.core.questions import Declared, Question, chosen, questions_of, scales_of
 from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
 from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import Order, ReadingMode
@@ -133,7 +133,7 @@ class Judge:
             name: Fitted.read(info.folder, encoder.rule_of(scale), order_of(order, scale), name)
             if trained
             else None
-            for name, scale in self._scales()
+            for name, scale in scales_of(info.asked)
         }
         self.name = info.name
 
@@ -360,12 +360,6 @@ class Judge:
             value=question.typed(judged.verdict),
             trained=trained,
         )
-
-    def _scales(self) -> list[tuple[str, Scale]]:
-        """Return the scale of each question by its name; of a judge without questions, by ""."""
-        if not self.info.questions:
-            return [("", self.info.scale)]
-        return [(question.name, question.scale) for question in self.info.questions]
 
     def _judgement(
         self, name: str, scored: Scored, scale: Scale, fitted: Fitted | None, trained: bool

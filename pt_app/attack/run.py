@@ -19,6 +19,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import scales_of
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import coded, worth_of
 from pt_app.evidence.intervals import Resampler
@@ -76,13 +77,15 @@ def attack(
     clean = JudgeScorer(judge.model, encoder, name="clean rows").score(examples)
     used = results.DataUsed(path=data.name, sha256=dataset.sha256)
     found: dict[str, results.AttackResults] = {}
-    for name, _ in dataset.views():
+    for name, _ in scales_of(dataset.asked):
         own = [i for i, example in enumerate(examples) if example.asks == name]
-        if own:
-            both = [examples[i] for i in own], [clean[i] for i in own]
-            found[name] = _attacked(judge, *both, chosen, used)
-            found[name].held_out = held_out
-            write_json_atomic(folder / name / results.ATTACKS, found[name].as_json())
+        if not own:
+            log.warning("%s: none of the drawn rows has a label for it: not attacked", name)
+            continue
+        both = [examples[i] for i in own], [clean[i] for i in own]
+        found[name] = _attacked(judge, *both, chosen, used)
+        found[name].held_out = held_out
+        write_json_atomic(folder / name / results.ATTACKS, found[name].as_json())
     return found
 
 

@@ -126,12 +126,6 @@ class PromptEncoder:
         """The questions that the dataset declares; empty if it has a scale of its own."""
         return questions_in(self.asked)
 
-    def scales(self) -> list[tuple[str | None, Scale]]:
-        """Return the scale of each question by its name; None: without questions."""
-        if not self.questions:
-            return [(None, self.scale)]
-        return [(question.name, question.scale) for question in self.questions]
-
     def about(self, *questions: Question) -> "PromptEncoder":
         """Return the same encoder, for these questions alone."""
         own = copy(self)

@@ -215,6 +215,13 @@ def questions_in(asked: Asked) -> tuple[Question, ...]:
     return () if isinstance(asked, Scale) else asked
 
 
+def scales_of(asked: Asked) -> list[tuple[str, Scale]]:
+    """Return the scale of each question by its name; a scale of its own by ""."""
+    if isinstance(asked, Scale):
+        return [("", asked)]
+    return [(question.name, question.scale) for question in asked]
+
+
 def only_scale(asked: Asked) -> Scale:
     """Return the scale of all verdicts.
 

@@ -16,6 +16,7 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.orders import order_of, swapped
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import scales_of
 from pt_app.core.results import PROBE, RESULTS, JsonObject, Metric, Prediction, Results
 from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
 from pt_app.core.verdicts import Verdict, read_comments
@@ -223,18 +224,18 @@ class Scoring:
             scores = zip(validation, scorer.score(validation), strict=True)
             judged = [prediction(name, row, score) for row, score in scores]
         by_question = {}
-        for asks, scale in self.encoder.scales():
-            own, calibrating = ([r for r in part if r.question == asks] for part in (rows, judged))
+        for asks, scale in scales_of(self.encoder.asked):
+            own, calibrating = (
+                [row for row in part if (row.question or "") == asks] for part in (rows, judged)
+            )
             rule, order = self.encoder.rule_of(scale), order_of(self.order, scale)
             target = Asked().target_accuracy
             fitted = Fitted.on(calibrating, scale, target, rule, order)
             ties = sum(is_tied(r.probabilities, scale, rule) for r in own if r.probabilities)
             grid = scale.grid.name if scale.grid else None
             made = self.precision, change, fitted, grid, rule, order
-            of_order = flips.get(asks or "")
-            by_question[asks or ""] = JudgeRows(
-                name, id_, own, shortened, ties, *made, moved, of_order
-            )
+            of_order = flips.get(asks)
+            by_question[asks] = JudgeRows(name, id_, own, shortened, ties, *made, moved, of_order)
         return by_question
 
     def _option_order(

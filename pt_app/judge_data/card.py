@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from pt_app.core.formatting import estimate
-from pt_app.core.questions import Asked
+from pt_app.core.questions import Asked, scales_of
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import Metric
 from pt_app.core.verdicts import Scale, Verdict
@@ -51,13 +51,11 @@ def label_counts(
 
 def _labels_of(splits: Mapping[str, Sequence[JudgeExample]], asked: Asked) -> list[list[object]]:
     """Count the labels of each split, those of several questions by the names of these."""
-    if isinstance(asked, Scale):
-        return _labels(splits, asked)
     lines: list[list[object]] = []
-    for question in asked:
-        own = {n: [r for r in rows if r.asks == question.name] for n, rows in splits.items()}
-        named = _labels(own, question.scale)
-        lines += [[f"{question.name}: {label}", *counts] for label, *counts in named]
+    for name, scale in scales_of(asked):
+        own = {split: [r for r in rows if r.asks == name] for split, rows in splits.items()}
+        of = f"{name}: " if name else ""
+        lines += [[f"{of}{label}", *counts] for label, *counts in _labels(own, scale)]
     return lines
 
 

@@ -20,6 +20,7 @@ from pt_app.core.dataset import JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.orders import mean_of_orders, swapped
 from pt_app.core.prompts import PromptEncoder
+from pt_app.core.questions import scales_of
 from pt_app.core.settings import Order
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.models.contention import watched
@@ -296,8 +297,8 @@ def verdict_tries(encoder: PromptEncoder) -> dict[Scale, VerdictTrie]:
     Raises:
         UserError: as `verdict_trie` does.
     """
-    scales = [question.scale for question in encoder.questions] or [encoder.scale]
-    return {scale: verdict_trie(encoder, scale) for scale in dict.fromkeys(scales)}
+    scales = dict.fromkeys(scale for _, scale in scales_of(encoder.asked))
+    return {scale: verdict_trie(encoder, scale) for scale in scales}
 
 
 def largest_trie(encoder: PromptEncoder) -> VerdictTrie:
