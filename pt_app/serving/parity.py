@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -171,19 +172,41 @@ class Reference:
         model = adapters.load_merged(info.folder, adapters.base_of(info, options.base))
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
         rows = draw(dataset.test, options.rows, options.seed)
+        used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
+        return Reference.on(rows, used, model.eval(), encoder, info)
+
+    @staticmethod
+    def on(
+        rows: Sequence[JudgeExample],
+        used: results.DataUsed,
+        model: Any,
+        encoder: PromptEncoder,
+        info: AdapterInfo,
+    ) -> "Reference":
+        """Read rows and attacks on them plainly.
+
+        Args:
+            rows: the rows; labels in them are ignored.
+            used: where they are from.
+            model: the merged judge, in float32.
+            encoder: makes its prompts.
+            info: its adapter.
+
+        Raises:
+            UserError: if no row fits the judge.
+        """
         own = [row for row in rows if row.prompt is None][:ATTACKS]
         control = [family for family in families() if family.control]
         attacks = [each.example for each in attacked(own, info.scale, control)]
         attacks = attacks[:: -(-len(attacks) // ATTACKS) or 1]  # some of each family
         cases = [*_cases(rows, encoder, False), *_cases(attacks, encoder, True)]
         if not cases:
-            raise UserError(f"{data} has no test row that fits the judge: name other rows")
+            raise UserError(f"{used.path} has no row that fits the judge: name other rows")
         write = partial(
             encoder.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
         )
         trie = verdict_trie(encoder)
-        used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
-        logs = Plain(model.eval(), encoder.end_token_id).read(cases, trie)
+        logs = Plain(model, encoder.end_token_id).read(cases, trie)
         texts = [write(case.messages) for case in cases]
         return Reference(info.name, encoder, trie, cases, texts, logs, used)
 
