@@ -77,7 +77,7 @@ class ScoreOptions:
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
     device: str = flag("cpu, cuda or mps", "cpu")
     engine: ScoringEngine = flag("what reads the verdicts: the judge itself, or vllm", "judge")
-    python: str = flag("interpreter of vLLM's environment, for --engine vllm", "")
+    python: str | None = flag("interpreter of vLLM's environment, for --engine vllm", None)
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")
     ray: str = flag(
         "score with the workers of a Ray cluster at HOST:PORT; auto: that of this machine, or one "

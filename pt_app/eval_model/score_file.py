@@ -120,8 +120,8 @@ def _score(
         "parts_a_window": WINDOW,
     }
     _open_parts(parts, job)
-    own = {name: _absolute(getattr(options, name)) for name in ("base", "python")}
-    here = replace(options, **own)  # workers have another working folder
+    # Workers have another working folder.
+    here = replace(options, base=_absolute(options.base), python=_absolute(options.python))
     start = partial(_start, adapter.absolute(), here, sample)
     rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
     missing = _missing(rows, ("rubric", *info.row_fields, "messages", "input"), parts)
@@ -172,7 +172,8 @@ def _start(adapter: Path, options: ScoreOptions, sample: Sequence[Json]) -> Call
     if vllm:
         from pt_app.serving.vllm_process import read_by_vllm
 
-        read_by_vllm(judge, sample, options.python, options.device, options.precision, options.base)
+        where = str(options.python), options.device, options.precision
+        read_by_vllm(judge, sample, *where, options.base)
     return partial(_judged, judge, options.feedback, not options.ray)
 
 

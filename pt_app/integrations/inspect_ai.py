@@ -16,7 +16,7 @@ except ImportError as error:
     raise missing("inspect_ai", error) from error
 
 
-@scorer(metrics=[mean(), stderr()])
+@scorer(metrics=[mean(), stderr()])  # type: ignore[untyped-decorator]
 def judge_scorer(adapter: str, base: str | None = None) -> Scorer:
     """Score the output of a sample: the verdict, or of a pass/fail judge whether it passes.
 

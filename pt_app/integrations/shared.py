@@ -69,7 +69,7 @@ class SharedJudge:
 
     def _score(self) -> None:
         """Score what waits; the calls for rows that an earlier one took find nothing."""
-        works = []
+        works: list[tuple[Row, Future[Judgement]]] = []
         while not self._waiting.empty() and len(works) < MAX_ROWS:
             works.append(self._waiting.get())
         try:

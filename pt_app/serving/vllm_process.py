@@ -47,7 +47,7 @@ DTYPES: dict[ScorePrecision, Dtype] = {"float32": "float32", "bf16": "bfloat16"}
 log = logging.getLogger(__name__)
 
 
-def check_interpreter(python: str) -> None:
+def check_interpreter(python: str | None) -> None:
     """Raise UserError unless `python` is an interpreter that has vllm."""
     if not python:
         raise UserError("--engine vllm: name the interpreter of vLLM's environment by --python")
