@@ -35,7 +35,7 @@ from pt_app.models.adapters import AdapterInfo
 if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is refused before
     from transformers import PreTrainedModel
 
-    from pt_app.scoring.scorer import Scored
+    from pt_app.scoring.scorer import ReadLines, Scored
     from pt_app.scoring.verdict_trie import VerdictTrie
 
 ROWS = Place(Path("rows"), 0, lines=False)
@@ -129,6 +129,7 @@ class Judge:
         self.change: PrecisionChange | None = None
         self.cut: VerdictTrie | None = None
         self.cut_change: PrecisionChange | None = None
+        self.engine: ReadLines | None = None  # reads in place of the model
         self.fitted = {
             name: Fitted.read(info.folder, encoder.rule_of(scale), order_of(order, scale), name)
             if trained
@@ -173,7 +174,7 @@ class Judge:
         model = _on(model.eval(), device)
         use_attention(model, BLOCKS if device == "cpu" else "sdpa")
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
-        read = [_read(row, ROWS, info) for row in sample]
+        read = [read_row(row, ROWS, info) for row in sample]
         rows = [each for row in read if isinstance(row, JudgeExample) for each in _about(row, info)]
         model, change = converted(model, precision, rows, encoder)
         judge = Judge(pack_weights(model), info, encoder, order)
@@ -210,7 +211,7 @@ class Judge:
         places = places or [Place(Path("rows"), i, lines=False) for i in range(1, len(rows) + 1)]
         pairs = list(zip(rows, places, strict=True))
         scale, (fitted, *_) = self.info.scale, self.fitted.values()
-        read = [_read(row, place, self.info) for row, place in pairs]
+        read = [read_row(row, place, self.info) for row, place in pairs]
         asked = [_about(row, self.info)[0] for row in read if isinstance(row, JudgeExample)]
         scorer = JudgeScorer(
             self.model,
@@ -220,6 +221,7 @@ class Judge:
             progress=progress,
             cut=self.cut or self.whole,
             shorten=shorten,
+            engine=self.engine,
         )
         scored = iter(scorer.score(asked))
         return [
@@ -282,7 +284,7 @@ class Judge:
         self, rows: Iterable[Row], places: Sequence[Place], *, progress: bool = False
     ) -> list[dict[str, Answer] | str]:
         """Answer all questions about rows of a file; of a row that cannot be read, say why."""
-        read = [_read(row, place, self.info) for row, place in zip(rows, places, strict=True)]
+        read = [read_row(row, place, self.info) for row, place in zip(rows, places, strict=True)]
         fit = [row for row in read if isinstance(row, JudgeExample)]
         answers = iter(self._answered(fit, self._asked(None, strict=True), progress))
         return [row if isinstance(row, str) else next(answers) for row in read]
@@ -396,7 +398,7 @@ def _about(row: JudgeExample, info: AdapterInfo) -> list[JudgeExample]:
     return asked or [row]
 
 
-def _read(row: Row, place: Place, info: AdapterInfo) -> JudgeExample | str:
+def read_row(row: Row, place: Place, info: AdapterInfo) -> JudgeExample | str:
     """Return the record of a row, or what is wrong with it."""
     if not isinstance(row, Mapping):
         what = f"a row must map fields to values, not be a {type(row).__name__}"

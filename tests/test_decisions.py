@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -320,8 +321,24 @@ def test_a_served_judge_refuses_another_key_and_another_model(
     done = run(rows, tmp_path / "out", f"{served.url}/v1", "--endpoint_model=jev-latest")
     assert "does not accept the key in OPENAI_API_KEY (status 401)" in str(done.exception)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    # Nothing was answered, so that the journal binds nobody to the first model.
     done = run(rows, tmp_path / "out", f"{served.url}/v1")
     assert "knows no model m at this address (status 404)" in str(done.exception)
+
+
+def test_a_served_judge_that_is_asked_something_else_is_told_of(
+    served: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    data = tmp_path / "data"
+    shutil.copytree(rows, data)
+    card = {"task": "score", "scale": "0-10", "template": "translation", "rubric": "Is it formal?"}
+    (data / "dataset.json").write_text(json.dumps(card))
+    flags = ["--endpoint_model=jev-latest", "--repeats=1"]
+    done = run(data, tmp_path / "out", f"{served.url}/v1", *flags)
+    assert done.exit_code == 0, done.exception
+    said = "12 answers of jev-latest are to a question that it was not trained on"
+    assert said in " ".join(done.output.split())
 
 
 @pytest.mark.slow

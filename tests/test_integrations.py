@@ -14,13 +14,10 @@ from typing import Any
 import pytest
 
 from pt_app.core.errors import UserError
-from pt_app.core.prompt_templates import Template
-from pt_app.core.prompts import PromptEncoder
-from pt_app.core.verdicts import Scale
 from pt_app.integrations.shared import SharedJudge, shared
 from pt_app.judge import Judge, Judgement
-from pt_app.models import adapters, bases
 from tests.test_judge import some_rows
+from tests.tiny_models import make_adapter
 
 ROWS = some_rows(16)
 ANSWERED = [row["id"] for row in ROWS[::2]]
@@ -28,10 +25,15 @@ PACKAGES = {"inspect_ai": "judge_scorer", "weave": "JudgeScorer", "deepeval": "J
 
 
 @pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("judge") / "judge", str(base))
+
+
+@pytest.fixture(scope="module")
 def judge(adapter: Path, base: Path) -> SharedJudge:
     """The judge that scorers of this folder share.
 
-    The greedy answers of so short a training have no verdict: of every other row it counts as one.
+    Greedy answers of random weights have no verdict: of every other row it counts as one.
     """
     own = shared(adapter, str(base))
     score = own.judge.score
@@ -56,17 +58,6 @@ def installed(package: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("DEEPEVAL_TELEMETRY_OPT_OUT", "1")
     pytest.importorskip(package, reason="pip install -r requirements-clients.txt")
     return importlib.import_module(f"pt_app.integrations.{package}")
-
-
-def untrained(folder: Path, base: Path, scale: str) -> Path:
-    source, tokenizer = bases.resolve_model(str(base)), bases.load_tokenizer(base)
-    return adapters.save_adapter(
-        adapters.attach_lora(bases.load_model(source), r=2, alpha=4, dropout=0, targets="q_proj"),
-        PromptEncoder(tokenizer, Template.load("translation"), Scale.from_name(scale), 256),
-        folder,
-        identity=bases.model_identity(source),
-        training_config={},
-    ).folder
 
 
 def mean_of_answered(judged: Sequence[Judgement]) -> float:
@@ -229,13 +220,15 @@ def test_a_verdict_is_a_number_or_whether_it_passes_and_no_answer_is_none(
     failed = Judgement("1", "parse_failure", "judge", verdict=7)
     assert judge.value(failed) is None
     assert judge.value(Judgement("1", "too_long", "judge")) is None
-    passes = SharedJudge(Judge.load(untrained(tmp_path / "p", base, "pass_fail"), base=str(base)))
+    passes = SharedJudge(
+        Judge.load(make_adapter(tmp_path / "p", str(base), "pass_fail"), base=str(base))
+    )
     assert passes.value(Judgement("1", "ok", "judge", verdict="PASS")) is True
     assert passes.value(Judgement("1", "ok", "judge", verdict="FAIL")) is False
 
 
 def test_a_judge_of_pairs_is_refused(base: Path, tmp_path: Path) -> None:
-    folder = untrained(tmp_path / "pairs", base, "pairwise")
+    folder = make_adapter(tmp_path / "pairs", str(base), "pairwise")
     with pytest.raises(UserError, match="compares two candidates"):
         shared(folder, str(base))
 

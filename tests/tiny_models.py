@@ -138,3 +138,30 @@ def make_model_folder(
     tokenizer = make_tokenizer(folder, kind)
     make_model(tokenizer, seed=seed, **overrides).save_pretrained(folder)
     return folder
+
+
+def make_adapter(folder: Path, base: str, scale: str = "0-10") -> Path:
+    """Save an adapter of random weights on `base`, and return its folder."""
+    import torch
+
+    from pt_app.core.prompt_templates import Template
+    from pt_app.core.prompts import PromptEncoder
+    from pt_app.core.verdicts import Scale
+    from pt_app.models import adapters, bases
+
+    source = bases.resolve_model(base)
+    tokenizer, template = bases.load_tokenizer(source.path), Template.load("translation")
+    targets = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "q_proj,v_proj,down_proj"}
+    model = adapters.attach_lora(bases.load_model(source), **targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:  # zeros, which would leave the base as it is
+                torch.nn.init.normal_(weight, std=0.05)
+    return adapters.save_adapter(
+        model,
+        PromptEncoder(tokenizer, template, Scale.from_name(scale), 512),
+        folder,
+        identity=bases.model_identity(source),
+        training_config={},
+    ).folder

@@ -432,7 +432,7 @@ class JudgeResults(Measured):
         order: "both" if a pair's probabilities are the mean of its two orders.
         option_order: how often the verdict on a choice is another one where its options are listed
             in another order, on some rows.
-        annotators: how far its distributions are from the annotators'.
+        annotator_distance: how far its distributions are from the annotators'.
         repeats: of a decision model at an endpoint, how far its answers are the same.
         far_from_greedy: rows whose verdict and greedy answer lie over a tenth of the scale apart;
             None: not counted, as in schema 1.
@@ -463,7 +463,7 @@ class JudgeResults(Measured):
     within_source_pairs: SourcePairs | None = None
     systems: Systems | None = None
     orders: Orders | None = None
-    annotators: SharesDistance | None = None
+    annotator_distance: SharesDistance | None = None
     repeats: Repeats | None = None
     cost: Cost | None = None
 

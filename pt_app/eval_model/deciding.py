@@ -121,26 +121,32 @@ def _read(
     Raises:
         UserError: if that is all.
     """
-    problems: Counter[str] = Counter()
+    problems, others = Counter[str](), Counter[str]()
 
-    def chances(entry: Entry, row: JudgeExample) -> Chances:
+    def read_one(entry: Entry, row: JudgeExample) -> Chances:
         if "refused" in entry:
             return None
         name, questions = row.asks or ONLY, asked[row.id]
         try:
             given = answer_to(name, [*questions], json.loads(entry["text"]))
-            return questions[name].chances(given)
+            chances = questions[name].chances(given)
         except ValueError as error:
             problems[str(error)] += 1
             return None
+        extra = given.get("x_judge")  # of `judge serve`
+        others[name] += isinstance(extra, Mapping) and extra.get("trained_question") is False
+        return chances
 
     turns = range(1, repeats + 1)
-    read = [[chances(answers.entries[f"{turn} {row.id}"], row) for turn in turns] for row in test]
+    read = [[read_one(answers.entries[f"{turn} {row.id}"], row) for turn in turns] for row in test]
     if problems and not any(one for each in read for one in each):
         problem = f"no answer of {answers.model} can be read ({problems.most_common(1)[0][0]})"
         raise UserError(f"{problem}: correct --wire or --endpoint_model, and give another --out")
     for problem, count in problems.most_common():
         log.warning("%d answers of %s cannot be read: %s", count, answers.model, problem)
+    if count := others.total():
+        untrained = "%d answers of %s are to a question that it was not trained on"
+        log.warning(untrained, count, answers.model)
     return read
 
 

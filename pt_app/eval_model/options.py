@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pt_app.core.flags import flag
 from pt_app.core.settings import (
@@ -14,6 +15,8 @@ from pt_app.core.settings import (
 )
 from pt_app.models.endpoint.decisions import Wire
 from pt_app.models.endpoint.options import RequestOptions
+
+ScoringEngine = Literal["judge", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class ScoreOptions:
     reading: ReadingMode = flag(READING_HELP, "auto")
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
     device: str = flag("cpu, cuda or mps", "cpu")
+    engine: ScoringEngine = flag("what reads the verdicts: the judge itself, or vllm", "judge")
+    python: str | None = flag("interpreter of vLLM's environment, for --engine vllm", None)
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")
     ray: str = flag(
         "score with the workers of a Ray cluster at HOST:PORT; auto: that of this machine, or one "

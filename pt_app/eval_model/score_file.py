@@ -42,7 +42,7 @@ ENDINGS = (".jsonl", ".csv", ".parquet")
 # Rows; a killed run loses at most so many in each worker, and as many are read with one rubric.
 PART = 100
 WINDOW = 200  # parts that are sorted, and put in order again, in memory
-WHO = ("ray", "workers")  # options that change who judges, and no judgement
+WHO = ("ray", "workers", "python")  # options that change who judges, and no judgement
 JOB = "job.json"  # in the folder of parts: whose they are
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -73,6 +73,7 @@ def score_file(adapter: Path, input: str, output: Path, options: ScoreOptions) -
     if output.suffix not in ENDINGS:
         raise UserError(f"--output {output}: its ending must be one of {', '.join(ENDINGS)}")
     shard_of(options.shard, 0)  # refused before anything is read
+    _check_engine(options)
     parts = output.with_name(f"{output.name}.parts")
     read = [input, str(adapter), *([options.base] if options.base else [])]
     refuse_overwrite([output, parts], read, "--output")
@@ -100,6 +101,8 @@ def _score(
     columns: ColumnMap | StateMap | None = None
     if info.state and options.feedback:
         raise UserError("--feedback: a judge of questions writes none: leave it out")
+    if info.state and options.engine == "vllm":
+        raise UserError("--engine vllm: it reads no judge of questions: leave it out")
     if info.state:
         columns = StateMap.of(table, options.map, info.state)
     elif options.map:
@@ -117,7 +120,8 @@ def _score(
         "parts_a_window": WINDOW,
     }
     _open_parts(parts, job)
-    here = replace(options, base=_absolute(options.base))  # workers have another working folder
+    # Workers have another working folder.
+    here = replace(options, base=_absolute(options.base), python=_absolute(options.python))
     start = partial(_start, adapter.absolute(), here, sample)
     rows = itertools.islice(_rows(table, columns), shard.start, shard.stop)
     missing = _missing(rows, ("rubric", *info.row_fields, "messages", "input"), parts)
@@ -155,21 +159,45 @@ def _done(
 
 def _start(adapter: Path, options: ScoreOptions, sample: Sequence[Json]) -> Callable[[Part], str]:
     """Load the judge, in a worker or here, and return what judges a part."""
+    vllm = options.engine == "vllm"
     judge = Judge.load(
         adapter,
         base=options.base,
-        device=options.device,
-        precision=options.precision,
-        reading=options.reading,
+        device="cpu" if vllm else options.device,
+        precision="float32" if vllm else options.precision,  # vLLM is compared with it
+        reading="exact" if vllm else options.reading,
         sample=sample,
         order=options.order,
     )
+    if vllm:
+        from pt_app.serving.vllm_process import read_by_vllm
+
+        where = str(options.python), options.device, options.precision
+        read_by_vllm(judge, sample, *where, options.base)
     return partial(_judged, judge, options.feedback, not options.ray)
 
 
-def _absolute(base: str | None) -> str | None:
-    """Return the path of a base that is a folder or file; a hub id as it is."""
-    return str(Path(base).absolute()) if base and Path(base).exists() else base
+def _absolute(path: str | None) -> str | None:
+    """Return the absolute path of what exists; a hub id or a command as it is."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+
+def _check_engine(options: ScoreOptions) -> None:
+    """Raise UserError for an engine without its interpreter, and for what it does not have."""
+    if options.engine == "judge":
+        if options.python:
+            raise UserError("--python: only --engine vllm has an interpreter: add it, or leave out")
+        return
+    not_there = {
+        "--feedback": options.feedback,
+        "--reading branches": options.reading == "branches",
+        "--score_precision int8": options.precision == "int8",
+    }
+    if wrong := [flag for flag, given in not_there.items() if given]:
+        raise UserError(f"{wrong[0]}: --engine vllm does not have it: leave it out")
+    from pt_app.serving.vllm_process import check_interpreter
+
+    check_interpreter(options.python)
 
 
 def _missing(

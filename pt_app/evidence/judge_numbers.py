@@ -134,7 +134,7 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
         numbers.selective.at_coverage = covered
         numbers.selective.left_out = int((~known).sum())
     if (far := distance_to_shares(judged.rows, every, scale, sample)) is not None:
-        numbers.annotators = far
+        numbers.annotator_distance = far
     if scale.task == "pass_fail":
         _add_pass_fail(numbers, every[:, FAIL], judged)
     return confidence.sure - confidence.right

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pt_app.core.formatting import NAMES, estimate
+from pt_app.core.formatting import NAMES, UNDEFINED, estimate
 from pt_app.report.overview import overview_table
 from pt_app.report.page import sentences, titles
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pt_app.core.results import AttackResults, Metric, Results
+    from pt_app.core.results import AttackResults, JudgeResults, Metric, Results
 
 WIDTH, NAME_WIDTH = 80, 14
 Lines = list[tuple[str, list[str]]]
@@ -89,10 +89,26 @@ def _sections(results: "Results") -> list[tuple[str, Lines]]:
         ("parse failures", [str(model.parse_failures) for model in models] + empty),
         ("strict kappa", [estimate(numbers[strict]) if numbers else "" for numbers in own]),
     ]
+    sure = _probabilities(models, empty)
     if not any(model.greedy for model in models):
-        return [("answer", [*first, *last])]
+        return [("answer", [*first, *last]), *sure]
     last.append(("n", _counts(strict, own)))
-    return [("verdict", first), ("greedy answer", [*_lines(columns, own), *last])]
+    return [("verdict", first), ("greedy answer", [*_lines(columns, own), *last]), *sure]
+
+
+def _probabilities(models: "Sequence[JudgeResults]", empty: list[str]) -> list[tuple[str, Lines]]:
+    """Return what is compared beside a decision model at an endpoint; [] without one."""
+    if not any(model.repeats for model in models):
+        return []
+    far = [m.annotator_distance.judge if m.annotator_distance else None for m in models]
+    numbers = {
+        "ECE": [m.calibration.ece if m.calibration else None for m in models],
+        "to annotators": far,
+        "flips": [m.repeats.flips if m.repeats else None for m in models],
+    }
+    lines = [(name, [*map(estimate, row), *empty]) for name, row in numbers.items()]
+    prices = [f"{m.cost.per_verdict:.6f}" if m.cost else UNDEFINED for m in models]
+    return [("probabilities", [*lines, ("$ per verdict", [*prices, *empty])])]
 
 
 def _lines(names: Sequence[str], judges: Columns) -> Lines:

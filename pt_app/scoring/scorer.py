@@ -6,7 +6,7 @@ The verdict is read without generation, from a forward pass over the prefix tree
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal
@@ -35,9 +35,12 @@ log = logging.getLogger(__name__)
 
 # Logits per forward pass: 2^26 floats are 256 MiB, and reading them takes as much again.
 MAX_LOGITS = 1 << 26
+AT_ONCE = 32  # prompts that an engine is given together
 # Answers are decoded in batches whose KV cache holds this many times `batch_tokens` tokens.
 DECODED = 8
 
+ReadLines = Callable[[Sequence[list[int]], VerdictTrie], Reading]
+"""Reads the lines of verdicts behind prompts."""
 Waiting = dict[int, tuple[Opening, "Scored"]]
 """Results by row whose answers are still to be decoded."""
 
@@ -92,6 +95,7 @@ class JudgeScorer:
         cut: the lines of the verdicts of the one scale, cut (branches.py); None: whole lines are
             read.
         shorten: cut what does not fit; else such a row has the status "too_long".
+        engine: what reads the verdicts of the one scale in place of the model.
 
     Attributes:
         shortened: rows that the last `score` had to shorten.
@@ -114,6 +118,7 @@ class JudgeScorer:
     trees: bool = True
     cut: VerdictTrie | None = None
     shorten: bool = True
+    engine: ReadLines | None = None
 
     def __post_init__(self) -> None:
         self.tries = verdict_tries(self.encoder)
@@ -183,6 +188,8 @@ class JudgeScorer:
         self, prompts: Sequence[list[int]], scales: Sequence[Scale]
     ) -> Iterator[tuple[int, Scored]]:
         """Yield the index of each prompt and its result, in the order of computation."""
+        if self.engine:
+            return self._by_engine(self.engine, prompts)
         deepest = max(trie.depth for trie in self.tries.values())
         room = max(deepest, self.answer_tokens if self.feedback else 0)
         why = why_no_tree(self.model, max(map(len, prompts), default=0) + room)
@@ -191,6 +198,13 @@ class JudgeScorer:
         if prompts and why is not None:
             log.warning("%s: verdicts are read row by row: %s", self.name, why)
         return self._row_by_row(prompts, scales)
+
+    def _by_engine(
+        self, engine: ReadLines, prompts: Sequence[list[int]]
+    ) -> Iterator[tuple[int, Scored]]:
+        for start in range(0, len(prompts), AT_ONCE):
+            reading = engine(prompts[start : start + AT_ONCE], self.trie)
+            yield from enumerate(self._scored(reading, self.encoder.scale), start)
 
     def _from_tree(
         self, prompts: Sequence[list[int]], scales: Sequence[Scale]

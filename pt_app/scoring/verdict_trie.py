@@ -158,6 +158,13 @@ class Reading:
     log_probabilities: torch.Tensor
     greedy: torch.Tensor
 
+    @staticmethod
+    def of_steps(steps: torch.Tensor, greedy: torch.Tensor, trie: VerdictTrie) -> "Reading":
+        """Sum the steps of each line, and what stands for a cut one."""
+        lines = torch.stack([steps[:, columns].sum(dim=1) for columns in trie.columns], dim=1)
+        lines += torch.tensor(trie.tails or 0.0, dtype=lines.dtype)
+        return Reading(steps, lines, greedy)
+
 
 def read_plain(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], trie: VerdictTrie, pad: int
@@ -186,7 +193,4 @@ def reading_of(logits: torch.Tensor, trie: VerdictTrie) -> Reading:
     normaliser = torch.cat(normalisers).view(logits.shape[:2]).double().cpu()
     at, token = torch.tensor(trie.steps).T
     of_steps = logits[:, at.to(logits.device), token.to(logits.device)].double().cpu()
-    of_steps = of_steps - normaliser[:, at]
-    lines = torch.stack([of_steps[:, columns].sum(dim=1) for columns in trie.columns], dim=1)
-    lines += torch.tensor(trie.tails or 0.0, dtype=lines.dtype)
-    return Reading(of_steps, lines, logits.argmax(dim=-1).cpu())
+    return Reading.of_steps(of_steps - normaliser[:, at], logits.argmax(dim=-1).cpu(), trie)

@@ -137,7 +137,7 @@ def _loaded(info: AdapterInfo, to: Target, options: ExportOptions) -> Any:
 def _written(model: Any, info: AdapterInfo, to: Target, folder: Path, dtype: Dtype) -> str:
     """Write the model's files and return what `judge parity` is asked to compare."""
     if to in ("merged", "mlx"):
-        _save_folder(model, info, folder, dtype)
+        save_folder(model, info, folder, dtype)
         return f"{to}:{folder}"
     if to == "transformers":
         decisions.write_checkpoint(model, info, bases.load_tokenizer(info.folder), folder)
@@ -154,7 +154,7 @@ def _written(model: Any, info: AdapterInfo, to: Target, folder: Path, dtype: Dty
     return f"gguf:{folder / BASE}+{folder / LORA}"
 
 
-def _save_folder(model: Any, info: AdapterInfo, folder: Path, dtype: Dtype) -> None:
+def save_folder(model: Any, info: AdapterInfo, folder: Path, dtype: Dtype) -> None:
     """Write a folder that transformers and mlx-lm load."""
     model.config._name_or_path = ""  # the base's path
     model.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -16,7 +16,7 @@ from pydantic import Field
 from pt_app.core import results
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.choosing import choose
-from pt_app.core.dataset import JudgeData, draw, read_dataset
+from pt_app.core.dataset import draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray
@@ -188,8 +188,11 @@ class Reference:
         model = adapters.load_merged(info.folder, adapters.base_of(info, options.base)).eval()
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
         asked = [(encoder.about(own), dataset.about((own,))) for own in info.questions]
-        asked = asked or [(encoder, dataset)]
-        read = [Reference._of(model, info, *each, options) for each in asked]
+        read = []
+        for own, about in asked or [(encoder, dataset)]:
+            rows = draw(about.test, options.rows, options.seed)
+            used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
+            read.append(Reference.on(rows, used, model, own, info))
         if not deciding:
             return read
         plain = Plain(model, encoder.end_token_id)
@@ -200,20 +203,34 @@ class Reference:
         ]
 
     @staticmethod
-    def _of(
-        model: Any, info: AdapterInfo, encoder: PromptEncoder, data: JudgeData, drawn: ParityOptions
+    def on(
+        rows: Sequence[JudgeExample],
+        used: results.DataUsed,
+        model: Any,
+        encoder: PromptEncoder,
+        info: AdapterInfo,
     ) -> "Reference":
-        rows = draw(data.test, drawn.rows, drawn.seed)
+        """Read rows and attacks on them plainly.
+
+        Args:
+            rows: the rows; labels in them are ignored.
+            used: where they are from.
+            model: the merged judge, in float32.
+            encoder: makes its prompts.
+            info: its adapter.
+
+        Raises:
+            UserError: if no row fits the judge.
+        """
         own = [row for row in rows if row.prompt is None][:ATTACKS]
         control = [family for family in families() if family.control]
         attacks = [each.example for each in attacked(own, encoder.scale, control, info.state)]
         attacks = attacks[:: -(-len(attacks) // ATTACKS) or 1]  # some of each family
         cases = [*_cases(rows, encoder, info, False), *_cases(attacks, encoder, info, True)]
         if not cases:
-            raise UserError(f"{data.path} has no test row that fits the judge: name other rows")
+            raise UserError(f"{used.path} has no row that fits the judge: name other rows")
         trie = verdict_trie(encoder)
         logs = Plain(model, encoder.end_token_id).read(cases, trie)
-        used = results.DataUsed(path=data.path.name, rows=len(rows), sha256=data.sha256)
         return Reference(info.name, encoder, trie, cases, logs, used)
 
     def of_deciding(self, against: str) -> "tuple[Reference, Compared]":

@@ -23,7 +23,8 @@ class Journal:
         self.path = path
         self._file: IO[bytes] = self._open()
         first, *self.entries = self._read() or [{}]
-        if not first:
+        if not self.entries:  # a wrong model or URL, corrected: nothing was answered under it
+            self._file.truncate(0)
             self._write({"journal": 1, "settings": dict(settings)})
             return
         was = first.get("settings", {})

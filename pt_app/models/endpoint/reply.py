@@ -70,7 +70,8 @@ def reply_of(body: object, estimate: Usage) -> Reply:
         estimate.prompt if prompt is None else prompt,
         len(text.encode()) // 2 + 1 if answer is None else answer,
     )
-    return Reply(text, usage, prompt is None or answer is None, reason == "length")
+    estimated = prompt is None or answer is None
+    return Reply(text, usage, estimated, reason == "length", _model(body))
 
 
 def decisions_of(body: object, estimate: Usage) -> Reply:
@@ -86,7 +87,7 @@ def decisions_of(body: object, estimate: Usage) -> Reply:
     answer = _count(counts.get("output_tokens")) or 0
     usage = Usage(estimate.prompt if prompt is None else prompt, answer)
     text = json.dumps(answers, ensure_ascii=False)
-    return Reply(text, usage, prompt is None, model=one_line(fields.get("model") or ""))
+    return Reply(text, usage, prompt is None, model=_model(body))
 
 
 def error_of(body: object) -> tuple[int, str] | None:
@@ -140,6 +141,10 @@ def one_line(message: object) -> str:
 
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _model(body: object) -> str:
+    return one_line(_mapping(body).get("model") or "")
 
 
 def _first_choice(body: object) -> Mapping[str, object]:
