@@ -9,6 +9,7 @@ records). A file becomes a card that declares its questions, and a table of rows
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
@@ -59,7 +60,7 @@ def as_dataset(tables: Sequence[Table], name: str) -> tuple[Row, list[Table]]:
         for place, value in table.rows():
             yield place, _row(value, place, LABELS[name], fields or ())
 
-    return card, [replace(t, columns=columns, rows=lambda t=t: rows(t)) for t in tables]
+    return card, [replace(t, columns=columns, rows=partial(rows, t)) for t in tables]
 
 
 def _questions(value: Row, place: Place) -> Mapping[str, object]:
