@@ -19,8 +19,8 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
 from pt_app.serving import engines
-from pt_app.serving.engines import LlamaCpp, Plain, Precision, Vllm
-from pt_app.serving.options import ParityOptions
+from pt_app.serving.engines import LlamaCpp, Plain, Vllm
+from pt_app.serving.options import ParityOptions, Precision
 from pt_app.serving.parity import (
     LIMITS,
     STRICT,
@@ -74,7 +74,7 @@ class Shifted(Plain):
 def shifted(model: Any, reference: Reference, noise: float, precision: Precision) -> Compared:
     engine = Shifted(model, reference.encoder.end_token_id, precision=precision)
     engine.noise = noise
-    engine.tokens = lambda _: None  # type: ignore[method-assign]
+    engine.tokens = lambda case: None  # type: ignore[method-assign]
     return reference.compared(engine, "shifted")
 
 

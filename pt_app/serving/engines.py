@@ -104,18 +104,6 @@ class Plain:
             ]
         return np.asarray(torch.cat(read), np.float64)
 
-    def next_tokens(
-        self, cases: Sequence[Case], lead: Sequence[int], tokens: Sequence[int]
-    ) -> FloatArray:
-        """Return the log-probability of tokens behind each prompt and `lead` [cases, tokens]."""
-        rows = []
-        with exact_matmul(), torch.inference_mode():
-            for case in cases:
-                ids = torch.tensor([[*case.ids, *lead]])
-                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-                rows.append(logits.double().log_softmax(dim=-1)[[*tokens]])
-        return np.asarray(torch.stack(rows), np.float64)
-
     def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the folder's tokenizer makes of a rendered prompt."""
         return None if self.folder is None else _encoded(self.folder, case.text)

@@ -28,7 +28,7 @@ from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.serving.decisions import Held, Pipeline
+from pt_app.serving import decisions
 from pt_app.serving.engines import (
     Case,
     Engine,
@@ -148,7 +148,7 @@ class Reference:
         trie: the lines of its verdicts.
         cases: the prompts.
         logs: the log-probability of each line [cases, lines].
-        decided: the same of the token that tells a line from the others alone, if it was read.
+        decided: that of the token that tells a line from the others among such, if it was read.
         data: the rows.
         whole: whether `logs` are of whole lines.
     """
@@ -195,11 +195,11 @@ class Reference:
             read.append(Reference.on(rows, used, model, own, info))
         if not deciding:
             return read
-        plain = Plain(model, encoder.end_token_id)
-        held = [Held.of(each.encoder) for each in read]
         return [
-            replace(each, decided=plain.next_tokens(each.cases, one.lead, one.labels))
-            for each, one in zip(read, held, strict=True)
+            replace(
+                each, decided=decisions.deciding(model, decisions.Held.of(each.encoder), each.cases)
+            )
+            for each in read
         ]
 
     @staticmethod
@@ -347,7 +347,7 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
     if kind == "mlx":
         return [Mlx(Path(place))]
     if kind == TRANSFORMERS:
-        return [Pipeline(Path(place), Held.of(encoder))]
+        return [decisions.Pipeline(Path(place), decisions.Held.of(encoder))]
     if kind == "merged":
         return [Plain.of_folder(Path(place), encoder.end_token_id)]
     url, precision = target.rstrip("/"), options.engine_precision
