@@ -97,6 +97,8 @@ class VllmProcess:
             )
         weakref.finalize(self, _end, self._process, self.log)
         model = {"model": str(folder), "dtype": dtype, "skip_tokenizer_init": True}
+        # Whole prompts are read and single tokens are not, for which vLLM compiles for minutes.
+        model |= {"enforce_eager": True}
         # vLLM's log-probabilities of prompts depend on the order of requests where prefixes are
         # cached (vllm#42019).
         model |= {"max_model_len": length + 1, "enable_prefix_caching": False}
