@@ -167,12 +167,12 @@ def write_checkpoint(model: Any, info: AdapterInfo, tokenizer: Any, folder: Path
         hidden_size=text.hidden_size,
         num_verbalizers=len(rows),
         offsets=offsets,
-        softcap=getattr(text, "final_logit_softcapping", None),
+        softcap=_softcap(model),
     )
     with torch.device("meta"):  # its weights are those of the judge
         jev = JevForDecision(config)
     jev.model = model.base_model
-    jev.proj = _head(model.get_output_embeddings(), rows)
+    jev.proj = _head(model, [one.labels for one in by_kind.values()])
     jev.decision_config = DecisionConfig(
         labels={
             kind: [tokenizer.decode([label]) for label in one.labels]
@@ -183,24 +183,36 @@ def write_checkpoint(model: Any, info: AdapterInfo, tokenizer: Any, folder: Path
     jev.save_pretrained(folder)
 
 
-def _head(outputs: Any, rows: Sequence[int]) -> torch.nn.Linear:
-    """Return the head that gives the logits of these tokens alone."""
-    head = torch.nn.Linear(outputs.in_features, len(rows))
+def _head(model: Any, lists: Sequence[Sequence[int]]) -> torch.nn.Linear:
+    """Return the head that gives the logits of these lists of tokens alone.
+
+    What the rows of a list share moves all of its logits alike, and no probability: it is taken
+    off, since float32 has logits of 35 in steps of 4e-6, which move one by 1e-6 (SmolLM2). A soft
+    cap is of the logits themselves, so that they stay.
+    """
+    outputs, rows = model.get_output_embeddings(), [row for own in lists for row in own]
+    weights = [outputs.weight[[*own]].double() for own in lists]
+    if _softcap(model) is None:
+        weights = [own - own.mean(dim=0) for own in weights]
     bias = getattr(outputs, "bias", None)
+    head = torch.nn.Linear(outputs.in_features, len(rows))
     with torch.no_grad():
-        head.weight.copy_(outputs.weight[[*rows]])
-        head.bias.copy_(torch.zeros(len(rows)) if bias is None else bias[[*rows]])
+        head.weight.copy_(torch.cat(weights))
+        head.bias.copy_(torch.zeros(len(rows)) if bias is None else bias[rows])
     return head
+
+
+def _softcap(model: Any) -> float | None:
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def deciding(model: Any, question: Held, cases: Sequence[Case]) -> FloatArray:
     """Return the log-probability of each label among them, behind each prompt [cases, labels].
 
-    The model's own head is cut to the labels: float32 has logits of 35 in steps of 4e-6, and a
-    wider product rounds them in another way, which moved a probability by 1.7e-6 (SmolLM2).
+    The head is cut to the labels: the product with the whole vocabulary would round otherwise.
     """
     whole, rows = model.get_output_embeddings(), []
-    model.set_output_embeddings(_head(whole, question.labels))
+    model.set_output_embeddings(_head(model, [question.labels]))
     try:
         with exact_matmul(), torch.inference_mode():
             for case in cases:
