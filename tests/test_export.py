@@ -77,14 +77,14 @@ def test_a_failing_export_is_not_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    save = exporting._save_folder
+    save = exporting.save_folder
 
     def damaged(model: Any, *more: Any) -> None:
         with torch.no_grad():
             model.model.layers[0].mlp.down_proj.weight.mul_(1.05)
         save(model, *more)
 
-    monkeypatch.setattr(exporting, "_save_folder", damaged)
+    monkeypatch.setattr(exporting, "save_folder", damaged)
     found = export(adapter, "merged", tmp_path / "out", data, options)
     assert found.decision == "differs"
     assert not list(tmp_path.iterdir())
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_is_not_said_of_out(
             patch.setattr(where, name, failing)
             with pytest.raises(PermissionError):
                 export(adapter, "merged", tmp_path / "out", data, options)
-    monkeypatch.setattr(exporting, "_save_folder", failing)
+    monkeypatch.setattr(exporting, "save_folder", failing)
     with pytest.raises(UserError, match="out cannot be written"):
         export(adapter, "merged", tmp_path / "out", data, options)
     assert not list(tmp_path.iterdir())

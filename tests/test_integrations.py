@@ -56,7 +56,8 @@ def expected(judge: SharedJudge) -> list[Judgement]:
 def installed(package: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The integration of a package; without its telemetry."""
     monkeypatch.setenv("DEEPEVAL_TELEMETRY_OPT_OUT", "1")
-    pytest.importorskip(package, reason="pip install -r requirements-clients.txt")
+    reason = f"{package} is not installed: requirements-clients.txt says which version"
+    pytest.importorskip(package, reason=reason)
     return importlib.import_module(f"pt_app.integrations.{package}")
 
 

@@ -190,6 +190,7 @@ def test_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
     merging = SimpleNamespace(
         answer_ids=lambda text: [*text.encode()[:-1], len(text)],
         scale=Scale.from_name("pass_fail"),
+        asked=Scale.from_name("pass_fail"),
         questions=(),
     )
     with pytest.raises(UserError, match="merges"):
