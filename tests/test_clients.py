@@ -38,7 +38,8 @@ def expected(judge: Judge) -> Any:
 
 
 def installed(package: str) -> Any:
-    return pytest.importorskip(package, reason="pip install -r requirements-clients.txt")
+    reason = f"{package.partition('.')[0]} is not installed (docs/CLIENTS.md)"
+    return pytest.importorskip(package, reason=reason)
 
 
 @pytest.mark.parametrize("key", [None, "secret"])
