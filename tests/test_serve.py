@@ -28,6 +28,7 @@ from pt_app.serving.server import PAGE, Server, serve
 from tests.conftest import ROOT, slow_case
 from tests.serving import Running
 from tests.test_judge import some_rows
+from tests.test_report_browser import CHROMIUM
 
 ROW = {"source": "the old house", "reference": "a casa", "candidate": "o casa velho"}
 VALUES = [str(value) for value in range(11)]
@@ -357,6 +358,17 @@ def test_the_page_asks_for_nothing_outside(running: Running) -> None:
     assert "default-src 'none'" in policy
     assert b"//" not in text
     assert b"innerHTML" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_the_page_shows_no_field_for_a_key_before_a_server_wants_one(tmp_path: Path) -> None:
+    shown = "<script>document.title = getComputedStyle(at('keyed')).display</script>"
+    page = tmp_path / "page.html"
+    page.write_text(PAGE.read_text(encoding="utf-8").replace("</body>", f"{shown}</body>"))
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--dump-dom", page.as_uri()]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+    assert "<title>none</title>" in found
 
 
 def malformed(rng: random.Random) -> bytes:

@@ -92,32 +92,17 @@ def results_of(
     rows = judges[0].rows
     labels, sample = [row.label for row in rows], Resampler([row.group for row in rows])
 
-    def numbers(judge: JudgeRows) -> typed.JudgeResults:
-        measured = judge_numbers(judge.rows, sample, scale, asked or Asked(), judge.fitted)
-        measured.id, measured.name = judge.id, judge.name
-        measured.precision, measured.precision_change = judge.precision, judge.change
-        measured.grid = judge.grid
-        measured.reading_change = judge.cut
-        if judge.option_order is not None:
-            measured.option_order = judge.option_order
-        measured.ties, measured.shortened = judge.ties, judge.shortened
-        measured.verdict_rule, measured.order = judge.rule, judge.order
+    show = tqdm(judges, desc="evidence", disable=None)
+    models = [_numbers(judge, sample, scale, asked or Asked()) for judge in show]
+    for measured in models:
         measured.unscored = count - len(rows)
-        if judge.cost is not None:
-            measured.cost = judge.cost
-        if judge.repeats is not None:
-            measured.repeats = judge.repeats
-        if judge.rule is not None and measured.greedy is not None:
-            log.info(FAR_LINE, judge.name, measured.far_from_greedy, measured.n, FAR)
-        return measured
-
     results = Results(
         schema=typed.SCHEMA,
         leaks=typed.Leaks(n=len(leaks), examples=list(leaks[:5])),
         task=scale.task,
         data=typed.DataUsed.model_validate({**data, "n": len(rows), "groups": sample.groups}),
         scale=scale.name,
-        models=[numbers(judge) for judge in tqdm(judges, desc="evidence", disable=None)],
+        models=models,
         baselines=[baseline_results(baseline, labels, sample, scale) for baseline in answered],
         missing_baselines={each.name: each.missing for each in baselines if each.missing},
         ceiling=ceiling(rows, scale),
@@ -131,6 +116,22 @@ def results_of(
         if found is not None:
             results.escalation = found
     return results
+
+
+def _numbers(judge: JudgeRows, sample: Resampler, scale: Scale, asked: Asked) -> typed.JudgeResults:
+    """Measure a judge, and take over what is known of how its rows were made."""
+    measured = judge_numbers(judge.rows, sample, scale, asked, judge.fitted)
+    measured.id, measured.name = judge.id, judge.name
+    measured.precision, measured.precision_change = judge.precision, judge.change
+    measured.grid, measured.reading_change = judge.grid, judge.cut
+    measured.ties, measured.shortened = judge.ties, judge.shortened
+    measured.verdict_rule, measured.order = judge.rule, judge.order
+    for name in ("option_order", "cost", "repeats"):  # written of judges that have them
+        if (own := getattr(judge, name)) is not None:
+            setattr(measured, name, own)
+    if judge.rule is not None and measured.greedy is not None:
+        log.info(FAR_LINE, judge.name, measured.far_from_greedy, measured.n, FAR)
+    return measured
 
 
 def _comparisons(
