@@ -26,9 +26,13 @@ SHORT = 7 * GIB  # memory that any one of the ways may need
 
 @dataclass
 class Samples:
-    """What was measured of one way: seconds of each round, GiB above the model, all results."""
+    """What was measured of one way: seconds and CPU seconds of each round, GiB, all results.
+
+    The GiB are those above the model.
+    """
 
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     memory: float = 0.0
     results: list[Any] = field(default_factory=list)
     error: str = ""
@@ -59,15 +63,15 @@ class Turns:
             self.resident = _memory("VmRSS")
             _reset_peak()
 
-    def done(self, seconds: float, result: Any) -> None:
-        """Hand in a round.
+    def done(self, seconds: float, result: Any, cpu: float = 0.0) -> None:
+        """Hand in a round: its seconds, its result, and what it took of CPUs.
 
         Where memory is short, what is free is given back before the next turn of another; in its
         own next turn the work is then done once before it counts, as new memory costs time.
         """
         if self.warming:
             return
-        self.link.send((seconds, _memory("VmHWM") - self.resident, result))
+        self.link.send((seconds, cpu, _memory("VmHWM") - self.resident, result))
         if psutil.virtual_memory().available < SHORT:
             _trim()
             self.trimmed = True
@@ -83,9 +87,9 @@ def repeat(prepare: Callable[[], Callable[[], Any]]) -> Work:
         function = prepare()
         while True:
             turns.wait()
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), cpu_seconds()
             result = function()
-            turns.done(time.perf_counter() - start, result)
+            turns.done(time.perf_counter() - start, result, cpu_seconds() - cpu)
 
     return work
 
@@ -109,7 +113,7 @@ def in_turns(
         for name in list(links):
             samples = found[name]
             try:
-                seconds, memory, result = _told(links[name])
+                seconds, cpu, memory, result = _told(links[name])
             except (EOFError, OSError, RuntimeError) as error:
                 samples.error = str(error) or "the process ended"
                 del links[name]
@@ -118,6 +122,7 @@ def in_turns(
             samples.results.append(result)
             if turn:
                 samples.seconds.append(seconds)
+                samples.cpu.append(cpu)
             samples.memory = max(samples.memory, memory / GIB)
             say(f"{'round ' + str(turn) if turn else 'warm-up'}, {name}: {seconds:.2f} s")
     for link in links.values():
@@ -143,6 +148,13 @@ def _run(work: Work, link: Connection) -> None:
         last = traceback.format_exc().strip().splitlines()
         link.send(" | ".join(last[-3:]))
         os._exit(1)
+
+
+def cpu_seconds(process: "psutil.Process | None" = None) -> float:
+    """Return the CPU seconds of a process, by default this one, and of its living children."""
+    own = process or psutil.Process()
+    times = [each.cpu_times() for each in (own, *own.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
 
 
 def _memory(name: str) -> int:

@@ -1,9 +1,13 @@
 """What Ray's workers bring: python -m benchmarks.scale ADAPTER --rows 10000 --workers 2.
 
 The same rows are judged by one process, by one worker and by several, on a thread each, with the
-command line. Printed are rows per second after the start of the workers, the largest difference of
-a probability from the one process, verdicts that differ although rounding does not decide between
-two, and the peak memory of the process that reads and writes.
+command line. Printed are rows per second after the start of the workers, what they and the process
+that reads and writes took of the CPUs, the largest difference of a probability from the one
+process, verdicts that differ although rounding does not decide between two, and the peak memory of
+the process that reads and writes.
+
+A killed run resumes with the parts that `judge score` has in the folder; what it had spent is kept,
+up to the last second.
 """
 
 import argparse
@@ -12,17 +16,20 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.processes import cpu_seconds
 from benchmarks.workloads import Lengths, make_workload
 from pt_app.core.choosing import is_tied
+from pt_app.core.files import write_json_atomic, write_text_atomic
 from pt_app.models.adapters import verify_adapter
 
 RATE = re.compile(r"after the start of \d+ workers: ([\d.]+) rows/s")
-Rows = list[dict[str, Any]]
+POLL = 1.0  # seconds between two looks at a process
 
 
 def main() -> None:
@@ -33,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--body_tokens", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder to resume in")
     parser.add_argument(
         "--only", choices=["workers"], help="for memory: the last of the ways alone"
     )
@@ -44,57 +52,78 @@ def main() -> None:
     }
     if asked.only:
         ways = dict([ways.popitem()])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_rows(folder / "rows.jsonl", asked.rows, asked.body_tokens)
-        common = ["--adapter", str(asked.adapter), "--input", str(folder / "rows.jsonl")]
-        common += ["--base", asked.base] if asked.base else []
-        print("| way | seconds | rows/s | largest difference | other verdicts | peak GiB |")
-        print("|---|---|---|---|---|---|")
-        first: Path | None = None
-        for number, (way, flags) in enumerate(ways.items()):
-            output = folder / f"{number}.jsonl"
-            seconds, said, peak = _run([*common, "--output", str(output), *flags])
-            rate = found[1] if (found := RATE.search(said)) else f"{asked.rows / seconds:.1f}"
-            first = first or output
-            difference, verdicts = _compare(first, output, asked.adapter)
-            cells = f"{seconds:.0f} | {rate} | {difference:.1e} | {verdicts} | {peak:.2f}"
-            print(f"| {way} | {cells} |", flush=True)
+    folder = asked.out / f"{asked.adapter.name}-{asked.rows}-{asked.body_tokens}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / "rows.jsonl"
+    if not rows.exists():
+        write_text_atomic(rows, _rows(asked.rows, asked.body_tokens))
+    common = ["--adapter", str(asked.adapter), "--input", str(rows)]
+    common += ["--base", asked.base] if asked.base else []
+    print("| way | seconds | rows/s | CPU s | largest difference | other verdicts | peak GiB |")
+    print("|---|---|---|---|---|---|---|")
+    first: Path | None = None
+    for way, flags in ways.items():
+        output = folder / f"{way.replace(' ', '-')}.jsonl"
+        spent = _run([*common, "--output", str(output), *flags], output)
+        rate = spent["rate"] or asked.rows / spent["seconds"]
+        first = first or output
+        difference, verdicts = _compare(first, output, asked.adapter)
+        cells = f"{spent['seconds']:.0f} | {rate:.1f} | {spent['cpu']:.0f} | {difference:.1e}"
+        print(f"| {way} | {cells} | {verdicts} | {spent['peak']:.2f} |", flush=True)
 
 
-def _write_rows(path: Path, count: int, body_tokens: int) -> None:
-    """Write rows of which four share a source, shuffled as far as 4,000 rows apart."""
+def _rows(count: int, body_tokens: int) -> str:
+    """Return rows of which four share a source, shuffled as far as 4,000 rows apart."""
     examples = make_workload("variants", count, "0-10", Lengths(body=body_tokens)).examples
-    step = min(1000, -(-count // 4))
-    with open(path, "w", encoding="utf-8") as file:
-        for first in range(0, count, 4 * step):
-            some = examples[first : first + 4 * step]
-            for example in (each for i in range(4) for each in some[i::4]):
-                row = {
-                    name: getattr(example, name) for name in ("source", "reference", "candidate")
-                }
-                file.write(json.dumps(row) + "\n")
+    step, lines = min(1000, -(-count // 4)), []
+    for first in range(0, count, 4 * step):
+        some = examples[first : first + 4 * step]
+        for example in (each for i in range(4) for each in some[i::4]):
+            names = ("source", "reference", "candidate")
+            lines.append(json.dumps({name: getattr(example, name) for name in names}) + "\n")
+    return "".join(lines)
 
 
-def _run(flags: list[str]) -> tuple[float, str, float]:
-    """Run `judge score` on a thread; return seconds, what it says, and its peak GiB."""
-    started, peak = time.perf_counter(), 0
+def _run(flags: list[str], output: Path) -> dict[str, float]:
+    """Run `judge score` on a thread, if its output is not there; return what it took in all runs.
+
+    That is its seconds and CPU seconds, the peak GiB of the process that reads and writes, and the
+    rows per second that it says (0 where it says none), of its last run.
+    """
+    record = output.with_suffix(".spent.json")
+    spent = {"seconds": 0.0, "cpu": 0.0, "peak": 0.0, "rate": 0.0}
+    if record.exists():
+        spent |= json.loads(record.read_text())
+    if output.exists():
+        return spent
+    said = output.with_suffix(".log")
     command = [sys.executable, "-m", "pt_app.cli", "score", *flags]
-    with tempfile.TemporaryFile("w+") as said:
+    with open(said, "w+") as log:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            try:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-            except OSError:
-                break
-            peak = max(peak, *(int(kib) for kib in re.findall(r"VmHWM:\s+(\d+)", status)), 0)
-            time.sleep(0.5)
-        said.seek(0)
-        text = said.read()
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+        _watch(process, spent, record)
     if process.wait():
-        sys.exit(text)
-    return time.perf_counter() - started, text, peak / 2**20
+        sys.exit(said.read_text())
+    spent["rate"] = float(found[1]) if (found := RATE.search(said.read_text())) else 0.0
+    write_json_atomic(record, spent)
+    return spent
+
+
+def _watch(process: "subprocess.Popen[Any]", spent: dict[str, float], record: Path) -> None:
+    """Add what a process and its children take to `spent` until it ends, and write it down."""
+    before, start, cpu = dict(spent), time.perf_counter(), 0.0
+    while process.poll() is None:
+        try:
+            # Children that have ended took theirs along: the largest sum that was seen counts.
+            cpu = max(cpu, cpu_seconds(psutil.Process(process.pid)))
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except (OSError, psutil.Error):
+            break
+        peaks = [int(kib) / 2**20 for kib in re.findall(r"VmHWM:\s+(\d+)", status)]
+        spent["seconds"] = before["seconds"] + time.perf_counter() - start
+        spent["cpu"], spent["peak"] = before["cpu"] + cpu, max(before["peak"], *peaks, 0.0)
+        write_json_atomic(record, spent)
+        time.sleep(POLL)
 
 
 def _compare(first: Path, other: Path, adapter: Path) -> tuple[float, int]:

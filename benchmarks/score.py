@@ -1,4 +1,4 @@
-"""`judge bench score`: verdicts and answers per second, against transformers' generate and forward.
+"""`judge bench score`: verdicts and answers per second, against transformers or llama.cpp.
 
 All ways judge the same rows with the same merged model. Random weights end no answer by themselves,
 so each is as long as it may be.
@@ -7,10 +7,13 @@ so each is as long as it may be.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks import llama_cpp
 from benchmarks.processes import Samples, Work, in_turns, repeat
 from benchmarks.shapes import SHAPES, build
 from benchmarks.train import FAST, SLOW, best_gemm
@@ -18,7 +21,9 @@ from benchmarks.workloads import ANSWER, USUAL, Lengths, Workload, make_workload
 from pt_app.models import gemm
 
 BATCH = 8
-Make = Callable[[Any, Workload], Callable[[], Any]]
+LLAMA_CPP = "llama.cpp"
+Make = Callable[..., Callable[[], Any]]
+"""Makes of a model and a `Workload` what judges the rows."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,16 @@ WAYS = {
     "forward, batches": Way(_forward),
     "forward, batches, fast matmul": Way(_forward, FAST),
     "decision pipeline": Way(_decide),
+    **{
+        f"{LLAMA_CPP}, {dtype}": Way(partial(llama_cpp.prepare, dtype=dtype))
+        for dtype in llama_cpp.PRECISIONS
+    },
+}
+# What is measured beside each rival, if nothing is named.
+RIVALS = {
+    "transformers": [name for name in WAYS if not name.startswith(LLAMA_CPP)],
+    LLAMA_CPP: ["judge", "judge, bf16", "judge, int8"]
+    + [name for name in WAYS if name.startswith(LLAMA_CPP)],
 }
 
 
@@ -151,27 +166,31 @@ def measure(
     lengths: Lengths = USUAL,
     only: Sequence[str] = (),
     say: Callable[[str], None] = print,
+    against: str = "transformers",
+    llama_server: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure all ways (or `only` some) on one workload; the numbers of docs/PERFORMANCE.md."""
+    """Measure the ways beside a rival (or `only` some); the numbers of docs/PERFORMANCE.md."""
     shape = SHAPES[shape_name]
     shape = replace(shape, layers=layers or shape.layers)
     torch.set_num_threads(1)
     workload = make_workload(workload_name, rows, scale, lengths)
-    ways = {name: way for name, way in WAYS.items() if not only or name in only}
+    ways = {name: WAYS[name] for name in only or RIVALS[against]}
     if "judge, bf16" in ways and not gemm.has_bfloat16():
         del ways["judge, bf16"]
         say("judge, bf16 is left out: this CPU has no bfloat16 of its own")
     model = build(shape)
 
-    def work(way: Way) -> Work:
+    def work(name: str, way: Way) -> Work:
+        more = {"server": llama_server} if name.startswith(LLAMA_CPP) else {}
+
         def prepare() -> Callable[[], Any]:
             torch.set_float32_matmul_precision(way.matmul)
-            return way.make(model, workload)
+            return way.make(model, workload, **more)
 
         return repeat(prepare)
 
     best = best_gemm(shape)
-    found = in_turns({name: work(way) for name, way in ways.items()}, rounds, say)
+    found = in_turns({name: work(name, way) for name, way in ways.items()}, rounds, say)
     exact = _row_by_row(model, workload, 2) if "judge" in ways else []
     return _summary(workload, scale, found, exact, best)
 
@@ -227,6 +246,9 @@ def _summary(
         name: {
             "rows_per_second": rate.get(name),
             "seconds": samples.seconds,
+            "rows_per_cpu_second": len(workload.examples) / median(samples.cpu)
+            if samples.cpu
+            else None,
             "peak_memory_gib": samples.memory,
             "error": samples.error or None,
         }
@@ -240,6 +262,7 @@ def _summary(
         "best_gemm_gflops": best / 1e9,
         "ways": ways,
         **ratios,
+        **_against_llama_cpp(ways, exact, found),
         **(_against(exact, found["judge"].results[-1]) if "judge" in rate else {}),
         **{
             f"verdicts_changed_{name}": _changed(
@@ -260,6 +283,25 @@ def _against(exact: list[Sequence[float]], judged: list[Sequence[float]]) -> dic
         "verdicts_changed": _changed(exact, judged[: len(exact)]),
         "probability_difference": max(apart, default=None),
     }
+
+
+def _against_llama_cpp(
+    ways: dict[str, Any], exact: list[Sequence[float]], found: dict[str, Samples]
+) -> dict[str, Any]:
+    """The judge's speed over that of llama.cpp's fastest way, and how far its numbers lie."""
+    theirs = [name for name in ways if name.startswith(LLAMA_CPP) and found[name].seconds]
+    report: dict[str, Any] = {}
+    for unit, clock in (("rows_per_second", ""), ("rows_per_cpu_second", "_in_cpu_time")):
+        best = max(theirs, key=lambda name: ways[name][unit], default=None)
+        for name in ways if best else ():
+            if name.startswith("judge") and found[name].seconds:
+                ratio = f"ratio_vs_llama_cpp{clock}_{name.removeprefix('judge').strip(', ')}"
+                report[ratio.rstrip("_")] = ways[name][unit] / ways[best][unit]
+        report[f"fastest_llama_cpp{clock}"] = best and best.removeprefix(LLAMA_CPP).strip(", ")
+    for name in theirs if exact else ():
+        apart = _against(exact[:1], found[name].results[-1])["probability_difference"]
+        report[f"probability_difference_{name}"] = apart
+    return report
 
 
 def _changed(one: list[Sequence[float]], other: list[Sequence[float]]) -> int:

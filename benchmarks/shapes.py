@@ -38,6 +38,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(64, 128, 2, 4, 2, vocabulary=4096),  # for trying the benchmark itself
+    "smollm2-135m": Shape(576, 1536, 30, 9, 3, vocabulary=49152),
     "qwen2.5-0.5b": Shape(896, 4864, 24, 14, 2),
     "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2),
     "qwen2.5-3b": Shape(2048, 11008, 36, 16, 2),

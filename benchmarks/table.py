@@ -7,12 +7,12 @@ Report = Mapping[str, Any]
 
 
 def lines_of(report: Report) -> list[str]:
-    """A line for each way (rows per second, GiB above the model), then one for each ratio."""
+    """A line for each way (rows per second, GiB above the model, CPU time), then the ratios."""
     unit = "examples_per_second" if "loss_difference" in report else "rows_per_second"
     lines = [
         f"workload {report['workload']}: prompts of {report['prompt_tokens']:.0f} tokens; this "
         f"core multiplies at {report['best_gemm_gflops']:.0f} GFLOP/s",
-        f"{'':36}{'a second':>10}{'GiB':>8}{'GEMM':>8}",
+        f"{'':36}{'a second':>10}{'GiB':>8}{'GEMM':>8}{'CPU s':>10}",
     ]
     for name, way in report["ways"].items():
         if way["error"]:
@@ -20,7 +20,10 @@ def lines_of(report: Report) -> list[str]:
             continue
         share = way.get("gemm_utilisation")
         used = "" if share is None else f"{share:.0%}"
-        lines.append(f"{name:36}{way[unit]:>10.3f}{way['peak_memory_gib']:>8.2f}{used:>8}")
+        cpu = way.get("rows_per_cpu_second")
+        of_cpu = "" if cpu is None else f"{cpu:.3f}"
+        line = f"{name:36}{way[unit]:>10.3f}{way['peak_memory_gib']:>8.2f}{used:>8}{of_cpu:>10}"
+        lines.append(line.rstrip())
     lines.append("")
     plain = {name: value for name, value in report.items() if name not in ("ways", "workload")}
     for name, value in plain.items():

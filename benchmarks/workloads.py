@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
@@ -32,13 +33,20 @@ USUAL = Lengths()
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows as records, and as token ids with the prompt's length for training."""
+    """Rows as records, and as token ids with the prompt's length for training, once asked for."""
 
     name: str
     encoder: PromptEncoder
     examples: list[JudgeExample]
-    encoded: list[Example]
     lengths: Lengths
+
+    @cached_property
+    def encoded(self) -> list[Example]:
+        """The rows as token ids."""
+        return [
+            {"input_ids": one.input_ids, "prompt_length": one.prompt_length}
+            for one in self.encoder.encode(self.examples)[0]
+        ]
 
     @property
     def prompt_tokens(self) -> float:
@@ -74,9 +82,4 @@ def make_workload(
                     source=source, reference=reference, candidate=text(third - 8), label=label
                 )
             )
-    examples = examples[:rows]
-    encoded: list[Example] = [
-        {"input_ids": one.input_ids, "prompt_length": one.prompt_length}
-        for one in encoder.encode(examples)[0]
-    ]
-    return Workload(name, encoder, examples, encoded, lengths)
+    return Workload(name, encoder, examples[:rows], lengths)

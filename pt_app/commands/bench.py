@@ -35,7 +35,9 @@ JSON_FILE = flag("write all numbers to this file", None, name="json")
 class Measured:
     """What is measured: a model's shape, the texts of its rows, and the ways to compare."""
 
-    shape: str = flag("qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b or tiny", "qwen2.5-0.5b")
+    shape: str = flag(
+        "smollm2-135m, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b or tiny", "qwen2.5-0.5b"
+    )
     layers: int = flag("number of layers; 0: all of the shape", 0)
     workload: Literal["rubric", "variants", "both"] = flag(
         "rubric (shared by all rows), variants (four per source) or both", "both"
@@ -87,12 +89,40 @@ def score(
     rounds: int = ROUNDS,
     rows: int = flag("number of rows per round", 12, low=1),
     scale: str = flag("scale of the verdicts: 0-10, 1-5, pass_fail ...", "0-10"),
+    against: Literal["transformers", "llama.cpp"] = flag(
+        "what it is compared with where --only names nothing", "transformers"
+    ),
+    llama_server: Path | None = flag(
+        "a llama-server of your own build; default: that of xllamacpp, built for AVX2", None
+    ),
     json_file: Path | None = JSON_FILE,
 ) -> None:
-    """Scoring: verdicts and answers per second against transformers, on one CPU core."""
+    """Scoring: verdicts and answers per second against another engine, on one CPU core."""
     from benchmarks import score as benchmark
 
-    measured.compare(benchmark, json_file, rounds=rounds, rows=rows, scale=scale)
+    more: dict[str, object] = {"rounds": rounds, "rows": rows, "scale": scale}
+    more |= {"against": against, "llama_server": llama_server}
+    measured.compare(benchmark, json_file, **more)
+
+
+@bench.command()
+def serve(
+    *,
+    adapter: Path = flag("adapter folder of a judge of single candidates", positional=True),
+    base: str | None = flag("the adapter's base, if it was a folder or file", None),
+    rows: int = flag("number of rows that 1, 16 and 64 clients ask for", 1000, low=1),
+    requests: int = flag("number of requests while the memory is watched", 10_000, low=10),
+    json_file: Path | None = JSON_FILE,
+) -> None:
+    """A served judge: throughput, overhead, latency and memory beside `Judge.score`."""
+    from benchmarks.serve import measure
+
+    console.start()
+    found = measure(adapter, base, rows, requests)
+    for name, value in found.items():
+        print(f"{name:44}{value:>12.4g}" if isinstance(value, float) else f"{name:44}{value!s:>12}")
+    if json_file:
+        write_json_atomic(json_file, found)
 
 
 @bench.command()

@@ -169,12 +169,12 @@ class LlamaCpp:
         """Serve a GGUF file, or "BASE.gguf+LORA.gguf"; one in float32 strictly and by default."""
         base = files if Path(files).is_file() else files.partition("+")[0]
         precision = OF_GGUF.get(gguf.quantization_of(Path(base)), "other")
-        served = partial(LlamaCpp._served, base, files[len(base) + 1 :], length)
+        served = partial(LlamaCpp.served, base, files[len(base) + 1 :], length)
         ways = (True, False) if precision == "float32" else (False,)
         return [LlamaCpp(*served(strict), vocabulary, precision, strict) for strict in ways]
 
     @staticmethod
-    def _served(base: str, lora: str, length: int, strict: bool) -> tuple[object, str]:
+    def served(base: str, lora: str, length: int, strict: bool) -> tuple[object, str]:
         """Start a server in this process, and return it with its URL."""
         server = imported("xllamacpp", LLAMA_CPP)
         params = server.CommonParams()
@@ -202,14 +202,15 @@ class LlamaCpp:
             for state, prefix in enumerate(trie.prefixes):
                 wanted = {token for at, token in trie.steps if at == state}
                 for count in (LIKELY, self.vocabulary):
-                    given = self._likely([*case.ids, *prefix], count, min(wanted))
+                    given = self.likely([*case.ids, *prefix], count, min(wanted))
                     if wanted <= given.keys():
                         break
                 logs |= {(state, token): given.get(token, np.nan) for token in wanted}
             rows.append([sum(logs[step] for step in path) for path in trie.paths])
         return np.array(rows, np.float64)
 
-    def _likely(self, ids: Sequence[int], count: int, drawn: int) -> dict[int, float]:
+    def likely(self, ids: Sequence[int], count: int, drawn: int) -> dict[int, float]:
+        """Return the log-probabilities of the `count` likeliest tokens, and have `drawn` drawn."""
         asked: dict[str, object] = {"prompt": ids, "n_predict": 1, "n_probs": count}
         # llama.cpp withholds all probabilities where it draws a part of a character. It gives those
         # before this bias, which makes it draw a token of a verdict.
