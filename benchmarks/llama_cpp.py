@@ -55,8 +55,10 @@ def prepare(
     with TemporaryDirectory() as folder:  # the file stays mapped
         file = Path(folder) / "judge.gguf"
         write_model(model, resolve_model("tiny").path, file, dtype, "judge")
-        start = LlamaCpp.served if server is None else _Started(server)
-        held, url = start(str(file), "", length, False)
+        if server is None:
+            held, url = LlamaCpp.served(str(file), "", length, False)
+        else:
+            held, url = started(server, str(file), length)
     engine = LlamaCpp(held, url, model.config.vocab_size, PRECISIONS[dtype])
     first = engine.read([Case([], "", {}, prompts[0], False)], trie)
     branches = [
@@ -75,29 +77,26 @@ def prepare(
     return run
 
 
-class _Started:
-    """Starts a llama-server of the user's own, which ends with this process."""
+def started(server: Path, file: str, length: int) -> tuple[object, str]:
+    """Start a llama-server that ends with this process, and return it with its URL.
 
-    def __init__(self, server: Path) -> None:
-        self.server = server
-
-    def __call__(self, file: str, lora: str, length: int, strict: bool) -> tuple[object, str]:
-        with create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        threads = torch.get_num_threads()
-        flags = {"model": file, "ctx-size": length, "parallel": 1, "threads": threads, "port": port}
-        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-        # This process ends without a word to its children: the kernel ends them.
-        command = ["setpriv", "--pdeathsig", "KILL", str(self.server), *words]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        url = f"http://127.0.0.1:{port}"
-        while process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=10).close()
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return process, url
-        raise UserError(
-            f"{self.server} ended with code {process.returncode}: is it a llama-server?"
-        )
+    Raises:
+        UserError: where it ends before it answers.
+    """
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    threads = torch.get_num_threads()
+    flags = {"model": file, "ctx-size": length, "parallel": 1, "threads": threads, "port": port}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    # This process ends without a word to its children: the kernel ends them.
+    command = ["setpriv", "--pdeathsig", "KILL", str(server), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=10).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return process, url
+    raise UserError(f"{server} ended with code {process.returncode}: is it a llama-server?")

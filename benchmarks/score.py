@@ -128,6 +128,7 @@ def _batches(workload: Workload, rows: int) -> list[tuple[torch.Tensor, torch.Te
 
 WAYS = {
     "judge": Way(_judge),
+    "judge, branches": Way(partial(_judge, branches=True)),
     "judge, scale 1-5": Way(partial(_judge, scale="1-5")),
     "judge, scale pass_fail": Way(partial(_judge, scale="pass_fail")),
     "judge, scale 0-100": Way(partial(_judge, scale="0-100")),
@@ -151,7 +152,7 @@ WAYS = {
 # What is measured beside each rival, if nothing is named.
 RIVALS = {
     "transformers": [name for name in WAYS if not name.startswith(LLAMA_CPP)],
-    LLAMA_CPP: ["judge", "judge, bf16", "judge, int8"]
+    LLAMA_CPP: ["judge", "judge, branches", "judge, bf16", "judge, int8"]
     + [name for name in WAYS if name.startswith(LLAMA_CPP)],
 }
 

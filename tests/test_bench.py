@@ -1,5 +1,6 @@
 """The benchmarks measure the same thing on all sides, and say so; no test here looks at a clock."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks import llama_cpp
 from benchmarks.processes import Samples
 from benchmarks.scratch import FAST, SLOW, ratio
+from benchmarks.serve import measure as measure_served
 from benchmarks.workloads import WORKLOADS, Lengths, make_workload
+from pt_app.core.errors import UserError
 from pt_app.models.gemm import has_bfloat16
 from pt_app.models.packing import common_prefix
 
@@ -68,6 +72,37 @@ def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
         assert report["verdicts_changed"] == 0
         assert report["probability_difference"] < 1e-5
         assert report["ratio_vs_generate"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="pip install xllamacpp")
+def test_llama_cpp_judges_the_same_rows_with_the_same_model(tmp_path: Path) -> None:
+    ways = ["judge", "llama.cpp, float32", "llama.cpp, q8_0"]
+    words = ["score", "--rows=3", "--workload=rubric", f"--only={';'.join(ways)}"]
+    (report,) = run_bench(tmp_path, *words)
+    assert not [way["error"] for way in report["ways"].values() if way["error"]]
+    assert report["probability_difference_llama.cpp, float32"] < 2e-3
+    assert report["ratio_vs_llama_cpp"] > 0
+    assert report["ratio_vs_llama_cpp_in_cpu_time"] > 0
+    assert report["fastest_llama_cpp"] in ("float32", "q8_0")
+
+
+def test_a_server_that_is_no_llama_server_is_named() -> None:
+    with pytest.raises(UserError, match="false ended with code 1: is it a llama-server"):
+        llama_cpp.started(Path("false"), "none.gguf", 64)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_served_judge_is_measured_beside_itself(adapter: Path, base: Path) -> None:
+    pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
+    found = measure_served(adapter, str(base), rows=20, requests=40)
+    for clients in (1, 16, 64):
+        assert found[f"clients_{clients}_probability_difference"] <= 1e-5
+    assert found["throughput_ratio"] > 0
+    assert found["three_questions_p50_ms"] > 0
+    assert len(found["memory_mib"]) == 10
 
 
 def test_a_ratio_of_speeds_is_of_the_rounds_and_has_an_interval() -> None:

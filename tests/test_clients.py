@@ -149,11 +149,18 @@ console.log(JSON.stringify(answers));
 """
 
 
-def test_the_ai_sdk(running: Running, expected: Any, tmp_path: Path) -> None:
+def node_folder(package: str, *more: str) -> Path:
+    """The folder with a package of npm."""
     folder = os.environ.get("JUDGE_NODE_CLIENTS", "")
-    if not folder or not Path(folder, "node_modules", "ai").is_dir():
-        pytest.skip("npm install ai @ai-sdk/openai in a folder, and name it in JUDGE_NODE_CLIENTS")
-    script = Path(folder) / f"{tmp_path.name}.mjs"
+    if not folder or not Path(folder, "node_modules", package).is_dir():
+        words = " ".join(("npm install", package, *more))
+        pytest.skip(f"{words} in a folder, and name it in JUDGE_NODE_CLIENTS")
+    return Path(folder).absolute()
+
+
+def test_the_ai_sdk(running: Running, expected: Any, tmp_path: Path) -> None:
+    folder = node_folder("ai", "@ai-sdk/openai")
+    script = folder / f"{tmp_path.name}.mjs"
     script.write_text(AI_SDK)
     given = {"URL": f"{running.url}/v1", "ROW": json.dumps(ROW), "VALUES": json.dumps(VALUES)}
     env = os.environ | given | {"RUBRIC": rubric(running)}
@@ -164,3 +171,44 @@ def test_the_ai_sdk(running: Running, expected: Any, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     for answer in json.loads(ran.stdout).values():
         assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
+
+
+def promptfoo(url: str) -> dict[str, Any]:
+    """Its settings: an output is the candidate, which the judge grades."""
+    questions = {"quality": {"type": "score", "criteria": VALUES}}
+    graded = "{output: {pass: true, score: json.answers.quality.score / 10, reason: json.model}}"
+    config = {
+        "url": f"{url}/v1/systemone",
+        "method": "POST",
+        "headers": {"Content-Type": "application/json"},
+        "body": {"state": "{{prompt}}", "questions": questions},
+        "transformResponse": f"({graded})",
+    }
+    row = ", ".join(f'"{name}": {{{{ {name} | dump }}}}' for name in ("source", "reference"))
+    row = f'{{{row}, "candidate": {{{{ output | dump }}}}}}'
+    grader = {"provider": {"id": "http", "config": config}, "rubricPrompt": row}
+    graded_by_the_judge = {"type": "llm-rubric", "value": "quality"}
+    return {
+        "prompts": ["{{ candidate }}"],
+        "providers": ["echo"],
+        "defaultTest": {"options": grader},
+        "tests": [{"vars": ROW, "assert": [graded_by_the_judge]}],
+    }
+
+
+def test_promptfoo(running: Running, judge: Judge, tmp_path: Path) -> None:
+    command = node_folder("promptfoo") / "node_modules" / ".bin" / "promptfoo"
+    (tmp_path / "config.json").write_text(json.dumps(promptfoo(running.url)))
+    off = dict.fromkeys(("PROMPTFOO_DISABLE_TELEMETRY", "PROMPTFOO_DISABLE_UPDATE"), "1")
+    env = os.environ | off | {"PROMPTFOO_CONFIG_DIR": str(tmp_path)}
+    words = [command, "eval", "-c", "config.json", "--no-cache", "-o", "out.json"]
+    ran = subprocess.run(
+        words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (row,) = json.loads((tmp_path / "out.json").read_text())["results"]["results"]
+    (own,) = judge.score([ROW])
+    assert own.expected is not None
+    assert row["gradingResult"]["score"] == pytest.approx(own.expected / 10, abs=1e-5)
+    (grade,) = row["gradingResult"]["componentResults"]
+    assert grade["reason"] == judge.name
