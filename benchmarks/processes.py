@@ -151,10 +151,14 @@ def _run(work: Work, link: Connection) -> None:
 
 
 def cpu_seconds(process: "psutil.Process | None" = None) -> float:
-    """Return the CPU seconds of a process, by default this one, and of its living children."""
-    own = process or psutil.Process()
-    times = [each.cpu_times() for each in (own, *own.children(recursive=True))]
-    return float(sum(each.user + each.system for each in times))
+    """Return the CPU seconds of a process, by default this one, and of its living children.
+
+    Those of other processes are counted in ticks of 10 ms.
+    """
+    others = [process] if process else []
+    others += (process or psutil.Process()).children(recursive=True)
+    times = [each.cpu_times() for each in others]
+    return sum(each.user + each.system for each in times) + (0 if process else time.process_time())
 
 
 def _memory(name: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import llama_cpp
+from benchmarks import llama_cpp, scale
 from benchmarks.processes import Samples
 from benchmarks.scratch import FAST, SLOW, ratio
 from benchmarks.serve import measure as measure_served
@@ -103,6 +103,28 @@ def test_a_served_judge_is_measured_beside_itself(adapter: Path, base: Path) -> 
     assert found["throughput_ratio"] > 0
     assert found["three_questions_p50_ms"] > 0
     assert len(found["memory_mib"]) == 10
+
+
+def test_a_measure_of_workers_that_was_killed_counts_both_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub, output, began = (tmp_path / name for name in ("python", "out.jsonl", "began"))
+    said = "20 rows in 1.0 s after the start of 2 workers: 20.5 rows/s"
+    stub.write_text(
+        f"#!/bin/sh\nif [ -e {began} ]; then echo '{said}'; sleep 0.2; touch {output}; exit; fi\n"
+        f"touch {began}; sleep 0.4; exit 9\n"
+    )
+    stub.chmod(0o755)
+    monkeypatch.setattr(scale, "POLL", 0.05)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    with pytest.raises(SystemExit):
+        scale._run([], output)
+    spent = scale._run([], output)
+    assert spent["rate"] == 20.5
+    assert 0.4 < spent["seconds"] < 60
+    assert spent["peak"] > 0
+    stub.unlink()
+    assert scale._run([], output) == spent, "what is finished is not run again"
 
 
 def test_a_ratio_of_speeds_is_of_the_rounds_and_has_an_interval() -> None:
