@@ -2,24 +2,31 @@
 
 Both answer the same questions about the same states with the same model, on one CPU core. The
 pipeline (`pipeline("decision")`) computes a forward pass for each question; the judge reads the
-state once, and the questions as branches behind it.
+state once, and the questions as branches behind it. The same run trains several questions of each
+state, and one.
 """
 
 import random
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.processes import Work, in_turns, repeat
+from benchmarks.train import WAYS, real_training
+from benchmarks.workloads import USUAL, Workload
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Declared, Question, questions_of
-from pt_app.core.records import JudgeExample
+from pt_app.core.records import JudgeExample, Label
 from pt_app.models.bases import load_model, load_tokenizer, resolve_model
 
 COUNTS = (1, 2, 4, 8)
+TRAINED = (1, 4)
 MAX_TOKENS = 2048
 OPTIONS = ["replacement", "refund", "repair", "nothing"]
 
@@ -72,10 +79,33 @@ def _pipeline(
     return lambda: [pipe({"state": state, "questions": questions}) for state in states]
 
 
+def _training(
+    model: Any, encoder: PromptEncoder, states: list[str], count: int, steps: int, file: Path
+) -> Work:
+    """Work that trains `count` questions of every state in each step."""
+    rng = random.Random(0)
+    rows = [
+        JudgeExample(
+            state=state, question=asked, label=Label(verdict=rng.choice(asked.scale.values))
+        )
+        for state in states * steps
+        for asked in encoder.questions[:count]
+    ]
+    encoded = encoder.encode(rows)[0]
+    examples = [{"input_ids": e.input_ids, "prompt_length": e.prompt_length} for e in encoded]
+    workload = Workload("questions", encoder, rows, examples, USUAL)  # type: ignore[arg-type]
+    way = replace(WAYS["judge"], rows=len(states), accumulate=count)
+    return real_training(model, workload, way, steps, file)
+
+
 def measure(
     model: str, tokens: int, states: int, rounds: int, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Return the median seconds per state of both, by the number of questions, and their ratios."""
+    """Return the median seconds per state of both, by the number of questions, and their ratios.
+
+    A ratio is None where one of its two ways failed, as the pipeline does with a tokenizer that has
+    no single tokens for its labels (the tiny base's).
+    """
     torch.set_num_threads(1)
     source = resolve_model(model)
     tokenizer, base = load_tokenizer(source), load_model(source)
@@ -89,8 +119,16 @@ def measure(
     for count in COUNTS:
         for name, make in (("judge", _judge), ("pipeline", _pipeline)):
             ways[f"{name}, {count}"] = repeat(partial(make, base, encoder, texts, count))
-    found = in_turns(ways, rounds, say)
-    seconds = {name: samples.median / states for name, samples in found.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for count in TRAINED:
+            how = count, 2 * (rounds + 1), Path(folder) / f"{count}.pt"  # see Turns.done
+            ways[f"training, {count}"] = _training(base, encoder, texts, *how)
+        found = in_turns(ways, rounds, say)
+    seconds = {name: samples.median / states for name, samples in found.items() if samples.seconds}
+
+    def ratio(one: str, other: str) -> float | None:
+        return seconds[one] / seconds[other] if {one, other} <= seconds.keys() else None
+
     return {
         "model": source.name,
         "tokens": tokens,
@@ -98,8 +136,7 @@ def measure(
         "rounds": rounds,
         "seconds_per_state": seconds,
         "errors": {name: samples.error for name, samples in found.items() if samples.error},
-        "eight_against_one": seconds["judge, 8"] / seconds["judge, 1"],
-        "faster_than_pipeline": {
-            str(n): seconds[f"pipeline, {n}"] / seconds[f"judge, {n}"] for n in COUNTS
-        },
+        "eight_against_one": ratio("judge, 8", "judge, 1"),
+        "four_trained_against_one": ratio("training, 4", "training, 1"),
+        "faster_than_pipeline": {str(n): ratio(f"pipeline, {n}", f"judge, {n}") for n in COUNTS},
     }

@@ -178,7 +178,7 @@ class _Held(TrainerCallback):  # type: ignore[misc]
             self.ended = time.perf_counter()
 
 
-def _work(model: Any, workload: Workload, way: Way, steps: int, file: Path) -> Work:
+def real_training(model: Any, workload: Workload, way: Way, steps: int, file: Path) -> Work:
     """A real training loop of `steps` optimizer steps, one a turn."""
     common: dict[str, Any] = {
         "output_dir": str(file.parent / "out"),
@@ -242,7 +242,7 @@ def measure(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         works = {
-            n: _work(models[way.dtype], workload, way, steps, folder / f"{n}.pt")
+            n: real_training(models[way.dtype], workload, way, steps, folder / f"{n}.pt")
             for n, way in ways.items()
         }
         best = best_gemm(shape)

@@ -21,16 +21,15 @@ from pt_app.models.packing import common_prefix
 ROOT = Path(__file__).parents[1]
 
 
-def run_bench(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
-    """Run `judge bench` on the tiny shape in a process of its own, since it forks."""
+def run_bench(tmp_path: Path, *words: str) -> Any:
+    """Run `judge bench` in a process of its own, since it forks, and return its numbers."""
     out = tmp_path / "numbers.json"
-    command = [sys.executable, "-m", "pt_app.cli", "bench", *words, "--shape=tiny", "--rounds=1"]
+    command = [sys.executable, "-m", "pt_app.cli", "bench", *words, "--rounds=1"]
     done = subprocess.run(
         [*command, f"--json={out}"], cwd=ROOT, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stderr
-    reports: list[dict[str, Any]] = json.loads(out.read_text())
-    return reports
+    return json.loads(out.read_text())
 
 
 @pytest.mark.parametrize("name", sorted(WORKLOADS))
@@ -54,7 +53,7 @@ def test_a_workload_has_the_lengths_asked_for() -> None:
 @pytest.mark.nightly
 def test_training_is_compared_on_the_same_loss_and_gradients(tmp_path: Path) -> None:
     ways = ["judge", "TRL", "Trainer, padded", "TRL, its defaults"]
-    for report in run_bench(tmp_path, "train", f"--only={';'.join(ways)}"):
+    for report in run_bench(tmp_path, "train", "--shape=tiny", f"--only={';'.join(ways)}"):
         assert [name for name, way in report["ways"].items() if not way["error"]] == ways
         assert report["loss_difference"] < 1e-5
         assert report["gradient_relative_difference"] < 1e-4
@@ -65,7 +64,7 @@ def test_training_is_compared_on_the_same_loss_and_gradients(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
-    for report in run_bench(tmp_path, "score", "--rows=5"):
+    for report in run_bench(tmp_path, "score", "--shape=tiny", "--rows=5"):
         assert not [way["error"] for way in report["ways"].values() if way["error"]]
         assert ("judge, bf16" in report["ways"]) == has_bfloat16()
         assert report["verdicts_compared"] == 2
@@ -79,7 +78,7 @@ def test_scoring_is_compared_on_the_same_verdicts(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="pip install xllamacpp")
 def test_llama_cpp_judges_the_same_rows_with_the_same_model(tmp_path: Path) -> None:
     ways = ["judge", "llama.cpp, float32", "llama.cpp, q8_0"]
-    words = ["score", "--rows=3", "--workload=rubric", f"--only={';'.join(ways)}"]
+    words = ["score", "--shape=tiny", "--rows=3", "--workload=rubric", f"--only={';'.join(ways)}"]
     (report,) = run_bench(tmp_path, *words)
     assert not [way["error"] for way in report["ways"].values() if way["error"]]
     assert report["probability_difference_llama.cpp, float32"] < 2e-3
@@ -125,6 +124,17 @@ def test_a_measure_of_workers_that_was_killed_counts_both_of_its_runs(
     assert spent["peak"] > 0
     stub.unlink()
     assert scale._run([], output) == spent, "what is finished is not run again"
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_questions_are_answered_and_trained_in_one_run(tmp_path: Path) -> None:
+    report = run_bench(tmp_path, "questions", "--model=tiny", "--tokens=60", "--states=1")
+    assert report["eight_against_one"] > 0
+    assert report["four_trained_against_one"] > 0
+    # The tiny base has no single tokens for the labels of the pipeline.
+    assert {name.partition(",")[0] for name in report["errors"]} == {"pipeline"}
+    assert set(report["faster_than_pipeline"].values()) == {None}
 
 
 def test_a_ratio_of_speeds_is_of_the_rounds_and_has_an_interval() -> None:

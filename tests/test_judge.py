@@ -5,12 +5,13 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import UserDict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def options(base: Path, **changed: Any) -> ScoreOptions:
     return ScoreOptions(base=str(base), **changed)
+
+
+def test_an_adapter_of_the_first_version_gives_the_same_judgements_to_the_byte(
+    judge: Judge, adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    """Its judge.json has no grid, no rule of verdicts, no date and no hash of the configuration."""
+    old = shutil.copytree(adapter, tmp_path / adapter.name)
+    told = json.loads((old / "judge.json").read_text())
+    for name in ("grid", "verdict_rule", "date", "config_sha256"):
+        del told[name]
+    (old / "judge.json").write_text(json.dumps(told))
+    of_old, of_new = (
+        json.dumps([asdict(replace(one, judge="")) for one in each.score(some_rows(12))])
+        for each in (Judge.load(old, base=str(base)), judge)
+    )
+    assert of_old == of_new
 
 
 def test_judgements_are_those_of_the_evaluation(adapter: Path, base: Path, rows: Path) -> None:

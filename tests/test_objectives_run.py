@@ -26,11 +26,14 @@ from pt_app.core.errors import UserError
 from pt_app.core.results import PREDICTIONS, PROBE, RESULTS, Prediction
 from pt_app.core.settings import resolve
 from pt_app.core.verdicts import Scale
+from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.training.preparation import prepare
+from tests import question_rows, test_question_evidence
 from tests.real_data import real
 from tests.rows import write_rows
 
 ROOT = Path(__file__).parents[1]
+QUESTIONS = CELLS.with_name("questions.yaml")
 SET = {"primary": "spearman", "also": ["mae"], "imports": []}
 
 
@@ -147,6 +150,27 @@ def test_tables_have_intervals_and_every_comparison(tmp_path: Path) -> None:
     assert cells[7].endswith("(length)")
     (raft,) = [line for line in text.splitlines() if "| one | raft | 2 | spearman | -" in line]
     assert "0.00" in raft.split("|")[6] or "<" in raft.split("|")[6]
+
+
+def test_questions_are_gated_for_each_seed_and_for_all(tmp_path: Path) -> None:
+    quality = question_rows.questions()[2]
+    entries: list[dict[str, Any]] = [{"name": "joint", "sets": ["one"], "seeds": [0, 1]}]
+    entries += [entries[0] | {"name": "quality", "settings": {"questions": "quality"}}]
+    whole = experiment(entries, one={"generate": {"questions": True}})
+    for cell in whole.all():
+        right = 0.5 if cell.name == "one.joint.1" else 0.8
+        rows = test_question_evidence.judged(quality, "adapter", 150, right)
+        own = [JudgeRows("adapter", "a", rows, rule="mean")]
+        results = results_of(own, quality.scale, {"path": "d"}, (), (), {})
+        write_evaluation(tmp_path / cell.name / "quality", own, results)
+        finish(cell, tmp_path)
+    lines = tables(whole, whole.all(), tmp_path).splitlines()
+    shown = [line.split(" | ") for line in lines if line.startswith("| one | quality |")]
+    assert [line[2] for line in shown] == ["0", "1", "all"]
+    assert [line[-1] for line in shown] == ["pass |", "fail |", "fail |"]
+    assert shown[0][3] == shown[0][4] == shown[1][3] != shown[1][4]
+    assert "kappa_quadratic not worse by 0.02: 0.00" in shown[0][5]
+    assert shown[2][5].endswith("n = 300")
 
 
 def test_a_baseline_is_read_by_its_score_before_that_was_rounded() -> None:
@@ -291,6 +315,39 @@ def test_sets_are_imported_with_their_official_tests(
         kinds = {kind for row in data.train for kind in row.errors or ()}
         assert not kinds & set(about.held_out)
         assert set(about.held_out) <= {k for row in data.test for k in row.errors or ()}
+
+
+def test_every_question_of_a_set_has_cells_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_experiment(QUESTIONS)
+    generated = whole.sets["generated"].generate | {"rows": 8, "val_rows": 2, "test_rows": 4}
+    cut("wmt-mqm-ted/mqm_ted_zhen.tsv", 200, tmp_path / "real")
+    monkeypatch.setenv("JUDGE_REAL_DATA", str(tmp_path / "real"))
+    for name, about in whole.sets.items():
+        smaller = {"generate": generated} if about.generate else {}
+        make_folder(about.model_copy(update=smaller), tmp_path / name)
+        asked = [question.name for question in read_dataset(tmp_path / name).questions]
+        cells = [cell for cell in whole.all() if cell.set == name]
+        alone = [cell.settings.get("questions", "") for cell in cells]
+        assert sorted(alone) == sorted(3 * ["", *asked])
+
+
+@pytest.mark.slow
+def test_a_joint_adapter_is_compared_with_that_of_one_question(tmp_path: Path) -> None:
+    flags = {"rows": 24, "val_rows": 4, "test_rows": 12, "lexicon": "small", "questions": True}
+    short = {"epochs": 1, "eval_steps": 0, "save_steps": 0, "tracking": "off"}
+    entry = {"name": "joint", "sets": ["one"], "seeds": [0], "settings": short}
+    alone = entry | {"name": "overall", "settings": short | {"questions": "overall"}}
+    whole = experiment([entry, alone], one={"generate": flags})
+    assert run.run_cells(whole, whole.all(), tmp_path) == []
+    (line,) = (
+        line
+        for line in tables(whole, whole.all(), tmp_path).splitlines()
+        if line.startswith("| one | overall | 0 |")
+    )
+    assert "kappa_quadratic not worse by 0.02" in line
+    assert "n = 8" in line  # of 12: the experiment draws as many
 
 
 def test_validation_rows_of_a_fold_are_taken_from_its_training_rows(tmp_path: Path) -> None:

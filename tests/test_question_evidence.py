@@ -5,6 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pt_app.core import console
@@ -13,9 +14,16 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.questions import Question
 from pt_app.core.results import RESULTS, Prediction, Results, read_results
 from pt_app.evidence.baselines import Baseline, Labelled
-from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.calibration import (
+    Confidence,
+    Fitted,
+    confidence_of,
+    guaranteed_threshold,
+    usual_tolerance,
+)
 from pt_app.evidence.combining import Distributions, combine, lines
 from pt_app.evidence.gate import decide, gate_folders
+from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Limits
 from pt_app.evidence.overview import MIN_LABELS, overview
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
@@ -137,6 +145,49 @@ def test_gates_of_other_questions_are_refused(folder: Path) -> None:
         gate_folders([folder, folder / "quality"], Limits())
     with pytest.raises(UserError, match='there is no question "tone": use apologises'):
         gate_folders([folder, folder], Limits(question_margins="tone=1"))
+
+
+def simulated(question: Question, judge: str, groups: int = 2000) -> Confidence:
+    """Confidence and correctness of three dependent rows of each group, one after the other.
+
+    A "calibrated" judge is right as often as it says, one that is "too sure" less often, and a
+    "blind" one in 89 of 100 rows, however sure it is.
+    """
+    rng, values = np.random.default_rng(0), np.arange(len(question.scale.values))
+    centre, sharp = rng.uniform(0, values[-1], groups), rng.lognormal(3.0, 1.0, groups)
+    logits = -sharp[:, None] * (values - centre[:, None]) ** 2
+    logits -= logits.max(axis=1, keepdims=True)
+    said = np.exp(logits)
+    verdicts, truth = said.argmax(axis=1), np.exp(logits / (2.0 if judge == "too sure" else 1.0))
+    if judge == "blind":
+        far = np.where(verdicts > values[-1] / 2, 0, values[-1])
+        truth = 0.89 * np.eye(len(values))[verdicts] + 0.11 * np.eye(len(values))[far]
+    said, truth = (p / p.sum(axis=1, keepdims=True) for p in (said, truth))
+    labels = (truth.cumsum(axis=1) < rng.random((groups, 1))).sum(axis=1).clip(max=values[-1])
+    rows = np.repeat(np.arange(groups), 3)
+    scale, tolerance = question.scale, usual_tolerance(question.scale)
+    return confidence_of(said[rows], verdicts[rows], labels[rows], scale, tolerance)
+
+
+@pytest.mark.parametrize("judge", ["calibrated", "too sure", "blind"])
+@pytest.mark.parametrize("question", ASKED[:4], ids=lambda question: str(question.name))
+def test_the_accuracy_promised_of_a_question_holds_in_95_of_100_splits(
+    question: Question, judge: str
+) -> None:
+    """A threshold is chosen on the rows of 150 groups, and kept to on those of the other groups."""
+    whole, held, promised = simulated(question, judge), 0, 0
+    group = np.arange(len(whole.sure)) // 3
+    for seed in range(200):
+        chosen = np.random.default_rng(seed).permutation(group[-1] + 1)[:150]
+        own = np.isin(group, chosen)
+        seen = Confidence(whole.sure[own], whole.right[own])
+        threshold = guaranteed_threshold(seen, Resampler(group[own]), 0.9).threshold
+        kept = ~own & (whole.sure >= (np.inf if threshold is None else threshold))
+        promised += threshold is not None
+        held += threshold is None or whole.right[kept].mean() >= 0.9
+    print(question.name, judge, held, promised)
+    assert held >= 0.95 * 200
+    assert judge == "blind" or promised >= 50, "a judge that promises nothing breaks no promise"
 
 
 def test_questions_that_make_up_another_are_combined_into_it() -> None:

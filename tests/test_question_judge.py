@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pt_app.attack.run import attack
@@ -25,6 +28,7 @@ from pt_app.models.adapters import verify_adapter
 from pt_app.serving.exporting import export
 from pt_app.serving.options import ExportOptions, ParityOptions
 from pt_app.serving.parity import check
+from tests.contract import assert_adapter_contract
 from tests.question_rows import QUESTIONS, make_row, write_questions
 
 STATE = {"ticket": "One cup is broken.", "reply": "Sorry! A new cup leaves today."}
@@ -66,6 +70,19 @@ def test_an_adapter_keeps_its_questions_as_they_were_declared(adapter: Path) -> 
     ]
     card = (adapter / "README.md").read_text()
     assert "| offer | choice | What does the reply offer? |" in card
+
+
+def test_stock_peft_loads_an_adapter_of_questions_and_computes_the_judges_logits(
+    adapter: Path, base: Path, judge: Judge
+) -> None:
+    assert_adapter_contract(adapter)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    ids = torch.arange(30, 60)[None]
+    with torch.no_grad():
+        plain, own = model(ids).logits, judge.model(ids).logits
+        stock = PeftModel.from_pretrained(model, adapter, torch_device="cpu").eval()
+        torch.testing.assert_close(stock(ids).logits, own, rtol=0, atol=1e-4)
+    assert not torch.allclose(own, plain, atol=1e-3), "the adapter does nothing"
 
 
 def test_each_question_has_an_evaluation_of_its_own_below_an_overview(

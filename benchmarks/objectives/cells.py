@@ -23,7 +23,10 @@ class _Strict(BaseModel):
 
 
 class Import(_Strict):
-    """One `judge data import`: files below JUDGE_REAL_DATA, and its flags."""
+    """One `judge data import`: files below JUDGE_REAL_DATA, and its flags.
+
+    A file of questions is named from this folder.
+    """
 
     files: list[str]
     options: Values = Field(default_factory=dict)
@@ -31,23 +34,26 @@ class Import(_Strict):
 
 
 class Set(_Strict):
-    """A set of labels of people.
+    """A set of labels of people, or a generated one.
 
     Attributes:
-        primary: the measure by which judges are compared on it, fixed before any run.
+        primary: the measure by which judges are compared on it, fixed before any run; "" of a set
+            of questions, on which `judge gate` compares adapters question by question.
         also: measures shown beside it.
         held_out: kinds of errors that no training row has.
         folds: split into so many by group, of which seed s tests number s + 1; 0: none.
         imports: how its folder is made; the second and later ones add to it.
+        generate: flags of `judge data generate`, of a set that is not imported.
         test_rows: how many are drawn where it is not the experiment's number; 0: all.
         settings: what training on it changes.
     """
 
-    primary: str
+    primary: str = ""
     also: list[str] = Field(default_factory=list)
     held_out: list[str] = Field(default_factory=list)
     folds: int = 0
-    imports: list[Import]
+    imports: list[Import] = Field(default_factory=list)
+    generate: Values = Field(default_factory=dict)
     test_rows: int | None = None
     settings: Values = Field(default_factory=dict)
 
@@ -147,7 +153,7 @@ def read_experiment(path: Path, quick: bool = False) -> Experiment:
     except ValidationError as error:
         raise UserError(f"{path}: {': '.join(filter(None, first_problem(error)))}") from None
     for name, each in read.sets.items():
-        if unknown := {each.primary, *each.also} - MEASURES.keys():
+        if unknown := {each.primary, *each.also} - {"", *MEASURES}:
             known = f"choose of {', '.join(MEASURES)}"
             raise UserError(f"{path}: set {name}: no measure {min(unknown)}: {known}")
     for entry in read.cells:

@@ -25,7 +25,8 @@ from benchmarks.objectives.trl import trained_by_trl
 from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
 from pt_app.core.files import held, write_json_atomic, write_text_atomic
-from pt_app.core.results import PREDICTIONS, RESULTS, JsonObject
+from pt_app.core.questions import scales_of
+from pt_app.core.results import JsonObject
 from pt_app.core.settings import Settings, resolve
 from pt_app.eval_model import evaluation
 from pt_app.eval_model.judge_train_mps import load_base, training_arguments
@@ -108,12 +109,14 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
         compared = cell.entry.name == USUAL and (cell.seed == 0 or about.folds > 0)
         way: Callable[..., dict[str, Any]] = {"judge": _judge, "trl": _trl}[cell.entry.way]
         told = way(this, cell, compared)
-    for name in (PREDICTIONS, RESULTS):
-        os.replace(this.adapter / "evaluation" / name, folder / name)
+    for made in (this.adapter / "evaluation").iterdir():  # of questions a folder each
+        shutil.rmtree(folder / made.name, ignore_errors=True)  # what a stopped run left
+        os.replace(made, folder / made.name)
     shutil.rmtree(work)
     seconds = {"seconds": time.time() - began, "cpu_seconds": time.process_time() - computed}
     counts = {"rows": len(this.prepared.data.train), "test_rows": len(this.prepared.test)}
-    told |= {"scale": this.prepared.data.scale.name, "objective": cell.entry.objective}
+    scales = ", ".join(scale.name for _, scale in scales_of(this.prepared.data.asked))
+    told |= {"scale": scales, "objective": cell.entry.objective}
     write_json_atomic(folder / CELL, {**counts, **seconds, **told})
 
 
@@ -203,7 +206,7 @@ def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
 def _thresholds_of_f1(prepared: Prepared, adapter: Path, compared: bool) -> dict[str, float] | None:
     """Return the threshold of F1 on the validation rows, by judge; None: not a pass/fail set."""
     source, rows = prepared.source, prepared.data.val
-    if prepared.data.scale.task != "pass_fail" or not rows:
+    if prepared.data.questions or prepared.data.scale.task != "pass_fail" or not rows:
         return None
     models = {"adapter": adapters.load_merged(adapter, source)}
     if compared:
@@ -231,9 +234,9 @@ def _evaluate_alone(prepared: Prepared, adapter: Path) -> None:
     source, data = prepared.source, prepared.data
     scoring = evaluation.Scoring(prepared.encoder, prepared.test, False, "float32")
     model = adapters.load_merged(adapter, source)
-    own = scoring.judged("adapter", adapter.name, model, data.val)
-    results, baselines = evaluation.measured([own], data, prepared.test, about_this_run())
-    write_evaluation(adapter / "evaluation", [own], results, baselines)
+    own = scoring.each("adapter", adapter.name, model, data.val)
+    about = about_this_run()
+    evaluation.written(adapter / "evaluation", [own], data, prepared.test, about, {})
 
 
 def _trl(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:

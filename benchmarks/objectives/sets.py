@@ -1,10 +1,11 @@
-"""The dataset folders of the experiment, made by the product's own import."""
+"""The dataset folders of the experiment, made by the product's own import or generator."""
 
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pt_app
@@ -12,8 +13,10 @@ from benchmarks.objectives.cells import Set
 from pt_app.core.errors import UserError
 from pt_app.core.files import held
 from pt_app.judge_data.folder import split_folder
+from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.importing import import_labels
-from pt_app.judge_data.options import ImportOptions, SplitPlan
+from pt_app.judge_data.options import GenerateOptions, ImportOptions, SplitPlan
+from pt_app.judge_data.question_import import import_questions
 
 WAIT = 1.0  # seconds between looks at whether another process has made a folder
 
@@ -41,7 +44,9 @@ def dataset_of(name: str, about: Set, seed: int, out: Path) -> Path:
 
 
 def make_folder(about: Set, folder: Path) -> None:
-    """Import a set into `folder`."""
+    """Import a set into `folder`, or generate it."""
+    if about.generate:
+        generate(folder, GenerateOptions(**about.generate))
     root = real_data()
     for number, each in enumerate(about.imports):
         for file in each.files:
@@ -50,7 +55,11 @@ def make_folder(about: Set, folder: Path) -> None:
                 raise UserError(f"{problem}: name the folder of {file} in JUDGE_REAL_DATA")
         files = [str(root / file) for file in each.files]
         options, plan = ImportOptions(**each.options), SplitPlan(**each.plan)
-        import_labels(files, folder, options, plan, append=number > 0)
+        run = import_labels
+        if options.questions:
+            run = import_questions
+            options = replace(options, questions=Path(__file__).parent / options.questions)
+        run(files, folder, options, plan, append=number > 0)
     if about.folds:
         split_folder(folder, SplitPlan(folds=about.folds))
 

@@ -8,7 +8,7 @@ difference of two judges is taken within each resample.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from benchmarks.objectives.measures import MEASURES, Judged
 from benchmarks.objectives.run import CELL, is_finished
 from pt_app.core.formatting import UNDEFINED, estimate, p_value, table
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.core.results import PROBE, Metric, Prediction, read_predictions
+from pt_app.core.results import PROBE, Metric, Prediction, read_predictions, read_results
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.evidence import gate
+from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import holm
 from pt_app.evidence.intervals import percentile_interval
+from pt_app.evidence.options import Limits
 
 RESAMPLES = 2000
 LOWER_IS_BETTER = {"mae", "rps", "flips"}
@@ -200,21 +203,62 @@ def _metric(value: float, drawn: FloatArray, of: Drawn) -> Metric:
 
 def tables(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
     """Return the tables of all finished cells, in Markdown."""
-    sets = [OfSet(name, about, cells, out) for name, about in experiment.sets.items()]
-    sets = [one for one in sets if one.entries]
-    if not sets:
-        return "No cell is finished yet."
     done = [cell for cell in cells if is_finished(cell, out)]
+    if not done:
+        return "No cell is finished yet."
+    named = experiment.sets.items()
+    sets = [OfSet(name, about, done, out) for name, about in named if about.primary]
+    sets = [one for one in sets if one.entries]
+    gated = [line for name, about in named if not about.primary for line in _gated(name, done, out)]
     hours = sum(_told(cell, out)["cpu_seconds"] for cell in done) / 3600
-    variants = _variants_table(sets)
-    return "\n\n".join(
-        [
-            f"{len(done)} of {len(cells)} cells, {hours:.1f} hours of CPU. Intervals of 95 % over "
-            "sources and seeds.",
-            _main_table(sets),
-            *([variants] if variants else []),
-        ]
-    )
+    head = f"{len(done)} of {len(cells)} cells, {hours:.1f} hours of CPU. Intervals of 95 % over "
+    shown = [_main_table(sets) if sets else "", _variants_table(sets)]
+    shown += [table(GATED, gated)] if gated else []
+    return "\n\n".join([head + "sources and seeds.", *filter(None, shown)])
+
+
+GATED = ["set", "question", "seed", "alone", "joint", "joint - alone, by `judge gate`", "decision"]
+
+
+def _gated(name: str, done: Sequence[Cell], out: Path) -> list[list[str]]:
+    """Compare questions of the joint adapters of a set with the adapters that have each alone.
+
+    The last line of a question has the rows of all seeds: its interval is over sources, and that of
+    these seeds.
+    """
+    cells = [cell for cell in done if cell.set == name]
+    joint = {c.seed: out / c.name for c in cells if "questions" not in c.settings}
+    alone: dict[str, dict[int, Path]] = {}
+    for cell in cells:
+        if cell.seed in joint and (asks := cell.settings.get("questions")):
+            alone.setdefault(asks, {})[cell.seed] = out / cell.name
+    lines = []
+    for asks, of_seeds in alone.items():
+        both = [(of_seeds[seed] / asks, joint[seed] / asks) for seed in of_seeds]
+        judged = [[gate.Judged.read(folder) for folder in folders] for folders in both]
+        for seed, folders, (one, other) in zip(of_seeds, both, judged, strict=True):
+            judges = [read_results(folder).judge for folder in folders]
+            head = headline(one.scale)
+            own = [estimate(judge.metrics[head]) if judge else UNDEFINED for judge in judges]
+            lines.append([name, asks, str(seed), *own, *_decided(one, other)])
+        whole = [_of_all(seeds) for seeds in zip(*judged, strict=True)]
+        lines.append([name, asks, "all", "", "", *_decided(*whole)])
+    return lines
+
+
+def _of_all(seeds: Sequence[gate.Judged]) -> gate.Judged:
+    """Return the rows of a judge of each seed as those of one; a source keeps its rows together."""
+    rows = [
+        row.model_copy(update={"id": f"{number}/{row.id}"})
+        for number, judged in enumerate(seeds)
+        for row in judged.rows
+    ]
+    return replace(seeds[0], rows=rows)
+
+
+def _decided(alone: gate.Judged, joint: gate.Judged) -> list[str]:
+    check = gate.gate(joint, alone, Limits())[-1]
+    return [f"{check.name}: {check.why}", check.decision]
 
 
 def _main_table(sets: Sequence[OfSet]) -> str:
