@@ -158,7 +158,8 @@ def cpu_seconds(process: "psutil.Process | None" = None) -> float:
     others = [process] if process else []
     others += (process or psutil.Process()).children(recursive=True)
     times = [each.cpu_times() for each in others]
-    return sum(each.user + each.system for each in times) + (0 if process else time.process_time())
+    own = 0.0 if process else time.process_time()
+    return own + float(sum(each.user + each.system for each in times))
 
 
 def _memory(name: str) -> int:

@@ -292,13 +292,15 @@ def _against_llama_cpp(
     """The judge's speed over that of llama.cpp's fastest way, and how far its numbers lie."""
     theirs = [name for name in ways if name.startswith(LLAMA_CPP) and found[name].seconds]
     report: dict[str, Any] = {}
+    if not theirs:
+        return report
     for unit, clock in (("rows_per_second", ""), ("rows_per_cpu_second", "_in_cpu_time")):
-        best = max(theirs, key=lambda name: ways[name][unit], default=None)
-        for name in ways if best else ():
+        best = max(theirs, key=lambda name: ways[name][unit])
+        for name in ways:
             if name.startswith("judge") and found[name].seconds:
                 ratio = f"ratio_vs_llama_cpp{clock}_{name.removeprefix('judge').strip(', ')}"
                 report[ratio.rstrip("_")] = ways[name][unit] / ways[best][unit]
-        report[f"fastest_llama_cpp{clock}"] = best and best.removeprefix(LLAMA_CPP).strip(", ")
+        report[f"fastest_llama_cpp{clock}"] = best.removeprefix(LLAMA_CPP).strip(", ")
     for name in theirs if exact else ():
         apart = _against(exact[:1], found[name].results[-1])["probability_difference"]
         report[f"probability_difference_{name}"] = apart

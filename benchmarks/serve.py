@@ -159,7 +159,7 @@ def _apart(own: Judgement, served: Row) -> float:
     if own.probabilities is None:
         raise UserError(f"a row has no verdict ({own.status}): name a judge of single candidates")
     chances = served["probabilities"]
-    return max(abs(chance - chances[value]) for value, chance in own.probabilities.items())
+    return max(abs(chance - float(chances[value])) for value, chance in own.probabilities.items())
 
 
 def _alone(judge: Judge, server: Served, rows: Sequence[Row]) -> dict[str, Any]:
