@@ -42,7 +42,7 @@ ROWS = Place(Path("rows"), 0, lines=False)
 PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
 Row = Mapping[str, object]
 Declaration = Declared | Mapping[str, object]
-"""A question as dataset.json declares it."""
+"""The declaration of a question, or the object that dataset.json has for it."""
 
 
 @dataclass(frozen=True)
@@ -330,26 +330,25 @@ class Judge:
             some = chosen(own, list(questions or ()), f"{self.info.folder}")
             return {question.name: question for question in some}
         declared = {name: as_declared(name, words) for name, words in questions.items()}
-        asked = {q.name: self.known(q) for q in questions_of(declared, "questions")}
-        if strict and (other := [name for name, q in asked.items() if q not in own]):
+        asked = {question.name: question for question in questions_of(declared, "questions")}
+        if strict and (other := [name for name, q in asked.items() if not self.own(q)]):
             names = ", ".join(question.name for question in own)
             problem = "it is not one that the judge was trained on, to the word"
             raise UserError(f"questions.{other[0]}: {problem}: those are {names}")
-        return asked
+        return {name: self.own(question) or question for name, question in asked.items()}
 
-    def known(self, question: Question) -> Question:
-        """Return the judge's own question where it is the same, else the given one.
+    def own(self, question: Question) -> Question | None:
+        """Return the judge's own question that is the same (`Question.content`); None: untrained.
 
-        It is known by its content: a name is no part of a prompt, and the order of its options is
-        that of the training.
+        The own one is asked, since its options have the order that the judge was trained to read.
         """
-        same = (own for own in self.info.questions if own.content == question.content)
-        return next(same, question)
+        same = [own for own in self.info.questions if own.content == question.content]
+        return next((own for own in same if own.name == question.name), same[0] if same else None)
 
     def _answer(self, row: JudgeExample, question: Question, scored: Scored) -> Answer:
-        trained = question in self.info.questions
-        fitted = self.fitted.get(question.name) if trained else None
-        judged = self._judgement(row.id, scored, question.scale, fitted, trained)
+        own = self.own(question)
+        fitted = self.fitted.get(own.name) if own else None
+        judged = self._judgement(row.id, scored, question.scale, fitted, own is not None)
         chances = judged.probabilities or {}
         typed = {str(question.typed(value)).lower(): p for value, p in chances.items()}
         return Answer(
@@ -360,7 +359,7 @@ class Judge:
             question=question.name,
             type=question.type,
             value=question.typed(judged.verdict),
-            trained=trained,
+            trained=own is not None,
         )
 
     def _judgement(
@@ -393,7 +392,7 @@ class Judge:
 
 
 def _about(row: JudgeExample, info: AdapterInfo) -> list[JudgeExample]:
-    """Return a row with each question of a judge; of one without questions as it is."""
+    """Return a row once for each question of a judge; for a judge with one scale as it is."""
     asked = [row.model_copy(update={"question": question}) for question in info.questions]
     return asked or [row]
 

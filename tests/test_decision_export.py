@@ -14,7 +14,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Asked
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
-from pt_app.serving import decisions, parity
+from pt_app.serving import decision_checkpoint, parity
 from pt_app.serving.exporting import export
 from pt_app.serving.options import ExportOptions
 from tests.question_rows import CARD, make_row, questions, write_questions
@@ -129,7 +129,7 @@ def test_the_pipeline_gives_the_judge_s_probabilities(
     for question in info.questions:
         if question.name not in HELD:
             continue
-        held = decisions.Held.of(encoder.about(question))
+        held = decision_checkpoint.CheckpointQuestion.of(encoder.about(question))
         system, user = encoder.template.system.split("\n")[0], f"{shown}\n\n{question.text}"
         turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         ids = encoder.tokenizer.apply_chat_template(
@@ -139,7 +139,7 @@ def test_the_pipeline_gives_the_judge_s_probabilities(
             logits = model(torch.tensor([[*ids, *held.lead]])).logits[0, -1]
         own = logits[list(held.labels)].softmax(-1).tolist()
         answer = answers[question.name]
-        given = answer["probabilities"].values() if held.kind == "score" else [answer["noul"]]
+        given = answer["probabilities"].values() if held.type == "score" else [answer["noul"]]
         assert [*given] == pytest.approx(own[: len(given)], abs=1e-6)
 
 
@@ -229,10 +229,10 @@ def test_questions_that_cannot_be_held_are_named(
     ):
         own = [each for each in questions(**more) if each.name in ("quality", *more)]
         with pytest.raises(UserError, match=said):
-            decisions.held(replace(info, asked=tuple(own)), tokenizer)
+            decision_checkpoint.checkpoint_questions(replace(info, asked=tuple(own)), tokenizer)
     scale = adapters.verify_adapter(saved(base, Scale.from_name("0-10"), tmp_path / "judge"))
     with pytest.raises(UserError, match="continue with one token"):
-        decisions.held(scale, tokenizer)
+        decision_checkpoint.checkpoint_questions(scale, tokenizer)
 
 
 @pytest.mark.parametrize("source", [None, 'the {house} "x" \\n 😀'])

@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
+from pt_app.core.decision_wires import WireQuestion, request, route
 from pt_app.core.errors import UserError
 from pt_app.core.verdicts import Scale
 from pt_app.models.endpoint import client
-from pt_app.models.endpoint.decisions import Decision, request, route
 from tests.conftest import ROOT
 from tests.question_rows import questions, write_questions
 from tests.teacher_server import Answer, Body, TeacherServer, failure
@@ -67,12 +67,11 @@ def test_a_server_reads_what_is_asked(wire: Any, name: str) -> None:
     from pt_app.serving import wires
 
     scale = Scale.from_name(name)
-    decision = Decision.of(scale, "How good is it?")
+    question = WireQuestion.of(scale, "How good is it?")
     read = wires.SystemOne if wire == "systemone" else wires.Decisions
-    made = read.model_validate(request(wire, "m", {"candidate": "a"}, {"q": decision}))
-    (asked,) = made.asked()
-    assert (asked.instructions, asked.kind) == ("How good is it?", decision.kind)
-    assert asked.options == tuple(map(str, scale.values))
+    made = read.model_validate(request(wire, "m", {"candidate": "a"}, {"q": question}))
+    assert made.wire_questions() == [question]
+    assert question.names == tuple(map(str, scale.values))
     assert made.state() in ({"candidate": "a"}, '{"candidate": "a"}')
 
 
@@ -81,15 +80,15 @@ def test_a_server_reads_declared_questions_with_what_their_options_mean(wire: An
     pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
     from pt_app.serving import wires
 
-    asked = {q.name: Decision.of(q.scale, "", q) for q in questions()}
+    asked = {q.name: WireQuestion.of(q.scale, "", q) for q in questions()}
     body = request(wire, "m", {"ticket": "t"}, asked)
     read = wires.SystemOne if wire == "systemone" else wires.Decisions
-    apologises, offer, quality, overall = read.model_validate(body).asked()
+    apologises, offer, quality, overall = read.model_validate(body).wire_questions()
     said = "says sorry in its own words"
     assert said in (apologises.descriptions[0], apologises.instructions.partition("true: ")[2][:27])
-    assert dict(zip(offer.options, offer.descriptions, strict=True))["refund"] == "money back"
-    assert "solves it" in (*quality.options, *quality.descriptions)
-    assert overall.options == tuple(map(str, range(11)))
+    assert offer == asked["offer"]
+    assert "solves it" in (*quality.names, *quality.descriptions)
+    assert overall == asked["overall"]
 
 
 @pytest.mark.parametrize(
@@ -110,26 +109,26 @@ def test_a_server_reads_declared_questions_with_what_their_options_mean(wire: An
     ],
 )
 def test_an_answer_is_read_or_says_what_is_wrong(answer: Any, problem: str) -> None:
-    decision = Decision.of(SCALE, "")
+    question = WireQuestion.of(SCALE, "")
     if problem:
         with pytest.raises(ValueError, match=problem):
-            decision.chances(answer)
+            question.chances(answer)
     else:
-        assert sum(decision.chances(answer)) == pytest.approx(1, abs=1e-12)
+        assert sum(question.chances(answer)) == pytest.approx(1, abs=1e-12)
 
 
 def test_levels_of_a_score_go_by_their_places() -> None:
-    decision = Decision.of(Scale.from_name("1-5"), "")
+    question = WireQuestion.of(Scale.from_name("1-5"), "")
     shares = [0.1, 0.2, 0.3, 0.4, 0.0]
     listed = [{"value": i, "label": str(i + 1), "probability": p} for i, p in enumerate(shares)]
     given = {str(i): p for i, p in enumerate(shares)}
-    assert decision.chances({"probabilities": listed}) == pytest.approx(shares)
-    assert decision.chances({"probabilities": given}) == pytest.approx(shares)
+    assert question.chances({"probabilities": listed}) == pytest.approx(shares)
+    assert question.chances({"probabilities": given}) == pytest.approx(shares)
 
 
 def test_a_scale_with_too_many_verdicts_is_refused() -> None:
     with pytest.raises(UserError, match="1001 verdicts, and decision models take at most 255"):
-        Decision.of(Scale.from_name("0-1000"), "")
+        WireQuestion.of(Scale.from_name("0-1000"), "")
 
 
 def test_a_url_that_names_a_route_is_taken_as_it_is() -> None:

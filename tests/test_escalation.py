@@ -10,7 +10,7 @@ from scipy.stats import wasserstein_distance
 from pt_app.core.results import Cost, Prediction, Results
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.options import Asked
+from pt_app.evidence.options import EvidenceOptions
 from pt_app.evidence.people import distance_to_shares
 from pt_app.evidence.results import JudgeRows, results_of
 
@@ -32,7 +32,7 @@ def rows(model: str, sure: bool, wrong: float, seed: int = 0, n: int = 200) -> l
 
 
 def evaluated(*judges: JudgeRows) -> Results:
-    return results_of(judges, SCALE, {}, [], [], {}, Asked(target_accuracy=0.7))
+    return results_of(judges, SCALE, {}, [], [], {}, EvidenceOptions(target_accuracy=0.7))
 
 
 def test_the_ends_of_the_curve_are_both_judges_alone() -> None:

@@ -9,7 +9,7 @@ from pt_app.core.results import Check, Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.calibration import with_temperature
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.judge_numbers import Asked, judge_numbers
+from pt_app.evidence.judge_numbers import EvidenceOptions, judge_numbers
 
 FIVE = Scale.from_name("1-5")
 PAIR = Scale.from_name("pairwise")
@@ -54,7 +54,7 @@ def compared(seed: int, liking: float = 0.0) -> list[Prediction]:
 
 def checks(rows: list[Prediction], scale: Scale, seed: int) -> dict[str, Check]:
     sample = Resampler(range(len(rows)), 100, seed)
-    return judge_numbers(rows, sample, scale, Asked(), None).checks
+    return judge_numbers(rows, sample, scale, EvidenceOptions(), None).checks
 
 
 def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:

@@ -12,7 +12,7 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
 from pt_app.core.questions import Question
-from pt_app.core.results import RESULTS, Prediction, Results, read_results
+from pt_app.core.results import RESULTS, Cost, Prediction, Results, read_results
 from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.calibration import (
     Confidence,
@@ -251,3 +251,43 @@ def test_a_question_that_a_fold_has_no_rows_of_is_joined_from_the_others(tmp_pat
     assert joined.questions["code"].n == 40
     assert joined.questions["quality"].n == 80
     assert joined.leaks.n == 1
+
+
+def test_joined_folds_keep_what_is_known_beside_the_verdicts(tmp_path: Path) -> None:
+    from pt_app.eval_model.folds import join_evaluations
+
+    offer = ASKED[1]
+    other = {name: "nothing" if name != "nothing" else "refund" for name in offer.scale.values}
+    for fold in ("1", "2"):
+        own, paid = (judged(offer, name, 40, 0.8, f"{fold}-") for name in ("adapter", "m"))
+        for i, row in enumerate(own[:5]):  # in another order of options fold 2 changes one verdict
+            changed = fold == "2" and i == 0
+            own[i] = row.model_copy(
+                update={"reordered": other[row.verdict] if changed else row.verdict}
+            )
+        for i, row in enumerate(paid):  # asked twice; the first row of each fold flips
+            again = {"repeated": [other[row.verdict] if i == 0 else row.verdict], "moved": 0.1}
+            paid[i] = row.model_copy(update=again)
+        cost = Cost(dollars=0.8 * int(fold), per_verdict=0.01 * int(fold), n=80)
+        judges = [JudgeRows("adapter", "a", own), JudgeRows("m", "m", paid, cost=cost)]
+        rules = [
+            Baseline("majority", [offer.scale.values[0]] * 40),
+            Baseline("frozen probe", missing="--probe_rows is 0"),
+        ]
+        folder = tmp_path / fold / "evaluation"
+        results = results_of(judges, offer.scale, {"path": "d"}, rules, (), {})
+        write_evaluation(folder, judges, results, rules)
+    join_evaluations([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    joined = read_results(tmp_path / "all")
+    adapter, model = joined.models
+    assert adapter.option_order is not None
+    assert (adapter.option_order.value, adapter.option_order.n) == (pytest.approx(0.1), 10)
+    assert model.repeats is not None
+    assert (model.repeats.times, model.repeats.probability) == (2, 0.1)
+    assert (model.repeats.flips.value, model.repeats.flips.n) == (pytest.approx(2 / 80), 80)
+    assert model.cost is not None
+    expected = {"dollars": 2.4, "per_verdict": 0.015, "n": 160}
+    assert model.cost.model_dump() == pytest.approx(expected)
+    assert joined.escalation is not None
+    assert joined.missing_baselines == {"frozen probe": "--probe_rows is 0"}
+    assert [own.name for own in joined.baselines] == ["majority"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pt_app.commands.flags import command, flag
 from pt_app.eval_model.options import AgreeOptions
-from pt_app.evidence.options import Asked
+from pt_app.evidence.options import EvidenceOptions
 from pt_app.judge_data.options import Columns, FileOptions
 
 
@@ -15,7 +15,7 @@ def agree(
     columns: Columns,
     out: Path | None = flag("output folder; default: FILE-evidence", None),
     options: AgreeOptions,
-    asked: Asked,
+    evidence: EvidenceOptions,
     reading: FileOptions,
 ) -> None:
     """Measure anybody's verdicts against labels: agreement, baselines, annotators, biases."""
@@ -25,7 +25,7 @@ def agree(
 
     console.start()
     folder = out or Path(f"{Path(file).stem}-evidence")
-    results, notes = measure(file, folder, columns, reading, options, asked)
+    results, notes = measure(file, folder, columns, reading, options, evidence)
     for note in notes:
         print(f"note: {note}")
     console.show(terminal_table(results))

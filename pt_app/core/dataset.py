@@ -85,7 +85,7 @@ class JudgeData:
         return questions_in(self.asked)
 
     def views(self) -> list[tuple[str, "JudgeData"]]:
-        """Return the data of each question by its name; of a scale of its own all data, by ""."""
+        """Return name and data of each question; ("", self) where there is one scale."""
         if not self.questions:
             return [("", self)]
         return [(question.name, self.about((question,))) for question in self.questions]

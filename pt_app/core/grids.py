@@ -19,7 +19,7 @@ MIN_ROWS = 50  # training rows per verdict from which on `auto` leaves a finer s
 
 
 def choose_grid(
-    asked: str,
+    grid: str,
     scale: Asked,
     train: Sequence[JudgeExample],
     max_samples: int = 0,
@@ -30,7 +30,7 @@ def choose_grid(
     Only the number of rows decides, not which are drawn: the seeds of a training agree.
 
     Args:
-        asked: the name of a grid, "auto" or "off".
+        grid: the name of a grid, "auto" or "off".
         scale: the scale of the labels.
         train: the training rows of the dataset.
         max_samples: how many of them are drawn; 0: all.
@@ -43,20 +43,20 @@ def choose_grid(
         UserError: for a grid that does not fit the scale, or the prompts of chat rows.
     """
     if not isinstance(scale, Scale):
-        if asked not in (AUTO, OFF):
-            raise UserError(f"--grid {asked}: questions have scales of their own: leave it out")
+        if grid not in (AUTO, OFF):
+            raise UserError(f"--grid {grid}: questions have scales of their own: leave it out")
         return scale, ""
     chat = [row for row in (*train, *others) if row.prompt is not None]
-    if asked not in (AUTO, OFF):
+    if grid not in (AUTO, OFF):
         try:
-            binned = scale.with_grid(asked)
+            binned = scale.with_grid(grid)
         except UserError as error:
             raise UserError(f"--grid: {error}") from error
         refuse_chat_rows(
             binned, chat, "give rows of fields, as in docs/DATA.md, or leave --grid out"
         )
-        return binned, f"grid {asked}: as asked for; {_cost(binned, train)}"
-    if asked == OFF or scale.task != "score" or len(scale.values) <= MAX_VERDICTS:
+        return binned, f"grid {grid}: as asked for; {_cost(binned, train)}"
+    if grid == OFF or scale.task != "score" or len(scale.values) <= MAX_VERDICTS:
         return scale, ""
     rows, verdicts = min(max_samples or len(train), len(train)), len(scale.values)
     share = f"{rows:,} training rows are {rows / verdicts:.3g} for each of {verdicts} verdicts"

@@ -19,8 +19,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.verdicts import YES_NO, Scale, Verdict
 
 MAX_OPTIONS = 255
-# Names of questions are names of folders and columns.
 TRUTH = ("true", "false", *YES_NO)
+# Names of questions are names of folders and columns.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # What each type of question may declare beside its instructions.
 OWN = {"bool": {"criteria"}, "choice": {"options"}, "score": {"levels", "scale", "legend"}}
@@ -53,9 +53,13 @@ class Declared(BaseModel):
 class Question:
     """A question: its words, and the scale of its verdicts.
 
+    To a judge two questions are the same if they have one `content`: it sees no name, and answers
+    by the options and not by their order. `==` also wants the name and the declaration: results of
+    two judges are compared position by position of one scale, and found by the name.
+
     Attributes:
-        name: by which labels and answers go.
-        declared: as it was declared.
+        name: the key of its labels and answers.
+        declared: its declaration.
         scale: its verdicts; of a bool, yes and no.
         described: verdicts with what they mean, in the order in which a prompt lists them.
     """
@@ -109,7 +113,7 @@ class Question:
 
     @property
     def content(self) -> object:
-        """What makes it the same question as another: all but its name and the order of options."""
+        """What is equal for the same question: all but its name and the order of options."""
         words = self.declared.instructions.strip()
         return self.type, words, frozenset(self.described), frozenset(self.scale.values)
 
@@ -146,7 +150,7 @@ class Question:
 
 
 Asked = Scale | tuple[Question, ...]
-"""What a judge is asked: the one thing that its scale is about, or questions."""
+"""What a judge is asked: verdicts on one scale, or questions with a scale each."""
 
 
 def _bool(declared: Declared, where: str) -> tuple[Scale, tuple[tuple[str, str], ...]]:
@@ -216,7 +220,7 @@ def questions_in(asked: Asked) -> tuple[Question, ...]:
 
 
 def scales_of(asked: Asked) -> list[tuple[str, Scale]]:
-    """Return the scale of each question by its name; a scale of its own by ""."""
+    """Return name and scale of each question; ("", scale) where there is one scale."""
     if isinstance(asked, Scale):
         return [("", asked)]
     return [(question.name, question.scale) for question in asked]

@@ -20,7 +20,7 @@ from pt_app.core.questions import Asked, Question, only_scale
 from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
 
 ROLES = ("system", "user", "assistant")
-ONLY_READ = ("prompt", "system", "state", "question", "shares", "row", "where")  # of no row on disk
+ONLY_READ = ("prompt", "system", "state", "question", "shares", "row", "where")  # ignored on disk
 LARGEST = sys.float_info.max
 
 
@@ -86,9 +86,9 @@ class JudgeExample(BaseModel):
     a row of fields is laid out by a prompt template. `annotators` has the label of each of them,
     `meta` what else is known of the row (system, document, time). `errors` are the kinds of error
     known to be in the candidate, where a generator put them there. A row of a dataset that declares
-    questions is an example for each `question`, about the same `state`; `shares` are those of
-    several labels, over the values of its scale, if it has more than one, and `row` is the whole
-    row as it was read. `where` is "file:row", for messages.
+    questions is an example for each `question`, about the same `state`; `shares` is the
+    distribution of its labels over the values of the scale, if it has several, and `row` is the
+    whole row as it was read. `where` is "file:row", for messages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -320,7 +320,7 @@ def _turns(
         for name in ("input", "output") if labelled else ("input",):
             if getattr(row, name) is None:
                 raise place.error(name, "the row has none", "a row needs input and output")
-        return None, _asked(row.input or "", "input", place), row.output or "", "output"
+        return None, _not_empty(row.input or "", "input", place), row.output or "", "output"
     roles = [turn.role for turn in row.messages]
     for index, role in enumerate(roles):
         if role not in ROLES:
@@ -339,11 +339,11 @@ def _turns(
     at = {role: f"messages.{index}.content" for index, role in enumerate(roles)}
     if "assistant" in roles and roles.index("assistant") < roles.index("user"):
         raise place.error("messages", "the assistant's turn comes first", "put it last")
-    user = _asked(texts["user"], at["user"], place)
+    user = _not_empty(texts["user"], at["user"], place)
     return texts.get("system"), user, texts.get("assistant", ""), at.get("assistant", "")
 
 
-def _asked(user: str, field: str, place: Place) -> str:
+def _not_empty(user: str, field: str, place: Place) -> str:
     if not user.strip():
         raise place.error(field, "the user's turn is empty", "write what is to be judged")
     return user

@@ -654,6 +654,10 @@ class Prediction(Stored):
         as_given: the verdict on the pair in this order alone; unset if `verdict` is it.
         swapped: the verdict on the pair in its other order alone, in that order's letters; unset if
             it was judged in one only.
+        reordered: the verdict on a choice whose options are listed backwards; unset if it was not
+            asked so.
+        repeated: the verdicts of further answers to the same request.
+        moved: how far these answers move a probability, at most.
         shares: of several labels, over the values of the scale.
         rules: the verdict of each baseline.
         rules_expected: its score before it was rounded, on a scale of numbers.
@@ -691,6 +695,9 @@ class Prediction(Stored):
     swapped: Verdict | None = None
     swapped_greedy: Verdict | None = None
     swapped_probabilities: list[float] | None = None
+    reordered: Verdict | None = None
+    repeated: list[Verdict | None] | None = None
+    moved: float | None = None
     rules: dict[str, Verdict] | None = None
     rules_expected: dict[str, float] | None = None
 

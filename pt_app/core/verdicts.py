@@ -57,7 +57,7 @@ _HEADING = re.compile(
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedAnswer:
     """The content of an answer: its verdict, the issues it lists, and the rest as feedback."""
 
     verdict: Verdict
@@ -214,7 +214,7 @@ class Scale:
         """Read a model's answer: its first line must be an allowed verdict, to the letter."""
         return self._value_of.get(answer.partition("\n")[0])
 
-    def read(self, answer: str) -> Answer | None:
+    def read(self, answer: str) -> ParsedAnswer | None:
         """Read a person's answer: the verdict may start any line, in any case and spacing.
 
         What is neither verdict nor issues becomes feedback. None where no verdict, one off the
@@ -226,7 +226,7 @@ class Scale:
         (verdict,) = verdicts
         assert verdict is not None
         issues, feedback = read_comments(self._written.sub("", answer))
-        return Answer(verdict, tuple(issues), feedback)
+        return ParsedAnswer(verdict, tuple(issues), feedback)
 
     def why_unreadable(self, answer: str) -> str:
         """Return in a few words why `read` returns None for this answer."""

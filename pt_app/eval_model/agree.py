@@ -13,7 +13,7 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.eval_model.options import AgreeOptions
 from pt_app.evidence.baselines import Labelled, fit_baselines
 from pt_app.evidence.coding import positions
-from pt_app.evidence.options import Asked
+from pt_app.evidence.options import EvidenceOptions
 from pt_app.evidence.pass_fail import corrected_pass_rate
 from pt_app.evidence.probe import NO_BASE
 from pt_app.evidence.results import WRITTEN, JudgeRows, results_of, write_evaluation
@@ -34,7 +34,7 @@ def agree(
     columns: Columns,
     reading: FileOptions,
     options: AgreeOptions,
-    asked: Asked,
+    evidence: EvidenceOptions,
 ) -> tuple[Results, list[str]]:
     """Measure the judges of a file of verdicts, and write the evaluation.
 
@@ -44,7 +44,7 @@ def agree(
         columns: which columns hold what.
         reading: how the file is read.
         options: what is measured, and by which other files.
-        asked: what the user chose about the evidence.
+        evidence: what the user chose.
 
     Returns:
         The results, and notes for the user.
@@ -80,7 +80,7 @@ def agree(
         labelled = verdict_files.read_verdicts(options.train, columns, scale.name, reading)
         training = _labelled(_judges(labelled.judges)[0], scale)
     baselines = [*fit_baselines(_labelled(judges[0], scale), scale, training), NO_BASE]
-    results = results_of(judges, scale, _about(file), baselines, (), _run(), asked)
+    results = results_of(judges, scale, _about(file), baselines, (), _run(), evidence)
     for model, judge in zip(results.models, judges, strict=True):
         model.metrics |= ranks.get(model.name, {})
         if verdicts := table.population.get(model.name):

@@ -33,32 +33,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Answers:
-    """What an endpoint answered: an entry of the journal for each request, by its key."""
+class Replies:
+    """What an endpoint replied: an entry of the journal for each request, by its key."""
 
     model: str
     entries: Mapping[str, Entry]
 
     def cost(self, verdicts: int, of: int) -> Cost:
-        """Return the cost of so many verdicts of `of`, which share it alike."""
+        """Return the cost of `verdicts` out of all `of` verdicts, which cost the same each."""
         each = sum(entry["cost"] for entry in self.entries.values()) / max(1, of)
         return Cost(dollars=each * verdicts, per_verdict=each, n=verdicts)
 
     @property
     def name(self) -> str:
-        """The name that was asked for, and those under which it answered where they are others."""
+        """The name in the requests, and the names in the replies where they differ."""
         named = {str(entry.get("model") or self.model) for entry in self.entries.values()}
         also = f" (answered as {', '.join(sorted(named))})" if named != {self.model} else ""
         return f"{self.model} at an endpoint{also}"
 
 
-def asked_all(
+def replies_to(
     endpoint: Endpoint,
     requests: Mapping[str, Request],
     settings: Mapping[str, str | int],
     path: Path,
     send: Callable[[Client, Request], Awaitable[Reply]],
-) -> Answers:
+) -> Replies:
     """Make the requests that the journal at `path` does not answer yet.
 
     Args:
@@ -99,12 +99,12 @@ def asked_all(
             client.ask_all(waiting, ask, "verdicts")
     entries = {key: done[key] for key in requests}
     _report_missing([*entries.values()], endpoint)
-    return Answers(endpoint.model, entries)
+    return Replies(endpoint.model, entries)
 
 
-def hash_of(questions: Mapping[str, object]) -> str:
-    """Return the hash of what is asked, for the settings of a journal."""
-    return sha256(repr(sorted(questions.items())).encode()).hexdigest()
+def hash_of(requests: Mapping[str, object]) -> str:
+    """Return the hash of all requests, for the settings of a journal."""
+    return sha256(repr(sorted(requests.items())).encode()).hexdigest()
 
 
 def _report_missing(entries: Sequence[Entry], endpoint: Endpoint) -> None:
@@ -135,17 +135,17 @@ def prompted_rows(
     counts what was refused or cut.
 
     Raises:
-        UserError: as `asked_all`.
+        UserError: as `replies_to`.
     """
     template = Template.load(data.card.template, data.card.rubric)
-    questions = {example.id: _messages(example, shots, template, data.scale) for example in test}
-    settings: dict[str, str | int] = {"questions": hash_of(questions)}
+    prompts = {example.id: _messages(example, shots, template, data.scale) for example in test}
+    settings: dict[str, str | int] = {"questions": hash_of(prompts)}
     settings["max_tokens"] = endpoint.max_tokens
-    asked = asked_all(endpoint, questions, settings, journal, lambda c, q: c.ask(q, None))
-    scored = [_scored(asked.entries[example.id], data.scale) for example in test]
+    replies = replies_to(endpoint, prompts, settings, journal, lambda c, p: c.ask(p, None))
+    scored = [_scored(replies.entries[example.id], data.scale) for example in test]
     rows = [prediction(endpoint.model, *pair) for pair in zip(test, scored, strict=True)]
-    cost = asked.cost(len(test), len(test))
-    return JudgeRows(endpoint.model, asked.name, rows, cost=cost)
+    cost = replies.cost(len(test), len(test))
+    return JudgeRows(endpoint.model, replies.name, rows, cost=cost)
 
 
 def _messages(

@@ -16,7 +16,7 @@ from pt_app.judge import Answer, Judge
 
 log = logging.getLogger(__name__)
 COMBINED = "combined.json"
-Asked = list[tuple[JudgeExample, dict[str, Answer]]]
+AnsweredRows = list[tuple[JudgeExample, dict[str, Answer]]]
 
 
 def combine_questions(
@@ -72,7 +72,7 @@ def _question(dataset: JudgeData, name: str) -> Question:
     raise UserError(f'{dataset.path} declares no question "{name}": it declares {known}')
 
 
-def _answered(judge: Judge, rows: Sequence[JudgeExample], names: Sequence[str]) -> Asked:
+def _answered(judge: Judge, rows: Sequence[JudgeExample], names: Sequence[str]) -> AnsweredRows:
     """Ask about rows; those that are too long are left out, and counted."""
     answers = judge.ask_all([row.row or {} for row in rows], names, progress=True)
     both = zip(rows, answers, strict=True)
@@ -82,9 +82,9 @@ def _answered(judge: Judge, rows: Sequence[JudgeExample], names: Sequence[str]) 
     return kept
 
 
-def _labelled(rows: Asked, question: Question) -> Labelled:
+def _labelled(rows: AnsweredRows, question: Question) -> Labelled:
     return Labelled.of_examples([row for row, _ in rows], question.scale)
 
 
-def _distributions(rows: Asked, names: Sequence[str]) -> list[Distributions]:
+def _distributions(rows: AnsweredRows, names: Sequence[str]) -> list[Distributions]:
     return [{name: answers[name].probabilities or {} for name in names} for _, answers in rows]

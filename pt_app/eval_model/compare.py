@@ -7,20 +7,19 @@ from pathlib import Path
 
 from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite
+from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.grids import refuse_chat_rows
-from pt_app.core.results import JsonObject, LearningPoint, Results
+from pt_app.core.results import RESULTS, JsonObject, LearningPoint, Results
 from pt_app.eval_model.asking import prompted_rows
 from pt_app.eval_model.deciding import decided_rows
-from pt_app.eval_model.evaluation import ByQuestion, Scoring, measured, probed, written
+from pt_app.eval_model.evaluation import ByQuestion, Scoring, probed, written
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
 from pt_app.evidence.baselines import Baseline
 from pt_app.evidence.calibration import Fitted
 from pt_app.evidence.coding import headline
-from pt_app.evidence.options import Asked
-from pt_app.evidence.probe import NO_BASE
-from pt_app.evidence.results import WRITTEN, write_evaluation
+from pt_app.evidence.options import EvidenceOptions
+from pt_app.evidence.results import WRITTEN
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.models.provenance import about_this_run
@@ -53,61 +52,44 @@ def evaluate_judges(
     options = options or EvalOptions()
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
-    if dataset.questions:
-        return _of_questions(dataset, out, folders, endpoint, options)
+    if dataset.questions and ((endpoint and endpoint.url) or options.curve):
+        raise UserError(f"{dataset.path} asks questions: --endpoint and --curve take one scale")
     infos = [_verified(Path(folder), dataset) for folder in folders]
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
+    if dataset.questions:
+        dataset = _shared_questions(dataset, infos)
     test = draw(dataset.test, options.rows, options.seed)
-    probe = _probe(infos[0], dataset, test, options)[""] if infos else NO_BASE
-    judges = [each[""] for each in _judged_each(infos, test, options)]
+    probes = _probe(infos[0], dataset, test, options) if infos else {}
+    judges = _judged_each(infos, test, options)
     if options.curve:
         shares = on_fewer_rows(infos[0], data, len(dataset.train), options.base, out)
         for name, folder in shares.items():
-            judges.append(_judged(name, adapters.verify_adapter(folder), test, options)[""])
+            judges.append(_judged(name, adapters.verify_adapter(folder), test, options))
     if endpoint is not None:
-        judges.append(_at_endpoint(endpoint, test, dataset, out, options.seed)[""])
-    run = _about(infos)
-    asked = Asked(options.target_accuracy)
-    results, baselines = measured(judges, dataset, test, run, probe, asked)
+        judges.append(_at_endpoint(endpoint, test, dataset, out, options.seed))
+    evidence = EvidenceOptions(options.target_accuracy)
+    results = written(out, judges, dataset, test, _about(infos), probes, evidence)
     if options.curve:
         results.curve = _curve(results, dataset)
-    write_evaluation(out, judges, results, baselines)
+        write_json_atomic(out / RESULTS, results.as_json())
     write_report(out)
     return results
 
 
-def _of_questions(
-    dataset: JudgeData,
-    out: Path,
-    folders: Sequence[Path],
-    endpoint: Endpoint | None,
-    options: EvalOptions,
-) -> Results:
-    """Judge the questions of a dataset that all adapters know, to the word.
+def _shared_questions(dataset: JudgeData, infos: Sequence[AdapterInfo]) -> JudgeData:
+    """Return the data of the questions that all adapters know by the same name and declaration.
 
     Raises:
-        UserError: if there is none, and for what is there for one scale only.
+        UserError: if there is none.
     """
-    if (endpoint and endpoint.url) or options.curve:
-        raise UserError(f"{dataset.path} asks questions: --endpoint and --curve take one scale")
-    infos = [adapters.verify_adapter(Path(folder)) for folder in folders]
     shared = [q for q in dataset.questions if all(q in info.questions for info in infos)]
     if not shared:
         raise UserError(
             f"{dataset.path} asks no question that all of the adapters were trained on, in the "
             "same words and options: name data and adapters of the same questions"
         )
-    dataset = dataset.about(shared)
-    test = draw(dataset.test, options.rows, options.seed)
-    probes = _probe(infos[0], dataset, test, options) if infos else {}
-    judges = _judged_each(infos, test, options)
-    if endpoint is not None:
-        judges.append(_at_endpoint(endpoint, test, dataset, out, options.seed))
-    asked = Asked(options.target_accuracy)
-    results = written(out, judges, dataset, test, _about(infos), probes, asked)
-    write_report(out)
-    return results
+    return dataset.about(shared)
 
 
 def _at_endpoint(
@@ -141,6 +123,8 @@ def _judged_each(
 
 def _verified(folder: Path, dataset: JudgeData) -> AdapterInfo:
     info = adapters.verify_adapter(folder)
+    if dataset.questions:
+        return info
     if info.scale != dataset.scale:
         raise UserError(
             f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "

@@ -13,21 +13,19 @@ from typing import Any
 
 from pt_app.core.choosing import choose, mean_of, resolved_rule
 from pt_app.core.dataset import JudgeData, JudgeExample
+from pt_app.core.decision_wires import WireQuestion, answer_to, request, route
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template, asked_fields
-from pt_app.core.results import Repeats
+from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
-from pt_app.eval_model.asking import Answers, asked_all, hash_of
+from pt_app.eval_model.asking import Replies, hash_of, replies_to
 from pt_app.eval_model.evaluation import ByQuestion, prediction
 from pt_app.eval_model.options import Endpoint
-from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.results import JudgeRows
-from pt_app.models.endpoint.decisions import Decision, answer_to, request, route
 from pt_app.models.endpoint.journal import Entry
 from pt_app.scoring.scorer import Scored
 
 ONLY = "verdict"  # the name of the question of a dataset that declares none
-Asked = Mapping[str, Decision]
 Chances = Sequence[float] | None  # None: no answer that can be read
 log = logging.getLogger(__name__)
 
@@ -45,45 +43,41 @@ def decided_rows(
         Its rows by question; "": without one.
 
     Raises:
-        UserError: as `asked_all`, if no answer can be read, and for a scale that is too fine.
+        UserError: as `replies_to`, if no answer can be read, and for a scale that is too fine.
     """
-    asked = _questions(test, data)
+    questions = _questions(test, data)
     fields = _fields(data)
     bodies = {
-        row.id: request(endpoint.wire, endpoint.model, _state(row, fields), asked[row.id])
+        row.id: request(endpoint.wire, endpoint.model, _state(row, fields), questions[row.id])
         for row in test
     }
     turns, url = range(1, endpoint.repeats + 1), route(endpoint.decisions, endpoint.wire)
     requests = {f"{turn} {name}": body for turn in turns for name, body in bodies.items()}
     settings = {"questions": hash_of(bodies)}
-    answers = asked_all(endpoint, requests, settings, journal, lambda c, b: c.decide(url, b))
-    read = _read(answers, test, asked, endpoint.repeats)
+    replies = replies_to(endpoint, requests, settings, journal, lambda c, b: c.decide(url, b))
+    read = _read(replies, test, questions, endpoint.repeats)
     rows: dict[str, JudgeRows] = {}
     for name, view in data.views():
         own = [i for i, row in enumerate(test) if row.asks == name]
-        scored = [[_scored(one, view.scale) for one in read[i]] for i in own]
-        examples, count = [test[i] for i in own], endpoint.repeats
-        pairs = zip(examples, scored, strict=True)
         rows[name] = JudgeRows(
             endpoint.model,
-            answers.name,
-            [prediction(endpoint.model, row, first) for row, (first, *_) in pairs],
+            replies.name,
+            [_row(endpoint.model, test[i], [_scored(p, view.scale) for p in read[i]]) for i in own],
             rule=resolved_rule("auto", view.scale),
-            repeats=_repeats(scored, [row.group for row in examples]),
-            cost=answers.cost(len(own) * count, len(test) * count),
+            cost=replies.cost(len(own) * endpoint.repeats, len(test) * endpoint.repeats),
         )
     return rows
 
 
-def _questions(test: Sequence[JudgeExample], data: JudgeData) -> dict[str, dict[str, Decision]]:
+def _questions(test: Sequence[JudgeExample], data: JudgeData) -> dict[str, dict[str, WireQuestion]]:
     """Return what is asked about each row, by its id: all questions that it has a label for."""
     scales = {name: view.scale for name, view in data.views()}
     words = "" if data.questions else _words(data)
-    asked: dict[str, dict[str, Decision]] = {}
+    questions: dict[str, dict[str, WireQuestion]] = {}
     for row in test:
-        decision = Decision.of(scales[row.asks], words, row.question)
-        asked.setdefault(row.id, {})[row.asks or ONLY] = decision
-    return asked
+        question = WireQuestion.of(scales[row.asks], words, row.question)
+        questions.setdefault(row.id, {})[row.asks or ONLY] = question
+    return questions
 
 
 def _words(data: JudgeData) -> str:
@@ -114,7 +108,10 @@ def _state(row: JudgeExample, fields: Sequence[str]) -> Any:
 
 
 def _read(
-    answers: Answers, test: Sequence[JudgeExample], asked: Mapping[str, Asked], repeats: int
+    replies: Replies,
+    test: Sequence[JudgeExample],
+    questions: Mapping[str, Mapping[str, WireQuestion]],
+    repeats: int,
 ) -> list[list[Chances]]:
     """Return the probabilities of each row in each of its answers, and log what cannot be read.
 
@@ -126,10 +123,10 @@ def _read(
     def read_one(entry: Entry, row: JudgeExample) -> Chances:
         if "refused" in entry:
             return None
-        name, questions = row.asks or ONLY, asked[row.id]
+        name, asked = row.asks or ONLY, questions[row.id]
         try:
-            given = answer_to(name, [*questions], json.loads(entry["text"]))
-            chances = questions[name].chances(given)
+            given = answer_to(name, [*asked], json.loads(entry["text"]))
+            chances = asked[name].chances(given)
         except ValueError as error:
             problems[str(error)] += 1
             return None
@@ -138,15 +135,15 @@ def _read(
         return chances
 
     turns = range(1, repeats + 1)
-    read = [[read_one(answers.entries[f"{turn} {row.id}"], row) for turn in turns] for row in test]
+    read = [[read_one(replies.entries[f"{turn} {row.id}"], row) for turn in turns] for row in test]
     if problems and not any(one for each in read for one in each):
-        problem = f"no answer of {answers.model} can be read ({problems.most_common(1)[0][0]})"
+        problem = f"no answer of {replies.model} can be read ({problems.most_common(1)[0][0]})"
         raise UserError(f"{problem}: correct --wire or --endpoint_model, and give another --out")
     for problem, count in problems.most_common():
-        log.warning("%d answers of %s cannot be read: %s", count, answers.model, problem)
+        log.warning("%d answers of %s cannot be read: %s", count, replies.model, problem)
     if count := others.total():
         untrained = "%d answers of %s are to a question that it was not trained on"
-        log.warning(untrained, count, answers.model)
+        log.warning(untrained, count, replies.model)
     return read
 
 
@@ -158,18 +155,16 @@ def _scored(chances: Chances, scale: Scale) -> Scored:
     return Scored("ok", verdict, verdict, probabilities=tuple(chances), expected=expected)
 
 
-def _repeats(scored: Sequence[Sequence[Scored]], groups: Sequence[str]) -> Repeats | None:
-    """Return how far repeated answers are the same; None if each row was asked about once."""
-    times = len(scored[0]) if scored else 1
-    if times == 1:
-        return None
-    verdicts = [{one.verdict for one in each} for each in scored]
-    flips = [None if own == {None} else float(len(own) > 1) for own in verdicts]
+def _row(model: str, example: JudgeExample, scored: Sequence[Scored]) -> Prediction:
+    """Lay out a row of predictions.jsonl: of the first answer, and how far the others differ."""
+    first, *others = scored
+    row = prediction(model, example, first)
+    if not others:
+        return row
     moved = [
         abs(p - q)
-        for first, *others in scored
         for other in others
         for p, q in zip(first.probabilities, other.probabilities, strict=False)
     ]
-    share = Resampler(groups).share(flips)
-    return Repeats(times=times, flips=share, probability=max(moved, default=None))
+    repeated = [other.verdict for other in others]
+    return row.model_copy(update={"repeated": repeated, "moved": max(moved, default=None)})

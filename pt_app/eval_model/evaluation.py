@@ -4,7 +4,7 @@
 made from these two alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from pt_app.core.metrics import FloatArray
 from pt_app.core.orders import order_of, swapped
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import scales_of
-from pt_app.core.results import PROBE, RESULTS, JsonObject, Metric, Prediction, Results
+from pt_app.core.results import PROBE, RESULTS, JsonObject, Prediction, Results
 from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
 from pt_app.evidence.calibration import Fitted
-from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.options import Asked
+from pt_app.evidence.options import EvidenceOptions
 from pt_app.evidence.overview import overview
 from pt_app.evidence.probe import NO_BASE, fit_probe
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
@@ -93,7 +92,7 @@ def written(
     test: Sequence[JudgeExample],
     run: JsonObject,
     probes: Mapping[str, Baseline],
-    asked: Asked | None = None,
+    evidence: EvidenceOptions | None = None,
 ) -> Results:
     """Write the results of judges: of each question in a folder of its name, then the overview.
 
@@ -107,7 +106,7 @@ def written(
         rows, own = [row for row in test if row.asks == name], [judge[name] for judge in judges]
         if not rows:
             continue
-        results, baselines = measured(own, view, rows, run, probes.get(name, NO_BASE), asked)
+        results, baselines = measured(own, view, rows, run, probes.get(name, NO_BASE), evidence)
         write_evaluation(folder / name, own, results, baselines)
         of_each[name] = results
     if not data.questions:
@@ -125,14 +124,14 @@ def measured(
     test: Sequence[JudgeExample],
     run: JsonObject,
     probe: Baseline = NO_BASE,
-    asked: Asked | None = None,
+    evidence: EvidenceOptions | None = None,
 ) -> tuple[Results, list[Baseline]]:
     """Compute the results of judges on test rows of a dataset, and the baselines on them."""
     of_test, of_train = (Labelled.of_examples(rows, data.scale) for rows in (test, data.train))
     baselines = fit_baselines(of_test, data.scale, of_train)
     baselines.append(probe)
     about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
-    return results_of(judges, data.scale, about, baselines, data.leaks, run, asked), baselines
+    return results_of(judges, data.scale, about, baselines, data.leaks, run, evidence), baselines
 
 
 def probed(
@@ -218,7 +217,7 @@ class Scoring:
         rows = [prediction(name, *both) for both in zip(self.test, scored, strict=True)]
         shortened, judged = scorer.shortened, []
         scorer.name, scorer.feedback = f"{name}, options in another order", False
-        flips = dict(self._option_order(scorer, scored))
+        self._reorder(scorer, rows)
         if validation:
             scorer.name = f"{name}, validation rows"
             scores = zip(validation, scorer.score(validation), strict=True)
@@ -229,31 +228,23 @@ class Scoring:
                 [row for row in part if (row.question or "") == asks] for part in (rows, judged)
             )
             rule, order = self.encoder.rule_of(scale), order_of(self.order, scale)
-            target = Asked().target_accuracy
+            target = EvidenceOptions().target_accuracy
             fitted = Fitted.on(calibrating, scale, target, rule, order)
             ties = sum(is_tied(r.probabilities, scale, rule) for r in own if r.probabilities)
             grid = scale.grid.name if scale.grid else None
             made = self.precision, change, fitted, grid, rule, order
-            of_order = flips.get(asks)
-            by_question[asks] = JudgeRows(name, id_, own, shortened, ties, *made, moved, of_order)
+            by_question[asks] = JudgeRows(name, id_, own, shortened, ties, *made, moved)
         return by_question
 
-    def _option_order(
-        self, scorer: JudgeScorer, scored: Sequence[Scored]
-    ) -> Iterator[tuple[str, Metric]]:
-        """Yield how often each choice has another verdict if its options are listed backwards."""
+    def _reorder(self, scorer: JudgeScorer, rows: list[Prediction]) -> None:
+        """Add to some rows of each choice the verdict if its options are listed backwards."""
         for question in self.encoder.questions:
             places = [i for i, row in enumerate(self.test) if row.asks == question.name]
             places = places[:ORDER_ROWS] if question.type == "choice" else []
-            rows = [
-                self.test[i].model_copy(update={"question": question.backwards()}) for i in places
-            ]
-            if not rows:
-                continue
-            others = scorer.score(rows)
-            both = zip((scored[i] for i in places), others, strict=True)
-            changed = [float(one.verdict != other.verdict) for one, other in both]
-            yield question.name, Resampler([row.group for row in rows]).share(changed)
+            changed = {"question": question.backwards()}
+            others = [self.test[i].model_copy(update=changed) for i in places]
+            for i, scored in zip(places, scorer.score(others) if others else (), strict=True):
+                rows[i] = rows[i].model_copy(update={"reordered": scored.verdict})
 
 
 def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:

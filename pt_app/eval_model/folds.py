@@ -12,6 +12,7 @@ from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.results import (
     PREDICTIONS,
     RESULTS,
+    Cost,
     JsonObject,
     PrecisionChange,
     Prediction,
@@ -88,7 +89,7 @@ def _join(folders: Sequence[Path], adapters: Sequence[Path], out: Path) -> Resul
     }
     run = first.run | {"folds": [Path(adapter).name for adapter in adapters]}
     leaks = [line for result in results for line in result.leaks.examples]
-    baselines = _baselines(judges[0], first)
+    baselines = _baselines(judges[0], results)
     joined = results_of(judges, Scale.from_name(first.scale), data, baselines, leaks, run)
     joined.leaks.n = sum(result.leaks.n for result in results)
     write_evaluation(out, judges, joined)
@@ -115,7 +116,17 @@ def _joined(name: str, results: Sequence[Results], predictions: Sequence[Predict
         rule=first.verdict_rule,
         order=first.order,
         cut=_over_all([model.reading_change for model in models]),
+        cost=_in_all([model.cost for model in models]),
     )
+
+
+def _in_all(costs: Sequence[Cost | None]) -> Cost | None:
+    """Return the cost of the verdicts of all folds; None if none has one."""
+    paid = [cost for cost in costs if cost is not None]
+    if not paid:
+        return None
+    dollars, n = sum(cost.dollars for cost in paid), sum(cost.n for cost in paid)
+    return Cost(dollars=dollars, per_verdict=dollars / max(1, n), n=n)
 
 
 def _over_all(changes: Sequence[PrecisionChange | None]) -> PrecisionChange | None:
@@ -128,15 +139,21 @@ def _over_all(changes: Sequence[PrecisionChange | None]) -> PrecisionChange | No
     return PrecisionChange(n=n, verdicts=verdicts, probability=largest)
 
 
-def _baselines(judge: JudgeRows, first: Results) -> list[Baseline]:
-    """Return the baselines that every fold has, each fitted on its own fold's training rows."""
-    fitted = {baseline.name: baseline.fitted or "" for baseline in first.baselines}
+def _baselines(judge: JudgeRows, results: Sequence[Results]) -> list[Baseline]:
+    """Return the baselines that every fold has, each fitted on its own fold's training rows.
+
+    Of the others some fold says why it has none.
+    """
+    fitted = {baseline.name: baseline.fitted or "" for baseline in results[0].baselines}
+    missing = {name: why for own in results for name, why in own.missing_baselines.items()}
     verdicts = _of_every_row([row.rules or {} for row in judge.rows])
     expected = _of_every_row([row.rules_expected or {} for row in judge.rows])
-    return [
+    usable = [
         Baseline(name, own, fitted.get(name), expected=expected.get(name, ()))
         for name, own in verdicts.items()
     ]
+    others = missing.keys() - verdicts.keys()
+    return usable + [Baseline(name, missing=missing[name]) for name in sorted(others)]
 
 
 def _of_every_row(rows: Sequence[Mapping[str, T]]) -> dict[str, list[T]]:

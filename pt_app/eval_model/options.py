@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pt_app.core.decision_wires import Wire
 from pt_app.core.flags import flag
 from pt_app.core.settings import (
     PROBE_HELP,
@@ -13,7 +14,6 @@ from pt_app.core.settings import (
     Precision,
     ReadingMode,
 )
-from pt_app.models.endpoint.decisions import Wire
 from pt_app.models.endpoint.options import RequestOptions
 
 ScoringEngine = Literal["judge", "vllm"]

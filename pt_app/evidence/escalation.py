@@ -19,7 +19,7 @@ from pt_app.evidence.coding import (
 from pt_app.evidence.comparison import compare
 from pt_app.evidence.intervals import Resampler
 
-PARTS = 5  # of the rows, the surest first, that are kept one after the other
+PARTS = 5  # points of the curve: at these quantiles of the confidence
 ROUNDING = 1e-9  # of a distance in units of the scale
 
 
@@ -37,12 +37,12 @@ class _Two:
     price: float
 
     def together(self, threshold: float | None) -> IntArray:
-        """Return the first judge's verdicts from a confidence on, else the second's."""
+        """Return the first judge's verdicts where it is so confident, else the second's."""
         kept = self.sure >= (np.inf if threshold is None else threshold)
         return np.where(kept, self.first, self.second)
 
     def point(self, threshold: float | None) -> EscalationPoint:
-        """Measure both together; a verdict that the second does not have is wrong."""
+        """Measure both together; a parse failure of the second judge counts as wrong."""
         verdicts, labels, scale = self.together(threshold), self.labels, self.scale
         wrong = count_failures_as_wrong(labels, verdicts, scale)
         (columns,), statistic = agreement_of_sums(labels, scale, wrong)
@@ -64,10 +64,10 @@ def escalation(
     scale: Scale,
     sample: Resampler,
 ) -> Escalation | None:
-    """Measure a judge that sends the rows of which it is least sure to another, which costs.
+    """Measure a judge that sends its least confident rows to another one, at a price per row.
 
-    Confidences are cut at the quantiles of these rows. Rows are sent by their confidence alone, so
-    that a threshold can be used on others.
+    The thresholds of the curve are quantiles of the confidence on these rows. A row is sent by its
+    confidence alone, so that a threshold applies to other rows, too.
 
     Args:
         first: a judge's numbers and rows.

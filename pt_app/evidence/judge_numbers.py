@@ -13,7 +13,7 @@ from pt_app.evidence import biases, calibration, pass_fail
 from pt_app.evidence.calibration import Confidence, Fitted
 from pt_app.evidence.coding import distances, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.options import Asked
+from pt_app.evidence.options import EvidenceOptions
 from pt_app.evidence.people import distance_to_shares
 from pt_app.evidence.summary import FAIL, summarise
 from pt_app.evidence.systems import groupings, pairwise_accuracy, soft_pairwise_accuracy
@@ -28,12 +28,16 @@ class _Judged:
     verdicts: IntArray
     scale: Scale
     sample: Resampler
-    asked: Asked
+    evidence: EvidenceOptions
     fitted: Fitted | None
 
 
 def judge_numbers(
-    rows: Sequence[Prediction], sample: Resampler, scale: Scale, asked: Asked, fitted: Fitted | None
+    rows: Sequence[Prediction],
+    sample: Resampler,
+    scale: Scale,
+    evidence: EvidenceOptions,
+    fitted: Fitted | None,
 ) -> JudgeResults:
     """Return the numbers of one judge.
 
@@ -41,14 +45,14 @@ def judge_numbers(
         rows: the judge's rows of predictions.jsonl.
         sample: the groups of the rows.
         scale: the scale of labels and verdicts.
-        asked: what the user chose.
+        evidence: what the user chose.
         fitted: calibration and threshold from other rows, if there are any.
     """
     numbers = _agreement(rows, sample, scale)
     numbers.far_from_greedy = sum(apart(row.verdict, row.answered, scale) for row in rows)
     labels = positions([row.label for row in rows], scale, "label")
     verdicts = positions([row.verdict for row in rows], scale, "verdict")
-    judged = _Judged(rows, labels, verdicts, scale, sample, asked, fitted)
+    judged = _Judged(rows, labels, verdicts, scale, sample, evidence, fitted)
     if any(row.verdict_mass is not None for row in rows):
         numbers.verdict_mass = sample.share([row.verdict_mass for row in rows])
     gaps = None
@@ -107,11 +111,11 @@ def _add_orders(numbers: JudgeResults, rows: Sequence[Prediction], sample: Resam
 def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
     """Add what follows from probabilities; return confidence - accuracy of each row [n]."""
     labels, verdicts, scale, sample = judged.labels, judged.verdicts, judged.scale, judged.sample
-    asked, fitted = judged.asked, judged.fitted
+    evidence, fitted = judged.evidence, judged.fitted
     every = calibration.probabilities_of(judged.rows, scale)
     probabilities = np.where(verdicts[:, None] < 0, np.nan, every)  # of a verdict that was read
     usual = calibration.usual_tolerance(scale)
-    tolerance = usual if asked.tolerance is None else asked.tolerance
+    tolerance = usual if evidence.tolerance is None else evidence.tolerance
     confidence = calibration.confidence_of(probabilities, verdicts, labels, scale, tolerance)
     rest = verdicts, labels, scale, sample, tolerance
     numbers.calibration = calibration.calibration(probabilities, *rest)
@@ -121,7 +125,7 @@ def _add_confidence(numbers: JudgeResults, judged: _Judged) -> FloatArray:
         same = {name: getattr(after, name) for name in ("ece", "overconfidence", "brier")}
         numbers.mended = Recalibrated(temperature=fitted.temperature, rows=fitted.rows, **same)
     if (known := ~np.isnan(probabilities[:, 0])).any():
-        threshold, target = None, asked.target_accuracy
+        threshold, target = None, evidence.target_accuracy
         # The threshold from validation rows holds for its own target and tolerance only.
         if fitted and (fitted.tolerance, fitted.threshold.target) == (tolerance, target):
             threshold = fitted.threshold.model_copy(update={"chosen_on": "validation"})
@@ -146,8 +150,13 @@ def _add_pass_fail(numbers: JudgeResults, fail: FloatArray, judged: _Judged) -> 
     Rows without probabilities, whose `fail` is NaN, are left out.
     """
     known = ~np.isnan(fail)
-    fail, labels, asked, fitted = fail[known], judged.labels[known], judged.asked, judged.fitted
-    costs = asked.missed_fail_costs, asked.false_alarm_costs
+    fail, labels, evidence, fitted = (
+        fail[known],
+        judged.labels[known],
+        judged.evidence,
+        judged.fitted,
+    )
+    costs = evidence.missed_fail_costs, evidence.false_alarm_costs
     areas = pass_fail.areas(fail, labels, judged.sample.among(known))
     numbers.roc_auc, numbers.pr_auc = areas["roc_auc"], areas["pr_auc"]
     if fitted is None or fitted.operating is None:

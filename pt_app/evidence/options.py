@@ -6,7 +6,7 @@ from pt_app.core.flags import flag
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvidenceOptions:
     """What a user may choose about the evidence."""
 
     target_accuracy: float = flag("accuracy to reach by abstaining", 0.9, low=0.01, high=0.999)

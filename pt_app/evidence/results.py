@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from pt_app.core import results as typed
@@ -23,7 +24,7 @@ from pt_app.evidence.comparison import compare, holm
 from pt_app.evidence.escalation import escalation
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.judge_numbers import judge_numbers
-from pt_app.evidence.options import Asked
+from pt_app.evidence.options import EvidenceOptions
 from pt_app.evidence.people import agreement_among, ceiling
 from pt_app.evidence.summary import baseline_results
 
@@ -40,10 +41,8 @@ class JudgeRows:
     `shortened` counts the rows that were cut to fit, `ties` those whose verdict rounding decided;
     `change` says what the precision changed against float32, `cut` what reading parts of the
     verdicts' lines changed against whole lines, and `grid` names the coarser scale that the judge
-    speaks, if it does. `option_order` says how often another order of options changes the verdict.
-    `rule` chose the verdicts by their probabilities (None: they were given), of
-    pairs in `order`. Of a model at an endpoint `cost` is what it took, and `repeats` how far
-    repeated answers are the same.
+    speaks, if it does. `rule` chose the verdicts by their probabilities (None: they were given), of
+    pairs in `order`. `cost` is that of a model at an endpoint.
     """
 
     name: str
@@ -58,8 +57,6 @@ class JudgeRows:
     rule: str | None = None
     order: str | None = None
     cut: typed.PrecisionChange | None = None
-    option_order: typed.Metric | None = None
-    repeats: typed.Repeats | None = None
     cost: typed.Cost | None = None
 
 
@@ -70,7 +67,7 @@ def results_of(
     baselines: Sequence[Baseline],
     leaks: Sequence[str],
     run: typed.JsonObject,
-    asked: Asked | None = None,
+    evidence: EvidenceOptions | None = None,
 ) -> Results:
     """Compute results.json (docs/RESULTS_JSON.md) of judges on the same rows.
 
@@ -81,7 +78,7 @@ def results_of(
         baselines: their verdicts on the same rows, or why there are none.
         leaks: a line for each text on both sides of the split.
         run: how the rows were made; written as it is.
-        asked: what the user chose; None: the defaults.
+        evidence: what the user chose; None: the defaults.
     """
     count = len(judges[0].rows)
     # A row that does not fit one judge's context is left out of all numbers alike, and counted.
@@ -93,7 +90,7 @@ def results_of(
     labels, sample = [row.label for row in rows], Resampler([row.group for row in rows])
 
     show = tqdm(judges, desc="evidence", disable=None)
-    models = [_numbers(judge, sample, scale, asked or Asked()) for judge in show]
+    models = [_numbers(judge, sample, scale, evidence or EvidenceOptions()) for judge in show]
     for measured in models:
         measured.unscored = count - len(rows)
     results = Results(
@@ -118,20 +115,37 @@ def results_of(
     return results
 
 
-def _numbers(judge: JudgeRows, sample: Resampler, scale: Scale, asked: Asked) -> typed.JudgeResults:
+def _numbers(
+    judge: JudgeRows, sample: Resampler, scale: Scale, evidence: EvidenceOptions
+) -> typed.JudgeResults:
     """Measure a judge, and take over what is known of how its rows were made."""
-    measured = judge_numbers(judge.rows, sample, scale, asked, judge.fitted)
+    measured = judge_numbers(judge.rows, sample, scale, evidence, judge.fitted)
     measured.id, measured.name = judge.id, judge.name
     measured.precision, measured.precision_change = judge.precision, judge.change
     measured.grid, measured.reading_change = judge.grid, judge.cut
     measured.ties, measured.shortened = judge.ties, judge.shortened
     measured.verdict_rule, measured.order = judge.rule, judge.order
-    for name in ("option_order", "cost", "repeats"):  # written of judges that have them
-        if (own := getattr(judge, name)) is not None:
-            setattr(measured, name, own)
+    _add_other_answers(measured, judge.rows, sample)
+    if judge.cost is not None:  # else it is not written
+        measured.cost = judge.cost
     if judge.rule is not None and measured.greedy is not None:
         log.info(FAR_LINE, judge.name, measured.far_from_greedy, measured.n, FAR)
     return measured
+
+
+def _add_other_answers(
+    measured: typed.JudgeResults, rows: Sequence[Prediction], sample: Resampler
+) -> None:
+    """Add how often another order of the options, or asking again, changes the verdict."""
+    reordered = np.array(["reordered" in row.model_fields_set for row in rows])
+    if reordered.any():
+        changed = np.array([float(row.verdict != row.reordered) for row in rows])
+        measured.option_order = sample.among(reordered).share(changed[reordered])
+    if (times := 1 + max((len(row.repeated or ()) for row in rows), default=0)) > 1:
+        answers = [{row.verdict, *(row.repeated or ())} for row in rows]
+        flips = [None if own == {None} else float(len(own) > 1) for own in answers]
+        moved = max((row.moved for row in rows if row.moved is not None), default=None)
+        measured.repeats = typed.Repeats(times=times, flips=sample.share(flips), probability=moved)
 
 
 def _comparisons(

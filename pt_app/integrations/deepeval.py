@@ -46,7 +46,8 @@ class JudgeMetric(BaseMetric):  # type: ignore[misc]
         if value is None:
             self.error = f"the judge gives no verdict: {judgement.status}"
         else:
-            low, high = (0.0, 1.0) if scale.task == "pass_fail" else _ends(scale.values)
+            ends = (0, 1) if scale.task == "pass_fail" else scale.values
+            low, high = float(ends[0]), float(ends[-1])
             self.score = (value - low) / (high - low)
             self.reason = (
                 f"{judgement.verdict} on {scale.name}, confidence {judgement.confidence:.2f}"
@@ -61,7 +62,3 @@ class JudgeMetric(BaseMetric):  # type: ignore[misc]
     @property
     def __name__(self) -> str:
         return "Judge"
-
-
-def _ends(values: Any) -> tuple[float, float]:
-    return float(values[0]), float(values[-1])

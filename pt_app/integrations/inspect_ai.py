@@ -34,7 +34,7 @@ def judge_scorer(adapter: str, base: str | None = None) -> Scorer:
     judge = shared(adapter, base)
 
     async def score(state: TaskState, target: Target) -> Score:
-        defaults = {**_asked(state), "reference": target.text, "id": state.sample_id}
+        defaults = {**_source(state), "reference": target.text, "id": state.sample_id}
         judgement = await to_thread.run_sync(
             judge.judged, state.output.completion, state.metadata, defaults
         )
@@ -46,7 +46,7 @@ def judge_scorer(adapter: str, base: str | None = None) -> Scorer:
     return score
 
 
-def _asked(state: TaskState) -> dict[str, Any]:
+def _source(state: TaskState) -> dict[str, Any]:
     if isinstance(state.input, str):
         return {"source": state.input}
     turns = [{"role": turn.role, "content": turn.text} for turn in state.input]

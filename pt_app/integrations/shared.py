@@ -1,4 +1,7 @@
-"""One judge for all scorers of a process: evaluators ask it for one row at a time, many at once."""
+"""One judge for all scorers of a process: evaluators ask it for one row at a time, many at once.
+
+serving/batching.py does so for requests, on an event loop and with what servers need beside.
+"""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +16,7 @@ from pt_app.judge import Judge, Judgement, Row
 
 MAX_ROWS = 64  # scored together
 SAMPLE = Place(Path("sample"), 1, lines=False)
-ASKED = {"source", "conversation"}
+SOURCES = {"source", "conversation"}  # a row has one of the two
 _lock = Lock()
 
 
@@ -40,14 +43,14 @@ class SharedJudge:
 
         Args:
             candidate: the text to judge.
-            given: fields by their names; others than the judge's are not looked at.
+            given: fields by name; those that the judge does not know are ignored.
             defaults: what counts where `given` has none; a source or a conversation in `given`
                 replaces both.
 
         Raises:
             UserError: for a row without a needed field, and one with a field of another type.
         """
-        replaced = ASKED if ASKED & given.keys() else set()
+        replaced = SOURCES if SOURCES & given.keys() else set()
         merged = {k: v for k, v in defaults.items() if k not in replaced} | dict(given)
         row = {name: merged[name] for name in self.fields if merged.get(name) is not None}
         done: Future[Judgement] = Future()

@@ -76,7 +76,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Asked(BaseModel, extra="allow"):
+class ChatRequest(BaseModel, extra="allow"):
     """A request for a chat completion, as OpenAI documents it.
 
     `top_k` is vLLM's, and `truncation` that of OpenAI's Responses: "auto" leaves the oldest
@@ -176,7 +176,7 @@ class Server:
             problem = f"there is no model {name!r} here: this is {self.chat.name!r}"
             raise RefusedError(problem, 404, "model_not_found")
 
-    def _reply(self, asked: Asked) -> tuple[Reply, int]:
+    def _reply(self, asked: ChatRequest) -> tuple[Reply, int]:
         """Return the answer to make, and how many exchanges are left out of its conversation."""
         sampling = asked.sampling(self.sampling)
         # Room for some answer, at least: whoever leaves it to us loses no more than is needed.
@@ -209,7 +209,7 @@ class Server:
             self._turn.release()
 
     async def _events(
-        self, asked: Asked, reply: Reply, cut: int, head: dict[str, object]
+        self, asked: ChatRequest, reply: Reply, cut: int, head: dict[str, object]
     ) -> AsyncGenerator[str, None]:
         """Yield server-sent events, as OpenAI streams a completion."""
 
@@ -251,10 +251,10 @@ def usage(reply: Reply, cut: int) -> dict[str, int]:
     return counts | {"dropped_exchanges": cut}
 
 
-def read(content: bytes) -> Asked:
+def read(content: bytes) -> ChatRequest:
     """Read a request; refuses what is none, and what this server cannot do."""
     try:
-        asked = Asked.model_validate_json(content)
+        asked = ChatRequest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the request"

@@ -1,4 +1,8 @@
-"""One worker for all requests: what arrives together is scored in one prefix tree."""
+"""One worker for all requests: what arrives together is scored in one prefix tree.
+
+integrations/shared.py does so for threads, in fewer lines: nobody there disconnects, waits behind
+a limit, or asks several judges.
+"""
 
 import asyncio
 import logging
@@ -13,7 +17,7 @@ from starlette.requests import Request
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.judge import Judge, Judgement
-from pt_app.serving.questions import Asked, judgements_of, zero_shot
+from pt_app.serving.questions import ServedRow, judgements_of, zero_shot
 
 MAX_ROWS = 64  # scored together; more would let others wait
 MAX_WAITING = 2048  # rows; beyond that a request is told to come back
@@ -28,7 +32,7 @@ class Work:
     """Rows of one request that are scored together."""
 
     request: Request
-    rows: Sequence[Asked]
+    rows: Sequence[ServedRow]
     done: asyncio.Future[list[Judgement]]
 
 
@@ -49,7 +53,7 @@ class Worker:
         self._views: dict[tuple[int, str], Judge] = {}
         self._company = 1
 
-    async def judged(self, request: Request, rows: Sequence[Asked]) -> list[Judgement]:
+    async def judged(self, request: Request, rows: Sequence[ServedRow]) -> list[Judgement]:
         """Return the judgement of each row.
 
         Raises:
@@ -126,7 +130,7 @@ class Worker:
             if not work.done.done():
                 work.done.set_result(own)
 
-    def _judged(self, rows: Sequence[Asked]) -> list[Judgement]:
+    def _judged(self, rows: Sequence[ServedRow]) -> list[Judgement]:
         """Score rows, those of one judge and scale together."""
         judgements: dict[int, Judgement] = {}
         groups: dict[int, tuple[Judge, list[int]]] = {}
@@ -138,7 +142,7 @@ class Worker:
             judgements.update(zip(places, own, strict=True))
         return [judgements[place] for place in range(len(rows))]
 
-    def _view(self, row: Asked) -> Judge:
+    def _view(self, row: ServedRow) -> Judge:
         if row.scale is None:
             return row.judge
         key = id(row.judge), row.scale

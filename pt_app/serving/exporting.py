@@ -22,7 +22,7 @@ from pt_app.core.files import (
 from pt_app.core.questions import chosen
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
-from pt_app.serving import decisions
+from pt_app.serving.decision_checkpoint import checkpoint_questions, write_checkpoint
 from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
 from pt_app.serving.parity import FILE, Parity, Reference, parity, refuse_questions
 
@@ -72,7 +72,7 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
         raise UserError(f"{out} exists: name another --out")
     if options.dtype not in DTYPES[to]:
         raise UserError(f"--dtype {options.dtype}: {to} has {', '.join(DTYPES[to])}")
-    info = _asked(adapters.verify_adapter(adapter), to, options)
+    info = _with_questions(adapters.verify_adapter(adapter), to, options)
     _require_engine(to)
     with staged_folder(out) as staged:
         model = _loaded(info, to, options)
@@ -101,7 +101,7 @@ def _writing(out: Path) -> Iterator[None]:
         raise UserError(cannot_write(out, error)) from error
 
 
-def _asked(info: AdapterInfo, to: Target, options: ExportOptions) -> AdapterInfo:
+def _with_questions(info: AdapterInfo, to: Target, options: ExportOptions) -> AdapterInfo:
     """Take the questions that are named; raise UserError for those that the target cannot hold."""
     if to != "transformers" or (options.questions and not info.questions):
         refuse_questions(info)
@@ -111,7 +111,7 @@ def _asked(info: AdapterInfo, to: Target, options: ExportOptions) -> AdapterInfo
     names = [name.strip() for name in options.questions.split(",") if name.strip()]
     some = chosen(info.questions, names, f"--questions {options.questions}")
     info = replace(info, asked=some or info.asked)
-    decisions.held(info, bases.load_tokenizer(info.folder))
+    checkpoint_questions(info, bases.load_tokenizer(info.folder))
     return info
 
 
@@ -140,7 +140,7 @@ def _written(model: Any, info: AdapterInfo, to: Target, folder: Path, dtype: Dty
         save_folder(model, info, folder, dtype)
         return f"{to}:{folder}"
     if to == "transformers":
-        decisions.write_checkpoint(model, info, bases.load_tokenizer(info.folder), folder)
+        write_checkpoint(model, info, bases.load_tokenizer(info.folder), folder)
         _copy_tokenizer(info, folder)
         return f"{to}:{folder}"
     from pt_app.serving import gguf_files
@@ -199,7 +199,8 @@ def _card(info: AdapterInfo, to: Target, dtype: Dtype, found: Parity) -> str:
     ]
     note = NOTE
     if to == "transformers":
-        each = decisions.held(info, bases.load_tokenizer(info.folder))
-        asked = json.dumps({one.name: one.request for one in each}, ensure_ascii=False, indent=2)
+        each = checkpoint_questions(info, bases.load_tokenizer(info.folder))
+        requests = {one.name: one.wire.as_systemone() for one in each}
+        asked = json.dumps(requests, ensure_ascii=False, indent=2)
         note = USE.format(fields=", ".join(info.row_fields), questions=asked)
     return head + "".join(rows) + note

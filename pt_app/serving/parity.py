@@ -28,7 +28,7 @@ from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.serving import decisions
+from pt_app.serving.decision_checkpoint import CheckpointQuestion, Pipeline, label_logs
 from pt_app.serving.engines import (
     Case,
     Engine,
@@ -41,7 +41,7 @@ from pt_app.serving.engines import (
 from pt_app.serving.options import ParityOptions, Precision
 
 FILE = "parity.json"
-TRANSFORMERS = "transformers"  # the kind of target that is a folder of decisions.py
+TRANSFORMERS = "transformers"  # the kind of target that is a folder of decision_checkpoint.py
 EXIT_CODES = {"same": 0, "differs": 3, "undecided": 4}
 # Largest change of a probability, measured per engine in judges of 1.3 and 135 M parameters
 # (docs/SERVING.md); float32 of an engine that computes otherwise than the reference has 2e-3.
@@ -197,7 +197,7 @@ class Reference:
             return read
         return [
             replace(
-                each, decided=decisions.deciding(model, decisions.Held.of(each.encoder), each.cases)
+                each, decided=label_logs(model, CheckpointQuestion.of(each.encoder), each.cases)
             )
             for each in read
         ]
@@ -347,7 +347,7 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
     if kind == "mlx":
         return [Mlx(Path(place))]
     if kind == TRANSFORMERS:
-        return [decisions.Pipeline(Path(place), decisions.Held.of(encoder))]
+        return [Pipeline(Path(place), CheckpointQuestion.of(encoder))]
     if kind == "merged":
         return [Plain.of_folder(Path(place), encoder.end_token_id)]
     url, precision = target.rstrip("/"), options.engine_precision

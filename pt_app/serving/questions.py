@@ -1,23 +1,24 @@
-"""What a question of any wire means to a judge: the one place where questions meet scales.
+"""What a question from a client means to a judge: here the questions of the wires meet scales.
 
-A judge knows its own question, or questions: they are recognized by wording and options, never by
-name. Any other is asked of the same model zero-shot, without the calibration, which belongs to
-wording.
+A judge has a question of its own, or several. It recognizes them by wording and options, never by
+name. Any other question is asked of the same model zero-shot, without the calibration, which
+belongs to the wording.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pt_app.core import questions as core
+from pt_app.core.decision_wires import Json, WireQuestion
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.core.prompt_templates import fill, scale_fields
+from pt_app.core.questions import Declared, Question
 from pt_app.core.records import JudgeExample, Place, one_line
 from pt_app.core.state_rows import state_example
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import NAMED, Scale
 from pt_app.judge import Judge, Judgement
 from pt_app.models import adapters
 
@@ -26,35 +27,17 @@ from pt_app.models import adapters
 CONTEXT = 16_384
 # MLflow's judges must name their input in their words, and write its name before it.
 MLFLOW_WORDS, MLFLOW_STATE = 'the "inputs" field in the input', "inputs: "
-Json = Any  # a value that was read from JSON
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question, whichever wire brought it.
-
-    Attributes:
-        kind: yes_no, choice or score.
-        instructions: what is asked.
-        options: the names of the answers, in order; of a yes_no question PASS and FAIL.
-        descriptions: what each of them means; "" for none.
-    """
-
-    kind: Literal["yes_no", "choice", "score"]
-    instructions: str
-    options: tuple[str, ...]
-    descriptions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question about a state, as a row for a judge.
+class ServedRow:
+    """A row of a request, as a judge is asked about it.
 
     Attributes:
         judge: the judge of the model that was named.
-        scale: the scale of the answer; None: the judge's own.
+        scale: the scale of a question that is asked zero-shot; None: one of the judge's own.
         row: the row to judge; of a judge of questions an example with the question.
-        verdicts: the verdict that stands for each option.
+        verdicts: the verdict that stands for each option of the question.
         trained: whether the judge was trained on this question.
     """
 
@@ -84,85 +67,88 @@ def rubric_of(judge: Judge) -> str:
     return fill(template.rubric, of_scale) or fill(template.system, of_scale)
 
 
-def asked(question: Question, state: Json, judge: Judge, strict: bool = False) -> Asked:
-    """Return the row that asks a question about a state.
+def row_of(question: WireQuestion, state: Json, judge: Judge, strict: bool = False) -> ServedRow:
+    """Return the row that asks a judge a question about a state.
 
     Raises:
-        RefusedError: for another question than the judge's own under `strict`, and a state that is
-            no row of fields where the question is the judge's own.
+        RefusedError: for a question that the judge was not trained on under `strict`, and a state
+            that is no row of fields where it was.
     """
     if judge.info.questions:
-        return _asked_of_several(question, state, judge, strict)
+        return _row_of_questions(question, state, judge, strict)
+    if question.type == "bool":  # a judge with a scale says PASS or FAIL
+        pass_fail = zip(map(str, NAMED["pass_fail"]), question.descriptions, strict=True)
+        question = replace(question, options=tuple(pass_fail))
     if _is_own(question, judge):
-        row = _row_of(state)
+        row = _fields_of(state)
         if row is None:
             fields = ", ".join(judge.info.row_fields)
             problem = f"the state is no row: give an object with the fields {fields}"
             raise RefusedError(problem, 422, "state")
-        return Asked(judge, None, row, question.options)
+        return ServedRow(judge, None, row, question.names)
     if strict:
         own = f"{rubric_of(judge)!r} with the answers {', '.join(_own_options(judge))}"
         raise RefusedError(f"this judge answers its own question alone: {own}", 422, "questions")
-    scale = "pass_fail" if question.kind == "yes_no" else f"1-{len(question.options)}"
+    scale = "pass_fail" if question.type == "bool" else f"1-{len(question.options)}"
     row = {"messages": [{"role": "user", "content": _prompt(question, state, scale)}]}
-    return Asked(judge, scale, row, tuple(map(str, Scale.from_name(scale).values)), trained=False)
+    verdicts = tuple(map(str, Scale.from_name(scale).values))
+    return ServedRow(judge, scale, row, verdicts, trained=False)
 
 
-def judgements_of(judge: Judge, rows: Sequence[Asked]) -> Sequence[Judgement]:
-    """Judge rows for a judge, which is that of all of them."""
+def judgements_of(judge: Judge, rows: Sequence[ServedRow]) -> Sequence[Judgement]:
+    """Judge the rows of one judge."""
     if judge.info.questions:
-        examples = [asked.row for asked in rows if isinstance(asked.row, JudgeExample)]
+        examples = [each.row for each in rows if isinstance(each.row, JudgeExample)]
         return judge.answers(examples, shorten=False)
-    return judge.score([row.row for row in rows if isinstance(row.row, Mapping)], shorten=False)
+    return judge.score([each.row for each in rows if isinstance(each.row, Mapping)], shorten=False)
 
 
-def _asked_of_several(question: Question, state: Json, judge: Judge, strict: bool) -> Asked:
+def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict: bool) -> ServedRow:
     """Ask a judge of questions, in the form of prompts that it was trained on."""
     # A client whose scores have few levels asks a fine scale as a choice of its numbers.
-    forms = [question, replace(question, kind="score")] if question.kind == "choice" else [question]
+    forms = [question, replace(question, type="score")] if question.type == "choice" else [question]
     try:
-        read = [core.Question.of("asked", _declared(form, judge), "questions") for form in forms]
+        read = [Question.of("asked", _declared(form, judge), "questions") for form in forms]
     except UserError as error:
         raise RefusedError(str(error), 422, "questions") from error
-    each = [judge.known(one) for one in read]
-    known = next((one for one in each if one in judge.info.questions), each[0])
-    trained = known in judge.info.questions
-    if strict and not trained:
-        own = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
-        raise RefusedError(f"this judge answers its own questions alone: {own}", 422, "questions")
-    row, fields = _row_of(state), judge.info.state
+    own = next(filter(None, map(judge.own, read)), None)
+    if strict and own is None:
+        words = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
+        raise RefusedError(f"this judge answers its own questions alone: {words}", 422, "questions")
+    row, fields = _fields_of(state), judge.info.state
     if row is None and isinstance(state, str) and len(fields) == 1:
         row = {fields[0]: state}
     try:
         example = state_example(row or {}, Place(Path("state"), 1, lines=False), fields, "state")
     except UserError as error:
         raise RefusedError(str(error), 422, "state") from error
-    values = {"yes_no": ("true", "false"), "choice": question.options}
-    verdicts = values.get(question.kind, tuple(map(str, known.scale.values)))
-    return Asked(judge, None, example.model_copy(update={"question": known}), verdicts, trained)
+    asked = own or read[0]
+    levels = tuple(map(str, asked.scale.values))
+    verdicts = levels if question.type == "score" else question.names
+    example = example.model_copy(update={"question": asked})
+    return ServedRow(judge, None, example, verdicts, trained=own is not None)
 
 
-def _declared(question: Question, judge: Judge) -> core.Declared:
+def _declared(question: WireQuestion, judge: Judge) -> Declared:
     """Declare a question as a dataset does: the levels of a score by their texts or as numbers."""
     words = question.instructions.removesuffix(MLFLOW_WORDS).strip()
-    pairs = list(zip(question.options, question.descriptions, strict=True))
+    pairs = question.options
     about = {name: text for name, text in pairs if text}
-    if question.kind == "yes_no":
-        yes, no = question.descriptions
-        criteria: Any = {"true": yes, "false": no} if about else None
-        return core.Declared(type="bool", instructions=words, criteria=criteria)
-    if question.kind == "choice":
+    if question.type == "bool":
+        criteria: Any = dict(pairs) if about else None
+        return Declared(type="bool", instructions=words, criteria=criteria)
+    if question.type == "choice":
         unique = len(dict(pairs)) == len(pairs)
-        options: Any = dict(pairs) if about and unique else list(question.options)
-        return core.Declared(type="choice", instructions=words, options=options)
+        options: Any = dict(pairs) if about and unique else list(question.names)
+        return Declared(type="choice", instructions=words, options=options)
     scales = [own.scale for own in judge.info.questions if own.type == "score"]
     for scale in scales:
-        if question.options == tuple(map(str, scale.values)):
-            return core.Declared(
+        if question.names == tuple(map(str, scale.values)):
+            return Declared(
                 type="score", instructions=words, scale=scale.name, legend=about or None
             )
     levels: list[str | None] = [f"{name}: {text}" if text else name for name, text in pairs]
-    return core.Declared(type="score", instructions=words, levels=levels)
+    return Declared(type="score", instructions=words, levels=levels)
 
 
 def zero_shot(judge: Judge, scale: str) -> Judge:
@@ -177,23 +163,22 @@ def _own_options(judge: Judge) -> list[str]:
     return [str(value) for value in judge.info.scale.values]
 
 
-def _is_own(question: Question, judge: Judge) -> bool:
-    """Return whether a judge was trained on this question: the same words and options.
+def _is_own(question: WireQuestion, judge: Judge) -> bool:
+    """Return whether a question is the one that a judge with a scale was trained on.
 
-    No words ask for what the judge asks. Options of a choice may be in any order.
+    Without instructions it is. Options of a choice may be in any order.
     """
     words, own = one_line(question.instructions), _own_options(judge)
     words = words.removesuffix(MLFLOW_WORDS).strip()
     known = ("", one_line(rubric_of(judge)), one_line(judge.info.words))
     if words not in known or any(question.descriptions):
         return False
-    options, task = list(question.options), judge.info.scale.task
-    if question.kind == "score":
-        return task == "score" and options == own
-    return sorted(options) == sorted(own)
+    if question.type == "score":
+        return judge.info.scale.task == "score" and list(question.names) == own
+    return sorted(question.names) == sorted(own)
 
 
-def _row_of(state: Json) -> Mapping[str, object] | None:
+def _fields_of(state: Json) -> Mapping[str, object] | None:
     if isinstance(state, str):
         try:
             state = json.loads(state.removeprefix(MLFLOW_STATE))
@@ -202,12 +187,11 @@ def _row_of(state: Json) -> Mapping[str, object] | None:
     return state if isinstance(state, dict) else None
 
 
-def _prompt(question: Question, state: Json, scale: str) -> str:
-    numbered = question.kind != "yes_no"
-    options = zip(question.options, question.descriptions, strict=True)
+def _prompt(question: WireQuestion, state: Json, scale: str) -> str:
+    numbered = question.type != "bool"
     lines = [
         f"{f'{number}. ' if numbered else ''}{name}{f': {about}' if about else ''}"
-        for number, (name, about) in enumerate(options, 1)
+        for number, (name, about) in enumerate(question.options, 1)
     ]
     answer = f'Answer with the line "{Scale.from_name(scale).form()}".'
     return "\n".join([text_of(state), "", question.instructions, *lines, answer])

@@ -43,7 +43,7 @@ from pt_app.models import adapters
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import CONTEXT, Asked, asked, rubric_of
+from pt_app.serving.questions import CONTEXT, ServedRow, row_of, rubric_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -166,14 +166,14 @@ class Server:
         given = await content(request)
         return await self._decided(request, wires.decisions(given).model_validate(given))
 
-    async def _decided(self, request: Request, wire: wires.Wire) -> Response:
+    async def _decided(self, request: Request, wire: wires.Request) -> Response:
         judge, state = self._judge(wire.model), wire.state()
-        rows = [asked(question, state, judge, self.strict) for question in wire.asked()]
+        rows = [row_of(each, state, judge, self.strict) for each in wire.wire_questions()]
         judgements = await self.worker.judged(request, rows)
-        answers = list(zip(rows, judgements, strict=True))
-        for row, judgement in answers:
+        judged = list(zip(rows, judgements, strict=True))
+        for row, judgement in judged:
             _check(row, judgement)
-        return JSONResponse(wire.answer(judge.name, answers))
+        return JSONResponse(wire.response(judge.name, judged))
 
     async def judgements(self, request: Request) -> Response:
         """Judge rows; one that cannot be judged says so in its status."""
@@ -182,7 +182,7 @@ class Server:
         if judge.info.questions:
             problem = "this judge answers questions: ask them at /v1/systemone or /v1/decisions"
             raise RefusedError(problem, 422, "model")
-        rows = [Asked(judge, None, row, ()) for row in given.rows]
+        rows = [ServedRow(judge, None, row, ()) for row in given.rows]
         judged = await self.worker.judged(request, rows)
         usage = {"input_tokens": sum(one.tokens for one in judged), "output_tokens": 0}
         answer = {"model": judge.name, "judgements": list(map(asdict, judged)), "usage": usage}
@@ -315,7 +315,7 @@ def _folder(judge: Judge) -> str:
     return judge.info.folder.resolve().name
 
 
-def _check(row: Asked, judgement: Judgement) -> None:
+def _check(row: ServedRow, judgement: Judgement) -> None:
     """Refuse a row that could not be judged."""
     if judgement.status == "bad_row":
         raise RefusedError(judgement.problem or "the row is malformed", 422, "state")

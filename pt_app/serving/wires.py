@@ -1,38 +1,26 @@
-"""The wire formats of decision models: System One (TypeSafe and others) and OpenAI's Decisions.
+"""What a server reads and writes on the wires of decision models (core/decision_wires.py).
 
-Each reads a request into a state and questions, and writes the judgements as its answers. What a
-judge knows beyond them is in `x_judge`, which all clients take.
+Each format reads a request into a state and questions, and writes the judgements as its answers.
+What a judge knows beyond them is in `x_judge`, which all clients take. The models are for reading
+alone: they take more than our own client writes (structured instructions, map and list forms,
+messages), and its readings of answers take more than is written here.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
+from pt_app.core.decision_wires import TRUE_FALSE, Json, WireQuestion
 from pt_app.core.http_server import RefusedError
 from pt_app.core.questions import MAX_OPTIONS
 from pt_app.judge import Judgement
-from pt_app.serving.questions import Asked, Json, Question, text_of
+from pt_app.serving.questions import ServedRow, text_of
 
 MAX_QUESTIONS = 400
 DEFAULT = "jev-latest"  # the model that TypeSafe's clients name by default
 Text = str | dict[str, Json] | list[Json]
-Answer = tuple[Asked, Judgement]
-
-
-class Wire(Protocol):
-    """A request in one of the formats."""
-
-    model: str
-
-    def state(self) -> Json:
-        """Return what is asked about."""
-
-    def asked(self) -> list[Question]:
-        """Return the questions, in order."""
-
-    def answer(self, model: str, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Return the body of the response."""
+Judged = tuple[ServedRow, Judgement]
 
 
 class Noul(BaseModel):
@@ -42,11 +30,12 @@ class Noul(BaseModel):
     instructions: Text | None = None
     criteria: dict[Literal["true", "false"], Text | None] | None = None
 
-    def question(self) -> Question:
-        """Return it as a judge is asked."""
+    def question(self) -> WireQuestion:
+        """Return the question of either wire."""
         about = self.criteria or {}
         described = text_of(about.get("true") or ""), text_of(about.get("false") or "")
-        return Question("yes_no", text_of(self.instructions or ""), ("PASS", "FAIL"), described)
+        options = tuple(zip(TRUE_FALSE, described, strict=True))
+        return WireQuestion("bool", text_of(self.instructions or ""), options)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
         """Return the answer's fields."""
@@ -60,10 +49,10 @@ class Choice(BaseModel):
     instructions: Text | None = None
     criteria: dict[str, Text | None] = Field(min_length=2, max_length=MAX_OPTIONS)
 
-    def question(self) -> Question:
-        """Return it as a judge is asked."""
-        described = tuple(text_of(about or "") for about in self.criteria.values())
-        return Question("choice", text_of(self.instructions or ""), tuple(self.criteria), described)
+    def question(self) -> WireQuestion:
+        """Return the question of either wire."""
+        options = tuple((name, text_of(about or "")) for name, about in self.criteria.items())
+        return WireQuestion("choice", text_of(self.instructions or ""), options)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
         """Return the answer's fields."""
@@ -80,10 +69,10 @@ class Score(BaseModel):
     instructions: Text | None = None
     criteria: list[Text] = Field(min_length=2, max_length=MAX_OPTIONS)
 
-    def question(self) -> Question:
-        """Return it as a judge is asked."""
-        levels = tuple(map(text_of, self.criteria))
-        return Question("score", text_of(self.instructions or ""), levels, ("",) * len(levels))
+    def question(self) -> WireQuestion:
+        """Return the question of either wire."""
+        levels = tuple((text_of(level), "") for level in self.criteria)
+        return WireQuestion("score", text_of(self.instructions or ""), levels)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
         """Return the answer's fields."""
@@ -105,15 +94,15 @@ class SystemOne(BaseModel):
         """Return what is asked about."""
         return self.content
 
-    def asked(self) -> list[Question]:
+    def wire_questions(self) -> list[WireQuestion]:
         """Return the questions, in order."""
         return [question.question() for question in self.questions.values()]
 
-    def answer(self, model: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    def response(self, model: str, judged: Sequence[Judged]) -> dict[str, Any]:
         """Return the body of the response."""
-        pairs = zip(self.questions.items(), answers, strict=True)
-        written = {name: _extended(asked.answer(_chances(a)), a) for (name, asked), a in pairs}
-        usage = {"input_tokens": _tokens(answers), "output_tokens": 0}
+        pairs = zip(self.questions.items(), judged, strict=True)
+        written = {name: _answer(each, own) for (name, each), own in pairs}
+        usage = {"input_tokens": _tokens(judged), "output_tokens": 0}
         return {"model": model, "answers": written, "usage": usage}
 
 
@@ -160,9 +149,10 @@ class Predicate(BaseModel):
     name: str | None = None
     instructions: Parts | None = None
 
-    def question(self) -> Question:
-        """Return it as a judge is asked."""
-        return Question("yes_no", _joined(self.instructions), ("PASS", "FAIL"), ("", ""))
+    def question(self) -> WireQuestion:
+        """Return the question of either wire."""
+        options = tuple((name, "") for name in TRUE_FALSE)
+        return WireQuestion("bool", _joined(self.instructions), options)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
         """Return the answer's fields."""
@@ -184,11 +174,10 @@ class ListChoice(BaseModel):
     instructions: Parts | None = None
     choices: list[Option] = Field(min_length=2, max_length=MAX_OPTIONS)
 
-    def question(self) -> Question:
-        """Return it as a judge is asked."""
-        names = tuple(text_of(option.value) for option in self.choices)
-        described = tuple(option.description or "" for option in self.choices)
-        return Question("choice", _joined(self.instructions), names, described)
+    def question(self) -> WireQuestion:
+        """Return the question of either wire."""
+        options = tuple((text_of(own.value), own.description or "") for own in self.choices)
+        return WireQuestion("choice", _joined(self.instructions), options)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
         """Return the answer's fields."""
@@ -214,16 +203,13 @@ class ListScore(BaseModel):
     instructions: Parts | None = None
     levels: list[Level] = Field(min_length=2, max_length=MAX_OPTIONS)
 
-    def question(self) -> Question:
-        """Return it as a judge is asked."""
+    def question(self) -> WireQuestion:
+        """Return the question of either wire."""
         # The AI SDK numbers the levels, and puts the text of each into its description.
-        numbered = all(level.label == str(i) for i, level in enumerate(self.levels))
-        if numbered and all(level.description for level in self.levels):
-            texts = tuple(level.description or "" for level in self.levels)
-            return Question("score", _joined(self.instructions), texts, ("",) * len(texts))
-        names = tuple(level.label for level in self.levels)
-        described = tuple(level.description or "" for level in self.levels)
-        return Question("score", _joined(self.instructions), names, described)
+        levels = tuple((level.label, level.description or "") for level in self.levels)
+        if all(name == str(i) and text for i, (name, text) in enumerate(levels)):
+            levels = tuple((text, "") for _, text in levels)
+        return WireQuestion("score", _joined(self.instructions), levels)
 
     def answer(self, chances: Sequence[float]) -> dict[str, object]:
         """Return the answer's fields."""
@@ -250,20 +236,22 @@ class Decisions(BaseModel):
         objects = [value for value in values if isinstance(value, dict)]
         return objects[0] if len(objects) == 1 else "\n".join(map(text_of, values))
 
-    def asked(self) -> list[Question]:
+    def wire_questions(self) -> list[WireQuestion]:
         """Return the questions, in order."""
         return [question.question() for question in self.questions]
 
-    def answer(self, model: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    def response(self, model: str, judged: Sequence[Judged]) -> dict[str, Any]:
         """Return the body of the response."""
-        pairs = zip(self.questions, answers, strict=True)
-        written = [
-            _extended({"name": asked.name} | asked.answer(_chances(a)), a) for asked, a in pairs
-        ]
-        usage: dict[str, object] = {"input_tokens": (tokens := _tokens(answers))}
+        pairs = zip(self.questions, judged, strict=True)
+        written = [{"name": each.name} | _answer(each, own) for each, own in pairs]
+        usage: dict[str, object] = {"input_tokens": (tokens := _tokens(judged))}
         usage |= {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}
         usage |= {"output_tokens": 0, "output_tokens_details": {"reasoning_tokens": 0}}
         return {"model": model, "answers": written, "usage": usage | {"total_tokens": tokens}}
+
+
+Request = SystemOne | Decisions
+AnyQuestion = Noul | Choice | Score | Predicate | ListChoice | ListScore
 
 
 def decisions(content: Mapping[str, Any]) -> type[SystemOne] | type[Decisions]:
@@ -284,7 +272,7 @@ def concentration(chances: Sequence[float]) -> float:
 def nearness(chances: Sequence[float]) -> float:
     """Return the confidence in a score as TypeSafe defines it.
 
-    The mean distance to the most likely level, over that of all levels to their middle.
+    1 - the mean distance to the most likely level / that of equally likely levels to their middle.
     """
     top, middle = max(range(len(chances)), key=chances.__getitem__), (len(chances) - 1) / 2
     spread = sum(chance * abs(level - top) for level, chance in enumerate(chances))
@@ -292,25 +280,21 @@ def nearness(chances: Sequence[float]) -> float:
     return max(0.0, 1 - spread / even)
 
 
-def _extended(fields: Mapping[str, object], answer: Answer) -> dict[str, object]:
-    asked, judgement = answer
+def _answer(question: AnyQuestion, judged: Judged) -> dict[str, object]:
+    """Return the answer to a question: the fields of its wire, and `x_judge`."""
+    row, judgement = judged
     fitted = judgement.calibrated is not None
-    extra: dict[str, object] = {"trained_question": asked.trained, "calibrated": fitted}
+    extra: dict[str, object] = {"trained_question": row.trained, "calibrated": fitted}
     extra |= {"abstain": judgement.abstain, "verdict_mass": judgement.verdict_mass}
-    if asked.trained:
+    if row.trained:
         names = ("verdict", "greedy", "expected", "confidence", "consistent")
         extra |= {name: getattr(judgement, name) for name in names}
         extra["accuracy"] = judgement.calibrated
-    return {**fields, "x_judge": extra}
+    return question.answer(row.probabilities(judgement)) | {"x_judge": extra}
 
 
-def _chances(answer: Answer) -> list[float]:
-    asked, judgement = answer
-    return asked.probabilities(judgement)
-
-
-def _tokens(answers: Sequence[Answer]) -> int:
-    return sum(judgement.tokens for _, judgement in answers)
+def _tokens(judged: Sequence[Judged]) -> int:
+    return sum(judgement.tokens for _, judgement in judged)
 
 
 def _values(parts: Parts | None) -> list[Json]:

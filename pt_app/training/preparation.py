@@ -87,10 +87,10 @@ def prepare(settings: Settings) -> Prepared:
     if data.leaks:
         log.warning("LEAKS: %d texts are on both sides: %s", len(data.leaks), data.leaks[0])
     rows = draw(data.train, settings.max_samples, settings.seed)
-    train = _encode(encoder, rows, "training", settings)
+    train, members = _encode(encoder, rows, "training", settings)
     val = None
     if data.val and settings.eval_steps:
-        val = _encode(encoder, data.val, "validation", settings)
+        val, _ = _encode(encoder, data.val, "validation", settings)
     if settings.patience and val is None:
         log.warning("--patience: the data have no validation rows, so training runs to its end")
     test = draw(data.test, settings.test_samples, settings.seed)
@@ -98,7 +98,6 @@ def prepare(settings: Settings) -> Prepared:
         for name, view in data.views():
             own = [row for row in test if row.asks == name]
             _say_what_test_rows_show(own, view.scale, f"test, {name}" if name else "test")
-    members = _members(rows, train) if encoder.questions else None
     return Prepared(source, data, encoder, train, val, test, members)
 
 
@@ -131,22 +130,27 @@ def _say_what_test_rows_show(test: Sequence[JudgeExample], scale: Scale, name: s
     power = "they cannot tell two judges apart"
     if smallest is not None:
         power = f"they tell two judges apart that differ by {number(smallest)} or more in "
-        power += f"{headline(scale)} (80 of 100 times, near 0.7)"
+        power += f"{headline(scale)} (in 80 % of test sets, for agreement near 0.7)"
     log.info("%s: %d rows of %d groups; %s", name, len(test), len(set(groups)), power)
 
 
 def _encode(
     encoder: PromptEncoder, rows: Sequence[JudgeExample], name: str, settings: Settings
-) -> Any:
-    """Tokenize rows for the trainer, pairs in both orders, and of questions each answer."""
+) -> tuple[Any, list[list[int]] | None]:
+    """Tokenize rows for the trainer, pairs in both orders, and of questions each answer.
+
+    Returns:
+        The examples as a `datasets.Dataset`, and of questions the indices of those of each row.
+    """
     columns: dict[str, Sequence[object]] = {}
+    members = None
     if encoder.questions:
-        count = len(members_of(rows))
         # Options are validated as they are read: in the declared order.
         rows, shares = answers_of(rows, settings.seed if name == "training" else None)
         weights = _weights(settings, encoder.questions)
         columns["weight"] = balanced(rows, shares, weights)
-        log.info("%s: %d answers of %d rows", name, len(rows), count)
+        members = members_of(rows)
+        log.info("%s: %d answers of %d rows", name, len(rows), len(members))
     elif encoder.scale.task == "pairwise":
         single, rows = rows, both_orders(rows)
         bare = sum(names_a_candidate(row.label) for row in single if row.label and row.candidates)
@@ -162,12 +166,4 @@ def _encode(
         f"{name}: {len(rows)} rows, {supervised:,} supervised tokens, "
         f"longest {cuts.longest} tokens, {cuts.rows_cut} rows shortened"
     )
-    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts, **columns})
-
-
-def _members(rows: Sequence[JudgeExample], train: Any) -> list[list[int]]:
-    """Return the examples of each row: of the same place."""
-    members: dict[str, list[int]] = {row.where: [] for row in rows}
-    for index, where in enumerate(train["where"]):
-        members[where].append(index)
-    return list(members.values())
+    return to_dataset(rows, {"input_ids": ids, "prompt_length": starts, **columns}), members

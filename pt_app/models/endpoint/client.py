@@ -1,6 +1,6 @@
 """Ask a model behind an endpoint: within a budget, with retries, in parallel.
 
-It writes text (OpenAI's chat completions), or decides (the wires of decisions.py).
+It writes text (OpenAI's chat completions), or decides (core/decision_wires.py).
 """
 
 import asyncio

@@ -10,7 +10,7 @@ its probability is nearly the same for all verdicts of a trained judge, and pari
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pt_app.core.decision_wires import TRUE_FALSE, WireQuestion, WireType
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompt_templates import ALL_FIELDS, as_jinja, fill, scale_fields
@@ -31,36 +32,36 @@ from pt_app.serving.options import Precision
 
 MAX_OPTIONS = 26  # the pipeline's labels are A to Z
 MARK = "<|mark|>"  # where the head reads: behind the token before it
-KINDS = {"score": "score", "pairwise": "choice", "pass_fail": "noul", "choice": "choice"}
+TYPES: Mapping[str, WireType] = {
+    "score": "score",
+    "pairwise": "choice",
+    "pass_fail": "bool",
+    "choice": "choice",
+}
 VERDICT = "verdict"  # the question of a judge with a scale, which has no name
 
 
 @dataclass(frozen=True)
-class Held:
-    """A question of a judge in the form of decision models.
+class CheckpointQuestion:
+    """A question of a judge, and the tokens by which a checkpoint answers it.
 
     Attributes:
         name: its name.
-        kind: noul, choice or score.
-        instructions: its words; "" for a judge with a scale, whose prompt has its own.
-        options: what the pipeline calls the verdicts' lines, in their order.
-        descriptions: what they mean; "" for none.
+        wire: the question in a request; without instructions for a judge with a scale, whose prompt
+            has its own. Its options are the lines of the verdicts, in their order.
         encoder: makes its prompts.
         lead: the tokens with which all lines begin.
         labels: the next token of each line, which tells it from the others.
     """
 
     name: str
-    kind: str
-    instructions: str
-    options: tuple[str, ...]
-    descriptions: tuple[str, ...]
+    wire: WireQuestion
     encoder: PromptEncoder
     lead: tuple[int, ...]
     labels: tuple[int, ...]
 
     @staticmethod
-    def of(encoder: PromptEncoder) -> "Held":
+    def of(encoder: PromptEncoder) -> "CheckpointQuestion":
         """Take the question of an encoder of one.
 
         Raises:
@@ -81,83 +82,76 @@ class Held:
             one, other, *_ = (text for text, own in zip(shown, labels, strict=True) if own == token)
             problem = f'"{one}" and "{other}" continue with one token, and decision models read one'
             raise UserError(f"{name}: {problem}: {_remedy(encoder)}")
-        kind = "noul" if scale.name == "bool" else KINDS[scale.task]
-        words = question.declared.instructions.strip() if question else ""
-        options, descriptions = _options(encoder, kind)
-        return Held(name, kind, words, options, descriptions, encoder, tuple(lead), tuple(labels))
+        return CheckpointQuestion(name, _on_the_wire(encoder), encoder, tuple(lead), tuple(labels))
 
     @property
-    def request(self) -> dict[str, object]:
-        """The question as the pipeline takes it."""
-        asked: dict[str, object] = {"type": self.kind}
-        if self.instructions:
-            asked["instructions"] = self.instructions
-        if self.kind == "score":
-            return asked | {"criteria": [*self.descriptions]}
-        about = dict(zip(self.options, (text or None for text in self.descriptions), strict=True))
-        return (
-            asked
-            if self.kind == "noul" and not any(about.values())
-            else asked | {"criteria": about}
-        )
+    def type(self) -> str:
+        """The type of the question in the checkpoint: noul, choice or score."""
+        return self.wire.systemone_type
 
 
 def _remedy(encoder: PromptEncoder) -> str:
     return "leave it out with --questions" if encoder.questions else "take another --to"
 
 
-def _options(encoder: PromptEncoder, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the options of a question and their descriptions, one for each line."""
+def _on_the_wire(encoder: PromptEncoder) -> WireQuestion:
+    """Return the question of an encoder with an option for each line of its verdicts."""
     scale, question = encoder.scale, next(iter(encoder.questions), None)
-    words = dict(question.described) if question else {}
+    kind: WireType = "bool" if scale.name == "bool" else TYPES[scale.task]
+    described = dict(question.described) if question else {}
     names = [*map(str, scale.line_values)]
-    about = tuple(words.get(name, "") for name in names)
-    if kind == "noul":
-        return ("true", "false"), about
-    if kind == "choice":
-        return tuple(names), about
-    # Levels of a score must have words; of a grid each is a bin of the scale's values.
-    bins = [f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0]) for own in scale.bins]
-    levels = tuple(text or name for text, name in zip(about, bins, strict=True))
-    return tuple(map(str, range(len(names)))), levels
+    about = [described.get(name, "") for name in names]
+    if kind == "bool":
+        names = [*TRUE_FALSE]
+    if kind == "score":
+        # Levels must have words; of a grid each is a bin of the scale's values.
+        bins = [f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0]) for own in scale.bins]
+        about = [text or name for text, name in zip(about, bins, strict=True)]
+        names = [*map(str, range(len(names)))]
+    words = question.declared.instructions.strip() if question else ""
+    return WireQuestion(kind, words, tuple(zip(names, about, strict=True)))
 
 
-def held(info: AdapterInfo, tokenizer: Any) -> list[Held]:
+def checkpoint_questions(info: AdapterInfo, tokenizer: Any) -> list[CheckpointQuestion]:
     """Take the questions of a judge, or the one that its scale is about.
 
     Raises:
-        UserError: as `Held.of`, and for two questions of a type with other labels: a decision model
-            has one list of labels for each type.
+        UserError: as `CheckpointQuestion.of`, and for two questions of a type with other labels: a
+            decision model has one list of labels for each type.
     """
     encoder = adapters.encoder_of(info, tokenizer)
-    each = [Held.of(encoder.about(question)) for question in info.questions]
-    each = each or [Held.of(encoder)]
-    for kind, longest in _by_kind(each).items():
+    each = [CheckpointQuestion.of(encoder.about(question)) for question in info.questions]
+    each = each or [CheckpointQuestion.of(encoder)]
+    for kind, longest in _longest(each).items():
         for one in each:
-            if one.kind == kind and one.labels != longest.labels[: len(one.labels)]:
+            if one.type == kind and one.labels != longest.labels[: len(one.labels)]:
                 problem = f"has other labels than {longest.name}, and {kind} questions share theirs"
                 raise UserError(f"{one.name}: {problem}: export it alone, --questions {one.name}")
     return each
 
 
-def _by_kind(each: Sequence[Held]) -> dict[str, Held]:
+def _longest(each: Sequence[CheckpointQuestion]) -> dict[str, CheckpointQuestion]:
     """Return the question with most labels of each type."""
-    longest: dict[str, Held] = {}
+    longest: dict[str, CheckpointQuestion] = {}
     for one in sorted(each, key=lambda one: len(one.labels), reverse=True):
-        longest.setdefault(one.kind, one)
+        longest.setdefault(one.type, one)
     return longest
 
 
 def write_checkpoint(model: Any, info: AdapterInfo, tokenizer: Any, folder: Path) -> None:
-    """Write a merged judge as a checkpoint of type jev; raises UserError as `held`."""
+    """Write a merged judge as a checkpoint of type jev.
+
+    Raises:
+        UserError: as `checkpoint_questions`.
+    """
     from transformers import JevConfig, JevForDecision
     from transformers.decision import DecisionConfig, Question
 
-    each = held(info, tokenizer)
+    each = checkpoint_questions(info, tokenizer)
     rows: list[int] = []
     offsets = dict.fromkeys(Question.questions_types, 0)
-    by_kind = _by_kind(each)
-    for kind, one in by_kind.items():
+    longest = _longest(each)
+    for kind, one in longest.items():
         offsets[kind] = len(rows)
         rows += one.labels
     text = model.config.get_text_config()
@@ -172,11 +166,11 @@ def write_checkpoint(model: Any, info: AdapterInfo, tokenizer: Any, folder: Path
     with torch.device("meta"):  # its weights are those of the judge
         jev = JevForDecision(config)
     jev.model = model.base_model
-    jev.proj = _head(model, [one.labels for one in by_kind.values()])
+    jev.proj = _head(model, [one.labels for one in longest.values()])
     jev.decision_config = DecisionConfig(
         labels={
             kind: [tokenizer.decode([label]) for label in one.labels]
-            for kind, one in by_kind.items()
+            for kind, one in longest.items()
         },
         chat_template=template(each, info),
     )
@@ -184,11 +178,12 @@ def write_checkpoint(model: Any, info: AdapterInfo, tokenizer: Any, folder: Path
 
 
 def _head(model: Any, lists: Sequence[Sequence[int]]) -> torch.nn.Linear:
-    """Return the head that gives the logits of these lists of tokens alone.
+    """Return the rows of the output matrix for these lists of tokens, as a linear head.
 
-    What the rows of a list share moves all of its logits alike, and no probability: it is taken
-    off, since float32 has logits of 35 in steps of 4e-6, which move one by 1e-6 (SmolLM2). A soft
-    cap is of the logits themselves, so that they stay.
+    The mean row of each list is subtracted: it shifts all logits of the list equally, and changes
+    no probability. With it logits are near 35, where float32 has steps of 4e-6, which move a
+    probability by 1e-6 (SmolLM2). A soft cap is not invariant to that shift, so that with one the
+    rows stay as they are.
     """
     outputs, rows = model.get_output_embeddings(), [row for own in lists for row in own]
     weights = [outputs.weight[[*own]].double() for own in lists]
@@ -206,7 +201,7 @@ def _softcap(model: Any) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
-def deciding(model: Any, question: Held, cases: Sequence[Case]) -> FloatArray:
+def label_logs(model: Any, question: CheckpointQuestion, cases: Sequence[Case]) -> FloatArray:
     """Return the log-probability of each label among them, behind each prompt [cases, labels].
 
     The head is cut to the labels: the product with the whole vocabulary would round otherwise.
@@ -230,7 +225,7 @@ class Pipeline:
     precision: Precision = "float32"
     strict = True
 
-    def __init__(self, folder: Path, question: Held) -> None:
+    def __init__(self, folder: Path, question: CheckpointQuestion) -> None:
         from transformers import pipeline
 
         self.question = question
@@ -252,12 +247,12 @@ class Pipeline:
             answer = self.pipe(self._request(case))["asked"]
         except (TemplateError, ValueError) as error:
             raise UserError(f"the pipeline refuses a row: {error}") from error
-        if self.question.kind == "noul":
+        if self.question.type == "noul":
             return [answer["noul"], 1 - answer["noul"]]
         return [*answer["probabilities"].values()]
 
     def _request(self, case: Case) -> dict[str, object]:
-        return {"state": case.row, "questions": {"asked": self.question.request}}
+        return {"state": case.row, "questions": {"asked": self.question.wire.as_systemone()}}
 
     def tokens(self, case: Case) -> list[int]:
         """Return the ids that the pipeline makes of a row, without those of the answer."""
@@ -325,7 +320,7 @@ _TURNS = """\
 """
 
 
-def template(each: Sequence[Held], info: AdapterInfo) -> str:
+def template(each: Sequence[CheckpointQuestion], info: AdapterInfo) -> str:
     """Write the Jinja template that makes a judge's prompts of a request's `state` and `question`.
 
     It sets `messages`, and goes on as the judge's own chat template does.
@@ -342,7 +337,7 @@ def template(each: Sequence[Held], info: AdapterInfo) -> str:
         f"{_texts(one, ('state',) if info.questions else _OF_ROWS)}"
         for number, one in enumerate(each)
     )
-    known = " or ".join(_json(one.request) for one in each)
+    known = " or ".join(_json(one.wire.as_systemone()) for one in each)
     refused = _json(f"the judge was not trained on this question; ask {known}")
     return (
         f"{state}{{%- set judge_asked = {_ASKED} -%}}{branches}"
@@ -354,15 +349,15 @@ def template(each: Sequence[Held], info: AdapterInfo) -> str:
     )
 
 
-def _content(one: Held) -> list[object]:
-    return [one.kind, one.instructions, [*one.options], [*one.descriptions]]
+def _content(one: CheckpointQuestion) -> list[object]:
+    return [one.type, one.wire.instructions, [*one.wire.names], [*one.wire.descriptions]]
 
 
 def _rubric(encoder: PromptEncoder) -> str:
     return fill(encoder.template.rubric, scale_fields(encoder.scale))
 
 
-def _texts(one: Held, open_fields: Sequence[str]) -> str:
+def _texts(one: CheckpointQuestion, open_fields: Sequence[str]) -> str:
     """Write in Jinja what the system and the user say, and how an answer begins."""
     encoder, question = one.encoder, next(iter(one.encoder.questions), None)
     known: dict[str, str | None] = dict.fromkeys(set(ALL_FIELDS) - set(open_fields))

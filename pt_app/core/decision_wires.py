@@ -1,7 +1,9 @@
 """The wires of decision models: a state and typed questions out, the probability of each option in.
 
-OpenAI's Decisions takes a list of questions, System One (TypeSafe and others) a map of them. What a
-server answers on both is in docs/SERVING.md, what is asked in docs/EVIDENCE.md.
+OpenAI's Decisions takes a list of questions, System One (TypeSafe and others) a map of them. Here
+is what client and server share, the question itself, and what a client writes and reads. What a
+server reads and writes is in serving/wires.py, and is no mirror image of it: a client writes only
+what every vendor takes, a server reads all that clients write.
 """
 
 import json
@@ -15,7 +17,9 @@ from pt_app.core.questions import MAX_OPTIONS, Question
 from pt_app.core.verdicts import Scale
 
 Wire = Literal["openai", "systemone"]
+WireType = Literal["bool", "choice", "score"]
 ROUTES: Mapping[Wire, str] = {"openai": "decisions", "systemone": "systemone"}
+TRUE_FALSE = ("true", "false")  # the options of a bool
 MAX_LEVELS = 10  # of a score, for TypeSafe, LiteLLM and vLLM: a finer scale is asked as a choice
 ROUNDING = 0.005  # by which each probability may be off: vendors round to two decimals
 MAX_OFF = 0.1  # by which their sum may be off, however many they are
@@ -23,21 +27,22 @@ Json = Any  # a value that was read from JSON, or is written as it
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A question about a state.
+class WireQuestion:
+    """A question as decision models take it, on whichever wire: without a name and a scale.
 
     Attributes:
-        kind: bool, choice or score.
+        type: bool, choice or score; System One calls a bool a noul, OpenAI a predicate.
         instructions: what is asked.
-        options: the verdicts of the scale, in its order, each with what it means ("": as it says).
+        options: the possible answers in their order, each with what it means ("": as it says); of a
+            bool these are true and false.
     """
 
-    kind: Literal["bool", "choice", "score"]
+    type: WireType
     instructions: str
     options: tuple[tuple[str, str], ...]
 
     @staticmethod
-    def of(scale: Scale, words: str, question: Question | None = None) -> "Decision":
+    def of(scale: Scale, words: str, question: Question | None = None) -> "WireQuestion":
         """Return the question of a scale, in these words, or a declared one in its own.
 
         Raises:
@@ -47,44 +52,58 @@ class Decision:
             limit = f"decision models take at most {MAX_OPTIONS} options"
             raise UserError(f"the scale {scale.name} has {count} verdicts, and {limit}")
         about = dict(question.described) if question else {}
-        options = tuple((str(value), about.get(str(value), "")) for value in scale.values)
-        if question and question.type == "bool":
-            return Decision("bool", question.declared.instructions, options)
-        is_score = scale.task == "score" and count <= MAX_LEVELS
+        described = [about.get(str(value), "") for value in scale.values]
         words = question.declared.instructions if question else words
-        return Decision("score" if is_score else "choice", words, options)
+        if question and question.type == "bool":
+            return WireQuestion("bool", words, tuple(zip(TRUE_FALSE, described, strict=True)))
+        is_score = scale.task == "score" and count <= MAX_LEVELS
+        options = tuple(zip(map(str, scale.values), described, strict=True))
+        return WireQuestion("score" if is_score else "choice", words, options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The options without what they mean."""
+        return tuple(name for name, _ in self.options)
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """What the options mean; "" for none."""
+        return tuple(about for _, about in self.options)
 
     def as_systemone(self) -> dict[str, Json]:
         """Write it for System One."""
-        if self.kind == "bool":
-            (_, yes), (_, no) = self.options
-            criteria: Json = {"true": yes, "false": no} if yes or no else None
-        elif self.kind == "choice":
+        if self.type == "bool":
+            criteria: Json = dict(self.options) if any(self.descriptions) else None
+        elif self.type == "choice":
             criteria = {name: about or None for name, about in self.options}
         else:
             # The levels of a dataset are texts, whose numbers are their places.
-            bare = [name for name, _ in self.options] == [*map(str, range(len(self.options)))]
-            texts = bare and all(about for _, about in self.options)
+            bare = self.names == tuple(map(str, range(len(self.options))))
+            texts = bare and all(self.descriptions)
             criteria = [
                 about if texts else f"{name}: {about}" if about else name
                 for name, about in self.options
             ]
-        kind = "noul" if self.kind == "bool" else self.kind
-        fields = {"type": kind, "instructions": self.instructions, "criteria": criteria}
+        fields = {"type": self.systemone_type, "instructions": self.instructions or None}
+        fields["criteria"] = criteria
         return {name: value for name, value in fields.items() if value is not None}
+
+    @property
+    def systemone_type(self) -> str:
+        """Its type by System One's name."""
+        return "noul" if self.type == "bool" else self.type
 
     def as_openai(self) -> dict[str, Json]:
         """Write it for OpenAI's Decisions, whose yes/no questions have no criteria of their own."""
-        if self.kind == "bool":
-            both = zip(("true", "false"), self.options, strict=True)
-            lines = [f"{truth}: {about}" for truth, (_, about) in both if about]
+        if self.type == "bool":
+            lines = [f"{name}: {about}" for name, about in self.options if about]
             return {"type": "predicate", "instructions": "\n".join([self.instructions, *lines])}
-        name, field = ("label", "levels") if self.kind == "score" else ("value", "choices")
+        name, field = ("label", "levels") if self.type == "score" else ("value", "choices")
         listed = [
             {name: option} | ({"description": about} if about else {})
             for option, about in self.options
         ]
-        return {"type": self.kind, "instructions": self.instructions, field: listed}
+        return {"type": self.type, "instructions": self.instructions, field: listed}
 
     def chances(self, answer: Json) -> list[float]:
         """Return the probability of each option, of an answer on either wire; they sum to 1.
@@ -95,7 +114,7 @@ class Decision:
         fields = answer if isinstance(answer, Mapping) else {}
         if fields.get("type") == "refusal":
             raise ValueError("refused")
-        if self.kind == "bool":
+        if self.type == "bool":
             yes = _chance(fields.get("noul", fields.get("probability")))
             return [yes, 1 - yes]
         listed = fields.get("probabilities")
@@ -104,9 +123,8 @@ class Decision:
             listed = {str(entry.get("value")): entry.get("probability") for entry in entries}
         if not isinstance(listed, Mapping):
             raise ValueError("no probabilities")
-        names = [name for name, _ in self.options]
-        if self.kind == "score":
-            names = [*map(str, range(len(names)))]
+        places = tuple(map(str, range(len(self.options))))
+        names = places if self.type == "score" else self.names
         if sorted(listed) != sorted(names):
             raise ValueError("probabilities of other options than were asked")
         given = [_chance(listed[name]) for name in names]
@@ -121,12 +139,14 @@ def route(url: str, wire: Wire) -> str:
     return url if url.rpartition("/")[2] in ROUTES.values() else f"{url}/{ROUTES[wire]}"
 
 
-def request(wire: Wire, model: str, state: Json, asked: Mapping[str, Decision]) -> dict[str, Json]:
+def request(
+    wire: Wire, model: str, state: Json, asked: Mapping[str, WireQuestion]
+) -> dict[str, Json]:
     """Write a request that asks questions, by name, about a state."""
     if wire == "systemone":
-        questions: Json = {name: decision.as_systemone() for name, decision in asked.items()}
+        questions: Json = {name: each.as_systemone() for name, each in asked.items()}
         return {"model": model, "state": state, "questions": questions}
-    questions = [{"name": name, **decision.as_openai()} for name, decision in asked.items()]
+    questions = [{"name": name, **each.as_openai()} for name, each in asked.items()]
     # Text is what every server of this wire reads; JSON parts of messages are OpenAI's alone.
     return {"model": model, "input": json.dumps(state, ensure_ascii=False), "questions": questions}
 
