@@ -91,9 +91,7 @@ def _training(
         for state in states * steps
         for asked in encoder.questions[:count]
     ]
-    encoded = encoder.encode(rows)[0]
-    examples = [{"input_ids": e.input_ids, "prompt_length": e.prompt_length} for e in encoded]
-    workload = Workload("questions", encoder, rows, examples, USUAL)  # type: ignore[arg-type]
+    workload = Workload("questions", encoder, rows, USUAL)
     way = replace(WAYS["judge"], rows=len(states), accumulate=count)
     return real_training(model, workload, way, steps, file)
 
