@@ -149,11 +149,11 @@ console.log(JSON.stringify(answers));
 """
 
 
-def node_folder(package: str, *more: str) -> Path:
-    """The folder with a package of npm."""
+def node_folder(*packages: str) -> Path:
+    """The folder with packages of npm."""
     folder = os.environ.get("JUDGE_NODE_CLIENTS", "")
-    if not folder or not Path(folder, "node_modules", package).is_dir():
-        words = " ".join(("npm install", package, *more))
+    if not folder or not all(Path(folder, "node_modules", name).is_dir() for name in packages):
+        words = " ".join(("npm install", *packages))
         pytest.skip(f"{words} in a folder, and name it in JUDGE_NODE_CLIENTS")
     return Path(folder).absolute()
 
