@@ -34,7 +34,6 @@ COMPARED = 16  # clients whose throughput is compared with that of `Judge.score`
 BLOCK = 250  # rows that each way gets in its turn
 ALONE = 100  # requests that are asked one by one
 STATE_TOKENS = 200
-BODY = Lengths(body=120)
 QUESTIONS = {
     "noul": {"type": "noul", "instructions": "The text is polite."},
     "choice": {"type": "choice", "instructions": "Who writes?", "criteria": {"a": None, "b": None}},
@@ -89,7 +88,12 @@ def served(adapter: Path, base: str | None) -> Iterator[Served]:
 
 
 def measure(
-    adapter: Path, base: str | None, rows: int, requests: int, say: Callable[[str], None] = print
+    adapter: Path,
+    base: str | None,
+    rows: int,
+    requests: int,
+    body_tokens: int,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Return throughput, overhead, latency, agreement and memory of a served judge.
 
@@ -98,6 +102,7 @@ def measure(
         base: its base, if it was a folder or file.
         rows: how many are asked for by each number of clients.
         requests: how many are sent while the memory is watched.
+        body_tokens: median length of a row's texts together, in tokens of the tiny base.
         say: is told of progress.
 
     Raises:
@@ -105,7 +110,7 @@ def measure(
     """
     judge = Judge.load(adapter, base=base)
     # Each row has a source of its own: clients do not ask in the order in which rows share most.
-    examples = make_workload("rubric", rows, "0-10", BODY).examples
+    examples = make_workload("rubric", rows, "0-10", Lengths(body=body_tokens)).examples
     given = [_row(one, judge.info.row_fields) for one in examples]
     with served(adapter, base) as server:
         report: dict[str, Any] = {"judge": judge.name, "rows": rows}
@@ -128,7 +133,7 @@ def _throughput(
     apart = dict.fromkeys(CLIENTS, 0.0)
     for first in range(0, len(rows), BLOCK):
         block = rows[first : first + BLOCK]
-        own = _timed(spent[0], None, partial(judge.score, block))
+        own = _timed(spent[0], None, partial(judge.score, block, shorten=False))
         for clients in CLIENTS:
             order = random.Random(first + clients).sample(range(len(block)), len(block))
             mixed = [block[i] for i in order]
@@ -157,7 +162,8 @@ def _timed(spent: list[float], process: Any, work: Callable[[], Any]) -> Any:
 
 def _apart(own: Judgement, served: Row) -> float:
     if own.probabilities is None:
-        raise UserError(f"a row has no verdict ({own.status}): name a judge of single candidates")
+        remedy = "lower --body_tokens, or name another judge of single candidates"
+        raise UserError(f"a row of the benchmark has no verdict ({own.status}): {remedy}")
     chances = served["probabilities"]
     return max(abs(chance - float(chances[value])) for value, chance in own.probabilities.items())
 
@@ -166,11 +172,11 @@ def _alone(judge: Judge, server: Served, rows: Sequence[Row]) -> dict[str, Any]:
     """Ask for rows one by one, in turns with `Judge.score`: what does a request cost beside it?"""
     own, asked = [0.0, 0.0], [0.0, 0.0]
     times: list[tuple[float, float]] = []
-    judge.score(rows[:1])
+    judge.score(rows[:1], shorten=False)
     server.judged(rows[0])
     for row in rows:
         before = own[0], asked[0]
-        _timed(own, None, partial(judge.score, [row]))
+        _timed(own, None, partial(judge.score, [row], shorten=False))
         _timed(asked, server.process, partial(server.judged, row))
         times.append((own[0] - before[0], asked[0] - before[1]))
     score, request = (1000 * median(each) for each in zip(*times, strict=True))

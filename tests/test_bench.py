@@ -96,7 +96,7 @@ def test_a_server_that_is_no_llama_server_is_named() -> None:
 @pytest.mark.nightly
 def test_a_served_judge_is_measured_beside_itself(adapter: Path, base: Path) -> None:
     pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
-    found = measure_served(adapter, str(base), rows=20, requests=40)
+    found = measure_served(adapter, str(base), rows=20, requests=40, body_tokens=30)
     for clients in (1, 16, 64):
         assert found[f"clients_{clients}_probability_difference"] <= 1e-5
     assert found["throughput_ratio"] > 0

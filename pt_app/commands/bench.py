@@ -112,13 +112,16 @@ def serve(
     base: str | None = flag("the adapter's base, if it was a folder or file", None),
     rows: int = flag("number of rows that 1, 16 and 64 clients ask for", 1000, low=1),
     requests: int = flag("number of requests while the memory is watched", 10_000, low=10),
+    body_tokens: int = flag(
+        "median length of source, reference and candidate", 120, unit="tokens", low=30
+    ),
     json_file: Path | None = JSON_FILE,
 ) -> None:
     """A served judge: throughput, overhead, latency and memory beside `Judge.score`."""
     from benchmarks.serve import measure
 
     console.start()
-    found = measure(adapter, base, rows, requests)
+    found = measure(adapter, base, rows, requests, body_tokens)
     for name, value in found.items():
         print(f"{name:44}{value:>12.4g}" if isinstance(value, float) else f"{name:44}{value!s:>12}")
     if json_file:
