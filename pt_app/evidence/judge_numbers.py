@@ -150,12 +150,8 @@ def _add_pass_fail(numbers: JudgeResults, fail: FloatArray, judged: _Judged) -> 
     Rows without probabilities, whose `fail` is NaN, are left out.
     """
     known = ~np.isnan(fail)
-    fail, labels, evidence, fitted = (
-        fail[known],
-        judged.labels[known],
-        judged.evidence,
-        judged.fitted,
-    )
+    fail, labels = fail[known], judged.labels[known]
+    evidence, fitted = judged.evidence, judged.fitted
     costs = evidence.missed_fail_costs, evidence.false_alarm_costs
     areas = pass_fail.areas(fail, labels, judged.sample.among(known))
     numbers.roc_auc, numbers.pr_auc = areas["roc_auc"], areas["pr_auc"]
