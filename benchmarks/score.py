@@ -57,7 +57,8 @@ def _judge(
     if branches:  # where a trained judge's lines are cut: random weights end lines in many ways
         trie = scorer.trie
         counts = [min(n + 1, len(path)) for n, path in zip(trie.forks, trie.paths, strict=True)]
-        scorer = replace(scorer, cut=trie.cut(counts, [0.0] * len(counts)))
+        cut = trie.cut(counts, [0.0] * len(counts))
+        scorer = replace(scorer, tries={scorer.encoder.scale: cut})
     return lambda: [one.probabilities for one in scorer.score(workload.examples)]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,21 +119,17 @@ class Judge:
         info: AdapterInfo,
         encoder: PromptEncoder,
         order: Order = "both",
-        trained: bool = True,
     ) -> None:
         self.model = model
         self.order: Order = order
-        self.trained = trained  # on the scale of `encoder`
         self.info = info
         self.encoder = encoder
         self.change: PrecisionChange | None = None
-        self.cut: VerdictTrie | None = None
+        self.cut: Mapping[Scale, VerdictTrie] = {}
         self.cut_change: PrecisionChange | None = None
         self.engine: ReadLines | None = None  # reads in place of the model
         self.fitted = {
             name: Fitted.read(info.folder, encoder.rule_of(scale), order_of(order, scale), name)
-            if trained
-            else None
             for name, scale in scales_of(info.asked)
         }
         self.name = info.name
@@ -219,24 +215,24 @@ class Judge:
             order=self.order,
             feedback=feedback,
             progress=progress,
-            cut=self.cut or self.whole,
+            tries=self.tries,
             shorten=shorten,
             engine=self.engine,
         )
         scored = iter(scorer.score(asked))
         return [
-            self._judgement(example.id or place.where, next(scored), scale, fitted, self.trained)
+            self._judgement(example.id or place.where, next(scored), scale, fitted)
             if isinstance(example, JudgeExample)
             else Judgement(row_id(row, place), "bad_row", self.name, problem=example)
             for (row, place), example in zip(pairs, read, strict=True)
         ]
 
     @cached_property
-    def whole(self) -> VerdictTrie:
-        """The whole lines of the verdicts, which take some milliseconds to encode."""
-        from pt_app.scoring.scorer import verdict_trie
+    def tries(self) -> Mapping[Scale, VerdictTrie]:
+        """The lines of the verdicts of each scale; encoding them takes some milliseconds."""
+        from pt_app.scoring.scorer import verdict_tries
 
-        return verdict_trie(self.encoder)
+        return verdict_tries(self.encoder, self.cut)
 
     def ask(
         self,
@@ -297,16 +293,30 @@ class Judge:
         return [{name: replace(next(answers), question=name) for name in asked} for _ in rows]
 
     def answers(
-        self, examples: Sequence[JudgeExample], *, progress: bool = False, shorten: bool = True
+        self,
+        examples: Sequence[JudgeExample],
+        *,
+        progress: bool = False,
+        shorten: bool = True,
+        max_seq_length: int | None = None,
     ) -> list[Answer]:
-        """Answer the question of each example, all in one pass; `shorten` is as in `score`."""
+        """Answer the question of each example, all in one pass.
+
+        Args:
+            examples: states with a question each; a judge with a scale takes prompts with one.
+            progress: show a progress bar.
+            shorten: as in `score`.
+            max_seq_length: tokens that fit, prompt and verdict; default: as it was trained.
+        """
         from pt_app.scoring.scorer import JudgeScorer
 
         if not examples:
             return []
         questions = [example.question for example in examples if example.question]
         encoder = self.encoder.about(*questions)
-        scorer = JudgeScorer(self.model, encoder, progress=progress, shorten=shorten)
+        encoder.max_seq_length = max_seq_length or encoder.max_seq_length
+        asking = partial(JudgeScorer, self.model, encoder, tries=self.tries)
+        scorer = asking(progress=progress, shorten=shorten)
         scored = zip(examples, questions, scorer.score(examples), strict=True)
         return [self._answer(*each) for each in scored]
 
@@ -363,7 +373,7 @@ class Judge:
         )
 
     def _judgement(
-        self, name: str, scored: Scored, scale: Scale, fitted: Fitted | None, trained: bool
+        self, name: str, scored: Scored, scale: Scale, fitted: Fitted | None, trained: bool = True
     ) -> Judgement:
         chances, unknown = scored.probabilities, None if trained else True
         if scored.verdict is None:

@@ -91,7 +91,8 @@ def test_cut_lines_are_read_as_the_same_tokens_of_whole_ones(tokenizer) -> None:
         for fork, path, extra in zip(trie.forks, trie.paths, itertools.count(), strict=False)
     ]
     tails = [-0.1 * place for place in range(len(counts))]
-    cut = branches._Steps(model, encoder, progress=False, cut=trie.cut(counts, tails))
+    tries = {encoder.scale: trie.cut(counts, tails)}
+    cut = branches._Steps(model, encoder, progress=False, tries=tries)
     scored = cut.score(rows)
     _, expected = read(trie, steps, cut.trie)
     # Both read the prompts in the same, sorted, order.
@@ -104,14 +105,15 @@ def test_reading_branches_is_within_its_tolerance_of_whole_lines(tokenizer, capl
     caplog.set_level("INFO")
     encoder, model = encoder_of(tokenizer, "0-10:0.5"), make_model(tokenizer, initializer_range=0.1)
     rows = examples(SAMPLE + 20)
-    cut, change = chosen_lines(model, "branches", rows, encoder)
-    assert cut is not None, caplog.text
+    tries, change = chosen_lines(model, "branches", rows, encoder)
+    assert tries, caplog.text
+    cut = tries[encoder.scale]
     assert change is not None
     assert change.n == SAMPLE / 2
     assert change.probability <= TOLERANCE
     whole = JudgeScorer(model, encoder, progress=False)
     assert len(cut.tokens) < len(whole.trie.tokens)
-    fast = JudgeScorer(model, encoder, progress=False, cut=cut)
+    fast = JudgeScorer(model, encoder, progress=False, tries=tries)
     for one, other in zip(whole.score(rows), fast.score(rows), strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=TOLERANCE)
         assert one.verdict_mass == pytest.approx(other.verdict_mass, rel=0.05)
@@ -123,7 +125,7 @@ def test_whole_lines_are_read_where_cut_ones_differ_and_the_log_says_so(
 ) -> None:
     monkeypatch.setattr(branches, "MARGIN", 1)
     encoder, model = encoder_of(tokenizer, "0-10:0.5"), make_model(tokenizer)
-    assert chosen_lines(model, "branches", examples(SAMPLE), encoder) == (None, None)
+    assert chosen_lines(model, "branches", examples(SAMPLE), encoder) == ({}, None)
     assert "reading: whole lines: reading" in caplog.text
     assert "more than 0.001" in caplog.text
 
@@ -142,7 +144,7 @@ def test_whole_lines_are_read_unless_there_is_something_to_gain(
 ) -> None:
     caplog.set_level("INFO")
     model = make_model(tokenizer)
-    assert chosen_lines(model, mode, examples(rows), encoder_of(tokenizer, scale)) == (None, None)
+    assert chosen_lines(model, mode, examples(rows), encoder_of(tokenizer, scale)) == ({}, None)
     assert said in caplog.text
     assert bool(said) == ("whole lines" in caplog.text)
 
@@ -150,8 +152,8 @@ def test_whole_lines_are_read_unless_there_is_something_to_gain(
 def test_auto_cuts_lines_of_many_verdicts(tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(branches, "SAMPLE", 8)
     model = make_model(tokenizer, initializer_range=0.02)
-    cut, change = chosen_lines(model, "auto", examples(8), encoder_of(tokenizer, "0-100"))
-    assert cut is not None
+    tries, change = chosen_lines(model, "auto", examples(8), encoder_of(tokenizer, "0-100"))
+    (cut,) = tries.values()
     assert change is not None
     assert len(cut.paths) == 101
 
@@ -160,5 +162,5 @@ def test_model_whose_attention_forbids_trees_is_read_in_whole_lines(tokenizer, c
     caplog.set_level("INFO")
     model = make_model(tokenizer, use_sliding_window=True, sliding_window=32, max_window_layers=0)
     rows = examples(SAMPLE)
-    assert chosen_lines(model, "branches", rows, encoder_of(tokenizer)) == (None, None)
+    assert chosen_lines(model, "branches", rows, encoder_of(tokenizer)) == ({}, None)
     assert "whole lines: its attention window has 32 tokens" in caplog.text

@@ -262,7 +262,7 @@ def test_answers_behind_cut_lines_are_those_behind_whole_ones(trained):
     model, encoder, rows, answers = trained
     trie = scorer_of(model, encoder).trie
     cut = trie.cut(trie.forks, [0.0] * len(trie.forks))
-    scored = scorer_of(model, encoder, feedback=True, cut=cut).score(rows)
+    scored = scorer_of(model, encoder, feedback=True, tries={encoder.scale: cut}).score(rows)
     assert [result.raw for result in scored] == answers
     assert [result.greedy for result in scored] == [encoder.scale.parse(a) for a in answers]
 

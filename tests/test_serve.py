@@ -149,6 +149,24 @@ def test_other_questions_are_answered_uncalibrated(running: Running) -> None:
     assert own.probabilities == decided(running, OWN).answers[0].probabilities
 
 
+def test_other_questions_of_a_request_are_read_in_one_pass(
+    judge: Judge, running: Running
+) -> None:
+    passes = []
+    hook = judge.model.register_forward_hook(lambda *_: passes.append(1))
+    levels = {"type": "score", "name": "s", "levels": [{"label": "low"}, {"label": "high"}]}
+    try:
+        three = decided(running, OTHER, levels, levels | {"name": "t", "instructions": "Clear?"})
+    finally:
+        hook.remove()
+    assert len(passes) == 1
+    for question, together in zip((OTHER, levels), three.answers[:2], strict=True):
+        (alone,) = decided(running, question).answers
+        chance = getattr(alone, "probability", None) or alone.score
+        same = getattr(together, "probability", None) or together.score
+        assert same == pytest.approx(chance, abs=1e-5)
+
+
 def test_strict_refuses_other_questions(judge: Judge) -> None:
     with Running(judge, strict=True) as running:
         with pytest.raises(UnprocessableEntityError, match="its own question alone"):

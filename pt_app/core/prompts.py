@@ -127,9 +127,12 @@ class PromptEncoder:
         return questions_in(self.asked)
 
     def about(self, *questions: Question) -> "PromptEncoder":
-        """Return the same encoder, for these questions alone."""
+        """Return the same encoder, for these questions alone.
+
+        A rule that was chosen for a scale need not be one for theirs: they get the default then.
+        """
         own = copy(self)
-        own.asked = questions
+        own.asked, own.asked_rule = questions, self.asked_rule if self.questions else "auto"
         return own
 
     def scale_of(self, example: JudgeExample) -> Scale:

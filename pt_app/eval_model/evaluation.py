@@ -210,8 +210,8 @@ class Scoring:
         use_attention(model, BLOCKS)
         model, change = converted(model, self.precision, self.test, self.encoder)
         model = pack_weights(model)
-        cut, moved = chosen_lines(model, self.reading, self.test, self.encoder)
-        scorer = JudgeScorer(model, self.encoder, name=name, order=self.order, cut=cut)
+        tries, moved = chosen_lines(model, self.reading, self.test, self.encoder)
+        scorer = JudgeScorer(model, self.encoder, name=name, order=self.order, tries=tries)
         scorer.feedback = self.feedback
         scored = scorer.score(self.test)
         rows = [prediction(name, *both) for both in zip(self.test, scored, strict=True)]

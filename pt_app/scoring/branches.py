@@ -44,7 +44,7 @@ def chosen_lines(
     mode: ReadingMode,
     sample: Sequence[JudgeExample],
     encoder: PromptEncoder,
-) -> tuple[VerdictTrie | None, PrecisionChange | None]:
+) -> tuple[dict[Scale, VerdictTrie], PrecisionChange | None]:
     """Decide how the lines of verdicts are read; measure and log what that changes.
 
     Every other row of the sample decides where lines are cut, the rows between are compared with
@@ -57,31 +57,32 @@ def chosen_lines(
         encoder: encodes prompts and verdicts.
 
     Returns:
-        The cut lines for `JudgeScorer`, and the change; None and None: whole lines are read.
+        The cut lines for `JudgeScorer`, and the change; {} and None: whole lines are read.
     """
     if not may_cut(mode, encoder.asked):
-        return None, None
+        return {}, None
     why = why_no_tree(model, encoder.max_seq_length)
     if len(sample) < SAMPLE:
         why = f"{len(sample)} rows are too few to compare on; {SAMPLE} are needed"
     if why is not None:
         log.info("reading: whole lines: %s", why)
-        return None, None
+        return {}, None
     compared = sample[1:SAMPLE:2]
     whole = _Steps(model, encoder, progress=False, order="as_given")
     whole.score(sample[:SAMPLE:2])
     cut = shortened(whole.trie, torch.cat(whole.read))
+    tries = {encoder.scale: cut}
     exact = JudgeScorer(model, encoder, progress=False).score(compared)
-    fast = JudgeScorer(model, encoder, progress=False, cut=cut).score(compared)
+    fast = JudgeScorer(model, encoder, progress=False, tries=tries).score(compared)
     change = change_between(exact, fast)
     what = f"{len(cut.tokens)} of the {len(whole.trie.tokens)} tokens of all verdicts' lines"
     changed = f"{change.verdicts} of {change.n} verdicts, a probability by up to"
     if not change.n or change.probability > TOLERANCE:
         message = "reading: whole lines: reading %s would change %s %.2g, more than %g"
         log.warning(message, what, changed, change.probability, TOLERANCE)
-        return None, None
+        return {}, None
     log.warning("reading: %s; that changes %s %.2g", what, changed, change.probability)
-    return cut, change
+    return tries, change
 
 
 def shortened(trie: VerdictTrie, steps: torch.Tensor) -> VerdictTrie:

@@ -6,9 +6,10 @@ The verdict is read without generation, from a forward pass over the prefix tree
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -92,8 +93,8 @@ class JudgeScorer:
         shapes: the sizes to which tensors are padded; default: no padding.
         trees: read rows together as a prefix tree; else one by one, which is the fallback for
             models whose attention does not allow it.
-        cut: the lines of the verdicts of the one scale, cut (branches.py); None: whole lines are
-            read.
+        tries: the lines of the verdicts of some scales, encoded before, or cut (branches.py); those
+            of the other scales are encoded here, whole, which takes some milliseconds.
         shorten: cut what does not fit; else such a row has the status "too_long".
         engine: what reads the verdicts of the one scale in place of the model.
 
@@ -116,14 +117,12 @@ class JudgeScorer:
     progress: bool = True
     shapes: Shapes = field(default_factory=Shapes)
     trees: bool = True
-    cut: VerdictTrie | None = None
+    tries: Mapping[Scale, VerdictTrie] = field(default_factory=dict)
     shorten: bool = True
     engine: ReadLines | None = None
 
     def __post_init__(self) -> None:
-        self.tries = verdict_tries(self.encoder)
-        if self.cut:
-            self.tries = {self.encoder.scale: self.cut}
+        self.tries = verdict_tries(self.encoder, self.tries)
         self.shortened = self.ties = 0
 
     @property
@@ -305,14 +304,18 @@ def greedy_answer(
     return ids_of_answer
 
 
-def verdict_tries(encoder: PromptEncoder) -> dict[Scale, VerdictTrie]:
-    """Build the trie of each scale of an encoder: of its one scale, or of its questions'.
+def verdict_tries(
+    encoder: PromptEncoder, known: Mapping[Scale, VerdictTrie] = MappingProxyType({})
+) -> dict[Scale, VerdictTrie]:
+    """Return the trie of each scale of an encoder, of its one or of its questions'.
+
+    Those that are not `known` are built.
 
     Raises:
         UserError: as `verdict_trie` does.
     """
     scales = dict.fromkeys(scale for _, scale in scales_of(encoder.asked))
-    return {scale: verdict_trie(encoder, scale) for scale in scales}
+    return {scale: known.get(scale) or verdict_trie(encoder, scale) for scale in scales}
 
 
 def largest_trie(encoder: PromptEncoder) -> VerdictTrie:

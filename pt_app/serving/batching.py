@@ -17,12 +17,11 @@ from starlette.requests import Request
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.judge import Judge, Judgement
-from pt_app.serving.questions import ServedRow, judgements_of, zero_shot
+from pt_app.serving.questions import ServedRow, judgements_of
 
 MAX_ROWS = 64  # scored together; more would let others wait
 MAX_WAITING = 2048  # rows; beyond that a request is told to come back
 GATHER = 0.005  # seconds that a batch waits for as many requests as the last one had
-VIEWS = 64  # scales of zero-shot questions that are kept
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,6 @@ class Worker:
         self.waiting = self.batches = self.rows = 0
         self._queue: asyncio.Queue[Work] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "judge")
-        self._views: dict[tuple[int, str], Judge] = {}
         self._company = 1
 
     async def judged(self, request: Request, rows: Sequence[ServedRow]) -> list[Judgement]:
@@ -131,23 +129,12 @@ class Worker:
                 work.done.set_result(own)
 
     def _judged(self, rows: Sequence[ServedRow]) -> list[Judgement]:
-        """Score rows, those of one judge and scale together."""
+        """Score rows, those of one judge and limit together."""
         judgements: dict[int, Judgement] = {}
-        groups: dict[int, tuple[Judge, list[int]]] = {}
+        groups: dict[tuple[Judge, int], list[int]] = {}
         for place, row in enumerate(rows):
-            judge = self._view(row)
-            groups.setdefault(id(judge), (judge, []))[1].append(place)
-        for judge, places in groups.values():
-            own = judgements_of(judge, [rows[place] for place in places])
+            groups.setdefault((row.judge, row.limit), []).append(place)
+        for places in groups.values():
+            own = judgements_of([rows[place] for place in places])
             judgements.update(zip(places, own, strict=True))
         return [judgements[place] for place in range(len(rows))]
-
-    def _view(self, row: ServedRow) -> Judge:
-        if row.scale is None:
-            return row.judge
-        key = id(row.judge), row.scale
-        if key not in self._views:
-            if len(self._views) >= VIEWS:
-                del self._views[next(iter(self._views))]
-            self._views[key] = zero_shot(row.judge, row.scale)
-        return self._views[key]

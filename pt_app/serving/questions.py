@@ -16,11 +16,10 @@ from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.core.prompt_templates import fill, scale_fields
 from pt_app.core.questions import Declared, Question
-from pt_app.core.records import JudgeExample, Place, one_line
+from pt_app.core.records import JudgeExample, Place, one_line, unlabelled
 from pt_app.core.state_rows import state_example
 from pt_app.core.verdicts import NAMED, Scale
 from pt_app.judge import Judge, Judgement
-from pt_app.models import adapters
 
 # Tokens of a prompt that is asked zero-shot: 255 options are longer than what a judge was trained
 # on, and a short context (the tiny base's) is exceeded rather than an option left out.
@@ -35,17 +34,22 @@ class ServedRow:
 
     Attributes:
         judge: the judge of the model that was named.
-        scale: the scale of a question that is asked zero-shot; None: one of the judge's own.
-        row: the row to judge; of a judge of questions an example with the question.
+        row: the row to judge; for a judge of questions, and for a question that is asked zero-shot,
+            an example with the question.
         verdicts: the verdict that stands for each option of the question.
         trained: whether the judge was trained on this question.
     """
 
     judge: Judge
-    scale: str | None
     row: Mapping[str, object] | JudgeExample
     verdicts: tuple[str, ...]
     trained: bool = True
+
+    @property
+    def limit(self) -> int:
+        """The tokens that fit, prompt and verdict."""
+        own = self.trained or self.judge.info.questions
+        return self.judge.encoder.max_seq_length if own else CONTEXT
 
     def probabilities(self, judgement: Judgement) -> list[float]:
         """Return the probability of each option."""
@@ -85,22 +89,33 @@ def row_of(question: WireQuestion, state: Json, judge: Judge, strict: bool = Fal
             fields = ", ".join(judge.info.row_fields)
             problem = f"the state is no row: give an object with the fields {fields}"
             raise RefusedError(problem, 422, "state")
-        return ServedRow(judge, None, row, question.names)
+        return ServedRow(judge, row, question.names)
     if strict:
         own = f"{rubric_of(judge)!r} with the answers {', '.join(_own_options(judge))}"
         raise RefusedError(f"this judge answers its own question alone: {own}", 422, "questions")
-    scale = "pass_fail" if question.type == "bool" else f"1-{len(question.options)}"
-    row = {"messages": [{"role": "user", "content": _prompt(question, state, scale)}]}
-    verdicts = tuple(map(str, Scale.from_name(scale).values))
-    return ServedRow(judge, scale, row, verdicts, trained=False)
+    return _zero_shot(question, state, judge)
 
 
-def judgements_of(judge: Judge, rows: Sequence[ServedRow]) -> Sequence[Judgement]:
-    """Judge the rows of one judge."""
-    if judge.info.questions:
-        examples = [each.row for each in rows if isinstance(each.row, JudgeExample)]
-        return judge.answers(examples, shorten=False)
+def judgements_of(rows: Sequence[ServedRow]) -> Sequence[Judgement]:
+    """Judge rows of one judge that have one limit."""
+    judge, limit = rows[0].judge, rows[0].limit
+    if examples := [each.row for each in rows if isinstance(each.row, JudgeExample)]:
+        return judge.answers(examples, shorten=False, max_seq_length=limit)
     return judge.score([each.row for each in rows if isinstance(each.row, Mapping)], shorten=False)
+
+
+def _zero_shot(question: WireQuestion, state: Json, judge: Judge) -> ServedRow:
+    """Ask a judge with a scale a question that it was not trained on, on a scale of its own."""
+    name = "pass_fail" if question.type == "bool" else f"1-{len(question.options)}"
+    scale, words = Scale.from_name(name), _prompt(question, state, name)
+    row: dict[str, object] = {"messages": [{"role": "user", "content": words}]}
+    try:
+        example = unlabelled(row, Place(Path("state"), 1, lines=False), scale)
+    except UserError as error:
+        raise RefusedError(str(error), 422, "state") from error
+    declared = Declared(type="score", instructions=question.instructions, scale=name)
+    example = example.model_copy(update={"question": Question("asked", declared, scale)})
+    return ServedRow(judge, example, tuple(map(str, scale.values)), trained=False)
 
 
 def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict: bool) -> ServedRow:
@@ -126,7 +141,7 @@ def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict:
     levels = tuple(map(str, asked.scale.values))
     verdicts = levels if question.type == "score" else question.names
     example = example.model_copy(update={"question": asked})
-    return ServedRow(judge, None, example, verdicts, trained=own is not None)
+    return ServedRow(judge, example, verdicts, trained=own is not None)
 
 
 def _declared(question: WireQuestion, judge: Judge) -> Declared:
@@ -149,14 +164,6 @@ def _declared(question: WireQuestion, judge: Judge) -> Declared:
             )
     levels: list[str | None] = [f"{name}: {text}" if text else name for name, text in pairs]
     return Declared(type="score", instructions=words, levels=levels)
-
-
-def zero_shot(judge: Judge, scale: str) -> Judge:
-    """Return the same model with another scale, for questions that it was not trained on."""
-    other = Scale.from_name(scale)
-    info = replace(judge.info, asked=other, rule="mode", max_seq_length=CONTEXT)
-    encoder = adapters.encoder_of(info, judge.encoder.tokenizer)
-    return Judge(judge.model, info, encoder, "as_given", trained=False)
 
 
 def _own_options(judge: Judge) -> list[str]:

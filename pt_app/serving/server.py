@@ -43,7 +43,7 @@ from pt_app.models import adapters
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import CONTEXT, ServedRow, row_of, rubric_of
+from pt_app.serving.questions import ServedRow, row_of, rubric_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -182,7 +182,7 @@ class Server:
         if judge.info.questions:
             problem = "this judge answers questions: ask them at /v1/systemone or /v1/decisions"
             raise RefusedError(problem, 422, "model")
-        rows = [ServedRow(judge, None, row, ()) for row in given.rows]
+        rows = [ServedRow(judge, row, ()) for row in given.rows]
         judged = await self.worker.judged(request, rows)
         usage = {"input_tokens": sum(one.tokens for one in judged), "output_tokens": 0}
         answer = {"model": judge.name, "judgements": list(map(asdict, judged)), "usage": usage}
@@ -320,8 +320,7 @@ def _check(row: ServedRow, judgement: Judgement) -> None:
     if judgement.status == "bad_row":
         raise RefusedError(judgement.problem or "the row is malformed", 422, "state")
     if judgement.status == "too_long":
-        limit = row.judge.info.max_seq_length if row.scale is None else CONTEXT
-        problem = f"state and question take more than the {limit} tokens that are read"
+        problem = f"state and question take more than the {row.limit} tokens that are read"
         raise RefusedError(f"{problem}: shorten them", 413)
 
 
