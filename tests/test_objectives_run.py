@@ -150,6 +150,11 @@ def test_tables_have_intervals_and_every_comparison(tmp_path: Path) -> None:
     assert cells[7].endswith("(length)")
     (raft,) = [line for line in text.splitlines() if "| one | raft | 2 | spearman | -" in line]
     assert "0.00" in raft.split("|")[6] or "<" in raft.split("|")[6]
+    # What is not shown is compared with all the same.
+    some = tables(whole, whole.named(["*.raft.*"]), tmp_path).splitlines()
+    assert some[0].startswith("2 of 2 cells")
+    assert raft in some
+    assert not any(line.startswith("| one | ce |") for line in some)
 
 
 def test_questions_are_gated_for_each_seed_and_for_all(tmp_path: Path) -> None:

@@ -149,9 +149,7 @@ def test_other_questions_are_answered_uncalibrated(running: Running) -> None:
     assert own.probabilities == decided(running, OWN).answers[0].probabilities
 
 
-def test_other_questions_of_a_request_are_read_in_one_pass(
-    judge: Judge, running: Running
-) -> None:
+def test_other_questions_of_a_request_are_read_in_one_pass(judge: Judge, running: Running) -> None:
     passes = []
     hook = judge.model.register_forward_hook(lambda *_: passes.append(1))
     levels = {"type": "score", "name": "s", "levels": [{"label": "low"}, {"label": "high"}]}

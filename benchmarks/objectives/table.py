@@ -62,10 +62,17 @@ class Drawn:
 
 
 class OfSet:
-    """The finished cells of one set."""
+    """The finished cells of one set.
 
-    def __init__(self, name: str, about: Set, cells: Sequence[Cell], out: Path) -> None:
+    Attributes:
+        shown: the entries of the cells that were chosen; the others are there to compare with.
+    """
+
+    def __init__(
+        self, name: str, about: Set, cells: Sequence[Cell], chosen: Sequence[Cell], out: Path
+    ) -> None:
         self.name, self.about, self.out = name, about, out
+        self.shown = [*dict.fromkeys(c.entry.name for c in chosen if c.set == name)]
         self.entries: dict[str, list[Cell]] = {}
         for cell in cells:
             if cell.set == name and is_finished(cell, out):
@@ -202,13 +209,14 @@ def _metric(value: float, drawn: FloatArray, of: Drawn) -> Metric:
 
 
 def tables(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
-    """Return the tables of all finished cells, in Markdown."""
+    """Return the tables of finished cells, in Markdown; they are compared with all that are."""
     done = [cell for cell in cells if is_finished(cell, out)]
     if not done:
         return "No cell is finished yet."
     named = experiment.sets.items()
-    sets = [OfSet(name, about, done, out) for name, about in named if about.primary]
-    sets = [one for one in sets if one.entries]
+    every = experiment.all()
+    sets = [OfSet(name, about, every, done, out) for name, about in named if about.primary]
+    sets = [one for one in sets if one.shown]
     gated = [line for name, about in named if not about.primary for line in _gated(name, done, out)]
     hours = sum(_told(cell, out)["cpu_seconds"] for cell in done) / 3600
     head = f"{len(done)} of {len(cells)} cells, {hours:.1f} hours of CPU. Intervals of 95 % over "
@@ -264,7 +272,7 @@ def _decided(alone: gate.Judged, joint: gate.Judged) -> list[str]:
 def _main_table(sets: Sequence[OfSet]) -> str:
     header = ["set", "judge", "seeds", "rows", "primary", "", "- base", "- best baseline"]
     header += ["- probe", "- TRL", "beside it", "CPU min"]
-    return table(header, [_line(one, entry) for one in sets for entry in one.entries])
+    return table(header, [_line(one, entry) for one in sets for entry in one.shown])
 
 
 def _line(one: OfSet, entry: str) -> list[str]:
@@ -294,9 +302,10 @@ def _variants_table(sets: Sequence[OfSet]) -> str:
     lines = []
     for one in sets:
         variants: dict[bool, list[str]] = {False: [], True: []}
-        for name, cells in one.entries.items():
-            if name != USUAL and cells[0].entry.way == "judge":
-                variants[cells[0].entry.is_usual].append(name)
+        for name in one.shown:
+            entry = one.entries[name][0].entry
+            if name != USUAL and entry.way == "judge":
+                variants[entry.is_usual].append(name)
         for names in variants.values():
             lines += _variants(one, names)
     header = ["set", "variant", "seeds", "primary", "- ce", "p (Holm)", "- ce, beside it"]
