@@ -78,7 +78,7 @@ def check(
     model: str = flag("also check whether the rows fit, with this model's tokenizer", ""),
     max_seq_length: int = MAX_SEQ_LENGTH,
     chat_template: str = CHAT_TEMPLATE,
-    near: float = flag("fraction of shared words that makes near duplicates; 1: off", NEAR),
+    near: float = flag("word similarity of near duplicates, at least; 1: off", NEAR),
     as_json: bool = JSON,
 ) -> None:
     """Check for leaks between splits, contradictory labels and long rows; exit code 2 on a leak."""

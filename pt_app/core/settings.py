@@ -24,8 +24,8 @@ VerdictRule = Literal["auto", "mean", "median", "mode"]
 Order = Literal["both", "as_given"]  # in which pairs are judged
 ReadingMode = Literal["auto", "exact", "branches"]
 READING_HELP = (
-    "exact: whole lines of verdicts; branches: only their tokens that tell something about a row; "
-    "auto: branches from 25 verdicts on"
+    "exact: read whole lines of verdicts; branches: leave out tokens that hardly differ between "
+    "rows; auto: branches from 25 verdicts on"
 )
 TrackingMode = Literal["auto", "online", "offline", "off"]
 MODES: tuple[TrackingMode, ...] = ("auto", "online", "offline", "off")
@@ -86,7 +86,7 @@ class Settings:
         unit="scale",
     )
     questions: str = flag(
-        "names of the questions to train, of data that declare some; default: all", "", unit="list"
+        "questions to train, of a dataset that declares several; default: all", "", unit="list"
     )
     question_weights: str = flag(
         "weights of questions in the loss, such as tone=2,offer=0.5; default: 1 for each, however "
@@ -109,14 +109,14 @@ class Settings:
         also="lora.target_modules lora_target_modules",
     )
     eval_steps: float = flag(
-        "interval of validations, the last step included, which keep the best weights; below 1: a "
-        "fraction of all steps; 0: never",
+        "interval of validations, whose best weights are kept; one follows the last step; below 1: "
+        "a fraction of all steps; 0: never",
         100,
         low=0,
         unit="steps",
     )
     patience: int = flag(
-        "validations without a better one after which training ends; 0: it does not",
+        "end training after that many validations without a better one; 0: never",
         0,
         low=0,
         also="early_stopping_patience",
@@ -152,7 +152,7 @@ class Settings:
     )
     tracking: str = flag(
         "how W&B and Weave record the run: auto, online, offline or off; or a list of wandb, weave "
-        "and tensorboard, with one of the first three if need be",
+        "and tensorboard, to which auto, online or offline may be added",
         "auto",
         unit="list",
     )
@@ -230,7 +230,9 @@ def build_parser(recipe: Recipe | None, prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", metavar="FILE", help="settings file, YAML or JSON")
     names = ",".join(presets())
-    parser.add_argument("--preset", metavar=f"{{{names}}}", help="settings below those of --config")
+    parser.add_argument(
+        "--preset", metavar=f"{{{names}}}", help="named settings, which --config overrides"
+    )
     parser.add_flags(table(recipe).values())
     return parser
 

@@ -33,7 +33,7 @@ class EvalOptions:
     reading: ReadingMode = flag(READING_HELP, "auto")
     probe_rows: int = flag(PROBE_HELP, PROBE_ROWS, low=0)
     order: Order = flag("judge pairs in both orders and take the mean, or once as_given", "both")
-    target_accuracy: float = flag("accuracy to reach", 0.9, low=0.01, high=0.999)
+    target_accuracy: float = flag("accuracy to reach by abstaining", 0.9, low=0.01, high=0.999)
     curve: bool = flag("also train on a quarter and on half of the rows", False)
     seed: int = flag("seed that draws rows and shots", 0)
 
@@ -48,14 +48,14 @@ class Endpoint(RequestOptions):
     shots: int = flag("number of training rows in its prompt", 0, low=0)
     max_tokens: int = flag("maximum length of an answer", 512, low=1, unit="tokens")
     wire: Wire = flag("how a decision model is asked: OpenAI's Decisions or System One", "openai")
-    repeats: int = flag("how often a decision model is asked about each row", 3, low=1)
+    repeats: int = flag("number of times that a decision model is asked about each row", 3, low=1)
 
 
 @dataclass(frozen=True)
 class AgreeOptions:
     """How the verdicts of a file are measured."""
 
-    scale: str = flag("0-10, 1-5, pass_fail, pairwise ...", "")
+    scale: str = flag("scale of labels and verdicts: 0-10, 1-5, pass_fail, pairwise ...", "")
     train: str = flag("file of labelled rows to fit the baselines on", "")
     metric: bool = flag("the verdicts are a metric's scores, of any range", False)
     lower_is_better: bool = flag("lower scores of such a metric are better", False)
@@ -75,7 +75,7 @@ class ScoreOptions:
     order: Order = flag("judge pairs in both orders and take the mean, or once as_given", "both")
     reading: ReadingMode = flag(READING_HELP, "auto")
     shard: str = flag("score one shard of the rows: 1/8 is the first of eight", "1/1")
-    device: str = flag("cpu, cuda or mps", "cpu")
+    device: str = flag("device to score on: cpu, cuda or mps", "cpu")
     engine: ScoringEngine = flag("what reads the verdicts: the judge itself, or vllm", "judge")
     python: str | None = flag("interpreter of vLLM's environment, for --engine vllm", None)
     encoding: str = flag("encoding of the input, if it is not UTF-8", "")
@@ -86,5 +86,5 @@ class ScoreOptions:
         unit="address",
     )
     workers: int | None = flag(
-        "number of Ray workers, of a thread and a judge each; default: one per CPU", None, low=1
+        "number of Ray workers, each a judge on one thread; default: one per CPU", None, low=1
     )

@@ -68,7 +68,7 @@ class ImportOptions(FormatOptions):
 
     format: str = flag("public format: mlqe-pe, wmt-mqm, pandalm, llmbar, demetr, ...", "")
     map: Sequence[str] = flag("field=column pairs: source=src,label=score", ())
-    questions: Path | None = flag("YAML file of several questions, a column each", None)
+    questions: Path | None = flag("YAML file that declares several questions, a column each", None)
     labels: str = flag("meaning of labels: good=PASS,bad=FAIL or 1=A,2=B; unsure= is no label", "")
     task: Task | None = flag("task, if the map and the labels do not tell it", None)
     scale: str = flag("scale of scores: 0-10, 1-5, 0-100, 0-10:0.5", "")
@@ -93,7 +93,7 @@ class SplitPlan:
     by: By = flag("what a split keeps together", "group")
     ratios: str = flag("fractions of the rows for train, val and test", "0.8,0.1,0.1")
     seed: int = flag("seed of the split", 0)
-    near: float = flag("fraction of shared words that makes near duplicates; 1: off", NEAR)
+    near: float = flag("word similarity of near duplicates, at least; 1: off", NEAR)
     into: Split | None = None
     folds: int = 0
     anew: bool = False
@@ -155,12 +155,14 @@ class GenerateOptions:
     rows: int = flag("number of training rows", 12_000, low=1)
     val_rows: int = flag("number of validation rows", 300, low=0)
     test_rows: int = flag("number of test rows", 400, low=1)
-    seed: int = flag("the same seed gives the same bytes", 0, low=0)
+    seed: int = flag("seed; the same one gives the same bytes", 0, low=0)
     lexicon: LexiconSize = flag("lexicon of the grammar", "full")
     corpus: Path | None = flag("parallel corpus (TMX, TSV) to corrupt instead of the grammar", None)
     max_words: int | None = flag("longest sentence of the corpus to use", None, low=3, unit="words")
     variants: int = flag("number of candidates per training source", 4, low=1, high=16)
-    hard_negatives: float = flag("fraction of training rows to attack and add", 0.0, low=0, high=1)
+    hard_negatives: float = flag(
+        "fraction of training rows to add again, attacked", 0.0, low=0, high=1
+    )
     questions: bool = flag("ask for each kind of error, the worst one, and the score", False)
 
 

@@ -21,7 +21,7 @@ class ServeOptions:
         "address to listen at; any but this machine's own needs --key_file", "127.0.0.1"
     )
     port: int = flag("port; 0: a free one", 8000, low=0, high=65535)
-    key_file: Path | None = flag("file with the key that clients give as Bearer", None)
+    key_file: Path | None = flag("file with the key that clients send as Bearer token", None)
     strict: bool = flag("refuse questions that a judge was not trained on", False)
     base: str | None = flag("the adapters' base, if it was a folder or file", None)
     precision: ScorePrecision = flag(
@@ -42,7 +42,7 @@ class Rows:
 class ParityOptions(Rows):
     """What is compared, and what is known of a server."""
 
-    engine: EngineName = flag("what serves at a URL", "judge")
+    engine: EngineName = flag("engine behind a URL", "judge")
     served_model: str = flag("name of the model at a URL", "")
     engine_precision: Precision = flag("precision of the weights at a URL", "float32")
     out: Path = flag("file to write", Path("parity.json"))
@@ -54,5 +54,5 @@ class ExportOptions(Rows):
 
     dtype: Dtype = flag("precision of the weights", "float32")
     questions: str = flag(
-        "questions to hold, separated by commas, for transformers; default: all", ""
+        "questions to export to transformers, separated by commas; default: all", ""
     )
