@@ -320,6 +320,48 @@ def test_best_weights_that_are_lost_leave_the_last(
     assert "the best weights, of step 2, are lost" in caplog.text
 
 
+def make_scaled_loop(base: Path, folder: Path, scale: float | None) -> TrainingLoop:
+    """A loop with two optimizers; with `scale` that of a GPU without bfloat16, where a CPU can."""
+    loop = make_loop(base, folder, make_examples(24))
+
+    def optimizers(model: Any) -> list[torch.optim.Optimizer]:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        halves = trained[::2], trained[1::2]
+        return [torch.optim.AdamW(half, lr=LEARNING_RATE, fused=True) for half in halves]
+
+    loop.make_optimizers = optimizers
+    if scale is not None:
+        loop.accelerator.native_amp = True
+        loop.accelerator.state._mixed_precision = "fp16"
+        loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return loop
+
+
+def weights_of(loop: TrainingLoop) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in loop.model.parameters() if p.requires_grad]
+
+
+def test_loss_scale_of_float16_changes_no_step_of_two_optimizers(
+    base: Path, tmp_path: Path
+) -> None:
+    """accelerate divides the gradients of the second one by the scale once more."""
+    plain, scaled = (make_scaled_loop(base, tmp_path, scale) for scale in (None, 2.0**16))
+    plain.train()
+    scaled.train()
+    assert all(map(torch.equal, weights_of(scaled), weights_of(plain)))
+    assert scaled.state.updates == plain.state.updates == 3
+
+
+def test_overflow_in_float16_skips_a_step_of_both_optimizers(base: Path, tmp_path: Path) -> None:
+    loop = make_scaled_loop(base, tmp_path, 2.0**127)
+    loop.state.max_steps = 1
+    before = weights_of(loop)
+    loop.train()
+    assert all(map(torch.equal, weights_of(loop), before))
+    assert loop.state.updates == 0
+    assert loop.accelerator.scaler.get_scale() == 2.0**126, "halved once, not by each of them"
+
+
 @pytest.mark.parametrize("warmup", [0, 4, 0.03])
 def test_learning_rate_is_the_cosine_of_transformers(warmup: float) -> None:
     steps = 40

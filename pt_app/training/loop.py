@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from accelerate.utils.memory import clear_device_cache
@@ -202,7 +201,7 @@ class TrainingLoop:
         # Gradients are reduced once per step (distributed.py), so that DDP is not needed.
         self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         same_start(self.model)
-        self.optimizers: list[AcceleratedOptimizer] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
         self.interrupted = False  # whether to stop after this step, with a checkpoint
         self.control = TrainerControl()
         end = args.max_steps
@@ -228,10 +227,9 @@ class TrainingLoop:
         Raises:
             UserError: if a loss or a weight is not finite, or a disk is full.
         """
-        made = self.make_optimizers(self.model)
-        for group in (group for optimizer in made for group in optimizer.param_groups):
+        self.optimizers = list(self.make_optimizers(self.model))
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["initial_lr"] = group["lr"]
-        self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in made]
         if checkpoint is not None:
             self._resume(checkpoint)
         began, end = time.time(), self.state.max_steps
@@ -264,15 +262,8 @@ class TrainingLoop:
         self.control.should_save = False
         self._notify("on_step_begin")
         self._loss += self.training_step(step)
-        limit = self.args.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        self._notify("on_pre_optimizer_step")
-        fraction = self.schedule(self.state.updates, self.state.max_steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * fraction
-            optimizer.step()
-        self.state.updates += not any(optimizer.step_was_skipped for optimizer in self.optimizers)
+        norm = self._clip()
+        self._update(norm)
         self.model.zero_grad()
         self.state.global_step += 1
         self.state.epoch = self.state.global_step / len(self.steps)
@@ -281,6 +272,33 @@ class TrainingLoop:
         if self.interrupted:
             self.control.should_save = self.control.should_training_stop = True
         self._after_step(norm)
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients, without float16's loss scale, and return their norm before that."""
+        if scaler := self.accelerator.scaler:
+            for optimizer in self.optimizers:
+                scaler.unscale_(optimizer)
+        limit = self.args.max_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _update(self, norm: Tensor) -> None:
+        """Take a step of all optimizers, or of none where float16's gradients have overflowed.
+
+        accelerate's optimizers would each update the loss scale, and the second one divide its
+        gradients by it once more.
+        """
+        self._notify("on_pre_optimizer_step")
+        fraction = self.schedule(self.state.updates, self.state.max_steps)
+        scaler = self.accelerator.scaler
+        overflowed = scaler is not None and not bool(torch.isfinite(norm))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * fraction
+            if not overflowed:
+                optimizer.step()
+        if scaler:
+            scaler.update()
+        self.state.updates += not overflowed
 
     def _after_step(self, norm: Tensor) -> None:
         now, args = self.state.global_step, self.args
