@@ -17,7 +17,7 @@ _MESSAGES = (
     "bad allocation",
     "std::bad_alloc",
     "out of memory",
-    "cublas_status_alloc_failed",
+    "_status_alloc_failed",  # cuBLAS, cuDNN, hipBLAS
 )
 REMEDIES = (
     "shorter sequences (--max_seq_length), a lower --lora_r, --activation_checkpointing full, "
