@@ -272,6 +272,20 @@ def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path)
     assert not all(torch.equal(seen[3][name], seen[1][name]) for name in now)
 
 
+def test_validation_that_is_nan_is_not_the_best(base: Path, tmp_path: Path) -> None:
+    values = iter([math.nan, 0.1, 0.2])
+    loop = make_loop(
+        base,
+        tmp_path,
+        make_examples(24),
+        validate=lambda _: {"kappa": next(values)},
+        eval_steps=1,
+        metric_for_best_model="eval_kappa",
+    )
+    loop.train()
+    assert (loop.state.best_global_step, loop.state.best_metric) == (3, 0.2)
+
+
 def test_pack_that_disagrees_with_its_rows_is_not_used(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,6 +386,10 @@ def test_learning_rate_is_the_cosine_of_transformers(warmup: float) -> None:
         assert cosine(warmup, step, steps) == theirs.get_last_lr()[0]
         optimizer.step()
         theirs.step()
+
+
+def test_training_of_one_step_learns() -> None:
+    assert cosine(0.03, 0, 1) == 1.0
 
 
 def test_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class TrainingLoop:
             {
                 "train_runtime": round(seconds, 4),
                 "train_steps_per_second": round((now - first) / max(seconds, 1e-9), 3),
-                "train_loss": (self._logged + self._loss.item()) / max(now - summed_from, 1),
+                "train_loss": (self._logged + self._mean_loss()) / max(now - summed_from, 1),
             }
         )
         self._notify("on_train_end")
@@ -406,7 +406,9 @@ class TrainingLoop:
     def _validate(self, validate: Validate) -> None:
         """Log the numbers of a validation, and save a checkpoint if they are the best so far."""
         give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
-        numbers = {f"eval_{name}": value for name, value in validate(self.model).items()}
+        measured = validate(self.model).items()
+        # No validation is better than NaN: it would be the best one for good.
+        numbers = {f"eval_{name}": value for name, value in measured if math.isfinite(value)}
         if not numbers:  # memory ran out
             return
         self.log(numbers)
