@@ -321,7 +321,28 @@ def test_signal_in_a_validation_that_is_not_the_best_still_leaves_a_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         main("mps", flags(base, rows, tmp_path, *more))
     (run,) = tmp_path.iterdir()
-    assert (run / "checkpoint-3" / "complete.json").exists(), "the step in which it was heeded"
+    assert (run / "checkpoint-2" / "complete.json").exists(), "it took a further step"
+
+
+def test_random_state_of_an_apple_gpu_is_that_of_the_checkpoint(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides what dropout drops. The device has that name while nothing is computed."""
+    kept, restored = torch.tensor([3, 255], dtype=torch.uint8), list[torch.Tensor]()
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: kept)
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+
+    class Renamed(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            monkeypatch.setattr(first.accelerator.state, "device", torch.device("mps"))
+
+    one_step = {"max_steps": 1, "save_steps": 1}
+    first = make_loop(base, tmp_path, make_examples(8), callbacks=[Renamed()], **one_step)
+    first.train()
+    again = make_loop(base, tmp_path, make_examples(8), **one_step)
+    monkeypatch.setattr(again.accelerator.state, "device", torch.device("mps"))
+    again.train(tmp_path / "checkpoint-1")
+    assert [state.tolist() for state in restored] == [[3, 255]]
 
 
 def test_best_weights_that_are_lost_leave_the_last(

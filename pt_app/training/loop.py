@@ -147,6 +147,7 @@ class LoopState(TrainerState):  # type: ignore[misc]
         max_grad_norm: the bound of the gradients.
         fast_matmul: whether a CPU computes float32 matmuls through oneDNN.
         objective: the state of the objective.
+        mps_random: the random state of an Apple GPU, of which accelerate keeps none.
     """
 
     updates: int = 0
@@ -157,6 +158,7 @@ class LoopState(TrainerState):  # type: ignore[misc]
     max_grad_norm: float = 0.0
     fast_matmul: bool | None = None
     objective: dict[str, Any] = field(default_factory=dict)
+    mps_random: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -268,9 +270,6 @@ class TrainingLoop:
         self.state.global_step += 1
         self.state.epoch = self.state.global_step / len(self.steps)
         self._notify("on_step_end")
-        self.interrupted = any_rank(self.interrupted, self.accelerator.device)
-        if self.interrupted:
-            self.control.should_save = self.control.should_training_stop = True
         self._after_step(norm)
 
     def _clip(self) -> Tensor:
@@ -313,6 +312,10 @@ class TrainingLoop:
             self.log({"loss": loss_per_step, "grad_norm": norm.item(), "learning_rate": rate})
         if self.validate and args.eval_steps and (last or now % args.eval_steps == 0):
             self._validate(self.validate)
+        # After the validation, so that a signal that comes within it costs no further step.
+        self.interrupted = any_rank(self.interrupted, self.accelerator.device)
+        if self.interrupted:
+            self.control.should_save = self.control.should_training_stop = True
         regular = args.save_steps and now % args.save_steps == 0
         final = last and (args.save_steps or args.metric_for_best_model)
         if self.control.should_save or regular or final:
@@ -477,6 +480,8 @@ class TrainingLoop:
         self.state.loss, self.state.objective = self._mean_loss(), self.objective.state()
         if self.args.use_cpu:
             self.state.fast_matmul = torch.get_float32_matmul_precision() != "highest"
+        if accelerator.device.type == "mps":
+            self.state.mps_random = torch.mps.get_rng_state().tolist()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             weights = {name: weight.contiguous() for name, weight in self._trained().items()}
@@ -496,6 +501,8 @@ class TrainingLoop:
         self.objective.load_state(before.objective)
         if self.args.use_cpu and before.fast_matmul is not None:
             restore_matmul_choice(before.fast_matmul)
+        if self.accelerator.device.type == "mps" and before.mps_random:
+            torch.mps.set_rng_state(torch.tensor(before.mps_random, dtype=torch.uint8))
         for name, message in CHANGES.items():
             if (then := getattr(before, name)) != (here := getattr(now, name)):
                 log.warning(message, then, here)
