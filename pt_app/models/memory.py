@@ -100,6 +100,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(should_reduce_batch_size(error)) or any(text in message for text in _MESSAGES)
 
 
+def free_memory() -> None:
+    """Return the memory of deleted tensors to the system: allocators would keep it."""
+    from accelerate.utils.memory import clear_device_cache
+
+    from pt_app.models.gemm import give_back_freed_memory
+
+    clear_device_cache(garbage_collection=True)
+    give_back_freed_memory()
+
+
 @contextmanager
 def shortage_explained(what: str, remedies: str = REMEDIES) -> Iterator[None]:
     """Turn an allocation that fails within into a UserError: `what` ran out of memory, remedies."""

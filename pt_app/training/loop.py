@@ -27,7 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
 from pt_app.models.gemm import give_back_freed_memory, restore_matmul_choice
-from pt_app.models.memory import is_out_of_memory
+from pt_app.models.memory import free_memory, is_out_of_memory
 from pt_app.models.packing import Batch, Step
 from pt_app.training import checkpoints
 from pt_app.training.distributed import any_rank, average_gradients, largest, same_start
@@ -371,8 +371,7 @@ class TrainingLoop:
             reason = (str(error).splitlines() or ["MemoryError"])[0]
         # After the handler: the frames of the error hold the tensors of the failed pack until then.
         self.model.zero_grad()
-        clear_device_cache(garbage_collection=True)
-        give_back_freed_memory()
+        free_memory()
         message = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
         log.warning(message, self.state.global_step + 1, reason[:160], limit)
         return None
