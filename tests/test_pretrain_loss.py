@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     NanoChatConfig,
     NanoChatForCausalLM,
     Qwen3Config,
@@ -22,7 +24,7 @@ from pt_app.core.errors import UserError
 from pt_app.models.packing import IGNORED
 from pt_app.pretrain.baselines import baselines, ngram_bits_per_byte
 from pt_app.pretrain.batches import in_order
-from pt_app.pretrain.loss import HeldOut, NextTokens
+from pt_app.pretrain.loss import HeldOut, NextTokens, check_logits
 from pt_app.pretrain.optimizers import divided, muon_and_adamw, trapezoid
 from pt_app.pretrain.shards import Tokens
 
@@ -72,6 +74,15 @@ def test_loss_and_gradients_in_chunks_are_those_of_all_logits(kind: str, rows: i
     wanted, found = gradients(model, expected * 0.25), gradients(model, loss * 0.25)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_model_that_scales_its_logits_is_refused() -> None:
+    """It was trained on another loss than its own, and said nothing."""
+    config = GraniteConfig(**SIZES, logits_scaling=8.0, initializer_range=1.0)
+    with pytest.raises(UserError, match="granite does more than one product for its logits"):
+        check_logits(GraniteForCausalLM(config))
+    for kind in ("tied", "untied", "gpt2", "nanochat"):
+        check_logits(make_model(kind))
 
 
 class Largest(TorchDispatchMode):  # type: ignore[misc]

@@ -30,6 +30,13 @@ def test_a_file_holds_lists_of_messages_or_objects_with_one(tmp_path: Path) -> N
     assert [turn["role"] for turn in other] == ["system", *["user", "assistant"] * 2]
 
 
+def test_a_separator_of_lines_within_a_message_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    said = json.dumps([TURNS[0] | {"content": "a\u2028b"}, TURNS[1]], ensure_ascii=False)
+    path.write_text(f"{said}\n", encoding="utf-8")
+    assert mixtures.of_file(path)[0][0]["content"] == "a\u2028b"
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [

@@ -62,10 +62,10 @@ def test_problems_come_with_what_checks_them(bundle: Bundle) -> None:
 
 def test_own_questions_are_read_from_lines(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
-    file.write_text('{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}\n')
+    file.write_text('{"question": "2 +\u20282?", "choices": ["3", "4"], "answer": 1}\n', "utf-8")
     (question,) = read_questions(file)
-    assert question == Question("2 + 2?", ("3", "4"), 1)
-    assert question.row().pairs[1] == ("Question: 2 + 2?\nAnswer:", " 4")
+    assert question == Question("2 +\u20282?", ("3", "4"), 1)
+    assert question.row().pairs[1] == ("Question: 2 +\u20282?\nAnswer:", " 4")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,20 @@ def test_a_checkpoint_is_resumed_in_another_folder_and_batch(
     assert sha256_file(same / "model.safetensors") == sha256_file(made / "model.safetensors")
 
 
+def test_later_checkpoints_go_however_the_resumed_one_is_named(
+    made: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be the newest, from which the same command continues after an interrupt."""
+    for name in ("run", "tok"):
+        shutil.copytree(made.parent / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    interrupt = KeyboardInterrupt
+    monkeypatch.setattr(NextTokens, "loss", lambda *_: (_ for _ in ()).throw(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        small(text, tmp_path, resume="run/checkpoint-30")
+    assert [folder.name for folder in Path("run").glob("checkpoint-*")] == ["checkpoint-30"]
+
+
 def test_a_checkpoint_of_another_training_is_refused(
     made: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,12 @@ def test_a_folder_gives_the_texts_of_its_files_in_their_order(folder: Path) -> N
     assert list(documents([str(folder)])) == EXPECTED
 
 
+def test_a_separator_of_lines_within_a_text_ends_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "one\u2028row\x85"}\n\n{"text": "two"}\r\n', encoding="utf-8")
+    assert list(documents([str(file)])) == ["one\u2028row\x85", "two"]
+
+
 def test_files_patterns_and_several_sources_follow_each_other(folder: Path) -> None:
     sources = [str(folder / "*.jsonl"), str(folder / "b.txt"), str(folder / "**" / "*.gz")]
     assert list(documents(sources)) == ["fourth", "fifth", "second\n", "thïrd\n"]

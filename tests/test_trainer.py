@@ -272,6 +272,20 @@ def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path)
     assert not all(torch.equal(seen[3][name], seen[1][name]) for name in now)
 
 
+def test_validation_that_is_nan_is_not_the_best(base: Path, tmp_path: Path) -> None:
+    values = iter([math.nan, 0.1, 0.2])
+    loop = make_loop(
+        base,
+        tmp_path,
+        make_examples(24),
+        validate=lambda _: {"kappa": next(values)},
+        eval_steps=1,
+        metric_for_best_model="eval_kappa",
+    )
+    loop.train()
+    assert (loop.state.best_global_step, loop.state.best_metric) == (3, 0.2)
+
+
 def test_pack_that_disagrees_with_its_rows_is_not_used(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -307,7 +321,28 @@ def test_signal_in_a_validation_that_is_not_the_best_still_leaves_a_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         main("mps", flags(base, rows, tmp_path, *more))
     (run,) = tmp_path.iterdir()
-    assert (run / "checkpoint-3" / "complete.json").exists(), "the step in which it was heeded"
+    assert (run / "checkpoint-2" / "complete.json").exists(), "it took a further step"
+
+
+def test_random_state_of_an_apple_gpu_is_that_of_the_checkpoint(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides what dropout drops. The device has that name while nothing is computed."""
+    kept, restored = torch.tensor([3, 255], dtype=torch.uint8), list[torch.Tensor]()
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: kept)
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+
+    class Renamed(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            monkeypatch.setattr(first.accelerator.state, "device", torch.device("mps"))
+
+    one_step = {"max_steps": 1, "save_steps": 1}
+    first = make_loop(base, tmp_path, make_examples(8), callbacks=[Renamed()], **one_step)
+    first.train()
+    again = make_loop(base, tmp_path, make_examples(8), **one_step)
+    monkeypatch.setattr(again.accelerator.state, "device", torch.device("mps"))
+    again.train(tmp_path / "checkpoint-1")
+    assert [state.tolist() for state in restored] == [[3, 255]]
 
 
 def test_best_weights_that_are_lost_leave_the_last(
@@ -320,6 +355,48 @@ def test_best_weights_that_are_lost_leave_the_last(
     assert "the best weights, of step 2, are lost" in caplog.text
 
 
+def make_scaled_loop(base: Path, folder: Path, scale: float | None) -> TrainingLoop:
+    """A loop with two optimizers; with `scale` that of a GPU without bfloat16, where a CPU can."""
+    loop = make_loop(base, folder, make_examples(24))
+
+    def optimizers(model: Any) -> list[torch.optim.Optimizer]:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        halves = trained[::2], trained[1::2]
+        return [torch.optim.AdamW(half, lr=LEARNING_RATE, fused=True) for half in halves]
+
+    loop.make_optimizers = optimizers
+    if scale is not None:
+        loop.accelerator.native_amp = True
+        loop.accelerator.state._mixed_precision = "fp16"
+        loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return loop
+
+
+def weights_of(loop: TrainingLoop) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in loop.model.parameters() if p.requires_grad]
+
+
+def test_loss_scale_of_float16_changes_no_step_of_two_optimizers(
+    base: Path, tmp_path: Path
+) -> None:
+    """accelerate divides the gradients of the second one by the scale once more."""
+    plain, scaled = (make_scaled_loop(base, tmp_path, scale) for scale in (None, 2.0**16))
+    plain.train()
+    scaled.train()
+    assert all(map(torch.equal, weights_of(scaled), weights_of(plain)))
+    assert scaled.state.updates == plain.state.updates == 3
+
+
+def test_overflow_in_float16_skips_a_step_of_both_optimizers(base: Path, tmp_path: Path) -> None:
+    loop = make_scaled_loop(base, tmp_path, 2.0**127)
+    loop.state.max_steps = 1
+    before = weights_of(loop)
+    loop.train()
+    assert all(map(torch.equal, weights_of(loop), before))
+    assert loop.state.updates == 0
+    assert loop.accelerator.scaler.get_scale() == 2.0**126, "halved once, not by each of them"
+
+
 @pytest.mark.parametrize("warmup", [0, 4, 0.03])
 def test_learning_rate_is_the_cosine_of_transformers(warmup: float) -> None:
     steps = 40
@@ -330,6 +407,10 @@ def test_learning_rate_is_the_cosine_of_transformers(warmup: float) -> None:
         assert cosine(warmup, step, steps) == theirs.get_last_lr()[0]
         optimizer.step()
         theirs.step()
+
+
+def test_training_of_one_step_learns() -> None:
+    assert cosine(0.03, 0, 1) == 1.0
 
 
 def test_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from pt_app.evidence.results import write_evaluation
 from pt_app.evidence.summary import FAIL
 from pt_app.models import adapters, bases
 from pt_app.models.gemm import pack_weights
+from pt_app.models.memory import free_memory
 from pt_app.models.provenance import about_this_run
 from pt_app.models.tree_attention import BLOCKS, use_attention
 from pt_app.scoring.branches import chosen_lines
@@ -172,7 +173,7 @@ def _judge(this: Run, cell: Cell, compared: bool) -> dict[str, Any]:
     this.save(trainer)
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
     del trainer
-    this.platform.free_memory()
+    free_memory()
     told = {"losses": losses, "fail_from": _thresholds_of_f1(this.prepared, this.adapter, compared)}
     if not compared:
         _evaluate_alone(this.prepared, this.adapter)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_text, sha256_file
+from pt_app.core.files import lines_of, read_text, sha256_file
 from pt_app.core.leaks import find_leaks
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.records import JudgeExample, Place, clipped, example_of, first_problem, one_line
@@ -283,10 +283,8 @@ def _values(path: Path) -> Iterator[tuple[Place, object]]:
         for row, value in enumerate(parse_json(text, path), start=1):
             yield Place(path, row, lines=False), value
         return
-    # Only "\n" ends a line of JSON Lines: a text may hold U+2028 and its like.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield Place(path, number, lines=True), parse_json(line, path, number)
+    for number, line in lines_of(text):
+        yield Place(path, number, lines=True), parse_json(line, path, number)
 
 
 def parse_json(

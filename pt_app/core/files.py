@@ -131,6 +131,16 @@ def read_text(
         raise UserError(f"{path} is not UTF-8 at {byte}: {remedy}") from error
 
 
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of JSON Lines that are not blank, with their numbers.
+
+    Only "\\n" ends one: a text may hold U+2028 and its like, at which `str.splitlines` cuts.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write UTF-8 `text` to `path`; a reader never sees half of it.
 

@@ -32,7 +32,7 @@ def run(recipe: Recipe, settings: Settings, load_base: LoadBase, arguments: Make
     with this.opened():
         if not this.adapter.exists():
             _train(this, needs, load_base, arguments)
-            this.platform.free_memory()
+            memory.free_memory()
         if console.is_main_process():
             this.finish(None if settings.skip_eval else _evaluate(this), charts.of_results)
     return this.adapter

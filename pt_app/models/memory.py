@@ -17,7 +17,7 @@ _MESSAGES = (
     "bad allocation",
     "std::bad_alloc",
     "out of memory",
-    "cublas_status_alloc_failed",
+    "_status_alloc_failed",  # cuBLAS, cuDNN, hipBLAS
 )
 REMEDIES = (
     "shorter sequences (--max_seq_length), a lower --lora_r, --activation_checkpointing full, "
@@ -98,6 +98,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     message = str(error).lower()
     return bool(should_reduce_batch_size(error)) or any(text in message for text in _MESSAGES)
+
+
+def free_memory() -> None:
+    """Return the memory of deleted tensors to the system: allocators would keep it."""
+    from accelerate.utils.memory import clear_device_cache
+
+    from pt_app.models.gemm import give_back_freed_memory
+
+    clear_device_cache(garbage_collection=True)
+    give_back_freed_memory()
 
 
 @contextmanager

@@ -64,13 +64,6 @@ class Platform:
         """Maximum relative difference of the losses of two layouts of one batch."""
         return 1e-4 if self.compute_dtype == torch.float32 else 3e-2
 
-    def free_memory(self) -> None:
-        """Return the memory of a deleted model to the system: allocators would keep it."""
-        from accelerate.utils.memory import clear_device_cache
-
-        clear_device_cache(garbage_collection=True)
-        gemm.give_back_freed_memory()
-
     @property
     def has_own_memory(self) -> bool:
         """Whether the device has its own memory; an Apple GPU shares that of the machine."""

@@ -176,6 +176,10 @@ class Evaluation:
         self.names = [name.strip() for name in settings.tasks.split(",") if name.strip()] or known
         if unknown := [name for name in self.names if name not in known]:
             raise UserError(f"--tasks: no task {unknown[0]}: choose of {', '.join(known)}")
+        context, answer = self.model.config.max_position_embeddings, settings.max_new_tokens
+        if answer >= context and {"gsm8k", "humaneval"} & set(self.names):
+            problem = f"{answer} leaves no room for a prompt in a context of {context}"
+            raise UserError(f"--max_new_tokens {problem}: lower it, or choose other --tasks")
         decisive = [settings.max_per_task, settings.max_new_tokens, settings.allow_code]
         self.key = {"model": self.identity, "settings": decisive}
         self.outcomes = self._kept()

@@ -95,9 +95,25 @@ def output_matrix(model: Model) -> Tensor:
     return matrix
 
 
+def check_logits(model: Model) -> None:
+    """Raise UserError if the logits are not the product that `cross_entropy` takes them for.
+
+    Granite and Cohere, for example, scale it.
+    """
+    ids = torch.arange(9)[None]
+    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"]).logits[0]
+        own = float(F.cross_entropy(logits, batch["labels"][0], reduction="sum"))
+        found = float(NextTokens().loss(model, batch))
+    if not math.isclose(found, own, rel_tol=1e-3):
+        name = model.config.model_type
+        raise UserError(f"{name} does more than one product for its logits: choose another model")
+
+
 @dataclass
 class NextTokens(Objective):
-    """The cross-entropy of each token after those before it, for any causal model of transformers.
+    """The cross-entropy of each token after those before it, for models that `check_logits` takes.
 
     A batch holds `input_ids` [b, t], `labels` [b, t] (`IGNORED` where nothing is learned) and
     perhaps `position_ids` [b, t]. Where positions start again, another text does, which sees

@@ -19,7 +19,7 @@ import yaml
 
 from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_text
+from pt_app.core.files import lines_of, read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation
@@ -81,13 +81,12 @@ def of_file(path: Path) -> list[Conversation]:
         UserError: for a line that is no conversation of user and assistant in turn.
     """
     found: list[Conversation] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip():
-            row = parse_json(line, path, number)
-            turns: Any = row.get("messages") if isinstance(row, dict) else row
-            if problem := fault(turns):
-                raise UserError(f"{path}, line {number}: {problem}")
-            found.append([{**turn, "content": turn["content"].strip()} for turn in turns])
+    for number, line in lines_of(read_text(path)):
+        row = parse_json(line, path, number)
+        turns: Any = row.get("messages") if isinstance(row, dict) else row
+        if problem := fault(turns):
+            raise UserError(f"{path}, line {number}: {problem}")
+        found.append([{**turn, "content": turn["content"].strip()} for turn in turns])
     if not found:
         raise UserError(f"{path} holds no conversation: one line per conversation")
     return found

@@ -15,7 +15,7 @@ from pt_app.pretrain import mixtures, shapes, shards
 from pt_app.pretrain import settings as tables
 from pt_app.pretrain.batches import TokenSteps, in_order
 from pt_app.pretrain.conversations import ConversationSteps
-from pt_app.pretrain.loss import HeldOut, NextTokens
+from pt_app.pretrain.loss import HeldOut, NextTokens, check_logits
 from pt_app.pretrain.model import load
 from pt_app.pretrain.settings import TextSettings, decisive
 from pt_app.pretrain.shards import MANIFEST, TOKENIZER, Manifest, read_manifest
@@ -58,6 +58,7 @@ def chat_train(settings: tables.MidSettings) -> Path:
             raise UserError(f"--max_seq_len: {source} reads at most {longest} tokens")
         if not tokenizer.chat_template:
             raise UserError(f"--source: {source} has no chat template: name a stage")
+        check_logits(model)
         batch, rows = settings.total_batch_size, settings.device_batch_size
         shape = batch, settings.max_seq_len, rows, settings.seed
         steps, val = (ConversationSteps.of(tokenizer, side, *shape) for side in sides)

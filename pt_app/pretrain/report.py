@@ -205,12 +205,13 @@ def _samples(run: Path, stages: dict[str, Json]) -> Iterator[str]:
     """Yield what each model writes, greedily: beginnings it continues, questions it answers."""
     for name in stages:
         model, tokenizer = load(run / name)
+        length = min(SAMPLE_TOKENS, model.config.max_position_embeddings // 2)
         if name == "base":
-            written = generate(model, tokenizer, BEGINNINGS, SAMPLE_TOKENS)
+            written = generate(model, tokenizer, BEGINNINGS, length)
             yield fenced([(name, b + text) for b, text in zip(BEGINNINGS, written, strict=True)])
             continue
         prompts = [asking(tokenizer, question) for question in QUESTIONS]
-        pairs = zip(QUESTIONS, generate(model, tokenizer, prompts, SAMPLE_TOKENS), strict=True)
+        pairs = zip(QUESTIONS, generate(model, tokenizer, prompts, length), strict=True)
         yield fenced([(who, t) for q, a in pairs for who, t in (("user", q), (name, a))])
 
 

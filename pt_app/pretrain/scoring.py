@@ -101,7 +101,8 @@ def generate(
 ) -> list[str]:
     """Return what the model writes after each prompt, greedily, up to the end of its turn.
 
-    A prompt that leaves no room for `max_new_tokens` loses its beginning.
+    A prompt that leaves no room for `max_new_tokens` loses its beginning; they are fewer than the
+    context of the model.
     """
     room = model.config.max_position_embeddings - max_new_tokens
     encoded = [ids[-room:] for ids in _encode(tokenizer, prompts)]

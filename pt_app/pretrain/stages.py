@@ -171,7 +171,7 @@ def _checkpoint(plan: Plan) -> Path | None:
         log.warning("%s", line)
     if console.is_main_process():
         shutil.rmtree(checkpoints.staging_folder(plan.work), ignore_errors=True)
-        if checkpoint and checkpoint.parent == plan.work:
+        if checkpoint and checkpoint.parent.resolve() == plan.work.resolve():
             checkpoints.discard_after(checkpoint)
         write_json_atomic(plan.work / STAGE, {"stage": plan.name, "facts": plan.facts})
     if checkpoint:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_text
+from pt_app.core.files import lines_of, read_text
 from pt_app.models.known_bases import Wheel, cached
 
 TASKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises UserError for a line that is none, or whose answer is not the position of a choice.
     """
     questions = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in lines_of(read_text(path)):
         try:
             one = json.loads(line)
             text, choices, gold = one["question"], tuple(map(str, one["choices"])), one["answer"]

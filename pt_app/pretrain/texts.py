@@ -105,7 +105,7 @@ def _of_file(path: Path) -> Iterator[str]:
     if kind == ".parquet":
         yield from _of_parquet(path)
     elif kind in ROWS:
-        for number, line in enumerate(_decoded(path).splitlines(), 1):
+        for number, line in files.lines_of(_decoded(path)):
             try:
                 yield str(json.loads(line)["text"])
             except (ValueError, KeyError, TypeError) as error:

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from accelerate.utils.memory import clear_device_cache
@@ -28,7 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 from pt_app.core.errors import UserError
 from pt_app.core.files import is_full
 from pt_app.models.gemm import give_back_freed_memory, restore_matmul_choice
-from pt_app.models.memory import is_out_of_memory
+from pt_app.models.memory import free_memory, is_out_of_memory
 from pt_app.models.packing import Batch, Step
 from pt_app.training import checkpoints
 from pt_app.training.distributed import any_rank, average_gradients, largest, same_start
@@ -148,6 +147,7 @@ class LoopState(TrainerState):  # type: ignore[misc]
         max_grad_norm: the bound of the gradients.
         fast_matmul: whether a CPU computes float32 matmuls through oneDNN.
         objective: the state of the objective.
+        mps_random: the random state of an Apple GPU, of which accelerate keeps none.
     """
 
     updates: int = 0
@@ -158,6 +158,7 @@ class LoopState(TrainerState):  # type: ignore[misc]
     max_grad_norm: float = 0.0
     fast_matmul: bool | None = None
     objective: dict[str, Any] = field(default_factory=dict)
+    mps_random: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -202,7 +203,7 @@ class TrainingLoop:
         # Gradients are reduced once per step (distributed.py), so that DDP is not needed.
         self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         same_start(self.model)
-        self.optimizers: list[AcceleratedOptimizer] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
         self.interrupted = False  # whether to stop after this step, with a checkpoint
         self.control = TrainerControl()
         end = args.max_steps
@@ -228,10 +229,9 @@ class TrainingLoop:
         Raises:
             UserError: if a loss or a weight is not finite, or a disk is full.
         """
-        made = self.make_optimizers(self.model)
-        for group in (group for optimizer in made for group in optimizer.param_groups):
+        self.optimizers = list(self.make_optimizers(self.model))
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["initial_lr"] = group["lr"]
-        self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in made]
         if checkpoint is not None:
             self._resume(checkpoint)
         began, end = time.time(), self.state.max_steps
@@ -247,7 +247,7 @@ class TrainingLoop:
             {
                 "train_runtime": round(seconds, 4),
                 "train_steps_per_second": round((now - first) / max(seconds, 1e-9), 3),
-                "train_loss": (self._logged + self._loss.item()) / max(now - summed_from, 1),
+                "train_loss": (self._logged + self._mean_loss()) / max(now - summed_from, 1),
             }
         )
         self._notify("on_train_end")
@@ -264,23 +264,40 @@ class TrainingLoop:
         self.control.should_save = False
         self._notify("on_step_begin")
         self._loss += self.training_step(step)
-        limit = self.args.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        self._notify("on_pre_optimizer_step")
-        fraction = self.schedule(self.state.updates, self.state.max_steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * fraction
-            optimizer.step()
-        self.state.updates += not any(optimizer.step_was_skipped for optimizer in self.optimizers)
+        norm = self._clip()
+        self._update(norm)
         self.model.zero_grad()
         self.state.global_step += 1
         self.state.epoch = self.state.global_step / len(self.steps)
         self._notify("on_step_end")
-        self.interrupted = any_rank(self.interrupted, self.accelerator.device)
-        if self.interrupted:
-            self.control.should_save = self.control.should_training_stop = True
         self._after_step(norm)
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients, without float16's loss scale, and return their norm before that."""
+        if scaler := self.accelerator.scaler:
+            for optimizer in self.optimizers:
+                scaler.unscale_(optimizer)
+        limit = self.args.max_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _update(self, norm: Tensor) -> None:
+        """Take a step of all optimizers, or of none where float16's gradients have overflowed.
+
+        accelerate's optimizers would each update the loss scale, and the second one divide its
+        gradients by it once more.
+        """
+        self._notify("on_pre_optimizer_step")
+        fraction = self.schedule(self.state.updates, self.state.max_steps)
+        scaler = self.accelerator.scaler
+        overflowed = scaler is not None and not bool(torch.isfinite(norm))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * fraction
+            if not overflowed:
+                optimizer.step()
+        if scaler:
+            scaler.update()
+        self.state.updates += not overflowed
 
     def _after_step(self, norm: Tensor) -> None:
         now, args = self.state.global_step, self.args
@@ -295,6 +312,10 @@ class TrainingLoop:
             self.log({"loss": loss_per_step, "grad_norm": norm.item(), "learning_rate": rate})
         if self.validate and args.eval_steps and (last or now % args.eval_steps == 0):
             self._validate(self.validate)
+        # After the validation, so that a signal that comes within it costs no further step.
+        self.interrupted = any_rank(self.interrupted, self.accelerator.device)
+        if self.interrupted:
+            self.control.should_save = self.control.should_training_stop = True
         regular = args.save_steps and now % args.save_steps == 0
         final = last and (args.save_steps or args.metric_for_best_model)
         if self.control.should_save or regular or final:
@@ -350,8 +371,7 @@ class TrainingLoop:
             reason = (str(error).splitlines() or ["MemoryError"])[0]
         # After the handler: the frames of the error hold the tensors of the failed pack until then.
         self.model.zero_grad()
-        clear_device_cache(garbage_collection=True)
-        give_back_freed_memory()
+        free_memory()
         message = "step %d ran out of memory (%s): repeated in packs of at most %s, the same step"
         log.warning(message, self.state.global_step + 1, reason[:160], limit)
         return None
@@ -388,7 +408,9 @@ class TrainingLoop:
     def _validate(self, validate: Validate) -> None:
         """Log the numbers of a validation, and save a checkpoint if they are the best so far."""
         give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
-        numbers = {f"eval_{name}": value for name, value in validate(self.model).items()}
+        measured = validate(self.model).items()
+        # No validation is better than NaN: it would be the best one for good.
+        numbers = {f"eval_{name}": value for name, value in measured if math.isfinite(value)}
         if not numbers:  # memory ran out
             return
         self.log(numbers)
@@ -457,6 +479,8 @@ class TrainingLoop:
         self.state.loss, self.state.objective = self._mean_loss(), self.objective.state()
         if self.args.use_cpu:
             self.state.fast_matmul = torch.get_float32_matmul_precision() != "highest"
+        if accelerator.device.type == "mps":
+            self.state.mps_random = torch.mps.get_rng_state().tolist()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             weights = {name: weight.contiguous() for name, weight in self._trained().items()}
@@ -476,6 +500,8 @@ class TrainingLoop:
         self.objective.load_state(before.objective)
         if self.args.use_cpu and before.fast_matmul is not None:
             restore_matmul_choice(before.fast_matmul)
+        if self.accelerator.device.type == "mps" and before.mps_random:
+            torch.mps.set_rng_state(torch.tensor(before.mps_random, dtype=torch.uint8))
         for name, message in CHANGES.items():
             if (then := getattr(before, name)) != (here := getattr(now, name)):
                 log.warning(message, then, here)

@@ -229,7 +229,7 @@ def cosine(warmup: float, step: int, steps: int) -> float:
         step: the number of past updates.
         steps: all steps.
     """
-    rise = share_of(warmup, steps)
+    rise = share_of(warmup, steps) if steps > 1 else 0  # a rise of a single step would be 0
     if step < rise:
         return step / rise
     done = (step - rise) / max(1, steps - rise)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
-from accelerate.utils.memory import clear_device_cache
 
 from pt_app.core import console
 from pt_app.core.prompts import PromptEncoder
@@ -19,7 +18,7 @@ from pt_app.evidence.coding import coded, count_failures_as_wrong, headline
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.prior import Prior, entropy, surprise
 from pt_app.evidence.summary import agreement_metrics
-from pt_app.models.memory import is_out_of_memory
+from pt_app.models.memory import free_memory, is_out_of_memory
 from pt_app.models.packing import Example, StepCollator
 from pt_app.scoring.scorer import JudgeScorer, Scored
 from pt_app.training.loop import Model
@@ -172,7 +171,7 @@ class Validation:
                 # The other ranks of a sharded model wait within a layer.
                 if not is_out_of_memory(error) or self.sharded:
                     raise
-            clear_device_cache(garbage_collection=True)
+            free_memory()
             if budget <= max((len(row["input_ids"]) for row in encoded), default=0):
                 return None
             budget //= 2
