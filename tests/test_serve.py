@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import MAX_BODY
+from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
+from pt_app.models import adapters
 from pt_app.serving import batching
 from pt_app.serving.options import ServeOptions
+from pt_app.serving.questions import CONTEXT
 from pt_app.serving.server import PAGE, Server, serve
 from tests.conftest import ROOT, slow_case
 from tests.serving import Running
@@ -149,9 +153,7 @@ def test_other_questions_are_answered_uncalibrated(running: Running) -> None:
     assert own.probabilities == decided(running, OWN).answers[0].probabilities
 
 
-def test_other_questions_of_a_request_are_read_in_one_pass(
-    judge: Judge, running: Running
-) -> None:
+def test_other_questions_of_a_request_are_read_in_one_pass(judge: Judge, running: Running) -> None:
     passes = []
     hook = judge.model.register_forward_hook(lambda *_: passes.append(1))
     levels = {"type": "score", "name": "s", "levels": [{"label": "low"}, {"label": "high"}]}
@@ -165,6 +167,26 @@ def test_other_questions_of_a_request_are_read_in_one_pass(
         chance = getattr(alone, "probability", None) or alone.score
         same = getattr(together, "probability", None) or together.score
         assert same == pytest.approx(chance, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [{"max_seq_length": CONTEXT}, {"asked": Scale.from_name("1-4").with_grid("1-2")}],
+    ids=["as long", "same scale, with a grid"],
+)
+def test_another_question_is_answered_alike_however_the_judge_was_trained(
+    trained: dict[str, Any], judge: Judge, running: Running
+) -> None:
+    info = replace(judge.info, **trained)
+    encoder = adapters.encoder_of(info, judge.encoder.tokenizer)
+    options = [{"value": each} for each in "abcd"]
+    other: Any = {"type": "choice", "name": "c", "instructions": "Who?", "choices": options}
+    own = OWN | {"levels": [{"label": str(value)} for value in info.scale.values]}
+    with Running(Judge(judge.model, info, encoder)) as changed:
+        _, found = decided(changed, own, other).answers
+    chances = {each.value: each.probability for each in found.probabilities}
+    (answer,) = decided(running, other).answers
+    assert chances == pytest.approx({each.value: each.probability for each in answer.probabilities})
 
 
 def test_strict_refuses_other_questions(judge: Judge) -> None:
