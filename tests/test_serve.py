@@ -326,6 +326,22 @@ def test_too_many_waiting_rows_are_told_to_come_back(
     assert running.judged(ROW)
 
 
+def test_a_large_request_is_scored_in_the_same_batches_whatever_came_before(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, go = running.server.worker, held(monkeypatch)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(running.judged, ROW)]
+        wait_for(lambda: worker.waiting == 1)
+        waiting += [pool.submit(running.judged, ROW) for _ in range(2)]
+        wait_for(lambda: worker.waiting == 3)
+        go.set()
+        assert all(each.result() for each in waiting)
+    before = worker.batches
+    running.judged(*[ROW] * (batching.MAX_ROWS + 1))
+    assert worker.batches - before == 2
+
+
 def test_rows_of_a_client_that_disconnected_are_not_scored(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,9 +101,9 @@ class Worker:
         works = [await self._queue.get()]
         with suppress(TimeoutError):
             async with asyncio.timeout(GATHER):
-                while len(works) < self._company:
+                while len(works) < self._company and _has_room(works):
                     works.append(await self._queue.get())
-        while not self._queue.empty() and sum(len(work.rows) for work in works) < MAX_ROWS:
+        while not self._queue.empty() and _has_room(works):
             works.append(self._queue.get_nowait())
         self._company = len(works)
         return works
@@ -139,3 +139,7 @@ class Worker:
             own = judgements_of([rows[place] for place in places])
             judgements.update(zip(places, own, strict=True))
         return [judgements[place] for place in range(len(rows))]
+
+
+def _has_room(works: Sequence[Work]) -> bool:
+    return sum(len(work.rows) for work in works) < MAX_ROWS
