@@ -6,7 +6,7 @@ Each runs its own real training loop on the same rows in the same order, from th
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -178,6 +178,18 @@ class _Held(TrainerCallback):  # type: ignore[misc]
             self.ended = time.perf_counter()
 
 
+def draw_lora_b(model: Any) -> None:
+    """Draw the B matrices of an adapter with a seed, on the CPU.
+
+    They are zero in a new adapter: half of the gradients would be, too.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            drawn = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
+            parameter.data.copy_(drawn)
+
+
 def real_training(model: Any, workload: Workload, way: Way, steps: int, file: Path) -> Work:
     """A real training loop of `steps` optimizer steps, one a turn."""
     common: dict[str, Any] = {
@@ -201,10 +213,7 @@ def real_training(model: Any, workload: Workload, way: Way, steps: int, file: Pa
         torch.set_float32_matmul_precision(way.matmul)
         torch.manual_seed(0)
         judge = attach_lora(model, r=RANK, alpha=32, dropout=0.0, targets=TARGETS)
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in judge.named_parameters():
-            if "lora_B" in name:  # zero in a new adapter: half the gradients would be too
-                parameter.data.normal_(0.0, 0.02, generator=generator)
+        draw_lora_b(judge)
         trainer = way.make(judge, workload, way, common)
         callback = _Held(turns, judge, file)
         if hasattr(trainer, "add_callback"):
@@ -337,15 +346,16 @@ def _summary(
         "ratio_of_matmul": ratio("judge", "judge, slow matmul"),
         "ratio_vs_trl_slow_matmul": ratio("judge, slow matmul", "TRL, slow matmul"),
         "loss_difference": first_losses("judge", "TRL"),
-        "gradient_relative_difference": _difference(gradients, "judge", "TRL"),
+        "gradient_relative_difference": gradient_distance(gradients["judge"], gradients["TRL"])
+        if {"judge", "TRL"} <= gradients.keys()
+        else None,
         "peak_memory_ratio": memory("judge", "TRL", "TRL, padding-free"),
     }
 
 
-def _difference(gradients: dict[str, Any], one: str, other: str) -> float | None:
-    """The relative distance of all first gradients together."""
-    if one not in gradients or other not in gradients:
-        return None
-    apart = sum(float((gradients[one][n] - g).norm()) ** 2 for n, g in gradients[other].items())
-    whole = sum(float(g.norm()) ** 2 for g in gradients[other].values())
-    return math.sqrt(apart / whole)
+def gradient_distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Return the relative distance of all gradients together; infinite if their names differ."""
+    if one.keys() != other.keys():
+        return math.inf
+    distance = math.sqrt(sum(float((one[n] - g).norm()) ** 2 for n, g in other.items()))
+    return distance / math.sqrt(sum(float(g.norm()) ** 2 for g in other.values()))

@@ -55,12 +55,10 @@ class Workload:
         return sum(lengths) / len(lengths)
 
 
-def make_workload(
-    name: str, rows: int, scale: str, lengths: Lengths = USUAL, seed: int = 0
-) -> Workload:
+def make_workload(name: str, rows: int, scale: str, lengths: Lengths = USUAL) -> Workload:
     """Rows of the tiny base's tokenizer, whose words are random: `name` is a key of WORKLOADS."""
     tokenizer = load_tokenizer(resolve_model("tiny"))
-    rng = random.Random(seed)
+    rng = random.Random(0)
     pieces = [tokenizer.decode([i]) for i in range(300, 2000)]
     words = [piece for piece in pieces if piece[:1] == " " and piece.strip().isalpha()]
 

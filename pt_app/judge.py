@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -315,8 +315,9 @@ class Judge:
         questions = [example.question for example in examples if example.question]
         encoder = self.encoder.about(*questions)
         encoder.max_seq_length = max_seq_length or encoder.max_seq_length
-        asking = partial(JudgeScorer, self.model, encoder, tries=self.tries)
-        scorer = asking(progress=progress, shorten=shorten)
+        # A judge's one scale may equal that of another question, and have a grid, or cut lines.
+        tries = self.tries if self.info.questions else {}
+        scorer = JudgeScorer(self.model, encoder, tries=tries, progress=progress, shorten=shorten)
         scored = zip(examples, questions, scorer.score(examples), strict=True)
         return [self._answer(*each) for each in scored]
 

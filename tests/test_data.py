@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pt_app.core.dataset import JudgeData, read_card, read_dataset, read_rows, to_dataset
+from pt_app.core.dataset import JudgeData, read_dataset, to_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.records import Place, example_of
@@ -188,10 +188,8 @@ def test_hashes_are_of_the_files_and_a_changed_file_is_noted(folder: Folder) -> 
     assert "judge_train.json" in data.notes[0]
 
 
-def test_unlabelled_rows_are_read_where_they_are_asked_for(folder: Folder) -> None:
+def test_a_row_without_a_label_is_an_error(folder: Folder) -> None:
     folder.lines("test", [fields(3, label=None)])
-    path = folder.path / "judge_test.json"
-    assert read_rows(path, read_card(folder.path), "test", labelled=False)[0].label is None
     with pytest.raises(UserError, match=r"judge_test.json, line 1, field label"):
         folder.read()
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import MAX_BODY
+from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
+from pt_app.models import adapters
 from pt_app.serving import batching
 from pt_app.serving.options import ServeOptions
+from pt_app.serving.questions import CONTEXT
 from pt_app.serving.server import PAGE, Server, serve
 from tests.conftest import ROOT, slow_case
 from tests.serving import Running
@@ -165,6 +169,26 @@ def test_other_questions_of_a_request_are_read_in_one_pass(judge: Judge, running
         assert same == pytest.approx(chance, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [{"max_seq_length": CONTEXT}, {"asked": Scale.from_name("1-4").with_grid("1-2")}],
+    ids=["as long", "same scale, with a grid"],
+)
+def test_another_question_is_answered_alike_however_the_judge_was_trained(
+    trained: dict[str, Any], judge: Judge, running: Running
+) -> None:
+    info = replace(judge.info, **trained)
+    encoder = adapters.encoder_of(info, judge.encoder.tokenizer)
+    options = [{"value": each} for each in "abcd"]
+    other: Any = {"type": "choice", "name": "c", "instructions": "Who?", "choices": options}
+    own = OWN | {"levels": [{"label": str(value)} for value in info.scale.values]}
+    with Running(Judge(judge.model, info, encoder)) as changed:
+        _, found = decided(changed, own, other).answers
+    chances = {each.value: each.probability for each in found.probabilities}
+    (answer,) = decided(running, other).answers
+    assert chances == pytest.approx({each.value: each.probability for each in answer.probabilities})
+
+
 def test_strict_refuses_other_questions(judge: Judge) -> None:
     with Running(judge, strict=True) as running:
         with pytest.raises(UnprocessableEntityError, match="its own question alone"):
@@ -300,6 +324,22 @@ def test_too_many_waiting_rows_are_told_to_come_back(
         go.set()
         assert all(each.result() for each in waiting)
     assert running.judged(ROW)
+
+
+def test_a_large_request_is_scored_in_the_same_batches_whatever_came_before(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, go = running.server.worker, held(monkeypatch)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(running.judged, ROW)]
+        wait_for(lambda: worker.waiting == 1)
+        waiting += [pool.submit(running.judged, ROW) for _ in range(2)]
+        wait_for(lambda: worker.waiting == 3)
+        go.set()
+        assert all(each.result() for each in waiting)
+    before = worker.batches
+    running.judged(*[ROW] * (batching.MAX_ROWS + 1))
+    assert worker.batches - before == 2
 
 
 def test_rows_of_a_client_that_disconnected_are_not_scored(

@@ -1,7 +1,6 @@
 """Loss and gradients of the recipe on the GPU against the same run on the CPU, at a small shape."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.part import Part, ended, recipe_flags, start
+from benchmarks.train import gradient_distance
 
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 # name: flags, environment, against which run it is compared, and how far its gradients may be off
@@ -34,19 +34,11 @@ def launch(part: Part, name: str) -> tuple[Any, Path]:
     return start(script, folder / "log.txt", {**threads, **env}), folder
 
 
-def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the relative distance of all gradients together."""
-    if one.keys() != other.keys():
-        return math.inf
-    distance = math.sqrt(sum(float((one[n] - g).norm()) ** 2 for n, g in other.items()))
-    return distance / math.sqrt(sum(float(g.norm()) ** 2 for g in other.values()))
-
-
 def compared(folder: Path, reference: Path, tolerance: float) -> dict[str, Any]:
     """Return how far losses and gradients of two runs lie apart, and whether that is allowed."""
     one, other = (json.loads((f / "numbers.json").read_text()) for f in (folder, reference))
     grads, right = (torch.load(f / "gradients.pt", weights_only=True) for f in (folder, reference))
-    distance = apart(grads, right)
+    distance = gradient_distance(grads, right)
     losses = zip(one["losses"], other["losses"], strict=True)
     return {
         "device": one["device"],

@@ -9,6 +9,7 @@ import torch
 import transformers.trainer
 from transformers import TrainerCallback
 
+from benchmarks.train import draw_lora_b
 from pt_app.core.files import write_json_atomic
 from pt_app.training.loop import TrainingLoop
 
@@ -72,15 +73,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 **memory(),
             },
         )
-
-
-def draw_lora_b(model: Any) -> None:
-    """Draw the B matrices of an adapter with a seed, on the CPU."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            drawn = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
-            parameter.data.copy_(drawn)
 
 
 def memory() -> dict[str, int | str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
@@ -18,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.gpu.bases import workload
 from benchmarks.gpu.part import FULL, SMOKE, Sizes
 from benchmarks.gpu.watch import Watch
-from benchmarks.workloads import Workload
+from benchmarks.train import labelled
 from pt_app.core.files import write_json_atomic
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,19 +43,6 @@ def load(base: str, weights: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(base, **options)
 
 
-def labelled(rows: Workload) -> Dataset:
-    """Return rows whose answers alone are supervised, as in a judge's training."""
-    return Dataset.from_list(
-        [
-            {
-                "input_ids": row["input_ids"],
-                "labels": [-100] * row["prompt_length"] + row["input_ids"][row["prompt_length"] :],
-            }
-            for row in rows.encoded
-        ]
-    )
-
-
 def train(model: Any, base: str, weights: str, sizes: Sizes, out: Path, setting: str) -> Any:
     """Train one setting; give the base without its adapter."""
     config: dict[str, Any] = {"activation_checkpointing": False} | SETTINGS[setting]
@@ -77,7 +63,7 @@ def train(model: Any, base: str, weights: str, sizes: Sizes, out: Path, setting:
             max_length=None,
             **config,
         ),
-        train_dataset=labelled(workload(sizes)),
+        train_dataset=labelled(workload(sizes).encoded),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM"

@@ -233,13 +233,11 @@ def card_scale(card: DatasetCard, path: Path) -> Scale:
     return scale
 
 
-def read_rows(
-    path: Path, card: DatasetCard, split: str, labelled: bool = True
-) -> list[JudgeExample]:
+def read_rows(path: Path, card: DatasetCard, split: str) -> list[JudgeExample]:
     """Read one file of rows, a JSON list or JSON Lines, both shapes mixed at will.
 
-    `split` names rows that have no id: "train-17". `labelled=False` also takes rows of fields
-    without a label. Raises UserError at the first row that cannot be used, or if there is none.
+    `split` names rows that have no id: "train-17". Raises UserError at the first row that cannot
+    be used or has no label, or if there is none.
     """
     asked = card_asks(card, path.parent / "dataset.json")
     examples: list[JudgeExample] = []
@@ -250,7 +248,7 @@ def read_rows(
             examples += examples_of(value, place, card.state, asked, f"{split}-{place.row}")
             continue
         example = example_of(value, place, asked)
-        if example.label is None and labelled:
+        if example.label is None:
             raise place.error("label", "the row has none", "label it or leave it out")
         name = example.id or f"{split}-{place.row}"
         examples.append(example.model_copy(update={"id": name}))

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
+from pt_app.core.records import JudgeExample
 from pt_app.judge import Judge, Judgement
 from pt_app.serving.questions import ServedRow, judgements_of
 
@@ -100,9 +101,9 @@ class Worker:
         works = [await self._queue.get()]
         with suppress(TimeoutError):
             async with asyncio.timeout(GATHER):
-                while len(works) < self._company:
+                while len(works) < self._company and _has_room(works):
                     works.append(await self._queue.get())
-        while not self._queue.empty() and sum(len(work.rows) for work in works) < MAX_ROWS:
+        while not self._queue.empty() and _has_room(works):
             works.append(self._queue.get_nowait())
         self._company = len(works)
         return works
@@ -129,12 +130,16 @@ class Worker:
                 work.done.set_result(own)
 
     def _judged(self, rows: Sequence[ServedRow]) -> list[Judgement]:
-        """Score rows, those of one judge and limit together."""
+        """Score rows, those of one judge and kind together."""
         judgements: dict[int, Judgement] = {}
-        groups: dict[tuple[Judge, int], list[int]] = {}
+        groups: dict[tuple[Judge, bool], list[int]] = {}
         for place, row in enumerate(rows):
-            groups.setdefault((row.judge, row.limit), []).append(place)
+            groups.setdefault((row.judge, isinstance(row.row, JudgeExample)), []).append(place)
         for places in groups.values():
             own = judgements_of([rows[place] for place in places])
             judgements.update(zip(places, own, strict=True))
         return [judgements[place] for place in range(len(rows))]
+
+
+def _has_room(works: Sequence[Work]) -> bool:
+    return sum(len(work.rows) for work in works) < MAX_ROWS

@@ -23,6 +23,7 @@ from pt_app.core.questions import chosen
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.serving.decision_checkpoint import checkpoint_questions, write_checkpoint
+from pt_app.serving.engines import LLAMA_CPP, MLX, imported
 from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
 from pt_app.serving.parity import FILE, Parity, Reference, parity, refuse_questions
 
@@ -117,12 +118,10 @@ def _with_questions(info: AdapterInfo, to: Target, options: ExportOptions) -> Ad
 
 def _require_engine(to: Target) -> None:
     """Raise UserError where what the export is compared with is not installed."""
-    from pt_app.serving import engines
-
     if to == "mlx":
-        engines.imported("mlx_lm.utils", engines.MLX)
+        imported("mlx_lm.utils", MLX)
     elif to.startswith("gguf"):
-        engines.imported("xllamacpp", engines.LLAMA_CPP)
+        imported("xllamacpp", LLAMA_CPP)
 
 
 def _loaded(info: AdapterInfo, to: Target, options: ExportOptions) -> Any:

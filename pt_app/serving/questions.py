@@ -16,7 +16,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.core.prompt_templates import fill, scale_fields
 from pt_app.core.questions import Declared, Question
-from pt_app.core.records import JudgeExample, Place, one_line, unlabelled
+from pt_app.core.records import JudgeExample, Place, one_line
 from pt_app.core.state_rows import state_example
 from pt_app.core.verdicts import NAMED, Scale
 from pt_app.judge import Judge, Judgement
@@ -97,7 +97,7 @@ def row_of(question: WireQuestion, state: Json, judge: Judge, strict: bool = Fal
 
 
 def judgements_of(rows: Sequence[ServedRow]) -> Sequence[Judgement]:
-    """Judge rows of one judge that have one limit."""
+    """Judge rows of one judge: examples with a question, or rows of fields."""
     judge, limit = rows[0].judge, rows[0].limit
     if examples := [each.row for each in rows if isinstance(each.row, JudgeExample)]:
         return judge.answers(examples, shorten=False, max_seq_length=limit)
@@ -107,14 +107,10 @@ def judgements_of(rows: Sequence[ServedRow]) -> Sequence[Judgement]:
 def _zero_shot(question: WireQuestion, state: Json, judge: Judge) -> ServedRow:
     """Ask a judge with a scale a question that it was not trained on, on a scale of its own."""
     name = "pass_fail" if question.type == "bool" else f"1-{len(question.options)}"
-    scale, words = Scale.from_name(name), _prompt(question, state, name)
-    row: dict[str, object] = {"messages": [{"role": "user", "content": words}]}
-    try:
-        example = unlabelled(row, Place(Path("state"), 1, lines=False), scale)
-    except UserError as error:
-        raise RefusedError(str(error), 422, "state") from error
+    scale = Scale.from_name(name)
     declared = Declared(type="score", instructions=question.instructions, scale=name)
-    example = example.model_copy(update={"question": Question("asked", declared, scale)})
+    asked, prompt = Question("asked", declared, scale), _prompt(question, state, scale)
+    example = JudgeExample(prompt=prompt, question=asked, where="state")
     return ServedRow(judge, example, tuple(map(str, scale.values)), trained=False)
 
 
@@ -194,11 +190,11 @@ def _fields_of(state: Json) -> Mapping[str, object] | None:
     return state if isinstance(state, dict) else None
 
 
-def _prompt(question: WireQuestion, state: Json, scale: str) -> str:
+def _prompt(question: WireQuestion, state: Json, scale: Scale) -> str:
     numbered = question.type != "bool"
     lines = [
         f"{f'{number}. ' if numbered else ''}{name}{f': {about}' if about else ''}"
         for number, (name, about) in enumerate(question.options, 1)
     ]
-    answer = f'Answer with the line "{Scale.from_name(scale).form()}".'
+    answer = f'Answer with the line "{scale.form()}".'
     return "\n".join([text_of(state), "", question.instructions, *lines, answer])
