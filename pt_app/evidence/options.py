@@ -11,7 +11,7 @@ class EvidenceOptions:
 
     target_accuracy: float = flag("accuracy to reach by abstaining", 0.9, low=0.01, high=0.999)
     tolerance: float | None = flag(
-        "distance that counts as correct (a tenth of the scale; on short ones 0)", None
+        "distance that counts as correct (a tenth of the scale; on short ones 0)", None, low=0
     )
     missed_fail_costs: float = flag("cost of passing a FAIL", 1.0, low=0, name="missed_fail")
     false_alarm_costs: float = flag("cost of failing a PASS", 1.0, low=0, name="false_alarm")
