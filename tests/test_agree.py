@@ -354,6 +354,13 @@ def test_the_pages_are_made_anew_from_the_two_files(tmp_path: Path) -> None:
     assert "schema is not 2" in str(done.exception)
 
 
+def test_a_negative_tolerance_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path / "v.csv", rows_of())
+    done = run_judge("agree", str(file), "--label=human", "--verdict=said", "--tolerance=-1")
+    assert done.exit_code == 2
+    assert "--tolerance" in done.output
+
+
 def test_an_unlabelled_file_is_refused_where_it_is_read(tmp_path: Path) -> None:
     from pt_app.judge_data.verdict_files import Columns, read_verdicts
 

@@ -126,6 +126,16 @@ def test_a_slice_that_is_judged_worse_is_told_and_even_ones_are_not() -> None:
     assert alarms <= 10
 
 
+@pytest.mark.parametrize(("groups", "alarm"), [(5, False), (40, True)])
+@pytest.mark.parametrize("error", [0.5, -0.3])  # the mean of which is exact, and is rounded
+def test_an_error_that_is_the_same_in_all_groups_is_a_bias_if_these_are_many(
+    error: float, groups: int, alarm: bool
+) -> None:
+    check = mean_check(np.full(groups, error), Resampler(range(groups), 50))
+    assert corrected({"order": check})["order"].alarm is alarm
+    assert check.p == 0.5 ** (groups - 1)
+
+
 def test_slices_are_told_apart_by_every_character() -> None:
     found = slices(["a"] * 20 + ["a\0"] * 30, np.zeros(50), Resampler(range(50), 50))
     assert {name: one.distance.n for name, one in found.items()} == {"a": 20, "a\0": 30}

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pt_app.core.results import Check, Prediction
+from pt_app.core.results import Check, JudgeResults, Prediction
 from pt_app.core.verdicts import Scale
-from pt_app.evidence.calibration import with_temperature
+from pt_app.evidence.calibration import Fitted, with_temperature
 from pt_app.evidence.intervals import Resampler
-from pt_app.evidence.judge_numbers import EvidenceOptions, judge_numbers
+from pt_app.evidence.judge_numbers import EvidenceOptions, add_sources, judge_numbers
 
 FIVE = Scale.from_name("1-5")
 PAIR = Scale.from_name("pairwise")
@@ -57,6 +57,36 @@ def checks(rows: list[Prediction], scale: Scale, seed: int) -> dict[str, Check]:
     return judge_numbers(rows, sample, scale, EvidenceOptions(), None).checks
 
 
+def test_rows_that_name_no_system_are_of_none() -> None:
+    labels, groups = np.array([1.0, 2, 3, 2, 3, 1]), [1, 1, 1, 2, 2, 2]
+    numbers = JudgeResults()
+    add_sources(numbers, labels, labels, ["x", "y", None, "x", "y", None], groups)
+    assert numbers.within_source_pairs is not None
+    assert numbers.within_source_pairs.pairs == 6
+    assert numbers.systems is not None
+    assert numbers.systems.between_systems is not None
+    assert [one.system for one in numbers.systems.between_systems.systems] == ["x", "y"]
+
+
+@pytest.mark.parametrize(("costs", "on"), [((1, 1), "validation"), ((5, 1), None)])
+def test_a_threshold_that_fails_no_row_is_kept_at_the_costs_that_it_was_chosen_for(
+    costs: tuple[float, float], on: str | None
+) -> None:
+    scale, evidence = Scale.from_name("pass_fail"), EvidenceOptions(0.9, None, *costs)
+    rows = [
+        Prediction(label=label, verdict="PASS", probabilities=[0.6, 0.4], group=i)
+        for i, label in enumerate(["PASS"] * 30 + ["FAIL"] * 10)
+    ]
+    fitted = Fitted.on(rows, scale, 0.9)
+    assert fitted is not None
+    assert fitted.operating is None
+    on_these = [row.model_copy(update={"label": "FAIL"}) for row in rows]
+    best = judge_numbers(on_these, Resampler(range(40), 50), scale, evidence, fitted).operating
+    assert best is not None
+    assert best.chosen_on == on
+    assert (best.threshold is None) is (on is not None)
+
+
 def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:
     alarms = []
     for seed in range(100):
@@ -72,6 +102,7 @@ def test_a_judge_without_faults_raises_at_most_10_alarms_in_100_seeds() -> None:
         ("overconfidence", lambda seed: scored(seed, temperature=0.4)),
         ("overconfidence", lambda seed: scored(seed, temperature=3)),
         ("order", lambda seed: compared(seed, liking=0.3)),
+        ("order", lambda seed: compared(seed, liking=1)),
     ],
 )
 def test_a_known_fault_is_reported_as_such(name: str, rows: Any) -> None:

@@ -138,6 +138,28 @@ def test_rows_with_one_rater_say_nothing_of_agreement() -> None:
     assert people.agreement_of(rated([3], [None, 4], []), TEN) is None
 
 
+def test_an_annotators_second_verdict_on_a_row_does_not_count() -> None:
+    once = [[3, 4], [2, 2], [5, 3], [4, 4]]
+    twice = [*once[:-1], [4, 4, {"rater": "1", "verdict": 0}]]
+    alone = [{"rater": "1", "verdict": 3}, {"rater": "1", "verdict": 9}]
+    for rows in (rated(*twice), rated(*twice, alone)):
+        assert people.agreement_of(rows, TEN) == people.agreement_of(rated(*once), TEN)
+        assert people.ceiling(rows, TEN) == people.ceiling(rated(*once), TEN)
+
+
+def test_annotators_without_a_name_are_different_ones() -> None:
+    unnamed = [[{"verdict": a}, {"verdict": b}] for a, b in ((3, 4), (2, 2), (5, 3))]
+    named = rated([3, 4], [2, 2], [5, 3])
+    assert people.agreement_of(rated(*unnamed), TEN) == people.agreement_of(named, TEN)
+
+
+def test_intervals_of_few_rows_stay_within_the_bounds_of_agreement() -> None:
+    found = people.agreement_of(rated(*[[i, i] for i in range(8)], [0, 1], [3, 5]), TEN)
+    assert found is not None
+    for name in ("raw", "fleiss_kappa", "alpha_nominal", "alpha_interval"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"] <= 1
+
+
 def test_raters_of_equal_verdicts_agree_wholly_and_alpha_is_undefined_for_one_verdict() -> None:
     found = people.agreement_of(
         rated(["A", "A"], ["A", "A"], scale="pairwise"), Scale.from_name("pairwise")

@@ -218,6 +218,9 @@ def test_questions_that_make_up_another_are_combined_into_it() -> None:
     assert "combined - direct" in "\n".join(lines(found))
     with pytest.raises(UserError, match="20 validation rows have a label for quality: 30 are"):
         combine("quality", scale, part(0, 20), part(80, 160), guessed)
+    groups = ["one source"] * 160
+    with pytest.raises(UserError, match="label for quality are of one group"):
+        combine("quality", scale, part(0, 80), part(80, 160), guessed)
 
 
 def test_evaluations_of_folds_are_joined_question_by_question(tmp_path: Path) -> None:

@@ -182,17 +182,6 @@ class Scoring:
     order: Order = "both"
     reading: ReadingMode = "auto"
 
-    def judged(
-        self,
-        name: str,
-        id_: str,
-        model: PreTrainedModel,
-        validation: Sequence[JudgeExample] = (),
-    ) -> JudgeRows:
-        """Score the test rows with one judge that has one scale; else as `each` does."""
-        (rows,) = self.each(name, id_, model, validation).values()
-        return rows
-
     def each(
         self,
         name: str,

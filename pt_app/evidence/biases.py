@@ -34,12 +34,20 @@ def corrected(checks: dict[str, Check]) -> dict[str, Check]:
 
 
 def _check(metric: Metric, sample: Resampler) -> Check:
-    """Return a number that should be 0, with its p by Student's t over groups (None: undefined)."""
+    """Return a number that should be 0, with its p by Student's t over groups (None: undefined).
+
+    Where every group gives the same number, as of a judge that always prefers the first position,
+    t is infinite. The p is then that of the sign test: that all groups err to one side by chance.
+    """
     from scipy.special import stdtr
 
     p = None
-    if metric.value is not None and metric.error:
-        p = 2 * float(stdtr(sample.groups - 1, -abs(metric.value) / metric.error))
+    if metric.value and metric.error is not None:
+        size = abs(metric.value)
+        if metric.error > 1e-12 * size:  # else the spread is that of rounding
+            p = 2 * float(stdtr(sample.groups - 1, -size / metric.error))
+        else:
+            p = 0.5 ** (min(sample.groups, metric.n) - 1)
     return metric.extended(Check, p=p)
 
 

@@ -67,12 +67,15 @@ def combine(
         direct: the judge's own verdicts on the test rows.
 
     Raises:
-        UserError: for too few rows.
+        UserError: for too few rows, and validation rows of one group.
     """
     for name, (rows, _) in (("validation", validation), ("test", test)):
         if len(rows.rows) < MIN_ROWS:
             problem = f"{len(rows.rows)} {name} rows have a label for {question}"
             raise UserError(f"{problem}: {MIN_ROWS} are needed; label more")
+    if len(set(validation[0].groups)) < 2:
+        problem = f"all validation rows that have a label for {question} are of one group"
+        raise UserError(f"{problem}: the fit needs two or more; split the data again")
     places = [(name, answer) for name, of in validation[1][0].items() for answer in of]
     features, at = (_features(places, distributions) for _, distributions in (validation, test))
     fitted = Regression.fit(validation[0], features, scale)

@@ -155,7 +155,9 @@ def _add_pass_fail(numbers: JudgeResults, fail: FloatArray, judged: _Judged) -> 
     costs = evidence.missed_fail_costs, evidence.false_alarm_costs
     areas = pass_fail.areas(fail, labels, judged.sample.among(known))
     numbers.roc_auc, numbers.pr_auc = areas["roc_auc"], areas["pr_auc"]
-    if fitted is None or fitted.operating is None:
+    # The threshold from validation rows (None: fail no row) is the cheapest at equal costs only.
+    usable = fitted is not None and "operating" in fitted.model_fields_set
+    if fitted is None or not usable or costs[0] != costs[1]:
         numbers.operating = pass_fail.operating_threshold(fail, labels, *costs)
     else:
         numbers.operating = pass_fail.cost_at(fail, labels, fitted.operating, *costs)
@@ -218,11 +220,11 @@ def add_sources(
     systems: Sequence[Verdict | None],
     groups: Sequence[Hashable],
 ) -> None:
-    """Add the pairwise accuracy within sources and, if rows name systems, their statistics."""
-    sample = Resampler(groups)
-    numbers.within_source_pairs = pairwise_accuracy(labels, scores, sample)
-    if any(systems):
-        names = [str(system) for system in systems]
-        within_source, within_system = groupings(labels, scores, names, sample)
+    """Add the pairwise accuracy within sources and, of the rows that name a system, theirs."""
+    numbers.within_source_pairs = pairwise_accuracy(labels, scores, Resampler(groups))
+    if kept := [i for i, system in enumerate(systems) if system]:
+        names, groups = [str(systems[i]) for i in kept], [groups[i] for i in kept]
+        labels, scores = labels[kept], scores[kept]
+        within_source, within_system = groupings(labels, scores, names, Resampler(groups))
         numbers.systems = Systems(within_source=within_source, within_system=within_system)
         numbers.systems.between_systems = soft_pairwise_accuracy(labels, scores, names, groups)

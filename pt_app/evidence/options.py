@@ -14,6 +14,7 @@ class EvidenceOptions:
         "distance to the label that counts as correct; default: a tenth of the scale, and 0 on "
         "scales of up to five verdicts",
         None,
+        low=0,
     )
     missed_fail_costs: float = flag("cost of passing a FAIL", 1.0, low=0, name="missed_fail")
     false_alarm_costs: float = flag("cost of failing a PASS", 1.0, low=0, name="false_alarm")

@@ -14,8 +14,8 @@ import numpy as np
 from pt_app.core import results
 from pt_app.core.formatting import ANNOTATORS, interval, number
 from pt_app.core.metrics import FloatArray, IntArray
-from pt_app.core.records import Annotation, JudgeExample
-from pt_app.core.verdicts import Scale
+from pt_app.core.records import JudgeExample
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.coding import agreement_of_sums, numbers_of, positions
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.ranks import mean_of_defined, weighted_pearson
@@ -37,27 +37,35 @@ class Ratings:
     groups: tuple[Hashable, ...]
 
 
-def _rated_twice(rows: Sequence[Rated]) -> list[tuple[Hashable, Sequence[Annotation]]]:
-    """Return group and labels of the rows that have two labels or more."""
-    rated = [(row.group, row.annotators or []) for row in rows]
-    return [(group, labels) for group, labels in rated if len(labels) > 1]
+def _verdicts(row: Rated) -> dict[str, Verdict]:
+    """Return the verdict of each annotator of a row; of several by one of them, the first.
+
+    Annotators without a name are different ones, and go by their place.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for place, label in enumerate(row.annotators or (), start=1):
+        verdicts.setdefault(label.rater or str(place), label.verdict)
+    return verdicts
+
+
+def _rated_twice(rows: Sequence[Rated]) -> list[tuple[Hashable, dict[str, Verdict]]]:
+    """Return group and verdicts of the rows that two annotators or more have labelled."""
+    rated = [(row.group, _verdicts(row)) for row in rows]
+    return [(group, verdicts) for group, verdicts in rated if len(verdicts) > 1]
 
 
 def ratings_of(rows: Sequence[Rated], scale: Scale) -> Ratings:
-    """Lay out the annotators' verdicts as a table, without the rows that have fewer than two.
-
-    A rater's second verdict on a row does not count.
-    """
+    """Lay out the annotators' verdicts as a table, without the rows that have fewer than two."""
     rated = _rated_twice(rows)
-    names = {label.rater for _, labels in rated for label in labels}
+    names = {rater for _, verdicts in rated for rater in verdicts}
     raters = sorted(names, key=lambda name: (float(name) if name.isdigit() else math.inf, name))
     column = {rater: i for i, rater in enumerate(raters)}
     numbers = numbers_of(scale)
     values = np.full((len(rated), len(raters)), np.nan)
-    for i, (_, labels) in enumerate(rated):
-        for label in reversed(labels):
-            place = scale.values.index(label.verdict) if numbers is None else label.verdict
-            values[i, column[label.rater]] = float(place)
+    for i, (_, verdicts) in enumerate(rated):
+        for rater, verdict in verdicts.items():
+            place = scale.values.index(verdict) if numbers is None else verdict
+            values[i, column[rater]] = float(place)
     return Ratings(tuple(raters), values, tuple(group for group, _ in rated))
 
 
@@ -108,8 +116,8 @@ def ceiling(rows: Sequence[Rated], scale: Scale) -> results.Ceiling | None:
     """
     numbers, rated = numbers_of(scale), _rated_twice(rows)
     own, others, weights, groups = list[int](), list[int](), list[float](), list[Hashable]()
-    for group, labels in rated:
-        places = positions([label.verdict for label in labels], scale, "an annotator's verdict")
+    for group, verdicts in rated:
+        places = positions([*verdicts.values()], scale, "an annotator's verdict")
         for i, place in enumerate(places.tolist()):
             opposite = _consensus(np.delete(places, i), numbers)
             own += [place] * len(opposite)
@@ -161,12 +169,11 @@ def distance_to_shares(
 
 def _shares(row: results.Prediction, scale: Scale) -> list[float]:
     """Return the share of each verdict [K] among a row's labels; NaN for fewer than two."""
-    labels = row.annotators or []
     if row.shares:
         return list(row.shares)
-    if len(labels) < 2:
+    given = [*_verdicts(row).values()]
+    if len(given) < 2:
         return [np.nan] * len(scale.values)
-    given = [label.verdict for label in labels]
     return [given.count(value) / len(given) for value in scale.values]
 
 
@@ -301,7 +308,7 @@ def one_against_rest(ratings: Ratings) -> results.OneVersusRest:
         own, others = values[unit, rater][None], rest[unit, rater][None]
         pooled = weighted_pearson(own, others, weights[:, unit])
         # A rater with a constant verdict has no correlation.
-        return {"mean": mean_of_defined(by_column(weights)), "pooled": pooled}
+        return {"pearson": mean_of_defined(by_column(weights)), "pooled": pooled}
 
     alone = by_column(np.ones((1, len(values))))[:, 0].tolist()
     by_rater = [
@@ -310,6 +317,7 @@ def one_against_rest(ratings: Ratings) -> results.OneVersusRest:
         if len(ratings.raters) <= MAX_RATERS
     ]
     metrics = Resampler(ratings.groups).estimate(numbers, len(unit), values.size)
+    metrics["mean"] = metrics.pop("pearson")
     metrics["mean"].n = int(np.isfinite(alone).sum())
     return results.OneVersusRest.model_validate({"by_rater": by_rater, **_without_reasons(metrics)})
 

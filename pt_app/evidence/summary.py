@@ -176,9 +176,10 @@ def _by_error(
     sample: Resampler, apart: FloatArray, scale: Scale, errors: Sequence[Sequence[str]]
 ) -> Metrics:
     """Return the mean distance (nominal: accuracy) over the rows with each kind of error."""
-    scores = 1 - apart if coding.numbers_of(scale) is None else apart
+    nominal = coding.numbers_of(scale) is None
+    scores, name = (1 - apart, "share") if nominal else (apart, "mean")
     kinds = [set(row) or {"none"} for row in errors]
     return {
-        kind: sample.mean(np.where([kind in row for row in kinds], scores, np.nan))
+        kind: sample.mean(np.where([kind in row for row in kinds], scores, np.nan), name)
         for kind in sorted(set().union(*kinds))
     }

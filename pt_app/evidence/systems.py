@@ -40,7 +40,7 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
     def accuracy(tie: float) -> Metric:
         order = np.where(np.abs(apart) <= tie, 0, np.sign(apart))
         right = np.bincount(groups, (order == truth) * share, minlength=sample.groups)
-        return _mean_of_groups(np.where(pairs > 0, right, np.nan), sample, n)
+        return _mean_of_groups(np.where(pairs > 0, right, np.nan), sample, n, "share")
 
     return SourcePairs(
         accuracy=accuracy(threshold or 0.0),
@@ -51,9 +51,9 @@ def pairwise_accuracy(labels: FloatArray, scores: FloatArray, sample: Resampler)
     )
 
 
-def _mean_of_groups(values: FloatArray, sample: Resampler, n: int) -> Metric:
-    """Return the mean over the groups [groups] whose value is not NaN."""
-    return sample.estimate_group_sums(with_counts(values), ratio("mean"), n)["mean"]
+def _mean_of_groups(values: FloatArray, sample: Resampler, n: int, name: str) -> Metric:
+    """Return the mean over the groups [groups] whose value is not NaN; `name` has its bounds."""
+    return sample.estimate_group_sums(with_counts(values), ratio(name), n)[name]
 
 
 def _pairs(sample: Resampler) -> tuple[IntArray, IntArray]:
@@ -79,8 +79,7 @@ def _best_threshold(size: FloatArray, right: Flags, tied: Flags, share: FloatArr
     gain = (share * (tied.astype(np.float64) - right))[order].cumsum()
     ends = np.flatnonzero(np.append(np.diff(size[order]) > 0, True))
     best = ends[gain[ends].argmax()]
-    exact = gain[ends[0]] if size[order[0]] == 0 else 0.0
-    return float(size[order[best]]) if gain[best] > exact else 0.0
+    return float(size[order[best]]) if gain[best] > 0 else 0.0
 
 
 def groupings(
@@ -102,11 +101,11 @@ def groupings(
 
     def by_system(weights: FloatArray) -> dict[str, FloatArray]:
         parts = (weighted_pearson(labels[m][None], scores[m][None], weights[:, m]) for m in members)
-        return {"mean": mean_of_defined(np.stack(list(parts)))}
+        return {"pearson": mean_of_defined(np.stack(list(parts)))}
 
     return (
-        _mean_of_groups(by_source, sample, int(np.isfinite(by_source).sum())),
-        sample.estimate(by_system, len(members))["mean"],
+        _mean_of_groups(by_source, sample, int(np.isfinite(by_source).sum()), "pearson"),
+        sample.estimate(by_system, len(members))["pearson"],
     )
 
 
