@@ -202,6 +202,7 @@ def test_words_that_yaml_takes_for_other_than_texts_stay_texts(
         ({"map": ("ticket=Ticket text",)}, r"labels.csv has no column reply; its columns are"),
         ({"map": (*MAP, "tone=ana")}, "no such field or question: use ticket, reply"),
         ({"map": ("ticket=Ticket text,reply=Repyl",)}, "no column Repyl"),
+        ({"map": (*MAP, "reply=ana")}, "--map says reply is '.*' and 'ana': join columns"),
         ({"map": (*MAP, "polite=stars")}, "labels.polite: '1' is not allowed: allowed are true"),
         ({"scale": "0-10"}, "--scale does not go with --questions"),
         ({"mqm_weights": "core"}, "--mqm_weights does not go with --questions"),

@@ -99,10 +99,12 @@ def import_labels(
     read = [*files, *([str(options.rubric)] if options.rubric else [])]
     refuse_overwrite([out / name for name in FILES], read)
     fmt = formats.get(options.format) if options.format else None
+    _refuse_unread(fmt, options)
     tables = [(fmt or formats.CHAT).open(file, options.reading) for file in files]
     if not (fmt or options.map):
         options = replace(options, map=_same_names(tables))
         fmt = None if options.map else _own_shape(tables)
+        _refuse_unread(fmt, options)
     adding = append and (out / "dataset.json").exists()
     job = _job(fmt, options, read_card(out).scale if adding else "")
     for table in tables:
@@ -129,6 +131,16 @@ def import_labels(
     notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]
     notes.append(f"task {job.scale.task}, scale {job.scale.name}, template {card['template']}")
     return [*notes, *tally.lines(), *folder.lines()]
+
+
+def _refuse_unread(fmt: Format | None, options: ImportOptions) -> None:
+    """Raise UserError for a flag that would have no effect on rows of this format."""
+    if fmt and (unread := next((name for name in ("map", "labels") if getattr(options, name)), "")):
+        problem = f"does not go with the format {fmt.name}, which says itself what its rows hold"
+        raise UserError(f"--{unread} {problem}: leave it out, or say both with --map and --labels")
+    weighted = fmt is not None and fmt.scale == formats.BY_WEIGHTS
+    if not weighted and options.mqm_weights != ImportOptions().mqm_weights:
+        raise UserError("--mqm_weights goes with --format wmt-mqm alone: leave it out")
 
 
 def _same_names(tables: Sequence[Table]) -> tuple[str, ...]:

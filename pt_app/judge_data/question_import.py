@@ -88,8 +88,8 @@ def import_questions(
 def _refuse_others(options: ImportOptions) -> None:
     """Raise UserError for flags that the questions, which say what is read, leave no place for."""
     asked = "--questions" if options.questions else f"--format {options.format}"
-    other = "format" if options.questions else "map"
-    for name in (other, "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
+    others = ("format",) if options.questions else ("map", "labels")
+    for name in (*others, "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
         if getattr(options, name) != getattr(ImportOptions(), name):
             remedy = "leave it out"
             if options.questions:
@@ -199,7 +199,7 @@ class StateMap:
         """
         known = [*state, *asked, "id", "group", "rater", *META]
         columns: dict[str, Sequence[str]] = {}
-        for target, written in pairs(",".join(map), "--map"):
+        for target, written in pairs(",".join(map), "--map").items():
             if target not in known and not target.startswith("meta."):
                 use = f"use {', '.join(known)} or meta.NAME"
                 raise UserError(f"--map {target}={written}: no such field or question: {use}")
@@ -234,7 +234,7 @@ def _rows(
 ) -> Iterator[tuple[Place, Row]]:
     """Yield the rows of a file as rows of a dataset."""
     wanted = wanted_values(options.only, table)
-    meant = {key_of(key): value for key, value in pairs(options.labels, "--labels")}
+    meant = pairs(options.labels, "--labels")
     for place, value in table.rows():
         if reason := unwanted(value, wanted):
             tally.dropped.add(reason)
