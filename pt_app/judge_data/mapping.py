@@ -129,22 +129,11 @@ class ColumnMap:
         meta = {name: cell for name, cell in meta.items() if cell not in (None, "")}
         return row | ({"meta": meta} if meta else {})
 
-    def _cells(self, target: str, value: Row, place: Place) -> list[object]:
-        """Return the cells of a field that hold something; raise RowError for binary data."""
-        names = self.columns.get(target, ())
-        cells = [find(value, name) for name in names]
-        for name, cell in zip(names, cells, strict=True):
-            refuse_bytes(cell, place, name)
-        # NaN, which differs from itself, is what pandas leaves where nothing was written.
-        return [cell for cell in cells if cell is not None and cell == cell]
-
     def _one(self, target: str, value: Row, place: Place) -> object:
-        """Return the cell of a field; those of several columns are joined as texts."""
-        cells = self._cells(target, value, place)
-        return cells[0] if len(cells) == 1 else ("\n\n".join(map(_as_text, cells)) or None)
+        return cell_of(self.columns.get(target, ()), value, place)
 
     def _text(self, target: str, value: Row, place: Place) -> str | None:
-        cells = self._cells(target, value, place)
+        cells = _cells(self.columns.get(target, ()), value, place)
         for cell in cells:
             if isinstance(cell, bool):  # YAML and pandas read the text "True" as a truth value
                 raise place.error(target, f"{cell} is not text", "write it in quotes")
@@ -155,6 +144,28 @@ class ColumnMap:
                     remedy += f", or both of a pair, candidate_a={name}.0,candidate_b={name}.1"
                 raise place.error(target, f"it is a list of {len(cell)}", remedy)
         return "\n\n".join(filter(None, map(_as_text, cells))) if cells else None
+
+
+def cell_of(names: Sequence[str], value: Row, place: Place) -> object:
+    """Return the cell of a field; those of several columns are joined as texts.
+
+    Returns:
+        The cell; None where nothing was written.
+
+    Raises:
+        RowError: A cell holds binary data.
+    """
+    cells = _cells(names, value, place)
+    return cells[0] if len(cells) == 1 else ("\n\n".join(map(_as_text, cells)) or None)
+
+
+def _cells(names: Sequence[str], value: Row, place: Place) -> list[object]:
+    """Return the cells of columns that hold something; raise RowError for binary data."""
+    cells = [find(value, name) for name in names]
+    for name, cell in zip(names, cells, strict=True):
+        refuse_bytes(cell, place, name)
+    # NaN, which differs from itself, is what pandas leaves where nothing was written.
+    return [cell for cell in cells if cell is not None and cell == cell]
 
 
 class Vote(NamedTuple):

@@ -33,6 +33,7 @@ from pt_app.judge_data.mapping import (
     META,
     Vote,
     by_id,
+    cell_of,
     named,
     one_each,
     pairs,
@@ -217,15 +218,18 @@ class StateMap:
         return StateMap(columns, state)
 
     def fields(self, place: Place, value: Row) -> Row:
-        """Return a row of the file as a row of a dataset, without labels."""
+        """Return a row of the file as a row of a dataset, without labels.
+
+        Raises:
+            RowError: A cell holds binary data.
+        """
         row: Row = {}
         for target, own in self.columns.items():
-            texts = [cell for name in own if (cell := find(value, name)) is not None]
-            cell = "\n".join(map(str, texts)) if len(texts) > 1 else next(iter(texts), None)
             if target in self.state or target in ("id", "group", "rater"):
-                row[target] = cell
+                row[target] = cell_of(own, value, place)
             elif target in META or target.startswith("meta."):
-                row.setdefault("meta", {})[target.removeprefix("meta.")] = cell
+                name = target.removeprefix("meta.")
+                row.setdefault("meta", {})[name] = cell_of(own, value, place)
         return row
 
 
@@ -245,7 +249,12 @@ def _rows(
             cells = {column: find(value, column) for column in columns.columns.get(name, ())}
             label = _label({n: meant.get(key_of(cell), cell) for n, cell in cells.items()})
             labels |= {} if label is None else {name: label}
-        yield place, {**columns.fields(place, value), "labels": labels}
+        try:
+            fields = columns.fields(place, value)
+        except RowError as error:
+            tally.refuse(error)
+            continue
+        yield place, {**fields, "labels": labels}
 
 
 def _label(cells: Row) -> object:
