@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +323,22 @@ def test_a_hub_dataset_without_a_network_is_refused_in_a_line(
     said = refusal("nobody/labels-v1.1")
     assert "Couldn't reach the hub (offline mode)" in said
     assert "download its Parquet file" in said
+
+
+def test_a_hub_dataset_whose_stream_breaks_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    class Stream:
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            yield {"a": "x"}
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Stream())
+    table = open_table("somebody/labels")
+    with pytest.raises(UserError, match=r"reset by peer.*download its Parquet file"):
+        cells(table)
 
 
 def test_a_hub_dataset_streams_the_split_and_configuration_asked_for(

@@ -14,7 +14,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.folder import FILES, build_folder
+from pt_app.judge_data.folder import FILES, TEMPLATE, build_folder
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, unwanted, wanted_values
@@ -23,7 +23,6 @@ from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row
 from pt_app.judge_data.splitting import group_of
 
-TEMPLATE = "template"
 BAR_AFTER = 2  # seconds of an import: a shorter one shows no bar
 # Columns by which rows of the shapes in docs/DATA.md are recognised.
 _OWN_SHAPES = ({"messages"}, {"input", "output"}, {"candidate", "label"}, {"candidates", "label"})
@@ -70,6 +69,14 @@ class Tally:
             hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
             raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
         self.dropped.add(f"{error.field or 'the row'} cannot be used", str(error), rows)
+
+    def about(self, files: Sequence[str], format: str, options: ImportOptions) -> Row:
+        """Return what dataset.json says of the import of these files."""
+        about = Row(files=list(files), format=format, map=list(options.map), labels=options.labels)
+        about |= {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped.counts)}
+        if self.answers.counts:
+            about["answers_left_out"] = dict(self.answers.counts)
+        return about
 
     def lines(self) -> list[str]:
         """Describe the counts, the most frequent reasons first."""
@@ -268,11 +275,6 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     # The files of a custom template are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
     rubric = read_text(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
-    imported = Row(files=names, format=fmt.name if fmt else "", map=list(options.map))
-    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
-    imported["dropped"] = dict(tally.dropped.counts)
-    if tally.answers.counts:
-        imported["answers_left_out"] = dict(tally.answers.counts)
     card: Row = {
         "task": job.scale.task,
         "scale": job.scale.name,
@@ -281,7 +283,7 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
         "origin": options.origin or (fmt and fmt.origin) or f"imported: {', '.join(names)}",
         "licence": options.licence or (fmt and fmt.licence) or "not stated",
         "label_rule": rule(job.scale, options.reduce),
-        "imports": [imported],
+        "imports": [tally.about(names, fmt.name if fmt else "", options)],
     }
     card_scale(DatasetCard.model_validate(card), out / "dataset.json")
     return card

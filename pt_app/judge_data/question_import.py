@@ -75,14 +75,11 @@ def import_questions(
     names, examples = converted(tables, card, options, tally)
     if not examples:
         raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
-    about = {"origin": options.origin or f"imported: {', '.join(t.name for t in tables)}"}
+    read = [table.name for table in tables]
+    about = {"origin": options.origin or f"imported: {', '.join(read)}"}
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
-    imported = Row(files=[t.name for t in tables], format=options.format, map=list(options.map))
-    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
-    imported["dropped"] = dict(tally.dropped.counts)
-    if tally.answers.counts:
-        imported["answers_left_out"] = dict(tally.answers.counts)
-    folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
+    about |= {"imports": [tally.about(read, options.format, options)]}
+    folder = build_folder(out, examples, card | about, plan, append)
     return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
 
 

@@ -458,16 +458,23 @@ def _hub_table(source: str, reading: Reading) -> Table:
     import datasets
 
     split, (name, _, config) = reading.hub_split, source.partition("::")
-    try:
+
+    @contextmanager
+    def reached() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the client of the Hub raises errors of every kind
+            problem = f"a Hub dataset with rows that can be read ({one_line(str(error))[:200]})"
+            remedy = "correct the name or --hub_split, or download its Parquet file and import that"
+            raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
+
+    with reached():
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
         first = next(iter(stream))
-    except Exception as error:  # the client of the Hub raises errors of every kind
-        problem = f"a Hub dataset with rows that can be read ({one_line(str(error))[:200]})"
-        remedy = "correct the name or --hub_split, or download its Parquet file and import that"
-        raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
 
     def rows() -> Rows:
-        for number, value in enumerate(stream, start=1):
-            yield Place(Path(name), number, lines=False), _decoded(value)
+        with reached():  # the network may fail at any row
+            for number, value in enumerate(stream, start=1):
+                yield Place(Path(name), number, lines=False), _decoded(value)
 
     return Table(name, tuple(first), rows, (f"Hub dataset, split {split}",))
