@@ -217,7 +217,7 @@ def _questions(file: Path, options: DistilOptions, scale: Scale, rubric: str) ->
     columns.check(table.columns, table.name)
     pair = scale.task == "pairwise"
     wanted = "candidates" if pair else "candidate"
-    unwritten = {wanted: ("", "") if pair else ""} if options.write else {}
+    unwritten: Row = {wanted: ("", "") if pair else ""} if options.write else {}
     shown_rubric = fill(rubric, scale_fields(scale))
     questions = []
     for place, value in table.rows():
