@@ -23,6 +23,7 @@ from pt_app.models.endpoint import client
 from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.options import RequestOptions
 from tests.conftest import ROOT
+from tests.rows import write_rows
 from tests.teacher_server import CUT, Answer, Body, TeacherServer, failure, reply
 
 KEY = "sk-secret-of-the-tests"
@@ -408,14 +409,27 @@ def test_a_budget_lets_one_request_through_that_is_larger_than_all_of_it() -> No
         ({"concurrency": 0}, "--concurrency 0: must be a number at least 1"),
         ({"map": ["source=nowhere"]}, "has no column nowhere"),
         ({"task": "pairwise"}, "field candidates: the row has none"),
+        ({"task": "pairwise", "cells": {"candidates": ["a"]}}, "line 1, field candidates"),
+        ({"task": "pairwise", "cells": {"candidates": "ab"}}, "line 1, field candidates"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_asked(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
+    cells = options.pop("cells", {})
     with (
         TeacherServer(lambda body, n: reply(GOOD)) as server,
         pytest.raises(UserError, match=message),
     ):
-        run(rows(tmp_path, 3), server, **options)
+        run(rows(tmp_path, 3, **cells), server, **options)
+    assert server.requests == []
+
+
+def test_a_folder_of_another_command_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    write_rows(tmp_path / "out")
+    with (
+        TeacherServer(lambda body, n: reply(GOOD)) as server,
+        pytest.raises(UserError, match="out is there and comes from another command"),
+    ):
+        run(rows(tmp_path, 3), server)
     assert server.requests == []

@@ -152,6 +152,16 @@ def test_a_text_of_a_format_that_is_a_number_is_refused_or_dropped(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["demetr", "pandalm"])
+def test_a_row_that_lacks_a_column_of_a_format_is_refused(name: str, tmp_path: Path) -> None:
+    columns = get(name).columns
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([dict.fromkeys(columns), dict.fromkeys(columns[:-1])]))
+    problem = f"row 2, field {columns[-1]}: the row has none: correct it, or leave such rows out"
+    with pytest.raises(UserError, match=problem):
+        import_labels([str(path)], tmp_path / "d", ImportOptions(format=name), SplitPlan())
+
+
 def test_demetr_becomes_pairs_of_a_translation_and_its_perturbation(tmp_path: Path) -> None:
     files = sorted(real("demetr").glob("*.json"))
     rows, output = imported(tmp_path / "d", files, "--format", "demetr")

@@ -209,7 +209,8 @@ def test_mlqe_pes_raters_correlate_as_published(part: str, mean: float, pooled: 
     known = get("mlqe-pe")
     table = open_table(f"{path}::{known.member}", known.reading)
     scale = Scale.from_name(known.scale)
-    rows = [one.row for one in known.convert(table.rows(), scale, FormatOptions()) if one.row]
+    made = known.convert(table.rows(), scale, FormatOptions(), lambda e: pytest.fail(str(e)))
+    rows = [one.row for one in made if one.row]
     found = people.agreement_of(rated(*[row["annotators"] for row in rows], scale="0-100"), scale)
     assert found is not None
     assert found["units"] == 1000

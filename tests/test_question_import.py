@@ -2,11 +2,14 @@
 
 import csv
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pt_app.core.dataset import read_dataset
@@ -202,6 +205,7 @@ def test_words_that_yaml_takes_for_other_than_texts_stay_texts(
         ({"map": ("ticket=Ticket text",)}, r"labels.csv has no column reply; its columns are"),
         ({"map": (*MAP, "tone=ana")}, "no such field or question: use ticket, reply"),
         ({"map": ("ticket=Ticket text,reply=Repyl",)}, "no column Repyl"),
+        ({"map": (*MAP, "reply=ana")}, "--map says reply is '.*' and 'ana': join columns"),
         ({"map": (*MAP, "polite=stars")}, "labels.polite: '1' is not allowed: allowed are true"),
         ({"scale": "0-10"}, "--scale does not go with --questions"),
         ({"mqm_weights": "core"}, "--mqm_weights does not go with --questions"),
@@ -214,6 +218,19 @@ def test_what_cannot_be_imported_is_refused_in_a_line(
         imported(written, tmp_path / "out", **options)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_cells_of_parquet_that_hold_nothing_or_no_text_are_told_apart(
+    written: tuple[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"ticket": f"ticket {i} of cup {i}", "reply": f"reply {i}"} for i in range(60)]
+    more = {"more": b"\xff", "time": math.nan, "polite": True}
+    path = str(tmp_path / "labels.parquet")
+    pq.write_table(pa.Table.from_pylist([row | more for row in rows]), path)
+    said = imported((path, written[1]), tmp_path / "out", map=())
+    assert "read 60 rows: kept 60, dropped 0" in said
+    with pytest.raises(UserError, match="field more: it holds 1 bytes that are not UTF-8"):
+        imported((path, written[1]), tmp_path / "joined", map=("reply=reply+more",))
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,28 @@ def test_what_cannot_be_read_back_is_refused_and_nothing_kept(
     assert not (folder / "dataset.json").exists()
 
 
+def test_a_row_with_two_verdicts_is_refused(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "again.csv"
+    write_blind(folder, 5, file)
+    with open(filled(file, lambda row: 3), "a", encoding="utf-8", newline="") as written:
+        name = file.read_text("utf-8-sig").splitlines()[1].partition(",")[0]
+        written.write(f"{name},,,,8,\r\n")
+    with pytest.raises(UserError, match=f"line 7.* 8, but an earlier line of row {name} says 3"):
+        read_back(folder, file)
+
+
+def test_a_row_that_lacks_a_column_is_one_that_is_not_filled_in(
+    folder: Path, tmp_path: Path
+) -> None:
+    first, second, *_ = labels_of(folder)
+    file = tmp_path / "again.jsonl"
+    file.write_text(f'{{"row": "{first}", "verdict": 3}}\n{{"row": "{second}"}}\n')
+    assert "1 rows labelled again, 1 left empty" in read_back(folder, file)
+    file.write_text(f'{{"row": "{first}", "verdict": 3}}\n{{"verdict": 3}}\n')
+    with pytest.raises(UserError, match="line 2, field row: 'None' is no row"):
+        read_back(folder, file)
+
+
 def test_a_filled_in_file_is_never_overwritten(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "again.csv"
     command = ["relabel", str(folder), "-n", "10", "--out", str(file)]

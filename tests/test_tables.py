@@ -6,10 +6,12 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -224,9 +226,27 @@ def test_damage_within_a_zip_is_refused(tmp_path: Path) -> None:
 
 # --- what is refused ---
 
+
+def parquet(columns: dict[str, pa.Array], names: Sequence[str] = ()) -> bytes:
+    table = pa.table(columns)
+    file = io.BytesIO()
+    pq.write_table(table.rename_columns(names) if names else table, file)
+    return file.getvalue()
+
+
 REFUSED: dict[str, tuple[str, str | bytes, Sequence[str]]] = {
     "not UTF-8": ("x.csv", b"a,b\nyes,no\ncaf\xe9,x\n", ["byte 14 (0xe9)", "--encoding cp1252"]),
     "not UTF-8 JSON": ("x.jsonl", b'{"a": 1}\n{"a": "\xe9"}', ["byte 16 (0xe9)", "--encoding"]),
+    "two columns of one name": (
+        "x.parquet",
+        parquet({"a": pa.array([1]), "b": pa.array([2])}, names=["a", "a"]),
+        ["two columns are called a"],
+    ),
+    "a date beyond Python's": (
+        "x.parquet",
+        parquet({"a": pa.array([2**62], pa.timestamp("us"))}),
+        ["date value out of range", "1 to 9999"],
+    ),
     "a quote never closed": ("x.csv", 'a,b\n1,2\n3,"four\n5,6\n', ["line 3", "never closed"]),
     "a quote closed too early": ("x.csv", 'a,b\n1,2\n3,"4" x\n', ["line 3", "--quoting off"]),
     "a field too many": ("x.csv", "a,b\n1,2\n3,4,5\n", ["line 3: 3 fields, but 2 columns"]),
@@ -272,6 +292,8 @@ def test_flags_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "x.csv", "a,b\n1,2\n")
     assert "--encoding klingon is not known" in refusal(path, Reading(encoding="klingon"))
     assert "--encoding base64 is not known" in refusal(path, Reading(encoding="base64"))
+    for name in ("utf-16", "punycode"):
+        assert f"x.csv is not {name.upper()} (" in refusal(path, Reading(encoding=name))
     assert "not one character" in refusal(path, Reading(delimiter=", "))
     assert "line 1: 2 fields, but 1 columns" in refusal(path, Reading(header="a"))
 
@@ -301,6 +323,22 @@ def test_a_hub_dataset_without_a_network_is_refused_in_a_line(
     said = refusal("nobody/labels-v1.1")
     assert "Couldn't reach the hub (offline mode)" in said
     assert "download its Parquet file" in said
+
+
+def test_a_hub_dataset_whose_stream_breaks_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    class Stream:
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            yield {"a": "x"}
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Stream())
+    table = open_table("somebody/labels")
+    with pytest.raises(UserError, match=r"reset by peer.*download its Parquet file"):
+        cells(table)
 
 
 def test_a_hub_dataset_streams_the_split_and_configuration_asked_for(

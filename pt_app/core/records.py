@@ -22,6 +22,7 @@ from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
 ROLES = ("system", "user", "assistant")
 ONLY_READ = ("prompt", "system", "state", "question", "shares", "row", "where")  # ignored on disk
 LARGEST = sys.float_info.max
+MAX_SAID = 500
 
 
 def as_name(value: object) -> object:
@@ -174,8 +175,12 @@ class Place:
     lines: bool
 
     def error(self, field: str, problem: str, remedy: str) -> RowError:
-        """Return a UserError: what is wrong with a field of this row, and the remedy."""
-        message = f"{self}{f', field {field}' if field else ''}: {problem}: {remedy}"
+        """Return a UserError: what is wrong with a field of this row, and the remedy.
+
+        Either may quote a cell, which may be of any length: it is cut to `MAX_SAID` characters.
+        """
+        said, remedy = clipped(problem, MAX_SAID), clipped(remedy, MAX_SAID)
+        message = f"{self}{f', field {field}' if field else ''}: {said}: {remedy}"
         return RowError(message, field)
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.mapping import TARGETS, ColumnMap
 from pt_app.judge_data.options import DistilOptions, SplitPlan
 from pt_app.judge_data.reading.tables import open_table
-from pt_app.judge_data.rows import Row
+from pt_app.judge_data.rows import Row, parsed
 from pt_app.judge_data.splitting import group_of
 from pt_app.models.endpoint.budget import Budget, Usage
 from pt_app.models.endpoint.client import Client
@@ -85,6 +85,9 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     read = [file, *([options.rubric] if options.rubric else [])]
     refuse_overwrite([*(out / name for name in FILES), path], read)
     check(options)
+    if not path.exists() and any((out / name).exists() for name in FILES):
+        remedy = "choose another folder with --out, or delete it"
+        raise UserError(f"{out} is there and comes from another command: {remedy}")
     if options.max_cost and not (options.price_in or options.price_out):
         raise UserError("--max_cost needs the prices: give --price_in and --price_out")
     scale = Scale.from_name(options.scale if options.task == "score" else options.task)
@@ -212,18 +215,22 @@ def _questions(file: Path, options: DistilOptions, scale: Scale, rubric: str) ->
     by_name = [f"{name}={name}" for name in TARGETS if name in table.columns and name != "label"]
     columns = ColumnMap.from_flags(options.map or by_name)
     columns.check(table.columns, table.name)
-    wanted = "candidates" if scale.task == "pairwise" else "candidate"
+    pair = scale.task == "pairwise"
+    wanted = "candidates" if pair else "candidate"
+    unwritten: Row = {wanted: ("", "") if pair else ""} if options.write else {}
     shown_rubric = fill(rubric, scale_fields(scale))
     questions = []
     for place, value in table.rows():
         row = columns.fields(place, value)
-        if "candidates" in value and "candidates" not in row and not options.map:
-            row["candidates"] = value["candidates"]
+        if pair and wanted not in row and not (options.map or options.write):
+            row["candidates"] = parsed(value.get("candidates"))
         if not row.get("source") and not row.get("conversation"):
             raise place.error("source", "the row has none", "name its column: --map source=COLUMN")
         if not options.write and row.get(wanted) is None:
             remedy = f"name its column with --map {wanted}=..., or have some written with --write 4"
             raise place.error(wanted, "the row has none", remedy)
+        # What is wrong with a row is said before its answer is paid for.
+        example_of(row | unwritten, place, scale)
         messages = messages_for(row, scale, row.get("rubric") or shown_rubric, options.write)
         text = json.dumps(messages, ensure_ascii=False)
         key = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

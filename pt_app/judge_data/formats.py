@@ -140,13 +140,16 @@ class Format:
         rows: Rows,
         scale: Scale,
         options: FormatOptions,
-        refuse: Callable[[RowError], None] | None = None,
+        refuse: Callable[[RowError], None],
     ) -> Iterator[Converted]:
         """Make rows of a dataset from the rows of one file, or say why not.
+
+        `refuse` takes the error of a row that cannot be used.
 
         A map may also name the columns `stem`, the name of the file up to its first dot, `row`,
         the number of the row in it, `id` and `issue`.
         """
+        rows = self._complete(rows, refuse)
         if self.name in CONVERT:
             yield from CONVERT[self.name](rows, scale, options)
             return
@@ -172,9 +175,15 @@ class Format:
                     raise place.error("source", "input should be a valid string", "correct it")
                 yield map.convert(place, cells, reader)
             except RowError as error:
-                if refuse is None:
-                    raise
                 refuse(error)
+
+    def _complete(self, rows: Rows, refuse: Callable[[RowError], None]) -> Rows:
+        """Yield the rows that have every column of the format: one of JSON may lack some."""
+        for place, value in rows:
+            if missing := [name for name in self.columns if name not in value]:
+                refuse(place.error(missing[0], "the row has none", "correct it"))
+            else:
+                yield place, value
 
     def _check_label(self, name: str, value: Row, place: Place) -> None:
         """Raise RowError for a label that the format does not have; --labels is not for formats."""

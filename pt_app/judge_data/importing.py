@@ -14,7 +14,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, RowError, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
-from pt_app.judge_data.folder import FILES, build_folder
+from pt_app.judge_data.folder import FILES, TEMPLATE, build_folder
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.labels import LabelReader, Reasons, rule
 from pt_app.judge_data.mapping import TARGETS, ColumnMap, merge_raters, unwanted, wanted_values
@@ -23,7 +23,6 @@ from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Converted, Row
 from pt_app.judge_data.splitting import group_of
 
-TEMPLATE = "template"
 BAR_AFTER = 2  # seconds of an import: a shorter one shows no bar
 # Columns by which rows of the shapes in docs/DATA.md are recognised.
 _OWN_SHAPES = ({"messages"}, {"input", "output"}, {"candidate", "label"}, {"candidates", "label"})
@@ -71,6 +70,14 @@ class Tally:
             raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
         self.dropped.add(f"{error.field or 'the row'} cannot be used", str(error), rows)
 
+    def about(self, files: Sequence[str], format: str, options: ImportOptions) -> Row:
+        """Return what dataset.json says of the import of these files."""
+        about = Row(files=list(files), format=format, map=list(options.map), labels=options.labels)
+        about |= {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped.counts)}
+        if self.answers.counts:
+            about["answers_left_out"] = dict(self.answers.counts)
+        return about
+
     def lines(self) -> list[str]:
         """Describe the counts, the most frequent reasons first."""
         as_examples = f" as {self.examples:,} examples" if self.examples != self.kept else ""
@@ -99,10 +106,12 @@ def import_labels(
     read = [*files, *([str(options.rubric)] if options.rubric else [])]
     refuse_overwrite([out / name for name in FILES], read)
     fmt = formats.get(options.format) if options.format else None
+    _refuse_unread(fmt, options)
     tables = [(fmt or formats.CHAT).open(file, options.reading) for file in files]
     if not (fmt or options.map):
         options = replace(options, map=_same_names(tables))
         fmt = None if options.map else _own_shape(tables)
+        _refuse_unread(fmt, options)
     adding = append and (out / "dataset.json").exists()
     job = _job(fmt, options, read_card(out).scale if adding else "")
     for table in tables:
@@ -129,6 +138,16 @@ def import_labels(
     notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]
     notes.append(f"task {job.scale.task}, scale {job.scale.name}, template {card['template']}")
     return [*notes, *tally.lines(), *folder.lines()]
+
+
+def _refuse_unread(fmt: Format | None, options: ImportOptions) -> None:
+    """Raise UserError for a flag that would have no effect on rows of this format."""
+    if fmt and (unread := next((name for name in ("map", "labels") if getattr(options, name)), "")):
+        problem = f"does not go with the format {fmt.name}, which says itself what its rows hold"
+        raise UserError(f"--{unread} {problem}: leave it out, or say both with --map and --labels")
+    weighted = fmt is not None and fmt.scale == formats.BY_WEIGHTS
+    if not weighted and options.mqm_weights != ImportOptions().mqm_weights:
+        raise UserError("--mqm_weights goes with --format wmt-mqm alone: leave it out")
 
 
 def _same_names(tables: Sequence[Table]) -> tuple[str, ...]:
@@ -256,11 +275,6 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
     # The files of a custom template are copied into the dataset.
     own = options.template and Path(options.template).is_dir()
     rubric = read_text(options.rubric).strip() if options.rubric else fmt.rubric if fmt else ""
-    imported = Row(files=names, format=fmt.name if fmt else "", map=list(options.map))
-    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
-    imported["dropped"] = dict(tally.dropped.counts)
-    if tally.answers.counts:
-        imported["answers_left_out"] = dict(tally.answers.counts)
     card: Row = {
         "task": job.scale.task,
         "scale": job.scale.name,
@@ -269,7 +283,7 @@ def _card(job: Job, tables: Sequence[Table], tally: Tally, out: Path) -> Row:
         "origin": options.origin or (fmt and fmt.origin) or f"imported: {', '.join(names)}",
         "licence": options.licence or (fmt and fmt.licence) or "not stated",
         "label_rule": rule(job.scale, options.reduce),
-        "imports": [imported],
+        "imports": [tally.about(names, fmt.name if fmt else "", options)],
     }
     card_scale(DatasetCard.model_validate(card), out / "dataset.json")
     return card

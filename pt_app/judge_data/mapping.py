@@ -51,19 +51,17 @@ class ColumnMap:
         A backslash before `,`, `=` or `+` makes it part of a name.
 
         Raises:
-            UserError: A part is not a pair, a field is unknown, or a field is named twice.
+            UserError: A part is not a pair, a field is unknown, or a name has two values.
         """
         columns: dict[str, tuple[str, ...]] = {}
-        for target, column in pairs(",".join(map), "--map"):
+        for target, column in pairs(",".join(map), "--map").items():
             if target not in TARGETS and not target.startswith("meta."):
                 near = difflib.get_close_matches(target, TARGETS, n=1, cutoff=0.0)[0]
                 problem = f"no field is called {target}, the nearest is {near}"
                 use = f"use {', '.join(TARGETS)} or meta.NAME"
                 raise UserError(f"--map {target}={column}: {problem}: {use}")
-            if target in columns:
-                raise UserError(f"--map names the field {target} twice: join columns with +")
             columns[target] = tuple(plain(name) for name in split_at(column, "+"))
-        return ColumnMap(columns, {key_of(key): value for key, value in pairs(labels, "--labels")})
+        return ColumnMap(columns, pairs(labels, "--labels"))
 
     @property
     def one_per_rater(self) -> bool:
@@ -131,22 +129,11 @@ class ColumnMap:
         meta = {name: cell for name, cell in meta.items() if cell not in (None, "")}
         return row | ({"meta": meta} if meta else {})
 
-    def _cells(self, target: str, value: Row, place: Place) -> list[object]:
-        """Return the cells of a field that hold something; raise RowError for binary data."""
-        names = self.columns.get(target, ())
-        cells = [find(value, name) for name in names]
-        for name, cell in zip(names, cells, strict=True):
-            refuse_bytes(cell, place, name)
-        # NaN, which differs from itself, is what pandas leaves where nothing was written.
-        return [cell for cell in cells if cell is not None and cell == cell]
-
     def _one(self, target: str, value: Row, place: Place) -> object:
-        """Return the cell of a field; those of several columns are joined as texts."""
-        cells = self._cells(target, value, place)
-        return cells[0] if len(cells) == 1 else ("\n\n".join(map(_as_text, cells)) or None)
+        return cell_of(self.columns.get(target, ()), value, place)
 
     def _text(self, target: str, value: Row, place: Place) -> str | None:
-        cells = self._cells(target, value, place)
+        cells = _cells(self.columns.get(target, ()), value, place)
         for cell in cells:
             if isinstance(cell, bool):  # YAML and pandas read the text "True" as a truth value
                 raise place.error(target, f"{cell} is not text", "write it in quotes")
@@ -157,6 +144,28 @@ class ColumnMap:
                     remedy += f", or both of a pair, candidate_a={name}.0,candidate_b={name}.1"
                 raise place.error(target, f"it is a list of {len(cell)}", remedy)
         return "\n\n".join(filter(None, map(_as_text, cells))) if cells else None
+
+
+def cell_of(names: Sequence[str], value: Row, place: Place) -> object:
+    """Return the cell of a field; those of several columns are joined as texts.
+
+    Returns:
+        The cell; None where nothing was written.
+
+    Raises:
+        RowError: A cell holds binary data.
+    """
+    cells = _cells(names, value, place)
+    return cells[0] if len(cells) == 1 else ("\n\n".join(map(_as_text, cells)) or None)
+
+
+def _cells(names: Sequence[str], value: Row, place: Place) -> list[object]:
+    """Return the cells of columns that hold something; raise RowError for binary data."""
+    cells = [find(value, name) for name in names]
+    for name, cell in zip(names, cells, strict=True):
+        refuse_bytes(cell, place, name)
+    # NaN, which differs from itself, is what pandas leaves where nothing was written.
+    return [cell for cell in cells if cell is not None and cell == cell]
 
 
 class Vote(NamedTuple):
@@ -317,7 +326,7 @@ def _as_text(cell: object) -> str:
 
 def wanted_values(only: Sequence[str], table: Table) -> dict[str, str]:
     """Parse `--only column=value`; raise UserError for a column that the file does not have."""
-    wanted = dict(pairs(",".join(only), "--only"))
+    wanted = pairs(",".join(only), "--only")
     for name, text in wanted.items():
         check_column(table.columns, name, table.name, f"--only {name}={text}")
     return wanted
@@ -329,19 +338,27 @@ def unwanted(value: Row, wanted: Mapping[str, str]) -> str:
     return f"{other[0]} is not {wanted[other[0]]}" if other else ""
 
 
-def pairs(text: str, flag: str) -> Iterator[tuple[str, str]]:
-    """Parse `name=value` pairs, separated by commas; raise UserError for a part that is not one.
+def pairs(text: str, flag: str) -> dict[str, str]:
+    """Parse `name=value` pairs, separated by commas; the names of --labels become their `key_of`.
 
     The value may be empty in --labels alone: such a label is none. That of --map keeps its
     backslashes, because `+` separates its columns.
+
+    Raises:
+        UserError: A part is not a pair, or a name has two values.
     """
+    values: dict[str, str] = {}
     for pair in filter(None, split_at(text, ",")):
         parts = split_at(pair, "=")
         needed = parts[:1] if flag == "--labels" else parts
         if len(parts) != 2 or not all(part.strip() for part in needed):
             raise UserError(f"{flag} {pair!r} is not a pair: write name=name, by commas")
-        name, value = parts
-        yield plain(name), value.strip() if flag == "--map" else plain(value)
+        name, value = plain(parts[0]), parts[1].strip() if flag == "--map" else plain(parts[1])
+        key = key_of(name) if flag == "--labels" else name
+        if values.setdefault(key, value) != value:
+            remedy = "join columns with +" if flag == "--map" else "keep one of them"
+            raise UserError(f"{flag} says {name} is {values[key]!r} and {value!r}: {remedy}")
+    return values
 
 
 def split_at(text: str, by: str) -> list[str]:

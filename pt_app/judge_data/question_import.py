@@ -33,6 +33,7 @@ from pt_app.judge_data.mapping import (
     META,
     Vote,
     by_id,
+    cell_of,
     named,
     one_each,
     pairs,
@@ -74,22 +75,19 @@ def import_questions(
     names, examples = converted(tables, card, options, tally)
     if not examples:
         raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
-    about = {"origin": options.origin or f"imported: {', '.join(t.name for t in tables)}"}
+    read = [table.name for table in tables]
+    about = {"origin": options.origin or f"imported: {', '.join(read)}"}
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
-    imported = Row(files=[t.name for t in tables], format=options.format, map=list(options.map))
-    imported |= {"labels": options.labels, "read": tally.read, "kept": tally.kept}
-    imported["dropped"] = dict(tally.dropped.counts)
-    if tally.answers.counts:
-        imported["answers_left_out"] = dict(tally.answers.counts)
-    folder = build_folder(out, examples, {**card, **about, "imports": [imported]}, plan, append)
+    about |= {"imports": [tally.about(read, options.format, options)]}
+    folder = build_folder(out, examples, card | about, plan, append)
     return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
 
 
 def _refuse_others(options: ImportOptions) -> None:
     """Raise UserError for flags that the questions, which say what is read, leave no place for."""
     asked = "--questions" if options.questions else f"--format {options.format}"
-    other = "format" if options.questions else "map"
-    for name in (other, "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
+    others = ("format",) if options.questions else ("map", "labels")
+    for name in (*others, "task", "scale", "reduce", "mqm_weights", "template", "rubric"):
         if getattr(options, name) != getattr(ImportOptions(), name):
             remedy = "leave it out"
             if options.questions:
@@ -199,7 +197,7 @@ class StateMap:
         """
         known = [*state, *asked, "id", "group", "rater", *META]
         columns: dict[str, Sequence[str]] = {}
-        for target, written in pairs(",".join(map), "--map"):
+        for target, written in pairs(",".join(map), "--map").items():
             if target not in known and not target.startswith("meta."):
                 use = f"use {', '.join(known)} or meta.NAME"
                 raise UserError(f"--map {target}={written}: no such field or question: {use}")
@@ -217,15 +215,18 @@ class StateMap:
         return StateMap(columns, state)
 
     def fields(self, place: Place, value: Row) -> Row:
-        """Return a row of the file as a row of a dataset, without labels."""
+        """Return a row of the file as a row of a dataset, without labels.
+
+        Raises:
+            RowError: A cell holds binary data.
+        """
         row: Row = {}
         for target, own in self.columns.items():
-            texts = [cell for name in own if (cell := find(value, name)) is not None]
-            cell = "\n".join(map(str, texts)) if len(texts) > 1 else next(iter(texts), None)
             if target in self.state or target in ("id", "group", "rater"):
-                row[target] = cell
+                row[target] = cell_of(own, value, place)
             elif target in META or target.startswith("meta."):
-                row.setdefault("meta", {})[target.removeprefix("meta.")] = cell
+                name = target.removeprefix("meta.")
+                row.setdefault("meta", {})[name] = cell_of(own, value, place)
         return row
 
 
@@ -234,7 +235,7 @@ def _rows(
 ) -> Iterator[tuple[Place, Row]]:
     """Yield the rows of a file as rows of a dataset."""
     wanted = wanted_values(options.only, table)
-    meant = {key_of(key): value for key, value in pairs(options.labels, "--labels")}
+    meant = pairs(options.labels, "--labels")
     for place, value in table.rows():
         if reason := unwanted(value, wanted):
             tally.dropped.add(reason)
@@ -245,7 +246,12 @@ def _rows(
             cells = {column: find(value, column) for column in columns.columns.get(name, ())}
             label = _label({n: meant.get(key_of(cell), cell) for n, cell in cells.items()})
             labels |= {} if label is None else {name: label}
-        yield place, {**columns.fields(place, value), "labels": labels}
+        try:
+            fields = columns.fields(place, value)
+        except RowError as error:
+            tally.refuse(error)
+            continue
+        yield place, {**fields, "labels": labels}
 
 
 def _label(cells: Row) -> object:

@@ -71,7 +71,7 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     """Compare a filled-in file with the labels; keep the agreement in dataset.json and its card.
 
     Returns the agreement and the rows to look at, in lines. Raises UserError for a row that is not
-    of this dataset, a verdict off the scale, and a file in which nothing is filled in.
+    of this dataset or has two verdicts, a verdict off the scale, and a file without any verdict.
     """
     data = read_dataset(folder, allow_leaks=True)
     own = {opaque(row.id): row for row in _rows(data)}
@@ -79,14 +79,19 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     if not {"row", "verdict"} <= set(filled.columns):
         raise UserError(f"{file} has no columns row and verdict: read back the file as written")
     reader = LabelReader(data.scale).on(filled, ["verdict"])
-    cells: list[tuple[str, Verdict | None]] = []
+    verdicts: dict[str, Verdict] = {}
+    empty = 0
     for place, value in filled.rows():
-        name = str(value["row"]).strip()
+        name = str(value.get("row")).strip()
         if name not in own:
             problem = f"{name!r} is no row of {folder}"
             raise place.error("row", problem, "leave that column as it is")
-        cells.append((name, reader.verdict(value["verdict"], place, "verdict")))
-    verdicts = {name: verdict for name, verdict in cells if verdict is not None}
+        verdict = reader.verdict(value.get("verdict"), place, "verdict")
+        if verdict is None:
+            empty += 1
+        elif (earlier := verdicts.setdefault(name, verdict)) != verdict:
+            problem = f"{verdict}, but an earlier line of row {name} says {earlier}"
+            raise place.error("verdict", problem, "keep one of the two")
     again = [(own[name], verdict) for name, verdict in verdicts.items()]
     if not again:
         raise UserError(f"{file}: no verdict is filled in: fill in that column and read it again")
@@ -94,7 +99,7 @@ def read_back(folder: Path, file: Path, encoding: str = "") -> list[str]:
     rows = people.self_table(agreement)
     _keep(data, agreement, table(people.ROW, rows))
     return [
-        f"{len(again)} rows labelled again, {sum(v is None for _, v in cells)} left empty",
+        f"{len(again)} rows labelled again, {empty} left empty",
         *reader.notes(),
         *(f"  {name}: {value} {interval} (n {n})" for name, value, interval, n in rows),
         *_farthest(again, data.scale),

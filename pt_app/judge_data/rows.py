@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
 
+_INDEX = re.compile(r"\d{1,9}")
 Row = dict[str, Any]
 """A row of a file, or a row of fields or of chat, as docs/DATA.md describes them."""
 
@@ -42,7 +44,7 @@ def find(value: object, name: str) -> object:
         return [find(item, rest) if rest else item for item in value]
     if isinstance(value, Mapping):
         inner = value.get(head)
-    elif isinstance(value, list) and head.isdigit() and int(head) < len(value):
+    elif isinstance(value, list) and _INDEX.fullmatch(head) and int(head) < len(value):
         inner = value[int(head)]
     return find(parsed(inner), rest) if rest and inner is not None else inner
 

@@ -115,14 +115,15 @@ def _file_table(path: Path, member: str, reading: Reading) -> Table:
 def _stripped(table: Table) -> Table:
     """Remove spaces around column names, whatever the kind of file.
 
-    Nobody sees such a space, and no flag can name it. Raises UserError where two names become one.
+    Nobody sees such a space, and no flag can name it. Raises UserError for two columns of one name:
+    a row would hold the cell of one of them.
     """
     names = tuple(name.strip() or name for name in table.columns)
-    if names == table.columns:
-        return table
     if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two columns are called {twice[0]}, but for spaces around the name"
         raise UserError(f"{table.name}: {problem}: rename one")
+    if names == table.columns:
+        return table
 
     def rows() -> Rows:
         for place, value in table.rows():
@@ -139,15 +140,18 @@ def _lines(path: Path, member: str, encoding: str) -> Iterator[str]:
     try:
         with open_bytes(path, member) as binary:
             yield from io.TextIOWrapper(binary, encoding, newline="\n")
-    except UnicodeDecodeError:  # its place is one within a chunk
+    except UnicodeError as error:
         with open_bytes(path, member) as binary:
             content = binary.read()
+        where = f"({error})"  # such as UTF-16 without its mark, which names no byte
         try:
             content.decode(encoding)
-        except UnicodeDecodeError as error:
-            byte = f"byte {error.start} (0x{content[error.start]:02x})"
-            remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
-            raise UserError(f"{path} is not {encoding.upper()} at {byte}: {remedy}") from error
+        except UnicodeDecodeError as whole:  # the place of `error` is one within a chunk
+            where = f"at byte {whole.start} (0x{content[whole.start]:02x})"
+        except UnicodeError:
+            pass
+        remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252"
+        raise UserError(f"{path} is not {encoding.upper()} {where}: {remedy}") from error
 
 
 def _encoding(path: Path, member: str, given: str) -> tuple[str, tuple[str, ...]]:
@@ -412,6 +416,9 @@ def _parquet_file(path: Path) -> Iterator["ParquetFile"]:
             yield file
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from error
+    except OverflowError as error:  # Python's dates end with the year 9999
+        remedy = "write its dates within the years 1 to 9999, or as text"
+        raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
 
 
 def _parquet_table(path: Path, member: str) -> Table:
@@ -451,16 +458,23 @@ def _hub_table(source: str, reading: Reading) -> Table:
     import datasets
 
     split, (name, _, config) = reading.hub_split, source.partition("::")
-    try:
+
+    @contextmanager
+    def reached() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the client of the Hub raises errors of every kind
+            problem = f"a Hub dataset with rows that can be read ({one_line(str(error))[:200]})"
+            remedy = "correct the name or --hub_split, or download its Parquet file and import that"
+            raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
+
+    with reached():
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
         first = next(iter(stream))
-    except Exception as error:  # the client of the Hub raises errors of every kind
-        problem = f"a Hub dataset with rows that can be read ({one_line(str(error))[:200]})"
-        remedy = "correct the name or --hub_split, or download its Parquet file and import that"
-        raise UserError(f"{name} is neither a file nor {problem}: {remedy}") from error
 
     def rows() -> Rows:
-        for number, value in enumerate(stream, start=1):
-            yield Place(Path(name), number, lines=False), _decoded(value)
+        with reached():  # the network may fail at any row
+            for number, value in enumerate(stream, start=1):
+                yield Place(Path(name), number, lines=False), _decoded(value)
 
     return Table(name, tuple(first), rows, (f"Hub dataset, split {split}",))
