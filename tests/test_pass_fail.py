@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from pt_app.core.choosing import choose
 from pt_app.core.metrics import IntArray
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale, Verdict
@@ -92,7 +93,7 @@ def test_the_threshold_is_the_cheapest_of_all(missed: float, false_alarm: float)
     best = min(cost(threshold) for threshold in [*np.unique(fail), 2.0])
     assert found.cost == pytest.approx(best)
     assert cost(2.0 if found.threshold is None else found.threshold) == pytest.approx(best)
-    assert found.cost_of_likeliest == pytest.approx(cost(0.5))
+    assert found.cost_of_likeliest == pytest.approx(cost(np.nextafter(0.5, 1)))
 
 
 def test_a_threshold_of_other_rows_has_its_cost_here() -> None:
@@ -106,6 +107,12 @@ def test_a_threshold_of_other_rows_has_its_cost_here() -> None:
 def test_a_judge_of_nothing_fails_no_row_where_alarms_are_dear() -> None:
     found = operating_threshold(np.full(10, 0.4), np.array([PASS] * 9 + [FAIL]), 1, 100)
     assert found.threshold is None
+
+
+def test_a_probability_of_one_half_passes_as_the_verdict_does() -> None:
+    assert choose((0.5, 0.5), Scale.from_name("pass_fail"), "mode") == "PASS"
+    assert cost_at(np.array([0.5]), np.array([PASS]), None, 1, 1).cost_of_likeliest == 0
+    assert cost_at(np.array([0.5]), np.array([FAIL]), None, 1, 1).cost_of_likeliest == 1
 
 
 def test_the_corrected_rate_is_right_on_average_and_its_interval_covers() -> None:

@@ -74,7 +74,7 @@ def cost_at(
     return Operating(
         threshold=threshold,
         cost=cost(fail >= (np.inf if threshold is None else threshold)),
-        cost_of_likeliest=cost(fail >= 0.5),
+        cost_of_likeliest=cost(fail > 0.5),
         missed_fail_costs=missed,
         false_alarm_costs=false_alarm,
         n=len(labels),
