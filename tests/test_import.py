@@ -147,6 +147,20 @@ def test_several_raters_in_columns_a_list_or_a_row_each_are_the_same(tmp_path: P
     assert found[0] == mean
 
 
+def test_issues_and_feedback_of_every_rater_are_kept(tmp_path: Path) -> None:
+    said = [("gender", "Wrong."), ("tense", ""), ("gender", "Stiff."), ("", "Wrong.")]
+    rows = [
+        {"item": str(i), "s": f"s {i}", "c": "c", "who": k, "said": 3, "is": issue, "why": why}
+        for i in range(12)
+        for k, (issue, why) in enumerate(said)
+    ]
+    map = "source=s,candidate=c,label=said,rater=who,id=item,issues=is,feedback=why"
+    run(tmp_path, json_file(tmp_path, rows), "--map", map, "--scale", "0-4")
+    for row in rows_of(tmp_path).values():
+        assert row.label is not None
+        assert (row.label.issues, row.label.feedback) == (["gender", "tense"], "Wrong. Stiff.")
+
+
 def test_rows_in_the_projects_own_shapes_need_no_map(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"input": f"Rate this: o gato {i}", "output": f"Score: {i}/10\nFeedback: Ok."}

@@ -304,7 +304,12 @@ def _merged(group: Sequence[tuple[Place, Row]], reader: LabelReader) -> Converte
     place, row = group[0]
     if not votes:
         return Converted(place, None, "no label", rows_read=len(group))
-    row["label"]["verdict"] = reduce([vote.verdict for vote in votes], reader.scale, reader.how)
+    said = [own["label"] for _, own in group]
+    row["label"] = {
+        "verdict": reduce([vote.verdict for vote in votes], reader.scale, reader.how),
+        "issues": [*dict.fromkeys(issue for label in said for issue in label["issues"])],
+        "feedback": " ".join(dict.fromkeys(filter(None, (label["feedback"] for label in said)))),
+    }
     row["annotators"] = [vote.as_row() for vote in votes]
     return Converted(place, row, rows_read=len(group))
 

@@ -76,7 +76,7 @@ def import_questions(
     if not examples:
         raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
     read = [table.name for table in tables]
-    about = {"origin": options.origin or f"imported: {', '.join(read)}"}
+    about: Row = {"origin": options.origin or f"imported: {', '.join(read)}"}
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
     about |= {"imports": [tally.about(read, options.format, options)]}
     folder = build_folder(out, examples, card | about, plan, append)
