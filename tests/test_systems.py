@@ -115,6 +115,13 @@ def test_groupings_are_means_of_correlations() -> None:
     assert within_system.value == pytest.approx(np.mean(by_system))
 
 
+def test_rows_are_drawn_of_a_group_with_too_many_pairs() -> None:
+    labels = np.arange(2100.0)
+    found = pairwise_accuracy(labels, labels, Resampler([0] * 2099 + [1], 50))
+    assert found.accuracy_as_is.value == pytest.approx(1)
+    assert found.pairs == 1_999_000
+
+
 def test_soft_pairwise_accuracy_compares_how_surely_systems_differ() -> None:
     labels, scores, systems, groups = scored(60, 3, noise=0.1)
     found = soft_pairwise_accuracy(labels, scores, systems, groups)

@@ -4,6 +4,7 @@ Rows name their system; those of one group are translations of one source. Score
 or those of a learned metric, of any range. The definitions are those of mt-metrics-eval.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -59,12 +60,14 @@ def _mean_of_groups(values: FloatArray, sample: Resampler, n: int, name: str) ->
 def _pairs(sample: Resampler) -> tuple[IntArray, IntArray]:
     """Return the indices of both rows of each pair of rows of one group.
 
-    Above `MAX_PAIRS` whole groups are drawn.
+    Above `MAX_PAIRS` whole groups are drawn, and of a group that has more by itself some rows.
     """
+    rng, most = np.random.default_rng(sample.seed), math.isqrt(2 * MAX_PAIRS)
     order = np.argsort(sample.index, kind="stable")
     of_groups = np.split(order, np.flatnonzero(np.diff(sample.index[order])) + 1)
+    of_groups = [rows if len(rows) <= most else rng.choice(rows, most, False) for rows in of_groups]
     sizes = np.array([len(rows) * (len(rows) - 1) // 2 for rows in of_groups])
-    drawn = np.random.default_rng(sample.seed).permutation(len(of_groups))
+    drawn = rng.permutation(len(of_groups))
     chosen = drawn[sizes[drawn].cumsum() <= MAX_PAIRS] if sizes.sum() > MAX_PAIRS else drawn
     members = [of_groups[place] for place in np.sort(chosen)]
     both = [np.stack([rows[i] for i in np.triu_indices(len(rows), 1)]) for rows in members]
