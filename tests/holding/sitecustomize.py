@@ -19,13 +19,15 @@ LOOP = "pt_app.training.loop"
 def hold(module: ModuleType) -> None:
     """Let the training loop wait, after so many steps, for the signal that interrupts it.
 
-    A run that resumes from there does not wait again.
+    A run that resumes from there does not wait again: a signal that came in the validation of that
+    step left its checkpoint.
     """
     loop, step = module.TrainingLoop, int(os.environ["JUDGE_TEST_HOLD_AT"])
     compute = loop.compute_loss
 
     def compute_once_signalled(self: Any, *arguments: Any) -> Any:
-        while self.state.global_step == step and not self.interrupted:
+        begun = vars(self).setdefault("begun", self.state.global_step)
+        while begun < step == self.state.global_step and not self.interrupted:
             time.sleep(0.01)
         return compute(self, *arguments)
 
