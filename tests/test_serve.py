@@ -21,7 +21,7 @@ from openai import AuthenticationError, NotFoundError, RateLimitError, Unprocess
 pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 
 from pt_app.core.errors import UserError
-from pt_app.core.http_server import MAX_BODY
+from pt_app.core.http_server import MAX_BODY, listen
 from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
 from pt_app.models import adapters
@@ -79,6 +79,14 @@ def test_served_probabilities_are_those_of_the_judge(
 def test_equal_requests_get_equal_bytes(running: Running) -> None:
     bodies = {running.ask("POST", "/v1/judgements", {"rows": [ROW]})[1] for _ in range(5)}
     assert len(bodies) == 1
+
+
+def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    """Nagle's algorithm and delayed acknowledgements cost 40 ms a request."""
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_requests_that_arrive_together_are_scored_together(

@@ -62,10 +62,17 @@ def known_hosts(host: str) -> Middleware:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address; raises UserError where that cannot be had."""
+    """Return a socket that listens at an address; raises UserError where that cannot be had.
+
+    Connections inherit TCP_NODELAY. asyncio sets it only where the protocol of a socket is named
+    (base_events.py, _set_nodelay), which that of `create_server` is not: the body of each answer
+    then waited some 40 ms for the client to acknowledge its head.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server(found[0][4][:2], family=found[0][0])
+        listening = socket.create_server(found[0][4][:2], family=found[0][0])
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         reason = str(error.strerror or error).lower()
         problem = f"{host}:{port} cannot be listened at ({reason})"
