@@ -7,7 +7,7 @@ a limit, or asks several judges.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +51,15 @@ class Worker:
         self._queue: asyncio.Queue[Work] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "judge")
         self._company = 1
+
+    def load(self, make: Callable[[], Judge]) -> Judge:
+        """Load a judge in the thread that will score with it.
+
+        Each thread that computes has a team of OpenMP threads of its own. With that of a loading
+        thread beside it libgomp counts more threads than cores, and stops spinning: on two cores
+        scoring then took 1.7 times as long (models/contention.py).
+        """
+        return self._thread.submit(make).result()
 
     async def judged(self, request: Request, rows: Sequence[ServedRow]) -> list[Judgement]:
         """Return the judgement of each row.

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,11 @@ class Server:
         worker: scores the rows of all requests.
     """
 
-    def __init__(self, judges: Sequence[Judge], strict: bool = False) -> None:
+    def __init__(
+        self, judges: Sequence[Judge], strict: bool = False, worker: Worker | None = None
+    ) -> None:
         self.judges = {judge.name: judge for judge in judges}
-        self.strict, self.worker = strict, Worker()
+        self.strict, self.worker = strict, worker or Worker()
         self._names = self.judges | {_folder(judge): judge for judge in judges}
         if len(self._names) != 2 * len(judges):
             raise UserError("two adapters have one name: rename the folder of one of them")
@@ -292,10 +295,10 @@ def serve(folders: Sequence[Path], options: ServeOptions) -> None:
     if options.host not in LOOPBACK and key is None:
         raise UserError(f"--host {options.host}: others can reach it: give --key_file, too")
     with listen(options.host, options.port) as listening:
-        judges = [
-            Judge.load(folder, base=options.base, precision=options.precision) for folder in folders
-        ]
-        server = Server(judges, options.strict)
+        worker = Worker()
+        load = partial(Judge.load, base=options.base, precision=options.precision)
+        judges = [worker.load(partial(load, folder)) for folder in folders]
+        server = Server(judges, options.strict, worker)
         application = server.application(options.host, key)
         url = url_of(listening, options.host)
         print(f"{', '.join(server.judges)}: {url} (OpenAI: {url}/v1)", flush=True)
