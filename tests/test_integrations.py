@@ -221,9 +221,8 @@ def test_a_verdict_is_a_number_or_whether_it_passes_and_no_answer_is_none(
     failed = Judgement("1", "parse_failure", "judge", verdict=7)
     assert judge.value(failed) is None
     assert judge.value(Judgement("1", "too_long", "judge")) is None
-    passes = SharedJudge(
-        Judge.load(make_adapter(tmp_path / "p", str(base), "pass_fail"), base=str(base))
-    )
+    folder = make_adapter(tmp_path / "p", str(base), "pass_fail")
+    passes = SharedJudge(lambda: Judge.load(folder, base=str(base)))
     assert passes.value(Judgement("1", "ok", "judge", verdict="PASS")) is True
     assert passes.value(Judgement("1", "ok", "judge", verdict="FAIL")) is False
 

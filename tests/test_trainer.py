@@ -272,7 +272,9 @@ def test_weights_of_the_best_validation_are_put_back(base: Path, tmp_path: Path)
     assert not all(torch.equal(seen[3][name], seen[1][name]) for name in now)
 
 
-def test_validation_that_is_nan_is_not_the_best(base: Path, tmp_path: Path) -> None:
+def test_validation_that_is_nan_is_not_the_best(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     values = iter([math.nan, 0.1, 0.2])
     loop = make_loop(
         base,
@@ -284,6 +286,7 @@ def test_validation_that_is_nan_is_not_the_best(base: Path, tmp_path: Path) -> N
     )
     loop.train()
     assert (loop.state.best_global_step, loop.state.best_metric) == (3, 0.2)
+    assert "step 1: eval_kappa undefined on the validation rows" in caplog.text
 
 
 def test_pack_that_disagrees_with_its_rows_is_not_used(

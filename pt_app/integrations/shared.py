@@ -3,9 +3,9 @@
 serving/batching.py does so for requests, on an event loop and with what servers need beside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -27,13 +27,14 @@ class SharedJudge:
     since neither a tokenizer nor a model may be used by two.
     """
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(self, load: Callable[[], Judge]) -> None:
+        # That thread loads it, too: two that compute slow each other down (serving/batching.py).
+        self._thread = ThreadPoolExecutor(1, "judge")
+        self.judge = judge = self._thread.submit(load).result()
         self.fields = {*judge.info.row_fields, "rubric", "id"} - {"candidate"}
         if judge.info.scale.task == "pairwise":
             problem = "compares two candidates, and an evaluator has one"
             raise UserError(f"{judge.info.folder} {problem}: use Judge.score")
-        self._thread = ThreadPoolExecutor(1, "judge")
         self._waiting: SimpleQueue[tuple[Row, Future[Judgement]]] = SimpleQueue()
 
     def judged(
@@ -102,7 +103,7 @@ def shared(adapter: str | Path, base: str | None = None) -> SharedJudge:
 
 @cache
 def _loaded(adapter: str, base: str | None) -> SharedJudge:
-    return SharedJudge(Judge.load(adapter, base=base))
+    return SharedJudge(partial(Judge.load, adapter, base=base))
 
 
 def missing(package: str, error: ImportError) -> UserError:

@@ -408,10 +408,13 @@ class TrainingLoop:
     def _validate(self, validate: Validate) -> None:
         """Log the numbers of a validation, and save a checkpoint if they are the best so far."""
         give_back_freed_memory()  # a validation's logits do not fit where a pack's tensors were
-        measured = validate(self.model).items()
+        measured = {f"eval_{name}": value for name, value in validate(self.model).items()}
         # No validation is better than NaN: it would be the best one for good.
-        numbers = {f"eval_{name}": value for name, value in measured if math.isfinite(value)}
-        if not numbers:  # memory ran out
+        numbers = {name: value for name, value in measured.items() if math.isfinite(value)}
+        if undefined := ", ".join(measured.keys() - numbers.keys()):
+            message = "step %d: %s undefined on the validation rows, and not compared"
+            log.warning(message, self.state.global_step, undefined)
+        if not numbers:  # memory ran out, or nothing is defined
             return
         self.log(numbers)
         value, best = numbers.get(self.args.metric_for_best_model or ""), self.state.best_metric
