@@ -20,7 +20,7 @@ from benchmarks.objectives import run
 from benchmarks.objectives.cells import CELLS, Cell, Experiment, Import, Set, read_experiment
 from benchmarks.objectives.measures import MEASURES, Judged, threshold_of_f1
 from benchmarks.objectives.sets import make_folder
-from benchmarks.objectives.table import as_rule, tables
+from benchmarks.objectives.table import OfSet, as_rule, tables
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.results import PREDICTIONS, PROBE, RESULTS, Prediction
@@ -244,6 +244,28 @@ def test_verdict_alone_has_the_best_log_score_that_it_allows() -> None:
     assert measured("log_score", judged("pairwise", *rows)) == pytest.approx(
         (3 * -0.287682 + -1.386294) / 6, abs=1e-5
     )
+
+
+def test_log_score_of_a_fold_is_read_at_the_temperature_of_the_others(tmp_path: Path) -> None:
+    about = SET | {"primary": "log_score", "folds": 2}
+    whole = experiment([{"name": "ce", "sets": ["one"], "seeds": [0, 1]}], one=about)
+    for cell, right in zip(whole.all(), (6, 9), strict=True):  # of 10 pairs of 3 votes each
+        finish(cell, tmp_path, scale="pairwise")
+        rows = []
+        for i in range(10):
+            label = "A" if i < right else "B"
+            votes = [{"rater": str(rater), "verdict": label} for rater in range(3)]
+            row = {"model": "adapter", "id": str(i), "group": i, "status": "ok", "verdict": "A"}
+            row |= {"label": label, "annotators": votes, "probabilities": [0.9, 0.1, 0.0]}
+            rows.append(json.dumps(row) + "\n")
+        (tmp_path / cell.name / PREDICTIONS).write_text("".join(rows))
+    drawn = OfSet("one", whole.sets["one"], whole.all(), whole.all(), tmp_path).drawn(
+        "ce", "log_score"
+    )
+    assert drawn is not None
+    # At the temperature that suits the other fold A has a probability of 0.9, here of 0.6.
+    assert drawn.values[0] == pytest.approx(0.6 * np.log(0.9) + 0.4 * np.log(0.1), abs=1e-3)
+    assert drawn.values[1] == pytest.approx(0.9 * np.log(0.6) + 0.1 * np.log(0.4), abs=1e-3)
 
 
 def test_f1_is_that_of_fail_and_rps_of_the_distribution() -> None:

@@ -10,6 +10,7 @@ from pt_app.core.metrics import FloatArray, IntArray
 from pt_app.core.orders import flipped
 from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.evidence.calibration import fit_temperature, with_temperature
 from pt_app.evidence.summary import FAIL
 
 # Takes the indices of the drawn rows, with repetitions; NaN where the number is undefined.
@@ -27,12 +28,15 @@ class Judged:
         held_out: kinds of errors that no training row has.
         fail_from: the probability of FAIL from which on F1 counts a row as failed; None: as the
             verdicts say.
+        temperature: recalibrates the probabilities of the log score, as `calibration.json` does
+            those of a judge.
     """
 
     rows: Sequence[Prediction]
     scale: Scale
     held_out: Sequence[str] = ()
     fail_from: float | None = None
+    temperature: float = 1.0
 
     def labels(self) -> FloatArray:
         """Return the labels as numbers [n]."""
@@ -48,6 +52,14 @@ class Judged:
         if any(row.probabilities is None for row in self.rows):
             return None
         return np.array([row.probabilities for row in self.rows], np.float64)
+
+    def fitted_temperature(self) -> float:
+        """Return the temperature of least log loss on these rows; 1 without probabilities."""
+        chances = self.chances()
+        if chances is None:
+            return 1.0
+        values = list(self.scale.values)
+        return fit_temperature(chances, np.array([values.index(row.label) for row in self.rows]))
 
     def verdicts(self) -> list[Verdict | None]:
         """Return the verdicts [n]."""
@@ -162,6 +174,8 @@ def _log_score(judged: Judged) -> Statistic:
         for verdict in set(verdicts):
             own = np.array([other == verdict for other in verdicts])
             chances[own] = votes[own].sum(axis=0) / max(votes[own].sum(), 1.0)
+    else:
+        chances = with_temperature(chances, judged.temperature)
     score = (votes * np.log(np.maximum(chances, LEAST))).sum(axis=1)
 
     def statistic(at: IntArray) -> float:

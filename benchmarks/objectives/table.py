@@ -108,6 +108,14 @@ class OfSet:
         found = [_told(cell, self.out) for cell in self.entries.get(entry, []) if cell.seed == seed]
         return (found[0].get("fail_from") or {}).get(model) if found else None
 
+    def _temperature(self, of_seeds: Mapping[int, Sequence[Prediction]], seed: int) -> float:
+        """Return the temperature that fits a judge's rows of the other folds.
+
+        A fold has no validation rows to fit it on.
+        """
+        rows = [row for other, own in of_seeds.items() if other != seed for row in own]
+        return Judged(rows, self._scale).fitted_temperature() if rows else 1.0
+
     @cached_property
     def _scale(self) -> Scale:
         return Scale.from_name(_told(next(iter(self.entries.values()))[0], self.out)["scale"])
@@ -126,6 +134,8 @@ class OfSet:
         values, resampled, groups = {}, {}, set()
         for seed, rows in of_seeds.items():
             judged = Judged(rows, self._scale, self.about.held_out, self._fail_from(judge, seed))
+            if self.about.folds and measure == "log_score":
+                judged = replace(judged, temperature=self._temperature(of_seeds, seed))
             statistic = MEASURES[measure](judged)
             values[seed] = statistic(np.arange(len(rows)))
             draws = resamples([row.group for row in rows])
