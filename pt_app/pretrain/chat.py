@@ -112,7 +112,7 @@ class Chat:
 
     @torch.inference_mode()
     def _forward(self, ids: list[int]) -> Tensor:
-        torch.set_flush_denormal(True)  # of this thread, which need not be the one that loaded
+        torch.set_flush_denormal(True)  # of this thread, and of no other
         inputs = torch.tensor([ids], device=self.model.device)
         out = self.model(inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[0, -1].float().cpu()
