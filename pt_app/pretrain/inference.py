@@ -35,7 +35,7 @@ def infer(settings: InferenceSettings) -> None:
         _check_same(tokenizer, Path(settings.tokenizer), folder)
     chat = Chat(model, tokenizer, folder.name)
     prompts: Iterable[str] = [settings.prompt] if settings.prompt else sys.stdin
-    for prompt in prompts:
+    for prompt in filter(str.strip, prompts):  # a blank line gives the model nothing to continue
         for piece in continued(chat, prompt.rstrip("\n"), settings.sampling):
             print(visible(piece), end="", flush=True)
         print()
