@@ -62,8 +62,8 @@ def muon_and_adamw(
     if not muon:
         decayed: dict[str, Any] = {"params": matrices, "weight_decay": weight_decay}
         return [adamw([decayed, {"params": others}], weight_decay=0.0)]
-    # torch's Muon multiplies an update by sqrt(max(1, rows / columns)), which takes rows for outputs,
-    # as they are in nn.Linear. In Conv1D (GPT-2) they are inputs: this ratio makes up for it.
+    # torch's Muon multiplies an update by sqrt(max(1, rows / columns)), taking rows for outputs, as
+    # in nn.Linear. In Conv1D (GPT-2) they are inputs: this ratio makes up for it.
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     groups: list[dict[str, Any]] = [{"params": [p for p in matrices if id(p) not in transposed]}]
     for matrix in (p for p in matrices if id(p) in transposed):
