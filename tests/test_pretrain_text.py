@@ -162,8 +162,9 @@ def test_a_checkpoint_of_another_training_is_refused(
     checkpoint = made.parent / "run" / "checkpoint-30"
     with pytest.raises(UserError, match="num_layers was 1 and is 2 now"):
         small(text, tmp_path, resume=checkpoint, num_layers=2)
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        small(text, tmp_path, resume=tmp_path / "nothing" / "checkpoint-1")
+    for other in (tmp_path / "nothing" / "checkpoint-1", made):  # a finished model is none
+        with pytest.raises(UserError, match="there is no checkpoint"):
+            small(text, tmp_path, resume=other)
 
 
 def test_a_tokenizer_that_is_not_whole_is_refused_and_kept(
