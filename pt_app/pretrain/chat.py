@@ -83,9 +83,11 @@ class Chat:
         def fits(cut: int) -> bool:
             return len(without(cut)) + room <= self.context
 
-        # Each try encodes all that is left, which may be thousands of exchanges.
-        cut = 0 if fits(0) else bisect_left(range(len(asked)), True, lo=1, key=fits)
-        ids = without(min(cut, len(asked) - 1))
+        ids, cut = without(0), 0
+        if len(ids) + room > self.context:
+            # Each try encodes all that is left, which may be thousands of exchanges.
+            cut = bisect_left(range(len(asked)), True, lo=1, key=fits)
+            ids = without(min(cut, len(asked) - 1))
         if cut < len(asked):
             return ids, cut
         problem = f"{len(ids)} tokens of a context of {self.context}, {room} of it for the answer"
