@@ -243,6 +243,9 @@ def speed(options: Options) -> Json:
             "tokens_per_cpu_second": {
                 n: tokens / s.median if s.seconds else s.error for n, s in found.items()
             },
+            "tokens_per_second": {
+                n: tokens / statistics.median(s.results[1:]) for n, s in found.items() if s.seconds
+            },
             "first_step_seconds": {n: s.results[0] for n, s in found.items() if s.results},
             "as shipped": ratio(found, FAST, SLOW),
             "oneDNN on both sides": ratio(found, FAST, FAST),

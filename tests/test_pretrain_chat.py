@@ -123,6 +123,16 @@ def test_the_oldest_exchanges_are_left_out_and_counted(chat: Chat) -> None:
         chat.fitted(said)
 
 
+def test_a_long_conversation_is_not_read_once_per_exchange(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [turn for n in range(1000) for turn in (user(f"q{n}"), assistant("a"))]
+    prompt, lengths = chat.prompt, list[int]()
+    monkeypatch.setattr(chat, "prompt", lambda m: lengths.append(len(m)) or prompt(m))
+    chat.fitted([*said, user("last")])
+    assert len(lengths) < 15
+
+
 @given(st.text(max_size=60), st.lists(st.integers(3, 258), max_size=60))
 def test_pieces_are_the_text_of_the_tokens_in_whole_characters(
     tokenizer: Any, text: str, noise: list[int]

@@ -192,6 +192,24 @@ def test_each_parameter_has_one_optimizer(kind: str, muon: bool) -> None:
     assert len(names) == {"gpt2": 4, "nanochat": 6}.get(kind, 7)
 
 
+def test_muon_takes_the_steps_of_linear_layers_where_gpt2_stores_their_transposes() -> None:
+    model = make_model("gpt2")
+    matrices = divided(model)[0]
+    plain = [p.detach().T.clone().requires_grad_() for p in matrices]
+    reference = torch.optim.Muon(plain, lr=0.02, weight_decay=0.5)
+    muon = muon_and_adamw(model, 0.02, 0.01, 0.5)[0]
+    before = [p.detach().clone() for p in matrices]
+    for _ in range(2):
+        for own, other in zip(matrices, plain, strict=True):
+            own.grad = torch.randn_like(own)
+            other.grad = own.grad.T.clone()
+        muon.step()
+        reference.step()  # type: ignore[no-untyped-call]
+    for own, other, first in zip(matrices, plain, before, strict=True):
+        wanted = other.T - first
+        assert (own - first - wanted).norm() < 0.05 * wanted.norm()  # Muon rounds to bfloat16
+
+
 def test_the_rate_rises_stays_and_falls_to_zero() -> None:
     rates = [trapezoid(100, 10, 0.5, step) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])

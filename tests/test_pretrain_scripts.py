@@ -35,7 +35,7 @@ esac
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the scripts, with stand-ins for Python and `scontrol`."""
-    for script in [*SCRIPTS, "scripts/slurm/environment.sh"]:
+    for script in [*SCRIPTS, "scripts/slurm/environment.sh", "scripts/slurm/job.sh"]:
         target = tmp_path / script
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / script, target)
@@ -161,7 +161,7 @@ def job(checkout: Path, what: int | None, **more: str) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.parametrize("stage", ["base_train", "mid_train", "chat_sft"])
+@pytest.mark.parametrize("stage", ["fetch_data", "base_train", "mid_train", "chat_sft"])
 def test_before_the_limit_a_job_stops_with_a_checkpoint_and_queues_itself(
     checkout: Path, stage: str
 ) -> None:

@@ -1,10 +1,12 @@
 """The OpenAI-compatible server, asked by the `openai` client, `judge eval` and strangers."""
 
+import asyncio
 import http.client
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, RateLimitError
+from starlette.applications import Starlette
 
 pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 
@@ -37,7 +40,7 @@ class Running(Loopback):
     """A server of a model, and the model."""
 
     def __init__(self, chat: Chat) -> None:
-        self.chat, self.server = chat, Server(chat, Sampling())
+        self.chat, self.server = chat, Server(lambda: chat, Sampling())
         super().__init__(self.server.application("127.0.0.1"))
 
     @property
@@ -250,6 +253,35 @@ def test_a_client_that_leaves_stops_its_answer(
     assert time.monotonic() - began < 5
 
 
+def test_a_client_that_leaves_while_a_piece_is_sent_gives_up_its_turn(running: Running) -> None:
+    asked = {"model": "small", "messages": ASKED, "stream": True}
+    incoming = [{"type": "http.request", "body": json.dumps(asked).encode()}]
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    server = Server(lambda: running.chat, Sampling())
+
+    async def ask() -> None:
+        blocked, sent = asyncio.Event(), 0
+
+        async def receive() -> dict[str, Any]:
+            if incoming:
+                return incoming.pop()
+            await blocked.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_: object) -> None:
+            nonlocal sent
+            sent += 1
+            if sent == 4:  # the head, the role, and two pieces; its buffer is full
+                blocked.set()
+                await asyncio.Event().wait()
+
+        await server.application("127.0.0.1")(scope | {"query_string": b""}, receive, send)
+
+    asyncio.run(ask())
+    assert not server._turn.locked()
+
+
 def test_too_many_waiting_requests_are_told_to_come_back(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +336,32 @@ def test_the_client_of_judge_eval_gets_answers(
 def test_a_port_in_use_is_refused_before_the_model_is_loaded(running: Running) -> None:
     with pytest.raises(UserError, match=rf"127.0.0.1:{running.port} cannot be listened at"):
         serve(ServeSettings(model="tiny", port=running.port))
+
+
+def test_the_thread_that_loads_the_model_reads_and_answers(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def noted(call: Any) -> Any:
+        def noting(*given: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return call(*given)
+
+        return noting
+
+    def run(application: Starlette, *_: object) -> None:
+        with Loopback(application) as server:
+            client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+            client.chat.completions.create(model="small", messages=ASKED, **GREEDY)
+
+    monkeypatch.setattr(Chat, "load", noted(lambda *_: chat))
+    monkeypatch.setattr(chat, "fitted", noted(chat.fitted))
+    monkeypatch.setattr(chat, "_forward", noted(chat._forward))
+    monkeypatch.setattr("pt_app.pretrain.server.run", run)
+    serve(ServeSettings(model="small", port=0))
+    assert len(threads) > 3
+    assert len(set(threads)) == 1
 
 
 @contextmanager

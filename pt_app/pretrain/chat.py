@@ -1,5 +1,6 @@
 """Answer a conversation piece by piece, reading only what the KV cache does not hold yet."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,20 @@ class Chat:
             raise UserError("the last message is not the user's: there is nothing to answer")
         system = [message for message in messages[:1] if message["role"] == "system"]
         asked = [at for at, message in enumerate(messages) if message["role"] == "user"]
-        for cut, start in enumerate(asked):
-            ids = self.prompt([*system, *messages[start:]])
-            if len(ids) + room <= self.context:
-                return ids, cut
+
+        def without(cut: int) -> list[int]:
+            return self.prompt([*system, *messages[asked[cut] :]])
+
+        def fits(cut: int) -> bool:
+            return len(without(cut)) + room <= self.context
+
+        ids, cut = without(0), 0
+        if len(ids) + room > self.context:
+            # Each try encodes all that is left, which may be thousands of exchanges.
+            cut = bisect_left(range(len(asked)), True, lo=1, key=fits)
+            ids = without(min(cut, len(asked) - 1))
+        if cut < len(asked):
+            return ids, cut
         problem = f"{len(ids)} tokens of a context of {self.context}, {room} of it for the answer"
         raise TooLongError(f"the last message alone takes {problem}: shorten it")
 
@@ -112,7 +123,7 @@ class Chat:
 
     @torch.inference_mode()
     def _forward(self, ids: list[int]) -> Tensor:
-        torch.set_flush_denormal(True)  # of this thread, which need not be the one that loaded
+        torch.set_flush_denormal(True)  # of this thread, and of no other
         inputs = torch.tensor([ids], device=self.model.device)
         out = self.model(inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[0, -1].float().cpu()

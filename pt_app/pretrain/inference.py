@@ -34,7 +34,8 @@ def infer(settings: InferenceSettings) -> None:
     if settings.tokenizer:
         _check_same(tokenizer, Path(settings.tokenizer), folder)
     chat = Chat(model, tokenizer, folder.name)
-    prompts: Iterable[str] = [settings.prompt] if settings.prompt else sys.stdin
+    typed = (line for line in sys.stdin if line.strip())  # a blank one is nothing to continue
+    prompts: Iterable[str] = [settings.prompt] if settings.prompt else typed
     for prompt in prompts:
         for piece in continued(chat, prompt.rstrip("\n"), settings.sampling):
             print(visible(piece), end="", flush=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from pt_app.training.loop import Model
 
@@ -61,7 +62,15 @@ def muon_and_adamw(
     if not muon:
         decayed: dict[str, Any] = {"params": matrices, "weight_decay": weight_decay}
         return [adamw([decayed, {"params": others}], weight_decay=0.0)]
-    first = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+    # torch's Muon multiplies an update by sqrt(max(1, rows / columns)), taking rows for outputs, as
+    # in nn.Linear. In Conv1D (GPT-2) they are inputs: this ratio makes up for it.
+    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
+    groups: list[dict[str, Any]] = [{"params": [p for p in matrices if id(p) not in transposed]}]
+    for matrix in (p for p in matrices if id(p) in transposed):
+        ratio = (matrix.shape[1] / matrix.shape[0]) ** 0.5
+        decay = weight_decay / ratio  # the rate multiplies it
+        groups.append({"params": [matrix], "lr": matrix_lr * ratio, "weight_decay": decay})
+    first = torch.optim.Muon(groups, lr=matrix_lr, weight_decay=weight_decay)
     return [first, adamw(others, weight_decay=0.0)]
 
 

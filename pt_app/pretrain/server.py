@@ -4,12 +4,15 @@ One answer is made at a time; others wait their turn. What a request asks for an
 refused in the form that OpenAI's own clients report, never left out in silence.
 """
 
+import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -32,7 +35,6 @@ from pt_app.pretrain.settings import Sampling, ServeSettings
 
 try:
     from starlette.applications import Starlette
-    from starlette.concurrency import iterate_in_threadpool
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
@@ -112,9 +114,12 @@ class ChatRequest(BaseModel, extra="allow"):
 class Server:
     """The routes of a model, with its turn: one request at a time."""
 
-    def __init__(self, chat: Chat, sampling: Sampling) -> None:
-        self.chat, self.sampling = chat, sampling
-        self._turn, self._waiting = anyio.Lock(), 0
+    def __init__(self, load: Callable[[], Chat], sampling: Sampling) -> None:
+        # One thread loads and answers: two that compute slow each other down (serving/batching.py).
+        self._thread = ThreadPoolExecutor(1, "chat")
+        self.chat, self.sampling = self._thread.submit(load).result(), sampling
+        # asyncio's: the task that closes a stream need not be the one that it took its turn in.
+        self._turn, self._waiting = asyncio.Lock(), 0
         self._started = int(time.time())
 
     def application(self, host: str) -> Starlette:
@@ -153,7 +158,8 @@ class Server:
         """Answer a conversation, as a stream or at once."""
         asked = read(await body(request))
         self._check_name(asked.model)
-        reply, cut = await anyio.to_thread.run_sync(self._reply, asked)
+        in_thread = asyncio.get_running_loop().run_in_executor
+        reply, cut = await in_thread(self._thread, self._reply, asked)
         if self._waiting >= MAX_WAITING:
             raise RefusedError(f"{MAX_WAITING} requests wait already: try again later", 429)
         head: dict[str, object] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
@@ -196,14 +202,15 @@ class Server:
         return Reply(self.chat, ids, sampling, asked.stops()), cut
 
     async def _pieces(self, reply: Reply) -> AsyncGenerator[str, None]:
-        """Yield the pieces of an answer when its turn has come, each made in a thread."""
+        """Yield the pieces of an answer when its turn has come."""
         self._waiting += 1
         try:
             await self._turn.acquire()
         finally:
             self._waiting -= 1
         try:
-            async for piece in iterate_in_threadpool(reply):
+            in_thread, pieces = asyncio.get_running_loop().run_in_executor, iter(reply)
+            while (piece := await in_thread(self._thread, lambda: next(pieces, None))) is not None:
                 yield piece
         finally:
             self._turn.release()
@@ -282,8 +289,9 @@ def serve(settings: ServeSettings) -> None:
         UserError: for a port in use, and as `Chat.load`.
     """
     with listen(settings.host, settings.port) as listening:
-        chat = Chat.load(settings.model, settings.device)
-        url = url_of(listening, settings.host)
+        load = partial(Chat.load, settings.model, settings.device)
+        server, url = Server(load, settings.sampling), url_of(listening, settings.host)
+        chat = server.chat
         print(f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)")
         print("Ctrl-C ends", flush=True)
-        run(Server(chat, settings.sampling).application(settings.host), listening, 1)
+        run(server.application(settings.host), listening, 1)

@@ -15,7 +15,7 @@ WIDTH_PER_LAYER = 64
 # A separate head pays where the layers outweigh it, and so do heads of 128: below that a model of
 # four layers would spend its weights on the vocabulary, and have two heads.
 LARGE = 12
-GPT2_VOCABULARY, GPT2_CONTEXT = 50_257, 1024
+GPT2_VOCABULARY = 50_257
 
 
 def qwen3(

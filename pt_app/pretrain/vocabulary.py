@@ -37,7 +37,7 @@ def make_tokens(
 
     Raises:
         UserError: for text that is not there, a vocabulary that is larger than the text supports,
-            and a folder that was made with other settings.
+            and a folder that was made with other settings or another tokenizer.
     """
     console.start()
     folder = Path(settings.data_dir)
@@ -46,7 +46,11 @@ def make_tokens(
     with held(lock, f"another process makes the tokens of {folder}", wait=True):
         if (folder / MANIFEST).is_file():
             manifest = read_manifest(folder)
-            refuse_others(folder, manifest.settings, wanted)
+            before, now = dict(manifest.settings), wanted
+            if given is not None:
+                before["tokenizer"] = manifest.tokenizer
+                now = wanted | {"tokenizer": shards.tokenizer_hash(given)}
+            refuse_others(folder, before, now)
             log.info("the tokens of %s are complete: %s", folder, summary(manifest))
             return manifest
         if folder.exists() and any(folder.iterdir()):
