@@ -313,7 +313,7 @@ def test_exit_code_is_that_of_the_worst_target(
     monkeypatch.setattr("pt_app.serving.parity.check", lambda *_: found)
     words = ["parity", str(tmp_path), f"--data={tmp_path}", "--against=http://a"]
     done = CliRunner().invoke(app, words, standalone_mode=False)
-    assert done.return_value == code  # type: ignore[attr-defined]
+    assert done.return_value == code
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,9 @@ def test_strict_refuses_other_questions(judge: Judge) -> None:
 
 
 LONG = ROW | {"candidate": "casa " * 3000}
+NAMES = [*map(str, range(401))]
+NOULS = {name: {"type": "noul"} for name in NAMES}
+CHOICE = {"type": "choice", "criteria": dict.fromkeys(NAMES)}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +224,8 @@ LONG = ROW | {"candidate": "casa " * 3000}
         ("systemone", b" " * (MAX_BODY + 1), 413, "more than"),
         ("systemone", {"state": "x", "questions": {}}, 422, "questions: "),
         ("systemone", {"state": "x", "questions": {"q": {"type": "box"}}}, 422, "questions.q"),
+        ("systemone", {"state": "x", "questions": NOULS}, 422, "questions: "),
+        ("systemone", {"state": "x", "questions": {"q": CHOICE}}, 422, "questions.q.choice.cri"),
         (
             "decisions",
             {"model": "m", "input": "x", "questions": [{"type": "score", "instructions": ""}]},
