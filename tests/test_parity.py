@@ -219,7 +219,7 @@ def test_server_that_speaks_no_http_does_not_answer() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=greet, daemon=True).start()
-        with pytest.raises(UserError, match=r"does not answer \(SSH-2.0-OpenSSH_9.6\): start"):
+        with pytest.raises(UserError, match=r"does not answer \(SSH-2.0-OpenSSH_9.6\s+\): start"):
             engines.post(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, "judgements")
 
 

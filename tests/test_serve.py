@@ -537,13 +537,27 @@ def test_a_host_beyond_this_machine_needs_a_key(
         serve([adapter], ServeOptions(port=running.port))
 
 
-@pytest.mark.slow
-def test_sigterm_finishes_what_is_under_way(adapter: Path, base: Path) -> None:
+def started(adapter: Path, base: Path) -> "subprocess.Popen[str]":
     words = ["serve", str(adapter), "--base", str(base), "--port", "0"]
     command = [sys.executable, "-m", "pt_app.cli", *words]
-    with subprocess.Popen(
+    return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_at_the_start_is_a_clean_end(adapter: Path, base: Path) -> None:
+    with started(adapter, base) as process:
+        assert process.stdout is not None
+        assert "http://127.0.0.1:" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_is_under_way(adapter: Path, base: Path) -> None:
+    with started(adapter, base) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         port = int(line.partition("http://127.0.0.1:")[2].split()[0])

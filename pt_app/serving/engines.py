@@ -314,8 +314,7 @@ def post(url: str, body: Mapping[str, object], field: str) -> Any:
         said = " ".join(error.read(300).decode("utf-8", "replace").split())
         raise UserError(f"{url} answers {error.code}: {said}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{url} does not answer ({said}): start it, or correct the URL") from error
+        raise UserError(f"{url} does not answer ({error}): start it, or correct the URL") from error
     if not isinstance(given, Mapping) or field not in given:
         raise UserError(f"{url} answers without {field}: correct the URL or --engine")
     return given[field]
