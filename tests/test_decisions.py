@@ -103,6 +103,10 @@ def test_a_server_reads_declared_questions_with_what_their_options_mean(wire: An
         ({"probabilities": {str(i): None for i in range(11)}}, "no probability"),
         ({"probabilities": {str(i): -0.1 for i in range(11)}}, "a number that is no probability"),
         ({"probabilities": {str(i): "0.09" for i in range(11)}}, "a number that is no probability"),
+        (
+            {"probabilities": {str(i): 10**400 for i in range(11)}},
+            "a number that is no probability",
+        ),
         ({"probabilities": 1}, "no probabilities"),
         ({"type": "refusal"}, "refused"),
         (None, "no probabilities"),
@@ -254,6 +258,9 @@ def test_the_money_ends_a_run_and_more_repeats_resume_it(rows: Path, tmp_path: P
         (["--decisions=http://127.0.0.1:9"], "--decisions and --endpoint_model belong together"),
         (["--decisions=http://a", "--endpoint=http://a", "--endpoint_model=m"], "give one"),
         (["--decisions=http://a", "--endpoint_model=m", "--shots=2"], "takes no examples"),
+        (["--decisions=http://a:port/v1", "--endpoint_model=m"], "is no URL of an endpoint"),
+        (["--decisions=http://[::1/v1", "--endpoint_model=m"], "is no URL of an endpoint"),
+        (["--endpoint=localhost:8000/v1", "--endpoint_model=m"], "localhost:8000/v1 is no URL"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(

@@ -137,6 +137,7 @@ def test_refused_rows_are_counted_with_their_reason(rows: Path, tmp_path: Path) 
     [
         {"error": {"message": "upstream is out of capacity", "code": 502}},
         {"error": "upstream is out of capacity"},
+        {"error": {"message": "upstream is out of capacity", "code": "\u00b2"}},
         {"object": "error", "message": "upstream is out of capacity", "code": "503"},
         {"choices": [{"error": {"message": "upstream is out of capacity", "code": 429}}]},
     ],

@@ -208,4 +208,6 @@ def test_engines_give_the_judge_s_numbers(
     # The first engine computes as the reference does. With its defaults llama.cpp rounds more, and
     # on this judge comes near the limit: 1.5e-3 to 2.1e-3 of 2e-3.
     assert found.targets[0].decision == "same", [each.why for each in found.targets]
-    assert (tmp_path / "out" / "parity.json").is_file() == (found.decision == "same")
+    kept = found.decision == "same"
+    assert (tmp_path / "out" / "parity.json").is_file() == kept
+    assert (tmp_path / "out" / "Modelfile").is_file() == (kept and to == "gguf")

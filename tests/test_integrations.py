@@ -8,14 +8,18 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pt_app.core.errors import UserError
+from pt_app.core.prompt_templates import Template
 from pt_app.integrations.shared import SharedJudge, shared
 from pt_app.judge import Judge, Judgement
+from pt_app.models import adapters
+from tests.question_rows import CARD, questions
 from tests.test_judge import some_rows
 from tests.tiny_models import make_adapter
 
@@ -227,10 +231,18 @@ def test_a_verdict_is_a_number_or_whether_it_passes_and_no_answer_is_none(
     assert passes.value(Judgement("1", "ok", "judge", verdict="FAIL")) is False
 
 
-def test_a_judge_of_pairs_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_judge_that_is_not_shown_one_candidate_is_refused(
+    judge: SharedJudge, base: Path, tmp_path: Path
+) -> None:
     folder = make_adapter(tmp_path / "pairs", str(base), "pairwise")
-    with pytest.raises(UserError, match="compares two candidates"):
+    with pytest.raises(UserError, match="candidate_b, and an evaluator has one candidate"):
         shared(folder, str(base))
+    for count, said in ((1, "is shown ticket, reply, and"), (4, "this takes one question")):
+        asked: Any = {"asked": questions()[:count], "state": tuple(CARD["state"])}
+        info = replace(judge.judge.info, template=Template.load("questions"), **asked)
+        encoder = adapters.encoder_of(info, judge.judge.encoder.tokenizer)
+        with pytest.raises(UserError, match=said):
+            SharedJudge(partial(Judge, judge.judge.model, info, encoder))
 
 
 @pytest.mark.parametrize("package", PACKAGES)

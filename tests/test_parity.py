@@ -1,6 +1,8 @@
 """`judge parity`: engines that compute what a judge computes, and engines that do not."""
 
 import json
+import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +22,12 @@ from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
 from pt_app.serving import engines
 from pt_app.serving.engines import LlamaCpp, Plain, Vllm
-from pt_app.serving.options import ParityOptions, Precision
+from pt_app.serving.options import EngineName, ParityOptions, Precision
 from pt_app.serving.parity import (
     LIMITS,
     STRICT,
     Compared,
+    Parity,
     Reference,
     check,
     decided,
@@ -191,6 +194,35 @@ def test_servers_of_other_engines_are_read_exactly(model: Any, reference: Refere
     assert vllm.tokens is None
 
 
+@pytest.mark.parametrize(
+    ("engine", "answer", "said"),
+    [
+        ("judge", {"data": []}, "/judgements answers without judgements: correct the URL or"),
+        ("llama.cpp", [], "/completion answers without completion_probabilities"),
+        ("vllm", {"choices": [{"text": "a"}] * 11}, "gives no prompt_logprobs, as vLLM does"),
+    ],
+)
+def test_server_of_another_engine_is_named(
+    engine: EngineName, answer: Any, said: str, reference: Reference, options: ParityOptions
+) -> None:
+    sent: Answer = 200, {}, json.dumps(answer).encode()
+    with TeacherServer(lambda *_: sent) as server, pytest.raises(UserError, match=said):
+        parity([few(reference)], [server.url], replace(options, engine=engine))
+
+
+def test_server_that_speaks_no_http_does_not_answer() -> None:
+    def greet() -> None:
+        connection, _ = listening.accept()
+        connection.recv(1000)
+        connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(UserError, match=r"does not answer \(SSH-2.0-OpenSSH_9.6\s+\): start"):
+            engines.post(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, "judgements")
+
+
 def test_judge_serve_is_the_judge(
     adapter: Path, base: Path, data: Path, options: ParityOptions, tmp_path: Path
 ) -> None:
@@ -259,10 +291,29 @@ def test_targets_that_cannot_be_asked_are_named(
 ) -> None:
     for target, said in (
         ("http://127.0.0.1:9/v1", "does not answer"),
+        ("http://127.0.0.1:port/v1", "does not answer"),
+        ("http://[::1/v1", "does not answer"),
         (f"merged:{tmp_path}", "config.json"),
     ):
         with pytest.raises(UserError, match=said):
             parity([reference], [target], options)
+
+
+@pytest.mark.parametrize(
+    ("decisions", "code"), [("same", 0), ("undecided same", 4), ("same differs undecided", 3)]
+)
+def test_exit_code_is_that_of_the_worst_target(
+    decisions: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {"against": "a", "engine": "e", "precision": "float32", "why": "so"}
+    counts = dict.fromkeys(("rows", "attacks", "unread"), 0)
+    targets = [about | counts | {"decision": each} for each in decisions.split()]
+    data = {"path": "rows", "rows": 0, "sha256": {}}
+    found = Parity.model_validate({"schema": 1, "judge": "j", "data": data, "targets": targets})
+    monkeypatch.setattr("pt_app.serving.parity.check", lambda *_: found)
+    words = ["parity", str(tmp_path), f"--data={tmp_path}", "--against=http://a"]
+    done = CliRunner().invoke(app, words, standalone_mode=False)
+    assert done.return_value == code
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,15 @@ def test_served_questions_are_answered_as_the_judge_answers_its_own(
     assert served(running, OWN, json.dumps(STATE)) == answers
 
 
+def test_levels_that_are_asked_as_a_choice_are_the_trained_question(running: Any) -> None:
+    levels = OWN["c"]["criteria"]
+    choice = {**OWN["c"], "type": "choice", "criteria": dict.fromkeys(levels)}
+    both = served(running, {"score": OWN["c"], "choice": choice})
+    assert both["choice"]["x_judge"]["trained_question"]
+    chances = dict(zip(levels, both["score"]["probabilities"].values(), strict=True))
+    assert both["choice"]["probabilities"] == pytest.approx(chances)
+
+
 def test_a_served_question_in_other_words_is_not_the_trained_one(running: Any) -> None:
     other = {
         **OWN,

@@ -1,5 +1,7 @@
 """`judge serve`: asked by the openai client, by plain HTTP, by many at once and by strangers."""
 
+import copy
+import hmac
 import json
 import logging
 import random
@@ -28,7 +30,8 @@ from pt_app.models import adapters
 from pt_app.serving import batching
 from pt_app.serving.options import ServeOptions
 from pt_app.serving.questions import CONTEXT
-from pt_app.serving.server import PAGE, Server, serve
+from pt_app.serving.server import MAX_ROWS, PAGE, Server, serve
+from pt_app.serving.wires import SystemOne
 from tests.conftest import ROOT, slow_case
 from tests.serving import Running
 from tests.test_judge import some_rows
@@ -205,6 +208,9 @@ def test_strict_refuses_other_questions(judge: Judge) -> None:
 
 
 LONG = ROW | {"candidate": "casa " * 3000}
+NAMES = [*map(str, range(401))]
+NOULS = {name: {"type": "noul"} for name in NAMES}
+CHOICE = {"type": "choice", "criteria": dict.fromkeys(NAMES)}
 
 
 @pytest.mark.parametrize(
@@ -218,6 +224,8 @@ LONG = ROW | {"candidate": "casa " * 3000}
         ("systemone", b" " * (MAX_BODY + 1), 413, "more than"),
         ("systemone", {"state": "x", "questions": {}}, 422, "questions: "),
         ("systemone", {"state": "x", "questions": {"q": {"type": "box"}}}, 422, "questions.q"),
+        ("systemone", {"state": "x", "questions": NOULS}, 422, "questions: "),
+        ("systemone", {"state": "x", "questions": {"q": CHOICE}}, 422, "questions.q.choice.cri"),
         (
             "decisions",
             {"model": "m", "input": "x", "questions": [{"type": "score", "instructions": ""}]},
@@ -228,6 +236,8 @@ LONG = ROW | {"candidate": "casa " * 3000}
         ("decisions", {"model": "jev-latest", "input": "x", "questions": [OWN]}, 422, "candidate"),
         ("judgements", {"rows": []}, 422, "rows: "),
         ("judgements", {"rows": [1]}, 422, "rows.0: "),
+        ("judgements", {"rows": [ROW] * (MAX_ROWS + 1)}, 422, "rows: "),
+        ("judgements", {"rows": [ROW], "model": "x" * 9999}, 404, f"'{'x' * 57}...' here"),
         ("judgements", {"rows": [ROW], "model": "../../etc/passwd"}, 404, "there is no model"),
     ],
 )
@@ -266,8 +276,8 @@ def test_paths_and_methods_that_are_not_there(running: Running) -> None:
         ("GET", "/v1/models/..%2f..%2fetc", 404),
         ("POST", "/v1/nothing", 404),
     ):
-        found, content, _ = running.ask(method, path)
-        assert found == status
+        found, content, headers = running.ask(method, path)
+        assert (found, headers.get("allow")) == (status, "POST" if status == 405 else None)
         assert json.loads(content)["error"]["message"]
     assert running.ask("POST", "/v1/judgements", b"{}", Content_Type="text/plain")[0] == 415
     assert running.ask("GET", "/healthz", Host="rebound.example")[0] == 400
@@ -291,6 +301,15 @@ def test_a_key_is_asked_for(judge: Judge) -> None:
         for path, status in (("/healthz", 200), ("/", 200), ("/metrics", 401), ("/v1/models", 401)):
             assert running.ask("GET", path)[0] == status
         assert running.ask("GET", "/metrics", Authorization="Basic secret")[0] == 401
+
+
+def test_keys_are_compared_in_constant_time(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, compare = list[tuple[bytes, bytes]](), hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda *a: (compared.append(a), compare(*a))[1])
+    with Running(judge, key="secret") as running:
+        for key, status in (("secre", 401), ("secret", 200)):
+            asked = running.ask("GET", "/v1/models", Authorization=f"Bearer {key}")
+            assert (asked[0], compared.pop()) == (status, (key.encode(), b"secret"))
 
 
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
@@ -346,8 +365,9 @@ def test_a_large_request_is_scored_in_the_same_batches_whatever_came_before(
         go.set()
         assert all(each.result() for each in waiting)
     before = worker.batches
-    running.judged(*[ROW] * (batching.MAX_ROWS + 1))
+    judged = running.judged(*[ROW] * (batching.MAX_ROWS + 1))
     assert worker.batches - before == 2
+    assert [one["id"] for one in judged] == [f"rows:{i}" for i in range(1, batching.MAX_ROWS + 2)]
 
 
 def test_rows_of_a_client_that_disconnected_are_not_scored(
@@ -402,6 +422,16 @@ def test_a_failure_is_reported_and_the_next_request_is_answered(
     assert running.judged(ROW)[0]["probabilities"]
 
 
+def test_what_ends_a_request_unexpectedly_is_counted(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SystemOne, "response", lambda *_: 1 / 0)
+    body = {"state": ROW, "questions": {"q": {"type": "noul", "instructions": "Is it?"}}}
+    assert running.ask("POST", "/v1/systemone", body)[0] == 500
+    text = running.ask("GET", "/metrics")[1].decode()
+    assert 'judge_requests_total{path="/v1/systemone",status="500"} 1' in text
+
+
 def test_requests_are_counted_and_their_texts_not_logged(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -435,57 +465,99 @@ def test_the_page_shows_no_field_for_a_key_before_a_server_wants_one(tmp_path: P
     assert "<title>none</title>" in found
 
 
-def malformed(rng: random.Random) -> bytes:
-    """A request with one thing changed that may break it."""
-    questions: dict[str, Any] = {"q": {"type": "score", "criteria": VALUES}, "r": {"type": "noul"}}
-    body: Any = {"model": "jev-latest", "state": ROW, "questions": questions}
-    odd = [None, [], {}, "", "x", -1, 1e308, True, [[]], {"": None}, "\ud800", ["\u0000"], 2**70]
-    where, steps = body, rng.randint(1, 4)
+QUESTIONS: Any = {"q": {"type": "score", "criteria": VALUES}, "r": {"type": "noul"}}
+QUESTIONS |= {"s": {"type": "choice", "criteria": {"a": "x", "b": None}}}
+PARTS = [{"type": "input_json", "data": ROW}, {"type": "input_text", "text": "x"}]
+ROWS: Any = [ROW | {"id": "a", "group": "g", "rubric": "r", "label": {"verdict": 3}}]
+ROWS += [{"conversation": [{"role": "user", "content": "x"}], "candidate": ""}]
+LIST: Any = [
+    OWN,
+    OTHER,
+    {"type": "choice", "name": "c", "choices": [{"value": "a"}, {"value": True}]},
+]
+VALID: list[tuple[str, Any]] = [
+    ("systemone", {"model": "jev-latest", "state": ROW, "questions": QUESTIONS}),
+    ("decisions", {"input": json.dumps(ROW), "questions": QUESTIONS}),
+    ("decisions", {"model": "jev-latest", "input": json.dumps(ROW), "questions": LIST}),
+    (
+        "decisions",
+        {"model": "jev-latest", "input": [{"role": "user", "content": PARTS}], "questions": [OWN]},
+    ),
+    ("judgements", {"model": "jev-latest", "rows": ROWS}),
+]
+ODD = [None, [], {}, "", "x", -1, 1e308, True, [[]], {"": None}, "\ud800", ["\u0000"], 10**400]
+ODD += ['{"source": "\\ud800", "candidate": [NaN, 1e999]}', f'{{"source": {"[" * 900}{"]" * 900}}}']
+
+
+def malformed(rng: random.Random) -> tuple[str, bytes]:
+    """A request with one thing changed that may break it, and its route."""
+    path, body = copy.deepcopy(rng.choice(VALID))
+    where, steps = body, rng.randint(1, 6)
     for _ in range(steps):
         keys = list(where) if isinstance(where, dict) else list(range(len(where)))
         if not keys:
             break
         key = rng.choice(keys)
         if isinstance(where[key], dict | list) and rng.random() < 0.6:
-            where[key] = copied = where[key].copy()
-            where = copied
+            where = where[key]
         else:
-            where[key] = rng.choice(odd)
+            where[key] = rng.choice(ODD)
             break
     content = bytearray(json.dumps(body).encode())
     if rng.random() < 0.3:
         content[rng.randrange(len(content))] = rng.randrange(256)
-    return bytes(content[: rng.randrange(len(content))] if rng.random() < 0.2 else content)
+    cut = rng.randrange(len(content)) if rng.random() < 0.2 else None
+    return f"/v1/{path}", bytes(content[:cut])
 
 
 @pytest.mark.parametrize("count", [150, slow_case(10_000)])
 def test_malformed_requests_never_break_the_server(count: int, running: Running) -> None:
-    rng = random.Random(count)
-    paths = ["/v1/systemone", "/v1/decisions", "/v1/judgements"]
-
-    def ask(number: int) -> int:
-        return running.ask("POST", rng.choice(paths), malformed(rng))[0]
+    def ask(number: int) -> tuple[str, int]:
+        path, content = malformed(random.Random(f"{count} {number}"))
+        status = running.ask("POST", path, content)[0]
+        assert status in (200, 404, 413, 422), content
+        return path, status
 
     with ThreadPoolExecutor(8) as pool:
-        statuses = set(pool.map(ask, range(count)))
-    assert statuses <= {200, 404, 413, 422}
-    assert 422 in statuses
+        found = set(pool.map(ask, range(count)))
+    assert {path for path, status in found if status == 422} == {f"/v1/{path}" for path, _ in VALID}
+    assert {path for path, status in found if status == 200} >= {"/v1/decisions", "/v1/judgements"}
 
 
-def test_a_host_beyond_this_machine_needs_a_key(running: Running, adapter: Path) -> None:
+def test_a_host_beyond_this_machine_needs_a_key(
+    running: Running, adapter: Path, tmp_path: Path
+) -> None:
+    for words in ("", "two words\n", "clé"):
+        (tmp_path / "key").write_text(words, encoding="utf-8")
+        with pytest.raises(UserError, match="key holds no key: write one word of ASCII into it"):
+            serve([adapter], ServeOptions(key_file=tmp_path / "key"))
     with pytest.raises(UserError, match="give --key_file"):
         serve([adapter], ServeOptions(host="0.0.0.0"))
     with pytest.raises(UserError, match=rf"127.0.0.1:{running.port} cannot be listened at"):
         serve([adapter], ServeOptions(port=running.port))
 
 
-@pytest.mark.slow
-def test_sigterm_finishes_what_is_under_way(adapter: Path, base: Path) -> None:
+def started(adapter: Path, base: Path) -> "subprocess.Popen[str]":
     words = ["serve", str(adapter), "--base", str(base), "--port", "0"]
     command = [sys.executable, "-m", "pt_app.cli", *words]
-    with subprocess.Popen(
+    return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_at_the_start_is_a_clean_end(adapter: Path, base: Path) -> None:
+    with started(adapter, base) as process:
+        assert process.stdout is not None
+        assert "http://127.0.0.1:" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_is_under_way(adapter: Path, base: Path) -> None:
+    with started(adapter, base) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         port = int(line.partition("http://127.0.0.1:")[2].split()[0])

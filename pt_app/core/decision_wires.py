@@ -7,7 +7,6 @@ what every vendor takes, a server reads all that clients write.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -160,6 +159,6 @@ def answer_to(name: str, names: Sequence[str], answers: Json) -> Json:
 
 def _chance(number: Json) -> float:
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not (math.isfinite(number) and 0 <= number <= 1):
+    if not is_number or not 0 <= number <= 1:  # true of NaN, too
         raise ValueError("no probability" if number is None else "a number that is no probability")
     return float(number)

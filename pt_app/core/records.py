@@ -31,7 +31,7 @@ def as_name(value: object) -> object:
     Spreadsheets and databases number their rows, and pandas writes a column of such numbers as 1.0,
     2.0 and NaN where one is missing.
     """
-    if isinstance(value, bool):
+    if isinstance(value, int):  # an integer may be larger than any float
         return str(value)
     if isinstance(value, numbers.Real) and not math.isnan(value):
         return str(math.floor(value)) if value % 1 == 0 else str(float(value))

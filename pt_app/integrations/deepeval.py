@@ -41,7 +41,7 @@ class JudgeMetric(BaseMetric):  # type: ignore[misc]
         own = {"source": test_case.input, "reference": test_case.expected_output}
         own |= {"context": "\n".join(test_case.context or ()) or None, "id": test_case.name}
         judgement = self._judge.judged(test_case.actual_output, test_case.metadata or {}, own)
-        value, scale = self._judge.value(judgement), self._judge.judge.info.scale
+        value, scale = self._judge.value(judgement), self._judge.scale
         self.score = self.error = self.reason = None
         if value is None:
             self.error = f"the judge gives no verdict: {judgement.status}"

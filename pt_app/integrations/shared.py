@@ -31,10 +31,11 @@ class SharedJudge:
         # That thread loads it, too: two that compute slow each other down (serving/batching.py).
         self._thread = ThreadPoolExecutor(1, "judge")
         self.judge = judge = self._thread.submit(load).result()
-        self.fields = {*judge.info.row_fields, "rubric", "id"} - {"candidate"}
-        if judge.info.scale.task == "pairwise":
-            problem = "compares two candidates, and an evaluator has one"
+        self.scale, shown = judge.info.scale, judge.info.row_fields
+        if "candidate" not in shown:
+            problem = f"is shown {', '.join(shown)}, and an evaluator has one candidate"
             raise UserError(f"{judge.info.folder} {problem}: use Judge.score")
+        self.fields = {*shown, "rubric", "id"} - {"candidate"}
         self._waiting: SimpleQueue[tuple[Row, Future[Judgement]]] = SimpleQueue()
 
     def judged(
@@ -67,7 +68,7 @@ class SharedJudge:
         """Return the verdict: a score, or whether it passes; None where the judge gave none."""
         if judgement.status != "ok" or judgement.verdict is None:
             return None
-        if self.judge.info.scale.task == "pass_fail":
+        if self.scale.task == "pass_fail":
             return judgement.verdict == "PASS"
         return float(judgement.verdict)
 
@@ -95,7 +96,8 @@ def shared(adapter: str | Path, base: str | None = None) -> SharedJudge:
         base: the folder of the base, if it was one.
 
     Raises:
-        UserError: as Judge.load does, for a judge of pairs, and for one of several questions.
+        UserError: as Judge.load does, for a judge of several questions, and for one that is not
+            shown one candidate, such as a judge of pairs.
     """
     with _lock:  # evaluators may make scorers in several threads
         return _loaded(str(adapter), base)

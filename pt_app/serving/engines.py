@@ -4,6 +4,7 @@ They get token ids: a server that renders a chat from text would make control to
 candidate's `<|im_end|>`.
 """
 
+import http.client
 import importlib
 import json
 import os
@@ -215,13 +216,13 @@ class LlamaCpp:
         # llama.cpp withholds all probabilities where it draws a part of a character. It gives those
         # before this bias, which makes it draw a token of a verdict.
         asked |= {"cache_prompt": True, "logit_bias": [[drawn, BIAS]]}
-        given = post(f"{self.url}/completion", asked)["completion_probabilities"][0]
+        given = post(f"{self.url}/completion", asked, "completion_probabilities")[0]
         return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
 
     def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the file's tokenizer makes of a rendered prompt."""
         asked = {"content": case.text, "add_special": False, "parse_special": True}
-        ids: list[int] = post(f"{self.url}/tokenize", asked)["tokens"]
+        ids: list[int] = post(f"{self.url}/tokenize", asked, "tokens")
         return ids
 
 
@@ -243,7 +244,7 @@ class Vllm:
             prompts = [[*case.ids, *line] for line in lines]
             asked: dict[str, object] = {"model": self.model, "prompt": prompts}
             asked |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-            choices = post(f"{self.url}/completions", asked)["choices"]
+            choices = post(f"{self.url}/completions", asked, "choices")
             rows.append([_of_line(c, line) for c, line in zip(choices, lines, strict=True)])
         return np.array(rows, np.float64)
 
@@ -273,7 +274,7 @@ class Served:
                 for case in cases[start : start + AT_ONCE]
             ]
             asked = {"rows": rows} | ({"model": self.model} if self.model else {})
-            judged += post(f"{self.url}/judgements", asked)["judgements"]
+            judged += post(f"{self.url}/judgements", asked, "judgements")
         absent = [np.nan] * len(trie.paths)
         return np.array([self._lines(one) or absent for one in judged], np.float64)
 
@@ -300,20 +301,23 @@ def exact_matmul() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def post(url: str, body: Mapping[str, object]) -> Any:
-    """Post JSON and return the JSON of the answer; raises UserError where there is none."""
+def post(url: str, body: Mapping[str, object], field: str) -> Any:
+    """Post JSON and return a field of the answer; raises UserError where there is none."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            return json.load(answer)
+            given = json.load(answer)
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(300).decode("utf-8", "replace").split())
         raise UserError(f"{url} answers {error.code}: {said}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"{url} does not answer ({error}): start it, or correct the URL") from error
+    if not isinstance(given, Mapping) or field not in given:
+        raise UserError(f"{url} answers without {field}: correct the URL or --engine")
+    return given[field]
 
 
 def imported(module: str, package: str) -> Any:
@@ -339,5 +343,7 @@ def _lines(trie: VerdictTrie) -> list[list[int]]:
 
 
 def _of_line(choice: Mapping[str, Any], line: Sequence[int]) -> float:
-    logs = choice["prompt_logprobs"][-len(line) :]
+    if not (logs := choice.get("prompt_logprobs")):
+        raise UserError("the server gives no prompt_logprobs, as vLLM does: correct --engine")
+    logs = logs[-len(line) :]
     return sum(float(at[str(token)]["logprob"]) for at, token in zip(logs, line, strict=True))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
+
 from pt_app.core.decision_wires import Json, WireQuestion
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
@@ -24,6 +26,7 @@ from pt_app.judge import Judge, Judgement
 # Tokens of a prompt that is asked zero-shot: 255 options are longer than what a judge was trained
 # on, and a short context (the tiny base's) is exceeded rather than an option left out.
 CONTEXT = 16_384
+STATE = Place(Path("state"), 1, lines=False)
 # MLflow's judges must name their input in their words, and write its name before it.
 MLFLOW_WORDS, MLFLOW_STATE = 'the "inputs" field in the input', "inputs: "
 
@@ -38,12 +41,14 @@ class ServedRow:
             an example with the question.
         verdicts: the verdict that stands for each option of the question.
         trained: whether the judge was trained on this question.
+        place: where a row of fields is in its request, for its id and messages.
     """
 
     judge: Judge
     row: Mapping[str, object] | JudgeExample
     verdicts: tuple[str, ...]
     trained: bool = True
+    place: Place = STATE
 
     @property
     def limit(self) -> int:
@@ -101,7 +106,8 @@ def judgements_of(rows: Sequence[ServedRow]) -> Sequence[Judgement]:
     judge, limit = rows[0].judge, rows[0].limit
     if examples := [each.row for each in rows if isinstance(each.row, JudgeExample)]:
         return judge.answers(examples, shorten=False, max_seq_length=limit)
-    return judge.score([each.row for each in rows if isinstance(each.row, Mapping)], shorten=False)
+    fields = [each.row for each in rows if isinstance(each.row, Mapping)]
+    return judge.score(fields, places=[each.place for each in rows], shorten=False)
 
 
 def _zero_shot(question: WireQuestion, state: Json, judge: Judge) -> ServedRow:
@@ -130,12 +136,12 @@ def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict:
     if row is None and isinstance(state, str) and len(fields) == 1:
         row = {fields[0]: state}
     try:
-        example = state_example(row or {}, Place(Path("state"), 1, lines=False), fields, "state")
+        example = state_example(row or {}, STATE, fields, "state")
     except UserError as error:
         raise RefusedError(str(error), 422, "state") from error
     asked = own or read[0]
     levels = tuple(map(str, asked.scale.values))
-    verdicts = levels if question.type == "score" else question.names
+    verdicts = levels if asked.type == "score" else question.names
     example = example.model_copy(update={"question": asked})
     return ServedRow(judge, example, verdicts, trained=own is not None)
 
@@ -184,8 +190,9 @@ def _is_own(question: WireQuestion, judge: Judge) -> bool:
 def _fields_of(state: Json) -> Mapping[str, object] | None:
     if isinstance(state, str):
         try:
-            state = json.loads(state.removeprefix(MLFLOW_STATE))
-        except (ValueError, RecursionError):
+            # json would read it deeper than it can write it again.
+            state = pydantic_core.from_json(state.removeprefix(MLFLOW_STATE))
+        except ValueError:
             return None
     return state if isinstance(state, dict) else None
 

@@ -7,6 +7,7 @@ are written in the request's own format. No text of a request is logged.
 import asyncio
 import hmac
 import signal
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,6 +40,7 @@ from pt_app.core.http_server import (
     run,
     url_of,
 )
+from pt_app.core.records import Place, clipped
 from pt_app.judge import Judge, Judgement
 from pt_app.models import adapters
 from pt_app.serving import wires
@@ -128,6 +130,9 @@ class Server:
                 response = refusal(error)
             except ClientDisconnect:
                 response = Response(status_code=499)
+            except Exception:
+                self._answers[path, 500] += 1  # `_bug` answers
+                raise
             self._answers[path, response.status_code] += 1
             self._seconds[path] += time.perf_counter() - start
             return response
@@ -185,7 +190,10 @@ class Server:
         if judge.info.questions:
             problem = "this judge answers questions: ask them at /v1/systemone or /v1/decisions"
             raise RefusedError(problem, 422, "model")
-        rows = [ServedRow(judge, row, ()) for row in given.rows]
+        rows = [
+            ServedRow(judge, row, (), place=Place(Path("rows"), number, lines=False))
+            for number, row in enumerate(given.rows, 1)
+        ]
         judged = await self.worker.judged(request, rows)
         usage = {"input_tokens": sum(one.tokens for one in judged), "output_tokens": 0}
         answer = {"model": judge.name, "judgements": list(map(asdict, judged)), "usage": usage}
@@ -209,7 +217,8 @@ class Server:
     def _judge(self, name: str) -> Judge:
         if name not in self._names:
             known = ", ".join(self._names)
-            raise RefusedError(f"there is no model {name!r} here: there are {known}", 404, "model")
+            problem = f"there is no model {clipped(name)!r} here: there are {known}"
+            raise RefusedError(problem, 404, "model")
         return self._names[name]
 
 
@@ -301,9 +310,9 @@ def serve(folders: Sequence[Path], options: ServeOptions) -> None:
         server = Server(judges, options.strict, worker)
         application = server.application(options.host, key)
         url = url_of(listening, options.host)
+        # A clean end, both before uvicorn takes the signal and when it raises it again at its end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"{', '.join(server.judges)}: {url} (OpenAI: {url}/v1)", flush=True)
-        # uvicorn raises the signal again once all is done; that would be no clean end.
-        signal.signal(signal.SIGTERM, lambda *_: None)
         run(application, listening, PATIENCE)
 
 
@@ -329,7 +338,9 @@ def _check(row: ServedRow, judgement: Judgement) -> None:
 
 async def _not_found(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refusal(RefusedError(error.detail, error.status_code))
+    response = refusal(RefusedError(error.detail, error.status_code))
+    response.headers.update(error.headers or {})  # a 405 names the methods (RFC 9110, 15.5.6)
+    return response
 
 
 async def _bug(_: Request, error: Exception) -> Response:

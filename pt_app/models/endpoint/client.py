@@ -71,7 +71,7 @@ class Client:
         key = os.environ.get(name := self.budget.limits.key_env, "")
         if not key and not url:
             raise UserError(f"{name} is not set: export the endpoint's key under that name")
-        self.where = urlsplit(url or "https://api.openai.com").hostname or url
+        self.where = _host_of(url or "https://api.openai.com")
         # No retries of the library's own: waiting is done here, where the budget is known.
         self._client = AsyncOpenAI(
             base_url=url or None, api_key=key or "none", max_retries=0, timeout=self.timeout
@@ -185,7 +185,7 @@ class Client:
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             cause = error.__cause__ or error
             raise AgainError(f"{type(cause).__name__}: {one_line(cause)}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AgainError(f"an answer that is no JSON ({error})") from None
         if failure := error_of(body):
             if failure[0] < 400:  # unknown, so another try may help
@@ -227,6 +227,15 @@ class Client:
             return
         # Full jitter: clients that failed together do not come back together.
         await asyncio.sleep(random.uniform(0, min(MAX_WAIT, FIRST_WAIT * 2 ** (attempt - 1))))
+
+
+def _host_of(url: str) -> str:
+    """Return the host that a URL names; raises UserError where it names none."""
+    with suppress(ValueError):  # a port that is no number, half of an IPv6 address
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.port != 0 and parts.hostname:
+            return parts.hostname
+    raise UserError(f"{url} is no URL of an endpoint: write it as http://HOST:PORT/v1")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

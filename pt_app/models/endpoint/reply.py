@@ -99,7 +99,7 @@ def error_of(body: object) -> tuple[int, str] | None:
         return None
     details = _mapping(error)
     codes = (str(details.get(name)) for name in ("code", "status"))
-    return int(next(filter(str.isdigit, codes), 0)), one_line(details.get("message") or error)
+    return int(next(filter(str.isdecimal, codes), 0)), one_line(details.get("message") or error)
 
 
 def answer_part(text: str, cut: bool = False) -> str | None:
