@@ -140,6 +140,19 @@ def test_a_gate_decides_for_each_question_with_its_own_margin(folder: Path, tmp_
     assert named["quality: kappa_quadratic not worse by 2"] == "pass"
 
 
+def test_a_gate_finds_questions_by_name_and_only_those_of_the_overview(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    shutil.copytree(other / "quality", other / "overall")  # what an earlier evaluation left
+    overview = json.loads((other / RESULTS).read_text())
+    overview["questions"] = dict(reversed(overview["questions"].items()))
+    (other / RESULTS).write_text(json.dumps(overview))
+    checks = {check.name: check for check in gate_folders([folder, other], Limits(rows=50))}
+    assert checks["apologises: kappa not worse by 0.02"].decision == "pass"
+    assert checks["overall: rows"].why == "no row has a label for it"
+
+
 def test_gates_of_other_questions_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="compare evaluations of the same questions"):
         gate_folders([folder, folder / "quality"], Limits())

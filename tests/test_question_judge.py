@@ -21,13 +21,14 @@ from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.core.results import Results, read_attacks, read_predictions, read_results
 from pt_app.eval_model.combining import combine_questions
+from pt_app.eval_model.compare import evaluate_judges
 from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
 from pt_app.models.adapters import verify_adapter
 from pt_app.serving.exporting import export
 from pt_app.serving.options import ExportOptions, ParityOptions
-from pt_app.serving.parity import check
+from pt_app.serving.parity import Reference, check
 from tests.contract import assert_adapter_contract
 from tests.question_rows import QUESTIONS, make_row, write_questions
 
@@ -168,7 +169,6 @@ def test_what_cannot_be_asked_is_refused(
 def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     adapter: Path, base: Path, folder: Path, tmp_path: Path
 ) -> None:
-    from pt_app.eval_model.compare import evaluate_judges
     from pt_app.eval_model.judge_train_mps import main as train
 
     flags = {"model": base, "data_dir": folder, "output_dir": tmp_path, "epochs": 1}
@@ -189,6 +189,14 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     again = found.models[0].metrics["kappa_quadratic"].value
     own = read_results(adapter / "evaluation" / "quality").models[0]
     assert again == pytest.approx(own.metrics["kappa_quadratic"].value)
+    (tmp_path / "scores").mkdir()
+    for split in ("train", "val", "test"):
+        row = {"source": f"{split} cup", "candidate": f"{split} xícara", "label": {"verdict": 1}}
+        (tmp_path / "scores" / f"judge_{split}.json").write_text(json.dumps([row]))
+    card = {"task": "score", "scale": verify_adapter(single).scale.name}
+    (tmp_path / "scores" / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="scores declares none: name the data of its"):
+        evaluate_judges(tmp_path / "scores", tmp_path / "never", [single], options)
 
 
 def test_commands_of_one_scale_refuse_several_questions_in_a_line(
@@ -223,7 +231,7 @@ def test_a_judge_is_attacked_question_by_question(adapter: Path, base: Path, fol
         assert f"{name}: {n} test rows attacked" in done.output
 
 
-def test_other_data_than_the_judges_questions_is_not_attacked(
+def test_other_data_than_the_judges_questions_is_refused(
     adapter: Path, base: Path, folder: Path, rows: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="asks none of the questions of"):
@@ -234,6 +242,10 @@ def test_other_data_than_the_judges_questions_is_not_attacked(
     (data / "dataset.json").write_text(json.dumps(card | {"state": ["ticket"]}))
     with pytest.raises(UserError, match="about ticket, reply: name data of the judge's"):
         attack(adapter, data, base=str(base))
+    with pytest.raises(UserError, match="about the same fields: name data and adapters"):
+        evaluate_judges(data, tmp_path / "never", [adapter], EvalOptions(base=str(base)))
+    with pytest.raises(UserError, match="does not ask apologises about ticket, reply"):
+        Reference.of(verify_adapter(adapter), data, ParityOptions(base=str(base)))
 
 
 def test_a_file_of_rows_that_cannot_be_read_is_answered_row_by_row(

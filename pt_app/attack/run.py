@@ -96,8 +96,8 @@ def _attackable(dataset: JudgeData, info: AdapterInfo, data: Path) -> JudgeData:
         UserError: if there is none, and for data of another scale or state than the judge's.
     """
     if info.questions:
-        shared = [question for question in dataset.questions if question in info.questions]
-        if not shared or (*dataset.card.state,) != info.state:
+        shared = info.shared_with(dataset)
+        if not shared:
             problem = f"asks none of the questions of {info.folder} about {', '.join(info.state)}"
             raise UserError(f"{data} {problem}: name data of the judge's questions and state")
         dataset = dataset.about(shared)

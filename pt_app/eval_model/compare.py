@@ -78,16 +78,17 @@ def evaluate_judges(
 
 
 def _shared_questions(dataset: JudgeData, infos: Sequence[AdapterInfo]) -> JudgeData:
-    """Return the data of the questions that all adapters know by the same name and declaration.
+    """Return the data of the questions that all adapters know by name, declaration and state.
 
     Raises:
         UserError: if there is none.
     """
-    shared = [q for q in dataset.questions if all(q in info.questions for info in infos)]
+    known = [info.shared_with(dataset) for info in infos]
+    shared = [q for q in dataset.questions if all(q in own for own in known)]
     if not shared:
         raise UserError(
             f"{dataset.path} asks no question that all of the adapters were trained on, in the "
-            "same words and options: name data and adapters of the same questions"
+            "same words and options about the same fields: name data and adapters that go together"
         )
     return dataset.about(shared)
 
@@ -125,6 +126,9 @@ def _verified(folder: Path, dataset: JudgeData) -> AdapterInfo:
     info = adapters.verify_adapter(folder)
     if dataset.questions:
         return info
+    if info.questions:
+        problem = f"{info.folder} answers questions, and {dataset.path} declares none"
+        raise UserError(f"{problem}: name the data of its questions")
     if info.scale != dataset.scale:
         raise UserError(
             f"{info.folder} judges on {info.scale.name}, {dataset.path} has labels on "

@@ -71,17 +71,19 @@ def gate_folders(folders: Sequence[Path], limits: Limits) -> list[Check]:
     Raises:
         UserError: as `gate` does, and for folders of other questions.
     """
-    asked = [list(read_results(folder).questions) for folder in folders]
-    if asked[0] != asked[-1]:
+    asked = [read_results(folder).questions for folder in folders]
+    if asked[0].keys() != asked[-1].keys():
         named = " and ".join(", ".join(names) or "no questions" for names in asked)
         raise UserError(f"the folders are about {named}: compare evaluations of the same questions")
-    margins = per_question(limits.question_margins, asked[0], "--question_margins", above=False)
+    names = list(asked[0])
+    margins = per_question(limits.question_margins, names, "--question_margins", above=False)
     checks = []
-    for name in asked[0] or [""]:
-        of_one = [Judged.read(folder / name) for folder in folders if (folder / name).exists()]
-        if len(of_one) < len(folders):
+    for name in names or [""]:
+        # A folder may be there all the same, of an earlier evaluation with other rows.
+        if name and not all(questions[name].n for questions in asked):
             checks.append(Check(f"{name}: rows", "undecided", "no row has a label for it"))
             continue
+        of_one = [Judged.read(folder / name) for folder in folders]
         own = replace(limits, margin=margins.get(name, limits.margin))
         found = gate(of_one[-1], of_one[0] if len(folders) == 2 else None, own)
         checks += [replace(c, name=f"{name}: {c.name}") if name else c for c in found]

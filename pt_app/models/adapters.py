@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pt_app.core import files
 from pt_app.core.chat_templates import DAY, asks_for_the_date
 from pt_app.core.choosing import resolved_rule
+from pt_app.core.dataset import JudgeData
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import NAMES, VERDICT_RULES, estimate
@@ -91,6 +92,12 @@ class AdapterInfo:
     def questions(self) -> tuple[Question, ...]:
         """The questions that it answers; empty if it has a scale of its own."""
         return questions_in(self.asked)
+
+    def shared_with(self, data: JudgeData) -> list[Question]:
+        """Return the questions of a dataset that it answers; none if they are of other fields."""
+        if (*data.card.state,) != self.state:
+            return []
+        return [question for question in data.questions if question in self.questions]
 
     @property
     def name(self) -> str:

@@ -17,9 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BLOCKS = "judge_blocks"  # the name of this attention in the registry of transformers
-# A block ends with a branch of the tree if it has the minimum size, and always at the maximum size.
-# Smaller blocks compute fewer invisible scores, larger ones have faster matmuls.
-MIN_BLOCK, MAX_BLOCK = 32, 64
+# Queries. Smaller blocks compute fewer invisible scores, larger ones have faster matmuls.
+BLOCK_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -57,21 +56,17 @@ def tree_mask(last: torch.Tensor, cached: int = 0) -> torch.Tensor:
 
 def blocks_of(last: torch.Tensor, cached: int = 0) -> list[Block]:
     """Divide the queries of a tree, without the first `cached` tokens, into blocks."""
-    blocks, ends = [], last.tolist()
-    start = cached
-    for stop in range(cached + 1, len(ends) + 1):
-        size = stop - start
-        branch_ends = stop == len(ends) or ends[stop - 1] == stop - 1
-        if stop < len(ends) and size < MAX_BLOCK and not (branch_ends and size >= MIN_BLOCK):
-            continue
-        # Of the tokens before it, a block can only see the ancestors of its first token.
+    blocks = []
+    for start in range(cached, len(last), BLOCK_SIZE):
+        stop = min(start + BLOCK_SIZE, len(last))
+        # Of the tokens before it, a block can only see the ancestors of its first token: branches
+        # that begin within the block leave the path to that token.
         before = (last[:start] >= start).nonzero().flatten()
         keys = torch.cat([before, torch.arange(start, stop)])
         query = torch.arange(start, stop)[:, None]
         seen = (keys <= query) & (query <= last[keys])
         mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
         blocks.append(Block(start, stop, keys, mask))
-        start = stop
     return blocks
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from pt_app.models.packing import Shapes, Tree, chunk_by_tokens, common_prefix
 from pt_app.models.tree_attention import last_mlp_only_at, tree_inputs
-from pt_app.scoring.verdict_trie import Reading, VerdictTrie, reading_of
+from pt_app.scoring.verdict_trie import Reading, VerdictTrie, readings_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TreeReader:
             ]
             positions = [place - cached for of_row in places for place in of_row]
             # The logits get no name: it would keep them alive until those of the next part exist.
-            readings = _readings(self._logits(tree, positions, cached, cache), of_rows)
+            readings = list(readings_of(self._logits(tree, positions, cached, cache), of_rows))
             paths = [p[0][: len(prompts[row])] for row, p in zip(rows, own, strict=True)]
             for trie, chosen, reading in readings:
                 at, ways = [places[i] for i in chosen], [paths[i] for i in chosen]
@@ -113,27 +113,6 @@ class TreeReader:
                 use_cache=cache is not None,
             ).logits[0]
         return logits[: len(positions)]
-
-
-def _readings(
-    logits: torch.Tensor, tries: Sequence[VerdictTrie]
-) -> list[tuple[VerdictTrie, list[int], Reading]]:
-    """Reduce the logits of some rows [states of all, vocabulary] to a reading for each trie.
-
-    Returns:
-        Each trie, the indices of its rows, and their reading.
-    """
-    chosen: dict[int, list[int]] = {}
-    for row, trie in enumerate(tries):
-        chosen.setdefault(id(trie), []).append(row)
-    if len(chosen) == 1:  # without a copy
-        of_rows = logits.view(len(tries), tries[0].states, -1)
-        return [(tries[0], list(range(len(tries))), reading_of(of_rows, tries[0]))]
-    each = torch.split(logits, [trie.states for trie in tries])
-    return [
-        (tries[rows[0]], rows, reading_of(torch.stack([each[row] for row in rows]), tries[rows[0]]))
-        for rows in chosen.values()
-    ]
 
 
 def _pruned(cache: DynamicCache, path: list[int]) -> DynamicCache:

@@ -182,9 +182,9 @@ class Reference:
         if isinstance(info.asked, Scale) and dataset.scale != info.scale:
             problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
             raise UserError(f"{problem}: name data of the judge's scale")
-        for question in info.questions:
-            if question not in dataset.questions:
-                raise UserError(f"{data} does not ask {question.name}: name the judge's own data")
+        if missing := [q.name for q in info.questions if q not in info.shared_with(dataset)]:
+            problem = f"{data} does not ask {missing[0]} about {', '.join(info.state)}"
+            raise UserError(f"{problem}: name the judge's own data")
         model = adapters.load_merged(info.folder, adapters.base_of(info, options.base)).eval()
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
         asked = [(encoder.about(own), dataset.about((own,))) for own in info.questions]
