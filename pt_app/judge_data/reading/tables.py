@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
-from pt_app.core.files import shown
+from pt_app.core.files import parse_json, shown
 from pt_app.core.records import Place, one_line
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
