@@ -29,6 +29,7 @@ NOT_READ: dict[str, bytes | None] = {
     "binary": b"\x89PNG\r\n\x1a\n\xff",
     "a list": b"[]",
     "nested": b"[" * 100_000,
+    "not a number": b'{"rows": NaN}',
     "a folder": None,
 }
 IMPORTS = [{"files": ["a.csv"], "read": 60, "kept": 60, "dropped": {}}]

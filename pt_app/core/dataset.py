@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import lines_of, parse_json, read_json, read_text, sha256_file
+from pt_app.core.files import (
+    lines_of,
+    parse_json,
+    read_json,
+    read_text,
+    refuse_constant,
+    sha256_file,
+)
 from pt_app.core.leaks import find_leaks
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.records import JudgeExample, Place, checked, clipped, example_of, one_line
@@ -58,7 +65,7 @@ class DatasetCard(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow")
-    task: Task | Literal["questions"] = "score"
+    task: Literal[Task, "questions"] = "score"
     scale: str = ""
     template: str = "translation"
     rubric: str | None = None
@@ -208,7 +215,7 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / "dataset.json"
     if not os.path.lexists(path):  # a link to nothing is an error
         return DatasetCard()
-    card = checked(DatasetCard, read_json(path), path)
+    card = checked(DatasetCard, read_json(path, constant=refuse_constant), path)
     own = (folder / card.template).absolute()
     is_own = (own / "user.txt").is_file()
     return card.model_copy(update={"template": str(own)}) if is_own else card

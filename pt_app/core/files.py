@@ -164,14 +164,24 @@ def parse_json(
         raise UserError(f"{path}, from line {line}: {error}: {remedy}") from error
 
 
-def read_json(path: Path, absent: str = ABSENT, remedy: str = "correct it") -> dict[str, Any]:
-    """Read a file that holds one JSON object; the arguments are those of `read_text`.
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and the infinities, which Python reads and JSON has not."""
+    raise ValueError(f"{name} is not in JSON, write null")
+
+
+def read_json(
+    path: Path,
+    absent: str = ABSENT,
+    remedy: str = "correct it",
+    constant: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
+    """Read a file that holds one JSON object; the arguments are those of the functions above.
 
     Raises:
         UserError: if it cannot be read, is not JSON, names a field twice, or holds another value.
     """
     text = read_text(path, absent, remedy)
-    value: object = parse_json(text, path, pairs=_each_once, remedy=remedy)
+    value: object = parse_json(text, path, 1, constant, _each_once, remedy)
     if not isinstance(value, dict):
         raise UserError(f"{path} must be a JSON object: {remedy}")
     return value

@@ -5,6 +5,7 @@ Every problem is a UserError that names file, row and field.
 
 import math
 import numbers
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -241,7 +242,9 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False, include_context=False)[0]
     # A union's problem ends with the name of the branch that was tried.
     names = [str(part) for part in first["loc"] if str(part) not in ("int", "float", "str")]
-    return ".".join(names), first["msg"][0].lower() + first["msg"][1:]
+    # Not in the words of pydantic, which name classes of Python.
+    said = re.sub(r"^Value error, | or instance of \w+", "", first["msg"])
+    return ".".join(names), said[0].lower() + said[1:]
 
 
 _Kind = TypeVar("_Kind")

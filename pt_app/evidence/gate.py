@@ -67,7 +67,7 @@ class Judged:
             if any(field not in row.model_fields_set for row in rows):
                 raise UserError(f"{folder}: field {field} is missing in a row: evaluate again")
         scored = sum(row.status != "too_long" for row in rows)
-        if scored < (results.data.n or 0):
+        if 0 < scored < (results.data.n or 0):  # without any row the gate is undecided
             problem = f"holds {scored} rows of {judge.name}, of {results.data.n} in {RESULTS}"
             raise UserError(f"{folder / PREDICTIONS} {problem}: evaluate again")
         abstained = 1 - (judge.selective.kept.value or 0.0) if judge.selective else 0.0

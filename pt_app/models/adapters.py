@@ -66,7 +66,7 @@ class _Lora(BaseModel):
 class _Saved(BaseModel):
     """judge.json; those of earlier versions have neither rule nor date."""
 
-    task: Task | Literal["questions"]
+    task: Literal[Task, "questions"]
     scale: str = ""  # of questions each has its own
     grid: str | None = None
     state: list[str] = []
