@@ -76,7 +76,7 @@ class Journal:
         content = self._file.read()
         end = content.rfind(b"\n") + 1
         self._file.truncate(end)
-        entries, remedy = [], "repair it, or name another --out"
+        entries, remedy = list[Entry](), "repair it, or name another --out"
         for number, line in enumerate(content[:end].splitlines(), start=1):
             where = f"{self.path}, line {number}"
             try:
