@@ -74,7 +74,7 @@ class DatasetCard(BaseModel):
     state: list[str] = []
     questions: dict[str, Declared] = {}
     sha256: dict[str, str] = Field(default_factory=dict)
-    split: HowSplit = HowSplit()
+    split: HowSplit = HowSplit.model_validate({})  # mypy wants its extra fields named in a call
     label_rule: str = ""
     imports: list[Imported] = []
     self_agreement: RaterPair | None = None
