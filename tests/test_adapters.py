@@ -329,6 +329,36 @@ def test_files_have_the_mode_of_the_umask(model, source, encoder, tmp_path, umas
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("judge.json", "task", "x"),
+        ("judge.json", "scale", "stars"),
+        ("judge.json", "scale", ""),
+        ("judge.json", "grid", "x"),
+        ("judge.json", "template.user", None),
+        ("judge.json", "max_seq_length", "256"),
+        ("judge.json", "verdict_rule", "best"),
+        ("judge.json", "date", 3),
+        ("training_config.json", "base", None),
+        ("training_config.json", "base.name", None),
+        ("training_config.json", "settings", []),
+        ("adapter_config.json", "r", "x"),
+        ("adapter_config.json", "target_modules", [1]),
+    ],
+)
+def test_wrong_field_is_named(folder, name, field, value):
+    whole = inner = json.loads((folder / name).read_text())
+    *above, last = field.split(".")
+    for part in above:
+        inner = inner[part]
+    inner[last] = value
+    (folder / name).write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=rf"{name}, field {field}.*: ") as caught:
+        verify_adapter(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "judge.json"])
 def test_file_that_cannot_be_read_is_named(folder, name, monkeypatch):
     if os.geteuid() == 0:  # root may read everything

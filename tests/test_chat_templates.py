@@ -292,7 +292,7 @@ def test_a_date_that_is_none_is_named(dated_adapter: tuple[Path, Path], tmp_path
     shutil.copytree(adapter, tmp_path / "a")
     kept = json.loads((adapter / "judge.json").read_text())
     (tmp_path / "a" / "judge.json").write_text(json.dumps(kept | {"date": "yesterday"}))
-    with pytest.raises(UserError, match=r"yesterday.* malformed in .*judge\.json"):
+    with pytest.raises(UserError, match=r"judge\.json, field date: .*yesterday"):
         Judge.load(tmp_path / "a", base=str(base))
 
 

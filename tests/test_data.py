@@ -342,7 +342,7 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
         r'dataset.json, from line 1: "scale" stands twice in one object: correct it',
     ),
     "card is a list": (text("dataset.json", "[]"), r"dataset.json"),
-    "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json must be an object"),
+    "splits of wrong type": (text("splits.json", '["a"]'), r"splits.json must be a JSON object"),
     "split of another name": (
         text("splits.json", '{"str": "dev"}'),
         r"""splits.json places group "str" in 'dev': use train, val, test""",

@@ -4,6 +4,7 @@ The files have the layouts that their projects document: decision_rows.py names 
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def test_other_states_are_one_text(state: Callable[[int], object], tmp_path: Pat
         ({"questions": {"team": {**QUESTIONS["team"], "instructions": "?"}}}, "in another way"),
         ({"questions": {"labels": QUESTIONS["team"]}}, "no question can have the name labels"),
         ({"expected": {"team": "sales"}}, "field labels.team: 'sales' is not allowed"),
+        ({"expected": {"anger": math.inf}}, "field labels.anger: "),
     ],
 )
 def test_what_is_wrong_with_a_row_is_named(change: Row, said: str, tmp_path: Path) -> None:
@@ -135,6 +137,7 @@ def test_what_is_wrong_with_a_row_is_named(change: Row, said: str, tmp_path: Pat
     lines = file.read_text().splitlines()
     row = json.loads(lines[3]) | change
     lines[3] = json.dumps({name: cell for name, cell in row.items() if cell is not ...})
+    lines[3] = lines[3].replace("Infinity", "1e999")  # which JSON allows
     file.write_text("\n".join(lines))
     with pytest.raises(UserError, match=said):
         read(str(file), "laya", tmp_path / "out")

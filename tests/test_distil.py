@@ -335,6 +335,21 @@ def test_a_journal_of_other_settings_or_in_use_is_refused(tmp_path: Path) -> Non
         assert server.answered == 12
 
 
+@pytest.mark.parametrize(
+    "change", [{"key": 3}, {"status": "x"}, {"text": None}, {"text": "{}"}, {"usage": 3}], ids=str
+)
+def test_a_damaged_journal_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    file, path = rows(tmp_path, 12), tmp_path / "out.journal.jsonl"
+    with TeacherServer(lambda body, n: reply(GOOD)) as server:
+        run(file, server)
+        head, entry, *others = path.read_text("utf-8").splitlines()
+        damaged = json.dumps(json.loads(entry) | change)
+        path.write_text("\n".join([head, damaged, *others, ""]), encoding="utf-8")
+        with pytest.raises(UserError, match=r"out\.journal\.jsonl[,:] .*: re(pair|move) it"):
+            run(file, server)
+        assert server.answered == 12
+
+
 def test_a_torn_last_line_is_asked_again_and_a_whole_journal_asks_nothing(tmp_path: Path) -> None:
     file = rows(tmp_path, 12)
     with TeacherServer(lambda body, n: reply(GOOD)) as server:

@@ -271,7 +271,7 @@ def test_mqm_weights_are_by_name_or_from_a_file_of_ones_own(tmp_path: Path) -> N
     with pytest.raises(UserError, match="none of core, google and no YAML file"):
         Weights.load("nobodys")
     own.write_text("scale: 0-10\n", encoding="utf-8")
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="field severities: field required: write scale"):
         Weights.load(str(own))
 
 

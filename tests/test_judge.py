@@ -257,10 +257,29 @@ def test_parts_of_another_job_are_refused(adapter: Path, base: Path, tmp_path: P
     file = write_lines(tmp_path / "rows.jsonl", some_rows(3))
     parts = tmp_path / "out.jsonl.parts"
     parts.mkdir()
-    (parts / "job.json").write_text('{"judge": "another"}')
-    with pytest.raises(UserError, match="begun with another judge"):
-        score_file(adapter, str(file), tmp_path / "out.jsonl", options(base))
+    another = ('{"judge": "another"}', "begun with another judge")
+    for job, says in (another, ("[]", "job.json must be a JSON object: remove")):
+        parts.mkdir(exist_ok=True)
+        (parts / "job.json").write_text(job)
+        with pytest.raises(UserError, match=says):
+            score_file(adapter, str(file), tmp_path / "out.jsonl", options(base))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_damaged_part_is_named(
+    adapter: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = write_lines(tmp_path / "rows.jsonl", some_rows(3)), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr("pt_app.eval_model.score_file._judgements", None)  # it ends before it joins
+        with pytest.raises(TypeError):
+            score_file(adapter, str(file), out, options(base))
+    (part,) = tmp_path.glob("out.jsonl.parts/*.jsonl")
+    whole = part.read_text("utf-8")
+    for damaged in (whole[:-9], "3\n", '["x", {}]\n'):
+        part.write_text(damaged, "utf-8")
+        with pytest.raises(UserError, match=r"000000\.jsonl is damaged .* and score again"):
+            score_file(adapter, str(file), out, options(base))
 
 
 def test_output_of_an_unknown_ending_is_refused(adapter: Path, tmp_path: Path) -> None:

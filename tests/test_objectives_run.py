@@ -212,7 +212,7 @@ def test_wrong_file_of_cells_is_refused(change: dict[str, Any], says: str, tmp_p
     file.write_text(yaml.safe_dump(experiment(TWO).model_dump() | change))
     with pytest.raises(UserError, match=says):
         read_experiment(file)
-    with pytest.raises(UserError, match=r"no cell: there are one\.ce\.0, two\.ce\.0"):
+    with pytest.raises(UserError, match=r"no cell, near are .*one\.ce\.0.*: name SET\.ENTRY"):
         experiment(TWO).named(["three.*"])
 
 

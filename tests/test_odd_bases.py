@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         r"quantised already \(gptq\)",
     ),
     "fp8": (with_config(quantization_config={"quant_method": "fp8"}), r"quantised already \(fp8\)"),
-    "half a config": (cut("config.json", 40), "config.json is damaged"),
+    "half a config": (cut("config.json", 40), "config.json is not JSON at line"),
     "unknown kind": (with_config(model_type="nobodys"), "does not load"),
 }
 # What is wrong with its tokenizer.

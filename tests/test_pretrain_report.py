@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,29 @@ def test_every_number_has_its_rows_interval_and_guess_rate(
     assert re.search(r"^\| copa \| 12 \| 0.500 \| 0.\d+ \[0.\d+, 0.\d+\] guessing \|", text, re.M)
     assert "CORE, 2 of 22 tasks" in text
     assert re.search(r"^\| base \| [\d,]+ \| 6 \| 3,072 \|", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("base/stage.json", "stage.json, field last.eval_bpb: "),
+        ("base/metrics.jsonl", "metrics.jsonl is not JSON at line 1"),
+        ("evaluation/base-core.json", "base-core.json, field tasks, field copa"),
+    ],
+)
+def test_a_damaged_file_of_a_stage_is_named(
+    run: dict[str, str], tmp_path: Path, name: str, says: str
+) -> None:
+    model = shutil.copytree(run["model_dir"], tmp_path / "model")
+    path = model / name
+    damaged = (
+        path.read_text("utf-8")
+        .replace('"eval_bpb"', '"x"')
+        .replace('"copa": {', '"copa": 3, "x": {')
+    )
+    path.write_text(damaged[9:] if name.endswith("l") else damaged, "utf-8")
+    with pytest.raises(UserError, match=says):
+        report(run, tmp_path, model_dir=str(model))
 
 
 def test_pictures_and_samples_are_there(run: dict[str, str], tmp_path: Path) -> None:

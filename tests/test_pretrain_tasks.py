@@ -84,7 +84,7 @@ def test_own_questions_are_read_from_lines(tmp_path: Path) -> None:
 def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text(f'{{"question": "Yes?", "choices": ["a", "b"], "answer": 0}}\n{line}\n')
-    with pytest.raises(UserError, match=r"own.jsonl:2: expected"):
+    with pytest.raises(UserError, match=r"own.jsonl(:2.*: write \{| is not JSON at line 2)"):
         read_questions(file)
 
 

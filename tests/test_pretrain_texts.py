@@ -154,6 +154,8 @@ def test_a_source_that_is_not_there_is_one_line(source: str, message: str) -> No
         ("a.txt", b"caf\xe9", "not UTF-8 at byte 3"),
         ("a.txt.gz", b"no gzip", "no UTF-8 text that gzip compressed"),
         ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', "row 2 is no JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "row 2 is no JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "not JSON at line 2"),
         ("a.parquet", b"no parquet", "no Parquet file"),
         ("a.png", b"", ""),
     ],

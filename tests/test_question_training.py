@@ -142,6 +142,7 @@ def test_a_step_has_all_examples_of_its_rows(
         ("tone=2", 'there is no question "tone"'),
         ("offer=0", '"0" is no number above 0'),
         ("offer", '"" is no number above 0'),
+        ("offer=1,offer=2", '"offer" is given twice'),
     ],
 )
 def test_weights_that_cannot_be_read_are_refused(text: str, problem: str) -> None:

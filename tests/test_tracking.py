@@ -394,7 +394,7 @@ def test_sync_says_what_is_missing(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no W&B key"):
         sync(tmp_path / "run_final")  # the adapter's folder, beside its run's
     (run_dir / STATE_FILE).write_text("{")
-    with pytest.raises(UserError, match=r"tracking\.json is damaged"):
+    with pytest.raises(UserError, match=r"tracking\.json is not JSON at line 1"):
         sync(tmp_path)
 
 

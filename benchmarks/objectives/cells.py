@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.objectives.measures import MEASURES
 from pt_app.core.errors import UserError
-from pt_app.core.records import first_problem
+from pt_app.core.files import read_yaml
+from pt_app.core.records import checked
 
 CELLS = Path(__file__).with_name("cells.yaml")
 USUAL = "ce"  # the entry with which the others are compared, and which has base and baselines
@@ -133,8 +134,10 @@ class Experiment(_Strict):
         cells = self.all()
         for pattern in patterns:
             if not any(fnmatch(cell.name, pattern) for cell in cells):
-                names = ", ".join(cell.name for cell in cells)
-                raise UserError(f"--only {pattern} is no cell: there are {names}")
+                near = get_close_matches(pattern, [cell.name for cell in cells], 3, cutoff=0)
+                said = f"--only {pattern} is no cell, near are {', '.join(near)}"
+                remedy = f"name SET.ENTRY.SEED of the file of cells ({CELLS.name}, or --cells)"
+                raise UserError(f"{said}: {remedy}")
         return [c for c in cells if not patterns or any(fnmatch(c.name, p) for p in patterns)]
 
 
@@ -144,14 +147,7 @@ def read_experiment(path: Path, quick: bool = False) -> Experiment:
     Raises:
         UserError: for a file that cannot be read, an unknown key, set or measure.
     """
-    try:
-        read = Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"--cells {path}: {error.strerror}: name an existing file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--cells {path} is not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise UserError(f"{path}: {': '.join(filter(None, first_problem(error)))}") from None
+    read = checked(Experiment, read_yaml(path, "is not there: name a file with --cells"), path)
     for name, each in read.sets.items():
         if unknown := {each.primary, *each.also} - {"", *MEASURES}:
             known = f"choose of {', '.join(MEASURES)}"

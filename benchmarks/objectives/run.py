@@ -24,8 +24,9 @@ from benchmarks.objectives.sets import dataset_of
 from benchmarks.objectives.trl import trained_by_trl
 from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
-from pt_app.core.files import held, write_json_atomic, write_text_atomic
+from pt_app.core.files import held, read_yaml, write_json_atomic, write_text_atomic
 from pt_app.core.questions import scales_of
+from pt_app.core.records import checked
 from pt_app.core.results import JsonObject
 from pt_app.core.settings import Settings, resolve
 from pt_app.eval_model import evaluation
@@ -131,7 +132,7 @@ def _settings(cell: Cell, data: Path, output: Path, file: Path) -> Settings:
 
 def _is_as_run(cell: Cell, file: Path) -> bool:
     """Return whether the settings file of a finished cell holds its present settings."""
-    kept = yaml.safe_load(file.read_text(encoding="utf-8"))
+    kept = checked(dict[str, object], read_yaml(file), file)
     return cell.settings == {key: kept[key] for key in kept if key not in OWN}
 
 

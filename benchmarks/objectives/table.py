@@ -5,21 +5,22 @@ resample draws sources, the same for all seeds and judges on the same rows, and 
 difference of two judges is taken within each resample.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from benchmarks.objectives.cells import USUAL, Cell, Experiment, Set
 from benchmarks.objectives.measures import MEASURES, Judged
 from benchmarks.objectives.run import CELL, is_finished
+from pt_app.core.files import read_json
 from pt_app.core.formatting import UNDEFINED, estimate, p_value, table
 from pt_app.core.metrics import FloatArray, IntArray
+from pt_app.core.records import checked
 from pt_app.core.results import PROBE, Metric, Prediction, read_predictions, read_results
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import gate
@@ -106,7 +107,7 @@ class OfSet:
         """Return the threshold of F1 of a cell's validation rows; None: it has none."""
         entry, model = (USUAL, "base") if judge == "base" else (judge, "adapter")
         found = [_told(cell, self.out) for cell in self.entries.get(entry, []) if cell.seed == seed]
-        return (found[0].get("fail_from") or {}).get(model) if found else None
+        return (found[0].fail_from or {}).get(model) if found else None
 
     def _temperature(self, of_seeds: Mapping[int, Sequence[Prediction]], seed: int) -> float:
         """Return the temperature that fits a judge's rows of the other folds.
@@ -118,7 +119,7 @@ class OfSet:
 
     @cached_property
     def _scale(self) -> Scale:
-        return Scale.from_name(_told(next(iter(self.entries.values()))[0], self.out)["scale"])
+        return Scale.from_name(_told(next(iter(self.entries.values()))[0], self.out).scale)
 
     def drawn(self, judge: str, measure: str) -> Drawn | None:
         """Return a number of a judge, an entry, "base" or "rule NAME"; None: it has no rows."""
@@ -228,7 +229,7 @@ def tables(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
     sets = [OfSet(name, about, every, done, out) for name, about in named if about.primary]
     sets = [one for one in sets if one.shown]
     gated = [line for name, about in named if not about.primary for line in _gated(name, done, out)]
-    hours = sum(_told(cell, out)["cpu_seconds"] for cell in done) / 3600
+    hours = sum(_told(cell, out).cpu_seconds for cell in done) / 3600
     head = f"{len(done)} of {len(cells)} cells, {hours:.1f} hours of CPU. Intervals of 95 % over "
     shown = [_main_table(sets) if sets else "", _variants_table(sets)]
     shown += [table(GATED, gated)] if gated else []
@@ -296,8 +297,8 @@ def _line(one: OfSet, entry: str) -> list[str]:
     if entry == "trl":
         shown[3] = UNDEFINED
     told = [_told(cell, one.out) for cell in one.entries[entry]]
-    rows = f"{told[0]['rows']} / {told[0]['test_rows']}"
-    minutes = sum(each["cpu_seconds"] for each in told) / len(told) / 60
+    rows = f"{told[0].rows} / {told[0].test_rows}"
+    minutes = sum(each.cpu_seconds for each in told) / len(told) / 60
     own = estimate(number(one.drawn(entry, primary), seeds))
     beside = [f"{of} {estimate(number(one.drawn(entry, of), seeds))}" for of in one.about.also]
     about = [one.name, entry, str(len(seeds)), rows, primary, own]
@@ -335,6 +336,17 @@ def _variants(one: OfSet, names: Sequence[str]) -> list[list[str]]:
     return lines
 
 
-def _told(cell: Cell, out: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((out / cell.name / CELL).read_text(encoding="utf-8"))
-    return told
+class _Told(BaseModel):
+    """What is shown of a cell beside its verdicts."""
+
+    scale: str
+    rows: int
+    test_rows: int
+    cpu_seconds: float
+    fail_from: dict[str, float] | None = None
+
+
+def _told(cell: Cell, out: Path) -> _Told:
+    path = out / cell.name / CELL
+    remedy = f"remove {path.parent}, and run its cell again"
+    return checked(_Told, read_json(path, remedy=remedy), path, remedy)

@@ -3,20 +3,28 @@
 Every problem is a UserError with file, row and field; nothing is dropped or repaired silently.
 """
 
-import json
+import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import lines_of, read_text, sha256_file
+from pt_app.core.files import (
+    lines_of,
+    parse_json,
+    read_json,
+    read_text,
+    refuse_constant,
+    sha256_file,
+)
 from pt_app.core.leaks import find_leaks
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
-from pt_app.core.records import JudgeExample, Place, clipped, example_of, first_problem, one_line
+from pt_app.core.records import JudgeExample, Place, checked, clipped, example_of, one_line
+from pt_app.core.results import RaterPair
 from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.core.verdicts import NAMED, Scale, Task
 
@@ -29,6 +37,26 @@ SPLITS = ("train", "val", "test")
 OPTIONAL_SPLITS = ("val",)
 
 
+class HowSplit(BaseModel):
+    """How the rows were split: by what, at which ratios, and what else `SplitPlan.about` says."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, float | str | list[float]]
+    by: Literal["group", "row"] = "group"
+    near: float = Field(default=0, ge=0, le=1)
+    left_out: int = 0
+
+
+class Imported(BaseModel):
+    """What one import into the folder read and kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    files: list[str]
+    read: int
+    kept: int
+    dropped: dict[str, int]
+
+
 class DatasetCard(BaseModel):
     """`dataset.json`: what the rows are about, and where they come from.
 
@@ -37,7 +65,7 @@ class DatasetCard(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow")
-    task: Task | Literal["questions"] = "score"
+    task: Literal[Task, "questions"] = "score"
     scale: str = ""
     template: str = "translation"
     rubric: str | None = None
@@ -46,7 +74,10 @@ class DatasetCard(BaseModel):
     state: list[str] = []
     questions: dict[str, Declared] = {}
     sha256: dict[str, str] = Field(default_factory=dict)
-    split: dict[str, object] = Field(default_factory=dict)
+    split: HowSplit = HowSplit.model_validate({})  # mypy wants its extra fields named in a call
+    label_rule: str = ""
+    imports: list[Imported] = []
+    self_agreement: RaterPair | None = None
 
     def model_post_init(self, _context: object) -> None:
         """Fill in the usual scale or template of the task."""
@@ -166,7 +197,7 @@ def _leaks(
     if not allow:
         _check_groups(splits, folder)
     by_row = f"{folder.name} was split by row, so that groups are on several sides"
-    lines = [by_row] if card.split.get("by") == "row" else []
+    lines = [by_row] if card.split.by == "row" else []
     # Allowed leaks go into results.json, and with it to the tracker: no texts of rows.
     lines += [leak.line(with_text=not allow) for leak in find_leaks(splits)]
     if lines and not allow:
@@ -182,29 +213,12 @@ def read_card(folder: Path) -> DatasetCard:
     A template that is a folder below this one is given with its whole path, else by its name.
     """
     path = folder / "dataset.json"
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nothing is an error
         return DatasetCard()
-    card = card_of(parse_json(read_text(path), path, pairs=_each_once), path)
+    card = checked(DatasetCard, read_json(path, constant=refuse_constant), path)
     own = (folder / card.template).absolute()
     is_own = (own / "user.txt").is_file()
     return card.model_copy(update={"template": str(own)}) if is_own else card
-
-
-def card_of(value: object, path: Path) -> DatasetCard:
-    """Return what was read from a file as a card; raises UserError for a field that is wrong."""
-    try:
-        return DatasetCard.model_validate(value)
-    except ValidationError as error:
-        field, problem = first_problem(error)
-        raise UserError(f"{path}, field {field}: {problem}: correct it") from error
-
-
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make an object of its members; raises ValueError for two of one name: one would be lost."""
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f'"{twice[0]}" stands twice in one object')
-    return dict(pairs)
 
 
 def card_asks(card: DatasetCard, path: Path) -> Asked:
@@ -285,33 +299,6 @@ def _values(path: Path) -> Iterator[tuple[Place, object]]:
         yield Place(path, number, lines=True), parse_json(line, path, number)
 
 
-def parse_json(
-    text: str,
-    path: Path,
-    line: int = 1,
-    constant: Callable[[str], object] | None = None,
-    pairs: Callable[[list[tuple[str, object]]], object] | None = None,
-) -> Any:
-    """Parse `text`, which starts at `line` of the file; raise UserError with line and column.
-
-    `constant` makes a value of NaN and the infinities, or refuses them with a ValueError; `pairs`
-    does so of the members of an object.
-    """
-    try:
-        value = json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
-        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except json.JSONDecodeError as error:
-        at = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise UserError(f"{path} is not JSON at {at}: {error.msg}: correct it there") from error
-    except UnicodeEncodeError as error:
-        problem = f"a \\ud... escape is half a character ({error.reason})"
-        raise UserError(f"{path}, from line {line}: {problem}: remove it") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, from line {line}: {error}: correct it") from error
-
-
 def check_ids(examples: Iterable[JudgeExample]) -> None:
     """Raise UserError for the first id that two rows have."""
     seen: dict[str, str] = {}
@@ -342,11 +329,9 @@ def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) ->
 def read_places(folder: Path) -> dict[str, str]:
     """Read from splits.json where each group was placed; empty without the file."""
     path = folder / "splits.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    placed = parse_json(read_text(path), path)
-    if not isinstance(placed, dict):
-        raise UserError(f"{path} must be an object of group to split: correct it")
+    placed = read_json(path)
     for group, split in placed.items():
         if split not in SPLITS:
             problem = f'places group "{clipped(group)}" in {split!r}'

@@ -1,4 +1,7 @@
-"""Files that are complete or absent: written to a temporary name, flushed, renamed."""
+"""Files: read with errors that a user can fix, and written complete or not at all.
+
+What is written goes to a temporary name, is flushed, then renamed.
+"""
 
 import errno
 import hashlib
@@ -6,12 +9,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pt_app.core.errors import UserError
+
+ABSENT = "is not there: make it, or correct its path"
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +112,7 @@ def shown(path: Path | str) -> str:
 
 def read_text(
     path: Path,
-    absent: str = "is not there: make it, or correct its path",
+    absent: str = ABSENT,
     remedy: str = "save it as UTF-8",
 ) -> str:
     """Read a UTF-8 text without its byte-order mark; line ends stay as they are.
@@ -129,6 +134,81 @@ def read_text(
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
         raise UserError(f"{path} is not UTF-8 at {byte}: {remedy}") from error
+
+
+def parse_json(
+    text: str,
+    path: Path,
+    line: int = 1,
+    constant: Callable[[str], object] | None = None,
+    pairs: Callable[[list[tuple[str, object]]], object] | None = None,
+    remedy: str = "correct it",
+) -> Any:
+    """Parse `text`, which starts at `line` of the file; raise UserError with line and column.
+
+    `constant` makes a value of NaN and the infinities, or refuses them with a ValueError; `pairs`
+    does so of the members of an object.
+    """
+    try:
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair cannot be written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except json.JSONDecodeError as error:
+        at = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise UserError(f"{path} is not JSON at {at}: {error.msg}: {remedy}") from error
+    except UnicodeEncodeError as error:
+        problem = f"a \\ud... escape is half a character ({error.reason})"
+        raise UserError(f"{path}, from line {line}: {problem}: remove it") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, from line {line}: {error}: {remedy}") from error
+
+
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and the infinities, which Python reads and JSON has not."""
+    raise ValueError(f"{name} is not in JSON, write null")
+
+
+def read_json(
+    path: Path,
+    absent: str = ABSENT,
+    remedy: str = "correct it",
+    constant: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
+    """Read a file that holds one JSON object; the arguments are those of the functions above.
+
+    Raises:
+        UserError: if it cannot be read, is not JSON, names a field twice, or holds another value.
+    """
+    text = read_text(path, absent, remedy)
+    value: object = parse_json(text, path, 1, constant, _each_once, remedy)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must be a JSON object: {remedy}")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of its members; raises ValueError for two of one name: one would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'"{twice}" stands twice in one object')
+    return made
+
+
+def read_yaml(path: Path, absent: str = ABSENT, remedy: str = "correct it") -> Any:
+    """Read a YAML file; the arguments are those of `read_text`.
+
+    Raises:
+        UserError: if it cannot be read or is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(read_text(path, absent, remedy))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): {remedy}") from error
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from pt_app.core.errors import UserError
+from pt_app.core.files import read_yaml
 
 _FLAG = "flag"  # the key of a Flag in the metadata of its field
 Table = TypeVar("Table")
@@ -260,14 +261,9 @@ def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
     Raises:
         UserError: if the file cannot be read, or holds an unknown key or two names of one setting.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give --config an existing file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is neither YAML nor JSON: {error}") from None
+    if path.is_dir():
+        raise UserError(f"--config {path} is a folder: name a file")
+    content = read_yaml(path, "is not there: give --config an existing file")
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: expected lines like 'lr: 2e-4', found {type(content).__name__}")
     by_name = {name: each for each in flags for name in (each.name, *each.also.split())}

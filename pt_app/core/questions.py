@@ -263,6 +263,8 @@ def per_question(
         if name not in known:
             use = f"use {', '.join(known)}" if known else "there are no questions"
             raise UserError(f'{flag} {text}: there is no question "{name}": {use}')
+        if name in numbers:
+            raise UserError(f'{flag} {text}: "{name}" is given twice: name each question once')
         with suppress(ValueError):
             numbers[name] = float(number)
         if not 0 <= numbers.get(name, -1.0) < math.inf or (above and not numbers[name]):

@@ -5,13 +5,21 @@ Every problem is a UserError that names file, row and field.
 
 import math
 import numbers
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SkipValidation, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SkipValidation,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.types import StrictFloat, StrictInt, StrictStr
 
 from pt_app.core.errors import UserError
@@ -234,7 +242,28 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False, include_context=False)[0]
     # A union's problem ends with the name of the branch that was tried.
     names = [str(part) for part in first["loc"] if str(part) not in ("int", "float", "str")]
-    return ".".join(names), first["msg"][0].lower() + first["msg"][1:]
+    # Not in the words of pydantic, which name classes of Python.
+    said = re.sub(r"^Value error, | or instance of \w+", "", first["msg"])
+    return ".".join(names), said[0].lower() + said[1:]
+
+
+_Kind = TypeVar("_Kind")
+
+
+def checked(
+    kind: type[_Kind], value: object, where: Path | str, remedy: str = "correct it"
+) -> _Kind:
+    """Return what a file holds as `kind`: a pydantic model, a dataclass, or a type of fields.
+
+    Raises:
+        UserError: for a field that is missing, unknown or of another type; it begins with `where`.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        at = f", field {field}" if field else ""
+        raise UserError(f"{where}{at}: {problem}: {remedy}") from error
 
 
 def example_of(value: Cells, place: Place, scale: Scale) -> JudgeExample:

@@ -9,7 +9,7 @@ written as one of schema 2.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,7 +17,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import read_text
 from pt_app.core.formatting import COLUMNS, SHOWN_WITH
 from pt_app.core.records import Annotation, Turn
-from pt_app.core.verdicts import Verdict
+from pt_app.core.verdicts import Scale, Verdict
 
 SCHEMA = 2  # raised if the meaning of a field changes
 PROBE = "frozen probe"  # the name of the baseline on the base's hidden states
@@ -585,7 +585,7 @@ class Results(_Versioned):
     """
 
     leaks: Leaks = Leaks()
-    task: str = "score"
+    task: str = Field(default="score", pattern=f"^({'|'.join([*COLUMNS, 'questions'])})$")
     data: DataUsed = DataUsed()
     scale: str = ""
     models: list[JudgeResults] = []
@@ -603,7 +603,8 @@ class Results(_Versioned):
     @property
     def required(self) -> Sequence[str]:
         """The fields without which there is nothing to report."""
-        return ("task", "data", "scale", "models")
+        own = ("questions",) if self.task == "questions" else ()
+        return ("task", "data", "scale", "models", *own)
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the numbers that a table shows, the headline number first.
@@ -674,7 +675,7 @@ class Prediction(Stored):
     probabilities: list[float] | None = None
     verdict_mass: float | None = None
     expected: float | None = None
-    status: str = "ok"
+    status: Literal["ok", "parse_failure", "too_long"] = "ok"
     raw: str | None = None
     feedback: str | None = None
     label_feedback: str | None = None
@@ -779,10 +780,19 @@ def read_results(folder: Path) -> Results:
     """Read `folder`/results.json.
 
     Raises:
-        UserError: if it is absent, broken or of another schema.
+        UserError: if it is absent, broken or of another schema, if it is about no judge, or if its
+            scale is none.
     """
     path = folder / RESULTS
-    return Results.parse(read_text(path, _ABSENT, "evaluate again"), path)
+    results = Results.parse(read_text(path, _ABSENT, "evaluate again"), path)
+    if results.task != "questions" and not results.models:
+        raise UserError(f"{path}: field models is empty: evaluate again")
+    try:
+        if results.task not in ("questions", "metric"):
+            Scale.from_name(results.scale)
+    except UserError as error:
+        raise UserError(f"{path}: field scale: {error}") from error
+    return results
 
 
 def read_attacks(folder: Path) -> AttackResults | None:

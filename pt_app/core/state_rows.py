@@ -10,10 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pt_app.core.choosing import choose, resolved_rule
-from pt_app.core.errors import UserError
 from pt_app.core.questions import Declared, Question
 from pt_app.core.records import (
     Annotation,
@@ -22,7 +19,7 @@ from pt_app.core.records import (
     Label,
     Place,
     as_name,
-    first_problem,
+    checked,
     is_unicode,
     one_line,
 )
@@ -33,11 +30,7 @@ RESERVED = ("id", "group", "meta", "labels")  # no field of the state may have s
 
 def as_declared(name: str, value: Declared | Mapping[str, object]) -> Declared:
     """Read the declaration of a question; raises UserError for one that is malformed."""
-    try:
-        return Declared.model_validate(value)
-    except ValidationError as error:
-        field, problem = first_problem(error)
-        raise UserError(f"questions.{name}, field {field}: {problem}: correct it") from error
+    return checked(Declared, value, f"questions.{name}")
 
 
 def state_of(value: Cells, fields: Sequence[str], place: Place) -> dict[str, str]:

@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import BaseModel, Field
+
 from pt_app.core.dataset import JudgeData, JudgeExample
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
@@ -52,6 +54,15 @@ class Replies:
         return f"{self.model} at an endpoint{also}"
 
 
+class _Answered(BaseModel):
+    """What an entry of the journal must hold; `text` is empty where the request was refused."""
+
+    id: str
+    text: str
+    cost: float = Field(ge=0, allow_inf_nan=False)
+    refused: str = ""
+
+
 def replies_to(
     endpoint: Endpoint,
     requests: Mapping[str, Request],
@@ -72,7 +83,7 @@ def replies_to(
         UserError: if the endpoint is down, refuses all requests, or `max_cost` is reached.
     """
     budget = Budget(endpoint)
-    with closing(Journal(path, {"model": endpoint.model, **settings})) as journal:
+    with closing(Journal(path, {"model": endpoint.model, **settings}, _Answered)) as journal:
         done = {entry["id"]: entry for entry in journal.entries}
         budget.spent = sum(entry["cost"] for entry in done.values())
 

@@ -127,6 +127,8 @@ def trained_before(settings: Settings) -> list[Path]:
     Where data and base lie does not matter.
     """
     from pt_app.core.dataset import read_dataset
+    from pt_app.core.records import checked
+    from pt_app.models.adapters import TRAINING, Trained
     from pt_app.models.bases import model_identity, read_json, resolve_model
     from pt_app.models.provenance import without_absolute_paths
 
@@ -139,8 +141,9 @@ def trained_before(settings: Settings) -> list[Path]:
     base = model_identity(resolve_model(settings.model))
 
     def is_same(folder: Path) -> bool:
-        made = read_json(folder / "training_config.json")
-        by = made["settings"] | places, made["data"]["sha256"], made["base"]
+        path = folder / TRAINING
+        made = checked(Trained, read_json(path), path, f"move {folder} away")
+        by = made.settings | places, made.data.get("sha256"), made.base.model_dump()
         return by == (own, data.sha256, base)
 
     return [folder for folder in folders if is_same(folder)]

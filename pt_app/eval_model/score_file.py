@@ -243,8 +243,12 @@ def _judgements(parts: Path, count: int) -> Iterator[Json]:
 def _read_part(path: Path) -> list[tuple[int, Json]]:
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="\n") as file:  # texts may hold other line ends
-        return list(map(json.loads, file))
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:  # texts may hold other line ends
+            return [(int(number), dict(row)) for number, row in map(json.loads, file)]
+    except (ValueError, TypeError) as error:
+        remedy = f"remove {path.parent}, and score again"
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def _rows(table: Table, columns: ColumnMap | StateMap | None) -> Iterator[Row]:
@@ -265,10 +269,7 @@ def _open_parts(parts: Path, job: Json) -> None:
     if not path.exists():
         files.write_json_atomic(path, job)
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: remove {parts}") from error
+    before = files.read_json(path, remedy=f"remove {parts}")
     if differing := [name for name in job if before.get(name) != job[name]]:
         raise UserError(
             f"{parts} was begun with another {differing[0]}: give the former again, or remove it"

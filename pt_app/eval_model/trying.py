@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.core import console
-from pt_app.core.dataset import draw, parse_json, read_dataset
+from pt_app.core.dataset import draw, read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.files import parse_json
 from pt_app.core.formatting import UNDEFINED, number, shortened, visible
 from pt_app.core.grids import USUAL
 from pt_app.core.prompt_templates import row_fields

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from pt_app.core import results
 from pt_app.core.errors import UserError
@@ -360,8 +361,14 @@ def _file(question: str) -> str:
 class Isotonic(BaseModel):
     """A rising map of confidence to accuracy: straight lines between the points `x` and `y`."""
 
-    x: tuple[float, ...]
+    x: tuple[float, ...] = Field(min_length=1)
     y: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if len(self.x) != len(self.y) or [*self.x, *self.y] != [*sorted(self.x), *sorted(self.y)]:
+            raise ValueError("x and y must be of one length, and rise")
+        return self
 
     @staticmethod
     def fit(confidence: Confidence) -> "Isotonic":
@@ -397,7 +404,7 @@ class Fitted(results.Stored):
     verdict_rule: str = "mode"
     order: str | None = None
     tolerance: float
-    temperature: float
+    temperature: float = Field(gt=0)
     isotonic: Isotonic
     threshold: results.Threshold
     operating: float | None = None

@@ -15,7 +15,14 @@ from xml.etree import ElementTree
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import estimate
 from pt_app.core.questions import per_question
-from pt_app.core.results import Metric, Prediction, read_predictions, read_results
+from pt_app.core.results import (
+    PREDICTIONS,
+    RESULTS,
+    Metric,
+    Prediction,
+    read_predictions,
+    read_results,
+)
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import compare
@@ -59,6 +66,10 @@ class Judged:
         for field in ("id", "group"):
             if any(field not in row.model_fields_set for row in rows):
                 raise UserError(f"{folder}: field {field} is missing in a row: evaluate again")
+        scored = sum(row.status != "too_long" for row in rows)
+        if 0 < scored < (results.data.n or 0):  # without any row the gate is undecided
+            problem = f"holds {scored} rows of {judge.name}, of {results.data.n} in {RESULTS}"
+            raise UserError(f"{folder / PREDICTIONS} {problem}: evaluate again")
         abstained = 1 - (judge.selective.kept.value or 0.0) if judge.selective else 0.0
         return Judged(f"{folder}", Scale.from_name(results.scale), rows, abstained)
 

@@ -256,7 +256,7 @@ def check_folder(
     """
     data = read_dataset(folder, allow_leaks=True)
     splits = {split: rows for split in SPLITS if (rows := getattr(data, split))}
-    by_row = data.card.split.get("by") == "row"
+    by_row = data.card.split.by == "row"
     report = replace(check_asked(splits, data.asked, near=near, by_row=by_row), notes=data.notes)
     if not model:
         return report

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 
 from pt_app.core.errors import UserError
 from pt_app.core.records import Place
@@ -122,7 +123,7 @@ def _in(value: Row, column: str, name: str) -> object:
 def _laya(value: Row, name: str) -> object:
     """`expected`, whose level may lie between two; else `gold`, a teacher's probabilities."""
     answer = _in(value, "expected", name)
-    if isinstance(answer, float) and answer % 1:
+    if isinstance(answer, float) and isfinite(answer) and answer % 1:
         low = int(answer // 1)
         return {"votes": {str(low): 1 - answer % 1, str(low + 1): answer % 1}}
     gold = _in(value, "gold", name)

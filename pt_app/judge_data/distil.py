@@ -10,9 +10,9 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from string import Template as StringTemplate
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite
@@ -101,7 +101,7 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     # What decides an answer: a journal of other settings is refused.
     settings = _picked(options, "model", "write", "temperature", "max_tokens")
     settings |= {"scale": scale.name, "rubric": sha256(rubric.encode()).hexdigest()[:12]}
-    with closing(Journal(path, settings)) as journal:
+    with closing(Journal(path, settings, _Answered)) as journal:
         run = _Run(questions, options, scale, journal)
         run.ask()
     aside, usage = run.set_aside(), run.usage()
@@ -124,6 +124,23 @@ def distil(file: Path, out: Path, options: DistilOptions, plan: SplitPlan) -> Di
     folder = build_folder(out, examples, card, plan)
     answered = len(questions) - sum(aside.values())
     return DistilSummary(len(questions), answered, aside, usage, spent, folder)
+
+
+class _Answered(BaseModel):
+    """What an entry of the journal must hold."""
+
+    key: str
+    status: Literal["ok", "refused", "malformed"]
+    text: str | None = None
+    reason: str | None = None
+    usage: Usage = Usage()
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        needed = {"ok": ["text"], "refused": ["reason"]}.get(self.status, ["text", "reason"])
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"an answer that is {self.status} needs {missing[0]}")
+        return self
 
 
 class _Run:
@@ -188,7 +205,12 @@ class _Run:
             entry = self._answer_to(question)
             if entry is None or entry["status"] != "ok":
                 continue
-            for row in read_answer(entry["text"], question.row, self.scale, self.options.write):
+            try:
+                rows = read_answer(entry["text"], question.row, self.scale, self.options.write)
+            except MalformedError as error:
+                problem = f"the answer about {question.place} cannot be read ({error})"
+                raise UserError(f"{self.journal.path}: {problem}: remove its line") from error
+            for row in rows:
                 example = example_of(row, question.place, self.scale)
                 group = example.group if row.get("group") else group_of(example)
                 examples.append(example.model_copy(update={"group": group}))

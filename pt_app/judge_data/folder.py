@@ -23,7 +23,7 @@ from pt_app.core.dataset import (
     read_splits,
 )
 from pt_app.core.errors import UserError
-from pt_app.core.files import cannot_write, sha256_file, write_text_atomic
+from pt_app.core.files import cannot_write, read_json, sha256_file, write_text_atomic
 from pt_app.core.prompt_templates import Template
 from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
@@ -128,7 +128,7 @@ def split_folder(folder: Path, plan: SplitPlan) -> list[str]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not there: make a dataset folder with `judge data import`")
-    card = _raw_card(folder)
+    card = raw_card(folder)
     parts = read_splits(folder, read_card(folder), optional=SPLITS)
     rows = [row for part in parts.values() for row in part]
     if not rows:
@@ -180,7 +180,7 @@ def _joined(
     out: Path, card: Card, examples: Sequence[JudgeExample]
 ) -> tuple[Card, Sequence[JudgeExample], list[str]]:
     """Join the card of new rows with the folder's own; the new rows keep their own rubric."""
-    own, read = _raw_card(out), read_card(out)
+    own, read = raw_card(out), read_card(out)
     for name, was in (("task", read.task), ("scale", read.scale)):
         if (new := card.get(name, was)) != was:
             problem = f"{was}, but that of the new rows is {new}"
@@ -206,12 +206,11 @@ def _joined(
     return joined, examples, notes
 
 
-def _raw_card(folder: Path) -> Card:
+def raw_card(folder: Path) -> Card:
     """Return dataset.json as it stands: `read_card` puts a template's whole path into it."""
     path = folder / "dataset.json"
     read_card(folder)  # raises UserError where something is wrong with it
-    card: Card = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
-    return card
+    return read_json(path) if path.exists() else {}
 
 
 def _asked(card: Card, out: Path) -> Asked:

@@ -14,11 +14,12 @@ from math import isfinite
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place, RowError, first_problem
+from pt_app.core.files import read_yaml
+from pt_app.core.records import Place, RowError, checked
 from pt_app.core.verdicts import Scale, Verdict
 from pt_app.judge_data.decision_rows import LABELS as DECISIONS
 from pt_app.judge_data.labels import LabelReader, key_of, nearest, reduce
@@ -60,16 +61,9 @@ class Weights(BaseModel):
         """
         shipped = {file.stem: file for file in sorted(WEIGHTS.glob("*.yaml"))}
         path = shipped.get(name, Path(name))
-        try:
-            weights = Weights.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            problem = f"is none of {', '.join(shipped)} and no YAML file: name one that exists"
-            raise UserError(f"--mqm_weights {name} {problem}") from error
-        except (yaml.YAMLError, ValidationError) as error:
-            remedy = f"write scale, severities and exceptions as in {WEIGHTS.name}/google.yaml"
-            parts = first_problem(error) if isinstance(error, ValidationError) else ("not YAML",)
-            problem = ": ".join(filter(None, parts))
-            raise UserError(f"{path} holds no weights ({problem}): {remedy}") from error
+        absent = f"is none of {', '.join(shipped)} and no YAML file: name one with --mqm_weights"
+        remedy = f"write scale, severities and exceptions as in {WEIGHTS.name}/google.yaml"
+        weights = checked(Weights, read_yaml(path, absent, remedy), path, remedy)
         Scale.from_name(weights.scale)  # refuses what is not a scale
         return weights.model_copy(update={"name": path.stem})
 

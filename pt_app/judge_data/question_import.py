@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from pt_app.core.dataset import card_asks, card_of
+from pt_app.core.dataset import DatasetCard, card_asks
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite, shown
-from pt_app.core.records import JudgeExample, Place, RowError, one_line
+from pt_app.core.records import JudgeExample, Place, RowError, checked, one_line
 from pt_app.core.state_rows import examples_of
 from pt_app.judge_data.decision_rows import as_dataset
 from pt_app.judge_data.folder import FILES, build_folder
@@ -117,7 +117,7 @@ def converted(
             `tally.drop_bad`, a row that cannot be used.
     """
     where = options.questions or Path(tables[0].name)
-    typed, examples = card_of(card, where), list[JudgeExample]()
+    typed, examples = checked(DatasetCard, card, where), list[JudgeExample]()
     asked = card_asks(typed, where)
     assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
     names = [question.name for question in asked]
@@ -145,7 +145,7 @@ def declared(text: str, path: Path) -> Row:
     """Read the text of a file of questions as the part of dataset.json that it is."""
     try:
         value = yaml.load(text, _EachOnce)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = one_line(str(error))
         raise UserError(f"{path} cannot be read as YAML ({problem}): correct it") from error
     if not isinstance(value, dict) or not {"state", "questions"} <= value.keys():

@@ -5,7 +5,6 @@ How far they agree with themselves is as far as a judge can be expected to agree
 
 import csv
 import io
-import json
 import random
 import re
 from collections import defaultdict
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from pt_app.core.dataset import JudgeData, read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, write_json_atomic, write_text_atomic
+from pt_app.core.files import read_text, refuse_overwrite, write_json_atomic, write_text_atomic
 from pt_app.core.records import JudgeExample
 from pt_app.core.results import JsonObject
 from pt_app.core.verdicts import Scale, Verdict
@@ -25,6 +24,7 @@ from pt_app.evidence.coding import coded
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.summary import agreement_metrics
 from pt_app.judge_data.card import table
+from pt_app.judge_data.folder import raw_card
 from pt_app.judge_data.labels import LabelReader
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.tables import open_table
@@ -149,12 +149,13 @@ def _evenly(rows: Sequence[JudgeExample], n: int, seed: int) -> list[JudgeExampl
 def _keep(data: JudgeData, agreement: JsonObject, body: str) -> None:
     """Write the agreement into dataset.json and, where there is one, into the card."""
     path, page = data.path / "dataset.json", data.path / "README.md"
-    about = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    about = raw_card(data.path)
     if page.exists():
         # In place of such a section, else before the checks, else at the end.
         place = rf"(?ms)^## {ONESELF}\n.*?(?=^## |\Z)|(?=^## Checks\n)|\Z"
         section = f"## {ONESELF}\n\n{body}\n\n"
-        card = re.sub(place, lambda _: section, page.read_text("utf-8"), count=1)
+        text = read_text(page).replace("\r\n", "\n")
+        card = re.sub(place, lambda _: section, text, count=1)
         write_text_atomic(page, card)
     write_json_atomic(path, about | {"self_agreement": agreement})
 

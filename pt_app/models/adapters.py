@@ -10,21 +10,24 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pt_app.core import files
 from pt_app.core.chat_templates import DAY, asks_for_the_date
 from pt_app.core.choosing import resolved_rule
-from pt_app.core.dataset import JudgeData
+from pt_app.core.dataset import DatasetCard, JudgeData, card_scale
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
 from pt_app.core.formatting import NAMES, VERDICT_RULES, estimate
 from pt_app.core.prompt_templates import Template, asked_fields
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
+from pt_app.core.records import checked
 from pt_app.core.results import Results
 from pt_app.core.settings import VerdictRule
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import Scale, Task
 from pt_app.models import bases, gguf
 from pt_app.models.bases import ADAPTER_CONFIG as CONFIG
 from pt_app.models.bases import Identity, ModelSource, read_json, tokenizer_files
@@ -49,6 +52,45 @@ NOT_COMPUTED |= {"auto_mapping", "task_type", "lora_dropout"}
 
 # The content of one of the JSON files of an adapter.
 Json = Mapping[str, Any]
+AGAIN = "copy the adapter again"
+
+
+class _Lora(BaseModel):
+    """What is read of adapter_config.json beside what peft reads."""
+
+    r: int
+    lora_alpha: float
+    target_modules: list[str] | str | None = None
+
+
+class _Saved(BaseModel):
+    """judge.json; those of earlier versions have neither rule nor date."""
+
+    task: Literal[Task, "questions"]
+    scale: str = ""  # of questions each has its own
+    grid: str | None = None
+    state: list[str] = []
+    questions: dict[str, Declared] = {}
+    template: Template
+    max_seq_length: int = Field(gt=0, strict=True)
+    verdict_rule: VerdictRule = "auto"
+    day: Annotated[date, BeforeValidator(lambda value: date.fromisoformat(str(value)))] | None = (
+        Field(default=None, alias="date")
+    )
+
+
+class _Base(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | None]
+    name: str
+
+
+class Trained(BaseModel):
+    """What is read of training_config.json; early versions had no settings."""
+
+    base: _Base
+    settings: dict[str, Any] = {}
+    data: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -286,37 +328,38 @@ def verify_adapter(folder: Path) -> AdapterInfo:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: it is not a complete judge adapter")
     config, judge, training = (read_json(folder / name) for name in (CONFIG, JUDGE, TRAINING))
+    checked(_Lora, config, folder / CONFIG, AGAIN)
+    saved = checked(_Saved, judge, folder / JUDGE, AGAIN)
+    identity = checked(Trained, training, folder / TRAINING, AGAIN).base.model_dump()
     parameters = _check_weights(folder / WEIGHTS, judge)
+    _check_config(folder, config, judge, training)
+    asked, rule = _asked(saved, folder / JUDGE), saved.verdict_rule
+    return AdapterInfo(
+        folder=folder,
+        identity=identity,
+        asked=asked,
+        state=(*saved.state,),
+        template=saved.template,
+        max_seq_length=saved.max_seq_length,
+        rule=resolved_rule(rule, asked) if isinstance(asked, Scale) else rule,
+        training=training,
+        config=config,
+        parameters=parameters,
+        day=saved.day or _day_of(folder),
+        sha256=_judge_sha256(folder, identity, config_sha256(config), judge),
+    )
+
+
+def _asked(saved: _Saved, path: Path) -> Asked:
+    if saved.task == "questions":
+        return questions_of(saved.questions, f"{path}, field questions")
+    if not saved.scale:  # a card without one has the usual one
+        raise UserError(f"{path}, field scale: it is missing: {AGAIN}")
+    scale = card_scale(DatasetCard(task=saved.task, scale=saved.scale), path)
     try:
-        _check_config(folder, config, judge, training)
-        asked, rule = _asked(judge, folder), judge.get("verdict_rule", "auto")
-        return AdapterInfo(
-            folder=folder,
-            identity=dict(training["base"]),
-            asked=asked,
-            state=tuple(judge.get("state", ())),
-            template=Template(**judge["template"]),
-            max_seq_length=judge["max_seq_length"],
-            rule=resolved_rule(rule, asked) if isinstance(asked, Scale) else rule,
-            training=training,
-            config=config,
-            parameters=parameters,
-            day=date.fromisoformat(judge["date"]) if "date" in judge else _day_of(folder),
-            sha256=_judge_sha256(folder, training["base"], config_sha256(config), judge),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder}: {error} is missing or malformed in {CONFIG}, {JUDGE} or {TRAINING}; "
-            "save the adapter again"
-        ) from error
-
-
-def _asked(judge: Json, folder: Path) -> Asked:
-    if judge["task"] == "questions":
-        declared = {n: Declared.model_validate(own) for n, own in judge["questions"].items()}
-        return questions_of(declared, f"{folder / JUDGE}, field questions")
-    scale, grid = Scale.from_name(judge["scale"]), judge.get("grid")
-    return scale.with_grid(grid) if grid else scale
+        return scale.with_grid(saved.grid) if saved.grid else scale
+    except UserError as error:
+        raise UserError(f"{path}, field grid: {error}") from error
 
 
 def _day_of(folder: Path) -> date:

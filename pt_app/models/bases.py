@@ -5,7 +5,6 @@ weights that are quantised already, an adapter written into the base's folder. E
 reported in one line before anything is loaded. Importing this module does not import torch.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pt_app
+from pt_app.core import files
 from pt_app.core.chat_templates import NAMED, give
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_read, sha256_file
+from pt_app.core.records import checked
 from pt_app.models import gguf
 from pt_app.models.known_bases import fetched, known_bases, name_of
 from pt_app.models.loading import check_names, short, without_report
@@ -170,8 +171,9 @@ def check_base_folder(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         inside = next((f", or the file {path.name} in it" for path in folder.glob("*.gguf")), "")
         raise UserError(f"{folder} has no {CONFIG}: name a model's folder{inside}")
-    config = read_json(folder / CONFIG)
-    if quantized := config.get("quantization_config"):
+    if quantized := read_json(folder / CONFIG).get("quantization_config"):
+        where = f"{folder / CONFIG}, field quantization_config"
+        quantized = checked(dict[str, object], quantized, where, AGAIN)
         method = quantized.get("quant_method", "an unknown method")
         raise UserError(
             f"{folder}: its weights are quantised already ({method}): name the original model"
@@ -188,10 +190,9 @@ def weight_files(folder: Path) -> list[Path]:
     """
     names = ["model.safetensors"]
     if not (folder / names[0]).is_file() and (folder / INDEX).is_file():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise UserError(f'{folder / INDEX} has no "weight_map": {AGAIN}')
-        names = sorted(set(shards.values()))
+        shards = read_json(folder / INDEX).get("weight_map") or None
+        where = f"{folder / INDEX}, field weight_map"
+        names = sorted(set(checked(dict[str, str], shards, where, AGAIN).values()))
     for name in names:
         if not (folder / name).is_file():
             raise UserError(
@@ -223,13 +224,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError if the file is a Git LFS pointer or damaged."""
     _refuse_pointer(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (it holds no JSON object): {AGAIN}")
-    return value
+    return files.read_json(path, remedy=AGAIN)
 
 
 def _check_safetensors(path: Path) -> None:
@@ -300,18 +295,8 @@ def load_tokenizer(
     Raises:
         UserError: if it does not load or has no chat template that counts as the default.
     """
-    from transformers import AutoTokenizer
-
     folder = source if isinstance(source, Path) else source.path
-    files = tokenizer_files(folder)
-    if not files:
-        raise UserError(f"{folder} has no tokenizer.json: name a model's or a tokenizer's folder")
-    for path in [*files, *folder.glob("*.json")]:
-        _refuse_pointer(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
-        raise UserError(f"{folder}: its tokenizer does not load ({short(error)})") from error
+    tokenizer = read_tokenizer(folder)
     if chat_template:
         give(tokenizer, chat_template)
     elif isinstance(templates := tokenizer.chat_template, dict):
@@ -330,6 +315,21 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Read a tokenizer as it is; raises UserError if it does not load."""
+    from transformers import AutoTokenizer
+
+    own = tokenizer_files(folder)
+    if not own:
+        raise UserError(f"{folder} has no tokenizer.json: name a model's or a tokenizer's folder")
+    for path in [*own, *folder.glob("*.json")]:
+        _refuse_pointer(path)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
+        raise UserError(f"{folder}: its tokenizer does not load ({short(error)})") from error
 
 
 def check_model(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> None:

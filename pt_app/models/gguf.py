@@ -5,7 +5,6 @@ safetensors with a record of where it comes from. Two processes convert a file o
 waits. Importing this module does not import torch.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.core.files import cache_folder, held, sha256_file, write_json_atomic
+from pt_app.core.records import checked
 from pt_app.models.loading import check_names, short, without_report
 
 if TYPE_CHECKING:
@@ -55,13 +55,10 @@ class Record:
     @staticmethod
     def of(folder: Path) -> "Record | None":
         """Read the record of a folder; None for a folder that was not converted."""
-        try:
-            return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        path, remedy = folder / RECORD, "remove that folder, and convert the GGUF file again"
+        if not path.exists():
             return None
-        except (OSError, ValueError, TypeError) as error:
-            remedy = "remove that folder, and convert the GGUF file again"
-            raise UserError(f"{folder / RECORD} cannot be read ({error}): {remedy}") from error
+        return checked(Record, files.read_json(path, remedy=remedy), path, remedy)
 
 
 def folder_of(sha256: str) -> Path:

@@ -17,9 +17,8 @@ from typing import Any
 
 import yaml
 
-from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
-from pt_app.core.files import lines_of, read_text
+from pt_app.core.files import lines_of, parse_json, read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation

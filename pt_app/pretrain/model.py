@@ -8,7 +8,6 @@ import torch
 from tokenizers import pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -18,6 +17,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from pt_app.core.files import give_mode_of
+from pt_app.models.bases import check_base_folder, read_tokenizer
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_LENGTH = 2048
@@ -91,9 +91,13 @@ def new_model(
 def load(
     folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model of a folder, ready to be read, and its tokenizer."""
+    """Load the model of a folder, ready to be read, and its tokenizer.
+
+    Raises UserError for a file that is missing or damaged.
+    """
+    check_base_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    return model, read_tokenizer(folder)
 
 
 def grow(model: Qwen2ForCausalLM, seed: int) -> None:

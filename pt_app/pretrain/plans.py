@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
+from pt_app.models.bases import read_tokenizer
 from pt_app.pretrain import mixtures, shapes, shards
 from pt_app.pretrain import settings as tables
 from pt_app.pretrain.batches import TokenSteps, in_order
@@ -82,7 +83,7 @@ def train_small(settings: tables.SmallSettings) -> Path:
     if file.name != "tokenizer.json" or there != (folder / "tokenizer_config.json").is_file():
         whole = "a tokenizer.json with its tokenizer_config.json, or one in a new folder"
         raise UserError(f"--tokenizer {file}: name {whole}")
-    given = AutoTokenizer.from_pretrained(folder) if there else None
+    given = read_tokenizer(folder) if there else None
     made = make_tokens(replace(wanted, vocab_size=settings.vocab_size), given)
     if not there and console.is_main_process():
         shutil.copytree(Path(wanted.data_dir) / TOKENIZER, folder, dirs_exist_ok=True)
@@ -133,7 +134,7 @@ def _on_text(
     data: Path, config: PretrainedConfig, shape: Shape, prompt: str, objective: NextTokens
 ) -> Parts:
     """Return the parts of a training on shards of text, validated on their whole val split."""
-    tokenizer = AutoTokenizer.from_pretrained(data / TOKENIZER)
+    tokenizer = read_tokenizer(data / TOKENIZER)
     opened = shards.open_shards(data, tokenizer)
     steps = TokenSteps(opened.train, *shape)
     batches = partial(in_order, opened.val, steps.sequence, steps.micro_batch)

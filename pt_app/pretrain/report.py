@@ -1,6 +1,5 @@
 """`report.md`: what was trained, on what, how long, and how good it is."""
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -8,15 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
-from transformers import AutoTokenizer
+from pydantic import BaseModel, Field
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.files import sha256_file, write_json_atomic, write_text_atomic
+from pt_app.core.files import (
+    lines_of,
+    parse_json,
+    read_json,
+    read_text,
+    sha256_file,
+    write_json_atomic,
+    write_text_atomic,
+)
 from pt_app.core.formatting import fenced, inline, table
+from pt_app.core.records import checked
+from pt_app.models.bases import read_tokenizer
 from pt_app.pretrain.baselines import LIMIT, baselines
 from pt_app.pretrain.conversations import asking
-from pt_app.pretrain.evaluate import COMPLETE, FOLDER, Outcome, mean_in_words
+from pt_app.pretrain.evaluate import COMPLETE, FOLDER, Outcome, mean_in_words, summary
 from pt_app.pretrain.model import load
 from pt_app.pretrain.overlap import WORDS, Overlap, texts_of
 from pt_app.pretrain.scoring import generate
@@ -46,7 +55,7 @@ def write_report(settings: ReportSettings) -> Path:
     if not stages:
         raise UserError(f"{run} holds no finished stage: train one, or name another --model_dir")
     results = {
-        (kind, stage): json.loads(file.read_text(encoding="utf-8"))
+        (kind, stage): _outcomes(file)
         for kind in COMPLETE
         for stage in stages
         if (file := run / FOLDER / f"{stage}-{kind}.json").is_file()
@@ -72,10 +81,38 @@ def write_report(settings: ReportSettings) -> Path:
     return output
 
 
+class _Last(BaseModel):
+    eval_loss: float
+    eval_bpb: float
+
+
+class _Stage(BaseModel):
+    """What is shown of stage.json, and the lines of metrics.jsonl."""
+
+    facts: Json
+    settings: Json = {}
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float = Field(gt=0)
+    hardware: str
+    processes: int
+    last: _Last
+    history: list[dict[str, float]]
+
+
 def _about(folder: Path) -> Json:
-    about: Json = json.loads((folder / STAGE).read_text(encoding="utf-8"))
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    return about | {"history": [json.loads(line) for line in lines]}
+    path, remedy = folder / METRICS, f"train {folder.name} again, or remove {folder}"
+    lines = lines_of(read_text(path, f"is not there: {remedy}", remedy))
+    history = [parse_json(line, path, number, remedy=remedy) for number, line in lines]
+    about = read_json(folder / STAGE, remedy=remedy) | {"history": history}
+    return checked(_Stage, about, folder / STAGE, remedy).model_dump()
+
+
+def _outcomes(file: Path) -> dict[str, Outcome]:
+    remedy = f"remove it, and evaluate {file.stem} again"
+    tasks = read_json(file, remedy=remedy).get("tasks")
+    return checked(dict[str, Outcome], tasks, f"{file}, field tasks", remedy)
 
 
 def _text_facts(run: Path, stages: dict[str, Json], settings: ReportSettings) -> Json | None:
@@ -86,9 +123,9 @@ def _text_facts(run: Path, stages: dict[str, Json], settings: ReportSettings) ->
     if not (folder / MANIFEST).is_file():
         return None
     file, key = run / FOLDER / "text.json", sha256_file(folder / MANIFEST)
-    if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
-        return dict(kept)
-    shards = open_shards(folder, AutoTokenizer.from_pretrained(run / "base"))
+    if file.is_file() and (kept := read_json(file, remedy="remove it")).get("key") == key:
+        return kept
+    shards = open_shards(folder, read_tokenizer(run / "base"))
     train = shards.text("train", max(0, len(shards.train) - LIMIT))[-LIMIT:]
     val = shards.text("val")
     facts: Json = {"key": key, "baselines": baselines(train, val)}
@@ -157,21 +194,21 @@ def _validation(stages: dict[str, Json], text: Json | None) -> str:
     return table(["", "bits per byte"], [[name, f"{value:.4f}"] for name, value in ordered])
 
 
-def _evaluation(results: dict[tuple[str, str], Json]) -> Iterator[str]:
+def _evaluation(results: dict[tuple[str, str], dict[str, Outcome]]) -> Iterator[str]:
     """Yield a table for CORE, one for ChatCORE, and the letters that were chosen."""
     for kind, (title, _) in COMPLETE.items():
         own = {stage: content for (k, stage), content in results.items() if k == kind}
         if not own:
             continue
-        names = list(dict.fromkeys(task for each in own.values() for task in each["tasks"]))
+        names = list(dict.fromkeys(task for each in own.values() for task in each))
         header = [title, "n", "guess", *own]
         rows = []
         for task in names:
-            outcomes = [Outcome(**c["tasks"].get(task, _ABSENT)) for c in own.values()]
+            outcomes = [each.get(task, _ABSENT) for each in own.values()]
             first = next((each for each in outcomes if not each.why_not), outcomes[0])
             cells = [_cell(outcome) for outcome in outcomes]
             rows.append([inline(task), f"{first.n:,}", f"{first.guess:.3f}", *cells])
-        means = [content["summary"] for content in own.values()]
+        means = [summary(kind, outcomes) for outcomes in own.values()]
         covered = sorted({mean["name"] for mean in means})
         rows.append([f"**{' / '.join(covered)}**, centred", "", "0", *map(mean_in_words, means)])
         yield table(header, rows)
@@ -179,7 +216,7 @@ def _evaluation(results: dict[tuple[str, str], Json]) -> Iterator[str]:
             yield from _letters(own)
 
 
-_ABSENT = {"why_not": "not asked for"}
+_ABSENT = Outcome(why_not="not asked for")
 
 
 def _cell(outcome: Outcome) -> str:
@@ -190,12 +227,12 @@ def _cell(outcome: Outcome) -> str:
     return f"{outcome.accuracy:.3f} [{outcome.low:.3f}, {outcome.high:.3f}]{guessing}{cut}"
 
 
-def _letters(own: dict[str, Json]) -> Iterator[str]:
+def _letters(own: dict[str, dict[str, Outcome]]) -> Iterator[str]:
     rows = [
-        [f"{stage}, {inline(task)}", *[f"{each['shares'].get(x, 0):.0%}" for x in "ABCDE"]]
-        for stage, content in own.items()
-        for task, each in content["tasks"].items()
-        if each["shares"]
+        [f"{stage}, {inline(task)}", *[f"{each.shares.get(x, 0):.0%}" for x in "ABCDE"]]
+        for stage, outcomes in own.items()
+        for task, each in outcomes.items()
+        if each.shares
     ]
     if rows:
         yield table(["letters chosen", *"ABCDE"], rows)

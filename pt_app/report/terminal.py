@@ -87,7 +87,10 @@ def _sections(results: "Results") -> list[tuple[str, Lines]]:
     first = _lines([name for name in columns if name != "rouge_l"], best)
     last = [
         ("parse failures", [str(model.parse_failures) for model in models] + empty),
-        ("strict kappa", [estimate(numbers[strict]) if numbers else "" for numbers in own]),
+        (
+            "strict kappa",
+            [estimate(numbers[strict]) if strict in numbers else "" for numbers in own],
+        ),
     ]
     sure = _probabilities(models, empty)
     if not any(model.greedy for model in models):

@@ -5,7 +5,6 @@ folder, and whether it was sent. Child processes with a deadline do the sending.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,11 +15,12 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pt_app
 from pt_app.core.errors import UserError
-from pt_app.core.files import write_json_atomic
+from pt_app.core.files import read_json, write_json_atomic
+from pt_app.core.records import checked
 from pt_app.tracking.access import Access, resolve_access
 
 STATE_FILE = "tracking.json"
@@ -54,12 +54,12 @@ def read_state(run_dir: Path) -> dict[Kind, dict[str, bool]]:
     file = run_dir / STATE_FILE
     if not file.exists():
         return {"wandb": {}, "weave": {}}
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return {"wandb": dict(state["wandb"]), "weave": dict(state["weave"])}
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"{file} is damaged ({error}): delete it to forget what is unsent"
-        raise UserError(why) from error
+    remedy = "delete it to forget what is unsent"
+    state = read_json(file, remedy=remedy)
+    return {
+        kind: checked(dict[str, bool], state.get(kind), f"{file}, field {kind}", remedy)
+        for kind in get_args(Kind)
+    }
 
 
 def note(run_dir: Path, kind: Kind, name: str, sent: bool) -> None:

@@ -5,7 +5,6 @@ Online, a child process sends the file while it grows, and is killed at a deadli
 """
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pt_app.core import console
+from pt_app.core.files import read_json
+from pt_app.core.records import checked
 from pt_app.core.results import Results
 from pt_app.core.settings import SERVERS, read_tracking
 from pt_app.tracking.access import describe, reachable, resolve_access
@@ -259,11 +260,9 @@ class Tracker:
 
 def _steps_of(adapter: Path) -> int:
     """Return the steps of the training that an adapter comes from; 0 if it does not say."""
-    try:
-        training = json.loads((adapter / "training_config.json").read_text(encoding="utf-8"))
-        return int(training["steps"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    path = adapter / "training_config.json"
+    steps = read_json(path).get("steps", 0) if path.exists() else 0
+    return checked(int, steps, f"{path}, field steps")
 
 
 def adapter_artifact(run_name: str, adapter: Path, texts: bool) -> "wandb.Artifact":

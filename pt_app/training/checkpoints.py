@@ -4,7 +4,6 @@ A checkpoint is staged, flushed, then renamed, with a manifest. What must not be
 fills has its room from the start of the run.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import give_mode_of, is_full, sha256_file, write_json_atomic
+from pt_app.core.files import give_mode_of, is_full, read_json, sha256_file, write_json_atomic
 
 if TYPE_CHECKING:  # scripts/ reads checkpoints without torch, whose import takes seconds
     import torch
@@ -100,16 +99,16 @@ def fault(folder: Path) -> str | None:
     if not folder.is_dir():
         return "there is none"
     try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entries = read_json(folder / MANIFEST)
+    except UserError:
         return f"it has no readable {MANIFEST}: its writing was cut short"
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+        if entry != {"bytes": path.stat().st_size, "sha256": sha256_file(path)}:
             return f"{name} was changed or cut"
-    return None
+    return None if entries else f"its {MANIFEST} names no file"
 
 
 def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
@@ -134,8 +133,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} was made by an earlier version of pt_app: start without --resume"
         )
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return state
+    return read_json(folder / STATE, remedy="start without --resume")
 
 
 def reserve(run: Path, model: "torch.nn.Module", tokenizer: Sequence[Path]) -> None:

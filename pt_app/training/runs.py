@@ -1,6 +1,5 @@
 """The folder of a run: a new one or the one to resume, and what may differ from before."""
 
-import json
 import logging
 import os
 import shutil
@@ -8,12 +7,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
 from pt_app.core.grids import OFF
+from pt_app.core.records import checked
 from pt_app.training.checkpoints import discard_after, newest_complete, read_state, staging_folder
 
 RUN_SETTINGS = "settings.json"
@@ -130,10 +132,8 @@ def checkpoint_to_resume(run: Path, about: About) -> Path | None:
 
 
 def _check_same_run(run: Path, about: About) -> None:
-    try:
-        before = json.loads((run / RUN_SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{run} has no readable {RUN_SETTINGS}: start without --resume") from None
+    path, again = run / RUN_SETTINGS, "start without --resume"
+    before = checked(About, files.read_json(path, f"is not there: {again}", again), path, again)
     # Runs of version 0.1 had neither.
     absent = {"chat_template": "", "grid": OFF}
     settings, settings_before = about["settings"], absent | before["settings"]

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import write_text_atomic
+from pt_app.core.files import read_json, write_text_atomic
+from pt_app.core.records import checked
 
 FOLDER = ".rented"
 FILE = "launch.json"
@@ -73,13 +74,8 @@ class Launch(BaseModel):
 
 def all_launches(output_dir: Path) -> list[Launch]:
     """Read the launches that were made from this output folder, oldest first."""
-    launches = []
-    for path in sorted((output_dir / FOLDER).glob(f"*/{FILE}")):
-        try:
-            launches.append(Launch.model_validate_json(path.read_bytes()))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}): move it away") from None
-    return launches
+    paths, away = sorted((output_dir / FOLDER).glob(f"*/{FILE}")), "move it away"
+    return [checked(Launch, read_json(path, remedy=away), path, away) for path in paths]
 
 
 def the_launch(output_dir: Path, label: str | None) -> Launch:

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pt_app.core.dataset import parse_json
 from pt_app.core.errors import UserError
-from pt_app.core.files import shown
+from pt_app.core.files import parse_json, refuse_constant, shown
 from pt_app.core.records import Place, one_line
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
@@ -370,7 +369,7 @@ def _is_whole(start: Sequence[str]) -> bool:
 
 
 def _json_list(path: Path, text: str) -> list[object]:
-    value: object = parse_json(text, path, constant=_refuse_constant)
+    value: object = parse_json(text, path, constant=refuse_constant)
     lists = [value] if isinstance(value, list) else _wrapped(value)
     if isinstance(value, dict) and not lists:
         return [value]
@@ -392,13 +391,9 @@ def _json_lines(path: Path, lines: Iterator[str], reading: Reading) -> Iterator[
         if not line.strip():
             continue
         try:
-            yield number, parse_json(line.rstrip("\r\n"), path, number, _refuse_constant)
+            yield number, parse_json(line.rstrip("\r\n"), path, number, refuse_constant)
         except UserError as error:
             yield number, reading.refuse(error)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not in JSON, write null")
 
 
 # --- Parquet and the Hub ---
