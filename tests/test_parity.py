@@ -324,6 +324,8 @@ def test_exit_code_is_that_of_the_worst_target(
         ("mlx:no-folder", "no-folder is not there"),
         ("merged:no-folder", "no-folder is not there"),
         ("onnx:judge.onnx", "name gguf:FILE"),
+        ("http://127.0.0.1:9/v1", "does not answer"),
+        ("http://[::1/v1", "does not answer"),
     ],
 )
 def test_target_that_is_not_there_is_refused_before_the_judge_is_read(

@@ -11,7 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from pt_app.serving.options import Precision
 
 MLX, LLAMA_CPP = "mlx-lm (on Linux with mlx[cpu])", "xllamacpp"  # what pip installs
 TIMEOUT = 600  # seconds for an answer
+NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
+START = "start it, or correct the URL"
 AT_ONCE = 32  # rows of a request to `judge serve`
 SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
 BIAS = 1e4  # more than logits are apart
@@ -301,6 +303,15 @@ def exact_matmul() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def check_answers(url: str) -> None:
+    """Raise UserError unless a server answers at a URL, whatever it says there."""
+    try:
+        with suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(url, timeout=TIMEOUT).close()
+    except NO_ANSWER as error:
+        raise UserError(f"{url} does not answer ({error}): {START}") from error
+
+
 def post(url: str, body: Mapping[str, object], field: str) -> Any:
     """Post JSON and return a field of the answer; raises UserError where there is none."""
     headers = {"Content-Type": "application/json"}
@@ -313,8 +324,8 @@ def post(url: str, body: Mapping[str, object], field: str) -> Any:
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(300).decode("utf-8", "replace").split())
         raise UserError(f"{url} answers {error.code}: {said}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{url} does not answer ({error}): start it, or correct the URL") from error
+    except NO_ANSWER as error:
+        raise UserError(f"{url} does not answer ({error}): {START}") from error
     if not isinstance(given, Mapping) or field not in given:
         raise UserError(f"{url} answers without {field}: correct the URL or --engine")
     return given[field]

@@ -37,6 +37,7 @@ from pt_app.serving.engines import (
     Plain,
     Served,
     Vllm,
+    check_answers,
 )
 from pt_app.serving.options import ParityOptions, Precision
 
@@ -359,13 +360,16 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
 
 
 def check_targets(targets: Sequence[str]) -> None:
-    """Raise UserError for an unknown kind of target, and for files that are not there."""
+    """Raise UserError for an unknown kind of target, and for files and servers not there."""
     for target in targets:
         kind, _, place = target.partition(":")
         if kind not in ("gguf", "mlx", "merged", TRANSFORMERS, "http", "https"):
             known = "gguf:FILE, gguf:BASE+LORA, mlx:, merged: or transformers:FOLDER, or a URL"
             raise UserError(f"--against {target}: name {known}")
-        if kind.startswith("http") or Path(place).exists():
+        if kind.startswith("http"):
+            check_answers(target)
+            continue
+        if Path(place).exists():
             continue
         for part in place.split("+") if kind == "gguf" else [place]:
             if not Path(part).exists():
