@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text
 from pt_app.core.formatting import COLUMNS, SHOWN_WITH
-from pt_app.core.records import Annotation, Turn
+from pt_app.core.records import Annotation, Turn, first_problem
 from pt_app.core.verdicts import Scale, Verdict
 
 SCHEMA = 2  # raised if the meaning of a field changes
@@ -60,10 +60,9 @@ class Stored(BaseModel):
         try:
             parsed = cls.model_validate_json(text)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            field = ".".join(map(str, problem["loc"]))
-            what = "not JSON" if problem["type"] == "json_invalid" else f"field {field}"
-            raise UserError(f"{where}: {what} ({problem['msg']}): {again}") from error
+            field, problem = first_problem(error)
+            what = f"field {field}" if field else "not JSON"
+            raise UserError(f"{where}: {what} ({problem}): {again}") from error
         if isinstance(parsed, _Versioned) and parsed.schema_version != SCHEMA:
             raise UserError(f"{where}: field schema is not {SCHEMA}: {again} with this version")
         if missing := [name for name in parsed.required if name not in parsed.model_fields_set]:

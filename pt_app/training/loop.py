@@ -411,7 +411,7 @@ class TrainingLoop:
         measured = {f"eval_{name}": value for name, value in validate(self.model).items()}
         # No validation is better than NaN: it would be the best one for good.
         numbers = {name: value for name, value in measured.items() if math.isfinite(value)}
-        if undefined := ", ".join(measured.keys() - numbers.keys()):
+        if undefined := ", ".join(sorted(measured.keys() - numbers.keys())):
             message = "step %d: %s undefined on the validation rows, and not compared"
             log.warning(message, self.state.global_step, undefined)
         if not numbers:  # memory ran out, or nothing is defined
