@@ -90,6 +90,24 @@ def test_an_evaluation_takes_up_the_tasks_that_are_missing(
     assert scored == [ROWS, 5, 5, 5]
 
 
+def test_only_tasks_that_depend_on_a_setting_are_repeated_for_it(
+    evaluation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--allow_code repeated all of ChatCORE, of which HumanEval alone runs programs."""
+    done = list[str]()
+    plain = Evaluation._run_task
+    monkeypatch.setattr(
+        Evaluation, "_run_task", lambda self, name: (done.append(name), plain(self, name))[1]
+    )
+    tasks = {"tasks": "arc_easy,gsm8k,humaneval", "max_per_task": 1}
+    evaluation("chat", **tasks).run()
+    assert done == ["arc_easy", "gsm8k", "humaneval"]
+    evaluation("chat", **tasks, allow_code=True).run()
+    assert done[3:] == ["humaneval"]
+    evaluation("chat", **tasks, allow_code=True, max_new_tokens=9).run()
+    assert done[4:] == ["gsm8k", "humaneval"]
+
+
 def test_own_questions_are_a_row_that_no_mean_covers(evaluation: Any, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text('{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}\n')

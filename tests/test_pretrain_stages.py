@@ -143,6 +143,39 @@ def test_a_complete_stage_is_skipped(
     assert (made / "stage.json").stat() == before
 
 
+def test_a_run_killed_after_the_model_is_published_leaves_no_checkpoints(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run skipped the complete stage, and its checkpoints stayed for ever."""
+    publish = checkpoints.publish
+
+    def killed(written: Path, run: Path) -> Path:
+        place = publish(written, run)
+        if written.name == "base":
+            raise KeyboardInterrupt
+        return place
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path, num_iterations=1)
+    assert (tmp_path / "base.training" / "checkpoint-1").is_dir()
+    train(data, tmp_path, num_iterations=1)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["base"]
+
+
+def test_checkpoints_of_another_training_stay_beside_a_complete_stage(
+    made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 11)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path, seed=1)
+    shutil.copytree(made, tmp_path / "base")
+    train(data, tmp_path)
+    assert (tmp_path / "base.training" / "checkpoint-5").is_dir()
+
+
 @pytest.mark.parametrize(("name", "value"), [("depth", 2), ("lr", 1e-4), ("seed", 1)])
 def test_other_settings_than_those_of_a_complete_stage_are_refused(
     made: Path, data: Path, name: str, value: float

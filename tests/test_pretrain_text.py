@@ -181,6 +181,32 @@ def test_a_tokenizer_that_is_not_whole_is_refused_and_kept(
         small(text, tmp_path, tokenizer=tmp_path / "new" / "mine.json")
 
 
+def test_a_tokenizer_is_copied_complete_or_not_at_all(
+    made: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of one was refused by the next run, or taken for the user's own."""
+    shutil.copytree(made.parent / "run" / "tokens", tmp_path / "run" / "tokens")
+
+    def killed(_: Path, target: Path, **__: Any) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "tokenizer.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            small(text, tmp_path)
+    assert not (tmp_path / "tok").exists()
+
+
+def test_a_trained_tokenizer_needs_a_folder_of_its_own(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="or one in a new folder"):
+        small(text, tmp_path)
+    assert [path.name for path in (tmp_path / "tok").iterdir()] == ["notes.txt"]
+
+
 def test_another_tokenizer_than_that_of_the_tokens_is_refused(
     made: Path, text: Path, tmp_path: Path
 ) -> None:

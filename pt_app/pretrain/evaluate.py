@@ -36,6 +36,7 @@ FOLDER = "evaluation"  # of the folder of the model, which stages.py leaves alon
 STAGES = {"core": "base", "chat": "sft"}
 # How many tasks CORE and ChatCORE have: a mean over fewer is not the published number.
 COMPLETE = {"core": ("CORE", 22), "chat": ("ChatCORE", 6)}
+GENERATED = {"gsm8k", "humaneval"}  # tasks whose answers are generated
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -177,11 +178,9 @@ class Evaluation:
         if unknown := [name for name in self.names if name not in known]:
             raise UserError(f"--tasks: no task {unknown[0]}: choose of {', '.join(known)}")
         context, answer = self.model.config.max_position_embeddings, settings.max_new_tokens
-        if answer >= context and {"gsm8k", "humaneval"} & set(self.names):
+        if answer >= context and GENERATED & set(self.names):
             problem = f"{answer} leaves no room for a prompt in a context of {context}"
             raise UserError(f"--max_new_tokens {problem}: lower it, or choose other --tasks")
-        decisive = [settings.max_per_task, settings.max_new_tokens, settings.allow_code]
-        self.key = {"model": self.identity, "settings": decisive}
         self.outcomes = self._kept()
         self._bundle: Bundle | None = None
 
@@ -205,7 +204,7 @@ class Evaluation:
         where = TASKS[self.kind][name]
         if self.kind == "core":
             return self._of_rows(self._drawn(self._bundle.rows(name)), where.get("guess"))
-        if name in ("gsm8k", "humaneval"):
+        if name in GENERATED:
             return self._generated(name)
         return self._of_letters(self._drawn(self._bundle.questions(name)))
 
@@ -248,19 +247,29 @@ class Evaluation:
         ]
         return _with_interval(right, len(right))
 
+    def _key(self, name: str) -> list[object]:
+        """Return what the outcome of a task depends on: the model, and settings."""
+        key: list[object] = [self.identity, self.settings.max_per_task]
+        if name in GENERATED:
+            key.append(self.settings.max_new_tokens)
+        if name == "humaneval":
+            key.append(self.settings.allow_code)
+        return key
+
     def _kept(self) -> dict[str, Outcome]:
-        """Return the outcomes in the file, if they are of this model and these settings."""
+        """Return the outcomes in the file that are of this model and these settings."""
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
-            if content["key"] == self.key:
-                return {name: Outcome(**each) for name, each in content["tasks"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return {}
+            keys, tasks = content["keys"], content["tasks"]
+            same = [name for name in tasks if keys.get(name) == self._key(name)]
+            return {name: Outcome(**tasks[name]) for name in same}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
 
     def _write(self) -> dict[str, Any]:
         tasks = {name: asdict(outcome) for name, outcome in self.outcomes.items()}
-        content = {"key": self.key, "summary": summary(self.kind, self.outcomes), "tasks": tasks}
+        keys = {name: self._key(name) for name in tasks}
+        content = {"keys": keys, "summary": summary(self.kind, self.outcomes), "tasks": tasks}
         write_json_atomic(self.file, content)
         return content
 

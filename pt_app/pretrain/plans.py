@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.files import sha256_file
+from pt_app.core.files import sha256_file, staged_folder
 from pt_app.models.bases import read_tokenizer
 from pt_app.pretrain import mixtures, shapes, shards
 from pt_app.pretrain import settings as tables
@@ -78,19 +78,23 @@ def train_gpt2(settings: tables.Gpt2Settings) -> Path:
 
 def train_small(settings: tables.SmallSettings) -> Path:
     """Train a small model on a text, with the tokenizer that is there or a new one."""
-    file, wanted = Path(settings.tokenizer), _text_of(settings)
-    folder, there = file.parent, file.is_file()
-    if file.name != "tokenizer.json" or there != (folder / "tokenizer_config.json").is_file():
-        whole = "a tokenizer.json with its tokenizer_config.json, or one in a new folder"
-        raise UserError(f"--tokenizer {file}: name {whole}")
-    given = read_tokenizer(folder) if there else None
-    made = make_tokens(replace(wanted, vocab_size=settings.vocab_size), given)
-    if not there and console.is_main_process():
-        shutil.copytree(Path(wanted.data_dir) / TOKENIZER, folder, dirs_exist_ok=True)
     width, heads = settings.hidden_size, settings.num_heads
     if width % (2 * heads):
         problem = f"{width} is no multiple of twice --num_heads {heads}"
         raise UserError(f"--hidden_size {problem}: change one")
+    file, wanted = Path(settings.tokenizer), _text_of(settings)
+    folder = file.parent
+    new = not folder.exists()
+    whole = all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    if file.name != "tokenizer.json" or not (new or whole):
+        remedy = "name a tokenizer.json with its tokenizer_config.json, or one in a new folder"
+        raise UserError(f"--tokenizer {file}: {remedy}")
+    given = None if new else read_tokenizer(folder)
+    made = make_tokens(replace(wanted, vocab_size=settings.vocab_size), given)
+    if new and console.is_main_process():
+        with staged_folder(folder) as staged:
+            shutil.copytree(Path(wanted.data_dir) / TOKENIZER, staged, dirs_exist_ok=True)
+            staged.rename(folder)
     shape = width, heads, settings.intermediate_size
     config = shapes.qwen3(settings.num_layers, made.vocabulary, settings.max_seq_length, *shape)
     return _train_text("small", settings, settings.max_seq_length, made, config)

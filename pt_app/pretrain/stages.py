@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,8 @@ def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
             busy = f"another process trains {final}: wait until it ends, or stop it"
             stack.enter_context(held(lock, busy))
         if _is_complete(plan):
+            if console.is_main_process():
+                _clear(plan)
             log.info("%s: complete, with the same settings: skipped", final)
             return final
         checkpoint = _checkpoint(plan)
@@ -299,6 +301,15 @@ def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -
     write_json_atomic(staged / STAGE, facts | numbers | about_this_run())
     checkpoints.publish(staged, plan.final.parent)
     shutil.rmtree(staged.parent, ignore_errors=True)
-    if not plan.keep_best:
-        shutil.rmtree(plan.work)
+    _clear(plan)
     log.info("%s: %s", plan.name, plan.final)
+
+
+def _clear(plan: Plan) -> None:
+    """Remove the checkpoints of a finished training; a run that was killed then left them."""
+    if plan.keep_best:
+        return
+    with suppress(UserError):  # those of another training stay
+        if (plan.work / STAGE).exists():
+            _compare(plan, plan.work)
+        shutil.rmtree(plan.work, ignore_errors=True)
