@@ -46,12 +46,12 @@ from pt_app.models.platforms import get_device
 from pt_app.pretrain import plans, shapes, shards
 from pt_app.pretrain.batches import TokenSteps, in_order
 from pt_app.pretrain.loss import HeldOut, NextTokens
-from pt_app.pretrain.optimizers import trapezoid
 from pt_app.pretrain.settings import BaseSettings, Gpt2Settings, SmallSettings, TokenizerSettings
 from pt_app.pretrain.settings import Training as Settings
 from pt_app.pretrain.stages import Parts, Plan, loop_of
 from pt_app.pretrain.vocabulary import make_tokens
 from pt_app.training.loop import TrainingLoop
+from pt_app.training.optimizers import trapezoid
 
 FAST, SLOW = "medium", "highest"  # torch.set_float32_matmul_precision: with and without oneDNN
 ALL = "speed,architecture,shakespeare,processes"

@@ -14,11 +14,11 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
 from pt_app.judge_data.generator.errors import reserved_for_judges
 from pt_app.models.bases import shipped
-from pt_app.pretrain import train
-from pt_app.pretrain.build import CARD, _work_folder, train_base
-from pt_app.pretrain.corpus import Corpus, Document
-from pt_app.pretrain.model import train_tokenizer
-from pt_app.pretrain.options import BaseOptions
+from pt_app.models.new_tokenizer import train_tokenizer
+from pt_app.tiny_base import train
+from pt_app.tiny_base.build import CARD, _work_folder, train_base
+from pt_app.tiny_base.corpus import Corpus, Document
+from pt_app.tiny_base.options import BaseOptions
 
 MAX_BYTES = 4_000_000
 SMALL: dict[str, Any] = {

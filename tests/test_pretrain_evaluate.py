@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from pt_app.core.errors import UserError
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain import evaluate
 from pt_app.pretrain.code import passes, program, without_network
 from pt_app.pretrain.evaluate import (
@@ -22,7 +23,6 @@ from pt_app.pretrain.evaluate import (
     last_number,
     summary,
 )
-from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.settings import EvalSettings
 from pt_app.pretrain.shapes import qwen3
 from pt_app.pretrain.tasks import Problem, Row

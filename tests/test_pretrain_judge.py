@@ -12,7 +12,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.settings import RECIPES
 from pt_app.models.adapters import check_base, verify_adapter
 from pt_app.models.bases import model_identity, resolve_model
-from pt_app.pretrain.model import train_tokenizer
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain.plans import base_train, chat_train
 from pt_app.pretrain.settings import BaseSettings, SftSettings
 from pt_app.pretrain.shards import at_end, write_shards

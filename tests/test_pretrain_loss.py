@@ -25,8 +25,8 @@ from pt_app.models.packing import IGNORED
 from pt_app.pretrain.baselines import baselines, ngram_bits_per_byte
 from pt_app.pretrain.batches import in_order
 from pt_app.pretrain.loss import HeldOut, NextTokens, check_logits
-from pt_app.pretrain.optimizers import divided, muon_and_adamw, trapezoid
 from pt_app.pretrain.shards import Tokens
+from pt_app.training.optimizers import divided, muon_and_adamw, trapezoid
 
 VOCAB = 300
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1}

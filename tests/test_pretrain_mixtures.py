@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pt_app.core.errors import UserError
 from pt_app.models import known_bases
 from pt_app.pretrain import mixtures
-from pt_app.pretrain.corpus import Corpus
+from pt_app.tiny_base.corpus import Corpus
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " b\n"}]
 SYSTEM = {"role": "system", "content": "s"}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pt_app.core.errors import UserError
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain.evaluate import base_eval
-from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.overlap import WORDS, Overlap
 from pt_app.pretrain.plans import base_train
 from pt_app.pretrain.report import write_report

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from pt_app.core.files import cache_folder
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain import scoring
-from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.scoring import Score, answers, choose, generate, log_likelihoods
 from pt_app.pretrain.shapes import qwen3
 from pt_app.pretrain.tasks import LETTERS, Bundle, Question, Row

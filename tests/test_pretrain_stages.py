@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain import loss as loss_module
-from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.plans import base_train, chat_train
 from pt_app.pretrain.settings import BaseSettings, MidSettings, SftSettings, parsed
 from pt_app.pretrain.shards import at_end, write_shards

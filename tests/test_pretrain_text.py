@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import sha256_file
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain import shapes, vocabulary
 from pt_app.pretrain.chat import Chat
 from pt_app.pretrain.inference import continued, infer
 from pt_app.pretrain.loss import NextTokens
-from pt_app.pretrain.model import load, train_tokenizer
+from pt_app.pretrain.model import load
 from pt_app.pretrain.plans import train_gpt2, train_small
 from pt_app.pretrain.settings import (
     Gpt2Settings,

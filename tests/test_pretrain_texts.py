@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.pretrain.model import train_tokenizer
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain.settings import SmallSettings, TokenizerSettings
 from pt_app.pretrain.shards import TOKENIZER, at_end, open_shards, read_manifest, write_shards
 from pt_app.pretrain.texts import cut, documents, plain_text

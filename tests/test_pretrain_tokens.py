@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pt_app.core.errors import UserError
+from pt_app.models.new_tokenizer import END_OF_TEXT, train_tokenizer
 from pt_app.pretrain.batches import TokenSteps, in_order
-from pt_app.pretrain.model import END_OF_TEXT, train_tokenizer
 from pt_app.pretrain.shards import (
     Tokens,
     at_end,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pt_app.commands.flags import Commands, flag
-from pt_app.pretrain.options import BaseOptions
+from pt_app.tiny_base.options import BaseOptions
 
 base = Commands(help="Bases without a hub: tiny, and those of the package index.")
 
@@ -52,7 +52,7 @@ def base_train(
 ) -> None:
     """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
     from pt_app.core import console
-    from pt_app.pretrain.build import train_base
+    from pt_app.tiny_base.build import train_base
 
     console.start()
     print(f"base: {train_base(output, options)}")

@@ -58,7 +58,7 @@ def shipped() -> Path:
     Raises:
         UserError: if it is missing.
     """
-    folder = Path(pt_app.__file__).parent / "pretrain" / "tiny"
+    folder = Path(pt_app.__file__).parent / "tiny_base" / "shipped"
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} holds no base: build one with `judge base train --output ...`")
     return folder

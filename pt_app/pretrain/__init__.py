@@ -1,1 +1,1 @@
-"""Models from scratch: how the tiny base of `--model tiny` is made."""
+"""Models from scratch: text, tokens, base, chat model, evaluation, report and chat."""

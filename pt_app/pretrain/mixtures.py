@@ -22,8 +22,8 @@ from pt_app.core.files import lines_of, parse_json, read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation
-from pt_app.pretrain.corpus import Corpus, held_out
 from pt_app.pretrain.tasks import LETTERS, Bundle, Question
+from pt_app.tiny_base.corpus import Corpus, held_out
 
 TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SPELLINGS = 1500  # conversations

@@ -17,7 +17,7 @@ from pt_app.pretrain import settings as tables
 from pt_app.pretrain.batches import TokenSteps, in_order
 from pt_app.pretrain.conversations import ConversationSteps
 from pt_app.pretrain.loss import HeldOut, NextTokens, check_logits
-from pt_app.pretrain.model import load
+from pt_app.pretrain.model import load, new_model
 from pt_app.pretrain.settings import TextSettings, decisive
 from pt_app.pretrain.shards import MANIFEST, TOKENIZER, Manifest, read_manifest
 from pt_app.pretrain.stages import Parts, Plan, run_stage
@@ -143,5 +143,5 @@ def _on_text(
     steps = TokenSteps(opened.train, *shape)
     batches = partial(in_order, opened.val, steps.sequence, steps.micro_batch)
     held_out = HeldOut(batches, shards.lengths_of(opened.pieces), objective)
-    model = shapes.new_model(config, tokenizer, steps.seed)
+    model = new_model(config, tokenizer, steps.seed)
     return Parts(model, tokenizer, steps, len(steps), steps.batch_tokens, held_out, prompt)

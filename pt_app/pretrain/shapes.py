@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers import GPT2Config, PretrainedConfig, PreTrainedTokenizerBase, Qwen3Config
+from transformers import GPT2Config, PretrainedConfig, Qwen3Config
 
-from pt_app.pretrain.model import END_OF_TEXT
-from pt_app.pretrain.optimizers import divided
-from pt_app.training.loop import Model
+from pt_app.training.optimizers import divided
 
 WIDTH_PER_LAYER = 64
 # A separate head pays where the layers outweigh it, and so do heads of 128: below that a model of
@@ -85,15 +83,3 @@ class Sizes:
         """
         tokens = tokens_per_parameter * (self.matrices + self.head)
         return max(1, math.ceil(tokens / batch_tokens))
-
-
-def new_model(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Model:
-    """Make a float32 model of random weights, whose answers end where a turn or a text does."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TEXT)}
-    pad = min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, pad
-    answers = {"eos_token_id": sorted(ends), "pad_token_id": pad, "do_sample": False}
-    model.generation_config = transformers.GenerationConfig(**answers)
-    return model

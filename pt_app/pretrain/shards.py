@@ -26,7 +26,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import read_json, sha256_file
 from pt_app.core.records import checked
 from pt_app.judge_data.folder import replace_folder
-from pt_app.pretrain.model import END_OF_TEXT
+from pt_app.models.new_tokenizer import END_OF_TEXT
 
 Split = Literal["train", "val"]
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer"

@@ -37,12 +37,12 @@ from pt_app.models.provenance import about_this_run, without_absolute_paths
 from pt_app.pretrain.chat import Chat
 from pt_app.pretrain.inference import continued
 from pt_app.pretrain.loss import CPU_CHUNK, GPU_CHUNK, HeldOut, NextTokens
-from pt_app.pretrain.optimizers import ADAMW, MUON, muon_and_adamw, trapezoid
 from pt_app.pretrain.settings import Sampling, Training, refuse_others
 from pt_app.tracking.access import check_tracking
 from pt_app.tracking.tracker import Tracker
 from pt_app.training import checkpoints
 from pt_app.training.loop import LoopArguments, LoopState, Model, Steps, TrainingLoop
+from pt_app.training.optimizers import ADAMW, MUON, muon_and_adamw, trapezoid
 from pt_app.training.run import Progress, share_of, train
 
 STAGE, METRICS = "stage.json", "metrics.jsonl"

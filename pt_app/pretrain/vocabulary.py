@@ -15,8 +15,8 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import held
 from pt_app.models.bases import read_tokenizer
 from pt_app.models.known_bases import Wheel, cached
+from pt_app.models.new_tokenizer import train_tokenizer
 from pt_app.pretrain import mixtures, shards
-from pt_app.pretrain.model import train_tokenizer
 from pt_app.pretrain.settings import FetchSettings, TokenizerSettings, refuse_others
 from pt_app.pretrain.shards import MANIFEST, Manifest, read_manifest
 from pt_app.pretrain.tasks import Bundle

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from pt_app.judge_data.generator.errors import ERRORS
 from pt_app.models.packing import Batch, Step
-from pt_app.pretrain.corpus import NONE, Corpus, Document
-from pt_app.pretrain.model import grow, round_to_float16
-from pt_app.pretrain.optimizers import MUON, muon_and_adamw, trapezoid
+from pt_app.tiny_base.corpus import NONE, Corpus, Document
+from pt_app.tiny_base.model import grow, round_to_float16
 from pt_app.training.checkpoints import newest_complete, step_of
 from pt_app.training.loop import LoopArguments, Model, Objective, TrainingLoop
+from pt_app.training.optimizers import MUON, muon_and_adamw, trapezoid
 from pt_app.training.run import Progress, train
 
 # What is copied or compared stands in the answers; the prompts' words are mostly random.

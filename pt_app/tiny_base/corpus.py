@@ -28,7 +28,7 @@ from pt_app.judge_data.generator.errors import (
 from pt_app.judge_data.generator.generate import Material
 from pt_app.judge_data.generator.grammar import Grammar
 from pt_app.judge_data.options import LexiconSize
-from pt_app.pretrain.model import TURN_END, TURN_START
+from pt_app.models.new_tokenizer import TURN_END, TURN_START
 
 HELD_OUT_SHARE = 32  # one source of so many is kept for measuring
 ERRORS_IN_CANDIDATE = (0, 1, 2, 3, 4)

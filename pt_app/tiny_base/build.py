@@ -12,10 +12,11 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.flags import check
 from pt_app.judge_data.folder import replace_folder
-from pt_app.pretrain.corpus import Corpus
-from pt_app.pretrain.model import new_model, save, train_tokenizer
-from pt_app.pretrain.options import BaseOptions
-from pt_app.pretrain.train import BATCH, DocumentSteps, Yardstick, fit
+from pt_app.models.new_tokenizer import train_tokenizer
+from pt_app.tiny_base.corpus import Corpus
+from pt_app.tiny_base.model import new_model, save
+from pt_app.tiny_base.options import BaseOptions
+from pt_app.tiny_base.train import BATCH, DocumentSteps, Yardstick, fit
 
 CARD, MADE_BY = "README.md", "Made by `judge base train`"
 TEMPLATE = Path(__file__).with_name("card.md")

@@ -1,0 +1,1 @@
+"""The tiny base that comes with the package (`--model tiny`), and how it is made."""
