@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import (
-    lines_of,
+    json_lines,
     parse_json,
     read_json,
     read_text,
@@ -295,8 +295,8 @@ def _values(path: Path) -> Iterator[tuple[Place, object]]:
         for row, value in enumerate(parse_json(text, path), start=1):
             yield Place(path, row, lines=False), value
         return
-    for number, line in lines_of(text):
-        yield Place(path, number, lines=True), parse_json(line, path, number)
+    for number, value in json_lines(text, path):
+        yield Place(path, number, lines=True), value
 
 
 def check_ids(examples: Iterable[JudgeExample]) -> None:

@@ -211,14 +211,15 @@ def read_yaml(path: Path, absent: str = ABSENT, remedy: str = "correct it") -> A
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): {remedy}") from error
 
 
-def lines_of(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of JSON Lines that are not blank, with their numbers.
+def json_lines(text: str, path: Path, remedy: str = "correct it") -> Iterator[tuple[int, Any]]:
+    """Yield the values of JSON Lines with the numbers of their lines; blank lines hold none.
 
-    Only "\\n" ends one: a text may hold U+2028 and its like, at which `str.splitlines` cuts.
+    Only "\\n" ends a line: a text may hold U+2028 and its like, at which `str.splitlines` cuts.
+    Raises UserError as `parse_json` does.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, line
+            yield number, parse_json(line, path, number, remedy=remedy)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import lines_of, parse_json, read_text
+from pt_app.core.files import json_lines, read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation
@@ -80,8 +80,7 @@ def of_file(path: Path) -> list[Conversation]:
         UserError: for a line that is no conversation of user and assistant in turn.
     """
     found: list[Conversation] = []
-    for number, line in lines_of(read_text(path)):
-        row = parse_json(line, path, number)
+    for number, row in json_lines(read_text(path), path):
         turns: Any = row.get("messages") if isinstance(row, dict) else row
         if problem := fault(turns):
             raise UserError(f"{path}, line {number}: {problem}")

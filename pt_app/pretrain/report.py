@@ -12,8 +12,7 @@ from pydantic import BaseModel, Field
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import (
-    lines_of,
-    parse_json,
+    json_lines,
     read_json,
     read_text,
     sha256_file,
@@ -103,8 +102,8 @@ class _Stage(BaseModel):
 
 def _about(folder: Path) -> Json:
     path, remedy = folder / METRICS, f"train {folder.name} again, or remove {folder}"
-    lines = lines_of(read_text(path, f"is not there: {remedy}", remedy))
-    history = [parse_json(line, path, number, remedy=remedy) for number, line in lines]
+    text = read_text(path, f"is not there: {remedy}", remedy)
+    history = [entry for _, entry in json_lines(text, path, remedy)]
     about = read_json(folder / STAGE, remedy=remedy) | {"history": history}
     return checked(_Stage, about, folder / STAGE, remedy).model_dump()
 

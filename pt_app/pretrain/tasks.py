@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import lines_of, parse_json, read_text
+from pt_app.core.files import json_lines, read_text
 from pt_app.core.records import checked
 from pt_app.models.known_bases import Wheel, cached
 
@@ -170,8 +170,8 @@ def read_questions(path: Path) -> list[Question]:
     """
     questions = []
     remedy = 'write {"question": TEXT, "choices": [2 to 10 TEXTS], "answer": POSITION FROM 0}'
-    for number, line in lines_of(read_text(path)):
-        own = checked(_Own, parse_json(line, path, number), f"{path}:{number}", remedy)
+    for number, row in json_lines(read_text(path), path):
+        own = checked(_Own, row, f"{path}:{number}", remedy)
         if own.answer >= len(own.choices):
             raise UserError(f"{path}:{number}, field answer: no position of a choice: {remedy}")
         questions.append(Question(own.question, tuple(map(str, own.choices)), own.answer))

@@ -104,8 +104,7 @@ def _of_file(path: Path) -> Iterator[str]:
     if kind == ".parquet":
         yield from _of_parquet(path)
     elif kind in ROWS:
-        for number, line in files.lines_of(_decoded(path)):
-            row = files.parse_json(line, path, number)
+        for number, row in files.json_lines(_decoded(path), path):
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise UserError(f'{path}: row {number} is no JSON object with a "text": correct it')
             yield row["text"]
