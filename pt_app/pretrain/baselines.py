@@ -8,18 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORDER = 5
-LIMIT = 2**23  # bytes of training text that are read; xz then takes some 10 s
+LIMIT = 2**23  # bytes of training text that are enough; xz then takes some 10 s
 Codes = NDArray[np.uint64]
 
 
-def baselines(train: bytes, val: bytes, limit: int = LIMIT) -> dict[str, float]:
-    """Return the bits per byte of `val` given the last `limit` bytes of `train`, by name.
+def baselines(train: bytes, val: bytes) -> dict[str, float]:
+    """Return the bits per byte of `val` given `train`, by name.
 
     Returns:
         "5-gram" (of bytes, which are characters in ASCII; Witten-Bell), "bz2" and "xz": by how much
         the compressed text grows where `val` follows `train`.
     """
-    train = train[-limit:]
     return {
         f"{ORDER}-gram": ngram_bits_per_byte(train, val),
         "bz2": _compressed(lambda text: bz2.compress(text, 9), train, val),

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList
-from transformers.generation import logits_process
+from transformers import DynamicCache
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from pt_app.core.chat_templates import control_tokens
 from pt_app.core.errors import UserError
@@ -45,8 +45,6 @@ class Chat:
         # An answer has no special token in it: a base without chats would begin a user's turn.
         ends = model.generation_config.eos_token_id
         self.ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
-        self._seen: list[int] = []
-        self._cache: Any = None
         self._forget()
 
     @staticmethod
@@ -130,7 +128,8 @@ class Chat:
         return logits
 
     def _forget(self) -> None:
-        self._seen, self._cache = [], DynamicCache(config=self.model.config)
+        self._seen: list[int] = []  # what the cache holds
+        self._cache = DynamicCache(config=self.model.config)
 
 
 def newest_stage(runs: Path = Path("runs")) -> Path:
@@ -206,14 +205,13 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw a token from the logits [v], by the warpers of transformers in their usual order."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    temperature = logits_process.TemperatureLogitsWarper(float(sampling.temperature))
-    warpers = LogitsProcessorList([temperature])
+    before = torch.empty(1, 0, dtype=torch.long)  # which these warpers do not look at
+    scores = logits[None] / sampling.temperature
     if sampling.top_k:
-        warpers.append(logits_process.TopKLogitsWarper(sampling.top_k))
+        scores = TopKLogitsWarper(sampling.top_k)(before, scores)
     if sampling.top_p < 1:
-        warpers.append(logits_process.TopPLogitsWarper(float(sampling.top_p)))
-    chances = warpers(torch.empty(1, 0, dtype=torch.long), logits[None])[0].softmax(-1)
-    return int(torch.multinomial(chances, 1, generator=generator))
+        scores = TopPLogitsWarper(float(sampling.top_p))(before, scores)
+    return int(torch.multinomial(scores[0].softmax(-1), 1, generator=generator))
 
 
 def text_pieces(tokenizer: Any, tokens: Iterable[int]) -> Iterator[str]:

@@ -178,10 +178,8 @@ class ConversationSteps:
         """
         pieces = list(pieces_of(tokenizer, conversations, sequence))
         if not pieces:
-            count = len(conversations)
-            raise UserError(
-                f"none of {count} conversations fits --max_seq_len {sequence}: raise it"
-            )
+            problem = f"none of {len(conversations)} conversations fits --max_seq_len {sequence}"
+            raise UserError(f"{problem}: raise it")
         rows = best_fit([len(piece.ids) for piece in pieces], sequence)
         batch = max(1, batch_tokens // sequence)
         steps = ConversationSteps(pieces, rows, batch, micro_batch, seed)

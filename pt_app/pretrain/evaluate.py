@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -182,25 +183,29 @@ class Evaluation:
             problem = f"{answer} leaves no room for a prompt in a context of {context}"
             raise UserError(f"--max_new_tokens {problem}: lower it, or choose other --tasks")
         self.outcomes = self._kept()
-        self._bundle: Bundle | None = None
+
+    @cached_property
+    def _bundle(self) -> Bundle:
+        return Bundle(self.settings.eval_data)
 
     def run(self) -> dict[str, Any]:
         """Evaluate every task that is missing; return the content of the file."""
+        file = self.settings.questions
+        questions = read_questions(file) if file else []
         for name in self.names:
             if name not in self.outcomes:
-                self._add(name, self._run_task)
-        if self.settings.questions:
-            self._add(self.settings.questions.name, self._own_questions)
+                self._add(name, partial(self._run_task, name))
+        if file:
+            self._add(file.name, partial(self._own_questions, questions))
         return self._write()
 
-    def _add(self, name: str, evaluate: Callable[[str], Outcome]) -> None:
-        start, outcome = time.monotonic(), evaluate(name)
+    def _add(self, name: str, evaluate: Callable[[], Outcome]) -> None:
+        start, outcome = time.monotonic(), evaluate()
         self.outcomes[name] = replace(outcome, seconds=round(time.monotonic() - start, 1))
         self._write()
         log.info("%s: %s", name, in_words(self.outcomes[name]))
 
     def _run_task(self, name: str) -> Outcome:
-        self._bundle = self._bundle or Bundle(self.settings.eval_data)
         where = TASKS[self.kind][name]
         if self.kind == "core":
             return self._of_rows(self._drawn(self._bundle.rows(name)), where.get("guess"))
@@ -208,9 +213,7 @@ class Evaluation:
             return self._generated(name)
         return self._of_letters(self._drawn(self._bundle.questions(name)))
 
-    def _own_questions(self, _: str) -> Outcome:
-        assert self.settings.questions is not None
-        questions = read_questions(self.settings.questions)
+    def _own_questions(self, questions: Sequence[Question]) -> Outcome:
         if self.kind == "chat":
             return self._of_letters(questions)
         return self._of_rows([question.row() for question in questions], None)
@@ -235,7 +238,6 @@ class Evaluation:
     def _generated(self, name: str) -> Outcome:
         if name == "humaneval" and not self.settings.allow_code:
             return Outcome(why_not="it runs what the model writes: --allow_code")
-        assert self._bundle is not None
         problems = self._drawn(self._bundle.problems(name))
         prompts = [asking(self.tokenizer, problem.text) for problem in problems]
         written = generate(self.model, self.tokenizer, prompts, self.settings.max_new_tokens)

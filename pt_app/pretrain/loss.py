@@ -27,7 +27,15 @@ class _ChunkedLoss(torch.autograd.Function):
     """Cross-entropy whose gradients are made with it, chunk by chunk (the way of Liger Kernel).
 
     Neither logits nor their gradients exist for more than a chunk, and no logit is computed twice,
-    which recomputation in the backward pass would cost.
+    which recomputation in the backward pass would cost. `forward` returns the sum in nats.
+
+    Args:
+        hidden: [n, d], in the precision of the matmuls.
+        matrix: [v, d], the output matrix; its gradient has its own precision.
+        targets: [n], token ids.
+        softcap: the bound c of c tanh(logits / c); None: the logits are not bounded.
+        chunk: logits at a time.
+        wanted: whether gradients are made.
     """
 
     @staticmethod
@@ -63,29 +71,6 @@ class _ChunkedLoss(torch.autograd.Function):
         return by_hidden.mul_(outer[0]), by_matrix.mul_(outer[0]), None, None, None, None
 
 
-def cross_entropy(
-    hidden: Tensor,
-    matrix: Tensor,
-    targets: Tensor,
-    softcap: float | None = None,
-    chunk: int = CPU_CHUNK,
-) -> Tensor:
-    """Return the sum of the cross-entropy of `targets` under `hidden matrix'`, in nats.
-
-    Args:
-        hidden: [n, d], in the precision of the matmuls.
-        matrix: [v, d], the output matrix; its gradient has its own precision.
-        targets: [n], token ids.
-        softcap: the bound c of c tanh(logits / c); None: the logits are not bounded.
-        chunk: logits at a time.
-    """
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad or matrix.requires_grad)
-    with torch.autocast(hidden.device.type, enabled=False):
-        inputs = hidden, matrix, targets, softcap, chunk, wanted
-        loss: Tensor = _ChunkedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
-    return loss
-
-
 def output_matrix(model: Model) -> Tensor:
     """Return the matrix [v, d] that gives the logits; raises UserError if there is also a bias."""
     head = model.get_output_embeddings()
@@ -96,7 +81,7 @@ def output_matrix(model: Model) -> Tensor:
 
 
 def check_logits(model: Model) -> None:
-    """Raise UserError if the logits are not the product that `cross_entropy` takes them for.
+    """Raise UserError if the logits are not the product that `NextTokens` takes them for.
 
     Granite and Cohere, for example, scale it.
     """
@@ -140,8 +125,11 @@ class NextTokens(Objective):
         if narrow:
             hidden = hidden.to(self.compute_dtype)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        matrix = output_matrix(model)
-        return cross_entropy(hidden[kept], matrix, labels[kept], softcap, self.chunk)
+        given = hidden[kept], output_matrix(model), labels[kept], softcap, self.chunk
+        inputs = *given, torch.is_grad_enabled()
+        with torch.autocast(ids.device.type, enabled=False):
+            loss: Tensor = _ChunkedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
+        return loss
 
     def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:
         """Return the packs of a step as micro-batches of at most `rows` rows."""

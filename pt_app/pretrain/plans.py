@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,16 +25,13 @@ from pt_app.pretrain.stages import Parts, Plan, run_stage
 from pt_app.pretrain.vocabulary import make_tokens
 from pt_app.tracking.access import has_tensorboard
 
-Shape = tuple[int, int, int, int, int]
-"""Tokens per step, of a window, steps, seed and windows per batch: the fields of `TokenSteps`."""
-
 
 def base_train(settings: tables.BaseSettings) -> Path:
     """Train a base of `--depth` layers on the tokens of scripts.tok_train; return its folder."""
     data, final = Path(settings.data_dir), Path(settings.model_dir) / "base"
     config = shapes.qwen3(settings.depth, read_manifest(data).vocabulary, settings.max_seq_len)
     batch, ratio = settings.total_batch_size, settings.tokens_per_parameter
-    total = settings.num_iterations or shapes.Sizes.of(config).steps(ratio, batch)
+    total = settings.num_iterations or shapes.steps_of(config, ratio, batch)
     steps = batch, settings.max_seq_len, total, settings.seed, settings.device_batch_size
     facts = decisive(settings) | {"tokens": sha256_file(data / MANIFEST)}
     plan = Plan("base", settings, facts, _working(final), final)
@@ -135,9 +133,12 @@ def _working(final: Path) -> Path:
 
 
 def _on_text(
-    data: Path, config: PretrainedConfig, shape: Shape, prompt: str, objective: NextTokens
+    data: Path, config: PretrainedConfig, shape: Sequence[int], prompt: str, objective: NextTokens
 ) -> Parts:
-    """Return the parts of a training on shards of text, validated on their whole val split."""
+    """Return the parts of a training on shards of text, validated on their whole val split.
+
+    `shape` are the fields of `TokenSteps` behind its tokens.
+    """
     tokenizer = read_tokenizer(data / TOKENIZER)
     opened = shards.open_shards(data, tokenizer)
     steps = TokenSteps(opened.train, *shape)

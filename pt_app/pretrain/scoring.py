@@ -7,7 +7,7 @@ are compared row by row in tests/test_pretrain_scoring.py.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -168,7 +168,8 @@ def _scored(model: Model, requests: set[_Request]) -> dict[_Request, Score]:
     order = sorted(by_ids, key=lambda ids: (len(ids), ids))
     # At least one token is left for each row, and all its targets.
     reach = min((len(r.ids) - max(1, len(r.targets)) for r in requests), default=0)
-    prefix = _common(order, reach)
+    shared = tuple(commonprefix(order))[: max(0, reach)]  # noqa: RUF071  (of tokens)
+    prefix = shared if len(shared) >= SHARED and len(order) > 1 else ()
     lengths = [len(ids) - len(prefix) for ids in order]
     cache = None
     if prefix:
@@ -179,15 +180,6 @@ def _scored(model: Model, requests: set[_Request]) -> dict[_Request, Score]:
         rows = [by_ids[order[index]] for index in batch]
         scores.update(_scores_of(model, rows, len(prefix), cache))
     return scores
-
-
-def _common(order: Sequence[Ids], reach: int) -> Ids:
-    """Return the tokens with which all sequences begin, if they are many; at most `reach`."""
-    if len(order) < 2:
-        return ()
-    same = takewhile(lambda column: len(set(column)) == 1, zip(*order, strict=False))
-    prefix = tuple(column[0] for column in same)[: max(0, reach)]
-    return prefix if len(prefix) >= SHARED else ()
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

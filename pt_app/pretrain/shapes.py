@@ -1,11 +1,9 @@
-"""The shapes of models from scratch: one dial of depth, GPT-2, and what a shape costs."""
+"""The shapes of models from scratch: one dial of depth, GPT-2, and the steps that a shape needs."""
 
 import math
-from dataclasses import dataclass
 
 import torch
-import transformers
-from transformers import GPT2Config, PretrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, Qwen3Config
 
 from pt_app.training.optimizers import divided
 
@@ -13,7 +11,6 @@ WIDTH_PER_LAYER = 64
 # A separate head pays where the layers outweigh it, and so do heads of 128: below that a model of
 # four layers would spend its weights on the vocabulary, and have two heads.
 LARGE = 12
-GPT2_VOCABULARY = 50_257
 
 
 def qwen3(
@@ -48,38 +45,20 @@ def qwen3(
     )
 
 
-def gpt2(vocab: int = GPT2_VOCABULARY) -> GPT2Config:
+def gpt2() -> GPT2Config:
     """Return the shape of GPT-2 124M, without dropout, which hurts where text is not repeated."""
-    return GPT2Config(vocab_size=vocab, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a shape costs.
+def steps_of(config: PretrainedConfig, tokens_per_parameter: float, batch_tokens: int) -> int:
+    """Return the steps of a training on so many tokens per parameter of matrices and head.
 
-    Attributes:
-        parameters: all of them, a matrix that is used twice counted once.
-        matrices: those of the matrices of the layers, which Muon trains.
-        head: width x vocabulary, which every token pays whether or not the head is tied.
+    The head counts whether or not it is tied, since every token pays for it. Without the embeddings
+    the best ratio hardly depends on the size: nanochat measured 10.5 from 1e18 to 1e19 operations
+    (its dev/LOG.md, 2026-01-27).
     """
-
-    parameters: int
-    matrices: int
-    head: int
-
-    @staticmethod
-    def of(config: PretrainedConfig) -> "Sizes":
-        """Count a model of this shape, which is not allocated."""
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        matrices = sum(weight.numel() for weight in divided(model)[0])
-        return Sizes(model.num_parameters(), matrices, config.hidden_size * config.vocab_size)
-
-    def steps(self, tokens_per_parameter: float, batch_tokens: int) -> int:
-        """Return the steps of a training on so many tokens per parameter of matrices and head.
-
-        Without the embeddings the best ratio hardly depends on the size: nanochat measured 10.5
-        from 1e18 to 1e19 operations (its dev/LOG.md, 2026-01-27).
-        """
-        tokens = tokens_per_parameter * (self.matrices + self.head)
-        return max(1, math.ceil(tokens / batch_tokens))
+    with torch.device("meta"):  # nothing is allocated
+        matrices, _ = divided(AutoModelForCausalLM.from_config(config))
+    head = config.hidden_size * config.vocab_size
+    parameters = sum(weight.numel() for weight in matrices) + head
+    return max(1, math.ceil(tokens_per_parameter * parameters / batch_tokens))

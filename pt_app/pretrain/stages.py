@@ -22,13 +22,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from pt_app.core import console
 from pt_app.core.errors import UserError
-from pt_app.core.files import (
-    give_mode_of,
-    held,
-    read_json,
-    write_json_atomic,
-    write_text_atomic,
-)
+from pt_app.core.files import give_mode_of, held, read_json, write_json_atomic, write_text_atomic
 from pt_app.core.records import checked
 from pt_app.models import launcher
 from pt_app.models.memory import shortage_explained
@@ -123,8 +117,7 @@ def run_stage(plan: Plan, build: Callable[[NextTokens], Parts]) -> Path:
             busy = f"another process trains {final}: wait until it ends, or stop it"
             stack.enter_context(held(lock, busy))
         if _is_complete(plan):
-            if console.is_main_process():
-                _clear(plan)
+            _clear(plan)
             log.info("%s: complete, with the same settings: skipped", final)
             return final
         checkpoint = _checkpoint(plan)
@@ -307,7 +300,7 @@ def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -
 
 def _clear(plan: Plan) -> None:
     """Remove the checkpoints of a finished training; a run that was killed then left them."""
-    if plan.keep_best:
+    if plan.keep_best or not console.is_main_process():
         return
     with suppress(UserError):  # those of another training stay
         if (plan.work / STAGE).exists():
