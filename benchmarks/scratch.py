@@ -282,8 +282,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
     def rate(self, *_: int) -> float:
         """Return the fraction of the learning rate."""
-        warmup = round(self.settings.warmup_steps * ENDLESS)
-        return trapezoid(ENDLESS, warmup, 1 - self.settings.decay, round(self.done * ENDLESS))
+        settings, done = self.settings, round(self.done * ENDLESS)
+        return trapezoid(settings.warmup_steps, 1 - settings.decay, done, ENDLESS)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the training at its end."""

@@ -211,9 +211,10 @@ def test_muon_takes_the_steps_of_linear_layers_where_gpt2_stores_their_transpose
 
 
 def test_the_rate_rises_stays_and_falls_to_zero() -> None:
-    rates = [trapezoid(100, 10, 0.5, step) for step in range(101)]
+    rates = [trapezoid(10, 0.5, step, 100) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert set(rates[10:51]) == {1.0}
     assert rates[75] == pytest.approx(0.5)
     assert rates[100] == 0
-    assert trapezoid(3, 10, 0.5, 0) == pytest.approx(1 / 3)
+    assert trapezoid(10, 0.5, 0, 3) == pytest.approx(1 / 3)
+    assert trapezoid(0.02, 0.5, 0, 100) == 0.5

@@ -214,11 +214,7 @@ def loop_of(plan: Plan, parts: Parts, platform: Platform, tracker: Tracker) -> T
         remedy="try a lower --matrix_lr and --lr, or more --warmup_steps",
         again="the same command continues",
     )
-
-    def schedule(step: int, steps: int) -> float:
-        warmup = share_of(settings.warmup_steps, steps)
-        return trapezoid(steps, warmup, 1 - settings.decay, step)
-
+    schedule = partial(trapezoid, settings.warmup_steps, 1 - settings.decay)
     optimizers = partial(
         muon_and_adamw,
         matrix_lr=settings.matrix_lr,

@@ -105,7 +105,7 @@ def optimizers(model: Model) -> list[torch.optim.Optimizer]:
 
 def rate(total: int, step: int, _: int) -> float:
     """Return the fraction of the learning rate over all `total` steps, two models' together."""
-    return trapezoid(total, 100, DECAY_FROM, step)
+    return trapezoid(100, DECAY_FROM, step, total)
 
 
 class Yardstick:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from pt_app.training.loop import Model
+from pt_app.training.run import share_of
 
 MUON, ADAMW = "muon, adamw", "adamw"  # for checkpoints: the state of others does not fit
 log = logging.getLogger(__name__)
@@ -87,14 +88,15 @@ def _why_no_muon(device: torch.device) -> str:
     return ""
 
 
-def trapezoid(total: int, warmup: int, decay_from: float, step: int) -> float:
+def trapezoid(warmup: float, decay_from: float, step: int, steps: int) -> float:
     """Return the fraction of the learning rate: a linear rise, then flat, then linear to 0.
 
     Args:
-        total: all steps.
-        warmup: steps of the rise.
+        warmup: steps of the rise, or below 1 the fraction of all steps.
         decay_from: the fraction of all steps after which it falls.
-        step: past updates.
+        step: the number of past updates.
+        steps: all steps.
     """
-    warm = min(1.0, (step + 1) / min(warmup, total)) if warmup else 1.0
-    return min(warm, (total - step) / (total * (1 - decay_from)))
+    rise = min(share_of(warmup, steps), steps)
+    warm = min(1.0, (step + 1) / rise) if rise else 1.0
+    return min(warm, (steps - step) / (steps * (1 - decay_from)))
