@@ -45,6 +45,8 @@ class Chat:
         # An answer has no special token in it: a base without chats would begin a user's turn.
         ends = model.generation_config.eos_token_id
         self.ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+        self._seen: list[int] = []
+        self._cache: Any = None
         self._forget()
 
     @staticmethod
@@ -128,8 +130,7 @@ class Chat:
         return logits
 
     def _forget(self) -> None:
-        self._seen: list[int] = []  # what the cache holds
-        self._cache = DynamicCache(config=self.model.config)
+        self._seen, self._cache = [], DynamicCache(config=self.model.config)
 
 
 def newest_stage(runs: Path = Path("runs")) -> Path:

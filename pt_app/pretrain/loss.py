@@ -125,10 +125,10 @@ class NextTokens(Objective):
         if narrow:
             hidden = hidden.to(self.compute_dtype)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        given = hidden[kept], output_matrix(model), labels[kept], softcap, self.chunk
-        inputs = *given, torch.is_grad_enabled()
+        terms = hidden[kept], output_matrix(model), labels[kept], softcap, self.chunk
+        arguments = *terms, torch.is_grad_enabled()
         with torch.autocast(ids.device.type, enabled=False):
-            loss: Tensor = _ChunkedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
+            loss: Tensor = _ChunkedLoss.apply(*arguments)  # type: ignore[no-untyped-call]
         return loss
 
     def batches(self, model: Model, packs: Sequence[Batch]) -> list[Batch]:

@@ -59,6 +59,6 @@ def steps_of(config: PretrainedConfig, tokens_per_parameter: float, batch_tokens
     """
     with torch.device("meta"):  # nothing is allocated
         matrices, _ = divided(AutoModelForCausalLM.from_config(config))
-    head = config.hidden_size * config.vocab_size
+    head: int = config.hidden_size * config.vocab_size
     parameters = sum(weight.numel() for weight in matrices) + head
     return max(1, math.ceil(tokens_per_parameter * parameters / batch_tokens))
