@@ -210,6 +210,38 @@ def test_server_of_another_engine_is_named(
         parity([few(reference)], [server.url], replace(options, engine=engine))
 
 
+def test_a_key_goes_to_a_server_only_if_it_is_named(
+    reference: Reference, options: ParityOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    with TeacherServer(lambda *_: (200, {}, b"{}")) as server:
+        for engine in ("judge", "llama.cpp", "vllm"):
+            for name in ("", "OPENAI_API_KEY"):
+                own = replace(options, engine=engine, key_env=name)
+                with pytest.raises(UserError, match="answers without"):
+                    parity([few(reference)], [server.url], own)
+    assert server.keys == ["", "Bearer sk-1"] * 3
+
+
+def test_a_key_does_not_follow_a_redirection() -> None:
+    asked = []
+
+    def redirect() -> None:
+        for head in ("302 Found\r\nLocation: /other", "200 OK"):
+            connection, _ = listening.accept()
+            asked.append(connection.recv(1000))
+            answer = f"HTTP/1.1 {head}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+            connection.sendall(answer.encode())
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=redirect, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(UserError, match="answers without judgements"):
+            engines.post(url, {}, "judgements", "secret")
+    assert [b"secret" in each for each in asked] == [True, False]
+
+
 def test_server_that_speaks_no_http_does_not_answer() -> None:
     def greet() -> None:
         connection, _ = listening.accept()
@@ -269,6 +301,21 @@ def test_judge_serve_of_a_judge_with_a_grid_is_the_judge(
     assert served.attacks > 10
 
 
+def test_a_served_judge_of_another_scale_is_named(
+    reference: Reference, options: ParityOptions
+) -> None:
+    one = {"probabilities": {"PASS": 0.5, "FAIL": 0.5}, "verdict_mass": 1.0}
+    sent: Answer = 200, {}, json.dumps({"judgements": [one] * 4}).encode()
+    said = "answers with other verdicts than those of 0-10: correct"
+    with TeacherServer(lambda *_: sent) as server, pytest.raises(UserError, match=said):
+        parity([few(reference)], [server.url], options)
+
+
+def test_a_merged_folder_of_another_model_is_named(base: Path) -> None:
+    with pytest.raises(UserError, match="tokens, and the judge 1000000: name an export"):
+        Plain.of_folder(base, 0, 1_000_000)
+
+
 @pytest.mark.parametrize(
     ("config", "precision"),
     [
@@ -314,6 +361,16 @@ def test_exit_code_is_that_of_the_worst_target(
     words = ["parity", str(tmp_path), f"--data={tmp_path}", "--against=http://a"]
     done = CliRunner().invoke(app, words, standalone_mode=False)
     assert done.return_value == code
+
+
+def test_a_key_that_is_not_there_is_refused_before_the_judge_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with TeacherServer(lambda *_: (200, {}, b"{}")) as server:
+        words = ["parity", str(tmp_path), f"--data={tmp_path}", f"--against={server.url}"]
+        result = CliRunner().invoke(app, [*words, "--key_env=NO_KEY"])
+    assert "NO_KEY is not set" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class CheckpointQuestion:
         """
         scale, question = encoder.scale, next(iter(encoder.questions), None)
         name = question.name if question else VERDICT
-        lines = [[token for _, token in path] for path in verdict_trie(encoder).paths]
+        lines = verdict_trie(encoder).lines
         # No line is the start of another: at some place they differ.
         at = next(i for i, own in enumerate(zip(*lines, strict=False)) if len({*own}) > 1)
         lead, labels = lines[0][:at], [line[at] for line in lines]

@@ -7,7 +7,6 @@ candidate's `<|im_end|>`.
 import http.client
 import importlib
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,13 +88,20 @@ class Plain:
     strict: bool = True
 
     @staticmethod
-    def of_folder(folder: Path, pad: int) -> "Plain":
-        """Load a merged folder in the precision that its config.json names."""
+    def of_folder(folder: Path, pad: int, vocabulary: int) -> "Plain":
+        """Load a merged folder in the precision that its config.json names.
+
+        Raises:
+            UserError: for a folder that is none, or of a model with fewer than `vocabulary` tokens.
+        """
         bases.check_base_folder(folder)
         kind = str(bases.read_json(folder / bases.CONFIG).get("dtype", "float32"))
         if kind not in FLOATS:
             raise UserError(f"{folder}: its weights are {kind}: export it again")
         model = bases.load_model(ModelSource(folder.name, folder), getattr(torch, kind))
+        if (known := model.config.get_text_config().vocab_size) < vocabulary:
+            problem = f"its model has {known} tokens, and the judge {vocabulary}"
+            raise UserError(f"{folder}: {problem}: name an export of this judge")
         return Plain(model.eval(), pad, folder, precision=kind)
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
@@ -139,8 +145,7 @@ class Mlx:
         for case in cases:
             cache = make_prompt_cache(self.model)
             mx.eval(self.model(mx.array([case.ids[:-1]]), cache=cache))
-            lines = _lines(trie)
-            rows.append([log_probability(case.ids[-1], line, cache) for line in lines])
+            rows.append([log_probability(case.ids[-1], line, cache) for line in trie.lines])
         return np.array(rows, np.float64)
 
     def tokens(self, case: Case) -> list[int] | None:
@@ -161,6 +166,7 @@ class LlamaCpp:
     vocabulary: int
     precision: Precision
     strict: bool = False
+    key: str = ""
 
     @property
     def name(self) -> str:
@@ -218,13 +224,13 @@ class LlamaCpp:
         # llama.cpp withholds all probabilities where it draws a part of a character. It gives those
         # before this bias, which makes it draw a token of a verdict.
         asked |= {"cache_prompt": True, "logit_bias": [[drawn, BIAS]]}
-        given = post(f"{self.url}/completion", asked, "completion_probabilities")[0]
+        given = post(f"{self.url}/completion", asked, "completion_probabilities", self.key)[0]
         return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
 
     def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the file's tokenizer makes of a rendered prompt."""
         asked = {"content": case.text, "add_special": False, "parse_special": True}
-        ids: list[int] = post(f"{self.url}/tokenize", asked, "tokens")
+        ids: list[int] = post(f"{self.url}/tokenize", asked, "tokens", self.key)
         return ids
 
 
@@ -237,17 +243,17 @@ class Vllm:
     precision: Precision
     name: str = "vllm"
     strict: bool = False
+    key: str = ""
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
         rows = []
         for case in cases:
-            lines = _lines(trie)
-            prompts = [[*case.ids, *line] for line in lines]
+            prompts = [[*case.ids, *line] for line in trie.lines]
             asked: dict[str, object] = {"model": self.model, "prompt": prompts}
             asked |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-            choices = post(f"{self.url}/completions", asked, "choices")
-            rows.append([_of_line(c, line) for c, line in zip(choices, lines, strict=True)])
+            choices = post(f"{self.url}/completions", asked, "choices", self.key)
+            rows.append([_of_line(c, line) for c, line in zip(choices, trie.lines, strict=True)])
         return np.array(rows, np.float64)
 
     def tokens(self, case: Case) -> list[int] | None:
@@ -265,6 +271,7 @@ class Served:
     precision: Precision
     name: str = "judge serve"
     strict: bool = True
+    key: str = ""
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
@@ -276,14 +283,17 @@ class Served:
                 for case in cases[start : start + AT_ONCE]
             ]
             asked = {"rows": rows} | ({"model": self.model} if self.model else {})
-            judged += post(f"{self.url}/judgements", asked, "judgements")
+            judged += post(f"{self.url}/judgements", asked, "judgements", self.key)
         absent = [np.nan] * len(trie.paths)
         return np.array([self._lines(one) or absent for one in judged], np.float64)
 
     def _lines(self, judged: Mapping[str, Any]) -> list[float] | None:
-        if judged["probabilities"] is None:
+        if (given := judged["probabilities"]) is None:
             return None
-        chances = self.scale.gathered([*judged["probabilities"].values()])
+        if [*given] != [*map(str, self.scale.values)]:
+            problem = f"answers with other verdicts than those of {self.scale.name}"
+            raise UserError(f"{self.url} {problem}: correct the URL or --served_model")
+        chances = self.scale.gathered([*given.values()])
         logs = np.log(np.maximum(chances, SMALLEST)) + np.log(judged["verdict_mass"])
         return [*logs.tolist()]
 
@@ -305,30 +315,35 @@ def exact_matmul() -> Iterator[None]:
 
 def check_answers(url: str) -> None:
     """Raise UserError unless a server answers at a URL, whatever it says there."""
-    try:
-        with suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(url, timeout=TIMEOUT).close()
-    except NO_ANSWER as error:
-        raise UserError(f"{url} does not answer ({error}): {START}") from error
+    with _answering(url), suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url, timeout=TIMEOUT).close()
 
 
-def post(url: str, body: Mapping[str, object], field: str) -> Any:
+def post(url: str, body: Mapping[str, object], field: str, key: str = "") -> Any:
     """Post JSON and return a field of the answer; raises UserError where there is none."""
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    try:
+    with _answering(url):
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            given = json.load(answer)
-    except urllib.error.HTTPError as error:
-        said = " ".join(error.read(300).decode("utf-8", "replace").split())
-        raise UserError(f"{url} answers {error.code}: {said}") from error
-    except NO_ANSWER as error:
-        raise UserError(f"{url} does not answer ({error}): {START}") from error
+        if key:  # which does not follow a redirection to another server
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                given = json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(300).decode("utf-8", "replace").split())
+            raise UserError(f"{url} answers {error.code}: {said}") from error
     if not isinstance(given, Mapping) or field not in given:
         raise UserError(f"{url} answers without {field}: correct the URL or --engine")
     return given[field]
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Raise UserError where a server that is asked within does not answer."""
+    try:
+        yield
+    except NO_ANSWER as error:
+        raise UserError(f"{url} does not answer ({error}): {START}") from error
 
 
 def imported(module: str, package: str) -> Any:
@@ -347,10 +362,6 @@ def _encoded(folder: Path, text: str) -> list[int]:
 @cache
 def _tokenizer(folder: Path) -> Any:
     return bases.load_tokenizer(folder)
-
-
-def _lines(trie: VerdictTrie) -> list[list[int]]:
-    return [[token for _, token in path] for path in trie.paths]
 
 
 def _of_line(choice: Mapping[str, Any], line: Sequence[int]) -> float:
