@@ -73,8 +73,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.create_server(found[0][4][:2], family=found[0][0])
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
-    except OSError as error:
-        reason = str(error.strerror or error).lower()
+    except (OSError, UnicodeError) as error:  # the latter for a name like "a..b"
+        reason = str(getattr(error, "strerror", None) or error).lower()
         problem = f"{host}:{port} cannot be listened at ({reason})"
         raise UserError(f"{problem}: choose another --port or --host") from error
 
