@@ -140,23 +140,24 @@ def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
 def as_llama_cpp(model: Any, tokenizer: Any) -> Callable[[Body, int], Answer]:
     """Answer /completion and /tokenize as llama.cpp's server does.
 
-    It is as if the likeliest token were a part of a character, of which llama.cpp says nothing.
+    It is as if the first seed drew a part of a character, of which llama.cpp says nothing.
     """
 
     def answer(body: Body, _: int) -> Answer:
         if "content" in body:
             ids = tokenizer.encode(body["content"], add_special_tokens=False)
             return 200, {}, json.dumps({"tokens": ids}).encode()
-        if not body.get("logit_bias"):
+        assert (body["samplers"], body["post_sampling_probs"]) == ([], True)
+        if body["seed"] == 0:
             return 200, {}, json.dumps({"content": "\ufffd"}).encode()
         values, ids = log_probabilities(model, body["prompt"])[-1].topk(body["n_probs"])
         likely = [
-            {"id": i, "logprob": p} for i, p in zip(ids.tolist(), values.tolist(), strict=True)
+            {"id": i, "prob": p} for i, p in zip(ids.tolist(), values.exp().tolist(), strict=True)
         ]
         return (
             200,
             {},
-            json.dumps({"completion_probabilities": [{"top_logprobs": likely}]}).encode(),
+            json.dumps({"completion_probabilities": [{"top_probs": likely}]}).encode(),
         )
 
     return answer
@@ -198,8 +199,11 @@ def test_servers_of_other_engines_are_read_exactly(model: Any, reference: Refere
     ("engine", "answer", "said"),
     [
         ("judge", {"data": []}, "/judgements answers without judgements: correct the URL or"),
-        ("llama.cpp", [], "/completion answers without completion_probabilities"),
-        ("vllm", {"choices": [{"text": "a"}] * 11}, "gives no prompt_logprobs, as vLLM does"),
+        ("llama.cpp", [], "/completion answers in another form: correct the URL or --engine"),
+        ("llama.cpp", {"completion_probabilities": [{"probs": []}]}, "without top_probs"),
+        ("vllm", {"choices": [{"text": "a"}] * 11}, "answers without prompt_logprobs"),
+        ("vllm", {"choices": [{"prompt_logprobs": None}] * 11}, "answers in another form"),
+        ("vllm", {"choices": []}, "answers in another form"),
     ],
 )
 def test_server_of_another_engine_is_named(
@@ -237,8 +241,7 @@ def test_a_key_does_not_follow_a_redirection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=redirect, daemon=True).start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(UserError, match="answers without judgements"):
-            engines.post(url, {}, "judgements", "secret")
+        assert engines.post(url, {}, dict, "secret") == {}
     assert [b"secret" in each for each in asked] == [True, False]
 
 
@@ -252,7 +255,7 @@ def test_server_that_speaks_no_http_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=greet, daemon=True).start()
         with pytest.raises(UserError, match=r"does not answer \(SSH-2.0-OpenSSH_9.6\s+\): start"):
-            engines.post(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, "judgements")
+            engines.post(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, dict)
 
 
 def test_judge_serve_is_the_judge(

@@ -7,14 +7,15 @@ candidate's `<|im_end|>`.
 import http.client
 import importlib
 import json
+import math
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,15 +30,14 @@ from pt_app.serving.options import Precision
 
 MLX, LLAMA_CPP = "mlx-lm (on Linux with mlx[cpu])", "xllamacpp"  # what pip installs
 TIMEOUT = 600  # seconds for an answer
-NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
-START = "start it, or correct the URL"
 AT_ONCE = 32  # rows of a request to `judge serve`
 SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
-BIAS = 1e4  # more than logits are apart
 LIKELY = 100  # tokens whose log-probability llama.cpp is asked for first; then for all
+TRIES = 20  # seeds with which it is asked
 FLOATS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 OF_GGUF: dict[str, Precision] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OF_GGUF |= {"Q8_0": "8bit"}
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,7 @@ class Mlx:
 class LlamaCpp:
     """llama.cpp's own HTTP server: one request for each state of the trie, as token ids.
 
-    Its `/completion` gives the log-probabilities before any sampler, and its cache of the last
-    prompt makes the states of a row cheap.
+    Its cache of the last prompt makes the states of a row cheap.
     """
 
     held: object  # a server in this process, which ends with the last reference to it
@@ -210,28 +209,33 @@ class LlamaCpp:
             logs: dict[tuple[int, int], float] = {}
             for state, prefix in enumerate(trie.prefixes):
                 wanted = {token for at, token in trie.steps if at == state}
-                for count in (LIKELY, self.vocabulary):
-                    given = self.likely([*case.ids, *prefix], count, min(wanted))
-                    if wanted <= given.keys():
-                        break
-                logs |= {(state, token): given.get(token, np.nan) for token in wanted}
+                given = self.likely([*case.ids, *prefix], LIKELY)
+                if not wanted <= given.keys():
+                    given = self.likely([*case.ids, *prefix], self.vocabulary)
+                absent = math.log(SMALLEST) if given else np.nan
+                logs |= {(state, token): given.get(token, absent) for token in wanted}
             rows.append([sum(logs[step] for step in path) for path in trie.paths])
         return np.array(rows, np.float64)
 
-    def likely(self, ids: Sequence[int], count: int, drawn: int) -> dict[int, float]:
-        """Return the log-probabilities of the `count` likeliest tokens, and have `drawn` drawn."""
+    def likely(self, ids: Sequence[int], count: int, tries: int = TRIES) -> dict[int, float]:
+        """Return the log-probabilities of the `count` likeliest tokens; {} if they are withheld.
+
+        They are those of the last sampler, which divides by a sum in float64. The sum of those
+        before all samplers is in float32: unlikely tokens are lost in it, and each log-probability
+        is off by up to 3e-5 (tiny judge).
+        """
         asked: dict[str, object] = {"prompt": ids, "n_predict": 1, "n_probs": count}
-        # llama.cpp withholds all probabilities where it draws a part of a character. It gives those
-        # before this bias, which makes it draw a token of a verdict.
-        asked |= {"cache_prompt": True, "logit_bias": [[drawn, BIAS]]}
-        given = post(f"{self.url}/completion", asked, "completion_probabilities", self.key)[0]
-        return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
+        asked |= {"cache_prompt": True, "samplers": [], "post_sampling_probs": True}
+        # Withheld where a part of a character is drawn: another seed draws another token.
+        for seed in range(tries):
+            if given := post(f"{self.url}/completion", asked | {"seed": seed}, _likely, self.key):
+                return given
+        return {}
 
     def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the file's tokenizer makes of a rendered prompt."""
         asked = {"content": case.text, "add_special": False, "parse_special": True}
-        ids: list[int] = post(f"{self.url}/tokenize", asked, "tokens", self.key)
-        return ids
+        return post(f"{self.url}/tokenize", asked, lambda answer: list(answer["tokens"]), self.key)
 
 
 @dataclass
@@ -247,13 +251,17 @@ class Vllm:
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
+
+        def read(answer: Any) -> list[float]:
+            choices = zip(answer["choices"], trie.lines, strict=True)
+            return [_of_line(choice, line) for choice, line in choices]
+
         rows = []
         for case in cases:
             prompts = [[*case.ids, *line] for line in trie.lines]
             asked: dict[str, object] = {"model": self.model, "prompt": prompts}
             asked |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-            choices = post(f"{self.url}/completions", asked, "choices", self.key)
-            rows.append([_of_line(c, line) for c, line in zip(choices, trie.lines, strict=True)])
+            rows.append(post(f"{self.url}/completions", asked, read, self.key))
         return np.array(rows, np.float64)
 
     def tokens(self, case: Case) -> list[int] | None:
@@ -275,7 +283,7 @@ class Served:
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
-        judged: list[Mapping[str, Any]] = []
+        logs: list[list[float]] = []
         for start in range(0, len(cases), AT_ONCE):
             # A pair of fields would be judged in both orders.
             rows = [
@@ -283,13 +291,15 @@ class Served:
                 for case in cases[start : start + AT_ONCE]
             ]
             asked = {"rows": rows} | ({"model": self.model} if self.model else {})
-            judged += post(f"{self.url}/judgements", asked, "judgements", self.key)
-        absent = [np.nan] * len(trie.paths)
-        return np.array([self._lines(one) or absent for one in judged], np.float64)
+            logs += post(f"{self.url}/judgements", asked, self._logs, self.key)
+        return np.array(logs, np.float64)
 
-    def _lines(self, judged: Mapping[str, Any]) -> list[float] | None:
+    def _logs(self, answer: Any) -> list[list[float]]:
+        return [self._of_row(judged) for judged in answer["judgements"]]
+
+    def _of_row(self, judged: Any) -> list[float]:
         if (given := judged["probabilities"]) is None:
-            return None
+            return [np.nan] * len(self.scale.lines())
         if [*given] != [*map(str, self.scale.values)]:
             problem = f"answers with other verdicts than those of {self.scale.name}"
             raise UserError(f"{self.url} {problem}: correct the URL or --served_model")
@@ -319,8 +329,14 @@ def check_answers(url: str) -> None:
         urllib.request.urlopen(url, timeout=TIMEOUT).close()
 
 
-def post(url: str, body: Mapping[str, object], field: str, key: str = "") -> Any:
-    """Post JSON and return a field of the answer; raises UserError where there is none."""
+def post(
+    url: str, body: Mapping[str, object], read: Callable[[Any], Answer], key: str = ""
+) -> Answer:
+    """Post JSON and return what is read of the answer.
+
+    Raises:
+        UserError: where there is none, or one of another form.
+    """
     headers = {"Content-Type": "application/json"}
     with _answering(url):
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
@@ -332,9 +348,11 @@ def post(url: str, body: Mapping[str, object], field: str, key: str = "") -> Any
         except urllib.error.HTTPError as error:
             said = " ".join(error.read(300).decode("utf-8", "replace").split())
             raise UserError(f"{url} answers {error.code}: {said}") from error
-    if not isinstance(given, Mapping) or field not in given:
-        raise UserError(f"{url} answers without {field}: correct the URL or --engine")
-    return given[field]
+    try:
+        return read(given)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        how = f"without {error.args[0]}" if isinstance(error, KeyError) else "in another form"
+        raise UserError(f"{url} answers {how}: correct the URL or --engine") from error
 
 
 @contextmanager
@@ -342,8 +360,9 @@ def _answering(url: str) -> Iterator[None]:
     """Raise UserError where a server that is asked within does not answer."""
     try:
         yield
-    except NO_ANSWER as error:
-        raise UserError(f"{url} does not answer ({error}): {START}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        problem = f"{url} does not answer ({error})"
+        raise UserError(f"{problem}: start it, or correct the URL") from error
 
 
 def imported(module: str, package: str) -> Any:
@@ -364,8 +383,14 @@ def _tokenizer(folder: Path) -> Any:
     return bases.load_tokenizer(folder)
 
 
-def _of_line(choice: Mapping[str, Any], line: Sequence[int]) -> float:
-    if not (logs := choice.get("prompt_logprobs")):
-        raise UserError("the server gives no prompt_logprobs, as vLLM does: correct --engine")
-    logs = logs[-len(line) :]
+def _likely(answer: Any) -> dict[int, float]:
+    """Read what llama.cpp answers; {} if it withholds probabilities."""
+    if "content" in answer and "completion_probabilities" not in answer:
+        return {}
+    (given,) = answer["completion_probabilities"]
+    return {each["id"]: math.log(max(each["prob"], SMALLEST)) for each in given["top_probs"]}
+
+
+def _of_line(choice: Any, line: Sequence[int]) -> float:
+    logs = choice["prompt_logprobs"][-len(line) :]
     return sum(float(at[str(token)]["logprob"]) for at, token in zip(logs, line, strict=True))
