@@ -21,6 +21,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
 from pt_app.serving import engines
+from pt_app.serving.decision_checkpoint import Pipeline
 from pt_app.serving.engines import LlamaCpp, Plain, Vllm
 from pt_app.serving.options import EngineName, ParityOptions, Precision
 from pt_app.serving.parity import (
@@ -228,7 +229,7 @@ def test_a_key_goes_to_a_server_only_if_it_is_named(
 
 
 def test_a_key_does_not_follow_a_redirection() -> None:
-    asked = []
+    asked: list[bytes] = []
 
     def redirect() -> None:
         for head in ("302 Found\r\nLocation: /other", "200 OK"):
@@ -334,6 +335,25 @@ def test_precision_of_an_mlx_folder_is_that_of_its_weights(
     utils = SimpleNamespace(load_model=lambda _: (None, config))
     monkeypatch.setattr(engines, "imported", lambda *_: utils)
     assert engines.Mlx(tmp_path).precision == precision
+
+
+def test_a_folder_that_an_engine_does_not_load_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(folder: Path) -> None:
+        raise FileNotFoundError(f"{folder} has no config.json")
+
+    monkeypatch.setattr(engines, "imported", lambda *_: SimpleNamespace(load_model=load_model))
+    with pytest.raises(UserError, match=r"does not load in mlx-lm \(.* has no config.json\)"):
+        engines.Mlx(tmp_path)
+
+
+def test_only_a_decision_model_is_loaded_as_one(tmp_path: Path) -> None:
+    question: Any = None
+    for kind, said in (("qwen2", "a model of type qwen2, not jev: name what"), ("jev", "not load")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(UserError, match=said):
+            Pipeline(tmp_path, question)
 
 
 def test_targets_that_cannot_be_asked_are_named(

@@ -35,8 +35,8 @@ class RefusedError(Exception):
         self.message, self.status, self.code = message, status, code
 
 
-async def body(request: Request, limit: int = MAX_BODY) -> bytes:
-    """Read the body of a request; refuses one of another type, or of more than `limit` bytes.
+async def body(request: Request) -> bytes:
+    """Read the body of a request; refuses one of another type, or of more than `MAX_BODY` bytes.
 
     A page of another origin may send any type but JSON without asking (CORS).
     """
@@ -46,8 +46,8 @@ async def body(request: Request, limit: int = MAX_BODY) -> bytes:
     content = b""
     async for part in request.stream():
         content += part
-        if len(content) > limit:
-            raise RefusedError(f"the request has more than {limit} bytes", 413)
+        if len(content) > MAX_BODY:
+            raise RefusedError(f"the request has more than {MAX_BODY} bytes", 413)
     return content
 
 

@@ -124,7 +124,8 @@ class Mlx:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.strict = folder, "mlx", True
         mlx = imported("mlx_lm.utils", MLX)
-        self.model, config = mlx.load_model(folder)
+        with loading(folder, "mlx-lm"):
+            self.model, config = mlx.load_model(folder)
         # A folder that mlx-lm quantised keeps the dtype of its original.
         kind = "other" if "quantization" in config else config.get("dtype")
         self.precision: Precision = kind if kind in FLOATS else "other"
@@ -196,10 +197,8 @@ class LlamaCpp:
             adapter = server.CommonAdapterLoraInfo()
             adapter.path, adapter.scale = lora, 1.0
             params.lora_adapters = [adapter]
-        try:
+        with loading(base, "llama.cpp"):
             running = server.Server(params)
-        except RuntimeError as error:
-            raise UserError(f"{base} does not load in llama.cpp ({error})") from error
         return running, running.listening_address
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
@@ -321,6 +320,16 @@ def exact_matmul() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def loading(place: Path | str, engine: str) -> Iterator[None]:
+    """Raise UserError where an engine does not load what is named, within."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{place} does not load in {engine} ({said}): name an export") from error
 
 
 def check_answers(url: str) -> None:
