@@ -62,15 +62,15 @@ def prepare(
     engine = LlamaCpp(held, url, model.config.vocab_size, PRECISIONS[dtype])
     first = engine.read([Case([], "", {}, prompts[0], False)], trie)
     branches = [
-        (prefix, tokens[0])
+        prefix
         for state, prefix in enumerate(trie.prefixes)
-        if len(tokens := [token for at, token in trie.steps if at == state]) > 1
+        if sum(at == state for at, _ in trie.steps) > 1
     ]
 
     def run() -> list[list[float]]:
         for ids in prompts:
-            for prefix, drawn in branches:
-                engine.likely([*ids, *prefix], LIKELY, drawn)
+            for prefix in branches:
+                engine.likely([*ids, *prefix], LIKELY, tries=1)
         probabilities: list[list[float]] = torch.tensor(first).softmax(dim=1).tolist()
         return probabilities
 

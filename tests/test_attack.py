@@ -242,6 +242,9 @@ def test_unknown_families_and_other_scales_are_refused(
     assert "control tokens, verdict injection" in str(done.exception)
     done = CliRunner().invoke(app, [*words, f"--data={rows}", "--families=steering"])
     assert isinstance(done.exception, UserError)  # there is no state to put it into
+    flags = [f"--data={rows}", "--families=repeated", "--held_out"]
+    done = CliRunner().invoke(app, [*words, *flags])
+    assert "--held_out leaves no text of repeated: name" in str(done.exception)
     other = tmp_path / "five"
     other.mkdir()
     row = {"source": "a", "candidate": "b", "label": {"verdict": 3}}

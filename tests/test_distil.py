@@ -319,6 +319,19 @@ def test_an_endpoint_that_is_down_or_refuses_ends_the_run_and_keeps_the_journal(
     assert KEY not in (tmp_path / "out.journal.jsonl").read_text("utf-8")
 
 
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\nX-Other: 1")
+    with TeacherServer(lambda body, n: reply(GOOD)) as server:
+        with pytest.raises(UserError, match="OPENAI_API_KEY holds no key") as caught:
+            run(rows(tmp_path, 5), server)
+        assert KEY not in str(caught.value)
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+        run(rows(tmp_path, 5), server)
+    assert set(server.keys) == {f"Bearer {KEY}"}
+
+
 def test_nobody_at_the_address_is_said_in_one_line(tmp_path: Path) -> None:
     with TeacherServer(lambda body, n: reply(GOOD)) as server:
         pass

@@ -21,6 +21,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
 from pt_app.serving import engines
+from pt_app.serving.decision_checkpoint import Pipeline
 from pt_app.serving.engines import LlamaCpp, Plain, Vllm
 from pt_app.serving.options import EngineName, ParityOptions, Precision
 from pt_app.serving.parity import (
@@ -140,23 +141,24 @@ def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
 def as_llama_cpp(model: Any, tokenizer: Any) -> Callable[[Body, int], Answer]:
     """Answer /completion and /tokenize as llama.cpp's server does.
 
-    It is as if the likeliest token were a part of a character, of which llama.cpp says nothing.
+    It is as if the first seed drew a part of a character, of which llama.cpp says nothing.
     """
 
     def answer(body: Body, _: int) -> Answer:
         if "content" in body:
             ids = tokenizer.encode(body["content"], add_special_tokens=False)
             return 200, {}, json.dumps({"tokens": ids}).encode()
-        if not body.get("logit_bias"):
+        assert (body["samplers"], body["post_sampling_probs"]) == ([], True)
+        if body["seed"] == 0:
             return 200, {}, json.dumps({"content": "\ufffd"}).encode()
         values, ids = log_probabilities(model, body["prompt"])[-1].topk(body["n_probs"])
         likely = [
-            {"id": i, "logprob": p} for i, p in zip(ids.tolist(), values.tolist(), strict=True)
+            {"id": i, "prob": p} for i, p in zip(ids.tolist(), values.exp().tolist(), strict=True)
         ]
         return (
             200,
             {},
-            json.dumps({"completion_probabilities": [{"top_logprobs": likely}]}).encode(),
+            json.dumps({"completion_probabilities": [{"top_probs": likely}]}).encode(),
         )
 
     return answer
@@ -198,8 +200,11 @@ def test_servers_of_other_engines_are_read_exactly(model: Any, reference: Refere
     ("engine", "answer", "said"),
     [
         ("judge", {"data": []}, "/judgements answers without judgements: correct the URL or"),
-        ("llama.cpp", [], "/completion answers without completion_probabilities"),
-        ("vllm", {"choices": [{"text": "a"}] * 11}, "gives no prompt_logprobs, as vLLM does"),
+        ("llama.cpp", [], "/completion answers in another form: correct the URL or --engine"),
+        ("llama.cpp", {"completion_probabilities": [{"probs": []}]}, "without top_probs"),
+        ("vllm", {"choices": [{"text": "a"}] * 11}, "answers without prompt_logprobs"),
+        ("vllm", {"choices": [{"prompt_logprobs": None}] * 11}, "answers in another form"),
+        ("vllm", {"choices": []}, "answers in another form"),
     ],
 )
 def test_server_of_another_engine_is_named(
@@ -208,6 +213,37 @@ def test_server_of_another_engine_is_named(
     sent: Answer = 200, {}, json.dumps(answer).encode()
     with TeacherServer(lambda *_: sent) as server, pytest.raises(UserError, match=said):
         parity([few(reference)], [server.url], replace(options, engine=engine))
+
+
+def test_a_key_goes_to_a_server_only_if_it_is_named(
+    reference: Reference, options: ParityOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    with TeacherServer(lambda *_: (200, {}, b"{}")) as server:
+        for engine in ("judge", "llama.cpp", "vllm"):
+            for name in ("", "OPENAI_API_KEY"):
+                own = replace(options, engine=engine, key_env=name)
+                with pytest.raises(UserError, match="answers without"):
+                    parity([few(reference)], [server.url], own)
+    assert server.keys == ["", "Bearer sk-1"] * 3
+
+
+def test_a_key_does_not_follow_a_redirection() -> None:
+    asked: list[bytes] = []
+
+    def redirect() -> None:
+        for head in ("302 Found\r\nLocation: /other", "200 OK"):
+            connection, _ = listening.accept()
+            asked.append(connection.recv(1000))
+            answer = f"HTTP/1.1 {head}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+            connection.sendall(answer.encode())
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=redirect, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert engines.post(url, {}, dict, "secret") == {}
+    assert [b"secret" in each for each in asked] == [True, False]
 
 
 def test_server_that_speaks_no_http_does_not_answer() -> None:
@@ -220,7 +256,7 @@ def test_server_that_speaks_no_http_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=greet, daemon=True).start()
         with pytest.raises(UserError, match=r"does not answer \(SSH-2.0-OpenSSH_9.6\s+\): start"):
-            engines.post(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, "judgements")
+            engines.post(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, dict)
 
 
 def test_judge_serve_is_the_judge(
@@ -269,6 +305,21 @@ def test_judge_serve_of_a_judge_with_a_grid_is_the_judge(
     assert served.attacks > 10
 
 
+def test_a_served_judge_of_another_scale_is_named(
+    reference: Reference, options: ParityOptions
+) -> None:
+    one = {"probabilities": {"PASS": 0.5, "FAIL": 0.5}, "verdict_mass": 1.0}
+    sent: Answer = 200, {}, json.dumps({"judgements": [one] * 4}).encode()
+    said = "answers with other verdicts than those of 0-10: correct"
+    with TeacherServer(lambda *_: sent) as server, pytest.raises(UserError, match=said):
+        parity([few(reference)], [server.url], options)
+
+
+def test_a_merged_folder_of_another_model_is_named(base: Path) -> None:
+    with pytest.raises(UserError, match="tokens, and the judge 1000000: name an export"):
+        Plain.of_folder(base, 0, 1_000_000)
+
+
 @pytest.mark.parametrize(
     ("config", "precision"),
     [
@@ -284,6 +335,25 @@ def test_precision_of_an_mlx_folder_is_that_of_its_weights(
     utils = SimpleNamespace(load_model=lambda _: (None, config))
     monkeypatch.setattr(engines, "imported", lambda *_: utils)
     assert engines.Mlx(tmp_path).precision == precision
+
+
+def test_a_folder_that_an_engine_does_not_load_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(folder: Path) -> None:
+        raise FileNotFoundError(f"{folder} has no config.json")
+
+    monkeypatch.setattr(engines, "imported", lambda *_: SimpleNamespace(load_model=load_model))
+    with pytest.raises(UserError, match=r"does not load in mlx-lm \(.* has no config.json\)"):
+        engines.Mlx(tmp_path)
+
+
+def test_only_a_decision_model_is_loaded_as_one(tmp_path: Path) -> None:
+    question: Any = None
+    for kind, said in (("qwen2", "a model of type qwen2, not jev: name what"), ("jev", "not load")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(UserError, match=said):
+            Pipeline(tmp_path, question)
 
 
 def test_targets_that_cannot_be_asked_are_named(
@@ -314,6 +384,16 @@ def test_exit_code_is_that_of_the_worst_target(
     words = ["parity", str(tmp_path), f"--data={tmp_path}", "--against=http://a"]
     done = CliRunner().invoke(app, words, standalone_mode=False)
     assert done.return_value == code
+
+
+def test_a_key_that_is_not_there_is_refused_before_the_judge_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with TeacherServer(lambda *_: (200, {}, b"{}")) as server:
+        words = ["parity", str(tmp_path), f"--data={tmp_path}", f"--against={server.url}"]
+        result = CliRunner().invoke(app, [*words, "--key_env=NO_KEY"])
+    assert "NO_KEY is not set" in str(result.exception)
 
 
 @pytest.mark.parametrize(

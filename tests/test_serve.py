@@ -24,10 +24,11 @@ pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import MAX_BODY, listen
+from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
 from pt_app.models import adapters
-from pt_app.serving import batching
+from pt_app.serving import batching, server
 from pt_app.serving.options import ServeOptions
 from pt_app.serving.questions import CONTEXT
 from pt_app.serving.server import MAX_ROWS, PAGE, Server, serve
@@ -260,6 +261,25 @@ def test_what_is_too_long_is_an_error_and_never_cut(running: Running) -> None:
     assert running.ask("POST", "/v1/systemone", body)[0] == 413
 
 
+@pytest.mark.parametrize("question", [OWN, OTHER])
+def test_a_state_that_is_too_long_is_encoded_once_however_many_questions_are_asked(
+    question: Any, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, short = (json.dumps(ROW | {"candidate": "casa " * count}) for count in (40_000, 5))
+    body = {"model": "jev-latest", "input": long, "questions": [question] * 10}
+    encoded: list[object] = []
+    with monkeypatch.context() as patch:
+        encode = PromptEncoder.prompt_ids
+        patch.setattr(PromptEncoder, "prompt_ids", lambda *a: encoded.append(a) or encode(*a))
+        assert running.ask("POST", "/v1/decisions", body)[0] == 413
+    assert len(encoded) == 1
+    answers = running.post("/v1/decisions", body | {"input": short})["answers"]
+    monkeypatch.setattr(server, "MAX_BODY", 100)
+    assert running.post("/v1/decisions", body | {"input": short})["answers"] == answers
+    bad = {"input": "{}" + " " * 1000, "questions": [OWN] * 2}
+    assert running.ask("POST", "/v1/decisions", body | bad)[0] == 422
+
+
 def test_a_bad_row_says_what_is_wrong(running: Running) -> None:
     good, bad = running.judged(ROW, {"source": "a"})
     assert (bad["status"], bad["probabilities"]) == ("bad_row", None)
@@ -422,6 +442,17 @@ def test_a_failure_is_reported_and_the_next_request_is_answered(
     assert running.judged(ROW)[0]["probabilities"]
 
 
+def test_the_rest_of_a_request_that_failed_is_not_scored(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judge, "score", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    worker = running.server.worker
+    before, body = worker.batches, {"rows": [ROW] * MAX_ROWS}
+    assert running.ask("POST", "/v1/judgements", body)[0] == 500
+    assert running.ask("POST", "/v1/judgements", {"rows": [ROW]})[0] == 500  # behind all parts
+    assert worker.batches - before < MAX_ROWS // batching.MAX_ROWS // 2
+
+
 def test_what_ends_a_request_unexpectedly_is_counted(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,6 +564,9 @@ def test_a_host_beyond_this_machine_needs_a_key(
             serve([adapter], ServeOptions(key_file=tmp_path / "key"))
     with pytest.raises(UserError, match="give --key_file"):
         serve([adapter], ServeOptions(host="0.0.0.0"))
+    (tmp_path / "key").write_text("secret")
+    with pytest.raises(UserError, match=r"a\.\.b:8000 cannot be listened at"):
+        serve([adapter], ServeOptions(host="a..b", key_file=tmp_path / "key"))
     with pytest.raises(UserError, match=rf"127.0.0.1:{running.port} cannot be listened at"):
         serve([adapter], ServeOptions(port=running.port))
 

@@ -61,8 +61,8 @@ def attack(
         The results by question; "": of a judge without questions.
 
     Raises:
-        UserError: for unknown families, and data of another scale or of other questions than the
-            judge's.
+        UserError: for unknown families, for families without held-out texts, and for data of
+            another scale or of other questions than the judge's.
     """
     folder = out or adapter / "evaluation"
     refuse_overwrite([folder / results.ATTACKS] if out else [], [adapter / "judge.json", data])
@@ -70,6 +70,9 @@ def attack(
     chosen = _chosen(names, info)
     if held_out:
         chosen = [part for each in chosen if (part := each.part(1)).append or part.replace]
+        if not chosen:
+            problem = f"--held_out leaves no text of {', '.join(names)}"
+            raise UserError(f"{problem}: name families with several texts")
     dataset = _attackable(read_dataset(data), info, data)
     examples = draw(dataset.test, rows, seed)
     judge = Judge.load(adapter, base=base)

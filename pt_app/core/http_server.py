@@ -35,8 +35,8 @@ class RefusedError(Exception):
         self.message, self.status, self.code = message, status, code
 
 
-async def body(request: Request, limit: int = MAX_BODY) -> bytes:
-    """Read the body of a request; refuses one of another type, or of more than `limit` bytes.
+async def body(request: Request) -> bytes:
+    """Read the body of a request; refuses one of another type, or of more than `MAX_BODY` bytes.
 
     A page of another origin may send any type but JSON without asking (CORS).
     """
@@ -46,8 +46,8 @@ async def body(request: Request, limit: int = MAX_BODY) -> bytes:
     content = b""
     async for part in request.stream():
         content += part
-        if len(content) > limit:
-            raise RefusedError(f"the request has more than {limit} bytes", 413)
+        if len(content) > MAX_BODY:
+            raise RefusedError(f"the request has more than {MAX_BODY} bytes", 413)
     return content
 
 
@@ -73,8 +73,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.create_server(found[0][4][:2], family=found[0][0])
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
-    except OSError as error:
-        reason = str(error.strerror or error).lower()
+    except (OSError, UnicodeError) as error:  # the latter for a name like "a..b"
+        reason = str(getattr(error, "strerror", None) or error).lower()
         problem = f"{host}:{port} cannot be listened at ({reason})"
         raise UserError(f"{problem}: choose another --port or --host") from error
 

@@ -66,11 +66,13 @@ class VerdictTrie:
 
     def cut(self, kept: Sequence[int], tails: Sequence[float]) -> "VerdictTrie":
         """Return the trie of the first `kept` tokens of each line, at least as many as `forks`."""
-        lines = [
-            [token for _, token in path[:count]]
-            for path, count in zip(self.paths, kept, strict=True)
-        ]
+        lines = [line[:count] for line, count in zip(self.lines, kept, strict=True)]
         return replace(VerdictTrie.build(lines), tails=tuple(tails))
+
+    @cached_property
+    def lines(self) -> list[list[int]]:
+        """The tokens of each line."""
+        return [[token for _, token in path] for path in self.paths]
 
     @cached_property
     def forks(self) -> list[int]:
@@ -171,11 +173,12 @@ def read_plain(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], trie: VerdictTrie, pad: int
 ) -> Reading:
     """Read the same with one sequence per row and verdict: slower, but right on any attention."""
-    lines = [[token for _, token in path] for path in trie.paths]
     rows = []
     for prompt in prompts:
         # Padding on the right needs no mask: what follows a token does not change its logits.
-        padded = [[*prompt, *line[:-1], *[pad] * (trie.depth + 1 - len(line))] for line in lines]
+        padded = [
+            [*prompt, *line[:-1], *[pad] * (trie.depth + 1 - len(line))] for line in trie.lines
+        ]
         ids = torch.tensor(padded, device=model.device)
         every = {"attention_mask": torch.ones_like(ids), "use_cache": False}
         logits = model(input_ids=ids, logits_to_keep=trie.depth + 1, **every).logits

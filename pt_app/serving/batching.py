@@ -7,9 +7,9 @@ a limit, or asks several judges.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.core.records import JudgeExample
 from pt_app.judge import Judge, Judgement
-from pt_app.serving.questions import ServedRow, judgements_of
+from pt_app.serving.questions import ServedRow, fits, judgements_of
 
 MAX_ROWS = 64  # scored together; more would let others wait
 MAX_WAITING = 2048  # rows; beyond that a request is told to come back
@@ -67,18 +67,34 @@ class Worker:
         Raises:
             RefusedError: if too many rows wait already.
         """
-        if self.waiting and self.waiting + len(rows) > MAX_WAITING:
-            raise RefusedError(f"{self.waiting} rows wait already: try again later", 429)
-        self.waiting += len(rows)
-        try:
+        with self._counted(len(rows)):
             parts = [rows[start : start + MAX_ROWS] for start in range(0, len(rows), MAX_ROWS)]
             loop = asyncio.get_running_loop()
             works = [Work(request, part, loop.create_future()) for part in parts]
             for work in works:
                 self._queue.put_nowait(work)
-            return [one for own in await asyncio.gather(*(w.done for w in works)) for one in own]
+            try:
+                judged = await asyncio.gather(*(work.done for work in works))
+            finally:
+                for work in works:  # where one part fails nobody waits for the others
+                    work.done.cancel()
+            return [one for part in judged for one in part]
+
+    async def fits(self, row: ServedRow) -> bool:
+        """Return whether a row is not too long to be judged; refuses it as `judged` does."""
+        with self._counted(1):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, fits, row)
+
+    @contextmanager
+    def _counted(self, rows: int) -> Iterator[None]:
+        """Count rows as waiting, within; raises RefusedError if too many do already."""
+        if self.waiting and self.waiting + rows > MAX_WAITING:
+            raise RefusedError(f"{self.waiting} rows wait already: try again later", 429)
+        self.waiting += rows
+        try:
+            yield
         finally:
-            self.waiting -= len(rows)
+            self.waiting -= rows
 
     async def run(self) -> None:
         """Score batch after batch until it is cancelled."""

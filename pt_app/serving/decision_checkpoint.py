@@ -23,11 +23,11 @@ from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompt_templates import ALL_FIELDS, as_jinja, fill, scale_fields
 from pt_app.core.prompts import PromptEncoder
-from pt_app.models import adapters
+from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.serving.engines import SMALLEST, Case, exact_matmul
+from pt_app.serving.engines import SMALLEST, Case, exact_matmul, loading
 from pt_app.serving.options import Precision
 
 MAX_OPTIONS = 26  # the pipeline's labels are A to Z
@@ -69,7 +69,7 @@ class CheckpointQuestion:
         """
         scale, question = encoder.scale, next(iter(encoder.questions), None)
         name = question.name if question else VERDICT
-        lines = [[token for _, token in path] for path in verdict_trie(encoder).paths]
+        lines = verdict_trie(encoder).lines
         # No line is the start of another: at some place they differ.
         at = next(i for i, own in enumerate(zip(*lines, strict=False)) if len({*own}) > 1)
         lead, labels = lines[0][:at], [line[at] for line in lines]
@@ -228,8 +228,13 @@ class Pipeline:
     def __init__(self, folder: Path, question: CheckpointQuestion) -> None:
         from transformers import pipeline
 
+        # Of another type transformers would make a jev with its default sizes: some 30 GiB.
+        if (kind := bases.read_json(folder / bases.CONFIG).get("model_type")) != "jev":
+            problem = f"{folder} holds a model of type {kind}, not jev"
+            raise UserError(f"{problem}: name what `judge export --to transformers` wrote")
         self.question = question
-        self.pipe: Any = pipeline("decision", model=str(folder), device="cpu")
+        with loading(folder, "transformers' pipeline"):
+            self.pipe: Any = pipeline("decision", model=str(folder), device="cpu")
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the logarithm of the probability of each option [cases, options].

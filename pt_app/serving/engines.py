@@ -7,15 +7,15 @@ candidate's `<|im_end|>`.
 import http.client
 import importlib
 import json
-import os
+import math
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,15 +30,14 @@ from pt_app.serving.options import Precision
 
 MLX, LLAMA_CPP = "mlx-lm (on Linux with mlx[cpu])", "xllamacpp"  # what pip installs
 TIMEOUT = 600  # seconds for an answer
-NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
-START = "start it, or correct the URL"
 AT_ONCE = 32  # rows of a request to `judge serve`
 SMALLEST = 1e-300  # stands for a probability that is 0, whose logarithm is no number
-BIAS = 1e4  # more than logits are apart
 LIKELY = 100  # tokens whose log-probability llama.cpp is asked for first; then for all
+TRIES = 20  # seeds with which it is asked
 FLOATS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 OF_GGUF: dict[str, Precision] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OF_GGUF |= {"Q8_0": "8bit"}
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,20 @@ class Plain:
     strict: bool = True
 
     @staticmethod
-    def of_folder(folder: Path, pad: int) -> "Plain":
-        """Load a merged folder in the precision that its config.json names."""
+    def of_folder(folder: Path, pad: int, vocabulary: int) -> "Plain":
+        """Load a merged folder in the precision that its config.json names.
+
+        Raises:
+            UserError: for a folder that is none, or of a model with fewer than `vocabulary` tokens.
+        """
         bases.check_base_folder(folder)
         kind = str(bases.read_json(folder / bases.CONFIG).get("dtype", "float32"))
         if kind not in FLOATS:
             raise UserError(f"{folder}: its weights are {kind}: export it again")
         model = bases.load_model(ModelSource(folder.name, folder), getattr(torch, kind))
+        if (known := model.config.get_text_config().vocab_size) < vocabulary:
+            problem = f"its model has {known} tokens, and the judge {vocabulary}"
+            raise UserError(f"{folder}: {problem}: name an export of this judge")
         return Plain(model.eval(), pad, folder, precision=kind)
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
@@ -118,7 +124,8 @@ class Mlx:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.strict = folder, "mlx", True
         mlx = imported("mlx_lm.utils", MLX)
-        self.model, config = mlx.load_model(folder)
+        with loading(folder, "mlx-lm"):
+            self.model, config = mlx.load_model(folder)
         # A folder that mlx-lm quantised keeps the dtype of its original.
         kind = "other" if "quantization" in config else config.get("dtype")
         self.precision: Precision = kind if kind in FLOATS else "other"
@@ -139,8 +146,7 @@ class Mlx:
         for case in cases:
             cache = make_prompt_cache(self.model)
             mx.eval(self.model(mx.array([case.ids[:-1]]), cache=cache))
-            lines = _lines(trie)
-            rows.append([log_probability(case.ids[-1], line, cache) for line in lines])
+            rows.append([log_probability(case.ids[-1], line, cache) for line in trie.lines])
         return np.array(rows, np.float64)
 
     def tokens(self, case: Case) -> list[int] | None:
@@ -152,8 +158,7 @@ class Mlx:
 class LlamaCpp:
     """llama.cpp's own HTTP server: one request for each state of the trie, as token ids.
 
-    Its `/completion` gives the log-probabilities before any sampler, and its cache of the last
-    prompt makes the states of a row cheap.
+    Its cache of the last prompt makes the states of a row cheap.
     """
 
     held: object  # a server in this process, which ends with the last reference to it
@@ -161,6 +166,7 @@ class LlamaCpp:
     vocabulary: int
     precision: Precision
     strict: bool = False
+    key: str = ""
 
     @property
     def name(self) -> str:
@@ -191,10 +197,8 @@ class LlamaCpp:
             adapter = server.CommonAdapterLoraInfo()
             adapter.path, adapter.scale = lora, 1.0
             params.lora_adapters = [adapter]
-        try:
+        with loading(base, "llama.cpp"):
             running = server.Server(params)
-        except RuntimeError as error:
-            raise UserError(f"{base} does not load in llama.cpp ({error})") from error
         return running, running.listening_address
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
@@ -204,28 +208,33 @@ class LlamaCpp:
             logs: dict[tuple[int, int], float] = {}
             for state, prefix in enumerate(trie.prefixes):
                 wanted = {token for at, token in trie.steps if at == state}
-                for count in (LIKELY, self.vocabulary):
-                    given = self.likely([*case.ids, *prefix], count, min(wanted))
-                    if wanted <= given.keys():
-                        break
-                logs |= {(state, token): given.get(token, np.nan) for token in wanted}
+                given = self.likely([*case.ids, *prefix], LIKELY)
+                if not wanted <= given.keys():
+                    given = self.likely([*case.ids, *prefix], self.vocabulary)
+                absent = math.log(SMALLEST) if given else np.nan
+                logs |= {(state, token): given.get(token, absent) for token in wanted}
             rows.append([sum(logs[step] for step in path) for path in trie.paths])
         return np.array(rows, np.float64)
 
-    def likely(self, ids: Sequence[int], count: int, drawn: int) -> dict[int, float]:
-        """Return the log-probabilities of the `count` likeliest tokens, and have `drawn` drawn."""
+    def likely(self, ids: Sequence[int], count: int, tries: int = TRIES) -> dict[int, float]:
+        """Return the log-probabilities of the `count` likeliest tokens; {} if they are withheld.
+
+        They are those of the last sampler, which divides by a sum in float64. The sum of those
+        before all samplers is in float32: unlikely tokens are lost in it, and each log-probability
+        is off by up to 3e-5 (tiny judge).
+        """
         asked: dict[str, object] = {"prompt": ids, "n_predict": 1, "n_probs": count}
-        # llama.cpp withholds all probabilities where it draws a part of a character. It gives those
-        # before this bias, which makes it draw a token of a verdict.
-        asked |= {"cache_prompt": True, "logit_bias": [[drawn, BIAS]]}
-        given = post(f"{self.url}/completion", asked, "completion_probabilities")[0]
-        return {each["id"]: each["logprob"] for each in given["top_logprobs"]}
+        asked |= {"cache_prompt": True, "samplers": [], "post_sampling_probs": True}
+        # Withheld where a part of a character is drawn: another seed draws another token.
+        for seed in range(tries):
+            if given := post(f"{self.url}/completion", asked | {"seed": seed}, _likely, self.key):
+                return given
+        return {}
 
     def tokens(self, case: Case) -> list[int] | None:
         """Return the ids that the file's tokenizer makes of a rendered prompt."""
         asked = {"content": case.text, "add_special": False, "parse_special": True}
-        ids: list[int] = post(f"{self.url}/tokenize", asked, "tokens")
-        return ids
+        return post(f"{self.url}/tokenize", asked, lambda answer: list(answer["tokens"]), self.key)
 
 
 @dataclass
@@ -237,17 +246,21 @@ class Vllm:
     precision: Precision
     name: str = "vllm"
     strict: bool = False
+    key: str = ""
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
+
+        def read(answer: Any) -> list[float]:
+            choices = zip(answer["choices"], trie.lines, strict=True)
+            return [_of_line(choice, line) for choice, line in choices]
+
         rows = []
         for case in cases:
-            lines = _lines(trie)
-            prompts = [[*case.ids, *line] for line in lines]
+            prompts = [[*case.ids, *line] for line in trie.lines]
             asked: dict[str, object] = {"model": self.model, "prompt": prompts}
             asked |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-            choices = post(f"{self.url}/completions", asked, "choices")
-            rows.append([_of_line(c, line) for c, line in zip(choices, lines, strict=True)])
+            rows.append(post(f"{self.url}/completions", asked, read, self.key))
         return np.array(rows, np.float64)
 
     def tokens(self, case: Case) -> list[int] | None:
@@ -265,10 +278,11 @@ class Served:
     precision: Precision
     name: str = "judge serve"
     strict: bool = True
+    key: str = ""
 
     def read(self, cases: Sequence[Case], trie: VerdictTrie) -> FloatArray:
         """Return the log-probability of each line [cases, lines]."""
-        judged: list[Mapping[str, Any]] = []
+        logs: list[list[float]] = []
         for start in range(0, len(cases), AT_ONCE):
             # A pair of fields would be judged in both orders.
             rows = [
@@ -276,14 +290,19 @@ class Served:
                 for case in cases[start : start + AT_ONCE]
             ]
             asked = {"rows": rows} | ({"model": self.model} if self.model else {})
-            judged += post(f"{self.url}/judgements", asked, "judgements")
-        absent = [np.nan] * len(trie.paths)
-        return np.array([self._lines(one) or absent for one in judged], np.float64)
+            logs += post(f"{self.url}/judgements", asked, self._logs, self.key)
+        return np.array(logs, np.float64)
 
-    def _lines(self, judged: Mapping[str, Any]) -> list[float] | None:
-        if judged["probabilities"] is None:
-            return None
-        chances = self.scale.gathered([*judged["probabilities"].values()])
+    def _logs(self, answer: Any) -> list[list[float]]:
+        return [self._of_row(judged) for judged in answer["judgements"]]
+
+    def _of_row(self, judged: Any) -> list[float]:
+        if (given := judged["probabilities"]) is None:
+            return [np.nan] * len(self.scale.lines())
+        if [*given] != [*map(str, self.scale.values)]:
+            problem = f"answers with other verdicts than those of {self.scale.name}"
+            raise UserError(f"{self.url} {problem}: correct the URL or --served_model")
+        chances = self.scale.gathered([*given.values()])
         logs = np.log(np.maximum(chances, SMALLEST)) + np.log(judged["verdict_mass"])
         return [*logs.tolist()]
 
@@ -303,32 +322,56 @@ def exact_matmul() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def loading(place: Path | str, engine: str) -> Iterator[None]:
+    """Raise UserError where an engine does not load what is named, within."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{place} does not load in {engine} ({said}): name an export") from error
+
+
 def check_answers(url: str) -> None:
     """Raise UserError unless a server answers at a URL, whatever it says there."""
-    try:
-        with suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(url, timeout=TIMEOUT).close()
-    except NO_ANSWER as error:
-        raise UserError(f"{url} does not answer ({error}): {START}") from error
+    with _answering(url), suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url, timeout=TIMEOUT).close()
 
 
-def post(url: str, body: Mapping[str, object], field: str) -> Any:
-    """Post JSON and return a field of the answer; raises UserError where there is none."""
+def post(
+    url: str, body: Mapping[str, object], read: Callable[[Any], Answer], key: str = ""
+) -> Answer:
+    """Post JSON and return what is read of the answer.
+
+    Raises:
+        UserError: where there is none, or one of another form.
+    """
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    try:
+    with _answering(url):
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            given = json.load(answer)
-    except urllib.error.HTTPError as error:
-        said = " ".join(error.read(300).decode("utf-8", "replace").split())
-        raise UserError(f"{url} answers {error.code}: {said}") from error
-    except NO_ANSWER as error:
-        raise UserError(f"{url} does not answer ({error}): {START}") from error
-    if not isinstance(given, Mapping) or field not in given:
-        raise UserError(f"{url} answers without {field}: correct the URL or --engine")
-    return given[field]
+        if key:  # which does not follow a redirection to another server
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                given = json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(300).decode("utf-8", "replace").split())
+            raise UserError(f"{url} answers {error.code}: {said}") from error
+    try:
+        return read(given)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        how = f"without {error.args[0]}" if isinstance(error, KeyError) else "in another form"
+        raise UserError(f"{url} answers {how}: correct the URL or --engine") from error
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Raise UserError where a server that is asked within does not answer."""
+    try:
+        yield
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        problem = f"{url} does not answer ({error})"
+        raise UserError(f"{problem}: start it, or correct the URL") from error
 
 
 def imported(module: str, package: str) -> Any:
@@ -349,12 +392,14 @@ def _tokenizer(folder: Path) -> Any:
     return bases.load_tokenizer(folder)
 
 
-def _lines(trie: VerdictTrie) -> list[list[int]]:
-    return [[token for _, token in path] for path in trie.paths]
+def _likely(answer: Any) -> dict[int, float]:
+    """Read what llama.cpp answers; {} if it withholds probabilities."""
+    if "content" in answer and "completion_probabilities" not in answer:
+        return {}
+    (given,) = answer["completion_probabilities"]
+    return {each["id"]: math.log(max(each["prob"], SMALLEST)) for each in given["top_probs"]}
 
 
-def _of_line(choice: Mapping[str, Any], line: Sequence[int]) -> float:
-    if not (logs := choice.get("prompt_logprobs")):
-        raise UserError("the server gives no prompt_logprobs, as vLLM does: correct --engine")
-    logs = logs[-len(line) :]
+def _of_line(choice: Any, line: Sequence[int]) -> float:
+    logs = choice["prompt_logprobs"][-len(line) :]
     return sum(float(at[str(token)]["logprob"]) for at, token in zip(logs, line, strict=True))

@@ -45,6 +45,7 @@ class ParityOptions(Rows):
     engine: EngineName = flag("engine behind a URL", "judge")
     served_model: str = flag("name of the model at a URL", "")
     engine_precision: Precision = flag("precision of the weights at a URL", "float32")
+    key_env: str = flag("environment variable that holds the key for a URL; default: no key", "")
     out: Path = flag("file to write", Path("parity.json"))
 
 

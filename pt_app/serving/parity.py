@@ -26,6 +26,7 @@ from pt_app.core.state_rows import texts_of
 from pt_app.core.verdicts import Scale
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
+from pt_app.models.endpoint.keys import key_in
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.serving.decision_checkpoint import CheckpointQuestion, Pipeline, label_logs
@@ -350,13 +351,14 @@ def engines_of(target: str, reference: Reference, options: ParityOptions) -> lis
     if kind == TRANSFORMERS:
         return [Pipeline(Path(place), CheckpointQuestion.of(encoder))]
     if kind == "merged":
-        return [Plain.of_folder(Path(place), encoder.end_token_id)]
+        return [Plain.of_folder(Path(place), encoder.end_token_id, vocabulary)]
     url, precision = target.rstrip("/"), options.engine_precision
+    key = _key(options)
     if options.engine == "llama.cpp":
-        return [LlamaCpp(None, url.removesuffix("/v1"), vocabulary, precision)]
+        return [LlamaCpp(None, url.removesuffix("/v1"), vocabulary, precision, key=key)]
     if options.engine == "vllm":
-        return [Vllm(url, options.served_model, precision)]
-    return [Served(url, options.served_model, encoder.scale, precision)]
+        return [Vllm(url, options.served_model, precision, key=key)]
+    return [Served(url, options.served_model, encoder.scale, precision, key=key)]
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -404,6 +406,7 @@ def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOpti
     """
     refuse_overwrite([options.out], [adapter / adapters.JUDGE, data])
     check_targets(against)
+    _key(options)  # one that is not there is refused before the judge is read
     info = adapters.verify_adapter(adapter)
     decides = [target.startswith(TRANSFORMERS) for target in against]
     if not all(decides):
@@ -492,6 +495,10 @@ def _expected(spread: Sequence[Sequence[Sequence[float]]], scale: Scale) -> floa
     values = np.array(scale.values, np.float64)
     own, given = (np.array(rows) @ values for rows in spread)
     return float(np.abs(own - given).max())
+
+
+def _key(options: ParityOptions) -> str:
+    return key_in(options.key_env) if options.key_env else ""
 
 
 def _shown(target: str) -> str:

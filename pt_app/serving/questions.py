@@ -7,6 +7,7 @@ belongs to the wording.
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pt_app.core.questions import Declared, Question
 from pt_app.core.records import JudgeExample, Place, one_line
 from pt_app.core.state_rows import state_example
 from pt_app.core.verdicts import NAMED, Scale
-from pt_app.judge import Judge, Judgement
+from pt_app.judge import Judge, Judgement, read_row
 
 # Tokens of a prompt that is asked zero-shot: 255 options are longer than what a judge was trained
 # on, and a short context (the tiny base's) is exceeded rather than an option left out.
@@ -99,6 +100,19 @@ def row_of(question: WireQuestion, state: Json, judge: Judge, strict: bool = Fal
         own = f"{rubric_of(judge)!r} with the answers {', '.join(_own_options(judge))}"
         raise RefusedError(f"this judge answers its own question alone: {own}", 422, "questions")
     return _zero_shot(question, state, judge)
+
+
+def fits(row: ServedRow) -> bool:
+    """Return whether prompt and verdict of a row fit; of a malformed row True."""
+    judge, example = row.judge, row.row
+    if not isinstance(example, JudgeExample):
+        read = read_row(example, row.place, judge.info)
+        if isinstance(read, str):
+            return True
+        example = read
+    encoder = judge.encoder.about(example.question) if example.question else copy(judge.encoder)
+    encoder.max_seq_length = row.limit
+    return not encoder.fit([example], shorten=False)[1].unfit
 
 
 def judgements_of(rows: Sequence[ServedRow]) -> Sequence[Judgement]:

@@ -32,6 +32,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import read_text
 from pt_app.core.http_server import (
     LOOPBACK,
+    MAX_BODY,
     PAGE_HEADERS,
     RefusedError,
     body,
@@ -43,10 +44,11 @@ from pt_app.core.http_server import (
 from pt_app.core.records import Place, clipped
 from pt_app.judge import Judge, Judgement
 from pt_app.models import adapters
+from pt_app.models.endpoint.keys import checked_key
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import ServedRow, row_of, rubric_of
+from pt_app.serving.questions import ServedRow, row_of, rubric_of, text_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -176,7 +178,13 @@ class Server:
 
     async def _decided(self, request: Request, wire: wires.Request) -> Response:
         judge, state = self._judge(wire.model), wire.state()
-        rows = [row_of(each, state, judge, self.strict) for each in wire.wire_questions()]
+        first, *others = wire.wire_questions()
+        rows = [row_of(first, state, judge, self.strict)]
+        # Each question repeats the state: a long one is encoded once before it is 400 times.
+        size = len(text_of(state)) * (1 + len(others))
+        if size > MAX_BODY and not await self.worker.fits(rows[0]):
+            raise _too_long(rows[0])
+        rows += [row_of(each, state, judge, self.strict) for each in others]
         judgements = await self.worker.judged(request, rows)
         judged = list(zip(rows, judgements, strict=True))
         for row, judgement in judged:
@@ -300,7 +308,8 @@ def serve(folders: Sequence[Path], options: ServeOptions) -> None:
     Raises:
         UserError: for a port in use, a host beyond this machine without a key, and as `Judge.load`.
     """
-    key = _key(options.key_file) if options.key_file else None
+    file = options.key_file
+    key = checked_key(read_text(file), str(file)) if file else None
     if options.host not in LOOPBACK and key is None:
         raise UserError(f"--host {options.host}: others can reach it: give --key_file, too")
     with listen(options.host, options.port) as listening:
@@ -316,13 +325,6 @@ def serve(folders: Sequence[Path], options: ServeOptions) -> None:
         run(application, listening, PATIENCE)
 
 
-def _key(file: Path) -> str:
-    key = read_text(file).strip()
-    if len(key.split()) != 1 or not key.isascii():
-        raise UserError(f"{file} holds no key: write one word of ASCII into it")
-    return key
-
-
 def _folder(judge: Judge) -> str:
     return judge.info.folder.resolve().name
 
@@ -332,8 +334,12 @@ def _check(row: ServedRow, judgement: Judgement) -> None:
     if judgement.status == "bad_row":
         raise RefusedError(judgement.problem or "the row is malformed", 422, "state")
     if judgement.status == "too_long":
-        problem = f"state and question take more than the {row.limit} tokens that are read"
-        raise RefusedError(f"{problem}: shorten them", 413)
+        raise _too_long(row)
+
+
+def _too_long(row: ServedRow) -> RefusedError:
+    problem = f"state and question take more than the {row.limit} tokens that are read"
+    return RefusedError(f"{problem}: shorten them", 413)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:

@@ -106,10 +106,9 @@ class VllmProcess:
 
     def reading(self, prompts: Sequence[Sequence[int]], trie: VerdictTrie) -> Reading:
         """Read the lines of verdicts behind prompts."""
-        lines = [[token for _, token in path] for path in trie.paths]
         steps = torch.full((len(prompts), len(trie.steps)), torch.nan, dtype=torch.float64)
         greedy = torch.full((len(prompts), trie.states), -1)
-        logs = self._answer({"prompts": prompts, "lines": lines})["logs"]
+        logs = self._answer({"prompts": prompts, "lines": trie.lines})["logs"]
         for row, of_lines in enumerate(logs):
             for path, columns, places in zip(trie.paths, trie.columns, of_lines, strict=True):
                 for (state, token), column, (log, rank) in zip(path, columns, places, strict=True):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pt_app.core.errors import UserError
 from pt_app.models.endpoint.budget import Budget, MoneySpentError, Usage
+from pt_app.models.endpoint.keys import key_in
 from pt_app.models.endpoint.reply import (
     AgainError,
     RefusedError,
@@ -68,9 +69,7 @@ class Client:
         from openai import AsyncOpenAI
 
         url = self.base_url or os.environ.get("OPENAI_BASE_URL", "")
-        key = os.environ.get(name := self.budget.limits.key_env, "")
-        if not key and not url:
-            raise UserError(f"{name} is not set: export the endpoint's key under that name")
+        key = key_in(self.budget.limits.key_env, required=not url)
         self.where = _host_of(url or "https://api.openai.com")
         # No retries of the library's own: waiting is done here, where the budget is known.
         self._client = AsyncOpenAI(
