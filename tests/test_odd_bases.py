@@ -123,6 +123,10 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "template's token": (with_tokenizer(own_template), r"none for <\|user\|>"),
     "larger vocabulary": (lambda _: None, r"has 400 tokens and the model 390 embeddings: none for"),
     "named templates": (named_templates, "named chat, tool_use, and none is the default"),
+    "half a template": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% for m in messages %}"),
+        r"its chat template fails \(.*endfor.*--chat_template",
+    ),
     "tokenizer pointer": (pointer("tokenizer.json"), "tokenizer.json is a Git LFS pointer"),
     "half a tokenizer": (cut("tokenizer.json", 3000), "its tokenizer does not load"),
 }

@@ -41,7 +41,10 @@ def base_fetch(
     from pt_app.models.known_bases import fetch, known_base
 
     console.start()
-    print(bases.fetch(known_base(name).original) if original else fetch(name, accept_terms))
+    if original:
+        print(bases.resolve_model(known_base(name).original).path)
+    else:
+        print(fetch(name, accept_terms))
 
 
 @base.command("train")
