@@ -326,6 +326,22 @@ def test_base_is_fetched_converted_and_found_by_its_name(
 FETCH_FIRST = ["data", "check", "datasets/judge_eval", "--model", "tiny-known"]
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_damaged_conversion_is_named_with_what_to_remove(
+    damaged: str, known: KnownBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known_bases.fetch("tiny-known")
+    whole = (known.folder / damaged).read_bytes()
+    cut(0.5)(known.folder / damaged)
+    remedy = f"remove {known.folder}, and fetch or convert it again"
+    assert remedy in said(["base", "fetch", "tiny-known"], capsys)
+    with pytest.raises(UserError, match=re.escape(remedy)):
+        bases.load_tokenizer(bases.resolve_model("tiny-known"))
+    shutil.rmtree(known.folder)
+    assert not cli.app(["base", "fetch", "tiny-known"], standalone_mode=False)
+    assert (known.folder / damaged).read_bytes() == whole
+
+
 def test_fetch_continues_where_it_was_interrupted(
     known: KnownBase, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

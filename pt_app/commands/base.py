@@ -44,7 +44,10 @@ def base_fetch(
     if original:
         print(bases.resolve_model(known_base(name).original).path)
     else:
-        print(fetch(name, accept_terms))
+        folder = fetch(name, accept_terms)
+        bases.check_base_folder(folder)  # one of an earlier fetch may be damaged
+        bases.read_tokenizer(folder)
+        print(folder)
 
 
 @base.command("train")

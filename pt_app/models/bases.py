@@ -36,7 +36,6 @@ TOKENIZER = ["*.json", "*.txt", "*.jinja", "tokenizer*", "*.model"]
 WANTED = [*TOKENIZER, "model*.safetensors"]
 OLDER_TOKENIZER_FILES = ("merges.txt", "spiece.model", "tokenizer.model", "vocab.json")
 LFS = b"version https://git-lfs.github.com/spec/"
-AGAIN = "fetch it again"
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ def check_base_folder(folder: Path) -> None:
         raise UserError(f"{folder} has no {CONFIG}: name a model's folder{inside}")
     if quantized := read_json(folder / CONFIG).get("quantization_config"):
         where = f"{folder / CONFIG}, field quantization_config"
-        quantized = checked(dict[str, object], quantized, where, AGAIN)
+        quantized = checked(dict[str, object], quantized, where, _again(folder))
         method = quantized.get("quant_method", "an unknown method")
         raise UserError(
             f"{folder}: its weights are quantised already ({method}): name the original model"
@@ -194,11 +193,11 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / names[0]).is_file() and (folder / INDEX).is_file():
         shards = read_json(folder / INDEX).get("weight_map") or None
         where = f"{folder / INDEX}, field weight_map"
-        names = sorted(set(checked(dict[str, str], shards, where, AGAIN).values()))
+        names = sorted(set(checked(dict[str, str], shards, where, _again(folder)).values()))
     for name in names:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder} has no {name}: fetch it again, or save it with save_pretrained"
+                f"{folder} has no {name}: {_again(folder)}, or save it with save_pretrained"
             )
     return [folder / name for name in names]
 
@@ -226,7 +225,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError if the file is a Git LFS pointer or damaged."""
     _refuse_pointer(path)
-    return files.read_json(path, remedy=AGAIN)
+    return files.read_json(path, remedy=_again(path.parent))
 
 
 def _check_safetensors(path: Path) -> None:
@@ -240,8 +239,16 @@ def _check_safetensors(path: Path) -> None:
     except SafetensorError as error:
         size = f"{path.stat().st_size:,} bytes"
         raise UserError(
-            f"{path} is truncated, or not a safetensors file ({size}; {error}): {AGAIN}"
+            f"{path} is truncated, or not a safetensors file ({size}; {error}): "
+            f"{_again(path.parent)}"
         ) from error
+
+
+def _again(folder: Path) -> str:
+    """Say how a damaged base is replaced: a conversion in the cache would be taken again."""
+    if (folder / gguf.RECORD).exists():
+        return f"remove {folder}, and fetch or convert it again"
+    return "fetch it again"
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -331,7 +338,8 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
-        raise UserError(f"{folder}: its tokenizer does not load ({short(error)})") from error
+        problem = f"its tokenizer does not load ({short(error)})"
+        raise UserError(f"{folder}: {problem}: {_again(folder)}") from error
 
 
 def check_model(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -437,7 +445,8 @@ def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
     for path in weight_files(source.path):
         status = path.stat()
         if key := _not_finite(path, dtype, status.st_size, status.st_mtime_ns):
-            raise UserError(f"{path}: {key} holds numbers that are not finite in {dtype}: {AGAIN}")
+            problem = f"{key} holds numbers that are not finite in {dtype}"
+            raise UserError(f"{path}: {problem}: {_again(path.parent)}")
 
 
 @cache
