@@ -200,9 +200,7 @@ def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
         if len(prepared.train) > len(rows):
             own = in_both_orders(rows, own, scale)
         shares = dict(zip(map(tuple, prepared.train["input_ids"]), own, strict=True))
-    return VerdictLoss(
-        verdict_trie(encoder), scale, weights, encoder.tokenizer.pad_token_id, shares
-    )
+    return VerdictLoss(verdict_trie(encoder), scale, weights, encoder.end_token_id, shares)
 
 
 def _thresholds_of_f1(prepared: Prepared, adapter: Path, compared: bool) -> dict[str, float] | None:
