@@ -66,7 +66,7 @@ def _generate(model: Any, workload: Workload, rows: int, tokens: int) -> Callabl
     """Greedy generation of `tokens`, in left-padded batches of `rows`, sorted by length."""
     from transformers import GenerationConfig
 
-    pad = workload.encoder.tokenizer.pad_token_id
+    pad = workload.encoder.end_token_id
     config = GenerationConfig(
         do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=pad
     )
@@ -114,7 +114,7 @@ def _decide(model: Any, workload: Workload) -> Callable[[], Any]:
 
 
 def _batches(workload: Workload, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pad = workload.encoder.tokenizer.pad_token_id
+    pad = workload.encoder.end_token_id
     prompts = sorted(
         (row["input_ids"][: row["prompt_length"]] for row in workload.encoded), key=len
     )

@@ -59,7 +59,7 @@ def _judge(model: Any, workload: Workload, way: Way, common: dict[str, Any], tre
     gemm.keep_freed_memory()  # as platforms.decide does
     use_attention(model, BLOCKS)
     keep_less(model)
-    pad = workload.encoder.tokenizer.pad_token_id
+    pad = workload.encoder.end_token_id
     tolerance = 1e-4 if way.dtype == torch.float32 else 3e-2
     rows = Dataset.from_list(workload.encoded)
     names = ("max_steps", "max_grad_norm", "logging_steps", "use_cpu")
@@ -106,7 +106,7 @@ def _padded(model: Any, workload: Workload, way: Way, common: dict[str, Any]) ->
     from transformers import Trainer, TrainingArguments
 
     width = max(512, max(len(row["input_ids"]) for row in workload.encoded))
-    pad = workload.encoder.tokenizer.pad_token_id
+    pad = workload.encoder.end_token_id
 
     def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         def filled(name: str, value: int) -> torch.Tensor:

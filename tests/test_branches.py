@@ -12,6 +12,7 @@ from pt_app.scoring import branches
 from pt_app.scoring.branches import MARGIN, TOLERANCE, chosen_lines, shortened
 from pt_app.scoring.scorer import JudgeScorer
 from pt_app.scoring.verdict_trie import VerdictTrie
+from tests.question_rows import questions
 from tests.test_scoring import encoder_of, examples
 from tests.tiny_models import make_model, make_tokenizer
 
@@ -147,6 +148,13 @@ def test_whole_lines_are_read_unless_there_is_something_to_gain(
     assert chosen_lines(model, mode, examples(rows), encoder_of(tokenizer, scale)) == ({}, None)
     assert said in caplog.text
     assert bool(said) == ("whole lines" in caplog.text)
+
+
+def test_lines_of_questions_are_read_whole_and_the_log_says_so(tokenizer, caplog) -> None:
+    caplog.set_level("INFO")
+    encoder = encoder_of(tokenizer).about(*questions())
+    assert chosen_lines(make_model(tokenizer), "branches", [], encoder) == ({}, None)
+    assert "whole lines: those of questions are not cut" in caplog.text
 
 
 def test_auto_cuts_lines_of_many_verdicts(tokenizer, monkeypatch) -> None:

@@ -37,6 +37,7 @@ RUN: Any = {
     "settings": {"lr": 1e-3},
     "base": {"name": "tiny"},
     "data_sha256": {},
+    "prompts_sha256": "",
     "examples_a_step": 4,
     "platform": {},
 }
@@ -97,7 +98,8 @@ FAMILIES = {
         "settings.json",
         written("settings.json", RUN),
         lambda folder: checkpoint_to_resume(folder, RUN),
-        {"settings": [], "base": 3, "data_sha256": {"judge_train.json": 3}, "examples_a_step": "x"},
+        {"settings": [], "base": 3, "data_sha256": {"judge_train.json": 3}, "examples_a_step": "x"}
+        | {"prompts_sha256": 3},
     ),
     "sync": Family(
         "tracking.json",

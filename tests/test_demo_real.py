@@ -35,3 +35,16 @@ def test_labels_that_are_nowhere_are_one_line_that_says_how_to_get_them(
         demo._real_data(tmp_path / "demo-real", "smollm2-135m")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "demo-real").exists()
+
+
+def test_folder_of_other_files_is_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "fetch", lambda name: pytest.fail("fetched"))
+    out = tmp_path / "demo-real"
+    out.mkdir()
+    (out / "judge_train.json").write_text("[]")
+    with pytest.raises(UserError, match=r"demo-real holds other files.*: move it away") as refused:
+        demo._real_data(out, "smollm2-135m")
+    assert "\n" not in str(refused.value)
+    assert (out / "judge_train.json").exists()

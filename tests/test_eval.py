@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
 from pt_app.core.errors import UserError
+from pt_app.core.settings import Settings
+from pt_app.eval_model import repeats
 from pt_app.eval_model.judge_train_mps import main as train
+from pt_app.models import gguf
+from pt_app.models.adapters import verify_adapter
 from tests.teacher_server import Answer, Body, TeacherServer, failure, reply
 
 
@@ -120,6 +125,29 @@ def test_a_curve_is_the_same_training_on_fewer_rows(
         assert run(*words, f"--out={tmp_path / 'out'}").exit_code == 0
         for name in ("quarter", "half"):
             assert len([*(tmp_path / "out" / "curve" / name).glob("*_final")]) == trainings
+
+
+def test_a_curve_takes_template_and_base_that_are_kept_by_other_names_than_their_own(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter records the bare names of a template's file and of a GGUF file."""
+    monkeypatch.setenv("JUDGE_CACHE", str(tmp_path))
+    asked = list[Settings]()
+
+    def trained(settings: Settings) -> Path:
+        asked.append(settings)
+        return tmp_path
+
+    monkeypatch.setattr(repeats, "train_with", lambda recipe: trained)
+    info = verify_adapter(adapter)
+    recorded = info.training["settings"] | {"chat_template": "own.jinja"}
+    own = {"training": {**info.training, "settings": recorded}}
+    converted = gguf.folder_of("0" * 64)
+    converted.mkdir(parents=True)
+    info = replace(info, identity={**info.identity, "gguf_sha256": converted.name}, **own)
+    repeats.on_fewer_rows(info, tmp_path, 24, None, tmp_path / "out")
+    assert {each.chat_template for each in asked} == {str(adapter / "chat_template.jinja")}
+    assert {each.model for each in asked} == {str(converted)}
 
 
 def test_examples_are_shown_as_turns_before_the_row(

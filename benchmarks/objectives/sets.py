@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +14,6 @@ from pt_app.judge_data.generator.generate import generate
 from pt_app.judge_data.importing import import_labels
 from pt_app.judge_data.options import GenerateOptions, ImportOptions, SplitPlan
 from pt_app.judge_data.question_import import import_questions
-
-WAIT = 1.0  # seconds between looks at whether another process has made a folder
 
 
 def real_data() -> Path:
@@ -34,7 +29,7 @@ def dataset_of(name: str, about: Set, seed: int, out: Path) -> Path:
         UserError: for files that are not there or cannot be used.
     """
     folder = out / name
-    with _waiting_for(out / f".{name}.lock"):
+    with held(out / f".{name}.lock", f"another process makes {folder}", wait=True):
         if not folder.exists():
             staged = out / f".{name}"
             shutil.rmtree(staged, ignore_errors=True)
@@ -62,17 +57,3 @@ def make_folder(about: Set, folder: Path) -> None:
         run(files, folder, options, plan, append=number > 0)
     if about.folds:
         split_folder(folder, SplitPlan(folds=about.folds))
-
-
-@contextmanager
-def _waiting_for(lock: Path) -> Iterator[None]:
-    """Hold a lock, after another process that holds it has ended."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(held(lock, "busy"))
-                break
-            except UserError:
-                time.sleep(WAIT)
-        yield

@@ -41,7 +41,13 @@ def base_fetch(
     from pt_app.models.known_bases import fetch, known_base
 
     console.start()
-    print(bases.fetch(known_base(name).original) if original else fetch(name, accept_terms))
+    if original:
+        print(bases.resolve_model(known_base(name).original).path)
+    else:
+        folder = fetch(name, accept_terms)
+        bases.check_base_folder(folder)  # one of an earlier fetch may be damaged
+        bases.read_tokenizer(folder)
+        print(folder)
 
 
 @base.command("train")

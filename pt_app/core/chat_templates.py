@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_text
+from pt_app.core.files import expanded, read_text
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def give(tokenizer: Any, name: str) -> None:
     """
     if name not in NAMED:
         remedy = f"is not there: name a file, or one of {', '.join(NAMED)}"
-        tokenizer.chat_template = read_text(Path(name).expanduser(), remedy)
+        tokenizer.chat_template = read_text(expanded(name), remedy)
         return
     text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     lacking = sorted({*_MARKER.findall(text)} - tokenizer.get_vocab().keys())

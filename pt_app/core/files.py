@@ -74,7 +74,7 @@ def _locked(lock: Path, busy: str, wait: bool) -> IO[str]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = open(lock, "w")  # noqa: SIM115  (closed by the caller, which ends the lock)
         except OSError as error:
-            raise UserError(f"{lock.parent} cannot be written ({error.strerror})") from error
+            raise UserError(cannot_write(lock.parent, error)) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -103,6 +103,11 @@ def cache_folder() -> Path:
         return Path(os.environ.get("JUDGE_CACHE") or f"{home}/judge").expanduser()
     except RuntimeError as error:
         raise UserError("there is no home folder for a cache: name one in JUDGE_CACHE") from error
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in place of "~"; where there is no such home, as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (that of Path raises RuntimeError)
 
 
 def shown(path: Path | str) -> str:

@@ -98,6 +98,7 @@ class Run:
             "settings": asdict(self.settings),
             "base": bases.short_identity(self.prepared.source),
             "data_sha256": self.prepared.data.sha256,
+            "prompts_sha256": self.prepared.prompts_sha256,
             "examples_a_step": run.examples_a_step(self.settings),
             "platform": {"weights": self.platform.weights, "ranks": console.ranks()},
         }

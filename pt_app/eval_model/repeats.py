@@ -175,6 +175,7 @@ def on_fewer_rows(
         UserError: for an adapter whose settings are not recorded, and for too few rows.
     """
     from pt_app.core.grids import grid_name
+    from pt_app.models.adapters import TEMPLATE, base_place
     from pt_app.models.platforms import recipe_for_this_machine
 
     recorded = info.training.get("settings") or {}
@@ -184,12 +185,14 @@ def on_fewer_rows(
         raise UserError(f"{data} has {rows} training rows: too few for a curve")
     recipe = recipe_for_this_machine()
     recorded = {"grid": grid_name(info.scale)} | recorded
+    if recorded.get("chat_template"):  # of a file the name alone was recorded
+        recorded["chat_template"] = str(info.folder / TEMPLATE)
     repeated = (table(recipe).keys() & recorded.keys()) - NOT_REPEATED
     settings = replace(
         resolve(recipe, (), "judge eval", ""),
         **{name: recorded[name] for name in repeated},
         data_dir=str(data),
-        model=base or info.base_name,
+        model=base_place(info, base),
         skip_eval=True,
         tracking="off",
     )

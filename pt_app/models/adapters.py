@@ -457,21 +457,30 @@ def base_of(info: AdapterInfo, named: str | None = None) -> ModelSource:
     """Find the base of an adapter: the one that is `named` (--base), else by its own name.
 
     Raises:
-        UserError: if there is no such base, or where it was a folder or file and none is named: an
-            adapter does not keep its path.
+        UserError: if there is no such base, and as `base_place`.
+    """
+    return bases.resolve_model(base_place(info, named))
+
+
+def base_place(info: AdapterInfo, named: str | None = None) -> str:
+    """Return what --model would say for the base of an adapter, as `base_of` finds it.
+
+    Raises:
+        UserError: where it was a folder or file and none is named: an adapter does not keep its
+            path.
     """
     name = named or info.base_name
     from_folder = info.identity.get("revision") is None and info.base_name != bases.TINY
     digest = info.identity.get("gguf_sha256")
     if named is None and digest and gguf.folder_of(digest).is_dir():
-        return bases.resolve_model(str(gguf.folder_of(digest)))
+        return str(gguf.folder_of(digest))
     if named is None and from_folder and not bases.is_local(name):
         kind, place = ("GGUF file", "FILE") if digest else ("folder", "FOLDER")
         raise UserError(
             f'{info.folder} was trained on a base from a {kind}, "{name}", whose path it does not '
             f'keep: name it with --base {place} (base="{place}" in Python)'
         )
-    return bases.resolve_model(name)
+    return name
 
 
 def check_base(info: AdapterInfo, identity: Identity) -> None:

@@ -15,7 +15,7 @@ import pt_app
 from pt_app.core import files
 from pt_app.core.chat_templates import NAMED, give
 from pt_app.core.errors import UserError
-from pt_app.core.files import cannot_read, sha256_file
+from pt_app.core.files import cannot_read, cannot_write, expanded, is_full, sha256_file
 from pt_app.core.records import checked
 from pt_app.models import gguf
 from pt_app.models.known_bases import fetched, known_bases, name_of
@@ -36,7 +36,6 @@ TOKENIZER = ["*.json", "*.txt", "*.jinja", "tokenizer*", "*.model"]
 WANTED = [*TOKENIZER, "model*.safetensors"]
 OLDER_TOKENIZER_FILES = ("merges.txt", "spiece.model", "tokenizer.model", "vocab.json")
 LFS = b"version https://git-lfs.github.com/spec/"
-AGAIN = "fetch it again"
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def shipped() -> Path:
 
 def is_local(name: str) -> bool:
     """Return whether no hub is asked for `name`: a base of `judge base list`, a folder, a file."""
-    return name == TINY or name in known_bases() or Path(name).expanduser().exists()
+    return name == TINY or name in known_bases() or expanded(name).exists()
 
 
 def resolve_model(name: str) -> ModelSource:
@@ -95,7 +94,7 @@ def resolve_tokenizer(name: str) -> ModelSource:
 
 def _local(name: str, weights: bool = True) -> ModelSource | None:
     """Return a base that is asked of no hub, or its tokenizer alone; None if `name` is none."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name == TINY:
         return ModelSource(TINY, shipped())
     try:
@@ -138,9 +137,9 @@ def fetch(name: str, patterns: list[str] = WANTED) -> Path:
     """Fetch the newest revision of a hub model into the local cache; return its folder there.
 
     Raises:
-        UserError: if the hub does not answer, or has no such model.
+        UserError: if the hub does not answer, or has no such model, or the cache cannot be written.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)  # gives up in time where there is no hub
@@ -148,6 +147,8 @@ def fetch(name: str, patterns: list[str] = WANTED) -> Path:
         # and a process with the hub off would not find it.
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the HTTP library's own errors, which change with its version
+        if is_full(error) or isinstance(error, PermissionError):
+            raise UserError(cannot_write(Path(constants.HF_HUB_CACHE), error)) from error
         raise UserError(
             f'model "{name}" is neither a folder nor in the local cache, and the hub does not give '
             f"it ({type(error).__name__}): use --model tiny, or fetch it where there is a network "
@@ -173,7 +174,7 @@ def check_base_folder(folder: Path) -> None:
         raise UserError(f"{folder} has no {CONFIG}: name a model's folder{inside}")
     if quantized := read_json(folder / CONFIG).get("quantization_config"):
         where = f"{folder / CONFIG}, field quantization_config"
-        quantized = checked(dict[str, object], quantized, where, AGAIN)
+        quantized = checked(dict[str, object], quantized, where, _again(folder))
         method = quantized.get("quant_method", "an unknown method")
         raise UserError(
             f"{folder}: its weights are quantised already ({method}): name the original model"
@@ -192,11 +193,11 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / names[0]).is_file() and (folder / INDEX).is_file():
         shards = read_json(folder / INDEX).get("weight_map") or None
         where = f"{folder / INDEX}, field weight_map"
-        names = sorted(set(checked(dict[str, str], shards, where, AGAIN).values()))
+        names = sorted(set(checked(dict[str, str], shards, where, _again(folder)).values()))
     for name in names:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder} has no {name}: fetch it again, or save it with save_pretrained"
+                f"{folder} has no {name}: {_again(folder)}, or save it with save_pretrained"
             )
     return [folder / name for name in names]
 
@@ -224,7 +225,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError if the file is a Git LFS pointer or damaged."""
     _refuse_pointer(path)
-    return files.read_json(path, remedy=AGAIN)
+    return files.read_json(path, remedy=_again(path.parent))
 
 
 def _check_safetensors(path: Path) -> None:
@@ -238,8 +239,16 @@ def _check_safetensors(path: Path) -> None:
     except SafetensorError as error:
         size = f"{path.stat().st_size:,} bytes"
         raise UserError(
-            f"{path} is truncated, or not a safetensors file ({size}; {error}): {AGAIN}"
+            f"{path} is truncated, or not a safetensors file ({size}; {error}): "
+            f"{_again(path.parent)}"
         ) from error
+
+
+def _again(folder: Path) -> str:
+    """Say how a damaged base is replaced: a conversion in the cache would be taken again."""
+    if (folder / gguf.RECORD).exists():
+        return f"remove {folder}, and fetch or convert it again"
+    return "fetch it again"
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -329,7 +338,8 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a file that is cut
-        raise UserError(f"{folder}: its tokenizer does not load ({short(error)})") from error
+        problem = f"its tokenizer does not load ({short(error)})"
+        raise UserError(f"{folder}: {problem}: {_again(folder)}") from error
 
 
 def check_model(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -339,14 +349,11 @@ def check_model(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> No
     which takes a tenth of a second for a small base.
 
     Raises:
-        UserError: as `load_model`, and for tokens that a prompt can hold and that have no
-            embedding.
+        UserError: as `load_model`, for a chat template that fails, and for tokens that a prompt
+            can hold and that have no embedding.
     """
     embeddings = load_model(source, device="meta").get_input_embeddings().num_embeddings
-    try:
-        written = tokenizer.apply_chat_template(TURNS, return_dict=False)
-    except Exception:  # a template may refuse a system turn; PromptEncoder has a way for it
-        written = tokenizer.apply_chat_template(TURNS[1:], return_dict=False)
+    written = _written(source, tokenizer)
     # Other added tokens become text in prompts, so that they need no embedding: Gemma 3's smallest
     # has one for images and none of its own kind.
     added = tokenizer.added_tokens_decoder
@@ -360,6 +367,22 @@ def check_model(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> No
             f"{embeddings:,} embeddings: none for {names}: take the tokenizer that belongs to the "
             "model, or save the model again after resize_token_embeddings"
         )
+
+
+def _written(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens of a conversation; raises UserError if the chat template fails."""
+    problem = ""
+    # A template may refuse a system turn; PromptEncoder has a way for it.
+    for turns in (TURNS, TURNS[1:]):
+        try:
+            ids: list[int] = tokenizer.apply_chat_template(turns, return_dict=False)
+            return ids
+        except Exception as error:  # of Jinja, and whatever a template does to the turns
+            problem = short(error)
+    raise UserError(
+        f'model "{source.name}": its chat template fails ({problem}): correct it, or give another '
+        f"with --chat_template ({', '.join(NAMED)} or a file)"
+    )
 
 
 def load_model(
@@ -422,7 +445,8 @@ def check_finite(source: ModelSource, dtype: "torch.dtype") -> None:
     for path in weight_files(source.path):
         status = path.stat()
         if key := _not_finite(path, dtype, status.st_size, status.st_mtime_ns):
-            raise UserError(f"{path}: {key} holds numbers that are not finite in {dtype}: {AGAIN}")
+            problem = f"{key} holds numbers that are not finite in {dtype}"
+            raise UserError(f"{path}: {problem}: {_again(path.parent)}")
 
 
 @cache

@@ -139,12 +139,14 @@ def _read(file: Path) -> "GGUFReader":
         raise UserError(f"a GGUF file needs the package gguf ({error}): {remedy}") from error
     try:
         reader = GGUFReader(file)
+        _check_fields(file, reader)
+    except UserError:
+        raise
     except Exception as error:  # it reads past the end of an array, and numpy says so in many ways
         size = f"{file.stat().st_size:,} bytes"
         raise UserError(
             f"{file} is truncated or damaged ({size}; {short(error)}): fetch it again"
         ) from error
-    _check_fields(file, reader)
     return reader
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from pt_app.core.dataset import SPLITS, JudgeData, read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.files import cannot_write, refuse_overwrite, sha256_file
+from pt_app.core.files import cannot_write, expanded, refuse_overwrite, sha256_file
 from pt_app.core.flags import read_config
 from pt_app.core.prompt_templates import FIELDS, FOLDER, Template
 from pt_app.core.settings import Recipe, read_tracking, resolve, table
@@ -134,7 +134,7 @@ def gather(recipe: Recipe, config: Path, adapter_folders: Sequence[Path], root: 
     output = Path(settings.output_dir)
     made = output.name if output.is_absolute() else output.as_posix()
     places = {"model": base, "data_dir": f"data/{data.path.resolve().name}", "output_dir": made}
-    if (chat := Path(settings.chat_template).expanduser()).is_file():
+    if (chat := expanded(settings.chat_template)).is_file():
         files["chat_template.jinja"], places["chat_template"] = chat, "chat_template.jinja"
     values = read_config(config, table(recipe).values()) | places
     values.pop("resume", None)

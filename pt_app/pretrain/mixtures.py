@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import json_lines, read_text
+from pt_app.core.files import expanded, json_lines, read_text
 from pt_app.judge_data.generator.lexicon import ROLES, load_lexicon
 from pt_app.models.known_bases import Wheel, cached
 from pt_app.pretrain.conversations import Conversation
@@ -44,7 +44,7 @@ def read(names: str, seed: int) -> list[Conversation]:
     for name in filter(None, (part.strip() for part in names.split(","))):
         if make := MIXTURES.get(name):
             found += make(random.Random(f"{seed} {name}"))
-        elif (path := Path(name).expanduser()).is_file():
+        elif (path := expanded(name)).is_file():
             found += of_file(path)
         else:
             known = ", ".join(MIXTURES)

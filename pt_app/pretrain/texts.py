@@ -30,7 +30,7 @@ from typing import Any
 
 from pt_app.core import files
 from pt_app.core.errors import UserError
-from pt_app.core.files import cache_folder, sha256_file
+from pt_app.core.files import cache_folder, expanded, sha256_file
 
 log = logging.getLogger(__name__)
 SHAKESPEARE = "tinyshakespeare"
@@ -75,7 +75,7 @@ def cut(text: str, limit: int = MAX_CHARACTERS) -> Iterator[str]:
 
 
 def _of_paths(pattern: str) -> Iterator[str]:
-    named = Path(pattern).expanduser()
+    named = expanded(pattern)
     # Path.glob takes no absolute pattern, and a folder's name may hold brackets.
     paths = [named] if named.exists() else glob(str(named), recursive=True)  # noqa: PTH207
     found = sorted(Path(path) for path in paths)

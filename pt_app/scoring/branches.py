@@ -60,6 +60,8 @@ def chosen_lines(
         The cut lines for `JudgeScorer`, and the change; {} and None: whole lines are read.
     """
     if not may_cut(mode, encoder.asked):
+        if mode == "branches":
+            log.info("reading: whole lines: those of questions are not cut")
         return {}, None
     why = why_no_tree(model, encoder.max_seq_length)
     if len(sample) < SAMPLE:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, sha256_file, write_text_atomic
+from pt_app.core.files import cannot_write, refuse_overwrite, sha256_file, write_text_atomic
 from pt_app.core.flags import check
 from pt_app.judge_data.folder import replace_folder
 from pt_app.models.new_tokenizer import train_tokenizer
@@ -89,7 +89,7 @@ def _work_folder(output: Path, options: BaseOptions) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror})") from error
+        raise UserError(cannot_write(output, error)) from error
     return folder
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ class Prepared:
     val: Any
     test: Sequence[JudgeExample]
     members: Sequence[Sequence[int]] | None = None
+
+    @property
+    def prompts_sha256(self) -> str:
+        """The SHA-256 of the tokens of all training rows."""
+        digest = sha256()
+        for chunk in self.train.data.column("input_ids").chunks:
+            digest.update(chunk.flatten().to_numpy())
+        return digest.hexdigest()
 
 
 def prepare(settings: Settings) -> Prepared:

@@ -181,7 +181,7 @@ def _objective(
     else:
         log.warning("packs: rows are computed one by one: %s", why)
     return AnswerLoss(
-        pad_id=prepared.encoder.tokenizer.pad_token_id,
+        pad_id=prepared.encoder.end_token_id,  # a tokenizer may lack a padding token
         rows=1 if platform.fixed_lengths else settings.batch_size,
         shapes=fixed_shapes(settings, platform, prepared),
         trees=why is None,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
 
@@ -30,11 +30,15 @@ log = logging.getLogger(__name__)
 
 
 class About(TypedDict):
-    """What the folder of a run keeps about it: settings, base, hashes of the data, platform."""
+    """What the folder of a run keeps about it: settings, base, hashes of the data, platform.
+
+    Runs of an earlier version have no `prompts_sha256`.
+    """
 
     settings: dict[str, Any]
     base: dict[str, str | int | None]
     data_sha256: dict[str, str]
+    prompts_sha256: NotRequired[str]
     examples_a_step: int
     platform: dict[str, str | int]
 
@@ -138,11 +142,14 @@ def _check_same_run(run: Path, about: About) -> None:
     absent = {"chat_template": "", "grid": OFF}
     settings, settings_before = about["settings"], absent | before["settings"]
     step = "the number of examples per step (--batch_size x --gradient_accumulation x processes)"
+    prompts = "the SHA-256 of the prompts that chat template, template, rubric and scale make"
+    made = about.get("prompts_sha256")
     compared = {
         "the SHA-256 of the data": (before["data_sha256"], about["data_sha256"]),
         "the base": (before["base"], about["base"]),
         step: (before["examples_a_step"], about["examples_a_step"]),
         **{name: (settings_before.get(name), now) for name, now in settings.items()},
+        prompts: (before.get("prompts_sha256", made), made),
     }
     for name, (then, now) in compared.items():
         if then == now or name in OTHERWISE:

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from pt_app.core.errors import UserError
+from pt_app.core.files import expanded
 from pt_app.core.settings import Settings, read_tracking, resolve
 from pt_app.models.bases import wanted_files
 from pt_app.preflight.wheels import CHECKOUT
@@ -39,7 +40,7 @@ def settings_of(argv: Sequence[str]) -> Settings:
         raise UserError("--seeds and --folds need an evaluation after each adapter: rent for one")
     if settings.resume != "off":
         raise UserError("--resume belongs before the --, to `launch`: it copies the run up")
-    if Path(settings.chat_template).expanduser().is_file():
+    if expanded(settings.chat_template).is_file():
         raise UserError(
             "--chat_template FILE is not copied to a host: write it as chat_template.jinja into "
             "the base's folder, and name that folder with --model"

@@ -9,6 +9,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from pt_app.core.errors import UserError
+from pt_app.core.files import cannot_write
 from pt_app.core.records import checked
 from pt_app.models.endpoint.reply import parsed_json, whole_characters
 
@@ -68,7 +69,7 @@ class Journal:
         except BlockingIOError as error:
             raise UserError(f"{self.path} is written by another run: wait for its end") from error
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
+            raise UserError(cannot_write(self.path, error)) from error
         return file
 
     def _read(self) -> list[Entry]:

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.files import expanded
 from pt_app.core.settings import Settings, read_tracking
 from pt_app.models import bases
 from pt_app.models.bases import ModelSource, read_json, weight_files
@@ -150,7 +151,7 @@ def free_bytes(folder: Path) -> int:
 
 def _existing(path: Path) -> Path:
     """Return the folder itself, or the nearest one above it that exists."""
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
