@@ -70,11 +70,11 @@ def _real_data(data: Path, base: str) -> list[str]:
         UserError: if they are neither in the folder that JUDGE_REAL_DATA names nor on the Hub, and
             if `data` holds files of something else.
     """
-    imported = (data / "dataset.json").exists()
-    if not imported and data.exists() and (not data.is_dir() or any(data.iterdir())):
+    whole = (data / "dataset.json").exists()
+    if not whole and data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise UserError(f"{data} holds other files, and no dataset.json: move it away")
     fetch(base)
-    if imported:
+    if whole:
         return [f"{data}: imported before"]
     own = os.environ.get("JUDGE_REAL_DATA")
     # Renamed when it is whole: an import that was interrupted is begun again.
