@@ -208,6 +208,23 @@ def test_a_trained_tokenizer_needs_a_folder_of_its_own(text: Path, tmp_path: Pat
     assert [path.name for path in (tmp_path / "tok").iterdir()] == ["notes.txt"]
 
 
+def test_a_tokenizer_needs_an_end_of_text_and_no_other_special_token(
+    made: Path, text: Path, tmp_path: Path
+) -> None:
+    """Both were a TypeError: None among the tokens, and None as the end of answers."""
+    own = tmp_path / "tok" / "tokenizer.json"
+    own.parent.mkdir()
+    (own.parent / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    shipped = (made / "tokenizer.json").read_text()
+    own.write_text(shipped.replace("<|endoftext|>", "<|end|>"))
+    with pytest.raises(UserError, match=r"has no <\|endoftext\|>, which separates documents: take"):
+        small(text, tmp_path)
+    own.write_text(shipped)
+    model, tokenizer = load(small(text, tmp_path))
+    assert tokenizer.eos_token is None
+    assert model.generation_config.eos_token_id == [tokenizer.vocab["<|endoftext|>"]]
+
+
 def test_another_tokenizer_than_that_of_the_tokens_is_refused(
     made: Path, text: Path, tmp_path: Path
 ) -> None:

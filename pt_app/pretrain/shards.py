@@ -36,6 +36,7 @@ ENCODED_TOGETHER = 256  # documents
 AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 VAL_ONE_IN, VAL_BYTES = 32, 4_000_000
 REMAKE = "make the tokens with scripts.tok_train"
+OTHER_TOKENIZER = "take one of scripts.tok_train, or GPT-2's"
 
 
 class Shard(BaseModel):
@@ -160,8 +161,7 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     try:
         return [bytes(byte_of[letter] for letter in text) for text in texts]
     except KeyError as error:
-        remedy = "take one of scripts.tok_train, or GPT-2's"
-        raise UserError(f"the tokenizer is not a byte-level one: {remedy}") from error
+        raise UserError(f"the tokenizer is not a byte-level one: {OTHER_TOKENIZER}") from error
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -227,11 +227,14 @@ def write_shards(
         shard_tokens: tokens after which a shard ends, by default 128 MiB of uint16.
 
     Raises:
-        UserError: if a split has no document, or the folder cannot be written.
+        UserError: for a tokenizer of another kind, a split without a document, and a folder that
+            cannot be written.
     """
     lengths = lengths_of(pieces_of(tokenizer))
     dtype: Literal["uint16", "uint32"] = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
-    separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    if (separator := tokenizer.get_vocab().get(END_OF_TEXT)) is None:
+        problem = f"the tokenizer has no {END_OF_TEXT}, which separates documents"
+        raise UserError(f"{problem}: {OTHER_TOKENIZER}")
     manifest = Manifest(tokenizer=tokenizer_hash(tokenizer), vocabulary=len(tokenizer), dtype=dtype)
     manifest.settings = dict(settings or {})
     staged = folder.with_name(f".{folder.name}.partial")
