@@ -22,8 +22,11 @@ from openai import AuthenticationError, NotFoundError, RateLimitError, Unprocess
 
 pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
 
+import uvicorn
+from starlette.applications import Starlette
+
 from pt_app.core.errors import UserError
-from pt_app.core.http_server import MAX_BODY, listen
+from pt_app.core.http_server import MAX_BODY, listen, run
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.verdicts import Scale
 from pt_app.judge import Judge
@@ -577,6 +580,27 @@ def started(adapter: Path, base: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["Server.run", "Server.startup", "Server.shutdown"])
+def test_a_signal_that_comes_before_or_after_the_first_request_is_no_exception(
+    place: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception in its handler once left logging with a lock that nobody held."""
+    reached = getattr(uvicorn.Server, place.rpartition(".")[2])
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(number)
+        return reached(*args, **kwargs)
+
+    monkeypatch.setattr(f"uvicorn.{place}", signalled)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with listen("127.0.0.1", 0) as listening:
+        if place == "Server.shutdown":  # is reached by an earlier signal
+            threading.Timer(0.5, signal.raise_signal, [number]).start()
+        run(Starlette(), listening, 1, "ready")
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
 @pytest.mark.slow

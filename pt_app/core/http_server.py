@@ -3,6 +3,7 @@
 Needs starlette and uvicorn (requirements-serve.txt); only servers import it.
 """
 
+import signal
 import socket
 
 from pt_app.core.errors import UserError
@@ -85,8 +86,8 @@ def url_of(listening: socket.socket, host: str) -> str:
     return f"http://{f'[{here}]' if ':' in here else here}:{listening.getsockname()[1]}"
 
 
-def run(application: Starlette, listening: socket.socket, patience: int) -> None:
-    """Answer requests until SIGTERM or Ctrl-C.
+def run(application: Starlette, listening: socket.socket, patience: int, ready: str) -> None:
+    """Print `ready` and answer requests until SIGTERM or Ctrl-C.
 
     Requests that are under way then have `patience` seconds to end.
     """
@@ -96,4 +97,17 @@ def run(application: Starlette, listening: socket.socket, patience: int) -> None
         access_log=False,
         timeout_graceful_shutdown=patience,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+
+    # Whoever reads `ready` may stop the server at once. uvicorn takes the signals a little later,
+    # and raises them again at its end; an exception from a handler would end in whatever runs then.
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        print(ready, flush=True)
+        server.run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

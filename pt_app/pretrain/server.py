@@ -292,6 +292,5 @@ def serve(settings: ServeSettings) -> None:
         load = partial(Chat.load, settings.model, settings.device)
         server, url = Server(load, settings.sampling), url_of(listening, settings.host)
         chat = server.chat
-        print(f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)")
-        print("Ctrl-C ends", flush=True)
-        run(server.application(settings.host), listening, 1)
+        ready = f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)"
+        run(server.application(settings.host), listening, 1, f"{ready}\nCtrl-C ends")

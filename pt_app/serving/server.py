@@ -6,8 +6,6 @@ are written in the request's own format. No text of a request is logged.
 
 import asyncio
 import hmac
-import signal
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -319,10 +317,8 @@ def serve(folders: Sequence[Path], options: ServeOptions) -> None:
         server = Server(judges, options.strict, worker)
         application = server.application(options.host, key)
         url = url_of(listening, options.host)
-        # A clean end, both before uvicorn takes the signal and when it raises it again at its end.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        print(f"{', '.join(server.judges)}: {url} (OpenAI: {url}/v1)", flush=True)
-        run(application, listening, PATIENCE)
+        ready = f"{', '.join(server.judges)}: {url} (OpenAI: {url}/v1)"
+        run(application, listening, PATIENCE, ready)
 
 
 def _folder(judge: Judge) -> str:
