@@ -263,3 +263,15 @@ def test_script_is_sound_shell(script: Path) -> None:
     words = ["shellcheck", "--external-sources", str(script)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_without_a_scratch_disk_a_job_reads_the_cache_of_this_machine(tmp_path: Path) -> None:
+    """So local_cpu_train.sh finds what download_data.sh has fetched."""
+    script = "source scripts/slurm/environment.sh; echo $JUDGE_CACHE"
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    default = "from pt_app.core.files import cache_folder; print(cache_folder())"
+    shown = [
+        subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        for command in (["bash", "-c", script], [sys.executable, "-c", default])
+    ]
+    assert shown[0].stdout == shown[1].stdout == f"{tmp_path}/.cache/judge\n"

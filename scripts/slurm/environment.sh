@@ -11,7 +11,7 @@ JUDGE_RECIPE=${JUDGE_RECIPE:-cuda}
 
 export HF_HOME=${HF_HOME:-$JUDGE_SCRATCH/huggingface}
 export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$JUDGE_SCRATCH/cache} # pip, torch, matplotlib, W&B
-export JUDGE_CACHE=${JUDGE_CACHE:-$JUDGE_SCRATCH/bases} # converted and fetched bases
+export JUDGE_CACHE=${JUDGE_CACHE:-$JUDGE_SCRATCH} # converted and fetched bases, evaluation data
 export WANDB_DATA_DIR=${WANDB_DATA_DIR:-$JUDGE_SCRATCH/wandb}
 export TRITON_HOME=${TRITON_HOME:-$JUDGE_SCRATCH}
 
