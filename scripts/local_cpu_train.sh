@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a small language model from nothing on a laptop's CPU, without a network: tokenizer, base,
-# midtraining, SFT, evaluation and report. About an hour on two cores; run it again to resume.
+# midtraining, SFT, evaluation and report. Half an hour on two cores; run it again to resume.
 #
 #   bash scripts/local_cpu_train.sh            QUICK=1: five minutes, to see that it works
 #

@@ -22,10 +22,9 @@ def new_model(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     text_end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     end = text_end if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    ends = {end, text_end}
-    pad = min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = min(end, text_end) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.config.eos_token_id, model.config.pad_token_id = end, pad
-    answers = {"eos_token_id": sorted(ends), "pad_token_id": pad, "do_sample": False}
+    answers = {"eos_token_id": sorted({end, text_end}), "pad_token_id": pad, "do_sample": False}
     model.generation_config = GenerationConfig(**answers)
     return model
 

@@ -289,8 +289,7 @@ def serve(settings: ServeSettings) -> None:
         UserError: for a port in use, and as `Chat.load`.
     """
     with listen(settings.host, settings.port) as listening:
-        load = partial(Chat.load, settings.model, settings.device)
-        server, url = Server(load, settings.sampling), url_of(listening, settings.host)
-        chat = server.chat
+        server = Server(partial(Chat.load, settings.model, settings.device), settings.sampling)
+        chat, url = server.chat, url_of(listening, settings.host)
         ready = f"{chat.name}, a context of {chat.context} tokens: {url} (OpenAI: {url}/v1)"
         run(server.application(settings.host), listening, 1, f"{ready}\nCtrl-C ends")

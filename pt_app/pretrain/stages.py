@@ -271,8 +271,7 @@ def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -
     parts.tokenizer.save_pretrained(staged)
     give_mode_of(staged / "config.json", staged.glob("*.safetensors"))
     history = [entry for entry in loop.state.log_history if "train_runtime" not in entry]
-    lines = [json.dumps(entry) + "\n" for entry in history]
-    write_text_atomic(staged / METRICS, "".join(lines))
+    write_text_atomic(staged / METRICS, "".join(json.dumps(each) + "\n" for each in history))
     losses = [entry for entry in history if "eval_loss" in entry]
     numbers = {
         "steps": loop.state.global_step,
@@ -289,7 +288,8 @@ def _publish(plan: Plan, parts: Parts, loop: TrainingLoop, platform: Platform) -
     facts = {"stage": plan.name, "facts": plan.facts, "settings": settings}
     write_json_atomic(staged / STAGE, facts | numbers | about_this_run())
     checkpoints.publish(staged, plan.final.parent)
-    shutil.rmtree(staged.parent, ignore_errors=True)
+    with suppress(OSError):  # another stage of this folder may be written, too
+        staged.parent.rmdir()
     _clear(plan)
     log.info("%s: %s", plan.name, plan.final)
 

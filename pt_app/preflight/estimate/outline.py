@@ -216,13 +216,11 @@ def _inputs(model: PreTrainedModel, pack: Pack) -> dict[str, object]:
     inputs["attention_mask"] = tree_attention.as_attention_mask(mask, model)
     if tree_attention.core(model).config._attn_implementation == tree_attention.BLOCKS:
         # Blocks are computed one after the other, so the largest stands for all of them; but
-        # the masks of all are held. A block sees what its tokens see, and half of its square.
+        # the masks of all are held, each of some of the keys of its own block.
         size = min(tree_attention.BLOCK_SIZE, pack.tokens)
         keys = torch.zeros(min(pack.longest + size, pack.tokens), dtype=torch.long)
-        area = min(pack.seen + pack.tokens * tree_attention.BLOCK_SIZE // 2, pack.tokens**2)
-        masks = torch.zeros(max(area, size * len(keys)))
-        own = masks[: size * len(keys)].view(size, len(keys))
-        inputs["blocks"] = [tree_attention.Block(0, size, keys, own)]
+        masks = torch.zeros(pack.tokens, size)
+        inputs["blocks"] = [tree_attention.Block(0, size, keys, masks[:size])]
     return inputs
 
 
