@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
+from pt_app.judge_data.folder import split_folder
+from pt_app.judge_data.options import SplitPlan
+from pt_app.judge_data.preview import preview
 from tests.conftest import run_offline
 from tests.rows import write_rows
 from tests.test_recipes import flags, main, recipe_path
@@ -116,3 +120,15 @@ def test_lora_targets_that_the_model_lacks_are_named_beside_those_it_has(
 ) -> None:
     with pytest.raises(UserError, match=r"query_key_value.*q_proj"):
         main("mps", flags(base, rows, tmp_path, "--lora_targets", "query_key_value"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [preview, lambda folder: split_folder(folder, SplitPlan()), read_dataset],
+    ids=["preview", "split", "training"],
+)
+def test_a_dataset_folder_that_is_not_there_is_named(
+    use: Callable[[Path], object], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"folder .*nowhere is not there: .*judge data import"):
+        use(tmp_path / "nowhere")

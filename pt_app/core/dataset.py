@@ -169,7 +169,7 @@ def find_folder(folder: str | Path) -> Path:
     """Return the dataset folder; raises UserError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        remedy = "name one with --data_dir, or make one with `judge data generate`"
+        remedy = "name another, or make one with `judge data import` or `judge data generate`"
         raise UserError(f"data folder {folder} is not there: {remedy}")
     return folder
 

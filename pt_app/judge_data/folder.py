@@ -17,6 +17,7 @@ from pt_app.core.dataset import (
     DatasetCard,
     card_asks,
     check_ids,
+    find_folder,
     members_of,
     read_card,
     read_places,
@@ -126,9 +127,7 @@ def split_folder(folder: Path, plan: SplitPlan) -> list[str]:
     lines that describe what was written. Raises UserError as `build_folder` does, and for rows that
     would have to be left out.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not there: make a dataset folder with `judge data import`")
-    card = raw_card(folder)
+    card = raw_card(find_folder(folder))
     parts = read_splits(folder, read_card(folder), optional=SPLITS)
     rows = [row for part in parts.values() for row in part]
     if not rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from pt_app.core.dataset import DatasetCard, card_asks, read_card, read_rows
+from pt_app.core.dataset import DatasetCard, card_asks, find_folder, read_card, read_rows
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
 from pt_app.core.grids import AUTO, choose_grid
@@ -45,11 +45,11 @@ def preview(
     """
     if n < 1:
         raise UserError(f"-n {n} shows no row: ask for 1 or more")
-    card = read_card(folder)
+    card = read_card(find_folder(folder))
     path = folder / f"judge_{split}.json"
     if not path.exists():
         there = ", ".join(sorted(p.name for p in folder.glob("judge_*.json"))) or "none"
-        remedy = "name a dataset folder, and one of its splits with --split"
+        remedy = "name one of its splits with --split"
         raise UserError(f"{path} is not there (of its kind: {there}): {remedy}")
     rows = read_rows(path, card, split)
     train = rows if split == "train" else _train_rows(folder, card)
