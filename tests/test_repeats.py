@@ -107,12 +107,17 @@ def test_demo_shows_an_earlier_judge_only_if_it_has_the_same_settings(
     assert begun == [replace(trained, **changed) for changed in others if changed]
 
 
-def test_judge_of_other_data_or_another_base_was_not_trained_before(
+def test_judge_of_other_data_prompts_or_another_base_was_not_trained_before(
     adapter: Path, trained: Settings, tmp_path: Path
 ) -> None:
     assert repeats.trained_before(trained) == [adapter]
     assert repeats.trained_before(replace(trained, model="tiny")) == []
     other = write_rows(tmp_path / "rows")
     assert repeats.trained_before(replace(trained, data_dir=str(other))) == [adapter]  # the same
+    card = {"task": "score", "scale": "0-10", "rubric": "Judge the style alone."}
+    (other / "dataset.json").write_text(json.dumps(card))
+    assert repeats.trained_before(replace(trained, data_dir=str(other))) == []
+    (other / "dataset.json").write_text(json.dumps({"task": "score", "scale": "0-10"}))
+    assert repeats.trained_before(replace(trained, data_dir=str(other))) == [adapter]
     (other / "judge_val.json").unlink()
     assert repeats.trained_before(replace(trained, data_dir=str(other))) == []

@@ -124,11 +124,12 @@ def _grid_of(settings: Settings, data: JudgeData) -> str:
 def trained_before(settings: Settings) -> list[Path]:
     """Return the adapters in `--output_dir` of the same settings, data and base, the newest first.
 
-    Where data and base lie does not matter.
+    Where data and base lie does not matter. Of the data, rows, prompts and what is asked count.
     """
     from pt_app.core.dataset import read_dataset
+    from pt_app.core.prompt_templates import Template
     from pt_app.core.records import checked
-    from pt_app.models.adapters import TRAINING, Trained
+    from pt_app.models.adapters import TRAINING, Trained, verify_adapter
     from pt_app.models.bases import model_identity, read_json, resolve_model
     from pt_app.models.provenance import without_absolute_paths
 
@@ -139,12 +140,16 @@ def trained_before(settings: Settings) -> list[Path]:
     places = dict.fromkeys(PLACES)
     own = without_absolute_paths(asdict(settings)) | {"grid": _grid_of(settings, data)} | places
     base = model_identity(resolve_model(settings.model))
+    asked = Template.load(data.card.template, data.card.rubric), data.asked
 
     def is_same(folder: Path) -> bool:
         path = folder / TRAINING
         made = checked(Trained, read_json(path), path, f"move {folder} away")
         by = made.settings | places, made.data.get("sha256"), made.base.model_dump()
-        return by == (own, data.sha256, base)
+        if by != (own, data.sha256, base):
+            return False
+        info = verify_adapter(folder)
+        return (info.template, info.asked) == asked
 
     return [folder for folder in folders if is_same(folder)]
 
