@@ -148,8 +148,8 @@ def _probabilities(
 ) -> torch.Tensor:
     scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale)
     # A pass over all scores costs as much as a tenth of their matmul.
-    rows, masked = block.mask.shape
-    scores.unflatten(1, (-1, rows))[..., keys.shape[1] - masked :].add_(block.mask)
+    (rows, masked), (groups, number, _) = block.mask.shape, keys.shape
+    scores.view(groups, -1, rows, number)[..., number - masked :].add_(block.mask)
     return torch.softmax(scores, dim=-1).to(queries.dtype)
 
 
