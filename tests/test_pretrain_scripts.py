@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from pt_app.core.flags import parsed
 from tests import flag_tables
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_offline, without_network
 
 SCRIPTS = ["speedrun.sh", "scripts/pipeline.sh", "scripts/local_cpu_train.sh"]
 SCRIPTS += ["scripts/setup_environment.sh", "scripts/download_data.sh", "scripts/speedrun.slurm"]
@@ -106,6 +107,23 @@ def test_a_stage_that_fails_ends_the_script_with_its_code(checkout: Path, stage:
         assert done.returncode == 2
         assert stages(checkout)[-1] == stage
         assert "chat_cli" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_quick_form_on_a_laptop_without_a_network_ends_with_a_model_that_answers(
+    tmp_path: Path,
+) -> None:
+    words = [*without_network(), "bash", "scripts/local_cpu_train.sh"]
+    folders = {name: str(tmp_path / name) for name in ("MODEL_DIR", "DATA_DIR", "REPORT")}
+    env = os.environ | {"QUICK": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | folders
+    for seen in ("training on the CPU", "with the same settings: skipped"):  # and again
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(seen) == 3, done.stdout  # base, mid, sft
+    assert "bits per byte of held-out text" in (tmp_path / "REPORT").read_text()
+    asked = ["-m", "scripts.chat_cli", "-p", "Who are you?", "--model", f"{tmp_path}/MODEL_DIR/sft"]
+    answer = run_offline(asked)
+    assert (answer.returncode, bool(answer.stdout.strip())) == (0, True), answer.stderr
 
 
 def test_wandb_run_changes_no_stage(checkout: Path) -> None:
