@@ -225,7 +225,7 @@ def test_the_command_says_what_it_did(
 )
 def test_a_folder_without_rows_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "data")
-    with pytest.raises(UserError, match=r"is not there: make|holds no rows: name"):
+    with pytest.raises(UserError, match=r"is not there: name|holds no rows: name"):
         split(tmp_path / "data")
 
 

@@ -169,8 +169,8 @@ def find_folder(folder: str | Path) -> Path:
     """Return the dataset folder; raises UserError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        remedy = "name another, or make one with `judge data import` or `judge data generate`"
-        raise UserError(f"data folder {folder} is not there: {remedy}")
+        remedy = "name another (--data_dir of a training), or make one with `judge data import`"
+        raise UserError(f"data folder {folder} is not there: {remedy} or `judge data generate`")
     return folder
 
 
