@@ -79,8 +79,10 @@ def served(adapter: Path, base: str | None) -> Iterator[Served]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            port = process.stdout.readline().partition("http://127.0.0.1:")[2].split()
-            if not port:
+            # A line about the base may come first, as of one that was quantised.
+            ports = (line.partition("http://127.0.0.1:")[2].split() for line in process.stdout)
+            port = next(filter(None, ports), None)
+            if port is None:
                 raise UserError("judge serve did not start: see what it says above")
             yield Served(process, int(port[0]))
         finally:

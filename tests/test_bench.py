@@ -13,6 +13,7 @@ from benchmarks import llama_cpp, scale
 from benchmarks.processes import Samples
 from benchmarks.scratch import FAST, SLOW, ratio
 from benchmarks.serve import measure as measure_served
+from benchmarks.serve import served
 from benchmarks.workloads import WORKLOADS, Lengths, make_workload
 from pt_app.core.errors import UserError
 from pt_app.models.gemm import has_bfloat16
@@ -90,6 +91,18 @@ def test_llama_cpp_judges_the_same_rows_with_the_same_model(tmp_path: Path) -> N
 def test_a_server_that_is_no_llama_server_is_named() -> None:
     with pytest.raises(UserError, match="false ended with code 1: is it a llama-server"):
         llama_cpp.started(Path("false"), "none.gguf", 64)
+
+
+def test_a_server_may_speak_of_its_base_before_it_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "serve"
+    lines = "small: dequantised\njudge: http://127.0.0.1:1234 (OpenAI: http://127.0.0.1:1234/v1)"
+    program.write_text(f"#!/bin/sh\nprintf '{lines}\\n'\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with served(tmp_path, None) as judge:
+        assert judge.port == 1234
 
 
 @pytest.mark.slow
