@@ -118,6 +118,16 @@ def test_a_stage_leaves_a_folder_that_transformers_reads(made: Path, data: Path)
     assert [path.name for path in made.parent.iterdir() if path.name[0] != "."] == ["base"]
 
 
+def test_a_stage_that_is_published_leaves_what_another_one_has_written_so_far(
+    data: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / ".saving" / "mid" / "config.json"
+    written.parent.mkdir(parents=True)
+    written.write_text("{}")
+    train(data, tmp_path, num_iterations=1)
+    assert written.exists()
+
+
 def test_a_stage_says_what_it_did(made: Path) -> None:
     about = json.loads((made / "stage.json").read_text("utf-8"))
     assert about["steps"] == 12

@@ -147,7 +147,7 @@ def _probabilities(
     queries: torch.Tensor, keys: torch.Tensor, scale: float, block: Block
 ) -> torch.Tensor:
     scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale)
-    # A pass over all scores costs as much as a tenth of their matmul.
+    # With a column for each key the masks of all blocks would grow with the square of the length.
     (rows, masked), (groups, number, _) = block.mask.shape, keys.shape
     scores.view(groups, -1, rows, number)[..., number - masked :].add_(block.mask)
     return torch.softmax(scores, dim=-1).to(queries.dtype)
