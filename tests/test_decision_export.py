@@ -130,7 +130,7 @@ def test_the_pipeline_gives_the_judge_s_probabilities(
         if question.name not in HELD:
             continue
         held = decision_checkpoint.CheckpointQuestion.of(encoder.about(question))
-        system, user = encoder.template.system.split("\n")[0], f"{shown}\n\n{question.text}"
+        system, user = encoder.template.system.split("\n")[0], f"{shown}\n\n{question.brief}"
         turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         ids = encoder.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False

@@ -97,6 +97,32 @@ def test_a_question_has_a_scale_which_its_name_stands_for(
     assert scale.read(f"Fine.\n{lines[-1].lower()}ok") is not None
 
 
+@pytest.mark.parametrize(
+    ("declared", "listed", "brief", "sentence"),
+    [
+        ({"type": "bool"}, "", "Answer: yes or no", 'Answer "Answer: yes or no".'),
+        (
+            {"type": "choice", "options": ["a", "b"]},
+            "\n- a\n- b",
+            "Answer: OPTION",
+            'Answer "Answer: OPTION".',
+        ),
+        (
+            {"type": "score", "scale": "1-5:0.5", "legend": {"5": "very"}},
+            "\n5: very",
+            "Score: 1/5 to 5/5",
+            'Answer "Score: N/5", where N is from 1 to 5.',
+        ),
+    ],
+)
+def test_a_question_ends_with_the_form_of_its_answer_a_line_or_of_earlier_templates_a_sentence(
+    declared: dict[str, Any], listed: str, brief: str, sentence: str
+) -> None:
+    asked = question(**declared | {"instructions": "Is it?"})
+    assert asked.brief == f"Question: Is it?{listed}\n{brief}"
+    assert asked.text == f"Question: Is it?{listed}\n{sentence}"
+
+
 def test_options_in_another_order_are_the_same_question_and_the_same_scale() -> None:
     given = question(type="choice", options={str(i): f"number {i}" for i in range(30)})
     other = given.shuffled("a seed")
@@ -104,6 +130,7 @@ def test_options_in_another_order_are_the_same_question_and_the_same_scale() -> 
     assert sorted(other.described) == sorted(given.described)
     assert (other.scale, other.content, other) == (given.scale, given.content, given)
     assert given.shuffled("a seed").text == other.text
+    assert given.shuffled("a seed").brief == other.brief
     assert question(type="bool").shuffled("x").text == question(type="bool").text
     assert question(type="bool").content != given.content
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_text_atomic
+from pt_app.core.questions import Question
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 
@@ -16,7 +17,8 @@ _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SCALE_FIELDS = ("low", "high", "verdict_form")
 _TEXTS = ("rubric", "source", "conversation", "context", "reference")
 _CANDIDATES = ("candidate", "candidate_a", "candidate_b")
-ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, *_CANDIDATES, "state", "question")
+_QUESTIONS = ("question", "brief_question")  # with the form of its answer, and without
+ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, *_CANDIDATES, "state", *_QUESTIONS)
 FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": ALL_FIELDS, "user.txt": ALL_FIELDS}
 
 
@@ -47,7 +49,7 @@ class Template:
             raise UserError(f"template {name} {problem}: correct its name")
         texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
         shown = set(_FIELD.findall(texts["user.txt"]))
-        if not {"candidate", "candidate_a"} & shown and not {"state", "question"} <= shown:
+        if not {"candidate", "candidate_a"} & shown and not _asks(shown):
             remedy = "put {candidate} into it, or {candidate_a} and {candidate_b}"
             raise UserError(f"{folder / 'user.txt'} shows no candidate: {remedy}")
         if rubric:
@@ -69,7 +71,7 @@ class Template:
     @property
     def asks(self) -> bool:
         """Whether it shows a declared question and what is asked about."""
-        return {"state", "question"} <= set(_FIELD.findall(self.user))
+        return _asks(set(_FIELD.findall(self.user)))
 
     def words(self, scale: Scale) -> str:
         """Return what is asked in words: the system's text with the rubric.
@@ -87,6 +89,10 @@ class Template:
         values = {**of_scale, **row_fields(example)}
         values["rubric"] = example.rubric or fill(self.rubric, of_scale) or None
         return fill(self.system, values), fill(self.user, values)
+
+
+def _asks(shown: set[str]) -> bool:
+    return "state" in shown and bool(shown.intersection(_QUESTIONS))
 
 
 def fill(text: str, values: dict[str, str | None]) -> str:
@@ -151,9 +157,14 @@ def row_fields(example: JudgeExample) -> dict[str, str | None]:
     texts = {name: getattr(example, name) or None for name in ("source", "context", "reference")}
     turns = "\n".join(f"{turn.role}: {turn.content}" for turn in example.conversation or ())
     candidates = {"candidate": example.candidate, "candidate_a": first, "candidate_b": second}
-    question = example.question.text if example.question else None
-    asked = {"state": example.state, "question": question}
+    asked = {"state": example.state, **question_fields(example.question)}
     return {**texts, "conversation": turns or None, **candidates, **asked}
+
+
+def question_fields(question: Question | None) -> dict[str, str | None]:
+    """Return a question in the words of the templates; without one its fields are None."""
+    texts = (question.text, question.brief) if question else (None, None)
+    return dict(zip(_QUESTIONS, texts, strict=True))
 
 
 def _read(path: Path, fields: tuple[str, ...]) -> str:

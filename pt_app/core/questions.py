@@ -94,22 +94,34 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question as a prompt asks it, behind the state."""
+        """The question with a sentence on the form of its answer, as earlier templates ask it."""
+        low, high = self.scale.values[0], self.scale.values[-1]
+        ends = f", where N is from {low} to {high}" if self.type == "score" else ""
+        return f'{self._asked}\nAnswer "{self._form}"{ends}.'
+
+    @property
+    def brief(self) -> str:
+        """The question as a prompt asks it, behind the state.
+
+        Its last line is the form of the answer. A sentence about it costs up to 12 tokens more,
+        which each further question about a state pays again.
+        """
+        first, *_, last = self.scale.lines()
+        form = f"{first.strip()} to {last.split()[-1]}" if self.type == "score" else self._form
+        return f"{self._asked}\n{form}"
+
+    @property
+    def _asked(self) -> str:
         dash = "" if self.type == "score" else "- "
         lines = [
             f"{dash}{name}: {words}" if words else dash + name for name, words in self.described
         ]
-        return "\n".join([f"Question: {self.declared.instructions.strip()}", *lines, self.form])
+        return "\n".join([f"Question: {self.declared.instructions.strip()}", *lines])
 
     @property
-    def form(self) -> str:
-        """How the answer is to be written."""
-        if self.type == "score":
-            low, high = self.scale.values[0], self.scale.values[-1]
-            return f'Answer "{self.scale.form()}", where N is from {low} to {high}.'
+    def _form(self) -> str:
         # A choice lists its options above, in any order.
-        form = "Answer: OPTION" if self.type == "choice" else self.scale.form()
-        return f'Answer "{form}".'
+        return "Answer: OPTION" if self.type == "choice" else self.scale.form()
 
     @property
     def content(self) -> object:

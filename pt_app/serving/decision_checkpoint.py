@@ -21,7 +21,7 @@ import torch
 from pt_app.core.decision_wires import TRUE_FALSE, WireQuestion, WireType
 from pt_app.core.errors import UserError
 from pt_app.core.metrics import FloatArray
-from pt_app.core.prompt_templates import ALL_FIELDS, as_jinja, fill, scale_fields
+from pt_app.core.prompt_templates import ALL_FIELDS, as_jinja, fill, question_fields, scale_fields
 from pt_app.core.prompts import PromptEncoder
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
@@ -368,7 +368,7 @@ def _texts(one: CheckpointQuestion, open_fields: Sequence[str]) -> str:
     known: dict[str, str | None] = dict.fromkeys(set(ALL_FIELDS) - set(open_fields))
     known |= scale_fields(encoder.scale)
     if question:
-        known |= {"question": question.text, "rubric": _rubric(encoder) or None}
+        known |= question_fields(question) | {"rubric": _rubric(encoder) or None}
     system, user = (
         as_jinja(text, known, "judge") for text in (encoder.template.system, encoder.template.user)
     )
