@@ -75,7 +75,7 @@ def forest(entries: Sequence[tuple[str, Metric | None, str]], what: str) -> list
 
 def _short(name: str) -> str:
     name = one_line(name)
-    return name if len(name) < 32 else f"{name[:30]}…"
+    return name if len(name) <= 32 else f"{name[:31]}…"
 
 
 def verdicts_by_label(rows: Sequence[Prediction]) -> list[Chart]:
