@@ -50,8 +50,9 @@ class Template:
         texts = {path: _read(folder / path, FIELDS[path]) for path in FIELDS}
         shown = set(_FIELD.findall(texts["user.txt"]))
         if not {"candidate", "candidate_a"} & shown and not _asks(shown):
-            remedy = "put {candidate} into it, or {candidate_a} and {candidate_b}"
-            raise UserError(f"{folder / 'user.txt'} shows no candidate: {remedy}")
+            pairs = "{candidate_a} and {candidate_b}"
+            remedy = f"put {{candidate}} into it, {pairs}, or {{state}} and {{brief_question}}"
+            raise UserError(f"{folder / 'user.txt'} shows nothing to judge: {remedy}")
         if rubric:
             _check_fields(rubric, FIELDS["rubric.txt"], "dataset.json, field rubric")
             texts["rubric.txt"] = rubric
