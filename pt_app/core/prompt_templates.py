@@ -17,7 +17,8 @@ _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SCALE_FIELDS = ("low", "high", "verdict_form")
 _TEXTS = ("rubric", "source", "conversation", "context", "reference")
 _CANDIDATES = ("candidate", "candidate_a", "candidate_b")
-_QUESTIONS = ("question", "brief_question")  # with the form of its answer, and without
+# It ends with a sentence on the form of its answer, or with a line.
+_QUESTIONS = ("question", "brief_question")
 ALL_FIELDS = (*_SCALE_FIELDS, *_TEXTS, *_CANDIDATES, "state", *_QUESTIONS)
 FIELDS = {"rubric.txt": _SCALE_FIELDS, "system.txt": ALL_FIELDS, "user.txt": ALL_FIELDS}
 

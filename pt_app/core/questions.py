@@ -103,8 +103,8 @@ class Question:
     def brief(self) -> str:
         """The question as a prompt asks it, behind the state.
 
-        Its last line is the form of the answer. A sentence about it costs up to 12 tokens more,
-        which each further question about a state pays again.
+        Its last line is the form of the answer. A sentence about it costs 3 to 7 tokens more (of
+        SmolLM2), which each further question about a state pays again.
         """
         first, *_, last = self.scale.lines()
         form = f"{first.strip()} to {last.split()[-1]}" if self.type == "score" else self._form
