@@ -132,6 +132,9 @@ def _compare(first: Path, other: Path, adapter: Path) -> tuple[float, int]:
     with open(first) as one, open(other) as two:
         for row, same in zip(map(json.loads, one), map(json.loads, two), strict=True):
             chances, others = row["probabilities"], same["probabilities"]
+            if chances is None or others is None:
+                unread = f"{first}: row {row['id']} has no probabilities (status {row['status']})"
+                sys.exit(f"{unread}: give fewer --body_tokens, or a judge that reads longer rows")
             largest = max(largest, *(abs(chances[value] - others[value]) for value in chances))
             tied = is_tied(list(chances.values()), info.scale, info.rule)
             verdicts += row["verdict"] != same["verdict"] and not tied

@@ -181,3 +181,14 @@ def test_architectures_from_scratch_get_equal_seconds(tmp_path: Path) -> None:
         assert all(run["steps"] > 0 and 0 < run["bpb"] < 8 for run in runs)
     difference = report["difference"]
     assert difference["low"] < difference["value"] < difference["high"]
+
+
+def test_rows_that_a_judge_does_not_read_end_the_benchmark_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "verify_adapter", lambda _: None)
+    (file := tmp_path / "judged.jsonl").write_text(
+        json.dumps({"id": "r:1", "status": "too_long", "probabilities": None, "verdict": None})
+    )
+    with pytest.raises(SystemExit, match=r"row r:1 has no probabilities \(status too_long\)"):
+        scale._compare(file, file, tmp_path)
