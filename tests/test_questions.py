@@ -102,8 +102,20 @@ def test_a_question_has_a_scale_which_its_name_stands_for(
     [
         ({"type": "bool"}, "", "Answer: yes or no", 'Answer "Answer: yes or no".'),
         (
-            {"type": "choice", "options": ["a", "b"]},
-            "\n- a\n- b",
+            {"type": "bool", "criteria": {"true": "so", "false": "not so"}},
+            "\n- yes: so\n- no: not so",
+            "Answer: yes or no",
+            'Answer "Answer: yes or no".',
+        ),
+        (
+            {"type": "choice", "options": {"a": "first", "b": ""}},
+            "\n- a: first\n- b",
+            "Answer: OPTION",
+            'Answer "Answer: OPTION".',
+        ),
+        (
+            {"type": "choice", "options": ["a", "b, too"]},
+            "\n- a\n- b, too",
             "Answer: OPTION",
             'Answer "Answer: OPTION".',
         ),
@@ -121,6 +133,13 @@ def test_a_question_ends_with_the_form_of_its_answer_a_line_or_of_earlier_templa
     asked = question(**declared | {"instructions": "Is it?"})
     assert asked.brief == f"Question: Is it?{listed}\n{brief}"
     assert asked.text == f"Question: Is it?{listed}\n{sentence}"
+
+
+def test_options_without_descriptions_stand_in_the_line_of_the_answer_in_the_order_asked() -> None:
+    asked = question(type="choice", options=["a", "b c", "d"], instructions="Which?")
+    assert asked.brief == "Question: Which?\nAnswer: a, b c or d"
+    assert asked.backwards().brief == "Question: Which?\nAnswer: d, b c or a"
+    assert asked.text == 'Question: Which?\n- a\n- b c\n- d\nAnswer "Answer: OPTION".'
 
 
 def test_options_in_another_order_are_the_same_question_and_the_same_scale() -> None:

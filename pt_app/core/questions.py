@@ -97,26 +97,35 @@ class Question:
         """The question with a sentence on the form of its answer, as earlier templates ask it."""
         low, high = self.scale.values[0], self.scale.values[-1]
         ends = f", where N is from {low} to {high}" if self.type == "score" else ""
-        return f'{self._asked}\nAnswer "{self._form}"{ends}.'
+        return f'{self._listed}\nAnswer "{self._form}"{ends}.'
 
     @property
     def brief(self) -> str:
         """The question as a prompt asks it, behind the state.
 
-        Its last line is the form of the answer. A sentence about it costs 3 to 7 tokens more (of
-        SmolLM2), which each further question about a state pays again.
+        Its last line is the form of the answer, with the options where they need no line of their
+        own. A sentence about the form costs 3 to 7 tokens more (of SmolLM2), four options with a
+        line each cost 8 more, and each further question about a state pays that again.
         """
-        first, *_, last = self.scale.lines()
-        form = f"{first.strip()} to {last.split()[-1]}" if self.type == "score" else self._form
-        return f"{self._asked}\n{form}"
+        if self.type == "score":
+            first, *_, last = self.scale.lines()
+            return f"{self._listed}\n{first.strip()} to {last.split()[-1]}"
+        names = [name for name, _ in self.described]
+        if any(words for _, words in self.described) or "," in "".join(names):
+            return f"{self._listed}\n{self._form}"
+        return f"{self._words}\n{self.scale.form(names)}"
 
     @property
-    def _asked(self) -> str:
+    def _words(self) -> str:
+        return f"Question: {self.declared.instructions.strip()}"
+
+    @property
+    def _listed(self) -> str:
         dash = "" if self.type == "score" else "- "
         lines = [
             f"{dash}{name}: {words}" if words else dash + name for name, words in self.described
         ]
-        return "\n".join([f"Question: {self.declared.instructions.strip()}", *lines])
+        return "\n".join([self._words, *lines])
 
     @property
     def _form(self) -> str:

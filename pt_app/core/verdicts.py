@@ -194,11 +194,14 @@ class Scale:
         """Return the lines of all verdicts, in the order of `values`; with a grid, its lines."""
         return tuple(dict.fromkeys(self._line_of.values()))
 
-    def form(self) -> str:
-        """Show how a verdict's line is written: "Score: N/10", "Winner: A, B or tie"."""
+    def form(self, order: Sequence[str] = ()) -> str:
+        """Show how a verdict's line is written: "Score: N/10", "Winner: A, B or tie".
+
+        `order` has the verdicts in another order than that of `values`.
+        """
         if self.task == "score":
             return f"{KEYWORDS[self.task]}: N/{_plain(self.values[-1])}"
-        *most, last = map(str, self.values)
+        *most, last = order or map(str, self.values)
         return f"{KEYWORDS[self.task]}: {', '.join(most)} or {last}"
 
     def says(self) -> str:
